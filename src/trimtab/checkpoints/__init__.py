@@ -1,0 +1,15 @@
+"""Open a folder, a file or a hub id as lazy tensors; know what each tensor is by its name."""
+
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of
+from trimtab.checkpoints.tensors import DataFile, StoredTensor
+
+__all__ = [
+    "Checkpoint",
+    "DataFile",
+    "Rectangle",
+    "StoredTensor",
+    "TensorPart",
+    "open_checkpoint",
+    "parts_of",
+]

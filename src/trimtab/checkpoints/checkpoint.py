@@ -1,0 +1,177 @@
+"""Open a checkpoint, wherever it is: names, shapes and places of its tensors, and no data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+from trimtab.checkpoints.architectures import TIED
+from trimtab.checkpoints.folder import GGUF_CURE, WeightFiles, find_weights, read_config
+from trimtab.checkpoints.hub import HUB_ID, fetch
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.names import tied_names
+from trimtab.checkpoints.safetensors_file import read_safetensors
+from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
+from trimtab.checkpoints.torch_file import read_torch_file
+from trimtab.errors import CheckpointError, CheckpointNotFoundError
+
+__all__ = ["Checkpoint", "open_checkpoint"]
+
+READERS: Mapping[str, Callable[[DataFile], list[StoredTensor]]] = {
+    ".safetensors": read_safetensors,
+    ".bin": read_torch_file,
+}
+
+
+class Checkpoint:
+    """An open checkpoint: its tensors stay on disk until they are read.
+
+    Use it as a context manager, or call `close`.
+
+    Attributes:
+        id: The path or hub id as the user gave it.
+        revision: Commit of the hub repository; None for local files.
+        config: `config.json`, or empty if there is none.
+        architecture: `architectures[0]` of the config, if it has one.
+        tensors: Name -> tensor, shard after shard and by offset in each.
+        tied: Names that repeat a stored tensor without being stored -> that tensor's name.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        revision: str | None,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, StoredTensor],
+        tied: Mapping[str, str],
+        pool: FilePool,
+    ) -> None:
+        self.id = id
+        self.revision = revision
+        self.config = MappingProxyType(dict(config))
+        architectures = config.get("architectures")
+        self.architecture = (
+            str(architectures[0]) if isinstance(architectures, list) and architectures else None
+        )
+        self.tensors = MappingProxyType(dict(tensors))
+        self.tied = MappingProxyType(dict(tied))
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.id!r}, {len(self.tensors)} tensors)"
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. Reading a tensor afterwards is an error."""
+        self._pool.close()
+
+    def scale_of(self, name: str) -> StoredTensor | None:
+        """The block scales of an fp8 weight, `name` + `_scale_inv`, if they are stored."""
+        return self.tensors.get(f"{name}_scale_inv")
+
+
+def open_checkpoint(ref: str | os.PathLike[str]) -> Checkpoint:
+    """Open a checkpoint; only headers are read.
+
+    Args:
+        ref: A folder, a `.safetensors` or `.bin` file, or a hub id `org/name` with an optional
+            `@revision`. A path that exists wins over a hub id. Files of the hub are downloaded
+            into its cache, or used from there.
+
+    Raises:
+        CheckpointNotFoundError: There is no such path, hub id or revision, or no network.
+        CheckpointError: It is not a checkpoint that can be read.
+        MissingExtraError: It is a `.bin` file and torch is not installed.
+    """
+    try:
+        path, revision = _locate(ref)
+        config = read_config(path if path.is_dir() else path.parent)
+        weights = find_weights(path) if path.is_dir() else WeightFiles((path,))
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{ref}: cannot be read ({error.strerror})") from error
+    pool = FilePool()
+    try:
+        tensors = _read_headers(weights, pool)
+    except BaseException:
+        pool.close()
+        raise
+    tied = {**tied_names(tensors, config), **_shared(tensors)}
+    stored = {name: tensor for name, tensor in tensors.items() if name not in tied}
+    return Checkpoint(os.fspath(ref), revision, config, stored, tied, pool)
+
+
+def _locate(ref: str | os.PathLike[str]) -> tuple[Path, str | None]:
+    """Local path of a checkpoint, and its commit if it came from the hub."""
+    path = Path(ref)
+    if path.exists():
+        return path, None
+    match = HUB_ID.fullmatch(ref) if isinstance(ref, str) else None
+    if match is None or path.suffix in READERS:
+        raise CheckpointNotFoundError(f"{ref}: no such file or folder")
+    return fetch(match["repository"], match["revision"])
+
+
+def _read_headers(weights: WeightFiles, pool: FilePool) -> dict[str, StoredTensor]:
+    """Tensors of all files by name; problems of all files are raised together."""
+    tensors: dict[str, StoredTensor] = {}
+    problems: list[str] = []
+    for path in weights.paths:
+        try:
+            found = {tensor.name: tensor for tensor in _read_header(DataFile(path, pool))}
+        except CheckpointNotFoundError:
+            problems.append(f"{path}: the shard is missing")
+            continue
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        listed = {name for name, shard in weights.shard_of.items() if shard == path.name}
+        if absent := sorted(listed - found.keys()):
+            problems.append(f"{path}: lacks {first_few(absent)}, which the index says it holds")
+        if twice := sorted(found.keys() & tensors.keys()):
+            problems.append(f"{path}: holds {first_few(twice)}, which another shard holds too")
+        tensors.update(found)
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    return tensors
+
+
+def _read_header(file: DataFile) -> list[StoredTensor]:
+    start = file.read(0, 64)
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file.path}: a git-LFS pointer instead of the weights: run `git lfs pull`"
+        )
+    if start.startswith(b"GGUF"):
+        raise CheckpointError(f"{file.path}: {GGUF_CURE}")
+    reader = READERS.get(file.path.suffix)
+    if reader is None:
+        raise CheckpointError(f"{file.path}: expected a file ending in {' or '.join(READERS)}")
+    return reader(file)
+
+
+def _shared(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
+    """Tensors that are the same bytes of a file as another, as torch.save keeps tied ones."""
+    first: dict[tuple[Any, ...], str] = {}
+    shared = {}
+    # The embedding is the original, whichever of the two was saved first.
+    for tensor in sorted(tensors.values(), key=lambda tensor: tensor.name in TIED.values()):
+        place = (tensor.file, tensor.offset, tensor.dtype, tensor.shape)
+        original = first.setdefault(place, tensor.name)
+        if original != tensor.name and tensor.num_elements:
+            shared[tensor.name] = original
+    return shared

@@ -1,0 +1,121 @@
+"""Find the weights in a folder: which files, and what their index says is in each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import CheckpointError
+
+__all__ = [
+    "GGUF_CURE",
+    "INDEX_FILES",
+    "SINGLE_FILES",
+    "WeightFiles",
+    "find_weights",
+    "read_config",
+    "read_json",
+]
+
+SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+"""Names of weights in one file, preferred first."""
+
+INDEX_FILES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
+"""Names of the index of weights in several files (shards)."""
+
+GGUF_CURE = (
+    "GGUF weights are quantised for inference: load them with transformers (gguf_file=...) and "
+    "save_pretrained the model to compare it"
+)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that hold the weights of a checkpoint.
+
+    Attributes:
+        paths: In the order of their names, which number the shards.
+        shard_of: Tensor -> file name by the index; empty if there is none.
+    """
+
+    paths: tuple[Path, ...]
+    shard_of: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_weights(folder: Path) -> WeightFiles:
+    """Find the weights as transformers would: safetensors first, one file before shards.
+
+    The shards that an index names need not be there: their absence shows when they are opened.
+
+    Raises:
+        CheckpointError: There are none, or the index cannot be used.
+    """
+    for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
+        if (folder / single).exists():
+            return WeightFiles((folder / single,))
+        if (folder / index).exists():
+            return _read_index(folder / index)
+    raise CheckpointError(_what_it_is_instead(folder))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a folder, or an empty dict if it has none.
+
+    Raises:
+        CheckpointError: It is there but is not a JSON object.
+    """
+    path = folder / "config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        CheckpointError: The file cannot be read, or is no JSON object in UTF-8.
+    """
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found a {type(data).__name__}")
+    return data
+
+
+def _read_index(path: Path) -> WeightFiles:
+    shard_of = read_json(path).get("weight_map")
+    if not isinstance(shard_of, dict) or not shard_of:
+        raise CheckpointError(f"{path}: has no weight_map from tensors to shards")
+    shards = set(map(str, shard_of.values()))
+    # A shard lies beside its index; anything else, such as ../x, is not followed.
+    foreign = sorted(
+        repr(shard)
+        for shard in shards
+        if shard in ("", ".", "..") or not shard.isprintable() or set(shard) & set("/\\:")
+    )
+    if foreign:
+        raise CheckpointError(f"{path}: names shards outside its folder: {first_few(foreign)}")
+    return WeightFiles(tuple(path.parent / shard for shard in sorted(shards)), shard_of)
+
+
+def _what_it_is_instead(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir())
+    if not names:
+        return f"{folder}: the folder is empty"
+    if "adapter_config.json" in names:
+        return (
+            f"{folder}: a LoRA adapter, not a whole checkpoint: merge it into its base first "
+            "(PEFT's merge_and_unload, then save_pretrained)"
+        )
+    gguf = [name for name in names if name.endswith(".gguf")]
+    if gguf:
+        return f"{folder}: {first_few(gguf)}: {GGUF_CURE}"
+    looked_for = ", ".join((*SINGLE_FILES, *INDEX_FILES))
+    return f"{folder}: not a checkpoint: looked for {looked_for}; found {first_few(names)}"

@@ -1,0 +1,181 @@
+"""What a tensor is, from its name: layer, kind, and the parts of a fused tensor.
+
+The tables are in `trimtab.checkpoints.architectures`. A name that no table knows gets the kind
+`other`; a fused tensor whose shape does not fit the config stays whole, for a wrong split would
+put counts under the wrong kind.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import prod
+from typing import Any, TypeVar
+
+from trimtab.checkpoints.architectures import (
+    FUSIONS,
+    KINDS,
+    MODALITIES,
+    TIED,
+    TIED_BY_DEFAULT,
+    Fusion,
+    Sizes,
+)
+
+__all__ = ["Rectangle", "TensorPart", "parts_of", "tied_names"]
+
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+NORM = re.compile(r"(?:^ln_\w+|norm\d*)$")
+SCALE = re.compile(r"(?:^|[._])(?:weight_scale_inv|weight_scale|input_scale|scales)$")
+HAS_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+"""Ends of the architectures that have a language-modelling head."""
+LONGEST_END = 3
+"""Words of the longest key in the tables."""
+
+Entry = TypeVar("Entry")
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Rows and columns of a tensor's 2-D view `[prod(shape[:-1]), shape[-1]]`, half open.
+
+    A 1-D tensor is one row of that view, a scalar one element.
+    """
+
+    row_start: int
+    row_stop: int
+    column_start: int
+    column_stop: int
+
+
+@dataclass(frozen=True)
+class TensorPart:
+    """A tensor, or a part of a fused one.
+
+    Attributes:
+        label: Name of the part (`q`, `gate`), or None for a whole tensor.
+        layer: Index of the transformer layer, or None outside the layers.
+        kind: What it is: `q_proj`, `down_proj`, `norm`, `embed`, ...
+        rectangles: Where it lies. The parts of a tensor tile it exactly.
+    """
+
+    label: str | None
+    layer: int | None
+    kind: str
+    rectangles: tuple[Rectangle, ...]
+
+
+def parts_of(
+    name: str, shape: tuple[int, ...], config: Mapping[str, Any]
+) -> tuple[TensorPart, ...]:
+    """The parts of a tensor: one for an ordinary tensor, several for a fused one.
+
+    Args:
+        name: As stored, with any prefix of a multimodal wrapper.
+        shape: As stored.
+        config: The checkpoint's config; empty if there is none, then nothing is split.
+    """
+    whole = Rectangle(0, prod(shape[:-1]), 0, shape[-1] if shape else 1)
+    modality = next((MODALITIES[word] for word in name.split(".") if word in MODALITIES), None)
+    if modality:  # the layers of a vision tower are not those of the language model
+        return (TensorPart(None, None, modality, (whole,)),)
+    match = LAYER.search(name)
+    layer = int(match[1]) if match else None
+    path, is_bias = _path(name)
+    language = _language_config(config)
+    fusion = _find(FUSIONS.get(str(language.get("model_type")), {}), path)
+    if fusion is not None and len(shape) == fusion.dimensions - is_bias:
+        rectangles = _split(fusion, shape, whole, language)
+        if rectangles:
+            return tuple(
+                TensorPart(label, layer, "bias" if is_bias else kind, of_part)
+                for (label, kind), of_part in zip(fusion.parts, rectangles, strict=True)
+            )
+    return (TensorPart(None, layer, _kind(path, is_bias), (whole,)),)
+
+
+def tied_names(names: Container[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Heads that the config ties to an input embedding and that are not stored themselves.
+
+    Args:
+        names: Names that are stored.
+        config: The checkpoint's config.
+
+    Returns:
+        Name of the head -> stored name of the embedding.
+    """
+    language = _language_config(config)
+    default = not TIED_BY_DEFAULT.isdisjoint(
+        str(part.get("model_type")) for part in (config, language)
+    )
+    # A wrapper's own word counts more than that of the language model in it.
+    is_tied = config.get("tie_word_embeddings", language.get("tie_word_embeddings", default))
+    architectures = config.get("architectures") or [HAS_HEAD[0]]
+    if is_tied is not True or not str(architectures[0]).endswith(HAS_HEAD):
+        return {}
+    return {head: embed for embed, head in TIED.items() if embed in names and head not in names}
+
+
+def _language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model's part of a multimodal config."""
+    inner = config.get("text_config")
+    return inner if isinstance(inner, Mapping) else config
+
+
+def _path(name: str) -> tuple[str, bool]:
+    """Dotted path with `#` for numbers and without `.weight` or `.bias`, and whether it is a bias.
+
+    `attn.bias` of GPT-2 (its causal mask) is a path that the tables know, not a bias.
+    """
+    path = re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
+    stem, _, leaf = path.rpartition(".")
+    if leaf not in ("weight", "bias") or _find(KINDS, path) is not None:
+        return path, False
+    return stem, leaf == "bias"
+
+
+def _find(table: Mapping[str, Entry], path: str) -> Entry | None:
+    """Entry of the longest end of `path` that the table has."""
+    words = path.split(".")[-LONGEST_END:]
+    ends = (".".join(words[start:]) for start in range(len(words)))
+    return next((table[end] for end in ends if end in table), None)
+
+
+def _kind(path: str, is_bias: bool) -> str:
+    if SCALE.search(path):
+        return "scale"
+    if NORM.search(path.rpartition(".")[2]):
+        return "norm"
+    if is_bias:
+        return "bias"
+    return _find(KINDS, path) or ("bias" if path.endswith("_bias") else "other")
+
+
+def _split(
+    fusion: Fusion, shape: tuple[int, ...], whole: Rectangle, config: Mapping[str, Any]
+) -> list[tuple[Rectangle, ...]]:
+    """Rectangles of each part; empty if the config does not say or does not fit the shape."""
+    sizes: Sizes = {key: n for key, n in config.items() if type(n) is int and n > 0}
+    try:
+        repetitions, widths = fusion.layout(sizes)
+    except KeyError:
+        return []
+    period = sum(widths)
+    by_rows = fusion.axis == "rows" and len(shape) > 1
+    extent = whole.row_stop if by_rows else whole.column_stop
+    if repetitions * period != extent or (len(shape) == 3 and shape[0] != repetitions):
+        return []
+    if prod(shape) == 0:  # else a file of no bytes could ask for any number of rectangles
+        return []
+
+    def rectangle(start: int, stop: int) -> Rectangle:
+        if by_rows:
+            return Rectangle(start, stop, 0, whole.column_stop)
+        return Rectangle(0, whole.row_stop, start, stop)
+
+    return [
+        tuple(rectangle(turn + start, turn + stop) for turn in range(0, extent, period))
+        for start, stop in pairwise(accumulate(widths, initial=0))
+    ]

@@ -1,0 +1,171 @@
+"""Read the header of a safetensors file, strictly.
+
+The file is 8 bytes of header length (little-endian), a JSON header, then the data of all tensors
+without holes (format: https://github.com/huggingface/safetensors#format). trimtab has a reader of
+its own because it streams the raw bits of every dtype; the checks are those of the reference
+implementation. A header is a claim by a stranger: nothing is allocated by what it says.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from math import prod
+from reprlib import repr as short
+from typing import Any, NoReturn, TypeAlias
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.tensors import DataFile, StoredTensor
+from trimtab.elements.dtypes import DTYPES, DType
+from trimtab.errors import CheckpointError
+
+__all__ = ["MAX_HEADER_BYTES", "read_safetensors"]
+
+MAX_HEADER_BYTES = 100_000_000
+"""Longest header that is read, as in the reference implementation."""
+
+MAX_DIMENSIONS = 64
+"""Most dimensions of an array, in NumPy and in PyTorch."""
+
+
+class _HeaderError(Exception):
+    """What is wrong with a header, without the name of the file."""
+
+
+Entry: TypeAlias = tuple[DType, tuple[int, ...], int, int]
+"""Dtype, shape, and begin and end in bytes after the header."""
+
+
+def read_safetensors(file: DataFile) -> list[StoredTensor]:
+    """List the tensors of a safetensors file by offset, reading the header only.
+
+    Raises:
+        CheckpointError: The file is not valid; the message lists what is wrong.
+    """
+    problems: list[str] = []
+    entries: dict[str, Entry] = {}
+    try:
+        header, data_start = _read_header(file)
+        for name, value in header.items():
+            try:
+                if name == "__metadata__":
+                    _check_metadata(value)
+                else:
+                    entries[name] = _parse_entry(name, value)
+            except _HeaderError as error:
+                problems.append(f"{short(name)} {error}")
+        spans = sorted((begin, end, name) for name, (_, _, begin, end) in entries.items())
+        if not problems:  # a tensor that could not be parsed would show as a hole here
+            problems = _layout_problems(spans, file.size - data_start)
+        if problems:
+            raise _HeaderError(first_few(problems, "; "))
+    except _HeaderError as error:
+        raise CheckpointError(f"{file.path}: not a valid safetensors file: {error}") from None
+    return [
+        StoredTensor(name, dtype, shape, file, data_start + begin)
+        for begin, _, name in spans
+        for dtype, shape, _, _ in [entries[name]]
+    ]
+
+
+def _read_header(file: DataFile) -> tuple[dict[str, Any], int]:
+    prefix = file.read(0, 8)
+    if len(prefix) < 8:
+        raise _HeaderError(f"it has {file.size} bytes, fewer than the 8 of the header's length")
+    length = int.from_bytes(prefix, "little")
+    if length > MAX_HEADER_BYTES:
+        raise _HeaderError(f"its header claims {length} bytes; at most {MAX_HEADER_BYTES} are read")
+    if 8 + length > file.size:
+        raise _HeaderError(
+            f"its header claims {length} bytes but only {file.size - 8} follow; "
+            "the file is truncated or of another format"
+        )
+    raw = file.read(8, length)
+    if len(raw) < length:
+        raise _HeaderError("it was cut short while its header was being read")
+    if not raw.startswith(b"{"):
+        raise _HeaderError("its header does not start with '{'")
+    try:
+        header = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError:
+        raise _HeaderError("its header is not UTF-8") from None
+    except RecursionError:
+        raise _HeaderError("its header is nested too deeply") from None
+    except ValueError as error:
+        raise _HeaderError(f"its header is not JSON ({error})") from None
+    return header, 8 + length
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise _HeaderError(f"its header has the key {short(twice)} twice")
+    return keys
+
+
+def _no_constant(text: str) -> NoReturn:
+    raise ValueError(f"{text} is not a JSON number")
+
+
+def _parse_entry(name: str, entry: Any) -> Entry:
+    if not name.isprintable():  # among others a lone surrogate, which no output could encode
+        raise _HeaderError("is a name with unprintable characters")
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise _HeaderError("lacks one of dtype, shape, data_offsets")
+    dtype = DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None:
+        known = ", ".join(DTYPES)
+        raise _HeaderError(f"has dtype {short(entry['dtype'])}; expected one of {known}")
+    shape, offsets = entry["shape"], entry["data_offsets"]
+    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise _HeaderError(f"has shape {short(shape)}; expected at most {MAX_DIMENSIONS} sizes")
+    if prod(max(size, 1) for size in shape) * dtype.num_bytes >= 2**63:
+        raise _HeaderError(f"has shape {short(shape)}, which overflows 64 bits")
+    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _HeaderError(
+            f"has data_offsets {short(offsets)}; expected [begin, end] with begin <= end"
+        )
+    begin, end = offsets
+    expected = prod(shape) * dtype.num_bytes
+    if end - begin != expected:
+        raise _HeaderError(
+            f"has {short(end - begin)} bytes; {dtype.name} of shape {short(shape)} takes {expected}"
+        )
+    return dtype, tuple(shape), begin, end
+
+
+def _are_sizes(value: Any) -> bool:
+    # `type`, not isinstance: JSON's true is no size.
+    return isinstance(value, list) and all(
+        type(size) is int and 0 <= size < 2**63 for size in value
+    )
+
+
+def _check_metadata(metadata: Any) -> None:
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise _HeaderError("is not a mapping from strings to strings")
+
+
+def _layout_problems(spans: Sequence[tuple[int, int, str]], data_bytes: int) -> list[str]:
+    """Holes, overlaps and a wrong end, of tensors sorted by offset."""
+    problems = []
+    previous, expected = "", 0
+    for begin, end, name in spans:
+        if begin < expected:
+            problems.append(f"{short(previous)} and {short(name)} overlap")
+        elif begin > expected:
+            problems.append(f"{begin - expected} bytes before {short(name)} belong to no tensor")
+        if end >= expected:
+            previous, expected = name, end
+    if expected > data_bytes:
+        problems.append(
+            f"its tensors take {expected} bytes but {data_bytes} are there: the file is "
+            "truncated, download or save it again"
+        )
+    elif expected < data_bytes:
+        problems.append(f"{data_bytes - expected} bytes at its end belong to no tensor")
+    return problems

@@ -1,0 +1,196 @@
+"""Tensors that stay on disk: where each one lies in its file, and reading any part of it.
+
+Nothing is mapped: bytes are read into the caller's buffer, so resident memory is what the caller
+allocates, however large the file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.errors import CheckpointError, CheckpointNotFoundError
+
+__all__ = ["DataFile", "FilePool", "StoredTensor"]
+
+
+class FilePool:
+    """Keeps at most `limit` idle files open, shared by all shards of a checkpoint.
+
+    A reader takes a file handle out of the pool, so no two threads ever share a file position.
+    The number of open handles is bounded by `limit` plus the number of reading threads.
+    """
+
+    def __init__(self, limit: int = 32) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._idle: list[tuple[DataFile, io.FileIO]] = []  # least recently used first
+        self._closed = False
+
+    @contextmanager
+    def handle(self, file: DataFile) -> Iterator[io.FileIO]:
+        """Lend a handle of `file` to one reader."""
+        with self._lock:
+            if self._closed:
+                raise ValueError(f"{file.path}: the checkpoint is closed")
+            found = next((i for i, (owner, _) in enumerate(self._idle) if owner is file), None)
+            handle = None if found is None else self._idle.pop(found)[1]
+        if handle is None:
+            handle = file.open()
+        try:
+            yield handle
+        finally:
+            with self._lock:
+                self._idle.append((file, handle))
+                surplus = len(self._idle) if self._closed else len(self._idle) - self._limit
+                expired = [self._idle.pop(0)[1] for _ in range(surplus)]
+            for old in expired:
+                old.close()
+
+    def close(self) -> None:
+        """Close every file; reading afterwards is an error."""
+        with self._lock:
+            self._closed = True
+            handles = [handle for _, handle in self._idle]
+            self._idle.clear()
+        for handle in handles:
+            handle.close()
+
+
+class DataFile:
+    """One file of a checkpoint, opened when it is first read.
+
+    Attributes:
+        path: Where it is.
+        size: Its size in bytes when the checkpoint was opened.
+    """
+
+    def __init__(self, path: Path, pool: FilePool) -> None:
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise CheckpointNotFoundError(f"{path}: no such file") from None
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        self.path = path
+        self.size = stat.st_size
+        self._identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        self._pool = pool
+
+    def __repr__(self) -> str:
+        return f"DataFile({str(self.path)!r})"
+
+    def open(self) -> io.FileIO:
+        """Open a new handle; the caller closes it.
+
+        Raises:
+            CheckpointError: The file is gone, cannot be read, or is not the one that was there
+                when the checkpoint was opened.
+        """
+        try:
+            handle = io.FileIO(self.path)
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
+        stat = os.fstat(handle.fileno())
+        if (stat.st_ino, stat.st_size, stat.st_mtime_ns) != self._identity:
+            handle.close()
+            raise CheckpointError(f"{self.path}: the file changed while it was being read")
+        return handle
+
+    def read_into(self, offset: int, out: NDArray[np.uint8]) -> int:
+        """Fill `out` with the bytes from `offset` on. Any thread may call this at any time.
+
+        Args:
+            offset: First byte to read.
+            out: Contiguous bytes to fill.
+
+        Returns:
+            Number of bytes read: less than `out` holds only where the file ends.
+
+        Raises:
+            CheckpointError: The file cannot be read.
+        """
+        unread = memoryview(out.data)
+        with self._pool.handle(self) as handle:
+            try:
+                handle.seek(offset)
+                while unread:
+                    count = handle.readinto(unread)
+                    if not count:
+                        break
+                    unread = unread[count:]
+            except OSError as error:
+                raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
+        return len(out) - len(unread)
+
+    def read(self, offset: int, num_bytes: int) -> bytes:
+        """Bytes from `offset` on, fewer where the file ends."""
+        out = np.empty(max(0, min(num_bytes, self.size - offset)), dtype=np.uint8)
+        return out[: self.read_into(offset, out)].tobytes()
+
+
+@dataclass(frozen=True, eq=False)
+class StoredTensor:
+    """A tensor as it lies in a file: contiguous in C order, little-endian.
+
+    Attributes:
+        name: Its name in the checkpoint.
+        dtype: As stored.
+        shape: As stored; `()` for a scalar.
+        file: The file that holds it.
+        offset: Byte of the file at which its first element starts.
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int, ...]
+    file: DataFile
+    offset: int
+
+    @property
+    def num_elements(self) -> int:
+        """Elements in the tensor."""
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the file."""
+        return self.num_elements * self.dtype.num_bytes
+
+    def read_into(self, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill `out` with the tensor's bytes from byte `start` on.
+
+        Args:
+            start: First byte, counted from the start of the tensor.
+            out: Contiguous bytes to fill; `start + len(out)` must not pass the tensor's end.
+
+        Raises:
+            CheckpointError: The file is shorter than its header said, was replaced, or cannot
+                be read.
+        """
+        if start < 0 or start + len(out) > self.num_bytes:
+            raise IndexError(
+                f"{self.name}: bytes {start} to {start + len(out)} of {self.num_bytes}"
+            )
+        num_read = self.file.read_into(self.offset + start, out)
+        if num_read < len(out):
+            raise CheckpointError(
+                f"{self.name}: {self.file.path} ends after {num_read} of {len(out)} bytes at "
+                f"offset {self.offset + start}; the file was cut short while it was being read"
+            )
+
+    def read(self) -> Bits:
+        """The whole tensor as unsigned integers of the stored width, in its shape."""
+        out: Bits = np.empty(self.shape, dtype=self.dtype.bits)
+        self.read_into(0, out.reshape(-1).view(np.uint8))
+        return out

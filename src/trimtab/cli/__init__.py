@@ -1,0 +1,81 @@
+"""The `trimtab` command: one module per verb. The only place that prints or exits.
+
+Exit codes: 0 done; 1 an expected error, told in one line; 2 wrong usage; 3 a check said no;
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+from trimtab import __version__
+from trimtab.errors import CriterionError, TrimtabError
+
+__all__ = ["main"]
+
+VERBS = {
+    "compare": "Count what changed from a BASE to a TUNED checkpoint.",
+    "demo": "See it happen: RL-tune a real model on this machine.",
+    "report": "Draw the report of saved comparisons again.",
+}
+"""Verbs in the order of the work, with the line that `trimtab --help` shows."""
+
+
+class _Verbs(click.Group):
+    """Loads the module of a verb only when that verb is used, so that `--help` is instant."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        command: click.Command = import_module(f"trimtab.cli.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.command(
+    cls=_Verbs,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: trimtab compare BASE TUNED",
+)
+@click.version_option(__version__, prog_name="trimtab")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def trimtab(debug: bool) -> None:
+    """Measure the small part of a language model's weights that RL fine-tuning moves."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False)
+    except click.exceptions.Abort:
+        _stop("interrupted", 130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (TrimtabError, OSError) as error:
+        if "--debug" in arguments:
+            raise
+        if isinstance(error, BrokenPipeError):  # the reader of our output left, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        _stop(str(error), 2 if isinstance(error, CriterionError) else 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", 130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _stop(message: str, code: int) -> None:
+    click.echo(f"trimtab: {' '.join(message.split())}", err=True)
+    sys.exit(code)

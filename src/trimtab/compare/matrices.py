@@ -1,0 +1,88 @@
+"""The second pass of `--rank` and `--geometry`: whole matrices, one at a time.
+
+Singular values need a matrix in memory, so this pass is apart from the streaming one and takes as
+much memory as the largest matrix that the analyses accept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import TensorPart, parts_of
+from trimtab.compare.geometry import GeometryAnalysis
+from trimtab.compare.pairing import Pair, num_columns, num_rows
+from trimtab.compare.rank import RankAnalysis
+from trimtab.compare.sources import Source, chunks_of, new_buffer
+
+__all__ = ["analyse_matrices"]
+
+
+def analyse_matrices(
+    pairs: Sequence[Pair],
+    config: Mapping[str, Any],
+    analyses: Sequence[RankAnalysis | GeometryAnalysis],
+) -> None:
+    """Give every float tensor, or part of a fused one, to the analyses.
+
+    Args:
+        pairs: What was compared.
+        config: Of base, to split fused tensors.
+        analyses: Added to.
+    """
+    limit = max(analysis.max_elements for analysis in analyses)
+    buffer = new_buffer()
+    for pair in pairs:
+        if not pair.dtype.is_float:
+            continue
+        size = num_rows(pair.shape) * num_columns(pair.shape)
+        # A stack of experts is analysed matrix by matrix, but one matrix must fit the limit.
+        if len(pair.shape) == 2 and size > limit:
+            reason = f"{size:,} elements are more than the limit of {limit:,}"
+            for analysis in analyses:
+                analysis.skip(pair.name, pair.shape, reason)
+            continue
+        base = _values(pair, Source(pair.base, pair.dtype, pair.base_scale, buffer))
+        tuned = _values(pair, Source(pair.tuned, pair.dtype, pair.tuned_scale, buffer))
+        for part in parts_of(pair.name, pair.shape, config):
+            name = pair.name if part.label is None else f"{pair.name}[{part.label}]"
+            before = _part(base, part, pair.shape)
+            after = _part(tuned, part, pair.shape)
+            for analysis in analyses:
+                if isinstance(analysis, RankAnalysis):
+                    with np.errstate(
+                        invalid="ignore", over="ignore"
+                    ):  # it lists what is not finite
+                        update = after - before
+                    analysis.add(name, update)
+                else:
+                    analysis.add(name, before, after)
+
+
+def _values(pair: Pair, source: Source) -> NDArray[np.floating[Any]]:
+    """All elements as numbers in the 2-D view: fp64 for fp64, else fp32, which holds the rest."""
+    dtype = np.float64 if pair.dtype.num_bytes == 8 else np.float32
+    values = np.empty((num_rows(pair.shape), num_columns(pair.shape)), dtype)
+    for chunk in chunks_of(pair.shape):
+        rows = slice(chunk.row, chunk.row + chunk.num_rows)
+        columns = slice(chunk.column, chunk.column + chunk.num_columns)
+        values[rows, columns] = pair.dtype.decode(source.read(chunk))
+    return values
+
+
+def _part(
+    values: NDArray[np.floating[Any]], part: TensorPart, shape: tuple[int, ...]
+) -> NDArray[np.floating[Any]]:
+    """A part in the shape of its matrices: `[n]`, `[rows, columns]` or a stack of those."""
+    blocks = [
+        values[r.row_start : r.row_stop, r.column_start : r.column_stop] for r in part.rectangles
+    ]
+    if len(shape) < 2:
+        return blocks[0].reshape(-1)
+    if len(shape) == 3:
+        whole = len(blocks) == 1
+        return blocks[0].reshape(shape) if whole else np.stack(blocks)
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)

@@ -1,0 +1,115 @@
+"""Read one side of a pair in chunks: the stored bytes are hashed, then become elements.
+
+Bytes are read once, in order, into a buffer that is used again for every chunk; so memory is the
+size of a chunk, and the hash is of the file's own bytes whatever is done to them afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import StoredTensor
+from trimtab.compare.pairing import BlockScale, num_columns, num_rows
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.elements.quantized import dequantize_blocks
+
+__all__ = ["Chunk", "Source", "chunks_of", "new_buffer"]
+
+CHUNK_ELEMENTS = 1 << 19
+"""Elements read at once: 1 MB of bf16, so that both sides and what is packed stay in the cache."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A rectangle of a tensor's 2-D view that is contiguous in the file."""
+
+    row: int
+    num_rows: int
+    column: int
+    num_columns: int
+
+
+def chunks_of(shape: tuple[int, ...]) -> Iterator[Chunk]:
+    """Tile a tensor, in order, with whole rows or, where a row is too long, pieces of one."""
+    rows, columns = num_rows(shape), num_columns(shape)
+    if rows == 0 or columns == 0:
+        return
+    if columns > CHUNK_ELEMENTS:
+        for row in range(rows):
+            for column in range(0, columns, CHUNK_ELEMENTS):
+                yield Chunk(row, 1, column, min(CHUNK_ELEMENTS, columns - column))
+        return
+    height = CHUNK_ELEMENTS // columns
+    for row in range(0, rows, height):
+        yield Chunk(row, min(height, rows - row), 0, columns)
+
+
+class Source:
+    """One stored tensor, read from its first byte to its last."""
+
+    def __init__(
+        self,
+        tensor: StoredTensor,
+        dtype: DType,
+        scale: BlockScale | None,
+        buffer: NDArray[np.uint8],
+    ) -> None:
+        """Prepare to read.
+
+        Args:
+            tensor: What to read.
+            dtype: In which `read` returns elements; others than the stored one are rounded.
+            scale: Block scales to multiply in, or None.
+            buffer: Bytes for `CHUNK_ELEMENTS` elements of any dtype; the elements that `read`
+                returns may lie in it.
+        """
+        self._tensor = tensor
+        self._dtype = dtype
+        self._buffer = buffer
+        self._position = 0
+        self._hasher = xxhash.xxh3_128()
+        self._scales: NDArray[np.float32] | None = None
+        if scale is not None:
+            stored = scale.tensor
+            self._scales = stored.dtype.decode(stored.read()).astype(np.float32)
+            self._block = scale.block
+
+    def read(self, chunk: Chunk) -> Bits:
+        """Elements of the next chunk, shape `[rows, columns]`, valid until the next call."""
+        stored = self._next(chunk.num_rows * chunk.num_columns)
+        bits: Bits = stored.view(self._tensor.dtype.bits)
+        bits = bits.reshape(chunk.num_rows, chunk.num_columns)
+        if self._scales is not None:
+            assert chunk.column == 0, "blocks are counted from the first column"
+            values: NDArray[Any] = dequantize_blocks(
+                bits, self._tensor.dtype, self._scales, chunk.row, self._block
+            )
+        elif self._tensor.dtype == self._dtype:
+            return bits
+        else:
+            values = self._tensor.dtype.decode(bits)
+        return self._dtype.encode(values)
+
+    def finish(self) -> str:
+        """Hash what was not read yet, and return the xxh3-128 of all bytes, in hexadecimal."""
+        while (left := self._tensor.num_bytes - self._position) > 0:
+            self._next(min(left // self._tensor.dtype.num_bytes, CHUNK_ELEMENTS))
+        return self._hasher.hexdigest()
+
+    def _next(self, num_elements: int) -> NDArray[np.uint8]:
+        stored = self._buffer[: num_elements * self._tensor.dtype.num_bytes]
+        self._tensor.read_into(self._position, stored)
+        self._position += len(stored)
+        self._hasher.update(stored.data)
+        return stored
+
+
+def new_buffer() -> NDArray[np.uint8]:
+    """A buffer for one `Source`."""
+    return np.empty(CHUNK_ELEMENTS * 8, dtype=np.uint8)

@@ -1,0 +1,327 @@
+"""The two stages of `trimtab.elements.scan`, compiled with Numba.
+
+`find` compares 64 elements at a time into a 64-bit mask of those that differ, one instruction or
+two on a machine with wide vectors, and skips the block when the mask is zero; changed elements
+are then taken out by counting trailing zeros. Numba has no vector types, so the comparison is a
+few lines of LLVM IR: LLVM turns them into whatever the processor has.
+
+Import this module only when there is much to scan: it loads Numba and, once per machine,
+compiles (cached on disk afterwards). The kernels release the GIL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numpy.typing import NDArray
+
+from trimtab.elements import ulps
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.elements.scan import Accumulator, NumpyScanner
+
+__all__ = ["NumbaScanner"]
+
+LANES = 64
+"""Elements compared at once: the bits of the mask."""
+
+BLOCK = 512
+"""Changed elements tallied at once: their fp64 values stay in the first-level cache."""
+
+EXACT, CENTRE = ulps.EXACT, ulps.CENTRE
+INCREASED, DECREASED = Accumulator.INCREASED, Accumulator.DECREASED
+ZERO_FLIP, NAN, NONFINITE = Accumulator.ZERO_FLIP, Accumulator.NAN, Accumulator.NONFINITE
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[Function], Function]:
+    """`njit` without the GIL, cached on disk where a folder for that can be written."""
+
+    def decorate(function: Function) -> Function:
+        try:
+            kernel: Function = njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # Numba found no folder that it could write its cache to
+            kernel = njit(nogil=True, **options)(function)
+        return kernel
+
+    return decorate
+
+
+def _vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Load `LANES` elements from `index` on; they need not be aligned."""
+    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
+    lane = ir.IntType(array_type.dtype.bitwidth)
+    pointer = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
+    return builder.load(pointer, align=array_type.dtype.bitwidth // 8)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """A vector of `LANES` copies of a scalar."""
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.IntType(32)(0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, undefined, lanes)
+
+
+@intrinsic
+def _differ(typing_context: Any, left: Any, right: Any, index: Any) -> Any:
+    """Mask of the elements `index .. index + LANES` in which two arrays of integers differ."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = _vector(context, builder, signature.args[0], args[0], args[2])
+        y = _vector(context, builder, signature.args[1], args[1], args[2])
+        return builder.bitcast(builder.icmp_unsigned("!=", x, y), ir.IntType(LANES))
+
+    return types.uint64(left, right, types.intp), generate
+
+
+@intrinsic
+def _above(typing_context: Any, array: Any, index: Any, magnitude: Any, limit: Any) -> Any:
+    """Mask of the elements with `element & magnitude > limit`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = builder.and_(
+            _vector(context, builder, signature.args[0], args[0], args[1]),
+            _splat(builder, args[2]),
+        )
+        above = builder.icmp_unsigned(">", x, _splat(builder, args[3]))
+        return builder.bitcast(above, ir.IntType(LANES))
+
+    return types.uint64(array, types.intp, array.dtype, array.dtype), generate
+
+
+@intrinsic
+def _trailing_zeros(typing_context: Any, mask: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.intp(types.uint64), generate
+
+
+@intrinsic
+def _num_ones(typing_context: Any, mask: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.intp(types.uint64), generate
+
+
+@intrinsic
+def _bit_length(typing_context: Any, value: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sub(ir.IntType(64)(64), builder.ctlz(args[0], ir.IntType(1)(0)))
+
+    return types.intp(types.uint64), generate
+
+
+@compiled()
+def _find(
+    base: Bits,
+    tuned: Bits,
+    columns: int,
+    magnitude: Any,
+    infinity: Any,
+    changed_per_row: NDArray[np.int64],
+    changed_per_column: NDArray[np.int64],
+    packed_base: Bits,
+    packed_tuned: Bits,
+) -> tuple[int, int]:
+    num_changed = 0
+    num_nan_kept = 0
+    whole = columns - columns % LANES
+    for row in range(changed_per_row.shape[0]):
+        start = row * columns
+        num_before = num_changed
+        for block in range(0, whole, LANES):
+            differ = _differ(base, tuned, start + block)
+            nan = _above(base, start + block, magnitude, infinity)
+            if nan != 0:
+                num_nan_kept += _num_ones(nan & ~differ)
+            while differ != 0:
+                column = block + _trailing_zeros(differ)
+                differ &= differ - np.uint64(1)
+                packed_base[num_changed] = base[start + column]
+                packed_tuned[num_changed] = tuned[start + column]
+                changed_per_column[column] += 1
+                num_changed += 1
+        for column in range(whole, columns):
+            before = base[start + column]
+            after = tuned[start + column]
+            if before != after:
+                packed_base[num_changed] = before
+                packed_tuned[num_changed] = after
+                changed_per_column[column] += 1
+                num_changed += 1
+            elif (before & magnitude) > infinity:
+                num_nan_kept += 1
+        changed_per_row[row] += num_changed - num_before
+    return num_changed, num_nan_kept
+
+
+# Sums may be taken in any order so that they use vectors; NaN and infinity keep their meaning.
+@compiled(fastmath={"reassoc"})
+def _tally(
+    base_bits: Bits,
+    tuned_bits: Bits,
+    base: NDArray[Any],
+    tuned: NDArray[Any],
+    sign: Any,
+    atols: NDArray[np.float64],
+    strict_atols: NDArray[np.float64],
+    rels: NDArray[np.float64],
+    beyond: NDArray[np.int64],
+    events: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    ulp_bins: NDArray[np.int64],
+) -> None:
+    distance = np.empty(BLOCK, np.float64)
+    scale = np.empty(BLOCK, np.float64)
+    ulp_bin = np.empty(BLOCK, np.int16)
+    for start in range(0, len(base), BLOCK):
+        size = min(BLOCK, len(base) - start)
+
+        increased = decreased = finite = nan = zero = 0
+        total = total_abs = total_squares = 0.0
+        largest = sums[3]
+        for i in range(size):
+            before = np.float64(base[start + i])
+            after = np.float64(tuned[start + i])
+            update = after - before
+            apart = abs(update)
+            distance[i] = apart
+            scale[i] = max(abs(before), abs(after))
+            increased += after > before
+            decreased += after < before
+            nan += update != update
+            zero += apart == 0.0
+            is_finite = apart < np.inf
+            finite += is_finite
+            total += update if is_finite else 0.0
+            total_abs += apart if is_finite else 0.0
+            total_squares += update * update if is_finite else 0.0
+            largest = apart if is_finite and apart > largest else largest
+        events[INCREASED] += increased
+        events[DECREASED] += decreased
+        events[ZERO_FLIP] += zero
+        events[NAN] += nan
+        events[NONFINITE] += size - finite
+        sums[0] += total
+        sums[1] += total_abs
+        sums[2] += total_squares
+        sums[3] = largest
+
+        index = 0
+        for tolerance in atols:
+            far = 0
+            for i in range(size):
+                far += not (distance[i] <= tolerance)
+            beyond[index] += far
+            index += 1
+        for tolerance in strict_atols:
+            far = 0
+            for i in range(size):
+                far += not (distance[i] < tolerance)
+            beyond[index] += far
+            index += 1
+        for tolerance in rels:
+            far = 0
+            for i in range(size):
+                far += (not (distance[i] <= tolerance * scale[i])) | (distance[i] == np.inf)
+            beyond[index] += far
+            index += 1
+
+        for i in range(size):
+            before_bits = np.uint64(base_bits[start + i])
+            after_bits = np.uint64(tuned_bits[start + i])
+            low = before_bits & (sign - np.uint64(1))
+            high = after_bits & (sign - np.uint64(1))
+            apart_bits = max(low, high) - min(low, high)
+            steps = apart_bits if (before_bits ^ after_bits) & sign == 0 else low + high
+            octave = _bit_length(steps - np.uint64(1)) + (EXACT - 3)
+            number = np.int64(steps) if steps <= EXACT else octave
+            number = number if tuned[start + i] > base[start + i] else -number
+            is_nan = distance[i] != distance[i]
+            ulp_bin[i] = CENTRE if is_nan else CENTRE + number
+        for i in range(size):
+            ulp_bins[ulp_bin[i]] += 1
+
+
+class NumbaScanner:
+    """Both stages compiled, for floats; integers go the way of NumPy. One per thread."""
+
+    def __init__(self) -> None:
+        self._packed: dict[np.dtype[Any], tuple[Bits, Bits]] = {}
+        self._tables: dict[str, NDArray[np.float32]] = {}
+        self._fallback = NumpyScanner()
+
+    def find(
+        self,
+        base: Bits,
+        tuned: Bits,
+        dtype: DType,
+        changed_per_row: NDArray[np.int64],
+        changed_per_column: NDArray[np.int64],
+    ) -> tuple[Bits, Bits, int]:
+        """See `Scanner.find`."""
+        if not dtype.is_float:
+            return self._fallback.find(base, tuned, dtype, changed_per_row, changed_per_column)
+        packed_base, packed_tuned = self._scratch(base.dtype, base.size)
+        bits = base.dtype.type
+        num_changed, num_nan_kept = _find(
+            base.reshape(-1),
+            tuned.reshape(-1),
+            base.shape[1],
+            bits((1 << (8 * dtype.num_bytes - 1)) - 1),
+            bits(dtype.largest_magnitude),
+            changed_per_row,
+            changed_per_column,
+            packed_base,
+            packed_tuned,
+        )
+        return packed_base[:num_changed], packed_tuned[:num_changed], num_nan_kept
+
+    def tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
+        """See `Scanner.tally`."""
+        if not dtype.is_float:
+            self._fallback.tally(base, tuned, dtype, into)
+            return
+        _tally(
+            base,
+            tuned,
+            self._values(base, dtype),
+            self._values(tuned, dtype),
+            np.uint64(1 << (8 * dtype.num_bytes - 1)),
+            into.atols,
+            into.strict_atols,
+            into.rels,
+            into.beyond,
+            into.events,
+            into.sums,
+            into.ulp_bins,
+        )
+
+    def _scratch(self, bits: np.dtype[Any], size: int) -> tuple[Bits, Bits]:
+        held = self._packed.get(bits)
+        if held is None or len(held[0]) < size:
+            held = self._packed[bits] = (np.empty(size, bits), np.empty(size, bits))
+        return held
+
+    def _values(self, bits: Bits, dtype: DType) -> NDArray[Any]:
+        """Decode: fp32 holds every value of a dtype of up to 32 bits."""
+        if dtype.num_bytes >= 4:
+            return bits.view(dtype.storage)
+        if dtype.name == "BF16":
+            return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        table = self._tables.get(dtype.name)
+        if table is None:
+            every = np.arange(1 << (8 * dtype.num_bytes), dtype=dtype.bits)
+            with np.errstate(invalid="ignore"):
+                table = self._tables[dtype.name] = dtype.decode(every).astype(np.float32)
+        values: NDArray[np.float32] = table[bits]
+        return values

@@ -1,0 +1,247 @@
+"""Count every criterion in one pass over a pair of tensors.
+
+The pass has two stages. `find` walks all elements, asks only whether their bits differ, and packs
+the changed ones; `tally` decodes just those and counts them under every criterion. After RL most
+elements are unchanged, so the first stage runs at the speed of memory and the second is small.
+
+Both stages exist twice with the same results: here in NumPy, for small tensors, integers and as
+the reference of the tests, and in `trimtab.elements.kernels`, compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.elements import ulps
+from trimtab.elements.counts import ChangeCounts
+from trimtab.elements.criteria import Criterion
+from trimtab.elements.dtypes import Bits, DType
+
+__all__ = ["NumpyScanner", "Scanner", "Tally"]
+
+
+class Accumulator:
+    """The arrays that `tally` adds to, in the order of the criteria given.
+
+    Attributes:
+        atols: Tolerances of the `atol` criteria; likewise `strict_atols` and `rels`.
+        beyond: int64 counts of changed elements beyond each tolerance: `atols`, then
+            `strict_atols`, then `rels`.
+        events: int64 counts of changed elements that `INCREASED`, `DECREASED`, only flipped the
+            sign of a zero (`ZERO_FLIP`), involve a `NAN`, or moved by an infinite or NaN amount
+            (`NONFINITE`).
+        sums: fp64 sum, sum of magnitudes, sum of squares and largest magnitude of the finite
+            updates.
+        ulp_bins: int64 histogram, see `trimtab.elements.ulps`.
+    """
+
+    INCREASED, DECREASED, ZERO_FLIP, NAN, NONFINITE = range(5)
+
+    def __init__(self, criteria: Sequence[Criterion]) -> None:
+        def tolerances(rule: str) -> NDArray[np.float64]:
+            return np.array([c.tolerance for c in criteria if c.rule == rule], dtype=np.float64)
+
+        self.atols = tolerances("atol")
+        self.strict_atols = tolerances("strict_atol")
+        self.rels = tolerances("rel")
+        num_tolerances = len(self.atols) + len(self.strict_atols) + len(self.rels)
+        self.beyond = np.zeros(num_tolerances, dtype=np.int64)
+        self.events = np.zeros(5, dtype=np.int64)
+        self.sums = np.zeros(4, dtype=np.float64)
+        self.ulp_bins = np.zeros(ulps.NUM_BINS, dtype=np.int64)
+
+
+class Scanner(Protocol):
+    """The two stages. A scanner may keep scratch memory: use one per thread."""
+
+    def find(
+        self,
+        base: Bits,
+        tuned: Bits,
+        dtype: DType,
+        changed_per_row: NDArray[np.int64],
+        changed_per_column: NDArray[np.int64],
+    ) -> tuple[Bits, Bits, int]:
+        """Pack the elements whose bits differ.
+
+        Args:
+            base: Elements, shape `[rows, columns]`, C-contiguous.
+            tuned: The same of the tuned checkpoint.
+            dtype: What the bits mean.
+            changed_per_row: `[rows]`, added to.
+            changed_per_column: `[columns]`, added to.
+
+        Returns:
+            The changed elements of base and of tuned, in order (valid until the next call), and
+            the number of unchanged elements that are NaN.
+        """
+
+    def tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
+        """Count elements that are known to differ in their bits.
+
+        Args:
+            base: Changed elements, shape `[n]`.
+            tuned: The same elements of the tuned checkpoint.
+            dtype: What the bits mean.
+            into: Added to.
+        """
+
+
+class NumpyScanner:
+    """Both stages in NumPy: any dtype, no compilation."""
+
+    def find(
+        self,
+        base: Bits,
+        tuned: Bits,
+        dtype: DType,
+        changed_per_row: NDArray[np.int64],
+        changed_per_column: NDArray[np.int64],
+    ) -> tuple[Bits, Bits, int]:
+        """See `Scanner.find`."""
+        differ = base != tuned
+        changed_per_row += np.count_nonzero(differ, axis=1)
+        changed_per_column += np.count_nonzero(differ, axis=0)
+        num_nan_kept = int(np.count_nonzero(dtype.is_nan(base) & ~differ))
+        return base[differ], tuned[differ], num_nan_kept
+
+    def tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
+        """See `Scanner.tally`."""
+        before, after = dtype.decode(base), dtype.decode(tuned)
+        with np.errstate(invalid="ignore", over="ignore"):
+            update = after - before
+            distance = np.abs(update)
+            scale = np.maximum(np.abs(before), np.abs(after))
+            far = [~(distance <= tolerance) for tolerance in into.atols]
+            far += [~(distance < tolerance) for tolerance in into.strict_atols]
+            # Where scale is infinite so is the distance, and inf <= inf must not pass as near.
+            far += [~(distance <= rel * scale) | np.isinf(distance) for rel in into.rels]
+        finite = np.isfinite(update)
+        nan = dtype.is_nan(base) | dtype.is_nan(tuned)
+        for index, beyond in enumerate(far):
+            into.beyond[index] += np.count_nonzero(beyond)
+        # Integers of 64 bits are compared as they are: two of them can be one number in fp64.
+        low, high = (
+            (before, after)
+            if dtype.is_float
+            else (base.view(dtype.storage), tuned.view(dtype.storage))
+        )
+        increased = high > low
+        into.events[Accumulator.INCREASED] += np.count_nonzero(increased)
+        into.events[Accumulator.DECREASED] += np.count_nonzero(high < low)
+        into.events[Accumulator.NAN] += np.count_nonzero(nan)
+        into.events[Accumulator.NONFINITE] += np.count_nonzero(~finite)
+        if dtype.is_float:
+            into.events[Accumulator.ZERO_FLIP] += np.count_nonzero(distance == 0)
+
+        update, distance = update[finite], distance[finite]
+        with np.errstate(over="ignore"):  # doubles near the largest can overflow a sum
+            into.sums[0] += update.sum()
+            into.sums[1] += distance.sum()
+            into.sums[2] += np.square(distance).sum()
+        into.sums[3] = max(into.sums[3], distance.max(initial=0.0))
+
+        steps = _unsigned_steps(base[~nan], tuned[~nan], dtype)
+        sign = np.where(increased[~nan], 1, -1)
+        into.ulp_bins += np.bincount(
+            ulps.CENTRE + sign * ulps.bin_of(steps), minlength=ulps.NUM_BINS
+        ).astype(np.int64)
+
+
+def _unsigned_steps(base: Bits, tuned: Bits, dtype: DType) -> NDArray[np.uint64]:
+    """Representable values between two elements, exact up to the whole range of 64-bit dtypes."""
+    if dtype.is_float:
+        sign = base.dtype.type(1 << (8 * dtype.num_bytes - 1))
+        before = (base & ~sign).astype(np.uint64)
+        after = (tuned & ~sign).astype(np.uint64)
+        same_side = (base & sign) == (tuned & sign)
+        apart = np.maximum(before, after) - np.minimum(before, after)
+        return np.where(same_side, apart, before + after)
+    # Two's complement: the order of unsigned integers once the sign bit is flipped.
+    flip = base.dtype.type(1 << (8 * dtype.num_bytes - 1) if dtype.kind == "int" else 0)
+    low, high = np.minimum(base ^ flip, tuned ^ flip), np.maximum(base ^ flip, tuned ^ flip)
+    return (high - low).astype(np.uint64)
+
+
+class Tally:
+    """All counts of one tensor, or of one part of a fused tensor, gathered chunk by chunk."""
+
+    def __init__(
+        self, dtype: DType, criteria: Sequence[Criterion], num_rows: int, num_columns: int
+    ) -> None:
+        """Start at zero.
+
+        Args:
+            dtype: Of the elements that `add` will be given.
+            criteria: Which to count.
+            num_rows: Rows of the part's 2-D view.
+            num_columns: Its columns.
+        """
+        self._dtype = dtype
+        self._criteria = tuple(criteria)
+        self._num_elements = num_rows * num_columns
+        self._num_differ = 0
+        self._num_nan_kept = 0
+        self._accumulator = Accumulator(criteria)
+        self.changed_per_row = np.zeros(num_rows, dtype=np.int64)
+        self.changed_per_column = np.zeros(num_columns, dtype=np.int64)
+
+    def add(self, base: Bits, tuned: Bits, row: int, column: int, scanner: Scanner) -> None:
+        """Count one rectangle; each element must be given once.
+
+        Args:
+            base: Shape `[rows, columns]`, C-contiguous.
+            tuned: The same rectangle of the tuned checkpoint.
+            row: Where the rectangle starts in the part.
+            column: Likewise.
+            scanner: Does the work.
+        """
+        rows, columns = base.shape
+        changed_base, changed_tuned, num_nan_kept = scanner.find(
+            base,
+            tuned,
+            self._dtype,
+            self.changed_per_row[row : row + rows],
+            self.changed_per_column[column : column + columns],
+        )
+        self._num_differ += len(changed_base)
+        self._num_nan_kept += num_nan_kept
+        if len(changed_base):
+            scanner.tally(changed_base, changed_tuned, self._dtype, self._accumulator)
+
+    def counts(self) -> ChangeCounts:
+        """The counts so far."""
+        acc = self._accumulator
+        events = [int(count) for count in acc.events]
+        beyond = iter(acc.beyond.tolist())
+        tolerance_keys = [
+            criterion
+            for rule in ("atol", "strict_atol", "rel")
+            for criterion in self._criteria
+            if criterion.rule == rule
+        ]
+        # A NaN that stays the same is no change of bits, but it equals nothing as a number.
+        num_changed = {c: next(beyond) + self._num_nan_kept for c in tolerance_keys}
+        num_changed[Criterion("bits")] = self._num_differ
+        num_changed[Criterion("value")] = (
+            self._num_differ - events[Accumulator.ZERO_FLIP] + self._num_nan_kept
+        )
+        total, total_abs, total_squares, max_abs = acc.sums.tolist()
+        return ChangeCounts(
+            num_elements=self._num_elements,
+            num_changed={c.key: num_changed[c] for c in self._criteria},
+            num_zero_sign_flips=events[Accumulator.ZERO_FLIP],
+            num_nan=self._num_nan_kept + events[Accumulator.NAN],
+            num_increased=events[Accumulator.INCREASED],
+            num_decreased=events[Accumulator.DECREASED],
+            num_nonfinite_updates=events[Accumulator.NONFINITE],
+            ulp_histogram=ulps.labelled(acc.ulp_bins),
+            update_sum=total,
+            update_sum_abs=total_abs,
+            update_sum_squares=total_squares,
+            update_max_abs=max_abs,
+        )

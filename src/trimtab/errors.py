@@ -1,0 +1,73 @@
+"""Every error that trimtab raises on purpose.
+
+Each class also derives from the built-in that it refines, so callers can catch either::
+
+    TrimtabError
+    ├── CheckpointError (ValueError)         not a checkpoint that can be read
+    │   └── CheckpointNotFoundError (FileNotFoundError)
+    │                                        no such path, hub id or revision, or no network
+    ├── TensorMismatchError (ValueError)     base and tuned tensors do not fit each other
+    ├── CriterionError (ValueError)          a "changed" criterion that cannot be understood
+    ├── ResultFormatError (ValueError)       a saved result of another format or version
+    ├── SettingsError (ValueError)           settings of a training run that cannot be used
+    ├── OutputExistsError (FileExistsError)  an output file is in the way, without --force
+    └── MissingExtraError (ImportError)      an optional part is not installed
+
+A message names the tensor, file or key, what was expected, what was found, and what to do. All
+problems of one run are collected and raised once.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AnalysisError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "CriterionError",
+    "MissingExtraError",
+    "OutputExistsError",
+    "ResultFormatError",
+    "SettingsError",
+    "TensorMismatchError",
+    "TrimtabError",
+]
+
+
+class TrimtabError(Exception):
+    """Base of all errors that trimtab raises on purpose."""
+
+
+class CheckpointError(TrimtabError, ValueError):
+    """A file or folder is not a checkpoint that can be read."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No such path, hub id or revision, or the hub cannot be reached."""
+
+
+class TensorMismatchError(TrimtabError, ValueError):
+    """Tensors of the base and the tuned checkpoint do not fit each other."""
+
+
+class CriterionError(TrimtabError, ValueError):
+    """A criterion for "changed" that cannot be understood."""
+
+
+class AnalysisError(TrimtabError, ValueError):
+    """An optional analysis was asked for with settings that cannot be used."""
+
+
+class ResultFormatError(TrimtabError, ValueError):
+    """A saved result has another format or version than this trimtab reads."""
+
+
+class SettingsError(TrimtabError, ValueError):
+    """Settings of a training run that cannot be used."""
+
+
+class OutputExistsError(TrimtabError, FileExistsError):
+    """An output file exists already and overwriting was not asked for."""
+
+
+class MissingExtraError(TrimtabError, ImportError):
+    """An optional part of trimtab is not installed."""

@@ -1,0 +1,245 @@
+"""The sections of a demo page that a comparison does not know: did the runs learn, at what cost.
+
+The record of a demo is plain data, `DemoRecord`, so that it is saved as JSON beside the page and
+the page can be drawn again from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import sqrt
+from typing import Any, NotRequired, TypedDict
+
+from trimtab.elements.counts import percent
+from trimtab.report.arms import Arm
+from trimtab.report.blocks import Figure, Key, Section, Table, table
+from trimtab.report.learning_charts import accuracy_dots, learning_curve
+from trimtab.report.wording import printable
+
+__all__ = ["ArmRecord", "DemoRecord", "Score", "cost", "learned"]
+
+
+class Score(TypedDict):
+    """How many answers were right, of how many."""
+
+    correct: int
+    total: int
+
+
+class BeforeRecord(TypedDict):
+    """The base on the held-out questions."""
+
+    accuracy_greedy: Score
+    accuracy_sampled: Score
+
+
+class Baseline(Score):
+    """What always giving the most frequent answer would score."""
+
+    answer: str
+
+
+class ArmRecord(BeforeRecord):
+    """One run of a demo: the scores after training, and what training took.
+
+    Attributes:
+        history: One entry for each step: `step` and `reward` or `loss`; other keys are ignored.
+        seconds: Wall time of training.
+        loss_tokens: Tokens whose loss was trained on.
+        settings: Whatever the run should be known by (`lr`, `steps`, ...), as plain data.
+    """
+
+    history: Sequence[Mapping[str, float]]
+    seconds: float
+    loss_tokens: int
+    settings: Mapping[str, Any]
+
+
+class DemoRecord(TypedDict):
+    """What a demo did, besides the comparisons of its runs with their base.
+
+    Attributes:
+        base_id: Name of the base model.
+        model_note: A sentence on the base that readers must know (de-quantised 4-bit weights).
+        task: What the runs trained on, to follow "trained on": `one-digit addition, ...`.
+        before: The base on the held-out questions.
+        majority_baseline: What a constant answer scores on the same questions.
+        arms: The runs, by the labels of their comparisons.
+    """
+
+    base_id: str
+    model_note: str
+    task: NotRequired[str]
+    before: BeforeRecord
+    majority_baseline: Baseline
+    arms: Mapping[str, ArmRecord]
+
+
+def _error(score: Score) -> float | None:
+    """Binomial standard error, as a fraction; None where it cannot be estimated."""
+    if not 0 < score["correct"] < score["total"]:
+        return None
+    share = score["correct"] / score["total"]
+    return sqrt(share * (1 - share) / score["total"])
+
+
+def _share_text(score: Score) -> str:
+    share = percent(score["correct"], score["total"], digits=1)
+    return f"{share} ({score['correct']:,} of {score['total']:,})"
+
+
+def _error_text(score: Score) -> str:
+    error = _error(score)
+    return "–" if error is None else f"± {100 * error:.1f} points"
+
+
+def learned(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
+    """Held-out accuracy before and after, and the learning curves."""
+    models: list[tuple[str, str, BeforeRecord]] = [
+        ("base", "", demo["before"]),
+        *((f"after {arm.label}", arm.label, demo["arms"][arm.label]) for arm in arms),
+    ]
+    rows: list[dict[str, Any]] = []
+    for model, arm, record in models:
+        scores = {"greedy": record["accuracy_greedy"], "sampled": record["accuracy_sampled"]}
+        for way, score in scores.items():
+            share = score["correct"] / score["total"] if score["total"] else 0.0
+            error = _error(score) or 0.0
+            rows.append(
+                {
+                    "model": model,
+                    "arm": arm,
+                    "way": way,
+                    "accuracy": 100 * share,
+                    "low": 100 * max(0.0, share - error),
+                    "high": 100 * min(1.0, share + error),
+                    "tip_0": model,
+                    "tip_1": way,
+                    "tip_2": _share_text(score),
+                    "tip_3": _error_text(score),
+                }
+            )
+    baseline = demo["majority_baseline"]
+    labels = [arm.label for arm in arms]
+    total = baseline["total"]
+    figure = Figure(
+        "Held-out accuracy before and after training",
+        accuracy_dots(
+            rows,
+            [model for model, _, _ in models],
+            labels,
+            baseline=100 * baseline["correct"] / total if total else None,
+        ),
+        "Filled dots are greedy answers, rings are answers sampled at temperature 1. Whiskers are "
+        "one binomial standard error, which takes answers as independent; none is drawn where all "
+        "or no answers are right. A model that learned nothing but the most frequent answer "
+        f"({printable(baseline['answer'])}) would stand on the dashed line.",
+        _scores(models, baseline),
+        (
+            Key("dot-ink", "greedy"),
+            Key("ring-ink", "sampled"),
+            Key("dashed", f"majority answer, {_share_text(baseline)}"),
+        ),
+    )
+    curves = [
+        curve
+        for measure in ("reward", "loss")
+        if (curve := _curve(demo, labels, measure)) is not None
+    ]
+    return Section("Did they learn?", blocks=(figure, *curves))
+
+
+def _scores(models: Iterable[tuple[str, str, BeforeRecord]], baseline: Baseline) -> Table:
+    rows = [
+        (
+            model,
+            _share_text(record["accuracy_greedy"]),
+            _error_text(record["accuracy_greedy"]),
+            _share_text(record["accuracy_sampled"]),
+            _error_text(record["accuracy_sampled"]),
+        )
+        for model, _, record in models
+    ]
+    answer = f"always “{printable(baseline['answer'])}”"
+    return table(
+        "Accuracy on the held-out questions",
+        [
+            ("model", "text"),
+            ("greedy", "number"),
+            ("standard error", "number"),
+            ("sampled", "number"),
+            ("standard error", "number"),
+        ],
+        [*rows, (answer, _share_text(baseline), "–", "–", "–")],
+        is_folded=False,
+    )
+
+
+def _curve(demo: DemoRecord, labels: Sequence[str], measure: str) -> Figure | None:
+    points = [
+        (label, int(entry["step"]), entry[measure])
+        for label in labels
+        for entry in demo["arms"][label]["history"]
+        if entry.get(measure) is not None
+    ]
+    if not points:
+        return None
+    runs = list(dict.fromkeys(label for label, _, _ in points))
+    spec = learning_curve(
+        [
+            {
+                "arm": label,
+                "step": step,
+                "value": value,
+                "tip_0": label,
+                "tip_1": str(step),
+                "tip_2": f"{value:.4g}",
+            }
+            for label, step, value in points
+        ],
+        labels,
+        measure,
+    )
+    what = {"reward": "Mean reward of the batch", "loss": "Loss of the batch"}[measure]
+    numbers = table(
+        f"{what}, step by step",
+        [("run", "text"), ("step", "number"), (measure, "number")],
+        [(label, str(step), f"{value:.4g}") for label, step, value in points],
+    )
+    keys = tuple(Key(f"dot-{labels.index(run) % 4}", run) for run in runs)
+    reading = "One dot for each training step, on the questions of that step."
+    return Figure(f"{what} at every step", spec, reading, numbers, keys)
+
+
+def cost(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
+    """Time, trained tokens and settings of the runs side by side."""
+    records = [demo["arms"][arm.label] for arm in arms]
+    keys = list(dict.fromkeys(key for record in records for key in record["settings"]))
+    lines = [
+        ("training time", *(f"{record['seconds']:,.0f} s" for record in records)),
+        ("tokens with a loss", *(f"{record['loss_tokens']:,}" for record in records)),
+        *(
+            (
+                printable(key.replace("_", " ")),
+                *(_setting(record["settings"].get(key)) for record in records),
+            )
+            for key in keys
+        ),
+    ]
+    runs = table(
+        "The runs",
+        [("", "text"), *((arm.label, "number") for arm in arms)],  # type: ignore[list-item]
+        lines,
+        is_folded=False,
+    )
+    return Section("What the runs took", blocks=(runs,))
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_setting, value))
+    if isinstance(value, bool | str):
+        return printable(str(value))
+    return f"{value:,}" if isinstance(value, int) else printable(f"{value}")

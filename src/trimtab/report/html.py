@@ -1,0 +1,210 @@
+"""The HTML report: one file that needs nothing else, now or in ten years.
+
+Styles, data and the chart library are inside. The page's own content security policy lets the
+browser run the two scripts that trimtab put there, known by their hashes, and load nothing: a
+name in a checkpoint that was made to be a script stays text even if escaping it had failed.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import trimtab
+from trimtab.compare.result import Comparison
+from trimtab.extras import require
+from trimtab.report.arms import Arm
+from trimtab.report.blocks import Figure, Section
+from trimtab.report.causes import precision
+from trimtab.report.change import how_far, how_large, largest_movers, where
+from trimtab.report.demo import DemoRecord, cost, learned
+from trimtab.report.record import coverage, provenance
+from trimtab.report.shape import geometry, rank
+from trimtab.report.wording import (
+    changed_means,
+    coverage_sentence,
+    endpoints,
+    headline,
+    plural,
+    printable,
+)
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+__all__ = ["render_demo_html", "render_html"]
+
+
+@dataclass(frozen=True)
+class _Hero:
+    """The headline figure of one arm; `fraction` is the unchanged share that its bar shows."""
+
+    label: str
+    figure: str
+    words: str
+    fraction: float
+    changed: str
+
+
+def render_html(comparison: Comparison) -> str:
+    """Draw the report of one comparison.
+
+    Args:
+        comparison: The result; nothing else is read.
+
+    Returns:
+        A complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    arms = [Arm("", comparison)]
+    base, tuned = endpoints(comparison)
+    return _render(
+        arms,
+        title=f"{tuned} against {base}",
+        heading="What fine-tuning changed",
+        subtitle=(base, tuned),
+        paragraphs=(_compared(arms),),
+        sections=_sections(arms),
+    )
+
+
+def render_demo_html(demo: DemoRecord, comparisons: Mapping[str, Comparison]) -> str:
+    """Draw the page of a demo: runs from one base, side by side.
+
+    Args:
+        demo: What the runs did; its `arms` have the same labels as `comparisons`.
+        comparisons: Each run compared with the base, by label.
+
+    Returns:
+        A complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    arms = [Arm(printable(label), comparison) for label, comparison in comparisons.items()]
+    labels = " and ".join(arm.label for arm in arms)
+    task = f" trained on {demo['task']}" if "task" in demo else " trained"
+    opening = (
+        f"Starting from {printable(demo['base_id'])}, {plural(len(arms), 'run')}{task}. This page "
+        "shows whether each learned, which weights it changed, and how many weights the size of "
+        "its steps alone would lead one to expect."
+    )
+    first, *rest = _sections(arms)
+    return _render(
+        arms,
+        title=f"trimtab demo: {labels}",
+        heading="What training changed, run by run",
+        subtitle=(printable(demo["base_id"]), labels),
+        paragraphs=(opening, demo["model_note"], _compared(arms)),
+        sections=(learned(demo, arms), first, *rest, cost(demo, arms)),
+    )
+
+
+def _sections(arms: Sequence[Arm]) -> list[Section]:
+    sections = [
+        where(arms),
+        how_large(arms),
+        how_far(arms),
+        precision(arms),
+        largest_movers(arms),
+        rank(arms),
+        geometry(arms),
+        coverage(arms),
+        provenance(arms),
+    ]
+    return [section for section in sections if section is not None]
+
+
+def _compared(arms: Sequence[Arm]) -> str:
+    """What was compared and what "changed" means, in plain words."""
+    first = arms[0].comparison
+    dtypes = dict.fromkeys(tensor.dtype for arm in arms for tensor in arm.comparison.tensors)
+    stored = f" ({', '.join(map(printable, dtypes))})" if dtypes else ""
+    how = "as stored" if first.conversion is None else printable(first.conversion)
+    which = "The tuned checkpoint was" if len(arms) == 1 else "Each tuned checkpoint was"
+    criteria = dict.fromkeys(arm.criterion for arm in arms)
+    return (
+        f"{which} compared with its base weight by weight, {how}{stored}: "
+        f"{plural(len(first.tensors), 'tensor')}, {arms[0].total.num_elements:,} weights. "
+        + " ".join(changed_means(criterion) for criterion in criteria)
+    )
+
+
+def _hero(arm: Arm) -> _Hero:
+    figure, words = headline(arm.total, arm.criterion)
+    changed = arm.total.num_changed.get(arm.criterion, 0)
+    return _Hero(
+        label=arm.label,
+        figure=figure,
+        words=words,
+        fraction=arm.comparison.sparsity or 0.0,
+        changed=f"{changed:,} changed (criterion: {arm.criterion})",
+    )
+
+
+def _render(arms: Sequence[Arm], *, sections: Sequence[Section], **parts: Any) -> str:
+    scripts = (_chart_library(), _template_text("charts.js"))
+    conversions = dict.fromkeys(
+        printable(arm.comparison.conversion) for arm in arms if arm.comparison.conversion
+    )
+    incomplete = [
+        coverage_sentence(arm.comparison.coverage)
+        for arm in arms
+        if not arm.comparison.coverage.is_complete
+    ]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **parts,
+            sections=sections,
+            heroes=[_hero(arm) for arm in arms],
+            conversion="; ".join(conversions),
+            incomplete=incomplete,
+            coverage=coverage_sentence(arms[0].comparison.coverage),
+            date=printable(str(arms[0].comparison.provenance.get("date", "")))[:10],
+            version=trimtab.__version__,
+            style=_template_text("style.css"),
+            scripts=scripts,
+            hashes=[_hash(script) for script in scripts],
+        )
+    )
+
+
+@cache
+def _chart_library() -> str:
+    """Vega, Vega-Lite and Vega-Embed as one script."""
+    vl_convert = require("vl_convert", "pip install 'trimtab[report]'")
+    # An inline script ends at the first "</script", wherever that stands.
+    bundle: str = vl_convert.javascript_bundle()
+    return bundle.replace("</script", "<\\/script")
+
+
+def _hash(script: str) -> str:
+    return "sha256-" + b64encode(sha256(script.encode()).digest()).decode()
+
+
+def _template_text(name: str) -> str:
+    return files("trimtab.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("trimtab.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.tests["figure"] = lambda block: isinstance(block, Figure)
+    return environment

@@ -1,0 +1,110 @@
+"""Sections of the page on what the figures speak of and where they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from trimtab.compare.result import CheckpointRecord
+from trimtab.report.arms import Arm
+from trimtab.report.blocks import Section, Table, table
+from trimtab.report.wording import coverage_sentence, named, printable
+
+__all__ = ["coverage", "provenance"]
+
+_NUM_LISTED = 40
+
+
+def coverage(arms: Sequence[Arm]) -> Section:
+    """What was compared and what was not; every gap is listed."""
+    sentences = []
+    blocks: list[Table] = []
+    for arm in arms:
+        prefix = f"{arm.label}: " if arm.label else "Coverage is "
+        sentences.append(f"{prefix}{coverage_sentence(arm.comparison.coverage)}.")
+        lists = (
+            ("Tied tensors, counted once", arm.comparison.coverage.tied),
+            ("Only in base", arm.comparison.coverage.missing),
+            ("Only in tuned", arm.comparison.coverage.extra),
+            ("Of another shape", arm.comparison.coverage.shape_mismatch),
+            ("Matched under another name", arm.comparison.coverage.renamed),
+        )
+        blocks += [_listed(named(arm.label, title), rows) for title, rows in lists if rows]
+    is_warning = not all(arm.comparison.coverage.is_complete for arm in arms)
+    return Section("Coverage", tuple(sentences), tuple(blocks), is_warning)
+
+
+def _listed(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    numbers = [key for key in keys if key.startswith("num_") or key.endswith("shape")]
+    return table(
+        f"{title} ({len(rows):,})",
+        [
+            (key.removeprefix("num_").replace("_", " "), "number" if key in numbers else "code")
+            for key in keys
+        ],
+        [tuple(_cell(row.get(key)) for key in keys) for row in rows],
+        is_folded=len(rows) > 8,
+        limit=_NUM_LISTED,
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return " × ".join(map(str, value))
+    return printable(str(value))
+
+
+def provenance(arms: Sequence[Arm]) -> Section:
+    """Ids, revisions, hashes, dtypes and how the comparison was run."""
+    records: dict[str, CheckpointRecord] = {}
+    for arm in arms:
+        records.setdefault("base", arm.comparison.base)
+        records[arm.label or "tuned"] = arm.comparison.tuned
+    lines: list[tuple[str, tuple[str, ...]]] = [
+        ("id", tuple(printable(record.id) for record in records.values())),
+        ("revision", tuple(printable(record.revision or "–") for record in records.values())),
+        ("architecture", tuple(printable(r.architecture or "–") for r in records.values())),
+        ("tensors", tuple(f"{record.num_tensors:,}" for record in records.values())),
+        ("elements stored", tuple(f"{record.num_elements:,}" for record in records.values())),
+        ("stored as", tuple(_dtypes(record.dtypes) for record in records.values())),
+        ("content hash", tuple(printable(record.content_hash) for record in records.values())),
+    ]
+    checkpoints = table(
+        "Checkpoints",
+        [("", "text"), *((name, "code") for name in records)],
+        [(name, *cells) for name, cells in lines],
+        is_folded=False,
+    )
+    return Section("Provenance", blocks=(checkpoints, *(_run(arm) for arm in arms)))
+
+
+def _dtypes(dtypes: Mapping[str, int]) -> str:
+    if len(dtypes) == 1:
+        return printable(next(iter(dtypes)))
+    return ", ".join(f"{printable(name)} ({num:,})" for name, num in dtypes.items()) or "–"
+
+
+def _run(arm: Arm) -> Table:
+    comparison = arm.comparison
+    entries: Iterable[tuple[str, object]] = [
+        ("criterion of the headline", comparison.criterion),
+        ("conversion", comparison.conversion or "none: compared as stored"),
+        *((key.replace("_", " "), value) for key, value in comparison.provenance.items()),
+    ]
+    return table(
+        named(arm.label, "Comparison"),
+        [("", "text"), ("", "code")],
+        [(printable(name), _setting(value)) for name, value in entries],
+        is_folded=bool(arm.label),
+    )
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{printable(str(key))} {_setting(item)}" for key, item in value.items())
+    return _cell(value)

@@ -1,0 +1,152 @@
+"""How figures are put into words, the same in the terminal table and in the HTML report.
+
+Every phrase about change names its criterion. Text that comes from files passes through
+`printable`: names of tensors are chosen by strangers.
+"""
+
+from __future__ import annotations
+
+from trimtab.compare.result import Comparison, Coverage
+from trimtab.elements.counts import ChangeCounts, percent
+from trimtab.elements.criteria import parse_criterion
+
+__all__ = [
+    "changed_means",
+    "coverage_sentence",
+    "endpoints",
+    "headline",
+    "magnitude",
+    "named",
+    "of_all",
+    "plural",
+    "printable",
+    "rule",
+    "sparsity_text",
+    "unchanged",
+]
+
+
+def printable(text: str) -> str:
+    """Text with every invisible character (control, bidirectional, surrogate) as an escape."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )
+
+
+def plural(num: int, noun: str, many: str | None = None) -> str:
+    """A count with its noun: `1 tensor`, `1,024 tensors`."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {many or noun + 's'}"
+
+
+def named(label: str, title: str) -> str:
+    """A title with the label of a run, where a page has several."""
+    return f"{title}: {label}" if label else title
+
+
+def magnitude(value: float | None) -> str:
+    """A real number to three significant digits."""
+    return "–" if value is None else f"{value:.3g}"
+
+
+def of_all(part: int, whole: int) -> str:
+    """Exact counts and their share: `13,897,412 of 134,515,008 (10.33 %)`."""
+    return f"{part:,} of {whole:,} ({percent(part, whole)})"
+
+
+def sparsity_text(counts: ChangeCounts, criterion: str) -> str:
+    """Update sparsity as a percentage."""
+    return percent(counts.num_elements - counts.num_changed[criterion], counts.num_elements)
+
+
+def unchanged(criterion: str) -> str:
+    """What unchanged weights are, to follow "are": `bit-identical to the base`."""
+    parsed = parse_criterion(criterion)
+    size = parsed.key.partition("=")[2]
+    return {
+        "bits": "bit-identical to the base",
+        "value": "equal to the base as numbers",
+        "atol": f"within {size} of the base",
+        "strict_atol": f"less than {size} away from the base",
+        "rel": f"within a relative {size} of the base",
+    }[parsed.rule]
+
+
+def rule(criterion: str) -> str:
+    """When an element counts as unchanged, as a formula."""
+    parsed = parse_criterion(criterion)
+    size = parsed.key.partition("=")[2]
+    return {
+        "bits": "the stored bits are the same",
+        "value": "tuned = base as numbers",
+        "atol": f"|tuned − base| ≤ {size}",
+        "strict_atol": f"|tuned − base| < {size}",
+        "rel": f"|tuned − base| ≤ {size} · max(|base|, |tuned|)",
+    }[parsed.rule]
+
+
+def changed_means(criterion: str) -> str:
+    """One plain sentence on what "changed" means under a criterion."""
+    parsed = parse_criterion(criterion)
+    if parsed.rule == "bits":
+        return (
+            "A weight counts as changed if any of its stored bits differ: the smallest move that "
+            "the stored number format can hold counts, and so does a zero that changes its sign."
+        )
+    if parsed.rule == "value":
+        return (
+            "A weight counts as changed if it is another number than before: the smallest move "
+            "that the stored number format can hold counts; +0 and −0 are the same number."
+        )
+    return (
+        f"A weight counts as unchanged if {rule(criterion)}; smaller moves than that are not "
+        "counted as change."
+    )
+
+
+def headline(counts: ChangeCounts, criterion: str) -> tuple[str, str]:
+    """The main figure and the rest of its sentence, which names the criterion.
+
+    Examples:
+        >>> " ".join(headline(ChangeCounts(num_elements=3, num_changed={"bits": 1}), "bits"))
+        '66.67 % of 3 weights are bit-identical to the base'
+    """
+    if not counts.num_elements:
+        return "–", "no weights were compared"
+    figure = sparsity_text(counts, criterion)
+    return figure, f"of {counts.num_elements:,} weights are {unchanged(criterion)}"
+
+
+def coverage_sentence(coverage: Coverage) -> str:
+    """Which share of both checkpoints the figures speak of."""
+    if coverage.is_complete:
+        text = f"complete: all {coverage.num_compared:,} stored elements were compared"
+    else:
+        gaps = [
+            f"{plural(len(rows), 'tensor')} {where}"
+            for rows, where in (
+                (coverage.missing, "only in base"),
+                (coverage.extra, "only in tuned"),
+                (coverage.shape_mismatch, "of another shape"),
+            )
+            if rows
+        ]
+        text = (
+            f"INCOMPLETE: {coverage.num_compared:,} elements were compared, "
+            f"{percent(coverage.num_compared, coverage.num_base)} of base and "
+            f"{percent(coverage.num_compared, coverage.num_tuned)} of tuned"
+        )
+        if gaps:
+            text += f" ({', '.join(gaps)})"
+    if coverage.tied:
+        text += f"; {plural(len(coverage.tied), 'tied tensor')} counted once"
+    return text
+
+
+def endpoints(comparison: Comparison) -> tuple[str, str]:
+    """The ids of base and tuned, each with its revision."""
+    base, tuned = (
+        printable(record.id if record.revision is None else f"{record.id}@{record.revision}")
+        for record in (comparison.base, comparison.tuned)
+    )
+    return base, tuned

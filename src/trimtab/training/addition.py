@@ -1,0 +1,150 @@
+"""One-digit addition: questions, split, prompt, verifiable reward, and what a constant scores.
+
+The prompt shows two solved sums and asks for a third; the answer ends with the line. The same
+prompt serves GRPO, SFT and evaluation::
+
+    3+4=7
+    2+9=11
+    6+1=
+
+`a+b` and `b+a` are always on the same side of the split, so no held-out question is the mirror
+of a training question, and the two solved sums (and their mirrors) are on neither side.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+__all__ = [
+    "ANSWER_END",
+    "SHOTS",
+    "MajorityBaseline",
+    "Question",
+    "Split",
+    "is_correct",
+    "majority_baseline",
+    "reward",
+    "split_questions",
+]
+
+ANSWER_END = "\n"
+"""Ends an answer; a single token of the tokenizer."""
+
+NUM_HELDOUT = 32
+
+
+@dataclass(frozen=True, order=True)
+class Question:
+    """A sum of two digits."""
+
+    a: int
+    b: int
+
+    @property
+    def answer(self) -> int:
+        """The sum."""
+        return self.a + self.b
+
+    @property
+    def prompt(self) -> str:
+        """The text that the model continues."""
+        return "".join(f"{shot}={shot.answer}{ANSWER_END}" for shot in SHOTS) + f"{self}="
+
+    @property
+    def gold(self) -> str:
+        """The right continuation, with the end of the line."""
+        return f"{self.answer}{ANSWER_END}"
+
+    def __str__(self) -> str:
+        return f"{self.a}+{self.b}"
+
+
+SHOTS = (Question(3, 4), Question(2, 9))
+"""The solved sums of the prompt."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and held-out questions: disjoint, also under exchange of the two digits."""
+
+    train: tuple[Question, ...]
+    heldout: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class MajorityBaseline:
+    """The best that any constant answer scores on some questions.
+
+    Attributes:
+        answer: The most frequent right answer; the smallest among equals.
+        num_correct: Questions that it answers.
+        num_questions: All questions.
+    """
+
+    answer: int
+    num_correct: int
+    num_questions: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the questions that the constant answers."""
+        return self.num_correct / self.num_questions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**self.__dict__, "accuracy": self.accuracy}
+
+
+def split_questions(seed: int) -> Split:
+    """Split the sums of two digits that the prompt does not show: 64 to train, 32 held out.
+
+    Args:
+        seed: Decides the split and the order of the questions.
+    """
+    shown = {frozenset((shot.a, shot.b)) for shot in SHOTS}
+    pairs = [(a, b) for a in range(10) for b in range(a, 10) if frozenset((a, b)) not in shown]
+    generator = Random(seed)
+    generator.shuffle(pairs)
+    train: list[Question] = []
+    heldout: list[Question] = []
+    for a, b in pairs:
+        mirrored = sorted({Question(a, b), Question(b, a)})
+        side = heldout if len(heldout) + len(mirrored) <= NUM_HELDOUT else train
+        side.extend(mirrored)
+    generator.shuffle(train)
+    return Split(tuple(train), tuple(heldout))
+
+
+def is_correct(text: str, answer: int) -> bool:
+    """Whether a completion gives the answer: its first number, with nothing but space before it."""
+    number = re.match(r"\s*([0-9]+)", text)
+    return number is not None and int(number[1]) == answer
+
+
+def reward(completions: Sequence[str], answer: Sequence[int], **_: Any) -> list[float]:
+    """The verifiable reward as TRL calls it: 1 for a right completion, 0 for any other.
+
+    Args:
+        completions: Texts sampled from the model.
+        answer: The column `answer` of the dataset, one for each completion.
+        **_: Other columns and state that TRL passes to every reward function.
+    """
+    return [float(is_correct(text, right)) for text, right in zip(completions, answer, strict=True)]
+
+
+def majority_baseline(questions: Iterable[Question]) -> MajorityBaseline:
+    """The best constant answer, chosen with knowledge of the questions themselves.
+
+    Raises:
+        ValueError: There are no questions.
+    """
+    counts = Counter(question.answer for question in questions)
+    if not counts:
+        raise ValueError("no questions")
+    answer = min(counts, key=lambda value: (-counts[value], value))
+    return MajorityBaseline(answer, counts[answer], counts.total())

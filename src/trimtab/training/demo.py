@@ -1,0 +1,233 @@
+"""The demo's training half: one base, two arms that differ in nothing but the algorithm.
+
+Every stage leaves its result in the output folder and is skipped when it is there::
+
+    out/base/             the base checkpoint, bf16            (origin.json)
+    out/grpo/, out/sft/   the trained checkpoints, bf16        (run.json)
+    out/evaluation.json   held-out answers of all of them
+    out/.work/            Trainer checkpoints of an unfinished arm
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from trimtab.errors import SettingsError
+from trimtab.training import runtime
+from trimtab.training.addition import (
+    MajorityBaseline,
+    Question,
+    majority_baseline,
+    split_questions,
+)
+from trimtab.training.arm import ALGORITHMS, check_settings, train_arm
+from trimtab.training.evaluation import Evaluation, evaluate
+from trimtab.training.folders import read_json, write_json
+from trimtab.training.progress import progress_bars, stage
+from trimtab.training.recipe import Recipe
+from trimtab.training.smollm2 import export_base
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["ArmResult", "DemoRun", "train_demo"]
+
+_EVALUATION = "evaluation.json"
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """A trained arm of the demo.
+
+    Attributes:
+        algorithm: `grpo` or `sft`.
+        folder: The trained checkpoint.
+        record: Its `run.json`: settings, precision, tokens, history, seconds, versions, device.
+        evaluation: Its answers to the held-out questions.
+    """
+
+    algorithm: str
+    folder: Path
+    record: Mapping[str, Any]
+    evaluation: Evaluation
+
+    @property
+    def num_forward_tokens(self) -> int:
+        """Tokens that went forward and backward in training, prompts included."""
+        return int(self.record["tokens"]["num_forward"])
+
+    @property
+    def num_loss_tokens(self) -> int:
+        """Completion tokens: those that the loss is taken on."""
+        return int(self.record["tokens"]["num_loss"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "folder": str(self.folder),
+            "record": dict(self.record),
+            "evaluation": self.evaluation.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class DemoRun:
+    """What the demo trained and measured.
+
+    Attributes:
+        base: Folder of the base checkpoint.
+        origin: Its record: where the weights come from and what was done to them.
+        before: Answers of the base to the held-out questions.
+        majority: What the best constant answer scores on them.
+        arms: The trained arms, by algorithm, in the order asked for.
+        seconds: Wall time of each stage in this call; one that was finished before takes no time.
+        num_train_questions: Questions that the arms were trained on.
+    """
+
+    base: Path
+    origin: Mapping[str, Any]
+    before: Evaluation
+    majority: MajorityBaseline
+    arms: Mapping[str, ArmResult]
+    seconds: Mapping[str, float]
+    num_train_questions: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "base": str(self.base),
+            "origin": dict(self.origin),
+            "num_train_questions": self.num_train_questions,
+            "majority_baseline": self.majority.to_dict(),
+            "before": self.before.to_dict(),
+            "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
+            "seconds": dict(self.seconds),
+        }
+
+
+def train_demo(
+    out: str | Path,
+    *,
+    algorithms: Sequence[str] = ("grpo", "sft"),
+    steps: int = 20,
+    seed: int = 0,
+    progress: Progress | None = None,
+    make_base: Callable[[Path], dict[str, Any]] = export_base,
+) -> DemoRun:
+    """Make the base, train the arms, and ask all of them the held-out questions.
+
+    Can be interrupted at any time and called again with the same arguments: finished stages are
+    kept and an unfinished arm goes on from its last checkpoint.
+
+    Args:
+        out: Output folder; made if it does not exist.
+        algorithms: Which arms to train: any of `grpo` and `sft`.
+        steps: Optimizer steps of each arm.
+        seed: Of the split, the order of the questions and the sampling.
+        progress: A running rich progress display to add lines to; by default an own one on
+            stderr, which is silent where that is no terminal.
+        make_base: Makes the base checkpoint in a folder, or returns the record of a finished one.
+
+    Returns:
+        Folders, accuracies, token counts and times.
+
+    Raises:
+        SettingsError: An unknown algorithm, or steps or seed out of range.
+        MissingExtraError: The train extra or the package of the model is not installed.
+        OutputExistsError: `out` holds a run with other settings.
+        CheckpointError: A folder in `out` is not what an earlier call wrote.
+    """
+    unknown = [name for name in algorithms if name not in ALGORITHMS]
+    if unknown or not algorithms:
+        raise SettingsError(
+            f"algorithms are {list(algorithms)}, expected some of {list(ALGORITHMS)}"
+        )
+    recipe = Recipe(steps=steps, seed=seed)
+    runtime.start()
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    split = split_questions(seed)
+    with ExitStack() as stack:
+        bars = progress or stack.enter_context(progress_bars())
+        run = _Run(out, recipe, split.heldout, bars)
+        origin = run.base(make_base)
+        for algorithm in algorithms:
+            check_settings(algorithm, recipe, origin, out / algorithm, run.work(algorithm))
+        before = run.evaluation("base", origin)
+        arms = {}
+        for algorithm in dict.fromkeys(algorithms):
+            record = run.arm(algorithm, origin)
+            arms[algorithm] = ArmResult(
+                algorithm, out / algorithm, record, run.evaluation(algorithm, record)
+            )
+    return DemoRun(
+        base=out / "base",
+        origin=origin,
+        before=before,
+        majority=majority_baseline(split.heldout),
+        arms=arms,
+        seconds=run.seconds,
+        num_train_questions=len(split.train),
+    )
+
+
+@dataclass
+class _Run:
+    """The stages of one call, with their progress lines and times."""
+
+    out: Path
+    recipe: Recipe
+    heldout: Sequence[Question]
+    bars: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def work(self, algorithm: str) -> Path:
+        return self.out / ".work" / algorithm
+
+    def base(self, make_base: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+        with self._timed("base"), stage(self.bars, "base: de-quantise, save as bf16"):
+            return make_base(self.out / "base")
+
+    def arm(self, algorithm: str, origin: Mapping[str, Any]) -> dict[str, Any]:
+        with (
+            self._timed(algorithm),
+            stage(self.bars, f"{algorithm}: train", self.recipe.steps) as line,
+        ):
+            return train_arm(
+                algorithm,
+                self.recipe,
+                self.out / "base",
+                origin,
+                self.out / algorithm,
+                self.work(algorithm),
+                on_step=line.step,
+            )
+
+    def evaluation(self, name: str, record: Mapping[str, Any]) -> Evaluation:
+        """The answers of one checkpoint; kept ones count only for the same weights and seed."""
+        path = self.out / _EVALUATION
+        kept = read_json(path) if path.is_file() else {}
+        key = {"weights": record["weights"]["xxh3_128"], "seed": self.recipe.seed}
+        entry = kept.get(name, {})
+        if {field: entry.get(field) for field in key} == key:
+            return Evaluation.from_dict(entry)
+        with self._timed(f"{name}: evaluation"), stage(self.bars, f"{name}: held-out questions"):
+            answers = evaluate(
+                self.out / name,
+                self.heldout,
+                seed=self.recipe.seed,
+                max_completion_tokens=self.recipe.max_completion_tokens,
+            )
+        write_json(path, {**kept, name: {**key, **answers.to_dict()}})
+        return answers
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        started = perf_counter()
+        yield
+        self.seconds[name] = perf_counter() - started

@@ -1,0 +1,108 @@
+"""Folders that are either whole or absent, with a record of what was put in them.
+
+A checkpoint folder is filled under another name and renamed when it is complete, so whatever
+carries its name was finished. Its record (a JSON file) names the bytes and the xxh3-128 of the
+weights; `read_record` checks them, so that a folder altered by hand is never taken for a result.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from trimtab.errors import CheckpointError
+
+__all__ = ["WEIGHTS", "new_folder", "read_json", "read_record", "seal", "write_json"]
+
+WEIGHTS = "model.safetensors"
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that takes its name when the block succeeds.
+
+    What an interrupted attempt left behind is removed first.
+    """
+    draft = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    draft.rename(target)
+
+
+def seal(folder: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a folder's record, with the size and hash of its weights added.
+
+    Args:
+        folder: Holds `model.safetensors`.
+        name: File name of the record.
+        record: Plain data for JSON.
+
+    Returns:
+        The record as written.
+    """
+    weights = folder / WEIGHTS
+    sealed = {
+        **record,
+        "weights": {
+            "file": WEIGHTS,
+            "num_bytes": weights.stat().st_size,
+            "xxh3_128": _hash(weights),
+        },
+    }
+    write_json(folder / name, sealed)
+    return sealed
+
+
+def read_record(folder: Path, name: str) -> dict[str, Any] | None:
+    """Read the record of a folder and check its weights against it.
+
+    Returns:
+        The record; None if the folder does not exist.
+
+    Raises:
+        CheckpointError: The folder exists but is not as `seal` left it.
+    """
+    if not folder.exists():
+        return None
+    cure = "delete or rename the folder to make it anew"
+    try:
+        record: dict[str, Any] = read_json(folder / name)
+        expected = record["weights"]
+        weights = folder / WEIGHTS
+        num_bytes = weights.stat().st_size
+        if num_bytes != expected["num_bytes"]:
+            raise CheckpointError(
+                f"{weights} has {num_bytes} bytes, {name} says {expected['num_bytes']}: {cure}"
+            )
+        if _hash(weights) != expected["xxh3_128"]:
+            raise CheckpointError(f"{weights} was changed after {name} was written: {cure}")
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder} is not complete ({name}: {error!r}): {cure}") from error
+    return record
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write a JSON file in one step: a reader sees the old one or the new one."""
+    draft = path.with_name(f".{path.name}.partial")
+    draft.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    draft.replace(path)
+
+
+def _hash(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,50 @@
+"""Progress bars on stderr, for people: nothing is drawn where stderr is not a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+__all__ = ["Stage", "progress_bars", "stage"]
+
+
+def progress_bars() -> Progress:
+    """A rich progress display on stderr, to be used with `with`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description:<28}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+        disable=not console.is_terminal,
+    )
+
+
+class Stage:
+    """One line of the display: a piece of work of a known number of steps."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def step(self, completed: int, metrics: Mapping[str, Any]) -> None:
+        """Show that `completed` steps are done, and how the last one went."""
+        shown = [f"{name} {metrics[name]:.3g}" for name in ("reward", "loss") if name in metrics]
+        self._progress.update(self._task, completed=completed, note="  ".join(shown[:1]))
+
+
+@contextmanager
+def stage(progress: Progress, description: str, total: int = 1) -> Iterator[Stage]:
+    """Show a piece of work while the block runs, and as done when it succeeds."""
+    task = progress.add_task(description, total=total, note="")
+    yield Stage(progress, task)
+    progress.update(task, completed=total, note="")

@@ -1,0 +1,91 @@
+"""Start torch, transformers and TRL: offline, quiet, and with the cure when they are missing.
+
+Their behaviour is fixed by environment variables that they read when they are first imported, so
+every entry point of `trimtab.training` calls `start` before it imports any of them.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+from trimtab import __version__
+from trimtab.extras import require
+
+__all__ = ["quiet", "start", "versions"]
+
+INSTALL = "pip install 'trimtab[train]'"
+
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRL_EXPERIMENTAL_SILENCE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Huge pages for tensors of 2 MiB and more: half of the system time of a step is page faults.
+    "THP_MEM_ALLOC_ENABLE": "1",
+}
+
+
+def start() -> None:
+    """Set the environment, where the user has not, and check that the train extra is there.
+
+    Raises:
+        MissingExtraError: A package of the train extra is missing.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    for module in ("torch", "transformers", "datasets", "accelerate", "gguf", "trl"):
+        require(module, INSTALL)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence progress bars, logs and one known deprecation of transformers and datasets."""
+    import datasets
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    dataset_bars = datasets.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            # TRL 1.16 itself still uses the old name of activation checkpointing.
+            warnings.filterwarnings(
+                "ignore", message=".*gradient_checkpointing.* is deprecated", category=FutureWarning
+            )
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+        if not dataset_bars:
+            datasets.enable_progress_bars()
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can alter the result of a training run."""
+    packages = ("torch", "transformers", "trl", "accelerate")
+    return {
+        "trimtab": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def device() -> dict[str, Any]:
+    """Where the run computes: the demo trains on the CPU."""
+    import torch
+
+    return {
+        "type": "cpu",
+        "machine": platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "num_threads": torch.get_num_threads(),
+    }

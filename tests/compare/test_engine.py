@@ -1,0 +1,388 @@
+"""`compare` on real files, against torch on the same tensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+
+import trimtab
+from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
+from trimtab.compare import engine, sources
+from trimtab.compare.result import Comparison
+from trimtab.errors import CheckpointError, CriterionError, TensorMismatchError
+
+
+def stable(comparison: Comparison) -> dict[str, Any]:
+    """Everything but what may differ between two runs on the same tensors."""
+    data = comparison.to_dict()
+    for key in ("date", "threads"):
+        data["provenance"].pop(key)
+    for side in ("base", "tuned"):
+        data["provenance"][side].pop("id")
+    return data
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    base = llama_tensors()
+    return save(tmp_path / "base", base), save(tmp_path / "tuned", moved(base))
+
+
+def test_counts_equal_torch(pair: tuple[Path, Path]) -> None:
+    result = trimtab.compare(*pair, changed="atol=2e-4")
+    base = llama_tensors()
+    tuned = moved(base)
+    assert [tensor.name for tensor in result.tensors] == list(
+        dict.fromkeys(tensor.name for tensor in result.tensors)
+    )
+    assert {tensor.name for tensor in result.tensors} == set(base)
+    for tensor in result.tensors:
+        b, t = base[tensor.name], tuned[tensor.name]
+        update = t.double() - b.double()
+        counts = tensor.counts
+        assert counts.num_elements == b.numel()
+        assert tensor.shape == tuple(b.shape)
+        differ = b.view(torch.int16) != t.view(torch.int16)
+        assert counts.num_changed["bits"] == differ.sum()
+        assert counts.num_changed["value"] == (b != t).sum()
+        for criterion in (0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4):
+            assert counts.num_changed[f"atol={criterion:g}"] == (update.abs() > criterion).sum()
+        assert counts.num_changed["atol=0.0002"] == (update.abs() > 2e-4).sum()
+        bound = 1e-3 * torch.maximum(b.double().abs(), t.double().abs())
+        assert counts.num_changed["rel=0.001"] == (update.abs() > bound).sum()
+        assert counts.update_l2 == pytest.approx(update.norm().item(), rel=1e-12)
+        assert counts.update_max_abs == update.abs().max().item()
+        assert (tensor.rows.num, tensor.columns.num) == (b.numel() // b.shape[-1], b.shape[-1])
+        rows = differ.reshape(-1, b.shape[-1])
+        assert tensor.rows.num_touched == rows.any(dim=1).sum()
+        assert tensor.columns.max_changed == rows.sum(dim=0).max()
+        raw = b.view(torch.int16).numpy().tobytes()
+        assert tensor.base_hash == xxhash.xxh3_128_hexdigest(raw)
+    assert result.criterion == "atol=0.0002"
+    assert result.coverage.is_complete
+    assert result.total.num_elements == sum(b.numel() for b in base.values())
+
+
+def test_the_published_measure(pair: tuple[Path, Path]) -> None:
+    """Sparsity at 1e-5 as arXiv 2505.11711 sec. 2.2 defines it, over all elements at once."""
+    base = llama_tensors()
+    tuned = moved(base)
+    delta = torch.cat([(tuned[n].float() - base[n].float()).flatten() for n in base])
+    published = torch.isclose(delta, torch.zeros_like(delta), atol=1e-5, rtol=0).double().mean()
+    result = trimtab.compare(*pair, changed="atol=1e-5")
+    assert result.sparsity == pytest.approx(published.item(), rel=1e-12)
+
+
+def test_profiles_are_the_counts_of_rows_and_columns(pair: tuple[Path, Path]) -> None:
+    result = trimtab.compare(*pair, profiles=True)
+    base = llama_tensors()
+    tuned = moved(base)
+    for tensor in result.tensors:
+        differ = (base[tensor.name] != tuned[tensor.name]).reshape(-1, tensor.shape[-1]).numpy()
+        assert tensor.rows.changed is not None
+        assert tensor.columns.changed is not None
+        np.testing.assert_array_equal(tensor.rows.changed, differ.sum(axis=1))
+        np.testing.assert_array_equal(tensor.columns.changed, differ.sum(axis=0))
+    again = Comparison.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again.to_dict() == result.to_dict()
+
+
+def test_roll_ups_are_sums(pair: tuple[Path, Path]) -> None:
+    result = trimtab.compare(*pair)
+    data = result.to_dict()
+    for groups in (data["by_layer"].values(), data["by_kind"].values(), data["by_layer_kind"]):
+        for key in data["total"]["num_changed"]:
+            total = sum(group["num_changed"][key] for group in groups)
+            assert total == data["total"]["num_changed"][key]
+    assert list(data["by_layer"]) == ["0", "1", "outside"]
+    assert set(data["by_kind"]) == {"embed", "norm", "q_proj", "k_proj", "up_proj", "down_proj"}
+    norms = [t.counts.sparsity("bits") for t in result.tensors if t.kind == "norm"]
+    mean = data["by_kind"]["norm"]["unweighted_mean_sparsity"]["bits"]
+    assert mean == pytest.approx(np.mean([value for value in norms if value is not None]))
+
+
+def test_sharded_equals_unsharded(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+    base = llama_tensors()
+    shards = save_sharded(tmp_path / "b3", base, 3), save_sharded(tmp_path / "t2", moved(base), 2)
+    whole, sharded = trimtab.compare(*pair), trimtab.compare(*shards)
+    by_name = {tensor.name: tensor.to_dict() for tensor in whole.tensors}
+    assert {tensor.name: tensor.to_dict() for tensor in sharded.tensors} == by_name
+    assert sharded.base.content_hash == whole.base.content_hash
+    assert sharded.tuned.content_hash == whole.tuned.content_hash
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64, 1000])
+def test_chunks_make_no_difference(
+    chunk: int, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = stable(trimtab.compare(*pair))
+    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)
+    pieces = stable(trimtab.compare(*pair))
+    for groups in ("tensors", "by_layer_kind"):
+        for one, other in zip(whole.pop(groups), pieces.pop(groups), strict=True):
+            assert _without_sums(one) == _without_sums(other)
+    assert whole["provenance"] == pieces["provenance"]
+
+
+def _without_sums(row: dict[str, Any]) -> dict[str, Any]:
+    update = row.pop("update")
+    return {**row, "max_abs": update["max_abs"], "l2": pytest.approx(update["l2"], rel=1e-12)}
+
+
+def test_threads_and_kernels_make_no_difference(
+    pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = stable(trimtab.compare(*pair, threads=1))
+    assert stable(trimtab.compare(*pair, threads=3)) == one
+    monkeypatch.setattr(engine, "COMPILED_FROM", 0)
+    compiled = stable(trimtab.compare(*pair, threads=2))
+    for left, right in zip(one.pop("tensors"), compiled.pop("tensors"), strict=True):
+        assert _without_sums(left) == _without_sums(right)
+
+
+def test_a_checkpoint_against_itself(pair: tuple[Path, Path]) -> None:
+    result = trimtab.compare(pair[0], pair[0])
+    assert result.sparsity == 1.0
+    assert set(result.total.num_changed.values()) == {0}
+    assert result.base.content_hash == result.tuned.content_hash
+
+
+def test_missing_and_extra_are_counted(tmp_path: Path) -> None:
+    base = llama_tensors()
+    tuned = moved(base)
+    gone = base["model.layers.1.mlp.up_proj.weight"]
+    tuned["model.layers.1.mlp.new.weight"] = tuned.pop("model.layers.1.mlp.up_proj.weight")
+    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned))
+    coverage = result.coverage
+    assert [row["name"] for row in coverage.missing] == ["model.layers.1.mlp.up_proj.weight"]
+    assert [row["name"] for row in coverage.extra] == ["model.layers.1.mlp.new.weight"]
+    assert coverage.missing[0]["num_elements"] == gone.numel()
+    raw = gone.view(torch.int16).numpy().tobytes()
+    assert coverage.missing[0]["hash"] == xxhash.xxh3_128_hexdigest(raw)
+    assert coverage.num_compared == coverage.num_base - gone.numel()
+    assert not coverage.is_complete
+
+
+def test_a_resized_vocabulary_compares_the_common_rows(tmp_path: Path) -> None:
+    base = llama_tensors(vocab=40)
+    tuned = moved(base)
+    extra = torch.ones(8, 32, dtype=torch.bfloat16)
+    tuned["model.embed_tokens.weight"] = torch.cat([tuned["model.embed_tokens.weight"], extra])
+    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned))
+    (row,) = result.coverage.shape_mismatch
+    assert (row["num_compared"], row["num_uncompared_base"], row["num_uncompared_tuned"]) == (
+        40 * 32,
+        0,
+        8 * 32,
+    )
+    embed = next(tensor for tensor in result.tensors if tensor.kind == "embed")
+    assert embed.shape == (40, 32)
+    common = tuned["model.embed_tokens.weight"][:40]
+    expected = (base["model.embed_tokens.weight"] != common).sum()
+    assert embed.counts.num_changed["bits"] == expected
+    raw = tuned["model.embed_tokens.weight"].view(torch.int16).numpy().tobytes()
+    assert embed.tuned_hash == xxhash.xxh3_128_hexdigest(raw)
+
+
+def test_another_shape_mismatch_is_listed_not_compared(tmp_path: Path) -> None:
+    base = llama_tensors()
+    tuned = moved(base)
+    name = "model.layers.0.self_attn.k_proj.weight"
+    tuned[name] = tuned[name][:8].contiguous()
+    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned))
+    (row,) = result.coverage.shape_mismatch
+    assert row["name"] == name
+    assert row["num_compared"] == 0
+    assert name not in {tensor.name for tensor in result.tensors}
+    assert result.coverage.num_base - result.coverage.num_compared == base[name].numel()
+
+
+@pytest.mark.parametrize("stored", [(True, True), (True, False), (False, True)])
+def test_a_stored_copy_of_tied_embeddings_counts_once(
+    stored: tuple[bool, bool], tmp_path: Path
+) -> None:
+    base = llama_tensors()
+    tuned = moved(base)
+    num_elements = sum(tensor.numel() for tensor in base.values())
+    for has_copy, tensors in zip(stored, (base, tuned), strict=True):
+        if has_copy:
+            tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned))
+    assert result.total.num_elements == num_elements
+    assert result.coverage.is_complete
+    (row,) = result.coverage.tied
+    assert (row["name"], row["tied_to"]) == ("lm_head.weight", "model.embed_tokens.weight")
+
+
+def test_embeddings_that_came_untied_are_compared(tmp_path: Path) -> None:
+    base = llama_tensors()
+    tuned = moved(base)
+    tuned["lm_head.weight"] = moved(base, seed=5)["model.embed_tokens.weight"]
+    result = trimtab.compare(
+        save(tmp_path / "b", base),
+        save(tmp_path / "t", tuned, {**LLAMA, "tie_word_embeddings": False}),
+    )
+    head = next(tensor for tensor in result.tensors if tensor.kind == "lm_head")
+    expected = (base["model.embed_tokens.weight"] != tuned["lm_head.weight"]).sum()
+    assert head.counts.num_changed["bits"] == expected
+    assert result.coverage.tied == ()
+    assert not result.coverage.missing
+    assert not result.coverage.extra
+
+
+def test_wrapper_prefixes_are_matched_and_said(tmp_path: Path) -> None:
+    base = llama_tensors()
+    tuned = {name.removeprefix("model."): t for name, t in moved(base).items()}
+    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned))
+    assert result.coverage.is_complete
+    assert {"base": "model.norm.weight", "tuned": "norm.weight"} in result.coverage.renamed
+
+
+def test_different_dtypes_are_refused_until_a_cast_is_asked_for(tmp_path: Path) -> None:
+    base = llama_tensors(dtype=torch.float32)
+    tuned = {name: tensor.bfloat16() for name, tensor in moved(base).items()}
+    folders = save(tmp_path / "b", base), save(tmp_path / "t", tuned)
+    with pytest.raises(
+        TensorMismatchError, match=r"12 tensors .* is F32 in base and BF16 in tuned"
+    ):
+        trimtab.compare(*folders)
+    result = trimtab.compare(*folders, cast="bf16")
+    assert result.conversion is not None
+    assert "rounded to BF16" in result.conversion
+    for tensor in result.tensors:
+        assert (tensor.base_dtype, tensor.tuned_dtype, tensor.dtype) == ("F32", "BF16", "BF16")
+        expected = (base[tensor.name].bfloat16() != tuned[tensor.name]).sum()
+        assert tensor.counts.num_changed["bits"] == expected
+
+
+def test_fp8_blocks_as_stored_and_dequantised(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    config = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "deepseek_v3",
+        "quantization_config": {"quant_method": "fp8", "weight_block_size": [16, 16]},
+    }
+    name = "model.layers.0.mlp.up_proj.weight"
+    weight = torch.randn(40, 50, generator=generator).to(torch.float8_e4m3fn)
+    scale = torch.rand(3, 4, generator=generator)
+    other_scale = scale * torch.where(torch.arange(4) == 1, 2.0, 1.0)
+    base = save(tmp_path / "b", {name: weight, f"{name}_scale_inv": scale}, config)
+    tuned = save(tmp_path / "t", {name: weight, f"{name}_scale_inv": other_scale}, config)
+
+    stored = trimtab.compare(base, tuned)
+    assert stored.conversion is not None
+    assert "as stored" in stored.conversion
+    changed = {tensor.kind: tensor.counts.num_changed["bits"] for tensor in stored.tensors}
+    assert changed == {"up_proj": 0, "scale": 3}
+
+    real = trimtab.compare(base, tuned, dequantize=True)
+    (tensor,) = real.tensors
+    assert tensor.dtype == "F32"
+    values = [
+        weight.float() * s.repeat_interleave(16, 0).repeat_interleave(16, 1)[:40, :50]
+        for s in (scale, other_scale)
+    ]
+    assert tensor.counts.num_changed["bits"] == (values[0] != values[1]).sum()
+    assert [row["name"] for row in real.coverage.folded] == [f"{name}_scale_inv"] * 2
+    assert real.base.content_hash == stored.base.content_hash
+    with pytest.raises(CheckpointError, match="block scales"):
+        trimtab.compare(base, tuned, cast="bf16")
+
+
+def test_fused_parts_are_counted_apart(tmp_path: Path) -> None:
+    config = {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "n_embd": 16,
+        "n_head": 2,
+        "n_layer": 1,
+    }
+    name = "transformer.h.0.attn.c_attn.weight"
+    base = torch.zeros(16, 48, dtype=torch.bfloat16)
+    tuned = base.clone()
+    tuned[:, 16:32] = 1
+    tuned[3, 40] = 1
+    folders = [
+        save(tmp_path / side, {name: t, "transformer.ln_f.weight": torch.ones(16)}, config)
+        for side, t in (("b", base), ("t", tuned))
+    ]
+    parts = {t.kind: t for t in trimtab.compare(*folders).tensors}
+    assert parts["q_proj"].counts.num_changed["bits"] == 0
+    assert parts["k_proj"].counts.num_changed["bits"] == 16 * 16
+    assert parts["v_proj"].counts.num_changed["bits"] == 1
+    assert parts["k_proj"].name == f"{name}[k]"
+    assert parts["v_proj"].shape == (16, 16)
+    assert parts["v_proj"].rows.num_touched == 1
+
+
+def test_odd_tensors(tmp_path: Path) -> None:
+    """Scalars, empty tensors and integers are compared like the rest."""
+    base = {
+        "scalar": torch.tensor(1.5),
+        "empty": torch.zeros(0, 4),
+        "flags": torch.tensor([True, False]),
+        "positions": torch.arange(6).reshape(1, 2, 3),
+    }
+    tuned = {**base, "scalar": torch.tensor(2.5), "flags": torch.tensor([True, True])}
+    result = trimtab.compare(
+        save(tmp_path / "b", base, None), save(tmp_path / "t", tuned, None), profiles=True
+    )
+    changed = {tensor.name: tensor.counts.num_changed["bits"] for tensor in result.tensors}
+    assert changed == {"scalar": 1, "empty": 0, "flags": 1, "positions": 0}
+    assert result.total.num_elements == 9
+
+
+def test_nan_filled_tensors_are_counted(tmp_path: Path) -> None:
+    base = llama_tensors()
+    tuned = {name: torch.full_like(tensor, torch.nan) for name, tensor in base.items()}
+    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned))
+    assert result.total.num_nan == result.total.num_elements == result.total.num_changed["value"]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_nothing_in_common(tmp_path: Path) -> None:
+    base = save(tmp_path / "b", llama_tensors())
+    tuned = save(tmp_path / "t", {"other": torch.ones(3)}, None)
+    with pytest.raises(TensorMismatchError, match=r"no tensor in common.*other"):
+        trimtab.compare(base, tuned)
+
+
+def test_bad_settings(pair: tuple[Path, Path]) -> None:
+    with pytest.raises(CriterionError, match="unknown criterion 'exact'"):
+        trimtab.compare(*pair, changed="exact")
+    with pytest.raises(CheckpointError, match="cannot cast to 'int8'"):
+        trimtab.compare(*pair, cast="int8")
+
+
+def test_precision_beside_the_measurement(pair: tuple[Path, Path]) -> None:
+    result = trimtab.compare(*pair, lr=1e-5, steps=10)
+    section = result.to_dict()["precision"]
+    assert section["total"]["num_elements"] == result.total.num_elements
+    assert set(section["by_kind"]) == set(result.by_kind())
+    weights = torch.cat([t.float().flatten() for t in llama_tensors().values()])
+    up = (weights + 1e-5).bfloat16() != weights.bfloat16()
+    down = (weights - 1e-5).bfloat16() != weights.bfloat16()
+    # Both rounded once: fp32 holds w ± lr closely enough for these weights.
+    assert section["total"]["one_step"] == pytest.approx((up | down).sum().item(), rel=0.01)
+
+
+def test_rank_and_geometry_name_every_matrix(pair: tuple[Path, Path]) -> None:
+    data = trimtab.compare(*pair, rank=True, geometry=True).to_dict()
+    matrices = {t["name"] for t in data["tensors"] if len(t["shape"]) == 2}
+    assert set(data["rank"]["by_tensor"]) == matrices
+    assert set(data["geometry"]["by_tensor"]) == matrices
+    assert {row["name"] for row in data["rank"]["skipped"]} == {
+        t["name"] for t in data["tensors"] if len(t["shape"]) == 1
+    }
+    base = llama_tensors()
+    tuned = moved(base)
+    for name in matrices:
+        update = tuned[name].float() - base[name].float()
+        expected = torch.linalg.matrix_rank(update).item()
+        assert data["rank"]["by_tensor"][name]["update"]["matrix_rank"]["value"] == expected

@@ -1,0 +1,185 @@
+"""Comparisons made by hand, with the shape and the look of real ones and no checkpoint behind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from trimtab.compare.result import CheckpointRecord, Comparison, Coverage, Profile, TensorChange
+from trimtab.elements.counts import ChangeCounts
+from trimtab.elements.criteria import DEFAULT_CRITERIA
+
+DENSITY = {"attention": 0.144, "mlp": 0.117, "embed": 0.025, "norm": 0.011}
+KEPT = {"bits": 1.0, "value": 0.999, "rel=0.001": 0.998, "atol=0": 0.999}
+ULP_LABELS = (*map(str, range(1, 9)), "9..16", "17..32", "33..64", "65..128")
+
+
+def tensor_shapes(
+    num_layers: int, *, hidden: int = 576, ffn: int = 1536, kv: int = 192, experts: int = 0
+) -> dict[str, tuple[int | None, str, tuple[int, ...]]]:
+    """Name -> layer, kind, shape of a Llama, or of a mixture of experts in its place."""
+    shapes: dict[str, tuple[int | None, str, tuple[int, ...]]] = {
+        "model.embed_tokens.weight": (None, "embed", (49152, hidden))
+    }
+    for layer in range(num_layers):
+        prefix = f"model.layers.{layer}"
+        attention = {"q_proj": hidden, "k_proj": kv, "v_proj": kv}
+        for kind, rows in attention.items():
+            shapes[f"{prefix}.self_attn.{kind}.weight"] = (layer, kind, (rows, hidden))
+        shapes[f"{prefix}.self_attn.o_proj.weight"] = (layer, "o_proj", (hidden, hidden))
+        mlp = {"gate_proj": (ffn, hidden), "up_proj": (ffn, hidden), "down_proj": (hidden, ffn)}
+        for kind, shape in mlp.items():
+            for expert in range(experts):
+                name = f"{prefix}.mlp.experts.{expert}.{kind}.weight"
+                shapes[name] = (layer, f"expert.{kind}", shape)
+            if not experts:
+                shapes[f"{prefix}.mlp.{kind}.weight"] = (layer, kind, shape)
+        if experts:
+            shapes[f"{prefix}.mlp.gate.weight"] = (layer, "router", (experts, hidden))
+        for norm in ("input_layernorm", "post_attention_layernorm"):
+            shapes[f"{prefix}.{norm}.weight"] = (layer, "norm", (hidden,))
+    shapes["model.norm.weight"] = (None, "norm", (hidden,))
+    return shapes
+
+
+def make_counts(num_elements: int, density: float, rng: np.random.Generator) -> ChangeCounts:
+    """Counts of a tensor whose elements changed with some probability, in steps of 1e-5."""
+    changed = int(rng.binomial(num_elements, density))
+    kept = {**KEPT, **{f"atol={size:g}": 0.99 for size in (1e-8, 1e-7)}}
+    kept |= {"atol=1e-06": 0.97, "atol=1e-05": 0.86, "atol=0.0001": 0.12}
+    num_changed = {
+        criterion.key: round(changed * kept[criterion.key.removeprefix("strict_")])
+        for criterion in DEFAULT_CRITERIA
+    }
+    shares = 0.55 ** np.arange(1, len(ULP_LABELS) + 1)
+    steps = rng.multinomial(num_changed["value"], np.tile(shares / shares.sum() / 2, 2))
+    labels = [*(f"-{label.replace('..', '..-')}" for label in ULP_LABELS), *ULP_LABELS]
+    half = len(ULP_LABELS)
+    size = 4e-5 * (1 + rng.random())
+    return ChangeCounts(
+        num_elements=num_elements,
+        num_changed=num_changed,
+        num_zero_sign_flips=changed - num_changed["value"],
+        num_increased=int(steps[half:].sum()),
+        num_decreased=int(steps[:half].sum()),
+        ulp_histogram={
+            label: int(count) for label, count in zip(labels, steps, strict=True) if count
+        },
+        update_sum=changed * size * 1e-3,
+        update_sum_abs=changed * size,
+        update_sum_squares=changed * size**2,
+        update_max_abs=size * 9 * rng.random() if changed else 0.0,
+    )
+
+
+def make_tensor(
+    name: str, layer: int | None, kind: str, shape: tuple[int, ...], counts: ChangeCounts
+) -> TensorChange:
+    """A bf16 tensor with given counts."""
+    changed = counts.num_changed["bits"]
+    rows, columns = prod(shape[:-1]), shape[-1]
+    return TensorChange(
+        name=name,
+        layer=layer,
+        kind=kind,
+        shape=shape,
+        dtype="BF16",
+        base_dtype="BF16",
+        tuned_dtype="BF16",
+        base_hash="0" * 32,
+        tuned_hash="1" * 32,
+        counts=counts,
+        rows=Profile(rows, min(rows, changed), min(columns, changed)),
+        columns=Profile(columns, min(columns, changed), min(rows, changed)),
+    )
+
+
+def make_record(name: str, num_tensors: int, num_elements: int) -> CheckpointRecord:
+    """Where a made-up checkpoint came from."""
+    return CheckpointRecord(
+        id=name,
+        revision=None,
+        architecture="LlamaForCausalLM",
+        num_tensors=num_tensors,
+        num_elements=num_elements,
+        dtypes={"BF16": num_elements},
+        content_hash="5f0c2a9be1d34478a6b1f0e2c3d4e5f6",
+    )
+
+
+def wrap(tensors: list[TensorChange], **fields: Any) -> Comparison:
+    """A comparison of given tensors with complete coverage, unless `fields` say otherwise."""
+    num_elements = sum(tensor.counts.num_elements for tensor in tensors)
+    defaults: dict[str, Any] = {
+        "base": make_record("demo/base", len(tensors), num_elements),
+        "tuned": make_record("demo/grpo", len(tensors), num_elements),
+        "coverage": Coverage(
+            num_base=num_elements,
+            num_tuned=num_elements,
+            num_compared=num_elements,
+            tied=(
+                {
+                    "name": "lm_head.weight",
+                    "tied_to": "model.embed_tokens.weight",
+                    "num_elements": 28311552,
+                },
+            ),
+        ),
+        "provenance": {
+            "trimtab_version": "0.1.0",
+            "command": "trimtab compare demo/base demo/grpo --html report.html",
+            "date": "2026-11-21T10:00:00+00:00",
+            "threads": 2,
+        },
+    }
+    return Comparison(tensors=tuple(tensors), **(defaults | fields))
+
+
+def make_comparison(
+    num_layers: int = 30,
+    seed: int = 0,
+    *,
+    density: Mapping[str, float] = DENSITY,
+    hidden: int = 576,
+    ffn: int = 1536,
+    kv: int = 192,
+    experts: int = 0,
+    precision: bool = False,
+    **fields: Any,
+) -> Comparison:
+    """A comparison as a short RL run of SmolLM2-135M leaves it (the shape can be changed)."""
+    rng = np.random.default_rng(seed)
+    tensors = []
+    shapes = tensor_shapes(num_layers, hidden=hidden, ffn=ffn, kv=kv, experts=experts)
+    for name, (layer, kind, shape) in shapes.items():
+        family = "attention" if kind in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
+        share = density.get(kind, density[family])
+        depth = 0.0 if layer is None else layer / num_layers
+        wave = 0.75 + 0.5 * np.sin(np.pi * depth) * rng.uniform(0.8, 1.2)
+        counts = make_counts(prod(shape), float(min(1.0, share * wave)), rng)
+        tensors.append(make_tensor(name, layer, kind, shape, counts))
+    comparison = wrap(tensors, **fields)
+    return wrap(tensors, analyses=make_analyses(comparison), **fields) if precision else comparison
+
+
+def make_analyses(comparison: Comparison) -> dict[str, Any]:
+    """A precision section in the form that `trimtab.compare.precision` writes."""
+    by_kind = {}
+    for kind, counts in comparison.by_kind().items():
+        changed = counts.num_changed["bits"]
+        by_kind[kind] = {
+            "num_elements": counts.num_elements,
+            "one_step": changed // 5,
+            "random_walk": changed * 0.93,
+            "straight_line": min(counts.num_elements, changed * 3),
+            "adam_bound": min(counts.num_elements, changed * 6),
+        }
+    total = {
+        key: sum(row[key] for row in by_kind.values())
+        for key in ("num_elements", "one_step", "random_walk", "straight_line", "adam_bound")
+    }
+    section = {"lr": 1e-5, "steps": 20, "betas": [0.9, 0.999]}
+    return {"precision": {**section, "by_kind": by_kind, "total": total}}
