@@ -1,4 +1,7 @@
-"""Settings for every test: no hub, no telemetry, no colour, a fixed terminal width."""
+"""Settings for every test: no hub, no telemetry, no colour, a fixed terminal width.
+
+One BLAS thread, because the matrices of the tests are so small that threads only wait.
+"""
 
 from __future__ import annotations
 
@@ -9,4 +12,5 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"

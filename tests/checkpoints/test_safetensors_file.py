@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.checkpoints.building import (
     entry,
     file_bytes,
-    random_bits,
     opened,
+    random_bits,
     tensors_bytes,
 )
 from trimtab.checkpoints.safetensors_file import MAX_HEADER_BYTES
@@ -77,8 +77,8 @@ BAD_FILES = {
     "same inner key twice": (file_bytes(b'{"w":{"dtype":"U8","dtype":"U8"}}'), "'dtype' twice"),
     "metadata a list": (file_bytes({"__metadata__": []}), "__metadata__"),
     "metadata a number": (file_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
-    "surrogate": (file_bytes(b'{"\\ud800":{}}'), "unprintable"),
-    "line break": (file_bytes(b'{"a\\nb":{}}'), "unprintable"),
+    "surrogate": (file_bytes({"\ud800": entry("U8", [1], 0, 1)}, b"a"), "unprintable"),
+    "line break": (file_bytes({"a\nb": entry("U8", [1], 0, 1)}, b"a"), "unprintable"),
     "entry a number": (file_bytes({"w": 5}), "'w' lacks"),
     "no dtype": (file_bytes({"w": {"shape": [], "data_offsets": [0, 1]}}), "'w' lacks"),
     "unknown dtype": (file_bytes({"w": entry("Q4", [4], 0, 4)}, FOUR), "'w' has dtype 'Q4'"),
@@ -205,6 +205,7 @@ def test_mutated_valid_files_raise_nothing_else(data: st.DataObject) -> None:
 
 
 @pytest.mark.train
+@settings(deadline=None)  # the first example imports torch
 @given(st.data())
 def test_round_trip_with_the_reference_implementation(data: st.DataObject) -> None:
     torch = pytest.importorskip("torch")
@@ -236,15 +237,12 @@ def test_round_trip_with_the_reference_implementation(data: st.DataObject) -> No
 
 
 @pytest.mark.train
-def test_what_the_reference_implementation_refuses_is_refused(tmp_path: Path) -> None:
+def test_the_reference_implementation_refuses_the_same_files(tmp_path: Path) -> None:
     safetensors = pytest.importorskip("safetensors")
+    accepted = set()
     for case, (raw, _) in BAD_FILES.items():
-        if case in ("surrogate", "65 dimensions", "line break"):
-            continue  # trimtab's own limits
         (tmp_path / "f").write_bytes(raw)
-        try:
-            with safetensors.safe_open(tmp_path / "f", "np") as reference:
-                json.dumps(list(reference.keys()))
-        except Exception:
-            continue
-        pytest.fail(f"{case}: the reference implementation reads it, trimtab does not")
+        with suppress(safetensors.SafetensorError), safetensors.safe_open(tmp_path / "f", "np"):
+            accepted.add(case)
+    # The format's text forbids the first; the others could not be shown or held by NumPy.
+    assert accepted == {"space first", "line break", "65 dimensions", "hidden overflow"}

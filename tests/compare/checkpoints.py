@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def save_sharded(folder: Path, tensors: Mapping[str, torch.Tensor], num_shards: 
     """Write the same checkpoint in several files with an index."""
     folder.mkdir(parents=True)
     names = list(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(num_shards):
         file = f"model-{shard + 1:05}-of-{num_shards:05}.safetensors"
         mine = names[shard::num_shards]
@@ -77,3 +78,9 @@ def save_sharded(folder: Path, tensors: Mapping[str, torch.Tensor], num_shards: 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(LLAMA))
     return folder
+
+
+if __name__ == "__main__":  # a pair for trying the command line by hand
+    base_folder, tuned_folder = map(Path, sys.argv[1:3])
+    save(base_folder, llama_tensors())
+    save(tuned_folder, moved(llama_tensors()))

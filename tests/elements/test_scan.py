@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def scan(base: Bits, tuned: Bits, dtype: DType, scanner: Scanner, num_chunks: in
     """Scan a pair of matrices in chunks of rows."""
     tally = Tally(dtype, CRITERIA, *base.shape)
     bounds = np.linspace(0, base.shape[0], num_chunks + 1).astype(int)
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         tally.add(base[low:high], tuned[low:high], int(low), 0, scanner)
     return tally
 

@@ -201,3 +201,22 @@ def test_directions_beyond_the_rank_are_left_out() -> None:
     assert right.shape == (20, 3)
     empty_left, empty_right = principal_directions(np.zeros((4, 6)), 2)
     assert (empty_left.shape, empty_right.shape) == ((4, 0), (6, 0))
+
+
+def test_a_node_stands_for_eigenvalues_on_both_sides_of_it() -> None:
+    """Few steps on an even spectrum, where counting whole nodes would be 2.5 % off."""
+    matrix = np.diag(np.sqrt(np.arange(1.0, 401)))
+    rng = np.random.default_rng(0)
+    quadrature = lanczos_quadrature(matrix, probes=2, steps=20, rng=rng)
+    exact = exact_ranks(singular_values(matrix), matrix.shape)
+    estimate = estimated_ranks(quadrature, matrix.shape)["energy_rank"][0]
+    assert estimate == pytest.approx(exact["energy_rank"], rel=0.005)
+
+
+def test_the_error_of_the_stable_rank_covers_a_largest_value_not_yet_reached() -> None:
+    matrix = sparse((300, 300), 0.5)
+    exact = exact_ranks(singular_values(matrix), matrix.shape)["stable_rank"]
+    rng = np.random.default_rng(0)
+    quadrature = lanczos_quadrature(matrix, probes=2, steps=12, rng=rng)
+    value, error = estimated_ranks(quadrature, matrix.shape)["stable_rank"]
+    assert exact * 1.001 < value < exact + error

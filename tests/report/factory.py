@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from trimtab.compare.geometry import GeometryAnalysis
+from trimtab.compare.rank import RankAnalysis
 from trimtab.compare.result import CheckpointRecord, Comparison, Coverage, Profile, TensorChange
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import DEFAULT_CRITERIA
+from trimtab.report.demo import DemoRecord
 
 DENSITY = {"attention": 0.144, "mlp": 0.117, "embed": 0.025, "norm": 0.011}
 KEPT = {"bits": 1.0, "value": 0.999, "rel=0.001": 0.998, "atol=0": 0.999}
@@ -147,7 +150,7 @@ def make_comparison(
     ffn: int = 1536,
     kv: int = 192,
     experts: int = 0,
-    precision: bool = False,
+    analysed: bool = False,
     **fields: Any,
 ) -> Comparison:
     """A comparison as a short RL run of SmolLM2-135M leaves it (the shape can be changed)."""
@@ -162,11 +165,11 @@ def make_comparison(
         counts = make_counts(prod(shape), float(min(1.0, share * wave)), rng)
         tensors.append(make_tensor(name, layer, kind, shape, counts))
     comparison = wrap(tensors, **fields)
-    return wrap(tensors, analyses=make_analyses(comparison), **fields) if precision else comparison
+    return wrap(tensors, analyses=make_analyses(comparison), **fields) if analysed else comparison
 
 
 def make_analyses(comparison: Comparison) -> dict[str, Any]:
-    """A precision section in the form that `trimtab.compare.precision` writes."""
+    """Precision by hand, in step with the counts; rank and geometry of small random matrices."""
     by_kind = {}
     for kind, counts in comparison.by_kind().items():
         changed = counts.num_changed["bits"]
@@ -182,4 +185,51 @@ def make_analyses(comparison: Comparison) -> dict[str, Any]:
         for key in ("num_elements", "one_step", "random_walk", "straight_line", "adam_bound")
     }
     section = {"lr": 1e-5, "steps": 20, "betas": [0.9, 0.999]}
-    return {"precision": {**section, "by_kind": by_kind, "total": total}}
+    rank, geometry = RankAnalysis(), GeometryAnalysis()
+    rng = np.random.default_rng(0)
+    for index in range(4):
+        base = rng.normal(0, 0.02, (24, 16)).astype(np.float32)
+        update = np.where(rng.random(base.shape) < 0.1, 1e-4, 0).astype(np.float32)
+        rank.add(f"model.layers.{index}.self_attn.q_proj.weight", update)
+        geometry.add(f"model.layers.{index}.self_attn.q_proj.weight", base, base + update)
+    norm = np.ones(16, dtype=np.float32)
+    rank.add("model.norm.weight", norm)
+    geometry.add("model.norm.weight", norm, norm)
+    return {
+        "precision": {**section, "by_kind": by_kind, "total": total},
+        "rank": rank.to_dict(),
+        "geometry": geometry.to_dict(),
+    }
+
+
+def make_demo() -> DemoRecord:
+    """The record of a demo with the arms `grpo` and `sft`."""
+    steps = range(1, 21)
+    return {
+        "base_id": "SmolLM2-135M-Instruct",
+        "model_note": "The base weights are de-quantised 4-bit numbers, saved as bf16.",
+        "task": "one-digit addition with a two-shot prompt",
+        "before": {
+            "accuracy_greedy": {"correct": 3, "total": 21},
+            "accuracy_sampled": {"correct": 9, "total": 84},
+        },
+        "majority_baseline": {"correct": 3, "total": 21, "answer": "9"},
+        "arms": {
+            "grpo": {
+                "accuracy_greedy": {"correct": 17, "total": 21},
+                "accuracy_sampled": {"correct": 46, "total": 84},
+                "history": [{"step": step, "reward": 0.7 - 0.6 / step} for step in steps],
+                "seconds": 326.2,
+                "loss_tokens": 2412,
+                "settings": {"lr": 1e-5, "steps": 20, "completions": 32, "betas": [0.9, 0.999]},
+            },
+            "sft": {
+                "accuracy_greedy": {"correct": 21, "total": 21},
+                "accuracy_sampled": {"correct": 53, "total": 84},
+                "history": [{"step": step, "loss": 0.3 + 2.5 / step} for step in steps],
+                "seconds": 166.1,
+                "loss_tokens": 960,
+                "settings": {"lr": 1e-5, "steps": 20, "answers": 16, "betas": [0.9, 0.999]},
+            },
+        },
+    }

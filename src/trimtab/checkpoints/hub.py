@@ -15,7 +15,7 @@ from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
 __all__ = ["HUB_ID", "fetch"]
 
-HUB_ID = re.compile(r"(?P<repository>[\w.-]+(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
+HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 
 PREFERRED, FALLBACK = SINGLE_FILES
 

@@ -7,6 +7,7 @@ which know their file offset but hold no data; from then on the file is read lik
 
 from __future__ import annotations
 
+import pickletools
 import re
 import zipfile
 from typing import Any
@@ -67,6 +68,9 @@ def _records(file: DataFile) -> dict[int, int]:
             order = next((e for e in entries if e.filename.endswith("/byteorder")), None)
             if order is not None and archive.read(order) != b"little":
                 raise CheckpointError(f"{file.path}: saved on a big-endian machine; {CURE}")
+            for entry in entries:
+                if entry.filename.endswith("/data.pkl"):
+                    _refuse_allocation(file, archive.read(entry))
     except CheckpointError:
         raise
     except zipfile.BadZipFile:
@@ -86,14 +90,25 @@ def _records(file: DataFile) -> dict[int, int]:
     return records
 
 
+def _refuse_allocation(file: DataFile, description: bytes) -> None:
+    """Refuse the one call that torch's restricted unpickler allows and that takes memory at will.
+
+    `bytearray(n)` is n zero bytes, whatever the size of the file; no tensor needs it.
+    """
+    for operation, argument, _ in pickletools.genops(description):
+        if operation.name == "GLOBAL" and str(argument).endswith(" bytearray"):
+            raise CheckpointError(f"{file.path}: not a plain state dict (bytearray); {CURE}")
+
+
 def _load_fake(file: DataFile, torch: Any) -> Any:
     fake_mode = require("torch._subclasses.fake_tensor", "pip install torch").FakeTensorMode
     try:
         with fake_mode():
             return torch.load(file.path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a hostile pickle can raise anything
-        refused = re.search(r"WeightsUnpickler error: ([^\n]*)", str(error))
-        reason = refused[1] if refused else (str(error).split("\n")[0] or repr(error))
+        # torch's own message advises to load the file unsafely, so only the culprit is quoted.
+        culprit = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"it asks for {culprit[1]}" if culprit else type(error).__name__
         raise CheckpointError(
             f"{file.path}: not a plain state dict ({reason}); trimtab executes no pickle: {CURE}"
         ) from error

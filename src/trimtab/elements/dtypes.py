@@ -72,8 +72,11 @@ class DType:
 
     def encode(self, values: NDArray[Any]) -> Bits:
         """Round values to this dtype, to nearest and ties to even, and return the bits."""
+        values = np.ascontiguousarray(values)
         with np.errstate(over="ignore", invalid="ignore"):
-            stored: Bits = np.ascontiguousarray(values).astype(self.storage).view(self.bits)
+            if values.dtype == np.float64 and self.num_bytes < 4:
+                values = _float32_to_odd(values)
+            stored: Bits = values.astype(self.storage).view(self.bits)
         return stored
 
     def is_nan(self, bits: Bits) -> NDArray[np.bool_]:
@@ -103,6 +106,21 @@ class DType:
             magnitude = (bits & ~sign).astype(np.int64)
             return np.where(bits & sign, -magnitude, magnitude)
         return bits.view(self.storage).astype(np.int64)
+
+
+def _float32_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Round fp64 to fp32 so that rounding again, to a dtype of 16 bits or fewer, is exact.
+
+    ml_dtypes goes to bf16 and fp8 by way of fp32, and two roundings to nearest are not one. Where
+    fp32 cannot hold a value, the neighbour with an odd last bit is taken: it is never a tie.
+    """
+    rounded = values.astype(np.float32)
+    bits = rounded.view(np.uint32)
+    finite = np.isfinite(values)
+    away = finite & (np.abs(rounded.astype(np.float64)) > np.abs(values))
+    bits -= away.astype(np.uint32)
+    bits |= (finite & (rounded.astype(np.float64) != values)).astype(np.uint32)
+    return rounded
 
 
 DTYPES: dict[str, DType] = {

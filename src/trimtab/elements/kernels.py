@@ -34,6 +34,7 @@ BLOCK = 512
 """Changed elements tallied at once: their fp64 values stay in the first-level cache."""
 
 EXACT, CENTRE = ulps.EXACT, ulps.CENTRE
+NO_BIN = 255
 INCREASED, DECREASED = Accumulator.INCREASED, Accumulator.DECREASED
 ZERO_FLIP, NAN, NONFINITE = Accumulator.ZERO_FLIP, Accumulator.NAN, Accumulator.NONFINITE
 
@@ -94,6 +95,18 @@ def _above(typing_context: Any, array: Any, index: Any, magnitude: Any, limit: A
         return builder.bitcast(above, ir.IntType(LANES))
 
     return types.uint64(array, types.intp, array.dtype, array.dtype), generate
+
+
+@intrinsic
+def _equal(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Mask of the elements `index .. index + LANES` that have a value."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = _vector(context, builder, signature.args[0], args[0], args[1])
+        equal = builder.icmp_unsigned("==", x, _splat(builder, args[2]))
+        return builder.bitcast(equal, ir.IntType(LANES))
+
+    return types.uint64(array, types.intp, array.dtype), generate
 
 
 @intrinsic
@@ -182,13 +195,15 @@ def _tally(
 ) -> None:
     distance = np.empty(BLOCK, np.float64)
     scale = np.empty(BLOCK, np.float64)
-    ulp_bin = np.empty(BLOCK, np.int16)
+    moved = np.empty(BLOCK, np.float64)
+    moved_bits = moved.view(np.uint64)
+    top = sums[3:4].view(np.uint64)
+    ulp_bin = np.empty(BLOCK, np.uint8)
     for start in range(0, len(base), BLOCK):
         size = min(BLOCK, len(base) - start)
 
         increased = decreased = finite = nan = zero = 0
         total = total_abs = total_squares = 0.0
-        largest = sums[3]
         for i in range(size):
             before = np.float64(base[start + i])
             after = np.float64(tuned[start + i])
@@ -205,7 +220,7 @@ def _tally(
             total += update if is_finite else 0.0
             total_abs += apart if is_finite else 0.0
             total_squares += update * update if is_finite else 0.0
-            largest = apart if is_finite and apart > largest else largest
+            moved[i] = apart if is_finite else 0.0
         events[INCREASED] += increased
         events[DECREASED] += decreased
         events[ZERO_FLIP] += zero
@@ -214,7 +229,12 @@ def _tally(
         sums[0] += total
         sums[1] += total_abs
         sums[2] += total_squares
-        sums[3] = largest
+        # Numbers that are not negative are in the order of their bits, and integers have a vector
+        # maximum without a thought for NaN.
+        largest = np.uint64(0)
+        for i in range(size):
+            largest = max(largest, moved_bits[i])
+        top[0] = max(top[0], largest)
 
         index = 0
         for tolerance in atols:
@@ -248,8 +268,19 @@ def _tally(
             number = number if tuned[start + i] > base[start + i] else -number
             is_nan = distance[i] != distance[i]
             ulp_bin[i] = CENTRE if is_nan else CENTRE + number
+        # Few bins are met in a block, so counting each with vectors beats a histogram's scattered
+        # additions, which wait for each other.
+        low = high = ulp_bin[0]
         for i in range(size):
-            ulp_bins[ulp_bin[i]] += 1
+            low = min(low, ulp_bin[i])
+            high = max(high, ulp_bin[i])
+        for i in range(size, BLOCK):
+            ulp_bin[i] = NO_BIN
+        for index in range(low, high + 1):
+            count = 0
+            for i in range(0, size, LANES):
+                count += _num_ones(_equal(ulp_bin, i, np.uint8(index)))
+            ulp_bins[index] += count
 
 
 class NumbaScanner:

@@ -54,5 +54,6 @@ def dequantize_blocks(
     of_row = np.arange(row_start, row_stop) // block[0]
     of_column = np.arange(num_columns) // block[1]
     values: NDArray[np.float32] = bits.view(dtype.storage).astype(np.float32)
-    values *= scales[of_row][:, of_column]
+    with np.errstate(over="ignore", invalid="ignore"):
+        values *= scales[of_row][:, of_column]
     return values

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-__all__ = ["Figure", "Key", "Section", "Table", "table"]
+__all__ = ["Column", "Figure", "Key", "Section", "Table", "run_column", "table"]
 
 Role = Literal["text", "number", "code"]
+Column: TypeAlias = tuple[str, Role]
+"""Heading and role of a column."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Table:
         has_total: Whether the last row sums up the others.
         num_left_out: Rows that are not shown; said below the table.
         is_folded: Whether it opens on a click.
+        note: A sentence below the table on how to read it.
     """
 
     title: str
@@ -37,11 +40,12 @@ class Table:
     has_total: bool = False
     num_left_out: int = 0
     is_folded: bool = False
+    note: str = ""
 
     @property
     def is_long(self) -> bool:
         """Whether it scrolls on screen and stays out of print."""
-        return len(self.rows) > 80
+        return len(self.rows) > 40
 
 
 @dataclass(frozen=True)
@@ -96,14 +100,20 @@ class Section:
     is_warning: bool = False
 
 
+def run_column(labels: Iterable[str]) -> list[Column]:
+    """A column for the labels of the runs, if they have any."""
+    return [("run", "text")] if any(labels) else []
+
+
 def table(
     title: str,
-    columns: Iterable[tuple[str, Role]],
+    columns: Iterable[Column],
     rows: Iterable[tuple[str, ...]],
     *,
     has_total: bool = False,
     is_folded: bool = True,
     limit: int | None = None,
+    note: str = "",
 ) -> Table:
     """Build a table.
 
@@ -114,8 +124,9 @@ def table(
         has_total: Whether the last row sums up the others.
         is_folded: Whether it opens on a click.
         limit: Show this many rows and count the rest.
+        note: A sentence below the table on how to read it.
     """
     headings, roles = zip(*columns, strict=True)
     cells = tuple(rows)
     shown = cells if limit is None else cells[:limit]
-    return Table(title, headings, roles, shown, has_total, len(cells) - len(shown), is_folded)
+    return Table(title, headings, roles, shown, has_total, len(cells) - len(shown), is_folded, note)

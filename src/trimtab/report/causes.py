@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.elements.counts import percent
 from trimtab.report import charts
 from trimtab.report.arms import Arm, kinds_in_order
-from trimtab.report.blocks import Figure, Key, Section, table
+from trimtab.report.blocks import Figure, Key, Section, run_column, table
 from trimtab.report.wording import printable, sparsity_text
 
 __all__ = ["precision", "random_walk_text"]
@@ -83,7 +83,7 @@ def precision(arms: Sequence[Arm]) -> Section | None:
         "Unchanged elements, measured and predicted",
         [
             ("kind", "text"),
-            *([("run", "text")] if analysed[0].label else []),  # type: ignore[list-item]
+            *run_column(arm.label for arm in analysed),
             ("measured", "number"),
             ("one step", "number"),
             ("random walk", "number"),
@@ -125,9 +125,11 @@ def _explanation() -> str:
     return (
         "A small step on a large weight is rounded away when the weight is stored, whatever the "
         "training objective was. From the base weights, their stored number format, the learning "
-        "rate and the number of steps alone one can tell which weights could change. “Random "
-        "walk” is the expected result if each step went up or down by the learning rate at random; "
-        "“straight line” is the most that steps of that size can change. Neither knows "
+        "rate and the number of steps alone one can tell which weights could change. “One step” is "
+        "what a single step of that size can; a run that keeps its weights in the stored format "
+        "gets no further with more of them. “Random walk” and “straight line” suppose a "
+        "high-precision master copy: the expected result if every step went up or down at random, "
+        "and the most that all steps together can change in one direction. None of them knows "
         "anything about the task."
     )
 

@@ -11,7 +11,7 @@ from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.ulps import label_order
 from trimtab.report import charts
 from trimtab.report.arms import Arm, kinds_in_order
-from trimtab.report.blocks import Figure, Key, Section, Table, table
+from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.causes import random_walk_text
 from trimtab.report.wording import (
     magnitude,
@@ -27,6 +27,19 @@ from trimtab.report.wording import (
 __all__ = ["how_far", "how_large", "largest_movers", "where"]
 
 _NUM_MOVERS = 12
+_HEAT_MAP = (
+    "Each cell is all tensors of one kind in one layer; the stronger its colour, the larger the "
+    "share of their elements that changed. A cell without colour is nearly or fully untouched; "
+    "where there is no cell, there is no such tensor. “out” holds what is outside the layers."
+)
+_COLUMNS = (
+    "“Unchanged” is weighted by elements. “Mean of tensors” counts every tensor alike, a norm as "
+    "much as a matrix; some papers average so."
+)
+_PREDICTION = (
+    " “Random walk” is the share that steps of this size without any direction would leave "
+    "unchanged, see “What precision alone predicts”."
+)
 
 
 def arm_keys(arms: Sequence[Arm], symbol: str = "dot") -> tuple[Key, ...]:
@@ -53,7 +66,7 @@ def where(arms: Sequence[Arm]) -> Section:
     if len(arms) > 1:
         blocks.append(_side_by_side(arms))
     blocks += [_by_kind(arm, is_folded=len(arms) > 1) for arm in arms]
-    blocks += [_heat_map(arm, highest) for arm in arms]
+    blocks += [_heat_map(arm, highest, is_first=arm is arms[0]) for arm in arms]
     blocks += [_by_layer(arm) for arm in arms]
     return Section("Where the changes are", blocks=tuple(blocks))
 
@@ -71,56 +84,58 @@ def _side_by_side(arms: Sequence[Arm]) -> Table:
                 cells.append(random_walk_text(arm, kind) or "–")
         return tuple(cells)
 
-    columns: list[tuple[str, str]] = [("kind", "text"), ("elements", "number")]
+    columns: list[Column] = [("kind", "text"), ("elements", "number")]
     for arm in arms:
         columns.append((f"{arm.label} unchanged", "number"))
         if predicts:
             columns.append((f"{arm.label} random walk", "number"))
     return table(
         f"Unchanged elements by kind ({unchanged(arms[0].criterion)})",
-        columns,  # type: ignore[arg-type]
+        columns,
         [*(row(kind, kind) for kind in kinds), row("all", None)],
         has_total=True,
         is_folded=False,
+        note=_PREDICTION.strip() if predicts else "",
     )
 
 
 def _by_kind(arm: Arm, *, is_folded: bool) -> Table:
     predicts = random_walk_text(arm, None) is not None
 
-    def row(name: str, counts: ChangeCounts, tensors: Sequence[TensorChange]) -> tuple[str, ...]:
+    def row(
+        kind: str | None, counts: ChangeCounts, tensors: Sequence[TensorChange]
+    ) -> tuple[str, ...]:
         mean = arm.comparison.unweighted_mean_sparsity(arm.criterion, tensors)
-        cells = [
-            printable(name),
+        return (
+            "all" if kind is None else printable(kind),
             f"{len(tensors):,}",
-            f"{counts.num_elements:,}",
-            f"{counts.num_changed.get(arm.criterion, 0):,}",
-            sparsity_text(counts, arm.criterion),
+            *_counts_cells(counts, arm.criterion),
             "–" if mean is None else percent(mean, 1),
-        ]
-        if predicts:
-            cells.append(random_walk_text(arm, None if name == "all" else name) or "–")
-        return tuple(cells)
+            *([random_walk_text(arm, kind) or "–"] if predicts else []),
+        )
 
+    columns: list[Column] = [
+        ("kind", "text"),
+        ("tensors", "number"),
+        ("elements", "number"),
+        ("changed", "number"),
+        ("unchanged", "number"),
+        ("mean of tensors", "number"),
+    ]
+    if predicts:
+        columns.append(("random walk predicts", "number"))
     rows = [row(kind, counts, arm.tensors_by_kind[kind]) for kind, counts in arm.by_kind.items()]
     return table(
         named(arm.label, "By kind"),
-        [
-            ("kind", "text"),
-            ("tensors", "number"),
-            ("elements", "number"),
-            ("changed", "number"),
-            ("unchanged", "number"),
-            ("mean of tensors", "number"),
-            *([("random walk predicts", "number")] if predicts else []),  # type: ignore[list-item]
-        ],
-        [*rows, row("all", arm.total, arm.comparison.tensors)],
+        columns,
+        [*rows, row(None, arm.total, arm.comparison.tensors)],
         has_total=True,
         is_folded=is_folded,
+        note=_COLUMNS + (_PREDICTION if predicts else ""),
     )
 
 
-def _heat_map(arm: Arm, highest: float) -> Figure:
+def _heat_map(arm: Arm, highest: float, *, is_first: bool) -> Figure:
     cells = {
         (layer, kind): counts
         for (layer, kind), counts in arm.by_layer_kind.items()
@@ -152,9 +167,7 @@ def _heat_map(arm: Arm, highest: float) -> Figure:
     return Figure(
         named(arm.label, "Changed elements by layer and kind"),
         spec,
-        "Each cell is all tensors of one kind in one layer; the deeper the colour, the larger the "
-        "share of their elements that changed. A pale cell is nearly untouched, a gap means that "
-        "there is no such tensor. “out” holds the tensors outside the layers.",
+        _HEAT_MAP if is_first else "To be read as the map above, on the same scale.",
         table(
             named(arm.label, "Every layer and kind"),
             [
@@ -165,8 +178,11 @@ def _heat_map(arm: Arm, highest: float) -> Figure:
                 ("unchanged", "number"),
             ],
             [
-                ("–" if layer is None else str(layer), printable(kind))
-                + _counts_cells(counts, arm.criterion)
+                (
+                    "–" if layer is None else str(layer),
+                    printable(kind),
+                    *_counts_cells(counts, arm.criterion),
+                )
                 for (layer, kind), counts in cells.items()
             ],
         ),
@@ -218,6 +234,7 @@ def how_large(arms: Sequence[Arm]) -> Section:
             "arm": arm.label,
             "tolerance": tolerances[key],
             "unchanged": 100 * (arm.total.sparsity(key) or 0),
+            "label": sparsity_text(arm.total, key),
             "tip_0": key,
             "tip_1": of_all(arm.total.num_elements - changed, arm.total.num_elements),
         }
@@ -225,22 +242,18 @@ def how_large(arms: Sequence[Arm]) -> Section:
         for key, changed in arm.total.num_changed.items()
         if key in tolerances and arm.total.num_elements
     ]
-    columns: list[tuple[str, str]] = [("criterion", "text"), ("unchanged if", "text")]
+    columns: list[Column] = [("criterion", "text"), ("unchanged if", "text")]
     for arm in arms:
         label = f"{arm.label} " if arm.label else ""
         columns += [(f"{label}changed", "number"), (f"{label}unchanged", "number")]
     numbers = table(
         "Under every criterion",
-        columns,  # type: ignore[arg-type]
+        columns,
         [
-            (key, rule(key))
-            + tuple(
-                cell
-                for arm in arms
-                for cell in (
-                    f"{arm.total.num_changed.get(key, 0):,}",
-                    sparsity_text(arm.total, key),
-                )
+            (
+                key,
+                rule(key),
+                *(cell for arm in arms for cell in _counts_cells(arm.total, key)[1:]),
             )
             for key in keys
         ],
@@ -288,13 +301,13 @@ def how_far(arms: Sequence[Arm]) -> Section | None:
         list(histograms),
         labels,
     )
-    columns: list[tuple[str, str]] = [("distance in ulp", "number")]
+    columns: list[Column] = [("distance in ulp", "number")]
     for arm in arms:
         label = f"{arm.label} " if arm.label else ""
         columns += [(f"{label}elements", "number"), (f"{label}share", "number")]
     numbers = table(
         "Elements by distance",
-        columns,  # type: ignore[arg-type]
+        columns,
         [
             (
                 label,

@@ -51,11 +51,12 @@ def heat_map(
     if has_outside:
         columns += [" ", "out"] if columns else ["out"]
         labels.append("out")
-    step = max(6, min(40, (WIDTH - 40) // len(columns)))
+    names = 20 + 7 * min(20, max(map(len, kinds), default=0))
     return chart(
         rows,
-        width={"step": step},
-        height={"step": max(18, min(24, step + 4))},
+        width=min(WIDTH, names + 40 * len(columns)),
+        height={"step": 22},
+        autosize={"type": "fit-x", "contains": "padding"},
         mark={"type": "rect", "fill": "var(--accent)", "stroke": "var(--rule)", "cursor": "help"},
         encoding={
             "x": {
@@ -85,7 +86,7 @@ def tolerance_sweep(rows: Rows, arms: Sequence[str], *, smallest: float) -> dict
     """Update sparsity against absolute tolerance, on a log axis with a place for 0 at its left.
 
     Args:
-        rows: `arm`, `tolerance`, `unchanged` in percent; tips.
+        rows: `arm`, `tolerance`, `unchanged` in percent, and as finished text `label`; tips.
         arms: Labels, in order.
         smallest: The smallest tolerance above 0; 0 is drawn one decade below it.
     """
@@ -96,9 +97,9 @@ def tolerance_sweep(rows: Rows, arms: Sequence[str], *, smallest: float) -> dict
     x = {
         "field": "place",
         "type": "quantitative",
-        "scale": {"type": "log", "domain": [zero / 1.6, 10.0 ** decades[-1] * 1.6], "nice": False},
+        "scale": {"type": "log", "domain": [zero / 2.5, 10.0 ** decades[-1] * 2.5], "nice": False},
         "axis": plain_axis(
-            "tolerance",
+            "absolute tolerance",
             values=[zero, *(10.0**decade for decade in decades)],
             labelExpr=f"datum.value < {smallest / 2!r} ? '0' : format(datum.value, '~e')",
             grid=False,
@@ -133,6 +134,21 @@ def tolerance_sweep(rows: Rows, arms: Sequence[str], *, smallest: float) -> dict
                 "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
                 "encoding": {**lines, "tooltip": hover_box("tolerance", "unchanged")},
             },
+            *(
+                {
+                    "transform": [{"filter": {"field": "arm", "equal": arm}}],
+                    "mark": {
+                        "type": "text",
+                        "align": "left" if place % 2 else "right",
+                        "dx": -8 if place % 2 else 8,
+                        "dy": 17 if place % 2 else -13,
+                        "fontSize": 11,
+                        "fill": "var(--soft)",
+                    },
+                    "encoding": {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}},
+                }
+                for place, arm in enumerate(arms)
+            ),
         ],
     )
 
@@ -151,7 +167,7 @@ def ulp_histogram(rows: Rows, arms: Sequence[str], labels: Sequence[str]) -> dic
         "distance in ulp (steps of the stored number format)",
         values=list(labels),
         labelAngle=-55 if len(labels) < 40 else -90,
-        labelOverlap=True,
+        labelOverlap=len(labels) >= 40,
     )
     x = {"field": "distance", "type": "nominal", "scale": {"domain": domain, "paddingInner": 0.16}}
     y = {"type": "quantitative", "axis": plain_axis("changed elements", format="~s", tickCount=5)}
@@ -220,7 +236,7 @@ def reference_dots(
 
     def x(field: str) -> dict[str, Any]:
         scale = {"domain": [lowest, 100], "nice": False}
-        look = plain_axis(axis, tickCount=6)
+        look = plain_axis(axis, tickCount=6, labelFlush=False)
         return {"field": field, "type": "quantitative", "scale": scale, "axis": look}
 
     tooltip = hover_box(*tips)

@@ -7,12 +7,12 @@ the page can be drawn again from it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import sqrt
+from math import isfinite, nan, sqrt
 from typing import Any, NotRequired, TypedDict
 
 from trimtab.elements.counts import percent
 from trimtab.report.arms import Arm
-from trimtab.report.blocks import Figure, Key, Section, Table, table
+from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.learning_charts import accuracy_dots, learning_curve
 from trimtab.report.wording import printable
 
@@ -180,7 +180,7 @@ def _curve(demo: DemoRecord, labels: Sequence[str], measure: str) -> Figure | No
         (label, int(entry["step"]), entry[measure])
         for label in labels
         for entry in demo["arms"][label]["history"]
-        if entry.get(measure) is not None
+        if isfinite(entry.get(measure, nan))
     ]
     if not points:
         return None
@@ -226,9 +226,10 @@ def cost(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
             for key in keys
         ),
     ]
+    columns: list[Column] = [("", "text"), *((arm.label, "number") for arm in arms)]
     runs = table(
         "The runs",
-        [("", "text"), *((arm.label, "number") for arm in arms)],  # type: ignore[list-item]
+        columns,
         lines,
         is_folded=False,
     )

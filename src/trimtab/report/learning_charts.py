@@ -23,7 +23,7 @@ def learning_curve(rows: Rows, arms: Sequence[str], measure: str) -> dict[str, A
             "field": "step",
             "type": "quantitative",
             "scale": {"nice": False},
-            "axis": plain_axis("step", grid=False, tickMinStep=1, format="d"),
+            "axis": plain_axis("step", grid=False, tickMinStep=1, format="d", labelFlush=False),
         },
         "y": {
             "field": "value",
@@ -83,7 +83,9 @@ def accuracy_dots(
     }
 
     def x(field: str) -> dict[str, Any]:
-        axis = plain_axis("held-out questions answered correctly (%)", tickCount=6)
+        axis = plain_axis(
+            "held-out questions answered correctly (%)", tickCount=6, labelFlush=False
+        )
         return {
             "field": field,
             "type": "quantitative",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trimtab.compare.result import CheckpointRecord
+from trimtab.compare.result import COVERAGE_LISTS, CheckpointRecord
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Section, Table, table
 from trimtab.report.wording import coverage_sentence, named, printable
@@ -13,6 +13,14 @@ from trimtab.report.wording import coverage_sentence, named, printable
 __all__ = ["coverage", "provenance"]
 
 _NUM_LISTED = 40
+_TITLES = {
+    "tied": "Tied tensors, counted once",
+    "missing": "Only in base",
+    "extra": "Only in tuned",
+    "shape_mismatch": "Of another shape",
+    "renamed": "Matched under another name",
+    "folded": "Block scales multiplied into their weights",
+}
 
 
 def coverage(arms: Sequence[Arm]) -> Section:
@@ -22,14 +30,9 @@ def coverage(arms: Sequence[Arm]) -> Section:
     for arm in arms:
         prefix = f"{arm.label}: " if arm.label else "Coverage is "
         sentences.append(f"{prefix}{coverage_sentence(arm.comparison.coverage)}.")
-        lists = (
-            ("Tied tensors, counted once", arm.comparison.coverage.tied),
-            ("Only in base", arm.comparison.coverage.missing),
-            ("Only in tuned", arm.comparison.coverage.extra),
-            ("Of another shape", arm.comparison.coverage.shape_mismatch),
-            ("Matched under another name", arm.comparison.coverage.renamed),
-        )
-        blocks += [_listed(named(arm.label, title), rows) for title, rows in lists if rows]
+        for name in COVERAGE_LISTS:
+            if rows := getattr(arm.comparison.coverage, name):
+                blocks.append(_listed(named(arm.label, _TITLES[name]), rows))
     is_warning = not all(arm.comparison.coverage.is_complete for arm in arms)
     return Section("Coverage", tuple(sentences), tuple(blocks), is_warning)
 
@@ -55,7 +58,7 @@ def _cell(value: object) -> str:
     if isinstance(value, int):
         return f"{value:,}"
     if isinstance(value, list | tuple):
-        return " × ".join(map(str, value))
+        return " × ".join(map(str, value)) or "scalar"
     return printable(str(value))
 
 

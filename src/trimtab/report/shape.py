@@ -8,7 +8,7 @@ from typing import Any
 from trimtab.elements.counts import percent
 from trimtab.report import charts
 from trimtab.report.arms import Arm
-from trimtab.report.blocks import Figure, Key, Section, Table, table
+from trimtab.report.blocks import Column, Figure, Key, Section, Table, run_column, table
 from trimtab.report.wording import magnitude, named, plural, printable
 
 __all__ = ["geometry", "rank"]
@@ -38,9 +38,9 @@ def rank(arms: Sequence[Arm]) -> Section | None:
     labels = [arm.label for arm in arms]
     rows: list[dict[str, Any]] = []
     cells: list[tuple[str, ...]] = []
-    for figure, name in _RANKS.items():
+    for rank_key, name in _RANKS.items():
         for label, section in sections.items():
-            summary = section["summary"].get(figure)
+            summary = section["summary"].get(rank_key)
             if summary is None or summary["mean"] is None:
                 continue
             texts = [
@@ -63,7 +63,7 @@ def rank(arms: Sequence[Arm]) -> Section | None:
         "Rank as a share of the most that the shape allows",
         [
             ("figure", "text"),
-            *([("run", "text")] if any(labels) else []),  # type: ignore[list-item]
+            *run_column(labels),
             ("mean", "number"),
             ("shuffled, mean", "number"),
             ("least", "number"),
@@ -82,7 +82,7 @@ def rank(arms: Sequence[Arm]) -> Section | None:
             tips=("figure", "update", "shuffled update"),
         ),
         "A dot is the mean over all matrices; its tick is the same figure for a random update of "
-        "the same density and the same values. Only a dot to the left of its tick says that the "
+        "the same density and the same values. Only a dot well to the left of its tick says that the "
         "update has fewer directions than chance.",
         numbers,
         (*_run_keys(arms, "update"), Key("tick", "shuffled update")),
@@ -90,8 +90,8 @@ def rank(arms: Sequence[Arm]) -> Section | None:
     counted = [
         _prefixed(
             label,
-            f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, "
-            f"{section['num_zero_updates']:,} of them without any change (rank 0); "
+            f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, of which "
+            f"{section['num_zero_updates'] or 'none'} did not change at all (rank 0); "
             f"{plural(len(section['skipped']), 'tensor')} left out.",
         )
         for label, section in sections.items()
@@ -101,7 +101,9 @@ def rank(arms: Sequence[Arm]) -> Section | None:
         "figure is set beside that of a control: the elements of the same update in random order."
     )
     details = [_ranks_by_tensor(label, section) for label, section in sections.items()]
-    skipped = [_skipped(label, section) for label, section in sections.items() if section["skipped"]]
+    skipped = [
+        _skipped(label, section) for label, section in sections.items() if section["skipped"]
+    ]
     return Section("Rank of the update", (intro, *counted), (figure, *details, *skipped))
 
 
@@ -109,14 +111,11 @@ def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> Table:
     def cell(row: Mapping[str, Any], figure: str) -> str:
         return f"{row['update'][figure]['value']:.4g} / {row['random'][figure]['value']:.4g}"
 
+    columns: list[Column] = [("tensor", "code"), ("shape", "number"), ("method", "text")]
+    columns += [(name, "number") for name in _RANKS.values()]
     return table(
         named(label, "Rank of every matrix, update / shuffled"),
-        [
-            ("tensor", "code"),
-            ("shape", "number"),
-            ("method", "text"),
-            *((name, "number") for name in _RANKS.values()),  # type: ignore[misc]
-        ],
+        columns,
         [
             (
                 printable(name),
@@ -138,9 +137,9 @@ def geometry(arms: Sequence[Arm]) -> Section | None:
     labels = [arm.label for arm in arms]
     rows: list[dict[str, Any]] = []
     cells: list[tuple[str, ...]] = []
-    for figure, name in _SHARES.items():
+    for share_key, name in _SHARES.items():
         for label, section in sections.items():
-            summary = section["summary"].get(figure)
+            summary = section["summary"].get(share_key)
             if summary is None:
                 continue
             share, chance = percent(summary["share"], 1), percent(summary["chance"], 1)
@@ -163,7 +162,7 @@ def geometry(arms: Sequence[Arm]) -> Section | None:
         "Shares and their chance",
         [
             ("share of", "text"),
-            *([("run", "text")] if any(labels) else []),  # type: ignore[list-item]
+            *run_column(labels),
             ("share", "number"),
             ("chance", "number"),
             ("lift", "number"),
@@ -191,22 +190,22 @@ def geometry(arms: Sequence[Arm]) -> Section | None:
             label,
             f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, "
             f"{plural(len(section['skipped']), 'tensor')} left out. Top directions are the "
-            f"{section['principal']:.0%} of largest singular values of base; masks hold "
-            f"{section['mask']:.0%} of the elements. Norm of the update over that of base: "
+            f"{percent(section['principal'], 1, 0)} of largest singular values of base; masks hold "
+            f"{percent(section['mask'], 1, 0)} of the elements. Norm of the update over that of base: "
             f"{magnitude(section['summary']['relative_update'])}; shift of the singular values "
             f"(NSS): {magnitude(section['summary']['spectral_shift'])}.",
         )
         for label, section in sections.items()
     ]
-    skipped = [_skipped(label, section) for label, section in sections.items() if section["skipped"]]
+    skipped = [
+        _skipped(label, section) for label, section in sections.items() if section["skipped"]
+    ]
     return Section("Geometry of the update", tuple(texts), (figure, *skipped))
 
 
 def _sections(arms: Sequence[Arm], name: str) -> dict[str, Mapping[str, Any]]:
     return {
-        arm.label: arm.comparison.analyses[name]
-        for arm in arms
-        if name in arm.comparison.analyses
+        arm.label: arm.comparison.analyses[name] for arm in arms if name in arm.comparison.analyses
     }
 
 

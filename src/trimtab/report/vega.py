@@ -16,8 +16,8 @@ __all__ = ["WIDTH", "Rows", "arm_colours", "chart", "hover_box", "plain_axis"]
 Rows = Sequence[dict[str, Any]]
 """Data of a chart; `tip_*` columns are finished text for the hover box."""
 
-WIDTH = 660
-_FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
+WIDTH = 736
+_FONT = '-apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", Arial, sans-serif'
 
 _CONFIG: dict[str, Any] = {
     "font": _FONT,

@@ -45,8 +45,10 @@ def named(label: str, title: str) -> str:
 
 
 def magnitude(value: float | None) -> str:
-    """A real number to three significant digits."""
-    return "–" if value is None else f"{value:.3g}"
+    """A real number to three significant digits, a small one as `8.62e-05`."""
+    if value is None:
+        return "–"
+    return f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3g}"
 
 
 def of_all(part: int, whole: int) -> str:

@@ -1,0 +1,257 @@
+"""Speed and memory of `trimtab compare`, as ratios to named peers measured in the same run.
+
+Peers, on the same files in the page cache:
+
+- `numpy`: `count_nonzero(base != tuned)` over the two files mapped as uint16. It answers one
+  question out of all those that trimtab answers, and no program that looks at every byte in NumPy
+  does less.
+- `published script`: the arithmetic of the script of arXiv 2505.11711 (research notes on
+  `check_sparsity.py`): both state dicts in memory, subtract, concatenate, `isclose`. Loading is not
+  counted.
+
+Run `make bench`, or `python -m benchmarks.compare --help`. Each round runs every contestant once,
+in turn; medians of the rounds and of the ratios within a round are reported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import trimtab
+
+HIDDEN, INTERMEDIATE, VOCABULARY = 1024, 2816, 32000
+BLOCK = 1 << 23
+
+Bits = NDArray[np.uint16]
+
+
+def shapes(num_layers: int) -> dict[str, tuple[int, ...]]:
+    """Tensors of a Llama with grouped-query attention."""
+    tensors: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN)}
+    for layer in range(num_layers):
+        at = f"model.layers.{layer}"
+        tensors[f"{at}.input_layernorm.weight"] = (HIDDEN,)
+        tensors[f"{at}.post_attention_layernorm.weight"] = (HIDDEN,)
+        for kind, width in (("q", HIDDEN), ("k", HIDDEN // 4), ("v", HIDDEN // 4), ("o", HIDDEN)):
+            tensors[f"{at}.self_attn.{kind}_proj.weight"] = (width, HIDDEN)
+        tensors[f"{at}.mlp.gate_proj.weight"] = (INTERMEDIATE, HIDDEN)
+        tensors[f"{at}.mlp.up_proj.weight"] = (INTERMEDIATE, HIDDEN)
+        tensors[f"{at}.mlp.down_proj.weight"] = (HIDDEN, INTERMEDIATE)
+    tensors["model.norm.weight"] = (HIDDEN,)
+    return tensors
+
+
+def layers_for(num_bytes: int) -> int:
+    """Layers that give a file of at least so many bytes."""
+    outside = (VOCABULARY + 1) * HIDDEN
+    per_layer = 2 * HIDDEN + 2.5 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE
+    return int(-(-(num_bytes / 2 - outside) // per_layer))
+
+
+def pair_of_blocks(density: float, seed: int) -> tuple[Bits, Bits]:
+    """Bf16 weights N(0, 0.02), and the same with a share of them moved by 1 to 3 ulp."""
+    rng = np.random.default_rng(seed)
+    weights = rng.standard_normal(BLOCK, dtype=np.float32) * np.float32(0.02)
+    base = (weights.view(np.uint32) >> 16).astype(np.uint16)
+    hit = rng.random(BLOCK, dtype=np.float32) < density
+    step = rng.integers(1, 4, BLOCK, dtype=np.uint16)
+    tuned = np.where(hit, np.where(rng.random(BLOCK) < 0.5, base + step, base - step), base)
+    return base, tuned
+
+
+def make_pair(folder: Path, num_bytes: int, density: float, num_blocks: int) -> tuple[Path, Path]:
+    """Write two checkpoints; the file repeats `num_blocks` different blocks of weights."""
+    tensors = shapes(layers_for(num_bytes))
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in tensors.items():
+        size = 2 * int(np.prod(shape))
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    blocks = [pair_of_blocks(density, seed) for seed in range(num_blocks)]
+    paths = []
+    for side, name in enumerate(("base", "tuned")):
+        path = folder / f"{name}-{density:g}-{num_bytes}.safetensors"
+        with path.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for start in range(0, end, 2 * BLOCK):
+                block = blocks[start // (2 * BLOCK) % num_blocks][side]
+                file.write(block.view(np.uint8)[: end - start].data)
+        paths.append(path)
+    return paths[0], paths[1]
+
+
+def numpy_count(base: Path, tuned: Path) -> int:
+    """The bare peer: how many uint16 differ."""
+    left, right = (np.memmap(path, np.uint16, "r") for path in (base, tuned))
+    return int(np.count_nonzero(left != right))
+
+
+def published_arithmetic(base: Path, tuned: Path) -> Callable[[], float]:
+    """Load both state dicts, and return the part of the published script that is timed."""
+    import torch
+    from safetensors.torch import load_file
+
+    left, right = load_file(base), load_file(tuned)
+
+    def measure() -> float:
+        deltas = [right[name] - left[name] for name in left]
+        exact = sum(int((delta == 0).sum()) for delta in deltas)
+        flat = torch.cat([delta.flatten() for delta in deltas])
+        near = torch.isclose(flat, torch.zeros_like(flat), atol=1e-5).sum()
+        return exact + float(near)
+
+    return measure
+
+
+def timed(work: Callable[[], object]) -> float:
+    """Wall seconds of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def speed(folder: Path, num_bytes: int, density: float, rounds: int) -> dict[str, Any]:
+    """Time all contestants on one pair."""
+    base, tuned = make_pair(folder, num_bytes, density, num_blocks=8)
+    result = trimtab.compare(base, tuned, threads=2)  # compiles, and fills the page cache
+    published = published_arithmetic(base, tuned)
+    contestants: dict[str, Callable[[], object]] = {
+        "numpy": lambda: numpy_count(base, tuned),
+        "trimtab, 2 threads": lambda: trimtab.compare(base, tuned, threads=2),
+        "trimtab, 1 thread": lambda: trimtab.compare(base, tuned, threads=1),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name, work in contestants.items():
+            seconds[name].append(timed(work))
+    seconds["published script"] = [timed(published) for _ in range(3)]
+    for path in (base, tuned):
+        path.unlink()
+
+    def ratio(name: str, peer: str) -> float:
+        return median(a / b for a, b in zip(seconds[name], seconds[peer], strict=True))
+
+    two = median(seconds["trimtab, 2 threads"])
+    return {
+        "num_bytes_each": result.base.num_elements * 2,
+        "density": result.total.density("bits"),
+        "rounds": rounds,
+        "seconds": {name: median(values) for name, values in seconds.items()},
+        "ratio to numpy, 2 threads": ratio("trimtab, 2 threads", "numpy"),
+        "ratio to numpy, 1 thread": ratio("trimtab, 1 thread", "numpy"),
+        "two threads over one": ratio("trimtab, 1 thread", "trimtab, 2 threads"),
+        "published script over trimtab": median(seconds["published script"]) / two,
+        "gigabytes per second, both files": 4e-9 * result.base.num_elements / two,
+    }
+
+
+def child_peak(arguments: list[str]) -> dict[str, float]:
+    """Run `trimtab` and take its wall time and peak resident memory, mapped pages included."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trimtab", *arguments], stdout=subprocess.DEVNULL
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"trimtab {' '.join(arguments)} failed")
+    return {"seconds": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
+
+
+def memory(folder: Path, num_bytes: int) -> dict[str, Any]:
+    """Peak memory of the command on a pair that is larger than the bound it must keep."""
+    base, tuned = make_pair(folder, num_bytes, 0.05, num_blocks=2)
+    peak = child_peak(["compare", str(base), str(tuned)])
+    size = base.stat().st_size
+    for path in (base, tuned):
+        path.unlink()
+    return {"num_bytes_each": size, **peak}
+
+
+def start_up(folder: Path, rounds: int) -> dict[str, float]:
+    """Wall time of the whole process: help, and a comparison of two tiny checkpoints."""
+    base, tuned = make_pair(folder, 1 << 20, 0.1, num_blocks=1)
+    small = [folder / f"{path.stem}-small.safetensors" for path in (base, tuned)]
+    for path, target in zip((base, tuned), small, strict=True):
+        first = 2 * HIDDEN * 64
+        header = {"w": {"dtype": "BF16", "shape": [64, HIDDEN], "data_offsets": [0, first]}}
+        text = json.dumps(header).encode()
+        with path.open("rb") as file:
+            file.seek(-first, os.SEEK_END)
+            target.write_bytes(len(text).to_bytes(8, "little") + text + file.read())
+
+    def seconds(arguments: list[str]) -> float:
+        return median(child_peak(arguments)["seconds"] for _ in range(rounds))
+
+    return {
+        "trimtab --help": seconds(["--help"]),
+        "compare of a tiny pair": seconds(["compare", *map(str, small)]),
+    }
+
+
+def provenance() -> dict[str, Any]:
+    """What the figures were measured with."""
+    processor = next(_processor_names(), platform.processor())
+    return {
+        "trimtab_version": trimtab.__version__,
+        "numpy_version": np.__version__,
+        "python_version": platform.python_version(),
+        "processor": processor,
+        "processors": os.cpu_count(),
+        "device": "cpu",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def _processor_names() -> Iterator[str]:
+    path = Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("model name"):
+            yield line.split(":", 1)[1].strip()
+
+
+def main() -> None:
+    """Run everything and print the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds (default 7)")
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="size of each timed file")
+    parser.add_argument("--large", type=float, default=8.0, help="size of each file for memory")
+    parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    options = parser.parse_args()
+    report: dict[str, Any] = {"provenance": provenance()}
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as name:
+        folder = Path(name)
+        report["start_up"] = start_up(folder, options.rounds)
+        for density in (0.01, 0.2):
+            size = int(options.gigabytes * 1e9)
+            report[f"speed, {density:.0%} changed"] = speed(folder, size, density, options.rounds)
+        report["memory"] = memory(folder, int(options.large * 1e9))
+    report["peak_mb_of_this_process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The import picture of the project, and what stays out of a light import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trimtab
+from trimtab import errors
+
+SOURCE = Path(trimtab.__file__).parent
+
+MAY_IMPORT = {
+    "errors": set(),
+    "extras": {"errors"},
+    "elements": {"errors"},
+    "checkpoints": {"elements", "extras", "errors"},
+    "compare": {"checkpoints", "elements", "extras", "errors"},
+    "report": {"compare", "elements", "extras", "errors"},
+    "training": {"compare", "checkpoints", "elements", "extras", "errors"},
+    "cli": {"report", "training", "compare", "checkpoints", "elements", "extras", "errors"},
+}
+"""Layer -> the layers below it. `compare` and its siblings to come meet in `elements`."""
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level parts of trimtab that a module imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [node.module or ""]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("trimtab.")}
+    return found
+
+
+@pytest.mark.parametrize("layer", MAY_IMPORT)
+def test_imports_point_one_way(layer: str) -> None:
+    single = SOURCE / f"{layer}.py"
+    files = [single] if single.exists() else sorted((SOURCE / layer).rglob("*.py"))
+    assert files
+    for file in files:
+        wrong = imports_of(file) - MAY_IMPORT[layer] - {layer}
+        assert not wrong, f"{file.relative_to(SOURCE)} imports {sorted(wrong)}"
+
+
+def test_every_folder_has_its_place() -> None:
+    parts = {path.name.removesuffix(".py") for path in SOURCE.iterdir()}
+    assert parts - {"__init__", "__main__", "__pycache__", "py.typed"} == set(MAY_IMPORT)
+
+
+def test_only_training_imports_trl() -> None:
+    for path in SOURCE.rglob("*.py"):
+        if "training" not in path.parts:
+            tree = ast.parse(path.read_text("utf-8"))
+            names = [
+                name
+                for node in ast.walk(tree)
+                for name in (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
+            ]
+            assert not any(name.split(".")[0] == "trl" for name in names), path
+
+
+@pytest.mark.parametrize("statement", ["import trimtab", "import trimtab.cli"])
+def test_a_light_import(statement: str) -> None:
+    heavy = ("torch", "transformers", "trl", "numba", "pandas", "rich", "huggingface_hub", "jinja2")
+    code = f"{statement}; import sys; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names() -> None:
+    assert sorted(trimtab.__all__) == trimtab.__all__
+    for name in trimtab.__all__:
+        assert getattr(trimtab, name).__doc__
+    assert callable(trimtab.compare)
+
+
+def test_every_error_refines_a_builtin() -> None:
+    for name in errors.__all__:
+        kind = getattr(errors, name)
+        assert issubclass(kind, errors.TrimtabError)
+        if kind is not errors.TrimtabError:
+            assert issubclass(kind, (ValueError, OSError, ImportError))
+        assert name in (errors.__doc__ or "")
