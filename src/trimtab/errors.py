@@ -8,6 +8,7 @@ Each class also derives from the built-in that it refines, so callers can catch 
     │                                        no such path, hub id or revision, or no network
     ├── TensorMismatchError (ValueError)     base and tuned tensors do not fit each other
     ├── CriterionError (ValueError)          a "changed" criterion that cannot be understood
+    ├── AnalysisError (ValueError)           settings of an analysis that cannot be used
     ├── ResultFormatError (ValueError)       a saved result of another format or version
     ├── SettingsError (ValueError)           settings of a training run that cannot be used
     ├── OutputExistsError (FileExistsError)  an output file is in the way, without --force

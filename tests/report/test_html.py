@@ -5,6 +5,7 @@ from base64 import b64encode
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.report.factory import (
@@ -12,7 +13,6 @@ from tests.report.factory import (
     make_counts,
     make_demo,
     make_tensor,
-    np,
     wrap,
 )
 from tests.report.page import Page
@@ -275,7 +275,7 @@ def test_names_from_files_stay_text() -> None:
     assert f"{HOSTILE}.0" in {row[0] for row in page.table("By share of changed elements").body}
     kinds = {row["kind"] for row in page.specs[0]["data"]["values"]}
     assert kinds == {f"a{HOSTILE}", f"b{HOSTILE}"}
-    assert all("<" not in spec for spec in re.findall(r'json">(.*?)</script>', text, re.S))
+    assert all("<" not in spec for spec in re.findall(r'tion/json">(.*?)</script>', text, re.S))
 
 
 def test_a_7b_model_stays_below_3_megabytes() -> None:
@@ -333,3 +333,12 @@ def test_without_the_chart_library_the_cure_is_named(
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'trimtab\[report\]'"):
         render_html(comparison)
+
+
+def test_every_colour_is_defined_for_light_and_dark() -> None:
+    for text in all_pages():
+        defined = re.findall(r"(--[\w-]+):", text)
+        used = set(re.findall(r"var\((--[\w-]+)\)", text))
+        once = {"--own", "--line"}
+        assert all(defined.count(name) >= 2 for name in used - once), used
+        assert used <= set(defined)

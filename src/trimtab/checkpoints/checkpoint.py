@@ -146,7 +146,7 @@ def _read_headers(weights: WeightFiles, pool: FilePool) -> dict[str, StoredTenso
             problems.append(f"{path}: holds {first_few(twice)}, which another shard holds too")
         tensors.update(found)
     if problems:
-        raise CheckpointError("; ".join(problems))
+        raise CheckpointError(first_few(problems, "; "))
     return tensors
 
 

@@ -121,7 +121,7 @@ def command(
     elif output is None:
         from trimtab.report.table import render_table
 
-        click.echo(render_table(comparison), nl=False)
+        click.echo(render_table(comparison))
 
 
 def to_json(comparison: Comparison) -> str:

@@ -27,7 +27,7 @@ def command(result: Path, output: Path | None, force: bool) -> None:
     if output is None:
         from trimtab.report.table import render_table
 
-        click.echo(render_table(comparison), nl=False)
+        click.echo(render_table(comparison))
         return
     from trimtab.report.html import render_html
 

@@ -92,6 +92,7 @@ def precision(arms: Sequence[Arm]) -> Section | None:
         ],
         cells,
         has_total=len(analysed) == 1,
+        note="“Adam at worst” bounds what so many Adam steps can reach, whatever the gradients.",
     )
     dots = [
         Key(f"dot-{place % 4}", f"measured {arm.label}".strip())

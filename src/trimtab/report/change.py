@@ -66,7 +66,9 @@ def where(arms: Sequence[Arm]) -> Section:
     if len(arms) > 1:
         blocks.append(_side_by_side(arms))
     blocks += [_by_kind(arm, is_folded=len(arms) > 1) for arm in arms]
-    blocks += [_heat_map(arm, highest, is_first=arm is arms[0]) for arm in arms]
+    blocks += [
+        _heat_map(arm, highest, is_first=arm is arms[0]) for arm in arms if arm.total.num_elements
+    ]
     blocks += [_by_layer(arm) for arm in arms]
     return Section("Where the changes are", blocks=tuple(blocks))
 

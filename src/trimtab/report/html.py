@@ -37,7 +37,7 @@ from trimtab.report.wording import (
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["render_demo_html", "render_html"]
+__all__ = ["check_installed", "render_demo_html", "render_html"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ class _Hero:
     words: str
     fraction: float
     changed: str
+
+
+def check_installed() -> Any:
+    """The module of the chart library.
+
+    Raises:
+        MissingExtraError: It is not installed. Better heard before a long comparison than after.
+    """
+    return require("vl_convert", "pip install 'trimtab[report]'")
 
 
 def render_html(comparison: Comparison) -> str:
@@ -88,7 +97,7 @@ def render_demo_html(demo: DemoRecord, comparisons: Mapping[str, Comparison]) ->
     Raises:
         MissingExtraError: The chart library is not installed.
     """
-    arms = [Arm(printable(label), comparison) for label, comparison in comparisons.items()]
+    arms = [Arm(label, comparison) for label, comparison in comparisons.items()]
     labels = " and ".join(arm.label for arm in arms)
     task = f" trained on {demo['task']}" if "task" in demo else " trained"
     opening = (
@@ -181,7 +190,7 @@ def _render(arms: Sequence[Arm], *, sections: Sequence[Section], **parts: Any) -
 @cache
 def _chart_library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
-    vl_convert = require("vl_convert", "pip install 'trimtab[report]'")
+    vl_convert = check_installed()
     # An inline script ends at the first "</script", wherever that stands.
     bundle: str = vl_convert.javascript_bundle()
     return bundle.replace("</script", "<\\/script")

@@ -82,8 +82,8 @@ def rank(arms: Sequence[Arm]) -> Section | None:
             tips=("figure", "update", "shuffled update"),
         ),
         "A dot is the mean over all matrices; its tick is the same figure for a random update of "
-        "the same density and the same values. Only a dot well to the left of its tick says that the "
-        "update has fewer directions than chance.",
+        "the same density and the same values. Only a dot well to the left of its tick says that "
+        "the update has fewer directions than chance.",
         numbers,
         (*_run_keys(arms, "update"), Key("tick", "shuffled update")),
     )
@@ -191,9 +191,9 @@ def geometry(arms: Sequence[Arm]) -> Section | None:
             f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, "
             f"{plural(len(section['skipped']), 'tensor')} left out. Top directions are the "
             f"{percent(section['principal'], 1, 0)} of largest singular values of base; masks hold "
-            f"{percent(section['mask'], 1, 0)} of the elements. Norm of the update over that of base: "
-            f"{magnitude(section['summary']['relative_update'])}; shift of the singular values "
-            f"(NSS): {magnitude(section['summary']['spectral_shift'])}.",
+            f"{percent(section['mask'], 1, 0)} of the elements. Norm of the update over that of "
+            f"base: {magnitude(section['summary']['relative_update'])}; shift of the singular "
+            f"values (NSS): {magnitude(section['summary']['spectral_shift'])}.",
         )
         for label, section in sections.items()
     ]

@@ -112,7 +112,7 @@ def _kinds(arm: Arm, width: int, *, styled: bool) -> str:
     for kind, counts in arm.by_kind.items():
         add(kind, counts, arm.tensors_by_kind[kind])
     add(None, arm.total, arm.comparison.tensors)
-    lines = _aligned(columns, width)
+    lines = aligned(columns, width)
     notes = []
     if "mean of tensors" in lines[0]:
         notes.append("“unchanged” is weighted by elements, “mean of tensors” counts each alike.")
@@ -127,7 +127,7 @@ def _kinds(arm: Arm, width: int, *, styled: bool) -> str:
     return "\n".join([*lines, *_wrapped(" ".join(notes), width, "2", styled=styled)])
 
 
-def _aligned(columns: dict[str, list[str]], width: int) -> list[str]:
+def aligned(columns: dict[str, list[str]], width: int) -> list[str]:
     """Lines of a table with its headings, the first column to the left; drops what cannot fit."""
     for leaving in (*_OPTIONAL, None):
         sizes = {title: max(map(len, (title, *cells))) for title, cells in columns.items()}

@@ -57,8 +57,9 @@ def of_all(part: int, whole: int) -> str:
 
 
 def sparsity_text(counts: ChangeCounts, criterion: str) -> str:
-    """Update sparsity as a percentage."""
-    return percent(counts.num_elements - counts.num_changed[criterion], counts.num_elements)
+    """Update sparsity as a percentage; a dash where there are no elements."""
+    num_changed = counts.num_changed.get(criterion, 0)
+    return percent(counts.num_elements - num_changed, counts.num_elements)
 
 
 def unchanged(criterion: str) -> str:
