@@ -321,6 +321,56 @@ def test_fused_parts_are_counted_apart(tmp_path: Path) -> None:
     assert parts["v_proj"].rows.num_touched == 1
 
 
+def test_the_pieces_of_a_fused_bias_are_one_part(tmp_path: Path) -> None:
+    """GPT-NeoX keeps query, key and value of a head together, head after head."""
+    config = {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "model_type": "gpt_neox",
+        "hidden_size": 12,
+        "num_attention_heads": 3,
+    }
+    at = "gpt_neox.layers.0.attention.query_key_value"
+    base = {f"{at}.weight": torch.zeros(36, 12), f"{at}.bias": torch.zeros(36)}
+    tuned = {name: tensor.clone() for name, tensor in base.items()}
+    tuned[f"{at}.bias"].reshape(3, 3, 4)[:, 1] = 1
+    tuned[f"{at}.weight"].reshape(3, 3, 4, 12)[1, 2] = 1
+    result = trimtab.compare(
+        save(tmp_path / "b", base, config),
+        save(tmp_path / "t", tuned, config),
+        profiles=True,
+        rank=True,
+    )
+    parts = {tensor.name: tensor for tensor in result.tensors}
+    shapes = {name: parts[f"{at}.{name}"].shape for name in ("bias[k]", "weight[v]")}
+    assert shapes == {"bias[k]": (12,), "weight[v]": (12, 12)}
+    changed = {name: tensor.counts.num_changed["bits"] for name, tensor in parts.items()}
+    assert changed == {
+        f"{at}.weight[q]": 0,
+        f"{at}.weight[k]": 0,
+        f"{at}.weight[v]": 48,
+        f"{at}.bias[q]": 0,
+        f"{at}.bias[k]": 12,
+        f"{at}.bias[v]": 0,
+    }
+    rows = parts[f"{at}.weight[v]"].rows.changed
+    assert rows is not None
+    assert rows.tolist() == [0] * 4 + [12] * 4 + [0] * 4
+    assert result.analyses["rank"]["by_tensor"][f"{at}.weight[v]"]["shape"] == [12, 12]
+
+
+def test_a_head_tied_by_default_counts_once(tmp_path: Path) -> None:
+    config = {"architectures": ["Gemma2ForCausalLM"], "model_type": "gemma2"}
+    base = llama_tensors()
+    base["lm_head.weight"] = base["model.embed_tokens.weight"].clone()
+    tuned = moved({name: t for name, t in base.items() if name != "lm_head.weight"})
+    tuned["lm_head.weight"] = tuned["model.embed_tokens.weight"].clone()
+    result = trimtab.compare(
+        save(tmp_path / "b", base, config), save(tmp_path / "t", tuned, config)
+    )
+    assert [row["name"] for row in result.coverage.tied] == ["lm_head.weight"]
+    assert "lm_head" not in result.by_kind()
+
+
 def test_odd_tensors(tmp_path: Path) -> None:
     """Scalars, empty tensors and integers are compared like the rest."""
     base = {
@@ -386,3 +436,30 @@ def test_rank_and_geometry_name_every_matrix(pair: tuple[Path, Path]) -> None:
         update = tuned[name].float() - base[name].float()
         expected = torch.linalg.matrix_rank(update).item()
         assert data["rank"]["by_tensor"][name]["update"]["matrix_rank"]["value"] == expected
+
+
+def test_progress_reaches_the_end_and_an_error_in_it_stops_the_run(pair: tuple[Path, Path]) -> None:
+    seen: list[int] = []
+    totals: set[int] = set()
+
+    def watch(num_bytes: int, total: int) -> None:
+        seen.append(num_bytes)
+        totals.add(total)
+
+    result = trimtab.compare(*pair, progress=watch)
+    assert totals == {2 * 2 * result.total.num_elements}
+    assert sum(seen) == totals.pop()
+
+    def interrupt(num_bytes: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trimtab.compare(*pair, progress=interrupt)
+
+
+def test_a_file_cut_short_while_it_is_read(pair: tuple[Path, Path]) -> None:
+    with trimtab.open_checkpoint(pair[0]) as base, trimtab.open_checkpoint(pair[1]) as tuned:
+        weights = pair[1] / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1000])
+        with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+            trimtab.compare(base, tuned)

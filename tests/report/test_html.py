@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from base64 import b64encode
 from hashlib import sha256
@@ -196,7 +197,7 @@ def test_incomplete_coverage_is_loud_and_listed() -> None:
     assert warnings.count("notice warning") == 2
     assert "Coverage is INCOMPLETE: 100 elements were compared, 89.29 % of base" in page.text
     table = page.table("Only in base (100)")
-    assert table.body[0] == [HOSTILE, "3 × 4", "BF16", "12", "ab"]
+    assert table.body[0] == [HOSTILE, "3 × 4", "BF16", "12"]
     assert len(table.body) == 40
     assert "60 more are not shown here" in page.text
 
@@ -209,6 +210,19 @@ def test_a_conversion_is_said_in_every_section() -> None:
 def test_nothing_compared_is_a_page_too() -> None:
     page = Page(render_html(wrap([])))
     assert "no weights were compared" in page.text
+
+
+def test_identical_checkpoints_have_no_movers() -> None:
+    counts = make_counts(100, 0.0, np.random.default_rng(0))
+    page = Page(render_html(wrap([make_tensor("a", 0, "q_proj", (10, 10), counts)])))
+    assert "100 % of 100 weights are bit-identical" in " ".join(page.text.split())
+    assert "No tensor changed." in page.text
+    assert "How far the changed weights moved" not in page.sections
+
+
+def test_a_result_read_back_from_json_gives_the_same_page(comparison: Comparison) -> None:
+    again = Comparison.from_dict(json.loads(json.dumps(comparison.to_dict())))
+    assert render_html(again) == render_html(comparison)
 
 
 def test_every_chart_has_a_table_and_a_caption(text: str) -> None:

@@ -1,7 +1,7 @@
 """Open a folder, a file or a hub id as lazy tensors; know what each tensor is by its name."""
 
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of
+from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of, tied_names
 from trimtab.checkpoints.tensors import DataFile, StoredTensor
 
 __all__ = [
@@ -12,4 +12,5 @@ __all__ = [
     "TensorPart",
     "open_checkpoint",
     "parts_of",
+    "tied_names",
 ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints import Checkpoint, StoredTensor, tied_names
 from trimtab.compare.pairing import Pair, Pairing, num_columns, num_rows
 from trimtab.compare.result import CheckpointRecord, Coverage
 
@@ -59,8 +59,11 @@ def without_tied_copies(
 
 
 def _is_tied_output(name: str, base: Checkpoint, tuned: Checkpoint) -> bool:
-    output = name.endswith(("lm_head.weight", "embed_out.weight"))
-    return output and any(c.config.get("tie_word_embeddings") is True for c in (base, tuned))
+    """Whether a config says that a head, stored or not, repeats the embedding."""
+    return any(
+        name in tied_names(checkpoint.tensors.keys() - {name}, checkpoint.config)
+        for checkpoint in (base, tuned)
+    )
 
 
 def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRecord:

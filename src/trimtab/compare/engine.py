@@ -266,8 +266,9 @@ class _PartCount:
         columns = part.rectangles[0].column_stop - part.rectangles[0].column_start
         self.tally = Tally(pair.dtype, criteria, rows, columns)
         whole = rows == num_rows(pair.shape) and columns == num_columns(pair.shape)
-        vector = len(pair.shape) == 1
-        self.shape = pair.shape if whole else (columns,) if vector else (rows, columns)
+        # The pieces of a fused bias lie in one row; the part is a vector of them all.
+        shape = (rows * columns,) if len(pair.shape) == 1 else (rows, columns)
+        self.shape = pair.shape if whole else shape
 
     def inside(self, chunk: Chunk) -> Iterator[tuple[tuple[slice, slice], int, int]]:
         """Where this part lies in a chunk: slices of the chunk, and row and column of the part."""

@@ -81,7 +81,7 @@ def _part(
         values[r.row_start : r.row_stop, r.column_start : r.column_stop] for r in part.rectangles
     ]
     if len(shape) < 2:
-        return blocks[0].reshape(-1)
+        return np.concatenate([block.reshape(-1) for block in blocks])
     if len(shape) == 3:
         whole = len(blocks) == 1
         return blocks[0].reshape(shape) if whole else np.stack(blocks)

@@ -359,16 +359,20 @@ def _directions(arm: Arm) -> str:
 def largest_movers(arms: Sequence[Arm]) -> Section:
     """The tensors with the largest share of changed elements, and with the largest update."""
     blocks: list[Figure | Table] = []
+    still = []
     for arm in arms:
         criterion = arm.criterion
         moved = [
             tensor for tensor in arm.comparison.tensors if tensor.counts.num_changed.get(criterion)
         ]
+        if not moved:
+            still.append(named(arm.label, "No tensor changed") + ".")
+            continue
         densest = sorted(moved, key=lambda t: t.counts.density(criterion) or 0, reverse=True)
         longest = sorted(moved, key=lambda t: t.counts.update_max_abs, reverse=True)
         blocks.append(_movers(arm, "By share of changed elements", densest))
         blocks.append(_movers(arm, "By largest |update| of one element", longest))
-    return Section("Largest movers", blocks=tuple(blocks))
+    return Section("Largest movers", tuple(still), tuple(blocks))
 
 
 def _movers(arm: Arm, title: str, tensors: Iterable[TensorChange]) -> Table:

@@ -130,8 +130,8 @@ def learned(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
             labels,
             baseline=100 * baseline["correct"] / total if total else None,
         ),
-        "Filled dots are greedy answers, rings are answers sampled at temperature 1. Whiskers are "
-        "one binomial standard error, which takes answers as independent; none is drawn where all "
+        "Filled dots are greedy answers, rings are sampled ones. Whiskers are one binomial "
+        "standard error, which takes answers as independent; none is drawn where all "
         "or no answers are right. A model that learned nothing but the most frequent answer "
         f"({printable(baseline['answer'])}) would stand on the dashed line.",
         _scores(models, baseline),

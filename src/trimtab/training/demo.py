@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["ArmResult", "DemoRun", "train_demo"]
 
 _EVALUATION = "evaluation.json"
+_WORK = ".work"
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,7 @@ def train_demo(
             arms[algorithm] = ArmResult(
                 algorithm, out / algorithm, record, run.evaluation(algorithm, record)
             )
+        run.clear()
     return DemoRun(
         base=out / "base",
         origin=origin,
@@ -187,7 +189,13 @@ class _Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def work(self, algorithm: str) -> Path:
-        return self.out / ".work" / algorithm
+        return self.out / _WORK / algorithm
+
+    def clear(self) -> None:
+        """Remove the folder of unfinished state, unless another arm still has some there."""
+        work = self.out / _WORK
+        if work.is_dir() and not any(work.iterdir()):
+            work.rmdir()
 
     def base(self, make_base: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
         with self._timed("base"), stage(self.bars, "base: de-quantise, save as bf16"):

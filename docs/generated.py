@@ -1,0 +1,321 @@
+"""Text of the documentation that programs write: help, real output, tables of real results.
+
+`python -m cogapp -r -P README.md docs/*.md`, run from the root of the project, writes it into the
+pages; `--check` instead of `-r` says whether they are up to date. Every function prints Markdown.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+import trimtab
+from trimtab import errors
+from trimtab.cli import VERBS
+from trimtab.cli import trimtab as command_line
+from trimtab.elements.absorption import rounding_reach
+from trimtab.elements.criteria import DEFAULT_CRITERIA, changed, parse_criterion
+from trimtab.elements.dtypes import DTYPES
+
+ROOT = Path(__file__).parent.parent
+WIDTH = 88
+
+CONVENTIONS = {
+    "1.0 → the next number": (0x3F80, 0x3F81),
+    "2⁻¹⁰ → the next number": (0x3A80, 0x3A81),
+    "+0 → −0": (0x0000, 0x8000),
+    "NaN → the same NaN": (0x7FC0, 0x7FC0),
+    "NaN → another NaN": (0x7FC0, 0x7FC1),
+    "1.0 → NaN": (0x3F80, 0x7FC0),
+    "+∞ → +∞": (0x7F80, 0x7F80),
+    "1.0 → +∞": (0x3F80, 0x7F80),
+    "+∞ → −∞": (0x7F80, 0xFF80),
+}
+"""What happens to a bf16 element -> its bits before and after."""
+
+
+@contextlib.contextmanager
+def tiny_pair() -> Iterator[None]:
+    """Work in a folder with two tiny checkpoints, `base` and `tuned`, that goes away again."""
+    from tests.compare.checkpoints import llama_tensors, moved, save
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        save(Path("base"), llama_tensors())
+        save(Path("tuned"), moved(llama_tensors()))
+        yield
+
+
+def shell(*commands: str) -> None:
+    """Run commands beside `base` and `tuned`, and show them with what they print."""
+    print("```console")
+    with tiny_pair():
+        environment = {**os.environ, "COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        for command in commands:
+            program, *arguments = shlex.split(command)
+            assert program == "trimtab", command
+            done = subprocess.run(
+                [sys.executable, "-m", "trimtab", *arguments],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                encoding="utf-8",
+            )
+            print(f"$ {command}\n{done.stdout.rstrip()}")
+    print("```")
+
+
+def session(source: str) -> None:
+    """Run Python beside `base` and `tuned`, and show it as an interactive session."""
+    source = textwrap.dedent(source).strip()
+    names: dict[str, Any] = {}
+    print("```pycon")
+    with tiny_pair():
+        for statement in ast.parse(source).body:
+            first, *rest = (ast.get_source_segment(source, statement) or "").splitlines()
+            print("\n".join([f">>> {first}", *(f"... {line}" for line in rest)]))
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(ast.Interactive([statement]), "session", "single"), names)
+            print(printed.getvalue(), end="")
+    print("```")
+
+
+def help_of(verb: str | None = None) -> None:
+    """The `--help` of the command line, or of one of its verbs."""
+    context = click.Context(command_line, info_name="trimtab", max_content_width=WIDTH)
+    command: click.Command = command_line
+    if verb is not None:
+        found = command_line.get_command(context, verb)
+        assert found is not None, verb
+        command = found
+        context = click.Context(
+            command, context, verb, max_content_width=WIDTH, help_option_names=["-h", "--help"]
+        )
+    print(f"```text\n{command.get_help(context)}\n```")
+
+
+def verbs() -> None:
+    """The verbs with what each does."""
+    rows(["command", "what it does"], ([f"`trimtab {verb}`", text] for verb, text in VERBS.items()))
+
+
+def rows(titles: Sequence[str], cells: Any) -> None:
+    """A Markdown table."""
+    for line in (titles, ["---"] * len(titles), *cells):
+        print(f"| {' | '.join(line)} |")
+
+
+def default_criteria() -> None:
+    """The criteria of every comparison, in a sentence."""
+    print(", ".join(f"`{criterion.key}`" for criterion in DEFAULT_CRITERIA) + ".")
+
+
+def conventions() -> None:
+    """Which criteria see which change of a bf16 element, by the definition itself."""
+    keys = ("bits", "value", "atol=0", "atol=1e-05", "strict_atol=1e-05", "rel=0.001")
+
+    def cells(bits: tuple[int, int]) -> list[str]:
+        before, after = (np.array([pattern], dtype=np.uint16) for pattern in bits)
+        seen = (
+            changed(before, after, DTYPES["BF16"], parse_criterion(key)).item() for key in keys
+        )
+        return ["changed" if is_seen else "·" for is_seen in seen]
+
+    rows(
+        ["bf16 element", *(f"`{key}`" for key in keys)],
+        ([words, *cells(bits)] for words, bits in CONVENTIONS.items()),
+    )
+
+
+def absorption() -> None:
+    """The spacing of bf16 at some weights, and the smallest move that survives storage."""
+    bf16 = DTYPES["BF16"]
+    weights = {"2⁻¹²": 2**-12, "2⁻⁹": 2**-9, "0.02": 0.02, "0.1": 0.1, "1": 1.0}
+    bits = bf16.encode(np.array(list(weights.values())))
+    above = bits + bits.dtype.type(1)
+    gaps = bf16.decode(above) - bf16.decode(bits)
+    seen = changed(bits, above, bf16, parse_criterion("atol=1e-5"))
+    down, up = rounding_reach(bits, bf16)
+    columns = zip(weights, gaps, seen, down, up, strict=True)
+    rows(
+        ["weight", "one ulp up", "seen by `atol=1e-05`", "least move down", "least move up"],
+        (
+            [name, f"{gap:.2g}", "yes" if is_seen else "no", f"{low:.2g}", f"{high:.2g}"]
+            for name, gap, is_seen, low, high in columns
+        ),
+    )
+
+
+def dtypes() -> None:
+    """The dtypes that are read."""
+    meaning = {
+        "float": "floating point",
+        "scale": "exponent only (a scale)",
+        "int": "integer",
+        "uint": "unsigned integer",
+        "bool": "truth value",
+    }
+    table = ([f"`{d.name}`", str(d.num_bytes), meaning[d.kind]] for d in DTYPES.values())
+    rows(["dtype", "bytes", "what it is"], table)
+
+
+def error_tree() -> None:
+    """The tree of error classes, from the module that defines them."""
+    _, _, rest = (errors.__doc__ or "").partition("::\n")
+    tree, _, _ = rest.strip("\n").partition("\n\n")
+    print(f"```text\n{textwrap.dedent(tree)}\n```")
+
+
+def example_comparison() -> trimtab.Comparison:
+    """A comparison with every optional section, alike on every machine and day."""
+    comparison = trimtab.compare(
+        "base", "tuned", lr=1e-5, steps=20, rank=True, geometry=True, threads=1
+    )
+    command = "trimtab compare base tuned --lr 1e-5 --steps 20 --rank --geometry -o cmp.json"
+    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    return replace(comparison, provenance={**comparison.provenance, **told})
+
+
+def example_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
+    """A part of the example as JSON; the values of keys to leave out are shown as `…`."""
+    with tiny_pair():
+        value: Any = example_comparison().to_dict()
+    for step in path:
+        value = value[step]
+    if isinstance(value, dict):
+        value = {key: "…" if key in leave_out else part for key, part in value.items()}
+    print(f"```json\n{compact_json(value)}\n```")
+
+
+def compact_json(value: Any, indent: int = 0) -> str:
+    """JSON with every object and list that fits on one line."""
+    flat = json.dumps(value, ensure_ascii=False)
+    if len(flat) + indent <= WIDTH or not isinstance(value, dict | list):
+        return flat
+    pad, inner = " " * indent, " " * (indent + 1)
+    if isinstance(value, dict):
+        parts = [
+            f"{json.dumps(key)}: {compact_json(part, indent + 1)}" for key, part in value.items()
+        ]
+        opening, closing = "{", "}"
+    else:
+        parts = [compact_json(part, indent + 1) for part in value]
+        opening, closing = "[", "]"
+    lines = f",\n{inner}".join(parts)
+    return f"{opening}\n{inner}{lines}\n{pad}{closing}"
+
+
+def recorded(name: str) -> dict[str, Any] | None:
+    """A result kept in `benchmarks/results/`; None, and a sentence, if there is none yet."""
+    path = ROOT / "benchmarks" / "results" / name
+    if not path.exists():
+        print("*No result has been recorded for this version yet.*")
+        return None
+    result: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    return result
+
+
+def benchmark(report: Mapping[str, Any] | None) -> None:
+    """The result of `make bench` as tables."""
+    if report is None:
+        return
+    told = report["provenance"]
+    print(
+        f"Measured on {told['date'][:10]} with trimtab {told['trimtab_version']}, NumPy "
+        f"{told['numpy_version']} and Python {told['python_version']} on {told['processor']}, "
+        f"{told['processors']} processors; load before: {told['load_before']:.2f}.\n"
+    )
+    speeds = {name: part for name, part in report.items() if name.startswith("speed, ")}
+    figures = {
+        "size of each file": lambda part: f"{part['num_bytes_each'] / 1e9:.2f} GB",
+        "elements that changed": lambda part: f"{100 * part['density']:.2f} %",
+        "rounds": lambda part: f"{part['rounds']}",
+        **{
+            f"{name}, median": lambda part, name=name: f"{part['seconds'][name]:.2f} s"
+            for name in next(iter(speeds.values()))["seconds"]
+        },
+        "trimtab / numpy, 2 threads": lambda part: f"{part['ratio to numpy, 2 threads']:.2f} ×",
+        "trimtab / numpy, 1 thread": lambda part: f"{part['ratio to numpy, 1 thread']:.2f} ×",
+        "1 thread / 2 threads": lambda part: f"{part['two threads over one']:.2f} ×",
+        "published script / trimtab": lambda part: (
+            f"{part['published script over trimtab']:.0f} ×"
+        ),
+        "both files read at": lambda part: (
+            f"{part['gigabytes per second, both files']:.1f} GB/s"
+        ),
+    }
+    rows(
+        ["", *(name.removeprefix("speed, ") for name in speeds)],
+        ([name, *(show(part) for part in speeds.values())] for name, show in figures.items()),
+    )
+    print()
+    memory, start = report["memory"], report["start_up"]
+    rows(
+        ["", ""],
+        [
+            ["size of each file in the test of memory", f"{memory['num_bytes_each'] / 1e9:.1f} GB"],
+            ["peak resident memory of that comparison", f"{memory['peak_mb']:.0f} MB"],
+            *([f"`{name}`, whole process", f"{took:.2f} s"] for name, took in start.items()),
+        ],
+    )
+
+
+def demo(result: Mapping[str, Any] | None) -> None:
+    """The recorded result of `make demo`: accuracies, then sparsity by kind."""
+    if result is None:
+        return
+    before, majority = result["before"], result["majority_baseline"]
+
+    def accuracy(part: Mapping[str, Any], way: str) -> str:
+        error = part[f"{way}_standard_error"]
+        return f"{100 * part[f'{way}_accuracy']:.1f} % ± {100 * error:.1f}"
+
+    def trained(arm: Mapping[str, Any]) -> list[str]:
+        answers, record = arm["evaluation"], arm["record"]
+        return [
+            record["algorithm"].upper(),
+            accuracy(answers, "greedy"),
+            accuracy(answers, "sampled"),
+            f"{record['tokens']['num_loss']:,}",
+            f"{record['seconds']['train']:.0f} s",
+        ]
+
+    rows(
+        ["held-out questions", "greedy", "sampled at T = 1", "tokens with a loss", "training"],
+        [
+            ["base", accuracy(before, "greedy"), accuracy(before, "sampled"), "", ""],
+            [f"always “{majority['answer']}”", f"{100 * majority['accuracy']:.1f} %", "", "", ""],
+            *map(trained, result["arms"].values()),
+        ],
+    )
+    print()
+    comparisons = result["comparisons"]
+    kinds = dict.fromkeys(kind for part in comparisons.values() for kind in part["by_kind"])
+
+    def unchanged(part: Mapping[str, Any]) -> str:
+        return f"{100 * part['sparsity']['bits']:.2f} %"
+
+    rows(
+        ["bit-identical to the base", *comparisons],
+        [
+            *(
+                [f"`{kind}`", *(unchanged(part["by_kind"][kind]) for part in comparisons.values())]
+                for kind in kinds
+            ),
+            ["all", *(unchanged(part["total"]) for part in comparisons.values())],
+        ],
+    )

@@ -1,0 +1,110 @@
+"""The training half of the demo from base to answers, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.training import tiny
+from trimtab.errors import CheckpointError, OutputExistsError, SettingsError
+from trimtab.training import demo
+from trimtab.training.addition import majority_baseline, split_questions
+from trimtab.training.demo import DemoRun, train_demo
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
+    return train_demo(tmp_path_factory.mktemp("demo"), steps=2, make_base=tiny.make_base)
+
+
+def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
+    heldout = split_questions(0).heldout
+    assert list(finished.arms) == ["grpo", "sft"]
+    assert finished.majority == majority_baseline(heldout)
+    assert finished.before.questions == tuple(map(str, heldout))
+    assert finished.num_train_questions == 64
+    assert set(finished.seconds) == {
+        "base",
+        "base: evaluation",
+        "grpo",
+        "grpo: evaluation",
+        "sft",
+        "sft: evaluation",
+    }
+    for name, arm in finished.arms.items():
+        assert arm.folder == finished.base.parent / name
+        assert arm.evaluation.num_questions == 32
+        assert arm.num_forward_tokens > arm.num_loss_tokens > 0
+    data = json.loads(json.dumps(finished.to_dict()))
+    assert data["arms"]["grpo"]["record"]["settings"]["steps"] == 2
+    assert data["before"]["greedy_accuracy"] == finished.before.greedy_accuracy
+
+
+def test_nothing_is_left_of_the_work(finished: DemoRun) -> None:
+    names = {path.name for path in finished.base.parent.iterdir()}
+    assert names == {"base", "grpo", "sft", "evaluation.json"}
+
+
+def test_second_call_does_no_work(finished: DemoRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "evaluate", None)
+    monkeypatch.setattr("trimtab.training.arm._trainer", None)
+    again = train_demo(finished.base.parent, steps=2, make_base=tiny.make_base)
+    first, second = finished.to_dict(), again.to_dict()
+    first.pop("seconds")
+    second.pop("seconds")
+    assert second == first
+
+
+def test_other_settings_are_refused_before_any_work(
+    finished: DemoRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "evaluate", None)
+    for settings in ({"steps": 3}, {"steps": 2, "seed": 1}):
+        with pytest.raises(OutputExistsError, match="another output folder"):
+            train_demo(finished.base.parent, make_base=tiny.make_base, **settings)
+
+
+def test_interrupt_between_stages_keeps_what_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = demo.train_arm
+
+    def only_grpo(algorithm: str, *arguments: object, **more: object) -> object:
+        if algorithm == "sft":
+            raise KeyboardInterrupt
+        return train(algorithm, *arguments, **more)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(demo, "train_arm", only_grpo)
+        train_demo(tmp_path, steps=1, make_base=tiny.make_base)
+    kept = (tmp_path / "grpo" / "run.json").read_bytes()
+    run = train_demo(tmp_path, steps=1, make_base=tiny.make_base)
+    assert list(run.arms) == ["grpo", "sft"]
+    assert (tmp_path / "grpo" / "run.json").read_bytes() == kept
+
+
+def test_damaged_base_is_refused(tmp_path: Path) -> None:
+    tiny.make_base(tmp_path / "base")
+    (tmp_path / "base" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match="has 0 bytes"):
+        train_demo(tmp_path, steps=1, make_base=tiny.make_base)
+
+
+@pytest.mark.parametrize("algorithms", [(), ("ppo",), ("grpo", "ppo")])
+def test_unknown_algorithm(tmp_path: Path, algorithms: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="expected some of"):
+        train_demo(tmp_path / "out", algorithms=algorithms)
+    assert not (tmp_path / "out").exists()
+
+
+def test_silent_where_stderr_is_no_terminal(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train_demo(tmp_path, algorithms=("sft",), steps=1, make_base=tiny.make_base)
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""

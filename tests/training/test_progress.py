@@ -1,0 +1,46 @@
+"""Progress lines on a terminal, and nothing elsewhere."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from trimtab.training.progress import progress_bars, stage
+
+
+def test_a_stage_shows_its_steps_and_last_metric() -> None:
+    out = StringIO()
+    columns = [
+        TextColumn("{task.description} {task.completed:.0f}/{task.total:.0f} {task.fields[note]}")
+    ]
+    with (
+        Progress(
+            *columns, console=Console(file=out, force_terminal=True), auto_refresh=False
+        ) as bars,
+        stage(bars, "grpo", total=4) as line,
+    ):
+        line.step(3, {"reward": 0.8125, "loss": 0.5})
+        bars.refresh()
+        middle = out.getvalue()
+    assert "grpo 3/4 reward 0.812" in middle
+    assert "grpo 4/4" in out.getvalue()
+
+
+def test_a_failed_stage_is_not_shown_as_done() -> None:
+    out = StringIO()
+    columns = [TextColumn("{task.description} {task.completed:.0f}/{task.total:.0f}")]
+    bars = Progress(*columns, console=Console(file=out, force_terminal=True), auto_refresh=False)
+    with pytest.raises(KeyboardInterrupt), bars, stage(bars, "sft", total=4):
+        raise KeyboardInterrupt
+    assert "4/4" not in out.getvalue()
+
+
+def test_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress_bars() as bars, stage(bars, "grpo", total=1) as line:
+        line.step(1, {})
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
