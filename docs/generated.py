@@ -29,6 +29,7 @@ from trimtab import errors
 from trimtab.cli import VERBS
 from trimtab.cli import trimtab as command_line
 from trimtab.elements.absorption import rounding_reach
+from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
 
@@ -51,12 +52,26 @@ CONVENTIONS = {
 
 @contextlib.contextmanager
 def tiny_pair() -> Iterator[None]:
-    """Work in a folder with two tiny checkpoints, `base` and `tuned`, that goes away again."""
-    from tests.compare.checkpoints import llama_tensors, moved, save
+    """Work in a folder with two tiny checkpoints, `base` and `tuned`, that goes away again.
 
+    `tuned` is `base` after 20 random steps of 1e-5, rounded to bf16 once: no training, and so what
+    precision alone predicts is what should be measured.
+    """
+    import torch
+    from tests.compare.checkpoints import llama_tensors, save
+
+    base = {
+        name: tensor + 1 if "norm" in name else tensor for name, tensor in llama_tensors().items()
+    }
+    generator = torch.Generator().manual_seed(1)
+    walk = 1e-5 * 20**0.5
+    tuned = {
+        name: (tensor + walk * torch.randn(tensor.shape, generator=generator)).bfloat16()
+        for name, tensor in base.items()
+    }
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-        save(Path("base"), llama_tensors())
-        save(Path("tuned"), moved(llama_tensors()))
+        save(Path("base"), base)
+        save(Path("tuned"), tuned)
         yield
 
 
@@ -191,14 +206,23 @@ def example_comparison() -> trimtab.Comparison:
 
 
 def example_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
-    """A part of the example as JSON; the values of keys to leave out are shown as `…`."""
+    """A part of the example as JSON, the values of keys to leave out as `…`."""
     with tiny_pair():
         value: Any = example_comparison().to_dict()
     for step in path:
         value = value[step]
     if isinstance(value, dict):
         value = {key: "…" if key in leave_out else part for key, part in value.items()}
-    print(f"```json\n{compact_json(value)}\n```")
+    print(f"```json\n{compact_json(rounded(value))}\n```")
+
+
+def rounded(value: Any) -> Any:
+    """Floats to six digits: the last ones depend on the machine's linear algebra."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(part) for key, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list) else value
 
 
 def compact_json(value: Any, indent: int = 0) -> str:
@@ -242,7 +266,7 @@ def benchmark(report: Mapping[str, Any] | None) -> None:
     speeds = {name: part for name, part in report.items() if name.startswith("speed, ")}
     figures = {
         "size of each file": lambda part: f"{part['num_bytes_each'] / 1e9:.2f} GB",
-        "elements that changed": lambda part: f"{100 * part['density']:.2f} %",
+        "elements that changed": lambda part: percent(part["density"], 1),
         "rounds": lambda part: f"{part['rounds']}",
         **{
             f"{name}, median": lambda part, name=name: f"{part['seconds'][name]:.2f} s"
@@ -307,7 +331,8 @@ def demo(result: Mapping[str, Any] | None) -> None:
     kinds = dict.fromkeys(kind for part in comparisons.values() for kind in part["by_kind"])
 
     def unchanged(part: Mapping[str, Any]) -> str:
-        return f"{100 * part['sparsity']['bits']:.2f} %"
+        num_elements, num_changed = part["num_elements"], part["num_changed"]["bits"]
+        return percent(num_elements - num_changed, num_elements)
 
     rows(
         ["bit-identical to the base", *comparisons],

@@ -15,7 +15,7 @@ import trimtab
 from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
 from trimtab.compare import engine, sources
 from trimtab.compare.result import Comparison
-from trimtab.errors import CheckpointError, CriterionError, TensorMismatchError
+from trimtab.errors import AnalysisError, CheckpointError, CriterionError, TensorMismatchError
 
 
 def stable(comparison: Comparison) -> dict[str, Any]:
@@ -213,8 +213,9 @@ def test_a_stored_copy_of_tied_embeddings_counts_once(
     for has_copy, tensors in zip(stored, (base, tuned), strict=True):
         if has_copy:
             tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned))
+    result = trimtab.compare(save(tmp_path / "b", base), save(tmp_path / "t", tuned), lr=1e-5)
     assert result.total.num_elements == num_elements
+    assert result.analyses["precision"]["total"]["num_elements"] == num_elements
     assert result.coverage.is_complete
     (row,) = result.coverage.tied
     assert (row["name"], row["tied_to"]) == ("lm_head.weight", "model.embed_tokens.weight")
@@ -293,6 +294,8 @@ def test_fp8_blocks_as_stored_and_dequantised(tmp_path: Path) -> None:
     assert real.base.content_hash == stored.base.content_hash
     with pytest.raises(CheckpointError, match="block scales"):
         trimtab.compare(base, tuned, cast="bf16")
+    with pytest.raises(AnalysisError, match="block scales"):
+        trimtab.compare(base, tuned, lr=1e-6)
 
 
 def test_fused_parts_are_counted_apart(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from tests.training import tiny
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError
 from trimtab.training import demo
 from trimtab.training.addition import majority_baseline, split_questions
+from trimtab.training.arm import train_arm
 from trimtab.training.demo import DemoRun, train_demo
 
 pytestmark = pytest.mark.train
@@ -63,20 +64,18 @@ def test_other_settings_are_refused_before_any_work(
     finished: DemoRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "evaluate", None)
-    for settings in ({"steps": 3}, {"steps": 2, "seed": 1}):
+    for steps, seed in ((3, 0), (2, 1)):
         with pytest.raises(OutputExistsError, match="another output folder"):
-            train_demo(finished.base.parent, make_base=tiny.make_base, **settings)
+            train_demo(finished.base.parent, steps=steps, seed=seed, make_base=tiny.make_base)
 
 
 def test_interrupt_between_stages_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = demo.train_arm
-
     def only_grpo(algorithm: str, *arguments: object, **more: object) -> object:
         if algorithm == "sft":
             raise KeyboardInterrupt
-        return train(algorithm, *arguments, **more)  # type: ignore[arg-type]
+        return train_arm(algorithm, *arguments, **more)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(demo, "train_arm", only_grpo)

@@ -121,7 +121,7 @@ def command(
     elif output is None:
         from trimtab.report.table import render_table
 
-        click.echo(render_table(comparison))
+        click.echo(render_table(comparison, styled=sys.stdout.isatty()))
 
 
 def to_json(comparison: Comparison) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
@@ -27,7 +28,7 @@ def command(result: Path, output: Path | None, force: bool) -> None:
     if output is None:
         from trimtab.report.table import render_table
 
-        click.echo(render_table(comparison))
+        click.echo(render_table(comparison, styled=sys.stdout.isatty()))
         return
     from trimtab.report.html import render_html
 

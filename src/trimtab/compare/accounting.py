@@ -8,21 +8,33 @@ from typing import Any
 import xxhash
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, tied_names
+from trimtab.checkpoints.architectures import TIED
 from trimtab.compare.pairing import Pair, Pairing, num_columns, num_rows
 from trimtab.compare.result import CheckpointRecord, Coverage
 
-__all__ = ["coverage_of", "record_of", "without_tied_copies"]
+__all__ = ["coverage_of", "may_repeat", "record_of", "without_tied_copies"]
 
 Hashes = tuple[Mapping[str, str], Mapping[str, str]]
 """Name -> xxh3-128 of every tensor stored in base, and of every tensor stored in tuned."""
 
 
 def without_tied_copies(
-    pairs: Sequence[Pair], hashes: Hashes, base: Checkpoint, tuned: Checkpoint
+    pairs: Sequence[Pair],
+    doubtful: frozenset[Pair],
+    hashes: Hashes,
+    base: Checkpoint,
+    tuned: Checkpoint,
 ) -> tuple[list[Pair], list[dict[str, Any]]]:
     """Drop pairs that repeat another pair on both sides, such as a stored copy of tied embeddings.
 
     Only hashes can tell: a checkpoint may say that two tensors are tied and store two that differ.
+
+    Args:
+        pairs: All pairs.
+        doubtful: Those that `may_repeat` names.
+        hashes: Of all stored tensors.
+        base: Before training.
+        tuned: After training.
 
     Returns:
         The pairs that count, in the order given, and a coverage row for each that was dropped.
@@ -30,14 +42,11 @@ def without_tied_copies(
     seen: dict[tuple[str, str], Pair] = {}
     kept: list[Pair] = []
     tied: list[dict[str, Any]] = []
-
-    def may_repeat(pair: Pair) -> bool:
-        return pair.tied_to is not None or _is_tied_output(pair.name, base, tuned)
-
-    for pair in sorted(pairs, key=may_repeat):  # what it would repeat comes first
+    # What a pair would repeat comes before it.
+    for pair in sorted(pairs, key=doubtful.__contains__):
         key = hashes[0][pair.base.name], hashes[1][pair.tuned.name]
         first = seen.get(key)
-        if first is not None and may_repeat(pair) and first.shape == pair.shape:
+        if first is not None and pair in doubtful and first.shape == pair.shape:
             stored_in = [
                 side
                 for side, checkpoint in (("base", base), ("tuned", tuned))
@@ -58,12 +67,14 @@ def without_tied_copies(
     return sorted(kept, key=order.__getitem__), tied
 
 
-def _is_tied_output(name: str, base: Checkpoint, tuned: Checkpoint) -> bool:
-    """Whether a config says that a head, stored or not, repeats the embedding."""
-    return any(
-        name in tied_names(checkpoint.tensors.keys() - {name}, checkpoint.config)
-        for checkpoint in (base, tuned)
-    )
+def may_repeat(pairs: Sequence[Pair], base: Checkpoint, tuned: Checkpoint) -> frozenset[Pair]:
+    """The pairs that, a config says, only repeat another one, stored or not."""
+    heads: set[str] = set()
+    for checkpoint in (base, tuned):
+        heads |= tied_names(
+            checkpoint.tensors.keys() - set(TIED.values()), checkpoint.config
+        ).keys()
+    return frozenset(pair for pair in pairs if pair.tied_to is not None or pair.name in heads)
 
 
 def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRecord:

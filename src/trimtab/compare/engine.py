@@ -18,7 +18,7 @@ from typing import Any
 
 import trimtab
 from trimtab.checkpoints import Checkpoint, StoredTensor, TensorPart, open_checkpoint, parts_of
-from trimtab.compare.accounting import coverage_of, record_of, without_tied_copies
+from trimtab.compare.accounting import coverage_of, may_repeat, record_of, without_tied_copies
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.matrices import analyse_matrices
 from trimtab.compare.pairing import Pair, num_columns, num_rows, pair_tensors
@@ -29,6 +29,7 @@ from trimtab.compare.sources import Chunk, Source, chunks_of, new_buffer
 from trimtab.elements.criteria import Criterion, parse_criterion, with_defaults
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.scan import NumpyScanner, Scanner, Tally
+from trimtab.errors import AnalysisError
 
 __all__ = ["compare"]
 
@@ -85,7 +86,8 @@ def compare(
         CheckpointError: A checkpoint cannot be read.
         TensorMismatchError: The two have nothing in common, or differ in dtypes without `cast`.
         CriterionError: `changed` is no criterion.
-        AnalysisError: `lr`, `steps` or `betas` are out of range.
+        AnalysisError: `lr`, `steps` or `betas` are out of range, or `lr` is given for fp8 weights
+            with block scales.
     """
     criterion = parse_criterion(changed)
     with ExitStack() as stack:
@@ -96,22 +98,39 @@ def compare(
         pairing = pair_tensors(base, tuned, cast=cast, dequantize=dequantize)
         apart = pairing.apart(base, tuned)
         num_threads = threads or min(os.cpu_count() or 1, 8)
+        if lr is not None and pairing.has_block_scales:
+            raise AnalysisError(
+                "the weights are fp8 with block scales, which training computes anew: what one "
+                "step can change is not known from the stored elements, so leave out lr (--lr)"
+            )
+        config = base.config or tuned.config
+        num_bytes = sum(p.base.num_bytes + p.tuned.num_bytes for p in pairing.pairs)
+        num_passes = 2 if rank or geometry else 1
         run = _Run(
-            config=base.config,
+            config=config,
             criteria=with_defaults([criterion]),
             keep_profiles=profiles,
             probe=None if lr is None else PrecisionProbe(lr, steps, betas),
             compiled=sum(pair.base.num_elements for pair in pairing.pairs) >= COMPILED_FROM,
             progress=progress,
-            num_bytes=sum(p.base.num_bytes + p.tuned.num_bytes for p in pairing.pairs)
-            + sum(tensor.num_bytes for _, tensor in apart),
+            num_bytes=num_passes * num_bytes + sum(tensor.num_bytes for _, tensor in apart),
+            doubtful=may_repeat(pairing.pairs, base, tuned),
         )
         results, hashes = run.all(pairing.pairs, apart, num_threads)
-        kept, tied = without_tied_copies(pairing.pairs, hashes, base, tuned)
+        kept, tied = without_tied_copies(pairing.pairs, run.doubtful, hashes, base, tuned)
         analyses: dict[str, Mapping[str, Any]] = {}
         if run.probe is not None:
+            for pair in run.set_aside.keys() & set(kept):
+                run.add_probe(run.set_aside[pair])
             analyses["precision"] = run.probe.to_dict()
-        analyses |= _matrix_analyses(kept, base.config, rank=rank, geometry=geometry, seed=seed)
+        matrix_analyses: dict[str, RankAnalysis | GeometryAnalysis] = {}
+        if rank:
+            matrix_analyses["rank"] = RankAnalysis(seed=seed)
+        if geometry:
+            matrix_analyses["geometry"] = GeometryAnalysis()
+        if matrix_analyses:
+            analyse_matrices(kept, config, list(matrix_analyses.values()), run.report)
+        analyses |= {name: analysis.to_dict() for name, analysis in matrix_analyses.items()}
         return Comparison(
             base=record_of(base, hashes[0]),
             tuned=record_of(tuned, hashes[1]),
@@ -155,6 +174,8 @@ class _Run:
     compiled: bool
     progress: Progress | None
     num_bytes: int
+    doubtful: frozenset[Pair]
+    set_aside: dict[Pair, PrecisionProbe] = field(default_factory=dict)
     stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -199,13 +220,16 @@ class _Run:
         """Compare one pair of tensors: changes of its parts, and the hashes of both sides."""
         base = Source(pair.base, pair.dtype, pair.base_scale, worker.buffers[0])
         tuned = Source(pair.tuned, pair.dtype, pair.tuned_scale, worker.buffers[1])
-        parts = [_PartCount(part, pair, self.criteria) for part in self._parts(pair)]
+        parts = [
+            _PartCount(part, pair, self.criteria)
+            for part in parts_of(pair.name, pair.shape, self.config)
+        ]
         # A probe of its own for each tensor, so that threads do not wait for each other.
         probe = None if self.probe is None else self.probe.empty()
         bytes_per_element = pair.base.dtype.num_bytes + pair.tuned.dtype.num_bytes
         for chunk in chunks_of(pair.shape):
             if self.stop.is_set():
-                break
+                return (), "", ""  # nobody waits for the result any more
             base_bits, tuned_bits = base.read(chunk), tuned.read(chunk)
             for part in parts:
                 for inside, row, column in part.inside(chunk):
@@ -215,11 +239,10 @@ class _Run:
                     )
                     if probe is not None:
                         probe.add(part.part.kind, before, pair.dtype)
-            self._report(chunk.num_rows * chunk.num_columns * bytes_per_element)
+            self.report(chunk.num_rows * chunk.num_columns * bytes_per_element)
         base_hash, tuned_hash = base.finish(), tuned.finish()
-        if probe is not None and self.probe is not None:
-            with self.lock:
-                self.probe += probe
+        if probe is not None:
+            self._keep(probe, pair)
         changes = tuple(
             TensorChange(
                 name=pair.name if part.part.label is None else f"{pair.name}[{part.part.label}]",
@@ -239,20 +262,27 @@ class _Run:
         )
         return changes, base_hash, tuned_hash
 
+    def _keep(self, probe: PrecisionProbe, pair: Pair) -> None:
+        """Add to the probe of the model, or set aside where the tensor may not count in the end."""
+        with self.lock:
+            if pair in self.doubtful:
+                self.set_aside[pair] = probe
+            else:
+                self.add_probe(probe)
+
+    def add_probe(self, probe: PrecisionProbe) -> None:
+        """Add to the probe of the model."""
+        assert self.probe is not None
+        self.probe += probe
+
     def hash_only(self, tensor: StoredTensor, worker: _Worker) -> str:
         """Hash a tensor that has no counterpart."""
         digest = Source(tensor, tensor.dtype, None, worker.buffers[0]).finish()
-        self._report(tensor.num_bytes)
+        self.report(tensor.num_bytes)
         return digest
 
-    def _parts(self, pair: Pair) -> tuple[TensorPart, ...]:
-        parts = parts_of(pair.name, pair.base.shape, self.config)
-        if pair.shape == pair.base.shape:
-            return parts
-        # A resized vocabulary is never fused: its one part shrinks to the common rows.
-        return parts_of(pair.name, pair.shape, self.config)
-
-    def _report(self, num_bytes: int) -> None:
+    def report(self, num_bytes: int) -> None:
+        """Tell that so many bytes are done."""
         if self.progress is not None:
             self.progress(num_bytes, self.num_bytes)
 
@@ -292,16 +322,3 @@ class _PartCount:
 def _contiguous(bits: Bits, inside: tuple[slice, slice]) -> Bits:
     part = bits[inside]
     return part if part.flags.c_contiguous else part.copy()
-
-
-def _matrix_analyses(
-    pairs: Sequence[Pair], config: Any, *, rank: bool, geometry: bool, seed: int
-) -> dict[str, Mapping[str, Any]]:
-    wanted: dict[str, RankAnalysis | GeometryAnalysis] = {}
-    if rank:
-        wanted["rank"] = RankAnalysis(seed=seed)
-    if geometry:
-        wanted["geometry"] = GeometryAnalysis()
-    if wanted:
-        analyse_matrices(pairs, config, list(wanted.values()))
-    return {name: analysis.to_dict() for name, analysis in wanted.items()}

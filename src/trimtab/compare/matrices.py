@@ -6,7 +6,7 @@ much memory as the largest matrix that the analyses accept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ def analyse_matrices(
     pairs: Sequence[Pair],
     config: Mapping[str, Any],
     analyses: Sequence[RankAnalysis | GeometryAnalysis],
+    report: Callable[[int], None],
 ) -> None:
     """Give every float tensor, or part of a fused one, to the analyses.
 
@@ -32,34 +33,43 @@ def analyse_matrices(
         pairs: What was compared.
         config: Of base, to split fused tensors.
         analyses: Added to.
+        report: Called with the bytes of each pair when it is done.
     """
     limit = max(analysis.max_elements for analysis in analyses)
     buffer = new_buffer()
     for pair in pairs:
-        if not pair.dtype.is_float:
-            continue
-        size = num_rows(pair.shape) * num_columns(pair.shape)
-        # A stack of experts is analysed matrix by matrix, but one matrix must fit the limit.
-        if len(pair.shape) == 2 and size > limit:
-            reason = f"{size:,} elements are more than the limit of {limit:,}"
-            for analysis in analyses:
-                analysis.skip(pair.name, pair.shape, reason)
-            continue
-        base = _values(pair, Source(pair.base, pair.dtype, pair.base_scale, buffer))
-        tuned = _values(pair, Source(pair.tuned, pair.dtype, pair.tuned_scale, buffer))
-        for part in parts_of(pair.name, pair.shape, config):
-            name = pair.name if part.label is None else f"{pair.name}[{part.label}]"
-            before = _part(base, part, pair.shape)
-            after = _part(tuned, part, pair.shape)
-            for analysis in analyses:
-                if isinstance(analysis, RankAnalysis):
-                    with np.errstate(
-                        invalid="ignore", over="ignore"
-                    ):  # it lists what is not finite
-                        update = after - before
-                    analysis.add(name, update)
-                else:
-                    analysis.add(name, before, after)
+        if pair.dtype.is_float:
+            _analyse(pair, config, analyses, limit, buffer)
+        report(pair.base.num_bytes + pair.tuned.num_bytes)
+
+
+def _analyse(
+    pair: Pair,
+    config: Mapping[str, Any],
+    analyses: Sequence[RankAnalysis | GeometryAnalysis],
+    limit: int,
+    buffer: NDArray[np.uint8],
+) -> None:
+    size = num_rows(pair.shape) * num_columns(pair.shape)
+    # A stack of experts is analysed matrix by matrix, but one matrix must fit the limit.
+    if len(pair.shape) == 2 and size > limit:
+        reason = f"{size:,} elements are more than the limit of {limit:,}"
+        for analysis in analyses:
+            analysis.skip(pair.name, pair.shape, reason)
+        return
+    base = _values(pair, Source(pair.base, pair.dtype, pair.base_scale, buffer))
+    tuned = _values(pair, Source(pair.tuned, pair.dtype, pair.tuned_scale, buffer))
+    for part in parts_of(pair.name, pair.shape, config):
+        name = pair.name if part.label is None else f"{pair.name}[{part.label}]"
+        before = _part(base, part, pair.shape)
+        after = _part(tuned, part, pair.shape)
+        for analysis in analyses:
+            if isinstance(analysis, RankAnalysis):
+                with np.errstate(invalid="ignore", over="ignore"):  # it lists what is not finite
+                    update = after - before
+                analysis.add(name, update)
+            else:
+                analysis.add(name, before, after)
 
 
 def _values(pair: Pair, source: Source) -> NDArray[np.floating[Any]]:

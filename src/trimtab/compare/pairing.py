@@ -68,6 +68,7 @@ class Pairing:
         mismatched: In both, but of shapes that have nothing in common.
         renamed: Name in base -> name in tuned, where they differ.
         folded: Name of a block scale -> the weight that it is multiplied into.
+        has_block_scales: Whether there are fp8 weights with block scales, folded or not.
         conversion: Words for what is done to elements before they are compared, or None.
     """
 
@@ -77,6 +78,7 @@ class Pairing:
     mismatched: tuple[tuple[StoredTensor, StoredTensor], ...]
     renamed: dict[str, str]
     folded: dict[str, str]
+    has_block_scales: bool
     conversion: str | None
 
     def apart(self, base: Checkpoint, tuned: Checkpoint) -> list[tuple[int, StoredTensor]]:
@@ -161,6 +163,7 @@ def pair_tensors(
         mismatched=tuple(mismatched),
         renamed=renamed,
         folded=folded if dequantize else {},
+        has_block_scales=bool(folded),
         conversion=_conversion(pairs, target, bool(folded), dequantize),
     )
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
+from struct import error as StructError
 from typing import Any
 
 from trimtab.errors import CheckpointError, MissingExtraError
@@ -97,7 +98,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32
             )
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, LookupError, StructError) as error:
             raise CheckpointError(f"{gguf} cannot be read as a GGUF model: {error}") from error
         # The weights are plain tensors now: neither saving nor loading may look for packed ones.
         del model.config.quantization_config
