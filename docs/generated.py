@@ -12,21 +12,21 @@ import io
 import json
 import os
 import shlex
-import subprocess
-import sys
 import tempfile
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import click
 import numpy as np
 
 import trimtab
 from trimtab import errors
-from trimtab.cli import VERBS
+from trimtab.cli import VERBS, main
 from trimtab.cli import trimtab as command_line
 from trimtab.elements.absorption import rounding_reach
 from trimtab.elements.counts import percent
@@ -34,7 +34,7 @@ from trimtab.elements.criteria import DEFAULT_CRITERIA, changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
 
 ROOT = Path(__file__).parent.parent
-WIDTH = 88
+WIDTH = 80
 
 CONVENTIONS = {
     "1.0 → the next number": (0x3F80, 0x3F81),
@@ -69,7 +69,12 @@ def tiny_pair() -> Iterator[None]:
         name: (tensor + walk * torch.randn(tensor.shape, generator=generator)).bfloat16()
         for name, tensor in base.items()
     }
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+    settings = {"COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.chdir(folder),
+        patch.dict(os.environ, settings),
+    ):
         save(Path("base"), base)
         save(Path("tuned"), tuned)
         yield
@@ -79,18 +84,16 @@ def shell(*commands: str) -> None:
     """Run commands beside `base` and `tuned`, and show them with what they print."""
     print("```console")
     with tiny_pair():
-        environment = {**os.environ, "COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
         for command in commands:
             program, *arguments = shlex.split(command)
             assert program == "trimtab", command
-            done = subprocess.run(
-                [sys.executable, "-m", "trimtab", *arguments],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                encoding="utf-8",
-            )
-            print(f"$ {command}\n{done.stdout.rstrip()}")
+            with (
+                contextlib.redirect_stdout(io.StringIO()) as printed,
+                contextlib.redirect_stderr(printed),
+                contextlib.suppress(SystemExit),
+            ):
+                main(arguments)
+            print(f"$ {command}\n{printed.getvalue().rstrip()}")
     print("```")
 
 
@@ -100,8 +103,9 @@ def session(source: str) -> None:
     names: dict[str, Any] = {}
     print("```pycon")
     with tiny_pair():
+        lines = source.splitlines()
         for statement in ast.parse(source).body:
-            first, *rest = (ast.get_source_segment(source, statement) or "").splitlines()
+            first, *rest = lines[statement.lineno - 1 : statement.end_lineno]
             print("\n".join([f">>> {first}", *(f"... {line}" for line in rest)]))
             with contextlib.redirect_stdout(io.StringIO()) as printed:
                 exec(compile(ast.Interactive([statement]), "session", "single"), names)
@@ -111,16 +115,14 @@ def session(source: str) -> None:
 
 def help_of(verb: str | None = None) -> None:
     """The `--help` of the command line, or of one of its verbs."""
-    context = click.Context(command_line, info_name="trimtab", max_content_width=WIDTH)
-    command: click.Command = command_line
+    context = click.Context(
+        command_line, info_name="trimtab", terminal_width=WIDTH, **command_line.context_settings
+    )
     if verb is not None:
         found = command_line.get_command(context, verb)
         assert found is not None, verb
-        command = found
-        context = click.Context(
-            command, context, verb, max_content_width=WIDTH, help_option_names=["-h", "--help"]
-        )
-    print(f"```text\n{command.get_help(context)}\n```")
+        context = click.Context(found, context, verb)
+    print(f"```text\n{context.get_help()}\n```")
 
 
 def verbs() -> None:
@@ -141,13 +143,11 @@ def default_criteria() -> None:
 
 def conventions() -> None:
     """Which criteria see which change of a bf16 element, by the definition itself."""
-    keys = ("bits", "value", "atol=0", "atol=1e-05", "strict_atol=1e-05", "rel=0.001")
+    keys = ("bits", "value", "atol=0", "atol=1e-05", "rel=0.001")
 
     def cells(bits: tuple[int, int]) -> list[str]:
         before, after = (np.array([pattern], dtype=np.uint16) for pattern in bits)
-        seen = (
-            changed(before, after, DTYPES["BF16"], parse_criterion(key)).item() for key in keys
-        )
+        seen = (changed(before, after, DTYPES["BF16"], parse_criterion(key)).item() for key in keys)
         return ["changed" if is_seen else "·" for is_seen in seen]
 
     rows(
@@ -195,20 +195,21 @@ def error_tree() -> None:
     print(f"```text\n{textwrap.dedent(tree)}\n```")
 
 
-def example_comparison() -> trimtab.Comparison:
-    """A comparison with every optional section, alike on every machine and day."""
-    comparison = trimtab.compare(
-        "base", "tuned", lr=1e-5, steps=20, rank=True, geometry=True, threads=1
-    )
+@cache
+def example_comparison() -> dict[str, Any]:
+    """A result with every optional section, alike on every machine and day."""
+    with tiny_pair():
+        comparison = trimtab.compare(
+            "base", "tuned", lr=1e-5, steps=20, rank=True, geometry=True, threads=1
+        )
     command = "trimtab compare base tuned --lr 1e-5 --steps 20 --rank --geometry -o cmp.json"
     told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
-    return replace(comparison, provenance={**comparison.provenance, **told})
+    return replace(comparison, provenance={**comparison.provenance, **told}).to_dict()
 
 
 def example_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
     """A part of the example as JSON, the values of keys to leave out as `…`."""
-    with tiny_pair():
-        value: Any = example_comparison().to_dict()
+    value: Any = example_comparison()
     for step in path:
         value = value[step]
     if isinstance(value, dict):
@@ -264,23 +265,17 @@ def benchmark(report: Mapping[str, Any] | None) -> None:
         f"{told['processors']} processors; load before: {told['load_before']:.2f}.\n"
     )
     speeds = {name: part for name, part in report.items() if name.startswith("speed, ")}
-    figures = {
+    seconds = next(iter(speeds.values()))["seconds"]
+    figures: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "size of each file": lambda part: f"{part['num_bytes_each'] / 1e9:.2f} GB",
         "elements that changed": lambda part: percent(part["density"], 1),
-        "rounds": lambda part: f"{part['rounds']}",
-        **{
-            f"{name}, median": lambda part, name=name: f"{part['seconds'][name]:.2f} s"
-            for name in next(iter(speeds.values()))["seconds"]
-        },
+        "rounds": lambda part: str(part["rounds"]),
+        **{f"{name}, median": partial(_median, name) for name in seconds},
         "trimtab / numpy, 2 threads": lambda part: f"{part['ratio to numpy, 2 threads']:.2f} ×",
         "trimtab / numpy, 1 thread": lambda part: f"{part['ratio to numpy, 1 thread']:.2f} ×",
         "1 thread / 2 threads": lambda part: f"{part['two threads over one']:.2f} ×",
-        "published script / trimtab": lambda part: (
-            f"{part['published script over trimtab']:.0f} ×"
-        ),
-        "both files read at": lambda part: (
-            f"{part['gigabytes per second, both files']:.1f} GB/s"
-        ),
+        "published script / trimtab": lambda part: f"{part['published script over trimtab']:.0f} ×",
+        "both files read at": lambda part: f"{part['gigabytes per second, both files']:.1f} GB/s",
     }
     rows(
         ["", *(name.removeprefix("speed, ") for name in speeds)],
@@ -296,6 +291,10 @@ def benchmark(report: Mapping[str, Any] | None) -> None:
             *([f"`{name}`, whole process", f"{took:.2f} s"] for name, took in start.items()),
         ],
     )
+
+
+def _median(contestant: str, part: Mapping[str, Any]) -> str:
+    return f"{part['seconds'][contestant]:.2f} s"
 
 
 def demo(result: Mapping[str, Any] | None) -> None:

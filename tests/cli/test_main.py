@@ -52,7 +52,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the installed command as its own process."""
-    command = [Path(sys.executable).with_name("trimtab"), *map(str, arguments)]
+    command = [str(Path(sys.executable).with_name("trimtab")), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 

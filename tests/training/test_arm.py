@@ -130,7 +130,10 @@ def test_finished_arm_is_not_trained_again(
 ) -> None:
     algorithm, out, record, _ = trained
     monkeypatch.setattr(arm, "_trainer", None)
+    leftover = out / "work" / algorithm / "checkpoint-2"  # stopped between its last two acts
+    leftover.mkdir(parents=True)
     assert run(algorithm, base, out) == record
+    assert not leftover.exists()
 
 
 @pytest.mark.parametrize(
@@ -149,11 +152,19 @@ def test_finished_arm_with_other_settings_is_refused(
         run(algorithm, base, out, recipe)
 
 
-def test_begun_arm_with_other_settings_is_refused(base: Base, tmp_path: Path) -> None:
+def test_partly_trained_arm_with_other_settings_is_refused(base: Base, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run("sft", base, tmp_path, on_step=interrupt_at(1))
+        run("sft", base, tmp_path, on_step=interrupt_at(2), checkpoint_every=1)
     with pytest.raises(OutputExistsError, match=r"seed=0 \(now 7\)"):
         run("sft", base, tmp_path, Recipe(steps=3, seed=7))
+
+
+def test_arm_stopped_before_its_first_checkpoint_can_start_anew(base: Base, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run("sft", base, tmp_path, on_step=interrupt_at(1))
+    record = run("sft", base, tmp_path, Recipe(steps=1, seed=7))
+    assert record["settings"]["seed"] == 7
+    assert [row["step"] for row in record["history"]] == [1]
 
 
 def test_other_base_is_refused(trained: Any, base: Base) -> None:

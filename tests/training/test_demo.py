@@ -69,6 +69,20 @@ def test_other_settings_are_refused_before_any_work(
             train_demo(finished.base.parent, steps=steps, seed=seed, make_base=tiny.make_base)
 
 
+def test_arms_of_two_runs_are_not_mixed(tmp_path: Path) -> None:
+    train_demo(tmp_path, algorithms=("sft",), steps=1, make_base=tiny.make_base)
+    with pytest.raises(OutputExistsError, match=r"seed=0 \(now 1\)"):
+        train_demo(tmp_path, algorithms=("grpo",), steps=1, seed=1, make_base=tiny.make_base)
+    both = train_demo(tmp_path, steps=1, make_base=tiny.make_base)
+    assert list(both.arms) == ["grpo", "sft"]
+
+
+def test_unreadable_evaluation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"evaluation\.json is not JSON"):
+        train_demo(tmp_path, steps=1, make_base=tiny.make_base)
+
+
 def test_interrupt_between_stages_keeps_what_is_finished(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,8 @@ def command(
     """Count what changed from a BASE to a TUNED checkpoint, tensor by tensor.
 
     BASE and TUNED are each a folder, a .safetensors or .bin file, or a hub id with an optional
-    @revision. Both are streamed: memory stays below 1 GB however large they are.
+    @revision. Both are streamed: memory stays below 1 GB however large they are, but for --rank and
+    --geometry, which need whole matrices.
 
     Without -o, a table is printed.
     """

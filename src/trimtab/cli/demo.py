@@ -24,11 +24,25 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 LABELS = {"grpo": "GRPO", "sft": "SFT"}
+MEASURES = {"grpo": "reward", "sft": "loss"}
+"""What tells of learning; the loss of GRPO hovers around zero by construction."""
 
 
 @click.command("demo", epilog="Example: trimtab demo --seed 1 --out demo-seed-1")
-@click.option("--steps", type=click.IntRange(min=1), default=20, show_default=True)
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Optimizer steps of each run.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0, max=2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Of the questions held out, their order, and the sampling.",
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -97,17 +111,20 @@ def _record(run: DemoRun) -> DemoRecord:
             "accuracy_greedy": {
                 "correct": told["num_greedy_correct"],
                 "total": told["num_questions"],
+                "standard_error": told["greedy_standard_error"],
             },
             "accuracy_sampled": {
                 "correct": sum(answer["num_sampled_correct"] for answer in told["answers"]),
                 "total": told["num_questions"] * told["num_samples"],
+                "standard_error": told["sampled_standard_error"],
             },
         }
 
     majority = run.majority
     record: Any = {
         "base_id": run.origin["model"],
-        "model_note": run.origin["note"],
+        "model_note": f"Its weights are {run.origin['note']}: they are not bit for bit those that "
+        "the model was published with.",
         "task": "one-digit addition with a verifiable reward",
         "before": scores(run.before),
         "majority_baseline": {
@@ -118,7 +135,10 @@ def _record(run: DemoRun) -> DemoRecord:
         "arms": {
             LABELS[name]: {
                 **scores(arm.evaluation),
-                "history": arm.record["history"],
+                "history": [
+                    {key: row[key] for key in ("step", MEASURES[name])}
+                    for row in arm.record["history"]
+                ],
                 "seconds": arm.record["seconds"]["train"],
                 "loss_tokens": arm.num_loss_tokens,
                 "settings": {

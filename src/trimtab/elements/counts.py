@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from math import floor, inf, isfinite, sqrt
 from typing import Any
 
+from trimtab.elements.ulps import label_order
+
 __all__ = ["ChangeCounts", "percent"]
 
 
@@ -110,7 +112,9 @@ class ChangeCounts:
             "num_decreased": self.num_decreased,
             "sign_balance": self.sign_balance,
             "num_nonfinite_updates": self.num_nonfinite_updates,
-            "ulp_histogram": dict(self.ulp_histogram),
+            "ulp_histogram": {
+                label: self.ulp_histogram[label] for label in label_order(self.ulp_histogram)
+            },
             "update": {
                 "l2": _for_json(self.update_l2),
                 "mean": _for_json(self.update_mean),

@@ -16,14 +16,22 @@ from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.learning_charts import accuracy_dots, learning_curve
 from trimtab.report.wording import printable
 
-__all__ = ["ArmRecord", "DemoRecord", "Score", "cost", "learned"]
+__all__ = ["ArmRecord", "DemoRecord", "Score", "cost", "learned", "standard_error"]
 
 
 class Score(TypedDict):
-    """How many answers were right, of how many."""
+    """How many answers were right, of how many.
+
+    Attributes:
+        correct: Right answers.
+        total: All answers.
+        standard_error: Of their ratio; needed where answers are not independent, such as several
+            samples for one question. Otherwise it is taken as binomial.
+    """
 
     correct: int
     total: int
+    standard_error: NotRequired[float]
 
 
 class BeforeRecord(TypedDict):
@@ -75,10 +83,12 @@ class DemoRecord(TypedDict):
     arms: Mapping[str, ArmRecord]
 
 
-def _error(score: Score) -> float | None:
-    """Binomial standard error, as a fraction; None where it cannot be estimated."""
+def standard_error(score: Score) -> float | None:
+    """Standard error of a score, as a fraction; None where it cannot be estimated."""
     if not 0 < score["correct"] < score["total"]:
         return None
+    if "standard_error" in score:
+        return score["standard_error"]
     share = score["correct"] / score["total"]
     return sqrt(share * (1 - share) / score["total"])
 
@@ -89,7 +99,7 @@ def _share_text(score: Score) -> str:
 
 
 def _error_text(score: Score) -> str:
-    error = _error(score)
+    error = standard_error(score)
     return "–" if error is None else f"± {100 * error:.1f} points"
 
 
@@ -104,7 +114,7 @@ def learned(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
         scores = {"greedy": record["accuracy_greedy"], "sampled": record["accuracy_sampled"]}
         for way, score in scores.items():
             share = score["correct"] / score["total"] if score["total"] else 0.0
-            error = _error(score) or 0.0
+            error = standard_error(score) or 0.0
             rows.append(
                 {
                     "model": model,
@@ -130,10 +140,9 @@ def learned(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
             labels,
             baseline=100 * baseline["correct"] / total if total else None,
         ),
-        "Filled dots are greedy answers, rings are sampled ones. Whiskers are one binomial "
-        "standard error, which takes answers as independent; none is drawn where all "
-        "or no answers are right. A model that learned nothing but the most frequent answer "
-        f"({printable(baseline['answer'])}) would stand on the dashed line.",
+        "Filled dots are greedy answers, rings are sampled ones. Whiskers are one standard error, "
+        "over questions; none is drawn where all or no answers are right. A model that learned "
+        f"nothing but the most frequent answer ({printable(baseline['answer'])}) would stand on the dashed line.",
         _scores(models, baseline),
         (
             Key("dot-ink", "greedy"),

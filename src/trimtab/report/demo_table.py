@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
-from math import sqrt
 from shutil import get_terminal_size
 
 from trimtab.compare.result import Comparison
 from trimtab.elements.counts import percent
 from trimtab.report.arms import Arm, kinds_in_order
 from trimtab.report.causes import random_walk_text
-from trimtab.report.demo import DemoRecord, Score
+from trimtab.report.demo import DemoRecord, Score, standard_error
 from trimtab.report.table import aligned
 from trimtab.report.wording import sparsity_text
 
@@ -34,16 +34,17 @@ def render_demo_table(
     arms = [Arm(label, comparison) for label, comparison in comparisons.items()]
     criterion = arms[0].criterion
     parts = [
-        f"{demo['base_id']}: {demo['model_note']}",
+        "\n".join(textwrap.wrap(f"{demo['base_id']}. {demo['model_note']}", width)),
         "Held-out accuracy\n" + "\n".join(_accuracy(demo, width)),
         f"Weights left as they were (criterion: {criterion})\n" + "\n".join(_sparsity(arms, width)),
     ]
     if all(random_walk_text(arm, None) is not None for arm in arms):
         section = arms[0].comparison.analyses["precision"]
-        parts[-1] += (
-            f"\n“predicted” knows only the base weights, their dtype, and that {section['steps']} "
-            f"steps\nof {section['lr']:g} go at random up or down: it is the same for every run."
+        note = (
+            f"“predicted” knows only the base weights, their dtype, and that {section['steps']} "
+            f"steps of {section['lr']:g} go at random up or down: it is the same for every run."
         )
+        parts[-1] += "\n" + "\n".join(textwrap.wrap(note, width))
     return "\n\n".join(parts)
 
 
@@ -70,9 +71,9 @@ def _accuracy(demo: DemoRecord, width: int) -> list[str]:
 
 
 def _score(score: Score) -> str:
-    correct, total = score["correct"], score["total"]
-    share = correct / total
-    return f"{percent(correct, total, 1)} ± {100 * sqrt(share * (1 - share) / total):.1f}"
+    error = standard_error(score)
+    share = percent(score["correct"], score["total"], 1)
+    return share if error is None else f"{share} ± {100 * error:.1f}"
 
 
 def _sparsity(arms: list[Arm], width: int) -> list[str]:

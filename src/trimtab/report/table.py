@@ -28,7 +28,10 @@ from trimtab.report.wording import (
 __all__ = ["render_table"]
 
 _GAP = "  "
-_OPTIONAL = ("tensors", "mean of tensors", "changed", "predicted", "elements")
+_OPTIONAL = (
+    *("tensors", "mean of tensors", "changed", "predicted", "elements"),
+    *("seconds", "loss tokens"),  # of a demo
+)
 """Columns that give way in a narrow window, the first one first."""
 
 

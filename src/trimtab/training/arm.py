@@ -7,7 +7,6 @@ rounding; the record therefore states every dtype on the way.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -41,6 +40,8 @@ def check_settings(
 ) -> dict[str, Any]:
     """Refuse to mix runs: a finished or begun arm must have the settings that are asked for now.
 
+    An arm that was stopped before its first checkpoint left nothing to mix.
+
     Args:
         algorithm: A key of `ALGORITHMS`.
         recipe: The settings asked for.
@@ -52,7 +53,7 @@ def check_settings(
         The settings as they are recorded.
 
     Raises:
-        OutputExistsError: The arm was trained, or begun, with other settings.
+        OutputExistsError: The arm was trained, or partly trained, with other settings.
         CheckpointError: The finished arm is not complete.
     """
     wanted = recipe.settings(algorithm, ALGORITHMS[algorithm].SETTINGS)
@@ -60,7 +61,7 @@ def check_settings(
     record = read_record(folder, RUN)
     if record is not None:
         _refuse_other(record.get("settings", {}), wanted, folder)
-    elif (work / _SETTINGS).is_file():
+    elif _last_checkpoint(work) is not None:
         _refuse_other(read_json(work / _SETTINGS), wanted, work)
     return wanted
 
@@ -101,6 +102,7 @@ def train_arm(
     settings = check_settings(algorithm, recipe, base, folder, work)
     record = read_record(folder, RUN)
     if record is not None:
+        shutil.rmtree(work, ignore_errors=True)  # an earlier call may have stopped just before
         return record
     runtime.start()
     work.mkdir(parents=True, exist_ok=True)
@@ -189,7 +191,7 @@ def _last_checkpoint(work: Path) -> Path | None:
     for folder in work.glob("checkpoint-*"):
         try:
             complete[int(read_json(folder / "trainer_state.json")["global_step"])] = folder
-        except (OSError, json.JSONDecodeError, KeyError):
+        except (OSError, ValueError, LookupError, TypeError):
             shutil.rmtree(folder)
     return complete[max(complete)] if complete else None
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import SettingsError
+from trimtab.errors import CheckpointError, SettingsError
 from trimtab.training import runtime
 from trimtab.training.addition import (
     MajorityBaseline,
@@ -157,7 +157,7 @@ def train_demo(
         bars = progress or stack.enter_context(progress_bars())
         run = _Run(out, recipe, split.heldout, bars)
         origin = run.base(make_base)
-        for algorithm in algorithms:
+        for algorithm in ALGORITHMS:  # also of an arm that is not asked for: `out` is one run
             check_settings(algorithm, recipe, origin, out / algorithm, run.work(algorithm))
         before = run.evaluation("base", origin)
         arms = {}
@@ -219,7 +219,12 @@ class _Run:
     def evaluation(self, name: str, record: Mapping[str, Any]) -> Evaluation:
         """The answers of one checkpoint; kept ones count only for the same weights and seed."""
         path = self.out / _EVALUATION
-        kept = read_json(path) if path.is_file() else {}
+        try:
+            kept = read_json(path)
+        except FileNotFoundError:
+            kept = {}
+        except ValueError as error:
+            raise CheckpointError(f"{path} is not JSON ({error}): delete it") from error
         key = {"weights": record["weights"]["xxh3_128"], "seed": self.recipe.seed}
         entry = kept.get(name, {})
         if {field: entry.get(field) for field in key} == key:

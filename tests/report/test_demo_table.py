@@ -1,0 +1,34 @@
+"""The text at the end of a demo."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.report.factory import make_comparison, make_demo
+from trimtab.compare import Comparison
+from trimtab.report.demo_table import render_demo_table
+
+LABELS = ("grpo", "sft")
+
+
+def arms() -> dict[str, Comparison]:
+    return {label: make_comparison(num_layers=2, seed=seed) for seed, label in enumerate(LABELS)}
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_every_score_and_sparsity_is_there(width: int) -> None:
+    demo, comparisons = make_demo(), arms()
+    text = render_demo_table(demo, comparisons, console_width=width)
+    assert all(len(line) <= width for line in text.splitlines())
+    assert "(criterion: bits)" in text
+    for label, comparison in comparisons.items():
+        assert f"after {label}" in text
+        assert set(comparison.by_kind()) <= {line.split()[0] for line in text.splitlines() if line}
+    for word in demo["model_note"].split():
+        assert word in text
+
+
+def test_a_given_standard_error_is_shown() -> None:
+    demo, comparisons = make_demo(), arms()
+    demo["before"]["accuracy_sampled"] = {"correct": 84, "total": 256, "standard_error": 0.059}
+    assert "32.8 % ± 5.9" in render_demo_table(demo, comparisons, console_width=100)

@@ -1,0 +1,184 @@
+"""Whatever a user can meet is in the documentation, and what the code printed there is current."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from docs import generated
+
+import trimtab
+from trimtab import errors
+from trimtab.cli import VERBS
+from trimtab.cli import trimtab as command_line
+from trimtab.compare.result import ANALYSES
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+
+NAMED_BY_DATA = {"num_changed", "sparsity", "unweighted_mean_sparsity", "ulp_histogram", "dtypes"}
+NAMED_BY_DATA |= {"by_layer", "by_kind", "by_tensor"}
+"""Objects whose own keys are criteria, distances, dtypes, models, layers, kinds or names."""
+
+
+def page(name: str) -> str:
+    return (DOCS / name).read_text("utf-8")
+
+
+def keys_of(value: Any) -> Iterator[str]:
+    """All keys at any depth whose names trimtab chose."""
+    if isinstance(value, list):
+        for item in value:
+            yield from keys_of(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            by_data = key in NAMED_BY_DATA and isinstance(item, dict)
+            yield from keys_of(list(item.values()) if by_data else item)
+
+
+def test_generated_text_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "cogapp", "--check", "--diff", "-P", *map(str, PAGES)],
+        cwd=ROOT,
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_and_option(verb: str) -> None:
+    cli = page("cli.md")
+    command = command_line.get_command(click.Context(command_line), verb)
+    assert command is not None
+    assert f"## trimtab {verb}" in cli
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            for flag in parameter.opts:
+                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", cli), flag
+
+
+@pytest.mark.parametrize("name", errors.__all__)
+def test_every_error_class(name: str) -> None:
+    assert f"### {name}\n" in page("errors.md")
+
+
+@pytest.mark.parametrize("name", trimtab.__all__)
+def test_every_public_name(name: str) -> None:
+    assert re.search(rf"^::: trimtab\.(?:\w+\.)*{name}$", page("api.md"), re.MULTILINE)
+    assert f"::: trimtab.{name}\n" in page("api.md") or f'heading: "trimtab.{name}"' in page(
+        "api.md"
+    )
+
+
+def test_every_key_of_a_comparison() -> None:
+    data = generated.example_comparison()
+    assert set(ANALYSES) <= data.keys()
+    documented = set(re.findall(r"`(?:\w+\.)*([\w=.-]+?)`", page("formats.md")))
+    shown = set(re.findall(r'"([\w=.-]+)": ', page("formats.md")))
+    assert set(data) <= documented
+    assert not set(keys_of(data)) - documented - shown
+
+
+def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:
+    from tests.compare.checkpoints import llama_tensors, save
+
+    base, tuned = llama_tensors(), llama_tensors(vocab=44)
+    base["lm_head.weight"] = base["model.embed_tokens.weight"]
+    tuned["lm_head.weight"] = tuned["model.embed_tokens.weight"]
+    base["only.base"] = tuned["only.tuned"] = base["model.norm.weight"]
+    tuned["model.model.norm.weight"] = tuned.pop("model.norm.weight")
+    sides = (save(tmp_path / name, _unshared(t)) for name, t in (("a", base), ("b", tuned)))
+    coverage = trimtab.compare(*sides).coverage.to_dict()
+    lists = ("tied", "missing", "extra", "shape_mismatch", "renamed")
+    assert all(coverage[name] for name in lists)
+    documented = set(re.findall(r"`(\w+)`", page("formats.md").partition("### Coverage")[2]))
+    assert not set(keys_of(coverage)) - documented
+
+
+def _unshared(tensors: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
+    for path in DOCS.glob("*.md"):
+        assert f": {path.name}\n" in navigation
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_no_address_of_a_machine_or_a_registry(path: Path) -> None:
+    addresses = re.findall(r"https?://([^/\s)>\"]+)", path.read_text("utf-8"))
+    assert set(addresses) <= {"arxiv.org"}
+    assert not re.search(r"(?<![\w.])/(?:tmp|home|root|work)/", path.read_text("utf-8"))
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / "README.md").read_text("utf-8")):
+        assert (ROOT / target).exists(), target
+
+
+def test_a_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    speed = {
+        "num_bytes_each": 1.2e9,
+        "density": 0.01,
+        "rounds": 7,
+        "seconds": {"numpy": 0.2, "trimtab, 2 threads": 0.3},
+        "ratio to numpy, 2 threads": 1.5,
+        "ratio to numpy, 1 thread": 2.75,
+        "two threads over one": 1.83,
+        "published script over trimtab": 41.2,
+        "gigabytes per second, both files": 8.0,
+    }
+    generated.benchmark(
+        {
+            "provenance": {
+                "trimtab_version": "0.1.0",
+                "numpy_version": "2.4",
+                "python_version": "3.11",
+                "processor": "a processor",
+                "processors": 2,
+                "date": "2026-11-21T12:00:00+00:00",
+                "load_before": 0.1,
+            },
+            "start_up": {"trimtab --help": 0.2},
+            "speed, 1% changed": speed,
+            "speed, 20% changed": {**speed, "density": 0.2},
+            "memory": {"num_bytes_each": 8e9, "seconds": 9.0, "peak_mb": 250.0},
+        }
+    )
+    text = capsys.readouterr().out
+    assert "|  | 1% changed | 20% changed |" in text
+    assert "| elements that changed | 1.00 % | 20.00 % |" in text
+    assert "| trimtab, 2 threads, median | 0.30 s | 0.30 s |" in text
+    assert "| peak resident memory of that comparison | 250 MB |" in text
+
+
+def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    scores = {f"{way}_{figure}": 0.25 for way in ("greedy", "sampled") for figure in ("accuracy",)}
+    scores |= {"greedy_standard_error": 0.125, "sampled_standard_error": 0.0625}
+    arm = {
+        "evaluation": scores,
+        "record": {"algorithm": "grpo", "tokens": {"num_loss": 1920}, "seconds": {"train": 300.4}},
+    }
+    group = {"num_elements": 1000, "num_changed": {"bits": 1}}
+    generated.demo(
+        {
+            "before": scores,
+            "majority_baseline": {"answer": 9, "accuracy": 0.125},
+            "arms": {"grpo": arm},
+            "comparisons": {"GRPO": {"total": group, "by_kind": {"norm": group}}},
+        }
+    )
+    text = capsys.readouterr().out
+    assert "| always “9” | 12.5 % |" in text
+    assert "| GRPO | 25.0 % ± 12.5 | 25.0 % ± 6.2 | 1,920 | 300 s |" in text
+    assert "| `norm` | 99.90 % |" in text
