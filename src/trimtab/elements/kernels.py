@@ -1,9 +1,9 @@
-"""The two stages of `trimtab.elements.scan`, compiled with Numba.
+"""The pass of `trimtab.elements.scan`, compiled with Numba.
 
-`find` compares 64 elements at a time into a 64-bit mask of those that differ, one instruction or
-two on a machine with wide vectors, and skips the block when the mask is zero; changed elements
-are then taken out by counting trailing zeros. Numba has no vector types, so the comparison is a
-few lines of LLVM IR: LLVM turns them into whatever the processor has.
+Its first stage compares 64 elements at a time into a 64-bit mask of those that differ, which takes
+one instruction or two on a machine with wide vectors, and skips the block when the mask is zero;
+changed elements are then taken out by counting trailing zeros. Numba has no vector types, so the
+comparison is a few lines of LLVM IR: LLVM turns them into whatever the processor has.
 
 Import this module only when there is much to scan: it loads Numba and, once per machine,
 compiles (cached on disk afterwards). The kernels release the GIL.
@@ -283,51 +283,126 @@ def _tally(
             ulp_bins[index] += count
 
 
+@compiled()
+def _scan(
+    base: Bits,
+    tuned: Bits,
+    columns: int,
+    sign: Any,
+    largest: Any,
+    changed_per_row: NDArray[np.int64],
+    changed_per_column: NDArray[np.int64],
+    packed: Bits,
+    table: NDArray[np.uint32],
+    decoded: NDArray[np.uint32],
+    values: NDArray[Any],
+    atols: NDArray[np.float64],
+    strict_atols: NDArray[np.float64],
+    rels: NDArray[np.float64],
+    beyond: NDArray[np.int64],
+    events: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    ulp_bins: NDArray[np.int64],
+) -> tuple[int, int]:
+    """Both stages in one call, so that threads meet at the GIL once for each chunk."""
+    n, num_nan_kept = _find(
+        base,
+        tuned,
+        columns,
+        base.dtype.type(sign - 1),
+        largest,
+        changed_per_row,
+        changed_per_column,
+        packed[0],
+        packed[1],
+    )
+    if len(table) > 0:
+        for side in range(2):
+            for i in range(n):
+                decoded[side, i] = table[packed[side, i]]
+    elif len(decoded) > 0:
+        for side in range(2):
+            for i in range(n):
+                decoded[side, i] = np.uint32(packed[side, i]) << np.uint32(16)
+    _tally(
+        packed[0, :n],
+        packed[1, :n],
+        values[0, :n],
+        values[1, :n],
+        np.uint64(sign),
+        atols,
+        strict_atols,
+        rels,
+        beyond,
+        events,
+        sums,
+        ulp_bins,
+    )
+    return n, num_nan_kept
+
+
+class _Scratch:
+    """Room for the changed elements of a chunk of one dtype, and what decodes them to floats.
+
+    Attributes:
+        packed: `[2, size]` bits of the changed elements of base and of tuned.
+        table: Bits of the fp32 value of every element of an 8- or 16-bit dtype. Empty for bf16,
+            whose bits are the upper half of its fp32 value, and for wider dtypes.
+        decoded: `[2, size]` bits of fp32 values; empty for wider dtypes.
+        values: The same memory as floats; for wider dtypes that of `packed`.
+    """
+
+    def __init__(self, dtype: DType, size: int) -> None:
+        self.packed: Bits = np.empty((2, size), dtype.bits)
+        self.table = np.empty(0, np.uint32)
+        if dtype.num_bytes >= 4:
+            self.decoded = np.empty((0, 0), np.uint32)
+            self.values: NDArray[Any] = self.packed.view(dtype.storage)
+            return
+        self.decoded = np.empty((2, size), np.uint32)
+        self.values = self.decoded.view(np.float32)
+        if dtype.name != "BF16":
+            every = np.arange(1 << (8 * dtype.num_bytes), dtype=dtype.bits)
+            with np.errstate(invalid="ignore"):  # NaN stays NaN
+                self.table = dtype.decode(every).astype(np.float32).view(np.uint32)
+
+
 class NumbaScanner:
-    """Both stages compiled, for floats; integers go the way of NumPy. One per thread."""
+    """The pass compiled, for floats; integers go the way of NumPy. One per thread."""
 
     def __init__(self) -> None:
-        self._packed: dict[np.dtype[Any], tuple[Bits, Bits]] = {}
-        self._tables: dict[str, NDArray[np.float32]] = {}
+        self._scratch: dict[str, _Scratch] = {}
         self._fallback = NumpyScanner()
 
-    def find(
+    def scan(
         self,
         base: Bits,
         tuned: Bits,
         dtype: DType,
         changed_per_row: NDArray[np.int64],
         changed_per_column: NDArray[np.int64],
-    ) -> tuple[Bits, Bits, int]:
-        """See `Scanner.find`."""
+        into: Accumulator,
+    ) -> tuple[int, int]:
+        """See `Scanner.scan`."""
         if not dtype.is_float:
-            return self._fallback.find(base, tuned, dtype, changed_per_row, changed_per_column)
-        packed_base, packed_tuned = self._scratch(base.dtype, base.size)
-        bits = base.dtype.type
-        num_changed, num_nan_kept = _find(
+            return self._fallback.scan(
+                base, tuned, dtype, changed_per_row, changed_per_column, into
+            )
+        scratch = self._scratch.get(dtype.name)
+        if scratch is None or scratch.packed.shape[1] < base.size:
+            scratch = self._scratch[dtype.name] = _Scratch(dtype, base.size)
+        counts: tuple[int, int] = _scan(
             base.reshape(-1),
             tuned.reshape(-1),
             base.shape[1],
-            bits((1 << (8 * dtype.num_bytes - 1)) - 1),
-            bits(dtype.largest_magnitude),
+            dtype.bits.type(1 << (8 * dtype.num_bytes - 1)),
+            dtype.bits.type(dtype.largest_magnitude),
             changed_per_row,
             changed_per_column,
-            packed_base,
-            packed_tuned,
-        )
-        return packed_base[:num_changed], packed_tuned[:num_changed], num_nan_kept
-
-    def tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
-        """See `Scanner.tally`."""
-        if not dtype.is_float:
-            self._fallback.tally(base, tuned, dtype, into)
-            return
-        _tally(
-            base,
-            tuned,
-            self._values(base, dtype),
-            self._values(tuned, dtype),
-            np.uint64(1 << (8 * dtype.num_bytes - 1)),
+            scratch.packed,
+            scratch.table,
+            scratch.decoded,
+            scratch.values,
             into.atols,
             into.strict_atols,
             into.rels,
@@ -336,23 +411,4 @@ class NumbaScanner:
             into.sums,
             into.ulp_bins,
         )
-
-    def _scratch(self, bits: np.dtype[Any], size: int) -> tuple[Bits, Bits]:
-        held = self._packed.get(bits)
-        if held is None or len(held[0]) < size:
-            held = self._packed[bits] = (np.empty(size, bits), np.empty(size, bits))
-        return held
-
-    def _values(self, bits: Bits, dtype: DType) -> NDArray[Any]:
-        """Decode: fp32 holds every value of a dtype of up to 32 bits."""
-        if dtype.num_bytes >= 4:
-            return bits.view(dtype.storage)
-        if dtype.name == "BF16":
-            return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        table = self._tables.get(dtype.name)
-        if table is None:
-            every = np.arange(1 << (8 * dtype.num_bytes), dtype=dtype.bits)
-            with np.errstate(invalid="ignore"):
-                table = self._tables[dtype.name] = dtype.decode(every).astype(np.float32)
-        values: NDArray[np.float32] = table[bits]
-        return values
+        return counts

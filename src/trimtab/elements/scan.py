@@ -1,11 +1,12 @@
 """Count every criterion in one pass over a pair of tensors.
 
-The pass has two stages. `find` walks all elements, asks only whether their bits differ, and packs
-the changed ones; `tally` decodes just those and counts them under every criterion. After RL most
-elements are unchanged, so the first stage runs at the speed of memory and the second is small.
+The pass has two stages. The first walks all elements, asks only whether their bits differ, and
+packs the changed ones; the second decodes just those and counts them under every criterion. After
+RL most elements are unchanged, so the first stage runs at the speed of memory and the second is
+small.
 
-Both stages exist twice with the same results: here in NumPy, for small tensors, integers and as
-the reference of the tests, and in `trimtab.elements.kernels`, compiled.
+The pass exists twice with the same results: here in NumPy, for small tensors, integers and as the
+reference of the tests, and in `trimtab.elements.kernels`, compiled.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import Criterion
 from trimtab.elements.dtypes import Bits, DType
 
-__all__ = ["NumpyScanner", "Scanner", "Tally"]
+__all__ = ["Accumulator", "NumpyScanner", "Scanner", "Tally"]
 
 
 class Accumulator:
-    """The arrays that `tally` adds to, in the order of the criteria given.
+    """What a scanner adds to, in the order of the criteria given.
 
     Attributes:
         atols: Tolerances of the `atol` criteria; likewise `strict_atols` and `rels`.
@@ -56,17 +57,18 @@ class Accumulator:
 
 
 class Scanner(Protocol):
-    """The two stages. A scanner may keep scratch memory: use one per thread."""
+    """Does the pass. A scanner may keep scratch memory: use one per thread."""
 
-    def find(
+    def scan(
         self,
         base: Bits,
         tuned: Bits,
         dtype: DType,
         changed_per_row: NDArray[np.int64],
         changed_per_column: NDArray[np.int64],
-    ) -> tuple[Bits, Bits, int]:
-        """Pack the elements whose bits differ.
+        into: Accumulator,
+    ) -> tuple[int, int]:
+        """Count one rectangle of elements.
 
         Args:
             base: Elements, shape `[rows, columns]`, C-contiguous.
@@ -74,43 +76,37 @@ class Scanner(Protocol):
             dtype: What the bits mean.
             changed_per_row: `[rows]`, added to.
             changed_per_column: `[columns]`, added to.
+            into: Added to.
 
         Returns:
-            The changed elements of base and of tuned, in order (valid until the next call), and
-            the number of unchanged elements that are NaN.
-        """
-
-    def tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
-        """Count elements that are known to differ in their bits.
-
-        Args:
-            base: Changed elements, shape `[n]`.
-            tuned: The same elements of the tuned checkpoint.
-            dtype: What the bits mean.
-            into: Added to.
+            How many elements differ in their bits, and how many of the others are NaN.
         """
 
 
 class NumpyScanner:
-    """Both stages in NumPy: any dtype, no compilation."""
+    """The pass in NumPy: any dtype, no compilation."""
 
-    def find(
+    def scan(
         self,
         base: Bits,
         tuned: Bits,
         dtype: DType,
         changed_per_row: NDArray[np.int64],
         changed_per_column: NDArray[np.int64],
-    ) -> tuple[Bits, Bits, int]:
-        """See `Scanner.find`."""
+        into: Accumulator,
+    ) -> tuple[int, int]:
+        """See `Scanner.scan`."""
         differ = base != tuned
         changed_per_row += np.count_nonzero(differ, axis=1)
         changed_per_column += np.count_nonzero(differ, axis=0)
+        changed_base, changed_tuned = base[differ], tuned[differ]
+        if len(changed_base):
+            self._tally(changed_base, changed_tuned, dtype, into)
         num_nan_kept = int(np.count_nonzero(dtype.is_nan(base) & ~differ))
-        return base[differ], tuned[differ], num_nan_kept
+        return len(changed_base), num_nan_kept
 
-    def tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
-        """See `Scanner.tally`."""
+    def _tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
+        """Count elements that are known to differ, shape `[n]`."""
         before, after = dtype.decode(base), dtype.decode(tuned)
         with np.errstate(invalid="ignore", over="ignore"):
             update = after - before
@@ -201,17 +197,16 @@ class Tally:
             scanner: Does the work.
         """
         rows, columns = base.shape
-        changed_base, changed_tuned, num_nan_kept = scanner.find(
+        num_differ, num_nan_kept = scanner.scan(
             base,
             tuned,
             self._dtype,
             self.changed_per_row[row : row + rows],
             self.changed_per_column[column : column + columns],
+            self._accumulator,
         )
-        self._num_differ += len(changed_base)
+        self._num_differ += num_differ
         self._num_nan_kept += num_nan_kept
-        if len(changed_base):
-            scanner.tally(changed_base, changed_tuned, self._dtype, self._accumulator)
 
     def counts(self) -> ChangeCounts:
         """The counts so far."""

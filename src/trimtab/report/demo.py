@@ -142,7 +142,8 @@ def learned(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
         ),
         "Filled dots are greedy answers, rings are sampled ones. Whiskers are one standard error, "
         "over questions; none is drawn where all or no answers are right. A model that learned "
-        f"nothing but the most frequent answer ({printable(baseline['answer'])}) would stand on the dashed line.",
+        f"nothing but the most frequent answer ({printable(baseline['answer'])}) would stand on "
+        "the dashed line.",
         _scores(models, baseline),
         (
             Key("dot-ink", "greedy"),
