@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.elements.cases import edge_pair, random_pair
+from trimtab.elements import scan as elements_scan
 from trimtab.elements import ulps
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import DEFAULT_CRITERIA, Criterion, changed, with_defaults
@@ -117,11 +118,24 @@ def assert_same(got: ChangeCounts, expected: ChangeCounts) -> None:
     assert got_update["sum"] == pytest.approx(expected_update["sum"], abs=slack)
 
 
-@pytest.fixture(params=[NumpyScanner, NumbaScanner])
-def scanner(request: pytest.FixtureRequest) -> Scanner:
-    """Each of the two implementations."""
-    made: Scanner = request.param()
-    return made
+@pytest.fixture(params=["numpy", "numba", "numba with steps"])
+def scanner(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scanner:
+    """Each of the implementations; large tensors of a small dtype are counted by steps."""
+    if request.param == "numba with steps":
+        monkeypatch.setattr(elements_scan, "STEPS_FROM", 0)
+    return NumpyScanner() if request.param == "numpy" else NumbaScanner()
+
+
+def test_steps_are_used_where_they_tell_all() -> None:
+    many = elements_scan.STEPS_FROM
+    default = {
+        name: len(elements_scan.Accumulator(DEFAULT_CRITERIA, dtype, many).steps)
+        for name, dtype in DTYPES.items()
+    }
+    assert {name for name, size in default.items() if size} == {"BF16", "F8_E4M3", "F8_E5M2"}
+    coarse = [*DEFAULT_CRITERIA, Criterion("rel", 0.01)]
+    assert len(elements_scan.Accumulator(coarse, DTYPES["BF16"], many).steps) == 0
+    assert len(elements_scan.Accumulator(DEFAULT_CRITERIA, DTYPES["BF16"], many - 1).steps) == 0
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)
@@ -173,10 +187,14 @@ def test_scanners_agree_on_any_bits(dtype: DType, seed: int, columns: int, densi
     raw = rng.integers(0, 256, (2, 3, columns, dtype.num_bytes), dtype=np.uint8)
     base, tuned = raw.view(dtype.bits)[..., 0]
     tuned = np.where(rng.random(base.shape) < density, tuned, base)
-    one = scan(base, tuned, dtype, NumpyScanner()).counts().to_dict()
-    two = scan(base, tuned, dtype, NumbaScanner()).counts().to_dict()
-    one.pop("update"), two.pop("update")  # random doubles overflow; the sums are tested above
-    assert one == two
+    expected = scan(base, tuned, dtype, NumpyScanner()).counts().to_dict()
+    expected.pop("update")  # random doubles overflow; the sums are tested above
+    for steps_from in (0, elements_scan.STEPS_FROM):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(elements_scan, "STEPS_FROM", steps_from)
+            counts = scan(base, tuned, dtype, NumbaScanner()).counts().to_dict()
+        counts.pop("update")
+        assert counts == expected
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=lambda dtype: dtype.name)

@@ -55,6 +55,11 @@ class DType:
         return self.kind == "float"
 
     @cached_property
+    def num_mantissa_bits(self) -> int:
+        """Stored bits of the mantissa of a float dtype."""
+        return int(ml_dtypes.finfo(self.storage).nmant)
+
+    @cached_property
     def largest_magnitude(self) -> int:
         """Bits, without the sign, of the largest number of a float dtype (infinity if it has it).
 

@@ -3,7 +3,9 @@
 Its first stage compares 64 elements at a time into a 64-bit mask of those that differ, which takes
 one instruction or two on a machine with wide vectors, and skips the block when the mask is zero;
 changed elements are then taken out by counting trailing zeros. Numba has no vector types, so the
-comparison is a few lines of LLVM IR: LLVM turns them into whatever the processor has.
+comparison is a few lines of LLVM IR: LLVM turns them into whatever the processor has. Most changes
+stay within a power of two and are only counted, by sign, exponent and steps (see `fold` in
+`trimtab.elements.scan`); the rest is packed for the second stage.
 
 Import this module only when there is much to scan: it loads Numba and, once per machine,
 compiles (cached on disk afterwards). The kernels release the GIL.
@@ -139,42 +141,58 @@ def _find(
     tuned: Bits,
     columns: int,
     magnitude: Any,
-    infinity: Any,
+    largest: Any,
+    mantissa: int,
+    steps: NDArray[np.int64],
     changed_per_row: NDArray[np.int64],
     changed_per_column: NDArray[np.int64],
-    packed_base: Bits,
-    packed_tuned: Bits,
-) -> tuple[int, int]:
-    num_changed = 0
+    packed: Bits,
+) -> tuple[int, int, int]:
+    """First stage: count steps that can be counted so, and pack the other changed elements."""
+    num_differ = 0
+    num_packed = 0
     num_nan_kept = 0
     whole = columns - columns % LANES
+    counts_steps = len(steps) > 0
+    # The largest number below the exponent of all ones, where infinity and NaN are.
+    ordinary = base.dtype.type(magnitude - ((1 << mantissa) - 1) - 1)
+    reach = np.int64(steps.shape[1] // 2)
     for row in range(changed_per_row.shape[0]):
         start = row * columns
-        num_before = num_changed
+        num_before = num_differ
         for block in range(0, whole, LANES):
             differ = _differ(base, tuned, start + block)
-            nan = _above(base, start + block, magnitude, infinity)
-            if nan != 0:
-                num_nan_kept += _num_ones(nan & ~differ)
+            strange = _above(base, start + block, magnitude, ordinary)
+            if strange != 0:
+                num_nan_kept += _num_ones(_above(base, start + block, magnitude, largest) & ~differ)
+            num_differ += _num_ones(differ)
+            by_steps = counts_steps and strange == 0
             while differ != 0:
                 column = block + _trailing_zeros(differ)
                 differ &= differ - np.uint64(1)
-                packed_base[num_changed] = base[start + column]
-                packed_tuned[num_changed] = tuned[start + column]
+                before = np.int64(base[start + column])
+                after = np.int64(tuned[start + column])
                 changed_per_column[column] += 1
-                num_changed += 1
+                place = after - before + reach
+                near = (place >= 0) & (place < 2 * reach)
+                if by_steps and near and (before ^ after) >> mantissa == 0:
+                    steps[before >> mantissa, place] += 1
+                else:
+                    packed[0, num_packed] = before
+                    packed[1, num_packed] = after
+                    num_packed += 1
         for column in range(whole, columns):
-            before = base[start + column]
-            after = tuned[start + column]
-            if before != after:
-                packed_base[num_changed] = before
-                packed_tuned[num_changed] = after
+            element = base[start + column]
+            if element != tuned[start + column]:
+                packed[0, num_packed] = element
+                packed[1, num_packed] = tuned[start + column]
+                num_packed += 1
                 changed_per_column[column] += 1
-                num_changed += 1
-            elif (before & magnitude) > infinity:
+                num_differ += 1
+            elif (element & magnitude) > largest:
                 num_nan_kept += 1
-        changed_per_row[row] += num_changed - num_before
-    return num_changed, num_nan_kept
+        changed_per_row[row] += num_differ - num_before
+    return num_differ, num_packed, num_nan_kept
 
 
 # Sums may be taken in any order so that they use vectors; NaN and infinity keep their meaning.
@@ -290,6 +308,8 @@ def _scan(
     columns: int,
     sign: Any,
     largest: Any,
+    mantissa: int,
+    steps: NDArray[np.int64],
     changed_per_row: NDArray[np.int64],
     changed_per_column: NDArray[np.int64],
     packed: Bits,
@@ -305,16 +325,17 @@ def _scan(
     ulp_bins: NDArray[np.int64],
 ) -> tuple[int, int]:
     """Both stages in one call, so that threads meet at the GIL once for each chunk."""
-    n, num_nan_kept = _find(
+    num_differ, n, num_nan_kept = _find(
         base,
         tuned,
         columns,
         base.dtype.type(sign - 1),
         largest,
+        mantissa,
+        steps,
         changed_per_row,
         changed_per_column,
-        packed[0],
-        packed[1],
+        packed,
     )
     if len(table) > 0:
         for side in range(2):
@@ -338,7 +359,7 @@ def _scan(
         sums,
         ulp_bins,
     )
-    return n, num_nan_kept
+    return num_differ, num_nan_kept
 
 
 class _Scratch:
@@ -397,6 +418,8 @@ class NumbaScanner:
             base.shape[1],
             dtype.bits.type(1 << (8 * dtype.num_bytes - 1)),
             dtype.bits.type(dtype.largest_magnitude),
+            dtype.num_mantissa_bits,
+            into.steps,
             changed_per_row,
             changed_per_column,
             scratch.packed,

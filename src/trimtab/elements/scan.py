@@ -25,6 +25,13 @@ from trimtab.elements.dtypes import Bits, DType
 __all__ = ["Accumulator", "NumpyScanner", "Scanner", "Tally"]
 
 
+STEPS_FROM = 1 << 18
+"""Elements of a tensor from which a table of steps (128 KB for bf16) is worth its while."""
+
+STEPS_REACH = 16
+"""Steps either way that the table counts; longer ones are rare and go the general way."""
+
+
 class Accumulator:
     """What a scanner adds to, in the order of the criteria given.
 
@@ -38,11 +45,12 @@ class Accumulator:
         sums: fp64 sum, sum of magnitudes, sum of squares and largest magnitude of the finite
             updates.
         ulp_bins: int64 histogram, see `trimtab.elements.ulps`.
+        steps: Counts that `fold` turns into all of the above; empty where that is not possible.
     """
 
     INCREASED, DECREASED, ZERO_FLIP, NAN, NONFINITE = range(5)
 
-    def __init__(self, criteria: Sequence[Criterion]) -> None:
+    def __init__(self, criteria: Sequence[Criterion], dtype: DType, num_elements: int) -> None:
         def tolerances(rule: str) -> NDArray[np.float64]:
             return np.array([c.tolerance for c in criteria if c.rule == rule], dtype=np.float64)
 
@@ -54,6 +62,56 @@ class Accumulator:
         self.events = np.zeros(5, dtype=np.int64)
         self.sums = np.zeros(4, dtype=np.float64)
         self.ulp_bins = np.zeros(ulps.NUM_BINS, dtype=np.int64)
+        self._dtype = dtype
+        num_exponents = reach = 0
+        if num_elements >= STEPS_FROM and _steps_tell_all(dtype, self.rels):
+            num_exponents = 1 << (8 * dtype.num_bytes - dtype.num_mantissa_bits)
+            reach = min(STEPS_REACH, 1 << dtype.num_mantissa_bits)
+        self.steps = np.zeros((num_exponents, 2 * reach), dtype=np.int64)
+
+    def fold(self) -> None:
+        """Count the elements in `steps` under everything else, and empty it.
+
+        `steps` counts changed elements whose sign and exponent stayed the same: by sign and
+        exponent (their bits are the row) and by the steps that the magnitude went (0 is in the
+        middle of the row). Such an element moved by exactly so many ulp of its exponent, whatever
+        its mantissa, so a few hundred numbers stand for all of them.
+        """
+        exponent, place = np.nonzero(self.steps)
+        if not len(exponent):
+            return
+        counts = self.steps[exponent, place]
+        self.steps[exponent, place] = 0
+        magnitude_steps = place - self.steps.shape[1] // 2
+        smallest = (exponent << self._dtype.num_mantissa_bits).astype(self._dtype.bits)
+        next_one = smallest | self._dtype.bits.type(1)
+        update = magnitude_steps * (self._dtype.decode(next_one) - self._dtype.decode(smallest))
+        distance = np.abs(update)
+        far = [distance > tolerance for tolerance in self.atols]
+        far += [distance >= tolerance for tolerance in self.strict_atols]
+        far += [np.ones(len(counts), dtype=np.bool_)] * len(self.rels)
+        for index, beyond in enumerate(far):
+            self.beyond[index] += counts[beyond].sum()
+        self.events[self.INCREASED] += counts[update > 0].sum()
+        self.events[self.DECREASED] += counts[update < 0].sum()
+        self.sums[0] += (counts * update).sum()
+        self.sums[1] += (counts * distance).sum()
+        self.sums[2] += (counts * np.square(distance)).sum()
+        self.sums[3] = max(self.sums[3], distance.max())
+        bins = ulps.bin_of(np.abs(magnitude_steps).astype(np.uint64))
+        np.add.at(self.ulp_bins, ulps.CENTRE + np.where(update > 0, bins, -bins), counts)
+
+
+def _steps_tell_all(dtype: DType, rels: NDArray[np.float64]) -> bool:
+    """Whether sign, exponent and steps decide every criterion, for any mantissa.
+
+    A relative tolerance looks at the mantissa, unless it is below one step of the largest one:
+    then no step is within it. For bf16 that is 1 / 255.
+    """
+    if not dtype.is_float or dtype.num_bytes > 2:
+        return False
+    largest_mantissa = (2 << dtype.num_mantissa_bits) - 1
+    return bool(np.all(rels * largest_mantissa < 1))
 
 
 class Scanner(Protocol):
@@ -182,7 +240,7 @@ class Tally:
         self._num_elements = num_rows * num_columns
         self._num_differ = 0
         self._num_nan_kept = 0
-        self._accumulator = Accumulator(criteria)
+        self._accumulator = Accumulator(criteria, dtype, self._num_elements)
         self.changed_per_row = np.zeros(num_rows, dtype=np.int64)
         self.changed_per_column = np.zeros(num_columns, dtype=np.int64)
 
@@ -211,6 +269,7 @@ class Tally:
     def counts(self) -> ChangeCounts:
         """The counts so far."""
         acc = self._accumulator
+        acc.fold()
         events = [int(count) for count in acc.events]
         beyond = iter(acc.beyond.tolist())
         tolerance_keys = [
