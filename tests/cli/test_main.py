@@ -93,7 +93,7 @@ def test_json_on_stdout_and_in_a_file(run: Run, pair: tuple[Path, Path], tmp_pat
     assert err == f"wrote {target}\n"
     saved = json.loads(target.read_text())
     assert saved["total"] == printed["total"]
-    assert saved["provenance"]["command"].startswith("trimtab ")
+    assert saved["provenance"]["command"] == f"trimtab compare {pair[0]} {pair[1]} -o {target}"
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 

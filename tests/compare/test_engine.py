@@ -13,7 +13,8 @@ import xxhash
 
 import trimtab
 from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
-from trimtab.compare import engine, sources
+from trimtab.checkpoints import sources
+from trimtab.compare import engine
 from trimtab.compare.result import Comparison
 from trimtab.errors import AnalysisError, CheckpointError, CriterionError, TensorMismatchError
 

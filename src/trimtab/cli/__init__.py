@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 an expected error, told in one line; 2 wrong usage; 3 a ch
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -58,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False)
+        typed = shlex.join(["trimtab", *arguments])
+        code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False, obj=typed)
     except click.exceptions.Abort:
         _stop("interrupted", 130)
     except click.ClickException as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +54,9 @@ __all__ = ["command"]
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON to this file.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write an HTML report to this file.")
 @click.option("--force", is_flag=True, help="Replace output files that exist.")
+@click.pass_obj
 def command(
+    typed: str,
     base: str,
     tuned: str,
     changed: str,
@@ -107,7 +108,7 @@ def command(
             threads=threads,
             progress=progress,
         )
-    told = {**comparison.provenance, "command": shlex.join(["trimtab", *sys.argv[1:]])}
+    told = {**comparison.provenance, "command": typed}
     comparison = replace(comparison, provenance=told)
     if output is not None:
         write_output(output, to_json(comparison), force=force)

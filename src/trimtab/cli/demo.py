@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
@@ -50,7 +48,8 @@ MEASURES = {"grpo": "reward", "sft": "loss"}
     show_default=True,
     help="Folder for checkpoints, JSON and the report.",
 )
-def command(steps: int, seed: int, out: Path) -> None:
+@click.pass_obj
+def command(typed: str, steps: int, seed: int, out: Path) -> None:
     """See sparse updates happen: RL-tune a real model on this machine, and compare.
 
     SmolLM2-135M-Instruct learns one-digit addition twice from the same start: by GRPO, and by SFT
@@ -64,7 +63,7 @@ def command(steps: int, seed: int, out: Path) -> None:
     check_installed()
     started = perf_counter()
     run = train_demo(out, steps=steps, seed=seed)
-    comparisons = {LABELS[name]: _compare(run, name) for name in run.arms}
+    comparisons = {LABELS[name]: _compare(run, name, typed) for name in run.arms}
     record = _record(run)
     told = {
         **run.to_dict(),
@@ -87,7 +86,7 @@ def command(steps: int, seed: int, out: Path) -> None:
     )
 
 
-def _compare(run: DemoRun, name: str) -> Comparison:
+def _compare(run: DemoRun, name: str, typed: str) -> Comparison:
     settings = run.arms[name].record["settings"]
     comparison = trimtab.compare(
         run.base,
@@ -98,7 +97,7 @@ def _compare(run: DemoRun, name: str) -> Comparison:
     )
     told = {
         **comparison.provenance,
-        "command": shlex.join(["trimtab", *sys.argv[1:]]),
+        "command": typed,
         "seed": settings["seed"],
     }
     return replace(comparison, provenance=told)

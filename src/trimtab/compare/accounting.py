@@ -9,7 +9,7 @@ import xxhash
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, tied_names
 from trimtab.checkpoints.architectures import TIED
-from trimtab.compare.pairing import Pair, Pairing, num_columns, num_rows
+from trimtab.checkpoints.pairing import Pair, Pairing, num_columns, num_rows
 from trimtab.compare.result import CheckpointRecord, Coverage
 
 __all__ = ["coverage_of", "may_repeat", "record_of", "without_tied_copies"]

@@ -18,14 +18,14 @@ from typing import Any
 
 import trimtab
 from trimtab.checkpoints import Checkpoint, StoredTensor, TensorPart, open_checkpoint, parts_of
+from trimtab.checkpoints.pairing import Pair, num_columns, num_rows, pair_tensors
+from trimtab.checkpoints.sources import Chunk, Source, chunks_of, new_buffer
 from trimtab.compare.accounting import coverage_of, may_repeat, record_of, without_tied_copies
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.matrices import analyse_matrices
-from trimtab.compare.pairing import Pair, num_columns, num_rows, pair_tensors
 from trimtab.compare.precision import PrecisionProbe
 from trimtab.compare.rank import RankAnalysis
 from trimtab.compare.result import Comparison, Profile, TensorChange
-from trimtab.compare.sources import Chunk, Source, chunks_of, new_buffer
 from trimtab.elements.criteria import Criterion, parse_criterion, with_defaults
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.scan import NumpyScanner, Scanner, Tally

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.compare import sources
-from trimtab.compare.pairing import num_columns, num_rows
-from trimtab.compare.sources import chunks_of
+from trimtab.checkpoints import sources
+from trimtab.checkpoints.pairing import num_columns, num_rows
+from trimtab.checkpoints.sources import chunks_of
 
 
 @given(st.lists(st.integers(0, 9), max_size=3), st.integers(1, 40))

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
-from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
 

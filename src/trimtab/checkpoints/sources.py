@@ -14,8 +14,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import StoredTensor
-from trimtab.compare.pairing import BlockScale, num_columns, num_rows
+from trimtab.checkpoints.pairing import BlockScale, num_columns, num_rows
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.quantized import dequantize_blocks
 
