@@ -9,8 +9,6 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -37,25 +35,25 @@ class FilePool:
         self._idle: list[tuple[DataFile, io.FileIO]] = []  # least recently used first
         self._closed = False
 
-    @contextmanager
-    def handle(self, file: DataFile) -> Iterator[io.FileIO]:
-        """Lend a handle of `file` to one reader."""
+    def take(self, file: DataFile) -> io.FileIO:
+        """A handle of `file` for one reader, who gives it back."""
         with self._lock:
             if self._closed:
                 raise ValueError(f"{file.path}: the checkpoint is closed")
-            found = next((i for i, (owner, _) in enumerate(self._idle) if owner is file), None)
-            handle = None if found is None else self._idle.pop(found)[1]
-        if handle is None:
-            handle = file.open()
-        try:
-            yield handle
-        finally:
-            with self._lock:
-                self._idle.append((file, handle))
-                surplus = len(self._idle) if self._closed else len(self._idle) - self._limit
-                expired = [self._idle.pop(0)[1] for _ in range(surplus)]
-            for old in expired:
-                old.close()
+            for index, (owner, handle) in enumerate(self._idle):
+                if owner is file:
+                    del self._idle[index]
+                    return handle
+        return file.open()
+
+    def give_back(self, file: DataFile, handle: io.FileIO) -> None:
+        """Keep a handle for the next reader."""
+        with self._lock:
+            self._idle.append((file, handle))
+            surplus = len(self._idle) if self._closed else len(self._idle) - self._limit
+            expired = [self._idle.pop(0)[1] for _ in range(surplus)]
+        for old in expired:
+            old.close()
 
     def close(self) -> None:
         """Close every file; reading afterwards is an error."""
@@ -121,16 +119,18 @@ class DataFile:
             CheckpointError: The file cannot be read.
         """
         unread = memoryview(out.data)
-        with self._pool.handle(self) as handle:
-            try:
-                handle.seek(offset)
-                while unread:
-                    count = handle.readinto(unread)
-                    if not count:
-                        break
-                    unread = unread[count:]
-            except OSError as error:
-                raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
+        handle = self._pool.take(self)
+        try:
+            handle.seek(offset)
+            while unread:
+                count = handle.readinto(unread)
+                if not count:
+                    break
+                unread = unread[count:]
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
+        finally:
+            self._pool.give_back(self, handle)
         return len(out) - len(unread)
 
     def read(self, offset: int, num_bytes: int) -> bytes:

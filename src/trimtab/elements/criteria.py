@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from typing import Literal
 
@@ -50,7 +51,7 @@ class Criterion:
     rule: Literal["bits", "value", "atol", "strict_atol", "rel"]
     tolerance: float = 0.0
 
-    @property
+    @cached_property
     def key(self) -> str:
         """How results name this criterion, such as `atol=1e-05`."""
         if self.rule in ("bits", "value"):

@@ -1,11 +1,9 @@
 """The pass of `trimtab.elements.scan`, compiled with Numba.
 
-Its first stage compares 64 elements at a time into a 64-bit mask of those that differ, which takes
-one instruction or two on a machine with wide vectors, and skips the block when the mask is zero;
-changed elements are then taken out by counting trailing zeros. Numba has no vector types, so the
-comparison is a few lines of LLVM IR: LLVM turns them into whatever the processor has. Most changes
-stay within a power of two and are only counted, by sign, exponent and steps (see `fold` in
-`trimtab.elements.scan`); the rest is packed for the second stage.
+Its first stage compares 64 elements at a time into a 64-bit mask of those that differ, and skips
+the block when the mask is zero; changed elements are taken out by counting trailing zeros. Most
+changes stay within a power of two and are only counted, by sign, exponent and steps (`steps` of
+`Accumulator`), and settled once for the tensor; the rest is packed for the second stage.
 
 Import this module only when there is much to scan: it loads Numba and, once per machine,
 compiles (cached on disk afterwards). The kernels release the GIL.
@@ -14,23 +12,27 @@ compiles (cached on disk afterwards). The kernels release the GIL.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 from numpy.typing import NDArray
 
 from trimtab.elements import ulps
 from trimtab.elements.dtypes import Bits, DType
+from trimtab.elements.lanes import (
+    LANES,
+    above,
+    bit_length,
+    differ,
+    equal,
+    num_ones,
+    trailing_zeros,
+)
 from trimtab.elements.scan import Accumulator, NumpyScanner
 
 __all__ = ["NumbaScanner"]
-
-LANES = 64
-"""Elements compared at once: the bits of the mask."""
 
 BLOCK = 512
 """Changed elements tallied at once: their fp64 values stay in the first-level cache."""
@@ -54,85 +56,6 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
         return kernel
 
     return decorate
-
-
-def _vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Load `LANES` elements from `index` on; they need not be aligned."""
-    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
-    lane = ir.IntType(array_type.dtype.bitwidth)
-    pointer = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
-    return builder.load(pointer, align=array_type.dtype.bitwidth // 8)
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    """A vector of `LANES` copies of a scalar."""
-    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
-    first = builder.insert_element(undefined, value, ir.IntType(32)(0))
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(first, undefined, lanes)
-
-
-@intrinsic
-def _differ(typing_context: Any, left: Any, right: Any, index: Any) -> Any:
-    """Mask of the elements `index .. index + LANES` in which two arrays of integers differ."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x = _vector(context, builder, signature.args[0], args[0], args[2])
-        y = _vector(context, builder, signature.args[1], args[1], args[2])
-        return builder.bitcast(builder.icmp_unsigned("!=", x, y), ir.IntType(LANES))
-
-    return types.uint64(left, right, types.intp), generate
-
-
-@intrinsic
-def _above(typing_context: Any, array: Any, index: Any, magnitude: Any, limit: Any) -> Any:
-    """Mask of the elements with `element & magnitude > limit`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x = builder.and_(
-            _vector(context, builder, signature.args[0], args[0], args[1]),
-            _splat(builder, args[2]),
-        )
-        above = builder.icmp_unsigned(">", x, _splat(builder, args[3]))
-        return builder.bitcast(above, ir.IntType(LANES))
-
-    return types.uint64(array, types.intp, array.dtype, array.dtype), generate
-
-
-@intrinsic
-def _equal(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
-    """Mask of the elements `index .. index + LANES` that have a value."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x = _vector(context, builder, signature.args[0], args[0], args[1])
-        equal = builder.icmp_unsigned("==", x, _splat(builder, args[2]))
-        return builder.bitcast(equal, ir.IntType(LANES))
-
-    return types.uint64(array, types.intp, array.dtype), generate
-
-
-@intrinsic
-def _trailing_zeros(typing_context: Any, mask: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.IntType(1)(1))
-
-    return types.intp(types.uint64), generate
-
-
-@intrinsic
-def _num_ones(typing_context: Any, mask: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.ctpop(args[0])
-
-    return types.intp(types.uint64), generate
-
-
-@intrinsic
-def _bit_length(typing_context: Any, value: Any) -> Any:
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.sub(ir.IntType(64)(64), builder.ctlz(args[0], ir.IntType(1)(0)))
-
-    return types.intp(types.uint64), generate
 
 
 @compiled()
@@ -161,15 +84,15 @@ def _find(
         start = row * columns
         num_before = num_differ
         for block in range(0, whole, LANES):
-            differ = _differ(base, tuned, start + block)
-            strange = _above(base, start + block, magnitude, ordinary)
+            changed = differ(base, tuned, start + block)
+            strange = above(base, start + block, magnitude, ordinary)
             if strange != 0:
-                num_nan_kept += _num_ones(_above(base, start + block, magnitude, largest) & ~differ)
-            num_differ += _num_ones(differ)
+                num_nan_kept += num_ones(above(base, start + block, magnitude, largest) & ~changed)
+            num_differ += num_ones(changed)
             by_steps = counts_steps and strange == 0
-            while differ != 0:
-                column = block + _trailing_zeros(differ)
-                differ &= differ - np.uint64(1)
+            while changed != 0:
+                column = block + trailing_zeros(changed)
+                changed &= changed - np.uint64(1)
                 before = np.int64(base[start + column])
                 after = np.int64(tuned[start + column])
                 changed_per_column[column] += 1
@@ -281,7 +204,7 @@ def _tally(
             high = after_bits & (sign - np.uint64(1))
             apart_bits = max(low, high) - min(low, high)
             steps = apart_bits if (before_bits ^ after_bits) & sign == 0 else low + high
-            octave = _bit_length(steps - np.uint64(1)) + (EXACT - 3)
+            octave = bit_length(steps - np.uint64(1)) + (EXACT - 3)
             number = np.int64(steps) if steps <= EXACT else octave
             number = number if tuned[start + i] > base[start + i] else -number
             is_nan = distance[i] != distance[i]
@@ -297,7 +220,7 @@ def _tally(
         for index in range(low, high + 1):
             count = 0
             for i in range(0, size, LANES):
-                count += _num_ones(_equal(ulp_bin, i, np.uint8(index)))
+                count += num_ones(equal(ulp_bin, i, np.uint8(index)))
             ulp_bins[index] += count
 
 
@@ -360,6 +283,61 @@ def _scan(
         ulp_bins,
     )
     return num_differ, num_nan_kept
+
+
+@compiled()
+def _settle(
+    steps: NDArray[np.int64],
+    ulp: NDArray[np.float64],
+    step_bins: NDArray[np.int64],
+    atols: NDArray[np.float64],
+    strict_atols: NDArray[np.float64],
+    rels: NDArray[np.float64],
+    beyond: NDArray[np.int64],
+    events: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    ulp_bins: NDArray[np.int64],
+) -> None:
+    """Count the elements in `steps` under everything else, and empty it.
+
+    Args:
+        steps: Counts by sign and exponent, and by steps.
+        ulp: For each sign and exponent, by how much one step of the magnitude moves the value.
+        step_bins: For each column of `steps`, the bin number of its |steps|.
+        atols: From here on, the fields of `Accumulator`.
+        strict_atols: Likewise.
+        rels: Likewise; no step is within them (`_steps_tell_all`).
+        beyond: Likewise.
+        events: Likewise.
+        sums: Likewise.
+        ulp_bins: Likewise.
+    """
+    reach = steps.shape[1] // 2
+    for exponent in range(steps.shape[0]):
+        for place in range(steps.shape[1]):
+            count = steps[exponent, place]
+            if count == 0:
+                continue
+            steps[exponent, place] = 0
+            update = (place - reach) * ulp[exponent]
+            distance = abs(update)
+            index = 0
+            for tolerance in atols:
+                beyond[index] += count if distance > tolerance else 0
+                index += 1
+            for tolerance in strict_atols:
+                beyond[index] += count if distance >= tolerance else 0
+                index += 1
+            for _ in rels:
+                beyond[index] += count
+                index += 1
+            events[INCREASED if update > 0 else DECREASED] += count
+            sums[0] += count * update
+            sums[1] += count * distance
+            sums[2] += count * distance * distance
+            sums[3] = max(sums[3], distance)
+            number = step_bins[place]
+            ulp_bins[CENTRE + (number if update > 0 else -number)] += count
 
 
 class _Scratch:
@@ -435,3 +413,31 @@ class NumbaScanner:
             into.ulp_bins,
         )
         return counts
+
+    def settle(self, dtype: DType, into: Accumulator) -> None:
+        """See `Scanner.settle`."""
+        if not into.steps.size:
+            return
+        ulp, step_bins = _geometry_of_steps(dtype, into.steps.shape[1] // 2)
+        _settle(
+            into.steps,
+            ulp,
+            step_bins,
+            into.atols,
+            into.strict_atols,
+            into.rels,
+            into.beyond,
+            into.events,
+            into.sums,
+            into.ulp_bins,
+        )
+
+
+@cache
+def _geometry_of_steps(dtype: DType, reach: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The `ulp` and `step_bins` of `_settle`."""
+    num_exponents = 1 << (8 * dtype.num_bytes - dtype.num_mantissa_bits)
+    smallest = (np.arange(num_exponents) << dtype.num_mantissa_bits).astype(dtype.bits)
+    with np.errstate(invalid="ignore"):  # infinity and NaN, which no step is counted for
+        ulp = dtype.decode(smallest | dtype.bits.type(1)) - dtype.decode(smallest)
+    return ulp, ulps.bin_of(np.abs(np.arange(-reach, reach)).astype(np.uint64))

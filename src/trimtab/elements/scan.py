@@ -45,7 +45,11 @@ class Accumulator:
         sums: fp64 sum, sum of magnitudes, sum of squares and largest magnitude of the finite
             updates.
         ulp_bins: int64 histogram, see `trimtab.elements.ulps`.
-        steps: Counts that `fold` turns into all of the above; empty where that is not possible.
+        steps: int64 counts of changed elements whose sign and exponent stayed the same: by sign and
+            exponent (their bits are the row) and by the steps that the magnitude went (0 is in the
+            middle of the row). Such an element moved by exactly so many ulp of its exponent,
+            whatever its mantissa, so a few hundred numbers stand for all of them, and
+            `Scanner.settle` counts them under all of the above. Empty where that is not possible.
     """
 
     INCREASED, DECREASED, ZERO_FLIP, NAN, NONFINITE = range(5)
@@ -62,44 +66,11 @@ class Accumulator:
         self.events = np.zeros(5, dtype=np.int64)
         self.sums = np.zeros(4, dtype=np.float64)
         self.ulp_bins = np.zeros(ulps.NUM_BINS, dtype=np.int64)
-        self._dtype = dtype
         num_exponents = reach = 0
         if num_elements >= STEPS_FROM and _steps_tell_all(dtype, self.rels):
             num_exponents = 1 << (8 * dtype.num_bytes - dtype.num_mantissa_bits)
             reach = min(STEPS_REACH, 1 << dtype.num_mantissa_bits)
         self.steps = np.zeros((num_exponents, 2 * reach), dtype=np.int64)
-
-    def fold(self) -> None:
-        """Count the elements in `steps` under everything else, and empty it.
-
-        `steps` counts changed elements whose sign and exponent stayed the same: by sign and
-        exponent (their bits are the row) and by the steps that the magnitude went (0 is in the
-        middle of the row). Such an element moved by exactly so many ulp of its exponent, whatever
-        its mantissa, so a few hundred numbers stand for all of them.
-        """
-        exponent, place = np.nonzero(self.steps)
-        if not len(exponent):
-            return
-        counts = self.steps[exponent, place]
-        self.steps[exponent, place] = 0
-        magnitude_steps = place - self.steps.shape[1] // 2
-        smallest = (exponent << self._dtype.num_mantissa_bits).astype(self._dtype.bits)
-        next_one = smallest | self._dtype.bits.type(1)
-        update = magnitude_steps * (self._dtype.decode(next_one) - self._dtype.decode(smallest))
-        distance = np.abs(update)
-        far = [distance > tolerance for tolerance in self.atols]
-        far += [distance >= tolerance for tolerance in self.strict_atols]
-        far += [np.ones(len(counts), dtype=np.bool_)] * len(self.rels)
-        for index, beyond in enumerate(far):
-            self.beyond[index] += counts[beyond].sum()
-        self.events[self.INCREASED] += counts[update > 0].sum()
-        self.events[self.DECREASED] += counts[update < 0].sum()
-        self.sums[0] += (counts * update).sum()
-        self.sums[1] += (counts * distance).sum()
-        self.sums[2] += (counts * np.square(distance)).sum()
-        self.sums[3] = max(self.sums[3], distance.max())
-        bins = ulps.bin_of(np.abs(magnitude_steps).astype(np.uint64))
-        np.add.at(self.ulp_bins, ulps.CENTRE + np.where(update > 0, bins, -bins), counts)
 
 
 def _steps_tell_all(dtype: DType, rels: NDArray[np.float64]) -> bool:
@@ -140,6 +111,9 @@ class Scanner(Protocol):
             How many elements differ in their bits, and how many of the others are NaN.
         """
 
+    def settle(self, dtype: DType, into: Accumulator) -> None:
+        """Count what `scan` has put off, `into.steps`, and empty it."""
+
 
 class NumpyScanner:
     """The pass in NumPy: any dtype, no compilation."""
@@ -162,6 +136,9 @@ class NumpyScanner:
             self._tally(changed_base, changed_tuned, dtype, into)
         num_nan_kept = int(np.count_nonzero(dtype.is_nan(base) & ~differ))
         return len(changed_base), num_nan_kept
+
+    def settle(self, dtype: DType, into: Accumulator) -> None:
+        """See `Scanner.settle`: nothing is put off here."""
 
     def _tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
         """Count elements that are known to differ, shape `[n]`."""
@@ -266,10 +243,10 @@ class Tally:
         self._num_differ += num_differ
         self._num_nan_kept += num_nan_kept
 
-    def counts(self) -> ChangeCounts:
-        """The counts so far."""
+    def counts(self, scanner: Scanner) -> ChangeCounts:
+        """The counts so far; `scanner` is one like those that `add` was given."""
         acc = self._accumulator
-        acc.fold()
+        scanner.settle(self._dtype, acc)
         events = [int(count) for count in acc.events]
         beyond = iter(acc.beyond.tolist())
         tolerance_keys = [

@@ -1,0 +1,104 @@
+"""Sixty-four elements at a time: what Numba cannot say and LLVM can.
+
+Numba has no vector types, so comparing 64 elements into a 64-bit mask is a few lines of LLVM IR,
+which LLVM turns into whatever the processor has: one instruction or two where vectors are wide.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+__all__ = ["LANES", "above", "bit_length", "differ", "equal", "num_ones", "trailing_zeros"]
+
+LANES = 64
+"""Elements compared at once: the bits of the mask."""
+
+
+def _vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    """Load `LANES` elements from `index` on; they need not be aligned."""
+    data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
+    lane = ir.IntType(array_type.dtype.bitwidth)
+    pointer = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
+    return builder.load(pointer, align=array_type.dtype.bitwidth // 8)
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    """A vector of `LANES` copies of a scalar."""
+    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+    first = builder.insert_element(undefined, value, ir.IntType(32)(0))
+    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+    return builder.shuffle_vector(first, undefined, lanes)
+
+
+@intrinsic
+def differ(typing_context: Any, left: Any, right: Any, index: Any) -> Any:
+    """Mask of the elements `index .. index + LANES` in which two arrays of integers differ."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = _vector(context, builder, signature.args[0], args[0], args[2])
+        y = _vector(context, builder, signature.args[1], args[1], args[2])
+        return builder.bitcast(builder.icmp_unsigned("!=", x, y), ir.IntType(LANES))
+
+    return types.uint64(left, right, types.intp), generate
+
+
+@intrinsic
+def above(typing_context: Any, array: Any, index: Any, magnitude: Any, limit: Any) -> Any:
+    """Mask of the elements with `element & magnitude > limit`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = builder.and_(
+            _vector(context, builder, signature.args[0], args[0], args[1]),
+            _splat(builder, args[2]),
+        )
+        above = builder.icmp_unsigned(">", x, _splat(builder, args[3]))
+        return builder.bitcast(above, ir.IntType(LANES))
+
+    return types.uint64(array, types.intp, array.dtype, array.dtype), generate
+
+
+@intrinsic
+def equal(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """Mask of the elements `index .. index + LANES` that have a value."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = _vector(context, builder, signature.args[0], args[0], args[1])
+        equal = builder.icmp_unsigned("==", x, _splat(builder, args[2]))
+        return builder.bitcast(equal, ir.IntType(LANES))
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def trailing_zeros(typing_context: Any, mask: Any) -> Any:
+    """Zeros below the lowest one of a mask that is not zero."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.IntType(1)(1))
+
+    return types.intp(types.uint64), generate
+
+
+@intrinsic
+def num_ones(typing_context: Any, mask: Any) -> Any:
+    """How many bits of a mask are one."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ctpop(args[0])
+
+    return types.intp(types.uint64), generate
+
+
+@intrinsic
+def bit_length(typing_context: Any, value: Any) -> Any:
+    """Bits that an integer needs; 0 for 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.sub(ir.IntType(64)(64), builder.ctlz(args[0], ir.IntType(1)(0)))
+
+    return types.intp(types.uint64), generate
