@@ -8,6 +8,7 @@ Peers, on the same files in the page cache:
 - `published script`: the arithmetic of the script of arXiv 2505.11711 (research notes on
   `check_sparsity.py`): both state dicts in memory, subtract, concatenate, `isclose`. Loading is not
   counted.
+- `reading`: the physical limit: the bytes of both files copied out of the page cache, nothing else.
 
 Run `make bench`, or `python -m benchmarks.compare --help`. Each round runs every contestant once,
 in turn; medians of the rounds and of the ratios within a round are reported.
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -104,6 +106,23 @@ def numpy_count(base: Path, tuned: Path) -> int:
     return int(np.count_nonzero(left != right))
 
 
+def read_all(base: Path, tuned: Path, threads: int) -> None:
+    """The limit: read both files in pieces of 1 MB, by as many threads as the contestant has."""
+    size = base.stat().st_size
+
+    def read_share(index: int) -> None:
+        buffer = np.empty(1 << 20, np.uint8)
+        with base.open("rb", buffering=0) as left, tuned.open("rb", buffering=0) as right:
+            for start in range(index * len(buffer), size, threads * len(buffer)):
+                for file in (left, right):
+                    file.seek(start)
+                    file.readinto(buffer.data)
+
+    with ThreadPoolExecutor(threads) as executor:
+        for task in [executor.submit(read_share, index) for index in range(threads)]:
+            task.result()
+
+
 def published_arithmetic(base: Path, tuned: Path) -> Callable[[], float]:
     """Load both state dicts, and return the part of the published script that is timed."""
     import torch
@@ -137,6 +156,8 @@ def speed(folder: Path, num_bytes: int, density: float, rounds: int) -> dict[str
         "numpy": lambda: numpy_count(base, tuned),
         "trimtab, 2 threads": lambda: trimtab.compare(base, tuned, threads=2),
         "trimtab, 1 thread": lambda: trimtab.compare(base, tuned, threads=1),
+        "reading, 2 threads": lambda: read_all(base, tuned, 2),
+        "reading, 1 thread": lambda: read_all(base, tuned, 1),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):
@@ -157,7 +178,9 @@ def speed(folder: Path, num_bytes: int, density: float, rounds: int) -> dict[str
         "seconds": {name: median(values) for name, values in seconds.items()},
         "ratio to numpy, 2 threads": ratio("trimtab, 2 threads", "numpy"),
         "ratio to numpy, 1 thread": ratio("trimtab, 1 thread", "numpy"),
+        "ratio to reading, 2 threads": ratio("trimtab, 2 threads", "reading, 2 threads"),
         "two threads over one": ratio("trimtab, 1 thread", "trimtab, 2 threads"),
+        "two threads over one, reading": ratio("reading, 1 thread", "reading, 2 threads"),
         "published script over trimtab": median(seconds["published script"]) / two,
         "gigabytes per second, both files": 4e-9 * result.base.num_elements / two,
     }

@@ -273,7 +273,9 @@ def benchmark(report: Mapping[str, Any] | None) -> None:
         **{f"{name}, median": partial(_median, name) for name in seconds},
         "trimtab / numpy, 2 threads": lambda part: f"{part['ratio to numpy, 2 threads']:.2f} ×",
         "trimtab / numpy, 1 thread": lambda part: f"{part['ratio to numpy, 1 thread']:.2f} ×",
+        "trimtab / reading, 2 threads": lambda part: f"{part['ratio to reading, 2 threads']:.2f} ×",
         "1 thread / 2 threads": lambda part: f"{part['two threads over one']:.2f} ×",
+        "the same of reading": lambda part: f"{part['two threads over one, reading']:.2f} ×",
         "published script / trimtab": lambda part: f"{part['published script over trimtab']:.0f} ×",
         "both files read at": lambda part: f"{part['gigabytes per second, both files']:.1f} GB/s",
     }
