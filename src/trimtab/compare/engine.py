@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -18,10 +18,9 @@ from typing import Any
 
 import trimtab
 from trimtab.checkpoints import Checkpoint, StoredTensor, TensorPart, open_checkpoint, parts_of
-from trimtab.checkpoints.pairing import Pair, may_repeat, num_columns, num_rows, pair_tensors
-from trimtab.checkpoints.record import record_of
-from trimtab.checkpoints.sources import Source, chunks_of, new_buffer, overlaps
-from trimtab.compare.accounting import coverage_of, without_tied_copies
+from trimtab.checkpoints.pairing import Pair, num_columns, num_rows, pair_tensors
+from trimtab.checkpoints.sources import Chunk, Source, chunks_of, new_buffer
+from trimtab.compare.accounting import coverage_of, may_repeat, record_of, without_tied_copies
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.matrices import analyse_matrices
 from trimtab.compare.precision import PrecisionProbe
@@ -233,7 +232,7 @@ class _Run:
                 return (), "", ""  # nobody waits for the result any more
             base_bits, tuned_bits = base.read(chunk), tuned.read(chunk)
             for part in parts:
-                for inside, row, column in overlaps(part.part.rectangles, chunk):
+                for inside, row, column in part.inside(chunk):
                     before = _contiguous(base_bits, inside)
                     part.tally.add(
                         before, _contiguous(tuned_bits, inside), row, column, worker.scanner
@@ -289,7 +288,7 @@ class _Run:
 
 
 class _PartCount:
-    """A part of a tensor and its counts."""
+    """A part of a tensor, and where in it each chunk falls."""
 
     def __init__(self, part: TensorPart, pair: Pair, criteria: Sequence[Criterion]) -> None:
         self.part = part
@@ -300,6 +299,24 @@ class _PartCount:
         # The pieces of a fused bias lie in one row; the part is a vector of them all.
         shape = (rows * columns,) if len(pair.shape) == 1 else (rows, columns)
         self.shape = pair.shape if whole else shape
+
+    def inside(self, chunk: Chunk) -> Iterator[tuple[tuple[slice, slice], int, int]]:
+        """Where this part lies in a chunk: slices of the chunk, and row and column of the part."""
+        row_of_part = 0
+        for r in self.part.rectangles:
+            top = max(r.row_start, chunk.row)
+            bottom = min(r.row_stop, chunk.row + chunk.num_rows)
+            left = max(r.column_start, chunk.column)
+            right = min(r.column_stop, chunk.column + chunk.num_columns)
+            if top < bottom and left < right:
+                rows = slice(top - chunk.row, bottom - chunk.row)
+                columns = slice(left - chunk.column, right - chunk.column)
+                yield (
+                    (rows, columns),
+                    row_of_part + top - r.row_start,
+                    left - r.column_start,
+                )
+            row_of_part += r.row_stop - r.row_start
 
 
 def _contiguous(bits: Bits, inside: tuple[slice, slice]) -> Bits:
