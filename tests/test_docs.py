@@ -134,7 +134,9 @@ def test_a_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
         "seconds": {"numpy": 0.2, "trimtab, 2 threads": 0.3},
         "ratio to numpy, 2 threads": 1.5,
         "ratio to numpy, 1 thread": 2.75,
+        "ratio to reading, 2 threads": 3.5,
         "two threads over one": 1.83,
+        "two threads over one, reading": 1.9,
         "published script over trimtab": 41.2,
         "gigabytes per second, both files": 8.0,
     }
@@ -159,6 +161,7 @@ def test_a_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     assert "|  | 1% changed | 20% changed |" in text
     assert "| elements that changed | 1.00 % | 20.00 % |" in text
     assert "| trimtab, 2 threads, median | 0.30 s | 0.30 s |" in text
+    assert "| the same of reading | 1.90 × | 1.90 × |" in text
     assert "| peak resident memory of that comparison | 250 MB |" in text
 
 
