@@ -32,6 +32,9 @@ from trimtab.elements.absorption import rounding_reach
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
+from trimtab.masks import Mask, extract_mask
+from trimtab.masks.identity import identity
+from trimtab.masks.summary import summarise
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 80
@@ -52,10 +55,11 @@ CONVENTIONS = {
 
 @contextlib.contextmanager
 def tiny_pair() -> Iterator[None]:
-    """Work in a folder with two tiny checkpoints, `base` and `tuned`, that goes away again.
+    """Work in a folder with tiny checkpoints, `base`, `tuned` and `sub`, that goes away again.
 
     `tuned` is `base` after 20 random steps of 1e-5, rounded to bf16 once: no training, and so what
-    precision alone predicts is what should be measured.
+    precision alone predicts is what should be measured. `sub` went the same way but for a tenth of
+    noise, and only where `tuned` changed: as if training were repeated inside that mask.
     """
     import torch
     from tests.compare.checkpoints import llama_tensors, save
@@ -63,12 +67,15 @@ def tiny_pair() -> Iterator[None]:
     base = {
         name: tensor + 1 if "norm" in name else tensor for name, tensor in llama_tensors().items()
     }
-    generator = torch.Generator().manual_seed(1)
+    generator, other = (torch.Generator().manual_seed(seed) for seed in (1, 2))
     walk = 1e-5 * 20**0.5
-    tuned = {
-        name: (tensor + walk * torch.randn(tensor.shape, generator=generator)).bfloat16()
-        for name, tensor in base.items()
-    }
+    tuned, sub = {}, {}
+    for name, tensor in base.items():
+        move = torch.randn(tensor.shape, generator=generator)
+        noise = 0.1 * torch.randn(tensor.shape, generator=other)
+        tuned[name] = (tensor + walk * move).bfloat16()
+        again = (tensor + walk * (move + noise)).bfloat16()
+        sub[name] = torch.where(tuned[name] == tensor, tensor, again)
     settings = {"COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -77,6 +84,7 @@ def tiny_pair() -> Iterator[None]:
     ):
         save(Path("base"), base)
         save(Path("tuned"), tuned)
+        save(Path("sub"), sub)
         yield
 
 
@@ -113,15 +121,16 @@ def session(source: str) -> None:
     print("```")
 
 
-def help_of(verb: str | None = None) -> None:
-    """The `--help` of the command line, or of one of its verbs."""
+def help_of(*path: str) -> None:
+    """The `--help` of the command line, of one of its verbs, or of a command below a verb."""
     context = click.Context(
         command_line, info_name="trimtab", terminal_width=WIDTH, **command_line.context_settings
     )
-    if verb is not None:
-        found = command_line.get_command(context, verb)
-        assert found is not None, verb
-        context = click.Context(found, context, verb)
+    for name in path:
+        assert isinstance(context.command, click.Group), path
+        found = context.command.get_command(context, name)
+        assert found is not None, path
+        context = click.Context(found, context, name)
     print(f"```text\n{context.get_help()}\n```")
 
 
@@ -207,14 +216,78 @@ def example_comparison() -> dict[str, Any]:
     return replace(comparison, provenance={**comparison.provenance, **told}).to_dict()
 
 
+@cache
+def example_identity() -> dict[str, Any]:
+    """An identity check, alike on every machine and day."""
+    with tiny_pair():
+        extract_mask("base", "tuned", threads=1).save("mask.safetensors")
+        result = identity("base", "tuned", "sub", "mask.safetensors", threads=1)
+    command = "trimtab identity base tuned sub --mask mask.safetensors -o identity.json"
+    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    made = {**result.mask.provenance, "date": told["date"]}
+    return replace(
+        result,
+        mask=replace(result.mask, provenance=made),
+        provenance={**result.provenance, **told},
+    ).to_dict()
+
+
 def example_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
-    """A part of the example as JSON, the values of keys to leave out as `…`."""
-    value: Any = example_comparison()
+    """A part of the comparison as JSON, the values of keys to leave out as `…`."""
+    _json_of(example_comparison(), path, leave_out)
+
+
+def identity_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
+    """The same of the identity check."""
+    _json_of(example_identity(), path, leave_out)
+
+
+def _json_of(value: Any, path: Sequence[str | int], leave_out: Sequence[str]) -> None:
     for step in path:
         value = value[step]
     if isinstance(value, dict):
         value = {key: "…" if key in leave_out else part for key, part in value.items()}
     print(f"```json\n{compact_json(rounded(value))}\n```")
+
+
+@cache
+def example_mask() -> Mask:
+    """A random control of an extracted mask, alike on every machine and day."""
+    with tiny_pair():
+        mask = extract_mask("base", "tuned", threads=1).random_like(1)
+    command = "trimtab mask random mask.safetensors --seed 1 -o control.safetensors"
+    return mask.with_provenance(command=command, date="2026-11-21T12:00:00+00:00")
+
+
+def mask_metadata() -> dict[str, Any]:
+    """The metadata in the file of the example mask, its JSON read."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "control.safetensors"
+        example_mask().save(path)
+        raw = path.read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    metadata: dict[str, Any] = header["__metadata__"]
+    return metadata | {key: json.loads(metadata[key]) for key in ("tensors", "provenance")}
+
+
+def mask_json() -> None:
+    """That metadata, shown with its first tensors."""
+    metadata = mask_metadata()
+    first = dict(list(metadata["tensors"].items())[:2])
+    print(f"```json\n{compact_json({**metadata, 'tensors': first | {'…': '…'}})}\n```")
+
+
+def mask_summary_json() -> None:
+    """What `trimtab mask info --json` prints of it, shortened."""
+    data = summarise(example_mask())
+    kind, group = next(iter(data["by_kind"].items()))
+    shown = {
+        **data,
+        "by_kind": {kind: group, "…": "…"},
+        "tensors": [data["tensors"][0], "…"],
+        "provenance": "…",
+    }
+    print(f"```json\n{compact_json(rounded(shown))}\n```")
 
 
 def rounded(value: Any) -> Any:
@@ -234,7 +307,8 @@ def compact_json(value: Any, indent: int = 0) -> str:
     pad, inner = " " * indent, " " * (indent + 1)
     if isinstance(value, dict):
         parts = [
-            f"{json.dumps(key)}: {compact_json(part, indent + 1)}" for key, part in value.items()
+            f"{json.dumps(key, ensure_ascii=False)}: {compact_json(part, indent + 1)}"
+            for key, part in value.items()
         ]
         opening, closing = "{", "}"
     else:

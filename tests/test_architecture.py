@@ -17,18 +17,23 @@ SOURCE = Path(trimtab.__file__).parent
 MAY_IMPORT = {
     "errors": set(),
     "extras": {"errors"},
+    "outputs": {"errors"},
     "elements": {"errors"},
     "checkpoints": {"elements", "extras", "errors"},
     "compare": {"checkpoints", "elements", "extras", "errors"},
-    "report": {"compare", "elements", "extras", "errors"},
-    "training": {"compare", "checkpoints", "elements", "extras", "errors"},
-    "cli": {"report", "training", "compare", "checkpoints", "elements", "extras", "errors"},
+    "masks": {"checkpoints", "elements", "outputs", "extras", "errors"},
+    "report": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
+    "training": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
+    "cli": {
+        *("report", "training", "compare", "masks"),
+        *("checkpoints", "elements", "outputs", "extras", "errors"),
+    },
 }
-"""Layer -> the layers below it. `compare` and its siblings to come meet in `elements`."""
+"""Layer -> the layers below it. `compare` and `masks` are siblings: they meet in `checkpoints`."""
 
 
-def imports_of(path: Path) -> set[str]:
-    """Top-level parts of trimtab that a module imports, anywhere in it."""
+def modules_of(path: Path) -> set[str]:
+    """Modules of trimtab that a module imports, anywhere in it."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -38,8 +43,13 @@ def imports_of(path: Path) -> set[str]:
             names = [node.module or ""]
         else:
             continue
-        found |= {name.split(".")[1] for name in names if name.startswith("trimtab.")}
+        found |= {name for name in names if name.startswith("trimtab.")}
     return found
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level parts of trimtab that a module imports, anywhere in it."""
+    return {name.split(".")[1] for name in modules_of(path)}
 
 
 @pytest.mark.parametrize("layer", MAY_IMPORT)
@@ -50,6 +60,12 @@ def test_imports_point_one_way(layer: str) -> None:
     for file in files:
         wrong = imports_of(file) - MAY_IMPORT[layer] - {layer}
         assert not wrong, f"{file.relative_to(SOURCE)} imports {sorted(wrong)}"
+
+
+def test_a_report_opens_no_checkpoint() -> None:
+    for file in (SOURCE / "report").rglob("*.py"):
+        modules = {name for name in modules_of(file) if name.startswith("trimtab.checkpoints")}
+        assert modules <= {"trimtab.checkpoints.record"}, file
 
 
 def test_every_folder_has_its_place() -> None:
@@ -95,5 +111,5 @@ def test_every_error_refines_a_builtin() -> None:
         kind = getattr(errors, name)
         assert issubclass(kind, errors.TrimtabError)
         if kind is not errors.TrimtabError:
-            assert issubclass(kind, (ValueError, OSError, ImportError))
+            assert issubclass(kind, (ValueError, OSError, ImportError, RuntimeError))
         assert name in (errors.__doc__ or "")

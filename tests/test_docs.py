@@ -15,16 +15,16 @@ from docs import generated
 
 import trimtab
 from trimtab import errors
-from trimtab.cli import VERBS
 from trimtab.cli import trimtab as command_line
 from trimtab.compare.result import ANALYSES
+from trimtab.masks.summary import summarise
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 
 NAMED_BY_DATA = {"num_changed", "sparsity", "unweighted_mean_sparsity", "ulp_histogram", "dtypes"}
-NAMED_BY_DATA |= {"by_layer", "by_kind", "by_tensor"}
+NAMED_BY_DATA |= {"by_layer", "by_kind", "by_tensor", "num_sub_equal", "num_base_equal"}
 """Objects whose own keys are criteria, distances, dtypes, models, layers, kinds or names."""
 
 
@@ -54,16 +54,29 @@ def test_generated_text_is_current() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_command_and_option(verb: str) -> None:
-    cli = page("cli.md")
-    command = command_line.get_command(click.Context(command_line), verb)
-    assert command is not None
-    assert f"## trimtab {verb}" in cli
+def commands_below(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    """A command and all below it, each with the words that call it."""
+    yield path, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context := click.Context(command)):
+            below = command.get_command(context, name)
+            assert below is not None
+            yield from commands_below(f"{path} {name}", below)
+
+
+COMMANDS = dict(commands_below("trimtab", command_line))
+
+
+@pytest.mark.parametrize("words", [words for words in COMMANDS if words != "trimtab"])
+def test_every_command_and_option(words: str) -> None:
+    command = COMMANDS[words]
+    _, heading, rest = page("cli.md").partition(f"\n{'#' * len(words.split())} {words}\n")
+    assert heading, words
+    section = re.split(r"\n##+ ", rest)[0]
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             for flag in parameter.opts:
-                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", cli), flag
+                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", section), (words, flag)
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -86,6 +99,32 @@ def test_every_key_of_a_comparison() -> None:
     shown = set(re.findall(r'"([\w=.-]+)": ', page("formats.md")))
     assert set(data) <= documented
     assert not set(keys_of(data)) - documented - shown
+
+
+def test_every_key_of_an_identity_check() -> None:
+    section = page("formats.md").partition("## The result of an identity check")[2]
+    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section.partition("\n## ")[0]))
+    data = generated.example_identity()
+    records = data["provenance"]
+    # What a checkpoint is, and how a mask was made, is documented with a comparison and a mask.
+    told = {
+        **dict.fromkeys(("base", "full", "sub"), 0),
+        "mask": {**records["mask"], "provenance": 0},
+    }
+    data = data | {"provenance": records | told}
+    assert not set(keys_of(data)) - documented
+
+
+def test_every_key_of_a_mask() -> None:
+    section = page("formats.md").partition("## The mask file")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section))
+    metadata = generated.mask_metadata()
+    metadata["tensors"] = list(metadata["tensors"].values())
+    # What the base and the tuned checkpoint are is documented with a comparison.
+    metadata["provenance"]["steps"][0] |= {"base": None, "tuned": None}
+    assert not set(keys_of(metadata)) - documented
+    summary = summarise(generated.example_mask()) | {"provenance": None}
+    assert not set(keys_of(summary)) - documented
 
 
 def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from trimtab.compare import Comparison, PrecisionProbe, compare
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.errors import TrimtabError
+from trimtab.masks import Mask
 
 __all__ = [
     "ChangeCounts",
     "Checkpoint",
     "Comparison",
     "Criterion",
+    "Mask",
     "PrecisionProbe",
     "TrimtabError",
     "compare",

@@ -7,10 +7,13 @@ Each class also derives from the built-in that it refines, so callers can catch 
     │   └── CheckpointNotFoundError (FileNotFoundError)
     │                                        no such path, hub id or revision, or no network
     ├── TensorMismatchError (ValueError)     base and tuned tensors do not fit each other
+    ├── MaskError (ValueError)               not a mask, or a mask that cannot be used
+    │   └── MaskMismatchError                a mask of another model, or of other weights
     ├── CriterionError (ValueError)          a "changed" criterion that cannot be understood
     ├── AnalysisError (ValueError)           settings of an analysis that cannot be used
     ├── ResultFormatError (ValueError)       a saved result of another format or version
     ├── SettingsError (ValueError)           settings of a training run that cannot be used
+    ├── OptimizerError (RuntimeError)        an optimizer that cannot train what it was given
     ├── OutputExistsError (FileExistsError)  an output file is in the way, without --force
     └── MissingExtraError (ImportError)      an optional part is not installed
 
@@ -25,7 +28,10 @@ __all__ = [
     "CheckpointError",
     "CheckpointNotFoundError",
     "CriterionError",
+    "MaskError",
+    "MaskMismatchError",
     "MissingExtraError",
+    "OptimizerError",
     "OutputExistsError",
     "ResultFormatError",
     "SettingsError",
@@ -50,6 +56,14 @@ class TensorMismatchError(TrimtabError, ValueError):
     """Tensors of the base and the tuned checkpoint do not fit each other."""
 
 
+class MaskError(TrimtabError, ValueError):
+    """A file or arrays that are no mask, or a mask that cannot be used."""
+
+
+class MaskMismatchError(MaskError):
+    """A mask was made for another model, or against other weights than these."""
+
+
 class CriterionError(TrimtabError, ValueError):
     """A criterion for "changed" that cannot be understood."""
 
@@ -64,6 +78,10 @@ class ResultFormatError(TrimtabError, ValueError):
 
 class SettingsError(TrimtabError, ValueError):
     """Settings of a training run that cannot be used."""
+
+
+class OptimizerError(TrimtabError, RuntimeError):
+    """Parameters, gradients or a saved state that an optimizer cannot work with."""
 
 
 class OutputExistsError(TrimtabError, FileExistsError):

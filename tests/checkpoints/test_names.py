@@ -478,6 +478,13 @@ def test_any_name_and_shape_has_one_whole_part(name: str, shape: list[int]) -> N
     assert sum(piece.size for piece in cut(covered, part)) == covered.size
 
 
+def test_a_layer_that_no_model_has() -> None:
+    """Python reads no number of thousands of digits; a file can hold such a name."""
+    for digits, layer in (("123456789", 123456789), ("1" * 10, None), ("9" * 5000, None)):
+        (part,) = parts_of(f"model.layers.{digits}.mlp.up_proj.weight", (4, 4), {})
+        assert (part.layer, part.kind) == (layer, "up_proj")
+
+
 def test_no_key_of_the_tables_is_too_long_to_be_found() -> None:
     keys = [*KINDS, *(key for fusions in FUSIONS.values() for key in fusions)]
     assert max(key.count(".") + 1 for key in keys) == LONGEST_END

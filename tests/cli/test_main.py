@@ -10,44 +10,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 import trimtab
-from tests.compare.checkpoints import llama_tensors, moved, save
-from trimtab.cli import VERBS, main
-
-
-class Result(NamedTuple):
-    """What a run left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process."""
-
-    def call(*arguments: object) -> Result:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        assert isinstance(stop.value.code, int)
-        return Result(stop.value.code, captured.out, captured.err)
-
-    return call
-
-
-@pytest.fixture
-def pair(tmp_path: Path) -> tuple[Path, Path]:
-    base = llama_tensors()
-    return save(tmp_path / "base", base), save(tmp_path / "tuned", moved(base))
+from tests.cli.conftest import Run
+from trimtab.cli import VERBS
 
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:

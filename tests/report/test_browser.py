@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.report.factory import make_comparison, make_demo
+from tests.report.identity_factory import make_identity
 from tests.report.page import Page
 from tests.report.test_html import HOSTILE, hostile_comparison
 from trimtab.elements.counts import percent
-from trimtab.report.html import render_demo_html, render_html
+from trimtab.report.html import render_demo_html, render_html, render_identity_html
 
 pytestmark = pytest.mark.browser
 
@@ -90,6 +91,14 @@ def test_every_chart_of_a_demo_is_drawn(browse: Browse) -> None:
         name: make_comparison(2, seed, analysed=True) for seed, name in enumerate(("grpo", "sft"))
     }
     assert drawn(browse(render_demo_html(make_demo(), comparisons))) == ["drawn"] * 10
+
+
+def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:
+    identity = make_identity()
+    document = browse(render_identity_html(identity))
+    assert drawn(document) == ["drawn"]
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
+    assert {*identity.by_kind(), "all"} <= set(labels)
 
 
 def hovering(text: str) -> str:

@@ -26,7 +26,7 @@ from trimtab.checkpoints.architectures import (
 
 __all__ = ["Rectangle", "TensorPart", "parts_of", "tied_names"]
 
-LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 NORM = re.compile(r"(?:^ln_\w+|norm\d*)$")
 SCALE = re.compile(r"(?:^|[._])(?:weight_scale_inv|weight_scale|input_scale|scales)$")
 HAS_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
@@ -65,6 +65,28 @@ class TensorPart:
     layer: int | None
     kind: str
     rectangles: tuple[Rectangle, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the part's own 2-D view, in which its rectangles stand one below the other."""
+        return sum(r.row_stop - r.row_start for r in self.rectangles)
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of that view."""
+        return self.rectangles[0].column_stop - self.rectangles[0].column_start
+
+    def shape_in(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of the part of a tensor of this shape."""
+        rows, columns = self.num_rows, self.num_columns
+        if rows * columns == prod(shape):
+            return shape
+        # The pieces of a fused bias lie in one row; the part is a vector of them all.
+        return (rows * columns,) if len(shape) == 1 else (rows, columns)
+
+    def name_in(self, name: str) -> str:
+        """Name of the part of a tensor of this name: `...qkv_proj.weight[q]`."""
+        return name if self.label is None else f"{name}[{self.label}]"
 
 
 def parts_of(

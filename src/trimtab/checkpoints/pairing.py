@@ -7,16 +7,26 @@ denominator in silence.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
+from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.checkpoints.names import tied_names
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
 
-__all__ = ["BlockScale", "Pair", "Pairing", "num_columns", "num_rows", "pair_tensors"]
+__all__ = [
+    "BlockScale",
+    "Pair",
+    "Pairing",
+    "may_repeat",
+    "num_columns",
+    "num_rows",
+    "pair_tensors",
+]
 
 WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.", "transformer.", "gpt_neox.")
 """Prefixes that saving a model inside or outside its wrapper adds or drops."""
@@ -301,6 +311,16 @@ def _conversion(
 
 def _example(checkpoint: Checkpoint) -> str:
     return next(iter(checkpoint.tensors), "none at all")
+
+
+def may_repeat(pairs: Sequence[Pair], base: Checkpoint, tuned: Checkpoint) -> frozenset[Pair]:
+    """The pairs that, a config says, only repeat another one, stored or not."""
+    heads: set[str] = set()
+    for checkpoint in (base, tuned):
+        heads |= tied_names(
+            checkpoint.tensors.keys() - set(TIED.values()), checkpoint.config
+        ).keys()
+    return frozenset(pair for pair in pairs if pair.tied_to is not None or pair.name in heads)
 
 
 def num_columns(shape: tuple[int, ...]) -> int:

@@ -20,7 +20,7 @@ from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError
 
-__all__ = ["MAX_HEADER_BYTES", "read_safetensors"]
+__all__ = ["MAX_HEADER_BYTES", "read_safetensors", "read_with_metadata"]
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that is read, as in the reference implementation."""
@@ -39,6 +39,15 @@ Entry: TypeAlias = tuple[DType, tuple[int, ...], int, int]
 
 def read_safetensors(file: DataFile) -> list[StoredTensor]:
     """List the tensors of a safetensors file by offset, reading the header only.
+
+    Raises:
+        CheckpointError: The file is not valid; the message lists what is wrong.
+    """
+    return read_with_metadata(file)[0]
+
+
+def read_with_metadata(file: DataFile) -> tuple[list[StoredTensor], dict[str, str]]:
+    """Like `read_safetensors`, with the strings of the header's `__metadata__`; empty if none.
 
     Raises:
         CheckpointError: The file is not valid; the message lists what is wrong.
@@ -62,11 +71,12 @@ def read_safetensors(file: DataFile) -> list[StoredTensor]:
             raise _HeaderError(first_few(problems, "; "))
     except _HeaderError as error:
         raise CheckpointError(f"{file.path}: not a valid safetensors file: {error}") from None
-    return [
+    tensors = [
         StoredTensor(name, dtype, shape, file, data_start + begin)
         for begin, _, name in spans
         for dtype, shape, _, _ in [entries[name]]
     ]
+    return tensors, header.get("__metadata__", {})
 
 
 def _read_header(file: DataFile) -> tuple[dict[str, Any], int]:

@@ -6,7 +6,7 @@ size of a chunk, and the hash is of the file's own bytes whatever is done to the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from trimtab.checkpoints.names import Rectangle
 from trimtab.checkpoints.pairing import BlockScale, num_columns, num_rows
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.quantized import dequantize_blocks
 
-__all__ = ["Chunk", "Source", "chunks_of", "new_buffer"]
+__all__ = ["Chunk", "Source", "chunks_of", "new_buffer", "overlaps"]
 
 CHUNK_ELEMENTS = 1 << 19
 """Elements read at once: 1 MB of bf16, so that both sides and what is packed stay in the cache."""
@@ -48,6 +49,31 @@ def chunks_of(shape: tuple[int, ...]) -> Iterator[Chunk]:
     height = CHUNK_ELEMENTS // columns
     for row in range(0, rows, height):
         yield Chunk(row, min(height, rows - row), 0, columns)
+
+
+def overlaps(
+    rectangles: Iterable[Rectangle], chunk: Chunk
+) -> Iterator[tuple[tuple[slice, slice], int, int]]:
+    """Where a part of a tensor lies in a chunk.
+
+    Args:
+        rectangles: Of the part, one below the other in the part's own 2-D view.
+        chunk: Of the tensor.
+
+    Yields:
+        Slices of the chunk, and the row and the column of the part at which they start.
+    """
+    row_of_part = 0
+    for r in rectangles:
+        top = max(r.row_start, chunk.row)
+        bottom = min(r.row_stop, chunk.row + chunk.num_rows)
+        left = max(r.column_start, chunk.column)
+        right = min(r.column_stop, chunk.column + chunk.num_columns)
+        if top < bottom and left < right:
+            rows = slice(top - chunk.row, bottom - chunk.row)
+            columns = slice(left - chunk.column, right - chunk.column)
+            yield (rows, columns), row_of_part + top - r.row_start, left - r.column_start
+        row_of_part += r.row_stop - r.row_start
 
 
 class Source:

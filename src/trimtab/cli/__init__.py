@@ -21,8 +21,10 @@ __all__ = ["main"]
 
 VERBS = {
     "compare": "Count what changed from a BASE to a TUNED checkpoint.",
+    "mask": "Make a mask of the elements that changed, and its controls.",
+    "identity": "Ask whether training only a mask gave the same model.",
     "demo": "See it happen: RL-tune a real model on this machine.",
-    "report": "Draw the report of saved comparisons again.",
+    "report": "Draw the report of a saved result again.",
 }
 """Verbs in the order of the work, with the line that `trimtab --help` shows."""
 

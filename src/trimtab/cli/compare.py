@@ -12,6 +12,7 @@ import click
 import trimtab
 from trimtab.cli.progress import byte_progress
 from trimtab.compare import Comparison
+from trimtab.masks.identity_result import Identity
 from trimtab.report.files import ensure_free, write_output
 
 __all__ = ["command"]
@@ -126,6 +127,6 @@ def command(
         click.echo(render_table(comparison, styled=sys.stdout.isatty()))
 
 
-def to_json(comparison: Comparison) -> str:
-    """The comparison as JSON text."""
-    return json.dumps(comparison.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def to_json(result: Comparison | Identity) -> str:
+    """A result as JSON text."""
+    return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

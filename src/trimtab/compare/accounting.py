@@ -1,100 +1,16 @@
-"""Where every stored element went: compared, tied, left over; and what each checkpoint was."""
+"""Where every stored element went: compared, tied, left over."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import xxhash
-
-from trimtab.checkpoints import Checkpoint, StoredTensor, tied_names
-from trimtab.checkpoints.architectures import TIED
+from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.pairing import Pair, Pairing, num_columns, num_rows
-from trimtab.compare.result import CheckpointRecord, Coverage
+from trimtab.checkpoints.tied import Hashes
+from trimtab.compare.result import Coverage
 
-__all__ = ["coverage_of", "may_repeat", "record_of", "without_tied_copies"]
-
-Hashes = tuple[Mapping[str, str], Mapping[str, str]]
-"""Name -> xxh3-128 of every tensor stored in base, and of every tensor stored in tuned."""
-
-
-def without_tied_copies(
-    pairs: Sequence[Pair],
-    doubtful: frozenset[Pair],
-    hashes: Hashes,
-    base: Checkpoint,
-    tuned: Checkpoint,
-) -> tuple[list[Pair], list[dict[str, Any]]]:
-    """Drop pairs that repeat another pair on both sides, such as a stored copy of tied embeddings.
-
-    Only hashes can tell: a checkpoint may say that two tensors are tied and store two that differ.
-
-    Args:
-        pairs: All pairs.
-        doubtful: Those that `may_repeat` names.
-        hashes: Of all stored tensors.
-        base: Before training.
-        tuned: After training.
-
-    Returns:
-        The pairs that count, in the order given, and a coverage row for each that was dropped.
-    """
-    seen: dict[tuple[str, str], Pair] = {}
-    kept: list[Pair] = []
-    tied: list[dict[str, Any]] = []
-    # What a pair would repeat comes before it.
-    for pair in sorted(pairs, key=doubtful.__contains__):
-        key = hashes[0][pair.base.name], hashes[1][pair.tuned.name]
-        first = seen.get(key)
-        if first is not None and pair in doubtful and first.shape == pair.shape:
-            stored_in = [
-                side
-                for side, checkpoint in (("base", base), ("tuned", tuned))
-                if pair.name in checkpoint.tensors
-            ]
-            tied.append(
-                {
-                    "name": pair.name,
-                    "tied_to": first.name,
-                    "num_elements": pair.base.num_elements,
-                    "stored_in": stored_in,
-                }
-            )
-        else:
-            seen.setdefault(key, pair)
-            kept.append(pair)
-    order = {pair: index for index, pair in enumerate(pairs)}
-    return sorted(kept, key=order.__getitem__), tied
-
-
-def may_repeat(pairs: Sequence[Pair], base: Checkpoint, tuned: Checkpoint) -> frozenset[Pair]:
-    """The pairs that, a config says, only repeat another one, stored or not."""
-    heads: set[str] = set()
-    for checkpoint in (base, tuned):
-        heads |= tied_names(
-            checkpoint.tensors.keys() - set(TIED.values()), checkpoint.config
-        ).keys()
-    return frozenset(pair for pair in pairs if pair.tied_to is not None or pair.name in heads)
-
-
-def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRecord:
-    """Say what a checkpoint was, with one hash over all its tensors."""
-    dtypes: dict[str, int] = {}
-    hasher = xxhash.xxh3_128()
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + tensor.num_elements
-        row = f"{name}\0{tensor.dtype.name}\0{tensor.shape}\0{hashes[name]}\n"
-        hasher.update(row.encode())
-    return CheckpointRecord(
-        id=checkpoint.id,
-        revision=checkpoint.revision,
-        architecture=checkpoint.architecture,
-        num_tensors=len(checkpoint.tensors),
-        num_elements=sum(tensor.num_elements for tensor in checkpoint.tensors.values()),
-        dtypes=dtypes,
-        content_hash=hasher.hexdigest(),
-    )
-
+__all__ = ["coverage_of"]
 
 def coverage_of(
     base: Checkpoint,

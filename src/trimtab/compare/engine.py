@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,10 +17,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 import trimtab
-from trimtab.checkpoints import Checkpoint, StoredTensor, TensorPart, open_checkpoint, parts_of
-from trimtab.checkpoints.pairing import Pair, num_columns, num_rows, pair_tensors
-from trimtab.checkpoints.sources import Chunk, Source, chunks_of, new_buffer
-from trimtab.compare.accounting import coverage_of, may_repeat, record_of, without_tied_copies
+from trimtab.checkpoints import Checkpoint, StoredTensor, open_checkpoint, parts_of
+from trimtab.checkpoints.pairing import Pair, may_repeat, pair_tensors
+from trimtab.checkpoints.record import record_of
+from trimtab.checkpoints.sources import Source, chunks_of, new_buffer, overlaps
+from trimtab.checkpoints.tied import without_tied_copies
+from trimtab.compare.accounting import coverage_of
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.matrices import analyse_matrices
 from trimtab.compare.precision import PrecisionProbe
@@ -221,7 +223,7 @@ class _Run:
         base = Source(pair.base, pair.dtype, pair.base_scale, worker.buffers[0])
         tuned = Source(pair.tuned, pair.dtype, pair.tuned_scale, worker.buffers[1])
         parts = [
-            _PartCount(part, pair, self.criteria)
+            (part, Tally(pair.dtype, self.criteria, part.num_rows, part.num_columns))
             for part in parts_of(pair.name, pair.shape, self.config)
         ]
         # A probe of its own for each tensor, so that threads do not wait for each other.
@@ -231,34 +233,32 @@ class _Run:
             if self.stop.is_set():
                 return (), "", ""  # nobody waits for the result any more
             base_bits, tuned_bits = base.read(chunk), tuned.read(chunk)
-            for part in parts:
-                for inside, row, column in part.inside(chunk):
+            for part, tally in parts:
+                for inside, row, column in overlaps(part.rectangles, chunk):
                     before = _contiguous(base_bits, inside)
-                    part.tally.add(
-                        before, _contiguous(tuned_bits, inside), row, column, worker.scanner
-                    )
+                    tally.add(before, _contiguous(tuned_bits, inside), row, column, worker.scanner)
                     if probe is not None:
-                        probe.add(part.part.kind, before, pair.dtype)
+                        probe.add(part.kind, before, pair.dtype)
             self.report(chunk.num_rows * chunk.num_columns * bytes_per_element)
         base_hash, tuned_hash = base.finish(), tuned.finish()
         if probe is not None:
             self._keep(probe, pair)
         changes = tuple(
             TensorChange(
-                name=pair.name if part.part.label is None else f"{pair.name}[{part.part.label}]",
-                layer=part.part.layer,
-                kind=part.part.kind,
-                shape=part.shape,
+                name=part.name_in(pair.name),
+                layer=part.layer,
+                kind=part.kind,
+                shape=part.shape_in(pair.shape),
                 dtype=pair.dtype.name,
                 base_dtype=pair.base.dtype.name,
                 tuned_dtype=pair.tuned.dtype.name,
                 base_hash=base_hash,
                 tuned_hash=tuned_hash,
-                counts=part.tally.counts(worker.scanner),
-                rows=Profile.of(part.tally.changed_per_row, keep=self.keep_profiles),
-                columns=Profile.of(part.tally.changed_per_column, keep=self.keep_profiles),
+                counts=tally.counts(worker.scanner),
+                rows=Profile.of(tally.changed_per_row, keep=self.keep_profiles),
+                columns=Profile.of(tally.changed_per_column, keep=self.keep_profiles),
             )
-            for part in parts
+            for part, tally in parts
         )
         return changes, base_hash, tuned_hash
 
@@ -285,38 +285,6 @@ class _Run:
         """Tell that so many bytes are done."""
         if self.progress is not None:
             self.progress(num_bytes, self.num_bytes)
-
-
-class _PartCount:
-    """A part of a tensor, and where in it each chunk falls."""
-
-    def __init__(self, part: TensorPart, pair: Pair, criteria: Sequence[Criterion]) -> None:
-        self.part = part
-        rows = sum(r.row_stop - r.row_start for r in part.rectangles)
-        columns = part.rectangles[0].column_stop - part.rectangles[0].column_start
-        self.tally = Tally(pair.dtype, criteria, rows, columns)
-        whole = rows == num_rows(pair.shape) and columns == num_columns(pair.shape)
-        # The pieces of a fused bias lie in one row; the part is a vector of them all.
-        shape = (rows * columns,) if len(pair.shape) == 1 else (rows, columns)
-        self.shape = pair.shape if whole else shape
-
-    def inside(self, chunk: Chunk) -> Iterator[tuple[tuple[slice, slice], int, int]]:
-        """Where this part lies in a chunk: slices of the chunk, and row and column of the part."""
-        row_of_part = 0
-        for r in self.part.rectangles:
-            top = max(r.row_start, chunk.row)
-            bottom = min(r.row_stop, chunk.row + chunk.num_rows)
-            left = max(r.column_start, chunk.column)
-            right = min(r.column_stop, chunk.column + chunk.num_columns)
-            if top < bottom and left < right:
-                rows = slice(top - chunk.row, bottom - chunk.row)
-                columns = slice(left - chunk.column, right - chunk.column)
-                yield (
-                    (rows, columns),
-                    row_of_part + top - r.row_start,
-                    left - r.column_start,
-                )
-            row_of_part += r.row_stop - r.row_start
 
 
 def _contiguous(bits: Bits, inside: tuple[slice, slice]) -> Bits:

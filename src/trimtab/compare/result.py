@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements.counts import ChangeCounts
 from trimtab.errors import ResultFormatError
 
@@ -41,33 +42,6 @@ ANALYSES = ("precision", "rank", "geometry")
 """Optional sections of a comparison, each filled by the module of its name."""
 
 Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class CheckpointRecord:
-    """What a checkpoint was, so that a result can be traced to it.
-
-    Attributes:
-        id: The path or hub id as the user gave it.
-        revision: Commit of the hub repository; None for local files.
-        architecture: `architectures[0]` of its config, if it has one.
-        num_tensors: Tensors stored.
-        num_elements: Elements stored.
-        dtypes: safetensors dtype name -> elements stored in it.
-        content_hash: xxh3-128 over every tensor's name, dtype, shape and hash, sorted by name.
-    """
-
-    id: str
-    revision: str | None
-    architecture: str | None
-    num_tensors: int
-    num_elements: int
-    dtypes: Mapping[str, int]
-    content_hash: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**self.__dict__, "dtypes": dict(self.dtypes)}
 
 
 @dataclass(frozen=True)

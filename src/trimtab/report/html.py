@@ -18,11 +18,27 @@ from typing import TYPE_CHECKING, Any
 import trimtab
 from trimtab.compare.result import Comparison
 from trimtab.extras import require
+from trimtab.masks.identity_result import Identity
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Figure, Section
 from trimtab.report.causes import precision
 from trimtab.report.change import how_far, how_large, largest_movers, where
 from trimtab.report.demo import DemoRecord, cost, learned
+from trimtab.report.identity import (
+    identity_coverage,
+    identity_provenance,
+    least_alike,
+    same_model,
+)
+from trimtab.report.identity_wording import (
+    base_share,
+    inside_headline,
+    mask_text,
+    origins,
+    stray_sentence,
+    sub_share,
+    three_coverage_sentence,
+)
 from trimtab.report.record import coverage, provenance
 from trimtab.report.shape import geometry, rank
 from trimtab.report.wording import (
@@ -37,18 +53,26 @@ from trimtab.report.wording import (
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["check_installed", "render_demo_html", "render_html"]
+__all__ = ["check_installed", "render_demo_html", "render_html", "render_identity_html"]
 
 
 @dataclass(frozen=True)
 class _Hero:
-    """The headline figure of one arm; `fraction` is the unchanged share that its bar shows."""
+    """A headline figure over a bar.
+
+    Attributes:
+        label: What it is of, or empty.
+        figure: The figure.
+        words: The rest of its sentence.
+        filled: Share of the bar that is filled.
+        under: What the filled part stands for.
+    """
 
     label: str
     figure: str
     words: str
-    fraction: float
-    changed: str
+    filled: float
+    under: str
 
 
 def check_installed() -> Any:
@@ -116,6 +140,63 @@ def render_demo_html(demo: DemoRecord, comparisons: Mapping[str, Comparison]) ->
     )
 
 
+def render_identity_html(identity: Identity) -> str:
+    """Draw the report of an identity check.
+
+    Args:
+        identity: The result; nothing else is read.
+
+    Returns:
+        A complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    checks = {"": identity}
+    names = origins(identity)
+    covered = three_coverage_sentence(identity.coverage)
+    stray = stray_sentence(identity)
+    return _page(
+        title=f"{names['sub']} against {names['full']}",
+        heading="What training only the mask gave",
+        subtitle=(names["full"], names["sub"]),
+        heroes=_identity_heroes(identity),
+        warnings=[stray] if stray else [],
+        conversion=printable(identity.conversion or ""),
+        incomplete=[] if identity.coverage.is_complete else [covered],
+        coverage=covered,
+        paragraphs=(f"Base: {names['base']}. Mask {mask_text(identity)}.",),
+        sections=[
+            section
+            for section in (
+                same_model(checks),
+                least_alike(checks),
+                identity_coverage(checks),
+                identity_provenance(checks),
+            )
+            if section is not None
+        ],
+        date=identity.provenance.get("date", ""),
+    )
+
+
+def _identity_heroes(identity: Identity) -> list[_Hero]:
+    """SUB inside the mask, and beside it the trivial comparison."""
+    inside = identity.total.inside
+    if not inside.num_elements:
+        figure, words = inside_headline(identity)
+        return [_Hero("", figure, words, 0.0, "nothing to compare")]
+    words = f"of {inside.num_elements:,} weights inside the mask are bit-identical to FULL"
+    shares = {
+        "SUB": (sub_share(inside), inside.num_sub_equal["bits"]),
+        "BASE: what doing nothing scores": (base_share(inside), inside.num_base_equal["bits"]),
+    }
+    return [
+        _Hero(label, figure, words, num / inside.num_elements, f"{num:,} equal (criterion: bits)")
+        for label, (figure, num) in shares.items()
+    ]
+
+
 def _sections(arms: Sequence[Arm]) -> list[Section]:
     sections = [
         where(arms),
@@ -153,32 +234,38 @@ def _hero(arm: Arm) -> _Hero:
         label=arm.label,
         figure=figure,
         words=words,
-        fraction=arm.comparison.sparsity or 0.0,
-        changed=f"{changed:,} changed (criterion: {arm.criterion})",
+        filled=1 - (arm.comparison.sparsity or 0.0),
+        under=f"{changed:,} changed (criterion: {arm.criterion})",
     )
 
 
-def _render(arms: Sequence[Arm], *, sections: Sequence[Section], **parts: Any) -> str:
-    scripts = (_chart_library(), _template_text("charts.js"))
+def _render(arms: Sequence[Arm], **parts: Any) -> str:
     conversions = dict.fromkeys(
         printable(arm.comparison.conversion) for arm in arms if arm.comparison.conversion
     )
-    incomplete = [
-        coverage_sentence(arm.comparison.coverage)
-        for arm in arms
-        if not arm.comparison.coverage.is_complete
-    ]
+    return _page(
+        **parts,
+        heroes=[_hero(arm) for arm in arms],
+        conversion="; ".join(conversions),
+        incomplete=[
+            coverage_sentence(arm.comparison.coverage)
+            for arm in arms
+            if not arm.comparison.coverage.is_complete
+        ],
+        coverage=coverage_sentence(arms[0].comparison.coverage),
+        date=arms[0].comparison.provenance.get("date", ""),
+    )
+
+
+def _page(*, date: object, warnings: Sequence[str] = (), **parts: Any) -> str:
+    scripts = (_chart_library(), _template_text("charts.js"))
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             **parts,
-            sections=sections,
-            heroes=[_hero(arm) for arm in arms],
-            conversion="; ".join(conversions),
-            incomplete=incomplete,
-            coverage=coverage_sentence(arms[0].comparison.coverage),
-            date=printable(str(arms[0].comparison.provenance.get("date", "")))[:10],
+            warnings=warnings,
+            date=printable(str(date))[:10],
             version=trimtab.__version__,
             style=_template_text("style.css"),
             scripts=scripts,

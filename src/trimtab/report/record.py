@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.compare.result import COVERAGE_LISTS, CheckpointRecord
+from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.compare.result import COVERAGE_LISTS
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Section, Table, table
 from trimtab.report.wording import coverage_sentence, named, printable
 
-__all__ = ["coverage", "provenance"]
+__all__ = ["checkpoints_table", "coverage", "listed", "provenance", "settings_table"]
 
 _NUM_LISTED = 40
 _TITLES = {
@@ -32,12 +33,13 @@ def coverage(arms: Sequence[Arm]) -> Section:
         sentences.append(f"{prefix}{coverage_sentence(arm.comparison.coverage)}.")
         for name in COVERAGE_LISTS:
             if rows := getattr(arm.comparison.coverage, name):
-                blocks.append(_listed(named(arm.label, _TITLES[name]), rows))
+                blocks.append(listed(named(arm.label, _TITLES[name]), rows))
     is_warning = not all(arm.comparison.coverage.is_complete for arm in arms)
     return Section("Coverage", tuple(sentences), tuple(blocks), is_warning)
 
 
-def _listed(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+def listed(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    """A list of a coverage as a table of the keys that its rows have."""
     # Hashes are for machines, which read the JSON; here they would leave names no room.
     keys = list(dict.fromkeys(key for row in rows for key in row if not key.endswith("hash")))
     numbers = [key for key in keys if key.startswith("num_") or key.endswith("shape")]
@@ -69,6 +71,11 @@ def provenance(arms: Sequence[Arm]) -> Section:
     for arm in arms:
         records.setdefault("base", arm.comparison.base)
         records[arm.label or "tuned"] = arm.comparison.tuned
+    return Section("Provenance", blocks=(checkpoints_table(records), *(_run(arm) for arm in arms)))
+
+
+def checkpoints_table(records: Mapping[str, CheckpointRecord], title: str = "Checkpoints") -> Table:
+    """What each checkpoint was, side by side under the names given."""
     lines: list[tuple[str, tuple[str, ...]]] = [
         ("id", tuple(printable(record.id) for record in records.values())),
         ("revision", tuple(printable(record.revision or "–") for record in records.values())),
@@ -78,13 +85,12 @@ def provenance(arms: Sequence[Arm]) -> Section:
         ("stored as", tuple(_dtypes(record.dtypes) for record in records.values())),
         ("content hash", tuple(printable(record.content_hash) for record in records.values())),
     ]
-    checkpoints = table(
-        "Checkpoints",
+    return table(
+        title,
         [("", "text"), *((name, "code") for name in records)],
         [(name, *cells) for name, cells in lines],
         is_folded=False,
     )
-    return Section("Provenance", blocks=(checkpoints, *(_run(arm) for arm in arms)))
 
 
 def _dtypes(dtypes: Mapping[str, int]) -> str:
@@ -95,16 +101,21 @@ def _dtypes(dtypes: Mapping[str, int]) -> str:
 
 def _run(arm: Arm) -> Table:
     comparison = arm.comparison
-    entries: Iterable[tuple[str, object]] = [
-        ("criterion of the headline", comparison.criterion),
-        ("conversion", comparison.conversion or "none: compared as stored"),
-        *((key.replace("_", " "), value) for key, value in comparison.provenance.items()),
-    ]
+    entries: dict[str, object] = {
+        "criterion of the headline": comparison.criterion,
+        "conversion": comparison.conversion or "none: compared as stored",
+        **comparison.provenance,
+    }
+    return settings_table(named(arm.label, "Comparison"), entries, is_folded=bool(arm.label))
+
+
+def settings_table(title: str, entries: Mapping[str, object], *, is_folded: bool) -> Table:
+    """Names and values, whatever they are."""
     return table(
-        named(arm.label, "Comparison"),
+        title,
         [("", "text"), ("", "code")],
-        [(printable(name), _setting(value)) for name, value in entries],
-        is_folded=bool(arm.label),
+        [(printable(name.replace("_", " ")), _setting(value)) for name, value in entries.items()],
+        is_folded=is_folded,
     )
 
 

@@ -29,8 +29,10 @@ __all__ = ["render_table"]
 
 _GAP = "  "
 _OPTIONAL = (
+    "largest difference",  # of an identity check
     *("tensors", "mean of tensors", "changed", "predicted", "elements"),
     *("seconds", "loss tokens"),  # of a demo
+    *("cosine", "relative L2"),  # of an identity check
 )
 """Columns that give way in a narrow window, the first one first."""
 
@@ -66,13 +68,13 @@ def _opening(arm: Arm, width: int, *, styled: bool) -> str:
         f"base   {base}",
         f"tuned  {tuned}",
         "",
-        *_wrapped(f"{figure} {words} (criterion: {arm.criterion})", width, "1", styled=styled),
+        *wrapped(f"{figure} {words} (criterion: {arm.criterion})", width, "1", styled=styled),
     ]
     if comparison.conversion is not None:
         note = f"Converted before comparing: {printable(comparison.conversion)}."
-        lines += _wrapped(note, width, "33", styled=styled)
+        lines += wrapped(note, width, "33", styled=styled)
     if arm.total.num_elements:
-        lines += _wrapped(
+        lines += wrapped(
             f"Update: L2 {magnitude(arm.total.update_l2)}, largest "
             f"{magnitude(arm.total.update_max_abs)}, {arm.total.num_increased:,} elements up, "
             f"{arm.total.num_decreased:,} down.",
@@ -82,11 +84,12 @@ def _opening(arm: Arm, width: int, *, styled: bool) -> str:
         )
     colour = "" if comparison.coverage.is_complete else "1;33"
     sentence = f"Coverage {coverage_sentence(comparison.coverage)}."
-    lines += _wrapped(sentence, width, colour, styled=styled)
+    lines += wrapped(sentence, width, colour, styled=styled)
     return "\n".join(lines)
 
 
-def _wrapped(text: str, width: int, style: str, *, styled: bool) -> list[str]:
+def wrapped(text: str, width: int, style: str, *, styled: bool) -> list[str]:
+    """Lines of a sentence, in the SGR style of that number if styled."""
     lines = textwrap.wrap(text, width, break_on_hyphens=False)
     return [f"\x1b[{style}m{line}\x1b[0m" for line in lines] if styled and style else lines
 
@@ -127,7 +130,7 @@ def _kinds(arm: Arm, width: int, *, styled: bool) -> str:
         )
     if styled:
         lines[0], lines[-1] = f"\x1b[2m{lines[0]}\x1b[0m", f"\x1b[1m{lines[-1]}\x1b[0m"
-    return "\n".join([*lines, *_wrapped(" ".join(notes), width, "2", styled=styled)])
+    return "\n".join([*lines, *wrapped(" ".join(notes), width, "2", styled=styled)])
 
 
 def aligned(columns: dict[str, list[str]], width: int) -> list[str]:
@@ -160,9 +163,9 @@ def _sweep(arm: Arm, width: int) -> str:
     sizes = [max(len(key), len(value)) for key, value in shown.items()]
     if sum(sizes) + len(_GAP) * (len(sizes) - 1) > width:
         lines = [f"{key.ljust(8)}{_GAP}{value.rjust(8)}" for key, value in shown.items()]
-        return "\n".join([*_wrapped(title, width, "", styled=False), *lines])
+        return "\n".join([*wrapped(title, width, "", styled=False), *lines])
     lines = [
         _GAP.join(text.rjust(size) for text, size in zip(row, sizes, strict=True))
         for row in (shown.keys(), shown.values())
     ]
-    return "\n".join([*_wrapped(title, width, "", styled=False), *lines])
+    return "\n".join([*wrapped(title, width, "", styled=False), *lines])

@@ -1,0 +1,323 @@
+"""How far two tunings of one base agree, inside a mask and outside it: counts that add up.
+
+FULL is the base after training every element, SUB after training those of a mask. Where a mask
+holds all that FULL changed, the two agree outside it by construction, since neither moves there:
+a figure over all elements flatters, so the two regions are kept apart. BASE is set against FULL in
+the same way, which says what doing nothing would score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf, isfinite, sqrt
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.elements.criteria import Criterion, parse_criterion
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.elements.scan import Scanner, Tally
+
+__all__ = ["REGIONS", "Agreement", "AgreementTally", "Region", "SplitAgreement"]
+
+Region: TypeAlias = Literal["inside", "outside", "all"]
+REGIONS: tuple[Region, ...] = ("inside", "outside", "all")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How SUB agrees with FULL on some elements. Add two with `+`.
+
+    Attributes:
+        num_elements: Elements compared.
+        num_sub_equal: Criterion key -> elements in which SUB is unchanged from FULL.
+        num_base_equal: Criterion key -> elements in which BASE is unchanged from FULL.
+        num_sub_moved: Elements whose bits differ between BASE and SUB.
+        num_nonfinite: Elements in which one of the three differences is NaN or infinite; they are
+            left out of all that follows.
+        difference_sum_squares: Sum of (SUB - FULL)², accumulated in fp64 as are the other sums.
+        full_update_sum_squares: Sum of (FULL - BASE)².
+        sub_update_sum_squares: Sum of (SUB - BASE)².
+        update_dot: Sum of (SUB - BASE) · (FULL - BASE).
+        difference_max_abs: Largest |SUB - FULL|.
+        full_update_max_abs: Largest |FULL - BASE|.
+    """
+
+    num_elements: int = 0
+    num_sub_equal: Mapping[str, int] = field(default_factory=dict)
+    num_base_equal: Mapping[str, int] = field(default_factory=dict)
+    num_sub_moved: int = 0
+    num_nonfinite: int = 0
+    difference_sum_squares: float = 0.0
+    full_update_sum_squares: float = 0.0
+    sub_update_sum_squares: float = 0.0
+    update_dot: float = 0.0
+    difference_max_abs: float = 0.0
+    full_update_max_abs: float = 0.0
+
+    def __add__(self, other: Agreement) -> Agreement:
+        """Both sets of elements together."""
+        return Agreement(
+            num_elements=self.num_elements + other.num_elements,
+            num_sub_equal=_added(self.num_sub_equal, other.num_sub_equal),
+            num_base_equal=_added(self.num_base_equal, other.num_base_equal),
+            num_sub_moved=self.num_sub_moved + other.num_sub_moved,
+            num_nonfinite=self.num_nonfinite + other.num_nonfinite,
+            difference_sum_squares=self.difference_sum_squares + other.difference_sum_squares,
+            full_update_sum_squares=self.full_update_sum_squares + other.full_update_sum_squares,
+            sub_update_sum_squares=self.sub_update_sum_squares + other.sub_update_sum_squares,
+            update_dot=self.update_dot + other.update_dot,
+            difference_max_abs=max(self.difference_max_abs, other.difference_max_abs),
+            full_update_max_abs=max(self.full_update_max_abs, other.full_update_max_abs),
+        )
+
+    @property
+    def num_full_moved(self) -> int:
+        """Elements whose bits differ between BASE and FULL."""
+        return self.num_elements - self.num_base_equal.get("bits", 0)
+
+    @property
+    def relative_l2(self) -> float | None:
+        """‖SUB - FULL‖ / ‖FULL - BASE‖, 1 for doing nothing; None where FULL did not move."""
+        return _ratio(sqrt(self.difference_sum_squares), sqrt(self.full_update_sum_squares))
+
+    @property
+    def cosine(self) -> float | None:
+        """Cosine of the angle between the two updates; None where one of them is zero."""
+        # The root of a square is exact, so two equal updates have a cosine of exactly 1.
+        norms = sqrt(self.full_update_sum_squares * self.sub_update_sum_squares)
+        cosine = _ratio(self.update_dot, norms)
+        return None if cosine is None else min(1.0, max(-1.0, cosine))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the counts, the sums, and the ratios derived from them."""
+        return {
+            "num_elements": self.num_elements,
+            "num_sub_equal": dict(self.num_sub_equal),
+            "num_base_equal": dict(self.num_base_equal),
+            "num_sub_moved": self.num_sub_moved,
+            "num_full_moved": self.num_full_moved,
+            "num_nonfinite": self.num_nonfinite,
+            "relative_l2": self.relative_l2,
+            "cosine": self.cosine,
+            "difference_max_abs": self.difference_max_abs,
+            "full_update_max_abs": self.full_update_max_abs,
+            "difference_sum_squares": _for_json(self.difference_sum_squares),
+            "full_update_sum_squares": _for_json(self.full_update_sum_squares),
+            "sub_update_sum_squares": _for_json(self.sub_update_sum_squares),
+            "update_dot": _for_json(self.update_dot),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Agreement:
+        """The inverse of `to_dict`; what is derived is computed again, not read.
+
+        Raises:
+            KeyError: A key is missing.
+            TypeError: A value has another type.
+            ValueError: A value is out of range, or a criterion is none.
+        """
+        num_elements = _count(data["num_elements"], 2**63)
+        num_sub_equal, num_base_equal = (
+            {
+                parse_criterion(key).key: _count(count, num_elements)
+                for key, count in data[name].items()
+            }
+            for name in ("num_sub_equal", "num_base_equal")
+        )
+        if num_sub_equal.keys() != num_base_equal.keys() or "bits" not in num_sub_equal:
+            raise ValueError("SUB and BASE are not counted under the same criteria, or not in bits")
+        return cls(
+            num_elements=num_elements,
+            num_sub_equal=num_sub_equal,
+            num_base_equal=num_base_equal,
+            num_sub_moved=_count(data["num_sub_moved"], num_elements),
+            num_nonfinite=_count(data["num_nonfinite"], num_elements),
+            difference_sum_squares=_sum(data["difference_sum_squares"], 0.0),
+            full_update_sum_squares=_sum(data["full_update_sum_squares"], 0.0),
+            sub_update_sum_squares=_sum(data["sub_update_sum_squares"], 0.0),
+            update_dot=_sum(data["update_dot"], -inf),
+            difference_max_abs=_number(data["difference_max_abs"], 0.0),
+            full_update_max_abs=_number(data["full_update_max_abs"], 0.0),
+        )
+
+
+@dataclass(frozen=True)
+class SplitAgreement:
+    """How SUB agrees with FULL inside a mask, and outside it. Add two with `+`."""
+
+    inside: Agreement = field(default_factory=Agreement)
+    outside: Agreement = field(default_factory=Agreement)
+
+    def __add__(self, other: SplitAgreement) -> SplitAgreement:
+        """Both sets of elements together, region by region."""
+        return SplitAgreement(self.inside + other.inside, self.outside + other.outside)
+
+    @property
+    def all(self) -> Agreement:
+        """Both regions together: the figure that flatters."""
+        return self.inside + self.outside
+
+    def region(self, name: Region) -> Agreement:
+        """One of `REGIONS`."""
+        return {"inside": self.inside, "outside": self.outside, "all": self.all}[name]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, an entry for each of `REGIONS`."""
+        return {name: self.region(name).to_dict() for name in REGIONS}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SplitAgreement:
+        """The inverse of `to_dict`; see `Agreement.from_dict` for what it raises."""
+        return cls(Agreement.from_dict(data["inside"]), Agreement.from_dict(data["outside"]))
+
+
+class AgreementTally:
+    """The agreement of one tensor, or of one part of a fused tensor, gathered chunk by chunk."""
+
+    def __init__(
+        self, dtype: DType, criteria: Sequence[Criterion], num_rows: int, num_columns: int
+    ) -> None:
+        """Start at zero.
+
+        Args:
+            dtype: Of the elements that `add` will be given.
+            criteria: Which to count.
+            num_rows: Rows of the part's 2-D view.
+            num_columns: Its columns.
+        """
+        self._dtype = dtype
+        self._inside, self._outside = (
+            _RegionTally(dtype, criteria, num_rows, num_columns) for _ in range(2)
+        )
+
+    def add(
+        self,
+        base: Bits,
+        full: Bits,
+        sub: Bits,
+        inside: NDArray[np.bool_],
+        row: int,
+        column: int,
+        scanner: Scanner,
+    ) -> None:
+        """Count one rectangle; each element must be given once.
+
+        Args:
+            base: Shape `[rows, columns]`.
+            full: The same rectangle of FULL.
+            sub: The same rectangle of SUB.
+            inside: Which of its elements are in the mask; same shape.
+            row: Where the rectangle starts in the part.
+            column: Likewise.
+            scanner: Does the work.
+        """
+        num_inside = int(np.count_nonzero(inside))
+        # An element of the other region becomes zero in all three, which nothing counts but as
+        # equal: at memory speed, and nothing has to be packed.
+        kept = np.negative(inside.astype(self._dtype.bits))
+        self._inside.add(base & kept, full & kept, sub & kept, num_inside, row, column, scanner)
+        np.invert(kept, out=kept)
+        num_outside = inside.size - num_inside
+        self._outside.add(base & kept, full & kept, sub & kept, num_outside, row, column, scanner)
+
+    def counts(self, scanner: Scanner) -> SplitAgreement:
+        """The counts so far; `scanner` is one like those that `add` was given."""
+        return SplitAgreement(self._inside.counts(scanner), self._outside.counts(scanner))
+
+
+class _RegionTally:
+    """One region of a tensor; elements of the other one come as zeros."""
+
+    def __init__(
+        self, dtype: DType, criteria: Sequence[Criterion], num_rows: int, num_columns: int
+    ) -> None:
+        self._dtype = dtype
+        self._sub, self._base = (
+            Tally(dtype, criteria, num_rows, num_columns) for _ in range(2)
+        )  # each against full
+        self._measured = Agreement()
+
+    def add(
+        self,
+        base: Bits,
+        full: Bits,
+        sub: Bits,
+        num_elements: int,
+        row: int,
+        column: int,
+        scanner: Scanner,
+    ) -> None:
+        if not num_elements:
+            return
+        self._sub.add(full, sub, row, column, scanner)
+        self._base.add(full, base, row, column, scanner)
+        # Places, because indexing a matrix by truth values takes ten times as long.
+        moved = np.flatnonzero((base != full) | (base != sub))
+        before, by_full, by_sub = (
+            self._dtype.decode(bits.reshape(-1).take(moved)) for bits in (base, full, sub)
+        )
+        with np.errstate(over="ignore", invalid="ignore"):  # doubles can overflow a sum
+            differences = np.stack([by_sub - by_full, by_full - before, by_sub - before])
+            finite = np.isfinite(differences).all(axis=0)
+            if not finite.all():
+                differences = differences[:, finite]
+            difference, full_update, sub_update = differences
+            self._measured += Agreement(
+                num_elements=num_elements,
+                num_sub_moved=int(np.count_nonzero(base != sub)),
+                num_nonfinite=int(np.count_nonzero(~finite)),
+                difference_sum_squares=float(np.square(difference).sum()),
+                full_update_sum_squares=float(np.square(full_update).sum()),
+                sub_update_sum_squares=float(np.square(sub_update).sum()),
+                update_dot=float((sub_update * full_update).sum()),
+                difference_max_abs=float(np.abs(difference).max(initial=0.0)),
+                full_update_max_abs=float(np.abs(full_update).max(initial=0.0)),
+            )
+
+    def counts(self, scanner: Scanner) -> Agreement:
+        """See `AgreementTally.counts`."""
+        num_elements = self._measured.num_elements
+
+        def num_equal(tally: Tally) -> dict[str, int]:
+            num_changed = tally.counts(scanner).num_changed
+            return {key: num_elements - num for key, num in num_changed.items()}
+
+        equal = Agreement(num_sub_equal=num_equal(self._sub), num_base_equal=num_equal(self._base))
+        return self._measured + equal
+
+
+def _added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    return {key: left.get(key, 0) + right.get(key, 0) for key in {**left, **right}}
+
+
+def _ratio(part: float, whole: float) -> float | None:
+    """None where there is nothing to divide by, or an overflow left nothing to say."""
+    return part / whole if whole and isfinite(part) and isfinite(whole) else None
+
+
+def _for_json(value: float) -> float | None:
+    """JSON has no infinity; only sums over huge doubles can overflow to it."""
+    return value if isfinite(value) else None
+
+
+def _count(value: Any, most: int) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no count")
+    if not 0 <= value <= most:
+        raise ValueError(f"{value!r} is no count between 0 and {most}")
+    return value
+
+
+def _sum(value: Any, least: float) -> float:
+    return inf if value is None else _number(value, least)
+
+
+def _number(value: Any, least: float) -> float:
+    if type(value) not in (int, float):
+        raise TypeError(f"{value!r} is no number")
+    if not least <= value < inf:
+        raise ValueError(f"{value!r} is no finite number from {least} on")
+    return float(value)

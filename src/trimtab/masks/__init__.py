@@ -1,0 +1,7 @@
+"""The mask: which elements of which tensors, one bit each; made, kept in a file, and checked."""
+
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
+from trimtab.masks.packed import BaseTensor
+
+__all__ = ["BaseTensor", "Mask", "extract_mask"]

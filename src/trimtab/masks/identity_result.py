@@ -1,0 +1,265 @@
+"""The result of an identity check: how SUB agrees with FULL, tensor by tensor.
+
+An `Identity` is complete in itself: tables and reports are drawn from it (or from its JSON, years
+later) without opening a checkpoint again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.elements.agreement import SplitAgreement
+from trimtab.errors import ResultFormatError
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "Identity",
+    "IdentityCoverage",
+    "MaskRecord",
+    "TensorIdentity",
+]
+
+FORMAT = "trimtab.identity"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+SIDES = ("base", "full", "sub")
+"""The three checkpoints, in the order in which they are given."""
+
+COVERAGE_LISTS = ("not_compared", "not_in_mask", "tied", "renamed")
+"""Lists of tensors that need a word, in the order in which reports show them."""
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """What the mask was, so that a result can be traced to it.
+
+    Attributes:
+        id: The path as the user gave it; None for a mask that was not read from a file.
+        digest: The mask's identity: xxh3-128 over names, shapes and bits.
+        num_tensors: Tensors in the mask.
+        num_elements: Elements in those tensors.
+        num_selected: Elements selected.
+        num_checked: Tensors whose bytes in BASE were found to be those that the mask was made
+            against. The mask does not say for the others.
+        provenance: How the mask was made, as it says.
+    """
+
+    id: str | None
+    digest: str
+    num_tensors: int
+    num_elements: int
+    num_selected: int
+    num_checked: int
+    provenance: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**self.__dict__, "provenance": dict(self.provenance)}
+
+
+@dataclass(frozen=True)
+class IdentityCoverage:
+    """Which stored elements the counts speak of, and which they do not.
+
+    Attributes:
+        num_base: Elements stored in BASE, without tied copies.
+        num_full: Elements stored in FULL, without tied copies.
+        num_sub: Elements stored in SUB, without tied copies.
+        num_compared: Elements compared.
+        not_compared: `{"name", "base_shape", "full_shape", "sub_shape", "num_selected"}` of tensors
+            that are not in all three, or not of one shape; a shape of None where it is not there.
+        not_in_mask: `{"name", "num_elements"}` of tensors that were compared and are not in the
+            mask; they are outside it as a whole.
+        tied: `{"name", "tied_to", "num_elements"}` of tensors that repeat another one.
+        renamed: `{"base", "full", "sub"}` of tensors matched although their name prefixes differ.
+    """
+
+    num_base: int
+    num_full: int
+    num_sub: int
+    num_compared: int
+    not_compared: tuple[Mapping[str, Any], ...] = ()
+    not_in_mask: tuple[Mapping[str, Any], ...] = ()
+    tied: tuple[Mapping[str, Any], ...] = ()
+    renamed: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every stored element of the three checkpoints was compared."""
+        return self.num_base == self.num_full == self.num_sub == self.num_compared
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        lists = {name: [dict(row) for row in getattr(self, name)] for name in COVERAGE_LISTS}
+        return {**self.__dict__, **lists}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> IdentityCoverage:
+        """The inverse of `to_dict`."""
+        return cls(
+            num_base=data["num_base"],
+            num_full=data["num_full"],
+            num_sub=data["num_sub"],
+            num_compared=data["num_compared"],
+            **{name: tuple(dict(row) for row in data[name]) for name in COVERAGE_LISTS},
+        )
+
+
+@dataclass(frozen=True)
+class TensorIdentity:
+    """The agreement of one tensor, or of one part of a fused tensor.
+
+    Attributes:
+        name: Name in BASE; a part of a fused tensor adds its label, as `...qkv_proj.weight[q]`.
+        layer: Index of the transformer layer, or None outside the layers.
+        kind: What it is: `q_proj`, `down_proj`, `norm`, `embed`, `expert.up_proj`, ...
+        shape: Its shape.
+        dtype: safetensors name of its dtype.
+        agreement: How SUB agrees with FULL in it.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    shape: tuple[int, ...]
+    dtype: str
+    agreement: SplitAgreement
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "name": self.name,
+            "layer": self.layer,
+            "kind": self.kind,
+            "shape": list(self.shape),
+            "dtype": self.dtype,
+            **self.agreement.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TensorIdentity:
+        """The inverse of `to_dict`."""
+        name, layer, kind, dtype = (data[key] for key in ("name", "layer", "kind", "dtype"))
+        shape = tuple(data["shape"])
+        if not (
+            all(isinstance(text, str) for text in (name, kind, dtype))
+            and isinstance(layer, int | None)
+            and all(isinstance(size, int) for size in shape)
+        ):
+            raise TypeError(f"{name!r} is not described as a tensor")
+        return cls(name, layer, kind, shape, dtype, SplitAgreement.from_dict(data))
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """How far a model trained inside a mask is the model that training every weight gave.
+
+    Attributes:
+        base: Where both trainings started.
+        full: After training every weight.
+        sub: After training those of the mask.
+        mask: The mask.
+        coverage: What the counts speak of.
+        tensors: One entry per tensor or part of a fused tensor, in the order of BASE's files.
+        conversion: Words on how elements were compared other than as stored, or None.
+        provenance: trimtab version, command, date, device, threads.
+    """
+
+    base: CheckpointRecord
+    full: CheckpointRecord
+    sub: CheckpointRecord
+    mask: MaskRecord
+    coverage: IdentityCoverage
+    tensors: tuple[TensorIdentity, ...]
+    conversion: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def total(self) -> SplitAgreement:
+        """The agreement of the whole model."""
+        return sum((tensor.agreement for tensor in self.tensors), SplitAgreement())
+
+    @property
+    def sub_stayed_outside(self) -> bool:
+        """Whether SUB is BASE bit for bit outside the mask, as after training only the mask."""
+        return not any(tensor.agreement.outside.num_sub_moved for tensor in self.tensors)
+
+    @property
+    def full_stayed_outside(self) -> bool:
+        """Whether FULL is BASE bit for bit outside the mask: the mask holds all that it changed."""
+        return not any(tensor.agreement.outside.num_full_moved for tensor in self.tensors)
+
+    def by_layer(self) -> dict[int | None, SplitAgreement]:
+        """Agreement by layer index, ascending; None for tensors outside the layers comes last."""
+        groups = self._grouped(lambda tensor: tensor.layer)
+        return dict(sorted(groups.items(), key=lambda item: (item[0] is None, item[0] or 0)))
+
+    def by_kind(self) -> dict[str, SplitAgreement]:
+        """Agreement by kind, in the order in which the kinds first appear."""
+        return self._grouped(lambda tensor: tensor.kind)
+
+    def _grouped(self, key: Callable[[TensorIdentity], Key]) -> dict[Key, SplitAgreement]:
+        groups: dict[Key, SplitAgreement] = {}
+        for tensor in self.tensors:
+            group = key(tensor)
+            groups[group] = groups.get(group, SplitAgreement()) + tensor.agreement
+        return groups
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "conversion": self.conversion,
+            "provenance": {
+                **self.provenance,
+                **{side: getattr(self, side).to_dict() for side in SIDES},
+                "mask": self.mask.to_dict(),
+            },
+            "coverage": self.coverage.to_dict(),
+            "total": self.total.to_dict(),
+            "by_layer": {
+                "outside" if layer is None else str(layer): agreement.to_dict()
+                for layer, agreement in self.by_layer().items()
+            },
+            "by_kind": {kind: agreement.to_dict() for kind, agreement in self.by_kind().items()},
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Identity:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ResultFormatError: The data is no identity result, of another version, or damaged.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise ResultFormatError(f"not a trimtab identity result: expected format {FORMAT!r}")
+        if data.get("format_version") != FORMAT_VERSION:
+            raise ResultFormatError(
+                f"identity result of format version {data.get('format_version')!r}: this trimtab "
+                f"reads version {FORMAT_VERSION}; run `trimtab identity` again"
+            )
+        try:
+            provenance = dict(data["provenance"])
+            return cls(
+                base=CheckpointRecord(**provenance.pop("base")),
+                full=CheckpointRecord(**provenance.pop("full")),
+                sub=CheckpointRecord(**provenance.pop("sub")),
+                mask=MaskRecord(**provenance.pop("mask")),
+                coverage=IdentityCoverage.from_dict(data["coverage"]),
+                tensors=tuple(TensorIdentity.from_dict(row) for row in data["tensors"]),
+                conversion=data["conversion"],
+                provenance=provenance,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResultFormatError(
+                f"damaged identity result: {error!r} while reading it"
+            ) from error

@@ -1,0 +1,298 @@
+"""`Mask`: which elements of which tensors are selected, one bit for each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+import trimtab
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.masks.mask_file import MaskFile, read_mask_file, write_mask_file
+from trimtab.masks.packed import BaseTensor, PackedTensor
+from trimtab.masks.random import random_tensor
+
+__all__ = ["Mask", "provenance_of"]
+
+HEX_DIGEST = re.compile("[0-9a-f]{32}")
+
+
+class Mask:
+    """Which elements of which tensors are selected. Immutable.
+
+    A tensor that the mask does not have has nothing selected. Two masks are equal when they have
+    the same tensors, shapes and bits, however they were made.
+
+    Make one with `Mask.from_arrays`, `Mask.load` or `trimtab.masks.extract_mask`.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, PackedTensor],
+        base: Mapping[str, BaseTensor],
+        provenance: Mapping[str, Any],
+    ) -> None:
+        """Check and keep.
+
+        Args:
+            tensors: Name -> bits.
+            base: Name -> what the tensor was when the mask was made; may lack any.
+            provenance: Plain data.
+
+        Raises:
+            MaskError: A name or the provenance could not be stored in a file.
+        """
+        # A name that no header may hold would make a file that cannot be read.
+        if bad := [name for name in tensors if name == "__metadata__" or not name.isprintable()]:
+            raise MaskError(f"{first_few([repr(name) for name in bad])}: not names of tensors")
+        if strangers := sorted(base.keys() - tensors.keys()):
+            raise MaskError(f"base has {first_few(strangers)}, which the mask does not have")
+        if bad := [name for name, of in base.items() if not HEX_DIGEST.fullmatch(of.digest)]:
+            raise MaskError(f"base of {first_few(bad)}: a digest is not 32 hexadecimal digits")
+        self._tensors = dict(tensors)
+        self._base = dict(base)
+        self._provenance = _plain(provenance)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        arrays: Mapping[str, NDArray[np.bool_]],
+        *,
+        provenance: Mapping[str, Any] | None = None,
+        base: Mapping[str, BaseTensor] | None = None,
+    ) -> Mask:
+        """Make a mask of bool arrays.
+
+        Args:
+            arrays: Name of a tensor -> bool array of its shape; True selects an element.
+            provenance: Where the mask comes from; plain data.
+            base: What the tensors are that the mask was made against; `check` compares with it.
+
+        Raises:
+            MaskError: An array is not bool, or a name or the provenance cannot be stored.
+        """
+        found = {name: np.asarray(array) for name, array in arrays.items()}
+        if wrong := [f"{n} is {a.dtype}" for n, a in found.items() if a.dtype != np.bool_]:
+            raise MaskError(f"a mask is made of bool arrays: {first_few(wrong)}")
+        tensors = {name: PackedTensor.pack(array) for name, array in found.items()}
+        return cls(tensors, base or {}, provenance or {})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Mask:
+        """Read a mask from a file.
+
+        Raises:
+            MaskError: It is no mask file, or a damaged one.
+        """
+        content = read_mask_file(path)
+        try:
+            mask = cls(content.tensors, content.base, content.provenance)
+        except MaskError as error:
+            raise MaskError(f"{os.fspath(path)}: {error}") from None
+        if mask.digest != content.digest:
+            raise MaskError(
+                f"{os.fspath(path)}: damaged: its bits have the digest {mask.digest}, and the file "
+                f"says {content.digest[:32]!r}"
+            )
+        return mask
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write the mask to a file, whole or not at all; missing parent folders are made.
+
+        Args:
+            path: The file, by custom `….safetensors`.
+            force: Replace an existing file.
+
+        Raises:
+            OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+        """
+        content = MaskFile(self._tensors, self._base, self._provenance, self.digest)
+        write_mask_file(path, content, force=force)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, in order."""
+        return tuple(self._tensors)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the mask comes from; `steps` lists how it was made, the first step first."""
+        return MappingProxyType(self._provenance)
+
+    @property
+    def base(self) -> Mapping[str, BaseTensor]:
+        """What the tensors were that the mask was made against; empty if it is not known."""
+        return MappingProxyType(self._base)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._tensors[name].shape
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """The bits of a tensor: element `i` in C order is bit `i % 8` of byte `i // 8`. Read-only.
+
+        Returns:
+            uint8 `[ceil(num_elements / 8)]`; bits after the last element are 0.
+        """
+        bits = self._tensors[name].bits.view()
+        bits.flags.writeable = False
+        return bits
+
+    def array(self, name: str) -> NDArray[np.bool_]:
+        """A tensor's mask as a new bool array of its shape."""
+        return self._tensors[name].unpack()
+
+    def indices(self, name: str) -> NDArray[np.int64]:
+        """Positions of a tensor's selected elements in C order, ascending."""
+        return self._tensors[name].indices()
+
+    def num_selected(self, name: str | None = None) -> int:
+        """Selected elements of a tensor, or of all."""
+        tensors = self._tensors.values() if name is None else (self._tensors[name],)
+        return sum(tensor.num_selected for tensor in tensors)
+
+    def num_elements(self, name: str | None = None) -> int:
+        """Elements of a tensor, or of all tensors of the mask."""
+        tensors = self._tensors.values() if name is None else (self._tensors[name],)
+        return sum(tensor.num_elements for tensor in tensors)
+
+    @property
+    def density(self) -> float:
+        """Selected / all elements of the mask's tensors; 0 for a mask without elements."""
+        return self.num_selected() / self.num_elements() if self.num_elements() else 0.0
+
+    @cached_property
+    def digest(self) -> str:
+        """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask.
+
+        Neither the order of the tensors nor where the mask comes from is part of it.
+        """
+        hasher = xxhash.xxh3_128()
+        for name, tensor in sorted(self._tensors.items()):
+            hasher.update(json.dumps([name, tensor.shape]).encode())
+            hasher.update(tensor.bits.data)
+        return hasher.hexdigest()
+
+    def complement(self) -> Mask:
+        """The elements that this mask does not select, of the same tensors."""
+        tensors = {name: tensor.complement() for name, tensor in self._tensors.items()}
+        return Mask(tensors, self._base, self._after({"step": "complement"}))
+
+    def random_like(self, seed: int) -> Mask:
+        """As many elements in each tensor as this mask has, at random places.
+
+        Args:
+            seed: With a tensor's name it decides the tensor's elements, on any machine and
+                whichever tensors there are besides.
+        """
+        tensors = {
+            name: random_tensor(tensor.shape, tensor.num_selected, seed=seed, name=name)
+            for name, tensor in self._tensors.items()
+        }
+        return Mask(tensors, self._base, self._after({"step": "random", "seed": seed}))
+
+    def with_provenance(self, **told: Any) -> Mask:
+        """The same mask with entries of its provenance set."""
+        return Mask(self._tensors, self._base, {**self._provenance, **told})
+
+    def check(
+        self, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str] | None = None
+    ) -> None:
+        """Check that the mask fits the tensors of a model.
+
+        A tensor that the model does not have is let pass where nothing of it is selected:
+        checkpoints can hold buffers that no model trains.
+
+        Args:
+            shapes: Name -> shape of the model's tensors.
+            digests: Name -> xxh3-128 of the bytes of those tensors, as stored; compared with
+                `base` for the names that both have.
+
+        Raises:
+            MaskMismatchError: It does not fit; the message names every tensor, up to a handful.
+        """
+        problems = []
+        for name, tensor in self._tensors.items():
+            if name not in shapes:
+                if tensor.num_selected:
+                    problems.append(f"{name} is not in the model")
+            elif tuple(shapes[name]) != tensor.shape:
+                problems.append(
+                    f"{name} has shape {tuple(shapes[name])}, in the mask {tensor.shape}"
+                )
+            elif name in self._base and name in (digests or {}):
+                expected, found = self._base[name].digest, (digests or {})[name]
+                if found != expected:
+                    problems.append(
+                        f"{name} has the digest {found}, and {expected} when the mask was made"
+                    )
+        if problems:
+            raise MaskMismatchError(
+                f"the mask does not fit the model, in {len(problems)} of its {len(self)} tensors: "
+                f"{first_few(problems, '; ')}. Use the base that the mask was made from, or make a "
+                "mask from this one"
+            )
+
+    def _after(self, step: Mapping[str, Any]) -> dict[str, Any]:
+        """The provenance of a mask made from this one."""
+        steps = [*self._provenance.get("steps", ()), {**step, "of": self.digest}]
+        return {**self._provenance, **provenance_of(steps)}
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return self._tensors.keys() == other._tensors.keys() and all(
+            tensor.shape == other.shape(name)
+            and np.array_equal(tensor.bits, other._tensors[name].bits)
+            for name, tensor in self._tensors.items()
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return (
+            f"Mask({self.num_selected():,} of {self.num_elements():,} elements, "
+            f"tensors: {len(self)}, digest: {self.digest})"
+        )
+
+
+def provenance_of(steps: list[Any]) -> dict[str, Any]:
+    """The provenance of a mask made just now."""
+    return {
+        "trimtab_version": trimtab.__version__,
+        "command": None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "steps": steps,
+    }
+
+
+def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the provenance as JSON has it, so that no later change can reach it."""
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(dict(provenance), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise MaskError(f"the provenance cannot be stored as JSON: {error}") from None
+    steps = plain.get("steps", [])
+    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
+        raise MaskError("the provenance has steps that are not a list of objects")
+    return plain

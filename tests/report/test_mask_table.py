@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import numpy as np
+
+from tests.masks.masks import example_mask
+from trimtab.masks import Mask
+from trimtab.report.mask_table import gaps_text, render_mask, selected_text
+
+
+def test_the_whole_table() -> None:
+    arrays = {
+        "model.norm.weight": np.ones(3, dtype=np.bool_),
+        "model.layers.0.self_attn.q_proj.weight": np.eye(200, dtype=np.bool_),
+    }
+    mask = Mask.from_arrays(arrays, provenance={"steps": [{"step": "by hand", "author": "me"}]})
+    made = mask.random_like(7).complement()
+    assert render_mask(made, console_width=80).splitlines() == [
+        "39,800 of 40,003 elements (99.49 %) in 2 tensors",
+        f"digest {made.digest}",
+        "",
+        "kind    tensors  elements  selected  density",
+        "q_proj        1    40,000    39,800  99.50 %",
+        "norm          1         3         0      0 %",
+        "all           2    40,003    39,800  99.49 %",
+        "",
+        "How it was made:",
+        "- step by hand, author me",
+        f"- random: as many in each tensor as {mask.digest}, seed 7",
+        f"- complement: what {mask.random_like(7).digest} does not select",
+    ]
+
+
+def test_an_extraction_in_words() -> None:
+    step = {
+        "step": "extract",
+        "criterion": "atol=1e-05",
+        "base": {"id": "org/base", "revision": "abc"},
+        "tuned": {"id": "tuned", "revision": None},
+        "missing": [{}],
+        "extra": [{}, {}],
+        "shape_mismatch": [],
+    }
+    mask = Mask.from_arrays({}, provenance={"steps": [step]})
+    assert render_mask(mask).splitlines()[-1] == (
+        "- extract: changed from org/base@abc to tuned (criterion: atol=1e-05); not compared in "
+        "full: 1 tensor only in base, 2 tensors only in tuned"
+    )
+    assert gaps_text({"missing": []}) == ""
+
+
+def test_a_mask_without_provenance_or_tensors() -> None:
+    text = render_mask(Mask.from_arrays({}))
+    assert "How it was made" not in text
+    assert text.startswith("0 of 0 elements in 0 tensors\n")
+
+
+def test_strangers_cannot_move_the_cursor() -> None:
+    steps: tuple[dict[str, object], ...] = (
+        {"step": "extract", "base": "\x1b[2J", "tuned": None, "missing": 3, "criterion": []},
+        {"step": "random", "of": "\x1b[2J", "seed": "\n"},
+        {"\x1b[2J": "\udc80"},
+    )
+    for step in steps:
+        text = render_mask(Mask.from_arrays({}, provenance={"steps": [step]}))
+        assert "\x1b" not in text
+        assert "\\x1b[2J" in text
+        assert "\udc80" not in text
+
+
+def test_style_adds_no_characters_that_show() -> None:
+    plain = render_mask(example_mask())
+    styled = render_mask(example_mask(), styled=True)
+    for code in ("\x1b[0m", "\x1b[1m", "\x1b[2m"):
+        styled = styled.replace(code, "")
+    assert styled == plain
+
+
+def test_how_much_in_words() -> None:
+    assert selected_text(Mask.from_arrays({"w": np.ones(3, dtype=np.bool_)})) == (
+        "3 of 3 elements (100 %)"
+    )
