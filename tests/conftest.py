@@ -1,6 +1,7 @@
 """Settings for every test: no hub, no telemetry, no colour, a fixed terminal width.
 
-One BLAS thread, because the matrices of the tests are so small that threads only wait.
+One BLAS thread, because the matrices of the tests are so small that threads only wait. Triton
+kernels run in its interpreter, on CPU tensors, unless it is switched off from outside.
 """
 
 from __future__ import annotations
@@ -14,3 +15,4 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
+os.environ.setdefault("TRITON_INTERPRET", "1")

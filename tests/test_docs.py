@@ -212,15 +212,32 @@ def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
         "record": {"algorithm": "grpo", "tokens": {"num_loss": 1920}, "seconds": {"train": 300.4}},
     }
     group = {"num_elements": 1000, "num_changed": {"bits": 1}}
+    inside = {"num_elements": 8, "num_sub_equal": {"bits": 6}, "num_base_equal": {"bits": 0}}
+    total = {"inside": inside, "all": {"cosine": 0.75}}
     generated.demo(
         {
             "before": scores,
             "majority_baseline": {"answer": 9, "accuracy": 0.125},
-            "arms": {"grpo": arm},
+            "arms": {"grpo": arm, "grpo-mask": arm},
             "comparisons": {"GRPO": {"total": group, "by_kind": {"norm": group}}},
+            "identities": {"GRPO mask": {"total": total}},
+            "record": {
+                "arms": {
+                    "GRPO mask": {
+                        "optimizer": {
+                            "num_selected": 100,
+                            "state_bytes": 8_000_000,
+                            "index_bytes": 4_000_000,
+                        },
+                        "same_answers": {"correct": 30, "total": 32},
+                    }
+                }
+            },
         }
     )
     text = capsys.readouterr().out
     assert "| always “9” | 12.5 % |" in text
     assert "| GRPO | 25.0 % ± 12.5 | 25.0 % ± 6.2 | 1,920 | 300 s |" in text
+    assert "| GRPO mask | 25.0 % ± 12.5 |" in text
     assert "| `norm` | 99.90 % |" in text
+    assert "| GRPO mask | 100 | 75.00 % | 0 % | 0.7500 | 30 of 32 | 12 MB |" in text

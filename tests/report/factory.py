@@ -202,6 +202,35 @@ def make_analyses(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def with_masked(demo: DemoRecord, *labels: str) -> DemoRecord:
+    """That demo with further runs, set beside `grpo` in the way of a mask or of its controls."""
+    grpo: Any = demo["arms"]["grpo"]
+    every = {"num_selected": 10**6, "num_elements": 10**6, "state_bytes": 8 * 10**6}
+    some = {**every, "num_selected": 10**5, "state_bytes": 8 * 10**5, "index_bytes": 4 * 10**5}
+    runs: Any = {
+        label: {
+            **grpo,
+            "accuracy_greedy": {"correct": 15, "total": 21},
+            "optimizer": some,
+            "same_answers": {"correct": 18, "total": 21},
+            "about": f"{label} again.",
+        }
+        for label in labels
+    }
+    told: Any = {
+        **demo,
+        "arms": {
+            **demo["arms"],
+            "grpo": {**grpo, "optimizer": {**every, "index_bytes": 0}},
+            **runs,
+        },
+        "full": "grpo",
+        "mask_notes": ["Samples differ."],
+    }
+    record: DemoRecord = told
+    return record
+
+
 def make_demo() -> DemoRecord:
     """The record of a demo with the arms `grpo` and `sft`."""
     steps = range(1, 21)

@@ -329,6 +329,8 @@ def test_a_demo_page_sets_the_runs_side_by_side() -> None:
     costs = {row[0]: row[1:] for row in page.table("The runs").body}
     assert costs["tokens with a loss"] == ["2,412", "960"]
     assert costs["completions"] == ["32", "–"]
+    shared = dict(page.table("The same in every run").body)
+    assert shared == {"lr": "1e-05", "steps": "20", "betas": "0.9, 0.999"}
     assert len(page.table("Mean reward of the batch, step by step").body) == 20
 
 

@@ -24,7 +24,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 
 def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
     heldout = split_questions(0).heldout
-    assert list(finished.arms) == ["grpo", "sft"]
+    assert list(finished.arms) == ["grpo", "sft", "grpo-mask"]
     assert finished.majority == majority_baseline(heldout)
     assert finished.before.questions == tuple(map(str, heldout))
     assert finished.num_train_questions == 64
@@ -35,6 +35,9 @@ def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
         "grpo: evaluation",
         "sft",
         "sft: evaluation",
+        "masks",
+        "grpo-mask",
+        "grpo-mask: evaluation",
     }
     for name, arm in finished.arms.items():
         assert arm.folder == finished.base.parent / name
@@ -47,7 +50,8 @@ def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
 
 def test_nothing_is_left_of_the_work(finished: DemoRun) -> None:
     names = {path.name for path in finished.base.parent.iterdir()}
-    assert names == {"base", "grpo", "sft", "evaluation.json"}
+    arms = {"grpo", "sft", "grpo-mask"}
+    assert names == {"base", *arms, "mask.safetensors", "evaluation.json"}
 
 
 def test_second_call_does_no_work(finished: DemoRun, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,10 +74,10 @@ def test_other_settings_are_refused_before_any_work(
 
 
 def test_arms_of_two_runs_are_not_mixed(tmp_path: Path) -> None:
-    train_demo(tmp_path, algorithms=("sft",), steps=1, make_base=tiny.make_base)
+    train_demo(tmp_path, arms=("sft",), steps=1, make_base=tiny.make_base)
     with pytest.raises(OutputExistsError, match=r"seed=0 \(now 1\)"):
-        train_demo(tmp_path, algorithms=("grpo",), steps=1, seed=1, make_base=tiny.make_base)
-    both = train_demo(tmp_path, steps=1, make_base=tiny.make_base)
+        train_demo(tmp_path, arms=("grpo",), steps=1, seed=1, make_base=tiny.make_base)
+    both = train_demo(tmp_path, arms=("sft", "grpo"), steps=1, make_base=tiny.make_base)
     assert list(both.arms) == ["grpo", "sft"]
 
 
@@ -93,10 +97,10 @@ def test_interrupt_between_stages_keeps_what_is_finished(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(demo, "train_arm", only_grpo)
-        train_demo(tmp_path, steps=1, make_base=tiny.make_base)
+        train_demo(tmp_path, steps=2, make_base=tiny.make_base)
     kept = (tmp_path / "grpo" / "run.json").read_bytes()
-    run = train_demo(tmp_path, steps=1, make_base=tiny.make_base)
-    assert list(run.arms) == ["grpo", "sft"]
+    run = train_demo(tmp_path, steps=2, make_base=tiny.make_base)
+    assert list(run.arms) == ["grpo", "sft", "grpo-mask"]
     assert (tmp_path / "grpo" / "run.json").read_bytes() == kept
 
 
@@ -107,17 +111,25 @@ def test_damaged_base_is_refused(tmp_path: Path) -> None:
         train_demo(tmp_path, steps=1, make_base=tiny.make_base)
 
 
-@pytest.mark.parametrize("algorithms", [(), ("ppo",), ("grpo", "ppo")])
-def test_unknown_algorithm(tmp_path: Path, algorithms: tuple[str, ...]) -> None:
-    with pytest.raises(SettingsError, match="expected some of"):
-        train_demo(tmp_path / "out", algorithms=algorithms)
+@pytest.mark.parametrize(
+    ("arms", "message"),
+    [
+        ((), "expected some of"),
+        (("ppo",), "expected some of"),
+        (("grpo", "ppo"), "expected some of"),
+        (("grpo-mask",), "without it"),
+    ],
+)
+def test_impossible_arms(tmp_path: Path, arms: tuple[str, ...], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        train_demo(tmp_path / "out", arms=arms)
     assert not (tmp_path / "out").exists()
 
 
 def test_silent_where_stderr_is_no_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train_demo(tmp_path, algorithms=("sft",), steps=1, make_base=tiny.make_base)
+    train_demo(tmp_path, arms=("sft",), steps=1, make_base=tiny.make_base)
     captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err == ""

@@ -23,6 +23,7 @@ VERBS = {
     "compare": "Count what changed from a BASE to a TUNED checkpoint.",
     "mask": "Make a mask of the elements that changed, and its controls.",
     "identity": "Ask whether training only a mask gave the same model.",
+    "train": "Train a model, or only a mask of it, as a file says.",
     "demo": "See it happen: RL-tune a real model on this machine.",
     "report": "Draw the report of a saved result again.",
 }

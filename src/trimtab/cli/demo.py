@@ -1,4 +1,4 @@
-"""`trimtab demo`: train, compare, report."""
+"""`trimtab demo`: train, compare, train only the mask, report."""
 
 from __future__ import annotations
 
@@ -12,18 +12,16 @@ import click
 
 import trimtab
 from trimtab.cli.compare import to_json
+from trimtab.cli.demo_record import demo_record, label_of
 from trimtab.compare import Comparison
+from trimtab.masks.identity import identity
+from trimtab.masks.identity_result import Identity
 from trimtab.report.files import write_output
 
 if TYPE_CHECKING:
-    from trimtab.report.demo import DemoRecord
     from trimtab.training.demo import DemoRun
 
 __all__ = ["command"]
-
-LABELS = {"grpo": "GRPO", "sft": "SFT"}
-MEASURES = {"grpo": "reward", "sft": "loss"}
-"""What tells of learning; the loss of GRPO hovers around zero by construction."""
 
 
 @click.command("demo", epilog="Example: trimtab demo --seed 1 --out demo-seed-1")
@@ -48,13 +46,21 @@ MEASURES = {"grpo": "reward", "sft": "loss"}
     show_default=True,
     help="Folder for checkpoints, JSON and the report.",
 )
+@click.option(
+    "--controls",
+    is_flag=True,
+    help="Also train as many weights at random places, all weights outside the mask, and every "
+    "weight under the next seed.",
+)
 @click.pass_obj
-def command(typed: str, steps: int, seed: int, out: Path) -> None:
+def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> None:
     """See sparse updates happen: RL-tune a real model on this machine, and compare.
 
     SmolLM2-135M-Instruct learns one-digit addition twice from the same start: by GRPO, and by SFT
     on the right answers at the same learning rate and number of steps. Both are compared with the
-    base. Interrupt it when you like; the same command goes on where it was.
+    base. Then GRPO runs again with the same questions and seed, but trains only the weights that it
+    had changed, and the two models are set side by side. Interrupt it when you like; the same
+    command goes on where it was.
     """
     from trimtab.report.demo_table import render_demo_table
     from trimtab.report.html import check_installed, render_demo_html
@@ -62,24 +68,31 @@ def command(typed: str, steps: int, seed: int, out: Path) -> None:
 
     check_installed()
     started = perf_counter()
-    run = train_demo(out, steps=steps, seed=seed)
-    comparisons = {LABELS[name]: _compare(run, name, typed) for name in run.arms}
-    record = _record(run)
+    run = train_demo(out, controls=controls, steps=steps, seed=seed)
+    comparisons = {
+        name: _compare(run, name, typed) for name, arm in run.arms.items() if arm.mask is None
+    }
+    beside = [name for name in run.arms if name not in ("grpo", "sft")]
+    beside.sort(key=lambda name: run.arms[name].mask is None)  # the mask first, the seed last
+    checks = {name: _check(run, name, typed) for name in beside}
+    for name, comparison in comparisons.items():
+        write_output(out / f"{name}.json", to_json(comparison), force=True)
+    for name, check in checks.items():
+        write_output(out / f"identity-{name}.json", to_json(check), force=True)
+    by_label = {label_of(name): comparison for name, comparison in comparisons.items()}
+    identities = {label_of(name): check for name, check in checks.items()}
+    record = demo_record(run)
     told = {
         **run.to_dict(),
         "record": record,
         "seconds_in_all": perf_counter() - started,
-        "comparisons": {
-            label: {"total": c.to_dict()["total"], "by_kind": c.to_dict()["by_kind"]}
-            for label, c in comparisons.items()
-        },
+        "comparisons": {label: _totals(of) for label, of in by_label.items()},
+        "identities": {label: _totals(of) for label, of in identities.items()},
     }
-    for name, label in LABELS.items():
-        if label in comparisons:
-            write_output(out / f"{name}.json", to_json(comparisons[label]), force=True)
     write_output(out / "demo.json", json.dumps(told, indent=1, allow_nan=False) + "\n", force=True)
-    write_output(out / "report.html", render_demo_html(record, comparisons), force=True)
-    click.echo(render_demo_table(record, comparisons))
+    page = render_demo_html(record, by_label, identities)
+    write_output(out / "report.html", page, force=True)
+    click.echo(render_demo_table(record, by_label, identities))
     click.echo(
         f"\n{perf_counter() - started:.0f} s in all. Open {out / 'report.html'}; "
         f"the numbers are in {out / 'demo.json'}.",
@@ -103,51 +116,14 @@ def _compare(run: DemoRun, name: str, typed: str) -> Comparison:
     return replace(comparison, provenance=told)
 
 
-def _record(run: DemoRun) -> DemoRecord:
-    def scores(evaluation: Any) -> dict[str, Any]:
-        told = evaluation.to_dict()
-        return {
-            "accuracy_greedy": {
-                "correct": told["num_greedy_correct"],
-                "total": told["num_questions"],
-                "standard_error": told["greedy_standard_error"],
-            },
-            "accuracy_sampled": {
-                "correct": sum(answer["num_sampled_correct"] for answer in told["answers"]),
-                "total": told["num_questions"] * told["num_samples"],
-                "standard_error": told["sampled_standard_error"],
-            },
-        }
+def _check(run: DemoRun, name: str, typed: str) -> Identity:
+    """A run against GRPO: in its own mask, or in that of GRPO if it trained every weight."""
+    mask = run.arms[name].mask or run.arms["grpo-mask"].mask
+    assert mask is not None
+    check = identity(run.base, run.arms["grpo"].folder, run.arms[name].folder, mask)
+    return replace(check, provenance={**check.provenance, "command": typed})
 
-    majority = run.majority
-    record: Any = {
-        "base_id": run.origin["model"],
-        "model_note": f"Its weights are {run.origin['note']}: they are not bit for bit those that "
-        "the model was published with.",
-        "task": "one-digit addition with a verifiable reward",
-        "before": scores(run.before),
-        "majority_baseline": {
-            "correct": majority.num_correct,
-            "total": majority.num_questions,
-            "answer": str(majority.answer),
-        },
-        "arms": {
-            LABELS[name]: {
-                **scores(arm.evaluation),
-                "history": [
-                    {key: row[key] for key in ("step", MEASURES[name])}
-                    for row in arm.record["history"]
-                ],
-                "seconds": arm.record["seconds"]["train"],
-                "loss_tokens": arm.num_loss_tokens,
-                "settings": {
-                    **arm.record["settings"],
-                    "precision": arm.record["precision"],
-                    "forward tokens": arm.num_forward_tokens,
-                },
-            }
-            for name, arm in run.arms.items()
-        },
-    }
-    demo: DemoRecord = record
-    return demo
+
+def _totals(result: Comparison | Identity) -> dict[str, Any]:
+    data = result.to_dict()
+    return {"total": data["total"], "by_kind": data["by_kind"]}

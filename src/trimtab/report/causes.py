@@ -9,6 +9,7 @@ from trimtab.elements.counts import percent
 from trimtab.report import charts
 from trimtab.report.arms import Arm, kinds_in_order
 from trimtab.report.blocks import Figure, Key, Section, run_column, table
+from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import printable, sparsity_text
 
 __all__ = ["precision", "random_walk_text"]
@@ -95,7 +96,7 @@ def precision(arms: Sequence[Arm]) -> Section | None:
         note="“Adam at worst” bounds what so many Adam steps can reach, whatever the gradients.",
     )
     dots = [
-        Key(f"dot-{place % 4}", f"measured {arm.label}".strip())
+        Key(f"dot-{place % NUM_COLOURS}", f"measured {arm.label}".strip())
         for place, arm in enumerate(arms)
         if arm in analysed
     ]

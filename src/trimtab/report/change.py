@@ -13,6 +13,7 @@ from trimtab.report import charts
 from trimtab.report.arms import Arm, kinds_in_order
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.causes import random_walk_text
+from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import (
     magnitude,
     named,
@@ -46,7 +47,9 @@ def arm_keys(arms: Sequence[Arm], symbol: str = "dot") -> tuple[Key, ...]:
     """Legend of the arms' colours; empty where there is only one arm."""
     if len(arms) == 1:
         return ()
-    return tuple(Key(f"{symbol}-{place % 4}", arm.label) for place, arm in enumerate(arms))
+    return tuple(
+        Key(f"{symbol}-{place % NUM_COLOURS}", arm.label) for place, arm in enumerate(arms)
+    )
 
 
 def where(arms: Sequence[Arm]) -> Section:

@@ -211,17 +211,20 @@ def reference_dots(
     axis: str,
     lowest: float,
     tips: Sequence[str],
+    runs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A measured percentage of each name, as a dot over the tick of what it is to be read against.
 
     Args:
         rows: `arm`, `name`, and in percent `measured` and `reference`; `from` and `to` too where
             a bar is to show a range; tips.
-        arms: Labels, in order.
+        arms: Labels of the rows, in order.
         names: Rows from top to bottom.
         axis: Title of the axis.
         lowest: Where the axis, which ends at 100, begins.
         tips: Titles of the tips.
+        runs: Labels of all runs of the page in order, so that each keeps its colour; by default
+            those of the rows.
     """
     y: dict[str, Any] = {
         "y": {
@@ -250,7 +253,7 @@ def reference_dots(
             "encoding": {
                 **y,
                 "x": x("measured"),
-                "color": arm_colours(arms),
+                "color": arm_colours(runs or arms),
                 "tooltip": tooltip,
             },
         },

@@ -11,12 +11,20 @@ from math import isfinite, nan, sqrt
 from typing import Any, NotRequired, TypedDict
 
 from trimtab.elements.counts import percent
-from trimtab.report.arms import Arm
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.learning_charts import accuracy_dots, learning_curve
+from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import printable
 
-__all__ = ["ArmRecord", "DemoRecord", "Score", "cost", "learned", "standard_error"]
+__all__ = [
+    "ArmRecord",
+    "DemoRecord",
+    "OptimizerRecord",
+    "Score",
+    "cost",
+    "learned",
+    "score_text",
+]
 
 
 class Score(TypedDict):
@@ -47,6 +55,22 @@ class Baseline(Score):
     answer: str
 
 
+class OptimizerRecord(TypedDict):
+    """What a run trained, and what its optimizer kept in memory for that.
+
+    Attributes:
+        num_selected: Elements trained.
+        num_elements: All elements.
+        state_bytes: Running means of the optimizer.
+        index_bytes: Positions of the elements trained; 0 where all are.
+    """
+
+    num_selected: int
+    num_elements: int
+    state_bytes: int
+    index_bytes: int
+
+
 class ArmRecord(BeforeRecord):
     """One run of a demo: the scores after training, and what training took.
 
@@ -55,12 +79,19 @@ class ArmRecord(BeforeRecord):
         seconds: Wall time of training.
         loss_tokens: Tokens whose loss was trained on.
         settings: Whatever the run should be known by (`lr`, `steps`, ...), as plain data.
+        optimizer: What it trained.
+        same_answers: Held-out questions to which it gives the greedy answer of the run whose
+            changes are the mask.
+        about: A sentence on what the run is.
     """
 
     history: Sequence[Mapping[str, float]]
     seconds: float
     loss_tokens: int
     settings: Mapping[str, Any]
+    optimizer: NotRequired[OptimizerRecord]
+    same_answers: NotRequired[Score]
+    about: NotRequired[str]
 
 
 class DemoRecord(TypedDict):
@@ -72,7 +103,10 @@ class DemoRecord(TypedDict):
         task: What the runs trained on, to follow "trained on": `one-digit addition, ...`.
         before: The base on the held-out questions.
         majority_baseline: What a constant answer scores on the same questions.
-        arms: The runs, by the labels of their comparisons.
+        arms: The runs, by label. Those that have comparisons or identity checks have the same
+            label there.
+        full: Label of the run whose changes are the mask; needed with identity checks.
+        mask_notes: Sentences on how the masks were trained.
     """
 
     base_id: str
@@ -81,6 +115,8 @@ class DemoRecord(TypedDict):
     before: BeforeRecord
     majority_baseline: Baseline
     arms: Mapping[str, ArmRecord]
+    full: NotRequired[str]
+    mask_notes: NotRequired[Sequence[str]]
 
 
 def standard_error(score: Score) -> float | None:
@@ -103,11 +139,18 @@ def _error_text(score: Score) -> str:
     return "–" if error is None else f"± {100 * error:.1f} points"
 
 
-def learned(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
+def score_text(score: Score) -> str:
+    """A score with its standard error in points: `81.0 % ± 8.6`."""
+    error = standard_error(score)
+    share = percent(score["correct"], score["total"], 1)
+    return share if error is None else f"{share} ± {100 * error:.1f}"
+
+
+def learned(demo: DemoRecord) -> Section:
     """Held-out accuracy before and after, and the learning curves."""
     models: list[tuple[str, str, BeforeRecord]] = [
         ("base", "", demo["before"]),
-        *((f"after {arm.label}", arm.label, demo["arms"][arm.label]) for arm in arms),
+        *((f"after {label}", label, arm) for label, arm in demo["arms"].items()),
     ]
     rows: list[dict[str, Any]] = []
     for model, arm, record in models:
@@ -130,7 +173,7 @@ def learned(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
                 }
             )
     baseline = demo["majority_baseline"]
-    labels = [arm.label for arm in arms]
+    labels = list(demo["arms"])
     total = baseline["total"]
     figure = Figure(
         "Held-out accuracy before and after training",
@@ -216,34 +259,33 @@ def _curve(demo: DemoRecord, labels: Sequence[str], measure: str) -> Figure | No
         [("run", "text"), ("step", "number"), (measure, "number")],
         [(label, str(step), f"{value:.4g}") for label, step, value in points],
     )
-    keys = tuple(Key(f"dot-{labels.index(run) % 4}", run) for run in runs)
+    keys = tuple(Key(f"dot-{labels.index(run) % NUM_COLOURS}", run) for run in runs)
     reading = "One dot for each training step, on the questions of that step."
     return Figure(f"{what} at every step", spec, reading, numbers, keys)
 
 
-def cost(demo: DemoRecord, arms: Sequence[Arm]) -> Section:
-    """Time, trained tokens and settings of the runs side by side."""
-    records = [demo["arms"][arm.label] for arm in arms]
-    keys = list(dict.fromkeys(key for record in records for key in record["settings"]))
-    lines = [
-        ("training time", *(f"{record['seconds']:,.0f} s" for record in records)),
-        ("tokens with a loss", *(f"{record['loss_tokens']:,}" for record in records)),
-        *(
-            (
-                printable(key.replace("_", " ")),
-                *(_setting(record["settings"].get(key)) for record in records),
-            )
-            for key in keys
-        ),
-    ]
-    columns: list[Column] = [("", "text"), *((arm.label, "number") for arm in arms)]
-    runs = table(
-        "The runs",
-        columns,
-        lines,
-        is_folded=False,
-    )
-    return Section("What the runs took", blocks=(runs,))
+def cost(demo: DemoRecord) -> Section:
+    """Time, trained tokens and settings of the runs side by side; what all share stands apart."""
+    records = list(demo["arms"].values())
+    rows = {
+        "training time": [f"{record['seconds']:,.0f} s" for record in records],
+        "tokens with a loss": [f"{record['loss_tokens']:,}" for record in records],
+    }
+    shared = {}
+    for key in dict.fromkeys(key for record in records for key in record["settings"]):
+        name = printable(key.replace("_", " "))
+        cells = [_setting(record["settings"].get(key)) for record in records]
+        if len(records) > 1 and len(set(cells)) == 1:
+            shared[name] = cells[0]
+        else:
+            rows[name] = cells
+    columns: list[Column] = [("", "text"), *((label, "number") for label in demo["arms"])]
+    lines = [(name, *cells) for name, cells in rows.items()]
+    blocks = [table("The runs", columns, lines, is_folded=False)]
+    if shared:
+        settings: list[Column] = [("", "text"), ("every run", "text")]
+        blocks.append(table("The same in every run", settings, shared.items(), is_folded=False))
+    return Section("What the runs took", blocks=tuple(blocks))
 
 
 def _setting(value: object) -> str:

@@ -7,24 +7,31 @@ from collections.abc import Mapping
 from shutil import get_terminal_size
 
 from trimtab.compare.result import Comparison
-from trimtab.elements.counts import percent
+from trimtab.masks.identity_result import Identity
 from trimtab.report.arms import Arm, kinds_in_order
 from trimtab.report.causes import random_walk_text
-from trimtab.report.demo import DemoRecord, Score, standard_error
+from trimtab.report.demo import DemoRecord, score_text
+from trimtab.report.demo_masked import mask_columns, mask_reading
+from trimtab.report.identity_wording import stray_sentence
 from trimtab.report.table import aligned
-from trimtab.report.wording import sparsity_text
+from trimtab.report.wording import of_all, sparsity_text
 
 __all__ = ["render_demo_table"]
 
 
 def render_demo_table(
-    demo: DemoRecord, comparisons: Mapping[str, Comparison], *, console_width: int | None = None
+    demo: DemoRecord,
+    comparisons: Mapping[str, Comparison],
+    identities: Mapping[str, Identity] | None = None,
+    *,
+    console_width: int | None = None,
 ) -> str:
     """Draw the result of a demo as text.
 
     Args:
         demo: What the runs did.
-        comparisons: Each run against the base, by the label that the run has in `demo`.
+        comparisons: Each run of every weight against the base, by the label that it has in `demo`.
+        identities: See `trimtab.report.demo_masked`; by label.
         console_width: Characters in a line; None asks the terminal.
 
     Returns:
@@ -45,35 +52,55 @@ def render_demo_table(
             f"steps of {section['lr']:g} go at random up or down: it is the same for every run."
         )
         parts[-1] += "\n" + "\n".join(textwrap.wrap(note, width))
+    if identities:
+        parts.append("\n".join(_masked(demo, comparisons, identities, width)))
     return "\n\n".join(parts)
+
+
+def _masked(
+    demo: DemoRecord,
+    comparisons: Mapping[str, Comparison],
+    identities: Mapping[str, Identity],
+    width: int,
+) -> list[str]:
+    columns = mask_columns(demo, comparisons, identities)
+    lines = aligned(columns, width)
+    shown = [title for title in columns if title in lines[0]]
+    notes = [mask_reading(demo["full"], shown), *demo.get("mask_notes", ())]
+    for label, identity in identities.items():
+        stray = None if label in comparisons else stray_sentence(identity)
+        if stray is not None:
+            notes.append(f"{label}: {stray}")
+    title = "Training only the mask"
+    if check := next((of for label, of in identities.items() if label not in comparisons), None):
+        title += f": {of_all(check.mask.num_selected, check.mask.num_elements)} weights"
+    return [
+        *textwrap.wrap(title, width),
+        *lines,
+        *(line for note in notes for line in textwrap.wrap(note, width)),
+    ]
 
 
 def _accuracy(demo: DemoRecord, width: int) -> list[str]:
     baseline = demo["majority_baseline"]
     columns: dict[str, list[str]] = {
         "": ["before", f"always “{baseline['answer']}”"],
-        "greedy": [_score(demo["before"]["accuracy_greedy"]), _score(baseline)],
-        "sampled, T = 1": [_score(demo["before"]["accuracy_sampled"]), ""],
+        "greedy": [score_text(demo["before"]["accuracy_greedy"]), score_text(baseline)],
+        "sampled, T = 1": [score_text(demo["before"]["accuracy_sampled"]), ""],
         "loss tokens": ["", ""],
         "seconds": ["", ""],
     }
     for label, arm in demo["arms"].items():
         cells = (
             f"after {label}",
-            _score(arm["accuracy_greedy"]),
-            _score(arm["accuracy_sampled"]),
+            score_text(arm["accuracy_greedy"]),
+            score_text(arm["accuracy_sampled"]),
             f"{arm['loss_tokens']:,}",
             f"{arm['seconds']:.0f}",
         )
         for column, cell in zip(columns.values(), cells, strict=True):
             column.append(cell)
     return aligned(columns, width)
-
-
-def _score(score: Score) -> str:
-    error = standard_error(score)
-    share = percent(score["correct"], score["total"], 1)
-    return share if error is None else f"{share} ± {100 * error:.1f}"
 
 
 def _sparsity(arms: list[Arm], width: int) -> list[str]:

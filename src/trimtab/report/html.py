@@ -24,6 +24,7 @@ from trimtab.report.blocks import Figure, Section
 from trimtab.report.causes import precision
 from trimtab.report.change import how_far, how_large, largest_movers, where
 from trimtab.report.demo import DemoRecord, cost, learned
+from trimtab.report.demo_masked import only_the_mask
 from trimtab.report.identity import (
     identity_coverage,
     identity_provenance,
@@ -108,12 +109,17 @@ def render_html(comparison: Comparison) -> str:
     )
 
 
-def render_demo_html(demo: DemoRecord, comparisons: Mapping[str, Comparison]) -> str:
+def render_demo_html(
+    demo: DemoRecord,
+    comparisons: Mapping[str, Comparison],
+    identities: Mapping[str, Identity] | None = None,
+) -> str:
     """Draw the page of a demo: runs from one base, side by side.
 
     Args:
-        demo: What the runs did; its `arms` have the same labels as `comparisons`.
-        comparisons: Each run compared with the base, by label.
+        demo: What the runs did, by label.
+        comparisons: Each run of every weight compared with the base, by label.
+        identities: See `trimtab.report.demo_masked`; by label.
 
     Returns:
         A complete HTML page.
@@ -122,21 +128,29 @@ def render_demo_html(demo: DemoRecord, comparisons: Mapping[str, Comparison]) ->
         MissingExtraError: The chart library is not installed.
     """
     arms = [Arm(label, comparison) for label, comparison in comparisons.items()]
-    labels = " and ".join(arm.label for arm in arms)
+    runs = list(demo["arms"])
+    labels = ", ".join(map(printable, runs))
     task = f" trained on {demo['task']}" if "task" in demo else " trained"
     opening = (
-        f"Starting from {printable(demo['base_id'])}, {plural(len(arms), 'run')}{task}. This page "
+        f"Starting from {printable(demo['base_id'])}, {plural(len(runs), 'run')}{task}. This page "
         "shows whether each learned, which weights it changed, and how many weights the size of "
         "its steps alone would lead one to expect."
     )
-    first, *rest = _sections(arms)
+    masked: list[Section] = []
+    if identities:
+        opening += (
+            " Where and how far weights moved is shown for the runs that trained every weight."
+        )
+        inside = {label: of for label, of in identities.items() if label not in comparisons}
+        masked.append(only_the_mask(demo, comparisons, identities))
+        masked += [same_model(inside, runs=runs)] if inside else []
     return _render(
         arms,
         title=f"trimtab demo: {labels}",
         heading="What training changed, run by run",
         subtitle=(printable(demo["base_id"]), labels),
         paragraphs=(opening, demo["model_note"], _compared(arms)),
-        sections=(learned(demo, arms), first, *rest, cost(demo, arms)),
+        sections=(learned(demo), *masked, *_sections(arms), cost(demo)),
     )
 
 

@@ -6,7 +6,7 @@ called "".
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.elements.agreement import REGIONS, Agreement
@@ -24,6 +24,7 @@ from trimtab.report.identity_wording import (
     three_coverage_sentence,
 )
 from trimtab.report.record import checkpoints_table, listed, settings_table
+from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import magnitude, named, printable
 
 __all__ = ["identity_coverage", "identity_provenance", "least_alike", "same_model"]
@@ -55,8 +56,13 @@ _NOTE = (
 )
 
 
-def same_model(identities: Mapping[str, Identity]) -> Section:
-    """Equal elements inside the mask and outside it, beside what doing nothing scores."""
+def same_model(identities: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> Section:
+    """Equal elements inside the mask and outside it, beside what doing nothing scores.
+
+    Args:
+        identities: The checks, by label.
+        runs: Labels of all runs of the page in order, so that each keeps its colour.
+    """
     sentences = [
         f"{label}: {sentence}" if label else sentence
         for label, identity in identities.items()
@@ -65,7 +71,7 @@ def same_model(identities: Mapping[str, Identity]) -> Section:
     ]
     blocks: list[Figure | Table] = [_by_region(identities)]
     if any(identity.total.inside.num_elements for identity in identities.values()):
-        blocks.append(_kinds_figure(identities))
+        blocks.append(_kinds_figure(identities, runs or list(identities)))
         blocks.append(_by_criterion(identities))
         blocks += [_by_layer(label, identity) for label, identity in identities.items()]
     return Section(
@@ -103,7 +109,7 @@ def _by_region(identities: Mapping[str, Identity]) -> Table:
     )
 
 
-def _kinds_figure(identities: Mapping[str, Identity]) -> Figure:
+def _kinds_figure(identities: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
     by_kind = {label: identity.by_kind() for label, identity in identities.items()}
     kinds = kinds_in_order(kind for groups in by_kind.values() for kind in groups)
     rows: list[dict[str, Any]] = []
@@ -137,9 +143,11 @@ def _kinds_figure(identities: Mapping[str, Identity]) -> Figure:
             [row[end] for row in rows for end in ("measured", "reference")]
         ),
         tips=("kind", "SUB = FULL", "BASE = FULL", "elements in the mask"),
+        runs=runs,
     )
     dots = [
-        Key(f"dot-{place % 4}", printable(label) or "SUB") for place, label in enumerate(identities)
+        Key(f"dot-{runs.index(label) % NUM_COLOURS}", printable(label) or "SUB")
+        for label in identities
     ]
     return Figure(
         "Weights inside the mask that are bit-identical to FULL, by kind",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.report.vega import WIDTH, Rows, arm_colours, chart, hover_box, plain_axis
+from trimtab.report.vega import NUM_COLOURS, WIDTH, Rows, arm_colours, chart, hover_box, plain_axis
 
 __all__ = ["accuracy_dots", "learning_curve"]
 
@@ -61,7 +61,7 @@ def accuracy_dots(
         baseline: Percentage of the majority answer, drawn as a dashed line.
     """
     domain = ["", *arms]
-    colours = ["var(--soft)", *(f"var(--arm-{place % 4})" for place in range(len(arms)))]
+    colours = ["var(--soft)", *(f"var(--arm-{place % NUM_COLOURS})" for place in range(len(arms)))]
     colour = {
         "field": "arm",
         "type": "nominal",

@@ -9,6 +9,7 @@ from trimtab.elements.counts import percent
 from trimtab.report import charts
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, run_column, table
+from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import magnitude, named, plural, printable
 
 __all__ = ["geometry", "rank"]
@@ -211,7 +212,8 @@ def _sections(arms: Sequence[Arm], name: str) -> dict[str, Mapping[str, Any]]:
 
 def _run_keys(arms: Sequence[Arm], single: str) -> list[Key]:
     return [
-        Key(f"dot-{place % 4}", printable(arm.label) or single) for place, arm in enumerate(arms)
+        Key(f"dot-{place % NUM_COLOURS}", printable(arm.label) or single)
+        for place, arm in enumerate(arms)
     ]
 
 

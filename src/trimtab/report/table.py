@@ -31,8 +31,9 @@ _GAP = "  "
 _OPTIONAL = (
     "largest difference",  # of an identity check
     *("tensors", "mean of tensors", "changed", "predicted", "elements"),
-    *("seconds", "loss tokens"),  # of a demo
+    *("seconds", "loss tokens", "trained"),  # of a demo
     *("cosine", "relative L2"),  # of an identity check
+    "optimizer",  # of a demo
 )
 """Columns that give way in a narrow window, the first one first."""
 

@@ -11,12 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["WIDTH", "Rows", "arm_colours", "chart", "hover_box", "plain_axis"]
+__all__ = ["NUM_COLOURS", "WIDTH", "Rows", "arm_colours", "chart", "hover_box", "plain_axis"]
 
 Rows = Sequence[dict[str, Any]]
 """Data of a chart; `tip_*` columns are finished text for the hover box."""
 
 WIDTH = 736
+
+NUM_COLOURS = 6
+"""Runs that the style sheet can tell apart; a page of more begins again."""
+
 _FONT = '-apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", Arial, sans-serif'
 
 _CONFIG: dict[str, Any] = {
@@ -59,7 +63,7 @@ def hover_box(*titles: str) -> list[dict[str, str]]:
 
 def arm_colours(arms: Sequence[str]) -> dict[str, Any]:
     """Encoding that gives each arm its colour; the legend is set in HTML."""
-    colours = [f"var(--arm-{place % 4})" for place in range(len(arms))]
+    colours = [f"var(--arm-{place % NUM_COLOURS})" for place in range(len(arms))]
     return {
         "field": "arm",
         "type": "nominal",

@@ -1,4 +1,28 @@
-"""Train a model so that its update can be measured; the only place that imports TRL.
+"""Train a model, or only what a mask selects of it; the only place that imports TRL.
 
-Needs the train extra. Nothing here imports torch, transformers or TRL before it is called.
+Needs the train extra. Nothing here imports torch, transformers or TRL before it is called; the
+public names below are imported when they are asked for.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trimtab.training.masked_training import train_only
+    from trimtab.training.optimizers import SparseAdamW, SparseSGD
+
+__all__ = ["SparseAdamW", "SparseSGD", "train_only"]
+
+_MODULES = {
+    "SparseAdamW": "trimtab.training.optimizers",
+    "SparseSGD": "trimtab.training.optimizers",
+    "train_only": "trimtab.training.masked_training",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

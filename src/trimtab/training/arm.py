@@ -1,8 +1,10 @@
-"""One arm of the demo: train a copy of the base with one algorithm, and save it beside it.
+"""One arm of the demo: train a copy of the base, or only a mask of it, and save it beside it.
 
 The weights are fp32 while they are trained (the compute is bf16 by autocast) and are rounded to
 bf16 once, when they are saved. What the comparison then sees is the update that survives this
-rounding; the record therefore states every dtype on the way.
+rounding; the record therefore states every dtype on the way. An arm that trains only a mask does
+the same: its fp32 weights need no further master, and those outside the mask stay at the base's
+value, which rounding gives back bit for bit.
 """
 
 from __future__ import annotations
@@ -12,12 +14,22 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.errors import CheckpointError, OutputExistsError
+from trimtab.masks import Mask
 from trimtab.training import grpo, runtime, sft
-from trimtab.training.addition import Split, split_questions
-from trimtab.training.folders import WEIGHTS, new_folder, read_json, read_record, seal, write_json
+from trimtab.training.addition import Split
+from trimtab.training.folders import (
+    WEIGHTS,
+    last_checkpoint,
+    new_folder,
+    read_json,
+    read_record,
+    seal,
+    write_json,
+)
+from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.recipe import Recipe, trainer_arguments
 
 __all__ = ["ALGORITHMS", "CHECKPOINT_EVERY", "RUN", "check_settings", "train_arm"]
@@ -30,13 +42,22 @@ RUN = "run.json"
 CHECKPOINT_EVERY = 10
 """Steps between two checkpoints of an unfinished arm (SmolLM2: 1.6 GB, as long as a step)."""
 
+CLIP_BY: Literal["full"] = "full"
+"""Arms with a mask clip by the norm of the whole gradient, as the arm without one does."""
+
 _SETTINGS = "settings.json"
 
 OnStep = Callable[[int, Mapping[str, Any]], None]
 
 
 def check_settings(
-    algorithm: str, recipe: Recipe, base: Mapping[str, Any], folder: Path, work: Path
+    algorithm: str,
+    recipe: Recipe,
+    base: Mapping[str, Any],
+    folder: Path,
+    work: Path,
+    *,
+    mask: Mask | None = None,
 ) -> dict[str, Any]:
     """Refuse to mix runs: a finished or begun arm must have the settings that are asked for now.
 
@@ -48,6 +69,7 @@ def check_settings(
         base: The record of the base checkpoint.
         folder: Where the finished arm lies, or will.
         work: Where its unfinished state lies.
+        mask: The mask, of an arm that trains only one.
 
     Returns:
         The settings as they are recorded.
@@ -58,10 +80,12 @@ def check_settings(
     """
     wanted = recipe.settings(algorithm, ALGORITHMS[algorithm].SETTINGS)
     wanted["base"] = base["weights"]["xxh3_128"]
+    if mask is not None:
+        wanted |= {"optimizer": "SparseAdamW", "clip_by": CLIP_BY, "mask": mask.digest}
     record = read_record(folder, RUN)
     if record is not None:
         _refuse_other(record.get("settings", {}), wanted, folder)
-    elif _last_checkpoint(work) is not None:
+    elif last_checkpoint(work) is not None:
         _refuse_other(read_json(work / _SETTINGS), wanted, work)
     return wanted
 
@@ -74,6 +98,7 @@ def train_arm(
     folder: Path,
     work: Path,
     *,
+    mask: Mask | None = None,
     on_step: OnStep | None = None,
     checkpoint_every: int = CHECKPOINT_EVERY,
 ) -> dict[str, Any]:
@@ -89,6 +114,7 @@ def train_arm(
         base: Its record.
         folder: Becomes the trained checkpoint: the files of the base with other weights.
         work: Holds the Trainer's checkpoints until the arm is finished.
+        mask: Train only this; None to train every weight.
         on_step: Called after each step with the number of steps done and the step's metrics.
         checkpoint_every: Steps between two checkpoints.
 
@@ -99,7 +125,7 @@ def train_arm(
         OutputExistsError: The arm was trained, or begun, with other settings.
         CheckpointError: A folder is not what an earlier call wrote.
     """
-    settings = check_settings(algorithm, recipe, base, folder, work)
+    settings = check_settings(algorithm, recipe, base, folder, work, mask=mask)
     record = read_record(folder, RUN)
     if record is not None:
         shutil.rmtree(work, ignore_errors=True)  # an earlier call may have stopped just before
@@ -107,12 +133,13 @@ def train_arm(
     runtime.start()
     work.mkdir(parents=True, exist_ok=True)
     write_json(work / _SETTINGS, settings)
-    checkpoint = _last_checkpoint(work)
+    checkpoint = last_checkpoint(work)
     started = perf_counter()
     with runtime.quiet():
         trainer, num_prompt_tokens = _trainer(
             algorithm, recipe, base_folder, work, on_step, checkpoint_every
         )
+        masked = None if mask is None else train_only(trainer, mask, master="none", clip_by=CLIP_BY)
         loaded = perf_counter()
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained = perf_counter()
@@ -122,6 +149,7 @@ def train_arm(
             "algorithm": algorithm,
             "settings": settings,
             "precision": _precision(trainer),
+            "optimizer": _optimizer(trainer, masked),
             "tokens": _tokens(trainer.state, recipe, num_prompt_tokens),
             "history": _history(trainer.state),
             "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
@@ -153,7 +181,7 @@ def _trainer(
 
     tokenizer = AutoTokenizer.from_pretrained(base_folder)
     model = AutoModelForCausalLM.from_pretrained(base_folder, dtype=torch.float32)
-    split = split_questions(recipe.seed)
+    split = recipe.split()
     trainer = ALGORITHMS[algorithm].build_trainer(
         model,
         tokenizer,
@@ -180,20 +208,6 @@ def _follow(on_step: OnStep | None, checkpoint_every: int) -> Any:
                 on_step(state.global_step, logs)
 
     return Follow()
-
-
-def _last_checkpoint(work: Path) -> Path | None:
-    """The last complete Trainer checkpoint; an unfinished one is removed.
-
-    The Trainer writes `trainer_state.json` last.
-    """
-    complete: dict[int, Path] = {}
-    for folder in work.glob("checkpoint-*"):
-        try:
-            complete[int(read_json(folder / "trainer_state.json")["global_step"])] = folder
-        except (OSError, ValueError, LookupError, TypeError):
-            shutil.rmtree(folder)
-    return complete[max(complete)] if complete else None
 
 
 def _num_prompt_tokens(tokenizer: Any, split: Split) -> int:
@@ -234,6 +248,25 @@ def _precision(trainer: Any) -> dict[str, str]:
         "compute": "bfloat16 autocast" if trainer.args.bf16 else "float32",
         "optimizer_state": _dtypes(state["exp_avg"] for state in states),
         "saved": "bfloat16",
+    }
+
+
+def _optimizer(trainer: Any, masked: MaskedTraining | None) -> dict[str, Any]:
+    """What was trained and what that kept in memory, in the words of the sparse optimizers."""
+    if masked is not None:
+        described: dict[str, Any] = masked.describe()["optimizer"]
+        return described
+    num_elements = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return {
+        "optimizer": "AdamW",
+        "num_selected": num_elements,
+        "num_elements": num_elements,
+        "index_bytes": 0,
+        "state_bytes": sum(
+            state[key].nbytes
+            for state in trainer.optimizer.state.values()
+            for key in ("exp_avg", "exp_avg_sq")
+        ),
     }
 
 

@@ -1,9 +1,11 @@
-"""The demo's training half: one base, two arms that differ in nothing but the algorithm.
+"""The demo's training half: one base, and the arms that are trained from it.
 
 Every stage leaves its result in the output folder and is skipped when it is there::
 
     out/base/             the base checkpoint, bf16            (origin.json)
     out/grpo/, out/sft/   the trained checkpoints, bf16        (run.json)
+    out/mask.safetensors  what GRPO changed
+    out/grpo-mask/        trained again, only there            (run.json)
     out/evaluation.json   held-out answers of all of them
     out/.work/            Trainer checkpoints of an unfinished arm
 """
@@ -17,15 +19,16 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import CheckpointError, SettingsError
+from trimtab.errors import CheckpointError
+from trimtab.masks import Mask
 from trimtab.training import runtime
 from trimtab.training.addition import (
     MajorityBaseline,
     Question,
     majority_baseline,
-    split_questions,
 )
-from trimtab.training.arm import ALGORITHMS, check_settings, train_arm
+from trimtab.training.arm import check_settings, train_arm
+from trimtab.training.demo_arms import ARMS, DemoArm, demo_arms, demo_masks, mask_file
 from trimtab.training.evaluation import Evaluation, evaluate
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.progress import progress_bars, stage
@@ -48,12 +51,15 @@ class ArmResult:
     Attributes:
         algorithm: `grpo` or `sft`.
         folder: The trained checkpoint.
-        record: Its `run.json`: settings, precision, tokens, history, seconds, versions, device.
+        mask: The file of the mask that it trained only; None if it trained every weight.
+        record: Its `run.json`: settings, precision, optimizer, tokens, history, seconds, versions,
+            device.
         evaluation: Its answers to the held-out questions.
     """
 
     algorithm: str
     folder: Path
+    mask: Path | None
     record: Mapping[str, Any]
     evaluation: Evaluation
 
@@ -71,6 +77,7 @@ class ArmResult:
         """Plain data for JSON."""
         return {
             "folder": str(self.folder),
+            "mask": None if self.mask is None else str(self.mask),
             "record": dict(self.record),
             "evaluation": self.evaluation.to_dict(),
         }
@@ -85,7 +92,7 @@ class DemoRun:
         origin: Its record: where the weights come from and what was done to them.
         before: Answers of the base to the held-out questions.
         majority: What the best constant answer scores on them.
-        arms: The trained arms, by algorithm, in the order asked for.
+        arms: The trained arms, by name; those of every weight come first.
         seconds: Wall time of each stage in this call; one that was finished before takes no time.
         num_train_questions: Questions that the arms were trained on.
     """
@@ -114,7 +121,8 @@ class DemoRun:
 def train_demo(
     out: str | Path,
     *,
-    algorithms: Sequence[str] = ("grpo", "sft"),
+    arms: Sequence[str] = ARMS,
+    controls: bool = False,
     steps: int = 20,
     seed: int = 0,
     progress: Progress | None = None,
@@ -127,7 +135,9 @@ def train_demo(
 
     Args:
         out: Output folder; made if it does not exist.
-        algorithms: Which arms to train: any of `grpo` and `sft`.
+        arms: Which arms to train, any of `ARMS`; `grpo-mask` needs `grpo`.
+        controls: Train the controls of the mask, too: as many weights at random places, all that
+            are not in it, and every weight under the next seed.
         steps: Optimizer steps of each arm.
         seed: Of the split, the order of the questions and the sampling.
         progress: A running rich progress display to add lines to; by default an own one on
@@ -138,33 +148,41 @@ def train_demo(
         Folders, accuracies, token counts and times.
 
     Raises:
-        SettingsError: An unknown algorithm, or steps or seed out of range.
+        SettingsError: An unknown arm, one that needs another, or steps or seed out of range.
         MissingExtraError: The train extra or the package of the model is not installed.
         OutputExistsError: `out` holds a run with other settings.
         CheckpointError: A folder in `out` is not what an earlier call wrote.
+        MaskError: GRPO changed nothing, so there is nothing to retrain.
     """
-    unknown = [name for name in algorithms if name not in ALGORITHMS]
-    if unknown or not algorithms:
-        raise SettingsError(
-            f"algorithms are {list(algorithms)}, expected some of {list(ALGORITHMS)}"
-        )
     recipe = Recipe(steps=steps, seed=seed)
+    wanted = demo_arms(recipe, arms, controls=controls)
     runtime.start()
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    split = split_questions(seed)
+    split = recipe.split()
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
         run = _Run(out, recipe, split.heldout, bars)
         origin = run.base(make_base)
-        for algorithm in ALGORITHMS:  # also of an arm that is not asked for: `out` is one run
-            check_settings(algorithm, recipe, origin, out / algorithm, run.work(algorithm))
+        for arm in demo_arms(
+            recipe, controls=True
+        ):  # also if it is not asked for: `out` is one run
+            if arm.mask is None:  # the others wait for what GRPO changes
+                run.check(arm, origin)
         before = run.evaluation("base", origin)
-        arms = {}
-        for algorithm in dict.fromkeys(algorithms):
-            record = run.arm(algorithm, origin)
-            arms[algorithm] = ArmResult(
-                algorithm, out / algorithm, record, run.evaluation(algorithm, record)
+        results = {}
+        masks: dict[str, Mask] = {}
+        for arm in wanted:
+            if arm.mask is not None and not masks:
+                masks = run.masks([arm.mask for arm in wanted if arm.mask is not None])
+            mask = None if arm.mask is None else masks[arm.mask]
+            record = run.arm(arm, origin, mask)
+            results[arm.name] = ArmResult(
+                arm.algorithm,
+                out / arm.name,
+                None if arm.mask is None else mask_file(out, arm.mask),
+                record,
+                run.evaluation(arm.name, record),
             )
         run.clear()
     return DemoRun(
@@ -172,7 +190,7 @@ def train_demo(
         origin=origin,
         before=before,
         majority=majority_baseline(split.heldout),
-        arms=arms,
+        arms=results,
         seconds=run.seconds,
         num_train_questions=len(split.train),
     )
@@ -188,8 +206,8 @@ class _Run:
     bars: Progress
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def work(self, algorithm: str) -> Path:
-        return self.out / _WORK / algorithm
+    def work(self, arm: DemoArm) -> Path:
+        return self.out / _WORK / arm.name
 
     def clear(self) -> None:
         """Remove the folder of unfinished state, unless another arm still has some there."""
@@ -201,18 +219,27 @@ class _Run:
         with self._timed("base"), stage(self.bars, "base: de-quantise, save as bf16"):
             return make_base(self.out / "base")
 
-    def arm(self, algorithm: str, origin: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, arm: DemoArm, origin: Mapping[str, Any]) -> None:
+        """Refuse what another run left of an arm that trains every weight."""
+        check_settings(arm.algorithm, arm.recipe, origin, self.out / arm.name, self.work(arm))
+
+    def masks(self, wanted: Sequence[str]) -> dict[str, Mask]:
+        with self._timed("masks"), stage(self.bars, "mask: what GRPO changed"):
+            return demo_masks(self.out, wanted, self.recipe.seed)
+
+    def arm(self, arm: DemoArm, origin: Mapping[str, Any], mask: Mask | None) -> dict[str, Any]:
         with (
-            self._timed(algorithm),
-            stage(self.bars, f"{algorithm}: train", self.recipe.steps) as line,
+            self._timed(arm.name),
+            stage(self.bars, f"{arm.name}: train", arm.recipe.steps) as line,
         ):
             return train_arm(
-                algorithm,
-                self.recipe,
+                arm.algorithm,
+                arm.recipe,
                 self.out / "base",
                 origin,
-                self.out / algorithm,
-                self.work(algorithm),
+                self.out / arm.name,
+                self.work(arm),
+                mask=mask,
                 on_step=line.step,
             )
 

@@ -18,7 +18,15 @@ import xxhash
 
 from trimtab.errors import CheckpointError
 
-__all__ = ["WEIGHTS", "new_folder", "read_json", "read_record", "seal", "write_json"]
+__all__ = [
+    "WEIGHTS",
+    "last_checkpoint",
+    "new_folder",
+    "read_json",
+    "read_record",
+    "seal",
+    "write_json",
+]
 
 WEIGHTS = "model.safetensors"
 
@@ -86,6 +94,20 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not complete ({name}: {error!r}): {cure}") from error
     return record
+
+
+def last_checkpoint(work: Path) -> Path | None:
+    """The last complete checkpoint of a Trainer in a folder; an unfinished one is removed.
+
+    The Trainer writes `trainer_state.json` last.
+    """
+    complete: dict[int, Path] = {}
+    for folder in work.glob("checkpoint-*"):
+        try:
+            complete[int(read_json(folder / "trainer_state.json")["global_step"])] = folder
+        except (OSError, ValueError, LookupError, TypeError):
+            shutil.rmtree(folder)
+    return complete[max(complete)] if complete else None
 
 
 def read_json(path: Path) -> Any:

@@ -32,9 +32,15 @@ def progress_bars() -> Progress:
 class Stage:
     """One line of the display: a piece of work of a known number of steps."""
 
-    def __init__(self, progress: Progress, task: TaskID) -> None:
+    def __init__(self, progress: Progress, task: TaskID, total: int) -> None:
         self._progress = progress
         self._task = task
+        self.total = total
+
+    def expect(self, total: int) -> None:
+        """Correct the number of steps, where it is known only once the work has begun."""
+        self.total = total
+        self._progress.update(self._task, total=total)
 
     def step(self, completed: int, metrics: Mapping[str, Any]) -> None:
         """Show that `completed` steps are done, and how the last one went."""
@@ -45,6 +51,6 @@ class Stage:
 @contextmanager
 def stage(progress: Progress, description: str, total: int = 1) -> Iterator[Stage]:
     """Show a piece of work while the block runs, and as done when it succeeds."""
-    task = progress.add_task(description, total=total, note="")
-    yield Stage(progress, task)
-    progress.update(task, completed=total, note="")
+    line = Stage(progress, progress.add_task(description, total=total, note=""), total)
+    yield line
+    line.step(line.total, {})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import SettingsError
-from trimtab.training.addition import SHOTS
+from trimtab.training.addition import SHOTS, Split, split_questions
 
 __all__ = ["Recipe", "trainer_arguments"]
 
@@ -24,7 +24,8 @@ class Recipe:
 
     Attributes:
         steps: Optimizer steps.
-        seed: Of the split, the order of the questions and the sampling.
+        seed: Of the order of the questions and the sampling, and of the split if `split_seed` is
+            None.
         sequences_per_step: Sequences in the batch of a step.
         num_generations: Completions sampled for one question (GRPO only).
         max_completion_tokens: Length limit of a sampled completion: two digits and a line end.
@@ -34,6 +35,8 @@ class Recipe:
         epsilon: Of AdamW.
         weight_decay: Of AdamW.
         max_grad_norm: The global norm at which gradients are clipped.
+        split_seed: Of the split, for a run that is set beside another one of another seed: what
+            one is asked must not be what the other was trained on.
     """
 
     steps: int = 20
@@ -47,12 +50,17 @@ class Recipe:
     epsilon: float = 1e-8
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
+    split_seed: int | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise SettingsError(f"steps is {self.steps}, expected at least 1")
         if not 0 <= self.seed < 2**32:
             raise SettingsError(f"seed is {self.seed}, expected 0 to 2**32 - 1")
+
+    def split(self) -> Split:
+        """The questions to train on, and those held out."""
+        return split_questions(self.seed if self.split_seed is None else self.split_seed)
 
     def settings(self, algorithm: str, own: Mapping[str, Any]) -> dict[str, Any]:
         """Everything that decides the result of a run, as it is recorded and compared.

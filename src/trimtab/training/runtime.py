@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from trimtab import __version__
@@ -22,7 +23,6 @@ __all__ = ["quiet", "start", "versions"]
 INSTALL = "pip install 'trimtab[train]'"
 
 _ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TRL_EXPERIMENTAL_SILENCE": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -31,13 +31,17 @@ _ENVIRONMENT = {
 }
 
 
-def start() -> None:
+def start(*, offline: bool = True) -> None:
     """Set the environment, where the user has not, and check that the train extra is there.
+
+    Args:
+        offline: Keep the hub client from the network; models that a user names may come from it.
 
     Raises:
         MissingExtraError: A package of the train extra is missing.
     """
-    for name, value in _ENVIRONMENT.items():
+    environment = {**_ENVIRONMENT, **({"HF_HUB_OFFLINE": "1"} if offline else {})}
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     for module in ("torch", "transformers", "datasets", "accelerate", "gguf", "trl"):
         require(module, INSTALL)
@@ -75,7 +79,7 @@ def versions() -> dict[str, str]:
     return {
         "trimtab": __version__,
         "python": platform.python_version(),
-        **{package: version(package) for package in packages},
+        **{package: version(package) for package in packages if find_spec(package)},
     }
 
 

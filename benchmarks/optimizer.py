@@ -1,0 +1,286 @@
+"""Memory and time of `SparseAdamW`, as ratios to dense training measured in the same run.
+
+Every contestant trains the same bf16 Llama, built in code, on one short sequence. Three parts:
+
+- `memory`: each contestant in a process of its own: its peak resident memory above the weights.
+- `speed`: all contestants in one process, in turn, round by round.
+- `threshold`: `SparseAdamW` with its elements kept compact and kept dense, at rising densities:
+  from where on is dense cheaper?
+
+Run `make bench`, or `python -m benchmarks.optimizer --help`. A part that runs replaces what the
+output file holds of it; the others stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+import warnings
+from collections.abc import Mapping
+from contextlib import nullcontext
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.contestants import (
+    BASELINES,
+    FULL,
+    MASKED,
+    SEQUENCE,
+    SMALL,
+    Contestant,
+    Kept,
+    forced,
+    make_model,
+    random_mask,
+    tokens,
+)
+from benchmarks.processes import in_own_process, peak_resident, reset_peak, resident_after_trim
+from benchmarks.provenance import provenance
+from trimtab import Mask
+from trimtab.training.optimizers.dense import DENSE_ABOVE
+
+PARTS = ("memory", "speed", "threshold")
+DENSITIES = (0.05, 0.2)
+RISING_DENSITIES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+THREADS = (1, 2)
+STEPS = 3
+WAYS: tuple[Kept, ...] = get_args(Kept)
+
+MaskFiles = Mapping[float, Path]
+"""Density -> file of a mask of that density."""
+
+Phases = dict[str, list[float]]
+"""Phase of a step -> the seconds it took in each round."""
+
+
+def enter(name: str, model: nn.Module, mask: Mask | None) -> Contestant:
+    """A contestant by name; those without a mask train everything."""
+    warnings.filterwarnings("ignore", module="peft|transformers")
+    if mask is None:
+        return BASELINES[name](model)
+    return MASKED[name](model, mask)
+
+
+def train(contestant: Contestant, sequence: Tensor) -> None:
+    """Take one step."""
+    contestant.model(input_ids=sequence, labels=sequence).loss.backward()
+    contestant.optimize()
+    contestant.clear()
+
+
+def measure_peak(name: str, mask_file: Path | None, kept: Kept | None = None) -> dict[str, int]:
+    """Peak resident memory of a contestant, for a process of its own.
+
+    Libraries and compiled kernels are resident before the model is built, because the contestant
+    trains a small model first. All that comes after the model counts: the mask, what the optimizer
+    makes of it, its state, gradients, activations.
+
+    Returns:
+        What the model added to the process, which should be the size of its weights, and how far
+        above that the process was at most, while the optimizer was made and during three steps. In
+        bytes.
+    """
+    torch.set_num_threads(THREADS[-1])
+    sequence = tokens()
+    with forced(kept) if kept else nullcontext():
+        small = make_model(SMALL)
+        small_mask = random_mask(small, Mask.load(mask_file).density) if mask_file else None
+        contestant = enter(name, small, small_mask)
+        for _ in range(STEPS):
+            train(contestant, sequence)
+        del contestant, small, small_mask
+        gc.collect()
+        without_model = resident_after_trim()
+        model = make_model(FULL)
+        with_model = resident_after_trim()
+        reset_peak()
+        contestant = enter(name, model, Mask.load(mask_file) if mask_file else None)
+    peak_made = peak_resident()
+    reset_peak()
+    for _ in range(STEPS):
+        train(contestant, sequence)
+    return {
+        "num_trained": contestant.num_trained,
+        "model": with_model - without_model,
+        "making": peak_made - with_model,
+        "steps": peak_resident() - with_model,
+    }
+
+
+def memory(masks: MaskFiles, rounds: int) -> dict[str, Any]:
+    """Peaks of all contestants, by density."""
+
+    def peaks(names: Mapping[str, Any], mask: Path | None) -> dict[str, dict[str, int]]:
+        return {name: in_own_process(measure_peak, name, mask) for name in names}
+
+    return {
+        "100%": peaks(BASELINES, None),
+        **{f"{density:.0%}": peaks(MASKED, masks[density]) for density in DENSITIES},
+    }
+
+
+def time_contestants(mask_file: Path, threads: int, rounds: int) -> dict[str, Phases]:
+    """Step all contestants in turn, and keep all rounds but the first, which warms up."""
+    torch.set_num_threads(threads)
+    sequence = tokens()
+    mask = Mask.load(mask_file)
+    contestants = {name: enter(name, make_model(FULL), None) for name in BASELINES}
+    contestants |= {name: enter(name, make_model(FULL), mask) for name in MASKED}
+    seconds: dict[str, Phases] = {name: {} for name in contestants}
+    for number in range(1 + rounds):
+        for name, contestant in contestants.items():
+            for phase, took in time_step(contestant, sequence).items():
+                if number:
+                    seconds[name].setdefault(phase, []).append(took)
+    return seconds
+
+
+def time_step(contestant: Contestant, sequence: Tensor) -> dict[str, float]:
+    """Seconds of the phases of one step.
+
+    `hooks` are part of `backward`. `optimizer` is all that turns gradients into stepped weights:
+    hooks, casting, masking, clipping and the step. `bare step` is clipping and torch's fused step
+    alone, of the contestants that use these.
+    """
+    hooks, bare = contestant.hook_seconds, contestant.step_seconds
+    times = [perf_counter()]
+    loss = contestant.model(input_ids=sequence, labels=sequence).loss
+    times.append(perf_counter())
+    loss.backward()
+    times.append(perf_counter())
+    contestant.optimize()
+    times.append(perf_counter())
+    contestant.clear()
+    times.append(perf_counter())
+    forward, backward, optimizer, _ = (end - start for start, end in pairwise(times))
+    hooks = contestant.hook_seconds - hooks
+    return {
+        "forward": forward,
+        "backward": backward,
+        "hooks": hooks,
+        "optimizer": hooks + optimizer,
+        "bare step": contestant.step_seconds - bare,
+        "whole": times[-1] - times[0],
+    }
+
+
+def compared(seconds: Mapping[str, Phases]) -> dict[str, dict[str, float]]:
+    """Medians over the rounds, of the phases and of their ratios to the dense contestants."""
+    result = {}
+    for name, phases in seconds.items():
+        result[name] = {phase: median(values) for phase, values in phases.items()}
+        for peer in BASELINES:
+            for phase, of_peer in (("optimizer", "bare step"), ("whole", "whole")):
+                ratio = median_ratio(phases[phase], seconds[peer][of_peer])
+                result[name][f"{phase} / {peer}"] = ratio
+    return result
+
+
+def median_ratio(ours: list[float], theirs: list[float]) -> float:
+    """Median of the ratios within a round, so that a slow minute hits both sides."""
+    return median(a / b for a, b in zip(ours, theirs, strict=True))
+
+
+def speed(masks: MaskFiles, rounds: int) -> dict[str, Any]:
+    """Times of all contestants, by number of threads and density."""
+    result: dict[str, Any] = {"rounds": rounds}
+    for threads in THREADS:
+        for density in DENSITIES:
+            seconds = in_own_process(time_contestants, masks[density], threads, rounds)
+            result.setdefault(thread_label(threads), {})[f"{density:.0%}"] = compared(seconds)
+    return result
+
+
+def time_ways(mask_file: Path, rounds: int) -> dict[str, dict[Kept, list[float]]]:
+    """Time both ways of keeping elements, in turn, on gradients that lie ready."""
+    mask = Mask.load(mask_file)
+    contestants: dict[Kept, Contestant] = {}
+    for kept in WAYS:
+        with forced(kept):
+            contestants[kept] = enter("SparseAdamW", make_model(FULL), mask)
+    gradients = [torch.randn_like(p) for p in make_model(FULL).parameters()]
+    seconds: dict[str, dict[Kept, list[float]]] = {}
+    for threads in THREADS:
+        torch.set_num_threads(threads)
+        of = seconds[thread_label(threads)] = {kept: [] for kept in WAYS}
+        for number in range(1 + rounds):
+            for kept, contestant in contestants.items():
+                for parameter, gradient in zip(
+                    contestant.model.parameters(), gradients, strict=True
+                ):
+                    parameter.grad = gradient
+                started = perf_counter()
+                contestant.optimize()
+                if number:
+                    of[kept].append(perf_counter() - started)
+    return seconds
+
+
+def threshold(masks: MaskFiles, rounds: int) -> dict[str, Any]:
+    """Seconds and peak memory of both ways, by density."""
+    result: dict[str, Any] = {"rounds": rounds, "dense_above": DENSE_ABOVE}
+    for density in RISING_DENSITIES:
+        file = masks[density]
+        part: dict[str, Any] = {
+            "peak": {kept: in_own_process(measure_peak, "SparseAdamW", file, kept) for kept in WAYS}
+        }
+        for label, seconds in in_own_process(time_ways, file, rounds).items():
+            part[label] = {kept: median(values) for kept, values in seconds.items()}
+            part[label]["ratio"] = median_ratio(seconds["compact"], seconds["dense"])
+        result[f"{density:.0%}"] = part
+    return result
+
+
+def thread_label(threads: int) -> str:
+    """How the result says with how many threads."""
+    return f"{threads} thread{'s' * (threads > 1)}"
+
+
+def model_facts(model: nn.Module) -> dict[str, Any]:
+    """What is trained."""
+    sizes = [p.numel() for p in model.parameters()]
+    return {**FULL, "sequence": SEQUENCE, "num_elements": sum(sizes), "largest_tensor": max(sizes)}
+
+
+def main() -> None:
+    """Run the parts that are asked for, and print the result as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=9, help="timed rounds (default 9)")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default all")
+    parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    options = parser.parse_args()
+    report: dict[str, Any] = {}
+    if options.output is not None and options.output.exists():
+        report = json.loads(options.output.read_text("utf-8"))
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
+        model = make_model(FULL)
+        report["model"] = model_facts(model)
+        masks = {
+            density: Path(folder) / f"{density:g}.safetensors"
+            for density in (*DENSITIES, *RISING_DENSITIES)
+        }
+        for density, file in masks.items():
+            random_mask(model, density).save(file)
+        del model
+        for part, measure in zip(PARTS, (memory, speed, threshold), strict=True):
+            if part in options.parts:
+                print(f"measuring {part}", file=sys.stderr)
+                told = provenance("torch", "transformers", "peft")
+                report[part] = {"provenance": told, **measure(masks, options.rounds)}
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,231 @@
+"""Train only a mask in any script that uses a Hugging Face Trainer, TRL's among them.
+
+`train_only(trainer, mask)` stands between the construction of the trainer and `trainer.train()`.
+It replaces four public methods on that one object, and no class: `create_optimizer` (the sparse
+optimizer, with the settings of the trainer's own arguments), `log` (the norm of the masked
+gradient), `save_model` (mask and provenance beside the weights) and `train` (a checkpoint of
+another run is refused before it is loaded).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trimtab.masks import Mask
+from trimtab.training import runtime
+from trimtab.training.masked_checkpoint import check_same_run, write_beside_weights
+from trimtab.training.trainer_settings import check_trainer, optimizer_settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from trimtab.training.optimizers.masters import Master
+
+__all__ = ["MaskedTraining", "train_only"]
+
+
+def train_only(
+    trainer: Any,
+    mask: Mask | str | os.PathLike[str],
+    *,
+    master: Master | None = None,
+    state_dtype: torch.dtype | None = None,
+    clip_by: Literal["masked", "full"] = "masked",
+    nonfinite: Literal["raise", "skip"] = "raise",
+    check_base: bool = True,
+) -> MaskedTraining:
+    """Make a trainer train only the elements of a mask; all others keep their bits.
+
+    Call it once, before `trainer.train()`. Learning rate, betas, epsilon, weight decay (and which
+    parameters have none), momentum and `max_grad_norm` are those of the trainer's arguments;
+    `optim` may be `adamw_torch`, `adamw_torch_fused` or `sgd`. Clipping moves into the optimizer:
+    `trainer.args.max_grad_norm` is set to 0, so that nothing clips twice.
+
+    Args:
+        trainer: A `transformers.Trainer` or any subclass that has no `create_optimizer` of its own.
+        mask: The mask, or its file.
+        master: How masked elements keep fp32 precision; see `SparseAdamW`.
+        state_dtype: Of the optimizer's moments; None is fp32.
+        clip_by: Norm that gradients are clipped by: `masked` counts the elements of the mask,
+            `full` those of every parameter. With `masked`, parameters without a masked element get
+            no gradient at all (`requires_grad` is False until `close`).
+        nonfinite: What a gradient that is not finite does: `raise`, or `skip` the step.
+        check_base: Check that the model's weights are those that the mask was made against. It is
+            done now, because a resumed run loads other weights before it makes its optimizer.
+
+    Returns:
+        The running arrangement: its optimizer, its record, and `close` to undo it.
+
+    Raises:
+        SettingsError: The trainer, or its settings, cannot be combined with a mask.
+        MaskError: No mask file.
+        MaskMismatchError: The mask is one for another model, or for other weights.
+        OptimizerError: The parameters already have a sparse optimizer.
+    """
+    import torch
+
+    check_trainer(trainer)
+    options = {
+        "master": master,
+        "state_dtype": torch.float32 if state_dtype is None else state_dtype,
+        "clip_by": clip_by,
+        "nonfinite": nonfinite,
+    }
+    return MaskedTraining(
+        trainer, mask if isinstance(mask, Mask) else Mask.load(mask), options, check_base
+    )
+
+
+class MaskedTraining:
+    """A trainer that trains only a mask, until `close`.
+
+    Attributes:
+        trainer: The trainer.
+        mask: The mask.
+        optimizer: The `SparseAdamW` or `SparseSGD`; None before `trainer.train()`.
+    """
+
+    def __init__(self, trainer: Any, mask: Mask, options: dict[str, Any], check_base: bool) -> None:
+        self.trainer = trainer
+        self.mask = mask
+        self.optimizer: Any = None
+        self._options = options
+        self._settings = optimizer_settings(trainer)
+        # All that the optimizer refuses is refused now, at the line that the user wrote.
+        trial = self._new_optimizer(trainer.model, check_base=check_base)
+        self._described = trial.describe()
+        trial.close()
+
+        self._frozen: list[Any] = []
+        self._max_grad_norm = trainer.args.max_grad_norm
+        trainer.args.max_grad_norm = 0.0
+        self._replaced: dict[str, Callable[..., Any]] = {}
+        for method in (self.create_optimizer, self.log, self.save_model, self.train):
+            self._replaced[method.__name__] = getattr(trainer, method.__name__)
+            setattr(trainer, method.__name__, method)
+
+    def close(self) -> None:
+        """Give the trainer its methods and arguments back, and the parameters their gradients."""
+        for name in self._replaced:
+            delattr(self.trainer, name)
+        self.trainer.args.max_grad_norm = self._max_grad_norm
+        self._release()
+
+    def describe(self) -> dict[str, Any]:
+        """What is recorded beside every checkpoint, apart from the mask."""
+        config = getattr(self.trainer.model, "config", None)
+        return {
+            "settings": self.settings(),
+            "optimizer": self._described if self.optimizer is None else self.optimizer.describe(),
+            "base": {
+                "id": getattr(config, "_name_or_path", None),
+                "revision": getattr(config, "_commit_hash", None),
+            },
+            "trainer": type(self.trainer).__name__,
+            "step": self.trainer.state.global_step,
+            "versions": runtime.versions(),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what a step does; a run goes on only with the same."""
+        return {
+            "algorithm": self._settings.algorithm,
+            **{key: _plain(value) for key, value in self._settings.keywords.items()},
+            "weight_decay": self._settings.weight_decay,
+            "max_grad_norm": self._settings.max_grad_norm,
+            **{key: _plain(value) for key, value in self._options.items()},
+            "master": self._described["master"],  # as chosen, if it was left to the optimizer
+        }
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Stands in for the trainer's: make the sparse optimizer, unless training goes on."""
+        if self.trainer.optimizer is None:
+            self.optimizer = self._new_optimizer(
+                self.trainer.model if model is None else model, check_base=False
+            )
+            self.trainer.optimizer = self.optimizer
+            if self._options["clip_by"] == "masked":
+                self._frozen = self._freeze()
+        else:
+            self.optimizer.zero_grad()  # what a step that was interrupted had gathered
+        return self.trainer.optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Stands in for the trainer's: the gradients it took the norm of had been freed."""
+        is_of_a_step = "loss" in logs and "learning_rate" in logs
+        if is_of_a_step and self.optimizer is not None and self.optimizer.grad_norm is not None:
+            logs["grad_norm"] = self.optimizer.grad_norm
+            if self.optimizer.num_skipped_steps:
+                logs["num_skipped_steps"] = self.optimizer.num_skipped_steps
+        self._replaced["log"](logs, *args, **kwargs)
+
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """Stands in for the trainer's, which also writes the weights of every checkpoint."""
+        self._replaced["save_model"](output_dir, *args, **kwargs)
+        if self.trainer.args.should_save:
+            folder = Path(self.trainer.args.output_dir if output_dir is None else output_dir)
+            write_beside_weights(folder, self.mask, self.describe())
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Stands in for the trainer's: go on only from a checkpoint of this very run."""
+        from transformers.trainer_utils import get_last_checkpoint
+
+        folder = resume_from_checkpoint
+        if folder is True:
+            folder = get_last_checkpoint(self.trainer.args.output_dir)
+        if folder:
+            check_same_run(Path(folder), self.mask, self.settings())
+        result = self._replaced["train"](resume_from_checkpoint, *args, **kwargs)
+        if self.trainer.args.load_best_model_at_end:
+            self._release()  # its state belongs to the last weights, and the best are loaded now
+        return result
+
+    def _new_optimizer(self, model: Any, *, check_base: bool) -> Any:
+        from trimtab.training.optimizers import SparseAdamW, SparseSGD
+
+        kind = {"adamw": SparseAdamW, "sgd": SparseSGD}[self._settings.algorithm]
+        decayed = set(self.trainer.get_decay_parameter_names(model))
+        return kind(
+            model.named_parameters(remove_duplicate=False),
+            self.mask,
+            weight_decay=self._settings.weight_decay,
+            no_decay=lambda name: name not in decayed,
+            max_grad_norm=self._settings.max_grad_norm,
+            check_base=check_base,
+            **self._settings.keywords,
+            **self._options,
+        )
+
+    def _release(self) -> None:
+        """Take the optimizer from the parameters, and give them all their gradients back."""
+        if self.optimizer is not None:
+            self.optimizer.close()
+            self.trainer.optimizer = None
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+
+    def _freeze(self) -> list[Any]:
+        """Switch off the gradients of parameters without a masked element: nothing reads them."""
+        frozen = [
+            parameter
+            for name, parameter in self.trainer.model.named_parameters()
+            if parameter.requires_grad and not (name in self.mask and self.mask.num_selected(name))
+        ]
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        return frozen
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON keeps it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return (
+        value if isinstance(value, int | float | str | None) else str(value).removeprefix("torch.")
+    )

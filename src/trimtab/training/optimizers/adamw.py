@@ -1,0 +1,168 @@
+"""AdamW whose state follows the mask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import SettingsError
+from trimtab.masks import Mask
+from trimtab.training.optimizers.elements import Elements
+from trimtab.training.optimizers.masters import Master
+from trimtab.training.optimizers.single_operations import Factors, adamw_step
+from trimtab.training.optimizers.sparse import SparseOptimizer, Vectors
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["SparseAdamW"]
+
+SINGLE_OPERATIONS = ("cuda",)
+"""Types of devices on which each operation rounds once; see `single_operations`."""
+
+OLDEST_TRITON = (3, 6)
+"""Those before divide and take roots with subnormals flushed to 0, whatever they are told."""
+
+
+@cache
+def has_kernel(device: torch.device) -> bool:
+    """Whether a step is one Triton kernel on a device: an NVIDIA GPU, Ampere or later."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return False
+    try:
+        import triton
+    except ImportError:
+        return False
+    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    return version >= OLDEST_TRITON and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+class SparseAdamW(SparseOptimizer):
+    """AdamW on the elements that a mask selects; all others keep their bits.
+
+    On a CPU equal, bit for bit, to `torch.optim.AdamW(fused=True)` on fp32 masters of all weights
+    with gradients that are set to 0 outside the mask, at every size; `SparseOptimizer` says what is
+    done in which order.
+
+    On CUDA the formula is the same, but each operation rounds once, which torch's kernels leave to
+    the compiler (see `trimtab.training.optimizers.single_operations`). With Triton a step is one
+    kernel per parameter; without, torch's operations do the same, bit for bit. Per step the host
+    waits for the GPU once, to know the norm of the gradient before anything is changed.
+    """
+
+    def __init__(
+        self,
+        named_parameters: Iterable[tuple[str, Tensor]],
+        mask: Mask,
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        max_grad_norm: float | None = None,
+        clip_by: Literal["masked", "full"] = "masked",
+        master: Master | None = None,
+        state_dtype: torch.dtype = torch.float32,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        check_base: bool = True,
+        no_decay: Callable[[str], bool] | None = None,
+        process_group: ProcessGroup | None = None,
+    ) -> None:
+        """Bind the mask to the parameters; see `SparseOptimizer` for the arguments it shares.
+
+        Args:
+            named_parameters: `model.named_parameters()`.
+            mask: Which elements to train.
+            lr: Learning rate.
+            betas: Decay of the running means of the gradient and of its square.
+            eps: Added to the denominator.
+            weight_decay: Decoupled weight decay, of the selected elements only.
+            max_grad_norm: Clip the gradient to this norm.
+            clip_by: Whose norm that is.
+            master: Precision of the weights between steps.
+            state_dtype: Dtype of the two means between steps.
+            nonfinite: What to do about NaN or infinity in the gradient.
+            check_base: Compare the weights with the base that the mask was made against.
+            no_decay: Names of the parameters that are exempt from weight decay.
+            process_group: The processes that train copies of the model.
+        """
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            raise SettingsError(f"betas must lie in [0, 1), not {betas}")
+        if eps < 0.0:
+            raise SettingsError(f"eps must not be negative, as {eps} is")
+        super().__init__(
+            named_parameters,
+            mask,
+            {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            max_grad_norm=max_grad_norm,
+            clip_by=clip_by,
+            master=master,
+            state_dtype=state_dtype,
+            nonfinite=nonfinite,
+            check_base=check_base,
+            no_decay=no_decay,
+            process_group=process_group,
+        )
+
+    def _step_elements(
+        self, group: dict[str, Any], elements: Elements, gradient: Tensor, clip: float
+    ) -> None:
+        if not has_kernel(gradient.device):
+            super()._step_elements(group, elements, gradient, clip)
+            return
+        from trimtab.training.optimizers import triton_adamw
+
+        state = self.state[elements.parameter]
+        if not state:
+            state.update(self._new_state(elements))
+        factors = _next_factors(group, state, clip)
+        triton_adamw.adamw_step(elements.weights, elements.selection(), gradient, state, factors)
+
+    def _numbers(self) -> tuple[str, ...]:
+        return ("step",)
+
+    def _moments(self) -> tuple[str, ...]:
+        return "exp_avg", "exp_avg_sq"
+
+    def _apply(
+        self, group: dict[str, Any], state: dict[str, Any], vectors: Vectors, *, first: bool
+    ) -> None:
+        exp_avg, exp_avg_sq = vectors.moments
+        if vectors.weights.device.type in SINGLE_OPERATIONS:
+            factors = _next_factors(group, state, clip=1.0)
+            adamw_step(vectors.weights, vectors.gradient, exp_avg, exp_avg_sq, factors)
+            return
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        torch._fused_adamw_(
+            [vectors.weights],
+            [vectors.gradient],
+            [exp_avg],
+            [exp_avg_sq],
+            [],
+            [state["step"]],
+            lr=group["lr"],
+            beta1=beta1,
+            beta2=beta2,
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+def _next_factors(group: dict[str, Any], state: dict[str, Any], clip: float) -> Factors:
+    """Count a step, on the CPU: the host needs the number, and would wait for that of a GPU."""
+    state["step"] = state["step"].cpu() + 1
+    return Factors.of_step(
+        int(state["step"]),
+        lr=float(group["lr"]),
+        betas=group["betas"],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        clip=clip,
+    )

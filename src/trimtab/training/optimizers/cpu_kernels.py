@@ -1,0 +1,309 @@
+"""The kernels of the sparse optimizers for a CPU, compiled with Numba.
+
+torch's `index_select` runs on one thread for a flat tensor, and what joins a bf16 weight with its
+remainder, or splits them, is a pass over memory for each operation. Here each is one pass on as
+many threads as torch uses.
+
+Import this module only when there is something to train: it loads Numba and, once per machine,
+compiles (cached on disk afterwards).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from threading import Lock
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+import torch
+from numba import njit, prange
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trimtab.training.optimizers import lo16
+from trimtab.training.optimizers.kernels import DenseKernels, Kernels
+
+__all__ = ["CpuDenseKernels", "CpuKernels"]
+
+BITS = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}
+"""Dtypes of elements -> dtypes of their bit patterns."""
+
+GRAIN = 1 << 15
+"""Below this many elements one thread does it: torch's own limit."""
+
+_one_at_a_time = Lock()  # the simplest of Numba's threading layers must not be entered twice
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+inlined: Callable[[Function], Function] = njit(inline="always")
+
+
+def compiled(function: Function) -> Function:
+    """`njit` on all threads, without the GIL, cached where a folder for that can be written."""
+    try:
+        kernel: Function = njit(nogil=True, parallel=True, cache=True)(function)
+    except RuntimeError:  # Numba found no folder that it could write its cache to
+        kernel = njit(nogil=True, parallel=True)(function)
+    return kernel
+
+
+@inlined
+def _as_fp32(bits: Any) -> Any:
+    """The bits of a bf16 number as those of the same fp32 number."""
+    return np.uint32(np.uint32(bits) << np.uint32(16))
+
+
+@inlined
+def _master(weight: Any, remainder: Any) -> Any:
+    return np.uint32(_as_fp32(weight) + np.uint32(np.int32(remainder)))
+
+
+@inlined
+def _rounded(master: Any) -> Any:
+    """The bits of an fp32 number rounded to bf16, to nearest and ties to even."""
+    if master & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):  # NaN: rounding could lose it
+        return np.uint16(0x7FC0)
+    odd = (master >> np.uint32(16)) & np.uint32(1)
+    return np.uint16((master + np.uint32(0x7FFF) + odd) >> np.uint32(16))
+
+
+@inlined
+def _is_tie(master: Any) -> Any:
+    return (master & np.uint32(lo16.LOW_BITS)) == np.uint32(lo16.TIE)
+
+
+# A position is made unsigned, so that Numba does not ask whether it counts from the end.
+
+
+@compiled
+def _read_fp32(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.float32]) -> None:
+    for i in prange(index.size):
+        out[i] = dense[np.uint64(index[i])]
+
+
+@compiled
+def _add_fp32(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.float32]) -> None:
+    for i in prange(index.size):
+        out[i] += dense[np.uint64(index[i])]
+
+
+@compiled
+def _write_fp32(dense: NDArray[Any], index: NDArray[Any], values: NDArray[np.float32]) -> None:
+    for i in prange(index.size):
+        dense[np.uint64(index[i])] = values[i]
+
+
+@compiled
+def _read_bf16(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.uint32]) -> None:
+    for i in prange(index.size):
+        out[i] = _as_fp32(dense[np.uint64(index[i])])
+
+
+@compiled
+def _add_bf16(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.float32]) -> None:
+    for i in prange(index.size):
+        out[i] += np.uint32(_as_fp32(dense[np.uint64(index[i])])).view(np.float32)
+
+
+@compiled
+def _read_lo16(
+    dense: NDArray[np.uint16],
+    index: NDArray[Any],
+    remainder: NDArray[np.int16],
+    out: NDArray[np.uint32],
+) -> None:
+    for i in prange(index.size):
+        out[i] = _master(dense[np.uint64(index[i])], remainder[i])
+
+
+@compiled
+def _write_lo16(
+    dense: NDArray[np.uint16],
+    index: NDArray[Any],
+    masters: NDArray[np.uint32],
+    remainder: NDArray[np.int16],
+) -> int:
+    num_ties = 0
+    for i in prange(index.size):
+        weight = _rounded(masters[i])
+        dense[np.uint64(index[i])] = weight
+        remainder[i] = np.int16(masters[i] - _as_fp32(weight))
+        num_ties += _is_tie(masters[i])
+    return num_ties
+
+
+# In these, `others` is empty if every element is selected.
+
+
+@compiled
+def _collect_fp32(
+    dense: NDArray[np.float32], others: NDArray[np.bool_], add: bool, out: NDArray[np.float32]
+) -> None:
+    whole = others.size == 0
+    for i in prange(out.size):
+        if whole or not others[i]:
+            out[i] = out[i] + dense[i] if add else dense[i]
+        else:
+            out[i] = 0.0
+
+
+@compiled
+def _collect_bf16(
+    dense: NDArray[np.uint16], others: NDArray[np.bool_], add: bool, out: NDArray[np.float32]
+) -> None:
+    whole = others.size == 0
+    for i in prange(out.size):
+        if whole or not others[i]:
+            value = np.uint32(_as_fp32(dense[i])).view(np.float32)
+            out[i] = out[i] + value if add else value
+        else:
+            out[i] = 0.0
+
+
+@compiled
+def _write_dense_fp32(
+    dense: NDArray[np.float32], others: NDArray[np.bool_], values: NDArray[np.float32]
+) -> None:
+    whole = others.size == 0
+    for i in prange(values.size):
+        if whole or not others[i]:
+            dense[i] = values[i]
+
+
+@compiled
+def _read_dense_lo16(
+    dense: NDArray[np.uint16], remainder: NDArray[np.int16], out: NDArray[np.uint32]
+) -> None:
+    for i in prange(out.size):
+        out[i] = _master(dense[i], remainder[i])
+
+
+@compiled
+def _write_dense_lo16(
+    dense: NDArray[np.uint16],
+    others: NDArray[np.bool_],
+    masters: NDArray[np.uint32],
+    remainder: NDArray[np.int16],
+) -> int:
+    whole = others.size == 0
+    num_ties = 0
+    for i in prange(masters.size):
+        if whole or not others[i]:
+            weight = _rounded(masters[i])
+            dense[i] = weight
+            remainder[i] = np.int16(masters[i] - _as_fp32(weight))
+            num_ties += _is_tie(masters[i])
+    return num_ties
+
+
+class CpuKernels(Kernels):
+    """Compiled where it pays: fp32, and bf16 with a 16-bit remainder. Else the reference."""
+
+    def __init__(self, index: Tensor) -> None:
+        super().__init__(index)
+        self._positions: NDArray[Any] = index.numpy()
+
+    def read(self, dense: Tensor, out: Tensor) -> None:
+        """See `Kernels`."""
+        if dense.dtype == torch.float32:
+            _run(_read_fp32, dense.numpy(), self._positions, out.numpy())
+        elif dense.dtype == torch.bfloat16:
+            _run(_read_bf16, _bits(dense), self._positions, _bits(out))
+        else:
+            super().read(dense, out)
+
+    def add(self, dense: Tensor, out: Tensor) -> None:
+        """See `Kernels`."""
+        if dense.dtype == torch.float32:
+            _run(_add_fp32, dense.numpy(), self._positions, out.numpy())
+        elif dense.dtype == torch.bfloat16:
+            _run(_add_bf16, _bits(dense), self._positions, out.numpy())
+        else:
+            super().add(dense, out)
+
+    def write(self, dense: Tensor, values: Tensor) -> None:
+        """See `Kernels`."""
+        if dense.dtype == torch.float32:
+            _run(_write_fp32, dense.numpy(), self._positions, values.numpy())
+        else:
+            super().write(dense, values)
+
+    def read_lo16(self, dense: Tensor, remainder: Tensor, ties: Tensor, out: Tensor) -> None:
+        """See `Kernels`."""
+        _run(_read_lo16, _bits(dense), self._positions, remainder.numpy(), _bits(out))
+        lo16.add_ties(out, ties)
+
+    def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
+        """See `Kernels`."""
+        num_ties = _run(
+            _write_lo16, _bits(dense), self._positions, _bits(masters), remainder.numpy()
+        )
+        return lo16.find_ties(masters) if num_ties else masters.new_empty(0, dtype=torch.int32)
+
+
+class CpuDenseKernels(DenseKernels):
+    """Compiled where it pays: fp32, and bf16 with a 16-bit remainder. Else the reference."""
+
+    def __init__(self, others: Tensor | None) -> None:
+        super().__init__(others)
+        self._others: NDArray[Any] = np.empty(0, np.bool_) if others is None else others.numpy()
+
+    def collect(self, dense: Tensor, out: Tensor, *, add: bool) -> None:
+        """See `DenseKernels`."""
+        if dense.dtype == torch.float32:
+            _run(_collect_fp32, dense.numpy(), self._others, add, out.numpy())
+        elif dense.dtype == torch.bfloat16:
+            _run(_collect_bf16, _bits(dense), self._others, add, out.numpy())
+        else:
+            super().collect(dense, out, add=add)
+
+    def write(self, dense: Tensor, values: Tensor) -> None:
+        """See `DenseKernels`."""
+        if dense.dtype == torch.float32:
+            _run(_write_dense_fp32, dense.numpy(), self._others, values.numpy())
+        else:
+            super().write(dense, values)
+
+    def read_lo16(self, dense: Tensor, remainder: Tensor, ties: Tensor, out: Tensor) -> None:
+        """See `DenseKernels`."""
+        _run(_read_dense_lo16, _bits(dense), remainder.numpy(), _bits(out))
+        lo16.add_ties(out, ties)
+
+    def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
+        """See `DenseKernels`."""
+        num_ties = _run(
+            _write_dense_lo16, _bits(dense), self._others, _bits(masters), remainder.numpy()
+        )
+        if not num_ties:
+            return masters.new_empty(0, dtype=torch.int32)
+        if self.others is not None:
+            masters.masked_fill_(self.others, 0.0)
+        return lo16.find_ties(masters)
+
+
+def _bits(values: Tensor) -> NDArray[Any]:
+    """The bit patterns of bf16 or fp32 elements, as a view."""
+    bits: NDArray[Any] = values.view(BITS[values.dtype]).numpy()
+    return bits
+
+
+def _run(kernel: Callable[..., Any], *arrays: Any) -> Any:
+    """Run a kernel over the elements of its last array, on as many threads as torch would use."""
+    num_threads = 1 if arrays[-1].size < GRAIN else torch.get_num_threads()
+    with _one_at_a_time:
+        _start_threads()
+        num_threads = min(num_threads, numba.config.NUMBA_NUM_THREADS)
+        if numba.get_num_threads() != num_threads:
+            numba.set_num_threads(num_threads)
+        return kernel(*arrays)
+
+
+@cache
+def _start_threads() -> None:
+    """Start Numba's threads: with OpenMP, that sets the number of torch's, too."""
+    num_threads = torch.get_num_threads()
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    torch.set_num_threads(num_threads)

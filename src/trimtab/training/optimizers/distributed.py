@@ -1,0 +1,207 @@
+"""Several processes that train one model: what they must tell each other, and what must agree.
+
+A parameter is either *sharded*, a DTensor of which every process has a part (FSDP2 has reduced its
+gradient before a hook sees it, so only the norm is summed over the parts), or a *copy*, of which
+every process has all. Gradients of copies are averaged here, after they were masked: a step sends
+4 bytes for each selected element, not for each element.
+
+What any process decides from these exchanges, the others decide, too: all step, skip or raise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import OptimizerError
+from trimtab.training.optimizers.elements import Elements
+from trimtab.training.optimizers.sharding import as_sharded, local
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["Ranks", "ranks_of"]
+
+BUCKET_BYTES = 64 << 20
+"""Gradients are sent in pieces of about this size: few messages, and little memory for them."""
+
+
+def ranks_of(parameters: Sequence[tuple[str, Tensor]], group: ProcessGroup | None) -> Ranks | None:
+    """The processes that share the parameters, if there are several.
+
+    Args:
+        parameters: Pairs.
+        group: The processes that have copies of those that are not sharded; None for all there
+            are.
+    """
+    if not torch.distributed.is_available() or not torch.distributed.is_initialized():
+        return None
+    ranks = Ranks(parameters, group)
+    return ranks if ranks.all_groups else None
+
+
+class Ranks:
+    """The processes that share parameters, from the point of view of one of them.
+
+    Every method but the constructor is collective: all processes must call it alike.
+
+    Attributes:
+        all_groups: Groups of more than one process which, one after the other, reach all.
+    """
+
+    def __init__(
+        self, parameters: Sequence[tuple[str, Tensor]], group: ProcessGroup | None
+    ) -> None:
+        """Find the groups; see `ranks_of`."""
+        first = local(parameters[0][1].detach())
+        self._device = first.device
+        self._parts: dict[str, tuple[ProcessGroup, ...]] = {}
+        world = torch.distributed.group.WORLD
+        assert world is not None
+        self._copies = _large([world if group is None else group])
+        self.all_groups: list[ProcessGroup] = []
+        for name, parameter in parameters:
+            sharded = as_sharded(parameter)
+            if sharded is None:
+                shared_by = self._copies
+            else:
+                mesh = sharded.device_mesh
+                groups = [mesh.get_group(axis) for axis in range(mesh.ndim)]
+                shared_by = _large(groups)
+                self._parts[name] = _large(
+                    group
+                    for group, placement in zip(groups, sharded.placements, strict=True)
+                    if placement.is_shard()
+                )
+            self.all_groups += [of for of in shared_by if of not in self.all_groups]
+
+    def check(self, parameters: Sequence[tuple[str, Tensor]], purpose: Sequence[str]) -> None:
+        """Check that all processes train the same, from the same weights.
+
+        Args:
+            parameters: Pairs.
+            purpose: Whatever else they must agree on.
+
+        Raises:
+            OptimizerError: They do not; raised by all of them.
+        """
+        listed = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in parameters]
+        text = json.dumps([listed, list(purpose)]).encode()
+        if not all(self._agree([_digest(text)], self.all_groups)):
+            raise OptimizerError(
+                "the processes have different parameters, masks or optimizers: give each the same "
+                "model and mask (pipeline parallelism is not supported)"
+            )
+        copies = [
+            (name, p)
+            for name, p in parameters
+            if name not in self._parts and p.device.type != "meta"
+        ]
+        if not copies or not self._copies:
+            return
+        same = self._agree([_digest(_bytes(p)) for _, p in copies], self._copies)
+        if bad := [name for (name, _), equal in zip(copies, same, strict=True) if not equal]:
+            raise OptimizerError(
+                f"the weights of {first_few(bad)} differ between the processes: load the same "
+                "checkpoint in each, or broadcast them from one"
+            )
+
+    def average_selected(self, trained: Sequence[Elements]) -> None:
+        """Average the collected gradients; one that only other processes have is 0 here."""
+        present = self._any_has({of.name: of.gradient is not None for of in trained})
+        gradients = {}
+        for elements in trained:
+            if present[elements.name]:
+                gradients[elements.name] = elements.take_zeros()
+        self._average(gradients)
+
+    def average_dense(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
+        """Average whole gradients, as `average_selected` does, where they are."""
+        present = self._any_has({name: p.grad is not None for name, p in parameters})
+        gradients = {}
+        for name, parameter in parameters:
+            if present[name] and name not in self._parts:
+                dense = parameter.grad
+                dense = torch.zeros_like(parameter) if dense is None else dense.to_dense()
+                gradients[name] = parameter.grad = dense.detach().contiguous()
+        self._average(gradients)
+
+    def _any_has(self, has: Mapping[str, bool]) -> dict[str, bool]:
+        """Which names any process has, given those that this one has."""
+        flags = torch.tensor(list(has.values()), dtype=torch.int32, device=self._device)
+        for group in self.all_groups:
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group)
+        return dict(zip(has, map(bool, flags.tolist()), strict=True))
+
+    def _average(self, gradients: Mapping[str, Tensor]) -> None:
+        """Average the gradients of copies, in place; those of sharded parameters are left alone.
+
+        Args:
+            gradients: Name of the parameter -> contiguous gradient.
+        """
+        flat = [of.view(-1) for name, of in gradients.items() if name not in self._parts]
+        for group in self._copies:
+            for bucket in _buckets(flat):
+                sent = bucket[0] if len(bucket) == 1 else torch.cat(bucket)
+                torch.distributed.all_reduce(sent, group=group)
+                sent /= group.size()
+                if len(bucket) > 1:
+                    parts = torch.split(sent, [of.numel() for of in bucket])
+                    torch._foreach_copy_(bucket, parts)
+
+    def sum_over_parts(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Sum numbers over the parts of each parameter, each part once.
+
+        Args:
+            numbers: Name of the parameter -> the number for the part of this process.
+        """
+        together: dict[tuple[ProcessGroup, ...], list[str]] = {}
+        for name in numbers:
+            together.setdefault(self._parts.get(name, ()), []).append(name)
+        sums: dict[str, Tensor] = {}
+        for groups, names in together.items():
+            total = torch.stack([numbers[name] for name in names])
+            for group in groups:
+                torch.distributed.all_reduce(total, group=group)
+            sums |= zip(names, total, strict=True)
+        return {name: sums[name] for name in numbers}
+
+    def _agree(self, digests: Sequence[int], groups: Iterable[ProcessGroup]) -> list[bool]:
+        """Which of the digests are the same in all processes."""
+        own = torch.tensor(digests, dtype=torch.int64, device=self._device)
+        least = torch.stack([own, ~own])  # ~ turns the order round: the least of it is the greatest
+        for group in groups:
+            torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group)
+        agree: list[bool] = (least[0] == ~least[1]).tolist()
+        return agree
+
+
+def _large(groups: Iterable[ProcessGroup]) -> tuple[ProcessGroup, ...]:
+    return tuple(group for group in groups if group.size() > 1)
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype in turn, in buckets of `BUCKET_BYTES`; a larger one has its own."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        size = sum(of.nbytes for of in bucket) + tensor.nbytes
+        if bucket and (size > BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def _bytes(parameter: Tensor) -> Any:
+    return parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _digest(content: Any) -> int:
+    return int.from_bytes(xxhash.xxh3_64_digest(content), signed=True)

@@ -1,0 +1,160 @@
+"""The selected elements of one parameter: their gradient on its way in, their weights both ways.
+
+`Elements` is what the optimizer works with, whichever way the elements are kept: packed into
+vectors as long as the selection (`trimtab.training.optimizers.compact`), or, where nearly all are
+selected, in vectors as long as the parameter (`trimtab.training.optimizers.dense`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from trimtab.errors import OptimizerError
+from trimtab.training.optimizers.sharding import local, placements_of
+
+__all__ = ["Elements", "sum_of_squares"]
+
+CHUNK = 1 << 22
+"""Elements that are widened to fp64 at once: 32 MB."""
+
+
+def sum_of_squares(values: Tensor) -> Tensor:
+    """Sum of the squares of a flat tensor, in fp64."""
+    chunks = (chunk.double() for chunk in torch.split(values, CHUNK))
+    return torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
+
+
+class Elements(ABC):
+    """The selected elements of one parameter, or of the part of it that this process has.
+
+    "Vectors" are flat and made by `new_vector`. They may hold more than the selected elements;
+    `export` leaves only those.
+
+    Attributes:
+        name: Name of the parameter.
+        parameter: The parameter.
+        num_selected: How many of its elements are selected.
+        length: Elements of a vector.
+        gradient: fp32 vector of the gradient collected since the last `clear`, or None if none
+            was. Elements that are not selected are 0.
+    """
+
+    def __init__(self, name: str, parameter: Tensor, num_selected: int, length: int) -> None:
+        self.name = name
+        self.parameter = parameter
+        self.num_selected = num_selected
+        self.length = length
+        self.gradient: Tensor | None = None
+        self._accumulator: Tensor | None = None
+
+    def new_vector(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """A vector of zeros on the parameter's device."""
+        return torch.zeros(self.length, dtype=dtype, device=self.parameter.device)
+
+    def take_gradient(self) -> None:
+        """Collect the parameter's dense gradient, if it has one, and free it.
+
+        Several are added up in fp32, whatever the dtype of the parameter.
+
+        Raises:
+            OptimizerError: The gradient is sparse.
+        """
+        dense = self.parameter.grad
+        if dense is None:
+            return
+        if dense.layout != torch.strided:
+            raise OptimizerError(
+                f"{self.name} has a sparse gradient, and masked training needs a dense one: make "
+                "its embedding with sparse=False"
+            )
+        if placements_of(dense) != placements_of(self.parameter):
+            raise OptimizerError(
+                f"{self.name} has a gradient that is not sharded as it is itself: use fully_shard, "
+                "which reduces it before it is collected"
+            )
+        if self._accumulator is None:
+            self._accumulator = self.new_vector()
+        flat = local(dense.detach()).reshape(-1)
+        self._collect(flat, self._accumulator, add=self.gradient is not None)
+        self.gradient = self._accumulator
+        self.parameter.grad = None
+
+    def take_zeros(self) -> Tensor:
+        """The collected gradient; if there is none, collect one of zeros."""
+        if self.gradient is None:
+            if self._accumulator is None:
+                self._accumulator = self.new_vector()
+            self.gradient = self._accumulator.zero_()
+        return self.gradient
+
+    def clear(self) -> None:
+        """Forget the collected gradient; its memory is kept for the next."""
+        self.gradient = None
+
+    def sum_of_squares(self) -> Tensor:
+        """Sum of the squares of the collected gradient, in fp64."""
+        assert self.gradient is not None
+        return sum_of_squares(self.gradient)
+
+    @property
+    def weights(self) -> Tensor:
+        """What this process has of the parameter, flat, without autograd."""
+        return local(self.parameter.detach()).view(-1)
+
+    @property
+    def num_index_bytes(self) -> int:
+        """Bytes that say which elements are selected."""
+        index = self.selection()
+        return 0 if index is None else index.nbytes
+
+    @abstractmethod
+    def read(self) -> Tensor:
+        """The weights, as a new fp32 vector."""
+
+    @abstractmethod
+    def write(self, values: Tensor) -> None:
+        """Round an fp32 vector to the parameter's dtype and put it in place."""
+
+    @abstractmethod
+    def read_lo16(self, remainder: Tensor, ties: Tensor) -> Tensor:
+        """The masters of bf16 weights, as a new fp32 vector; see `optimizers.lo16`."""
+
+    @abstractmethod
+    def write_lo16(self, masters: Tensor, remainder: Tensor) -> Tensor:
+        """Round the masters to bf16, put them in place and overwrite their remainders.
+
+        Returns:
+            The positions of the ties.
+        """
+
+    @abstractmethod
+    def export(self, vector: Tensor) -> Tensor:
+        """The selected elements of a vector, `[num_selected]`, in ascending order."""
+
+    @abstractmethod
+    def adopt(self, values: Tensor) -> Tensor:
+        """The inverse of `export`, for values on the parameter's device."""
+
+    @abstractmethod
+    def export_ties(self, ties: Tensor) -> Tensor:
+        """Positions among the selected elements, of positions as `write_lo16` returns them."""
+
+    @abstractmethod
+    def adopt_ties(self, ties: Tensor) -> Tensor:
+        """The inverse of `export_ties`."""
+
+    @abstractmethod
+    def selection(self) -> Tensor | None:
+        """What is kept to know which elements are selected.
+
+        Returns:
+            Their positions, int32 or int64; or, if vectors are as long as the parameter, bool, true
+            where an element is not selected; None if all are.
+        """
+
+    @abstractmethod
+    def _collect(self, dense: Tensor, accumulator: Tensor, *, add: bool) -> None:
+        """Put the selected elements of a flat gradient into the accumulator, or add them."""

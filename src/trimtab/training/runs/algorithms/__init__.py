@@ -1,0 +1,17 @@
+"""One small adapter for each algorithm, so that a change upstream costs one file.
+
+To add an algorithm, write its adapter and list it in `ALGORITHMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from trimtab.training.runs.algorithms.algorithm import Algorithm
+from trimtab.training.runs.algorithms.dpo import DPO
+from trimtab.training.runs.algorithms.grpo import GRPO
+from trimtab.training.runs.algorithms.sft import SFT
+
+__all__ = ["ALGORITHMS", "Algorithm"]
+
+ALGORITHMS: Mapping[str, Algorithm] = {algorithm.name: algorithm for algorithm in (SFT, DPO, GRPO)}

@@ -1,0 +1,95 @@
+"""`Algorithm`: what a run has to know of an algorithm, and what every trainer of TRL shares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+from trimtab.training.runs.datasets import Rows
+from trimtab.training.runs.rewards import Reward
+
+__all__ = ["Algorithm"]
+
+DEFAULTS: Mapping[str, Any] = {
+    # TRL turns both on. bf16 arithmetic on fp32 weights is a choice; on bf16 weights it is no news.
+    "bf16": False,
+    "activation_checkpointing": False,
+    "logging_steps": 1,
+    "report_to": "none",
+    # Enough to lose little, and seldom enough to cost little: 50 steps apart, the last one kept.
+    "save_steps": 50,
+    "save_total_limit": 1,
+}
+"""Where `[trainer]` starts from, if not from TRL's own defaults."""
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A trainer of TRL, or of the same make.
+
+    Attributes:
+        name: As run files have it.
+        trainer: Import path of the trainer, `module:class`.
+        config: Import path of its configuration.
+        columns: What every row of the data must have.
+        defaults: More of `DEFAULTS`, of this algorithm only.
+        takes_reward: Whether completions are sampled, and rewarded by a function.
+    """
+
+    name: str
+    trainer: str
+    config: str
+    columns: tuple[str, ...]
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    takes_reward: bool = False
+
+    def config_class(self) -> type:
+        """The configuration class that `[trainer]` is passed to."""
+        return _load(self.config)
+
+    def steps_per_round(self, args: Any) -> int:
+        """Steps between two points at which a run can stop and go on to the same weights."""
+        return 1
+
+    def build(
+        self,
+        model: Any,
+        tokenizer: Any,
+        rows: Rows,
+        reward: Reward | None,
+        args: Any,
+        callbacks: Sequence[Any],
+    ) -> Any:
+        """Set up the trainer.
+
+        Args:
+            model: Trained in place.
+            tokenizer: Of the model.
+            rows: The data.
+            reward: What samples are worth; None where the algorithm takes none.
+            args: An instance of `config_class`.
+            callbacks: Trainer callbacks.
+        """
+        from datasets import Dataset
+
+        return _load(self.trainer)(
+            model=model,
+            args=args,
+            train_dataset=Dataset.from_list(list(rows.rows)),
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+            **self.more(model, tokenizer, rows, reward),
+        )
+
+    def more(
+        self, model: Any, tokenizer: Any, rows: Rows, reward: Reward | None
+    ) -> Mapping[str, Any]:
+        """Arguments of the trainer that others do not have."""
+        return {}
+
+
+def _load(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(import_module(module), name)

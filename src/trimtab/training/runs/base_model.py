@@ -1,0 +1,121 @@
+"""The model that a run starts from: where it is, what it holds, and what its parameters are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.checkpoints import Checkpoint, open_checkpoint
+from trimtab.checkpoints.record import CheckpointRecord, record_of
+from trimtab.checkpoints.sources import Source, new_buffer
+from trimtab.errors import CheckpointError, SettingsError
+from trimtab.masks import BaseTensor
+
+__all__ = ["FILES", "BaseModel", "open_base"]
+
+WIDER = {"BF16": ("bf16", "fp32"), "F16": ("fp32",), "F32": ("fp32",)}
+"""Stored dtype -> training dtypes that hold all its values."""
+
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""What there is in a model's folder beside the weights."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A checkpoint on disk.
+
+    Attributes:
+        folder: Where it is; TRL loads reference models from there.
+        record: What is recorded of it, with one hash over all its tensors.
+        tensors: Name -> dtype and hash of each stored tensor.
+        shapes: Name -> shape of each parameter of the model made from it, tied ones once.
+    """
+
+    folder: Path
+    record: CheckpointRecord
+    tensors: Mapping[str, BaseTensor]
+    shapes: Mapping[str, tuple[int, ...]]
+
+    def training_dtype(self, asked: str | None) -> str:
+        """The dtype to train in: by default the stored one, and never one that loses bits.
+
+        Raises:
+            SettingsError: The weights would be rounded when they are loaded, masked or not.
+        """
+        stored = {tensor.dtype for tensor in self.tensors.values() if tensor.dtype in WIDER}
+        possible = [dtype for dtype in ("bf16", "fp32") if all(dtype in WIDER[s] for s in stored)]
+        if asked is None:
+            return possible[0]
+        if asked not in possible:
+            raise SettingsError(
+                f'dtype is "{asked}", and {self.record.id} is stored in '
+                f"{' and '.join(sorted(stored))}: loading would round every weight, trained or "
+                'not. Use dtype = "fp32" (with bf16 = true in [trainer] for bf16 arithmetic), or '
+                "save the model in bf16 first"
+            )
+        return asked
+
+    def stored_dtype(self, name: str) -> str:
+        """Stored dtype of a parameter; the commonest one if the name is not stored."""
+        if name in self.tensors:
+            return self.tensors[name].dtype
+        return max(self.record.dtypes, key=lambda dtype: self.record.dtypes[dtype])
+
+
+def open_base(model: str, folder: Path) -> BaseModel:
+    """Find a model, and read all of it once for its hashes.
+
+    Args:
+        model: A folder, or a hub id with an optional `@revision`.
+        folder: What a relative path is relative to.
+
+    Raises:
+        CheckpointError: There is no such model, or it cannot be trained from.
+    """
+    local = folder / Path(model).expanduser()
+    with open_checkpoint(local if local.exists() else model) as checkpoint:
+        where = next(iter(checkpoint.tensors.values())).file.path.parent
+        if local.exists() and not local.is_dir():
+            raise CheckpointError(f"model: {local}: expected the folder of a model, not a file")
+        if checkpoint.revision is not None:
+            _fetch_the_rest(checkpoint)
+        buffer = new_buffer()
+        tensors = {
+            name: BaseTensor(tensor.dtype.name, Source(tensor, tensor.dtype, None, buffer).finish())
+            for name, tensor in checkpoint.tensors.items()
+        }
+        record = record_of(checkpoint, {name: of.digest for name, of in tensors.items()})
+    strange = sorted({of.dtype for of in tensors.values()} - WIDER.keys())
+    if floats := [dtype for dtype in strange if dtype.startswith(("F8", "F4", "F6"))]:
+        raise CheckpointError(
+            f"model: {record.id} is stored in {' and '.join(floats)}: weights are trained in bf16 "
+            "or fp32; save the model in one of them first"
+        )
+    return BaseModel(where, record, tensors, _parameter_shapes(where))
+
+
+def _fetch_the_rest(checkpoint: Checkpoint) -> None:
+    """Bring tokenizer and settings of a hub model beside its weights in the cache."""
+    from huggingface_hub import snapshot_download
+
+    repository = checkpoint.id.partition("@")[0]
+    snapshot_download(repository, revision=checkpoint.revision, allow_patterns=list(FILES))
+
+
+def _parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters, from the config alone."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError, LookupError, AttributeError) as error:
+        raise CheckpointError(
+            f"model: {folder}: transformers knows no causal language model for it: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}

@@ -1,0 +1,87 @@
+"""The trainer of a run: model, tokenizer, data and mask put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from trimtab.masks import Mask
+from trimtab.training.masked_training import MaskedTraining, train_only
+from trimtab.training.progress import Stage
+from trimtab.training.runs.prepare import PreparedRun
+
+__all__ = ["Stop", "build_trainer", "follow"]
+
+Stop = Callable[[], bool]
+"""Asked after every step whether to stop."""
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+
+
+def build_trainer(
+    run: PreparedRun, mask: Mask | None, work: Path, callbacks: Sequence[Any]
+) -> tuple[Any, MaskedTraining | None]:
+    """Load the model and set up its trainer.
+
+    Args:
+        run: The run.
+        mask: What is trained; None for everything, by torch's own optimizer.
+        work: For the Trainer's checkpoints.
+        callbacks: Trainer callbacks.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+
+    tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
+    model = AutoModelForCausalLM.from_pretrained(run.base.folder, dtype=DTYPES[run.dtype])
+    args = copy(run.args)  # `train_only` and the Trainer write to it
+    args.output_dir = str(work)
+    trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
+    trainer.remove_callback(PrinterCallback)
+    if mask is None:
+        return trainer, None
+    table = run.file.optimizer
+    training = train_only(
+        trainer,
+        mask,
+        master=table.master,
+        state_dtype=getattr(torch, DTYPES[table.state_dtype]),
+        clip_by=table.clip_by,
+        nonfinite=table.nonfinite,
+        check_base=False,  # `load_mask` compared it with the checkpoint itself
+    )
+    return trainer, training
+
+
+def follow(run: PreparedRun, line: Stage, stop: Stop, num_steps: int | None = None) -> Any:
+    """A Trainer callback that shows each step, and stops where a run can go on.
+
+    Args:
+        run: The run.
+        line: Where steps are shown.
+        stop: Whether to stop.
+        num_steps: Steps to show as the whole; None for all of the Trainer's.
+    """
+    from transformers import TrainerCallback
+
+    steps_per_round = run.algorithm.steps_per_round(run.args)
+
+    class Follow(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            line.expect(num_steps or state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            done = state.global_step
+            if done >= state.max_steps:
+                # The model itself is saved next; the Trainer would save a checkpoint before.
+                control.should_save = control.should_save and run.keeps_checkpoints
+            elif done % steps_per_round == 0 and stop():
+                control.should_save = control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                line.step(state.global_step, logs)
+
+    return Follow()

@@ -1,0 +1,74 @@
+"""The whole command on a tiny model: what is printed, and what lies in the folder."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.report.page import Page
+from tests.training import tiny
+from trimtab.cli import main
+from trimtab.compare import Comparison
+from trimtab.masks.identity_result import Identity
+from trimtab.training import demo
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    def make_base(folder: Path) -> dict[str, Any]:
+        return {**tiny.make_base(folder), "note": "random"}
+
+    monkeypatch.setattr(demo, "train_demo", partial(demo.train_demo, make_base=make_base))
+    monkeypatch.setattr("sys.argv", ["trimtab", "demo", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        main(["demo", "--steps", "3", *arguments])
+    assert not exit_.value.code
+
+
+def test_demo_trains_the_mask(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--out", str(out))
+    printed = capsys.readouterr().out
+    assert "Training only the mask" in printed
+    assert "--controls" in printed
+    told = json.loads((out / "demo.json").read_text("utf-8"))
+    assert list(told["arms"]) == ["grpo", "sft", "grpo-mask"]
+    assert list(told["comparisons"]) == ["GRPO", "SFT"]
+    check = Identity.from_dict(json.loads((out / "identity-grpo-mask.json").read_text("utf-8")))
+    assert told["identities"]["GRPO mask"]["total"] == check.total.to_dict()
+    assert check.sub_stayed_outside
+    assert check.full_stayed_outside
+    assert check.provenance["command"].startswith("trimtab demo")
+    assert check.mask.id == str(out / "mask.safetensors")
+    Comparison.from_dict(json.loads((out / "grpo.json").read_text("utf-8")))
+    page = Page((out / "report.html").read_text("utf-8"))
+    assert [row[0] for row in page.table("Beside GRPO").body] == ["GRPO", "GRPO mask"]
+
+
+def test_controls_stand_beside_it(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(monkeypatch, "--out", str(out), "--controls")
+    printed = capsys.readouterr().out
+    runs = ["GRPO", "GRPO mask", "random mask", "complement mask", "GRPO seed 1"]
+    for label in runs:
+        assert f"after {label}" in printed
+    assert "trimtab demo --controls" not in printed
+    told = json.loads((out / "demo.json").read_text("utf-8"))
+    assert list(told["comparisons"]) == ["GRPO", "SFT", "GRPO seed 1"]
+    assert list(told["identities"]) == runs[1:]
+    page = Page((out / "report.html").read_text("utf-8"))
+    assert [row[0] for row in page.table("Beside GRPO").body] == runs
+    regions = page.table("Inside the mask, outside it, and all")
+    assert list(dict.fromkeys(row[0] for row in regions.body)) == runs[1:4]

@@ -1,0 +1,112 @@
+"""`trimtab train` as a person meets it: output, exit codes, Ctrl-C and going on."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.training import tiny
+from tests.training.runs.run_files import REWARD, content, write
+
+pytestmark = pytest.mark.train
+
+INTERRUPTING = (
+    REWARD
+    + """
+import os, signal
+from pathlib import Path
+
+def interrupting(completions, **columns):
+    marker = Path(__file__).with_name("interrupted")
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGINT)
+    return share_of_ones(completions)
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from trimtab.training import runtime
+
+    runtime.start()
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    tiny.make_base(folder)
+    return folder
+
+
+def test_train(run: Run, base: Path, tmp_path: Path) -> None:
+    code, out, err = run("train", write(tmp_path, content("sft", base)))
+    assert (code, err) == (0, "")
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    share = 100 * result["update"]["num_changed"] / result["update"]["num_elements"]
+    assert f"2 steps in {result['seconds']['train']:.1f} s: {share:.2f} % of 16,000" in out
+    assert str(tmp_path / "out" / "model") in out
+
+
+def test_dry_run_prints_the_settings_and_makes_nothing(
+    run: Run, base: Path, tmp_path: Path
+) -> None:
+    code, out, err = run("train", write(tmp_path, content("grpo", base)), "--dry-run")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["settings"]["trainer"]["num_generations"] == 4
+    assert told["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"algorithm": "gpro"}, 'algorithm is "gpro": did you mean grpo?'),
+        ({"trainer": {"max_step": 3}}, "no key trainer.max_step: did you mean trainer.max_steps?"),
+        ({"mask": "none.safetensors"}, "none.safetensors"),
+    ],
+)
+def test_problems_are_one_line(
+    run: Run, base: Path, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    code, out, err = run("train", write(tmp_path, content("sft", base, **changes)))
+    assert (code, out) == (1, "")
+    assert told in err
+    assert err.count("\n") == 1
+
+
+def test_no_file(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "none.toml"
+    assert run("train", path) == (1, "", f"trimtab: {path}: no such file\n")
+
+
+def test_interrupt_keeps_the_step_and_the_same_command_goes_on(
+    run: Run, base: Path, tmp_path: Path
+) -> None:
+    values = content("grpo", base, reward={"function": "reward.py:interrupting"})
+    halves, whole = (write(tmp_path / name, values) for name in ("halves", "whole"))
+    for path in (halves, whole):
+        (path.parent / "reward.py").write_text(INTERRUPTING)
+    (tmp_path / "whole" / "interrupted").touch()
+
+    command = [str(Path(sys.executable).with_name("trimtab")), "train", str(halves)]
+    first = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (first.returncode, first.stdout) == (130, "")
+    told = "trimtab: finishing the step and saving it; Ctrl-C again to stop now\n"
+    assert first.stderr == f"{told}\ntrimtab: interrupted\n"
+    for path in (halves, whole):
+        code, _, err = run("train", path)
+        assert (code, err) == (0, "")
+
+    result = json.loads((tmp_path / "halves" / "out" / "result.json").read_text())
+    assert result["resumed_from_step"] == 1
+    weights = [path.parent / "out" / "model" / "model.safetensors" for path in (halves, whole)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+    code, _, err = run("train", whole)
+    assert code == 1
+    assert "holds a finished run" in err

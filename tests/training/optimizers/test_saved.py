@@ -1,0 +1,252 @@
+"""Resume bit for bit; dtypes are kept, and a state of another run is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training.optimizers.reference import (
+    Parameters,
+    backward,
+    bits,
+    gradients_of,
+    parameters_of,
+    random_mask,
+)
+from trimtab.errors import OptimizerError
+from trimtab.masks import BaseTensor, Mask
+from trimtab.training.optimizers import SparseAdamW, SparseOptimizer, SparseSGD, binding
+
+pytestmark = pytest.mark.train
+
+BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
+SHAPES = {"a": (23, 9), "b": (31,)}
+
+CASES = [
+    (SparseAdamW, BF16, {}),
+    (SparseAdamW, BF16, {"master": "fp32"}),
+    (SparseAdamW, BF16, {"master": "none"}),
+    (SparseAdamW, BF16, {"state_dtype": BF16}),
+    (SparseAdamW, FP32, {"state_dtype": BF16}),
+    (SparseAdamW, FP16, {}),
+    (SparseSGD, BF16, {"momentum": 0.9}),
+    (SparseSGD, BF16, {}),
+    (SparseSGD, FP32, {}),
+]
+
+
+@pytest.fixture
+def mask() -> Mask:
+    return random_mask(SHAPES, 0.5)
+
+
+def train(parameters: Parameters, optimizer: SparseOptimizer, steps: range) -> None:
+    for step in steps:
+        backward(parameters, gradients_of(parameters, step))
+        optimizer.step()
+
+
+def saved_at_step_5(mask: Mask, **more: Any) -> tuple[Parameters, dict[str, Any]]:
+    parameters = parameters_of(SHAPES, BF16)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01, **more)
+    train(parameters, optimizer, range(5))
+    optimizer.close()
+    return parameters, optimizer.state_dict()
+
+
+@pytest.mark.parametrize(("kind", "dtype", "settings"), CASES)
+@pytest.mark.parametrize("density", [0.5, 0.95])
+def test_resumed_run_is_the_uninterrupted_one(
+    kind: Callable[..., SparseOptimizer],
+    dtype: torch.dtype,
+    settings: dict[str, Any],
+    density: float,
+    tmp_path: Path,
+) -> None:
+    mask = random_mask(SHAPES, density)
+    whole = parameters_of(SHAPES, dtype)
+    optimizer = kind(whole.items(), mask, lr=0.01, weight_decay=0.1, **settings)
+    train(whole, optimizer, range(20))
+    torch.save(
+        {
+            "weights": {name: p.detach().clone() for name, p in whole.items()},
+            "optimizer": optimizer.state_dict(),
+        },
+        tmp_path / "state.pt",
+    )
+    train(whole, optimizer, range(20, 40))
+
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = {name: torch.nn.Parameter(of) for name, of in saved["weights"].items()}
+    again = kind(resumed.items(), mask, lr=0.5, weight_decay=0.0, **settings)
+    again.load_state_dict(saved["optimizer"])
+    train(resumed, again, range(20, 40))
+    for name in SHAPES:
+        assert torch.equal(bits(resumed[name]), bits(whole[name]))
+    expected, found = optimizer.state_dict(), again.state_dict()
+    assert found["param_groups"] == expected["param_groups"]
+    for number, state in expected["state"].items():
+        for key, value in state.items():
+            assert found["state"][number][key].dtype == value.dtype
+            assert torch.equal(found["state"][number][key], value)
+
+
+def test_resume_with_ties() -> None:
+    parameters = {"w": torch.nn.Parameter(torch.ones(40).bfloat16())}
+    mask = random_mask({"w": (40,)}, 0.5)
+    optimizer = SparseSGD(parameters.items(), mask, lr=1.0)
+    backward(parameters, {"w": torch.full((40,), -(2.0**-8)).bfloat16()})  # half a bf16 step
+    optimizer.step()
+    saved = optimizer.state_dict()
+    k = mask.num_selected()
+    assert saved["state"][0]["ties"].tolist() == list(range(k))
+    assert saved["state"][0]["remainder"].tolist() == [-32768] * k
+    optimizer.close()
+    for dense_above in (0.0, 1.0):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(binding, "DENSE_ABOVE", dense_above)
+            again = SparseSGD(parameters.items(), mask, lr=1.0)
+        again.load_state_dict(saved)
+        found = again.state_dict()["state"][0]
+        assert torch.equal(found["ties"], saved["state"][0]["ties"])
+        masters = again._elements["w"].read_lo16(**again.state[parameters["w"]])
+        selected = again._elements["w"].export(masters)
+        assert selected.tolist() == [1.0 + 2.0**-8] * k
+        again.close()
+
+
+@pytest.mark.parametrize("above", [(0.0, 1.0), (1.0, 0.0)])
+def test_state_does_not_depend_on_how_elements_are_kept(
+    mask: Mask, above: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binding, "DENSE_ABOVE", above[0])
+    parameters, saved = saved_at_step_5(mask)
+    monkeypatch.setattr(binding, "DENSE_ABOVE", above[1])
+    twin = {name: torch.nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
+    other = SparseAdamW(twin.items(), mask, lr=0.01)
+    other.load_state_dict(saved)
+    train(twin, other, range(5, 9))
+    monkeypatch.setattr(binding, "DENSE_ABOVE", above[0])
+    same = SparseAdamW(parameters.items(), mask, lr=0.01)
+    same.load_state_dict(saved)
+    train(parameters, same, range(5, 9))
+    for name in SHAPES:
+        assert torch.equal(bits(twin[name]), bits(parameters[name]))
+
+
+def test_loaded_state_is_a_copy(mask: Mask) -> None:
+    parameters, saved = saved_at_step_5(mask)
+    before = copy.deepcopy(saved)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01)
+    optimizer.load_state_dict(saved)
+    train(parameters, optimizer, range(5, 9))
+    for number, state in before["state"].items():
+        for key, value in state.items():
+            assert torch.equal(saved["state"][number][key], value), key
+
+
+def test_state_before_the_first_step_can_be_loaded(mask: Mask) -> None:
+    parameters = parameters_of(SHAPES, BF16)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01)
+    saved = optimizer.state_dict()
+    assert saved["state"] == {}
+    optimizer.load_state_dict(saved)
+    train(parameters, optimizer, range(2))
+
+
+def test_skipped_steps_are_counted_on(mask: Mask) -> None:
+    parameters = parameters_of(SHAPES, BF16)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01, nonfinite="skip")
+    backward(parameters, {n: g * float("nan") for n, g in gradients_of(parameters, 0).items()})
+    optimizer.step()
+    saved = optimizer.state_dict()
+    optimizer.close()
+    again = SparseAdamW(parameters.items(), mask, lr=0.01)
+    again.load_state_dict(saved)
+    assert again.num_skipped_steps == 1
+
+
+def refused(optimizer: SparseOptimizer, saved: dict[str, Any], message: str) -> None:
+    own = optimizer.state_dict()
+    with pytest.raises(OptimizerError, match=message) as caught:
+        optimizer.load_state_dict(saved)
+    assert "\n" not in str(caught.value)
+    assert optimizer.state_dict()["param_groups"] == own["param_groups"]
+    assert optimizer.state_dict()["state"].keys() == own["state"].keys()
+
+
+def test_state_of_another_run_is_refused(mask: Mask) -> None:
+    parameters, saved = saved_at_step_5(mask)
+
+    def check(message: str, of: Mask = mask, kind: Any = SparseAdamW, **settings: Any) -> None:
+        optimizer = kind(parameters.items(), of, lr=0.02, **settings)
+        refused(optimizer, saved, message)
+        optimizer.close()
+
+    other = random_mask(SHAPES, 0.5, seed=1)
+    check(f"its mask has the digest '{mask.digest}', here '{other.digest}'", of=other)
+    check("it was saved by 'SparseAdamW', here 'SparseSGD'", kind=SparseSGD)
+    check("its running means are 'float32', here 'bfloat16'", state_dtype=BF16)
+    check("a: dtype and master .*lo16.*, here .*fp32", master="fp32")
+    check("its groups hold other parameters", no_decay=lambda name: name == "a")
+    many = "digest .*; its running means are .*; a: dtype and master .*; b: dtype and master"
+    check(many, of=other, state_dtype=BF16, master="none")
+
+
+def test_state_of_another_base_is_refused() -> None:
+    plain = random_mask(SHAPES, 0.5)
+    arrays = {name: plain.array(name) for name in plain}
+    bases = [{"a": BaseTensor("BF16", digit * 32)} for digit in "01"]
+    first, second = (Mask.from_arrays(arrays, base=base) for base in bases)
+    assert first.digest == second.digest
+    parameters, saved = saved_at_step_5(first, check_base=False)
+    optimizer = SparseAdamW(parameters.items(), second, lr=0.01, check_base=False)
+    refused(optimizer, saved, "a: base '0{32}', here '1{32}'")
+
+
+def test_state_of_a_dense_optimizer_is_refused(mask: Mask) -> None:
+    parameters = parameters_of(SHAPES, BF16)
+    dense = torch.optim.AdamW(parameters.values()).state_dict()
+    refused(SparseAdamW(parameters.items(), mask, lr=0.01), dense, "no record 'trimtab'")
+
+
+def first(saved: dict[str, Any]) -> dict[str, Any]:
+    state: dict[str, Any] = saved["state"][0]
+    return state
+
+
+def replace(key: str, change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda saved: first(saved).update({key: change(first(saved)[key])})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda saved: first(saved).pop("step"), "a has .*, not .*'step'"),
+        (lambda saved: first(saved).update(extra=1), "a has .*'extra'"),
+        (replace("exp_avg", lambda v: v.bfloat16()), "exp_avg of a is not a vector of float32"),
+        (replace("exp_avg_sq", lambda v: v[1:]), "exp_avg_sq of a is not a vector"),
+        (replace("remainder", lambda v: v.int()), "remainder of a is not a vector of int16"),
+        (replace("remainder", lambda v: 3), "remainder of a"),
+        (replace("step", lambda v: v[None]), "step of a is not a number"),
+        (replace("ties", lambda v: torch.tensor([5, 2]).int()), "ties of a is not a positions"),
+        (replace("ties", lambda v: torch.tensor([-1]).int()), "ties of a"),
+        (replace("ties", lambda v: torch.tensor([10**6]).int()), "ties of a"),
+        (lambda saved: saved["state"].update({7: {}}), "no parameter has the number 7"),
+        (lambda saved: saved["param_groups"][0].update(params=[0]), "groups have other sizes"),
+        (lambda saved: saved["trimtab"].update(format=2), "format 1"),
+    ],
+)
+def test_damaged_state_is_refused(
+    mask: Mask, damage: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    parameters, saved = saved_at_step_5(mask)
+    saved = copy.deepcopy(saved)
+    damage(saved)
+    refused(SparseAdamW(parameters.items(), mask, lr=0.01), saved, message)

@@ -1,0 +1,162 @@
+"""Everything a run file names is checked before training, and all problems are told at once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.runs.run_files import content, write
+from trimtab.errors import CheckpointNotFoundError, MaskError, SettingsError
+from trimtab.training.runs.algorithms import ALGORITHMS
+from trimtab.training.runs.prepare import PreparedRun, prepare
+from trimtab.training.runs.run_file import RunFile
+
+pytestmark = pytest.mark.train
+
+Base = tuple[Path, dict[str, Any]]
+
+
+def prepared(tmp_path: Path, base: Base, usual: str = "sft", **changes: Any) -> PreparedRun:
+    return prepare(RunFile.read(write(tmp_path, content(usual, base[0], **changes))))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_where_our_defaults_differ_from_those_of_trl(
+    tmp_path: Path, base: Base, algorithm: str
+) -> None:
+    args = prepared(tmp_path, base, algorithm, seed=5).args
+    assert f"trl:{type(args).__name__}" == ALGORITHMS[algorithm].config
+    # TRL would turn on both, and report to whatever is installed.
+    assert (args.bf16, args.activation_checkpointing, args.gradient_checkpointing) == (False,) * 3
+    assert args.report_to == []
+    assert (args.logging_steps, args.save_steps, args.save_total_limit) == (1, 50, 1)
+    assert (args.seed, args.optim.value) == (5, "adamw_torch_fused")
+    assert args.output_dir == str(tmp_path / "out" / "checkpoints")
+    assert args.learning_rate == 1e-2
+
+
+def test_trainer_overrides_the_defaults(tmp_path: Path, base: Base) -> None:
+    trainer = {"bf16": True, "gradient_checkpointing": True, "logging_steps": 3, "save_steps": 7}
+    run = prepared(tmp_path, base, trainer=trainer, dtype="fp32", optimizer={"name": "sgd"})
+    args = run.args
+    assert (args.bf16, args.activation_checkpointing) == (True, True)
+    assert (args.logging_steps, args.save_steps, args.save_total_limit) == (3, 7, None)
+    assert args.optim.value == "sgd"
+    assert run.keeps_checkpoints
+    assert run.dtype == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("trainer", "told"),
+    [
+        (
+            {"learnin_rate": 1e-5},
+            "no key trainer.learnin_rate: did you mean trainer.learning_rate?",
+        ),
+        ({"learning_rate": "1e-5"}, 'trainer.learning_rate is "1e-5", expected a number'),
+        ({"max_steps": 1.5}, "trainer.max_steps is 1.5, expected a whole number"),
+        ({"output_dir": "x"}, "trainer.output_dir is set by output"),
+        ({"optim": "adafactor"}, r"trainer.optim is set by name in \[optimizer\]"),
+        ({"num_generations": 4}, "no key trainer.num_generations"),
+        ({"lr_scheduler_type": "liner"}, "trainer: liner is not a valid SchedulerType"),
+        ({"save_strategy": "sometimes"}, "trainer: sometimes is not a valid"),
+    ],
+)
+def test_problems_of_the_trainer(
+    tmp_path: Path, base: Base, trainer: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(SettingsError, match=told):
+        prepared(tmp_path, base, trainer=trainer)
+
+
+def test_what_trl_itself_refuses(tmp_path: Path, base: Base) -> None:
+    with pytest.raises(SettingsError, match=r"trainer: .*num_generations"):
+        prepared(tmp_path, base, "grpo", trainer={"num_generations": 3})
+
+
+def test_problems_of_all_parts_at_once(tmp_path: Path, base: Base) -> None:
+    with pytest.raises(SettingsError) as error:
+        prepared(
+            tmp_path,
+            base,
+            "grpo",
+            trainer={"max_step": 3},
+            mask="none.safetensors",
+            data={"file": "none.jsonl"},
+            reward={"kind": "regex"},
+        )
+    for part in ("max_steps?", "none.safetensors", "none.jsonl: no such file", "needs a pattern"):
+        assert part in str(error.value)
+
+
+def test_a_single_problem_keeps_its_class(tmp_path: Path, base: Base) -> None:
+    with pytest.raises(MaskError):
+        prepared(tmp_path, base, mask="none.safetensors")
+    with pytest.raises(CheckpointNotFoundError):
+        prepared(tmp_path, (tmp_path / "none", {}))
+
+
+def test_column_that_the_reward_needs(tmp_path: Path, base: Base) -> None:
+    with pytest.raises(SettingsError, match="line 1 lacks right"):
+        prepared(tmp_path, base, "grpo", reward={"kind": "exact", "column": "right"})
+    assert prepared(tmp_path, base, "grpo", reward={"kind": "exact"}).reward is not None
+
+
+def test_one_process_only(tmp_path: Path, base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SettingsError, match="one process, and WORLD_SIZE is 2"):
+        prepared(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "save_steps"),
+    [
+        ({}, 50),
+        ({"num_iterations": 4}, 52),
+        ({"steps_per_generation": 6, "gradient_accumulation_steps": 2}, 51),
+        ({"steps_per_generation": 4, "gradient_accumulation_steps": 6}, 50),
+        ({"num_iterations": 4, "save_steps": 8}, 8),
+    ],
+)
+def test_checkpoints_lie_between_two_samplings(
+    tmp_path: Path, base: Base, trainer: dict[str, Any], save_steps: int
+) -> None:
+    assert prepared(tmp_path, base, "grpo", trainer=trainer).args.save_steps == save_steps
+
+
+def test_checkpoints_between_samplings_are_refused(tmp_path: Path, base: Base) -> None:
+    with pytest.raises(SettingsError, match="save_steps is 6, and samples serve 4 steps"):
+        prepared(tmp_path, base, "grpo", trainer={"num_iterations": 4, "save_steps": 6})
+
+
+def test_settings_are_plain_and_without_paths(tmp_path: Path, base: Base) -> None:
+    run = prepared(tmp_path, base)
+    settings = run.settings()
+    assert json.loads(json.dumps(settings)) == settings
+    assert str(tmp_path) not in json.dumps(settings)
+    assert settings["model"] == run.base.record.content_hash
+    assert run.mask is not None
+    assert settings["mask"] == run.mask.digest
+    assert settings["trainer"]["learning_rate"] == 1e-2
+    assert settings["optimizer"] == {
+        "name": "adamw",
+        "master": None,
+        "state_dtype": "fp32",
+        "clip_by": "masked",
+        "nonfinite": "raise",
+    }
+    elsewhere = prepared(tmp_path / "elsewhere", base)
+    assert elsewhere.settings() == settings
+
+
+def test_description(tmp_path: Path, base: Base) -> None:
+    told = prepared(tmp_path, base, "grpo").describe()
+    assert told["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
+    assert told["mask"]["source"] == "random:0.1"
+    assert told["data"]["columns"] == ["prompt", "answer"]
+    assert told["settings"]["reward"]["function"] == "reward.py:share_of_ones"
+    assert set(told["versions"]) >= {"trimtab", "torch", "transformers", "trl"}
+    assert prepared(tmp_path, base, mask="none").describe()["mask"] == {"source": "none"}

@@ -1,0 +1,215 @@
+"""What a run file may say, and how it is told that it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.training.runs.run_files import content, write
+from trimtab.errors import SettingsError
+from trimtab.training.runs.run_file import OptimizerTable, RewardTable, RunFile
+
+BASE = Path("base")
+
+
+def read(tmp_path: Path, usual: str = "sft", **changes: Any) -> RunFile:
+    return RunFile.read(write(tmp_path, content(usual, BASE, **changes)))
+
+
+def problem(tmp_path: Path, usual: str = "sft", **changes: Any) -> str:
+    with pytest.raises(SettingsError) as error:
+        read(tmp_path, usual, **changes)
+    text = str(error.value)
+    assert text.startswith(f"{tmp_path / 'run.toml'}: ")
+    return text.partition(": ")[2]
+
+
+def test_defaults(tmp_path: Path) -> None:
+    run = read(tmp_path)
+    assert (run.seed, run.dtype, run.reward) == (0, None, None)
+    assert run.optimizer == OptimizerTable("adamw", None, "fp32", "masked", "raise")
+    assert run.density == 0.1
+
+
+def test_everything_given(tmp_path: Path) -> None:
+    run = read(
+        tmp_path,
+        "grpo",
+        mask="m.safetensors",
+        seed=7,
+        dtype="bf16",
+        reward={"kind": "regex", "pattern": "=(.*)", "column": "right"},
+        optimizer={"name": "sgd", "master": "lo16", "clip_by": "full", "nonfinite": "skip"},
+    )
+    assert run.reward == RewardTable(None, "regex", "right", "=(.*)")
+    assert (run.seed, run.dtype, run.density) == (7, "bf16", None)
+    assert run.optimizer == OptimizerTable("sgd", "lo16", "fp32", "full", "skip")
+    assert run.trainer["num_generations"] == 4
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    run = read(tmp_path)
+    assert run.resolve("a/b") == tmp_path / "a" / "b"
+    assert run.resolve("/a") == Path("/a")
+    assert run.resolve("~/a") == Path.home() / "a"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"modle": "x"}, "there is no key modle: did you mean model?"),
+        ({"algorithm": "gpro"}, 'algorithm is "gpro": did you mean grpo?'),
+        ({"algorithm": "xyz"}, 'algorithm is "xyz": expected one of sft, dpo, grpo'),
+        ({"algorithm": 3}, "algorithm is 3, expected a string"),
+        ({"model": ""}, "model is empty"),
+        ({"model": None}, "missing: model"),
+        ({"seed": -1}, "seed is -1, expected 0 to 2**32 - 1"),
+        ({"seed": 2**32}, "seed is 4294967296, expected 0 to 2**32 - 1"),
+        ({"seed": 1.0}, "seed is 1.0, expected a whole number"),
+        ({"dtype": "fp16"}, 'dtype is "fp16", expected "bf16" or "fp32"'),
+        ({"mask": "random"}, 'mask is "random", expected random:DENSITY, above 0 and at most 1'),
+        (
+            {"mask": "random:2"},
+            'mask is "random:2", expected random:DENSITY, above 0 and at most 1',
+        ),
+        (
+            {"mask": "random:x"},
+            'mask is "random:x", expected random:DENSITY, above 0 and at most 1',
+        ),
+        (
+            {"mask": "random:nan"},
+            'mask is "random:nan", expected random:DENSITY, above 0 and at most 1',
+        ),
+        ({"data": {}}, "data: expected one of file and task"),
+        ({"data": {"file": "a", "task": "addition"}}, "data: expected one of file and task"),
+        ({"data": {"task": "sums"}}, 'data.task is "sums", expected "addition"'),
+        ({"data": "train.jsonl"}, "data is not a table: expected [data] and its keys below"),
+        ({"data": {"fil": "a"}}, "there is no key data.fil: did you mean data.file?"),
+        ({"reward": {"kind": "exact"}}, "reward: sft takes none"),
+        ({"optimizer": {"master": "lo8"}}, "optimizer.master is"),
+        (
+            {"mask": "none", "optimizer": {"name": "sgd", "clip_by": "full"}},
+            'optimizer.clip_by has no effect with mask = "none"',
+        ),
+    ],
+)
+def test_one_problem(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    assert told in problem(tmp_path, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"reward": None}, "grpo needs a table [reward], with function or kind"),
+        ({"reward": {}}, "reward: expected one of function and kind"),
+        (
+            {"reward": {"kind": "exact", "function": "a.py:b"}},
+            "reward: expected one of function and kind",
+        ),
+        ({"data": {"task": "addition"}}, "reward: a task brings its own"),
+        ({"reward": {"kind": "fuzzy"}}, 'reward.kind is "fuzzy", expected "exact" or "regex"'),
+    ],
+)
+def test_one_problem_of_the_reward(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
+    assert told in problem(tmp_path, "grpo", **changes)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"steps": 0}, "auto.steps is 0, expected at least 1"),
+        ({"every": -1}, "auto.every is -1, expected at least 1"),
+        ({"settle": -0.1}, "auto.settle is -0.1, expected at least 0"),
+        ({"probe": "sgd"}, 'auto.probe is "sgd", expected "adamw" or "gradients"'),
+        ({"probe": "gradients"}, 'probe = "gradients" needs one between 0 and 1'),
+        ({"probe": "gradients", "density": 1}, "auto.density is 1.0, and"),
+        ({"density": 0.1}, 'auto.density has no effect with probe = "adamw"'),
+        ({"step": 3}, "no key auto.step: did you mean auto.steps?"),
+    ],
+)
+def test_one_problem_of_auto(tmp_path: Path, table: dict[str, Any], told: str) -> None:
+    assert told in problem(tmp_path, mask="auto", auto=table)
+
+
+def test_auto_is_for_its_mask_only(tmp_path: Path) -> None:
+    assert 'auto: for mask = "auto" only' in problem(tmp_path, auto={"steps": 3})
+    assert read(tmp_path, mask="auto").auto.steps == 50
+
+
+def test_all_problems_at_once(tmp_path: Path) -> None:
+    told = problem(tmp_path, seed="1", output=None, mask="random:0", data={}, sede=1)
+    assert told.count("; ") == 4
+    for part in (
+        'seed is "1"',
+        "missing: output",
+        "random:0",
+        "one of file and task",
+        "mean seed?",
+    ):
+        assert part in told
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"algorithm = ", "not TOML"),
+        (b"a = 1\na = 2", "not TOML"),
+        (b"\xff", "not TOML"),
+        (b"a = " + b"[" * 100_000, "not TOML"),
+        (b"", "missing: algorithm, model, output, mask, data"),
+        (b"algorithm = 1979-05-27\n", "algorithm is a date"),
+    ],
+)
+def test_hostile_files(tmp_path: Path, raw: bytes, told: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(raw)
+    with pytest.raises(SettingsError, match=told):
+        RunFile.read(path)
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"none\.toml: no such file"):
+        RunFile.read(tmp_path / "none.toml")
+    with pytest.raises(SettingsError, match="cannot be read"):
+        RunFile.read(tmp_path)
+
+
+@given(raw=st.binary(max_size=200))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+def test_no_bytes_crash_it(tmp_path: Path, raw: bytes) -> None:
+    path = tmp_path / "run.toml"
+    path.write_bytes(raw)
+    with pytest.raises(SettingsError):
+        RunFile.read(path)
+
+
+VALUES = st.one_of(
+    st.integers(-5, 5),
+    st.booleans(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text("ab:1.", max_size=8),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(
+        st.sampled_from(["file", "task", "kind", "name", "x"]), st.text("ab"), max_size=2
+    ),
+)
+
+
+@given(
+    changed=st.dictionaries(
+        st.sampled_from(["algorithm", "model", "mask", "seed", "data", "reward", "trainer", "q"]),
+        VALUES,
+        min_size=1,
+    )
+)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
+def test_any_value_is_accepted_or_explained(tmp_path: Path, changed: dict[str, Any]) -> None:
+    values = {**content("sft", BASE), **changed}
+    try:
+        RunFile.read(write(tmp_path, values))
+    except SettingsError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,172 @@
+"""What masked training saves, what goes on from it bit for bit, and what does not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.training.tiny_trainers import (
+    LEFT_OUT,
+    arrays,
+    assert_same_bits,
+    model,
+    moved,
+    start,
+    train,
+    weights,
+)
+from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
+from trimtab.masks import Mask
+from trimtab.training.folders import WEIGHTS
+from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
+
+pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+
+Base = tuple[Path, dict[str, Any]]
+
+CHECKPOINTED: dict[str, Any] = {
+    "max_steps": 4,
+    "save_strategy": "steps",
+    "save_steps": 1,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpointed(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """An uninterrupted bf16 run of 4 steps with a checkpoint at each: its folder and weights."""
+    out = tmp_path_factory.mktemp("checkpointed")
+    of = model(base[0])
+    trainer, _ = start("sft", of, base, out, **CHECKPOINTED)
+    train(trainer)
+    trainer.save_model()
+    return out, weights(of)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_resumed_run_ends_in_the_same_bits(
+    step: int, checkpointed: tuple[Path, Any], base: Base, tmp_path: Path
+) -> None:
+    out, expected = checkpointed
+    of = model(base[0])
+    trainer, training = start("sft", of, base, tmp_path, **CHECKPOINTED)
+    train(trainer, resume=out / f"checkpoint-{step}")
+    assert training.optimizer.describe()["master"] == {"bfloat16": "lo16"}
+    assert_same_bits(weights(of), expected)
+
+
+def test_resuming_finds_the_last_checkpoint(base: Base, tmp_path: Path) -> None:
+    trainer, _ = start("plain", model(base[0]), base, tmp_path, **CHECKPOINTED)
+    train(trainer)
+    other = {**arrays(trainer.model), LEFT_OUT: np.ones_like(arrays(trainer.model)[LEFT_OUT])}
+    again, _ = start("plain", model(base[0]), base, tmp_path, other, **CHECKPOINTED)
+    with pytest.raises(MaskMismatchError, match="checkpoint-4 was trained with the mask"):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_every_checkpoint_says_what_was_trained(checkpointed: tuple[Path, Any], base: Base) -> None:
+    out, _ = checkpointed
+    mask = Mask.from_arrays(arrays(model(base[0])))
+    for step in (1, 4):
+        folder = out / f"checkpoint-{step}"
+        assert Mask.load(folder / MASK_FILE) == mask
+        record = json.loads((folder / RECORD_FILE).read_text())
+        assert record["format"] == "trimtab.training"
+        assert record["format_version"] == 1
+        assert record["mask"]["digest"] == mask.digest
+        assert record["mask"]["num_selected"] == mask.num_selected()
+        assert record["base"]["id"] == str(base[0])
+        assert record["trainer"] == "SFTTrainer"
+        assert record["step"] == step
+        assert record["settings"] == {
+            "algorithm": "adamw",
+            "lr": 1e-3,
+            "betas": [0.9, 0.999],
+            "eps": 1e-8,
+            "weight_decay": 0.1,
+            "max_grad_norm": 1.0,
+            "master": {"bfloat16": "lo16"},
+            "state_dtype": "float32",
+            "clip_by": "masked",
+            "nonfinite": "raise",
+        }
+        assert record["optimizer"]["mask"] == mask.digest
+        assert set(record["versions"]) >= {"trimtab", "torch", "transformers", "trl"}
+
+
+def test_saved_weights_are_those_of_the_base_outside_the_mask(
+    checkpointed: tuple[Path, Any], base: Base
+) -> None:
+    from safetensors.torch import load_file
+
+    out, _ = checkpointed
+    selected = arrays(model(base[0]))
+    before = load_file(base[0] / WEIGHTS)
+    for folder in (out, out / "checkpoint-2"):
+        after = load_file(folder / WEIGHTS)
+        assert {n: (t.shape, t.dtype) for n, t in before.items()} == {
+            n: (t.shape, t.dtype) for n, t in after.items()
+        }
+        changed = moved(before, after)
+        assert not any(changed[name][~mask].any() for name, mask in selected.items())
+        assert any(changed[name].any() for name in selected)
+        assert (folder / MASK_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": 2e-3}, r"checkpoint-2 belongs to a run with lr=0\.001 \(now 0\.002\)"),
+        ({"max_grad_norm": 0.0}, r"max_grad_norm=1\.0 \(now None\)"),
+        ({"master": "none"}, r"master=\{'bfloat16': 'lo16'\} \(now \{'bfloat16': 'none'\}\)"),
+        ({"optim": "sgd"}, r"algorithm='adamw' \(now 'sgd'\).*betas=.* \(now None\)"),
+    ],
+)
+def test_other_settings_do_not_resume(
+    change: dict[str, Any],
+    message: str,
+    checkpointed: tuple[Path, Any],
+    base: Base,
+    tmp_path: Path,
+) -> None:
+    of = model(base[0])
+    before = weights(of)
+    trainer, _ = start("sft", of, base, tmp_path, **{**CHECKPOINTED, **change})
+    with pytest.raises(SettingsError, match=message):
+        train(trainer, resume=checkpointed[0] / "checkpoint-2")
+    assert_same_bits(weights(of), before)
+
+
+def test_another_mask_does_not_resume(
+    checkpointed: tuple[Path, Any], base: Base, tmp_path: Path
+) -> None:
+    of = model(base[0])
+    before = weights(of)
+    trainer, _ = start("sft", of, base, tmp_path, arrays(of, seed=1), **CHECKPOINTED)
+    with pytest.raises(MaskMismatchError, match=r"go on with .*trimtab_mask\.safetensors"):
+        train(trainer, resume=checkpointed[0] / "checkpoint-2")
+    assert_same_bits(weights(of), before)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has no trimtab.json"),
+        ("{", "cannot be read"),
+        ("[]", "cannot be read"),
+        ('{"settings": {}, "mask": {"digest": ""}, "format_version": 2}', "format version 2"),
+    ],
+)
+def test_a_checkpoint_of_something_else_does_not_resume(
+    content: str | None, message: str, base: Base, tmp_path: Path
+) -> None:
+    if content is not None:
+        (tmp_path / RECORD_FILE).write_text(content)
+    trainer, _ = start("plain", model(base[0]), base, tmp_path / "out")
+    with pytest.raises(CheckpointError, match=message):
+        train(trainer, resume=tmp_path)
