@@ -1,5 +1,5 @@
 # Each target makes its own environment, and is quick once that is done.
-.PHONY: demo test lint docs bench setup clean
+.PHONY: demo test lint docs bench bench-compare bench-optimizer setup clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -22,8 +22,13 @@ lint: setup ## Format check, lint and types
 docs: setup ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: setup ## Speed and memory of compare, as ratios in one run
+bench: bench-compare bench-optimizer ## Speed and memory, as ratios in one run
+
+bench-compare: setup ## That of compare
 	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
+
+bench-optimizer: setup ## That of SparseAdamW
+	$(PYTHON) -m benchmarks.optimizer $(BENCH_OPTIMIZER_ARGS)
 
 setup: $(VENV)/.ready
 

@@ -19,14 +19,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -35,6 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import trimtab
+from benchmarks.provenance import provenance
 
 HIDDEN, INTERMEDIATE, VOCABULARY = 1024, 2816, 32000
 BLOCK = 1 << 23
@@ -255,28 +254,6 @@ def start_up(folder: Path, rounds: int) -> dict[str, float]:
     }
 
 
-def provenance() -> dict[str, Any]:
-    """What the figures were measured with."""
-    processor = next(_processor_names(), platform.processor())
-    return {
-        "trimtab_version": trimtab.__version__,
-        "numpy_version": np.__version__,
-        "python_version": platform.python_version(),
-        "processor": processor,
-        "processors": os.cpu_count(),
-        "device": "cpu",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "load_before": os.getloadavg()[0],
-    }
-
-
-def _processor_names() -> Iterator[str]:
-    path = Path("/proc/cpuinfo")
-    for line in path.read_text().splitlines() if path.exists() else ():
-        if line.startswith("model name"):
-            yield line.split(":", 1)[1].strip()
-
-
 def main() -> None:
     """Run everything and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -285,7 +262,7 @@ def main() -> None:
     parser.add_argument("--large", type=float, default=8.0, help="size of each file for memory")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     options = parser.parse_args()
-    report: dict[str, Any] = {"provenance": provenance()}
+    report: dict[str, Any] = {"provenance": provenance("numpy")}
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as name:
         folder = Path(name)
         report["start_up"] = start_up(folder, options.rounds)

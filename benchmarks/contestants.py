@@ -99,6 +99,7 @@ class Contestant(ABC):
         hook_seconds: What hooks of the optimizer took of all backward passes so far.
         step_seconds: What clipping and torch's fused step took of all calls of `optimize` so far,
             where that is less than all.
+        num_bytes_kept: Bytes that the optimizer says it keeps between steps; 0 if it does not say.
     """
 
     def __init__(self, model: nn.Module, num_trained: int) -> None:
@@ -106,6 +107,7 @@ class Contestant(ABC):
         self.num_trained = num_trained
         self.hook_seconds = 0.0
         self.step_seconds = 0.0
+        self.num_bytes_kept = 0
 
     @abstractmethod
     def optimize(self) -> None:
@@ -194,6 +196,8 @@ class Sparse(Contestant):
             state_dtype=state_dtype,
         )
         self._hook(self._stop)
+        told = self.optimizer.describe()
+        self.num_bytes_kept = sum(told[f"{of}_bytes"] for of in ("index", "gradient", "state"))
 
     def optimize(self) -> None:
         """See `Contestant`."""

@@ -16,16 +16,18 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any, get_args
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +55,9 @@ DENSITIES = (0.05, 0.2)
 RISING_DENSITIES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 THREADS = (1, 2)
 STEPS = 3
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
+"""Environment in which glibc gives every block of at least 128 KiB back when it is freed."""
+
 WAYS: tuple[Kept, ...] = get_args(Kept)
 
 MaskFiles = Mapping[float, Path]
@@ -85,11 +90,11 @@ def measure_peak(name: str, mask_file: Path | None, kept: Kept | None = None) ->
     makes of it, its state, gradients, activations.
 
     Returns:
-        What the model added to the process, which should be the size of its weights, and how far
-        above that the process was at most, while the optimizer was made and during three steps. In
-        bytes.
+        What the model added to the process, which should be the size of its weights; how far above
+        that the process was at most, while the optimizer was made and during three steps; what the
+        optimizer says that it keeps, if it does. In bytes.
     """
-    torch.set_num_threads(THREADS[-1])
+    torch.set_num_threads(THREADS[0])
     sequence = tokens()
     with forced(kept) if kept else nullcontext():
         small = make_model(SMALL)
@@ -113,19 +118,33 @@ def measure_peak(name: str, mask_file: Path | None, kept: Kept | None = None) ->
         "model": with_model - without_model,
         "making": peak_made - with_model,
         "steps": peak_resident() - with_model,
+        "kept": contestant.num_bytes_kept,
     }
+
+
+def measure_peak_in_use(*args: Any) -> int:
+    """The same during the steps, with an allocator that gives large blocks back when freed.
+
+    Otherwise it keeps much of that for later, in pieces that may never be used.
+    """
+    with patch.dict(os.environ, GIVE_BACK):
+        return in_own_process(measure_peak, *args)["steps"]
 
 
 def memory(masks: MaskFiles, rounds: int) -> dict[str, Any]:
     """Peaks of all contestants, by density."""
 
-    def peaks(names: Mapping[str, Any], mask: Path | None) -> dict[str, dict[str, int]]:
-        return {name: in_own_process(measure_peak, name, mask) for name in names}
+    def peaks(names: Iterable[str], mask: Path | None) -> dict[str, dict[str, int]]:
+        return {
+            name: {
+                **in_own_process(measure_peak, name, mask),
+                "in_use": measure_peak_in_use(name, mask),
+            }
+            for name in names
+        }
 
-    return {
-        "100%": peaks(BASELINES, None),
-        **{f"{density:.0%}": peaks(MASKED, masks[density]) for density in DENSITIES},
-    }
+    by_density = {f"{density:.0%}": peaks(MASKED, masks[density]) for density in DENSITIES}
+    return {"by_density": {"100%": peaks(BASELINES, None), **by_density}}
 
 
 def time_contestants(mask_file: Path, threads: int, rounds: int) -> dict[str, Phases]:
@@ -192,12 +211,17 @@ def median_ratio(ours: list[float], theirs: list[float]) -> float:
 
 def speed(masks: MaskFiles, rounds: int) -> dict[str, Any]:
     """Times of all contestants, by number of threads and density."""
-    result: dict[str, Any] = {"rounds": rounds}
-    for threads in THREADS:
-        for density in DENSITIES:
-            seconds = in_own_process(time_contestants, masks[density], threads, rounds)
-            result.setdefault(thread_label(threads), {})[f"{density:.0%}"] = compared(seconds)
-    return result
+
+    def times(threads: int, density: float) -> dict[str, dict[str, float]]:
+        return compared(in_own_process(time_contestants, masks[density], threads, rounds))
+
+    return {
+        "rounds": rounds,
+        "by_threads": {
+            str(threads): {f"{density:.0%}": times(threads, density) for density in DENSITIES}
+            for threads in THREADS
+        },
+    }
 
 
 def time_ways(mask_file: Path, rounds: int) -> dict[str, dict[Kept, list[float]]]:
@@ -211,38 +235,38 @@ def time_ways(mask_file: Path, rounds: int) -> dict[str, dict[Kept, list[float]]
     seconds: dict[str, dict[Kept, list[float]]] = {}
     for threads in THREADS:
         torch.set_num_threads(threads)
-        of = seconds[thread_label(threads)] = {kept: [] for kept in WAYS}
+        times = seconds[str(threads)] = {kept: [] for kept in WAYS}
         for number in range(1 + rounds):
             for kept, contestant in contestants.items():
-                for parameter, gradient in zip(
-                    contestant.model.parameters(), gradients, strict=True
-                ):
+                parameters = contestant.model.parameters()
+                for parameter, gradient in zip(parameters, gradients, strict=True):
                     parameter.grad = gradient
                 started = perf_counter()
                 contestant.optimize()
                 if number:
-                    of[kept].append(perf_counter() - started)
+                    times[kept].append(perf_counter() - started)
     return seconds
 
 
 def threshold(masks: MaskFiles, rounds: int) -> dict[str, Any]:
-    """Seconds and peak memory of both ways, by density."""
-    result: dict[str, Any] = {"rounds": rounds, "dense_above": DENSE_ABOVE}
-    for density in RISING_DENSITIES:
-        file = masks[density]
-        part: dict[str, Any] = {
-            "peak": {kept: in_own_process(measure_peak, "SparseAdamW", file, kept) for kept in WAYS}
+    """Peak memory and seconds of both ways, by density."""
+
+    def both(mask: Path) -> dict[str, Any]:
+        seconds = in_own_process(time_ways, mask, rounds)
+        return {
+            "in_use": {kept: measure_peak_in_use("SparseAdamW", mask, kept) for kept in WAYS},
+            "seconds": {
+                threads: {kept: median(values) for kept, values in times.items()}
+                for threads, times in seconds.items()
+            },
+            "compact / dense": {
+                threads: median_ratio(times["compact"], times["dense"])
+                for threads, times in seconds.items()
+            },
         }
-        for label, seconds in in_own_process(time_ways, file, rounds).items():
-            part[label] = {kept: median(values) for kept, values in seconds.items()}
-            part[label]["ratio"] = median_ratio(seconds["compact"], seconds["dense"])
-        result[f"{density:.0%}"] = part
-    return result
 
-
-def thread_label(threads: int) -> str:
-    """How the result says with how many threads."""
-    return f"{threads} thread{'s' * (threads > 1)}"
+    by_density = {f"{density:.0%}": both(masks[density]) for density in RISING_DENSITIES}
+    return {"rounds": rounds, "dense_above": DENSE_ABOVE, "by_density": by_density}
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.report.factory import make_comparison, make_demo
+from tests.report.factory import make_comparison, make_demo, with_masked
 from tests.report.identity_factory import make_identity
 from tests.report.page import Page
 from tests.report.test_html import HOSTILE, hostile_comparison
@@ -91,6 +91,12 @@ def test_every_chart_of_a_demo_is_drawn(browse: Browse) -> None:
         name: make_comparison(2, seed, analysed=True) for seed, name in enumerate(("grpo", "sft"))
     }
     assert drawn(browse(render_demo_html(make_demo(), comparisons))) == ["drawn"] * 10
+
+
+def test_every_chart_of_a_demo_with_a_mask_is_drawn(browse: Browse) -> None:
+    comparisons = {name: make_comparison(2, analysed=True) for name in ("grpo", "sft")}
+    demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity()}
+    assert drawn(browse(render_demo_html(demo, comparisons, checks))) == ["drawn"] * 11
 
 
 def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:

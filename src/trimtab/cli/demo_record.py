@@ -79,7 +79,7 @@ def demo_record(run: DemoRun) -> DemoRecord:
 
 def _arm(run: DemoRun, name: str, arm: ArmResult) -> dict[str, Any]:
     measure = MEASURES[arm.algorithm]
-    settings = {**arm.record["settings"]}
+    settings = {key: of for key, of in arm.record["settings"].items() if of is not None}
     if "mask" in settings:
         settings["mask"] = f"{settings['mask'][:8]}…"  # a table has no room for whole digests
     told: dict[str, Any] = {

@@ -164,17 +164,16 @@ def train_demo(
         bars = progress or stack.enter_context(progress_bars())
         run = _Run(out, recipe, split.heldout, bars)
         origin = run.base(make_base)
-        for arm in demo_arms(
-            recipe, controls=True
-        ):  # also if it is not asked for: `out` is one run
-            if arm.mask is None:  # the others wait for what GRPO changes
+        # Also of arms that are not asked for: `out` is one run. Those in a mask wait for it.
+        for arm in demo_arms(recipe, controls=True):
+            if arm.mask is None:
                 run.check(arm, origin)
         before = run.evaluation("base", origin)
         results = {}
         masks: dict[str, Mask] = {}
         for arm in wanted:
             if arm.mask is not None and not masks:
-                masks = run.masks([arm.mask for arm in wanted if arm.mask is not None])
+                masks = run.masks([other.mask for other in wanted if other.mask is not None])
             mask = None if arm.mask is None else masks[arm.mask]
             record = run.arm(arm, origin, mask)
             results[arm.name] = ArmResult(

@@ -92,3 +92,11 @@ def test_models_that_cannot_be_used(base: Base, tmp_path: Path) -> None:
     (folder / "config.json").unlink()
     with pytest.raises(CheckpointError, match="no causal language model"):
         open_base(str(folder), tmp_path)
+
+
+def test_model_without_a_tokenizer(base: Base, tmp_path: Path) -> None:
+    folder = stored_as(base[0], tmp_path / "m", "bfloat16")
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    with pytest.raises(CheckpointError, match="its tokenizer cannot be loaded"):
+        open_base(str(folder), tmp_path)

@@ -140,7 +140,9 @@ def test_without_a_mask_everything_is_trained_by_torch(base: Base, tmp_path: Pat
 
 def test_fp32_weights_are_saved_as_the_base_is_stored(base: Base, tmp_path: Path) -> None:
     values = content("sft", base[0], dtype="fp32", trainer={"bf16": True})
-    precision = train(write(tmp_path, values))["precision"]
+    result = train(write(tmp_path, values))
+    precision = result["precision"]
+    assert result["optimizer"]["master"] == {"float32": "none"}
     assert precision["weights"] == "float32"
     assert precision["compute"] == "bfloat16 autocast"
     assert precision["saved"] == "BF16"

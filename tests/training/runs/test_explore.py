@@ -75,7 +75,7 @@ def test_nothing_is_left_of_the_exploration(finished: Any) -> None:
     assert names == {"model", "mask.safetensors", "resolved.json", "result.json"}
 
 
-@pytest.mark.parametrize("stops", [(1,), (3,), (4,), (5,), (1, 1, 1, 1)])
+@pytest.mark.parametrize("stops", [(4,), (5,), (1, 1, 1, 1)])
 def test_a_run_stopped_in_any_phase_ends_in_the_same_weights(
     finished: Any, base: Base, tmp_path: Path, stops: tuple[int, ...]
 ) -> None:

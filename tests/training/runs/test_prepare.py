@@ -105,6 +105,14 @@ def test_column_that_the_reward_needs(tmp_path: Path, base: Base) -> None:
     assert prepared(tmp_path, base, "grpo", reward={"kind": "exact"}).reward is not None
 
 
+def test_messages_need_a_chat_template(tmp_path: Path, base: Base) -> None:
+    path = write(tmp_path, content("sft", base[0], data={"file": "chat.jsonl"}))
+    said = [{"role": "user", "content": "1"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"prompt": said, "completion": said}))
+    with pytest.raises(SettingsError, match=r"messages, and the tokenizer of .* has no chat"):
+        prepare(RunFile.read(path))
+
+
 def test_one_process_only(tmp_path: Path, base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SettingsError, match="one process, and WORLD_SIZE is 2"):

@@ -6,13 +6,13 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from trimtab.checkpoints.messages import first_few
-from trimtab.errors import OptimizerError, SettingsError
+from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
 from trimtab.training.optimizers.base_check import check_mask
 from trimtab.training.optimizers.binding import Collector, bind
@@ -49,18 +49,13 @@ from trimtab.training.optimizers.saved_sharded import (
     export_vectors,
     hashes,
 )
+from trimtab.training.optimizers.settings import check_settings
 from trimtab.training.optimizers.sharding import as_sharded, box_of, local
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["SparseOptimizer", "Vectors"]
-
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "clip_by": ("masked", "full"),
-    "master": (None, *get_args(Master)),
-    "nonfinite": ("raise", "skip"),
-}
 
 
 @dataclass(frozen=True)
@@ -151,7 +146,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         no_decay: Callable[[str], bool] | None,
         process_group: ProcessGroup | None,
     ) -> None:
-        _check_settings(
+        check_settings(
             {"lr": defaults["lr"], "weight_decay": defaults["weight_decay"]},
             max_grad_norm,
             {"clip_by": clip_by, "master": master, "nonfinite": nonfinite},
@@ -588,27 +583,3 @@ def _groups(
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _check_settings(
-    not_negative: dict[str, Any],
-    max_grad_norm: float | None,
-    choices: dict[str, str | None],
-    state_dtype: torch.dtype,
-) -> None:
-    problems = [
-        f"{name} must not be negative, as {value} is"
-        for name, value in not_negative.items()
-        if not value >= 0.0
-    ]
-    if max_grad_norm is not None and not max_grad_norm > 0.0:
-        problems.append(f"max_grad_norm must be above 0, or None to not clip, not {max_grad_norm}")
-    problems += [
-        f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}, not {value!r}"
-        for name, value in choices.items()
-        if value not in CHOICES[name]
-    ]
-    if state_dtype not in (torch.float32, torch.bfloat16):
-        problems.append(f"state_dtype must be torch.float32 or torch.bfloat16, not {state_dtype}")
-    if problems:
-        raise SettingsError("; ".join(problems))

@@ -31,12 +31,14 @@ class BaseModel:
         record: What is recorded of it, with one hash over all its tensors.
         tensors: Name -> dtype and hash of each stored tensor.
         shapes: Name -> shape of each parameter of the model made from it, tied ones once.
+        has_chat_template: Whether its tokenizer can write messages as text.
     """
 
     folder: Path
     record: CheckpointRecord
     tensors: Mapping[str, BaseTensor]
     shapes: Mapping[str, tuple[int, ...]]
+    has_chat_template: bool
 
     def training_dtype(self, asked: str | None) -> str:
         """The dtype to train in: by default the stored one, and never one that loses bits.
@@ -93,7 +95,8 @@ def open_base(model: str, folder: Path) -> BaseModel:
             f"model: {record.id} is stored in {' and '.join(floats)}: weights are trained in bf16 "
             "or fp32; save the model in one of them first"
         )
-    return BaseModel(where, record, tensors, _parameter_shapes(where))
+    shapes, has_chat_template = _parameter_shapes(where), _has_chat_template(where)
+    return BaseModel(where, record, tensors, shapes, has_chat_template)
 
 
 def _fetch_the_rest(checkpoint: Checkpoint) -> None:
@@ -119,3 +122,16 @@ def _parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             f"{str(error).partition(chr(10))[0]}"
         ) from error
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _has_chat_template(folder: Path) -> bool:
+    """Look at the tokenizer, and that there is one."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(
+            f"model: {folder}: its tokenizer cannot be loaded: {str(error).partition(chr(10))[0]}"
+        ) from error
+    return bool(tokenizer.chat_template)

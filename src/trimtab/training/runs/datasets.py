@@ -41,6 +41,11 @@ class Rows:
     digest: str
     ends_with_line: bool = False
 
+    @property
+    def has_messages(self) -> bool:
+        """Whether its texts are lists of messages."""
+        return isinstance(self.rows[0]["prompt"], list)
+
     def describe(self) -> dict[str, Any]:
         """What is recorded of the data."""
         return {

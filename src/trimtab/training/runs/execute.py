@@ -88,18 +88,19 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
                 raise KeyboardInterrupt
     trained = perf_counter()
     peak_memory = peak.read()
-    precision = _precision(run, trainer)
+    # Both are read from tensors that saving rounds to the dtypes of the base.
+    precision, optimizer = _precision(run, trainer), _optimizer(run, training)
     shutil.rmtree(run.output / MODEL, ignore_errors=True)  # left by a call that ended just here
     with new_folder(run.output / MODEL) as draft:
-        _save(trainer.model, run.base, draft)
         if training is not None:
             write_beside_weights(draft, training.mask, training.describe())
+        _save(trainer.model, run.base, draft)
     result = {
         **{key: resolved[key] for key in ("format", "format_version")},
         "steps": trainer.state.global_step,
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
         "precision": precision,
-        "optimizer": _optimizer(run, training),
+        "optimizer": optimizer,
         "update": _update(run),
         "peak_memory": peak_memory,
         "history": [log for log in trainer.state.log_history if "loss" in log],

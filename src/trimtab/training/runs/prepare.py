@@ -151,6 +151,11 @@ def prepare(file: RunFile) -> PreparedRun:
     if base is not None:
         dtype = problems.result(lambda: base.training_dtype(file.dtype)) or ""
         mask = problems.result(lambda: _mask(file, base))
+        if rows is not None and rows.has_messages and not base.has_chat_template:
+            problems.add(
+                f"data.file has messages, and the tokenizer of {base.record.id} has no chat "
+                "template: write prompts as text, or take a model with one"
+            )
     problems.raise_if_any(file.path)
     assert base is not None and rows is not None
     return PreparedRun(file, output, algorithm, base, dtype, rows, reward, args, mask)
@@ -168,6 +173,9 @@ class _Problems:
             yield
         except TrimtabError as error:
             self._errors.append(error)
+
+    def add(self, problem: str) -> None:
+        self._errors.append(SettingsError(problem))
 
     def result(self, function: Callable[[], Any]) -> Any:
         """What a function returns; None if it fails."""

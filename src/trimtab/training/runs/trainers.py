@@ -7,6 +7,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+from trimtab.errors import SettingsError, TrimtabError
 from trimtab.masks import Mask
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.progress import Stage
@@ -38,7 +39,12 @@ def build_trainer(
     model = AutoModelForCausalLM.from_pretrained(run.base.folder, dtype=DTYPES[run.dtype])
     args = copy(run.args)  # `train_only` and the Trainer write to it
     args.output_dir = str(work)
-    trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
+    try:
+        trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
+    except TrimtabError:
+        raise
+    except ValueError as error:
+        raise SettingsError(f"{run.algorithm.trainer}: {' '.join(str(error).split())}") from error
     trainer.remove_callback(PrinterCallback)
     if mask is None:
         return trainer, None

@@ -1,0 +1,202 @@
+"""Tables of `docs/benchmarks.md` drawn from the result of `benchmarks/optimizer.py`.
+
+Like the functions of `docs.generated`, those here print Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from docs.generated import rows
+
+__all__ = ["bytes_per_parameter", "measured", "memory", "speed", "targets", "threshold"]
+
+Report = Mapping[str, Any]
+
+OURS = "SparseAdamW"
+REFERENCE = "masked dense AdamW, fp32 masters"
+UNIT, UNIT_FP32 = "dense AdamW, bf16", "dense AdamW, fp32 masters"
+
+PER_ELEMENT = {OURS: 18, f"{OURS}, fp32 masters": 20, f"{OURS}, bf16 states": 14}
+"""Bytes that each selected element costs: position and gradient 4 each, means 4 or 2 each, and a
+16-bit remainder or an fp32 master."""
+
+MEMORY_TARGETS = {"5%": 0.10, "20%": 0.28}
+PHASE_TARGETS = {"5%": 0.35, "20%": 0.90}
+"""Density -> the ratio that was asked of `SparseAdamW` before it was measured."""
+
+
+def measured(report: Report | None) -> None:
+    """What was measured with what."""
+    if report is None:
+        return
+    for part in ("memory", "speed", "threshold"):
+        told = report[part]["provenance"]
+        print(
+            f"- {part}: {told['date'][:10]}, trimtab {told['trimtab_version']}, torch "
+            f"{told['torch_version']}, PEFT {told['peft_version']}, {told['processor']}, "
+            f"{told['processors']} processors; load before: {told['load_before']:.2f}"
+        )
+    model = report["model"]
+    print(
+        f"\nThe model has {model['num_elements']:,} parameters in {model['num_hidden_layers']} "
+        f"layers of width {model['hidden_size']}; its largest tensor has "
+        f"{model['largest_tensor']:,}. The sequence has {model['sequence']} tokens."
+    )
+
+
+def targets(report: Report | None) -> None:
+    """What was asked, what came out, and whether that is enough."""
+    if report is None:
+        return
+    by_threads = report["speed"]["by_threads"]
+
+    def figures() -> Iterator[tuple[str, str, float, float]]:
+        for density, limit in MEMORY_TARGETS.items():
+            yield (
+                "peak above the weights",
+                density,
+                limit,
+                _over_reference(report, density, "steps"),
+            )
+        for threads, times in by_threads.items():
+            for density, limit in PHASE_TARGETS.items():
+                figure = times[density][OURS][f"optimizer / {UNIT}"]
+                yield f"optimizer phase, {_threads(threads)}", density, limit, figure
+        for threads, times in by_threads.items():
+            for density, part in times.items():
+                yield (
+                    f"whole step, {_threads(threads)}",
+                    density,
+                    1.0,
+                    part[OURS][f"whole / {UNIT}"],
+                )
+
+    rows(
+        ["ratio", "density", "asked", "measured", "met"],
+        (
+            [what, density, f"≤ {limit:.2f}", f"{figure:.3f}", "yes" if figure <= limit else "no"]
+            for what, density, limit, figure in figures()
+        ),
+    )
+
+
+def memory(report: Report | None) -> None:
+    """Peaks of every contestant."""
+    if report is None:
+        return
+
+    def line(density: str, name: str, peaks: Mapping[str, int]) -> list[str]:
+        def ratio(key: str) -> str:
+            masked = density != "100%"
+            return f"{_over_reference(report, density, key, name):.3f}" if masked else ""
+
+        return [
+            density,
+            name,
+            f"{peaks['num_trained'] / 1e6:.2f} M",
+            _megabytes(peaks["making"]),
+            _megabytes(peaks["steps"]),
+            ratio("steps"),
+            _megabytes(peaks["in_use"]),
+            ratio("in_use"),
+        ]
+
+    rows(
+        ["density", "", "trained", "making it", "3 steps", "ratio", "3 steps, in use", "ratio"],
+        (
+            line(density, name, peaks)
+            for density, part in report["memory"]["by_density"].items()
+            for name, peaks in part.items()
+        ),
+    )
+
+
+def bytes_per_parameter(report: Report | None) -> None:
+    """The measured bytes of `SparseAdamW` beside the formula."""
+    if report is None:
+        return
+    num_elements = report["model"]["num_elements"]
+    gradient = 2 * report["model"]["largest_tensor"] / num_elements
+
+    def line(density: str, name: str, peaks: Mapping[str, int]) -> list[str]:
+        formula = 2 + PER_ELEMENT[name] * peaks["num_trained"] / num_elements + gradient
+        return [
+            density,
+            name,
+            f"2 + {PER_ELEMENT[name]} d + {gradient:.2f} = {formula:.2f}",
+            *(f"{2 + peaks[key] / num_elements:.2f}" for key in ("kept", "in_use", "steps")),
+        ]
+
+    rows(
+        ["density", "", "formula", "weights and what is kept", "peak in use", "peak"],
+        (
+            line(density, name, peaks)
+            for density, part in report["memory"]["by_density"].items()
+            for name, peaks in part.items()
+            if name in PER_ELEMENT
+        ),
+    )
+
+
+def speed(report: Report | None) -> None:
+    """Times of every contestant."""
+    if report is None:
+        return
+    phases = {"forward": "forward", "backward": "backward", "hooks": "hooks"}
+    phases |= {"optimizer": "optimizer phase", "whole": "whole step"}
+    ratios = {f"optimizer / {UNIT}": "phase ÷ bf16 step"}
+    ratios |= {f"optimizer / {UNIT_FP32}": "phase ÷ fp32 step", f"whole / {UNIT}": "whole ÷ dense"}
+    for threads, times in report["speed"]["by_threads"].items():
+        for density, part in times.items():
+            print(f"{_threads(threads).capitalize()}, {density}:\n")
+            rows(
+                ["", *phases.values(), *ratios.values()],
+                (
+                    [
+                        name,
+                        *(f"{1e3 * figures[phase]:.0f} ms" for phase in phases),
+                        *(f"{figures[ratio]:.2f}" for ratio in ratios),
+                    ]
+                    for name, figures in part.items()
+                ),
+            )
+            print()
+
+
+def threshold(report: Report | None) -> None:
+    """Compact and dense by density."""
+    if report is None:
+        return
+    by_density = report["threshold"]["by_density"]
+    threads = next(iter(by_density.values()))["compact / dense"]
+
+    def line(density: str, part: Mapping[str, Any]) -> list[str]:
+        compact, dense = (part["in_use"][kept] for kept in ("compact", "dense"))
+        return [
+            density,
+            _megabytes(compact),
+            _megabytes(dense),
+            f"{compact / dense:.2f}",
+            *(f"{ratio:.2f}" for ratio in part["compact / dense"].values()),
+        ]
+
+    rows(
+        ["density", "compact", "dense", "memory", *(f"time, {_threads(of)}" for of in threads)],
+        (line(density, part) for density, part in by_density.items()),
+    )
+
+
+def _threads(number: str) -> str:
+    return "one thread" if number == "1" else f"{number} threads"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:.0f} MB"
+
+
+def _over_reference(report: Report, density: str, key: str, name: str = OURS) -> float:
+    """A peak as a share of that of the reference at the same density."""
+    peaks = report["memory"]["by_density"][density]
+    return peaks[name][key] / peaks[REFERENCE][key]
