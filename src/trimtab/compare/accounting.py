@@ -12,6 +12,7 @@ from trimtab.compare.result import Coverage
 
 __all__ = ["coverage_of"]
 
+
 def coverage_of(
     base: Checkpoint,
     tuned: Checkpoint,

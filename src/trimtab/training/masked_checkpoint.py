@@ -34,7 +34,12 @@ def write_beside_weights(folder: Path, mask: Mask, record: Mapping[str, Any]) ->
         record: Plain data for JSON; `settings` is what `check_same_run` compares.
     """
     mask.save(folder / MASK_FILE, force=True)
-    content = {"format": FORMAT, "format_version": FORMAT_VERSION, "mask": _describe(mask), **record}
+    content = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "mask": _describe(mask),
+        **record,
+    }
     write_json(folder / RECORD_FILE, content)
 
 
