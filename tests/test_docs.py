@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import pytest
-from docs import generated
+from docs import generated, generated_optimizer
 
 import trimtab
 from trimtab import errors
@@ -202,6 +202,49 @@ def test_a_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| trimtab, 2 threads, median | 0.30 s | 0.30 s |" in text
     assert "| the same of reading | 1.90 × | 1.90 × |" in text
     assert "| peak resident memory of that comparison | 250 MB |" in text
+
+
+def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    told: dict[str, Any] = {"trimtab_version": "0.1.0", "torch_version": "2.13"}
+    told |= {
+        "peft_version": "0.21",
+        "processor": "a processor",
+        "processors": 2,
+        "load_before": 0.5,
+    }
+    provenance = {"provenance": told | {"date": "2026-11-21T12:00:00+00:00"}}
+    reference = {"num_trained": 50, "making": 0, "steps": 1600e6, "in_use": 1500e6, "kept": 0}
+    ours = {"num_trained": 50, "making": 9e6, "steps": 152e6, "in_use": 150e6, "kept": 900}
+    of_density = {"masked dense AdamW, fp32 masters": reference, "SparseAdamW": ours}
+    times = dict.fromkeys(("forward", "backward", "hooks", "optimizer", "whole"), 0.01)
+    times |= {"optimizer / dense AdamW, bf16": 0.36, "optimizer / dense AdamW, fp32 masters": 0.2}
+    times |= {"whole / dense AdamW, bf16": 0.875}
+    by_density = {density: {"SparseAdamW": times} for density in ("5%", "20%")}
+    way = {"in_use": {"compact": 90e6, "dense": 100e6}, "compact / dense": {"1": 1.25, "2": 0.75}}
+    report = {
+        "model": {
+            "num_elements": 1000,
+            "num_hidden_layers": 2,
+            "hidden_size": 8,
+            "largest_tensor": 200,
+            "sequence": 64,
+        },
+        "memory": provenance
+        | {"processes": 3, "by_density": dict.fromkeys(("5%", "20%"), of_density)},
+        "speed": provenance | {"rounds": 9, "by_threads": {"1": by_density, "2": by_density}},
+        "threshold": provenance | {"rounds": 9, "dense_above": 0.8, "by_density": {"60%": way}},
+    }
+    for draw in generated_optimizer.__all__:
+        getattr(generated_optimizer, draw)(report)
+    text = capsys.readouterr().out
+    assert "| peak above the weights | 5% | ≤ 0.10 | 0.095 | yes |" in text
+    assert "| optimizer phase, one thread | 5% | ≤ 0.35 | 0.360 | no |" in text
+    assert "| whole step, 2 threads | 20% | ≤ 1.00 | 0.875 | yes |" in text
+    assert "| 5% | SparseAdamW | 0.00 M | 9 MB | 152 MB | 0.095 | 150 MB | 0.100 |" in text
+    assert "| 5% | SparseAdamW | 2 + 18 d + 0.40 = 3.30 | 2.90 |" in text
+    assert "| SparseAdamW | 10 ms | 10 ms | 10 ms | 10 ms | 10 ms | 0.36 | 0.20 | 0.88 |" in text
+    assert "| 60% | 90 MB | 100 MB | 0.90 | 1.25 | 0.75 |" in text
+    assert "trimtab 0.1.0, torch 2.13, PEFT 0.21, a processor" in text
 
 
 def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:

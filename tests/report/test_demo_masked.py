@@ -36,7 +36,6 @@ def test_page_sets_a_masked_run_beside_the_full_one() -> None:
     assert full == {
         "run": "grpo",
         "greedy": "81.0 % ± 8.6",
-        "sampled": "54.8 % ± 5.4",
         "trained": "1,000,000",
         "changed": f"{num_changed:,}",
         **dict.fromkeys(("SUB = FULL", "BASE = FULL", "cosine", "same answers"), "–"),
@@ -88,7 +87,7 @@ def test_terminal_has_the_same_figures_as_far_as_they_fit(width: int) -> None:
     _, _, block = text.partition("Training only the mask: ")
     title, table = block.split("\nrun ", 1)
     heading, full, mask, *notes = table.splitlines()
-    assert title.startswith(f"{check.mask.num_selected:,} of {check.mask.num_elements:,} (")
+    assert title.startswith(f"{check.mask.num_selected:,} of {check.mask.num_elements:,}")
     assert full.split()[0] == "grpo"
     assert mask.split()[0] == "mask"
     assert sub_share(check.total.inside) in mask

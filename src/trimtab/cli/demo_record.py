@@ -42,8 +42,8 @@ ON_SAMPLES = (
     "controls."
 )
 ON_CONTROLS = (
-    "Whether it matters which weights are trained, only controls can tell: `trimtab demo "
-    "--controls` adds them."
+    "Whether it matters which weights are trained, only controls can tell: “trimtab demo "
+    "--controls” adds them."
 )
 
 

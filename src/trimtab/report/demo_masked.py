@@ -35,7 +35,6 @@ def only_the_mask(
     shown = {
         "run": labels,
         "greedy": [score_text(run["accuracy_greedy"]) for run in runs],
-        "sampled": [score_text(run["accuracy_sampled"]) for run in runs],
         **columns,
     }
     headings: list[Column] = [(title, "text" if title == "run" else "number") for title in shown]

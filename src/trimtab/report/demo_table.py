@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from shutil import get_terminal_size
 
 from trimtab.compare.result import Comparison
+from trimtab.elements.counts import percent
 from trimtab.masks.identity_result import Identity
 from trimtab.report.arms import Arm, kinds_in_order
 from trimtab.report.causes import random_walk_text
@@ -14,7 +15,7 @@ from trimtab.report.demo import DemoRecord, score_text
 from trimtab.report.demo_masked import mask_columns, mask_reading
 from trimtab.report.identity_wording import stray_sentence
 from trimtab.report.table import aligned
-from trimtab.report.wording import of_all, sparsity_text
+from trimtab.report.wording import sparsity_text
 
 __all__ = ["render_demo_table"]
 
@@ -73,7 +74,8 @@ def _masked(
             notes.append(f"{label}: {stray}")
     title = "Training only the mask"
     if check := next((of for label, of in identities.items() if label not in comparisons), None):
-        title += f": {of_all(check.mask.num_selected, check.mask.num_elements)} weights"
+        num, total = check.mask.num_selected, check.mask.num_elements
+        title += f": {num:,} of {total:,} weights ({percent(num, total)})"
     return [
         *textwrap.wrap(title, width),
         *lines,
