@@ -437,6 +437,7 @@ def _identities(checks: Mapping[str, Any], arms: Mapping[str, Any]) -> None:
         return [
             label,
             f"{optimizer['num_selected']:,}",
+            f"{total['all']['num_sub_moved']:,}",
             *(percent(num, inside["num_elements"]) for num in equal),
             cosine_text(total["all"]["cosine"]),
             f"{same['correct']} of {same['total']}",
@@ -447,6 +448,7 @@ def _identities(checks: Mapping[str, Any], arms: Mapping[str, Any]) -> None:
         [
             "beside GRPO",
             "weights trained",
+            "changed when saved",
             "equal inside the mask",
             "the same of the base",
             "cosine of the updates",

@@ -256,7 +256,7 @@ def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     }
     group = {"num_elements": 1000, "num_changed": {"bits": 1}}
     inside = {"num_elements": 8, "num_sub_equal": {"bits": 6}, "num_base_equal": {"bits": 0}}
-    total = {"inside": inside, "all": {"cosine": 0.75}}
+    total = {"inside": inside, "all": {"cosine": 0.75, "num_sub_moved": 96}}
     generated.demo(
         {
             "before": scores,
@@ -283,4 +283,4 @@ def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     assert "| GRPO | 25.0 % ± 12.5 | 25.0 % ± 6.2 | 1,920 | 300 s |" in text
     assert "| GRPO mask | 25.0 % ± 12.5 |" in text
     assert "| `norm` | 99.90 % |" in text
-    assert "| GRPO mask | 100 | 75.00 % | 0 % | 0.7500 | 30 of 32 | 12 MB |" in text
+    assert "| GRPO mask | 100 | 96 | 75.00 % | 0 % | 0.7500 | 30 of 32 | 12 MB |" in text

@@ -65,6 +65,7 @@ def test_controls_stand_beside_it(
     for label in runs:
         assert f"after {label}" in printed
     assert "trimtab demo --controls" not in printed
+    assert "one that is matched by size" in " ".join(printed.split())
     told = json.loads((out / "demo.json").read_text("utf-8"))
     assert list(told["comparisons"]) == ["GRPO", "SFT", "GRPO seed 1"]
     assert list(told["identities"]) == runs[1:]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab.report.demo import DemoRecord, Score
     from trimtab.training.demo import ArmResult, DemoRun
-    from trimtab.training.evaluation import Evaluation
+    from trimtab.training.evaluation.answers import Answers
 
 __all__ = ["demo_record", "label_of"]
 
@@ -45,6 +45,12 @@ ON_CONTROLS = (
     "Whether it matters which weights are trained, only controls can tell: “trimtab demo "
     "--controls” adds them."
 )
+ON_RANDOM = (
+    "The random mask has as many weights in each tensor as that of GRPO, but they are larger: bf16 "
+    "cannot store a small step on a large weight, and saving rounds it away. “Changed” says what "
+    "was left. So this control cannot tell whether these weights matter or only that they are "
+    "small; one that is matched by size could."
+)
 
 
 def label_of(name: str) -> str:
@@ -70,7 +76,7 @@ def demo_record(run: DemoRun) -> DemoRecord:
         "full": LABELS["grpo"],
         "mask_notes": [
             ON_SAMPLES,
-            *([] if "grpo-random" in run.arms else [ON_CONTROLS]),
+            ON_RANDOM if "grpo-random" in run.arms else ON_CONTROLS,
         ],
     }
     demo: DemoRecord = record
@@ -83,7 +89,7 @@ def _arm(run: DemoRun, name: str, arm: ArmResult) -> dict[str, Any]:
     if "mask" in settings:
         settings["mask"] = f"{settings['mask'][:8]}…"  # a table has no room for whole digests
     told: dict[str, Any] = {
-        **_scores(arm.evaluation),
+        **_scores(arm.answers),
         "history": [{key: row[key] for key in ("step", measure)} for row in arm.record["history"]],
         "seconds": arm.record["seconds"]["train"],
         "loss_tokens": arm.num_loss_tokens,
@@ -96,17 +102,17 @@ def _arm(run: DemoRun, name: str, arm: ArmResult) -> dict[str, Any]:
     }
     if name not in ("grpo", "sft"):
         told["about"] = ABOUT.get(name, ABOUT_SEED)
-        told["same_answers"] = _same_answers(arm.evaluation, run.arms["grpo"].evaluation)
+        told["same_answers"] = _same_answers(arm.answers, run.arms["grpo"].answers)
     return told
 
 
-def _same_answers(evaluation: Evaluation, full: Evaluation) -> Score:
-    same = sum(a == b for a, b in zip(evaluation.greedy, full.greedy, strict=True))
+def _same_answers(answers: Answers, full: Answers) -> Score:
+    same = sum(a == b for a, b in zip(answers.greedy, full.greedy, strict=True))
     return {"correct": same, "total": full.num_questions}
 
 
-def _scores(evaluation: Evaluation) -> Mapping[str, Any]:
-    told = evaluation.to_dict()
+def _scores(answers: Answers) -> Mapping[str, Any]:
+    told = answers.to_dict()
     return {
         "accuracy_greedy": {
             "correct": told["num_greedy_correct"],
