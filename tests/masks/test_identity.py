@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, moved, save, save_sharded
 from trimtab.checkpoints import open_checkpoint, sources
+from trimtab.elements import scan
 from trimtab.elements.agreement import Agreement, SplitAgreement
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed
 from trimtab.elements.dtypes import DTYPES
@@ -28,7 +29,6 @@ from trimtab.errors import (
     TensorMismatchError,
 )
 from trimtab.masks import BaseTensor, Mask, extract_mask, identity_result
-from trimtab.masks import identity as engine_module
 from trimtab.masks.identity import identity
 from trimtab.masks.identity_result import Identity
 
@@ -277,7 +277,7 @@ def test_chunks_threads_and_scanner_do_not_matter(
     whole = identity(*paths, three.mask, threads=1)
     assert stable(identity(*paths, three.mask, threads=3)) == stable(whole)
     monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr(engine_module, "COMPILED_FROM", 0)
+    monkeypatch.setattr(scan, "COMPILED_FROM", 0)
     pieces = identity(*paths, three.mask)
     assert_close(stable(pieces), stable(whole))
 

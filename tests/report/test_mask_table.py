@@ -48,6 +48,39 @@ def test_an_extraction_in_words() -> None:
     assert gaps_text({"missing": []}) == ""
 
 
+def test_masks_that_runs_found_in_words() -> None:
+    moved = {
+        "step": "moved",
+        "criterion": "bits",
+        "base": "org/base",
+        "algorithm": "grpo",
+        "after_steps": 20,
+        "looks": [
+            {"after_steps": 10, "num_moved": 1234, "share_new": None},
+            {"after_steps": 20, "num_moved": 1500, "share_new": 0.25},
+        ],
+        "peak_memory": {"num_bytes": 3_210_999_999, "of": "resident memory"},
+    }
+    gradients = {
+        "step": "largest gradients",
+        "base": "org/base",
+        "algorithm": "sft",
+        "after_steps": 4,
+        "density": 0.1,
+        "peak_memory": None,
+    }
+    unknown = {"step": "new", "of": {"a": 1}, "share": 0.5}
+    mask = Mask.from_arrays({}, provenance={"steps": [moved, gradients, unknown]})
+    assert render_mask(mask).splitlines()[-3:] == [
+        "- moved: what 20 steps of grpo from org/base changed (criterion: bits); after step 10: "
+        "1,234 elements; after step 20: 1,500 elements, 25.00 % of them new; peak 3,210 MB of "
+        "resident memory",
+        "- largest gradients: where those of 4 steps of sft from org/base sum up to most, in "
+        "magnitude",
+        "- step new, of …, share 0.5",
+    ]
+
+
 def test_a_mask_without_provenance_or_tensors() -> None:
     text = render_mask(Mask.from_arrays({}))
     assert "How it was made" not in text
@@ -58,6 +91,13 @@ def test_strangers_cannot_move_the_cursor() -> None:
     steps: tuple[dict[str, object], ...] = (
         {"step": "extract", "base": "\x1b[2J", "tuned": None, "missing": 3, "criterion": []},
         {"step": "random", "of": "\x1b[2J", "seed": "\n"},
+        {
+            "step": "moved",
+            "base": "\x1b[2J",
+            "looks": [{"num_moved": "\udc80", "share_new": 1e300}, 3],
+            "algorithm": {},
+        },
+        {"step": "moved", "base": "\x1b[2J", "looks": 3, "peak_memory": {"num_bytes": []}},
         {"\x1b[2J": "\udc80"},
     )
     for step in steps:

@@ -1,6 +1,6 @@
 """Open a folder, a file or a hub id as lazy tensors; know what each tensor is by its name."""
 
-from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint, opened
 from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of, tied_names
 from trimtab.checkpoints.tensors import DataFile, StoredTensor
 
@@ -11,6 +11,7 @@ __all__ = [
     "StoredTensor",
     "TensorPart",
     "open_checkpoint",
+    "opened",
     "parts_of",
     "tied_names",
 ]

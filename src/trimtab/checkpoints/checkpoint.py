@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -18,7 +19,10 @@ from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
 from trimtab.checkpoints.torch_file import read_torch_file
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["Checkpoint", "open_checkpoint"]
+__all__ = ["Checkpoint", "open_checkpoint", "opened"]
+
+MOST_SHARED = 96
+"""Idle files that checkpoints read together keep open; systems allow a process 256 or more."""
 
 READERS: Mapping[str, Callable[[DataFile], list[StoredTensor]]] = {
     ".safetensors": read_safetensors,
@@ -83,13 +87,14 @@ class Checkpoint:
         return self.tensors.get(f"{name}_scale_inv")
 
 
-def open_checkpoint(ref: str | os.PathLike[str]) -> Checkpoint:
+def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None) -> Checkpoint:
     """Open a checkpoint; only headers are read.
 
     Args:
         ref: A folder, a `.safetensors` or `.bin` file, or a hub id `org/name` with an optional
             `@revision`. A path that exists wins over a hub id. Files of the hub are downloaded
             into its cache, or used from there.
+        pool: Keeps its files open; by default one of its own. Closing the checkpoint closes it.
 
     Raises:
         CheckpointNotFoundError: There is no such path, hub id or revision, or no network.
@@ -104,7 +109,7 @@ def open_checkpoint(ref: str | os.PathLike[str]) -> Checkpoint:
         raise
     except OSError as error:
         raise CheckpointError(f"{ref}: cannot be read ({error.strerror})") from error
-    pool = FilePool()
+    pool = pool or FilePool()
     try:
         tensors = _read_headers(weights, pool)
     except BaseException:
@@ -113,6 +118,25 @@ def open_checkpoint(ref: str | os.PathLike[str]) -> Checkpoint:
     tied = {**tied_names(tensors, config), **_shared(tensors)}
     stored = {name: tensor for name, tensor in tensors.items() if name not in tied}
     return Checkpoint(os.fspath(ref), revision, config, stored, tied, pool)
+
+
+@contextmanager
+def opened(*refs: str | os.PathLike[str] | Checkpoint) -> Iterator[tuple[Checkpoint, ...]]:
+    """Open those that are not open yet, for as long as the context lasts.
+
+    They share the files that are kept open, which are no more for a long series than for two.
+
+    Raises:
+        CheckpointError: One cannot be read; see `open_checkpoint`.
+    """
+    pool = FilePool(MOST_SHARED)
+    with ExitStack() as stack:
+        yield tuple(
+            ref
+            if isinstance(ref, Checkpoint)
+            else stack.enter_context(open_checkpoint(ref, pool=pool))
+            for ref in refs
+        )
 
 
 def _locate(ref: str | os.PathLike[str]) -> tuple[Path, str | None]:

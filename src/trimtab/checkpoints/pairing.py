@@ -67,6 +67,11 @@ class Pair:
     tuned_scale: BlockScale | None = None
     tied_to: str | None = None
 
+    @property
+    def stored(self) -> tuple[StoredTensor, StoredTensor]:
+        """As stored in base and in tuned."""
+        return self.base, self.tuned
+
 
 @dataclass(frozen=True, eq=False)
 class Pairing:

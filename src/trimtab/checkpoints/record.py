@@ -1,16 +1,19 @@
-"""What a checkpoint was, for the results that were computed from it."""
+"""What results say of their origin, and how a file of a result is known as one."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import xxhash
 
+import trimtab
 from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.errors import ResultFormatError
 
-__all__ = ["CheckpointRecord", "record_of"]
+__all__ = ["CheckpointRecord", "check_format", "made_now", "record_of"]
 
 
 @dataclass(frozen=True)
@@ -57,3 +60,35 @@ def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRe
         dtypes=dtypes,
         content_hash=hasher.hexdigest(),
     )
+
+
+def made_now(**more: Any) -> dict[str, Any]:
+    """Provenance of what was made just now, by no command, and what else there is to say of it."""
+    return {
+        "trimtab_version": trimtab.__version__,
+        "command": None,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **more,
+    }
+
+
+def check_format(data: Any, format: str, version: int, *, what: str, command: str) -> None:
+    """Check what the plain data of a result says it is.
+
+    Args:
+        data: As read from a file.
+        format: What its `format` must be.
+        version: What its `format_version` must be.
+        what: The result, in words: `comparison`.
+        command: What makes one.
+
+    Raises:
+        ResultFormatError: It is something else, or of another version.
+    """
+    if not isinstance(data, Mapping) or data.get("format") != format:
+        raise ResultFormatError(f"not a trimtab {what}: expected format {format!r}")
+    if data.get("format_version") != version:
+        raise ResultFormatError(
+            f"{what} of format version {data.get('format_version')!r}: this trimtab reads version "
+            f"{version}; run `{command}` again"
+        )

@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import os
 import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +21,10 @@ from numpy.typing import NDArray
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["DataFile", "FilePool", "StoredTensor"]
+__all__ = ["Counterparts", "DataFile", "FilePool", "Hashes", "StoredTensor"]
+
+Hashes = Sequence[Mapping[str, str]]
+"""Name -> xxh3-128 of every stored tensor, for each of several checkpoints."""
 
 
 class FilePool:
@@ -194,3 +199,15 @@ class StoredTensor:
         out: Bits = np.empty(self.shape, dtype=self.dtype.bits)
         self.read_into(0, out.reshape(-1).view(np.uint8))
         return out
+
+
+class Counterparts(Protocol):
+    """A tensor of the model, as each of several checkpoints has it."""
+
+    @property
+    def stored(self) -> tuple[StoredTensor, ...]:
+        """As stored, one in each checkpoint."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What is compared: the shape of all, or the rows that all have."""

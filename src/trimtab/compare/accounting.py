@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.pairing import Pair, Pairing, num_columns, num_rows
-from trimtab.checkpoints.tied import Hashes
+from trimtab.checkpoints.tensors import Hashes
 from trimtab.compare.result import Coverage
 
 __all__ = ["coverage_of"]
@@ -18,10 +18,19 @@ def coverage_of(
     tuned: Checkpoint,
     pairing: Pairing,
     kept: Sequence[Pair],
-    tied: Sequence[Mapping[str, Any]],
+    tied: Sequence[tuple[Pair, Pair]],
     hashes: Hashes,
 ) -> Coverage:
-    """Sort every stored element into compared, tied, missing, extra, mismatched or folded."""
+    """Sort every stored element into compared, tied, missing, extra, mismatched or folded.
+
+    Args:
+        base: Before training.
+        tuned: After training.
+        pairing: Of the two.
+        kept: The pairs that count.
+        tied: Pairs that do not, each before the one that it repeats.
+        hashes: Of all stored tensors.
+    """
 
     def alone(tensor: StoredTensor, side: int) -> dict[str, Any]:
         return {
@@ -44,6 +53,15 @@ def coverage_of(
             "tuned_hash": hashes[1][t.name],
         }
 
+    def repeated(pair: Pair, original: Pair) -> dict[str, Any]:
+        sides = (("base", base), ("tuned", tuned))
+        return {
+            "name": pair.name,
+            "tied_to": original.name,
+            "num_elements": pair.base.num_elements,
+            "stored_in": [side for side, checkpoint in sides if pair.name in checkpoint.tensors],
+        }
+
     def num_compared(pair: Pair) -> int:
         return num_rows(pair.shape) * num_columns(pair.shape)
 
@@ -60,7 +78,7 @@ def coverage_of(
         num_tuned=sum(pair.tuned.num_elements for pair in kept)
         + sum(t.num_elements for t in (*pairing.extra, *(t for _, t in pairing.mismatched))),
         num_compared=sum(num_compared(pair) for pair in kept),
-        tied=tuple(tied),
+        tied=tuple(repeated(pair, original) for pair, original in tied),
         missing=tuple(alone(tensor, 0) for tensor in pairing.missing),
         extra=tuple(alone(tensor, 1) for tensor in pairing.extra),
         shape_mismatch=tuple(

@@ -1,26 +1,21 @@
 """`compare`: one streaming pass over two checkpoints.
 
-Each pair of tensors is a task of its own, read in chunks from first byte to last by one thread,
-so sums are added in a fixed order whatever the number of threads, and memory is a few buffers
-per thread however large the checkpoints are.
+Each pair of tensors is a task of its own, see `trimtab.checkpoints.reading`.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any
 
-import trimtab
-from trimtab.checkpoints import Checkpoint, StoredTensor, open_checkpoint, parts_of
+from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.pairing import Pair, may_repeat, pair_tensors
-from trimtab.checkpoints.record import record_of
-from trimtab.checkpoints.sources import Source, chunks_of, new_buffer, overlaps
+from trimtab.checkpoints.reading import Digests, Progress, Reading
+from trimtab.checkpoints.record import made_now, record_of
+from trimtab.checkpoints.sources import overlaps
 from trimtab.checkpoints.tied import without_tied_copies
 from trimtab.compare.accounting import coverage_of
 from trimtab.compare.geometry import GeometryAnalysis
@@ -30,16 +25,10 @@ from trimtab.compare.rank import RankAnalysis
 from trimtab.compare.result import Comparison, Profile, TensorChange
 from trimtab.elements.criteria import Criterion, parse_criterion, with_defaults
 from trimtab.elements.dtypes import Bits
-from trimtab.elements.scan import NumpyScanner, Scanner, Tally
+from trimtab.elements.scan import Scanners, Tally
 from trimtab.errors import AnalysisError
 
 __all__ = ["compare"]
-
-COMPILED_FROM = 4_000_000
-"""Elements from which loading the compiled kernels costs less than it saves (about 0.5 s)."""
-
-Progress = Callable[[int, int], None]
-"""Called with bytes read since the last call, and bytes to read in all."""
 
 
 def compare(
@@ -92,34 +81,32 @@ def compare(
             with block scales.
     """
     criterion = parse_criterion(changed)
-    with ExitStack() as stack:
-        base = base if isinstance(base, Checkpoint) else stack.enter_context(open_checkpoint(base))
-        tuned = (
-            tuned if isinstance(tuned, Checkpoint) else stack.enter_context(open_checkpoint(tuned))
-        )
+    with opened(base, tuned) as (base, tuned):
         pairing = pair_tensors(base, tuned, cast=cast, dequantize=dequantize)
-        apart = pairing.apart(base, tuned)
-        num_threads = threads or min(os.cpu_count() or 1, 8)
         if lr is not None and pairing.has_block_scales:
             raise AnalysisError(
                 "the weights are fp8 with block scales, which training computes anew: what one "
                 "step can change is not known from the stored elements, so leave out lr (--lr)"
             )
         config = base.config or tuned.config
-        num_bytes = sum(p.base.num_bytes + p.tuned.num_bytes for p in pairing.pairs)
-        num_passes = 2 if rank or geometry else 1
+        reading = Reading(
+            pairing.pairs,
+            pairing.apart(base, tuned),
+            threads=threads,
+            progress=progress,
+            num_passes=2 if rank or geometry else 1,
+        )
         run = _Run(
+            reading=reading,
+            scanners=Scanners(sum(pair.base.num_elements for pair in pairing.pairs)),
             config=config,
             criteria=with_defaults([criterion]),
             keep_profiles=profiles,
             probe=None if lr is None else PrecisionProbe(lr, steps, betas),
-            compiled=sum(pair.base.num_elements for pair in pairing.pairs) >= COMPILED_FROM,
-            progress=progress,
-            num_bytes=num_passes * num_bytes + sum(tensor.num_bytes for _, tensor in apart),
             doubtful=may_repeat(pairing.pairs, base, tuned),
         )
-        results, hashes = run.all(pairing.pairs, apart, num_threads)
-        kept, tied = without_tied_copies(pairing.pairs, run.doubtful, hashes, base, tuned)
+        results, hashes = reading.run(run.one)
+        kept, tied = without_tied_copies(pairing.pairs, run.doubtful, hashes)
         analyses: dict[str, Mapping[str, Any]] = {}
         if run.probe is not None:
             for pair in run.set_aside.keys() & set(kept):
@@ -131,7 +118,7 @@ def compare(
         if geometry:
             matrix_analyses["geometry"] = GeometryAnalysis()
         if matrix_analyses:
-            analyse_matrices(kept, config, list(matrix_analyses.values()), run.report)
+            analyse_matrices(kept, config, list(matrix_analyses.values()), reading.report)
         analyses |= {name: analysis.to_dict() for name, analysis in matrix_analyses.items()}
         return Comparison(
             base=record_of(base, hashes[0]),
@@ -140,106 +127,49 @@ def compare(
             tensors=tuple(change for pair in kept for change in results[pair]),
             criterion=criterion.key,
             conversion=pairing.conversion,
-            provenance={
-                "trimtab_version": trimtab.__version__,
-                "command": None,
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "device": "cpu",
-                "seed": seed if rank else None,
-                "threads": num_threads,
-                "sums": "fp64",
-            },
+            provenance=made_now(
+                device="cpu",
+                seed=seed if rank else None,
+                threads=reading.num_threads,
+                sums="fp64",
+            ),
             analyses=analyses,
         )
 
 
-class _Worker(threading.local):
-    """What a thread keeps from task to task."""
-
-    def __init__(self, compiled: bool) -> None:
-        self.scanner: Scanner = NumpyScanner()
-        if compiled:
-            from trimtab.elements.kernels import NumbaScanner
-
-            self.scanner = NumbaScanner()
-        self.buffers = new_buffer(), new_buffer()
-
-
 @dataclass(eq=False)
 class _Run:
-    """The settings of one comparison, and the threads that carry it out."""
+    """The settings of one comparison, and what its threads share."""
 
+    reading: Reading[Pair]
+    scanners: Scanners
     config: Any
     criteria: Sequence[Criterion]
     keep_profiles: bool
     probe: PrecisionProbe | None
-    compiled: bool
-    progress: Progress | None
-    num_bytes: int
     doubtful: frozenset[Pair]
     set_aside: dict[Pair, PrecisionProbe] = field(default_factory=dict)
-    stop: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def all(
-        self,
-        pairs: Sequence[Pair],
-        apart: Sequence[tuple[int, StoredTensor]],
-        num_threads: int,
-    ) -> tuple[dict[Pair, tuple[TensorChange, ...]], tuple[dict[str, str], dict[str, str]]]:
-        """Compare every pair and hash every other tensor.
-
-        Args:
-            pairs: To compare.
-            apart: To hash only; 0 for a tensor of base, 1 for one of tuned.
-            num_threads: Tasks at a time.
-
-        Returns:
-            The changes of each pair, and the hashes of base's and of tuned's tensors by name.
-        """
-        worker = _Worker(self.compiled)
-        executor = ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-compare")
-        try:
-            # Large tensors first, so that no thread is left with one at the end.
-            by_size = sorted(pairs, key=lambda pair: pair.base.num_bytes, reverse=True)
-            compared = {pair: executor.submit(self.one, pair, worker) for pair in by_size}
-            hashed = [executor.submit(self.hash_only, tensor, worker) for _, tensor in apart]
-            hashes: tuple[dict[str, str], dict[str, str]] = ({}, {})
-            for (side, tensor), task in zip(apart, hashed, strict=True):
-                hashes[side][tensor.name] = task.result()
-            changes: dict[Pair, tuple[TensorChange, ...]] = {}
-            for pair in pairs:
-                changes[pair], base_hash, tuned_hash = compared[pair].result()
-                hashes[0][pair.base.name] = base_hash
-                hashes[1][pair.tuned.name] = tuned_hash
-        finally:
-            # After an error or Ctrl-C the tasks under way end at their next chunk.
-            self.stop.set()
-            executor.shutdown(cancel_futures=True)
-        return changes, hashes
-
-    def one(self, pair: Pair, worker: _Worker) -> tuple[tuple[TensorChange, ...], str, str]:
+    def one(self, pair: Pair) -> tuple[tuple[TensorChange, ...], Digests]:
         """Compare one pair of tensors: changes of its parts, and the hashes of both sides."""
-        base = Source(pair.base, pair.dtype, pair.base_scale, worker.buffers[0])
-        tuned = Source(pair.tuned, pair.dtype, pair.tuned_scale, worker.buffers[1])
+        stored, scales = pair.stored, (pair.base_scale, pair.tuned_scale)
+        base, tuned = self.reading.sources(stored, pair.dtype, scales)
+        scanner = self.scanners.scanner
         parts = [
             (part, Tally(pair.dtype, self.criteria, part.num_rows, part.num_columns))
             for part in parts_of(pair.name, pair.shape, self.config)
         ]
         # A probe of its own for each tensor, so that threads do not wait for each other.
         probe = None if self.probe is None else self.probe.empty()
-        bytes_per_element = pair.base.dtype.num_bytes + pair.tuned.dtype.num_bytes
-        for chunk in chunks_of(pair.shape):
-            if self.stop.is_set():
-                return (), "", ""  # nobody waits for the result any more
+        for chunk in self.reading.chunks(stored, pair.shape):
             base_bits, tuned_bits = base.read(chunk), tuned.read(chunk)
             for part, tally in parts:
                 for inside, row, column in overlaps(part.rectangles, chunk):
                     before = _contiguous(base_bits, inside)
-                    tally.add(before, _contiguous(tuned_bits, inside), row, column, worker.scanner)
+                    tally.add(before, _contiguous(tuned_bits, inside), row, column, scanner)
                     if probe is not None:
                         probe.add(part.kind, before, pair.dtype)
-            self.report(chunk.num_rows * chunk.num_columns * bytes_per_element)
         base_hash, tuned_hash = base.finish(), tuned.finish()
         if probe is not None:
             self._keep(probe, pair)
@@ -254,13 +184,13 @@ class _Run:
                 tuned_dtype=pair.tuned.dtype.name,
                 base_hash=base_hash,
                 tuned_hash=tuned_hash,
-                counts=tally.counts(worker.scanner),
+                counts=tally.counts(scanner),
                 rows=Profile.of(tally.changed_per_row, keep=self.keep_profiles),
                 columns=Profile.of(tally.changed_per_column, keep=self.keep_profiles),
             )
             for part, tally in parts
         )
-        return changes, base_hash, tuned_hash
+        return changes, (base_hash, tuned_hash)
 
     def _keep(self, probe: PrecisionProbe, pair: Pair) -> None:
         """Add to the probe of the model, or set aside where the tensor may not count in the end."""
@@ -274,17 +204,6 @@ class _Run:
         """Add to the probe of the model."""
         assert self.probe is not None
         self.probe += probe
-
-    def hash_only(self, tensor: StoredTensor, worker: _Worker) -> str:
-        """Hash a tensor that has no counterpart."""
-        digest = Source(tensor, tensor.dtype, None, worker.buffers[0]).finish()
-        self.report(tensor.num_bytes)
-        return digest
-
-    def report(self, num_bytes: int) -> None:
-        """Tell that so many bytes are done."""
-        if self.progress is not None:
-            self.progress(num_bytes, self.num_bytes)
 
 
 def _contiguous(bits: Bits, inside: tuple[slice, slice]) -> Bits:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.elements.counts import ChangeCounts
 from trimtab.errors import ResultFormatError
 
@@ -352,13 +352,7 @@ class Comparison:
         Raises:
             ResultFormatError: The data is not a comparison, of another version, or damaged.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise ResultFormatError(f"not a trimtab comparison: expected format {FORMAT!r}")
-        if data.get("format_version") != FORMAT_VERSION:
-            raise ResultFormatError(
-                f"comparison of format version {data.get('format_version')!r}: this trimtab "
-                f"reads version {FORMAT_VERSION}; run `trimtab compare` again"
-            )
+        check_format(data, FORMAT, FORMAT_VERSION, what="comparison", command="trimtab compare")
         try:
             provenance = dict(data["provenance"])
             return cls(

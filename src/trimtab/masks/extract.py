@@ -7,21 +7,19 @@ bf16 checkpoint, and a few buffers per thread.
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from collections.abc import Sequence
+from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, open_checkpoint
+from trimtab.checkpoints import Checkpoint, StoredTensor, opened
 from trimtab.checkpoints.pairing import Pair, Pairing, may_repeat, pair_tensors
+from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import record_of
-from trimtab.checkpoints.sources import Source, chunks_of, new_buffer
-from trimtab.checkpoints.tied import Hashes, without_tied_copies
+from trimtab.checkpoints.tied import without_tied_copies
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
@@ -29,9 +27,6 @@ from trimtab.masks.mask import Mask, provenance_of
 from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
 
 __all__ = ["extract_mask"]
-
-Progress = Callable[[int, int], None]
-"""Called with bytes read since the last call, and bytes to read in all."""
 
 
 def extract_mask(
@@ -65,23 +60,20 @@ def extract_mask(
         CriterionError: `changed` is no criterion.
     """
     criterion = parse_criterion(changed)
-    with ExitStack() as stack:
-        base = base if isinstance(base, Checkpoint) else stack.enter_context(open_checkpoint(base))
-        tuned = (
-            tuned if isinstance(tuned, Checkpoint) else stack.enter_context(open_checkpoint(tuned))
-        )
+    with opened(base, tuned) as (base, tuned):
         pairing = pair_tensors(base, tuned)
-        run = _Run(criterion, pairing.pairs, pairing.apart(base, tuned), progress)
-        tensors, hashes = run.all(threads or min(os.cpu_count() or 1, 8))
+        apart = pairing.apart(base, tuned)
+        reading = Reading(pairing.pairs, apart, threads=threads, progress=progress)
+        tensors, hashes = reading.run(partial(_mark, reading, criterion))
         doubtful = may_repeat(pairing.pairs, base, tuned)
-        kept, tied = without_tied_copies(pairing.pairs, doubtful, hashes, base, tuned)
+        kept, tied = without_tied_copies(pairing.pairs, doubtful, hashes)
         step = {
             "step": "extract",
             "criterion": criterion.key,
             "conversion": pairing.conversion,
             "base": record_of(base, hashes[0]).to_dict(),
             "tuned": record_of(tuned, hashes[1]).to_dict(),
-            "tied": [{"name": row["name"], "tied_to": row["tied_to"]} for row in tied],
+            "tied": [{"name": pair.name, "tied_to": original.name} for pair, original in tied],
             **_gaps(pairing, kept),
         }
         return Mask(
@@ -137,91 +129,13 @@ def _changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDA
     return differ
 
 
-class _Marked(NamedTuple):
-    """What reading a pair gives: its bits, and the hashes of both sides."""
-
-    tensor: PackedTensor
-    base_hash: str
-    tuned_hash: str
-
-
-class _Worker(threading.local):
-    """What a thread keeps from task to task."""
-
-    def __init__(self) -> None:
-        self.buffers = new_buffer(), new_buffer()
-
-
-class _Run:
-    """The settings of one extraction, and the threads that carry it out."""
-
-    def __init__(
-        self,
-        criterion: Criterion,
-        pairs: Sequence[Pair],
-        apart: Sequence[tuple[int, StoredTensor]],
-        progress: Progress | None,
-    ) -> None:
-        self._criterion = criterion
-        self._pairs = pairs
-        self._apart = apart
-        self._progress = progress
-        self._num_bytes = sum(p.base.num_bytes + p.tuned.num_bytes for p in pairs)
-        self._num_bytes += sum(tensor.num_bytes for _, tensor in apart)
-        self._worker = _Worker()
-        self._stop = threading.Event()
-
-    def all(self, num_threads: int) -> tuple[dict[Pair, PackedTensor], Hashes]:
-        """Mark every pair and hash every other tensor; hashes are by name, of base and of tuned."""
-        executor = ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-mask")
-        try:
-            # Large tensors first, so that no thread is left with one at the end.
-            by_size = sorted(self._pairs, key=lambda pair: pair.base.num_bytes, reverse=True)
-            tasks = {pair: executor.submit(self._mark, pair) for pair in by_size}
-            hashed = [executor.submit(self._hash, tensor) for _, tensor in self._apart]
-            hashes: tuple[dict[str, str], dict[str, str]] = ({}, {})
-            for (side, tensor), task in zip(self._apart, hashed, strict=True):
-                hashes[side][tensor.name] = task.result()
-            tensors = {}
-            for pair in self._pairs:
-                tensors[pair], base_hash, tuned_hash = tasks[pair].result()
-                hashes[0][pair.base.name] = base_hash
-                hashes[1][pair.tuned.name] = tuned_hash
-        finally:
-            # After an error or Ctrl-C the tasks under way end at their next chunk.
-            self._stop.set()
-            executor.shutdown(cancel_futures=True)
-        return tensors, hashes
-
-    def _mark(self, pair: Pair) -> _Marked:
-        """Mark what changed in a pair of tensors."""
-        base, tuned = (
-            Source(tensor, tensor.dtype, None, buffer)
-            for tensor, buffer in zip((pair.base, pair.tuned), self._worker.buffers, strict=True)
-        )
-        bits: NDArray[np.uint8] = np.zeros(num_packed_bytes(pair.base.num_elements), np.uint8)
-        # Rows that both have come first in either tensor; seen flat, every chunk starts at a byte.
-        for chunk in chunks_of((prod(pair.shape),)):
-            if self._stop.is_set():
-                break
-            before, after = base.read(chunk).ravel(), tuned.read(chunk).ravel()
-            marked = _changed(before, after, pair.dtype, self._criterion)
-            packed = np.packbits(marked, bitorder="little")
-            bits[chunk.column // 8 : chunk.column // 8 + len(packed)] = packed
-            self._report(
-                chunk.num_columns * (pair.base.dtype.num_bytes + pair.tuned.dtype.num_bytes)
-            )
-        tensor = PackedTensor.of(pair.base.shape, bits)
-        if self._stop.is_set():
-            return _Marked(tensor, "", "")  # nobody waits for the result any more
-        return _Marked(tensor, base.finish(), tuned.finish())
-
-    def _hash(self, tensor: StoredTensor) -> str:
-        """Hash a tensor that has no counterpart."""
-        digest = Source(tensor, tensor.dtype, None, self._worker.buffers[0]).finish()
-        self._report(tensor.num_bytes)
-        return digest
-
-    def _report(self, num_bytes: int) -> None:
-        if self._progress is not None:
-            self._progress(num_bytes, self._num_bytes)
+def _mark(reading: Reading[Pair], criterion: Criterion, pair: Pair) -> tuple[PackedTensor, Digests]:
+    """Mark what changed in a pair of tensors; hash both."""
+    base, tuned = reading.sources(pair.stored, pair.dtype)
+    bits: NDArray[np.uint8] = np.zeros(num_packed_bytes(pair.base.num_elements), np.uint8)
+    # Rows that both have come first in either tensor; seen flat, every chunk starts at a byte.
+    for chunk in reading.chunks(pair.stored, (prod(pair.shape),)):
+        before, after = base.read(chunk).ravel(), tuned.read(chunk).ravel()
+        packed = np.packbits(_changed(before, after, pair.dtype, criterion), bitorder="little")
+        bits[chunk.column // 8 : chunk.column // 8 + len(packed)] = packed
+    return PackedTensor.of(pair.base.shape, bits), (base.finish(), tuned.finish())

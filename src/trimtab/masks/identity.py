@@ -1,48 +1,32 @@
 """`identity`: did training only the mask give the model that training every weight gives?
 
-One streaming pass over three checkpoints and the mask. Each tensor is a task of its own, read in
-chunks from first byte to last by one thread, so sums are added in a fixed order whatever the number
-of threads, and memory is the mask and a few buffers per thread.
+One streaming pass over three checkpoints and the mask. Each tensor is a task of its own, see
+`trimtab.checkpoints.reading`; memory is the mask and a few buffers per thread.
 """
 
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-import trimtab
-from trimtab.checkpoints import Checkpoint, StoredTensor, open_checkpoint, parts_of
-from trimtab.checkpoints.record import record_of
-from trimtab.checkpoints.sources import Chunk, Source, chunks_of, new_buffer, overlaps
+from trimtab.checkpoints import Checkpoint, opened, parts_of
+from trimtab.checkpoints.reading import Digests, Progress, Reading
+from trimtab.checkpoints.record import made_now, record_of
+from trimtab.checkpoints.sources import Chunk, overlaps
+from trimtab.checkpoints.tied import without_tied_copies
 from trimtab.elements.agreement import AgreementTally
 from trimtab.elements.criteria import DEFAULT_CRITERIA
-from trimtab.elements.scan import NumpyScanner, Scanner
+from trimtab.elements.scan import Scanners
 from trimtab.masks.identity_result import Identity, MaskRecord, TensorIdentity
 from trimtab.masks.mask import Mask
-from trimtab.masks.matching import (
-    Matching,
-    Triple,
-    coverage_of,
-    match_tensors,
-    without_tied_copies,
-)
+from trimtab.masks.matching import Triple, coverage_of, match_tensors
 
 __all__ = ["identity"]
-
-COMPILED_FROM = 4_000_000
-"""Elements from which loading the compiled kernels costs less than it saves (about 0.5 s)."""
-
-Progress = Callable[[int, int], None]
-"""Called with bytes read since the last call, and bytes to read in all."""
 
 
 def identity(
@@ -78,22 +62,20 @@ def identity(
         MaskMismatchError: The mask is of another model, or was made against another base. The
             second is only known once BASE has been read.
     """
-    with ExitStack() as stack:
-        checkpoints = tuple(
-            ref if isinstance(ref, Checkpoint) else stack.enter_context(open_checkpoint(ref))
-            for ref in (base, full, sub)
-        )
+    with opened(base, full, sub) as checkpoints:
         base, full, sub = checkpoints
         mask_id = None if isinstance(mask, Mask) else os.fspath(mask)
         mask = mask if isinstance(mask, Mask) else Mask.load(mask)
         shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
         mask.check(shapes)
         matching = match_tensors(base, full, sub)
-        num_threads = threads or min(os.cpu_count() or 1, 8)
-        run = _Run(matching, mask, base.config or full.config or sub.config, progress)
-        results, hashes = run.all(num_threads)
+        triples = matching.triples
+        reading = Reading(triples, matching.apart, threads=threads, progress=progress)
+        scanners = Scanners(sum(triple.stored[0].num_elements for triple in triples))
+        run = _Run(reading, scanners, mask, base.config or full.config or sub.config)
+        results, hashes = reading.run(run.one)
         mask.check(shapes, hashes[0])
-        kept, tied = without_tied_copies(matching.triples, hashes)
+        kept, tied = without_tied_copies(triples, matching.doubtful, hashes)
         base_record, full_record, sub_record = map(record_of, checkpoints, hashes)
         return Identity(
             base=base_record,
@@ -111,101 +93,34 @@ def identity(
             coverage=coverage_of(matching, kept, tied, mask),
             tensors=tuple(part for triple in kept for part in results[triple]),
             conversion=matching.conversion,
-            provenance={
-                "trimtab_version": trimtab.__version__,
-                "command": None,
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "device": "cpu",
-                "threads": num_threads,
-                "sums": "fp64",
-            },
+            provenance=made_now(device="cpu", threads=reading.num_threads, sums="fp64"),
         )
 
 
-class _Counted(NamedTuple):
-    """What reading a triple gives: its parts, and the hashes of the three tensors."""
-
-    parts: tuple[TensorIdentity, ...]
-    hashes: tuple[str, ...]
-
-
-class _Worker(threading.local):
-    """What a thread keeps from task to task."""
-
-    def __init__(self, compiled: bool) -> None:
-        self.scanner: Scanner = NumpyScanner()
-        if compiled:
-            from trimtab.elements.kernels import NumbaScanner
-
-            self.scanner = NumbaScanner()
-        self.buffers = new_buffer(), new_buffer(), new_buffer()
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Run:
-    """The settings of one check, and the threads that carry it out."""
+    """The settings of one check, and what its threads share."""
 
-    matching: Matching
+    reading: Reading[Triple]
+    scanners: Scanners
     mask: Mask
     config: Mapping[str, Any]
-    progress: Progress | None
-    stop: threading.Event = field(default_factory=threading.Event)
 
-    def __post_init__(self) -> None:
-        triples = self.matching.triples
-        self.worker = _Worker(sum(triple.num_elements for triple in triples) >= COMPILED_FROM)
-        self.num_bytes = sum(triple.num_bytes for triple in triples)
-        self.num_bytes += sum(tensor.num_bytes for _, tensor in self.matching.apart)
-
-    def all(
-        self, num_threads: int
-    ) -> tuple[dict[Triple, tuple[TensorIdentity, ...]], tuple[dict[str, str], ...]]:
-        """Count every triple and hash every other tensor.
-
-        Returns:
-            The parts of each triple, and for each checkpoint the hashes of its tensors by name.
-        """
-        executor = ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-identity")
-        try:
-            # Large tensors first, so that no thread is left with one at the end.
-            by_size = sorted(self.matching.triples, key=lambda t: t.num_bytes, reverse=True)
-            counted = {triple: executor.submit(self.one, triple) for triple in by_size}
-            hashed = [executor.submit(self.hash_only, tensor) for _, tensor in self.matching.apart]
-            hashes: tuple[dict[str, str], ...] = ({}, {}, {})
-            for (side, tensor), task in zip(self.matching.apart, hashed, strict=True):
-                hashes[side][tensor.name] = task.result()
-            parts = {}
-            for triple in self.matching.triples:
-                parts[triple], found = counted[triple].result()
-                for of, tensor, digest in zip(hashes, triple.stored, found, strict=True):
-                    of[tensor.name] = digest
-        finally:
-            # After an error or Ctrl-C the tasks under way end at their next chunk.
-            self.stop.set()
-            executor.shutdown(cancel_futures=True)
-        return parts, hashes
-
-    def one(self, triple: Triple) -> _Counted:
-        """Count one tensor of the model."""
+    def one(self, triple: Triple) -> tuple[tuple[TensorIdentity, ...], Digests]:
+        """Count one tensor of the model: its parts, and the hashes of the three."""
         dtype = triple.stored[0].dtype
-        sources = [
-            Source(tensor, dtype, None, buffer)
-            for tensor, buffer in zip(triple.stored, self.worker.buffers, strict=True)
-        ]
-        scanner = self.worker.scanner
+        sources = self.reading.sources(triple.stored, dtype)
+        scanner = self.scanners.scanner
         parts = [
             (part, AgreementTally(dtype, DEFAULT_CRITERIA, part.num_rows, part.num_columns))
             for part in parts_of(triple.name, triple.shape, self.config)
         ]
-        for chunk in chunks_of(triple.shape):
-            if self.stop.is_set():
-                return _Counted((), ())  # nobody waits for the result any more
+        for chunk in self.reading.chunks(triple.stored, triple.shape):
             base, full, sub = (source.read(chunk) for source in sources)
             selected = self.selected(triple, chunk)
             for part, tally in parts:
                 for at, row, column in overlaps(part.rectangles, chunk):
                     tally.add(base[at], full[at], sub[at], selected[at], row, column, scanner)
-            self.report(3 * base.nbytes)
         identities = tuple(
             TensorIdentity(
                 name=part.name_in(triple.name),
@@ -217,7 +132,7 @@ class _Run:
             )
             for part, tally in parts
         )
-        return _Counted(identities, tuple(source.finish() for source in sources))
+        return identities, tuple(source.finish() for source in sources)
 
     def selected(self, triple: Triple, chunk: Chunk) -> NDArray[np.bool_]:
         """Which elements of a chunk are in the mask, shape `[rows, columns]`."""
@@ -230,14 +145,3 @@ class _Run:
         first, last = start // 8, -(-stop // 8)
         bits = np.unpackbits(self.mask.packed(triple.name)[first:last], bitorder="little")
         return bits[start - 8 * first : stop - 8 * first].view(np.bool_).reshape(shape)
-
-    def hash_only(self, tensor: StoredTensor) -> str:
-        """Hash a tensor that is not in all three."""
-        digest = Source(tensor, tensor.dtype, None, self.worker.buffers[0]).finish()
-        self.report(tensor.num_bytes)
-        return digest
-
-    def report(self, num_bytes: int) -> None:
-        """Tell that so many bytes are done."""
-        if self.progress is not None:
-            self.progress(num_bytes, self.num_bytes)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.elements.agreement import SplitAgreement
 from trimtab.errors import ResultFormatError
 
@@ -240,13 +240,9 @@ class Identity:
         Raises:
             ResultFormatError: The data is no identity result, of another version, or damaged.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise ResultFormatError(f"not a trimtab identity result: expected format {FORMAT!r}")
-        if data.get("format_version") != FORMAT_VERSION:
-            raise ResultFormatError(
-                f"identity result of format version {data.get('format_version')!r}: this trimtab "
-                f"reads version {FORMAT_VERSION}; run `trimtab identity` again"
-            )
+        check_format(
+            data, FORMAT, FORMAT_VERSION, what="identity result", command="trimtab identity"
+        )
         try:
             provenance = dict(data["provenance"])
             return cls(

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
@@ -15,8 +14,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-import trimtab
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.record import made_now
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask_file import MaskFile, read_mask_file, write_mask_file
 from trimtab.masks.packed import BaseTensor, PackedTensor
@@ -278,12 +277,7 @@ class Mask:
 
 def provenance_of(steps: list[Any]) -> dict[str, Any]:
     """The provenance of a mask made just now."""
-    return {
-        "trimtab_version": trimtab.__version__,
-        "command": None,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "steps": steps,
-    }
+    return made_now(steps=steps)
 
 
 def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,7 @@ from trimtab.errors import TensorMismatchError
 from trimtab.masks.identity_result import SIDES, IdentityCoverage
 from trimtab.masks.mask import Mask
 
-__all__ = ["Matching", "Triple", "coverage_of", "match_tensors", "without_tied_copies"]
-
-Hashes = Sequence[Mapping[str, str]]
-"""Name -> xxh3-128 of every stored tensor, for each of the three checkpoints."""
+__all__ = ["Matching", "Triple", "coverage_of", "match_tensors"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +26,10 @@ class Triple:
     Attributes:
         name: Name in BASE.
         stored: As stored in BASE, FULL and SUB.
-        may_repeat: Whether a config says that it only repeats another tensor.
     """
 
     name: str
     stored: tuple[StoredTensor, StoredTensor, StoredTensor]
-    may_repeat: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -46,11 +41,6 @@ class Triple:
         """Elements in each of the three."""
         return self.stored[0].num_elements
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all three."""
-        return sum(tensor.num_bytes for tensor in self.stored)
-
 
 @dataclass(frozen=True, eq=False)
 class Matching:
@@ -58,12 +48,14 @@ class Matching:
 
     Attributes:
         triples: To compare, in BASE's order.
+        doubtful: Those that, a config says, only repeat another one.
         apart: Tensors that are in no triple, each after the place of its checkpoint (0, 1, 2).
         renamed: A coverage row for each triple whose names differ.
         conversion: Words on how elements are compared other than as stored, or None.
     """
 
     triples: tuple[Triple, ...]
+    doubtful: frozenset[Triple]
     apart: tuple[tuple[int, StoredTensor], ...]
     renamed: tuple[Mapping[str, str], ...]
     conversion: str | None
@@ -82,8 +74,8 @@ def match_tensors(base: Checkpoint, full: Checkpoint, sub: Checkpoint) -> Matchi
     # By the name in FULL, which both pairings know.
     with_base = {to_base.renamed.get(pair.name, pair.name): pair for pair in to_base.pairs}
     with_sub = {pair.name: pair for pair in to_sub.pairs}
-    doubtful = may_repeat(to_base.pairs, base, full) | may_repeat(to_sub.pairs, full, sub)
-    triples, renamed = [], []
+    repeating = may_repeat(to_base.pairs, base, full) | may_repeat(to_sub.pairs, full, sub)
+    triples, doubtful, renamed = [], set(), []
     for name in dict.fromkeys([*with_base, *with_sub]):
         base_pair, sub_pair = with_base.get(name), with_sub.get(name)
         # Where two checkpoints both leave a tied name unsaid, it makes no pair of these two.
@@ -101,8 +93,10 @@ def match_tensors(base: Checkpoint, full: Checkpoint, sub: Checkpoint) -> Matchi
         }
         if len(set(names.values())) > 1:
             renamed.append(names)
-        is_doubtful = base_pair in doubtful or sub_pair in doubtful
-        triples.append(Triple(names["base"], (in_base, in_full, in_sub), is_doubtful))
+        triple = Triple(names["base"], (in_base, in_full, in_sub))
+        triples.append(triple)
+        if base_pair in repeating or sub_pair in repeating:
+            doubtful.add(triple)
     if not triples:
         raise TensorMismatchError(
             f"no tensor is in all of {base.id}, {full.id} and {sub.id} with one shape: expected "
@@ -116,7 +110,7 @@ def match_tensors(base: Checkpoint, full: Checkpoint, sub: Checkpoint) -> Matchi
         if id(tensor) not in used
     ]
     conversion = to_base.conversion or to_sub.conversion
-    return Matching(tuple(triples), tuple(apart), tuple(renamed), conversion)
+    return Matching(tuple(triples), frozenset(doubtful), tuple(apart), tuple(renamed), conversion)
 
 
 def _refuse_mixed_dtypes(base: Checkpoint, full: Checkpoint, sub: Checkpoint) -> None:
@@ -143,40 +137,20 @@ def _tied(checkpoint: Checkpoint, name: str) -> StoredTensor | None:
     return None if original is None else checkpoint.tensors[original]
 
 
-def without_tied_copies(
-    triples: Sequence[Triple], hashes: Hashes
-) -> tuple[list[Triple], list[dict[str, Any]]]:
-    """Drop triples that repeat another one in all three, such as a stored copy of tied embeddings.
-
-    Args:
-        triples: All triples.
-        hashes: Of all stored tensors. A config may call two tensors tied that differ.
-
-    Returns:
-        The triples that count, in the order given, and a coverage row for each that was dropped.
-    """
-    originals: dict[tuple[str, ...], Triple] = {}
-    tied = {}
-    # What a triple would repeat comes before it.
-    for triple in sorted(triples, key=lambda triple: triple.may_repeat):
-        key = tuple(of[tensor.name] for of, tensor in zip(hashes, triple.stored, strict=True))
-        first = originals.setdefault(key, triple)
-        if triple.may_repeat and first is not triple and first.shape == triple.shape:
-            tied[triple] = {
-                "name": triple.name,
-                "tied_to": first.name,
-                "num_elements": triple.num_elements,
-            }
-    return [triple for triple in triples if triple not in tied], list(tied.values())
-
-
 def coverage_of(
     matching: Matching,
     kept: Sequence[Triple],
-    tied: Sequence[Mapping[str, Any]],
+    tied: Sequence[tuple[Triple, Triple]],
     mask: Mask,
 ) -> IdentityCoverage:
-    """Sort every stored element into compared, tied or not compared, and the mask's beside it."""
+    """Sort every stored element into compared, tied or not compared, and the mask's beside it.
+
+    Args:
+        matching: Of the three checkpoints.
+        kept: The triples that count.
+        tied: Triples that do not, each before the one that it repeats.
+        mask: The mask.
+    """
     num_compared = sum(triple.num_elements for triple in kept)
     num_stored = [num_compared] * len(SIDES)
     not_compared: dict[str, dict[str, Any]] = {}
@@ -202,6 +176,13 @@ def coverage_of(
             for triple in kept
             if triple.name not in mask
         ),
-        tied=tuple(tied),
+        tied=tuple(
+            {
+                "name": triple.name,
+                "tied_to": original.name,
+                "num_elements": triple.num_elements,
+            }
+            for triple, original in tied
+        ),
         renamed=matching.renamed,
     )

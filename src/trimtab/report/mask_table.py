@@ -97,9 +97,46 @@ def _step(step: Mapping[str, Any]) -> str:
         text = f"random: as many in each tensor as {step.get('of')}, seed {step.get('seed')}"
     elif name == "complement":
         text = f"complement: what {step.get('of')} does not select"
+    elif name == "moved":
+        text = f"moved: what {_phase(step)} changed (criterion: {step.get('criterion')})"
+        if isinstance(looks := step.get("looks"), list):
+            text += "".join(f"; {_look(look)}" for look in looks)
+        text += _peak(step.get("peak_memory"))
+    elif name == "largest gradients":
+        text = f"largest gradients: where those of {_phase(step)} sum up to most, in magnitude"
+        text += _peak(step.get("peak_memory"))
     else:
-        text = ", ".join(f"{key} {value}" for key, value in step.items())
+        text = ", ".join(f"{key} {_brief(value)}" for key, value in step.items())
     return printable(text)
+
+
+def _phase(step: Mapping[str, Any]) -> str:
+    """The part of a run in which it looked for its mask."""
+    return f"{step.get('after_steps')} steps of {step.get('algorithm')} from {step.get('base')}"
+
+
+def _look(look: Any) -> str:
+    """What had moved at some step of a run."""
+    if not isinstance(look, Mapping):
+        return _brief(look)
+    num_moved, share_new = look.get("num_moved"), look.get("share_new")
+    moved = f"{num_moved:,}" if isinstance(num_moved, int) else _brief(num_moved)
+    new = ""
+    if isinstance(share_new, float) and 0.0 <= share_new <= 1.0:
+        new = f", {percent(share_new, 1.0)} of them new"
+    return f"after step {_brief(look.get('after_steps'))}: {moved} elements{new}"
+
+
+def _peak(memory: Any) -> str:
+    """The memory that looking for a mask took."""
+    if not isinstance(memory, Mapping) or not isinstance(memory.get("num_bytes"), int):
+        return ""
+    return f"; peak {memory['num_bytes'] // 10**6:,} MB of {_brief(memory.get('of'))}"
+
+
+def _brief(value: Any) -> str:
+    """A value of a step; the file and `--json` have what is too long for a line."""
+    return "…" if isinstance(value, Mapping | list) else str(value)
 
 
 def _checkpoint(record: Any) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.refusals import MARK
 from trimtab.training.optimizers.sharding import box_of
 
-__all__ = ["Collector", "bind"]
+__all__ = ["Collector", "bind", "groups_of"]
 
 
 def bind(
@@ -50,6 +51,24 @@ def _elements(name: str, parameter: Tensor, mask: Mask) -> Elements:
     if int(selected.sum()) > DENSE_ABOVE * selected.size:
         return DenseElements(name, parameter, torch.from_numpy(selected))
     return CompactElements(name, parameter, torch.from_numpy(np.flatnonzero(selected)))
+
+
+def groups_of(
+    trained: Iterable[Elements], no_decay: Callable[[str], bool] | None
+) -> list[dict[str, Any]]:
+    """The parameters in groups for `torch.optim.Optimizer`: those with weight decay, the others.
+
+    Args:
+        trained: The selected elements of each parameter.
+        no_decay: Told a parameter's name, says whether it has no weight decay; None if all have.
+    """
+    decayed: list[tuple[str, Tensor]] = []
+    exempt: list[tuple[str, Tensor]] = []
+    for elements in trained:
+        chosen = exempt if no_decay is not None and no_decay(elements.name) else decayed
+        chosen.append((elements.name, elements.parameter))
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
 
 
 class Collector:

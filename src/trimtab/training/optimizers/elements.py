@@ -8,6 +8,7 @@ selected, in vectors as long as the parameter (`trimtab.training.optimizers.dens
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from trimtab.errors import OptimizerError
 from trimtab.training.optimizers.sharding import local, placements_of
 
-__all__ = ["Elements", "sum_of_squares"]
+__all__ = ["Elements", "root_of_sum", "sum_of_squares"]
 
 CHUNK = 1 << 22
 """Elements that are widened to fp64 at once: 32 MB."""
@@ -25,6 +26,12 @@ def sum_of_squares(values: Tensor) -> Tensor:
     """Sum of the squares of a flat tensor, in fp64."""
     chunks = (chunk.double() for chunk in torch.split(values, CHUNK))
     return torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
+
+
+def root_of_sum(numbers: Iterable[Tensor]) -> Tensor:
+    """Square root of a sum, on the device of the first number: devices are not waited for."""
+    first, *rest = numbers
+    return torch.stack([first, *(number.to(first.device) for number in rest)]).sum().sqrt()
 
 
 class Elements(ABC):

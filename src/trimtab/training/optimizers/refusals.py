@@ -11,6 +11,7 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, OptimizerError
 from trimtab.masks import Mask
 from trimtab.training.optimizers.masters import POSSIBLE, Master, master_for
+from trimtab.training.optimizers.saved import short
 from trimtab.training.optimizers.sharding import local, sharding_trouble
 
 __all__ = ["MARK", "named", "refuse_parameters", "refuse_trivial_mask", "refuse_wrapped_model"]
@@ -122,13 +123,9 @@ def _trouble(parameter: Tensor, master: Master | None) -> str | None:
     if not local(parameter.detach()).is_contiguous():
         return "is not contiguous in memory: make it so, with .contiguous()"
     if parameter.dtype not in POSSIBLE:
-        return f"is {_short(parameter.dtype)}: load the model in bfloat16 or float32"
+        return f"is {short(parameter.dtype)}: load the model in bfloat16 or float32"
     fixed = parameter.dtype == torch.float32 or master is None
     if not fixed and master_for(parameter.dtype, master) != master:
         possible = " or ".join(repr(kind) for kind in POSSIBLE[parameter.dtype])
-        return f"is {_short(parameter.dtype)}, which needs master={possible}, not {master!r}"
+        return f"is {short(parameter.dtype)}, which needs master={possible}, not {master!r}"
     return None
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

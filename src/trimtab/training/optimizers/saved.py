@@ -27,6 +27,7 @@ __all__ = [
     "check_tensors",
     "export_state",
     "own_states",
+    "short",
 ]
 
 KEY = "trimtab"
@@ -136,13 +137,17 @@ def check_tensors(
             problems.append(f"{name} has {sorted(state)}, not {sorted(kept)}")
             continue
         problems += [
-            f"{key} of {name} is not a {of.kind} of {str(of.dtype).removeprefix('torch.')} for "
-            f"{num_selected} elements"
+            f"{key} of {name} is not a {of.kind} of {short(of.dtype)} for {num_selected} elements"
             for key, of in kept.items()
             if not _fits(state[key], of, num_selected)
         ]
     if problems:
         raise OptimizerError(f"the saved state is damaged: {first_few(problems, '; ')}")
+
+
+def short(dtype: torch.dtype) -> str:
+    """A dtype as records and messages name it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
 
 
 def own_states(saved: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> dict[str, Any]:

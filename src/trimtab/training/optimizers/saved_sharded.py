@@ -7,7 +7,7 @@ each reads the stretches that it needs, bit for bit.
 
 Everything is a tensor of a size that is known before a checkpoint is opened, because DCP reads
 into what is there already, and reads other things by pickle. What the state must agree with (see
-`SparseOptimizer._record`) is kept as hashes, and ties as a byte per element.
+`ResumableOptimizer._record`) is kept as hashes, and ties as a byte per element.
 """
 
 from __future__ import annotations

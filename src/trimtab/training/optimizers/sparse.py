@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,42 +15,20 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
 from trimtab.training.optimizers.base_check import check_mask
-from trimtab.training.optimizers.binding import Collector, bind
+from trimtab.training.optimizers.binding import Collector, bind, groups_of
 from trimtab.training.optimizers.distributed import ranks_of
-from trimtab.training.optimizers.elements import Elements, sum_of_squares
-from trimtab.training.optimizers.masters import (
-    Master,
-    load_master,
-    master_for,
-    master_kept,
-    new_master,
-    store_master,
-)
+from trimtab.training.optimizers.elements import Elements, root_of_sum, sum_of_squares
+from trimtab.training.optimizers.masters import Master, load_master, master_for, store_master
 from trimtab.training.optimizers.refusals import (
     named,
     refuse_parameters,
     refuse_trivial_mask,
     refuse_wrapped_model,
 )
-from trimtab.training.optimizers.saved import (
-    FORMAT,
-    KEY,
-    Kept,
-    adopt_state,
-    check_record,
-    check_tensors,
-    export_state,
-    own_states,
-)
-from trimtab.training.optimizers.saved_sharded import (
-    adopt_vectors,
-    check_hashes,
-    export_groups,
-    export_vectors,
-    hashes,
-)
+from trimtab.training.optimizers.resumable import ResumableOptimizer
+from trimtab.training.optimizers.saved import short
 from trimtab.training.optimizers.settings import check_settings
-from trimtab.training.optimizers.sharding import as_sharded, box_of, local
+from trimtab.training.optimizers.sharding import local
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -73,7 +51,7 @@ class Vectors:
     moments: list[Tensor]
 
 
-class SparseOptimizer(torch.optim.Optimizer):
+class SparseOptimizer(ResumableOptimizer):
     """Trains the elements that a mask selects, with state for those only.
 
     The order of things, per step:
@@ -163,7 +141,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         self.num_skipped_steps = 0
         self._collector: Collector | None = None
         self._bind(named_parameters, check_base=check_base)
-        super().__init__(_groups(self._elements.values(), no_decay), defaults)
+        super().__init__(groups_of(self._elements.values(), no_decay), defaults)
         self._collector = self._new_collector()
 
     def _bind(self, named_parameters: Iterable[tuple[str, Tensor]], *, check_base: bool) -> None:
@@ -274,7 +252,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         squares = self._collect()
         if not squares:
             return loss
-        norm = _root_of_sum(squares.values()).cpu()
+        norm = root_of_sum(squares.values()).cpu()
         self._grad_norm = norm.float()
         if not math.isfinite(norm.item()):
             self._refuse_nonfinite(squares)
@@ -375,21 +353,6 @@ class SparseOptimizer(torch.optim.Optimizer):
             for key, moment in zip(self._moments(), moments, strict=True):
                 state[key].copy_(moment)
 
-    def _new_state(self, elements: Elements) -> dict[str, Tensor]:
-        """What the state of a parameter is before its first step."""
-        device = elements.parameter.device
-        numbers = {key: torch.zeros((), device=device) for key in self._numbers()}
-        moments = {key: elements.new_vector(self._state_dtype) for key in self._moments()}
-        return numbers | moments | new_master(elements, self._masters[elements.name])
-
-    @abstractmethod
-    def _numbers(self) -> tuple[str, ...]:
-        """Names of the fp32 numbers that the state has."""
-
-    @abstractmethod
-    def _moments(self) -> tuple[str, ...]:
-        """Names of the vectors that the state has in `state_dtype`."""
-
     @abstractmethod
     def _apply(
         self, group: dict[str, Any], state: dict[str, Any], vectors: Vectors, *, first: bool
@@ -402,102 +365,6 @@ class SparseOptimizer(torch.optim.Optimizer):
             vectors: What to step.
             first: Whether it is the first step of the parameter.
         """
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state, as plain data and tensors that `torch.load(weights_only=True)` reads.
-
-        Beside torch's own keys, `trimtab` says which mask, base and settings it belongs to.
-        Gradients that are collected but not used are no part of it.
-
-        Of a parameter that is sharded, it is the state of the part that this process has: each
-        process saves its own, and as many can go on. See `sharded_state_dict` for another number.
-        """
-        content = super().state_dict()
-        numbered = enumerate(elements for _, elements in self._in_groups())
-        content["state"] = {
-            number: export_state(elements, self.state[elements.parameter], self._kept(elements))
-            for number, elements in numbered
-            if self.state.get(elements.parameter)
-        }
-        content[KEY] = self._record() | {
-            "boxes": self._boxes(),
-            "num_skipped_steps": self.num_skipped_steps,
-        }
-        return content
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, bit for bit.
-
-        Raises:
-            OptimizerError: It belongs to another mask, base or settings, or is damaged. The
-                optimizer is left as it was.
-        """
-        own = self._record()
-        check_record(state_dict, own | {"boxes": self._boxes()})
-        states = own_states(state_dict, own["groups"])
-        expected = {
-            name: (elements.num_selected, self._kept(elements))
-            for name, elements in self._elements.items()
-        }
-        check_tensors(states, expected)
-        # torch casts state to the dtype of the weights, so it gets none to load.
-        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
-        for name, state in states.items():
-            elements = self._elements[name]
-            self.state[elements.parameter] = adopt_state(elements, state, self._kept(elements))
-        self.num_skipped_steps = state_dict[KEY]["num_skipped_steps"]
-
-    def sharded_state_dict(self) -> dict[str, Any]:
-        """The state in the form for `torch.distributed.checkpoint` (DCP).
-
-        What is saved by some number of processes, `load_sharded_state_dict` loads in any other::
-
-            state = {"optimizer": optimizer.sharded_state_dict()}
-            dcp.save(state, checkpoint_id=folder)
-
-            state = {"optimizer": optimizer.sharded_state_dict()}  # of the new optimizer
-            dcp.load(state, checkpoint_id=folder)
-            optimizer.load_sharded_state_dict(state["optimizer"])
-
-        `dcp.load` writes into the tensors that it is given, which may be those of the optimizer:
-        load into one that has not taken a step.
-
-        Raises:
-            OptimizerError: A parameter is sharded along another dimension than its first.
-        """
-        return {
-            "record": hashes(self._record()),
-            "groups": export_groups(self.param_groups, self.defaults),
-            "num_skipped_steps": torch.tensor(self.num_skipped_steps),
-            "state": {
-                name: export_vectors(
-                    elements,
-                    self._mask,
-                    self.state.get(elements.parameter, {}),
-                    self._kept(elements),
-                )
-                for name, elements in self._elements.items()
-            },
-        }
-
-    def load_sharded_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `sharded_state_dict` was taken, in however many processes.
-
-        Args:
-            state_dict: What `sharded_state_dict` returned, after `torch.distributed.checkpoint`
-                has loaded into it.
-
-        Raises:
-            OptimizerError: It belongs to another mask, base or settings.
-        """
-        check_hashes(state_dict["record"], self._record())
-        for number, group in enumerate(self.param_groups):
-            for key, value in state_dict["groups"][str(number)].items():
-                group[key] = tuple(value.tolist()) if value.dim() else value.item()
-        for name, elements in self._elements.items():
-            content = state_dict["state"][name]
-            self.state[elements.parameter] = adopt_vectors(elements, content, self._kept(elements))
-        self.num_skipped_steps = int(state_dict["num_skipped_steps"])
 
     def describe(self) -> dict[str, Any]:
         """What a result should say of the optimizer that made it; plain data.
@@ -512,8 +379,8 @@ class SparseOptimizer(torch.optim.Optimizer):
             "num_selected": num_selected,
             "num_elements": self._num_elements,
             "density": num_selected / self._num_elements,
-            "master": {_short(e.parameter.dtype): self._masters[e.name] for e in trained},
-            "state_dtype": _short(self._state_dtype),
+            "master": {short(e.parameter.dtype): self._masters[e.name] for e in trained},
+            "state_dtype": short(self._state_dtype),
             "max_grad_norm": self._max_grad_norm,
             "clip_by": self._clip_by,
             "nonfinite": self._nonfinite,
@@ -527,59 +394,3 @@ class SparseOptimizer(torch.optim.Optimizer):
                 if of.kind == "vector"
             ),
         }
-
-    def _in_groups(self) -> Iterator[tuple[dict[str, Any], Elements]]:
-        for group in self.param_groups:
-            for name in group["param_names"]:
-                yield group, self._elements[name]
-
-    def _record(self) -> dict[str, Any]:
-        """What a saved state must agree with."""
-        return {
-            "format": FORMAT,
-            "optimizer": type(self).__name__,
-            "mask": self._mask.digest,
-            "base": self._base,
-            "state_dtype": _short(self._state_dtype),
-            "tensors": {
-                name: [_short(elements.parameter.dtype), self._masters[name]]
-                for name, elements in self._elements.items()
-            },
-            "groups": [list(group["param_names"]) for group in self.param_groups],
-        }
-
-    def _boxes(self) -> dict[str, list[list[int]]]:
-        """Which part of each sharded parameter this process has: from where to where."""
-        return {
-            name: [[part.start, part.stop] for part in box_of(elements.parameter)]
-            for name, elements in self._elements.items()
-            if as_sharded(elements.parameter) is not None
-        }
-
-    def _kept(self, elements: Elements) -> dict[str, Kept]:
-        """What a saved state holds for the elements of a parameter."""
-        numbers = {key: Kept("number", torch.float32) for key in self._numbers()}
-        moments = {key: Kept("vector", self._state_dtype) for key in self._moments()}
-        return numbers | moments | master_kept(self._masters[elements.name])
-
-
-def _root_of_sum(numbers: Iterable[Tensor]) -> Tensor:
-    """Square root of a sum, on the device of the first number: devices are not waited for."""
-    first, *rest = numbers
-    return torch.stack([first, *(number.to(first.device) for number in rest)]).sum().sqrt()
-
-
-def _groups(
-    trained: Iterable[Elements], no_decay: Callable[[str], bool] | None
-) -> list[dict[str, Any]]:
-    decayed: list[tuple[str, Tensor]] = []
-    exempt: list[tuple[str, Tensor]] = []
-    for elements in trained:
-        chosen = exempt if no_decay is not None and no_decay(elements.name) else decayed
-        chosen.append((elements.name, elements.parameter))
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

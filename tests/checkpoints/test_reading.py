@@ -1,0 +1,117 @@
+"""One pass over several checkpoints, without what a comparison does with it."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+
+from tests.checkpoints.building import random_bits, tensors_bytes
+from trimtab.checkpoints import StoredTensor, open_checkpoint, opened, sources
+from trimtab.checkpoints.reading import Digests, Reading
+
+SHAPES = {"wide": (3, 50), "small": (7,), "tall": (90, 2), "empty": (0, 4), "number": ()}
+
+
+@dataclass(frozen=True, eq=False)
+class Both:
+    """A tensor in two files."""
+
+    stored: tuple[StoredTensor, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored[0].shape
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> tuple[Path, Path]:
+    """Two files of the tensors `SHAPES`; only the second has `more`."""
+    for seed, name in enumerate(("first", "second")):
+        arrays = {key: random_bits(shape, seed) for key, shape in SHAPES.items()}
+        if seed:
+            arrays["more"] = random_bits((5,), seed)
+        (tmp_path / f"{name}.safetensors").write_bytes(tensors_bytes(arrays))
+    return tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+
+
+def digest(tensor: StoredTensor) -> str:
+    return xxhash.xxh3_128_hexdigest(tensor.read().tobytes())
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("chunk", [4, 64, 1 << 19])
+def test_all_is_read_once_whatever_the_chunks(
+    paths: tuple[Path, Path], threads: int, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)
+    told: list[int] = []
+    totals: set[int] = set()
+
+    def progress(num_bytes: int, total: int) -> None:
+        told.append(num_bytes)
+        totals.add(total)
+
+    with opened(*paths) as (first, second):
+        items = [Both((first.tensors[name], second.tensors[name])) for name in SHAPES]
+        apart = [(1, second.tensors["more"])]
+        reading = Reading(items, apart, threads=threads, progress=progress)
+
+        def count_equal(item: Both) -> tuple[int, Digests]:
+            one, other = reading.sources(item.stored, item.stored[0].dtype)
+            chunks = reading.chunks(item.stored, item.shape)
+            num_equal = sum(int(np.sum(one.read(at) == other.read(at))) for at in chunks)
+            return num_equal, (one.finish(), other.finish())
+
+        results, hashes = reading.run(count_equal)
+        assert list(results) == items
+        for item in items:
+            one, other = (tensor.read() for tensor in item.stored)
+            assert results[item] == np.sum(one == other)
+        assert hashes == tuple(
+            {name: digest(tensor) for name, tensor in checkpoint.tensors.items()}
+            for checkpoint in (first, second)
+        )
+        everything = [tensor for of in (first, second) for tensor in of.tensors.values()]
+    assert totals == {sum(tensor.num_bytes for tensor in everything)}
+    assert {sum(told)} == totals
+
+
+def test_an_error_ends_the_other_tasks_at_their_next_chunk(
+    paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 1)
+    failed, went_on = threading.Event(), threading.Event()
+    with open_checkpoint(paths[0]) as first:
+        items = [Both((first.tensors[name],)) for name in ("wide", "tall", "small")]
+        reading = Reading(items, [], threads=2, progress=None)
+        num_chunks = 0
+
+        def task(item: Both) -> tuple[None, Digests]:
+            nonlocal num_chunks
+            if item is items[0]:
+                failed.set()
+                raise ZeroDivisionError
+            failed.wait(10)
+            for _ in reading.chunks(item.stored, item.shape):
+                num_chunks += 1
+                went_on.wait(0.2)  # ample for the first task's error to arrive
+            raise AssertionError("read to the end")
+
+        with pytest.raises(ZeroDivisionError):
+            reading.run(task)
+    assert num_chunks < 20
+
+
+def test_what_was_open_stays_open(paths: tuple[Path, Path]) -> None:
+    with open_checkpoint(paths[0]) as first:
+        with opened(first, paths[1]) as (same, second):
+            assert same is first
+            assert second.tensors["more"].shape == (5,)
+        first.tensors["wide"].read()
+        with pytest.raises(ValueError, match="closed"):
+            second.tensors["more"].read()
