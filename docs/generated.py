@@ -57,11 +57,12 @@ CONVENTIONS = {
 
 @contextlib.contextmanager
 def tiny_pair() -> Iterator[None]:
-    """Work in a folder with tiny checkpoints, `base`, `tuned` and `sub`, that goes away again.
+    """Work in a folder with tiny checkpoints (`base`, `tuned`, `sub`, `run`) that goes away again.
 
     `tuned` is `base` after 20 random steps of 1e-5, rounded to bf16 once: no training, and so what
     precision alone predicts is what should be measured. `sub` went the same way but for a tenth of
-    noise, and only where `tuned` changed: as if training were repeated inside that mask.
+    noise, and only where `tuned` changed: as if training were repeated inside that mask. `run` has
+    checkpoints of a walk of its own, in fp32, whose steps get smaller.
     """
     import torch
     from tests.compare.checkpoints import llama_tensors, save
@@ -87,7 +88,23 @@ def tiny_pair() -> Iterator[None]:
         save(Path("base"), base)
         save(Path("tuned"), tuned)
         save(Path("sub"), sub)
+        for step, tensors in slowing_walk(base):
+            save(Path("run") / f"checkpoint-{step}", tensors)
         yield
+
+
+def slowing_walk(base: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every tenth of 80 random steps, which fall from 8e-6 to 0; kept in fp32, given in bf16."""
+    import torch
+
+    generator = torch.Generator().manual_seed(3)
+    now = {name: tensor.float() for name, tensor in base.items()}
+    for step in range(1, 81):
+        size = 8e-6 * (1 - step / 80)
+        for tensor in now.values():
+            tensor += size * torch.randn(tensor.shape, generator=generator)
+        if step % 10 == 0:
+            yield step, {name: tensor.bfloat16() for name, tensor in now.items()}
 
 
 def shell(*commands: str) -> None:
@@ -242,6 +259,21 @@ def example_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
 def identity_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
     """The same of the identity check."""
     _json_of(example_identity(), path, leave_out)
+
+
+@cache
+def example_trajectory() -> dict[str, Any]:
+    """A trajectory, alike on every machine and day."""
+    with tiny_pair():
+        result = trimtab.trajectory("base", "run", threads=1)
+    command = "trimtab trajectory base run -o trajectory.json"
+    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    return replace(result, provenance={**result.provenance, **told}).to_dict()
+
+
+def trajectory_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
+    """A part of the trajectory as JSON."""
+    _json_of(example_trajectory(), path, leave_out)
 
 
 def _json_of(value: Any, path: Sequence[str | int], leave_out: Sequence[str]) -> None:
@@ -457,3 +489,23 @@ def _identities(checks: Mapping[str, Any], arms: Mapping[str, Any]) -> None:
         ],
         (cells(label, check["total"]) for label, check in checks.items()),
     )
+
+
+def factors() -> None:
+    """Each factor of a run file: the keys that it stands for, by algorithm, and its source."""
+    from trimtab.training.runs.algorithms import ALGORITHMS
+    from trimtab.training.runs.factors import FACTORS, KEYS_THEMSELVES
+
+    def cells(name: str) -> list[str]:
+        by_keys: dict[tuple[str, ...], list[str]] = {}
+        for algorithm, keys in FACTORS[name].keys.items():
+            by_keys.setdefault(keys, []).append(algorithm)
+        shown = [
+            f"{', '.join(f'`{key}`' for key in keys)}"
+            + (f" ({', '.join(of)})" if len(of) < len(ALGORITHMS) else "")
+            for keys, of in by_keys.items()
+        ]
+        return [f"`{name}`", "; ".join(shown), FACTORS[name].source]
+
+    plain = [[name, f"`{key}` itself", source] for name, (key, source) in KEYS_THEMSELVES.items()]
+    rows(["factor", "keys of the run file", "where it is named"], [*map(cells, FACTORS), *plain])

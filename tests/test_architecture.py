@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "outputs": {"errors"},
     "elements": {"errors"},
     "checkpoints": {"elements", "extras", "errors"},
-    "compare": {"checkpoints", "elements", "extras", "errors"},
+    "compare": {"checkpoints", "elements", "outputs", "extras", "errors"},
     "masks": {"checkpoints", "elements", "outputs", "extras", "errors"},
     "report": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
     "training": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},

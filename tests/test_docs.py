@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import pytest
-from docs import generated, generated_optimizer
+from docs import generated, generated_optimizer, generated_training
 
 import trimtab
 from trimtab import errors
@@ -115,6 +115,16 @@ def test_every_key_of_an_identity_check() -> None:
     assert not set(keys_of(data)) - documented
 
 
+def test_every_key_of_a_trajectory() -> None:
+    section = page("formats.md").partition("## The result of a trajectory")[2]
+    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section.partition("\n## ")[0]))
+    data = generated.example_trajectory()
+    # What a checkpoint is, is documented with a comparison.
+    told = {**data["provenance"], "base": None}
+    points = [{**point, "checkpoint": None} for point in data["points"]]
+    assert not set(keys_of({**data, "provenance": told, "points": points})) - documented
+
+
 def test_every_key_of_a_mask() -> None:
     section = page("formats.md").partition("## The mask file")[2].partition("\n## ")[0]
     documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section))
@@ -128,6 +138,25 @@ def test_every_key_of_a_mask() -> None:
 
 
 def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:
+    sides = _with_gaps(tmp_path)
+    coverage = trimtab.compare(*sides).coverage.to_dict()
+    lists = ("tied", "missing", "extra", "shape_mismatch", "renamed")
+    assert all(coverage[name] for name in lists)
+    documented = set(re.findall(r"`(\w+)`", page("formats.md").partition("### Coverage")[2]))
+    assert not set(keys_of(coverage)) - documented
+
+
+def test_every_key_of_a_gap_in_the_coverage_of_a_series(tmp_path: Path) -> None:
+    coverage = trimtab.trajectory(*_with_gaps(tmp_path)).coverage
+    assert coverage is not None
+    data = coverage.to_dict()
+    assert all(data[name] for name in ("tied", "not_compared", "renamed"))
+    section = page("formats.md").partition("### Coverage of a series")[2].partition("\n## ")[0]
+    assert not set(keys_of(data)) - set(re.findall(r"`(\w+)`", section))
+
+
+def _with_gaps(folder: Path) -> tuple[Path, Path]:
+    """A base and a checkpoint that do not fit each other in every way that is allowed."""
     from tests.compare.checkpoints import llama_tensors, save
 
     base, tuned = llama_tensors(), llama_tensors(vocab=44)
@@ -135,12 +164,7 @@ def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:
     tuned["lm_head.weight"] = tuned["model.embed_tokens.weight"]
     base["only.base"] = tuned["only.tuned"] = base["model.norm.weight"]
     tuned["model.model.norm.weight"] = tuned.pop("model.norm.weight")
-    sides = (save(tmp_path / name, _unshared(t)) for name, t in (("a", base), ("b", tuned)))
-    coverage = trimtab.compare(*sides).coverage.to_dict()
-    lists = ("tied", "missing", "extra", "shape_mismatch", "renamed")
-    assert all(coverage[name] for name in lists)
-    documented = set(re.findall(r"`(\w+)`", page("formats.md").partition("### Coverage")[2]))
-    assert not set(keys_of(coverage)) - documented
+    return save(folder / "a", _unshared(base)), save(folder / "b", _unshared(tuned))
 
 
 def _unshared(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -245,6 +269,45 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
     assert "| SparseAdamW | 10 ms | 10 ms | 10 ms | 10 ms | 10 ms | 0.36 | 0.20 | 0.88 |" in text
     assert "| 60% | 90 MB | 100 MB | 0.90 | 1.25 | 0.75 |" in text
     assert "trimtab 0.1.0, torch 2.13, PEFT 0.21, a processor" in text
+
+
+def test_a_training_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    told: dict[str, Any] = {f"{name}_version": "1.2" for name in ("torch", "transformers", "trl")}
+    told |= {"trimtab_version": "0.1.0", "processor": "a processor", "processors": 2}
+    told |= {"date": "2026-11-21T12:00:00+00:00", "load_before": 0.5}
+
+    def figures(*peers: str) -> dict[str, float]:
+        ratios = {f"speed / {peer}": 1.25 for peer in peers} | dict.fromkeys(
+            (f"peak / {peer}" for peer in peers), 0.5
+        )
+        return {"tokens per second": 1234.4, "peak": 50.2e6} | ratios
+
+    def part(*names: str, load: float) -> dict[str, Any]:
+        peers = [name for name in names if "%" not in name]
+        contestants = {name: figures(*peers) for name in names}
+        facts = {"provenance": {**told, "load_before": load}, "rounds": 5, "steps": 1}
+        return {**facts, "contestants": contestants}
+
+    masked = ("whole model", "20%", "5%")
+    report = {
+        "model": {"num_elements": 1000, "num_hidden_layers": 2, "hidden_size": 8},
+        "sequences": 8,
+        "prompt": 24,
+        "completion": 16,
+        "by_algorithm": {
+            "sft": part("bare TRL", *masked, load=0.5),
+            "ppo": part(*masked, load=2.0),
+        },
+    }
+    for draw in generated_training.__all__:
+        getattr(generated_training, draw)(report)
+    text = capsys.readouterr().out
+    assert "| sft | 1,234 | 1,234 | 1,234 | 1,234 | bare TRL | 1.25 | 1.25 | 1.25 |" in text
+    assert "| ppo | – | 1,234 | 1,234 | 1,234 | whole model | 1.25 | 1.25 | 1.25 |" in text
+    assert "| sft | 50 MB | 50 MB | 50 MB | 50 MB | bare TRL | 0.50 | 0.50 | 0.50 |" in text
+    assert "- sft, ppo: 2026-11-21, trimtab 0.1.0, torch 1.2, transformers 1.2, TRL 1.2, " in text
+    assert "5 rounds of 1 step; load before the first: 0.50" in text
+    assert "8 sequences of 24 + 16 tokens: 320 tokens." in text
 
 
 def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,14 @@ from tests.report.factory import make_comparison, make_demo, with_masked
 from tests.report.identity_factory import make_identity
 from tests.report.page import Page
 from tests.report.test_html import HOSTILE, hostile_comparison
+from tests.report.trajectory_factory import make_trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.html import render_demo_html, render_html, render_identity_html
+from trimtab.report.html import (
+    render_demo_html,
+    render_html,
+    render_identity_html,
+    render_trajectory_html,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -105,6 +111,14 @@ def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:
     assert drawn(document) == ["drawn"]
     labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
     assert {*identity.by_kind(), "all"} <= set(labels)
+
+
+def test_every_chart_of_a_trajectory_is_drawn(browse: Browse) -> None:
+    for trajectory in (make_trajectory(), make_trajectory(1), make_trajectory(100)):
+        document = browse(render_trajectory_html(trajectory))
+        assert drawn(document) == ["drawn"] * 5
+        labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
+        assert {*trajectory.final.by_kind, "all", "optimizer step"} <= set(labels)
 
 
 def hovering(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The task: exact prompts, an honest split, the reward and the constant baseline."""
+"""The task: exact prompts, an honest split, and the reward."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import pytest
 
 from trimtab.training.addition import (
     SHOTS,
-    MajorityBaseline,
     Question,
     is_correct,
-    majority_baseline,
     reward,
     split_questions,
 )
@@ -78,27 +76,3 @@ def test_reward_is_one_for_a_right_completion() -> None:
 def test_reward_refuses_unequal_columns() -> None:
     with pytest.raises(ValueError, match="shorter"):
         reward(["7", "8"], [7])
-
-
-def test_majority_baseline_is_the_most_frequent_answer() -> None:
-    questions = [Question(1, 2), Question(2, 1), Question(0, 9), Question(4, 5), Question(1, 1)]
-    baseline = majority_baseline(questions)
-    assert baseline == MajorityBaseline(answer=3, num_correct=2, num_questions=5)
-    assert baseline.accuracy == 0.4
-    assert baseline.to_dict() == {
-        "answer": 3,
-        "num_correct": 2,
-        "num_questions": 5,
-        "accuracy": 0.4,
-    }
-
-
-def test_no_constant_does_better_than_the_baseline() -> None:
-    heldout = split_questions(0).heldout
-    best = max(sum(question.answer == answer for question in heldout) for answer in range(19))
-    assert majority_baseline(heldout).num_correct == best
-
-
-def test_majority_baseline_needs_questions() -> None:
-    with pytest.raises(ValueError, match="no questions"):
-        majority_baseline([])

@@ -10,9 +10,10 @@ import pytest
 from tests.training import tiny
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError
 from trimtab.training import demo
-from trimtab.training.addition import majority_baseline, split_questions
+from trimtab.training.addition import split_questions
 from trimtab.training.arm import train_arm
 from trimtab.training.demo import DemoRun, train_demo
+from trimtab.training.evaluation.baseline import majority_baseline
 
 pytestmark = pytest.mark.train
 
@@ -25,8 +26,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
     heldout = split_questions(0).heldout
     assert list(finished.arms) == ["grpo", "sft", "grpo-mask"]
-    assert finished.majority == majority_baseline(heldout)
-    assert finished.before.questions == tuple(map(str, heldout))
+    assert finished.heldout == heldout
+    assert finished.majority == majority_baseline(question.answer for question in heldout)
+    assert finished.before.num_samples == 8
     assert finished.num_train_questions == 64
     assert set(finished.seconds) == {
         "base",
@@ -41,7 +43,7 @@ def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
     }
     for name, arm in finished.arms.items():
         assert arm.folder == finished.base.parent / name
-        assert arm.evaluation.num_questions == 32
+        assert arm.answers.num_questions == 32
         assert arm.num_forward_tokens > arm.num_loss_tokens > 0
     data = json.loads(json.dumps(finished.to_dict()))
     assert data["arms"]["grpo"]["record"]["settings"]["steps"] == 2
@@ -55,7 +57,7 @@ def test_nothing_is_left_of_the_work(finished: DemoRun) -> None:
 
 
 def test_second_call_does_no_work(finished: DemoRun, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "evaluate", None)
+    monkeypatch.setattr(demo, "ask", None)
     monkeypatch.setattr("trimtab.training.arm._trainer", None)
     again = train_demo(finished.base.parent, steps=2, make_base=tiny.make_base)
     first, second = finished.to_dict(), again.to_dict()
@@ -67,7 +69,7 @@ def test_second_call_does_no_work(finished: DemoRun, monkeypatch: pytest.MonkeyP
 def test_other_settings_are_refused_before_any_work(
     finished: DemoRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(demo, "evaluate", None)
+    monkeypatch.setattr(demo, "ask", None)
     for steps, seed in ((3, 0), (2, 1)):
         with pytest.raises(OutputExistsError, match="another output folder"):
             train_demo(finished.base.parent, steps=steps, seed=seed, make_base=tiny.make_base)

@@ -215,6 +215,6 @@ def test_second_seed_of_another_run_is_refused_before_any_work(
     record["settings"]["steps"] = 7
     shutil.copy2(finished.arms["grpo-seed-1"].folder / WEIGHTS, tmp_path / "grpo-seed-1" / WEIGHTS)
     (tmp_path / "grpo-seed-1" / "run.json").write_text(json.dumps(record))
-    monkeypatch.setattr(demo, "evaluate", None)
+    monkeypatch.setattr(demo, "ask", None)
     with pytest.raises(OutputExistsError, match=r"steps=7 \(now 3\)"):
         train_demo(tmp_path, steps=3, make_base=tiny.make_base)

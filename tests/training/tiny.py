@@ -11,24 +11,24 @@ from trimtab.training.smollm2 import ORIGIN
 CHARACTERS = "0123456789+=\n"
 
 
-def tokenizer() -> Any:
-    """One token for each character that a question can hold."""
+def tokenizer(characters: str = CHARACTERS) -> Any:
+    """One token for each character; usually those that a question can hold."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
-    tokens = ["<pad>", "<eos>", *CHARACTERS]
+    tokens = ["<pad>", "<eos>", *characters]
     core = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges=[]))
     core.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="<eos>")
 
 
-def model(seed: int = 0) -> Any:
+def model(seed: int = 0, characters: str = CHARACTERS) -> Any:
     """Two layers, tied embeddings, 32 hidden units."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=2 + len(CHARACTERS),
+        vocab_size=2 + len(characters),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -44,7 +44,7 @@ def model(seed: int = 0) -> Any:
         return LlamaForCausalLM(config)
 
 
-def make_base(folder: Path) -> dict[str, Any]:
+def make_base(folder: Path, characters: str = CHARACTERS) -> dict[str, Any]:
     """Stands in for `export_base`."""
     import torch
 
@@ -54,6 +54,6 @@ def make_base(folder: Path) -> dict[str, Any]:
     if record is not None:
         return record
     with runtime.quiet(), new_folder(folder) as draft:
-        model().to(torch.bfloat16).save_pretrained(draft)
-        tokenizer().save_pretrained(draft)
+        model(characters=characters).to(torch.bfloat16).save_pretrained(draft)
+        tokenizer(characters).save_pretrained(draft)
         return seal(draft, ORIGIN, {"model": "tiny"})

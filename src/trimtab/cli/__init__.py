@@ -21,9 +21,12 @@ __all__ = ["main"]
 
 VERBS = {
     "compare": "Count what changed from a BASE to a TUNED checkpoint.",
+    "trajectory": "Show how it came about, over a series of checkpoints.",
     "mask": "Make a mask of the elements that changed, and its controls.",
     "identity": "Ask whether training only a mask gave the same model.",
     "train": "Train a model, or only a mask of it, as a file says.",
+    "sweep": "Run a grid of such runs, and put them into one table.",
+    "evaluate": "Ask models held-out questions, and measure what they forgot.",
     "demo": "See it happen: RL-tune a real model on this machine.",
     "report": "Draw the report of a saved result again.",
 }

@@ -12,6 +12,7 @@ import click
 import trimtab
 from trimtab.cli.progress import byte_progress
 from trimtab.compare import Comparison
+from trimtab.compare.trajectory_result import Trajectory
 from trimtab.masks.identity_result import Identity
 from trimtab.report.files import ensure_free, write_output
 
@@ -127,6 +128,6 @@ def command(
         click.echo(render_table(comparison, styled=sys.stdout.isatty()))
 
 
-def to_json(result: Comparison | Identity) -> str:
+def to_json(result: Comparison | Identity | Trajectory) -> str:
     """A result as JSON text."""
     return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import TypeAlias
 
 import click
 
-from trimtab.compare import Comparison
+from trimtab.compare import Comparison, trajectory_result
+from trimtab.compare.trajectory_result import Trajectory
 from trimtab.errors import ResultFormatError
 from trimtab.masks import identity_result
 from trimtab.masks.identity_result import Identity
 from trimtab.report.files import ensure_free, write_output
+from trimtab.training.evaluation import result as evaluation_result
+from trimtab.training.evaluation.result import Evaluation
 
 __all__ = ["command"]
+
+Result: TypeAlias = Comparison | Identity | Trajectory | Evaluation
 
 
 @click.command("report", epilog="Example: trimtab report cmp.json -o report.html")
@@ -24,7 +30,8 @@ __all__ = ["command"]
 def command(result: Path, output: Path | None, force: bool) -> None:
     """Show a saved result: a table, or with -o an HTML report.
 
-    RESULT is what `trimtab compare -o` or `trimtab identity -o` wrote. No checkpoint is opened.
+    RESULT is what -o of `trimtab compare`, `trimtab identity`, `trimtab trajectory` or `trimtab
+    evaluate` wrote. No checkpoint is opened.
     """
     loaded = load_result(result)
     if output is None:
@@ -35,24 +42,43 @@ def command(result: Path, output: Path | None, force: bool) -> None:
     click.echo(f"wrote {output}", err=True)
 
 
-def _table(result: Comparison | Identity, *, styled: bool) -> str:
+def _table(result: Result, *, styled: bool) -> str:
     if isinstance(result, Identity):
         from trimtab.report.identity_table import render_identity_table
 
         return render_identity_table(result, styled=styled)
+    if isinstance(result, Trajectory):
+        from trimtab.report.trajectory_table import render_trajectory_table
+
+        return render_trajectory_table(result, styled=styled)
+    if isinstance(result, Evaluation):
+        from trimtab.report.evaluation_table import render_evaluation_table
+
+        return render_evaluation_table(result.to_dict(), styled=styled)
     from trimtab.report.table import render_table
 
     return render_table(result, styled=styled)
 
 
-def _page(result: Comparison | Identity) -> str:
-    from trimtab.report.html import render_html, render_identity_html
+def _page(result: Result) -> str:
+    from trimtab.report.html import (
+        render_evaluation_html,
+        render_html,
+        render_identity_html,
+        render_trajectory_html,
+    )
 
-    return render_identity_html(result) if isinstance(result, Identity) else render_html(result)
+    if isinstance(result, Identity):
+        return render_identity_html(result)
+    if isinstance(result, Trajectory):
+        return render_trajectory_html(result)
+    if isinstance(result, Evaluation):
+        return render_evaluation_html(result.to_dict())
+    return render_html(result)
 
 
-def load_result(path: Path) -> Comparison | Identity:
-    """Read what `trimtab compare -o` or `trimtab identity -o` wrote.
+def load_result(path: Path) -> Result:
+    """Read what `-o` of a command wrote.
 
     Raises:
         ResultFormatError: The file is no JSON, or no result of this version.
@@ -61,10 +87,17 @@ def load_result(path: Path) -> Comparison | Identity:
         data = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise ResultFormatError(
-            f"{path}: expected JSON from `trimtab compare -o` or `trimtab identity -o`: {error}"
+            f"{path}: expected JSON from -o of `trimtab compare`, `trimtab identity`, `trimtab "
+            f"trajectory` or `trimtab evaluate`: {error}"
         ) from None
-    is_identity = isinstance(data, dict) and data.get("format") == identity_result.FORMAT
+    format = data.get("format") if isinstance(data, dict) else None
     try:
-        return Identity.from_dict(data) if is_identity else Comparison.from_dict(data)
+        if format == identity_result.FORMAT:
+            return Identity.from_dict(data)
+        if format == trajectory_result.FORMAT:
+            return Trajectory.from_dict(data)
+        if format == evaluation_result.FORMAT:
+            return Evaluation.from_dict(data)
+        return Comparison.from_dict(data)
     except ResultFormatError as error:
         raise ResultFormatError(f"{path}: {error}") from None

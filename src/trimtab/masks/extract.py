@@ -34,6 +34,7 @@ def extract_mask(
     tuned: str | os.PathLike[str] | Checkpoint,
     *,
     changed: str = "bits",
+    cast: str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Mask:
@@ -48,6 +49,8 @@ def extract_mask(
             or an open checkpoint.
         tuned: The checkpoint after training.
         changed: The criterion: `bits`, `value`, `atol=1e-5`, `rel=1e-3`.
+        cast: Name of a float dtype (`fp32`) that both are converted to before; None to refuse
+            tensors that are stored in different ones.
         threads: Tensors read at the same time; by default the processors there are, at most 8.
         progress: Called after each chunk, from any thread.
 
@@ -61,7 +64,7 @@ def extract_mask(
     """
     criterion = parse_criterion(changed)
     with opened(base, tuned) as (base, tuned):
-        pairing = pair_tensors(base, tuned)
+        pairing = pair_tensors(base, tuned, cast=cast)
         apart = pairing.apart(base, tuned)
         reading = Reading(pairing.pairs, apart, threads=threads, progress=progress)
         tensors, hashes = reading.run(partial(_mark, reading, criterion))

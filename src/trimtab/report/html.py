@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import trimtab
 from trimtab.compare.result import Comparison
+from trimtab.compare.trajectory_result import Trajectory
+from trimtab.elements.counts import percent
 from trimtab.extras import require
 from trimtab.masks.identity_result import Identity
 from trimtab.report.arms import Arm
@@ -25,6 +27,14 @@ from trimtab.report.causes import precision
 from trimtab.report.change import how_far, how_large, largest_movers, where
 from trimtab.report.demo import DemoRecord, cost, learned
 from trimtab.report.demo_masked import only_the_mask
+from trimtab.report.evaluation import (
+    accuracy,
+    evaluation_provenance,
+    forgetting,
+    given_answers,
+    suites,
+)
+from trimtab.report.evaluation_wording import model_names, share_text
 from trimtab.report.identity import (
     identity_coverage,
     identity_provenance,
@@ -42,6 +52,15 @@ from trimtab.report.identity_wording import (
 )
 from trimtab.report.record import coverage, provenance
 from trimtab.report.shape import geometry, rank
+from trimtab.report.trajectory import (
+    coverage_text,
+    final_subnetwork,
+    over_time,
+    trajectory_coverage,
+    trajectory_provenance,
+    what_became,
+)
+from trimtab.report.trajectory_wording import FATES, cadence, cadence_sentence, endpoints_of, fates
 from trimtab.report.wording import (
     changed_means,
     coverage_sentence,
@@ -54,7 +73,14 @@ from trimtab.report.wording import (
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["check_installed", "render_demo_html", "render_html", "render_identity_html"]
+__all__ = [
+    "check_installed",
+    "render_demo_html",
+    "render_evaluation_html",
+    "render_html",
+    "render_identity_html",
+    "render_trajectory_html",
+]
 
 
 @dataclass(frozen=True)
@@ -208,6 +234,117 @@ def _identity_heroes(identity: Identity) -> list[_Hero]:
     return [
         _Hero(label, figure, words, num / inside.num_elements, f"{num:,} equal (criterion: bits)")
         for label, (figure, num) in shares.items()
+    ]
+
+
+def render_trajectory_html(trajectory: Trajectory) -> str:
+    """Draw the report of a trajectory.
+
+    Args:
+        trajectory: The result; nothing else is read.
+
+    Returns:
+        A complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    base, last = endpoints_of(trajectory)
+    covered = coverage_text(trajectory)
+    is_complete = trajectory.coverage is None or trajectory.coverage.is_complete
+    sections = [
+        what_became(trajectory),
+        over_time(trajectory),
+        final_subnetwork(trajectory),
+        trajectory_coverage(trajectory),
+        trajectory_provenance(trajectory),
+    ]
+    return _page(
+        title=f"{base} to {last}, observed {cadence(trajectory)}",
+        heading="How the subnetwork formed",
+        subtitle=(base, last),
+        heroes=_trajectory_heroes(trajectory),
+        conversion=printable(trajectory.conversion or ""),
+        incomplete=[] if is_complete else [covered],
+        coverage=covered,
+        paragraphs=(cadence_sentence(trajectory), changed_means("bits")),
+        sections=[section for section in sections if section is not None],
+        date=trajectory.provenance.get("date", ""),
+    )
+
+
+def _trajectory_heroes(trajectory: Trajectory) -> list[_Hero]:
+    """What became of the weights: effective, cancelled, untouched."""
+    total = trajectory.final.total
+    if not total.num_elements:
+        return [_Hero("", "–", "no weights were followed", 0.0, "nothing to follow")]
+    numbers = fates(total)
+    return [
+        _Hero(
+            label=fate.capitalize(),
+            figure=percent(numbers[fate], total.num_elements),
+            words=f"of {total.num_elements:,} weights: {FATES[fate]}",
+            filled=numbers[fate] / total.num_elements,
+            under=f"{numbers[fate]:,} (criterion: bits; observed {cadence(trajectory)})",
+        )
+        for fate in ("effective", "cancelled", "untouched")
+    ]
+
+
+def render_evaluation_html(evaluation: Mapping[str, Any]) -> str:
+    """Draw the report of an evaluation.
+
+    Args:
+        evaluation: Its plain data; nothing else is read.
+
+    Returns:
+        A complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    first, *others = model_names(evaluation)
+    asked = evaluation["questions"]
+    sections = [
+        accuracy(evaluation),
+        forgetting(evaluation),
+        suites(evaluation),
+        given_answers(evaluation),
+        evaluation_provenance(evaluation),
+    ]
+    return _page(
+        title=", ".join((*others, first)),
+        heading="What the models answered" if asked else "What the models forgot",
+        subtitle=(first, ", ".join(others) or "no other model"),
+        heroes=_evaluation_heroes(evaluation),
+        conversion="",
+        incomplete=[],
+        coverage="complete: every model was given the same questions and texts",
+        paragraphs=(),
+        sections=[section for section in sections if section is not None],
+        date=evaluation["provenance"].get("date", ""),
+    )
+
+
+def _evaluation_heroes(evaluation: Mapping[str, Any]) -> list[_Hero]:
+    """The greedy accuracy of each model, or of those beside the first."""
+    if evaluation["questions"] is None:
+        return []
+    models = list(zip(model_names(evaluation), evaluation["models"], strict=True))
+    beside = ""
+    if len(models) > 1:
+        first, model = models.pop(0)
+        beside = f"; {share_text(model['answers']['greedy_accuracy'], 1, None)} by {first}"
+    return [
+        _Hero(
+            label=name,
+            figure=share_text(told["greedy_accuracy"], 1, None),
+            words=f"of {told['num_questions']:,} questions are answered right, greedily{beside}",
+            filled=told["greedy_accuracy"],
+            under=f"{told['num_greedy_correct']:,} right",
+        )
+        for name, model in models
+        for told in (model["answers"],)
     ]
 
 

@@ -49,9 +49,14 @@ def learning_curve(rows: Rows, arms: Sequence[str], measure: str) -> dict[str, A
 
 
 def accuracy_dots(
-    rows: Rows, models: Sequence[str], arms: Sequence[str], *, baseline: float | None
+    rows: Rows,
+    models: Sequence[str],
+    arms: Sequence[str],
+    *,
+    baseline: float | None,
+    spread: str = "standard error",
 ) -> dict[str, Any]:
-    """Held-out accuracy of each model, greedy (dot) and sampled (ring), with standard errors.
+    """Held-out accuracy of each model, greedy (dot) and sampled (ring), each with its spread.
 
     Args:
         rows: `model`, `arm` (empty for the base), `way` (`greedy` or `sampled`), and in percent
@@ -59,6 +64,7 @@ def accuracy_dots(
         models: Rows from top to bottom.
         arms: Labels, in order.
         baseline: Percentage of the majority answer, drawn as a dashed line.
+        spread: What `low` and `high` are.
     """
     domain = ["", *arms]
     colours = ["var(--soft)", *(f"var(--arm-{place % NUM_COLOURS})" for place in range(len(arms)))]
@@ -93,7 +99,7 @@ def accuracy_dots(
             "axis": axis,
         }
 
-    tooltip = hover_box("model", "decoding", "correct", "standard error")
+    tooltip = hover_box("model", "decoding", "correct", spread)
     layers: list[dict[str, Any]] = [
         {
             "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},

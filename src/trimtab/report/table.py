@@ -30,6 +30,7 @@ __all__ = ["render_table"]
 _GAP = "  "
 _OPTIONAL = (
     "largest difference",  # of an identity check
+    *("outside/all", "outside/ever", "Jaccard", "cancelled"),  # of a trajectory
     *("tensors", "mean of tensors", "changed", "predicted", "elements"),
     *("seconds", "loss tokens", "trained"),  # of a demo
     *("cosine", "relative L2"),  # of an identity check

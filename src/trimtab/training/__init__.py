@@ -12,10 +12,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from trimtab.training.masked_training import train_only
     from trimtab.training.optimizers import SparseAdamW, SparseSGD
+    from trimtab.training.ppo.config import PPOConfig
+    from trimtab.training.ppo.trainer import PPOTrainer
+    from trimtab.training.prime.config import PRIMEConfig
+    from trimtab.training.prime.trainer import PRIMETrainer
 
-__all__ = ["SparseAdamW", "SparseSGD", "train_only"]
+__all__ = [
+    "PPOConfig",
+    "PPOTrainer",
+    "PRIMEConfig",
+    "PRIMETrainer",
+    "SparseAdamW",
+    "SparseSGD",
+    "train_only",
+]
 
 _MODULES = {
+    "PPOConfig": "trimtab.training.ppo.config",
+    "PPOTrainer": "trimtab.training.ppo.trainer",
+    "PRIMEConfig": "trimtab.training.prime.config",
+    "PRIMETrainer": "trimtab.training.prime.trainer",
     "SparseAdamW": "trimtab.training.optimizers",
     "SparseSGD": "trimtab.training.optimizers",
     "train_only": "trimtab.training.masked_training",

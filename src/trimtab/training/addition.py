@@ -1,4 +1,4 @@
-"""One-digit addition: questions, split, prompt, verifiable reward, and what a constant scores.
+"""One-digit addition: questions, split, prompt and verifiable reward.
 
 The prompt shows two solved sums and asks for a third; the answer ends with the line. The same
 prompt serves GRPO, SFT and evaluation::
@@ -14,8 +14,7 @@ of a training question, and the two solved sums (and their mirrors) are on neith
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -23,11 +22,9 @@ from typing import Any
 __all__ = [
     "ANSWER_END",
     "SHOTS",
-    "MajorityBaseline",
     "Question",
     "Split",
     "is_correct",
-    "majority_baseline",
     "reward",
     "split_questions",
 ]
@@ -76,30 +73,6 @@ class Split:
     heldout: tuple[Question, ...]
 
 
-@dataclass(frozen=True)
-class MajorityBaseline:
-    """The best that any constant answer scores on some questions.
-
-    Attributes:
-        answer: The most frequent right answer; the smallest among equals.
-        num_correct: Questions that it answers.
-        num_questions: All questions.
-    """
-
-    answer: int
-    num_correct: int
-    num_questions: int
-
-    @property
-    def accuracy(self) -> float:
-        """Share of the questions that the constant answers."""
-        return self.num_correct / self.num_questions
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**self.__dict__, "accuracy": self.accuracy}
-
-
 def split_questions(seed: int) -> Split:
     """Split the sums of two digits that the prompt does not show: 64 to train, 32 held out.
 
@@ -135,16 +108,3 @@ def reward(completions: Sequence[str], answer: Sequence[int], **_: Any) -> list[
         **_: Other columns and state that TRL passes to every reward function.
     """
     return [float(is_correct(text, right)) for text, right in zip(completions, answer, strict=True)]
-
-
-def majority_baseline(questions: Iterable[Question]) -> MajorityBaseline:
-    """The best constant answer, chosen with knowledge of the questions themselves.
-
-    Raises:
-        ValueError: There are no questions.
-    """
-    counts = Counter(question.answer for question in questions)
-    if not counts:
-        raise ValueError("no questions")
-    answer = min(counts, key=lambda value: (-counts[value], value))
-    return MajorityBaseline(answer, counts[answer], counts.total())

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -22,14 +22,13 @@ from typing import TYPE_CHECKING, Any
 from trimtab.errors import CheckpointError
 from trimtab.masks import Mask
 from trimtab.training import runtime
-from trimtab.training.addition import (
-    MajorityBaseline,
-    Question,
-    majority_baseline,
-)
+from trimtab.training.addition import Question
 from trimtab.training.arm import check_settings, train_arm
 from trimtab.training.demo_arms import ARMS, DemoArm, demo_arms, demo_masks, mask_file
-from trimtab.training.evaluation import Evaluation, evaluate
+from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
+from trimtab.training.evaluation.answers import Answers
+from trimtab.training.evaluation.baseline import MajorityBaseline, majority_baseline
+from trimtab.training.evaluation.questions import addition_questions
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.progress import progress_bars, stage
 from trimtab.training.recipe import Recipe
@@ -40,7 +39,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ArmResult", "DemoRun", "train_demo"]
 
+NUM_SAMPLES = 8
+"""Sampled answers to each held-out question, beside the greedy one."""
+
 _EVALUATION = "evaluation.json"
+_EVALUATION_VERSION = 2
+"""History: 1 had no `ended`, and no number."""
 _WORK = ".work"
 
 
@@ -54,14 +58,14 @@ class ArmResult:
         mask: The file of the mask that it trained only; None if it trained every weight.
         record: Its `run.json`: settings, precision, optimizer, tokens, history, seconds, versions,
             device.
-        evaluation: Its answers to the held-out questions.
+        answers: To the held-out questions.
     """
 
     algorithm: str
     folder: Path
     mask: Path | None
     record: Mapping[str, Any]
-    evaluation: Evaluation
+    answers: Answers
 
     @property
     def num_forward_tokens(self) -> int:
@@ -79,7 +83,7 @@ class ArmResult:
             "folder": str(self.folder),
             "mask": None if self.mask is None else str(self.mask),
             "record": dict(self.record),
-            "evaluation": self.evaluation.to_dict(),
+            "evaluation": self.answers.to_dict(),
         }
 
 
@@ -91,6 +95,7 @@ class DemoRun:
         base: Folder of the base checkpoint.
         origin: Its record: where the weights come from and what was done to them.
         before: Answers of the base to the held-out questions.
+        heldout: The held-out questions.
         majority: What the best constant answer scores on them.
         arms: The trained arms, by name; those of every weight come first.
         seconds: Wall time of each stage in this call; one that was finished before takes no time.
@@ -99,7 +104,8 @@ class DemoRun:
 
     base: Path
     origin: Mapping[str, Any]
-    before: Evaluation
+    before: Answers
+    heldout: tuple[Question, ...]
     majority: MajorityBaseline
     arms: Mapping[str, ArmResult]
     seconds: Mapping[str, float]
@@ -111,6 +117,7 @@ class DemoRun:
             "base": str(self.base),
             "origin": dict(self.origin),
             "num_train_questions": self.num_train_questions,
+            "heldout": list(map(str, self.heldout)),
             "majority_baseline": self.majority.to_dict(),
             "before": self.before.to_dict(),
             "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
@@ -168,7 +175,7 @@ def train_demo(
         for arm in demo_arms(recipe, controls=True):
             if arm.mask is None:
                 run.check(arm, origin)
-        before = run.evaluation("base", origin)
+        before = run.answers("base", origin)
         results = {}
         masks: dict[str, Mask] = {}
         for arm in wanted:
@@ -181,14 +188,15 @@ def train_demo(
                 out / arm.name,
                 None if arm.mask is None else mask_file(out, arm.mask),
                 record,
-                run.evaluation(arm.name, record),
+                run.answers(arm.name, record),
             )
         run.clear()
     return DemoRun(
         base=out / "base",
         origin=origin,
         before=before,
-        majority=majority_baseline(split.heldout),
+        heldout=split.heldout,
+        majority=majority_baseline(question.answer for question in split.heldout),
         arms=results,
         seconds=run.seconds,
         num_train_questions=len(split.train),
@@ -242,8 +250,8 @@ class _Run:
                 on_step=line.step,
             )
 
-    def evaluation(self, name: str, record: Mapping[str, Any]) -> Evaluation:
-        """The answers of one checkpoint; kept ones count only for the same weights and seed."""
+    def answers(self, name: str, record: Mapping[str, Any]) -> Answers:
+        """The answers of one checkpoint; kept ones count for the same weights and seed only."""
         path = self.out / _EVALUATION
         try:
             kept = read_json(path)
@@ -251,19 +259,37 @@ class _Run:
             kept = {}
         except ValueError as error:
             raise CheckpointError(f"{path} is not JSON ({error}): delete it") from error
-        key = {"weights": record["weights"]["xxh3_128"], "seed": self.recipe.seed}
+        key = {
+            "version": _EVALUATION_VERSION,
+            "weights": record["weights"]["xxh3_128"],
+            "seed": self.recipe.seed,
+        }
         entry = kept.get(name, {})
         if {field: entry.get(field) for field in key} == key:
-            return Evaluation.from_dict(entry)
+            return Answers.from_dict(entry)
         with self._timed(f"{name}: evaluation"), stage(self.bars, f"{name}: held-out questions"):
-            answers = evaluate(
-                self.out / name,
-                self.heldout,
-                seed=self.recipe.seed,
-                max_completion_tokens=self.recipe.max_completion_tokens,
-            )
+            answers = self._ask(self.out / name)
         write_json(path, {**kept, name: {**key, **answers.to_dict()}})
         return answers
+
+    def _ask(self, checkpoint: Path) -> Answers:
+        """Ask the saved bf16 weights, not the fp32 ones of the trainer.
+
+        The accuracy then belongs to the same file as the sparsity.
+        """
+        questions = replace(
+            addition_questions(self.heldout),
+            max_completion_length=self.recipe.max_completion_tokens,
+        )
+        with runtime.quiet():
+            return ask(
+                load_model(checkpoint, "bf16", "cpu"),
+                load_tokenizer(checkpoint),
+                questions,
+                seed=self.recipe.seed,
+                num_samples=NUM_SAMPLES,
+                batch_size=len(self.heldout) * NUM_SAMPLES,
+            )
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -83,10 +83,20 @@ def versions() -> dict[str, str]:
     }
 
 
-def device() -> dict[str, Any]:
-    """Where the run computes: the demo trains on the CPU."""
+def device(where: Any = None) -> dict[str, Any]:
+    """Where a run computes.
+
+    Args:
+        where: The `torch.device`; None for the CPU, on which the demo trains.
+    """
     import torch
 
+    if where is not None and where.type != "cpu":
+        named = torch.cuda.is_available() and where.type == "cuda"
+        return {
+            "type": where.type,
+            **({"name": torch.cuda.get_device_name(where)} if named else {}),
+        }
     return {
         "type": "cpu",
         "machine": platform.machine(),

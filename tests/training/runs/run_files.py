@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +12,39 @@ from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.run_file import RunFile
 
+USUAL = {"max_steps": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
+
+ONLINE = {**USUAL, "num_generations": 4, "max_completion_length": 3}
+"""Of those that sample while they train."""
+
 TRAINER: Mapping[str, Mapping[str, Any]] = {
-    "sft": {"max_steps": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4},
-    "dpo": {"max_steps": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4},
-    "grpo": {
-        "max_steps": 2,
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 4,
-        "num_generations": 4,
-        "max_completion_length": 3,
-    },
+    "sft": USUAL,
+    "rft": USUAL,
+    "dpo": USUAL,
+    "orpo": USUAL,
+    "kto": USUAL,
+    "simpo": USUAL,
+    "grpo": ONLINE,
+    "rloo": ONLINE,
+    "ppo": {**USUAL, "num_ppo_epochs": 1, "max_completion_length": 3},
+    "prime": ONLINE,
 }
+
+REWARDED: Mapping[str, str] = {
+    **dict.fromkeys(("rft", "grpo", "rloo", "ppo"), "share_of_ones"),
+    "prime": "how_right",
+}
+"""Those that need a reward -> its name."""
+
+SAMPLES: Mapping[str, Any] = {"num": 8, "max_completion_length": 4, "threshold": 2.0}
+"""About a third of the tiny base's samples end, and a third of those are good."""
 
 REWARD = """
 def share_of_ones(completions, **columns):
     return [text.count("1") + 0.1 * text.count("2") + len(text) for text in completions]
+
+def how_right(completions, **columns):
+    return [reward / 10 for reward in share_of_ones(completions)]
 """
 
 
@@ -40,9 +58,11 @@ def content(usual_of: str, base: Path, **changes: Any) -> dict[str, Any]:
         "data": {"task": "addition"},
         "trainer": dict(TRAINER[usual_of]),
     }
-    if usual_of == "grpo":
+    if usual_of in REWARDED:
         usual["data"] = {"file": "questions.jsonl"}
-        usual["reward"] = {"function": "reward.py:share_of_ones"}
+        usual["reward"] = {"function": f"reward.py:{REWARDED[usual_of]}"}
+    if usual_of == "rft":
+        usual["samples"] = dict(SAMPLES)
     for key, value in changes.items():
         usual[key] = {**usual[key], **value} if key == "trainer" else value
     return {key: value for key, value in usual.items() if value is not None}
@@ -69,6 +89,14 @@ def train(path: Path, **more: Any) -> dict[str, Any]:
         return execute(prepare(RunFile.read(path)), bars, **more)
 
 
+def after(calls: int) -> Callable[[], bool]:
+    """Asked so often, says stop."""
+    asked = iter(range(10**6))
+    return lambda: next(asked) >= calls - 1
+
+
 def _toml(value: Any) -> str:
-    """JSON writes the strings, numbers, lists and truth values that TOML reads."""
+    """JSON writes the strings, numbers, lists and truth values that TOML reads; not its tables."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key} = {_toml(entry)}' for key, entry in value.items())}}}"
     return json.dumps(value)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, Literal
 
 import pytest
@@ -20,6 +22,10 @@ class Example:
     on: bool = False
     choice: Literal["raise", "skip"] = "raise"
     weights: list[float] | None = None
+    bounds: tuple[float, float] | None = None
+    styles: Sequence[str] = ()
+    anything: tuple = ()  # type: ignore[type-arg]
+    day: date | None = None
     either: int | str | None = None
     table: dict[str, Any] | str | None = None
     off_or_name: str | Literal[False] | None = None
@@ -35,6 +41,9 @@ class Example:
         {"on": True},
         {"choice": "skip"},
         {"weights": [1, 0.5]},
+        {"bounds": [1, 0.5]},
+        {"styles": ["a"]},
+        {"anything": ["a", 1]},
         {"either": 3},
         {"either": "three"},
         {"table": {"a": [1]}},
@@ -70,6 +79,10 @@ def test_a_whole_number_becomes_a_float_where_one_is_expected() -> None:
         ({"on": "true"}, 't.on is "true", expected true or false'),
         ({"choice": "stop"}, 't.choice is "stop", expected "raise" or "skip"'),
         ({"weights": ["a"]}, "t.weights is a list, expected a list, each entry a number"),
+        ({"bounds": ["a"]}, "t.bounds is a list, expected a list, each entry a number"),
+        ({"styles": "a"}, 't.styles is "a", expected a list, each entry a string'),
+        ({"anything": 1}, "t.anything is 1, expected a list"),
+        ({"day": "today"}, "t.day takes what cannot be written in a run file"),
         ({"weights": {}}, "t.weights is a table, expected a list, each entry a number"),
         ({"either": 0.5}, "t.either is 0.5, expected a whole number or a string"),
         ({"off_or_name": True}, "t.off_or_name is true, expected a string or false"),

@@ -10,8 +10,7 @@ import pytest
 import xxhash
 
 from trimtab.errors import SettingsError
-from trimtab.training.addition import split_questions
-from trimtab.training.runs.datasets import addition_rows, read_rows
+from trimtab.training.runs.datasets import read_rows
 
 SFT = ("prompt", "completion")
 GOOD = {"prompt": "1+1=", "completion": "2"}
@@ -63,6 +62,8 @@ def test_texts_with_line_separators_of_unicode(tmp_path: Path) -> None:
         ([{**GOOD, "prompt": [{"role": "user"}]}], "line 1 has a prompt that is neither"),
         ([{**GOOD, "prompt": SAID}], "line 1 mixes texts with messages"),
         ([GOOD, {**GOOD, "prompt": SAID}], "line 2 has a prompt of another kind than the first"),
+        ([{**GOOD, "x": 1}, {**GOOD, "x": "1"}], "line 2 has a x of another type than the first"),
+        ([{**GOOD, "x": 1}, {**GOOD, "x": True}], "line 2 has a x of another type than the first"),
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path: Path, rows: list[Any], told: str) -> None:
@@ -89,17 +90,19 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         read_rows(path, SFT)
 
 
-def test_addition_has_the_columns_asked_for_and_follows_the_seed() -> None:
-    questions = split_questions(3).train
-    rows = addition_rows(("prompt", "chosen", "rejected"), 3)
-    assert rows.ends_with_line
-    assert [row["prompt"] for row in rows.rows] == [question.prompt for question in questions]
-    for row, question in zip(rows.rows, questions, strict=True):
-        assert row["chosen"] == question.gold
-        assert row["rejected"] != question.gold
-        assert 0 <= int(row["rejected"]) <= 18
-    assert addition_rows(("prompt", "chosen", "rejected"), 3) == rows
-    assert addition_rows(("prompt", "chosen", "rejected"), 4).digest != rows.digest
-    answers = addition_rows(("prompt", "completion", "answer"), 3).rows
-    assert [row["answer"] for row in answers] == [question.answer for question in questions]
-    assert [row["completion"] for row in answers] == [question.gold for question in questions]
+def test_numbers_and_missing_values_share_a_column(tmp_path: Path) -> None:
+    values = (1, 2.5, None, 3)
+    rows = read_rows(write(tmp_path, *({**GOOD, "x": value} for value in values)), SFT)
+    assert [row["x"] for row in rows.rows] == list(values)
+
+
+def test_the_first_row_tells_which_columns_a_file_has(tmp_path: Path) -> None:
+    pair = {"prompt": "1+1=", "chosen": "2", "rejected": "3"}
+    either = (("prompt", "completion", "label"), ("prompt", "chosen", "rejected"))
+    assert list(read_rows(write(tmp_path, pair, pair), *either).rows) == [pair, pair]
+    with pytest.raises(SettingsError, match="line 2 lacks rejected"):
+        read_rows(write(tmp_path, pair, {"prompt": "a", "chosen": "b"}), *either)
+    with pytest.raises(SettingsError, match="line 1 lacks label"):
+        read_rows(write(tmp_path, GOOD), *either)
+    with pytest.raises(SettingsError, match="line 1 has a label that is neither true nor false"):
+        read_rows(write(tmp_path, {**GOOD, "label": 1}), *either)

@@ -10,24 +10,32 @@ import pytest
 
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.algorithms.algorithm import DEFAULTS
-from trimtab.training.runs.prepare import SET_ELSEWHERE
-from trimtab.training.runs.run_file import (
+from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.tables import (
     AutoTable,
     DataTable,
     OptimizerTable,
     RewardTable,
-    RunFile,
+    SamplesTable,
 )
+from trimtab.training.runs.trainer_arguments import SET_ELSEWHERE
 
-PAGE = (Path(__file__).parents[3] / "docs" / "run-files.md").read_text("utf-8")
-ROWS = {
-    (part[0], cells[0].strip("` ")): cells
-    for part in re.findall(r"\{ #([\w-]+) \}\n(.*?)(?=\n##|\Z)", PAGE, re.DOTALL)
-    for line in part[1].splitlines()
-    if line.startswith("| `")
-    for cells in [[cell.strip() for cell in line.strip("| ").split("|")]]
-}
-"""Section and key -> cells of its row."""
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def rows_of(page: str) -> dict[tuple[str, str], list[str]]:
+    """Section and key -> cells of its row."""
+    return {
+        (part[0], cells[0].strip("` ")): cells
+        for part in re.findall(r"\{ #([\w-]+) \}\n(.*?)(?=\n##|\Z)", page, re.DOTALL)
+        for line in part[1].splitlines()
+        if line.startswith("| `")
+        for cells in [[cell.strip() for cell in line.strip("| ").split("|")]]
+    }
+
+
+PAGE = (DOCS / "run-files.md").read_text("utf-8")
+ROWS = rows_of(PAGE)
 
 
 @pytest.mark.parametrize(
@@ -36,30 +44,60 @@ ROWS = {
         ("keys", RunFile),
         ("data", DataTable),
         ("reward", RewardTable),
+        ("samples", SamplesTable),
         ("optimizer", OptimizerTable),
         ("auto", AutoTable),
     ],
 )
 def test_every_key_and_default(section: str, table: type) -> None:
-    tables = {"path", "data", "reward", "optimizer", "auto", "trainer"}
+    tables = {"path", "data", "reward", "samples", "optimizer", "auto", "trainer", "factors"}
     for field in fields(table):
         if field.name in tables:
             continue
         cells = ROWS[section, field.name]
         if field.default not in (MISSING, None):
-            assert cells[-1].startswith(f"`{field.default}`"), field.name
+            shown = str(field.default).lower() if field.default is False else field.default
+            assert cells[-1].startswith(f"`{shown}`"), field.name
 
 
 def test_every_key_of_the_trainer_that_is_ours() -> None:
-    ours = {**DEFAULTS, **{k: v for of in ALGORITHMS.values() for k, v in of.defaults.items()}}
-    for key, value in ours.items():
+    for key, value in DEFAULTS.items():
         assert ROWS["trainer", key][1] == f"`{str(value).lower()}`"
     for key in SET_ELSEWHERE:
         assert f"`{key}`" in PAGE
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_has_a_page_with_its_example(algorithm: str) -> None:
+    page = (DOCS / "algorithms" / f"{algorithm}.md").read_text("utf-8")
+    assert f'--8<-- "examples/{algorithm}.toml"' in page
+    stated = {key for section, key in rows_of(page) if section == "defaults"}
+    assert stated >= ALGORITHMS[algorithm].defaults.keys() | ALGORITHMS[algorithm].fixed.keys()
+    assert f"[`{algorithm}`]({algorithm}.md)" in (DOCS / "algorithms" / "index.md").read_text()
+
+
 @pytest.mark.train
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_default_on_the_page_of_an_algorithm(algorithm: str) -> None:
+    from trimtab.training import runtime
+
+    runtime.start()
+    of = ALGORITHMS[algorithm]
+    page = (DOCS / "algorithms" / f"{algorithm}.md").read_text("utf-8")
+    with runtime.quiet():
+        args = of.config_class()(use_cpu=True, **{**DEFAULTS, **of.defaults, **of.fixed})
+    for (section, key), cells in rows_of(page).items():
+        if section == "defaults":
+            table, _, name = key.rpartition(".")
+            default = getattr(SamplesTable() if table == "samples" else args, name)
+            shown = default if isinstance(default, str) else str(default).lower()
+            assert cells[1] == f"`{shown}`", key
+
+
+@pytest.mark.train
+@pytest.mark.parametrize(
+    "algorithm", [name for name, of in ALGORITHMS.items() if of.config.startswith("trl")]
+)
 def test_what_the_page_says_of_trl(algorithm: str) -> None:
     from trimtab.training import runtime
 

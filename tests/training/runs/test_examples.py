@@ -1,15 +1,18 @@
-"""Every run file in `examples/` passes all checks, with the tiny base in place of its model."""
+"""Every run file in `examples/` runs, with a tiny base in place of its model."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from string import printable
 
 import pytest
 
+from tests.training import tiny
+from trimtab.training.progress import progress_bars
 from trimtab.training.runs.algorithms import ALGORITHMS
-from trimtab.training.runs.prepare import prepare
+from trimtab.training.runs.execute import execute
+from trimtab.training.runs.prepare import PreparedRun, prepare
 from trimtab.training.runs.run_file import RunFile
 
 pytestmark = pytest.mark.train
@@ -17,15 +20,49 @@ pytestmark = pytest.mark.train
 EXAMPLES = Path(__file__).parents[3] / "examples"
 
 
-def test_there_is_one_for_every_algorithm() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.toml")} == set(ALGORITHMS)
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base that can read English."""
+    from trimtab.training import runtime
+
+    runtime.start()
+    folder = tmp_path_factory.mktemp("reader") / "base"
+    tiny.make_base(folder, printable)
+    return folder
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_example(algorithm: str, base: tuple[Path, dict[str, Any]]) -> None:
+def prepared(algorithm: str, reader: Path, output: Path, steps: int | None = None) -> PreparedRun:
     file = RunFile.read(EXAMPLES / f"{algorithm}.toml")
     assert file.algorithm == algorithm
     assert file.resolve(file.model) == EXAMPLES / ".." / "demo" / "base"
-    run = prepare(replace(file, model=str(base[0])))
+    trainer = {**file.trainer, **({} if steps is None else {"max_steps": steps})}
+    return prepare(replace(file, model=str(reader), output=str(output), trainer=trainer))
+
+
+def test_there_is_one_for_every_algorithm() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*ALGORITHMS, "sweep"}
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_example_passes_all_checks(algorithm: str, reader: Path, tmp_path: Path) -> None:
+    run = prepared(algorithm, reader, tmp_path / "out")
     assert run.args.max_steps == 20
-    assert len(run.rows.rows) >= 12
+    assert len(run.data.rows) >= 12
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_example_trains(algorithm: str, reader: Path, tmp_path: Path) -> None:
+    run = prepared(algorithm, reader, tmp_path / "out", steps=12 if algorithm == "dpo" else 1)
+    if run.file.samples is not None:  # a random model says nothing right: any answer will do
+        right = iter(range(10**6))
+        assert run.reward is not None
+        any_answer = replace(
+            run.reward,
+            function=lambda completions, **_: [float(next(right) % 2) for _ in completions],
+        )
+        samples = replace(run.file.samples, max_completion_length=32)
+        run = replace(run, reward=any_answer, file=replace(run.file, samples=samples))
+    with progress_bars() as bars:
+        result = execute(run, bars)
+    assert result["steps"] == run.args.max_steps
+    assert result["update"]["num_changed_outside_mask"] == 0

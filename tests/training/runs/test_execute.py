@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.training.runs.run_files import content, train, write
+from tests.training.runs.run_files import SAMPLES, after, content, train, write
 from tests.training.runs.test_base_model import stored_as
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError
 from trimtab.masks import Mask
@@ -21,12 +20,6 @@ from trimtab.training.runs.algorithms import ALGORITHMS
 pytestmark = pytest.mark.train
 
 Base = tuple[Path, dict[str, Any]]
-
-
-def after(calls: int) -> Callable[[], bool]:
-    """Asked so often, says stop."""
-    asked = iter(range(10**6))
-    return lambda: next(asked) >= calls - 1
 
 
 def bits(folder: Path) -> dict[str, Any]:
@@ -68,7 +61,9 @@ def test_only_the_mask_moves(finished: Any, base: Base) -> None:
 def test_what_is_left_behind(finished: Any, base: Base) -> None:
     algorithm, folder, result = finished
     out = folder / "out"
-    assert {path.name for path in out.iterdir()} == {"model", "resolved.json", "result.json"}
+    samples = {"samples.jsonl"} if algorithm == "rft" else set()
+    files = {"model", "resolved.json", "result.json"} | samples
+    assert {path.name for path in out.iterdir()} == files
     ours = {"trimtab_mask.safetensors", "trimtab.json"}
     assert {p.name for p in (out / "model").iterdir()} == {p.name for p in base[0].iterdir()} | ours
     assert (out / "model" / "config.json").read_bytes() == (base[0] / "config.json").read_bytes()
@@ -98,7 +93,7 @@ def test_a_stopped_run_ends_in_the_same_weights(finished: Any, base: Base, tmp_p
     algorithm, folder, _ = finished
     run = write(tmp_path, content(algorithm, base[0]))
     with pytest.raises(KeyboardInterrupt):
-        train(run, stop=after(1))
+        train(run, stop=after(4 if algorithm == "rft" else 1))  # its samples come in three batches
     assert not (tmp_path / "out" / "result.json").exists()
     resumed = train(run)
     assert resumed["resumed_from_step"] == 1
@@ -262,6 +257,7 @@ def test_addition_for_every_algorithm(base: Base, tmp_path: Path) -> None:
             base[0],
             data={"task": "addition"},
             reward=None,
+            samples={**SAMPLES, "threshold": 0.0} if algorithm == "rft" else None,
             trainer={"max_steps": 1},
             output=algorithm,
         )

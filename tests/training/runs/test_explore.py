@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.runs.run_files import content, train, write
-from tests.training.runs.test_execute import after, bits
+from tests.training.runs.run_files import after, content, train, write
+from tests.training.runs.test_execute import bits
 from trimtab.errors import OutputExistsError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import WEIGHTS, read_json

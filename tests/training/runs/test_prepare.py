@@ -28,7 +28,7 @@ def test_where_our_defaults_differ_from_those_of_trl(
     tmp_path: Path, base: Base, algorithm: str
 ) -> None:
     args = prepared(tmp_path, base, algorithm, seed=5).args
-    assert f"trl:{type(args).__name__}" == ALGORITHMS[algorithm].config
+    assert type(args).__name__ == ALGORITHMS[algorithm].config.rpartition(":")[2]
     # TRL would turn on both, and report to whatever is installed.
     assert (args.bf16, args.activation_checkpointing, args.gradient_checkpointing) == (False,) * 3
     assert args.report_to == []
@@ -75,6 +75,64 @@ def test_problems_of_the_trainer(
 def test_what_trl_itself_refuses(tmp_path: Path, base: Base) -> None:
     with pytest.raises(SettingsError, match=r"trainer: .*num_generations"):
         prepared(tmp_path, base, "grpo", trainer={"num_generations": 3})
+
+
+def test_what_makes_it_simpo_cannot_be_changed(tmp_path: Path, base: Base) -> None:
+    trainer = {"cpo_alpha": 1.0, "loss_type": "hinge", "alpha": 0.0}
+    with pytest.raises(SettingsError) as error:
+        prepared(tmp_path, base, "simpo", trainer=trainer)
+    told = str(error.value)
+    assert "trainer.cpo_alpha is 1.0, and simpo is CPOTrainer with 0.0: leave the key out" in told
+    assert 'trainer.loss_type is "hinge", and simpo is CPOTrainer with "simpo"' in told
+    assert "trainer.alpha" not in told
+    args = prepared(tmp_path, base, "simpo").args
+    assert (args.loss_type, args.cpo_alpha, args.alpha) == ("simpo", 0.0, 0.0)
+    assert (args.beta, args.simpo_gamma) == (2.0, 1.0)
+
+
+def test_kto_needs_neighbours(tmp_path: Path, base: Base) -> None:
+    with pytest.raises(SettingsError, match="per_device_train_batch_size is 1, and KTO compares"):
+        prepared(tmp_path, base, "kto", trainer={"per_device_train_batch_size": 1})
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
+def test_vllm_that_is_not_there(tmp_path: Path, base: Base, algorithm: str) -> None:
+    with pytest.raises(SettingsError, match=r"trainer\.use_vllm: vllm is not installed"):
+        prepared(tmp_path, base, algorithm, trainer={"use_vllm": True})
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "told"),
+    [
+        ("grpo", {"trainer": {"max_completion_length": 2047}}, "with 2047 for the completion"),
+        ("rft", {"samples": {"max_completion_length": 2046}}, "with 2046 for the completion"),
+        ("sft", {"trainer": {"max_length": 4}}, "and trainer.max_length is 4, with 1 for"),
+    ],
+)
+def test_prompts_longer_than_the_context(
+    tmp_path: Path, base: Base, algorithm: str, changes: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(SettingsError, match=r"data: .* have too many tokens") as error:
+        prepared(tmp_path, base, algorithm, **changes)
+    assert told in str(error.value)
+
+
+def test_a_task_that_cannot_be_made_is_told_with_the_rest(tmp_path: Path, base: Base) -> None:
+    task = {"task": "reasoning_gym:chain_sums"}
+    with pytest.raises(SettingsError) as error:
+        prepared(tmp_path, base, "grpo", data=task, reward=None, mask="none.safetensors")
+    assert "no task chain_sums: did you mean chain_sum?" in str(error.value)
+    assert "none.safetensors" in str(error.value)
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "grpo"])
+def test_a_gym_task(tmp_path: Path, base: Base, algorithm: str) -> None:
+    task = {"task": "reasoning_gym:chain_sum", "size": 7, "config": {"max_terms": 2}}
+    run = prepared(tmp_path, base, algorithm, data=task, reward=None)
+    assert len(run.data.rows) == 7
+    columns = ["prompt", "completion"] if algorithm == "sft" else ["prompt", "item"]
+    assert list(run.data.rows[0]) == columns
+    assert (run.reward is None) == (algorithm == "sft")
 
 
 def test_problems_of_all_parts_at_once(tmp_path: Path, base: Base) -> None:

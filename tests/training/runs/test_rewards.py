@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from trimtab.errors import SettingsError
-from trimtab.training.runs.rewards import Reward, comparison, load_function, task_reward
+from trimtab.training.runs.rewards import Reward, comparison, load_function
 
 
 def score(reward: Reward, completions: list[Any], **columns: Any) -> list[float]:
@@ -46,8 +46,30 @@ def test_messages_are_scored_by_their_last() -> None:
     assert score(comparison("exact", "answer", None), [completion], answer=["12"]) == [1.0]
 
 
-def test_task() -> None:
-    assert score(task_reward(), ["7\n", "8"], answer=[7, 7]) == [1.0, 0.0]
+@pytest.mark.train
+@pytest.mark.parametrize(
+    ("completion", "answer", "expected"),
+    [
+        ("so it is $\\frac{1}{2}$", "0.5", 1.0),
+        ("so it is \\boxed{\\frac{2}{4}}.", "\\frac{1}{2}", 1.0),
+        ("first 3, then \\boxed{4}", "4", 1.0),
+        ("the answer is 12", 12, 1.0),
+        ("$x^2 + 2x + 1$", "$(x+1)^2$", 1.0),
+        ("$\\{2, 1\\}$", "\\{1, 2\\}", 1.0),
+        ("the answer is 13", 12, 0.0),
+        ("no number", "12", 0.0),
+        ("", "12", 0.0),
+        ("$$$ \\frac{1}{", "12", 0.0),
+    ],
+)
+def test_math(completion: str, answer: str | int, expected: float) -> None:
+    assert score(comparison("math", "answer", None), [completion], answer=[answer]) == [expected]
+
+
+@pytest.mark.train
+def test_an_answer_that_is_no_mathematics_is_not_taken_for_a_wrong_completion() -> None:
+    with pytest.raises(SettingsError, match="reads no mathematics in the answer ''"):
+        score(comparison("math", "answer", None), ["12"], answer=[""])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.training.runs.run_files import content, write
 from trimtab.errors import SettingsError
-from trimtab.training.runs.run_file import OptimizerTable, RewardTable, RunFile
+from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.tables import OptimizerTable, RewardTable, SamplesTable
 
 BASE = Path("base")
 
@@ -63,7 +64,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     [
         ({"modle": "x"}, "there is no key modle: did you mean model?"),
         ({"algorithm": "gpro"}, 'algorithm is "gpro": did you mean grpo?'),
-        ({"algorithm": "xyz"}, 'algorithm is "xyz": expected one of sft, dpo, grpo'),
+        ({"algorithm": "xyz"}, 'algorithm is "xyz": expected one of sft, rft, dpo, orpo'),
         ({"algorithm": 3}, "algorithm is 3, expected a string"),
         ({"model": ""}, "model is empty"),
         ({"model": None}, "missing: model"),
@@ -89,7 +90,14 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"data": {"task": "sums"}}, 'data.task is "sums", expected "addition"'),
         ({"data": "train.jsonl"}, "data is not a table: expected [data] and its keys below"),
         ({"data": {"fil": "a"}}, "there is no key data.fil: did you mean data.file?"),
+        (
+            {"data": {"file": "a", "size": 3}},
+            'data.size has no effect without a task "reasoning_gym:…"',
+        ),
+        ({"data": {"task": "addition", "chat": True}}, "data.chat has no effect without a task"),
+        ({"data": {"task": "reasoning_gym:x", "size": 0}}, "data.size is 0, expected at least 1"),
         ({"reward": {"kind": "exact"}}, "reward: sft takes none"),
+        ({"samples": {}}, 'samples: sft trains on the data: expected algorithm = "rft" for samp'),
         ({"optimizer": {"master": "lo8"}}, "optimizer.master is"),
         (
             {"mask": "none", "optimizer": {"name": "sgd", "clip_by": "full"}},
@@ -104,18 +112,87 @@ def test_one_problem(tmp_path: Path, changes: dict[str, Any], told: str) -> None
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"reward": None}, "grpo needs a table [reward], with function or kind"),
-        ({"reward": {}}, "reward: expected one of function and kind"),
+        ({"reward": None}, "grpo needs a table [reward], with function, kind or model"),
+        ({"reward": {}}, "reward: expected one of function, kind and model"),
         (
             {"reward": {"kind": "exact", "function": "a.py:b"}},
-            "reward: expected one of function and kind",
+            "reward: expected one of function, kind and model",
         ),
         ({"data": {"task": "addition"}}, "reward: a task brings its own"),
-        ({"reward": {"kind": "fuzzy"}}, 'reward.kind is "fuzzy", expected "exact" or "regex"'),
+        (
+            {"reward": {"kind": "fuzzy"}},
+            'reward.kind is "fuzzy", expected "exact" or "regex" or "math"',
+        ),
+        (
+            {"reward": {"kind": "exact", "model": "judge"}},
+            "reward: expected one of function, kind and model",
+        ),
+        (
+            {"reward": {"model": "judge", "column": "right"}},
+            "reward.column has no effect with model",
+        ),
+        (
+            {"reward": {"function": "a.py:b", "pattern": "x"}},
+            "reward.pattern has no effect with function",
+        ),
+        ({"samples": {"num": 3}}, "samples: grpo draws its samples while it trains"),
     ],
 )
 def test_one_problem_of_the_reward(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
     assert told in problem(tmp_path, "grpo", **changes)
+
+
+@pytest.mark.parametrize(
+    ("table", "told"),
+    [
+        ({"num": 0}, "samples.num is 0, expected at least 1"),
+        ({"most": 0}, "samples.most is 0, expected at least 1"),
+        ({"max_completion_length": 0}, "samples.max_completion_length is 0, expected at least 1"),
+        ({"batch_size": -1}, "samples.batch_size is -1, expected at least 1"),
+        ({"temperature": 0}, "samples.temperature is 0.0, expected above 0"),
+        ({"stop": ""}, "samples.stop is empty"),
+        ({"rule": "bests"}, 'samples.rule is "bests", expected "threshold" or "best"'),
+        ({"rule": "best", "most": 2}, 'samples.most has no effect with rule = "best"'),
+        ({"rule": "best", "threshold": 2}, 'samples.threshold has no effect with rule = "best"'),
+        ({"nums": 3}, "no key samples.nums: did you mean samples.num?"),
+    ],
+)
+def test_one_problem_of_samples(tmp_path: Path, table: dict[str, Any], told: str) -> None:
+    assert told in problem(tmp_path, "rft", samples=table)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "changes", "told"),
+    [
+        ("rft", {"reward": None}, "rft needs a table [reward], with function, kind or model"),
+        ("dpo", {"samples": {}, "data": {"file": "a"}}, "dpo needs a table [reward]"),
+        ("dpo", {"reward": {"kind": "exact"}}, "reward: dpo takes none without [samples]"),
+        ("orpo", {"samples": {}, "reward": {"kind": "exact"}}, "reward: a task brings its own"),
+        (
+            "kto",
+            {"data": {"task": "reasoning_gym:x"}},
+            "reasoning_gym has no wrong answers for kto",
+        ),
+        (
+            "dpo",
+            {"data": {"task": "reasoning_gym:x"}},
+            "no wrong answers for dpo: add a table [sam",
+        ),
+    ],
+)
+def test_rewards_are_for_samples(
+    tmp_path: Path, algorithm: str, changes: dict[str, Any], told: str
+) -> None:
+    assert told in problem(tmp_path, algorithm, **changes)
+
+
+def test_samples_of_rft_have_defaults_and_those_of_others_must_be_asked_for(tmp_path: Path) -> None:
+    assert read(tmp_path, "rft", samples=None).samples == SamplesTable()
+    assert read(tmp_path, "dpo").samples is None
+    run = read(tmp_path, "dpo", samples={"num": 2})
+    assert run.samples == SamplesTable(num=2)
+    gym = read(tmp_path, "rft", data={"task": "reasoning_gym:x", "chat": True}, reward=None)
+    assert (gym.data.is_gym, gym.data.size, gym.data.chat) == (True, 500, True)
 
 
 @pytest.mark.parametrize(
@@ -194,14 +271,18 @@ VALUES = st.one_of(
     st.text("ab:1.", max_size=8),
     st.lists(st.integers(), max_size=2),
     st.dictionaries(
-        st.sampled_from(["file", "task", "kind", "name", "x"]), st.text("ab"), max_size=2
+        st.sampled_from(["file", "task", "kind", "name", "rule", "num", "x"]),
+        st.text("ab") | st.integers(-1, 2),
+        max_size=2,
     ),
 )
 
 
 @given(
     changed=st.dictionaries(
-        st.sampled_from(["algorithm", "model", "mask", "seed", "data", "reward", "trainer", "q"]),
+        st.sampled_from(
+            ["algorithm", "model", "mask", "seed", "data", "reward", "samples", "trainer", "q"]
+        ),
         VALUES,
         min_size=1,
     )

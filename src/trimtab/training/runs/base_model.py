@@ -59,6 +59,20 @@ class BaseModel:
             )
         return asked
 
+    def with_dropout(self, probability: float) -> dict[str, float]:
+        """What to set in the config so that every dropout has this probability.
+
+        Raises:
+            SettingsError: The model has no dropout.
+        """
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(self.folder).to_dict()
+        names = [name for name, value in config.items() if _is_dropout(name, value)]
+        if not names:
+            raise SettingsError(f"dropout is {probability}, and {self.record.id} has none to set")
+        return dict.fromkeys(names, probability)
+
     def stored_dtype(self, name: str) -> str:
         """Stored dtype of a parameter; the commonest one if the name is not stored."""
         if name in self.tensors:
@@ -97,6 +111,13 @@ def open_base(model: str, folder: Path) -> BaseModel:
         )
     shapes, has_chat_template = _parameter_shapes(where), _has_chat_template(where)
     return BaseModel(where, record, tensors, shapes, has_chat_template)
+
+
+def _is_dropout(name: str, value: Any) -> bool:
+    """Whether an entry of a config is a dropout of the language model, by its usual names."""
+    of_a_head = name.startswith(("classifier", "summary"))
+    is_one = "dropout" in name or name.endswith("_pdrop")
+    return is_one and not of_a_head and isinstance(value, float | int)
 
 
 def _fetch_the_rest(checkpoint: Checkpoint) -> None:

@@ -7,7 +7,7 @@ key of either is answered with the nearest one that exists.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
 from math import isnan
@@ -46,7 +46,12 @@ def check_table(
         if key not in known:
             problems.append(unknown_key(key, known, where))
         elif not _fits(value, hints[key]):
-            problems.append(f"{where}{key} is {_shown(value)}, expected {_expected(hints[key])}")
+            expected = _expected(hints[key])
+            problems.append(
+                f"{where}{key} is {_shown(value)}, expected {expected}"
+                if expected
+                else f"{where}{key} takes what cannot be written in a run file: leave the key out"
+            )
         elif isinstance(value, int) and not isinstance(value, bool) and not _takes_int(hints[key]):
             good[key] = float(value)
         else:
@@ -73,8 +78,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return any(_fits(value, part) for part in get_args(hint))
     if origin is Literal:
         return any(value == choice and type(value) is type(choice) for choice in get_args(hint))
-    if origin is list:
-        (part,) = get_args(hint)
+    if _is_list(hint):
+        part = _part(hint)
         return isinstance(value, list) and all(_fits(entry, part) for entry in value)
     if origin is dict:
         part = get_args(hint)[1]
@@ -84,6 +89,16 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return hint in _NAMES and isinstance(value, hint)
+
+
+def _is_list(hint: Any) -> bool:
+    """Whether a list of TOML is meant: tuples and other sequences are written as one."""
+    return (get_origin(hint) or hint) in (list, tuple, Sequence)
+
+
+def _part(hint: Any) -> Any:
+    """What each entry is expected to be; the same for all."""
+    return next(iter(get_args(hint)), Any)
 
 
 def _takes_int(hint: Any) -> bool:
@@ -100,8 +115,9 @@ def _expected(hint: Any) -> str:
         return " or ".join(dict.fromkeys(word for word in words if word))
     if origin is Literal:
         return " or ".join(_shown(choice) for choice in get_args(hint))
-    if origin is list:
-        return f"a list, each entry {_expected(get_args(hint)[0])}"
+    if _is_list(hint):
+        part = _expected(_part(hint))
+        return f"a list, each entry {part}" if part else "a list"
     # Not to be written in TOML: None, enums (their strings are another part of the union).
     return _NAMES.get(origin or hint, "")
 

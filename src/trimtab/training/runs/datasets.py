@@ -1,4 +1,4 @@
-"""The data of a run: rows from a JSON Lines file, or of a built-in task.
+"""The data of a run: rows from a JSON Lines file; those of built-in tasks are in `tasks`.
 
 Texts are strings, or lists of messages (`{"role": ..., "content": ...}`) for models with a chat
 template; a file has one or the other throughout.
@@ -7,19 +7,17 @@ template; a file has one or the other throughout.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import xxhash
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
-from trimtab.training.addition import ANSWER_END, Question, split_questions
 
-__all__ = ["TEXTS", "Rows", "addition_rows", "read_rows"]
+__all__ = ["TEXTS", "Rows", "read_rows"]
 
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 """Columns whose values are texts; any other column is what the reward makes of it."""
@@ -34,12 +32,14 @@ class Rows:
         rows: All with the same columns.
         digest: xxh3-128 of the file, or of the rows of a task.
         ends_with_line: Whether the end of a line ends a completion, and not only the end token.
+        details: What else is recorded of them.
     """
 
     source: str
     rows: Sequence[Mapping[str, Any]]
     digest: str
     ends_with_line: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_messages(self) -> bool:
@@ -53,15 +53,17 @@ class Rows:
             "num_rows": len(self.rows),
             "columns": list(self.rows[0]),
             "xxh3_128": self.digest,
+            **self.details,
         }
 
 
-def read_rows(path: Path, columns: Sequence[str]) -> Rows:
+def read_rows(path: Path, columns: Sequence[str], *others: Sequence[str]) -> Rows:
     """Read a JSON Lines file.
 
     Args:
         path: One JSON object a line; empty lines are passed over.
         columns: What every row must have.
+        *others: Other sets of columns of which it may have one instead; the first row tells.
 
     Raises:
         SettingsError: The file cannot be read, or rows that cannot be used; the first few named.
@@ -85,6 +87,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> Rows:
         except (ValueError, RecursionError) as error:
             problems.append(f"line {number} is not JSON ({error})")
             continue
+        if not rows and isinstance(row, dict):
+            columns = next((of for of in others if row.keys() >= set(of)), columns)
         problems += [f"line {number} {problem}" for problem in _problems(row, columns, rows[:1])]
         rows.append(row)
     if problems:
@@ -92,33 +96,6 @@ def read_rows(path: Path, columns: Sequence[str]) -> Rows:
     if not rows:
         raise SettingsError(f"data.file: {path}: no rows: expected a JSON object on each line")
     return Rows(str(path), rows, xxhash.xxh3_128_hexdigest(content))
-
-
-def addition_rows(columns: Sequence[str], seed: int) -> Rows:
-    """The training questions of one-digit addition, with any of the columns in `ADDITION`."""
-    random = Random(seed)
-    rows = [
-        {column: ADDITION[column](question, random) for column in columns}
-        for question in split_questions(seed).train
-    ]
-    digest = xxhash.xxh3_128_hexdigest(json.dumps(rows).encode())
-    return Rows("addition", rows, digest, ends_with_line=True)
-
-
-def _wrong(question: Question, random: Random) -> str:
-    """A sum of two digits that is not the answer."""
-    answer = random.choice([number for number in range(19) if number != question.answer])
-    return f"{answer}{ANSWER_END}"
-
-
-ADDITION: Mapping[str, Callable[[Question, Random], Any]] = {
-    "prompt": lambda question, random: question.prompt,
-    "completion": lambda question, random: question.gold,
-    "chosen": lambda question, random: question.gold,
-    "rejected": _wrong,
-    "answer": lambda question, random: question.answer,
-}
-"""Column -> its value for a question."""
 
 
 def _problems(
@@ -134,6 +111,8 @@ def _problems(
     for column, kind in kinds.items():
         if kind is None:
             yield f"has a {column} that is neither a text nor a list of messages"
+    if "label" in columns and not isinstance(row.get("label", True), bool):
+        yield "has a label that is neither true nor false"
     if not first or not isinstance(first[0], dict):
         if len(set(kinds.values()) - {None}) > 1:
             yield "mixes texts with messages"
@@ -143,6 +122,15 @@ def _problems(
     for column, kind in kinds.items():
         if kind and column in first[0] and _kind(first[0][column]) not in (kind, None):
             yield f"has a {column} of another kind than the first row"
+    for column in row.keys() & first[0].keys() - kinds.keys():
+        if not _same_type(row[column], first[0][column]):
+            yield f"has a {column} of another type than the first row"
+
+
+def _same_type(value: Any, other: Any) -> bool:
+    """Whether two JSON values fit in one column; null fits in any."""
+    types = {float if type(of) is int else type(of) for of in (value, other)} - {type(None)}
+    return len(types) < 2
 
 
 def _kind(value: Any) -> str | None:

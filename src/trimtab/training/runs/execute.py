@@ -3,6 +3,7 @@
 ::
 
     out/resolved.json    every setting, written before the first step
+    out/samples.jsonl    the model's own samples, where it is trained on them
     out/mask.safetensors the mask that was found, with mask = "auto"
     out/checkpoints/     the Trainer's; removed at the end unless the run file asks for some
     out/model/           the trained checkpoint: the files of the base with other weights
@@ -15,28 +16,29 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from fnmatch import fnmatch
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError, OutputExistsError
-from trimtab.masks import extract_mask
 from trimtab.training import runtime
 from trimtab.training.folders import last_checkpoint, new_folder, read_json, write_json
 from trimtab.training.masked_checkpoint import write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
 from trimtab.training.progress import stage
-from trimtab.training.runs.base_model import FILES, BaseModel
+from trimtab.training.runs.dotted import flat
 from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask
-from trimtab.training.runs.prepare import CHECKPOINTS, PreparedRun
+from trimtab.training.runs.own_samples import SAMPLES, UNFINISHED, sampled_rows
+from trimtab.training.runs.prepare import PreparedRun
+from trimtab.training.runs.saved_weights import count_update, save_weights, saved_dtypes
+from trimtab.training.runs.trainer_arguments import CHECKPOINTS
 from trimtab.training.runs.trainers import Stop, build_trainer, follow
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["MODEL", "RESOLVED", "RESULT", "execute"]
+__all__ = ["MODEL", "RESOLVED", "RESULT", "check_output", "execute"]
 
 RESOLVED = "resolved.json"
 RESULT = "result.json"
@@ -66,10 +68,14 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
         CheckpointError: The folder holds a damaged run.
         KeyboardInterrupt: It was asked to stop.
     """
-    _claim(run)
+    check_output(run)
+    run.output.mkdir(parents=True, exist_ok=True)
     runtime.start(offline=False)
     started = perf_counter()
     with runtime.quiet():
+        if run.file.samples is not None:
+            write_json(run.output / RESOLVED, run.describe())
+            run = replace(run, rows=sampled_rows(run, bars, stop))
         if run.file.mask == "auto":
             write_json(run.output / RESOLVED, run.describe())
             run = replace(run, mask=find_mask(run, bars, stop))
@@ -94,14 +100,14 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
     with new_folder(run.output / MODEL) as draft:
         if training is not None:
             write_beside_weights(draft, training.mask, training.describe())
-        _save(trainer.model, run.base, draft)
+        save_weights(trainer.model, run.base, run.file.save_dtype, draft)
     result = {
         **{key: resolved[key] for key in ("format", "format_version")},
         "steps": trainer.state.global_step,
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
         "precision": precision,
         "optimizer": optimizer,
-        "update": _update(run),
+        "update": count_update(run.base, run.output / MODEL, run.file.save_dtype, run.mask),
         "peak_memory": peak_memory,
         "history": [log for log in trainer.state.log_history if "loss" in log],
         "seconds": {
@@ -119,8 +125,13 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
     return result
 
 
-def _claim(run: PreparedRun) -> None:
-    """Make the folder of the run, or check that what it holds is this run, begun."""
+def check_output(run: PreparedRun) -> None:
+    """Check that the folder of a run is free, or holds this very run, begun.
+
+    Raises:
+        OutputExistsError: It holds another run, or a finished one, or something else.
+        CheckpointError: It holds a damaged run.
+    """
     output = run.output
     if (output / RESULT).exists():
         raise OutputExistsError(
@@ -138,13 +149,12 @@ def _claim(run: PreparedRun) -> None:
                 f"{output / RESOLVED} cannot be read ({error!r}): delete the folder to start anew"
             ) from None
         begun = [last_checkpoint(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
-        if any(begun) or (output / FOUND).exists():
+        if any(begun) or any((output / file).exists() for file in (FOUND, SAMPLES, UNFINISHED)):
             _refuse_other(found, run.settings(), output)
-    output.mkdir(parents=True, exist_ok=True)
 
 
 def _refuse_other(found: Any, wanted: Mapping[str, Any], folder: Path) -> None:
-    before, now = dict(_flat(found)), dict(_flat(wanted))
+    before, now = flat(found if isinstance(found, dict) else {}), flat(wanted)
     differences = [
         f"{name} {before.get(name)!r} (now {now.get(name)!r})"
         for name in {**now, **before}
@@ -155,30 +165,6 @@ def _refuse_other(found: Any, wanted: Mapping[str, Any], folder: Path) -> None:
             f"output: {folder} holds an unfinished run with {', '.join(differences)}: go on with "
             "the same settings, or choose another folder"
         )
-
-
-def _flat(settings: Any, prefix: str = "") -> Any:
-    if not isinstance(settings, dict):
-        yield prefix, settings
-        return
-    for key, value in settings.items():
-        yield from _flat(value, f"{prefix}.{key}" if prefix else key)
-
-
-def _save(model: Any, base: BaseModel, folder: Path) -> None:
-    """Save the weights in the dtypes of the base, with the base's other files."""
-    import torch
-
-    dtypes = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if (stored := base.stored_dtype(name)) in dtypes and tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtypes[stored])
-    with runtime.quiet():
-        model.save_pretrained(folder)
-    for file in base.folder.iterdir():
-        is_wanted = any(fnmatch(file.name, pattern) for pattern in FILES)
-        if is_wanted and not file.name.endswith(".index.json"):
-            shutil.copy2(file, folder / file.name)
 
 
 def _optimizer(run: PreparedRun, training: MaskedTraining | None) -> dict[str, Any]:
@@ -198,29 +184,12 @@ def _precision(run: PreparedRun, trainer: Any) -> dict[str, str]:
         "weights": weights,
         "compute": "bfloat16 autocast" if trainer.args.bf16 else weights,
         "optimizer_state": _dtypes(moments),
-        "saved": ", ".join(sorted(run.base.record.dtypes)),
+        "saved": saved_dtypes(run.base, run.file.save_dtype),
     }
 
 
 def _dtypes(tensors: Any) -> str:
     return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
-
-
-def _update(run: PreparedRun) -> dict[str, Any]:
-    """What the saved weights differ in from the base, bit for bit, in the mask and outside."""
-    changed = extract_mask(run.base.folder, run.output / MODEL)
-    inside = 0
-    for name in changed:
-        if run.mask is None:
-            inside += changed.num_selected(name)
-        elif name in run.mask:
-            inside += int((changed.array(name) & run.mask.array(name)).sum())
-    return {
-        "criterion": "bits",
-        "num_elements": changed.num_elements(),
-        "num_changed": changed.num_selected(),
-        "num_changed_outside_mask": changed.num_selected() - inside,
-    }
 
 
 def _device(device: Any) -> dict[str, Any]:

@@ -26,7 +26,8 @@ from trimtab.training.folders import last_checkpoint, new_folder, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
 from trimtab.training.memory import PeakMemory, give_back_unused
 from trimtab.training.progress import stage
-from trimtab.training.runs.prepare import CHECKPOINTS, PreparedRun
+from trimtab.training.runs.prepare import PreparedRun
+from trimtab.training.runs.trainer_arguments import CHECKPOINTS
 from trimtab.training.runs.trainers import DTYPES, Stop, build_trainer, follow
 
 if TYPE_CHECKING:

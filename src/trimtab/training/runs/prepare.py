@@ -20,37 +20,27 @@ from trimtab.errors import SettingsError, TrimtabError
 from trimtab.masks import Mask
 from trimtab.training import runtime
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
-from trimtab.training.runs.algorithms.algorithm import DEFAULTS
 from trimtab.training.runs.base_model import BaseModel, open_base
-from trimtab.training.runs.checking import check_table
-from trimtab.training.runs.datasets import Rows, addition_rows, read_rows
-from trimtab.training.runs.rewards import Reward, comparison, load_function, task_reward
-from trimtab.training.runs.run_file import AutoTable, RunFile
+from trimtab.training.runs.datasets import Rows, read_rows
+from trimtab.training.runs.prompts import check_lengths
+from trimtab.training.runs.reward_model import model_reward
+from trimtab.training.runs.rewards import Reward, comparison, load_function
+from trimtab.training.runs.run_file import RunFile
 from trimtab.training.runs.run_mask import load_mask, random_mask
+from trimtab.training.runs.tables import ADDITION
+from trimtab.training.runs.tasks import (
+    addition_reward,
+    addition_rows,
+    gym_questions,
+    gym_reward,
+    gym_rows,
+)
+from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
 
-__all__ = ["CHECKPOINTS", "PreparedRun", "prepare"]
-
-CHECKPOINTS = "checkpoints"
-"""Folder of the Trainer's checkpoints, in the folder of the run."""
+__all__ = ["PreparedRun", "prepare"]
 
 FORMAT = "trimtab.run"
 FORMAT_VERSION = 1
-
-SET_ELSEWHERE = {
-    "output_dir": "output",
-    "seed": "seed",
-    "optim": "name in [optimizer]",
-    "model_init_kwargs": "model and dtype",
-    "resume_from_checkpoint": "nothing: an interrupted run goes on by itself",
-    "disable_tqdm": "nothing: the progress is trimtab's own",
-}
-"""Keys of TRL's configuration that `[trainer]` may not have -> where the run file has them."""
-
-OPTIM = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
-"""`optimizer.name` -> `optim` of TRL's configuration."""
-
-SAVING = ("save_strategy", "save_steps", "save_total_limit")
-"""Who sets one of these wants checkpoints, and not only to be able to go on."""
 
 WITHOUT_EFFECT = {"output_dir", "hub_token", "run_name", "logging_dir"}
 """Fields of TRL's configuration that do not belong to the settings of a run."""
@@ -66,8 +56,9 @@ class PreparedRun:
         algorithm: The algorithm.
         base: The model that it starts from.
         dtype: Of the weights while they are trained.
-        rows: The data.
-        reward: The reward; None where the algorithm takes none.
+        data: What was read, or the prompts of samples.
+        rows: What is trained on: the data, or what is made of samples once they are drawn.
+        reward: The reward; None where nothing is rewarded.
         args: TRL's configuration.
         mask: What is trained; None for all, and for a mask that the run has yet to find.
     """
@@ -77,6 +68,7 @@ class PreparedRun:
     algorithm: Algorithm
     base: BaseModel
     dtype: str
+    data: Rows
     rows: Rows
     reward: Reward | None
     args: Any
@@ -94,10 +86,13 @@ class PreparedRun:
             "algorithm": self.algorithm.name,
             "seed": self.file.seed,
             "dtype": self.dtype,
+            "save_dtype": self.file.save_dtype,
+            "dropout": self.file.dropout,
             "model": self.base.record.content_hash,
             "mask": self._mask_setting(),
-            "data": self.rows.digest,
+            "data": self.data.digest,
             "reward": None if self.reward is None else self.reward.record,
+            "samples": None if self.file.samples is None else asdict(self.file.samples),
             "optimizer": (
                 {"name": self.file.optimizer.name}
                 if self.file.mask == "none"
@@ -120,17 +115,24 @@ class PreparedRun:
             "format_version": FORMAT_VERSION,
             "run_file": str(self.file.path),
             "output": str(self.output),
+            "factors": dict(self.file.factors),
             "settings": self.settings(),
             "model": self.base.record.to_dict(),
             "mask": _describe_mask(self.file.mask, self.mask),
-            "data": self.rows.describe(),
+            "data": self.data.describe(),
+            "samples": None if self.rows is self.data else self.rows.describe(),
             "versions": runtime.versions(),
             "prepared": datetime.now(UTC).isoformat(timespec="seconds"),
         }
 
 
-def prepare(file: RunFile) -> PreparedRun:
+def prepare(file: RunFile, bases: dict[Path, BaseModel] | None = None) -> PreparedRun:
     """Open and check all that a run file names.
+
+    Args:
+        file: The run file.
+        bases: Models that have been opened and hashed before, by where they are; added to. For
+            many runs of the same model.
 
     Raises:
         SettingsError: Some settings cannot be used, or several things are wrong.
@@ -143,22 +145,32 @@ def prepare(file: RunFile) -> PreparedRun:
     algorithm = ALGORITHMS[file.algorithm]
     output = file.resolve(file.output)
     problems = _Problems()
-    args = problems.result(lambda: _trainer_arguments(file, algorithm, output))
-    reward = problems.result(lambda: _reward(file, algorithm))
-    rows = problems.result(lambda: _rows(file, algorithm, reward))
-    base = problems.result(lambda: open_base(file.model, file.path.parent))
+    args = problems.result(lambda: trainer_arguments(file, algorithm, output))
+    questions = problems.result(lambda: _questions(file))
+    is_open = questions is not None or not file.data.is_gym
+    reward = problems.result(lambda: _reward(file, algorithm, questions)) if is_open else None
+    data = problems.result(lambda: _data(file, algorithm, reward, questions)) if is_open else None
+    base = problems.result(lambda: _base(file, {} if bases is None else bases))
     dtype, mask = "", None
     if base is not None:
         dtype = problems.result(lambda: base.training_dtype(file.dtype)) or ""
         mask = problems.result(lambda: _mask(file, base))
-        if rows is not None and rows.has_messages and not base.has_chat_template:
+        if args is not None:
+            problems.result(lambda: _check_dropout(file, base, args))
+        if file.save_dtype == "fp32" and dtype == "bf16":
             problems.add(
-                f"data.file has messages, and the tokenizer of {base.record.id} has no chat "
-                "template: write prompts as text, or take a model with one"
+                'save_dtype is "fp32", and the weights are trained in bf16: dtype = "fp32"'
             )
+        if data is not None and data.has_messages and not base.has_chat_template:
+            problems.add(
+                f"data has messages, and the tokenizer of {base.record.id} has no chat template: "
+                "write prompts as text, or take a model with one"
+            )
+        elif data is not None and args is not None:
+            problems.result(lambda: _check_lengths(file, algorithm, data, base, args))
     problems.raise_if_any(file.path)
-    assert base is not None and rows is not None
-    return PreparedRun(file, output, algorithm, base, dtype, rows, reward, args, mask)
+    assert base is not None and data is not None
+    return PreparedRun(file, output, algorithm, base, dtype, data, data, reward, args, mask)
 
 
 class _Problems:
@@ -197,100 +209,79 @@ def _check_alone() -> None:
         )
 
 
-def _trainer_arguments(file: RunFile, algorithm: Algorithm, output: Path) -> Any:
-    """TRL's configuration, from `[trainer]` and the defaults."""
-    import torch
-
-    problems = [
-        f"trainer.{key} is set by {where}"
-        for key, where in SET_ELSEWHERE.items()
-        if key in file.trainer
-    ]
-    given = {key: value for key, value in file.trainer.items() if key not in SET_ELSEWHERE}
-    config = algorithm.config_class()
-    given = check_table(config, given, "trainer.", problems)
-    if problems:
-        raise SettingsError("; ".join(problems))
-    defaults = {
-        **DEFAULTS,
-        **algorithm.defaults,
-        "use_cpu": not torch.accelerator.is_available(),
-    }
-    if "gradient_checkpointing" in given:  # the older name of activation_checkpointing
-        del defaults["activation_checkpointing"]
-    if any(key in given for key in SAVING):
-        del defaults["save_total_limit"]
-    try:
-        with runtime.quiet():
-            args = config(
-                **{**defaults, **given},
-                output_dir=str(output / CHECKPOINTS),
-                seed=file.seed,
-                optim=OPTIM[file.optimizer.name],
-                disable_tqdm=True,
-            )
-    except (ValueError, TypeError, ImportError) as error:
-        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
-    steps_per_round = algorithm.steps_per_round(args)
-    _save_between_rounds(args, steps_per_round, "save_steps" in given)
-    if file.mask == "auto" and file.auto.probe == "adamw":
-        _check_exploration(file.auto, args.max_steps, steps_per_round)
-    return args
+def _base(file: RunFile, bases: dict[Path, BaseModel]) -> BaseModel:
+    where = file.resolve(file.model)
+    if where not in bases:
+        bases[where] = open_base(file.model, file.path.parent)
+    return bases[where]
 
 
-def _save_between_rounds(args: Any, steps_per_round: int, is_given: bool) -> None:
-    """Let checkpoints lie where a run that goes on ends in the same weights."""
-    if args.save_steps < 1 or args.save_steps % steps_per_round == 0:
-        return
-    if is_given:
-        raise SettingsError(
-            f"trainer.save_steps is {args.save_steps}, and samples serve {steps_per_round} steps: "
-            f"expected a multiple of {steps_per_round}"
-        )
-    args.save_steps = -(-args.save_steps // steps_per_round) * steps_per_round
+def _questions(file: RunFile) -> Any:
+    """The questions of a reasoning-gym task; None for other data."""
+    return gym_questions(file.data, file.seed) if file.data.is_gym else None
 
 
-def _check_exploration(auto: AutoTable, max_steps: int, steps_per_round: int) -> None:
-    """Check that the probe ends before the run, and where a run can go on."""
-    problems = [
-        f"auto.{name} is {value}, and samples serve {steps_per_round} steps: expected a multiple "
-        f"of {steps_per_round}"
-        for name, value in (("steps", auto.steps), ("every", auto.every))
-        if value % steps_per_round
-    ]
-    if 0 < max_steps <= auto.steps:
-        problems.append(
-            f"auto.steps is {auto.steps} and trainer.max_steps {max_steps}: nothing would be left "
-            "to train with the mask"
-        )
-    if problems:
-        raise SettingsError("; ".join(problems))
-
-
-def _reward(file: RunFile, algorithm: Algorithm) -> Reward | None:
+def _reward(file: RunFile, algorithm: Algorithm, questions: Any) -> Reward | None:
     table = file.reward
-    if not algorithm.takes_reward:
+    if not algorithm.takes_reward and file.samples is None:
         return None
-    if file.data.task is not None:
-        return task_reward()
+    if file.data.task == ADDITION:
+        return addition_reward()
+    if file.data.is_gym:
+        return gym_reward(questions, file.data)
     assert table is not None, "the run file was checked for it"
     if table.function is not None:
         return load_function(table.function, file.path.parent)
+    if table.model is not None:
+        return model_reward(table.model, file.path.parent)
     assert table.kind is not None
     return comparison(table.kind, table.column, table.pattern)
 
 
-def _rows(file: RunFile, algorithm: Algorithm, reward: Reward | None) -> Rows:
-    columns = (*algorithm.columns, *(reward.columns if reward else ()))
-    if file.data.task is not None:
-        return addition_rows(columns, file.seed)
+def _data(file: RunFile, algorithm: Algorithm, reward: Reward | None, questions: Any) -> Rows:
+    of_reward = reward.columns if reward else ()
+    if file.samples is not None:
+        sets: list[tuple[str, ...]] = [("prompt", *of_reward)]
+    else:
+        either = (algorithm.columns, algorithm.or_columns)
+        sets = [(*columns, *of_reward) for columns in either if columns is not None]
+    if file.data.task == ADDITION:
+        return addition_rows(sets[-1], file.seed)
+    if file.data.is_gym:
+        return gym_rows(questions, file.data, sets[0])
     assert file.data.file is not None
-    return read_rows(file.resolve(file.data.file), columns)
+    return read_rows(file.resolve(file.data.file), *sets)
+
+
+def _check_lengths(
+    file: RunFile, algorithm: Algorithm, data: Rows, base: BaseModel, args: Any
+) -> None:
+    """Check that prompts leave room for what is sampled, or for some of what is learned."""
+    if algorithm.takes_reward:
+        check_lengths(data, base, args.max_completion_length or 1, None)
+        return
+    room = 1 if file.samples is None else file.samples.max_completion_length
+    check_lengths(data, base, room, args.max_length)
+
+
+def _check_dropout(file: RunFile, base: BaseModel, args: Any) -> None:
+    """Check that the model has dropout to set, and that it stays on."""
+    if file.dropout is None:
+        return
+    base.with_dropout(file.dropout)
+    if file.dropout and getattr(args, "disable_dropout", False):
+        raise SettingsError(
+            f"dropout is {file.dropout}, and trainer.disable_dropout is true: set it to false"
+        )
 
 
 def _mask(file: RunFile, base: BaseModel) -> Mask | None:
     if file.mask in ("none", "auto"):
         return None
+    if file.mask == "all":
+        from trimtab.training.auto_mask import nearly_all
+
+        return nearly_all(base.shapes)
     if file.density is not None:
         return random_mask(base, file.density, file.seed)
     return load_mask(file.resolve(file.mask), base)

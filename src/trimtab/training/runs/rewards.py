@@ -1,4 +1,7 @@
-"""What a sampled completion is worth: a function of the user's, a comparison, or the task's own."""
+"""What a sampled completion is worth: a function of the user's, or a comparison with an answer.
+
+The rewards of tasks are in `tasks`, those of a model in `reward_model`.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,20 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from trimtab.errors import SettingsError
-from trimtab.training import addition
+from trimtab.extras import require
+from trimtab.training.rollouts.checked_reward import checked
+from trimtab.training.runtime import INSTALL
 
-__all__ = ["Reward", "comparison", "load_function", "task_reward"]
-
-Function = Callable[..., Any]
-"""Called with lists `prompts` and `completions`, and every column of the data as a list."""
+__all__ = ["Reward", "comparison", "load_function", "text_of"]
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,19 @@ class Reward:
     record: dict[str, Any]
 
 
-def task_reward() -> Reward:
-    """The reward of the addition task: 1 for a right completion, 0 for any other."""
-    return Reward(_checked(addition.reward, "addition"), ("answer",), {"task": "addition"})
-
-
 def comparison(kind: str, column: str, pattern: str | None) -> Reward:
-    """1 where the completion is the answer, 0 elsewhere; both without space around them.
+    """1 where the completion is the answer, 0 elsewhere.
 
     Args:
-        kind: `exact` compares the whole completion, `regex` the first group of a pattern (all that
-            it matches if it has none), wherever it is found first.
+        kind: `exact` compares the whole completion; `regex` the first group of a pattern (all that
+            it matches if it has none), wherever it is found first; both but for space around it.
+            `math` asks math-verify whether two mathematical expressions are equal.
         column: The column that holds the answer.
         pattern: For `regex`.
 
     Raises:
         SettingsError: The pattern is missing, not wanted, or no regular expression.
+        MissingExtraError: `kind` is `math`, and math-verify is missing.
     """
     if (kind == "regex") != (pattern is not None):
         raise SettingsError(
@@ -60,28 +60,59 @@ def comparison(kind: str, column: str, pattern: str | None) -> Reward:
             if pattern is None
             else f'reward.pattern is for kind = "regex", and kind is "{kind}"'
         )
-    try:
-        searched = re.compile(pattern or "", re.DOTALL)
-    except re.error as error:
-        raise SettingsError(f"reward.pattern: not a regular expression ({error})") from None
-
-    def found(text: str) -> str | None:
-        if pattern is None:
-            return text.strip()
-        match = searched.search(text)
-        if match is None:
-            return None
-        group: str | None = match[1] if searched.groups else match[0]
-        return group.strip() if group is not None else None
+    is_right = _finder(pattern) if pattern is not None else _math() if kind == "math" else _is_exact
 
     def reward(completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         pairs = zip(completions, columns[column], strict=True)
-        return [float(found(_text(sample)) == str(right).strip()) for sample, right in pairs]
+        return [float(is_right(text_of(sample), str(right))) for sample, right in pairs]
 
     record = {"kind": kind, "column": column}
-    return Reward(
-        _checked(reward, kind), (column,), record | ({"pattern": pattern} if pattern else {})
-    )
+    if pattern is not None:
+        record["pattern"] = pattern
+    if kind == "math":
+        record["math-verify"] = version("math-verify")
+    return Reward(checked(reward, kind), (column,), record)
+
+
+def _is_exact(text: str, right: str) -> bool:
+    return text.strip() == right.strip()
+
+
+def _finder(pattern: str) -> Callable[[str, str], bool]:
+    """Whether what a pattern finds is the answer."""
+    try:
+        searched = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise SettingsError(f"reward.pattern: not a regular expression ({error})") from None
+
+    def is_found(text: str, right: str) -> bool:
+        match = searched.search(text)
+        group = match and (match[1] if searched.groups else match[0])
+        return group is not None and group.strip() == right.strip()
+
+    return is_found
+
+
+def _math() -> Callable[[str, str], bool]:
+    """Whether the last mathematical expression of a text equals the answer.
+
+    An answer that is not in LaTeX marks is read as if it were boxed. What math-verify cannot read
+    or compare in 5 seconds is not equal.
+    """
+    library = require("math_verify", INSTALL)
+
+    @cache  # the samples of a prompt share it
+    def gold(right: str) -> Any:
+        is_marked = "$" in right or "\\boxed" in right
+        found = library.parse(right if is_marked else f"\\boxed{{{right}}}")
+        if not found:
+            raise ValueError(f"math-verify reads no mathematics in the answer {right!r}")
+        return found
+
+    def is_equal(text: str, right: str) -> bool:
+        return bool(library.verify(gold(right), library.parse(text)))
+
+    return is_equal
 
 
 def load_function(named: str, folder: Path) -> Reward:
@@ -114,34 +145,9 @@ def load_function(named: str, folder: Path) -> Reward:
     function = getattr(module, name, None)
     if not callable(function):
         raise SettingsError(f"reward.function: {path} has no function {name}")
-    return Reward(_checked(function, name), (), {"function": named, "xxh3_128": digest})
+    return Reward(checked(function, name), (), {"function": named, "xxh3_128": digest})
 
 
-def _checked(function: Function, name: str) -> Callable[..., list[float]]:
-    """The function, whose results are one finite number for each completion or an error."""
-
-    def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
-        try:
-            given = list(function(completions=completions, **columns))
-        except Exception as error:
-            raise SettingsError(f"the reward function {name} fails: {error!r}") from error
-        if len(given) != len(completions):
-            raise SettingsError(
-                f"the reward function {name} returned {len(given)} rewards for "
-                f"{len(completions)} completions"
-            )
-        try:
-            rewards = [float(value) for value in given]
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"the reward function {name}: {error}") from None
-        if bad := [value for value in rewards if not isfinite(value)]:
-            raise SettingsError(f"the reward function {name} returned {bad[0]}, expected a number")
-        return rewards
-
-    reward.__name__ = name  # TRL logs the reward under it
-    return reward
-
-
-def _text(completion: Any) -> str:
+def text_of(completion: Any) -> str:
     """A completion as text; TRL gives messages where the prompts are messages."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])

@@ -7,86 +7,25 @@ can be moved together and used from any folder.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.errors import SettingsError
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.checking import check_table, unknown_key
+from trimtab.training.runs.contradictions import contradictions
+from trimtab.training.runs.factors import with_factors
+from trimtab.training.runs.tables import (
+    AutoTable,
+    DataTable,
+    OptimizerTable,
+    RewardTable,
+    SamplesTable,
+)
 
-__all__ = ["AutoTable", "DataTable", "OptimizerTable", "RewardTable", "RunFile"]
-
-
-@dataclass(frozen=True)
-class DataTable:
-    """`[data]`: exactly one of the two.
-
-    Attributes:
-        file: JSON Lines.
-        task: A built-in task.
-    """
-
-    file: str | None = None
-    task: Literal["addition"] | None = None
-
-
-@dataclass(frozen=True)
-class RewardTable:
-    """`[reward]`: exactly one of `function` and `kind`.
-
-    Attributes:
-        function: `file.py:name`, called as TRL calls a reward function.
-        kind: A built-in comparison of the completion with a column of the data.
-        column: The column that holds the right answer.
-        pattern: Regular expression whose first group is the answer; for `kind = "regex"`.
-    """
-
-    function: str | None = None
-    kind: Literal["exact", "regex"] | None = None
-    column: str = "answer"
-    pattern: str | None = None
-
-
-@dataclass(frozen=True)
-class OptimizerTable:
-    """`[optimizer]`.
-
-    Attributes:
-        name: The algorithm.
-        master: How masked elements keep fp32 precision; by default as `SparseAdamW` chooses.
-        state_dtype: Of the moments.
-        clip_by: Norm that gradients are clipped by.
-        nonfinite: What a gradient that is not finite does.
-    """
-
-    name: Literal["adamw", "sgd"] = "adamw"
-    master: Literal["lo16", "fp32", "none"] | None = None
-    state_dtype: Literal["fp32", "bf16"] = "fp32"
-    clip_by: Literal["masked", "full"] = "masked"
-    nonfinite: Literal["raise", "skip"] = "raise"
-
-
-@dataclass(frozen=True)
-class AutoTable:
-    """`[auto]`, for `mask = "auto"`.
-
-    Attributes:
-        probe: What finds the mask: `adamw` trains everything for a while and takes what moved;
-            `gradients` trains nothing and takes what has the largest gradients.
-        steps: Steps of the probe, at most.
-        every: Steps between two looks at what moved.
-        settle: The probe ends when a smaller share of what moved is new since the look before.
-        density: Share of all elements to take; for `gradients` only.
-    """
-
-    probe: Literal["adamw", "gradients"] = "adamw"
-    steps: int = 50
-    every: int = 10
-    settle: float = 0.05
-    density: float | None = None
+__all__ = ["RunFile", "parse"]
 
 
 @dataclass(frozen=True)
@@ -98,14 +37,18 @@ class RunFile:
         algorithm: A key of `ALGORITHMS`.
         model: A checkpoint folder, or a hub id with an optional `@revision`.
         output: Folder that the run makes.
-        mask: A file, `random:DENSITY`, `none` or `auto`.
+        mask: A file, `random:DENSITY`, `none`, `all` or `auto`.
         seed: Of everything that is drawn.
         dtype: Of the weights while they are trained; None is that in which the model is stored.
-        data: What is trained on.
-        reward: What GRPO is rewarded for; None if the file has no such table.
+        data: What is trained on, or the prompts of what is.
+        reward: What samples are rewarded for; None if the file has no such table.
+        samples: How the model's own samples are drawn before training; None if they are not.
         optimizer: The optimizer, where the mask decides; the rest is in `trainer`.
         auto: How `mask = "auto"` finds its mask.
         trainer: Passed to the configuration class of TRL.
+        save_dtype: Of the saved weights: that in which the model is stored, or `fp32`.
+        dropout: Probability of every dropout of the model; None for what its config says.
+        factors: Those that were asked for; the keys that they stand for are set accordingly.
     """
 
     path: Path
@@ -117,9 +60,13 @@ class RunFile:
     seed: int = 0
     dtype: Literal["bf16", "fp32"] | None = None
     reward: RewardTable | None = None
+    samples: SamplesTable | None = None
     optimizer: OptimizerTable = field(default_factory=OptimizerTable)
     auto: AutoTable = field(default_factory=AutoTable)
     trainer: Mapping[str, Any] = field(default_factory=dict)
+    save_dtype: Literal["stored", "fp32"] = "stored"
+    dropout: float | None = None
+    factors: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> RunFile:
@@ -128,9 +75,22 @@ class RunFile:
         Raises:
             SettingsError: It is no TOML, or says something that cannot be meant; all at once.
         """
+        return cls.of(path, parse(Path(path)))
+
+    @classmethod
+    def of(cls, path: str | Path, content: Mapping[str, Any]) -> RunFile:
+        """Check what a run file says, or would say.
+
+        Args:
+            path: The run file, for messages and for paths that are relative to it.
+            content: As TOML has it.
+
+        Raises:
+            SettingsError: It says something that cannot be meant; all at once.
+        """
         path = Path(path)
-        content = _parse(path)
         problems: list[str] = []
+        content = with_factors(content, problems)
         tables = {
             name: _table(content, name, table, problems)
             for name, table in _TABLES.items()
@@ -143,9 +103,11 @@ class RunFile:
         missing = [key for key in _REQUIRED if key not in content]
         if missing:
             problems.append(f"missing: {', '.join(missing)}")
-        problems += _contradictions(top, tables)
+        problems += contradictions(top, tables)
         if problems:
             raise SettingsError(f"{path}: {'; '.join(problems)}")
+        if ALGORITHMS[top["algorithm"]].needs_samples:
+            tables.setdefault("samples", SamplesTable())
         return cls(path=path, **top, **tables)
 
     def resolve(self, name: str) -> Path:
@@ -169,20 +131,29 @@ class _Top:
     mask: str
     seed: int
     dtype: Literal["bf16", "fp32"]
+    save_dtype: Literal["stored", "fp32"]
+    dropout: float
 
 
 _TABLES: Mapping[str, type] = {
     "data": DataTable,
     "reward": RewardTable,
+    "samples": SamplesTable,
     "optimizer": OptimizerTable,
     "auto": AutoTable,
     "trainer": dict,
+    "factors": dict,
 }
 
 _REQUIRED = ("algorithm", "model", "output", "mask", "data")
 
 
-def _parse(path: Path) -> dict[str, Any]:
+def parse(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        SettingsError: It cannot be read, or is no TOML.
+    """
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8"))
     except FileNotFoundError:
@@ -200,66 +171,3 @@ def _table(content: Mapping[str, Any], name: str, cls: type, problems: list[str]
         problems.append(f"{name} is not a table: expected [{name}] and its keys below")
         return None
     return given if cls is dict else cls(**check_table(cls, given, f"{name}.", problems))
-
-
-def _contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterator[str]:
-    """What each key allows and the file as a whole does not."""
-    if not 0 <= top.get("seed", 0) < 2**32:
-        yield f"seed is {top['seed']}, expected 0 to 2**32 - 1"
-    yield from (f"{key} is empty" for key in ("model", "output", "mask") if top.get(key) == "")
-    data, reward = tables.get("data"), tables.get("reward")
-    if data is not None and (data.file is None) == (data.task is None):
-        yield "data: expected one of file and task"
-    if reward is not None and (reward.function is None) == (reward.kind is None):
-        yield "reward: expected one of function and kind"
-    yield from _problems_of_algorithm(top.get("algorithm"), data, reward is not None)
-    yield from _problems_of_mask(top.get("mask"), tables.get("optimizer"))
-    if (auto := tables.get("auto")) is not None:
-        yield from _problems_of_auto(top.get("mask"), auto)
-
-
-def _problems_of_algorithm(
-    name: str | None, data: DataTable | None, has_reward: bool
-) -> Iterator[str]:
-    if name is None:
-        return
-    if name not in ALGORITHMS:
-        near = get_close_matches(name, ALGORITHMS, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ALGORITHMS)}"
-        yield f'algorithm is "{name}": {hint}'
-        return
-    has_task = data is not None and data.task is not None
-    if has_reward and not ALGORITHMS[name].takes_reward:
-        yield f"reward: {name} takes none"
-    elif has_reward and has_task:
-        yield "reward: a task brings its own"
-    elif ALGORITHMS[name].takes_reward and not has_reward and not has_task:
-        yield f"{name} needs a table [reward], with function or kind"
-
-
-def _problems_of_mask(mask: str | None, optimizer: OptimizerTable | None) -> Iterator[str]:
-    if mask == "none" and optimizer is not None:
-        usual = OptimizerTable(name=optimizer.name)
-        for field_ in fields(usual):
-            if getattr(optimizer, field_.name) != getattr(usual, field_.name):
-                yield f'optimizer.{field_.name} has no effect with mask = "none"'
-    kind, colon, density = (mask or "").partition(":")
-    if kind == "random":
-        try:
-            good = bool(colon) and 0 < float(density) <= 1
-        except ValueError:
-            good = False
-        if not good:
-            yield f'mask is "{mask}", expected random:DENSITY, above 0 and at most 1'
-
-
-def _problems_of_auto(mask: str | None, auto: AutoTable) -> Iterator[str]:
-    if mask != "auto":
-        yield 'auto: for mask = "auto" only'
-    for name, least in (("steps", 1), ("every", 1), ("settle", 0)):
-        if (value := getattr(auto, name)) < least:
-            yield f"auto.{name} is {value}, expected at least {least}"
-    if auto.probe == "gradients" and (auto.density is None or not 0 < auto.density < 1):
-        yield f'auto.density is {auto.density}, and probe = "gradients" needs one between 0 and 1'
-    if auto.probe == "adamw" and auto.density is not None:
-        yield 'auto.density has no effect with probe = "adamw": the mask is what moved'

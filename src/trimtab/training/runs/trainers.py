@@ -36,15 +36,20 @@ def build_trainer(
     from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
     tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
-    model = AutoModelForCausalLM.from_pretrained(run.base.folder, dtype=DTYPES[run.dtype])
+    dropout = {} if run.file.dropout is None else run.base.with_dropout(run.file.dropout)
+    model = AutoModelForCausalLM.from_pretrained(
+        run.base.folder, dtype=DTYPES[run.dtype], **dropout
+    )
     args = copy(run.args)  # `train_only` and the Trainer write to it
     args.output_dir = str(work)
     try:
         trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
     except TrimtabError:
         raise
-    except ValueError as error:
-        raise SettingsError(f"{run.algorithm.trainer}: {' '.join(str(error).split())}") from error
+    except (ValueError, TypeError, ImportError) as error:
+        raise SettingsError(
+            f"{run.algorithm.trainer.rpartition(':')[2]}: {' '.join(str(error).split())}"
+        ) from error
     trainer.remove_callback(PrinterCallback)
     if mask is None:
         return trainer, None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
 from trimtab.training.runs.datasets import Rows
 from trimtab.training.runs.rewards import Reward
+from trimtab.training.runs.selection import Made
 
-__all__ = ["Algorithm"]
+__all__ = ["PAIRS", "Algorithm"]
+
+PAIRS = ("prompt", "chosen", "rejected")
+"""Columns of a preference between two completions."""
 
 DEFAULTS: Mapping[str, Any] = {
     # TRL turns both on. bf16 arithmetic on fp32 weights is a choice; on bf16 weights it is no news.
@@ -34,20 +38,36 @@ class Algorithm:
         trainer: Import path of the trainer, `module:class`.
         config: Import path of its configuration.
         columns: What every row of the data must have.
+        or_columns: What it may have instead.
         defaults: More of `DEFAULTS`, of this algorithm only.
-        takes_reward: Whether completions are sampled, and rewarded by a function.
+        fixed: Settings that make it this algorithm; `[trainer]` may not say otherwise.
+        takes_reward: Whether completions are sampled while it trains, and rewarded by a function.
+        made_of_samples: What is made of samples that are drawn before; None if none can be.
+        needs_samples: Whether it is only ever trained on such samples.
     """
 
     name: str
     trainer: str
     config: str
     columns: tuple[str, ...]
+    or_columns: tuple[str, ...] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     takes_reward: bool = False
+    made_of_samples: Made | None = None
+    needs_samples: bool = False
 
     def config_class(self) -> type:
         """The configuration class that `[trainer]` is passed to."""
         return _load(self.config)
+
+    def problems(self, args: Any) -> Iterator[str]:
+        """What its trainer would refuse when the model is loaded, and can be told before.
+
+        Args:
+            args: An instance of `config_class`.
+        """
+        return iter(())
 
     def steps_per_round(self, args: Any) -> int:
         """Steps between two points at which a run can stop and go on to the same weights."""
@@ -77,11 +97,17 @@ class Algorithm:
         return _load(self.trainer)(
             model=model,
             args=args,
-            train_dataset=Dataset.from_list(list(rows.rows)),
+            train_dataset=Dataset.from_list(self.given(rows.rows, tokenizer, args.seed)),
             processing_class=tokenizer,
             callbacks=list(callbacks),
             **self.more(model, tokenizer, rows, reward),
         )
+
+    def given(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int
+    ) -> list[Mapping[str, Any]]:
+        """The rows as the trainer is given them; most shuffle and tokenize them themselves."""
+        return list(rows)
 
     def more(
         self, model: Any, tokenizer: Any, rows: Rows, reward: Reward | None

@@ -4,7 +4,7 @@ The reference is the base: TRL loads it again from the folder that the model cam
 dtype, also when a run goes on.
 """
 
-from trimtab.training.runs.algorithms.algorithm import Algorithm
+from trimtab.training.runs.algorithms.algorithm import PAIRS, Algorithm
 
 __all__ = ["DPO"]
 
@@ -12,5 +12,6 @@ DPO = Algorithm(
     name="dpo",
     trainer="trl:DPOTrainer",
     config="trl:DPOConfig",
-    columns=("prompt", "chosen", "rejected"),
+    columns=PAIRS,
+    made_of_samples="pairs",
 )

@@ -1,0 +1,390 @@
+"""The file of a tracked run, record by record; `trimtab.compare.tracked` makes a trajectory of it.
+
+The file is a series of records, each with its length before and a hash behind it, written one after
+the other: the first says what is tracked, each other one is a point. What an interrupted run wrote
+last may be cut off; the file then ends with its last whole record.
+
+A point holds, for each part of the model (a tensor, or the part of it that a process had), the
+elements that entered or left the set of those that differ from the base. Nothing is allocated by
+what a file says, only by how long it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.elements import gaps
+from trimtab.elements.dtypes import DTYPES
+from trimtab.errors import ResultFormatError
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MAGIC",
+    "KindFigures",
+    "Part",
+    "StepFigures",
+    "TrackedFile",
+    "TrackedPoint",
+    "damaged",
+    "is_tracked",
+    "open_tracked",
+    "pack_point",
+    "pack_record",
+]
+
+FORMAT = "trimtab.updates"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+MAGIC = b"trimtab.updates\n"
+"""The first bytes of the file."""
+
+LENGTH = 8
+"""Bytes of a length, and of a hash; little-endian."""
+
+SIZES = np.dtype("<u8")
+
+
+class Part(NamedTuple):
+    """What is counted together: a tensor, or the part of it that one process had.
+
+    Attributes:
+        name: Of the tensor; a part of a fused tensor adds its label.
+        kind: What it is: `q_proj`, `norm`, ...
+        dtype: safetensors name of the dtype in which elements are compared.
+        num_elements: Elements in it.
+        process: Which process counted it; 0 unless the model was sharded.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    num_elements: int
+    process: int = 0
+
+
+class KindFigures(NamedTuple):
+    """What a point says of one kind beside its sets. None is what was not observed.
+
+    Attributes:
+        stepped: Elements that differ from the point before, or from the base at the first.
+        gradient_elements: Elements whose gradient was seen: all, or those of the mask.
+        gradient_nonzero: Those of them whose gradient was not 0.
+        asked: Elements that the optimizer moved, before rounding.
+        absorbed: Those of them whose stored bits are the same as at the point before.
+        step_squares: Sum of the squares of what the stored weights moved since the point before.
+        update_squares: Sum of the squares of the differences of the stored weights from the base.
+    """
+
+    stepped: int = 0
+    gradient_elements: int | None = None
+    gradient_nonzero: int | None = None
+    asked: int | None = None
+    absorbed: int | None = None
+    step_squares: float = 0.0
+    update_squares: float = 0.0
+
+    @classmethod
+    def sum_of(cls, figures: Iterable[KindFigures]) -> KindFigures:
+        """Figures of all these elements together; what none of them has stays None."""
+        columns: Iterable[tuple[Any, ...]] = zip(cls(), *figures, strict=True)
+        known = [[value for value in column if value is not None] for column in columns]
+        sums: list[Any] = [sum(values) if values else None for values in known]
+        return cls(*sums)
+
+    @property
+    def gradient_density(self) -> float | None:
+        """Share of the gradients seen that are not 0."""
+        return _share(self.gradient_nonzero, self.gradient_elements)
+
+    @property
+    def absorbed_share(self) -> float | None:
+        """Share of the elements that the optimizer moved whose stored bits stayed as they were."""
+        return _share(self.absorbed, self.asked)
+
+    @property
+    def step_norm(self) -> float:
+        """Euclidean norm of what the stored weights moved since the point before."""
+        return sqrt(self.step_squares)
+
+    @property
+    def update_norm(self) -> float:
+        """Euclidean norm of the difference of the stored weights from the base."""
+        return sqrt(self.update_squares)
+
+
+class StepFigures(NamedTuple):
+    """The figures of one point.
+
+    Attributes:
+        step: Optimizer steps taken.
+        by_kind: Kind -> its figures.
+    """
+
+    step: int
+    by_kind: Mapping[str, KindFigures]
+
+    @property
+    def total(self) -> KindFigures:
+        """Of the whole model."""
+        return KindFigures.sum_of(self.by_kind.values())
+
+
+class TrackedPoint(NamedTuple):
+    """One point, as it lies in the file.
+
+    Attributes:
+        figures: Its step, and what it says beside its sets.
+        codings: How the set of each part is coded.
+        offsets: Where in the file they begin and, last, end; one more than there are parts.
+        end: Where in the file its record ends.
+    """
+
+    figures: StepFigures
+    codings: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    end: int
+
+
+@dataclass(frozen=True)
+class TrackedFile:
+    """A file of tracked updates, with its sets left on disk.
+
+    Attributes:
+        path: Where it is.
+        header: The first record.
+        parts: What is counted.
+        points: Whole points, by ascending step.
+        end: Where in the file the last whole record ends.
+    """
+
+    path: Path
+    header: Mapping[str, Any]
+    parts: tuple[Part, ...]
+    points: tuple[TrackedPoint, ...]
+    end: int
+
+    def toggles(
+        self, number: int, points: Sequence[TrackedPoint] | None = None
+    ) -> Iterator[NDArray[np.int64]]:
+        """The elements of a part that entered or left the changed set, point by point.
+
+        Args:
+            number: Of the part.
+            points: Of this file; None for all.
+
+        Raises:
+            ResultFormatError: They cannot be read.
+        """
+        part = self.parts[number]
+        with self.path.open("rb") as file:
+            for point in self.points if points is None else points:
+                begin, end = (int(of) for of in point.offsets[number : number + 2])
+                file.seek(begin)
+                coding, content = int(point.codings[number]), file.read(end - begin)
+                try:
+                    yield gaps.decode(coding, content, part.num_elements)
+                except ValueError as error:
+                    where = f"{part.name} at step {point.figures.step}"
+                    raise damaged(self.path, f"{where}: {error}") from None
+
+
+def is_tracked(path: str | os.PathLike[str]) -> bool:
+    """Whether a file begins as files of tracked updates do."""
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
+
+
+def open_tracked(path: str | os.PathLike[str]) -> TrackedFile:
+    """Read a file of tracked updates but for its sets, and check it.
+
+    Raises:
+        ResultFormatError: It is no such file, or a damaged one.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return _read(Path(path), file)
+    except OSError as error:
+        raise ResultFormatError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
+
+
+def pack_record(content: bytes) -> bytes:
+    """A record: the length of its content, the content, and its hash."""
+    digest = xxhash.xxh3_64_intdigest(content)
+    return len(content).to_bytes(LENGTH, "little") + content + digest.to_bytes(LENGTH, "little")
+
+
+def pack_point(figures: StepFigures, sets: Sequence[tuple[int, bytes]]) -> bytes:
+    """The content of the record of a point.
+
+    Args:
+        figures: What it says beside its sets.
+        sets: Coding and bytes of what entered or left the changed set, for each part.
+    """
+    by_kind = {kind: list(of) for kind, of in figures.by_kind.items()}
+    said = json.dumps({"step": figures.step, "by_kind": by_kind}, separators=(",", ":")).encode()
+    return b"".join(
+        [
+            len(said).to_bytes(LENGTH, "little"),
+            said,
+            bytes(coding for coding, _ in sets),
+            np.array([len(content) for _, content in sets], SIZES).tobytes(),
+            *(content for _, content in sets),
+        ]
+    )
+
+
+def _read(path: Path, file: BinaryIO) -> TrackedFile:
+    if file.read(len(MAGIC)) != MAGIC:
+        raise ResultFormatError(
+            f"{path}: not a file of tracked updates: expected one that trimtab.UpdateTracker wrote"
+        )
+    records = _records(path, file)
+    header: dict[str, Any] | None = None
+    parts: tuple[Part, ...] = ()
+    end = len(MAGIC)
+    points: list[TrackedPoint] = []
+    for begin, content in records:
+        end = begin + len(content) + LENGTH
+        try:
+            if header is None:
+                header = _header(content)
+                parts = _parts(header["parts"])
+            else:
+                points.append(_point(content, begin, parts))
+        except (LookupError, TypeError, ValueError, RecursionError) as error:
+            what = f"point {len(points) + 1}" if parts else "its header"
+            raise damaged(path, f"{what}: {error}") from None
+    if header is None:
+        raise ResultFormatError(f"{path}: ends before its header: the run stopped as it began")
+    for before, after in pairwise(points):
+        if not before.figures.step < after.figures.step:
+            raise damaged(path, f"step {after.figures.step} follows step {before.figures.step}")
+    return TrackedFile(path, header, parts, tuple(points), end)
+
+
+def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Where the content of each whole record begins, and the content."""
+    size = os.fstat(file.fileno()).st_size
+    begin = len(MAGIC)
+    while begin + 2 * LENGTH <= size:
+        length = int.from_bytes(file.read(LENGTH), "little")
+        end = begin + LENGTH + length + LENGTH
+        if end > size or not length:  # cut off while it was written, or space never filled
+            return
+        content = file.read(length)
+        if int.from_bytes(file.read(LENGTH), "little") != xxhash.xxh3_64_intdigest(content):
+            if end == size:  # space that was filled in part
+                return
+            raise damaged(path, f"the record at byte {begin} has another hash")
+        yield begin + LENGTH, content
+        begin = end
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    header = _json(content)
+    if header.get("format") != FORMAT or header.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"expected format {FORMAT!r}, version {FORMAT_VERSION}, found "
+            f"{header.get('format')!r}, {header.get('format_version')!r}"
+        )
+    base, provenance, parts = header["base"], header["provenance"], header["parts"]
+    if not isinstance(provenance, dict) or not isinstance(parts, list) or not parts:
+        raise ValueError("provenance is an object, and parts a list with something in it")
+    every, digests = header["every"], header["base_digests"]
+    is_known = header["stored_dtype"] in DTYPES and isinstance(digests, list)
+    if type(every) is not int or every < 1 or not is_known:
+        raise ValueError("every, stored_dtype and base_digests are what a tracker writes")
+    dtypes = CheckpointRecord(**base).dtypes
+    if not isinstance(dtypes, dict) or not all(type(of) is int for of in dtypes.values()):
+        raise ValueError("dtypes of base are counts")
+    return header
+
+
+def _parts(rows: Sequence[Any]) -> tuple[Part, ...]:
+    parts = tuple(Part(*row) for row in rows)
+    for part in parts:
+        is_text = all(isinstance(of, str) for of in (part.name, part.kind, part.dtype))
+        is_count = type(part.num_elements) is int and 0 <= part.num_elements < 2**62
+        if not is_text or part.dtype not in DTYPES or not is_count:
+            raise ValueError(f"{part!r:.200} is no part of a model")
+    return parts
+
+
+def _point(content: bytes, begin: int, parts: Sequence[Part]) -> TrackedPoint:
+    """Read a point but for its sets.
+
+    Args:
+        content: Of its record.
+        begin: Where in the file the content begins.
+        parts: Of the model.
+    """
+    num_said = int.from_bytes(content[:LENGTH], "little")
+    table = LENGTH + num_said
+    first_set = table + len(parts) * (1 + SIZES.itemsize)
+    if first_set > len(content):
+        raise ValueError("it is too short")
+    said = _json(content[LENGTH:table])
+    codings = np.frombuffer(content, np.uint8, len(parts), table)
+    sizes = np.frombuffer(content, SIZES, len(parts), table + len(parts))
+    if int(sizes.max(initial=0)) > len(content) or int(sizes.sum()) != len(content) - first_set:
+        raise ValueError("its sets have another size")
+    step = said["step"]
+    if type(step) is not int or step < 1:
+        raise ValueError(f"{step!r} is no step")
+    offsets = np.concatenate([[0], np.cumsum(sizes.astype(np.int64))]) + begin + first_set
+    figures = StepFigures(step, _figures(said["by_kind"], parts))
+    end = begin + len(content) + LENGTH
+    return TrackedPoint(figures, codings.copy(), offsets, end)
+
+
+def _figures(by_kind: Any, parts: Sequence[Part]) -> dict[str, KindFigures]:
+    num_elements: dict[str, int] = {}
+    for part in parts:
+        num_elements[part.kind] = num_elements.get(part.kind, 0) + part.num_elements
+    if not isinstance(by_kind, dict) or by_kind.keys() != num_elements.keys():
+        raise ValueError("it has other kinds than the header")
+    found = {kind: KindFigures(*values) for kind, values in by_kind.items()}
+    for kind, of in found.items():
+        optional = (of.gradient_elements, of.gradient_nonzero, of.asked, of.absorbed)
+        counts = [of.stepped, *(count for count in optional if count is not None)]
+        if not all(type(count) is int and 0 <= count <= num_elements[kind] for count in counts):
+            raise ValueError(f"{kind} has counts that are not between 0 and {num_elements[kind]}")
+        if not all(type(sum_) is float and not sum_ < 0 for sum_ in of[-2:]):
+            raise ValueError(f"{kind} has sums that are no sums of squares")
+    return found
+
+
+def _share(part: int | None, whole: int | None) -> float | None:
+    return part / whole if whole and part is not None else None
+
+
+def _json(content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content.decode())
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise ValueError("it is no JSON object")
+    return value
+
+
+def damaged(path: str | os.PathLike[str], what: str) -> ResultFormatError:
+    """The error for a file that is one of tracked updates, but not a whole one."""
+    return ResultFormatError(f"{os.fspath(path)}: damaged: {what}")

@@ -1,0 +1,364 @@
+"""The result of following a series of checkpoints or steps: how the subnetwork forms.
+
+Each point of the series has integer counts by kind of tensor; every figure is derived from them.
+"Changed" is always by bits, in the stored dtype. What moves and comes back between two points that
+were observed is seen by neither, so the counts of all that ever changed are lower bounds, and
+depend on the cadence: no figure of a trajectory is shown without it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.errors import ResultFormatError
+from trimtab.outputs import new_file
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "SETTLED_FROM",
+    "Likeness",
+    "Observed",
+    "Point",
+    "PointCounts",
+    "SeriesCoverage",
+    "Trajectory",
+]
+
+FORMAT = "trimtab.trajectory"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+SETTLED_FROM = 0.95
+"""How much like the final mask the mask has to be, and stay, to count as settled."""
+
+COVERAGE_LISTS = ("not_compared", "tied", "renamed", "folded")
+"""Lists of tensors that need a word, in the order in which reports show them."""
+
+Observed: TypeAlias = Literal["checkpoints", "steps"]
+"""What the points are: checkpoints on disk, or steps of a run that was tracked as it went."""
+
+Likeness: TypeAlias = Literal["coverage", "jaccard"]
+"""Of the elements changed at a point (M) and at the last one (F): |M ∩ F| / |F|, or / |M ∪ F|."""
+
+
+class PointCounts(NamedTuple):
+    """Counts of elements at one point of a series, all by bits.
+
+    Attributes:
+        num_elements: Elements observed.
+        changed: Differ from the base now.
+        stepped: Differ from the point before, or from the base at the first point.
+        ever: Differed from the base at this point or at one before.
+        returned: Differed from it once and are equal to it now: cancelled.
+        in_final: Differ from the base now and at the last point.
+        ever_in_final: Differed from the base so far, and differ from it at the last point.
+    """
+
+    num_elements: int
+    changed: int
+    stepped: int
+    ever: int
+    returned: int
+    in_final: int
+    ever_in_final: int
+
+    @property
+    def untouched(self) -> int:
+        """Elements that never differed from the base so far."""
+        return self.num_elements - self.ever
+
+    @property
+    def outside_final(self) -> int:
+        """Elements that differed from the base so far and are equal to it at the last point."""
+        return self.ever - self.ever_in_final
+
+    @classmethod
+    def sum_of(cls, counts: Iterable[PointCounts]) -> PointCounts:
+        """All these elements together."""
+        return cls(*map(sum, zip(cls(0, 0, 0, 0, 0, 0, 0), *counts, strict=True)))
+
+    def problem(self) -> str | None:
+        """What no series can have counted so, or None."""
+        if not all(type(count) is int and 0 <= count <= self.num_elements for count in self):
+            return f"counts are between 0 and num_elements, found {self._asdict()}"
+        if self.changed + self.returned != self.ever:
+            return f"changed + returned is ever, found {self._asdict()}"
+        if not self.in_final <= min(self.changed, self.ever_in_final):
+            return f"in_final is at most changed and ever_in_final, found {self._asdict()}"
+        if self.ever_in_final > self.ever:
+            return f"ever_in_final is at most ever, found {self._asdict()}"
+        return None
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a series.
+
+    Attributes:
+        label: The checkpoint as the user gave it, or the step.
+        step: Optimizer step of the run, if known.
+        by_kind: Counts by kind of tensor; the same kinds at every point of a series.
+        checkpoint: What was read, for a checkpoint on disk.
+    """
+
+    label: str
+    step: int | None
+    by_kind: Mapping[str, PointCounts]
+    checkpoint: CheckpointRecord | None = None
+
+    @cached_property
+    def total(self) -> PointCounts:
+        """Counts of the whole model."""
+        return PointCounts.sum_of(self.by_kind.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "label": self.label,
+            "step": self.step,
+            "checkpoint": None if self.checkpoint is None else self.checkpoint.to_dict(),
+            "total": self.total._asdict(),
+            "by_kind": {kind: counts._asdict() for kind, counts in self.by_kind.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Point:
+        """The inverse of `to_dict`; the total is added up again, not read."""
+        label, step, record = data["label"], data["step"], data["checkpoint"]
+        if not isinstance(label, str) or not (step is None or type(step) is int):
+            raise TypeError(f"{label!r} at step {step!r} is no point")
+        return cls(
+            label=label,
+            step=step,
+            by_kind={kind: PointCounts(**counts) for kind, counts in data["by_kind"].items()},
+            checkpoint=None if record is None else _record(record),
+        )
+
+
+@dataclass(frozen=True)
+class SeriesCoverage:
+    """Which stored elements the counts speak of, and which they do not.
+
+    A tensor is followed only if base and every checkpoint have it.
+
+    Attributes:
+        num_base: Elements stored in base, without tied copies.
+        num_compared: Elements followed through the series.
+        not_compared: `{"name", "why", "points", "num_elements"}`: the labels of the checkpoints
+            in which the tensor is `missing`, `extra` (not in base), of another `shape`, or
+            `resized` (a vocabulary whose common rows are followed); how many elements of it are
+            not followed, at most.
+        tied: `{"name", "tied_to", "num_elements"}` of tensors that repeat another one.
+        renamed: `{"name", "renamed", "points"}` of tensors matched although their name prefixes
+            differ.
+        folded: `{"name", "into"}` of block scales that were multiplied into their weights.
+    """
+
+    num_base: int
+    num_compared: int
+    not_compared: tuple[Mapping[str, Any], ...] = ()
+    tied: tuple[Mapping[str, Any], ...] = ()
+    renamed: tuple[Mapping[str, Any], ...] = ()
+    folded: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every stored element of every checkpoint was followed."""
+        return not self.not_compared
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        lists = {name: [dict(row) for row in getattr(self, name)] for name in COVERAGE_LISTS}
+        return {**self.__dict__, **lists}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> SeriesCoverage:
+        """The inverse of `to_dict`."""
+        num_base, num_compared = data["num_base"], data["num_compared"]
+        if not (type(num_base) is int and type(num_compared) is int):
+            raise TypeError("num_base and num_compared are counts")
+        lists = {name: tuple(dict(row) for row in data[name]) for name in COVERAGE_LISTS}
+        return cls(num_base, num_compared, **lists)
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What changed at each point of a series that starts from one base.
+
+    Attributes:
+        base: Where the series started.
+        points: In the order of training; at least one.
+        observed: What the points are.
+        every: Cadence: optimizer steps from point to point, if known and always the same.
+        coverage: What the counts speak of; None if the model itself was observed, all of it.
+        conversion: Words on how elements were compared other than as stored, or None.
+        provenance: trimtab version, command, date, device, threads.
+
+    Raises:
+        ValueError: The points are not those of one series.
+    """
+
+    base: CheckpointRecord
+    points: tuple[Point, ...]
+    observed: Observed
+    every: int | None = None
+    coverage: SeriesCoverage | None = None
+    conversion: str | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise ValueError("a trajectory has at least one point")
+        if self.observed not in get_args(Observed):
+            raise ValueError(f"observed is one of {get_args(Observed)}, found {self.observed!r}")
+        if self.every is not None and (type(self.every) is not int or self.every < 1):
+            raise ValueError(f"every is a number of steps or None, found {self.every!r}")
+        for point in self.points:
+            for kind, counts in point.by_kind.items():
+                if problem := counts.problem():
+                    raise ValueError(f"{kind} at {point.label}: {problem}")
+        for kind, counts in self.final.by_kind.items():
+            if not counts.in_final == counts.ever_in_final == counts.changed:
+                raise ValueError(f"{kind}: at the last point, in_final is changed")
+        for before, after in pairwise(self.points):
+            if before.by_kind.keys() != after.by_kind.keys():
+                raise ValueError(f"{after.label} has other kinds than {before.label}")
+            for kind, now in after.by_kind.items():
+                then = before.by_kind[kind]
+                if then.num_elements != now.num_elements or not (
+                    then.ever <= now.ever and then.ever_in_final <= now.ever_in_final
+                ):
+                    raise ValueError(f"{kind} at {after.label} does not follow {before.label}")
+
+    @property
+    def final(self) -> Point:
+        """The last point: its changed elements are the final subnetwork."""
+        return self.points[-1]
+
+    @property
+    def steps(self) -> tuple[int, ...] | None:
+        """The step of every point; None unless all are known and ascend."""
+        steps = [point.step for point in self.points]
+        known = [step for step in steps if step is not None]
+        ascend = all(before < after for before, after in pairwise(known))
+        return tuple(known) if ascend and len(known) == len(steps) else None
+
+    def series(self, kind: str | None = None) -> tuple[PointCounts, ...]:
+        """Counts of one kind, or of the whole model, at every point."""
+        return tuple(p.total if kind is None else p.by_kind[kind] for p in self.points)
+
+    def likeness(self, measure: Likeness, kind: str | None = None) -> tuple[float | None, ...]:
+        """How much like the final mask the mask is at every point; None where both are empty."""
+        series = self.series(kind)
+        final = series[-1].changed
+        return tuple(
+            now.in_final / whole
+            if (whole := final if measure == "coverage" else now.changed + final - now.in_final)
+            else None
+            for now in series
+        )
+
+    def settled(self, measure: Likeness = "coverage", kind: str | None = None) -> int | None:
+        """The first point from which `likeness` stays at `SETTLED_FROM` or above, counted from 0.
+
+        The last point is like itself, so a series that ends before the mask settles gives that.
+        None where nothing is changed at the end.
+        """
+        if not self.series(kind)[-1].changed:
+            return None
+        values = self.likeness(measure, kind)
+        unlike = [at for at, value in enumerate(values) if (value or 0.0) < SETTLED_FROM]
+        return unlike[-1] + 1 if unlike else 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "observed": self.observed,
+            "every": self.every,
+            "conversion": self.conversion,
+            "provenance": {**self.provenance, "base": self.base.to_dict()},
+            "coverage": None if self.coverage is None else self.coverage.to_dict(),
+            "settled": {
+                "from": SETTLED_FROM,
+                **{measure: self.settled(measure) for measure in get_args(Likeness)},
+            },
+            "points": [point.to_dict() for point in self.points],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Trajectory:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ResultFormatError: The data is no trajectory, of another version, or damaged.
+        """
+        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
+            raise ResultFormatError(f"not a trimtab trajectory: expected format {FORMAT!r}")
+        if data.get("format_version") != FORMAT_VERSION:
+            raise ResultFormatError(
+                f"trajectory of format version {data.get('format_version')!r}: this trimtab "
+                f"reads version {FORMAT_VERSION}; run `trimtab trajectory` again"
+            )
+        try:
+            provenance = dict(data["provenance"])
+            coverage = data["coverage"]
+            return cls(
+                base=_record(provenance.pop("base")),
+                points=tuple(Point.from_dict(point) for point in data["points"]),
+                observed=data["observed"],
+                every=data["every"],
+                coverage=None if coverage is None else SeriesCoverage.from_dict(coverage),
+                conversion=data["conversion"],
+                provenance=provenance,
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ResultFormatError(f"damaged trajectory: {error!r} while reading it") from error
+
+    def to_json(self) -> str:
+        """The trajectory as JSON text."""
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
+        """Write `to_json`, whole or not at all.
+
+        Raises:
+            OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+        """
+        with new_file(path, force=force) as file:
+            file.write(self.to_json().encode("utf-8", errors="backslashreplace"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
+        """Read what `save` wrote.
+
+        Raises:
+            ResultFormatError: The file is no JSON, or no trajectory of this version.
+        """
+        try:
+            data = json.loads(Path(path).read_text("utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise ResultFormatError(f"{path}: expected the JSON of a trajectory: {error}") from None
+        try:
+            return cls.from_dict(data)
+        except ResultFormatError as error:
+            raise ResultFormatError(f"{path}: {error}") from None
+
+
+def _record(data: Mapping[str, Any]) -> CheckpointRecord:
+    record = CheckpointRecord(**data)
+    texts = (record.id, record.content_hash, record.revision or "", record.architecture or "")
+    counts = (record.num_tensors, record.num_elements, *record.dtypes.values())
+    if not (all(isinstance(t, str) for t in texts) and all(type(n) is int for n in counts)):
+        raise TypeError(f"{record.id!r} is not described as a checkpoint")
+    return record

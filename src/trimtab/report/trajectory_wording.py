@@ -1,0 +1,185 @@
+"""How a trajectory is put into words, the same in the terminal and in the HTML report.
+
+Every title of figures gives the cadence too: what moves and comes back between two points is seen
+by neither.
+"""
+
+from __future__ import annotations
+
+from trimtab.compare.trajectory_result import (
+    SETTLED_FROM,
+    Likeness,
+    PointCounts,
+    SeriesCoverage,
+    Trajectory,
+)
+from trimtab.elements.counts import percent
+from trimtab.report.wording import plural, printable
+
+__all__ = [
+    "FATES",
+    "RULE",
+    "cadence",
+    "cadence_sentence",
+    "endpoints_of",
+    "fates",
+    "fates_sentence",
+    "likeness_text",
+    "outside_sentence",
+    "point_name",
+    "point_title",
+    "series_coverage_sentence",
+    "settled_sentence",
+    "settled_text",
+]
+
+FATES = {
+    "untouched": "differs from the base at no point",
+    "cancelled": "differs at some point, and is equal to the base at the last",
+    "effective": "differs at the last point: the final subnetwork",
+}
+"""What can become of a weight, and what is meant by it."""
+
+RULE = f"{100 * SETTLED_FROM:g} %"
+
+
+def fates(counts: PointCounts) -> dict[str, int]:
+    """Elements by what became of them up to a point; the keys are those of `FATES`."""
+    numbers = counts.untouched, counts.returned, counts.changed
+    return dict(zip(FATES, numbers, strict=True))
+
+
+def cadence(trajectory: Trajectory) -> str:
+    """How often was looked, to follow "observed" on a figure: `every 10 steps`."""
+    if trajectory.every == 1:
+        return "every step"
+    points = plural(len(trajectory.points), _noun(trajectory))
+    if len(trajectory.points) == 1:
+        return f"at {points}"
+    if trajectory.every is not None:
+        return f"every {trajectory.every:,} steps"
+    return f"at {points}, {'uneven steps' if trajectory.steps else 'steps unknown'}"
+
+
+def cadence_sentence(trajectory: Trajectory) -> str:
+    """When was looked, and what that leaves unseen."""
+    points = plural(len(trajectory.points), _noun(trajectory))
+    steps = trajectory.steps
+    if trajectory.every == 1:
+        return f"Observed after every optimizer step, {points}: no move is left unseen."
+    if steps and len(steps) == 1:
+        when = f"Observed at {points}, after step {steps[0]:,}"
+    elif trajectory.every is not None:
+        when = f"Observed at {points}, every {trajectory.every:,} optimizer steps"
+    elif steps and len(steps) <= 12:
+        when = f"Observed at {points}, after steps {', '.join(f'{step:,}' for step in steps)}"
+    elif steps:
+        when = f"Observed at {points}, unevenly from step {steps[0]:,} to {steps[-1]:,}"
+    else:
+        when = f"Observed at {points}; how many optimizer steps lie in between is not known"
+    return (
+        f"{when}. What moves and comes back in between is not seen: “cancelled” is a lower bound, "
+        "“untouched” an upper one."
+    )
+
+
+def _noun(trajectory: Trajectory) -> str:
+    return "checkpoint" if trajectory.observed == "checkpoints" else "point"
+
+
+def point_name(trajectory: Trajectory, at: int) -> str:
+    """A point in few words: its step, or its number where steps do not tell points apart."""
+    steps = trajectory.steps
+    return f"point {at + 1:,}" if steps is None else f"step {steps[at]:,}"
+
+
+def point_title(trajectory: Trajectory, at: int) -> str:
+    """A point as a row of a table: its step, or its number and what it was given as."""
+    label = printable(trajectory.points[at].label)
+    return f"{at + 1:,}: {label}" if trajectory.steps is None else point_name(trajectory, at)
+
+
+def endpoints_of(trajectory: Trajectory) -> tuple[str, str]:
+    """The base with its revision, and the last point."""
+    base = trajectory.base
+    name = base.id if base.revision is None else f"{base.id}@{base.revision}"
+    return printable(name), printable(trajectory.final.label)
+
+
+def fates_sentence(trajectory: Trajectory) -> str:
+    """What became of the weights."""
+    total = trajectory.final.total
+    if not total.num_elements:
+        return "No weights were followed."
+    shares = {fate: percent(num, total.num_elements) for fate, num in fates(total).items()}
+    return (
+        f"{shares['untouched']} of {total.num_elements:,} weights are untouched, "
+        f"{shares['cancelled']} cancelled and {shares['effective']} effective (criterion: bits; "
+        f"observed {cadence(trajectory)})."
+    )
+
+
+def outside_sentence(trajectory: Trajectory) -> str | None:
+    """The weights that changed on the way but not in the end; None where none ever did."""
+    final = trajectory.final.total
+    if not final.ever:
+        return None
+    return (
+        f"{final.outside_final:,} weights that once differed from the base are outside the final "
+        f"subnetwork: {percent(final.outside_final, final.ever)} of the weights that ever changed, "
+        f"{percent(final.outside_final, final.num_elements)} of the model."
+    )
+
+
+def settled_text(trajectory: Trajectory, measure: Likeness, kind: str | None = None) -> str:
+    """When the mask of a kind settled, for a table; a dash where nothing is changed at the end."""
+    at = trajectory.settled(measure, kind)
+    if at is None:
+        return "–"
+    if at == len(trajectory.points) - 1:
+        return "not before the end"
+    return point_name(trajectory, at)
+
+
+def settled_sentence(trajectory: Trajectory) -> str | None:
+    """When the mask settled, and by which rule; None where there is nothing to say."""
+    if len(trajectory.points) == 1 or not trajectory.final.total.changed:
+        return None
+    coverage, jaccard = (_settled(trajectory, measure) for measure in ("coverage", "jaccard"))
+    return (
+        f"Settled, by the rule of staying at {RULE} or above from there to the end (observed "
+        f"{cadence(trajectory)}): coverage of the final subnetwork {coverage}, Jaccard similarity "
+        f"with it {jaccard}."
+    )
+
+
+def _settled(trajectory: Trajectory, measure: Likeness) -> str:
+    at = trajectory.settled(measure)
+    assert at is not None, "something is changed at the end"
+    if at < len(trajectory.points) - 1:
+        return f"from {point_name(trajectory, at)} on"
+    before = likeness_text(trajectory, measure, at - 1)
+    return f"not before the last point ({before} at the one before)"
+
+
+def likeness_text(trajectory: Trajectory, measure: Likeness, at: int) -> str:
+    """How much like the final mask the mask is at a point."""
+    now, final = trajectory.points[at].total, trajectory.final.total.changed
+    union = now.changed + final - now.in_final
+    return percent(now.in_final, final if measure == "coverage" else union)
+
+
+def series_coverage_sentence(coverage: SeriesCoverage) -> str:
+    """Which share of the checkpoints the figures speak of."""
+    if coverage.is_complete:
+        text = f"complete: all {coverage.num_compared:,} stored elements were followed"
+    else:
+        text = (
+            f"INCOMPLETE: {coverage.num_compared:,} elements were followed, "
+            f"{percent(coverage.num_compared, coverage.num_base)} of base "
+            f"({plural(len(coverage.not_compared), 'tensor')} not in all checkpoints with one "
+            "shape)"
+        )
+    if coverage.tied:
+        text += f"; {plural(len(coverage.tied), 'tied tensor')} counted once"
+    return text

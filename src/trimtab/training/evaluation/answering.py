@@ -1,0 +1,183 @@
+"""Ask a model questions: once greedily, and some times by sampling.
+
+The same seed, model, questions and batch size give the same answers on the same machine. Samples
+depend on the batch size, since a batch is drawn at once; in low precision so can the greedy answer,
+by the padding that questions of different lengths are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import CheckpointError
+from trimtab.training.evaluation.answers import Answers
+from trimtab.training.evaluation.questions import Questions
+from trimtab.training.runs.prompts import prompt_ids
+from trimtab.training.runs.trainers import DTYPES
+
+__all__ = ["ask", "load_model", "load_tokenizer"]
+
+NOT_PASSED = ("prompt", "completion")
+"""Columns that a reward function is not given as such, as with TRL."""
+
+Progress = Callable[[int, int], None]
+"""Called with batches done, and batches in all."""
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_model(folder: Path, dtype: str, device: Any) -> Any:
+    """The model of a checkpoint, to be asked and not trained.
+
+    Args:
+        folder: A checkpoint.
+        dtype: `bf16` or `fp32`: of the weights and the arithmetic.
+        device: Where it computes.
+
+    Raises:
+        CheckpointError: Its weights are not finite, so nothing that it says is.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+    broken = [name for name, of in model.named_parameters() if not of.isfinite().all()]
+    if broken:
+        raise CheckpointError(
+            f"{folder} cannot be asked: NaN or infinity in {first_few(broken)} (as {dtype})"
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def ask(
+    model: Any,
+    tokenizer: Any,
+    questions: Questions,
+    *,
+    seed: int,
+    num_samples: int,
+    temperature: float = 1.0,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Answers:
+    """Ask every question, and judge the answers.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Of the model.
+        questions: What to ask.
+        seed: Of the sampling. The random state is left as it was.
+        num_samples: Sampled completions for each question; 0 for none.
+        temperature: Of the sampling, from all of the distribution.
+        batch_size: Completions that are generated at a time.
+        progress: Called after every batch.
+
+    Raises:
+        SettingsError: The reward fails, or the model has no end token.
+    """
+    import torch
+
+    each = list(range(len(questions)))
+    repeated = [place for place in each for _ in range(num_samples)]
+    total = ceil(len(each) / batch_size) + ceil(len(repeated) / batch_size)
+    asker = _Asker(model, tokenizer, questions, batch_size, total, progress)
+    device = model.device
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed)
+        greedy = asker.complete(each, 0.0)
+        sampled = asker.complete(repeated, temperature)
+    num_right = [0] * len(questions)
+    for place, (_, _, is_right) in zip(repeated, sampled, strict=True):
+        num_right[place] += is_right
+    return Answers(
+        greedy=tuple(text for text, _, _ in greedy),
+        greedy_correct=tuple(is_right for _, _, is_right in greedy),
+        greedy_ended=tuple(has_ended for _, has_ended, _ in greedy),
+        num_samples=num_samples,
+        num_sampled_correct=tuple(num_right) if num_samples else (),
+    )
+
+
+class _Asker:
+    """A model with its questions, batch by batch."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        questions: Questions,
+        batch_size: int,
+        total: int,
+        progress: Progress | None,
+    ) -> None:
+        from trimtab.training.rollouts.sampling import end_tokens
+
+        self._model = model
+        self._tokenizer = tokenizer
+        self._questions = questions
+        self._batch_size = batch_size
+        self._total = total
+        self._done = 0
+        self._progress = progress
+        self._ids = [prompt_ids(tokenizer, prompt) for prompt in questions.prompts]
+        self._ends = end_tokens(model, tokenizer)
+        if questions.stop is not None:
+            ids = tokenizer(questions.stop, add_special_tokens=False)["input_ids"]
+            # A stop of several tokens cannot end the sampling; the text is cut at it all the same.
+            self._ends += tuple(ids) if len(ids) == 1 else ()
+
+    def complete(self, places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
+        """A completion of each question: its text, whether it ended, and whether it is right."""
+        told = []
+        for start in range(0, len(places), self._batch_size):
+            told += self._batch(places[start : start + self._batch_size], temperature)
+            self._done += 1
+            if self._progress is not None:
+                self._progress(self._done, self._total)
+        return told
+
+    def _batch(self, places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
+        from trimtab.training.rollouts.sampling import Sampling, sample
+
+        pad = self._tokenizer.pad_token_id
+        sampling = Sampling(
+            max_completion_length=self._questions.max_completion_length,
+            temperature=temperature,
+            top_p=1.0,
+            end_tokens=self._ends,
+            pad_token=self._ends[0] if pad is None else pad,
+        )
+        samples = sample(self._model, [self._ids[place] for place in places], sampling)
+        pairs = zip(samples.completion_ids, samples.completion_mask, strict=True)
+        texts = self._tokenizer.batch_decode(
+            [ids[mask] for ids, mask in pairs], skip_special_tokens=True
+        )
+        ended = samples.has_ended.tolist()
+        if self._questions.stop is not None:
+            parts = [text.partition(self._questions.stop) for text in texts]
+            texts = [text for text, _, _ in parts]
+            ended = [
+                by_token or bool(stop) for by_token, (_, stop, _) in zip(ended, parts, strict=True)
+            ]
+        return list(zip(texts, ended, self._judged(places, texts), strict=True))
+
+    def _judged(self, places: Sequence[int], texts: Sequence[str]) -> list[bool]:
+        """Whether each completion is right: the reward is at least 1."""
+        rows = [self._questions.rows.rows[place] for place in places]
+        completions: Sequence[Any] = texts
+        if self._questions.rows.has_messages:
+            completions = [[{"role": "assistant", "content": text}] for text in texts]
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
+        rewards = self._questions.reward.function(
+            prompts=[row["prompt"] for row in rows], completions=completions, **columns
+        )
+        return [reward >= 1 for reward in rewards]

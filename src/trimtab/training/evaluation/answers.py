@@ -1,0 +1,178 @@
+"""What one model answered, and what that says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from trimtab.training.evaluation.intervals import (
+    Interval,
+    clustered_interval,
+    mcnemar,
+    mean_interval,
+    paired_interval,
+    standard_error,
+    wilson,
+)
+
+__all__ = ["Answers", "difference"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of one model to some questions.
+
+    Attributes:
+        greedy: The greedy completion of each question, as text.
+        greedy_correct: Whether it is right.
+        greedy_ended: Whether it ended before the length limit.
+        num_samples: Completions sampled for each question; 0 if none were.
+        num_sampled_correct: How many of them are right, for each question.
+    """
+
+    greedy: tuple[str, ...]
+    greedy_correct: tuple[bool, ...]
+    greedy_ended: tuple[bool, ...]
+    num_samples: int
+    num_sampled_correct: tuple[int, ...]
+
+    @property
+    def num_questions(self) -> int:
+        """Questions asked."""
+        return len(self.greedy)
+
+    @property
+    def num_greedy_correct(self) -> int:
+        """Questions whose greedy completion is right."""
+        return sum(self.greedy_correct)
+
+    @property
+    def greedy_accuracy(self) -> float:
+        """Share of the questions whose greedy completion is right."""
+        return self.num_greedy_correct / self.num_questions
+
+    @property
+    def greedy_standard_error(self) -> float:
+        """Standard error of `greedy_accuracy` over questions (binomial)."""
+        share = self.greedy_accuracy
+        return float((share * (1 - share) / self.num_questions) ** 0.5)
+
+    @property
+    def greedy_interval(self) -> Interval:
+        """Of `greedy_accuracy` (Wilson)."""
+        return wilson(self.greedy_accuracy, self.num_questions)
+
+    @property
+    def sampled_shares(self) -> tuple[float, ...]:
+        """Share of right samples of each question; empty if there are no samples."""
+        if not self.num_samples:
+            return ()
+        return tuple(correct / self.num_samples for correct in self.num_sampled_correct)
+
+    @property
+    def sampled_accuracy(self) -> float | None:
+        """Share of the sampled completions that are right; None without samples."""
+        if not self.num_samples:
+            return None
+        return sum(self.num_sampled_correct) / (self.num_questions * self.num_samples)
+
+    @property
+    def sampled_standard_error(self) -> float | None:
+        """Standard error of `sampled_accuracy`, clustered by question.
+
+        None without samples, and for fewer than two questions.
+        """
+        return standard_error(self.sampled_shares)
+
+    @property
+    def sampled_interval(self) -> Interval | None:
+        """Of `sampled_accuracy`, by the same clusters; None without samples."""
+        if not self.num_samples:
+            return None
+        return clustered_interval(self.sampled_shares, self.num_samples)
+
+    def of(self, places: Sequence[int]) -> Answers:
+        """The answers to some of the questions."""
+        return Answers(
+            tuple(self.greedy[place] for place in places),
+            tuple(self.greedy_correct[place] for place in places),
+            tuple(self.greedy_ended[place] for place in places),
+            self.num_samples,
+            tuple(self.num_sampled_correct[place] for place in places) if self.num_samples else (),
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """Counts and accuracies with their intervals, as plain data."""
+        return {
+            "num_questions": self.num_questions,
+            "num_greedy_correct": self.num_greedy_correct,
+            "num_greedy_not_ended": self.num_questions - sum(self.greedy_ended),
+            "greedy_accuracy": self.greedy_accuracy,
+            "greedy_standard_error": self.greedy_standard_error,
+            "greedy_interval": list(self.greedy_interval),
+            "num_samples": self.num_samples,
+            "sampled_accuracy": self.sampled_accuracy,
+            "sampled_standard_error": self.sampled_standard_error,
+            "sampled_interval": _listed(self.sampled_interval),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: the figures, and every answer."""
+        sampled = self.num_sampled_correct if self.num_samples else (0,) * self.num_questions
+        rows = zip(self.greedy, self.greedy_correct, self.greedy_ended, sampled, strict=True)
+        names = ("greedy", "correct", "ended", "num_sampled_correct")
+        return {
+            **self.figures(),
+            "answers": [dict(zip(names, row, strict=True)) for row in rows],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Answers:
+        """The inverse of `to_dict`; figures are computed anew."""
+        rows, num_samples = data["answers"], data["num_samples"]
+        sampled = tuple(int(row["num_sampled_correct"]) for row in rows) if num_samples else ()
+        if any(not 0 <= correct <= num_samples for correct in sampled):
+            raise ValueError(f"more right samples than {num_samples}")
+        return cls(
+            greedy=tuple(str(row["greedy"]) for row in rows),
+            greedy_correct=tuple(bool(row["correct"]) for row in rows),
+            greedy_ended=tuple(bool(row["ended"]) for row in rows),
+            num_samples=num_samples,
+            num_sampled_correct=sampled,
+        )
+
+
+def difference(first: Answers, second: Answers) -> dict[str, Any]:
+    """What the second model gained on the first one, on the same questions, as plain data.
+
+    Args:
+        first: Answers to the questions.
+        second: Answers to the same ones, with as many samples.
+    """
+    pairs = list(zip(first.greedy_correct, second.greedy_correct, strict=True))
+    gained = sum(after and not before for before, after in pairs)
+    lost = sum(before and not after for before, after in pairs)
+    told: dict[str, Any] = {
+        "num_questions": len(pairs),
+        "num_gained": gained,
+        "num_lost": lost,
+        "greedy_difference": (gained - lost) / len(pairs),
+        "greedy_interval": list(paired_interval(gained, lost, len(pairs))),
+        "p_value": mcnemar(gained, lost),
+        "sampled_difference": None,
+        "sampled_standard_error": None,
+        "sampled_interval": None,
+    }
+    if first.num_samples and second.num_samples:
+        shares = zip(first.sampled_shares, second.sampled_shares, strict=True)
+        moved = [after - before for before, after in shares]
+        told["sampled_difference"] = fmean(moved)
+        told["sampled_standard_error"] = standard_error(moved)
+        told["sampled_interval"] = _listed(mean_interval(moved, -1.0, 1.0))
+    return told
+
+
+def _listed(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else list(interval)

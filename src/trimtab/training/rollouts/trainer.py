@@ -1,0 +1,296 @@
+"""`RolloutTrainer`: what PPO and PRIME share of a Trainer that samples what it trains on.
+
+Everything else is the Trainer's: optimizer, schedule, accumulation, clipping, logging, checkpoints.
+`trainer.model` is the policy and nothing but the policy. A round begins in `_prepare_inputs`, where
+the Trainer would move a batch to the device: completions are sampled, and cut into the batches of
+all steps that the round serves.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel, Trainer
+
+from trimtab.errors import SettingsError
+from trimtab.training.rollouts.companion import Companion
+from trimtab.training.rollouts.config import RolloutConfig
+from trimtab.training.rollouts.log_probs import in_chunks, token_log_probs
+from trimtab.training.rollouts.means import Means
+from trimtab.training.rollouts.prompts import RoundSampler, prompt_problems, tokenize
+from trimtab.training.rollouts.rewards import Rewards, RewardSource, reward_problems
+from trimtab.training.rollouts.samples import Samples, split
+from trimtab.training.rollouts.sampling import Sampling, end_tokens, sample
+
+__all__ = ["RolloutTrainer", "Rows", "frozen_copy"]
+
+Rows = Sequence[Mapping[str, Any]]
+
+DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
+"""Attributes of modules that pass their dropout to a function, where they are numbers."""
+
+
+class RolloutTrainer(Trainer):  # type: ignore[misc]
+    """Samples completions in rounds, and takes some optimizer steps on each round.
+
+    Subclasses say how many rows of the data a round takes (`rows_per_round`), what a round is
+    (`make_round`), and what is lost on a batch of it (`compute_loss`).
+
+    Attributes:
+        companions: Models that are trained beside the policy; saved in the Trainer's checkpoints.
+        rows_per_round: Rows of the data that a round takes.
+    """
+
+    args: RolloutConfig
+    rows_per_round: int
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: RolloutConfig,
+        train_dataset: Any,
+        processing_class: Any,
+        reward_funcs: RewardSource | Sequence[RewardSource],
+        callbacks: Sequence[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+    ) -> None:
+        sources: list[Any] = [reward_funcs]
+        if isinstance(reward_funcs, list | tuple):
+            sources = list(reward_funcs)
+        problems = [
+            *_problems(model, args, train_dataset, processing_class, self.rows_per_round),
+            *reward_problems(sources),
+        ]
+        if problems:
+            raise SettingsError(f"{type(self).__name__}: {'; '.join(problems)}")
+        if args.disable_dropout:
+            _disable_dropout(model)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=list,  # rows stay rows
+            train_dataset=train_dataset,
+            processing_class=processing_class,
+            callbacks=None if callbacks is None else list(callbacks),
+            optimizers=optimizers,
+        )
+        self.model_accepts_loss_kwargs = False  # losses are scaled in `scaled` alone
+        self.companions: list[Companion] = []
+        self._rewards = Rewards(sources, processing_class, args.device)
+        ends = end_tokens(model, processing_class)
+        pad = processing_class.pad_token_id
+        self._sampling = Sampling(
+            args.max_completion_length,
+            args.temperature,
+            args.top_p,
+            ends,
+            ends[0] if pad is None else pad,
+        )
+        self.means = Means()
+        self._round: list[Any] | None = None
+        self._batch: Any = None
+        self._num_batches = 0  # of the optimizer step under way, so far
+
+    @abstractmethod
+    def make_round(self, rows: Rows) -> list[Any]:
+        """Sample completions, and cut them into the batches that a round serves, in their order.
+
+        Args:
+            rows: `rows_per_round` rows of the data.
+        """
+
+    def train_companions(self, batch: Any, is_last: bool) -> None:
+        """Train the companions that learn at the pace of the policy; by default none does.
+
+        Args:
+            batch: What the policy's loss was computed on.
+            is_last: Whether the policy takes its optimizer step next.
+        """
+
+    # What the Trainer calls.
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Stands in for the Trainer's: for every batch, the rows of its whole round."""
+        args = self.args
+        sampler = RoundSampler(
+            len(self.train_dataset),
+            self.rows_per_round,
+            args.steps_per_round * args.gradient_accumulation_steps,
+            args.seed if args.data_seed is None else args.data_seed,
+        )
+        loader = DataLoader(
+            self.train_dataset,
+            batch_size=self.rows_per_round,
+            sampler=sampler,
+            collate_fn=self.data_collator,
+        )
+        return self.accelerator.prepare(loader)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the Trainer's: begin with a new round, also after an interruption."""
+        self._round, self._num_batches = None, 0
+        for companion in self.companions:
+            companion.forget_gradients()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        """Stands in for the Trainer's: the companions learn from the same batch."""
+        loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
+        is_last: bool = self.accelerator.sync_gradients
+        self.train_companions(self._batch, is_last)
+        self._num_batches = 0 if is_last else self._num_batches + 1
+        return loss
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Stands in for the Trainer's: rows in, a batch of the round out."""
+        args = self.args
+        step = self.state.global_step % args.steps_per_round
+        if self._round is None or (step == 0 and self._num_batches == 0):
+            self._round = self.make_round(inputs)
+        self._batch = self._round[step * args.gradient_accumulation_steps + self._num_batches]
+        return self._batch
+
+    def scaled(self, loss: Tensor) -> Tensor:
+        """A share of the loss of a whole mini-batch, as `compute_loss` returns it.
+
+        The Trainer divides by the number of batches, which a mean over all tokens of the
+        mini-batch has been already.
+        """
+        return loss * self.current_gradient_accumulation_steps
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Stands in for the Trainer's: the companions have theirs made at the same time."""
+        for companion in self.companions:
+            decayed = self.get_decay_parameter_names(companion.model)
+            companion.start(self.companion_steps(num_training_steps), decayed)
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def companion_steps(self, num_training_steps: int) -> int:
+        """Steps that companions take while the policy takes so many."""
+        return num_training_steps
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        for companion in self.companions:
+            companion.save(Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            for companion in self.companions:
+                companion.load(Path(checkpoint))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Stands in for the Trainer's: with the means since the last log."""
+        logs.update(self.means.take())
+        super().log(logs, *args, **kwargs)
+
+    # What subclasses use.
+
+    def autocast(self, model: Any) -> AbstractContextManager[None]:
+        """The arithmetic of a model: as the Trainer has the policy compute, or as its weights are.
+
+        Beside a policy with bf16 weights, models with fp32 weights compute in bf16, too.
+        """
+        is_wider = next(model.parameters()).dtype != self.model.dtype
+        return torch.autocast(
+            self.args.device.type, torch.bfloat16, enabled=self.args.bf16 or is_wider
+        )
+
+    def sample_and_reward(self, rows: Rows) -> tuple[Samples, Tensor]:
+        """Sample a completion for each row, and reward it.
+
+        Returns:
+            The completions, and the reward of each: `[rows]`, fp32.
+        """
+        prompts = [tokenize(self.processing_class, row["prompt"]) for row in rows]
+        with self.autocast(self.model):
+            samples = sample(self.model, prompts, self._sampling)
+        ids = [
+            row[mask].tolist()
+            for row, mask in zip(samples.completion_ids, samples.completion_mask, strict=True)
+        ]
+        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+        completions = [
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        rewards = self._rewards(rows, completions, ids).to(self.args.device)
+        self.means.add("reward", rewards.sum(), len(rows))
+        self.means.add("completion_length", samples.num_tokens, len(rows))
+        self.means.add("ended", samples.has_ended.sum(), len(rows))
+        return samples, rewards
+
+    def log_probs(self, model: Any, samples: Samples, temperature: float) -> Tensor:
+        """Log-probabilities of completion tokens, without gradient, a batch at a time."""
+
+        def of(part: Samples) -> Tensor:
+            with self.autocast(model):
+                return token_log_probs(model, part, temperature)
+
+        return in_chunks(of, model, samples, self.args.per_device_train_batch_size)
+
+    def batch_rows(self, num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The rows of every batch of a round: each pass in an order of its own.
+
+        Yields:
+            The rows of a batch, and those of the mini-batch that it is a part of.
+        """
+        args = self.args
+        for _ in range(args.num_ppo_epochs):
+            order = torch.randperm(num_rows)
+            for mini_batch in split(order, args.mini_batch_size):
+                for batch in split(mini_batch, args.per_device_train_batch_size):
+                    yield batch, mini_batch
+
+
+def frozen_copy(model: Any) -> Any:
+    """A copy of a model as it is now, without gradients."""
+    return copy.deepcopy(model).requires_grad_(False)
+
+
+def _problems(
+    model: Any, args: RolloutConfig, rows: Any, tokenizer: Any, rows_per_round: int
+) -> Iterator[str]:
+    """What stands in the way of a run, as far as it can be known before it."""
+    if args.world_size > 1 or args.n_gpu > 1:
+        yield (
+            "it runs in one process on one device: start it without torchrun, and let "
+            "CUDA_VISIBLE_DEVICES name one"
+        )
+    if not isinstance(model, PreTrainedModel) or not model.can_generate():
+        yield (
+            f"model is a {type(model).__name__}, expected a causal language model of transformers"
+        )
+        return
+    if tokenizer is None:
+        yield "processing_class is missing: expected the tokenizer of the model"
+        return
+    if not hasattr(rows, "__len__"):
+        yield f"train_dataset is a {type(rows).__name__}, expected a data set with a length"
+        return
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = None if context is None else context - args.max_completion_length
+    yield from prompt_problems(rows, tokenizer, room)
+    if 0 < len(rows) < rows_per_round:
+        yield (
+            f"train_dataset has {len(rows)} rows, and a round takes {rows_per_round}: expected at "
+            "least as many"
+        )
+
+
+def _disable_dropout(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name in DROPOUTS:
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

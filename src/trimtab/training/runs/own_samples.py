@@ -1,0 +1,219 @@
+"""The model's own samples: drawn before training, judged, and kept in the folder of the run.
+
+They are drawn by the base, with a seed for every batch, and written as soon as they are judged. A
+run that was stopped goes on with the next batch, and draws what it would have drawn.
+
+::
+
+    out/samples.partial.jsonl   one sample a line, while they are drawn
+    out/samples.jsonl           all of them
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from trimtab.errors import CheckpointError, SettingsError
+from trimtab.training.addition import ANSWER_END
+from trimtab.training.memory import give_back_unused
+from trimtab.training.progress import stage
+from trimtab.training.runs.datasets import Rows
+from trimtab.training.runs.prepare import PreparedRun
+from trimtab.training.runs.prompts import prompt_ids
+from trimtab.training.runs.selection import Sample, select
+from trimtab.training.runs.tables import SamplesTable
+from trimtab.training.runs.trainers import DTYPES, Stop
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["SAMPLES", "UNFINISHED", "sampled_rows"]
+
+SAMPLES = "samples.jsonl"
+UNFINISHED = "samples.partial.jsonl"
+
+SAID = ("prompt", "completion")
+"""Columns of the data that a reward function is not given as such, as with TRL."""
+
+
+def sampled_rows(run: PreparedRun, bars: Progress, stop: Stop) -> Rows:
+    """Draw the samples of a run, or read those that an earlier call drew, and choose among them.
+
+    Returns:
+        What is trained on; how many samples there were, and how many were good, is recorded of it.
+
+    Raises:
+        SettingsError: The reward fails, or nothing is left to train on.
+        CheckpointError: What an earlier call drew is damaged.
+        KeyboardInterrupt: It was asked to stop.
+    """
+    table, made = run.file.samples, run.algorithm.made_of_samples
+    assert table is not None and made is not None, "the run file was checked for it"
+    path = run.output / SAMPLES
+    if not path.exists():
+        _draw(run, table, bars, stop)
+        (run.output / UNFINISHED).replace(path)
+    content = path.read_bytes()
+    drawn = _read(path, content, len(run.data.rows) * table.num)
+    prompts = [row["prompt"] for row in run.data.rows]
+    groups = [drawn[start : start + table.num] for start in range(0, len(drawn), table.num)]
+    rows = select(prompts, groups, made, table)
+    details = {
+        "settings": asdict(table),
+        "num_samples": len(drawn),
+        "num_not_ended": sum(not sample.has_ended for sample in drawn),
+        "mean_reward": sum(sample.reward for sample in drawn) / len(drawn),
+        "num_prompts_used": len({str(row["prompt"]) for row in rows}),
+    }
+    if not rows:
+        raise SettingsError(_nothing_left(run, drawn))
+    return Rows(SAMPLES, rows, xxhash.xxh3_128_hexdigest(content), details=details)
+
+
+def _read(path: Path, content: bytes, num_samples: int) -> list[Sample]:
+    """The samples of a file, all that there should be."""
+    try:
+        drawn = [Sample(**json.loads(line)) for line in content.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error!r}): delete the folder to start anew"
+        ) from None
+    if len(drawn) != num_samples:
+        raise CheckpointError(
+            f"{path} has {len(drawn)} samples, expected {num_samples}: delete the folder to start "
+            "anew"
+        )
+    return drawn
+
+
+def _draw(run: PreparedRun, table: SamplesTable, bars: Progress, stop: Stop) -> None:
+    """Write a line for every sample, a batch of prompts at a time."""
+    unfinished = run.output / UNFINISHED
+    per_batch = max(1, table.batch_size // table.num)
+    rows = run.data.rows
+    batches = [rows[start : start + per_batch] for start in range(0, len(rows), per_batch)]
+    first = _whole_batches(unfinished, per_batch * table.num)
+    sampler = _Sampler(run, table)
+    with (
+        stage(bars, f"{run.algorithm.name}: sample", len(batches)) as line,
+        unfinished.open("a", encoding="utf-8") as file,
+    ):
+        for number, batch in enumerate(batches[first:], start=first):
+            if stop():
+                raise KeyboardInterrupt
+            for sample in sampler.batch(batch, number):
+                file.write(json.dumps(asdict(sample)) + "\n")
+            file.flush()
+            line.step(number + 1, {})
+    del sampler
+    give_back_unused()  # the model; another one is trained
+
+
+def _whole_batches(path: Path, num_lines: int) -> int:
+    """How many batches a file holds; what comes after them is removed."""
+    if not path.exists():
+        return 0
+    lines = path.read_bytes().split(b"\n")[:-1]
+    num_batches = len(lines) // num_lines
+    path.write_bytes(b"".join(line + b"\n" for line in lines[: num_batches * num_lines]))
+    return num_batches
+
+
+class _Sampler:
+    """The base, ready to answer."""
+
+    def __init__(self, run: PreparedRun, table: SamplesTable) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from trimtab.training.rollouts.sampling import Sampling, end_tokens
+
+        self._run = run
+        self._num = table.num
+        self._stop = ANSWER_END if run.data.ends_with_line else table.stop
+        self._tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
+        self._model = AutoModelForCausalLM.from_pretrained(
+            run.base.folder, dtype=DTYPES[run.dtype]
+        ).to(run.args.device)
+        ends = end_tokens(self._model, self._tokenizer)
+        if self._stop is not None:
+            ids = self._tokenizer(self._stop, add_special_tokens=False)["input_ids"]
+            ends = (*ends, *ids) if len(ids) == 1 else ends
+        pad = self._tokenizer.pad_token_id
+        self._sampling = Sampling(
+            max_completion_length=table.max_completion_length,
+            temperature=table.temperature,
+            top_p=1.0,
+            end_tokens=ends,
+            pad_token=ends[0] if pad is None else pad,
+        )
+
+    def batch(self, rows: Sequence[Mapping[str, Any]], number: int) -> Iterator[Sample]:
+        """Judged samples of some prompts, those of a prompt together.
+
+        Args:
+            rows: Have the prompts, and what the reward looks at.
+            number: Of the batch; decides, with the seed of the run, what is drawn.
+        """
+        import torch
+
+        from trimtab.training.rollouts.sampling import sample
+
+        repeated = [row for row in rows for _ in range(self._num)]
+        prompts = [row["prompt"] for row in repeated]
+        with torch.random.fork_rng():
+            seed = f"{self._run.file.seed}/{number}".encode()
+            torch.manual_seed(xxhash.xxh3_64_intdigest(seed))
+            ids = [prompt_ids(self._tokenizer, prompt) for prompt in prompts]
+            samples = sample(self._model, ids, self._sampling)
+        pairs = zip(samples.completion_ids, samples.completion_mask, strict=True)
+        completions = [row[mask].tolist() for row, mask in pairs]
+        ended = samples.has_ended.tolist()
+        if self._stop is not None:
+            cut = [self._up_to_stop(row) for row in completions]
+            completions = [row for row, _ in cut]
+            ended = [has or is_cut for has, (_, is_cut) in zip(ended, cut, strict=True)]
+        texts: list[Any] = self._texts(completions)
+        if self._run.data.has_messages:
+            texts = [[{"role": "assistant", "content": text}] for text in texts]
+        assert self._run.reward is not None, "the run file was checked for it"
+        columns = {
+            name: [row[name] for row in repeated] for name in repeated[0] if name not in SAID
+        }
+        rewards = self._run.reward.function(prompts=prompts, completions=texts, **columns)
+        return map(Sample, texts, completions, rewards, ended)
+
+    def _up_to_stop(self, completion: list[int]) -> tuple[list[int], bool]:
+        """The tokens up to the one that completes the text that ends a sample, if it has it."""
+        assert self._stop is not None
+        if self._stop in self._texts([completion])[0]:
+            for length in range(1, len(completion)):
+                if self._stop in self._texts([completion[:length]])[0]:
+                    return completion[:length], True
+            return completion, True
+        return completion, False
+
+    def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
+        texts: list[str] = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
+        return texts
+
+
+def _nothing_left(run: PreparedRun, drawn: Sequence[Sample]) -> str:
+    rewards = [sample.reward for sample in drawn]
+    num_cut = sum(not sample.has_ended for sample in drawn)
+    what = {
+        "completions": "no good sample",
+        "pairs": "no prompt with both a good and a bad sample",
+        "labels": "no sample that ended",
+    }[str(run.algorithm.made_of_samples)]
+    return (
+        f"samples: {what} among {len(drawn)} of {len(run.data.rows)} prompts: rewards from "
+        f"{min(rewards):g} to {max(rewards):g}, and {num_cut} did not end within "
+        "samples.max_completion_length. Change the reward, [samples] or the model, and take "
+        "another folder"
+    )

@@ -1,0 +1,119 @@
+"""TRL's configuration of a run: what `[trainer]` says, our defaults, and nothing said twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import SettingsError
+from trimtab.training import runtime
+from trimtab.training.runs.algorithms import Algorithm
+from trimtab.training.runs.algorithms.algorithm import DEFAULTS
+from trimtab.training.runs.checking import check_table
+from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.tables import AutoTable
+
+__all__ = ["CHECKPOINTS", "SAVING", "SET_ELSEWHERE", "trainer_arguments"]
+
+CHECKPOINTS = "checkpoints"
+"""Folder of the Trainer's checkpoints, in the folder of the run."""
+
+SET_ELSEWHERE = {
+    "output_dir": "output",
+    "seed": "seed",
+    "optim": "name in [optimizer]",
+    "model_init_kwargs": "model and dtype",
+    "resume_from_checkpoint": "nothing: an interrupted run goes on by itself",
+    "disable_tqdm": "nothing: the progress is trimtab's own",
+}
+"""Keys of TRL's configuration that `[trainer]` may not have -> where the run file has them."""
+
+OPTIM = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
+"""`optimizer.name` -> `optim` of TRL's configuration."""
+
+SAVING = ("save_strategy", "save_steps", "save_total_limit")
+"""Who sets one of these wants checkpoints, and not only to be able to go on."""
+
+
+def trainer_arguments(file: RunFile, algorithm: Algorithm, output: Path) -> Any:
+    """Make TRL's configuration, from `[trainer]` and the defaults.
+
+    Raises:
+        SettingsError: A key is unknown, has a wrong value, or says what is said elsewhere.
+    """
+    import torch
+
+    problems = [
+        f"trainer.{key} is set by {where}"
+        for key, where in SET_ELSEWHERE.items()
+        if key in file.trainer
+    ]
+    problems += [
+        f"trainer.{key} is {json.dumps(file.trainer[key])}, and {algorithm.name} is "
+        f"{algorithm.trainer.rpartition(':')[2]} with {json.dumps(value)}: leave the key out"
+        for key, value in algorithm.fixed.items()
+        if file.trainer.get(key, value) != value
+    ]
+    given = {key: value for key, value in file.trainer.items() if key not in SET_ELSEWHERE}
+    config = algorithm.config_class()
+    given = check_table(config, given, "trainer.", problems)
+    if problems:
+        raise SettingsError("; ".join(problems))
+    defaults = {
+        **DEFAULTS,
+        **algorithm.defaults,
+        **algorithm.fixed,
+        "use_cpu": not torch.accelerator.is_available(),
+    }
+    if "gradient_checkpointing" in given:  # the older name of activation_checkpointing
+        del defaults["activation_checkpointing"]
+    if any(key in given for key in SAVING):
+        del defaults["save_total_limit"]
+    try:
+        with runtime.quiet():
+            args = config(
+                **{**defaults, **given},
+                output_dir=str(output / CHECKPOINTS),
+                seed=file.seed,
+                optim=OPTIM[file.optimizer.name],
+                disable_tqdm=True,
+            )
+    except (ValueError, TypeError, ImportError) as error:
+        raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
+    if problems := list(algorithm.problems(args)):
+        raise SettingsError("; ".join(problems))
+    steps_per_round = algorithm.steps_per_round(args)
+    _save_between_rounds(args, steps_per_round, "save_steps" in given)
+    if file.mask == "auto" and file.auto.probe == "adamw":
+        _check_exploration(file.auto, args.max_steps, steps_per_round)
+    return args
+
+
+def _save_between_rounds(args: Any, steps_per_round: int, is_given: bool) -> None:
+    """Let checkpoints lie where a run that goes on ends in the same weights."""
+    if args.save_steps < 1 or args.save_steps % steps_per_round == 0:
+        return
+    if is_given:
+        raise SettingsError(
+            f"trainer.save_steps is {args.save_steps}, and samples serve {steps_per_round} steps: "
+            f"expected a multiple of {steps_per_round}"
+        )
+    args.save_steps = -(-args.save_steps // steps_per_round) * steps_per_round
+
+
+def _check_exploration(auto: AutoTable, max_steps: int, steps_per_round: int) -> None:
+    """Check that the probe ends before the run, and where a run can go on."""
+    problems = [
+        f"auto.{name} is {value}, and samples serve {steps_per_round} steps: expected a multiple "
+        f"of {steps_per_round}"
+        for name, value in (("steps", auto.steps), ("every", auto.every))
+        if value % steps_per_round
+    ]
+    if 0 < max_steps <= auto.steps:
+        problems.append(
+            f"auto.steps is {auto.steps} and trainer.max_steps {max_steps}: nothing would be left "
+            "to train with the mask"
+        )
+    if problems:
+        raise SettingsError("; ".join(problems))

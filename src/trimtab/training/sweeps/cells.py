@@ -1,0 +1,202 @@
+"""`Cell`: one run of a sweep, in a folder whose name says what it is.
+
+The name follows from what was set alone, so a cell keeps its folder when others are added to the
+sweep. A cell is an ordinary run: `trimtab train CELL/run.json` trains it, or goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from trimtab.errors import SettingsError
+from trimtab.training.folders import read_json, write_json
+from trimtab.training.runs.dotted import with_keys
+from trimtab.training.runs.factors import FACTORS
+from trimtab.training.runs.run_file import RunFile, parse
+from trimtab.training.sweeps.sweep_file import Arm, SweepFile
+
+__all__ = ["CELLS", "OUT", "RUN", "Cell", "cells_of", "read_cell"]
+
+CELLS = "cells"
+"""Folder of the cells, in that of the sweep."""
+
+RUN = "run.json"
+"""The run of a cell, in its folder."""
+
+OUT = "out"
+"""What the run leaves, in the folder of the cell."""
+
+FORMAT = "trimtab.cell"
+FORMAT_VERSION = 1
+
+SEED = "seed"
+"""The key over whose values an arm is averaged."""
+
+LONGEST_VALUE, LONGEST_NAME = 40, 150
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep.
+
+    Attributes:
+        name: Of the cell and its folder.
+        arm: What it is one seed of.
+        run: The run file that it was made of.
+        settings: Dotted keys of the run file that the sweep sets -> values.
+        content: Of a run file with these keys set.
+        folder: Where it lies.
+    """
+
+    name: str
+    arm: str
+    run: Path
+    settings: Mapping[str, Any]
+    content: Mapping[str, Any]
+    folder: Path
+
+    @property
+    def out(self) -> Path:
+        """The output folder of the run."""
+        return self.folder / OUT
+
+    def file(self) -> RunFile:
+        """The run file, checked.
+
+        Raises:
+            SettingsError: It says something that cannot be meant.
+        """
+        return RunFile.of(self.run, {**self.content, "output": str(self.out.resolve())})
+
+    def write(self) -> Path:
+        """Write the run into the folder of the cell, and say where."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / RUN
+        run = os.path.relpath(self.run.resolve(), self.folder.resolve())
+        content = {**self.content, "output": OUT}
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "run_file": run,
+                "content": content,
+            },
+        )
+        return path
+
+
+def read_cell(path: Path) -> RunFile:
+    """Read the run of a cell, as `Cell.write` wrote it.
+
+    Raises:
+        SettingsError: It is none, or cannot be used.
+    """
+    try:
+        said = read_json(path)
+        if said["format"] != FORMAT or said["format_version"] != FORMAT_VERSION:
+            raise SettingsError(
+                f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {said['format']!r} "
+                f"of {said['format_version']!r}"
+            )
+        run = (path.parent / said["run_file"]).resolve()
+        content = dict(said["content"])
+    except FileNotFoundError:
+        raise SettingsError(f"{path}: no such file") from None
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        raise SettingsError(f"{path}: not the run of a cell ({error!r})") from None
+    return RunFile.of(run, {**content, "output": str((path.parent / OUT).resolve())})
+
+
+def cells_of(sweep: SweepFile) -> list[Cell]:
+    """All cells of a sweep: every arm with every combination of the values, the last the fastest.
+
+    Raises:
+        SettingsError: A run file cannot be read, or two cells are the same; all at once.
+    """
+    contents = {run: parse(run) for run in dict.fromkeys(arm.run for arm in sweep.arms)}
+    cells = [
+        _cell(sweep, arm, contents[arm.run], dict(zip(sweep.axes, values, strict=True)))
+        for arm in sweep.arms
+        for values in product(*sweep.axes.values())
+    ]
+    names = [cell.name for cell in cells]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise SettingsError(f"{sweep.path}: several cells are named {', '.join(twice)}")
+    return cells
+
+
+def _cell(sweep: SweepFile, arm: Arm, content: Mapping[str, Any], point: Mapping[str, Any]) -> Cell:
+    if both := [key for key in point if key in arm.settings]:
+        where = "[set]" if arm.name is None else f"arm {arm.name} (or [set])"
+        raise SettingsError(f"{sweep.path}: {where} and [sweep] both set {', '.join(both)}")
+    settings = {**arm.settings, **point}
+    try:
+        json.dumps([content, settings])
+    except TypeError:
+        raise SettingsError(f"{arm.run}: a date or a time, and no key takes one") from None
+    name, arm_name = (
+        _name(arm, {key: value for key, value in point.items() if key not in without})
+        for without in ((), (SEED,))
+    )
+    return Cell(
+        name,
+        arm_name,
+        arm.run,
+        settings,
+        _with(content, settings),
+        sweep.output / CELLS / name,
+    )
+
+
+def _with(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A run file with keys set; a factor takes the place of the keys that it stands for."""
+    algorithm = str(settings.get("algorithm", content.get("algorithm")))
+    replaced = [
+        key
+        for factor in (FACTORS[key.rpartition(".")[2]] for key in settings if _is_factor(key))
+        for key in (*factor.keys.get(algorithm, ()), *factor.instead)
+    ]
+    return with_keys(content, settings, without=replaced)
+
+
+def _is_factor(key: str) -> bool:
+    return key.startswith("factors.")
+
+
+def _name(arm: Arm, point: Mapping[str, Any]) -> str:
+    """What tells a cell, or an arm, from the others of a sweep: file-name characters only."""
+    last = [key.rpartition(".")[2] for key in point]
+    parts = [
+        f"{key if last.count(name) > 1 else name}={_text(value)}"
+        for (key, value), name in zip(point.items(), last, strict=True)
+    ]
+    if arm.name is not None:
+        parts.insert(0, _text(arm.name))
+    return _shortened(",".join(parts) or arm.run.stem, LONGEST_NAME)
+
+
+def _text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, separators=("_", "-"))
+    plain = re.sub(r"[^A-Za-z0-9._+-]", "-", text).strip("-.") or "-"
+    lossy = isinstance(value, str) and plain != value
+    return _shortened(plain, LONGEST_VALUE, of=text if lossy else None)
+
+
+def _shortened(text: str, longest: int, of: str | None = None) -> str:
+    """Text of a limited length; what is lost, or was before, is told apart by a hash."""
+    if len(text) <= longest and of is None:
+        return text
+    digest = xxhash.xxh3_64_hexdigest((of or text).encode())[:8]
+    return f"{text[: longest - 9].rstrip('-.')}-{digest}"

@@ -1,0 +1,306 @@
+"""`Plan`: every cell of a sweep checked, before any of them trains, and how they differ.
+
+Two arms that differ in more than what is asked for show nothing of it. So all settings of all
+cells are resolved, every default among them, and those that are not the same everywhere are sorted
+by why: they were asked for, they follow from what was asked for, or neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from trimtab.errors import CheckpointError, OutputExistsError, SettingsError, TrimtabError
+from trimtab.training.folders import read_json
+from trimtab.training.runs.base_model import BaseModel
+from trimtab.training.runs.dotted import flat
+from trimtab.training.runs.execute import RESOLVED, RESULT, check_output
+from trimtab.training.runs.factors import FACTORS
+from trimtab.training.runs.prepare import prepare
+from trimtab.training.sweeps.cells import Cell, cells_of
+from trimtab.training.sweeps.held_out import Examiner, questions_of_cell
+from trimtab.training.sweeps.sweep_file import SweepFile
+from trimtab.training.sweeps.work import work_of_a_step
+
+__all__ = ["Difference", "Plan", "PlannedCell", "differences", "matched", "plan"]
+
+STEPS, WORK = "steps", "work_of_a_step"
+"""Figures beside the settings: what arms must share to be compared, and is no one setting."""
+
+SETTING_OF = {
+    "data.file": "data",
+    "data.task": "data",
+    "optimizer.name": "trainer.optim",
+    "trainer.max_steps": STEPS,
+    "trainer.num_train_epochs": STEPS,
+    "trainer.per_device_train_batch_size": WORK,
+}
+"""Key of a run file -> what else it is resolved to, beside the setting of its name."""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that can run.
+
+    Attributes:
+        cell: The cell.
+        settings: All that decides its result, by dotted name.
+        description: What is known of it before it starts, as in `resolved.json`.
+        work: What an optimizer step takes.
+    """
+
+    cell: Cell
+    settings: Mapping[str, Any]
+    description: Mapping[str, Any]
+    work: Mapping[str, Any]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether an earlier call trained it."""
+        return (self.cell.out / RESULT).exists()
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How a setting differs between cells.
+
+    Attributes:
+        setting: Its dotted name.
+        why: `asked`; `consequence` of what was asked; `run file`, if run files differ in it where
+            nobody asked; or `equal`.
+        of: Dotted keys that the sweep sets and that account for it.
+        values: Each value -> the cells that have it, in their order. Cells whose algorithm has no
+            such setting are in none.
+    """
+
+    setting: str
+    why: str
+    of: tuple[str, ...]
+    values: tuple[tuple[Any, tuple[str, ...]], ...]
+
+    @property
+    def num_cells(self) -> int:
+        """Cells that have the setting."""
+        return sum(len(cells) for _, cells in self.values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "setting": self.setting,
+            "why": self.why,
+            "of": list(self.of),
+            "values": [{"value": value, "cells": list(cells)} for value, cells in self.values],
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep that can run.
+
+    Attributes:
+        sweep: The sweep file.
+        cells: In their order.
+        differences: Between them, what was asked for first.
+        matched: What arms must share to be compared: `learning_rate`, `steps`, `work_of_a_step`.
+        examiner: Asks the trained models; None if they are asked nothing.
+    """
+
+    sweep: SweepFile
+    cells: tuple[PlannedCell, ...]
+    differences: tuple[Difference, ...]
+    matched: Mapping[str, Difference]
+    examiner: Examiner | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "cells": [
+                {
+                    "name": planned.cell.name,
+                    "arm": planned.cell.arm,
+                    "run_file": str(planned.cell.run),
+                    "set": dict(planned.cell.settings),
+                    "is_finished": planned.is_finished,
+                }
+                for planned in self.cells
+            ],
+            "differences": [difference.to_dict() for difference in self.differences],
+            "matched": {name: of.to_dict() for name, of in self.matched.items()},
+        }
+
+
+def plan(sweep: SweepFile) -> Plan:
+    """Check every cell of a sweep, and find how they differ.
+
+    Raises:
+        SettingsError: Cells cannot be used; all problems at once, each with its cells.
+        OutputExistsError: A cell was trained, or begun, with other settings.
+        TrimtabError: As `prepare`, if there is but one problem.
+    """
+    problems = _Problems()
+    planned = []
+    bases: dict[Path, BaseModel] = {}
+    for cell in cells_of(sweep):
+        try:
+            planned.append(_planned(cell, bases))
+        except TrimtabError as error:
+            problems.add(cell.name, error)
+    asked = None
+    if sweep.evaluate is not None and not problems:
+        questions = {}
+        for of in planned:
+            try:
+                questions[of.cell.name] = questions_of_cell(sweep, of.cell)
+            except TrimtabError as error:
+                problems.add(of.cell.name, error)
+        asked = Examiner(questions)
+    problems.raise_if_any(sweep)
+    return Plan(sweep, tuple(planned), tuple(differences(planned)), matched(planned), asked)
+
+
+def _planned(cell: Cell, bases: dict[Path, BaseModel]) -> PlannedCell:
+    run = prepare(cell.file(), bases)
+    settings, out = run.settings(), cell.out
+    if (out / RESULT).exists():
+        try:
+            found = flat(read_json(out / RESOLVED)["settings"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{out / RESOLVED} cannot be read ({error!r}): delete {cell.folder} to train anew"
+            ) from None
+        now = flat(settings)
+        if other := [name for name in {**now, **found} if now.get(name) != found.get(name)]:
+            raise OutputExistsError(
+                f"{out} holds a finished run with another {', '.join(other)}: choose another "
+                "output for the sweep, or delete the folder of the cell"
+            )
+    else:
+        check_output(run)
+    return PlannedCell(cell, flat(settings), run.describe(), work_of_a_step(run))
+
+
+class _Problems:
+    """What is wrong, and in which cells: most of it is in all of them."""
+
+    def __init__(self) -> None:
+        self._cells: dict[str, list[str]] = {}
+        self._errors: list[TrimtabError] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def add(self, cell: str, error: TrimtabError) -> None:
+        self._errors.append(error)
+        self._cells.setdefault(str(error), []).append(cell)
+
+    def raise_if_any(self, sweep: SweepFile) -> None:
+        if not self._errors:
+            return
+        told = [f"{_named(cells)}: {problem}" for problem, cells in self._cells.items()]
+        kind = type(self._errors[0]) if len(told) == 1 else SettingsError
+        raise kind(f"{sweep.path}: {'; '.join(told)}")
+
+
+def _named(cells: Sequence[str]) -> str:
+    first = f"cell {cells[0]}"
+    return first if len(cells) == 1 else f"{first} and {len(cells) - 1} more"
+
+
+def differences(planned: Sequence[PlannedCell]) -> list[Difference]:
+    """Every setting that is not the same in all cells, and why."""
+    names = dict.fromkeys(name for of in planned for name in of.settings)
+    found = [_difference(planned, name) for name in names]
+    order = ("asked", "consequence", "run file")
+    unequal = [difference for difference in found if difference.why in order]
+    return sorted(unequal, key=lambda difference: order.index(difference.why))
+
+
+def matched(planned: Sequence[PlannedCell]) -> dict[str, Difference]:
+    """Whether cells take the same learning rate, steps and tokens, and if not, why."""
+    figures = [replace(of, settings={**of.settings, **_figures(of)}) for of in planned]
+    names = {"learning_rate": "trainer.learning_rate", "steps": STEPS, "work_of_a_step": WORK}
+    return {name: _difference(figures, setting) for name, setting in names.items()}
+
+
+def _figures(of: PlannedCell) -> dict[str, Any]:
+    steps, epochs = of.settings["trainer.max_steps"], of.settings["trainer.num_train_epochs"]
+    return {
+        STEPS: {"steps": steps} if steps > 0 else {"epochs": epochs},
+        WORK: dict(of.work),
+    }
+
+
+def _difference(planned: Sequence[PlannedCell], setting: str) -> Difference:
+    values = _by_value(planned, setting)
+    if len(values) == 1 and len(values[0][1]) == len(planned):
+        return Difference(setting, "equal", (), values)
+    setters = {of.cell.name: _setters(of, setting) for of in planned}
+    left_alone = [of for of in planned if not setters[of.cell.name]]
+    if len(_by_value(left_alone, setting)) < 2 and any(setters.values()):
+        asked = dict.fromkeys(key for keys in setters.values() for key in keys)
+        return Difference(setting, "asked", tuple(asked), values)
+    causes = tuple(_causes(left_alone, setting))
+    if not causes or _differs_otherwise(left_alone, setting, causes):
+        return Difference(setting, "run file", (), values)
+    return Difference(setting, "consequence", causes, values)
+
+
+def _by_value(
+    planned: Sequence[PlannedCell], setting: str
+) -> tuple[tuple[Any, tuple[str, ...]], ...]:
+    cells: dict[str, tuple[Any, list[str]]] = {}
+    for of in planned:
+        if setting in of.settings:
+            value = of.settings[setting]
+            cells.setdefault(json.dumps(value), (value, []))[1].append(of.cell.name)
+    return tuple((value, tuple(names)) for value, names in cells.values())
+
+
+def _setters(planned: PlannedCell, setting: str) -> list[str]:
+    """Keys that the sweep sets in a cell and that are names of a setting."""
+    return [key for key in planned.cell.settings if setting in _names(key, planned)]
+
+
+def _names(key: str, planned: PlannedCell) -> set[str | None]:
+    """Settings that a key stands for; those of a factor depend on the algorithm."""
+    table, _, name = key.rpartition(".")
+    algorithm = planned.settings["algorithm"]
+    keys = FACTORS[name].keys.get(algorithm, ()) if table == "factors" else (key,)
+    return {*keys, *map(SETTING_OF.get, keys)}
+
+
+def _causes(planned: Sequence[PlannedCell], setting: str) -> list[str]:
+    """Keys whose change alone changes a setting.
+
+    Two cells of one run file that differ in nothing else that the sweep sets show it. Where arms
+    set several keys at once there may be no such pair; then it is all that they differ in.
+    """
+    fewest: list[str] = []
+    causes: dict[str, None] = {}
+    for one, other in combinations(planned, 2):
+        if one.cell.run != other.cell.run:
+            continue
+        if one.settings.get(setting) == other.settings.get(setting):
+            continue
+        first, second = one.cell.settings, other.cell.settings
+        keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+        if len(keys) == 1:
+            causes[keys[0]] = None
+        elif not fewest or len(keys) < len(fewest):
+            fewest = keys
+    return list(causes) or fewest
+
+
+def _differs_otherwise(planned: Sequence[PlannedCell], setting: str, causes: Sequence[str]) -> bool:
+    """Whether run files differ in a setting where all that is known to change it is equal."""
+    have = [of for of in planned if setting in of.settings]
+    return any(
+        one.cell.run != other.cell.run
+        and one.settings[setting] != other.settings[setting]
+        and all(one.cell.settings.get(key) == other.cell.settings.get(key) for key in causes)
+        for one, other in combinations(have, 2)
+    )

@@ -1,0 +1,151 @@
+"""Run cells, each in a process of its own, so that one that fails takes no other with it.
+
+A cell is `python -m trimtab train CELL/run.json`; what it says is kept in `CELL/log.txt`. Children
+have sessions of their own, so that Ctrl-C reaches this process alone, and each of them once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic, sleep
+
+from trimtab.training.runs.execute import RESULT
+from trimtab.training.runs.trainer_arguments import CHECKPOINTS
+from trimtab.training.sweeps.cells import Cell
+
+__all__ = ["LOG", "Outcome", "Told", "num_processors", "run_cells"]
+
+LOG = "log.txt"
+"""What the process of a cell said, in the folder of the cell."""
+
+POLL_SECONDS = 0.05
+
+Told = Callable[[Cell, str], None]
+"""Is told what happens to a cell, in a few words."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+        status: `finished`, `failed` or `interrupted`.
+        error: Why it failed, in one line.
+    """
+
+    status: str
+    error: str | None = None
+
+
+@dataclass
+class _Running:
+    cell: Cell
+    process: subprocess.Popen[bytes]
+    started: float
+    num_steps: int
+
+    def kept_more(self) -> bool:
+        """Whether a later step than before has been kept."""
+        before, self.num_steps = self.num_steps, _num_steps_kept(self.cell)
+        return self.num_steps > before
+
+
+def num_processors() -> int:
+    """Processors that this process may use; fewer if the user has said so to OpenMP."""
+    said = os.environ.get("OMP_NUM_THREADS", "")
+    if said.isdigit() and int(said):
+        return int(said)
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def run_cells(
+    cells: Sequence[Cell], *, jobs: int, told: Told, stop: Callable[[], bool]
+) -> dict[str, Outcome]:
+    """Run cells, some at a time, in their order.
+
+    Args:
+        cells: None of them finished.
+        jobs: Processes at a time. With several, each has its share of the processors.
+        told: Told when a cell starts and ends.
+        stop: Whether to stop: what runs then finishes its step and keeps it, and nothing starts.
+
+    Returns:
+        Name of the cell -> what became of it. Cells that were not started are not in it.
+    """
+    waiting, running = list(reversed(cells)), list[_Running]()
+    outcomes: dict[str, Outcome] = {}
+    stopping = False
+    environment = dict(os.environ)
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, num_processors() // jobs))
+    try:
+        while running or (waiting and not stopping):
+            if not stopping and stop():
+                stopping = True
+                for of in running:
+                    of.process.send_signal(signal.SIGINT)
+            while waiting and len(running) < jobs and not stopping:
+                cell = waiting.pop()
+                running.append(_start(cell, environment))
+                told(cell, "started")
+            for of in running:
+                if of.kept_more():
+                    told(of.cell, f"{of.num_steps:,} steps done and kept")
+            for of in [of for of in running if of.process.poll() is not None]:
+                running.remove(of)
+                outcome = _outcome(of, stopping)
+                outcomes[of.cell.name] = outcome
+                seconds = monotonic() - of.started
+                told(of.cell, f"{outcome.error or outcome.status} ({seconds:.0f} s)")
+            sleep(POLL_SECONDS)
+    finally:
+        for of in running:  # only if this process is to end at once
+            of.process.kill()
+            of.process.wait()
+    return outcomes
+
+
+def _start(cell: Cell, environment: Mapping[str, str]) -> _Running:
+    run = cell.write()
+    command = [sys.executable, "-m", "trimtab", "train", str(run)]
+    with (cell.folder / LOG).open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    return _Running(cell, process, monotonic(), _num_steps_kept(cell))
+
+
+def _num_steps_kept(cell: Cell) -> int:
+    """Step of the last whole checkpoint of a run: the Trainer writes its state last."""
+    states = (cell.out / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
+    steps = (state.parent.name.rpartition("-")[2] for state in states)
+    return max((int(step) for step in steps if step.isdigit()), default=0)
+
+
+def _outcome(of: _Running, stopping: bool) -> Outcome:
+    if (of.cell.out / RESULT).exists():
+        return Outcome("finished")
+    if stopping:
+        return Outcome("interrupted")
+    return Outcome("failed", _last_line(of.cell.folder / LOG, of.process.returncode))
+
+
+def _last_line(log: Path, code: int) -> str:
+    """The line in which a command says why it ended; or, if it could not, how it ended."""
+    if code < 0:
+        memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        return f"ended by {signal.Signals(-code).name}{memory}: see {log}"
+    lines = log.read_text("utf-8", errors="replace").splitlines()
+    said = [line for line in lines if line.strip()]
+    return said[-1].removeprefix("trimtab: ") if said else f"exit code {code}"

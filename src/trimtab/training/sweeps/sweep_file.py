@@ -1,0 +1,236 @@
+"""`SweepFile`: which runs a TOML file asks for, checked as far as it alone allows.
+
+A sweep takes a run file, or several, and sets keys of it: those of `[set]` everywhere, and every
+combination of the lists of `[sweep]`, in each `[[arm]]`. Its own paths are relative to it; those
+that it sets in a run file are relative to the run file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+from trimtab.errors import SettingsError
+from trimtab.training.runs.checking import check_table, unknown_key
+from trimtab.training.runs.factors import FACTORS
+from trimtab.training.runs.run_file import RunFile, parse
+
+__all__ = ["Arm", "EvaluateTable", "SweepFile"]
+
+MOST_CELLS = 1_000
+
+TABLES = ("data", "reward", "samples", "optimizer", "auto", "trainer")
+"""Tables of a run file whose keys can be set."""
+
+ALONE = tuple(
+    of.name
+    for of in fields(RunFile)
+    if of.name not in (*TABLES, *FACTORS, "path", "output", "factors")
+)
+"""Keys of a run file that are in no table, and can be set."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Some cells of a sweep that have something in common.
+
+    Attributes:
+        name: As the file has it; None for the only arm of a file that names none.
+        run: The run file.
+        settings: Dotted keys of the run file -> values, for all its cells.
+    """
+
+    name: str | None
+    run: Path
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class EvaluateTable:
+    """`[evaluate]`: what the trained models are asked.
+
+    Attributes:
+        task: `addition`, or `reasoning_gym:` and a name; None for that of the run.
+        file: JSON Lines with `prompt` and the right answer; what a run was trained on is left out.
+        kind: How answers in `file` are judged.
+        pattern: For `kind = "regex"`.
+        column: The column of the right answer in `file`.
+        questions: How many, at most; None for all.
+    """
+
+    task: str | None = None
+    file: str | None = None
+    kind: Literal["exact", "regex", "math"] = "exact"
+    pattern: str | None = None
+    column: str = "answer"
+    questions: int | None = None
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """A sweep as it was asked for.
+
+    Attributes:
+        path: The TOML file.
+        output: The folder that the sweep makes.
+        arms: At least one.
+        axes: Dotted key of the run file -> the values that it takes in each arm.
+        evaluate: What the trained models are asked; None for nothing.
+    """
+
+    path: Path
+    output: Path
+    arms: tuple[Arm, ...]
+    axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    evaluate: EvaluateTable | None = None
+
+    @classmethod
+    def read(cls, path: str | Path) -> SweepFile:
+        """Read and check a sweep file.
+
+        Raises:
+            SettingsError: It is no TOML, or says something that cannot be meant; all at once.
+        """
+        path = Path(path)
+        content = parse(path)
+        problems: list[str] = []
+        problems += [unknown_key(key, _KNOWN) for key in content if key not in _KNOWN]
+        top = check_table(_Top, {key: content[key] for key in _TOP if key in content}, "", problems)
+        axes = _axes(_table(content, "sweep", problems), problems)
+        common = _settings(_table(content, "set", problems), "set", problems)
+        arms = _arms(content.get("arm"), top.get("run"), path.parent, common, problems)
+        asked = _table(content, "evaluate", problems)
+        evaluate = _evaluate(asked, problems) if "evaluate" in content else None
+        if not top.get("output"):
+            problems.append("missing: output, the folder that the sweep makes")
+        if len(arms) * prod(map(len, axes.values())) > MOST_CELLS:
+            problems.append(f"more than {MOST_CELLS:,} cells")
+        elif not problems and not axes and len(arms) < 2:
+            problems.append("nothing to sweep: expected [sweep] with lists of values, or [[arm]]s")
+        if problems:
+            raise SettingsError(f"{path}: {'; '.join(problems)}")
+        return cls(path, path.parent / Path(top["output"]).expanduser(), arms, axes, evaluate)
+
+
+@dataclass(frozen=True)
+class _Top:
+    """Types of the keys that are in no table."""
+
+    run: str
+    output: str
+
+
+@dataclass(frozen=True)
+class _ArmTable:
+    """Types of the keys of `[[arm]]`."""
+
+    name: str
+    run: str | None = None
+    set: dict[str, Any] | None = None
+
+
+_TOP = tuple(of.name for of in fields(_Top))
+_KNOWN = (*_TOP, "set", "sweep", "arm", "evaluate")
+
+
+def _table(content: Mapping[str, Any], name: str, problems: list[str]) -> Mapping[str, Any]:
+    given = content.get(name, {})
+    if isinstance(given, dict):
+        return given
+    problems.append(f"{name} is not a table: expected [{name}] and its keys below")
+    return {}
+
+
+def _axes(given: Mapping[str, Any], problems: list[str]) -> dict[str, tuple[Any, ...]]:
+    axes: dict[str, tuple[Any, ...]] = {}
+    for key, values in _settings(given, "sweep", problems).items():
+        shown = key.removeprefix("factors.")
+        if not isinstance(values, list) or not values:
+            problems.append(f"sweep.{shown}: expected a list of values")
+        elif any(values.count(value) > 1 for value in values):
+            problems.append(f"sweep.{shown} has the same value twice")
+        else:
+            axes[key] = tuple(values)
+    return axes
+
+
+def _arms(
+    given: Any, run: str | None, folder: Path, common: Mapping[str, Any], problems: list[str]
+) -> tuple[Arm, ...]:
+    if given is None:
+        if run is None:
+            problems.append("missing: run, the run file; or [[arm]]s, each with a run")
+            return ()
+        return (Arm(None, folder / Path(run).expanduser(), common),)
+    if not isinstance(given, list) or not all(isinstance(arm, dict) for arm in given) or not given:
+        problems.append("arm is not a list of tables: expected [[arm]] and its keys below")
+        return ()
+    arms = []
+    for number, table in enumerate(given, 1):
+        good = check_table(_ArmTable, table, f"arm {number}: ", problems)
+        own = good.get("run", run)
+        if not good.get("name"):
+            problems.append(f"arm {number} has no name")
+        elif own is None:
+            problems.append(f"arm {good['name']} has no run, and the sweep has none")
+        else:
+            where = f"arm {good['name']}"
+            settings = _settings(good.get("set") or {}, f"{where}: set", problems)
+            arms.append(Arm(good["name"], folder / Path(own).expanduser(), {**common, **settings}))
+    names = [arm.name for arm in arms]
+    problems += [
+        f"two arms are named {name}" for name in dict.fromkeys(names) if names.count(name) > 1
+    ]
+    return tuple(arms)
+
+
+def _evaluate(given: Mapping[str, Any], problems: list[str]) -> EvaluateTable:
+    table = EvaluateTable(**check_table(EvaluateTable, given, "evaluate.", problems))
+    if table.task is not None and table.file is not None:
+        problems.append("evaluate: expected one of task and file, or none")
+    usual = EvaluateTable()
+    if table.file is None:
+        problems += [
+            f"evaluate.{name} has no effect without file"
+            for name in ("kind", "pattern", "column")
+            if getattr(table, name) != getattr(usual, name)
+        ]
+    if table.questions is not None and table.questions < 1:
+        problems.append(f"evaluate.questions is {table.questions}, expected at least 1")
+    return table
+
+
+def _settings(given: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
+    """Dotted keys of the run file -> what was given for them."""
+    settings: dict[str, Any] = {}
+    for key, value in _dotted(given):
+        table, _, name = key.rpartition(".")
+        if not table and name in FACTORS:
+            full = f"factors.{name}"
+        elif key in ALONE or (name and table in TABLES) or (table == "factors" and name in FACTORS):
+            full = key
+        elif key == "output":
+            problems.append(f"{where}.output: every cell has its own folder in that of the sweep")
+            continue
+        elif key in TABLES:
+            problems.append(f"{where}.{key} is a table of the run file: name a key of it")
+            continue
+        else:
+            problems.append(unknown_key(key, (*FACTORS, *ALONE), f"{where}."))
+            continue
+        if full in settings:
+            problems.append(f"{where}.{name} is there twice")
+        settings[full] = value
+    return settings
+
+
+def _dotted(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Keys as they would be with quotes: `trainer.beta = …` is a table to TOML without them."""
+    for key, value in given.items():
+        if isinstance(value, dict) and key in (*TABLES, "factors"):
+            yield from ((f"{key}.{name}", of) for name, of in value.items())
+        else:
+            yield key, value

@@ -1,0 +1,212 @@
+"""What of a model is counted together, and in which dtype its elements are compared.
+
+A part is a tensor, or the part of a fused one that has a kind of its own (the rows of q in a fused
+qkv). Of a model that is sharded, each process has parts of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of
+from trimtab.elements import moves
+from trimtab.elements.dtypes import DTYPES, DType
+from trimtab.errors import OptimizerError, SettingsError
+from trimtab.training.optimizers.refusals import refuse_wrapped_model
+from trimtab.training.optimizers.sharding import as_sharded, box_of, local
+from trimtab.training.tracker.bits import STORED, as_bits
+
+__all__ = [
+    "ModelPart",
+    "find_parts",
+    "fits",
+    "name_of",
+    "parse_stored_dtype",
+    "stored_name",
+    "tracked_parameters",
+]
+
+WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+"""What torch.compile and activation checkpointing put into the names of parameters."""
+
+
+@dataclass(frozen=True)
+class ModelPart:
+    """What is counted together.
+
+    Attributes:
+        name: Of the tensor; a part of a fused tensor adds its label.
+        kind: What it is: `q_proj`, `norm`, ...
+        parameter: Name of the parameter that has it.
+        dtype: In which its elements are compared.
+        pieces: Rows and columns of the 2-D view of what this process has of the parameter; None
+            for all of it.
+    """
+
+    name: str
+    kind: str
+    parameter: str
+    dtype: DType
+    pieces: tuple[tuple[slice, slice], ...] | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Its elements, flat: a view where that is possible.
+
+        Args:
+            tensor: The parameter, or anything of its shape, without autograd.
+        """
+        here = local(tensor.detach())
+        if self.pieces is None:
+            return here.reshape(-1)
+        rows = here.reshape(-1, here.shape[-1])
+        return torch.cat([rows[piece].reshape(-1) for piece in self.pieces])
+
+
+def tracked_parameters(model: Any) -> dict[str, Tensor]:
+    """The parameters of a model by the names that they have in a checkpoint.
+
+    Raises:
+        OptimizerError: They are flattened or partitioned by a wrapper, or of a dtype in which
+            nothing is trained; names them.
+    """
+    parameters = {_plain_name(name): p for name, p in model.named_parameters()}
+    refuse_wrapped_model(list(parameters.items()))
+    if bad := [
+        f"{name} is {name_of(p.dtype)}"
+        for name, p in parameters.items()
+        if p.dtype not in STORED.values()
+    ]:
+        raise OptimizerError(
+            f"only float32, bfloat16 and float16 weights are tracked: {first_few(bad)}"
+        )
+    return parameters
+
+
+def fits(parameters: Mapping[str, Tensor]) -> set[str]:
+    """Which 16-bit dtypes hold all fp32 weights of this process without loss.
+
+    A base that was stored in 16 bits is often loaded as fp32; then its weights tell.
+    """
+    candidates = {"BF16", "F16"}
+    for parameter in parameters.values():
+        if parameter.dtype == torch.float32:
+            flat = local(parameter.detach()).reshape(-1)
+            candidates = {name for name in candidates if _fits(flat, name)}
+    return candidates
+
+
+def find_parts(
+    parameters: Mapping[str, Tensor], stored: str, config: Mapping[str, Any]
+) -> list[ModelPart]:
+    """The parts of a model that this process counts.
+
+    A parameter of which all processes have a copy is counted by the first of them.
+
+    Args:
+        parameters: By name.
+        stored: In which dtype fp32 parameters are compared.
+        config: The model's; fused tensors are split by it.
+    """
+    found = []
+    for name, parameter in parameters.items():
+        if not _is_counted_here(parameter):
+            continue
+        dtype = DTYPES[stored_name(parameter, stored)]
+        shape = tuple(parameter.shape)
+        of_tensor = parts_of(name, shape, config)
+        mine = None if len(of_tensor) == 1 else _rectangle(parameter)
+        if mine is None:
+            if len(of_tensor) > 1:  # sharded in a way that the parts of a tensor cannot follow
+                of_tensor = parts_of(name, shape, {})
+            found.append(ModelPart(name, of_tensor[0].kind, name, dtype))
+            continue
+        for part in of_tensor:
+            pieces = _pieces(part, mine)
+            found.append(ModelPart(part.name_in(name), part.kind, name, dtype, pieces))
+    return found
+
+
+def parse_stored_dtype(text: str | None) -> str | None:
+    """A dtype that a user asks for: `bf16`, `BF16`, `bfloat16` or the like.
+
+    Raises:
+        SettingsError: It is none that can be tracked.
+    """
+    if text is None:
+        return None
+    names = {name_of(dtype): name for name, dtype in STORED.items()}
+    name = names.get(text.lower(), text.upper())
+    if name not in STORED:
+        raise SettingsError(f"stored_dtype is one of {', '.join(names)}, not {text!r}")
+    return name
+
+
+def stored_name(parameter: Tensor, stored: str) -> str:
+    """The dtype in which a parameter is compared, as safetensors spells it.
+
+    Args:
+        parameter: The parameter.
+        stored: In which dtype fp32 parameters are compared; others are in their own.
+    """
+    if parameter.dtype == torch.float32:
+        return stored
+    return next(name for name, dtype in STORED.items() if dtype == parameter.dtype)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """How torch spells a dtype."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _plain_name(name: str) -> str:
+    for wrapper in WRAPPERS:
+        name = name.replace(wrapper, "")
+    return name
+
+
+def _fits(flat: Tensor, name: str) -> bool:
+    if name == "BF16" and flat.device.type == "cpu":
+        return bool(moves.fits_bf16(as_bits(flat)[0]))
+    return torch.equal(flat.to(STORED[name]).to(flat.dtype), flat)
+
+
+def _is_counted_here(parameter: Tensor) -> bool:
+    """Whether this process is the one that counts what it has of a parameter."""
+    sharded = as_sharded(parameter)
+    if sharded is None:
+        is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+        return is_alone or torch.distributed.get_rank() == 0
+    mesh: Any = sharded.device_mesh
+    copies = [axis for axis, of in enumerate(sharded.placements) if of.is_replicate()]
+    is_first = all(mesh.get_local_rank(axis) == 0 for axis in copies)
+    return is_first and local(parameter.detach()).numel() > 0
+
+
+def _rectangle(parameter: Tensor) -> Rectangle | None:
+    """What this process has of the 2-D view of a parameter; None if that is no rectangle."""
+    shape, box = parameter.shape, box_of(parameter)
+    if len(shape) == 1:
+        return Rectangle(0, 1, box[0].start, box[0].stop)
+    if any(of.stop - of.start != n for of, n in zip(box[1:-1], shape[1:-1], strict=True)):
+        return None
+    height = prod(shape[1:-1])
+    return Rectangle(box[0].start * height, box[0].stop * height, box[-1].start, box[-1].stop)
+
+
+def _pieces(part: TensorPart, mine: Rectangle) -> tuple[tuple[slice, slice], ...]:
+    """Where a part lies in the 2-D view of what this process has."""
+    pieces = []
+    for r in part.rectangles:
+        top, bottom = max(r.row_start, mine.row_start), min(r.row_stop, mine.row_stop)
+        left, right = max(r.column_start, mine.column_start), min(r.column_stop, mine.column_stop)
+        if top < bottom and left < right:
+            rows = slice(top - mine.row_start, bottom - mine.row_start)
+            pieces.append((rows, slice(left - mine.column_start, right - mine.column_start)))
+    return tuple(pieces) or ((slice(0, 0), slice(0, 0)),)

@@ -1,0 +1,243 @@
+"""`trimtab sweep` as a person meets it: a grid of processes, Ctrl-C, a cell that fails.
+
+Every cell is a process that loads torch and TRL, so there is one sweep that others are set beside.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.training import tiny
+from tests.training.runs.run_files import REWARD
+from tests.training.sweeps.sweep_files import write_sweep
+from trimtab.masks import extract_mask
+
+pytestmark = pytest.mark.train
+
+GRID = """
+run = "grpo.toml"
+output = "out"
+
+[sweep]
+learning_rate = [1e-4, 1e-2]
+seed = [0, 1]
+"""
+
+INTERRUPTING = (
+    REWARD
+    + """
+import os, signal
+from pathlib import Path
+
+def interrupting(completions, **columns):
+    marker = Path(__file__).with_name("interrupted")
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getppid(), signal.SIGINT)
+    return share_of_ones(completions)
+
+def failing(completions, **columns):
+    raise ValueError("it is broken")
+"""
+)
+
+OF_A_MACHINE = {"seconds_train", "peak_memory_bytes"}
+"""Columns that are not the same twice."""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from trimtab.training import runtime
+
+    runtime.start()
+    folder = tmp_path_factory.mktemp("tiny") / "base"
+    tiny.make_base(folder)
+    return folder
+
+
+def prepared(folder: Path, base: Path, text: str = GRID, reward: str = "interrupting") -> Path:
+    values = {"reward": {"function": f"reward.py:{reward}"}}
+    path = write_sweep(folder, text, base, grpo=values)
+    (folder / "reward.py").write_text(INTERRUPTING)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sweep of 2 x 2 cells, two at a time, that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    path = prepared(folder, base)
+    (folder / "interrupted").touch()
+    with pytest.raises(SystemExit) as stop:
+        from trimtab.cli import main
+
+        main(["sweep", str(path), "--jobs", "2"])
+    assert stop.value.code == 0
+    return folder
+
+
+def table(folder: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((folder / "out" / "table.json").read_text())
+    return told
+
+
+def lasting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: of for key, of in row.items() if key not in OF_A_MACHINE} for row in rows]
+
+
+def test_rows_are_what_the_cells_left(whole: Path, base: Path) -> None:
+    told = table(whole)
+    rows = told["cells"]
+    assert [(row["learning_rate"], row["seed"]) for row in rows] == [
+        (1e-4, 0),
+        (1e-4, 1),
+        (1e-2, 0),
+        (1e-2, 1),
+    ]
+    for row in rows:
+        cell = whole / "out" / row["folder"]
+        result = json.loads((cell / "out" / "result.json").read_text())
+        changed = extract_mask(base, cell / "out" / "model")
+        assert (row["status"], row["error"], row["criterion"]) == ("finished", None, "bits")
+        assert row["num_changed"] == changed.num_selected()
+        assert row["sparsity"] == 1 - changed.num_selected() / changed.num_elements()
+        assert row["reward_last"] == result["history"][-1]["reward"]
+        assert row["num_steps"] == len(result["history"]) == 2
+        assert row["peak_learning_rate"] == row["learning_rate"]
+        assert row["saved_dtype"] == "BF16"
+    assert len({row["mask_digest"] for row in rows}) == 2  # random, by the seed
+    assert (told["format"], told["format_version"]) == ("trimtab.sweep", 1)
+    assert told["provenance"]["command"].startswith("trimtab sweep ")
+
+
+def test_csv_has_the_rows_of_the_json(whole: Path) -> None:
+    told = table(whole)
+    with (whole / "out" / "table.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [list(row) for row in rows] == [told["columns"]] * 4
+    for read, row in zip(rows, told["cells"], strict=True):
+        assert read == {key: "" if of is None else str(of) for key, of in row.items()}
+
+
+def test_means_are_over_seeds(whole: Path) -> None:
+    told = table(whole)
+    assert [arm["arm"] for arm in told["arms"]] == ["learning_rate=0.0001", "learning_rate=0.01"]
+    for place, arm in enumerate(told["arms"]):
+        values = [row["sparsity"] for row in told["cells"][2 * place : 2 * place + 2]]
+        assert arm["sparsity"]["n"] == 2
+        assert arm["sparsity"]["mean"] == sum(values) / 2
+        half = 12.7062 * abs(values[0] - values[1]) / 2  # deviation / sqrt(2), one degree
+        assert arm["sparsity"]["high"] == pytest.approx(arm["sparsity"]["mean"] + half, rel=1e-4)
+        assert arm["accuracy"] is None
+
+
+def test_finished_cells_are_kept(run: Run, whole: Path) -> None:
+    before = table(whole)
+    code, out, err = run("sweep", whole / "sweep.toml")
+    assert code == 0
+    assert "4 cells in 2 arms, 4 finished." in err
+    assert ": started" not in err
+    assert table(whole)["cells"] == before["cells"]
+    assert "Over seeds: mean ± half of the 95 % t-interval" in out
+    assert out.count("learning_rate=0.01") == 3  # two cells and an arm
+
+
+def test_a_cell_is_a_run_of_its_own(run: Run, whole: Path) -> None:
+    path = whole / "out" / "cells" / "learning_rate=0.01,seed=1" / "run.json"
+    code, out, _ = run("train", path, "--dry-run")
+    assert code == 0
+    assert json.loads(out)["factors"] == {"learning_rate": 0.01}
+    code, _, err = run("train", path)
+    assert code == 1
+    assert "holds a finished run" in err
+
+
+def test_interrupted_it_goes_on_to_the_same_table(
+    run: Run, whole: Path, base: Path, tmp_path: Path
+) -> None:
+    path = prepared(tmp_path, base)
+    shutil.copytree(whole / "out", tmp_path / "out")
+    name = "learning_rate=0.01,seed=0"
+    cell = tmp_path / "out" / "cells" / name
+    shutil.rmtree(cell)
+
+    code, out, err = run("sweep", path)
+    assert (code, out) == (130, "")
+    notice = "trimtab: finishing the steps under way and saving them; Ctrl-C again to stop now"
+    assert [line for line in err.splitlines() if "trimtab:" in line] == [
+        notice,
+        "trimtab: interrupted",
+    ]
+    assert f"[3/4] {name}: interrupted (" in err
+    assert not (cell / "out" / "result.json").exists()
+    row = table(tmp_path)["cells"][2]
+    assert (row["status"], row["num_changed"]) == ("interrupted", None)
+
+    code, _, err = run("sweep", path)
+    assert code == 0
+    assert err.count(": started") == 1
+    assert json.loads((cell / "out" / "result.json").read_text())["resumed_from_step"] == 1
+    assert lasting(table(tmp_path)["cells"]) == lasting(table(whole)["cells"])
+    assert table(tmp_path)["arms"] == table(whole)["arms"]
+
+
+def test_a_cell_that_fails_is_told_and_the_others_go_on(
+    run: Run, base: Path, tmp_path: Path
+) -> None:
+    text = (
+        'output = "out"\n'
+        '[[arm]]\nname = "broken"\nrun = "grpo.toml"\n'
+        '[[arm]]\nname = "good"\nrun = "sft.toml"\n'
+        '[evaluate]\nfile = "heldout.jsonl"\nquestions = 4\n'
+    )
+    path = prepared(tmp_path, base, text, "failing")
+    write_sweep(tmp_path, text, base, sft={})
+    (tmp_path / "reward.py").write_text(INTERRUPTING)
+    rows = [
+        {"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(7, 15)
+    ]  # two were trained on
+    (tmp_path / "heldout.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    code, out, err = run("sweep", path)
+    assert code == 1
+    assert err.splitlines()[-1].startswith(
+        "trimtab: 1 of 2 cells failed, the first of them broken: the reward function failing fails"
+    )
+    assert "it is broken" in err
+    assert "1 cell failed\nbroken: the reward function failing fails" in out
+    broken, good = table(tmp_path)["cells"]
+    assert (broken["status"], broken["num_changed"]) == ("failed", None)
+    assert (good["status"], good["num_questions"]) == ("finished", 4)
+    assert good["accuracy"] == good["num_right"] / 4
+
+
+def test_dry_run_prints_the_plan_and_makes_nothing(run: Run, base: Path, tmp_path: Path) -> None:
+    path = prepared(tmp_path, base)
+    code, out, err = run("sweep", path, "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.startswith("4 cells in 2 arms.\n  learning_rate=0.0001,seed=0\n")
+    assert "trainer.learning_rate  0.0001 (2 cells); 0.01 (2 cells)  [learning_rate]" in out
+    code, out, _ = run("sweep", path, "--dry-run", "--json")
+    assert json.loads(out)["cells"][0]["name"] == "learning_rate=0.0001,seed=0"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("run = 3", "run is 3, expected a string"),
+        (GRID.replace("seed", "sed"), "there is no key sweep.sed: did you mean sweep.seed?"),
+        (GRID + "kl = [-1]", "factors.kl is -1.0, expected false or a number above 0"),
+    ],
+)
+def test_problems_are_one_line(run: Run, base: Path, tmp_path: Path, text: str, told: str) -> None:
+    code, out, err = run("sweep", prepared(tmp_path, base, text))
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert told in err

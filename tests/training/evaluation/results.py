@@ -1,0 +1,86 @@
+"""An evaluation as it comes out, made of chosen answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.training.evaluation.answers import Answers
+from trimtab.training.evaluation.forgetting import Forgetting
+from trimtab.training.evaluation.result import AskedQuestions, EvaluatedModel, Evaluation
+
+RIGHT = {
+    "base": (True, False, False, True, False, False),
+    "tuned": (True, True, True, True, False, True),
+}
+
+
+def make_evaluation(
+    *,
+    levels: tuple[Any, ...] | None = None,
+    num_samples: int = 4,
+    names: tuple[str, ...] = ("base", "tuned"),
+    suites: bool = False,
+) -> Evaluation:
+    """Six questions to models called `names`; the first is the base of the others."""
+    models = []
+    for place, name in enumerate(names):
+        right = RIGHT["tuned" if place else "base"]
+        models.append(
+            EvaluatedModel(
+                record=CheckpointRecord(name, None, "Llama", 2, 10, {"BF16": 10}, f"{place}" * 32),
+                answers=Answers(
+                    greedy=tuple("right" if is_right else "wrong" for is_right in right),
+                    greedy_correct=right,
+                    greedy_ended=(True, True, True, True, True, bool(place)),
+                    num_samples=num_samples,
+                    num_sampled_correct=(4, 1, place, 2, 0, place)[: 6 if num_samples else 0],
+                ),
+                forgetting=Forgetting((10, 30), (0.1, 0.5), (20.0, 60.0), (24.0, 72.0))
+                if place
+                else None,
+                suites={
+                    "arc_easy": {
+                        "num_questions": 10,
+                        "num_shots": 0,
+                        "version": 1.0,
+                        "metrics": {"acc": {"value": 0.5 + place / 8, "standard_error": 0.1}},
+                    }
+                }
+                if suites
+                else None,
+            )
+        )
+    record = {
+        "source": "questions.jsonl",
+        "xxh3_128": "f" * 32,
+        "num_seen": 0,
+        "reward": {"kind": "exact", "column": "answer"},
+        "stop": None,
+        "max_completion_length": 8,
+    }
+    return Evaluation(
+        models=tuple(models),
+        questions=AskedQuestions(
+            prompts=tuple(f"question {place}" for place in range(6)),
+            answers=("a", "a", "b", "b", "b", "c"),
+            levels=levels,
+            by=None if levels is None else "level",
+            record=record,
+        ),
+        text={"source": "a text", "xxh3_128": "e" * 32, "num_passages": 2}
+        if len(names) > 1
+        else None,
+        settings={
+            "dtype": "bf16",
+            "seed": 0,
+            "batch_size": 32,
+            "num_samples": num_samples,
+            "temperature": 1.0 if num_samples else None,
+        },
+        provenance={
+            "trimtab_version": "0.1.0",
+            "command": None,
+            "date": "2026-11-21T00:00:00+00:00",
+        },
+    )

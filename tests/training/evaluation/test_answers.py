@@ -1,0 +1,98 @@
+"""Figures of one model's answers, of some of them, and of two models on the same questions."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from trimtab.training.evaluation.answers import Answers, difference
+from trimtab.training.evaluation.intervals import mcnemar, paired_interval, wilson
+
+FOUR = Answers(
+    greedy=("2", "4", "6", "9"),
+    greedy_correct=(True, True, True, False),
+    greedy_ended=(True, True, False, True),
+    num_samples=2,
+    num_sampled_correct=(2, 2, 0, 0),
+)
+GREEDY = Answers(("2", "5"), (True, False), (True, True), 0, ())
+
+
+def test_accuracies_and_standard_errors() -> None:
+    assert FOUR.num_questions == 4
+    assert FOUR.greedy_accuracy == 0.75
+    assert FOUR.greedy_standard_error == pytest.approx(math.sqrt(0.75 * 0.25 / 4))
+    assert FOUR.greedy_interval == wilson(0.75, 4)
+    assert FOUR.sampled_accuracy == 0.5
+    # The eight samples are four questions, each all right or all wrong.
+    assert FOUR.sampled_standard_error == pytest.approx(math.sqrt(1 / 3) / 2)
+    assert FOUR.sampled_interval == pytest.approx(wilson(0.5, 3))
+
+
+def test_without_samples_there_is_no_sampled_figure() -> None:
+    told = GREEDY.to_dict()
+    assert told["greedy_accuracy"] == 0.5
+    for name in ("sampled_accuracy", "sampled_standard_error", "sampled_interval"):
+        assert told[name] is None
+
+
+def test_one_question_has_no_spread() -> None:
+    single = Answers(("2",), (True,), (True,), 4, (3,))
+    assert single.sampled_accuracy == 0.75
+    assert single.sampled_standard_error is None
+    assert single.sampled_interval == wilson(0.75, 1)
+
+
+def test_some_of_the_answers() -> None:
+    part = FOUR.of([3, 0])
+    assert part == Answers(("9", "2"), (False, True), (True, True), 2, (0, 2))
+    assert GREEDY.of([1]) == Answers(("5",), (False,), (True,), 0, ())
+
+
+@pytest.mark.parametrize("answers", [FOUR, GREEDY])
+def test_round_trip_through_json(answers: Answers) -> None:
+    data = json.loads(json.dumps(answers.to_dict(), allow_nan=False))
+    assert Answers.from_dict(data) == answers
+    assert data["num_greedy_correct"] == sum(answers.greedy_correct)
+    assert data["num_greedy_not_ended"] == answers.num_questions - sum(answers.greedy_ended)
+
+
+def test_more_right_samples_than_samples_are_refused() -> None:
+    data: dict[str, Any] = FOUR.to_dict()
+    data["answers"][0]["num_sampled_correct"] = 3
+    with pytest.raises(ValueError, match="more right samples than 2"):
+        Answers.from_dict(data)
+
+
+def test_difference_counts_pairs() -> None:
+    before = Answers(
+        ("",) * 6, (True, True, False, False, False, True), (True,) * 6, 2, (2, 1, 0, 0, 1, 2)
+    )
+    after = Answers(
+        ("",) * 6, (True, False, True, True, False, True), (True,) * 6, 2, (2, 0, 2, 1, 1, 2)
+    )
+    told = difference(before, after)
+    assert (told["num_gained"], told["num_lost"], told["num_questions"]) == (2, 1, 6)
+    assert told["greedy_difference"] == pytest.approx(1 / 6)
+    assert told["greedy_interval"] == list(paired_interval(2, 1, 6))
+    assert told["p_value"] == mcnemar(2, 1) == 1.0
+    # Differences of the shares: 0, -1/2, 1, 1/2, 0, 0.
+    assert told["sampled_difference"] == pytest.approx(1 / 6)
+    squares = [(d - 1 / 6) ** 2 for d in (0, -0.5, 1, 0.5, 0, 0)]
+    assert told["sampled_standard_error"] == pytest.approx(math.sqrt(sum(squares) / 5 / 6))
+    assert told["sampled_interval"][0] < 1 / 6 < told["sampled_interval"][1]
+
+
+def test_a_model_does_not_differ_from_itself() -> None:
+    told = difference(FOUR, FOUR)
+    assert (told["num_gained"], told["num_lost"], told["p_value"]) == (0, 0, 1.0)
+    assert told["sampled_difference"] == told["sampled_standard_error"] == 0
+    assert difference(GREEDY, GREEDY)["sampled_difference"] is None
+
+
+def test_answers_to_other_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        difference(FOUR, GREEDY)

@@ -1,0 +1,92 @@
+"""Sweeps whose cells are trained in this process: what the models are asked, and the table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training.sweeps.sweep_files import planned, tell_nobody
+from trimtab.errors import CheckpointError
+from trimtab.training.evaluation.engine import evaluate
+from trimtab.training.progress import progress_bars
+from trimtab.training.runs.execute import execute
+from trimtab.training.runs.prepare import prepare
+from trimtab.training.sweeps import held_out
+from trimtab.training.sweeps.plan import Plan
+from trimtab.training.sweeps.sweep import run_sweep
+
+pytestmark = pytest.mark.train
+
+Base = tuple[Path, dict[str, Any]]
+
+ASKING = """
+run = "sft.toml"
+output = "out"
+[sweep]
+seed = [0, 1]
+[evaluate]
+questions = 6
+"""
+
+
+@pytest.fixture
+def finished(base: Base, tmp_path: Path) -> Plan:
+    """A sweep of two seeds, both trained."""
+    plan = planned(tmp_path, ASKING, base[0])
+    for of in plan.cells:
+        with progress_bars() as bars:
+            execute(prepare(of.cell.file()), bars)
+    return plan
+
+
+def test_cells_are_asked_what_they_were_not_trained_on(finished: Plan) -> None:
+    assert finished.examiner is not None
+    for of in finished.cells:
+        trained_on = {row["prompt"] for row in prepare(of.cell.file()).data.rows}
+        asked = finished.examiner.questions[of.cell.name].prompts
+        assert len(asked) == 6
+        assert not trained_on & set(asked)
+
+
+def test_answers_are_in_the_table_and_asked_once(
+    finished: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = run_sweep(finished, told=tell_nobody)
+    rows = table["cells"]
+    assert [row["num_questions"] for row in rows] == [6, 6]
+    assert [row["accuracy"] for row in rows] == [row["num_right"] / 6 for row in rows]
+    (arm,) = table["arms"]
+    assert (arm["arm"], arm["accuracy"]["n"]) == ("sft", 2)
+    monkeypatch.setattr(held_out, "evaluate", None)  # it would fail
+    assert run_sweep(finished, told=tell_nobody)["cells"] == rows
+
+
+def test_other_questions_are_asked_anew(finished: Plan, base: Base) -> None:
+    run_sweep(finished, told=tell_nobody)
+    folder = finished.sweep.path.parent
+    fewer = planned(folder, ASKING.replace("6", "3"), base[0])
+    assert [row["num_questions"] for row in run_sweep(fewer, told=tell_nobody)["cells"]] == [3, 3]
+
+
+def test_a_model_that_cannot_be_asked_spoils_no_table(
+    finished: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(models: Any, **more: Any) -> Any:
+        if "seed=0" in models[0]:
+            raise CheckpointError("it is gone")
+        return evaluate(models, **more)
+
+    monkeypatch.setattr(held_out, "evaluate", failing)
+    first, second = run_sweep(finished, told=tell_nobody)["cells"]
+    assert (first["status"], first["error"]) == ("finished", "cannot be asked: it is gone")
+    assert (first["num_questions"], second["num_questions"], second["error"]) == (None, 6, None)
+    assert first["num_changed"] > 0
+
+
+def test_stopped_before_it_began(base: Base, tmp_path: Path) -> None:
+    plan = planned(tmp_path, ASKING, base[0])
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(plan, told=tell_nobody, stop=lambda: True)
+    assert (tmp_path / "out" / "table.csv").read_text().count("missing") == 2

@@ -1,0 +1,68 @@
+"""A model in the shards of FSDP2 is counted as a whole one; real processes, which talk by gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytestmark = pytest.mark.train
+
+import torch  # noqa: E402
+from torch.multiprocessing.spawn import spawn  # noqa: E402
+
+from tests.training.tracker import sharded_worker as worker  # noqa: E402
+
+WORLD = 2
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("sharded")
+    spawn(worker.run, (WORLD, folder), nprocs=WORLD)  # type: ignore[no-untyped-call]
+    paths = [folder / f"results-{rank}.pt" for rank in range(WORLD)]
+    return [torch.load(path, weights_only=True) for path in paths]
+
+
+@pytest.mark.parametrize("scenario", ["sharded_fp32", "resumed"])
+def test_counts_are_those_of_the_whole(ranks: list[dict[str, Any]], scenario: str) -> None:
+    of = ranks[0][scenario]
+    assert of["found"] == of["expected"]
+    assert [(step, counts_of(by)) for step, by in of["figures"]] == [
+        (step, counts_of(by)) for step, by in of["expected_figures"]
+    ]
+    for found, expected in zip(of["norms"], of["expected_norms"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+    assert of["left"] == [Path(of["left"][0]).name]  # no base is left, of either process
+    last = of["found"][-2]
+    assert sum(counts[4] for counts in last.values()) > 0  # some came back
+
+
+def counts_of(by_kind: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {kind: values[:5] for kind, values in by_kind.items()}
+
+
+def test_masked_training(ranks: list[dict[str, Any]]) -> None:
+    of = ranks[0]["sharded_masked"]
+    assert of["found"] == of["expected"]
+    for _, by_kind in of["figures"]:
+        totals = [sum(values[at] or 0 for values in by_kind.values()) for at in range(1, 5)]
+        seen, nonzero, asked, absorbed = totals
+        assert seen == of["selected"]
+        assert 0 < nonzero <= asked <= seen  # a mean stays when a gradient is 0
+        assert 0 < absorbed < asked
+
+
+def test_every_process_refuses(ranks: list[dict[str, Any]]) -> None:
+    for rank in ranks:
+        exists, other_base = rank["refused"]
+        assert "exists already" in exists
+        assert "refused.base-1: not the base that" in other_base
+
+
+def test_copies_are_counted_once(ranks: list[dict[str, Any]]) -> None:
+    of = ranks[0]["copies"]
+    assert of["found"] == of["expected"]
+    assert of["left"] == ["copies"]
