@@ -7,6 +7,9 @@ kernels run in its interpreter, on CPU tensors, unless it is switched off from o
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
+
+import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -16,3 +19,11 @@ os.environ["NO_COLOR"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs reasoning-gym where it could not be installed, and say so."""
+    if find_spec("reasoning_gym") is None:
+        for item in items:
+            if item.get_closest_marker("gym"):
+                item.add_marker(pytest.mark.skip(reason="reasoning-gym is not installed"))

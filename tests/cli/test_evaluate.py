@@ -91,6 +91,7 @@ def test_a_reward_function(run: Run, base: Path, data: Path, tmp_path: Path) -> 
     assert json.loads(out)["models"][0]["answers"]["greedy_accuracy"] == 1
 
 
+@pytest.mark.gym
 def test_a_task_of_reasoning_gym(run: Run, base: Path) -> None:
     code, out, err = run(
         *("evaluate", base, "--task", "reasoning_gym:chain_sum", "--questions", 5),

@@ -100,6 +100,7 @@ def test_no_such_column(tmp_path: Path) -> None:
         file_questions(path, comparison("exact", "gold", None))
 
 
+@pytest.mark.gym
 def test_reasoning_gym_by_what_it_tells() -> None:
     questions = questions_of_task(GYM, seed=1, num=30, by="num_terms")
     assert len(questions) == 30
@@ -113,6 +114,7 @@ def test_reasoning_gym_by_what_it_tells() -> None:
     assert questions.describe()["config"]["max_terms"] == 3
 
 
+@pytest.mark.gym
 def test_reasoning_gym_has_what_it_can_be_told_by() -> None:
     with pytest.raises(SettingsError, match="does not tell size of a question: it tells num_terms"):
         questions_of_task(GYM, by="size")
@@ -124,8 +126,13 @@ def test_reasoning_gym_has_what_it_can_be_told_by() -> None:
         (DataTable(task="additon"), None, 'no task "additon": expected addition or'),
         (DataTable(task="addition"), "size", "addition has no levels"),
         (DataTable(task="addition", config={"size": 1}), None, "nothing to configure: size"),
-        (DataTable(task="reasoning_gym:chain_sun"), None, "chain_sum"),
-        (DataTable(task="reasoning_gym:chain_sum", config={"seed": 1}), None, "config.seed"),
+        pytest.param(
+            *(DataTable(task="reasoning_gym:chain_sun"), None, "chain_sum"), marks=pytest.mark.gym
+        ),
+        pytest.param(
+            *(DataTable(task="reasoning_gym:chain_sum", config={"seed": 1}), None, "config.seed"),
+            marks=pytest.mark.gym,
+        ),
     ],
 )
 def test_tasks_that_cannot_be_asked(table: DataTable, by: str | None, told: str) -> None:
@@ -138,6 +145,7 @@ def test_a_run_on_addition(tmp_path: Path) -> None:
     assert questions.prompts == tuple(question.prompt for question in split_questions(3).heldout)
 
 
+@pytest.mark.gym
 def test_a_run_on_a_task_is_asked_none_of_its_training_questions(tmp_path: Path) -> None:
     """One-digit sums of two or three terms are few enough that some come twice."""
     file = replace(run_file(tmp_path, {"task": GYM.task}), data=GYM)

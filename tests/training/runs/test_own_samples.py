@@ -141,6 +141,7 @@ def test_rft_learns_the_tokens_that_were_drawn_and_no_others() -> None:
     assert row["labels"] == [-100, -100, -100, -100, 4, 13]
 
 
+@pytest.mark.gym
 def test_a_task_of_its_own_rewards_its_samples(base: Base, tmp_path: Path) -> None:
     task = {"task": "reasoning_gym:chain_sum", "size": 6, "config": {"max_terms": 2}}
     values = content("rft", base[0], data=task, reward=None, samples={**SAMPLES, "threshold": 0.0})

@@ -117,6 +117,7 @@ def test_prompts_longer_than_the_context(
     assert told in str(error.value)
 
 
+@pytest.mark.gym
 def test_a_task_that_cannot_be_made_is_told_with_the_rest(tmp_path: Path, base: Base) -> None:
     task = {"task": "reasoning_gym:chain_sums"}
     with pytest.raises(SettingsError) as error:
@@ -125,6 +126,7 @@ def test_a_task_that_cannot_be_made_is_told_with_the_rest(tmp_path: Path, base: 
     assert "none.safetensors" in str(error.value)
 
 
+@pytest.mark.gym
 @pytest.mark.parametrize("algorithm", ["sft", "grpo"])
 def test_a_gym_task(tmp_path: Path, base: Base, algorithm: str) -> None:
     task = {"task": "reasoning_gym:chain_sum", "size": 7, "config": {"max_terms": 2}}

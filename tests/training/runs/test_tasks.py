@@ -47,6 +47,7 @@ def test_addition_is_rewarded_for_the_sum() -> None:
     assert score(addition_reward(), ["7\n", "8"], answer=[7, 7]) == [1.0, 0.0]
 
 
+@pytest.mark.gym
 @pytest.mark.train
 def test_a_gym_task_has_the_questions_of_its_seed_and_configuration() -> None:
     from reasoning_gym.factory import create_dataset
@@ -64,6 +65,7 @@ def test_a_gym_task_has_the_questions_of_its_seed_and_configuration() -> None:
     assert again.digest != other.digest
 
 
+@pytest.mark.gym
 @pytest.mark.train
 def test_a_gym_task_can_ask_in_messages() -> None:
     table = gym(chat=True)
@@ -72,6 +74,7 @@ def test_a_gym_task_can_ask_in_messages() -> None:
     assert row["completion"] == [{"role": "assistant", "content": row["completion"][0]["content"]}]
 
 
+@pytest.mark.gym
 @pytest.mark.train
 def test_a_gym_task_is_scored_by_its_own_verifier() -> None:
     table = gym("basic_arithmetic")
@@ -85,6 +88,7 @@ def test_a_gym_task_is_scored_by_its_own_verifier() -> None:
     assert score(reward, messages, item=[1]) == [1.0]
 
 
+@pytest.mark.gym
 @pytest.mark.train
 @pytest.mark.parametrize(
     ("name", "config", "told"),
