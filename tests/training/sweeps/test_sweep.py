@@ -90,3 +90,22 @@ def test_stopped_before_it_began(base: Base, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run_sweep(plan, told=tell_nobody, stop=lambda: True)
     assert (tmp_path / "out" / "table.csv").read_text().count("missing") == 2
+
+
+@pytest.mark.parametrize("file", ["result.json", "resolved.json"])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"settings": 3, "steps": []}', "\0"])
+def test_damaged_results_are_told_before_anything_trains(
+    base: Base, tmp_path: Path, file: str, text: str
+) -> None:
+    out = planned(tmp_path, ASKING, base[0]).cells[0].cell.out
+    out.mkdir(parents=True)
+    (out / "result.json").write_text("{}")
+    (out / file).write_text(text)
+    with pytest.raises(CheckpointError, match=r"cannot be read .*: delete .*seed=0 to train anew"):
+        planned(tmp_path, ASKING, base[0])
+
+
+def test_a_damaged_result_of_the_same_settings(finished: Plan, base: Base) -> None:
+    (finished.cells[0].cell.out / "result.json").write_text('{"update": {"num_elements": 0}}')
+    with pytest.raises(CheckpointError, match=r"result\.json cannot be read"):
+        planned(finished.sweep.path.parent, ASKING, base[0])

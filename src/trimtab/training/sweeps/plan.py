@@ -23,6 +23,7 @@ from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.sweeps.cells import Cell, cells_of
 from trimtab.training.sweeps.held_out import Examiner, questions_of_cell
+from trimtab.training.sweeps.measured import measured
 from trimtab.training.sweeps.sweep_file import SweepFile
 from trimtab.training.sweeps.work import work_of_a_step
 
@@ -178,6 +179,7 @@ def _planned(cell: Cell, bases: dict[Path, BaseModel]) -> PlannedCell:
                 f"{out} holds a finished run with another {', '.join(other)}: choose another "
                 "output for the sweep, or delete the folder of the cell"
             )
+        measured(cell)  # better to hear now that it cannot be read
     else:
         check_output(run)
     return PlannedCell(cell, flat(settings), run.describe(), work_of_a_step(run))

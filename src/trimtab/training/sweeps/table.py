@@ -15,9 +15,8 @@ from typing import Any
 
 from trimtab.checkpoints.record import made_now
 from trimtab.training import runtime
-from trimtab.training.folders import read_json
 from trimtab.training.runs.dotted import flat
-from trimtab.training.runs.execute import RESULT
+from trimtab.training.sweeps.measured import MEASURED, measured
 from trimtab.training.sweeps.plan import Plan, PlannedCell
 from trimtab.training.sweeps.processes import Outcome
 from trimtab.training.sweeps.seeds import CONFIDENCE, over_seeds
@@ -50,7 +49,7 @@ def sweep_table(
     for of in plan.cells:
         row = _row(of, tuple(swept), plan.sweep.output)
         if of.is_finished:
-            row |= _measured(read_json(of.cell.out / RESULT))
+            row |= measured(of.cell)
         if of.cell.name in outcomes:
             row |= asdict(outcomes[of.cell.name])
         if of.cell.name in answers:
@@ -93,48 +92,19 @@ def _row(planned: PlannedCell, swept: Sequence[str], sweep: Path) -> dict[str, A
         "peak_learning_rate": settings["trainer.learning_rate"],
         "sequences_per_step": work["sequences"],
         "mask": planned.description["mask"]["source"],
-        **dict.fromkeys(_MEASURED),
+        **dict.fromkeys((*MEASURED, *ANSWERED)),
         "folder": cell.folder.relative_to(sweep).as_posix(),
     }
 
 
-_MEASURED = (
-    *("num_steps", "base_dtype", "weights_dtype", "compute_dtype", "optimizer_state_dtype"),
-    *("saved_dtype", "criterion", "num_elements", "num_changed", "sparsity"),
-    *("loss_last", "reward_last", "num_tokens", "num_questions", "num_right", "accuracy"),
-    *("seconds_train", "peak_memory_bytes", "num_threads", "mask_digest"),
-)
-"""Columns that are known when a cell is finished."""
+ANSWERED = ("num_questions", "num_right", "accuracy")
+"""Columns that are known when a model has been asked."""
 
 COLUMNS = (
     *("cell", "arm", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
-    *("sequences_per_step", "mask", *_MEASURED, "folder"),
+    *("sequences_per_step", "mask", *MEASURED, *ANSWERED, "folder"),
 )
 """All columns but those of the keys that are swept, which come after the first two."""
-
-
-def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
-    update, precision = result["update"], result["precision"]
-    num_elements, num_changed = update["num_elements"], update["num_changed"]
-    return {
-        "num_steps": result["steps"],
-        "base_dtype": precision["base"],
-        "weights_dtype": precision["weights"],
-        "compute_dtype": precision["compute"],
-        "optimizer_state_dtype": precision["optimizer_state"],
-        "saved_dtype": precision["saved"],
-        "criterion": update["criterion"],
-        "num_elements": num_elements,
-        "num_changed": num_changed,
-        "sparsity": (num_elements - num_changed) / num_elements,
-        "loss_last": _last(result["history"], "loss"),
-        "reward_last": _last(result["history"], "reward"),
-        "num_tokens": _whole(_last(result["history"], "num_tokens")),
-        "seconds_train": result["seconds"]["train"],
-        "peak_memory_bytes": result["peak_memory"]["num_bytes"],
-        "num_threads": result["device"].get("num_threads"),
-        "mask_digest": result["optimizer"].get("mask"),
-    }
 
 
 def _answered(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,15 +114,6 @@ def _answered(evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "num_right": answers["num_greedy_correct"],
         "accuracy": answers["greedy_accuracy"],
     }
-
-
-def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:
-    """The last value that was logged; None if none was."""
-    return next((log[name] for log in reversed(history) if name in log), None)
-
-
-def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
 
 
 def _value(planned: PlannedCell, key: str) -> Any:
