@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import sys
-from dataclasses import replace
-from pathlib import Path
-
 import click
 
 import trimtab
 from trimtab.cli.progress import byte_progress
-from trimtab.compare import Comparison
-from trimtab.compare.trajectory_result import Trajectory
-from trimtab.masks.identity_result import Identity
-from trimtab.report.files import ensure_free, write_output
+from trimtab.cli.results import Outputs, result_options
 
 __all__ = ["command"]
 
@@ -52,10 +44,7 @@ __all__ = ["command"]
 @click.option("--seed", type=int, default=0, show_default=True, help="Of random controls.")
 @click.option("--profiles", is_flag=True, help="Keep the count of every row and column.")
 @click.option("--threads", type=click.IntRange(min=1), help="Tensors read at the same time.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON to this file.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write an HTML report to this file.")
-@click.option("--force", is_flag=True, help="Replace output files that exist.")
+@result_options
 @click.pass_obj
 def command(
     typed: str,
@@ -72,10 +61,7 @@ def command(
     seed: int,
     profiles: bool,
     threads: int | None,
-    as_json: bool,
-    output: Path | None,
-    html: Path | None,
-    force: bool,
+    outputs: Outputs,
 ) -> None:
     """Count what changed from a BASE to a TUNED checkpoint, tensor by tensor.
 
@@ -85,14 +71,6 @@ def command(
 
     Without -o, a table is printed.
     """
-    for target in (output, html):
-        if target is not None:
-            ensure_free(target, force=force)
-    if html is not None:
-        # Better to hear of it now than after a long comparison.
-        from trimtab.report.html import check_installed
-
-        check_installed()
     with byte_progress("comparing") as progress:
         comparison = trimtab.compare(
             base,
@@ -110,24 +88,4 @@ def command(
             threads=threads,
             progress=progress,
         )
-    told = {**comparison.provenance, "command": typed}
-    comparison = replace(comparison, provenance=told)
-    if output is not None:
-        write_output(output, to_json(comparison), force=force)
-        click.echo(f"wrote {output}", err=True)
-    if html is not None:
-        from trimtab.report.html import render_html
-
-        write_output(html, render_html(comparison), force=force)
-        click.echo(f"wrote {html}", err=True)
-    if as_json:
-        click.echo(to_json(comparison), nl=False)
-    elif output is None:
-        from trimtab.report.table import render_table
-
-        click.echo(render_table(comparison, styled=sys.stdout.isatty()))
-
-
-def to_json(result: Comparison | Identity | Trajectory) -> str:
-    """A result as JSON text."""
-    return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    outputs.give(comparison, typed)

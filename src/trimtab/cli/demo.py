@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import trimtab
-from trimtab.cli.compare import to_json
 from trimtab.cli.demo_record import demo_record, label_of
+from trimtab.cli.results import to_json
 from trimtab.compare import Comparison
 from trimtab.masks.identity import identity
 from trimtab.masks.identity_result import Identity

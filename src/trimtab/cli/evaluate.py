@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtab.report.files import ensure_free, write_output
+from trimtab.cli.results import Outputs, result_options
 
 if TYPE_CHECKING:
     from trimtab.training.evaluation.questions import Questions
@@ -75,10 +74,7 @@ _seed = click.IntRange(min=0, max=2**32 - 1)
     type=click.Choice(["bf16", "fp32"]),
     help="Compute in this.  [default: bf16 if all are stored in it]",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-@click.option("-o", "--output", type=_path, help="Write JSON to this file.")
-@click.option("--html", type=_path, help="Write an HTML report to this file.")
-@click.option("--force", is_flag=True, help="Replace output files that exist.")
+@result_options
 @click.pass_obj
 def command(
     typed: str,
@@ -94,10 +90,7 @@ def command(
     suite_folder: Path | None,
     suite_limit: int | None,
     dtype: Any,
-    as_json: bool,
-    output: Path | None,
-    html: Path | None,
-    force: bool,
+    outputs: Outputs,
     **asked: Any,
 ) -> None:
     """Ask models held-out questions, side by side, and measure what they forgot.
@@ -107,14 +100,6 @@ def command(
 
     Without -o, a table is printed.
     """
-    for target in (output, html):
-        if target is not None:
-            ensure_free(target, force=force)
-    if html is not None:
-        # Better to hear of it now than after a long evaluation.
-        from trimtab.report.html import check_installed
-
-        check_installed()
     if suite is None and (suite_folder is not None or suite_limit is not None):
         raise click.UsageError("--suite-folder and --suite-limit are for --suite")
     questions = _questions(**asked)
@@ -136,23 +121,7 @@ def command(
         batch_size=batch_size,
         seed=seed,
     )
-    evaluation = replace(evaluation, provenance={**evaluation.provenance, "command": typed})
-    told = evaluation.to_dict()
-    written = json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    if output is not None:
-        write_output(output, written, force=force)
-        click.echo(f"wrote {output}", err=True)
-    if html is not None:
-        from trimtab.report.html import render_evaluation_html
-
-        write_output(html, render_evaluation_html(told), force=force)
-        click.echo(f"wrote {html}", err=True)
-    if as_json:
-        click.echo(written, nl=False)
-    elif output is None:
-        from trimtab.report.evaluation_table import render_evaluation_table
-
-        click.echo(render_evaluation_table(told, styled=sys.stdout.isatty()))
+    outputs.give(evaluation, typed)
 
 
 def _questions(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TypeAlias
 
 import click
 
+from trimtab.cli.results import Result, render_page, render_text
 from trimtab.compare import Comparison, trajectory_result
 from trimtab.compare.trajectory_result import Trajectory
 from trimtab.errors import ResultFormatError
@@ -19,8 +19,6 @@ from trimtab.training.evaluation import result as evaluation_result
 from trimtab.training.evaluation.result import Evaluation
 
 __all__ = ["command"]
-
-Result: TypeAlias = Comparison | Identity | Trajectory | Evaluation
 
 
 @click.command("report", epilog="Example: trimtab report cmp.json -o report.html")
@@ -35,46 +33,11 @@ def command(result: Path, output: Path | None, force: bool) -> None:
     """
     loaded = load_result(result)
     if output is None:
-        click.echo(_table(loaded, styled=sys.stdout.isatty()))
+        click.echo(render_text(loaded, styled=sys.stdout.isatty()))
         return
     ensure_free(output, force=force)
-    write_output(output, _page(loaded), force=force)
+    write_output(output, render_page(loaded), force=force)
     click.echo(f"wrote {output}", err=True)
-
-
-def _table(result: Result, *, styled: bool) -> str:
-    if isinstance(result, Identity):
-        from trimtab.report.identity_table import render_identity_table
-
-        return render_identity_table(result, styled=styled)
-    if isinstance(result, Trajectory):
-        from trimtab.report.trajectory_table import render_trajectory_table
-
-        return render_trajectory_table(result, styled=styled)
-    if isinstance(result, Evaluation):
-        from trimtab.report.evaluation_table import render_evaluation_table
-
-        return render_evaluation_table(result.to_dict(), styled=styled)
-    from trimtab.report.table import render_table
-
-    return render_table(result, styled=styled)
-
-
-def _page(result: Result) -> str:
-    from trimtab.report.html import (
-        render_evaluation_html,
-        render_html,
-        render_identity_html,
-        render_trajectory_html,
-    )
-
-    if isinstance(result, Identity):
-        return render_identity_html(result)
-    if isinstance(result, Trajectory):
-        return render_trajectory_html(result)
-    if isinstance(result, Evaluation):
-        return render_evaluation_html(result.to_dict())
-    return render_html(result)
 
 
 def load_result(path: Path) -> Result:

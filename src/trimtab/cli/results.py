@@ -1,0 +1,141 @@
+"""What the commands that make a result share: where it goes, and in which form."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import click
+
+from trimtab.compare import Comparison
+from trimtab.compare.trajectory_result import Trajectory
+from trimtab.masks.identity_result import Identity
+from trimtab.report.files import ensure_free, write_output
+from trimtab.training.evaluation.result import Evaluation
+
+__all__ = ["Outputs", "Result", "render_page", "render_text", "result_options", "to_json"]
+
+Result: TypeAlias = Comparison | Identity | Trajectory | Evaluation
+
+_Result = TypeVar("_Result", Comparison, Identity, Trajectory, Evaluation)
+
+_OPTIONS = (
+    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+    click.option(
+        "-o", "--output", type=click.Path(path_type=Path), help="Write JSON to this file."
+    ),
+    click.option(
+        "--html", type=click.Path(path_type=Path), help="Write an HTML report to this file."
+    ),
+    click.option("--force", is_flag=True, help="Replace output files that exist."),
+)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a result goes.
+
+    Attributes:
+        as_json: Print JSON.
+        output: Write JSON to this file. Without it and `as_json`, a table is printed.
+        html: Write a page to this file.
+        force: Replace files that exist.
+    """
+
+    as_json: bool
+    output: Path | None
+    html: Path | None
+    force: bool
+
+    def check(self) -> None:
+        """Refuse now what would be refused after long work.
+
+        Raises:
+            OutputExistsError: A file exists.
+            MissingExtraError: The chart library is not installed.
+        """
+        for target in (self.output, self.html):
+            if target is not None:
+                ensure_free(target, force=self.force)
+        if self.html is not None:
+            from trimtab.report.html import check_installed
+
+            check_installed()
+
+    def give(self, result: _Result, typed: str) -> None:
+        """Write and print a result, with the command as it was typed in its provenance."""
+        result = replace(result, provenance={**result.provenance, "command": typed})
+        if self.output is not None:
+            write_output(self.output, to_json(result), force=self.force)
+            click.echo(f"wrote {self.output}", err=True)
+        if self.html is not None:
+            write_output(self.html, render_page(result), force=self.force)
+            click.echo(f"wrote {self.html}", err=True)
+        if self.as_json:
+            click.echo(to_json(result), nl=False)
+        elif self.output is None:
+            click.echo(render_text(result, styled=sys.stdout.isatty()))
+
+
+def result_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of `Outputs`, checked, as its argument `outputs`."""
+
+    @wraps(command)
+    def with_outputs(
+        *args: Any, as_json: bool, output: Path | None, html: Path | None, force: bool, **more: Any
+    ) -> None:
+        outputs = Outputs(as_json, output, html, force)
+        outputs.check()
+        command(*args, outputs=outputs, **more)
+
+    wrapped: Callable[..., None] = with_outputs
+    for option in reversed(_OPTIONS):
+        wrapped = option(wrapped)
+    return wrapped
+
+
+def to_json(result: Result) -> str:
+    """A result as JSON text."""
+    return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def render_text(result: Result, *, styled: bool) -> str:
+    """A result as a table for the terminal."""
+    if isinstance(result, Identity):
+        from trimtab.report.identity_table import render_identity_table
+
+        return render_identity_table(result, styled=styled)
+    if isinstance(result, Trajectory):
+        from trimtab.report.trajectory_table import render_trajectory_table
+
+        return render_trajectory_table(result, styled=styled)
+    if isinstance(result, Evaluation):
+        from trimtab.report.evaluation_table import render_evaluation_table
+
+        return render_evaluation_table(result.to_dict(), styled=styled)
+    from trimtab.report.table import render_table
+
+    return render_table(result, styled=styled)
+
+
+def render_page(result: Result) -> str:
+    """A result as an HTML page."""
+    from trimtab.report.html import (
+        render_evaluation_html,
+        render_html,
+        render_identity_html,
+        render_trajectory_html,
+    )
+
+    if isinstance(result, Identity):
+        return render_identity_html(result)
+    if isinstance(result, Trajectory):
+        return render_trajectory_html(result)
+    if isinstance(result, Evaluation):
+        return render_evaluation_html(result.to_dict())
+    return render_html(result)
