@@ -199,7 +199,8 @@ def measure_peak(name: str, is_tracked: bool) -> dict[str, int]:
             gc.collect()
             before = resident_after_trim()
             reset_peak()
-            settings = Settings(Path(folder) / "updates", 1, None, False)
+            # After a step the weights no longer tell that the base was bf16.
+            settings = Settings(Path(folder) / "updates", 1, "BF16", False)
             session = Session(settings, training.model, 0) if is_tracked else None
             for number in range(1, 1 + STEPS):
                 optimize(training, session, number)

@@ -157,7 +157,7 @@ def count_nonzero(bits: NDArray[Any], magnitude: Any) -> int:
 # Sums may be taken in any order so that they use vectors; NaN and infinity keep their meaning.
 @compiled(fastmath={"reassoc"})
 def _squared_distance_bf16(left: NDArray[np.uint16], right: NDArray[np.uint16]) -> float:
-    total = 0.0
+    total: Any = 0.0  # fp64
     whole = left.size - left.size % BLOCK
     for start in range(0, whole, BLOCK):
         of_block = np.float32(0.0)
@@ -175,7 +175,7 @@ def _squared_distance_bf16(left: NDArray[np.uint16], right: NDArray[np.uint16]) 
 
 @compiled(fastmath={"reassoc"})
 def _squared_distance(left: NDArray[np.float32], right: NDArray[np.float32]) -> float:
-    total = 0.0
+    total: Any = 0.0  # fp64
     whole = left.size - left.size % BLOCK
     for start in range(0, whole, BLOCK):
         of_block = np.float32(0.0)

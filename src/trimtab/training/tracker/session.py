@@ -190,7 +190,7 @@ class Session:
         self._file = file if processes.is_first else None
 
     def _watch(self, model: Any, stored: str) -> None:
-        config = getattr(getattr(model, "config", None), "to_dict", dict)()
+        config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
         self._watched: list[Watched] = []
         start = 0
         for part in find_parts(self._parameters, stored, config):
