@@ -1,12 +1,14 @@
 """Settings for every test: no hub, no telemetry, no colour, a fixed terminal width.
 
 One BLAS thread, because the matrices of the tests are so small that threads only wait. Triton
-kernels run in its interpreter, on CPU tensors, unless it is switched off from outside.
+kernels run in its interpreter, on CPU tensors, unless it is switched off from outside. Ctrl-C
+works, also where the shell that started the tests in the background had switched it off.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 from importlib.util import find_spec
 
 import pytest
@@ -19,6 +21,7 @@ os.environ["NO_COLOR"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 os.environ.setdefault("TRITON_INTERPRET", "1")
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
