@@ -12,6 +12,7 @@ import pytest
 
 from tests.training.runs.run_files import SAMPLES, after, content, train, write
 from tests.training.runs.test_base_model import stored_as
+from trimtab.compare.tracked import read_tracked
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import WEIGHTS, read_json, write_json
@@ -100,6 +101,32 @@ def test_a_stopped_run_ends_in_the_same_weights(finished: Any, base: Base, tmp_p
     assert [log["step"] for log in resumed["history"]] == [1, 2]
     weights = [path / "out" / "model" / WEIGHTS for path in (folder, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize("algorithm", ["sft", "ppo"])
+def test_a_tracker_follows_the_run(base: Base, tmp_path: Path, algorithm: str) -> None:
+    values = content(algorithm, base[0], track=1)
+    whole, halves = (write(tmp_path / name, values) for name in ("whole", "halves"))
+    result = train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(halves, stop=after(1))
+    assert train(halves)["resumed_from_step"] == 1
+    points, resumed = (
+        read_tracked(run.parent / "out" / "updates.trimtab").points for run in (whole, halves)
+    )
+    assert points == resumed
+    assert [point.step for point in points] == [1, 2]
+    assert points[-1].total.changed == result["update"]["num_changed"]
+    num_elements = result["update"]["num_elements"]
+    shares = [log["trimtab/changed"] for log in result["history"]]
+    assert shares == [point.total.changed / num_elements for point in points]
+
+
+def test_a_tracker_sees_what_is_saved(base: Base, tmp_path: Path) -> None:
+    values = content("sft", base[0], track=2, dtype="fp32", save_dtype="fp32", mask="none")
+    update = train(write(tmp_path, values))["update"]
+    (point,) = read_tracked(tmp_path / "out" / "updates.trimtab").points
+    assert point.total.changed == update["num_changed"] > 0.9 * update["num_elements"]
 
 
 def test_samples_for_several_steps_are_used_up_before_a_stop(base: Base, tmp_path: Path) -> None:

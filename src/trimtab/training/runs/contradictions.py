@@ -37,6 +37,8 @@ def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterato
     yield from (f"{key} is empty" for key in ("model", "output", "mask") if top.get(key) == "")
     if not 0 <= top.get("dropout", 0) < 1:
         yield f"dropout is {top['dropout']}, expected at least 0 and below 1"
+    if (track := top.get("track")) is not None:
+        yield from _of_track(track, top.get("mask"), tables.get("auto", AutoTable()))
     data, reward, samples = (tables.get(name) for name in ("data", "reward", "samples"))
     if data is not None:
         yield from _of_data(data)
@@ -48,6 +50,13 @@ def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterato
     yield from _of_mask(top.get("mask"), tables.get("optimizer"))
     if (auto := tables.get("auto")) is not None:
         yield from _of_auto(top.get("mask"), auto)
+
+
+def _of_track(track: int, mask: str | None, auto: AutoTable | None) -> Iterator[str]:
+    if track < 1:
+        yield f"track is {track}, expected a number of steps from 1 on"
+    if mask == "auto" and auto is not None and auto.probe == "adamw":
+        yield 'track: mask = "auto" with probe = "adamw" trains twice, and one can be followed'
 
 
 def _of_data(data: DataTable) -> Iterator[str]:

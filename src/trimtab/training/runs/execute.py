@@ -5,6 +5,7 @@
     out/resolved.json    every setting, written before the first step
     out/samples.jsonl    the model's own samples, where it is trained on them
     out/mask.safetensors the mask that was found, with mask = "auto"
+    out/updates.trimtab  what every step changed, with track = 1
     out/checkpoints/     the Trainer's; removed at the end unless the run file asks for some
     out/model/           the trained checkpoint: the files of the base with other weights
     out/result.json      what came of it; written last, so it marks a finished run
@@ -42,6 +43,7 @@ __all__ = ["MODEL", "RESOLVED", "RESULT", "check_output", "execute"]
 
 RESOLVED = "resolved.json"
 RESULT = "result.json"
+UPDATES = "updates.trimtab"
 MODEL = "model"
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
@@ -85,6 +87,7 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
             trainer, training = build_trainer(
                 run, run.mask, run.output / CHECKPOINTS, [follow(run, line, stop)]
             )
+            _track(run, trainer)
             resolved["optimizer"] = _optimizer(run, training)
             write_json(run.output / RESOLVED, resolved)
             peak = PeakMemory(trainer.args.device)
@@ -123,6 +126,20 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
     if not run.keeps_checkpoints:
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)
     return result
+
+
+def _track(run: PreparedRun, trainer: Any) -> None:
+    """Follow the steps, if the run file says so."""
+    if run.file.track is None:
+        return
+    from trimtab.training.tracker import UpdateTracker
+
+    dtype = "float32" if run.file.save_dtype == "fp32" else None
+    # What an earlier call left behind is gone on with, or else worth nothing: `force`.
+    tracker = UpdateTracker(
+        run.output / UPDATES, every=run.file.track, stored_dtype=dtype, force=True
+    )
+    tracker.attach(trainer)
 
 
 def check_output(run: PreparedRun) -> None:

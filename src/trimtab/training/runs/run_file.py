@@ -48,6 +48,7 @@ class RunFile:
         trainer: Passed to the configuration class of TRL.
         save_dtype: Of the saved weights: that in which the model is stored, or `fp32`.
         dropout: Probability of every dropout of the model; None for what its config says.
+        track: Optimizer steps between two points of an `UpdateTracker`; None for no tracker.
         factors: Those that were asked for; the keys that they stand for are set accordingly.
     """
 
@@ -66,6 +67,7 @@ class RunFile:
     trainer: Mapping[str, Any] = field(default_factory=dict)
     save_dtype: Literal["stored", "fp32"] = "stored"
     dropout: float | None = None
+    track: int | None = None
     factors: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -133,6 +135,7 @@ class _Top:
     dtype: Literal["bf16", "fp32"]
     save_dtype: Literal["stored", "fp32"]
     dropout: float
+    track: int
 
 
 _TABLES: Mapping[str, type] = {
