@@ -72,7 +72,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"seed": 2**32}, "seed is 4294967296, expected 0 to 2**32 - 1"),
         ({"seed": 1.0}, "seed is 1.0, expected a whole number"),
         ({"track": 0}, "track is 0, expected a number of steps from 1 on"),
-        ({"track": 1, "mask": "auto"}, 'track: mask = "auto" with probe = "adamw" trains in two'),
+        ({"track": 1, "mask": "auto"}, 'track: mask = "auto" with probe = "adamw" trains twice'),
         ({"dtype": "fp16"}, 'dtype is "fp16", expected "bf16" or "fp32"'),
         ({"mask": "random"}, 'mask is "random", expected random:DENSITY, above 0 and at most 1'),
         (
