@@ -168,7 +168,7 @@ def test_interrupted_it_goes_on_to_the_same_table(
     cell = tmp_path / "out" / "cells" / name
     shutil.rmtree(cell)
 
-    code, out, err = run("sweep", path)
+    code, out, err = run("sweep", path, "--jobs", 2)  # as many threads as `whole` had
     assert (code, out) == (130, "")
     notice = "trimtab: finishing the steps under way and saving them; Ctrl-C again to stop now"
     assert [line for line in err.splitlines() if "trimtab:" in line] == [
@@ -180,7 +180,7 @@ def test_interrupted_it_goes_on_to_the_same_table(
     row = table(tmp_path)["cells"][2]
     assert (row["status"], row["num_changed"]) == ("interrupted", None)
 
-    code, _, err = run("sweep", path)
+    code, _, err = run("sweep", path, "--jobs", 2)
     assert code == 0
     assert err.count(": started") == 1
     assert json.loads((cell / "out" / "result.json").read_text())["resumed_from_step"] == 1
