@@ -92,7 +92,7 @@ def main() -> None:
     """Measure the algorithms that are asked for, and print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--algorithms", nargs="+", choices=NAMES, default=NAMES, help="default all")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds (default 15)")
     parser.add_argument("--steps", type=int, default=1, help="steps of a round (default 1)")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
     options = parser.parse_args()
