@@ -38,6 +38,9 @@ def load_tokenizer(folder: Path) -> Any:
 def load_model(folder: Path, dtype: str, device: Any) -> Any:
     """The model of a checkpoint, to be asked and not trained.
 
+    Its weights could have gradients all the same: on a CPU torch multiplies the last hidden states,
+    a slice, by weights that can have none many times more slowly.
+
     Args:
         folder: A checkpoint.
         dtype: `bf16` or `fp32`: of the weights and the arithmetic.
@@ -54,7 +57,7 @@ def load_model(folder: Path, dtype: str, device: Any) -> Any:
         raise CheckpointError(
             f"{folder} cannot be asked: NaN or infinity in {first_few(broken)} (as {dtype})"
         )
-    return model.to(device).eval().requires_grad_(False)
+    return model.to(device).eval()
 
 
 def ask(

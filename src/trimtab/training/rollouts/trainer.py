@@ -253,8 +253,12 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
 
 
 def frozen_copy(model: Any) -> Any:
-    """A copy of a model as it is now, without gradients."""
-    return copy.deepcopy(model).requires_grad_(False)
+    """A copy of a model as it is now, which nothing trains.
+
+    Its weights could have gradients all the same: on a CPU torch multiplies the slice of hidden
+    states that `logits_to_keep` leaves by weights that can have none many times more slowly.
+    """
+    return copy.deepcopy(model).requires_grad_(True)
 
 
 def _problems(
