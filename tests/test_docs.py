@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 import pytest
-from docs import generated, generated_optimizer, generated_training
+from docs import generated, generated_demo, generated_optimizer, generated_training
 
 import trimtab
 from trimtab import errors
@@ -320,7 +320,7 @@ def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     group = {"num_elements": 1000, "num_changed": {"bits": 1}}
     inside = {"num_elements": 8, "num_sub_equal": {"bits": 6}, "num_base_equal": {"bits": 0}}
     total = {"inside": inside, "all": {"cosine": 0.75, "num_sub_moved": 96}}
-    generated.demo(
+    generated_demo.demo(
         {
             "before": scores,
             "majority_baseline": {"answer": 9, "accuracy": 0.125},

@@ -1,0 +1,101 @@
+"""Tables of `docs/demo.md` drawn from the recorded result of `make demo`.
+
+Like the functions of `docs.generated`, those here print Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from docs.generated import rows
+
+from trimtab.cli.demo_record import label_of
+from trimtab.elements.counts import percent
+from trimtab.report.identity_wording import cosine_text
+
+__all__ = ["demo"]
+
+
+def demo(result: Mapping[str, Any] | None) -> None:
+    """The recorded result of `make demo`: accuracies, sparsity by kind, and runs in a mask."""
+    if result is None:
+        return
+    before, majority = result["before"], result["majority_baseline"]
+
+    def accuracy(part: Mapping[str, Any], way: str) -> str:
+        error = part[f"{way}_standard_error"]
+        return f"{100 * part[f'{way}_accuracy']:.1f} % ± {100 * error:.1f}"
+
+    def trained(name: str, arm: Mapping[str, Any]) -> list[str]:
+        answers, record = arm["evaluation"], arm["record"]
+        return [
+            label_of(name),
+            accuracy(answers, "greedy"),
+            accuracy(answers, "sampled"),
+            f"{record['tokens']['num_loss']:,}",
+            f"{record['seconds']['train']:.0f} s",
+        ]
+
+    rows(
+        ["held-out questions", "greedy", "sampled at T = 1", "tokens with a loss", "training"],
+        [
+            ["base", accuracy(before, "greedy"), accuracy(before, "sampled"), "", ""],
+            [f"always “{majority['answer']}”", f"{100 * majority['accuracy']:.1f} %", "", "", ""],
+            *(trained(name, arm) for name, arm in result["arms"].items()),
+        ],
+    )
+    print()
+    comparisons = result["comparisons"]
+    kinds = dict.fromkeys(kind for part in comparisons.values() for kind in part["by_kind"])
+
+    def unchanged(part: Mapping[str, Any]) -> str:
+        num_elements, num_changed = part["num_elements"], part["num_changed"]["bits"]
+        return percent(num_elements - num_changed, num_elements)
+
+    rows(
+        ["bit-identical to the base", *comparisons],
+        [
+            *(
+                [f"`{kind}`", *(unchanged(part["by_kind"][kind]) for part in comparisons.values())]
+                for kind in kinds
+            ),
+            ["all", *(unchanged(part["total"]) for part in comparisons.values())],
+        ],
+    )
+    if result.get("identities"):
+        print()
+        _identities(result["identities"], result["record"]["arms"])
+
+
+def _identities(checks: Mapping[str, Any], arms: Mapping[str, Any]) -> None:
+    """Runs in a mask beside GRPO."""
+
+    def cells(label: str, total: Mapping[str, Any]) -> list[str]:
+        inside, arm = total["inside"], arms[label]
+        equal = (inside[side]["bits"] for side in ("num_sub_equal", "num_base_equal"))
+        optimizer, same = arm["optimizer"], arm["same_answers"]
+        kept = optimizer["state_bytes"] + optimizer["index_bytes"]
+        return [
+            label,
+            f"{optimizer['num_selected']:,}",
+            f"{total['all']['num_sub_moved']:,}",
+            *(percent(num, inside["num_elements"]) for num in equal),
+            cosine_text(total["all"]["cosine"]),
+            f"{same['correct']} of {same['total']}",
+            f"{kept / 1e6:,.0f} MB",
+        ]
+
+    rows(
+        [
+            "beside GRPO",
+            "weights trained",
+            "changed when saved",
+            "equal inside the mask",
+            "the same of the base",
+            "cosine of the updates",
+            "same answers",
+            "optimizer",
+        ],
+        (cells(label, check["total"]) for label, check in checks.items()),
+    )
