@@ -10,16 +10,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-import trimtab
 from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.reading import Digests, Progress, Reading
-from trimtab.checkpoints.record import record_of
+from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import Chunk, Source, overlaps
 from trimtab.checkpoints.tied import without_tied_copies
 from trimtab.compare.trajectory_matching import Followed, coverage_of, match_series
@@ -99,13 +97,7 @@ def trajectory(
             every=spacing(base.id, steps),
             coverage=coverage_of(matching, kept, tied),
             conversion=matching.conversion,
-            provenance={
-                "trimtab_version": trimtab.__version__,
-                "command": None,
-                "date": datetime.now(UTC).isoformat(timespec="seconds"),
-                "device": "cpu",
-                "threads": reading.num_threads,
-            },
+            provenance=made_now(device="cpu", threads=reading.num_threads),
         )
 
 

@@ -17,7 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
-from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
 from trimtab.outputs import new_file
 
@@ -303,13 +303,7 @@ class Trajectory:
         Raises:
             ResultFormatError: The data is no trajectory, of another version, or damaged.
         """
-        if not isinstance(data, Mapping) or data.get("format") != FORMAT:
-            raise ResultFormatError(f"not a trimtab trajectory: expected format {FORMAT!r}")
-        if data.get("format_version") != FORMAT_VERSION:
-            raise ResultFormatError(
-                f"trajectory of format version {data.get('format_version')!r}: this trimtab "
-                f"reads version {FORMAT_VERSION}; run `trimtab trajectory` again"
-            )
+        check_format(data, FORMAT, FORMAT_VERSION, what="trajectory", command="trimtab trajectory")
         try:
             provenance = dict(data["provenance"])
             coverage = data["coverage"]

@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.elements.counts import added
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.scan import Scanner, Tally
@@ -61,8 +62,8 @@ class Agreement:
         """Both sets of elements together."""
         return Agreement(
             num_elements=self.num_elements + other.num_elements,
-            num_sub_equal=_added(self.num_sub_equal, other.num_sub_equal),
-            num_base_equal=_added(self.num_base_equal, other.num_base_equal),
+            num_sub_equal=added(self.num_sub_equal, other.num_sub_equal),
+            num_base_equal=added(self.num_base_equal, other.num_base_equal),
             num_sub_moved=self.num_sub_moved + other.num_sub_moved,
             num_nonfinite=self.num_nonfinite + other.num_nonfinite,
             difference_sum_squares=self.difference_sum_squares + other.difference_sum_squares,
@@ -287,10 +288,6 @@ class _RegionTally:
 
         equal = Agreement(num_sub_equal=num_equal(self._sub), num_base_equal=num_equal(self._base))
         return self._measured + equal
-
-
-def _added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    return {key: left.get(key, 0) + right.get(key, 0) for key in {**left, **right}}
 
 
 def _ratio(part: float, whole: float) -> float | None:

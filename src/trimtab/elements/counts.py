@@ -14,7 +14,7 @@ from typing import Any
 
 from trimtab.elements.ulps import label_order
 
-__all__ = ["ChangeCounts", "percent"]
+__all__ = ["ChangeCounts", "added", "percent"]
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class ChangeCounts:
         """Counts of both sets of elements together."""
         return ChangeCounts(
             num_elements=self.num_elements + other.num_elements,
-            num_changed=_added(self.num_changed, other.num_changed),
+            num_changed=added(self.num_changed, other.num_changed),
             num_zero_sign_flips=self.num_zero_sign_flips + other.num_zero_sign_flips,
             num_nan=self.num_nan + other.num_nan,
             num_increased=self.num_increased + other.num_increased,
             num_decreased=self.num_decreased + other.num_decreased,
             num_nonfinite_updates=self.num_nonfinite_updates + other.num_nonfinite_updates,
-            ulp_histogram=_added(self.ulp_histogram, other.ulp_histogram),
+            ulp_histogram=added(self.ulp_histogram, other.ulp_histogram),
             update_sum=self.update_sum + other.update_sum,
             update_sum_abs=self.update_sum_abs + other.update_sum_abs,
             update_sum_squares=self.update_sum_squares + other.update_sum_squares,
@@ -145,7 +145,8 @@ class ChangeCounts:
         )
 
 
-def _added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+def added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
+    """The sum of two counts, key by key."""
     total = Counter(left)
     total.update(right)
     return dict(total)

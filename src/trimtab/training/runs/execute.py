@@ -119,7 +119,7 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
             "save": perf_counter() - trained,
         },
         "versions": runtime.versions(),
-        "device": _device(trainer.args.device),
+        "device": runtime.device(trainer.args.device),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(run.output / RESULT, result)
@@ -207,12 +207,3 @@ def _precision(run: PreparedRun, trainer: Any) -> dict[str, str]:
 
 def _dtypes(tensors: Any) -> str:
     return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
-
-
-def _device(device: Any) -> dict[str, Any]:
-    """Where the run computed."""
-    import torch
-
-    if device.type == "cpu":
-        return runtime.device()
-    return {"type": device.type, "name": torch.cuda.get_device_name(device)}
