@@ -203,7 +203,7 @@ def test_a_hub_id_without_network(run: Run, pair: tuple[Path, Path]) -> None:
 def test_a_saved_result_that_is_none(run: Run, tmp_path: Path) -> None:
     for text, words in (
         ("no json", "expected JSON"),
-        ("[]", "not a trimtab comparison"),
+        ("[]", "expected a result of"),
         ('{"format": "trimtab.comparison", "format_version": 99}', "format version 99"),
         ('{"format": "trimtab.comparison", "format_version": 1}', "damaged comparison"),
     ):

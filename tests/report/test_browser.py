@@ -13,15 +13,12 @@ import pytest
 from tests.report.factory import make_comparison, make_demo, with_masked
 from tests.report.identity_factory import make_identity
 from tests.report.page import Page
-from tests.report.test_html import HOSTILE, hostile_comparison
+from tests.report.test_comparison_page import HOSTILE, hostile_comparison
 from tests.report.trajectory_factory import make_trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.html import (
-    render_demo_html,
-    render_html,
-    render_identity_html,
-    render_trajectory_html,
-)
+from trimtab.report.comparison_page import render_demo_html, render_html
+from trimtab.report.identity_page import render_identity_html
+from trimtab.report.trajectory_page import render_trajectory_html
 
 pytestmark = pytest.mark.browser
 

@@ -10,9 +10,9 @@ from tests.report.page import Page
 from trimtab.compare import Comparison
 from trimtab.elements.counts import percent
 from trimtab.masks.identity_result import Identity
+from trimtab.report.comparison_page import render_demo_html
 from trimtab.report.demo_masked import mask_columns
 from trimtab.report.demo_table import render_demo_table
-from trimtab.report.html import render_demo_html
 from trimtab.report.identity_wording import sub_share
 
 SECTIONS = ["Training only the mask", "Did the subnetwork give the same model?"]

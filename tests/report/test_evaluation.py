@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.report.page import Page
-from tests.report.test_html import HOSTILE
+from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_identity import table_row
 from tests.training.evaluation.results import make_evaluation
+from trimtab.report.evaluation_page import render_evaluation_html
 from trimtab.report.evaluation_table import render_evaluation_table
 from trimtab.report.evaluation_wording import share_text
-from trimtab.report.html import render_evaluation_html
 from trimtab.training.evaluation.intervals import paired_interval, wilson
 from trimtab.training.evaluation.result import Evaluation
 

@@ -10,14 +10,14 @@ import pytest
 
 from tests.report.identity_factory import make_agreement, make_identity
 from tests.report.page import Page
-from tests.report.test_html import HOSTILE
+from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_table import cells
 from trimtab.elements.agreement import Agreement, SplitAgreement
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.masks.identity_result import Identity, IdentityCoverage, TensorIdentity
-from trimtab.report.html import render_identity_html
 from trimtab.report.identity import same_model
+from trimtab.report.identity_page import render_identity_html
 from trimtab.report.identity_table import render_identity_table
 from trimtab.report.identity_wording import (
     cosine_text,

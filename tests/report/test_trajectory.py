@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from tests.report.page import Page
-from tests.report.test_html import HOSTILE
+from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_table import cells
 from tests.report.trajectory_factory import make_record, make_trajectory
 from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.html import render_trajectory_html
+from trimtab.report.trajectory_page import render_trajectory_html
 from trimtab.report.trajectory_table import evenly, render_trajectory_table
 from trimtab.report.trajectory_wording import (
     cadence,

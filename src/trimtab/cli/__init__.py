@@ -10,11 +10,11 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 
 import click
 
 from trimtab import __version__
+from trimtab.cli.verbs import Verbs
 from trimtab.errors import CriterionError, TrimtabError
 
 __all__ = ["main"]
@@ -33,25 +33,10 @@ VERBS = {
 """Verbs in the order of the work, with the line that `trimtab --help` shows."""
 
 
-class _Verbs(click.Group):
-    """Loads the module of a verb only when that verb is used, so that `--help` is instant."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
-            return None
-        command: click.Command = import_module(f"trimtab.cli.{cmd_name}").command
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl(list(VERBS.items()))
-
-
 @click.command(
-    cls=_Verbs,
+    cls=Verbs,
+    package="trimtab.cli",
+    verbs=VERBS,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: trimtab compare BASE TUNED",
 )

@@ -62,8 +62,9 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
     had changed, and the two models are set side by side. Interrupt it when you like; the same
     command goes on where it was.
     """
+    from trimtab.report.comparison_page import render_demo_html
     from trimtab.report.demo_table import render_demo_table
-    from trimtab.report.html import check_installed, render_demo_html
+    from trimtab.report.page import check_installed
     from trimtab.training.demo import train_demo
 
     check_installed()

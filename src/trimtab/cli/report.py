@@ -8,15 +8,9 @@ from pathlib import Path
 
 import click
 
-from trimtab.cli.results import Result, render_page, render_text
-from trimtab.compare import Comparison, trajectory_result
-from trimtab.compare.trajectory_result import Trajectory
+from trimtab.cli.renderings import Result, commands, read_result, rendering_of
 from trimtab.errors import ResultFormatError
-from trimtab.masks import identity_result
-from trimtab.masks.identity_result import Identity
 from trimtab.report.files import ensure_free, write_output
-from trimtab.training.evaluation import result as evaluation_result
-from trimtab.training.evaluation.result import Evaluation
 
 __all__ = ["command"]
 
@@ -28,15 +22,15 @@ __all__ = ["command"]
 def command(result: Path, output: Path | None, force: bool) -> None:
     """Show a saved result: a table, or with -o an HTML report.
 
-    RESULT is what -o of `trimtab compare`, `trimtab identity`, `trimtab trajectory` or `trimtab
-    evaluate` wrote. No checkpoint is opened.
+    RESULT is what -o of a command that measures wrote, such as `trimtab compare`. No checkpoint is
+    opened.
     """
     loaded = load_result(result)
     if output is None:
-        click.echo(render_text(loaded, styled=sys.stdout.isatty()))
+        click.echo(rendering_of(loaded).render_text(loaded, styled=sys.stdout.isatty()))
         return
     ensure_free(output, force=force)
-    write_output(output, render_page(loaded), force=force)
+    write_output(output, rendering_of(loaded).render_page(loaded), force=force)
     click.echo(f"wrote {output}", err=True)
 
 
@@ -49,18 +43,9 @@ def load_result(path: Path) -> Result:
     try:
         data = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ResultFormatError(
-            f"{path}: expected JSON from -o of `trimtab compare`, `trimtab identity`, `trimtab "
-            f"trajectory` or `trimtab evaluate`: {error}"
-        ) from None
-    format = data.get("format") if isinstance(data, dict) else None
+        expected = f"expected JSON from -o of {commands()}"
+        raise ResultFormatError(f"{path}: {expected}: {error}") from None
     try:
-        if format == identity_result.FORMAT:
-            return Identity.from_dict(data)
-        if format == trajectory_result.FORMAT:
-            return Trajectory.from_dict(data)
-        if format == evaluation_result.FORMAT:
-            return Evaluation.from_dict(data)
-        return Comparison.from_dict(data)
+        return read_result(data)
     except ResultFormatError as error:
         raise ResultFormatError(f"{path}: {error}") from None

@@ -8,21 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import click
 
-from trimtab.compare import Comparison
-from trimtab.compare.trajectory_result import Trajectory
-from trimtab.masks.identity_result import Identity
+from trimtab.cli.renderings import Result, rendering_of
 from trimtab.report.files import ensure_free, write_output
-from trimtab.training.evaluation.result import Evaluation
 
-__all__ = ["Outputs", "Result", "render_page", "render_text", "result_options", "to_json"]
-
-Result: TypeAlias = Comparison | Identity | Trajectory | Evaluation
-
-_Result = TypeVar("_Result", Comparison, Identity, Trajectory, Evaluation)
+__all__ = ["Outputs", "result_options", "to_json"]
 
 _OPTIONS = (
     click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
@@ -63,23 +56,25 @@ class Outputs:
             if target is not None:
                 ensure_free(target, force=self.force)
         if self.html is not None:
-            from trimtab.report.html import check_installed
+            from trimtab.report.page import check_installed
 
             check_installed()
 
-    def give(self, result: _Result, typed: str) -> None:
+    def give(self, result: Result, typed: str) -> None:
         """Write and print a result, with the command as it was typed in its provenance."""
-        result = replace(result, provenance={**result.provenance, "command": typed})
+        told = {**result.provenance, "command": typed}
+        result = replace(result, provenance=told)  # type: ignore[type-var]
+        rendering = rendering_of(result)
         if self.output is not None:
             write_output(self.output, to_json(result), force=self.force)
             click.echo(f"wrote {self.output}", err=True)
         if self.html is not None:
-            write_output(self.html, render_page(result), force=self.force)
+            write_output(self.html, rendering.render_page(result), force=self.force)
             click.echo(f"wrote {self.html}", err=True)
         if self.as_json:
             click.echo(to_json(result), nl=False)
         elif self.output is None:
-            click.echo(render_text(result, styled=sys.stdout.isatty()))
+            click.echo(rendering.render_text(result, styled=sys.stdout.isatty()))
 
 
 def result_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -102,40 +97,3 @@ def result_options(command: Callable[..., None]) -> Callable[..., None]:
 def to_json(result: Result) -> str:
     """A result as JSON text."""
     return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def render_text(result: Result, *, styled: bool) -> str:
-    """A result as a table for the terminal."""
-    if isinstance(result, Identity):
-        from trimtab.report.identity_table import render_identity_table
-
-        return render_identity_table(result, styled=styled)
-    if isinstance(result, Trajectory):
-        from trimtab.report.trajectory_table import render_trajectory_table
-
-        return render_trajectory_table(result, styled=styled)
-    if isinstance(result, Evaluation):
-        from trimtab.report.evaluation_table import render_evaluation_table
-
-        return render_evaluation_table(result.to_dict(), styled=styled)
-    from trimtab.report.table import render_table
-
-    return render_table(result, styled=styled)
-
-
-def render_page(result: Result) -> str:
-    """A result as an HTML page."""
-    from trimtab.report.html import (
-        render_evaluation_html,
-        render_html,
-        render_identity_html,
-        render_trajectory_html,
-    )
-
-    if isinstance(result, Identity):
-        return render_identity_html(result)
-    if isinstance(result, Trajectory):
-        return render_trajectory_html(result)
-    if isinstance(result, Evaluation):
-        return render_evaluation_html(result.to_dict())
-    return render_html(result)

@@ -20,8 +20,8 @@ from tests.report.page import Page
 from trimtab.compare.result import Comparison, Coverage
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.errors import MissingExtraError
-from trimtab.report import html
-from trimtab.report.html import render_demo_html, render_html
+from trimtab.report.comparison_page import render_demo_html, render_html
+from trimtab.report.page import _chart_library
 
 MEGABYTE = 1_000_000
 HOSTILE = "</script><script>document.documentElement.dataset.hacked='1'</script><img src=x>&amp;"
@@ -345,7 +345,7 @@ def test_a_loss_that_is_not_finite_does_not_break_the_page() -> None:
 def test_without_the_chart_library_the_cure_is_named(
     comparison: Comparison, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    html._chart_library.cache_clear()
+    _chart_library.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'trimtab\[report\]'"):
         render_html(comparison)

@@ -1,0 +1,53 @@
+"""`trimtab mask extract`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from trimtab.cli.mask.options import write_mask, writes_a_mask
+from trimtab.cli.progress import byte_progress
+from trimtab.masks import extract_mask
+from trimtab.outputs import ensure_free
+
+__all__ = ["command"]
+
+
+@click.command(
+    "extract",
+    epilog="Example: trimtab mask extract base/ tuned/ -o m.safetensors",
+)
+@click.argument("base")
+@click.argument("tuned")
+@click.option(
+    "--changed",
+    default="bits",
+    show_default=True,
+    metavar="CRITERION",
+    help="Select what changed by this criterion: bits, value, atol=T, strict_atol=T or rel=T.",
+)
+@click.option("--threads", type=click.IntRange(min=1), help="Tensors read at the same time.")
+@writes_a_mask
+def command(
+    typed: str,
+    base: str,
+    tuned: str,
+    changed: str,
+    threads: int | None,
+    output: Path,
+    force: bool,
+) -> None:
+    """Select the elements that changed from a BASE to a TUNED checkpoint.
+
+    BASE and TUNED are each a folder, a .safetensors or .bin file, or a hub id with an optional
+    @revision. Both are streamed.
+    """
+    from trimtab.report.mask_table import gaps_text
+
+    ensure_free(output, force=force)
+    with byte_progress("extracting") as progress:
+        mask = extract_mask(base, tuned, changed=changed, threads=threads, progress=progress)
+    if gaps := gaps_text(mask.provenance["steps"][0]):
+        click.echo(f"not compared in full: {gaps}; `trimtab mask info --json` lists them", err=True)
+    write_mask(mask, output, typed, force=force)

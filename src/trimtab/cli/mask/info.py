@@ -1,0 +1,33 @@
+"""`trimtab mask info`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from trimtab.cli.mask.options import mask_argument
+from trimtab.masks import Mask
+
+__all__ = ["command"]
+
+
+@click.command(
+    "info",
+    epilog="Example: trimtab mask info m.safetensors",
+)
+@mask_argument
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(mask: Path, as_json: bool) -> None:
+    """Show what MASK selects, by kind, and how it was made."""
+    loaded = Mask.load(mask)
+    if as_json:
+        from trimtab.masks.summary import summarise
+
+        click.echo(json.dumps(summarise(loaded), indent=1))
+        return
+    from trimtab.report.mask_table import render_mask
+
+    click.echo(render_mask(loaded, styled=sys.stdout.isatty()))

@@ -1,0 +1,32 @@
+"""What the verbs of `trimtab mask` share: their argument, and where a mask is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from trimtab.masks import Mask
+
+__all__ = ["mask_argument", "write_mask", "writes_a_mask"]
+
+mask_argument = click.argument("mask", type=click.Path(path_type=Path))
+
+
+def writes_a_mask(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a command that writes a mask; it is given `typed` first."""
+    path = click.Path(path_type=Path)
+    output = click.option(
+        "-o", "--output", type=path, required=True, help="Write the mask to this file."
+    )
+    force = click.option("--force", is_flag=True, help="Replace an output file that exists.")
+    return output(force(click.pass_obj(function)))
+
+
+def write_mask(mask: Mask, output: Path, typed: str, *, force: bool) -> None:
+    """Write a mask with the command as it was typed, and say what it selects."""
+    from trimtab.report.mask_table import selected_text
+
+    mask.with_provenance(command=typed).save(output, force=force)
+    click.echo(f"wrote {output}: {selected_text(mask)} selected", err=True)

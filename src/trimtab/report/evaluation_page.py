@@ -1,0 +1,72 @@
+"""The page of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.report.evaluation import (
+    accuracy,
+    evaluation_provenance,
+    forgetting,
+    given_answers,
+    suites,
+)
+from trimtab.report.evaluation_wording import model_names, share_text
+from trimtab.report.page import Hero, render_page
+
+__all__ = ["render_evaluation_html"]
+
+
+def render_evaluation_html(evaluation: Mapping[str, Any]) -> str:
+    """Draw the report of an evaluation.
+
+    Args:
+        evaluation: Its plain data; nothing else is read.
+
+    Returns:
+        A complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    first, *others = model_names(evaluation)
+    asked = evaluation["questions"]
+    sections = [
+        accuracy(evaluation),
+        forgetting(evaluation),
+        suites(evaluation),
+        given_answers(evaluation),
+        evaluation_provenance(evaluation),
+    ]
+    return render_page(
+        title=", ".join((*others, first)),
+        heading="What the models answered" if asked else "What the models forgot",
+        subtitle=(first, ", ".join(others) or "no other model"),
+        heroes=_evaluation_heroes(evaluation),
+        coverage="complete: every model was given the same questions and texts",
+        sections=sections,
+        date=evaluation["provenance"].get("date", ""),
+    )
+
+
+def _evaluation_heroes(evaluation: Mapping[str, Any]) -> list[Hero]:
+    """The greedy accuracy of each model, or of those beside the first."""
+    if evaluation["questions"] is None:
+        return []
+    models = list(zip(model_names(evaluation), evaluation["models"], strict=True))
+    beside = ""
+    if len(models) > 1:
+        first, model = models.pop(0)
+        beside = f"; {share_text(model['answers']['greedy_accuracy'], 1, None)} by {first}"
+    return [
+        Hero(
+            label=name,
+            figure=share_text(told["greedy_accuracy"], 1, None),
+            words=f"of {told['num_questions']:,} questions are answered right, greedily{beside}",
+            filled=told["greedy_accuracy"],
+            under=f"{told['num_greedy_correct']:,} right",
+        )
+        for name, model in models
+        for told in (model["answers"],)
+    ]

@@ -1,0 +1,73 @@
+"""The page of a trajectory."""
+
+from __future__ import annotations
+
+from trimtab.compare.trajectory_result import Trajectory
+from trimtab.elements.counts import percent
+from trimtab.report.page import Hero, render_page
+from trimtab.report.trajectory import (
+    coverage_text,
+    final_subnetwork,
+    over_time,
+    trajectory_coverage,
+    trajectory_provenance,
+    what_became,
+)
+from trimtab.report.trajectory_wording import FATES, cadence, cadence_sentence, endpoints_of, fates
+from trimtab.report.wording import changed_means, printable
+
+__all__ = ["render_trajectory_html"]
+
+
+def render_trajectory_html(trajectory: Trajectory) -> str:
+    """Draw the report of a trajectory.
+
+    Args:
+        trajectory: The result; nothing else is read.
+
+    Returns:
+        A complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    base, last = endpoints_of(trajectory)
+    covered = coverage_text(trajectory)
+    is_complete = trajectory.coverage is None or trajectory.coverage.is_complete
+    sections = [
+        what_became(trajectory),
+        over_time(trajectory),
+        final_subnetwork(trajectory),
+        trajectory_coverage(trajectory),
+        trajectory_provenance(trajectory),
+    ]
+    return render_page(
+        title=f"{base} to {last}, observed {cadence(trajectory)}",
+        heading="How the subnetwork formed",
+        subtitle=(base, last),
+        heroes=_trajectory_heroes(trajectory),
+        conversion=printable(trajectory.conversion or ""),
+        incomplete=[] if is_complete else [covered],
+        coverage=covered,
+        paragraphs=(cadence_sentence(trajectory), changed_means("bits")),
+        sections=sections,
+        date=trajectory.provenance.get("date", ""),
+    )
+
+
+def _trajectory_heroes(trajectory: Trajectory) -> list[Hero]:
+    """What became of the weights: effective, cancelled, untouched."""
+    total = trajectory.final.total
+    if not total.num_elements:
+        return [Hero("", "–", "no weights were followed", 0.0, "nothing to follow")]
+    numbers = fates(total)
+    return [
+        Hero(
+            label=fate.capitalize(),
+            figure=percent(numbers[fate], total.num_elements),
+            words=f"of {total.num_elements:,} weights: {FATES[fate]}",
+            filled=numbers[fate] / total.num_elements,
+            under=f"{numbers[fate]:,} (criterion: bits; observed {cadence(trajectory)})",
+        )
+        for fate in ("effective", "cancelled", "untouched")
+    ]
