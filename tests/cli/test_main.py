@@ -80,6 +80,41 @@ def _table_of(run: Run, pair: tuple[Path, Path]) -> str:
     return run("compare", *pair, "--lr", "1e-4").out
 
 
+def test_a_report_of_several_results_and_their_figures(
+    run: Run, pair: tuple[Path, Path], tmp_path: Path
+) -> None:
+    saved, page, figures = tmp_path / "cmp.json", tmp_path / "r.html", tmp_path / "figures"
+    assert run("compare", *pair, "-o", saved).code == 0
+    table = run("report", saved).out
+    assert run("report", saved, saved).out == f"{table}\n{table}"
+    code, out, err = run("report", saved, saved, "-o", page, "--figures", figures)
+    assert (code, out) == (0, "")
+    names = sorted(path.name for path in figures.iterdir())
+    assert err == f"wrote {page}\nwrote {len(names)} figures to {figures}\n"
+    assert {name[0] for name in names} == {"1", "2"}
+    assert page.read_text().count("<article") == 2
+    code, _, err = run("report", saved, "--figures", figures)
+    assert code == 1
+    assert "exists already" in err
+    assert run("report", saved, "--figures", figures, "--format", "png").code == 0
+    assert (figures / names[0].replace(".svg", ".png")).read_bytes().startswith(b"\x89PNG")
+
+
+def test_open_shows_the_page(
+    run: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or len(opened) < 2)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, _, err = run("compare", *pair, "--open")
+    (page,) = tmp_path.glob("trimtab-*/report.html")
+    assert (code, err) == (0, f"wrote {page}\n")
+    target = tmp_path / "mine.html"
+    _, _, err = run("compare", *pair, "--html", target, "--open")
+    assert err == f"wrote {target}\nno browser was found to open {target}\n"
+    assert opened == [page.as_uri(), target.as_uri()]
+
+
 def test_outputs_are_not_overwritten(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
     target = tmp_path / "cmp.json"
     target.write_text("precious")

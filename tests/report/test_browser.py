@@ -3,71 +3,29 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser
+from playwright.sync_api import Page as Tab
 
+from tests.report.conftest import DRAWN
 from tests.report.factory import make_comparison, make_demo, with_masked
 from tests.report.identity_factory import make_identity
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE, hostile_comparison
 from tests.report.trajectory_factory import make_trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.comparison_page import render_demo_html, render_html
-from trimtab.report.identity_page import render_identity_html
-from trimtab.report.trajectory_page import render_trajectory_html
+from trimtab.report.comparison_page import comparison_page, demo_page
+from trimtab.report.identity_page import identity_page
+from trimtab.report.page import render
+from trimtab.report.trajectory_page import trajectory_page
 
 pytestmark = pytest.mark.browser
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-
-SWITCHES = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-)
-
-HOVER = """<script>
-addEventListener("load", async () => {
-  const page = document.documentElement.dataset;
-  while (page.charts !== "done") await new Promise(requestAnimationFrame);
-  const cell = document.querySelector(".chart .mark-rect path");
-  const {left, top} = cell.getBoundingClientRect();
-  const where = {bubbles: true, clientX: left + 3, clientY: top + 3};
-  for (const type of ["over", "move"]) {
-    cell.dispatchEvent(new PointerEvent(`pointer${type}`, where));
-    cell.dispatchEvent(new MouseEvent(`mouse${type}`, where));
-  }
-});
-</script>"""
-"""Points at the first cell of the heat map."""
-
-Browse = Callable[..., str]
-
-
-@pytest.fixture
-def browse(tmp_path: Path) -> Browse:
-    """Open a page in Chromium and return its document after all scripts have run."""
-    if CHROMIUM is None:
-        pytest.skip("chromium is not on PATH")
-
-    def dump(text: str, *switches: str) -> str:
-        path = tmp_path / "page.html"
-        path.write_text(text, encoding="utf-8")
-        profile = f"--user-data-dir={tmp_path / 'profile'}"
-        action = ("--virtual-time-budget=20000", "--dump-dom", path.as_uri())
-        done = subprocess.run(
-            [CHROMIUM, *SWITCHES, profile, *switches, *action],
-            capture_output=True,
-            encoding="utf-8",
-            timeout=90,
-            check=True,
-        )
-        return done.stdout
-
-    return dump
+Browse = Callable[[str], str]
+OpenPage = Callable[[str], Tab]
 
 
 def drawn(document: str) -> list[str]:
@@ -77,7 +35,7 @@ def drawn(document: str) -> list[str]:
 
 def test_every_chart_is_drawn_with_its_numbers(browse: Browse) -> None:
     comparison = make_comparison(num_layers=4, analysed=True)
-    document = browse(render_html(comparison))
+    document = browse(render(comparison_page(comparison)))
     assert drawn(document) == ["drawn"] * 6
     assert len(Page(document).specs) == 6
     cells = re.findall(r'aria-roledescription="rect mark"', document)
@@ -93,18 +51,18 @@ def test_every_chart_of_a_demo_is_drawn(browse: Browse) -> None:
     comparisons = {
         name: make_comparison(2, seed, analysed=True) for seed, name in enumerate(("grpo", "sft"))
     }
-    assert drawn(browse(render_demo_html(make_demo(), comparisons))) == ["drawn"] * 10
+    assert drawn(browse(render(demo_page(make_demo(), comparisons)))) == ["drawn"] * 10
 
 
 def test_every_chart_of_a_demo_with_a_mask_is_drawn(browse: Browse) -> None:
     comparisons = {name: make_comparison(2, analysed=True) for name in ("grpo", "sft")}
     demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity()}
-    assert drawn(browse(render_demo_html(demo, comparisons, checks))) == ["drawn"] * 11
+    assert drawn(browse(render(demo_page(demo, comparisons, checks)))) == ["drawn"] * 11
 
 
 def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:
     identity = make_identity()
-    document = browse(render_identity_html(identity))
+    document = browse(render(identity_page(identity)))
     assert drawn(document) == ["drawn"]
     labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
     assert {*identity.by_kind(), "all"} <= set(labels)
@@ -112,44 +70,108 @@ def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:
 
 def test_every_chart_of_a_trajectory_is_drawn(browse: Browse) -> None:
     for trajectory in (make_trajectory(), make_trajectory(1), make_trajectory(100)):
-        document = browse(render_trajectory_html(trajectory))
+        document = browse(render(trajectory_page(trajectory)))
         assert drawn(document) == ["drawn"] * 5
         labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
         assert {*trajectory.final.by_kind, "all", "optimizer step"} <= set(labels)
 
 
-def hovering(text: str) -> str:
-    """The page with a script that hovers, and without the policy that would stop this script."""
-    before, end, after = text.rpartition("</body>")
-    policy = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
-    return re.sub(policy, "", before, count=1) + HOVER + end + after
-
-
-def test_hover_shows_exact_counts(browse: Browse) -> None:
-    comparison = make_comparison(num_layers=2)
-    document = browse(hovering(render_html(comparison)))
-    (tooltip,) = re.findall(r'<div id="vg-tooltip-element"[^>]*>(.*?)</div>', document, re.S)
-    cell = Page(render_html(comparison)).specs[0]["data"]["values"][0]
-    shown = re.findall(r'<td class="value">(.*?)</td>', tooltip)
+def test_hover_shows_exact_counts(open_page: OpenPage) -> None:
+    text = render(comparison_page(make_comparison(num_layers=2)))
+    tab = open_page(text)
+    tab.locator(".chart .mark-rect path").first.hover()
+    shown = tab.locator("#vg-tooltip-element td.value").all_inner_texts()
+    cell = Page(text).specs[0]["data"]["values"][0]
     assert shown == [cell["tip_0"], cell["tip_1"], cell["tip_2"]]
 
 
-def test_hostile_names_stay_text_even_without_the_policy(browse: Browse) -> None:
-    document = browse(hovering(render_html(hostile_comparison())))
-    assert drawn(document) == ["drawn"] * 3
-    assert "data-hacked" not in re.findall(r"<html[^>]*>", document)[0]
-    (tooltip,) = re.findall(r'<div id="vg-tooltip-element"[^>]*>(.*?)</div>', document, re.S)
-    assert "&lt;/script&gt;" in tooltip
-    assert "<img" not in document.split("<script>")[0]
+def test_the_filter_of_a_long_table(open_page: OpenPage) -> None:
+    comparison = make_comparison(num_layers=8)
+    tab = open_page(render(comparison_page(comparison)))
+    table = tab.locator("details", has_text="Every layer and kind").first
+    table.locator("summary").click()
+    rows = table.locator("tbody tr:visible")
+    assert rows.count() == len(comparison.by_layer_kind())
+    field = table.get_by_role("searchbox", name="Show rows with")
+    field.fill("Q_PROJ 3")
+    wanted = [row for row in table.locator("tbody tr").all() if row.is_visible()]
+    assert wanted
+    assert all("q_proj" in row.inner_text() and "3" in row.inner_text() for row in wanted)
+    assert len(wanted) < len(comparison.by_layer_kind())
+    told = table.locator("output").inner_text()
+    assert told == f"{len(wanted)} of {len(comparison.by_layer_kind())} rows"
+    field.fill("")
+    assert rows.count() == len(comparison.by_layer_kind())
+    assert table.locator("output").inner_text() == ""
 
 
-def test_the_attack_works_on_a_page_that_does_not_escape(browse: Browse) -> None:
-    document = browse(f"<!doctype html><html><body><script>var name = '{HOSTILE}';</script>")
-    assert "data-hacked" in re.findall(r"<html[^>]*>", document)[0]
+def test_the_keyboard_reaches_the_result_and_every_table(open_page: OpenPage) -> None:
+    tab = open_page(render(comparison_page(make_comparison(num_layers=2))))
+    tab.keyboard.press("Tab")
+    assert tab.evaluate("document.activeElement.textContent") == "Skip to the result"
+    reached = set()
+    for _ in range(60):
+        tab.keyboard.press("Tab")
+        reached.add(tab.evaluate("document.activeElement.getAttribute('aria-label')"))
+    # Where a table scrolls by itself, the keyboard has to be able to scroll it.
+    assert "By kind" in reached
+    tab.locator("summary").first.focus()
+    tab.keyboard.press("Enter")
+    assert tab.locator("details").first.get_attribute("open") is not None
 
 
-def test_the_policy_stops_a_script_that_was_not_escaped(browse: Browse) -> None:
-    text = render_html(make_comparison(num_layers=1)).replace("</main>", f"{HOSTILE}</main>")
-    document = browse(text)
-    assert "data-hacked" not in re.findall(r"<html[^>]*>", document)[0]
-    assert drawn(document) == ["drawn"] * 3
+def test_several_results_on_one_page(open_page: OpenPage) -> None:
+    pages = [comparison_page(make_comparison(num_layers=2)), identity_page(make_identity())]
+    tab = open_page(render(*pages))
+    assert drawn(tab.content()) == ["drawn"] * 4
+    ids = re.findall(r' id="([^"]*)"', tab.content().split("<script>")[0])
+    assert len(ids) == len(set(ids))
+    links = tab.locator("nav a[href^='#']").all()
+    assert len(links) == 2 + sum(len(page.shown) for page in pages)
+    assert {(link.get_attribute("href") or "")[1:] for link in links} <= set(ids)
+
+
+def test_dark_light_and_paper(open_page: OpenPage) -> None:
+    tab = open_page(render(comparison_page(make_comparison(num_layers=2))))
+    ground = "getComputedStyle(document.body).backgroundColor"
+    seen = []
+    for scheme in ("light", "dark"):
+        tab.emulate_media(color_scheme=scheme)
+        seen.append(tab.evaluate(ground))
+    assert seen == ["rgb(255, 255, 255)", "rgb(20, 24, 27)"]
+    tab.emulate_media(media="print", color_scheme="dark")
+    assert tab.evaluate(ground) == "rgb(255, 255, 255)"
+    assert not tab.locator(".contents").first.is_visible()
+
+
+def test_hostile_names_stay_text_even_without_the_policy(open_page: OpenPage) -> None:
+    policy = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
+    text = re.sub(policy, "", render(comparison_page(hostile_comparison())), count=1)
+    tab = open_page(text)
+    tab.locator(".chart .mark-rect path").first.hover()
+    assert "</script>" in tab.locator("#vg-tooltip-element").inner_text()
+    assert drawn(tab.content()) == ["drawn"] * 3
+    assert tab.evaluate("'hacked' in document.documentElement.dataset") is False
+    assert tab.locator("img").count() == 0
+
+
+def test_the_attack_works_on_a_page_that_does_not_escape(browser: Browser) -> None:
+    tab = browser.new_page()
+    tab.set_content(f"<!doctype html><html><body><script>var name = '{HOSTILE}';</script>")
+    tab.wait_for_function("'hacked' in document.documentElement.dataset")
+    tab.close()
+
+
+def test_the_policy_stops_a_script_that_was_not_escaped(browser: Browser, tmp_path: Path) -> None:
+    text = render(comparison_page(make_comparison(num_layers=1)))
+    path = tmp_path / "page.html"
+    path.write_text(text.replace("</main>", f"{HOSTILE}</main>"), "utf-8")
+    tab = browser.new_page()
+    refused: list[str] = []
+    tab.on("console", lambda message: refused.append(message.text))
+    tab.goto(path.as_uri())
+    tab.wait_for_function(DRAWN)
+    assert tab.evaluate("'hacked' in document.documentElement.dataset") is False
+    assert any("Content Security Policy" in text for text in refused)
+    assert drawn(tab.content()) == ["drawn"] * 3
+    tab.close()

@@ -10,10 +10,11 @@ from tests.report.page import Page
 from trimtab.compare import Comparison
 from trimtab.elements.counts import percent
 from trimtab.masks.identity_result import Identity
-from trimtab.report.comparison_page import render_demo_html
+from trimtab.report.comparison_page import demo_page
 from trimtab.report.demo_masked import mask_columns
 from trimtab.report.demo_table import render_demo_table
 from trimtab.report.identity_wording import sub_share
+from trimtab.report.page import render
 
 SECTIONS = ["Training only the mask", "Did the subnetwork give the same model?"]
 
@@ -28,7 +29,7 @@ def test_page_sets_a_masked_run_beside_the_full_one() -> None:
         arms("grpo", "sft"),
         make_identity(),
     )
-    page = Page(render_demo_html(demo, comparisons, {"mask": check}))
+    page = Page(render(demo_page(demo, comparisons, {"mask": check})))
     assert page.sections[:4] == ["Did they learn?", *SECTIONS, "Where the changes are"]
     table = page.table("Beside grpo")
     full, mask = (dict(zip(table.headings, row, strict=True)) for row in table.body)
@@ -64,7 +65,7 @@ def test_another_full_run_is_no_subnetwork() -> None:
     demo = with_masked(make_demo(), "seed 1", "mask")
     stray = make_identity(num_strays=1)
     checks = {"seed 1": stray, "mask": make_identity()}
-    page = Page(render_demo_html(demo, arms("grpo", "sft", "seed 1"), checks))
+    page = Page(render(demo_page(demo, arms("grpo", "sft", "seed 1"), checks)))
     assert [row[0] for row in page.table("Beside grpo").body] == ["grpo", "seed 1", "mask"]
     regions = page.table("Inside the mask, outside it, and all")
     assert {row[0] for row in regions.body} == {"mask"}
@@ -75,7 +76,7 @@ def test_another_full_run_is_no_subnetwork() -> None:
 
 def test_moves_outside_a_mask_are_an_alarm() -> None:
     demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity(num_strays=1)}
-    assert "OUTSIDE the mask" in Page(render_demo_html(demo, arms("grpo", "sft"), checks)).text
+    assert "OUTSIDE the mask" in Page(render(demo_page(demo, arms("grpo", "sft"), checks))).text
     assert "OUTSIDE" in render_demo_table(demo, arms("grpo", "sft"), checks, console_width=120)
 
 
@@ -99,7 +100,7 @@ def test_terminal_has_the_same_figures_as_far_as_they_fit(width: int) -> None:
 
 def test_without_checks_nothing_is_said_of_masks() -> None:
     text = render_demo_table(make_demo(), arms("grpo", "sft"), console_width=100)
-    page = Page(render_demo_html(make_demo(), arms("grpo", "sft")))
+    page = Page(render(demo_page(make_demo(), arms("grpo", "sft"))))
     assert "mask" not in text
     assert not set(SECTIONS) & set(page.sections)
 
@@ -110,7 +111,7 @@ def test_every_run_keeps_its_colour() -> None:
         label: make_identity(seed=seed)
         for seed, label in enumerate(("mask", "random", "complement", "more"))
     }
-    page = Page(render_demo_html(demo, arms("grpo", "sft"), checks))
+    page = Page(render(demo_page(demo, arms("grpo", "sft"), checks)))
     found = set()
     for spec in page.specs:
         for layer in spec.get("layer", ()):

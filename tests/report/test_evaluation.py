@@ -11,9 +11,10 @@ from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_identity import table_row
 from tests.training.evaluation.results import make_evaluation
-from trimtab.report.evaluation_page import render_evaluation_html
+from trimtab.report.evaluation_page import evaluation_page
 from trimtab.report.evaluation_table import render_evaluation_table
 from trimtab.report.evaluation_wording import share_text
+from trimtab.report.page import render
 from trimtab.training.evaluation.intervals import paired_interval, wilson
 from trimtab.training.evaluation.result import Evaluation
 
@@ -93,7 +94,7 @@ def test_forgetting_alone() -> None:
     data = replace(whole, questions=None, models=models).to_dict()
     text = render_evaluation_table(data, console_width=120)
     assert text.startswith("Forgetting")
-    page = Page(render_evaluation_html(data))
+    page = Page(render(evaluation_page(data)))
     assert page.sections == ["Forgetting", "Provenance"]
 
 
@@ -137,7 +138,7 @@ def test_styles_only_if_asked() -> None:
 
 def test_the_page_has_what_the_table_has() -> None:
     data = told(levels=(1, 1, 1, 2, 2, 2), suites=True)
-    page = Page(render_evaluation_html(data))
+    page = Page(render(evaluation_page(data)))
     assert page.sections == [
         "Held-out accuracy",
         "Forgetting",
@@ -157,7 +158,7 @@ def test_the_page_has_what_the_table_has() -> None:
 
 def test_whiskers_are_the_intervals() -> None:
     data = told()
-    (spec,) = Page(render_evaluation_html(data)).specs
+    (spec,) = Page(render(evaluation_page(data))).specs
     rows = {(row["model"], row["way"]): row for row in spec["data"]["values"]}
     assert set(rows) == {(name, way) for name in ("base", "tuned") for way in ("greedy", "sampled")}
     for (name, way), row in rows.items():
@@ -181,7 +182,7 @@ def hostile() -> Evaluation:
 
 def test_text_from_files_stays_text() -> None:
     data = hostile().to_dict()
-    page = Page(render_evaluation_html(data))
+    page = Page(render(evaluation_page(data)))
     assert len(page.scripts) == 2
     assert not [attribute for attribute in page.attributes if attribute[1].startswith("on")]
     text = render_evaluation_table(data, console_width=120)

@@ -17,7 +17,7 @@ from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.masks.identity_result import Identity, IdentityCoverage, TensorIdentity
 from trimtab.report.identity import same_model
-from trimtab.report.identity_page import render_identity_html
+from trimtab.report.identity_page import identity_page
 from trimtab.report.identity_table import render_identity_table
 from trimtab.report.identity_wording import (
     cosine_text,
@@ -27,6 +27,7 @@ from trimtab.report.identity_wording import (
     stray_sentence,
     three_coverage_sentence,
 )
+from trimtab.report.page import render
 
 
 def of_one_tensor(inside: Agreement, outside: Agreement, name: str = "w") -> Identity:
@@ -58,7 +59,7 @@ def test_0_and_100_percent_are_exact(num_equal: int, figure: str) -> None:
     assert inside_headline(identity)[0] == figure
     text = render_identity_table(identity, console_width=120)
     assert table_row(text, "region", "inside")["SUB = FULL"] == figure
-    page = Page(render_identity_html(identity))
+    page = Page(render(identity_page(identity)))
     assert page.table("Inside the mask, outside it, and all").body[0][2] == figure
 
 
@@ -74,7 +75,7 @@ def test_outside_holds_by_construction_and_this_is_said() -> None:
     assert sentence.startswith("Outside the mask SUB equals FULL in 100 % of ")
     assert "by construction" in sentence
     assert stray_sentence(identity) is None
-    for text in (render_identity_table(identity), Page(render_identity_html(identity)).text):
+    for text in (render_identity_table(identity), Page(render(identity_page(identity))).text):
         assert sentence in words(text)
 
 
@@ -99,11 +100,11 @@ def test_a_sub_that_moved_outside_is_loud() -> None:
     assert f"\x1b[1;33m{alarm}\x1b[0m" in render_identity_table(
         identity, console_width=500, styled=True
     )
-    page = Page(render_identity_html(identity))
+    page = Page(render(identity_page(identity)))
     assert alarm in page.text
     assert ("p", "class", "notice warning") in page.attributes
     assert ("p", "class", "notice warning") not in Page(
-        render_identity_html(make_identity())
+        render(identity_page(make_identity()))
     ).attributes
 
 
@@ -114,10 +115,10 @@ def test_no_mask_and_no_outside() -> None:
     assert "nothing is outside it" in outside_sentence(everything)
     for identity in (nothing, everything, replace(nothing, tensors=())):
         text = render_identity_table(identity, console_width=100)
-        page = Page(render_identity_html(identity))
+        page = Page(render(identity_page(identity)))
         assert table_row(text, "region", "all")["elements"] == f"{identity.total.all.num_elements}"
         assert page.table("Inside the mask, outside it, and all").body
-    assert "Least alike" not in Page(render_identity_html(nothing)).sections
+    assert "Least alike" not in Page(render(identity_page(nothing))).sections
 
 
 def test_the_table_has_the_numbers() -> None:
@@ -193,7 +194,7 @@ def test_incomplete_coverage_is_loud_and_listed() -> None:
         "the mask, hence outside it; 1 tied tensor counted once"
     )
     assert f"Coverage {sentence}." in render_identity_table(identity, console_width=500)
-    page = Page(render_identity_html(identity))
+    page = Page(render(identity_page(identity)))
     classes = [value for _, name, value in page.attributes if name == "class"]
     assert classes.count("notice warning") == 2
     table = page.table("Not in all three with one shape, not compared (1)")
@@ -204,7 +205,7 @@ def test_incomplete_coverage_is_loud_and_listed() -> None:
 
 
 def test_sections_come_in_reading_order() -> None:
-    assert Page(render_identity_html(make_identity())).sections == [
+    assert Page(render(identity_page(make_identity()))).sections == [
         "Did the subnetwork give the same model?",
         "Least alike",
         "Coverage",
@@ -214,7 +215,7 @@ def test_sections_come_in_reading_order() -> None:
 
 def test_the_page_has_the_numbers() -> None:
     identity = make_identity()
-    page = Page(render_identity_html(identity))
+    page = Page(render(identity_page(identity)))
     regions = {row[0]: row for row in page.table("Inside the mask, outside it, and all").body}
     kinds = {row[0]: row for row in page.table("Inside the mask, by kind").body}
     layers = {row[0]: row for row in page.table("Inside the mask, by layer").body}
@@ -246,7 +247,7 @@ def test_the_page_has_the_numbers() -> None:
 
 def test_least_alike_come_first() -> None:
     identity = make_identity(4)
-    rows = Page(render_identity_html(identity)).table("By share inside the mask").body
+    rows = Page(render(identity_page(identity))).table("By share inside the mask").body
     shares = {
         tensor.name: tensor.agreement.inside.num_sub_equal["bits"]
         / tensor.agreement.inside.num_elements
@@ -257,7 +258,7 @@ def test_least_alike_come_first() -> None:
 
 def test_where_it_comes_from_is_shown() -> None:
     identity = make_identity()
-    page = Page(render_identity_html(identity))
+    page = Page(render(identity_page(identity)))
     shown = {cell for table in page.tables[-3:] for row in table.body for cell in row}
     assert {
         *("demo/base", "demo/full", "demo/sub", "m.safetensors"),
@@ -271,7 +272,7 @@ def test_where_it_comes_from_is_shown() -> None:
 def test_a_conversion_is_said() -> None:
     identity = replace(make_identity(), conversion="fp8 weights compared as stored")
     assert "Compared: fp8 weights compared as stored." in render_identity_table(identity)
-    assert "fp8 weights compared as stored" in Page(render_identity_html(identity)).text
+    assert "fp8 weights compared as stored" in Page(render(identity_page(identity))).text
 
 
 def test_names_from_files_stay_text() -> None:
@@ -285,7 +286,7 @@ def test_names_from_files_stay_text() -> None:
         conversion=HOSTILE,
         provenance={"command": HOSTILE, HOSTILE: 1},
     )
-    page = Page(render_identity_html(identity))
+    page = Page(render(identity_page(identity)))
     assert len(page.scripts) == 2
     assert not any(tag == "img" for tag, _, _ in page.attributes)
     assert page.table("By share inside the mask").body[0][0] == HOSTILE
@@ -311,5 +312,5 @@ def test_several_checks_stand_side_by_side() -> None:
 def test_a_result_read_back_from_json_gives_the_same_page() -> None:
     identity = incomplete()
     again = Identity.from_dict(json.loads(json.dumps(identity.to_dict())))
-    assert render_identity_html(again) == render_identity_html(identity)
+    assert render(identity_page(again)) == render(identity_page(identity))
     assert render_identity_table(again) == render_identity_table(identity)

@@ -13,7 +13,8 @@ from tests.report.test_table import cells
 from tests.report.trajectory_factory import make_record, make_trajectory
 from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.trajectory_page import render_trajectory_html
+from trimtab.report.page import render
+from trimtab.report.trajectory_page import trajectory_page
 from trimtab.report.trajectory_table import evenly, render_trajectory_table
 from trimtab.report.trajectory_wording import (
     cadence,
@@ -74,13 +75,15 @@ def test_cadence(trajectory: Trajectory, short: str, sentence: str) -> None:
 
 @pytest.mark.parametrize("trajectory", [EVEN, UNEVEN, UNKNOWN, LONG, TRACKED])
 def test_the_cadence_stands_on_every_figure_and_table(trajectory: Trajectory) -> None:
-    page = Page(render_trajectory_html(trajectory))
+    page = Page(render(trajectory_page(trajectory)))
     figures = [table.title for table in page.tables if table.title not in ("Checkpoints", "Points")]
     assert figures.pop() == "Trajectory"
     assert len(page.specs) == len(figures) == 5
     assert all(f"(observed {cadence(trajectory)})" in title for title in figures)
     labels = [value for _, name, value in page.attributes if name == "aria-label"]
-    assert sum(f"observed {cadence(trajectory)}" in label for label in labels) == 5 + 3
+    assert (
+        sum(f"observed {cadence(trajectory)}" in label for label in labels) == 5 + 5 + 3
+    )  # figures, tables, headline
     text = render_trajectory_table(trajectory, console_width=100)
     assert words(text).count(f"observed {cadence(trajectory)}") == 4
     assert words(cadence_sentence(trajectory)) in words(text)
@@ -141,16 +144,16 @@ def test_nothing_changed_and_nothing_followed() -> None:
     assert outside_sentence(still) is None
     assert settled_sentence(still) is None
     assert "100 % of 10 weights are untouched" in render_trajectory_table(still)
-    assert "The final subnetwork" not in Page(render_trajectory_html(still)).sections
+    assert "The final subnetwork" not in Page(render(trajectory_page(still))).sections
     empty = of_counts(PointCounts(0, 0, 0, 0, 0, 0, 0))
     assert "No weights were followed." in render_trajectory_table(empty)
-    assert "no weights were followed" in render_trajectory_html(empty)
+    assert "no weights were followed" in render(trajectory_page(empty))
 
 
 def test_one_point_says_nothing_of_settling() -> None:
     one = make_trajectory(1)
     assert settled_sentence(one) is None
-    assert len(Page(render_trajectory_html(one)).specs) == 5
+    assert len(Page(render(trajectory_page(one))).specs) == 5
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 140])
@@ -166,7 +169,7 @@ def test_a_long_series_is_thinned_in_the_terminal_only() -> None:
     text = render_trajectory_table(trajectory, console_width=120)
     assert "76 more points not shown here; the JSON has all." in words(text)
     assert "\n500 " in text
-    page = Page(render_trajectory_html(trajectory))
+    page = Page(render(trajectory_page(trajectory)))
     assert len(page.table("Update sparsity over time (observed every 5 steps)").body) == 100
 
 
@@ -181,7 +184,7 @@ def test_evenly(num: int) -> None:
 
 def test_the_page_has_the_numbers_of_every_point() -> None:
     trajectory = make_trajectory()
-    page = Page(render_trajectory_html(trajectory))
+    page = Page(render(trajectory_page(trajectory)))
     assert page.sections == [
         "What became of the weights",
         "How it came about",
@@ -221,7 +224,7 @@ def test_the_page_has_the_numbers_of_every_point() -> None:
 
 def test_charts_show_what_their_tables_say() -> None:
     trajectory = make_trajectory()
-    bars, *curves = Page(render_trajectory_html(trajectory)).specs
+    bars, *curves = Page(render(trajectory_page(trajectory))).specs
     ends = {(row["name"], row["arm"]): row["to"] for row in bars["data"]["values"]}
     total = trajectory.final.total
     assert ends["all", "effective"] == pytest.approx(100 * total.changed / total.num_elements)
@@ -234,7 +237,7 @@ def test_charts_show_what_their_tables_say() -> None:
 
 
 def test_points_of_unknown_steps_are_numbered() -> None:
-    _, curve, *_ = Page(render_trajectory_html(UNKNOWN)).specs
+    _, curve, *_ = Page(render(trajectory_page(UNKNOWN))).specs
     assert {row["at"] for row in curve["data"]["values"]} == {1, 2, 3}
     assert curve["layer"][0]["encoding"]["x"]["axis"]["title"] == "point, in the order given"
     assert {row["tip_0"] for row in curve["data"]["values"]} == {"1: p0", "2: p1", "3: p2"}
@@ -250,7 +253,7 @@ def test_gaps_are_loud() -> None:
     sentence = series_coverage_sentence(coverage)
     assert sentence.startswith("INCOMPLETE: 1,130 elements were followed, 99.21 % of base")
     assert words(sentence) in words(render_trajectory_table(trajectory, console_width=70))
-    page = Page(render_trajectory_html(trajectory))
+    page = Page(render(trajectory_page(trajectory)))
     assert sentence in page.text
     (row,) = page.table("Not in all checkpoints with one shape, not followed (1)").body
     assert row == ["x", "missing", "a × b", "9"]
@@ -263,7 +266,7 @@ def test_hostile_names_stay_text() -> None:
         for point in make_trajectory(2).points
     )
     trajectory = make_trajectory(points=points, base=make_record(HOSTILE), every=None)
-    text = render_trajectory_html(trajectory)
+    text = render(trajectory_page(trajectory))
     assert HOSTILE not in text
     assert HOSTILE in Page(text).text
     assert "\x1b" not in render_trajectory_table(replace(trajectory, base=make_record("a\x1b[2J")))

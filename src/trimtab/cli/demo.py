@@ -62,9 +62,9 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
     had changed, and the two models are set side by side. Interrupt it when you like; the same
     command goes on where it was.
     """
-    from trimtab.report.comparison_page import render_demo_html
+    from trimtab.report.comparison_page import demo_page
     from trimtab.report.demo_table import render_demo_table
-    from trimtab.report.page import check_installed
+    from trimtab.report.page import check_installed, render
     from trimtab.training.demo import train_demo
 
     check_installed()
@@ -91,7 +91,7 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
         "identities": {label: _totals(of) for label, of in identities.items()},
     }
     write_output(out / "demo.json", json.dumps(told, indent=1, allow_nan=False) + "\n", force=True)
-    page = render_demo_html(record, by_label, identities)
+    page = render(demo_page(record, by_label, identities))
     write_output(out / "report.html", page, force=True)
     click.echo(render_demo_table(record, by_label, identities))
     click.echo(

@@ -10,9 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from reprlib import repr as short
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from trimtab.errors import ResultFormatError
+
+if TYPE_CHECKING:
+    from trimtab.report.page import Page
 
 __all__ = ["RENDERINGS", "Rendering", "Result", "commands", "read_result", "rendering_of"]
 
@@ -38,7 +41,7 @@ class Rendering:
         command: Which makes it.
         result: Its class, which has `from_dict`.
         text: Function of the result and `styled`: a table for the terminal.
-        page: Function of the result: an HTML page.
+        page: Function of the result: what a page tells of it.
         is_drawn_from_data: `text` and `page` take `to_dict()`: results of training are above the
             layer that draws.
     """
@@ -63,13 +66,9 @@ class Rendering:
         text: str = _found(self.text)(self._drawn(result), styled=styled)
         return text
 
-    def render_page(self, result: Result) -> str:
-        """An HTML page.
-
-        Raises:
-            MissingExtraError: The chart library is not installed.
-        """
-        page: str = _found(self.page)(self._drawn(result))
+    def page_of(self, result: Result) -> Page:
+        """What a page tells of it; `trimtab.report.page.render` draws it."""
+        page: Page = _found(self.page)(self._drawn(result))
         return page
 
     def _drawn(self, result: Result) -> Any:
@@ -81,25 +80,25 @@ RENDERINGS: Mapping[str, Rendering] = {
         command="trimtab compare",
         result="compare.result:Comparison",
         text="report.table:render_table",
-        page="report.comparison_page:render_html",
+        page="report.comparison_page:comparison_page",
     ),
     "trimtab.trajectory": Rendering(
         command="trimtab trajectory",
         result="compare.trajectory_result:Trajectory",
         text="report.trajectory_table:render_trajectory_table",
-        page="report.trajectory_page:render_trajectory_html",
+        page="report.trajectory_page:trajectory_page",
     ),
     "trimtab.identity": Rendering(
         command="trimtab identity",
         result="masks.identity_result:Identity",
         text="report.identity_table:render_identity_table",
-        page="report.identity_page:render_identity_html",
+        page="report.identity_page:identity_page",
     ),
     "trimtab.evaluation": Rendering(
         command="trimtab evaluate",
         result="training.evaluation.result:Evaluation",
         text="report.evaluation_table:render_evaluation_table",
-        page="report.evaluation_page:render_evaluation_html",
+        page="report.evaluation_page:evaluation_page",
         is_drawn_from_data=True,
     ),
 }

@@ -5,33 +5,69 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Literal
 
 import click
 
 from trimtab.cli.renderings import Result, commands, read_result, rendering_of
 from trimtab.errors import ResultFormatError
+from trimtab.outputs import new_file
 from trimtab.report.files import ensure_free, write_output
 
 __all__ = ["command"]
 
 
 @click.command("report", epilog="Example: trimtab report cmp.json -o report.html")
-@click.argument("result", type=click.Path(path_type=Path))
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write HTML to this file.")
-@click.option("--force", is_flag=True, help="Replace an output file that exists.")
-def command(result: Path, output: Path | None, force: bool) -> None:
-    """Show a saved result: a table, or with -o an HTML report.
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write every figure to a file of its own in this folder.",
+)
+@click.option(
+    "--format",
+    type=click.Choice(["svg", "png"]),
+    default="svg",
+    show_default=True,
+    help="Of the figures.",
+)
+@click.option("--force", is_flag=True, help="Replace output files that exist.")
+def command(
+    results: tuple[Path, ...],
+    output: Path | None,
+    figures: Path | None,
+    format: Literal["svg", "png"],
+    force: bool,
+) -> None:
+    """Show saved results: tables, or with -o an HTML report of all of them.
 
-    RESULT is what -o of a command that measures wrote, such as `trimtab compare`. No checkpoint is
-    opened.
+    RESULTS are what -o of a command that measures wrote, such as `trimtab compare`. No checkpoint
+    is opened.
     """
-    loaded = load_result(result)
-    if output is None:
-        click.echo(rendering_of(loaded).render_text(loaded, styled=sys.stdout.isatty()))
+    loaded = [load_result(path) for path in results]
+    if output is None and figures is None:
+        styled = sys.stdout.isatty()
+        tables = [rendering_of(result).render_text(result, styled=styled) for result in loaded]
+        click.echo("\n\n".join(tables))
         return
-    ensure_free(output, force=force)
-    write_output(output, rendering_of(loaded).render_page(loaded), force=force)
-    click.echo(f"wrote {output}", err=True)
+    from trimtab.report.figures import figure_files
+    from trimtab.report.page import render
+
+    pages = [rendering_of(result).page_of(result) for result in loaded]
+    if output is not None:
+        ensure_free(output, force=force)
+        write_output(output, render(*pages), force=force)
+        click.echo(f"wrote {output}", err=True)
+    if figures is not None:
+        drawn = {figures / of.name: of.content for of in figure_files(pages, format)}
+        for path in drawn:
+            ensure_free(path, force=force)
+        for path, content in drawn.items():
+            with new_file(path, force=force) as file:
+                file.write(content)
+        click.echo(f"wrote {len(drawn)} figures to {figures}", err=True)
 
 
 def load_result(path: Path) -> Result:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
+import webbrowser
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import wraps
@@ -25,6 +27,12 @@ _OPTIONS = (
     click.option(
         "--html", type=click.Path(path_type=Path), help="Write an HTML report to this file."
     ),
+    click.option(
+        "--open",
+        "is_opened",
+        is_flag=True,
+        help="Show the HTML report in the browser; without --html, from a temporary folder.",
+    ),
     click.option("--force", is_flag=True, help="Replace output files that exist."),
 )
 
@@ -38,12 +46,14 @@ class Outputs:
         output: Write JSON to this file. Without it and `as_json`, a table is printed.
         html: Write a page to this file.
         force: Replace files that exist.
+        is_opened: Show the page in the browser.
     """
 
     as_json: bool
     output: Path | None
     html: Path | None
     force: bool
+    is_opened: bool = False
 
     def check(self) -> None:
         """Refuse now what would be refused after long work.
@@ -69,8 +79,12 @@ class Outputs:
             write_output(self.output, to_json(result), force=self.force)
             click.echo(f"wrote {self.output}", err=True)
         if self.html is not None:
-            write_output(self.html, rendering.render_page(result), force=self.force)
+            from trimtab.report.page import render
+
+            write_output(self.html, render(rendering.page_of(result)), force=self.force)
             click.echo(f"wrote {self.html}", err=True)
+            if self.is_opened and not webbrowser.open(self.html.absolute().as_uri()):
+                click.echo(f"no browser was found to open {self.html}", err=True)
         if self.as_json:
             click.echo(to_json(result), nl=False)
         elif self.output is None:
@@ -82,9 +96,17 @@ def result_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def with_outputs(
-        *args: Any, as_json: bool, output: Path | None, html: Path | None, force: bool, **more: Any
+        *args: Any,
+        as_json: bool,
+        output: Path | None,
+        html: Path | None,
+        is_opened: bool,
+        force: bool,
+        **more: Any,
     ) -> None:
-        outputs = Outputs(as_json, output, html, force)
+        if is_opened and html is None:
+            html = Path(tempfile.mkdtemp(prefix="trimtab-")) / "report.html"
+        outputs = Outputs(as_json, output, html, force, is_opened)
         outputs.check()
         command(*args, outputs=outputs, **more)
 

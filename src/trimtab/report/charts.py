@@ -55,7 +55,7 @@ def heat_map(
     return chart(
         rows,
         width=min(WIDTH, names + 40 * len(columns)),
-        height={"step": 22},
+        height=22 * len(kinds),
         autosize={"type": "fit-x", "contains": "padding"},
         mark={"type": "rect", "fill": "var(--accent)", "stroke": "var(--rule)", "cursor": "help"},
         encoding={
@@ -265,7 +265,7 @@ def reference_dots(
     return chart(
         rows,
         width=WIDTH,
-        height={"step": 26 if len(arms) == 1 else 17 * len(arms), "for": "position"},
+        height=max(26, 17 * len(arms)) * len(names),
         autosize={"type": "fit-x", "contains": "padding"},
         layer=layers,
     )

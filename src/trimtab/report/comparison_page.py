@@ -14,7 +14,7 @@ from trimtab.report.change import how_far, how_large, largest_movers, where
 from trimtab.report.demo import DemoRecord, cost, learned
 from trimtab.report.demo_masked import only_the_mask
 from trimtab.report.identity import same_model
-from trimtab.report.page import Hero, render_page
+from trimtab.report.page import Hero, Page
 from trimtab.report.record import coverage, provenance
 from trimtab.report.shape import geometry, rank
 from trimtab.report.wording import (
@@ -26,24 +26,18 @@ from trimtab.report.wording import (
     printable,
 )
 
-__all__ = ["render_demo_html", "render_html"]
+__all__ = ["comparison_page", "demo_page"]
 
 
-def render_html(comparison: Comparison) -> str:
-    """Draw the report of one comparison.
+def comparison_page(comparison: Comparison) -> Page:
+    """What is told of one comparison.
 
     Args:
         comparison: The result; nothing else is read.
-
-    Returns:
-        A complete HTML page.
-
-    Raises:
-        MissingExtraError: The chart library is not installed.
     """
     arms = [Arm("", comparison)]
     base, tuned = endpoints(comparison)
-    return _render(
+    return _page(
         arms,
         title=f"{tuned} against {base}",
         heading="What fine-tuning changed",
@@ -53,23 +47,17 @@ def render_html(comparison: Comparison) -> str:
     )
 
 
-def render_demo_html(
+def demo_page(
     demo: DemoRecord,
     comparisons: Mapping[str, Comparison],
     identities: Mapping[str, Identity] | None = None,
-) -> str:
-    """Draw the page of a demo: runs from one base, side by side.
+) -> Page:
+    """What is told of a demo: runs from one base, side by side.
 
     Args:
         demo: What the runs did, by label.
         comparisons: Each run of every weight compared with the base, by label.
         identities: See `trimtab.report.demo_masked`; by label.
-
-    Returns:
-        A complete HTML page.
-
-    Raises:
-        MissingExtraError: The chart library is not installed.
     """
     arms = [Arm(label, comparison) for label, comparison in comparisons.items()]
     runs = list(demo["arms"])
@@ -88,7 +76,7 @@ def render_demo_html(
         inside = {label: of for label, of in identities.items() if label not in comparisons}
         masked.append(only_the_mask(demo, comparisons, identities))
         masked += [same_model(inside, runs=runs)] if inside else []
-    return _render(
+    return _page(
         arms,
         title=f"trimtab demo: {labels}",
         heading="What training changed, run by run",
@@ -98,8 +86,8 @@ def render_demo_html(
     )
 
 
-def _sections(arms: Sequence[Arm]) -> list[Section]:
-    sections = [
+def _sections(arms: Sequence[Arm]) -> list[Section | None]:
+    return [
         where(arms),
         how_large(arms),
         how_far(arms),
@@ -110,7 +98,6 @@ def _sections(arms: Sequence[Arm]) -> list[Section]:
         coverage(arms),
         provenance(arms),
     ]
-    return [section for section in sections if section is not None]
 
 
 def _compared(arms: Sequence[Arm]) -> str:
@@ -140,12 +127,14 @@ def _hero(arm: Arm) -> Hero:
     )
 
 
-def _render(arms: Sequence[Arm], **parts: Any) -> str:
+def _page(arms: Sequence[Arm], **parts: Any) -> Page:
     conversions = dict.fromkeys(
         printable(arm.comparison.conversion) for arm in arms if arm.comparison.conversion
     )
-    return render_page(
+    criteria = ", ".join(dict.fromkeys(arm.criterion for arm in arms))
+    return Page(
         **parts,
+        source=f"criterion {criteria} · {' → '.join(parts['subtitle'])}",
         heroes=[_hero(arm) for arm in arms],
         conversion="; ".join(conversions),
         incomplete=[

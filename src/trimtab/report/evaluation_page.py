@@ -12,23 +12,17 @@ from trimtab.report.evaluation import (
     given_answers,
     suites,
 )
-from trimtab.report.evaluation_wording import model_names, share_text
-from trimtab.report.page import Hero, render_page
+from trimtab.report.evaluation_wording import model_names, share_text, task_text
+from trimtab.report.page import Hero, Page
 
-__all__ = ["render_evaluation_html"]
+__all__ = ["evaluation_page"]
 
 
-def render_evaluation_html(evaluation: Mapping[str, Any]) -> str:
-    """Draw the report of an evaluation.
+def evaluation_page(evaluation: Mapping[str, Any]) -> Page:
+    """What is told of an evaluation.
 
     Args:
         evaluation: Its plain data; nothing else is read.
-
-    Returns:
-        A complete HTML page.
-
-    Raises:
-        MissingExtraError: The chart library is not installed.
     """
     first, *others = model_names(evaluation)
     asked = evaluation["questions"]
@@ -39,13 +33,14 @@ def render_evaluation_html(evaluation: Mapping[str, Any]) -> str:
         given_answers(evaluation),
         evaluation_provenance(evaluation),
     ]
-    return render_page(
+    return Page(
         title=", ".join((*others, first)),
         heading="What the models answered" if asked else "What the models forgot",
         subtitle=(first, ", ".join(others) or "no other model"),
         heroes=_evaluation_heroes(evaluation),
         coverage="complete: every model was given the same questions and texts",
         sections=sections,
+        source=(f"{task_text(evaluation)} · " if asked else "") + ", ".join((first, *others)),
         date=evaluation["provenance"].get("date", ""),
     )
 

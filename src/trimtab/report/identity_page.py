@@ -18,29 +18,23 @@ from trimtab.report.identity_wording import (
     sub_share,
     three_coverage_sentence,
 )
-from trimtab.report.page import Hero, render_page
+from trimtab.report.page import Hero, Page
 from trimtab.report.wording import printable
 
-__all__ = ["render_identity_html"]
+__all__ = ["identity_page"]
 
 
-def render_identity_html(identity: Identity) -> str:
-    """Draw the report of an identity check.
+def identity_page(identity: Identity) -> Page:
+    """What is told of an identity check.
 
     Args:
         identity: The result; nothing else is read.
-
-    Returns:
-        A complete HTML page.
-
-    Raises:
-        MissingExtraError: The chart library is not installed.
     """
     checks = {"": identity}
     names = origins(identity)
     covered = three_coverage_sentence(identity.coverage)
     stray = stray_sentence(identity)
-    return render_page(
+    return Page(
         title=f"{names['sub']} against {names['full']}",
         heading="What training only the mask gave",
         subtitle=(names["full"], names["sub"]),
@@ -56,6 +50,7 @@ def render_identity_html(identity: Identity) -> str:
             identity_coverage(checks),
             identity_provenance(checks),
         ],
+        source=f"criterion bits · mask {mask_text(identity)} · {names['full']} → {names['sub']}",
         date=identity.provenance.get("date", ""),
     )
 

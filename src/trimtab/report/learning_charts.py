@@ -129,7 +129,7 @@ def accuracy_dots(
     return chart(
         rows,
         width=WIDTH,
-        height={"step": 42, "for": "position"},
+        height=42 * len(models),
         autosize={"type": "fit-x", "contains": "padding"},
         layer=layers,
     )

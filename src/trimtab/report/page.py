@@ -23,7 +23,7 @@ from trimtab.report.wording import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Hero", "check_installed", "render_page"]
+__all__ = ["Hero", "Page", "check_installed", "render"]
 
 
 @dataclass(frozen=True)
@@ -54,34 +54,54 @@ def check_installed() -> Any:
     return require("vl_convert", "pip install 'trimtab[report]'")
 
 
-def render_page(
-    *,
-    title: str,
-    heading: str,
-    subtitle: tuple[str, str],
-    heroes: Sequence[Hero],
-    sections: Sequence[Section | None],
-    date: object,
-    coverage: str,
-    conversion: str = "",
-    incomplete: Sequence[str] = (),
-    warnings: Sequence[str] = (),
-    paragraphs: Sequence[str] = (),
-) -> str:
-    """Put sections into a page.
+@dataclass(frozen=True, kw_only=True)
+class Page:
+    """What is told about one result, in order.
 
-    Args:
+    Attributes:
         title: Of the browser's tab.
         heading: The page's own title.
         subtitle: What was set against what.
         heroes: The headline figures.
         sections: In order; None where there is nothing to say.
+        source: What every figure is of: criterion, checkpoints, date. Stands below each of them.
         date: When the result was made; its first ten characters are shown.
         coverage: One sentence on what was looked at.
         conversion: Words on a cast, if there was one.
         incomplete: What was not compared, if anything; shown at the top.
         warnings: Shown at the top.
         paragraphs: What opens the page.
+    """
+
+    title: str
+    heading: str
+    subtitle: tuple[str, str]
+    heroes: Sequence[Hero]
+    sections: Sequence[Section | None]
+    source: str
+    date: object
+    coverage: str
+    conversion: str = ""
+    incomplete: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    paragraphs: Sequence[str] = ()
+
+    @property
+    def shown(self) -> tuple[Section, ...]:
+        """The sections that there are."""
+        return tuple(section for section in self.sections if section is not None)
+
+    @property
+    def day(self) -> str:
+        """The date as it is shown."""
+        return printable(str(self.date))[:10]
+
+
+def render(*pages: Page) -> str:
+    """Draw one result, or several below each other.
+
+    Args:
+        pages: What is told, at least one.
 
     Returns:
         A complete HTML page.
@@ -94,17 +114,7 @@ def render_page(
         _environment()
         .get_template("page.html.j2")
         .render(
-            title=title,
-            heading=heading,
-            subtitle=subtitle,
-            heroes=heroes,
-            sections=[section for section in sections if section is not None],
-            coverage=coverage,
-            conversion=conversion,
-            incomplete=incomplete,
-            warnings=warnings,
-            paragraphs=paragraphs,
-            date=printable(str(date))[:10],
+            pages=pages,
             version=trimtab.__version__,
             style=_template_text("style.css"),
             scripts=scripts,

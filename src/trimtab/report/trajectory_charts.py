@@ -84,7 +84,7 @@ def ever_changed_bars(
     return chart(
         rows,
         width=WIDTH,
-        height={"step": 24},
+        height=24 * len(names),
         autosize={"type": "fit-x", "contains": "padding"},
         mark={"type": "bar", "height": {"band": 0.7}},
         encoding={

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from trimtab.compare.trajectory_result import Trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.page import Hero, render_page
+from trimtab.report.blocks import Section
+from trimtab.report.page import Hero, Page
 from trimtab.report.trajectory import (
     coverage_text,
     final_subnetwork,
@@ -16,32 +17,26 @@ from trimtab.report.trajectory import (
 from trimtab.report.trajectory_wording import FATES, cadence, cadence_sentence, endpoints_of, fates
 from trimtab.report.wording import changed_means, printable
 
-__all__ = ["render_trajectory_html"]
+__all__ = ["trajectory_page"]
 
 
-def render_trajectory_html(trajectory: Trajectory) -> str:
-    """Draw the report of a trajectory.
+def trajectory_page(trajectory: Trajectory) -> Page:
+    """What is told of a trajectory.
 
     Args:
         trajectory: The result; nothing else is read.
-
-    Returns:
-        A complete HTML page.
-
-    Raises:
-        MissingExtraError: The chart library is not installed.
     """
     base, last = endpoints_of(trajectory)
     covered = coverage_text(trajectory)
     is_complete = trajectory.coverage is None or trajectory.coverage.is_complete
-    sections = [
+    sections: list[Section | None] = [
         what_became(trajectory),
         over_time(trajectory),
         final_subnetwork(trajectory),
         trajectory_coverage(trajectory),
         trajectory_provenance(trajectory),
     ]
-    return render_page(
+    return Page(
         title=f"{base} to {last}, observed {cadence(trajectory)}",
         heading="How the subnetwork formed",
         subtitle=(base, last),
@@ -51,6 +46,7 @@ def render_trajectory_html(trajectory: Trajectory) -> str:
         coverage=covered,
         paragraphs=(cadence_sentence(trajectory), changed_means("bits")),
         sections=sections,
+        source=f"criterion bits, observed {cadence(trajectory)} · {base} → {last}",
         date=trajectory.provenance.get("date", ""),
     )
 

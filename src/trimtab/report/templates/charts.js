@@ -23,6 +23,22 @@
   document.documentElement.dataset.charts = "done";
 })();
 
+// A long table shows the rows that have every word of its field; the total stays.
+for (const field of document.querySelectorAll(".filter input")) {
+  const rows = [...field.closest(".filter").nextElementSibling.querySelectorAll("tbody tr:not(.total)")];
+  const told = field.closest(".filter").querySelector("output");
+  field.addEventListener("input", () => {
+    const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const row of rows) {
+      const text = [...row.cells].map((cell) => cell.textContent).join(" ").toLowerCase();
+      row.hidden = !words.every((word) => text.includes(word));
+      shown += !row.hidden;
+    }
+    told.textContent = words.length ? `${shown} of ${rows.length} rows` : "";
+  });
+}
+
 // Paper shows the tables that fit on it, and the reader's choice comes back afterwards.
 let opened = [];
 addEventListener("beforeprint", () => {

@@ -1,0 +1,55 @@
+"""A real browser, driven by Playwright: Debian's Chromium, opened once for all tests."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Page as Tab
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+
+DRAWN = "document.documentElement.dataset.charts === 'done'"
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("chromium is not on PATH")
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[[str], Tab]]:
+    """Opens a page and waits for its charts; no page may complain, or ask for anything else."""
+    told: list[str] = []
+    asked: list[str] = []
+    context = browser.new_context(viewport={"width": 1000, "height": 900})
+
+    def open_text(text: str) -> Tab:
+        path = tmp_path / "page.html"
+        path.write_text(text, encoding="utf-8")
+        tab = context.new_page()
+        tab.on("console", lambda message: told.append(message.text))
+        tab.on("pageerror", lambda error: told.append(str(error)))
+        tab.on("request", lambda request: asked.append(request.url))
+        tab.goto(path.as_uri())
+        tab.wait_for_function(DRAWN)
+        return tab
+
+    yield open_text
+    context.close()
+    assert told == []
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
+
+
+@pytest.fixture
+def browse(open_page: Callable[[str], Tab]) -> Callable[[str], str]:
+    """Opens a page and returns its document after all scripts have run."""
+    return lambda text: open_page(text).content()
