@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from tests.checkpoints.building import entry, file_bytes
 from tests.masks.masks import example_mask
 from trimtab.errors import MaskError, OutputExistsError
-from trimtab.masks import Mask
+from trimtab.masks import BaseTensor, Mask, open_mask
 
 Header = dict[str, Any]
 
@@ -53,11 +53,12 @@ def test_the_file_byte_by_byte(tmp_path: Path) -> None:
     mask.save(path)
     raw = path.read_bytes()
     header, data = header_of(raw)
-    assert data == bytes([0b00001001, 0b00000011, 1])
+    assert data == bytes([1, 0b00001001, 0b00000011])  # in the order of the digest, by name
     assert (len(raw) - len(data)) % 8 == 0
-    assert header["b"] == entry("U8", [2], 0, 2)
-    assert header["a"] == entry("U8", [1], 2, 3)
+    assert header["a"] == entry("U8", [1], 0, 1)
+    assert header["b"] == entry("U8", [2], 1, 3)
     metadata = header.pop("__metadata__")
+    assert list(json.loads(metadata["tensors"])) == ["b", "a"]  # in the order of the mask
     assert json.loads(metadata.pop("tensors")) == {
         "b": {"shape": [2, 5], "num_selected": 4, "base": None},
         "a": {"shape": [], "num_selected": 1, "base": None},
@@ -108,13 +109,16 @@ def test_an_interrupted_write_leaves_the_old_mask(
 
 
 def refused(path: Path, raw: bytes) -> str:
-    """The one sentence that a file is refused with."""
+    """The one sentence that a file is refused with, before a bit is used, however it is read."""
     path.write_bytes(raw)
-    with pytest.raises(MaskError) as caught:
-        Mask.load(path)
-    message = str(caught.value)
-    assert message.startswith(str(path))
-    return message
+    messages = []
+    for read in (Mask.load, open_mask):
+        with pytest.raises(MaskError) as caught:
+            read(path)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert messages[0].startswith(str(path))
+    return messages[0]
 
 
 def with_header(raw: bytes, change: Callable[[Header], object]) -> bytes:
@@ -150,6 +154,10 @@ NORM = "model.norm.weight"
         (lambda t: t[NORM].update(shape="33"), "expected a list of sizes"),
         (lambda t: t[NORM].update(num_selected=3), "'model.norm.weight' says it selects 3"),
         (lambda t: t[NORM].update(num_selected=None), "says it selects None"),
+        (lambda t: t[NORM].update(num_selected=34), "expected a number from 0 to 33"),
+        (lambda t: t[NORM].update(num_selected=-1), "expected a number from 0 to 33"),
+        (lambda t: t[NORM].update(num_selected=2.0), "expected a number from 0 to 33"),
+        (lambda t: t["scalar"].update(num_selected=True), "expected a number from 0 to 1"),
         (lambda t: t[NORM].pop("num_selected"), "lacks one of shape, num_selected, base"),
         (lambda t: t.update({NORM: [33]}), "lacks one of shape, num_selected, base"),
         (lambda t: t[NORM].update(base="BF16"), "expected dtype and digest, two strings"),
@@ -181,6 +189,8 @@ def test_claims_about_tensors(
         (lambda m: m.update(tensors="[" * 100_000), "its metadata 'tensors' is not JSON"),
         (lambda m: m.update(tensors="[]"), "its metadata 'tensors' is no object"),
         (lambda m: m.update(tensors='{"a": 1, "a": 2}'), "a key appears twice"),
+        (lambda m: m.update(tensors='{"a": {"shape": [], "shape": [1]}}'), "a key appears twice"),
+        (lambda m: m.update(tensors=f'{{"a": {"9" * 5000}}}'), "is not JSON"),
         (lambda m: m.update(provenance='{"seed": NaN}'), "NaN is not a JSON number"),
         (lambda m: m.update(provenance='{"seed": 1e999}'), "cannot be stored as JSON"),
         (lambda m: m.update(provenance='{"steps": [1]}'), "not a list of objects"),
@@ -193,6 +203,42 @@ def test_claims_of_the_metadata(
 ) -> None:
     raw = with_header(saved, lambda header: change(header["__metadata__"]))
     assert words in refused(tmp_path / "bad.safetensors", raw)
+
+
+EMBED = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda h: h[NORM].update(dtype=">U1"), "has dtype '>U1'; expected one of"),
+        # Wider elements, whose bytes could be in either order.
+        (
+            lambda h: h[EMBED].update(dtype="U16", shape=[80]),
+            "has bits of dtype U16 and shape [80]",
+        ),
+        (lambda h: h[EMBED].update(dtype="BOOL"), "has bits of dtype BOOL"),
+        (lambda h: h[EMBED].update(shape=[80, 2]), "and shape [80, 2]; expected U8 and [160]"),
+        (lambda h: h[NORM].update(data_offsets=h[EMBED]["data_offsets"], shape=[160]), "overlap"),
+        (lambda h: h[NORM].update(data_offsets=[2**40, 2**40 + 5]), "belong to no tensor"),
+        (lambda h: h["scalar"].update(data_offsets=[9, 10]), "overlap"),
+        (lambda h: h[NORM].update(data_offsets=[5, 0]), "expected [begin, end]"),
+        (lambda h: h[NORM].update(data_offsets=[-5, 0]), "expected [begin, end]"),
+        (lambda h: h[NORM].update(shape=[2**62]), "has 5 bytes; U8 of shape"),
+        (lambda h: h.pop(NORM), "belong to no tensor"),
+        (lambda h: h.update(__metadata__={"format": 1}), "not a mapping from strings to strings"),
+    ],
+)
+def test_claims_about_where_bits_lie(
+    tmp_path: Path, saved: bytes, change: Callable[[Header], object], words: str
+) -> None:
+    assert words in refused(tmp_path / "bad.safetensors", with_header(saved, change))
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 10**6, 10**9, 2**63, 2**64 - 1])
+def test_a_lie_about_the_length_of_the_header(tmp_path: Path, saved: bytes, length: int) -> None:
+    raw = length.to_bytes(8, "little") + saved[8:]
+    assert "not a valid safetensors file" in refused(tmp_path / "bad.safetensors", raw)
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path, saved: bytes) -> None:
@@ -278,9 +324,47 @@ def test_any_damage_is_noticed_or_harmless(
         if not raw:
             break
     path.write_bytes(raw)
+    check_noticed_or_harmless(path, mask)
+
+
+def test_any_flipped_bit_is_noticed_or_harmless(tmp_path: Path) -> None:
+    """A bit of every byte of the header, and every bit of the data."""
+    path = tmp_path / "m.safetensors"
+    mask = Mask.from_arrays(
+        {"w": np.arange(13) % 3 == 0, "b": np.array([[True]])},
+        base={"w": BaseTensor("BF16", "0" * 32)},
+        provenance={"steps": [{"step": "extract"}]},
+    )
+    mask.save(path)
+    raw = path.read_bytes()
+    data = len(raw) - sum(len(mask.packed(name)) for name in mask)
+    flips = [(place, place % 8) for place in range(data)]
+    flips += [(place, bit) for place in range(data, len(raw)) for bit in range(8)]
+    harmless = []
+    for place, bit in flips:
+        damaged = bytearray(raw)
+        damaged[place] ^= 1 << bit
+        path.write_bytes(damaged)
+        if check_noticed_or_harmless(path, mask):
+            harmless.append(place)
+    assert all(place < data for place in harmless)
+    # Words that do not bear on what is selected, such as the digest of a base.
+    digest = raw.index(b"0" * 32)
+    assert not set(harmless).isdisjoint(range(digest, digest + 32))
+
+
+def check_noticed_or_harmless(path: Path, mask: Mask) -> bool:
+    """Check that a file is refused in words that name it, or selects what the mask does."""
     try:
         loaded = Mask.load(path)
     except MaskError as error:
         assert str(error).startswith(str(path))
-    else:
-        assert loaded == mask
+        with pytest.raises(MaskError) as caught:
+            open_mask(path)
+        assert str(caught.value) == str(error)
+        return False
+    assert loaded == mask
+    with open_mask(path) as stored:
+        assert stored.names == loaded.names
+        assert stored.digest == mask.digest
+    return True

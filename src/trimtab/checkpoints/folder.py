@@ -12,6 +12,7 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
 
 __all__ = [
+    "FILES",
     "GGUF_CURE",
     "INDEX_FILES",
     "SINGLE_FILES",
@@ -26,6 +27,9 @@ SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 INDEX_FILES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
 """Names of the index of weights in several files (shards)."""
+
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+"""What there is in a model's folder beside the weights."""
 
 GGUF_CURE = (
     "GGUF weights are quantised for inference: load them with transformers (gguf_file=...) and "

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trimtab.checkpoints.folder import INDEX_FILES, SINGLE_FILES, find_weights
+from trimtab.checkpoints.folder import FILES, INDEX_FILES, SINGLE_FILES, find_weights
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["HUB_ID", "fetch"]
+__all__ = ["HUB_ID", "fetch", "fetch_the_rest"]
 
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 
@@ -57,6 +57,21 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
     if missing:
         _download(repository, commit, missing)
     return folder, commit
+
+
+def fetch_the_rest(id: str, commit: str) -> None:
+    """Bring tokenizer and settings of a model beside its weights in the cache.
+
+    Args:
+        id: A hub id whose weights were fetched.
+        commit: What its revision stood for.
+
+    Raises:
+        CheckpointNotFoundError: They are not in the cache, and the hub cannot be reached.
+    """
+    match = HUB_ID.fullmatch(id)
+    assert match is not None, "its weights came from the hub"
+    _download(match["repository"], commit, list(FILES))
 
 
 def _download(repository: str, revision: str | None, names: list[str]) -> Path:

@@ -24,7 +24,7 @@ from trimtab.checkpoints.architectures import (
     Sizes,
 )
 
-__all__ = ["Rectangle", "TensorPart", "parts_of", "tied_names"]
+__all__ = ["Rectangle", "TensorPart", "language_config", "parts_of", "tied_names"]
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 NORM = re.compile(r"(?:^ln_\w+|norm\d*)$")
@@ -106,7 +106,7 @@ def parts_of(
     match = LAYER.search(name)
     layer = int(match[1]) if match else None
     path, is_bias = _path(name)
-    language = _language_config(config)
+    language = language_config(config)
     fusion = _find(FUSIONS.get(str(language.get("model_type")), {}), path)
     if fusion is not None and len(shape) == fusion.dimensions - is_bias:
         rectangles = _split(fusion, shape, whole, language)
@@ -128,7 +128,7 @@ def tied_names(names: Container[str], config: Mapping[str, Any]) -> dict[str, st
     Returns:
         Name of the head -> stored name of the embedding.
     """
-    language = _language_config(config)
+    language = language_config(config)
     default = not TIED_BY_DEFAULT.isdisjoint(
         str(part.get("model_type")) for part in (config, language)
     )
@@ -140,7 +140,7 @@ def tied_names(names: Container[str], config: Mapping[str, Any]) -> dict[str, st
     return {head: embed for embed, head in TIED.items() if embed in names and head not in names}
 
 
-def _language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The language model's part of a multimodal config."""
     inner = config.get("text_config")
     return inner if isinstance(inner, Mapping) else config

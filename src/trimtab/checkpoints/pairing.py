@@ -22,6 +22,8 @@ __all__ = [
     "BlockScale",
     "Pair",
     "Pairing",
+    "common_shape",
+    "has_vocabulary_rows",
     "may_repeat",
     "num_columns",
     "num_rows",
@@ -142,7 +144,7 @@ def pair_tensors(
             tuned_tensor = tuned.tensors[tied_to]
         if dequantize and name in folded:
             continue
-        shape = _common_shape(name, base_tensor, tuned_tensor)
+        shape = common_shape(name, base_tensor.shape, tuned_tensor.shape)
         if shape is None:
             mismatched.append((base_tensor, tuned_tensor))
             continue
@@ -258,13 +260,20 @@ def _core(name: str) -> str:
     return name
 
 
-def _common_shape(name: str, base: StoredTensor, tuned: StoredTensor) -> tuple[int, ...] | None:
-    if base.shape == tuned.shape:
-        return base.shape
-    is_table = len(base.shape) == len(tuned.shape) == 2 and base.shape[1] == tuned.shape[1]
-    if is_table and any(word in name for word in VOCABULARY):
-        return min(base.shape[0], tuned.shape[0]), base.shape[1]
+def common_shape(
+    name: str, base: tuple[int, ...], tuned: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """What two tensors of a name have in common: all, the first rows of a vocabulary, or None."""
+    if base == tuned:
+        return base
+    if has_vocabulary_rows(name) and len(base) == len(tuned) == 2 and base[1] == tuned[1]:
+        return min(base[0], tuned[0]), base[1]
     return None
+
+
+def has_vocabulary_rows(name: str) -> bool:
+    """Whether the rows of a tensor of this name are tokens."""
+    return any(word in name for word in VOCABULARY)
 
 
 def _compared_dtype(base: StoredTensor, scale: BlockScale | None, target: DType | None) -> DType:

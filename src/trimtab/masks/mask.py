@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.record import made_now
+from trimtab.checkpoints.tensors import FilePool
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.mask_file import MaskFile, read_mask_file, write_mask_file
-from trimtab.masks.packed import BaseTensor, PackedTensor
+from trimtab.masks.algebra import Operation, combined, complemented, restricted
+from trimtab.masks.derived import DerivedMask
+from trimtab.masks.mask_file import read_mask_file
+from trimtab.masks.outline import MaskOutline
+from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor
+from trimtab.masks.provenance import provenance_of, provenance_with
 from trimtab.masks.random import random_tensor
+from trimtab.masks.writing import write_mask_file
 
 __all__ = ["Mask", "provenance_of"]
-
-HEX_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class Mask:
@@ -51,16 +52,9 @@ class Mask:
         Raises:
             MaskError: A name or the provenance could not be stored in a file.
         """
-        # A name that no header may hold would make a file that cannot be read.
-        if bad := [name for name in tensors if name == "__metadata__" or not name.isprintable()]:
-            raise MaskError(f"{first_few([repr(name) for name in bad])}: not names of tensors")
-        if strangers := sorted(base.keys() - tensors.keys()):
-            raise MaskError(f"base has {first_few(strangers)}, which the mask does not have")
-        if bad := [name for name, of in base.items() if not HEX_DIGEST.fullmatch(of.digest)]:
-            raise MaskError(f"base of {first_few(bad)}: a digest is not 32 hexadecimal digits")
         self._tensors = dict(tensors)
-        self._base = dict(base)
-        self._provenance = _plain(provenance)
+        shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+        self._outline = MaskOutline(shapes, base, provenance)
 
     @classmethod
     def from_arrays(
@@ -87,23 +81,24 @@ class Mask:
         return cls(tensors, base or {}, provenance or {})
 
     @classmethod
+    def of(cls, derived: DerivedMask) -> Mask:
+        """Make a mask from others, in memory."""
+        outline = derived.outline
+        tensors = {name: derived.tensor(name) for name in outline.shapes}
+        return cls(tensors, outline.base, outline.provenance)
+
+    @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mask:
         """Read a mask from a file.
 
         Raises:
             MaskError: It is no mask file, or a damaged one.
         """
-        content = read_mask_file(path)
-        try:
-            mask = cls(content.tensors, content.base, content.provenance)
-        except MaskError as error:
-            raise MaskError(f"{os.fspath(path)}: {error}") from None
-        if mask.digest != content.digest:
-            raise MaskError(
-                f"{os.fspath(path)}: damaged: its bits have the digest {mask.digest}, and the file "
-                f"says {content.digest[:32]!r}"
-            )
-        return mask
+        with closing(FilePool()) as pool:
+            file = read_mask_file(path, pool)
+            tensors = dict(file.checked())
+        outline = file.outline
+        return cls({n: tensors[n] for n in outline.shapes}, outline.base, outline.provenance)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the mask to a file, whole or not at all; missing parent folders are made.
@@ -115,8 +110,7 @@ class Mask:
         Raises:
             OutputExistsError: The file exists and `force` is not set, or the path is a folder.
         """
-        content = MaskFile(self._tensors, self._base, self._provenance, self.digest)
-        write_mask_file(path, content, force=force)
+        write_mask_file(path, self._outline, self._tensors.__getitem__, force=force)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -126,12 +120,12 @@ class Mask:
     @property
     def provenance(self) -> Mapping[str, Any]:
         """Where the mask comes from; `steps` lists how it was made, the first step first."""
-        return MappingProxyType(self._provenance)
+        return MappingProxyType(self._outline.provenance)
 
     @property
     def base(self) -> Mapping[str, BaseTensor]:
         """What the tensors were that the mask was made against; empty if it is not known."""
-        return MappingProxyType(self._base)
+        return MappingProxyType(self._outline.base)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor."""
@@ -176,16 +170,57 @@ class Mask:
 
         Neither the order of the tensors nor where the mask comes from is part of it.
         """
-        hasher = xxhash.xxh3_128()
+        digest = MaskDigest()
         for name, tensor in sorted(self._tensors.items()):
-            hasher.update(json.dumps([name, tensor.shape]).encode())
-            hasher.update(tensor.bits.data)
-        return hasher.hexdigest()
+            digest.update(name, tensor)
+        return digest.hexdigest()
 
     def complement(self) -> Mask:
         """The elements that this mask does not select, of the same tensors."""
-        tensors = {name: tensor.complement() for name, tensor in self._tensors.items()}
-        return Mask(tensors, self._base, self._after({"step": "complement"}))
+        return Mask.of(complemented(self))
+
+    def restrict(
+        self,
+        *,
+        kinds: Sequence[str] | None = None,
+        layers: Sequence[int] | None = None,
+        tensors: Sequence[str] | None = None,
+    ) -> Mask:
+        """The part of the mask in some of its tensors: those that meet every condition given.
+
+        Args:
+            kinds: Kinds of tensors, such as `q_proj`; they follow from names alone.
+            layers: Indices of transformer layers; tensors outside the layers are in none.
+            tensors: Names, or patterns with `*`, `?` and `[...]` as in a shell.
+
+        Returns:
+            A mask that has no tensors but those.
+
+        Raises:
+            MaskError: There is no condition; or a kind, layer or name fits no tensor, or no tensor
+                meets all conditions.
+        """
+        return Mask.of(restricted(self, kinds=kinds, layers=layers, tensors=tensors))
+
+    def __and__(self, other: Mask) -> Mask:
+        """What both select."""
+        return self._combined("and", other)
+
+    def __or__(self, other: Mask) -> Mask:
+        """What either selects."""
+        return self._combined("or", other)
+
+    def __xor__(self, other: Mask) -> Mask:
+        """What exactly one selects."""
+        return self._combined("xor", other)
+
+    def __sub__(self, other: Mask) -> Mask:
+        """What this one selects and the other does not."""
+        return self._combined("minus", other)
+
+    def __invert__(self) -> Mask:
+        """The complement."""
+        return self.complement()
 
     def random_like(self, seed: int) -> Mask:
         """As many elements in each tensor as this mask has, at random places.
@@ -198,11 +233,11 @@ class Mask:
             name: random_tensor(tensor.shape, tensor.num_selected, seed=seed, name=name)
             for name, tensor in self._tensors.items()
         }
-        return Mask(tensors, self._base, self._after({"step": "random", "seed": seed}))
+        return Mask(tensors, self._outline.base, self._after({"step": "random", "seed": seed}))
 
     def with_provenance(self, **told: Any) -> Mask:
         """The same mask with entries of its provenance set."""
-        return Mask(self._tensors, self._base, {**self._provenance, **told})
+        return Mask(self._tensors, self._outline.base, {**self._outline.provenance, **told})
 
     def check(
         self, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str] | None = None
@@ -229,8 +264,8 @@ class Mask:
                 problems.append(
                     f"{name} has shape {tuple(shapes[name])}, in the mask {tensor.shape}"
                 )
-            elif name in self._base and name in (digests or {}):
-                expected, found = self._base[name].digest, (digests or {})[name]
+            elif name in self._outline.base and name in (digests or {}):
+                expected, found = self._outline.base[name].digest, (digests or {})[name]
                 if found != expected:
                     problems.append(
                         f"{name} has the digest {found}, and {expected} when the mask was made"
@@ -242,10 +277,14 @@ class Mask:
                 "mask from this one"
             )
 
+    def _combined(self, operation: Operation, other: Mask) -> Mask:
+        if not isinstance(other, Mask):
+            return NotImplemented
+        return Mask.of(combined(operation, self, other))
+
     def _after(self, step: Mapping[str, Any]) -> dict[str, Any]:
         """The provenance of a mask made from this one."""
-        steps = [*self._provenance.get("steps", ()), {**step, "of": self.digest}]
-        return {**self._provenance, **provenance_of(steps)}
+        return provenance_with(self._outline.provenance, {**step, "of": self.digest})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
@@ -273,20 +312,3 @@ class Mask:
             f"Mask({self.num_selected():,} of {self.num_elements():,} elements, "
             f"tensors: {len(self)}, digest: {self.digest})"
         )
-
-
-def provenance_of(steps: list[Any]) -> dict[str, Any]:
-    """The provenance of a mask made just now."""
-    return made_now(steps=steps)
-
-
-def _plain(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of the provenance as JSON has it, so that no later change can reach it."""
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(dict(provenance), allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise MaskError(f"the provenance cannot be stored as JSON: {error}") from None
-    steps = plain.get("steps", [])
-    if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise MaskError("the provenance has steps that are not a list of objects")
-    return plain

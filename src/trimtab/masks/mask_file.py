@@ -2,28 +2,29 @@
 
 Each tensor of the mask is a U8 tensor of its name, `[ceil(num_elements / 8)]`; shapes, counts and
 provenance are JSON in the metadata. A file is a claim by a stranger: the header is checked against
-the file's size, and every shape against the bytes that are there, before anything is allocated.
+the file's size, and every shape against the bytes that are there, before anything is allocated;
+then counts, unused bits and the digest against the bits, before anyone uses them.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.safetensors_file import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
-from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
-from trimtab.outputs import new_file
+from trimtab.masks.outline import MaskOutline
+from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor, num_packed_bytes
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "MaskFile", "read_mask_file", "write_mask_file"]
+__all__ = ["FORMAT", "FORMAT_VERSION", "MaskFile", "read_mask_file"]
 
 FORMAT = "trimtab.mask"
 FORMAT_VERSION = 1
@@ -32,83 +33,103 @@ FORMAT_VERSION = 1
 MAX_DIMENSIONS = 64
 """Most dimensions of an array, in NumPy and in PyTorch."""
 
-ALIGNMENT = 8
-"""The header is filled up with spaces to a multiple of this."""
-
-
-class MaskFile(NamedTuple):
-    """What a mask file holds.
-
-    Attributes:
-        tensors: Name -> bits, in the mask's order.
-        base: Name -> what the tensor was when the mask was made; may lack any.
-        provenance: Plain data.
-        digest: Of the mask, as written.
-    """
-
-    tensors: Mapping[str, PackedTensor]
-    base: Mapping[str, BaseTensor]
-    provenance: Mapping[str, Any]
-    digest: str
-
 
 class _Damage(Exception):
     """What is wrong with a file, without its name."""
 
 
-def write_mask_file(path: str | os.PathLike[str], content: MaskFile, *, force: bool) -> None:
-    """Write a mask, atomically; missing parent folders are made.
+@dataclass(frozen=True, eq=False)
+class MaskFile:
+    """A mask file whose header was checked; its bits are still on disk, and were not.
 
-    Raises:
-        OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+    Attributes:
+        path: Where it is.
+        outline: Of the mask.
+        num_selected: Name -> how many bits are 1, as the header says.
+        digest: Of the mask, as the metadata says.
+        stored: Name -> where the bits are.
     """
-    entries = {}
-    header: dict[str, Any] = {
-        "__metadata__": {
-            "format": FORMAT,
-            "format_version": str(FORMAT_VERSION),
-            "digest": content.digest,
-        }
-    }
-    end = 0
-    for name, tensor in content.tensors.items():
-        begin, end = end, end + len(tensor.bits)
-        header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
-        base = content.base.get(name)
-        entries[name] = {
-            "shape": list(tensor.shape),
-            "num_selected": tensor.num_selected,
-            "base": None if base is None else base._asdict(),
-        }
-    header["__metadata__"] |= {
-        "tensors": _compact(entries),
-        "provenance": _compact(dict(content.provenance)),
-    }
-    raw = _compact(header).encode()
-    raw += b" " * (-len(raw) % ALIGNMENT)
-    with new_file(path, force=force) as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
-        for tensor in content.tensors.values():
-            file.write(tensor.bits.data)
+
+    path: str
+    outline: MaskOutline
+    num_selected: Mapping[str, int]
+    digest: str
+    stored: Mapping[str, StoredTensor]
+
+    def read(self, name: str) -> PackedTensor:
+        """Read the bits of a tensor and check them against the header. Any thread may call this.
+
+        Raises:
+            MaskError: They are not what the header says, or cannot be read.
+        """
+        tensor = self._tensor(name)
+        if problems := list(self._problems(name, tensor)):
+            raise self._damaged(problems)
+        return tensor
+
+    def checked(self) -> Iterator[tuple[str, PackedTensor]]:
+        """Read the bits of all tensors, sorted by name, and check everything about them.
+
+        Only at the end it is known that the mask is whole: use no tensor before.
+
+        Raises:
+            MaskError: Bits are not what the header says, listed for all tensors up to a handful;
+                or their digest is not the one that the file says.
+        """
+        problems: list[str] = []
+        digest = MaskDigest()
+        for name in sorted(self.outline.shapes):
+            tensor = self._tensor(name)
+            problems += self._problems(name, tensor)
+            digest.update(name, tensor)
+            yield name, tensor
+        if problems:
+            raise self._damaged(problems)
+        if (found := digest.hexdigest()) != self.digest:
+            raise MaskError(
+                f"{self.path}: damaged: its bits have the digest {found}, and the file says "
+                f"{self.digest[:32]!r}"
+            )
+
+    def _tensor(self, name: str) -> PackedTensor:
+        try:
+            return PackedTensor.of(self.outline.shapes[name], self.stored[name].read())
+        except CheckpointError as error:
+            raise MaskError(str(error)) from None
+
+    def _problems(self, name: str, tensor: PackedTensor) -> Iterator[str]:
+        if tensor.num_selected != (claimed := self.num_selected[name]):
+            yield (
+                f"{short(name)} says it selects {claimed} elements, "
+                f"and selects {tensor.num_selected}"
+            )
+        if not tensor.has_clean_padding:
+            yield f"{short(name)} has bits set after its last element"
+
+    def _damaged(self, problems: Iterable[str]) -> MaskError:
+        return MaskError(f"{self.path}: damaged: {first_few(list(problems), '; ')}")
 
 
-def read_mask_file(path: str | os.PathLike[str]) -> MaskFile:
-    """Read a mask and check everything about it but the digest.
+def read_mask_file(path: str | os.PathLike[str], pool: FilePool) -> MaskFile:
+    """Read the header of a mask file, and check all that can be known without the bits.
+
+    Args:
+        path: The file.
+        pool: Keeps it open; the caller closes it.
 
     Raises:
         MaskError: It is no mask file, or a damaged one; the message lists what is wrong.
     """
-    with closing(FilePool()) as pool:
-        try:
-            stored, metadata = read_with_metadata(DataFile(Path(path), pool))
-            return _content({tensor.name: tensor for tensor in stored}, metadata)
-        except CheckpointError as error:
-            raise MaskError(str(error)) from None
-        except _Damage as error:
-            raise MaskError(f"{os.fspath(path)}: {error}") from None
+    try:
+        stored, metadata = read_with_metadata(DataFile(Path(path), pool))
+        return _parse(os.fspath(path), {tensor.name: tensor for tensor in stored}, metadata)
+    except CheckpointError as error:
+        raise MaskError(str(error)) from None
+    except _Damage as error:
+        raise MaskError(f"{os.fspath(path)}: {error}") from None
 
 
-def _content(stored: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> MaskFile:
+def _parse(path: str, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> MaskFile:
     if metadata.get("format") != FORMAT:
         found = short(metadata["format"]) if "format" in metadata else "none"
         raise _Damage(
@@ -127,26 +148,21 @@ def _content(stored: Mapping[str, StoredTensor], metadata: Mapping[str, str]) ->
             *(f"{short(name)} has no shape" for name in stored if name not in entries),
         ]
     )
-    shapes, base, problems = {}, {}, []
+    shapes, num_selected, base, problems = {}, {}, {}, []
     for name, entry in entries.items():
         try:
             shapes[name] = _shape(entry, stored[name])
+            num_selected[name] = _count(entry, prod(shapes[name]))
             if (of_base := _base(entry)) is not None:
                 base[name] = of_base
         except _Damage as error:
             problems.append(f"{short(name)} {error}")
     _refuse(problems)
-    tensors = {name: PackedTensor.of(shape, stored[name].read()) for name, shape in shapes.items()}
-    for name, tensor in tensors.items():
-        if tensor.num_selected != (claimed := entries[name]["num_selected"]):
-            problems.append(
-                f"{short(name)} says it selects {short(claimed)} elements, "
-                f"and selects {tensor.num_selected}"
-            )
-        if not tensor.has_clean_padding:
-            problems.append(f"{short(name)} has bits set after its last element")
-    _refuse(problems)
-    return MaskFile(tensors, base, provenance, metadata.get("digest", ""))
+    try:
+        outline = MaskOutline(shapes, base, provenance)
+    except MaskError as error:
+        raise _Damage(str(error)) from None
+    return MaskFile(path, outline, num_selected, metadata.get("digest", ""), stored)
 
 
 def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
@@ -168,6 +184,15 @@ def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
             f"expected U8 and {short(list(expected))} for a tensor of shape {short(shape)}"
         )
     return tuple(shape)
+
+
+def _count(entry: Mapping[str, Any], num_elements: int) -> int:
+    claimed = entry["num_selected"]
+    if type(claimed) is not int or not 0 <= claimed <= num_elements:
+        raise _Damage(
+            f"says it selects {short(claimed)} elements; expected a number from 0 to {num_elements}"
+        )
+    return claimed
 
 
 def _base(entry: Mapping[str, Any]) -> BaseTensor | None:
@@ -208,7 +233,3 @@ def _no_constant(text: str) -> NoReturn:
 def _refuse(problems: Iterable[str]) -> None:
     if found := list(problems):
         raise _Damage(f"damaged: {first_few(found, '; ')}")
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)

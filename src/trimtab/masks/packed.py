@@ -6,18 +6,30 @@ the bits after the last element are 0. A mask of a tensor takes 1/16 of its byte
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-__all__ = ["BaseTensor", "PackedTensor", "num_packed_bytes"]
+__all__ = [
+    "BaseTensor",
+    "MaskDigest",
+    "PackedTensor",
+    "count_bits",
+    "num_packed_bytes",
+    "unpacked",
+]
 
 CHUNK_BYTES = 1 << 17
-"""Packed bytes that are unpacked at once: a million elements."""
+"""Packed bytes that are unpacked or counted at once: a million elements."""
+
+HEX_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class BaseTensor(NamedTuple):
@@ -30,6 +42,11 @@ class BaseTensor(NamedTuple):
 
     dtype: str
     digest: str
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether the digest is 32 hexadecimal digits, as it has to be."""
+        return HEX_DIGEST.fullmatch(self.digest) is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +66,23 @@ class PackedTensor:
     @classmethod
     def of(cls, shape: tuple[int, ...], bits: NDArray[np.uint8]) -> PackedTensor:
         """Count the bits of a tensor; the caller answers for their number and the padding."""
-        return cls(shape, bits, sum(int(np.bitwise_count(part).sum()) for _, part in _parts(bits)))
+        return cls(shape, bits, count_bits(bits))
 
     @classmethod
     def pack(cls, selected: NDArray[np.bool_]) -> PackedTensor:
         """Pack a bool array of any shape and strides."""
         return cls.of(selected.shape, np.packbits(selected.reshape(-1), bitorder="little"))
+
+    @classmethod
+    def of_parts(cls, shape: tuple[int, ...], parts: Iterable[NDArray[np.bool_]]) -> PackedTensor:
+        """Pack the elements of a tensor that come flat, in order, all but the last in eights."""
+        bits = np.zeros(num_packed_bytes(prod(shape)), dtype=np.uint8)
+        filled = 0
+        for part in parts:
+            packed = np.packbits(part, bitorder="little")
+            bits[filled : filled + len(packed)] = packed
+            filled += len(packed)
+        return cls.of(shape, bits)
 
     @property
     def num_elements(self) -> int:
@@ -89,10 +117,56 @@ class PackedTensor:
             bits[-1] &= (1 << used) - 1
         return PackedTensor(self.shape, bits, self.num_elements - self.num_selected)
 
+    def resized(self, shape: tuple[int, ...]) -> PackedTensor:
+        """The first elements in C order, as many as fit; what comes after them is not selected.
+
+        For two shapes that differ in the first axis, these are the first rows.
+        """
+        bits = np.zeros(num_packed_bytes(prod(shape)), dtype=np.uint8)
+        num_kept = min(self.num_elements, prod(shape))
+        kept = num_packed_bytes(num_kept)
+        bits[:kept] = self.bits[:kept]
+        if used := num_kept % 8:
+            bits[kept - 1] &= (1 << used) - 1
+        return PackedTensor.of(shape, bits)
+
+
+class MaskDigest:
+    """The digest of a mask while its tensors come by: sorted by name, each of them once."""
+
+    def __init__(self) -> None:
+        self._hasher = xxhash.xxh3_128()
+
+    def update(self, name: str, tensor: PackedTensor) -> None:
+        """Take in the next tensor."""
+        self._hasher.update(json.dumps([name, tensor.shape]).encode())
+        self._hasher.update(tensor.bits.data)
+
+    def hexdigest(self) -> str:
+        """The digest of what was taken in so far."""
+        return self._hasher.hexdigest()
+
+
+def count_bits(bits: NDArray[np.uint8]) -> int:
+    """How many bits of contiguous bytes are 1."""
+    total = 0
+    for _, part in _parts(bits):  # 8 bytes at a time is 4 times as fast as single bytes
+        words = len(part) // 8 * 8
+        total += int(np.bitwise_count(part[:words].view(np.uint64)).sum(dtype=np.int64))
+        total += int(np.bitwise_count(part[words:]).sum(dtype=np.int64))
+    return total
+
 
 def num_packed_bytes(num_elements: int) -> int:
     """Bytes that the bits of so many elements take."""
     return -(-num_elements // 8)
+
+
+def unpacked(bits: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.bool_]:
+    """The bits of elements `start` to `stop` of a tensor, as a bool array."""
+    first = start // 8
+    whole = np.unpackbits(bits[first : -(-stop // 8)], bitorder="little")
+    return whole[start - 8 * first : stop - 8 * first].view(np.bool_)
 
 
 def _parts(bits: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from trimtab.cli.mask.options import mask_argument, write_mask, writes_a_mask
-from trimtab.masks import Mask
+from trimtab.cli.mask.options import mask_argument, save_derived, writes_a_mask
+from trimtab.masks.algebra import complemented
+from trimtab.masks.stored import open_mask
 from trimtab.outputs import ensure_free
 
 __all__ = ["command"]
@@ -22,4 +23,5 @@ __all__ = ["command"]
 def command(typed: str, mask: Path, output: Path, force: bool) -> None:
     """Select the elements that MASK does not, of the same tensors."""
     ensure_free(output, force=force)
-    write_mask(Mask.load(mask).complement(), output, typed, force=force)
+    with open_mask(mask) as opened:
+        save_derived(complemented(opened), output, typed, force=force)

@@ -43,7 +43,7 @@ def command(
     BASE and TUNED are each a folder, a .safetensors or .bin file, or a hub id with an optional
     @revision. Both are streamed.
     """
-    from trimtab.report.mask_table import gaps_text
+    from trimtab.report.mask_steps import gaps_text
 
     ensure_free(output, force=force)
     with byte_progress("extracting") as progress:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from trimtab.cli.mask.options import mask_argument
-from trimtab.masks import Mask
+from trimtab.masks import open_mask
 
 __all__ = ["command"]
 
@@ -22,12 +22,12 @@ __all__ = ["command"]
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(mask: Path, as_json: bool) -> None:
     """Show what MASK selects, by kind, and how it was made."""
-    loaded = Mask.load(mask)
-    if as_json:
-        from trimtab.masks.summary import summarise
+    with open_mask(mask) as opened:
+        if as_json:
+            from trimtab.masks.summary import summarise
 
-        click.echo(json.dumps(summarise(loaded), indent=1))
-        return
-    from trimtab.report.mask_table import render_mask
+            click.echo(json.dumps(summarise(opened), indent=1))
+            return
+        from trimtab.report.mask_table import render_mask
 
-    click.echo(render_mask(loaded, styled=sys.stdout.isatty()))
+        click.echo(render_mask(opened, styled=sys.stdout.isatty()))

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
+from trimtab.checkpoints.messages import first_few
 from trimtab.masks import Mask
+from trimtab.masks.derived import DerivedMask
 
-__all__ = ["mask_argument", "write_mask", "writes_a_mask"]
+__all__ = [
+    "mask_argument",
+    "save_derived",
+    "tell_of_bases",
+    "write_mask",
+    "writes_a_mask",
+]
 
 mask_argument = click.argument("mask", type=click.Path(path_type=Path))
 
@@ -30,3 +38,22 @@ def write_mask(mask: Mask, output: Path, typed: str, *, force: bool) -> None:
 
     mask.with_provenance(command=typed).save(output, force=force)
     click.echo(f"wrote {output}: {selected_text(mask)} selected", err=True)
+
+
+def save_derived(mask: DerivedMask, output: Path, typed: str, *, force: bool) -> None:
+    """Make a mask from others on disk, straight into its file, and say what it selects."""
+    from trimtab.report.mask_table import share_text
+
+    num_selected = mask.with_provenance(command=typed).save(output, force=force)
+    share = share_text(num_selected, mask.outline.num_elements())
+    click.echo(f"wrote {output}: {share} selected", err=True)
+
+
+def tell_of_bases(differs: Sequence[str]) -> None:
+    """Say which tensors have lost their digest because masks were made against different bases."""
+    if differs:
+        click.echo(
+            f"made against different bases in {len(differs)} of the tensors: {first_few(differs)}; "
+            "the result says of these no longer what they were",
+            err=True,
+        )

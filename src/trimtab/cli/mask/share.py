@@ -1,0 +1,59 @@
+"""`trimtab mask share`."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+
+from trimtab.cli.mask.options import tell_of_bases
+from trimtab.cli.progress import byte_progress
+from trimtab.masks.common_core import part_files, write_parts
+from trimtab.masks.stored import open_mask
+
+__all__ = ["command"]
+
+
+@click.command(
+    "share",
+    epilog="Example: trimtab mask share code.safetensors math.safetensors -o parts/",
+)
+@click.argument("masks", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="FOLDER",
+    help="Write the parts to this folder.",
+)
+@click.option("--base", help="What MASKS were made against, for chance matched by magnitude.")
+@click.option("--force", is_flag=True, help="Replace output files that exist.")
+@click.pass_obj
+def command(
+    typed: str, masks: tuple[Path, ...], output: Path, base: str | None, force: bool
+) -> None:
+    """Split MASKS, such as those of several tasks, into their common core and own parts.
+
+    The core is what all of them select; the own part of a mask is what it selects and no other
+    does. Each is a mask, in a file of its own, and is counted next to what chance gives: for masks
+    with as many elements in each tensor, and with --base also of each magnitude of its weights.
+    """
+    from trimtab.report.mask_table import share_text
+    from trimtab.report.split_table import render_split
+
+    if len(masks) < 2:
+        raise click.UsageError("give at least two masks")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(open_mask(mask)) for mask in masks]
+        files = part_files(output, [mask.stem for mask in masks])
+        with byte_progress("counting") as progress:
+            split = write_parts(
+                opened, files, base=base, progress=progress, command=typed, force=force
+            )
+    tell_of_bases(split.base_differs)
+    for part in split.parts:
+        share = share_text(part.num_selected, split.num_elements)
+        click.echo(f"wrote {part.file}: {share} selected", err=True)
+    click.echo(render_split(split, [mask.name for mask in masks]))

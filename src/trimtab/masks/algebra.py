@@ -1,0 +1,182 @@
+"""Set algebra of masks: what both select, either, exactly one, or only the first; and parts.
+
+Two masks are combined tensor by tensor, in packed bits. The result has the tensors of both; a
+tensor that one of them does not have has nothing selected there, as everywhere. The complement is
+of the mask's own tensors, so `a - b` is `a & ~b` only where both have the same tensors.
+
+The result was made against a base as far as the two do not contradict each other: the digest of a
+tensor is kept where both have the same or only one has any, and dropped where they differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import TensorPart, parts_of
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.masks.derived import DerivedMask, tensor_of
+from trimtab.masks.outline import MaskOutline
+from trimtab.masks.packed import BaseTensor, PackedTensor
+from trimtab.masks.provenance import provenance_from, provenance_with
+
+if TYPE_CHECKING:
+    from trimtab.masks.stored import AnyMask
+
+__all__ = ["OPERATIONS", "Operation", "Together", "combined", "complemented", "in_common"]
+__all__ += ["restricted"]
+
+Operation: TypeAlias = Literal["and", "or", "xor", "minus"]
+
+_Bits: TypeAlias = NDArray[np.uint8]
+
+OPERATIONS: Mapping[Operation, Callable[[_Bits, _Bits], _Bits]] = {
+    "and": lambda first, second: first & second,
+    "or": lambda first, second: first | second,
+    "xor": lambda first, second: first ^ second,
+    "minus": lambda first, second: first & ~second,
+}
+"""What is done to the bits of two masks. Unused bits, 0 in both, stay 0 in all of them."""
+
+
+class Together(NamedTuple):
+    """The model that several masks are of.
+
+    Attributes:
+        shapes: Name -> shape, of the tensors of all, those of the first before the others.
+        base: Name -> what it was when the masks were made, where those that say it agree.
+        base_differs: Names of those for which they do not.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    base: Mapping[str, BaseTensor]
+    base_differs: tuple[str, ...]
+
+
+def combined(operation: Operation, first: AnyMask, second: AnyMask) -> DerivedMask:
+    """Combine two masks.
+
+    Args:
+        operation: `and`: what both select; `or`: what either does; `xor`: what exactly one does;
+            `minus`: what the first selects and the second does not.
+        first: A mask.
+        second: Another, of the same model: its shapes are the same where both have a tensor.
+
+    Returns:
+        A mask with the tensors of both, those of the first before the others. Its provenance keeps
+        that of both, and in `base_differs` the tensors whose bases differ.
+
+    Raises:
+        MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
+    """
+    together = in_common([first, second])
+    shapes = together.shapes
+    step = {"step": operation, "base_differs": list(together.base_differs)}
+    outline = MaskOutline(shapes, together.base, provenance_from((first, second), step))
+
+    def tensor(name: str) -> PackedTensor:
+        shape = shapes[name]
+        bits = (tensor_of(mask, name, shape).bits for mask in (first, second))
+        return PackedTensor.of(shape, OPERATIONS[operation](*bits))
+
+    return DerivedMask(outline, tensor)
+
+
+def in_common(masks: Sequence[AnyMask]) -> Together:
+    """Check that masks are of one model, and say of which.
+
+    Raises:
+        MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    base: dict[str, BaseTensor] = {}
+    wrong: dict[str, str] = {}
+    differs: dict[str, None] = {}
+    for place, mask in enumerate(masks, 1):
+        for name in mask:
+            if mask.shape(name) != shapes.setdefault(name, mask.shape(name)):
+                wrong[name] = f"{name} is {shapes[name]}, and {mask.shape(name)} in mask {place}"
+            if name in mask.base and mask.base[name] != base.setdefault(name, mask.base[name]):
+                differs[name] = None
+    if wrong:
+        raise MaskMismatchError(
+            f"masks of different models: {len(wrong)} of {len(shapes)} tensors differ in shape: "
+            f"{first_few(list(wrong.values()), '; ')}. Transfer one to the model of the other "
+            "first (`trimtab mask transfer`)"
+        )
+    kept = {name: base[name] for name in shapes if name in base and name not in differs}
+    return Together(shapes, kept, tuple(differs))
+
+
+def complemented(mask: AnyMask) -> DerivedMask:
+    """The elements that a mask does not select, of the same tensors."""
+    shapes = {name: mask.shape(name) for name in mask}
+    provenance = provenance_with(mask.provenance, {"step": "complement", "of": mask.digest})
+    return DerivedMask(
+        MaskOutline(shapes, mask.base, provenance),
+        lambda name: tensor_of(mask, name, shapes[name]).complement(),
+    )
+
+
+def restricted(
+    mask: AnyMask,
+    *,
+    kinds: Sequence[str] | None = None,
+    layers: Sequence[int] | None = None,
+    tensors: Sequence[str] | None = None,
+) -> DerivedMask:
+    """The part of a mask in some of its tensors: those that meet every condition given.
+
+    Args:
+        mask: The mask.
+        kinds: Kinds of tensors, such as `q_proj`; they follow from names alone, so a fused tensor
+            is one tensor of one kind.
+        layers: Indices of transformer layers; tensors outside the layers are in none.
+        tensors: Names, or patterns with `*`, `?` and `[...]` as in a shell.
+
+    Returns:
+        A mask that has no tensors but those.
+
+    Raises:
+        MaskError: There is no condition; or a kind, layer or name fits no tensor of the mask, or
+            no tensor meets all conditions.
+    """
+    conditions = {"kinds": kinds, "layers": layers, "tensors": tensors}
+    given = {key: list(wanted) for key, wanted in conditions.items() if wanted is not None}
+    if not given:
+        raise MaskError("restricted to nothing: expected kinds, layers or tensors")
+    parts = {name: parts_of(name, mask.shape(name), {})[0] for name in mask}
+    meets: dict[str, Callable[[str, Any], bool]] = {
+        "kinds": lambda name, kind: parts[name].kind == kind,
+        "layers": lambda name, layer: parts[name].layer == layer,
+        "tensors": lambda name, wanted: (
+            name == wanted if wanted in parts else fnmatchcase(name, wanted)
+        ),
+    }
+    kept = list(parts)
+    for key, wanted in given.items():
+        if absent := [str(one) for one in wanted if not any(meets[key](n, one) for n in parts)]:
+            raise MaskError(f"the mask has no {key} {first_few(absent)}; {_there_is(key, parts)}")
+        kept = [name for name in kept if any(meets[key](name, one) for one in wanted)]
+    if not kept:
+        raise MaskError(f"no tensor of the mask is in all of the {' and '.join(given)} given")
+    shapes = {name: mask.shape(name) for name in kept}
+    step = {"step": "restrict", "of": mask.digest, **dict.fromkeys(conditions), **given}
+    base = {name: mask.base[name] for name in kept if name in mask.base}
+    outline = MaskOutline(shapes, base, provenance_with(mask.provenance, step))
+    return DerivedMask(outline, lambda name: tensor_of(mask, name, shapes[name]))
+
+
+def _there_is(key: str, parts: Mapping[str, TensorPart]) -> str:
+    """What a mask has instead of what was asked for."""
+    if key == "kinds":
+        return f"it has {', '.join(sorted({part.kind for part in parts.values()}))}"
+    if key == "layers":
+        layers = sorted({part.layer for part in parts.values() if part.layer is not None})
+        return f"it has {layers[0]} to {layers[-1]}" if layers else "it has none"
+    return f"its first is {next(iter(parts))}" if parts else "it has none"

@@ -1,0 +1,51 @@
+"""All of a mask but its bits: names and shapes, what it was made against, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import MaskError
+from trimtab.masks.packed import BaseTensor
+from trimtab.masks.provenance import plain_provenance
+
+__all__ = ["MaskOutline"]
+
+
+@dataclass(frozen=True, eq=False)
+class MaskOutline:
+    """What is known of a mask before its bits. Checked when made, and copied.
+
+    Attributes:
+        shapes: Name -> shape, in the mask's order.
+        base: Name -> what the tensor was when the mask was made; may lack any.
+        provenance: Plain data.
+
+    Raises:
+        MaskError: A name, the base or the provenance could not be stored in a file.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    base: Mapping[str, BaseTensor]
+    provenance: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        # A name that no header may hold would make a file that cannot be read.
+        if bad := [n for n in self.shapes if n == "__metadata__" or not n.isprintable()]:
+            raise MaskError(f"{first_few([repr(name) for name in bad])}: not names of tensors")
+        if strangers := sorted(self.base.keys() - self.shapes.keys()):
+            raise MaskError(f"base has {first_few(strangers)}, which the mask does not have")
+        if bad := [name for name, of in self.base.items() if not of.has_digest]:
+            raise MaskError(f"base of {first_few(bad)}: a digest is not 32 hexadecimal digits")
+        object.__setattr__(self, "shapes", dict(self.shapes))
+        object.__setattr__(self, "base", dict(self.base))
+        object.__setattr__(self, "provenance", plain_provenance(self.provenance))
+
+    def num_elements(self, name: str | None = None) -> int:
+        """Elements of a tensor, or of all."""
+        if name is not None:
+            return prod(self.shapes[name])
+        return sum(prod(shape) for shape in self.shapes.values())

@@ -1,0 +1,279 @@
+"""How a mask was made, in words: the steps of its provenance.
+
+Steps come from files, so any of their values can be anything; what is not what it should be is
+shown as it is, or as an ellipsis.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from trimtab.elements.counts import percent
+from trimtab.report.wording import plural, printable
+
+__all__ = ["carried_text", "gaps_text", "steps_lines"]
+
+Step: TypeAlias = Mapping[str, Any]
+
+MOST_NESTED = 4
+"""Masks made from masks made from masks: how far back the lines go."""
+
+MOST_LISTED = 12
+
+_GAPS = {
+    "missing": "only in base",
+    "extra": "only in tuned",
+    "shape_mismatch": "of another shape",
+}
+
+
+def steps_lines(provenance: Mapping[str, Any]) -> list[str]:
+    """A line for each step, and below it, further in, those of the masks that it combined.
+
+    The steps of a mask are told once, where it comes first.
+    """
+    steps, made_from = provenance.get("steps"), provenance.get("made_from")
+    before = dict(made_from) if isinstance(made_from, Mapping) else {}
+    return _lines(steps, before, nested=0)
+
+
+def _lines(steps: Any, made_from: dict[str, Any], *, nested: int) -> list[str]:
+    """Lines for the steps of one mask; takes those of the masks before it out of `made_from`."""
+    indent = "  " * nested
+    if not isinstance(steps, list):
+        return []
+    if nested > MOST_NESTED:
+        return [f"{indent}- …"]
+    lines = []
+    for step in steps:
+        if not isinstance(step, Mapping):
+            continue
+        lines.append(f"{indent}- {_text(step)}")
+        of = step.get("of")
+        for place, digest in enumerate(of if isinstance(of, list) else [], 1):
+            lines.append(printable(f"{indent}  mask {place}: {_brief(digest)}"))
+            provenance = made_from.pop(digest, None) if isinstance(digest, str) else None
+            if isinstance(provenance, Mapping):
+                lines += _lines(provenance.get("steps"), made_from, nested=nested + 1)
+    return lines
+
+
+def _text(step: Step) -> str:
+    """One step in words."""
+    name = step.get("step")
+    words = _WORDS.get(name) if isinstance(name, str) else None
+    if words is None:
+        return printable(", ".join(f"{key} {_brief(value)}" for key, value in step.items()))
+    return printable(f"{name}: {words(step)}")
+
+
+def gaps_text(step: Mapping[str, Any]) -> str:
+    """Which tensors an extraction could not compare, in words; empty if it compared all."""
+    rows = {where: step.get(name) for name, where in _GAPS.items()}
+    return ", ".join(
+        f"{plural(len(found), 'tensor')} {where}"
+        for where, found in rows.items()
+        if isinstance(found, list) and found
+    )
+
+
+def carried_text(step: Step) -> str:
+    """What a transfer did other than to keep bits, in words; empty if nothing."""
+    layers, rows = step.get("layers"), step.get("common_rows")
+    found = []
+    if isinstance(layers, Mapping):
+        found.append(f"layers interpolated to {len(layers)}")
+    if isinstance(by_density := step.get("by_density"), list) and by_density:
+        found.append(
+            f"the densities of rows, at random places, in {plural(len(by_density), 'tensor')} "
+            f"(seed {step.get('seed')})"
+        )
+    if isinstance(rows, list) and rows:
+        found.append(f"the common rows of {plural(len(rows), 'vocabulary', 'vocabularies')}")
+    for key, words in (("not_in_mask", "not in the mask"), ("left_out", "only in the mask")):
+        if isinstance(names := step.get(key), list) and names:
+            found.append(f"{plural(len(names), 'tensor')} {words}")
+    return "; ".join(found)
+
+
+def _extract(step: Step) -> str:
+    gaps = gaps_text(step)
+    return (
+        f"changed from {_checkpoint(step.get('base'))} to {_checkpoint(step.get('tuned'))} "
+        f"(criterion: {step.get('criterion')})"
+        f"{f'; not compared in full: {gaps}' if gaps else ''}"
+    )
+
+
+def _restrict(step: Step) -> str:
+    conditions = (
+        f"{key} {_listed(step.get(key))}" for key in ("kinds", "layers", "tensors") if step.get(key)
+    )
+    return f"the tensors of {step.get('of')} with {', '.join(conditions)}"
+
+
+def _transfer(step: Step) -> str:
+    carried = carried_text(step)
+    return (
+        f"{step.get('of')} on the tensors of {_checkpoint(step.get('to'))}"
+        f"{f'; {carried}' if carried else ''}"
+    )
+
+
+def _own(step: Step) -> str:
+    place = step.get("mask")
+    which = place + 1 if isinstance(place, int) else _brief(place)
+    return f"what mask {which} selects and no other of these does"
+
+
+def _moved(step: Step) -> str:
+    text = f"what {_phase(step)} changed (criterion: {step.get('criterion')})"
+    if isinstance(looks := step.get("looks"), list):
+        text += "".join(f"; {_look(look)}" for look in looks)
+    return text + _peak(step.get("peak_memory"))
+
+
+def _largest_gradients(step: Step) -> str:
+    return (
+        f"where those of {_phase(step)} sum up to most, in magnitude"
+        f"{_peak(step.get('peak_memory'))}"
+    )
+
+
+def _random(step: Step) -> str:
+    return f"{_size(step)}, seed {step.get('seed')}"
+
+
+def _chosen(what: str) -> Callable[[Step], str]:
+    """Words for a step that selected by scores."""
+
+    def words(step: Step) -> str:
+        details = "".join(f", {key} {_brief(step[key])}" for key in _DETAILS if key in step)
+        of = f" of {_checkpoint(step['base'])}" if "base" in step else ""
+        size = "" if "distance" in step else f": {_size(step)}, ties by seed {step.get('seed')}"
+        return f"{what}{of}{details}{size}"
+
+    return words
+
+
+_DETAILS = ("share", "lr", "steps")
+
+
+def _size(step: Step) -> str:
+    """How many a step selected, and in what as many."""
+    match = step.get("match", "tensor")
+    where = _PLACES.get(match) if isinstance(match, str) else None
+    if "density" in step:
+        return f"a share of {_brief(step['density'])} {where or _brief(match)}"
+    return f"as many {where or _brief(match)} as {step.get('like', step.get('of'))}"
+
+
+_PLACES = {
+    "total": "in all",
+    "tensor": "in each tensor",
+    "magnitude": "in each tensor × exponent of the base weight",
+}
+
+
+def _consensus(step: Step) -> str:
+    if "at_least" in step:
+        return f"what at least {_brief(step['at_least'])} of these select"
+    return f"what most of these select: {_size(step)}, ties by seed {step.get('seed')}"
+
+
+def _probe(step: Step) -> str:
+    """What gradients were taken of, how much of it, and what that took."""
+    data, seconds = step.get("data"), step.get("seconds")
+    source = data.get("source") if isinstance(data, Mapping) else _brief(data)
+    num, tokens = _brief(step.get("num_sequences")), _brief(step.get("num_tokens"))
+    took = f"; {seconds:.0f} s" if isinstance(seconds, float) else ""
+    return (
+        f"gradients of {_checkpoint(step.get('base'))} on {source} (loss: "
+        f"{_brief(step.get('loss'))}, {num} completions, {tokens} tokens): {_size(step)}, "
+        f"seed {step.get('seed')}{took}{_peak(step.get('peak_memory'))}"
+    )
+
+
+def _warm(step: Step) -> str:
+    checkpoints = step.get("checkpoints")
+    if isinstance(checkpoints, list):
+        what = f"what {', '.join(map(_checkpoint, checkpoints[:MOST_LISTED]))} had moved"
+    else:
+        what = f"what the first {step.get('after_steps')} steps of {step.get('tracked')} moved"
+    size = f": {_size(step)}, ties by seed {step.get('seed')}" if "match" in step else ""
+    return what + size
+
+
+_WORDS: Mapping[str, Callable[[Step], str]] = {
+    "extract": _extract,
+    "survivors": lambda step: f"what is not 0 in {_checkpoint(step.get('checkpoint'))}",
+    "random": _random,
+    "low-magnitude": _chosen("the smallest weights"),
+    "high-magnitude": _chosen("the largest weights"),
+    "principal": _chosen("what carries the principal directions"),
+    "off-principal": _chosen("what does not carry the principal directions"),
+    "safe": _chosen("small weights and what does not carry the principal directions"),
+    "absorption": _chosen("what the smallest steps change"),
+    "consensus": _consensus,
+    "complement": lambda step: f"what {step.get('of')} does not select",
+    "and": lambda _: "what both of these select",
+    "or": lambda _: "what one of these selects, or both",
+    "xor": lambda _: "what exactly one of these selects",
+    "minus": lambda _: "what the first of these selects and the second does not",
+    "restrict": _restrict,
+    "transfer": _transfer,
+    "core": lambda _: "what all of these select",
+    "own": _own,
+    "moved": _moved,
+    "largest gradients": _largest_gradients,
+    "fisher": _probe,
+    "sign-consistency": _probe,
+    "snip": _probe,
+    "warm": _warm,
+}
+"""Name of a step -> the words after it; a step that is not here is shown as it is."""
+
+
+def _phase(step: Step) -> str:
+    """The part of a run in which it looked for its mask."""
+    return f"{step.get('after_steps')} steps of {step.get('algorithm')} from {step.get('base')}"
+
+
+def _look(look: Any) -> str:
+    """What had moved at some step of a run."""
+    if not isinstance(look, Mapping):
+        return _brief(look)
+    num_moved, share_new = look.get("num_moved"), look.get("share_new")
+    moved = f"{num_moved:,}" if isinstance(num_moved, int) else _brief(num_moved)
+    new = ""
+    if isinstance(share_new, float) and 0.0 <= share_new <= 1.0:
+        new = f", {percent(share_new, 1.0)} of them new"
+    return f"after step {_brief(look.get('after_steps'))}: {moved} elements{new}"
+
+
+def _peak(memory: Any) -> str:
+    """The memory that looking for a mask took."""
+    if not isinstance(memory, Mapping) or not isinstance(memory.get("num_bytes"), int):
+        return ""
+    return f"; peak {memory['num_bytes'] // 10**6:,} MB of {_brief(memory.get('of'))}"
+
+
+def _brief(value: Any) -> str:
+    """A value of a step; the file and `--json` have what is too long for a line."""
+    return "…" if isinstance(value, Mapping | list) else str(value)
+
+
+def _listed(values: Any) -> str:
+    """A list of words or numbers; the file has what is too long for a line."""
+    if not isinstance(values, list):
+        return _brief(values)
+    shown = [_brief(value) for value in values[:MOST_LISTED]]
+    return " ".join([*shown, *(["…"] if len(values) > MOST_LISTED else [])])
+
+
+def _checkpoint(record: Any) -> str:
+    if not isinstance(record, Mapping):
+        return str(record)
+    revision = record.get("revision")
+    return f"{record.get('id')}" if revision is None else f"{record.get('id')}@{revision}"
