@@ -1,5 +1,5 @@
 # Each target makes its own environment, and is quick once that is done.
-.PHONY: demo test lint docs bench bench-compare bench-optimizer bench-tracker bench-training setup clean
+.PHONY: demo papers test lint docs bench bench-compare bench-masks bench-optimizer bench-tracker bench-training setup clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -10,6 +10,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 demo: setup ## RL-tune a real model, compare it with its base, write demo/report.html
 	$(VENV)/bin/trimtab demo $(DEMO_ARGS)
+
+papers: setup ## Run claims of a paper again, at the scale that takes a minute
+	$(VENV)/bin/trimtab paper run mukherjee-2025 --scale tiny $(PAPERS_ARGS)
 
 test: setup ## Run all tests
 	$(PYTHON) -m pytest $(TEST_ARGS)
@@ -22,10 +25,13 @@ lint: setup ## Format check, lint and types
 docs: setup ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: bench-compare bench-optimizer bench-tracker bench-training ## Speed and memory, as ratios in one run
+bench: bench-compare bench-masks bench-optimizer bench-tracker bench-training ## Speed and memory, as ratios in one run
 
 bench-compare: setup ## That of compare
 	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
+
+bench-masks: setup ## That of masks: overlap and extract
+	$(PYTHON) -m benchmarks.masks $(BENCH_MASKS_ARGS)
 
 bench-optimizer: setup ## That of SparseAdamW
 	$(PYTHON) -m benchmarks.optimizer $(BENCH_OPTIMIZER_ARGS)
@@ -50,4 +56,4 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) site dist demo
+	rm -rf $(VENV) site dist demo papers-out

@@ -13,7 +13,16 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "above", "bit_length", "differ", "equal", "num_ones", "trailing_zeros"]
+__all__ = [
+    "LANES",
+    "above",
+    "bit_length",
+    "differ",
+    "equal",
+    "has_bit",
+    "num_ones",
+    "trailing_zeros",
+]
 
 LANES = 64
 """Elements compared at once: the bits of the mask."""
@@ -70,6 +79,21 @@ def equal(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
         x = _vector(context, builder, signature.args[0], args[0], args[1])
         equal = builder.icmp_unsigned("==", x, _splat(builder, args[2]))
         return builder.bitcast(equal, ir.IntType(LANES))
+
+    return types.uint64(array, types.intp, array.dtype), generate
+
+
+@intrinsic
+def has_bit(typing_context: Any, array: Any, index: Any, bit: Any) -> Any:
+    """Mask of the elements with `element & bit != 0`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = builder.and_(
+            _vector(context, builder, signature.args[0], args[0], args[1]),
+            _splat(builder, args[2]),
+        )
+        zero = _splat(builder, ir.Constant(args[2].type, 0))
+        return builder.bitcast(builder.icmp_unsigned("!=", x, zero), ir.IntType(LANES))
 
     return types.uint64(array, types.intp, array.dtype), generate
 

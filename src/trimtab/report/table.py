@@ -29,6 +29,10 @@ __all__ = ["render_table"]
 
 _GAP = "  "
 _OPTIONAL = (
+    *("p of fewer", "p of more", "chance of fewer", "chance of more"),  # of shared units
+    *("of control", "Gini", "z² by magnitude alone", "columns control", "rows control"),
+    *("most o1", "most o2", "p", "in A", "in B"),  # of an overlap
+    *("in mask", "norm", "correct, mask − it", "correct"),  # of a robustness probe
     "largest difference",  # of an identity check
     *("outside/all", "outside/ever", "Jaccard", "cancelled"),  # of a trajectory
     *("tensors", "mean of tensors", "changed", "predicted", "elements"),

@@ -1,0 +1,217 @@
+"""How likely an intersection is when elements are drawn at random: sums of hypergeometric counts.
+
+Two sets of `a` and `b` of `n` elements, each drawn uniformly and apart from the other, share a
+hypergeometric number of elements. Where counts are kept in several strata (tensors, say), what the
+sets share is a sum of independent such numbers, one of each stratum.
+
+The mean and the variance of that sum are exact. So is the tail probability where all the values
+that the sum can have are few enough to be added up; elsewhere it is the tail of the normal
+distribution with that mean and variance. Probabilities are kept as logarithms: those of masks are
+often below the smallest floating-point number.
+"""
+
+from __future__ import annotations
+
+from math import erfc, expm1, inf, log, log1p, log10, pi, sqrt
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Strata", "Tail", "tail"]
+
+MOST_VALUES = 1 << 14
+"""Values of all strata together up to which tails are added up exactly."""
+
+LARGEST_TILT, MOST_STEPS = 700.0, 100
+"""Bounds of the search for a tilt: beyond the first, all probability is at the last value."""
+
+NEGLIGIBLE = 1e-30
+"""Probabilities that are left out of a sum of probabilities near 1."""
+
+Floats = NDArray[np.float64]
+
+
+class Strata(NamedTuple):
+    """Two sets, counted in each of some strata that do not overlap.
+
+    Attributes:
+        num_elements: int64 `[strata]`.
+        first: int64 `[strata]`: elements of the first set.
+        second: int64 `[strata]`: elements of the second set.
+    """
+
+    num_elements: NDArray[np.int64]
+    first: NDArray[np.int64]
+    second: NDArray[np.int64]
+
+    @property
+    def least(self) -> int:
+        """Fewest elements that the two can share."""
+        return int(np.maximum(self.first + self.second - self.num_elements, 0).sum())
+
+    @property
+    def most(self) -> int:
+        """Most elements that the two can share."""
+        return int(np.minimum(self.first, self.second).sum())
+
+    @property
+    def expected(self) -> float:
+        """Mean number of shared elements: the sum of ab / n."""
+        n, a, b = self._floats()
+        return float(np.sum(a * b / n))
+
+    @property
+    def variance(self) -> float:
+        """Its variance: the sum of ab(n - a)(n - b) / (n²(n - 1))."""
+        n, a, b = self._floats()
+        # An only element is either shared or not: nothing about it is random.
+        return float(np.sum(a * (b / n) * ((n - a) / n) * ((n - b) / np.maximum(n - 1, 1))))
+
+    def _floats(self) -> tuple[Floats, Floats, Floats]:
+        """The counts as fp64, whose products do not overflow; without strata of no elements."""
+        some = self.num_elements > 0
+        n, a, b = (counts[some].astype(np.float64) for counts in self)
+        return n, a, b
+
+
+class Tail(NamedTuple):
+    """How far out a number of shared elements is.
+
+    Attributes:
+        log10_p: log10 of the two-sided probability: twice the smaller of P(X >= x) and P(X <= x),
+            and at most 1.
+        method: `exact`: all possibilities were added up, and only rounding in fp64 is left out.
+            `normal`: the tail of a normal distribution of the exact mean and variance.
+    """
+
+    log10_p: float
+    method: Literal["exact", "normal"]
+
+
+def tail(strata: Strata, shared: int) -> Tail:
+    """The probability of sharing a number of elements that is as far out as this one.
+
+    Args:
+        strata: Of the two sets.
+        shared: Elements that they share, from `strata.least` to `strata.most`.
+    """
+    offset = np.maximum(strata.first + strata.second - strata.num_elements, 0)
+    highest = np.minimum(strata.first, strata.second) - offset
+    free = highest > 0  # in the others there is only one possibility
+    n, a, b = (counts[free] for counts in strata)
+    beyond_least = shared - strata.least
+    offset, highest = offset[free], _reachable(strata, shared, highest, offset)[free]
+    if highest.sum() <= MOST_VALUES:
+        log_p = _exact(Strata(n, a, b), offset, highest, beyond_least)
+        return Tail(min(0.0, log_p / log(10)), "exact")
+    z = (shared - strata.expected) / sqrt(strata.variance)
+    return Tail(_log10_erfc(abs(z) / sqrt(2)), "normal")
+
+
+def _reachable(
+    strata: Strata, shared: int, highest: NDArray[np.int64], offset: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """The highest values of each stratum that can matter.
+
+    A hypergeometric number is a sum of independent truth values, and so less spread than a Poisson
+    number of its mean. Given what all strata share, what one of them does has at most that mean:
+    12 roots and 60 above it, less than 1e-25 is left.
+    """
+    n = np.maximum(strata.num_elements, 1).astype(np.float64)
+    expected = strata.first * (strata.second / n) - offset
+    mean = np.maximum(expected, shared - strata.least)
+    return np.minimum(highest, np.ceil(mean + 12 * np.sqrt(mean) + 60).astype(np.int64))
+
+
+def _exact(
+    strata: Strata, offset: NDArray[np.int64], highest: NDArray[np.int64], shared: int
+) -> float:
+    """Natural logarithm of the two-sided probability, all strata counted from their least value.
+
+    Far out, probabilities of single values vanish in fp64. So each distribution is first tilted
+    (its probability of x times exp(tilt · x)) until the mean of the sum is where it is asked for,
+    and the tilt is undone in the logarithms of the result.
+    """
+    logs = [_log_pmf(*of) for of in zip(*strata, offset, highest, strict=True)]
+    tilt = _tilt(logs, shared)
+    total, first, log_scale = np.ones(1), 0, 0.0
+    for log_pmf in logs:
+        weights = log_pmf + tilt * np.arange(len(log_pmf))
+        top = float(weights.max())
+        tilted = np.exp(weights - top)
+        log_scale += top + log(tilted.sum())
+        skipped, tilted = _without_ends(tilted / tilted.sum())
+        first += skipped
+        total = np.convolve(total, tilted)
+        skipped, total = _without_ends(total)
+        first += skipped
+    values = np.arange(first, first + len(total))
+    with np.errstate(divide="ignore"):
+        log_pmf = np.log(total) + log_scale - tilt * values
+    upper = tilt > 0 or (tilt == 0 and 2 * total[values >= shared].sum() < 1)
+    near = _log_sum(log_pmf[values >= shared] if upper else log_pmf[values <= shared])
+    far = log(min(1.0, -expm1(min(near, 0.0)) + np.exp(_log_sum(log_pmf[values == shared]))))
+    return log(2) + min(near, far)
+
+
+def _log_pmf(n: int, a: int, b: int, offset: int, highest: int) -> Floats:
+    """Logarithms of the probabilities of the values `offset` to `offset + highest`.
+
+    Each is the one before times (a - x)(b - x) / ((x + 1)(n - a - b + x + 1)).
+    """
+    x = np.arange(offset, offset + highest, dtype=np.float64)
+    ratios = np.log((a - x) / (x + 1)) + np.log((b - x) / (float(n - a - b) + x + 1))
+    logs: Floats = np.concatenate([[0.0], np.cumsum(ratios)])
+    return logs - _log_sum(logs)
+
+
+def _tilt(logs: list[Floats], shared: int) -> float:
+    """A tilt that moves the mean of the sum to within a deviation of a value.
+
+    It need not be exact, since it is undone: Newton's method, kept between two bounds.
+    """
+    if not logs:
+        return 0.0
+    flat = np.concatenate(logs)
+    starts = np.cumsum([0, *map(len, logs[:-1])])
+    lengths = [len(log_pmf) for log_pmf in logs]
+    values = np.arange(len(flat)) - np.repeat(starts, lengths).astype(np.float64)
+    tilt, low, high = 0.0, -LARGEST_TILT, LARGEST_TILT
+    for _ in range(MOST_STEPS):
+        weights = flat + tilt * values
+        weights = np.exp(weights - np.repeat(np.maximum.reduceat(weights, starts), lengths))
+        sums = np.add.reduceat(weights, starts)
+        means = np.add.reduceat(weights * values, starts) / sums
+        squares = np.add.reduceat(weights * values**2, starts) / sums
+        missing = shared - float(means.sum())
+        variance = float((squares - means**2).clip(min=0).sum())
+        if abs(missing) <= max(1.0, sqrt(variance)):
+            break
+        low, high = (tilt, high) if missing > 0 else (low, tilt)
+        tilt += missing / variance if variance else 0.0
+        if not low < tilt < high:
+            tilt = (low + high) / 2
+    return tilt
+
+
+def _without_ends(pmf: Floats) -> tuple[int, Floats]:
+    """Leave out negligible probabilities at either end; say how many at the lower one."""
+    places = np.flatnonzero(pmf > NEGLIGIBLE)
+    return int(places[0]), pmf[places[0] : places[-1] + 1]
+
+
+def _log_sum(logs: Floats) -> float:
+    """Logarithm of the sum of numbers whose logarithms are given."""
+    top = float(logs.max(initial=-inf))
+    return top if top == -inf else top + log(float(np.exp(logs - top).sum()))
+
+
+def _log10_erfc(x: float) -> float:
+    """log10 of the complementary error function, also where it is below any fp64 number."""
+    if x < 20:
+        return log10(erfc(x))
+    # Its asymptotic expansion, of which the next term is below 1e-9 here.
+    square = x * x
+    series = log1p(-1 / (2 * square) + 3 / (4 * square**2) - 15 / (8 * square**3))
+    return (-square - log(x) - log(pi) / 2 + series) / log(10)
