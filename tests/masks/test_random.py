@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trimtab.masks import random
-from trimtab.masks.random import random_tensor
+from trimtab.masks.random import Lots, random_tensor
 
 
 def drawn(num_elements: int, num_selected: int, seed: int) -> np.ndarray:
@@ -112,3 +112,26 @@ def test_a_seed_means_the_same_mask_for_ever() -> None:
         *(60017, 115984, 229212, 263354, 554342),
         *(824509, 1477958, 1772635, 1854934),
     ]
+
+
+def test_lots_of_one_stratum_are_a_random_tensor() -> None:
+    lots = Lots([1000], [123], seed=3, name="w")
+    sizes = [1, 8, 13, 500, 0, 478]
+    won = np.concatenate([lots.draw(np.zeros(size, dtype=np.uint16)) for size in sizes])
+    expected = random_tensor((1000,), 123, seed=3, name="w").unpack()
+    assert np.array_equal(won, expected)
+
+
+@given(st.data())
+def test_lots_have_an_exact_number_of_winners(data: st.DataObject) -> None:
+    sizes = data.draw(st.lists(st.integers(0, 60), min_size=1, max_size=5))
+    nums = [data.draw(st.integers(0, size)) for size in sizes]
+    strata = np.repeat(np.arange(len(sizes)), sizes).astype(np.uint16)
+    strata = strata[data.draw(st.permutations(range(len(strata))))]
+    cut = data.draw(st.integers(0, len(strata)))
+    lots = Lots(sizes, nums, seed=0, name="w")
+    won = np.concatenate([lots.draw(strata[:cut]), lots.draw(strata[cut:])])
+    assert np.bincount(strata[won], minlength=len(sizes)).tolist() == nums
+    # The next lot of a stratum is the next, wherever its elements come among the others.
+    whole = Lots(sizes, nums, seed=0, name="w").draw(strata)
+    assert np.array_equal(whole, won)

@@ -37,7 +37,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.compare.rank import reason_to_skip
-from trimtab.elements.spectrum import energy, principal_directions, singular_values
+from trimtab.elements.spectrum import (
+    PRINCIPAL_SHARE,
+    energy,
+    principal_directions,
+    principal_part,
+    singular_values,
+)
 from trimtab.errors import AnalysisError
 
 __all__ = ["GeometryAnalysis", "mask_overlap"]
@@ -89,7 +95,7 @@ class GeometryAnalysis:
         AnalysisError: A share is not between 0 and 1.
     """
 
-    principal: float = 0.1
+    principal: float = PRINCIPAL_SHARE
     mask: float = 0.5
     max_rank: int = 4096
     max_elements: int = 1 << 28
@@ -143,7 +149,7 @@ class GeometryAnalysis:
             row["k"] = left.shape[1]
             row |= _energy_shares(update, update_energy, left, right)
             row["low_magnitude_mask"] = self._mask_share(np.abs(base), changed)
-            projection = (base @ right.astype(base.dtype)) @ right.T.astype(base.dtype)
+            projection = principal_part(base, right)
             row["principal_mask"] = self._mask_share(-np.abs(projection, out=projection), changed)
         self._by_tensor[name] = row
 

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 __all__ = [
     "ENERGY",
     "FIGURES",
+    "PRINCIPAL_SHARE",
     "RANK_ATOL",
     "Quadrature",
     "energy",
@@ -41,6 +42,7 @@ __all__ = [
     "gram",
     "lanczos_quadrature",
     "principal_directions",
+    "principal_part",
     "rank_tolerance",
     "singular_values",
 ]
@@ -51,6 +53,8 @@ Vector = NDArray[np.float64]
 FIGURES = ("matrix_rank", "rank_atol=1e-06", "energy_rank", "entropy_rank", "stable_rank")
 RANK_ATOL = 1e-6
 ENERGY = 0.99
+PRINCIPAL_SHARE = 0.1
+"""How many directions of a matrix count as principal, by default, as a share of min(m, n)."""
 
 _BLOCK = 1 << 22
 """Elements of a matrix that are held in fp64 at once."""
@@ -126,6 +130,20 @@ def principal_directions(matrix: Matrix, count: int) -> tuple[Vector, Vector]:
     image = np.concatenate([block @ right for block in _blocks(tall)])
     left = np.linalg.qr(image)[0]
     return (left, right) if tall is matrix else (right, left)
+
+
+def principal_part(matrix: Matrix, right: Vector) -> Matrix:
+    """A matrix within its leading directions: `A V Vᵀ`, its best approximation of that rank.
+
+    Args:
+        matrix: 2-D, of shape (m, n).
+        right: Its leading right singular directions, of shape (n, k).
+
+    Returns:
+        A new array of the matrix's shape and dtype.
+    """
+    right = right.astype(matrix.dtype)
+    return (matrix @ right) @ right.T
 
 
 def exact_ranks(values: Vector, shape: tuple[int, int]) -> dict[str, float]:

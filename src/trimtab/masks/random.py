@@ -12,18 +12,21 @@ versions of NumPy as its distributions may: a seed gives the same mask everywher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from trimtab.masks.packed import PackedTensor, num_packed_bytes
+from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 
-__all__ = ["random_tensor"]
+__all__ = ["Lots", "random_tensor"]
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements drawn at once; a multiple of 8."""
+
+_NONE = np.zeros(0, dtype=np.uint8)
 
 MAX_BATCH = 1 << 16
 """Most positions drawn at once to mend the count."""
@@ -53,6 +56,60 @@ def random_tensor(
     if surplus:
         _flip(bits, num_elements, abs(surplus), surplus > 0, generator)
     return PackedTensor(shape, bits, num_selected)
+
+
+class Lots:
+    """Lots for elements of several strata, an exact number of which win in each, all alike.
+
+    The elements come in order, some at a time, and each draws the next lot of its stratum. Which
+    lots win is decided for all of a stratum beforehand, so every choice of so many of its elements
+    is equally likely, and memory is one bit for each.
+    """
+
+    def __init__(self, sizes: Sequence[int], nums: Sequence[int], *, seed: int, name: str) -> None:
+        """Decide which lots win.
+
+        Args:
+            sizes: Elements that will come, for each stratum.
+            nums: How many of them win, for each stratum.
+            seed: Any integer.
+            name: With the seed it decides the draw: a single stratum wins what `random_tensor`
+                selects of a tensor of that size and name, several each have a name of their own.
+        """
+        names = (
+            [name] if len(sizes) == 1 else [f"{name}\0{stratum}" for stratum in range(len(sizes))]
+        )
+        self._lots = [
+            random_tensor((size,), num, seed=seed, name=own).bits if size else _NONE
+            for size, num, own in zip(sizes, nums, names, strict=True)
+        ]
+        self._drawn = [0] * len(self._lots)
+
+    def draw(self, strata: NDArray[np.uint16]) -> NDArray[np.bool_]:
+        """Draw for the elements that come next.
+
+        Args:
+            strata: Stratum of each, flat.
+
+        Returns:
+            Whether each wins.
+        """
+        counts = np.bincount(strata, minlength=len(self._lots))
+        present = np.flatnonzero(counts)
+        if len(present) == 1:
+            return self._next(int(present[0]), len(strata))
+        order = np.argsort(strata, kind="stable")
+        wins = np.empty(len(strata), dtype=np.bool_)
+        wins[order] = np.concatenate(
+            [self._next(stratum, int(counts[stratum])) for stratum in present.tolist()]
+            or [np.empty(0, dtype=np.bool_)]
+        )
+        return wins
+
+    def _next(self, stratum: int, count: int) -> NDArray[np.bool_]:
+        start = self._drawn[stratum]
+        self._drawn[stratum] = start + count
+        return unpacked(self._lots[stratum], start, start + count)
 
 
 def _flip(

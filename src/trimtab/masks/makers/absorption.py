@@ -1,0 +1,101 @@
+"""Elements that training steps of a size can change at all in the stored dtype.
+
+A weight `w` that moves by `d` and is stored again changes only if `w + d` no longer rounds to `w`
+(`trimtab.elements.absorption`). With pure low-precision weights each step is rounded on its own, so
+what one step of LR cannot change, no number of such steps can. With an fp32 master what counts is
+how far it gets: after N steps of Adam at most LR × `adam_displacement_bound(N)`.
+
+How many elements that is follows from LR, and needs neither data nor a size.
+
+Source: arXiv 2602.03839 (PULSE) and 2511.08567 (Gate III), as in `trimtab.elements.absorption`.
+The threshold here is exact for each weight and direction, where they take |w| / 256.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from math import isfinite
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.reading import Progress
+from trimtab.elements.absorption import adam_displacement_bound, rounding_reach
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.errors import MaskError
+from trimtab.masks.makers.weight_scores import ElementScores, Lookup
+from trimtab.masks.mask import Mask
+from trimtab.masks.packed import PackedTensor
+from trimtab.masks.provenance import provenance_of
+from trimtab.masks.weights import read_weights
+
+__all__ = ["absorption_distance", "easily_moved", "smallest_reach", "within_reach"]
+
+BETAS = (0.9, 0.999)
+"""Adam's betas, for which `absorption_distance` is stated; the usual ones."""
+
+
+def absorption_distance(lr: float, steps: int = 1) -> float:
+    """How far a weight can get in some steps of Adam: LR, for one.
+
+    Args:
+        lr: Learning rate, at its peak.
+        steps: Steps whose moves add up, in a master of high precision; 1 without one.
+
+    Raises:
+        MaskError: They are no learning rate and no number of steps.
+    """
+    if not (isfinite(lr) and lr > 0):
+        raise MaskError(f"learning rate {lr}: expected a finite number above 0")
+    if steps < 1:
+        raise MaskError(f"{steps} steps: expected 1 or more")
+    return lr * adam_displacement_bound(steps, BETAS)
+
+
+def easily_moved(
+    base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
+) -> ElementScores:
+    """The weights first that the smallest move changes. Arguments as for `WeightScores`."""
+    return ElementScores(
+        lambda bits, dtype: -smallest_reach(bits, dtype), base, names, progress=progress
+    )
+
+
+def within_reach(
+    base: Checkpoint,
+    distance: float,
+    names: Iterable[str] | None = None,
+    *,
+    provenance: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Mask:
+    """Select the elements that a move of some distance, up or down, can change.
+
+    The criterion is `value`: -0.0 that becomes 0.0 has not changed.
+
+    Args:
+        base: An open checkpoint.
+        distance: As `absorption_distance` gives it.
+        names: Of its tensors; by default all that are stored as floats.
+        provenance: The step that decided the distance.
+        progress: Called after each chunk, from any thread.
+
+    Raises:
+        MaskError: A weight is NaN, or stored as fp8 with block scales.
+    """
+    weights = easily_moved(base, names, progress=progress)
+    moves = Lookup(lambda bits, dtype: smallest_reach(bits, dtype) <= distance)
+
+    def one(tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> PackedTensor:
+        parts = (moves(bits, tensor.dtype) for _, bits in chunks)
+        return PackedTensor.of_parts(tensor.shape, parts)
+
+    tensors, _ = read_weights(base, weights.shapes, one, progress=progress)
+    return Mask(tensors, weights.base, provenance_of([{**provenance, "distance": distance}]))
+
+
+def smallest_reach(bits: Bits, dtype: DType) -> NDArray[np.float64]:
+    """Smallest move, up or down, that changes each element; infinite where it is infinite."""
+    return np.minimum(*rounding_reach(bits, dtype))

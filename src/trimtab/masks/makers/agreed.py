@@ -1,0 +1,98 @@
+"""What several masks agree on: the elements that at least so many of them select.
+
+A mask of one run holds what that run moved; what several runs of other seeds or data moved is the
+part that a new run will most likely move too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.masks.mask import Mask
+from trimtab.masks.packed import BaseTensor, PackedTensor, unpacked
+from trimtab.masks.provenance import provenance_of
+from trimtab.masks.stored import AnyMask
+from trimtab.masks.weights import CHUNK_ELEMENTS
+
+__all__ = ["CountScores", "agreed"]
+
+
+class CountScores:
+    """The number of masks that select an element. Tensors are those that any mask has.
+
+    Attributes:
+        shapes: Name -> shape of each tensor.
+        base: What the tensors are, where the masks do not contradict each other.
+    """
+
+    def __init__(self, masks: Sequence[AnyMask]) -> None:
+        """Take masks of one model.
+
+        Raises:
+            MaskError: There are none.
+            MaskMismatchError: They are of different models, or were made against different bases.
+        """
+        if not masks:
+            raise MaskError("no masks to count: expected one or more")
+        self._masks = masks
+        shapes: dict[str, tuple[int, ...]] = {}
+        base: dict[str, BaseTensor] = {}
+        problems: dict[str, None] = {}
+        for mask in masks:
+            for name in mask:
+                if shapes.setdefault(name, mask.shape(name)) != mask.shape(name):
+                    problems[f"{name} is {shapes[name]} and {mask.shape(name)}"] = None
+                elif (
+                    name in mask.base and base.setdefault(name, mask.base[name]) != mask.base[name]
+                ):
+                    problems[f"{name} has other bytes in another base"] = None
+        if problems:
+            raise MaskMismatchError(
+                f"masks of different models or bases: {first_few(list(problems), '; ')}. Count "
+                "masks that were made against one base"
+            )
+        self.shapes: Mapping[str, tuple[int, ...]] = shapes
+        self.base: Mapping[str, BaseTensor] = base
+
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """As in `trimtab.masks.scores.Scores`."""
+        return (counts.astype(np.float32) for counts in self.counts(name))
+
+    def counts(self, name: str) -> Iterator[NDArray[np.int64]]:
+        """How many masks select each element of a tensor, in chunks of `CHUNK_ELEMENTS`."""
+        num_elements = prod(self.shapes[name])
+        packed = [mask.packed(name) for mask in self._masks if name in mask]
+        for start in range(0, num_elements, CHUNK_ELEMENTS):
+            stop = min(start + CHUNK_ELEMENTS, num_elements)
+            counts = np.zeros(stop - start, dtype=np.int64)
+            for bits in packed:
+                counts += unpacked(bits, start, stop)
+            yield counts
+
+
+def agreed(masks: Sequence[AnyMask], at_least: int) -> Mask:
+    """Select the elements that at least so many of some masks select.
+
+    Args:
+        masks: Of one model, made against one base.
+        at_least: 1 for what any selects, their number for what all do.
+
+    Raises:
+        MaskError: `at_least` is not one of 1 to the number of masks.
+        MaskMismatchError: The masks are of different models, or were made against different bases.
+    """
+    scores = CountScores(masks)
+    if not 1 <= at_least <= len(masks):
+        raise MaskError(f"in at least {at_least} of {len(masks)} masks: expected 1 to {len(masks)}")
+    tensors = {
+        name: PackedTensor.of_parts(shape, (counts >= at_least for counts in scores.counts(name)))
+        for name, shape in scores.shapes.items()
+    }
+    step = {"step": "consensus", "at_least": at_least, "of": [mask.digest for mask in masks]}
+    return Mask(tensors, scores.base, provenance_of([step]))

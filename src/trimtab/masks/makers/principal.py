@@ -1,0 +1,104 @@
+"""Elements that carry the principal directions of a matrix, and those that do not.
+
+The score of an element is its magnitude in the rank-k part of its matrix, `W V Vᵀ` with V the top
+k right singular directions; for the elements off the principal directions, its negative. RL updates
+are reported to stay off them. Set both beside low magnitude, which the second resembles: where the
+rank-k part of a matrix is small, its weights tend to be small.
+
+A stack of matrices (fused experts, 3-D) is taken matrix by matrix. A vector is its own rank-1 part,
+so the largest weights of a norm are its principal ones.
+
+Source: arXiv 2511.08567 sec. 4 (principal mask: top α by |rank-k reconstruction|) and Tables 4-5
+(principal, its complement, both at 50 %).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.reading import Progress
+from trimtab.elements.spectrum import PRINCIPAL_SHARE, principal_directions, principal_part
+from trimtab.errors import MaskError
+from trimtab.masks.makers.weight_scores import WeightScores
+from trimtab.masks.scores import in_chunks
+from trimtab.masks.weights import elements_of
+
+__all__ = ["PrincipalScores"]
+
+Matrix = NDArray[np.floating[Any]]
+
+
+class PrincipalScores(WeightScores):
+    """Magnitude in the rank-k part of the matrix, or its negative.
+
+    A matrix is held in memory while it is looked at, and so are a few of min(m, n)² fp64 numbers;
+    the time goes with m·n·min(m, n). The directions of the matrix looked at last are kept, so a
+    selection that goes tensor by tensor finds them once, and one by `total` four times.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        names: Iterable[str] | None = None,
+        *,
+        share: float = PRINCIPAL_SHARE,
+        off: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """As for `WeightScores`.
+
+        Args:
+            base: An open checkpoint, which must stay open.
+            names: Of its tensors.
+            share: k as a share of min(m, n), rounded up.
+            off: Score the elements off the principal directions highest.
+            progress: Called while base is read for the first time.
+
+        Raises:
+            MaskError: The share is none, or a weight is NaN or infinite.
+        """
+        if not 0 < share <= 1:
+            raise MaskError(f"a rank of {share} of the whole: expected a share above 0, at most 1")
+        super().__init__(base, names, finite=True, progress=progress)
+        self._share = share
+        self._sign = np.float32(-1 if off else 1)
+        self._last: tuple[tuple[str, int], NDArray[np.float64]] | None = None
+
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """As in `trimtab.masks.scores.Scores`."""
+        return in_chunks(
+            self._scores(name, index, matrix)
+            for index, matrix in enumerate(_matrices(self._checkpoint.tensors[name]))
+        )
+
+    def _scores(self, name: str, index: int, matrix: Matrix) -> NDArray[np.float32]:
+        """The scores of one matrix, flat."""
+        if not matrix.size:
+            return np.zeros(0, dtype=np.float32)
+        if self._last is None or self._last[0] != (name, index):
+            count = ceil(self._share * min(matrix.shape))
+            _, right = principal_directions(matrix, count)
+            self._last = (name, index), right
+        part = principal_part(matrix, self._last[1]).ravel()
+        np.abs(part, out=part)
+        return np.multiply(part, self._sign, out=part).astype(np.float32, copy=False)
+
+
+def _matrices(tensor: StoredTensor) -> Iterator[Matrix]:
+    """The matrices of a tensor, fp32; fp64 where they are stored so."""
+    vector = len(tensor.shape) < 2
+    rows, columns = (tensor.num_elements, 1) if vector else tensor.shape[-2:]
+    dtype = np.float64 if tensor.dtype.num_bytes == 8 else np.float32
+    for first in range(0, tensor.num_elements, max(rows * columns, 1)):
+        values: Matrix = np.empty(rows * columns, dtype)
+        filled = 0
+        for bits in elements_of(tensor, first, first + values.size):
+            values[filled : filled + len(bits)] = tensor.dtype.decode(bits)
+            filled += len(bits)
+        yield values.reshape(rows, columns)

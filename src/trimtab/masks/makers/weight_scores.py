@@ -1,0 +1,133 @@
+"""Scores that follow from the weights of a base alone: a few passes over it, and no data.
+
+A score that depends on one weight alone is looked up: bf16 has only 65,536 of them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.reading import Progress
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.errors import MaskError
+from trimtab.masks.packed import BaseTensor
+from trimtab.masks.weights import elements_of, read_weights
+
+__all__ = ["ElementScores", "Lookup", "WeightScores"]
+
+Function = Callable[[Bits, DType], NDArray[Any]]
+"""Gives a value for each of some elements, given as bits."""
+
+
+class WeightScores(ABC):
+    """Scores of the float tensors of a base, which must hold numbers alone.
+
+    Attributes:
+        shapes: Name -> shape of each tensor.
+        base: What the tensors are.
+    """
+
+    def __init__(
+        self,
+        base: Checkpoint,
+        names: Iterable[str] | None = None,
+        *,
+        finite: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        """Read base once, for its hashes and to see that it holds numbers.
+
+        Args:
+            base: An open checkpoint, which must stay open.
+            names: Of its tensors; by default all that are stored as floats.
+            finite: Refuse infinite weights too.
+            progress: Called after each chunk, from any thread.
+
+        Raises:
+            MaskError: A weight is NaN, or stored as fp8 with block scales.
+        """
+        chosen = list(base.tensors if names is None else names)
+        chosen = [name for name in chosen if base.tensors[name].dtype.is_float]
+        if scaled := [name for name in chosen if base.scale_of(name) is not None]:
+            raise MaskError(
+                f"{base.id}: {first_few(scaled)} are stored in fp8 with block scales, apart from "
+                "which they say nothing of a weight: convert the checkpoint to bf16 first"
+            )
+        count = partial(_num_wrong, finite)
+        wrong, digests = read_weights(base, chosen, count, progress=progress)
+        if found := [f"{name} has {num:,}" for name, num in wrong.items() if num]:
+            raise MaskError(
+                f"{base.id}: weights that are NaN{' or infinite' if finite else ''} have no place "
+                f"in an order: {first_few(found)}"
+            )
+        self._checkpoint = base
+        self.shapes: Mapping[str, tuple[int, ...]] = {
+            name: base.tensors[name].shape for name in chosen
+        }
+        self.base: Mapping[str, BaseTensor] = {
+            name: BaseTensor(base.tensors[name].dtype.name, digests[name]) for name in chosen
+        }
+
+    @abstractmethod
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """As in `trimtab.masks.scores.Scores`."""
+
+
+class Lookup:
+    """A function of single weights, looked up in a table where a dtype has few of them."""
+
+    def __init__(self, function: Function) -> None:
+        """Take a function of bits and their dtype, element by element."""
+        self._function = function
+        self._tables: dict[DType, NDArray[Any]] = {}
+
+    def __call__(self, bits: Bits, dtype: DType) -> NDArray[Any]:
+        """Its values for some elements. Any thread may call this."""
+        if dtype.num_bytes > 2:
+            return self._function(bits, dtype)
+        if dtype not in self._tables:
+            every = np.arange(1 << 8 * dtype.num_bytes).astype(dtype.bits)
+            self._tables[dtype] = self._function(every, dtype)
+        return self._tables[dtype][bits]
+
+
+class ElementScores(WeightScores):
+    """Scores each of which depends on one weight alone."""
+
+    def __init__(
+        self,
+        function: Function,
+        base: Checkpoint,
+        names: Iterable[str] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """As for `WeightScores`; `function` says what the score of a weight is."""
+        super().__init__(base, names, progress=progress)
+        self._scores = Lookup(lambda bits, dtype: _fp32(function(bits, dtype)))
+
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """As in `trimtab.masks.scores.Scores`."""
+        tensor = self._checkpoint.tensors[name]
+        return (self._scores(bits, tensor.dtype) for bits in elements_of(tensor))
+
+
+def _fp32(scores: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # what is too large for fp32 comes first or last, as it should
+        return scores.astype(np.float32)
+
+
+def _num_wrong(finite: bool, tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> int:
+    """Elements that are NaN, or also infinite."""
+    dtype = tensor.dtype
+    if not finite:
+        return sum(int(np.count_nonzero(dtype.is_nan(bits))) for _, bits in chunks)
+    return sum(int(np.count_nonzero(~np.isfinite(dtype.decode(bits)))) for _, bits in chunks)
