@@ -10,7 +10,7 @@ from typing import Any
 
 from docs.generated import rows
 
-__all__ = ["bytes_per_parameter", "measured", "memory", "speed", "targets", "threshold"]
+__all__ = ["bought", "bytes_per_parameter", "measured", "memory", "speed", "targets", "threshold"]
 
 Report = Mapping[str, Any]
 
@@ -79,6 +79,38 @@ def targets(report: Report | None) -> None:
             [what, density, f"≤ {limit:.2f}", f"{figure:.3f}", "yes" if figure <= limit else "no"]
             for what, density, limit, figure in figures()
         ),
+    )
+
+
+def bought(report: Report | None) -> None:
+    """What a mask saves and what it does not, on one thread, as ratios to training everything."""
+    if report is None:
+        return
+    peaks, times = report["memory"]["by_density"], report["speed"]["by_threads"]["1"]
+    dense = {name: peaks["100%"][name]["steps"] for name in (UNIT, UNIT_FP32)}
+
+    def line(density: str) -> list[str]:
+        ours, theirs = times[density][OURS], times[density][UNIT]
+        passes = [of["forward"] + of["backward"] for of in (ours, theirs)]
+        peak = peaks[density][OURS]["steps"]
+        return [
+            density,
+            *(f"{peak / of:.2f}" for of in dense.values()),
+            f"{passes[0] / passes[1]:.2f}",
+            f"{ours[f'optimizer / {UNIT}']:.2f}",
+            f"{ours[f'whole / {UNIT}']:.2f}",
+        ]
+
+    rows(
+        [
+            "density of the mask",
+            f"peak ÷ {UNIT}",
+            f"peak ÷ {UNIT_FP32}",
+            "forward and backward",
+            "optimizer phase",
+            "whole step",
+        ],
+        (line(density) for density in times),
     )
 
 

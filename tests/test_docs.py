@@ -11,12 +11,19 @@ from typing import Any
 
 import click
 import pytest
-from docs import generated, generated_demo, generated_optimizer, generated_training
+from docs import (
+    generated,
+    generated_demo,
+    generated_optimizer,
+    generated_structure,
+    generated_training,
+)
 
 import trimtab
 from trimtab import errors
 from trimtab.cli import trimtab as command_line
 from trimtab.compare.result import ANALYSES
+from trimtab.masks.structure import Structure
 from trimtab.masks.summary import summarise
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +130,29 @@ def test_every_key_of_a_trajectory() -> None:
     told = {**data["provenance"], "base": None}
     points = [{**point, "checkpoint": None} for point in data["points"]]
     assert not set(keys_of({**data, "provenance": told, "points": points})) - documented
+
+
+def test_every_key_of_a_structure() -> None:
+    section = page("formats.md").partition("## The structure of masks")[2].partition("\n## ")[0]
+    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section))
+    data = generated_structure.example_structure()
+    # What a checkpoint is and what a mask was is documented elsewhere.
+    masks = [{**of, "mask": None} for of in data["masks"]]
+    assert not set(keys_of({**data, "base": None, "masks": masks})) - documented
+
+
+def test_a_structure_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
+    report = generated_structure.record(
+        Structure.from_dict(generated_structure.example_structure())
+    )
+    for name in generated_structure.__all__:
+        getattr(generated_structure, name)(report)
+    text = capsys.readouterr().out
+    assert "| `mask` | 4,578 of 10,592 | 43.22 % |" in text
+    neurons = report["masks"][0]["families"][2]
+    z2 = f"{neurons['null']['overdispersion']:.2f} | {neurons['control']['overdispersion']:.2f}"
+    assert f"| MLP neurons | `mask` | 96 | 0 | 0 | {z2} |" in text
+    assert "| attention heads | `mask`, `sub` | " in text
 
 
 def test_every_key_of_a_mask() -> None:
@@ -240,10 +270,13 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
     reference = {"num_trained": 50, "making": 0, "steps": 1600e6, "in_use": 1500e6, "kept": 0}
     ours = {"num_trained": 50, "making": 9e6, "steps": 152e6, "in_use": 150e6, "kept": 900}
     of_density = {"masked dense AdamW, fp32 masters": reference, "SparseAdamW": ours}
+    whole = {"dense AdamW, bf16": 608e6, "dense AdamW, fp32 masters": 1520e6}
     times = dict.fromkeys(("forward", "backward", "hooks", "optimizer", "whole"), 0.01)
     times |= {"optimizer / dense AdamW, bf16": 0.36, "optimizer / dense AdamW, fp32 masters": 0.2}
     times |= {"whole / dense AdamW, bf16": 0.875}
-    by_density = {density: {"SparseAdamW": times} for density in ("5%", "20%")}
+    dense = {name: {**reference, "steps": peak} for name, peak in whole.items()}
+    of_all = {"SparseAdamW": times, "dense AdamW, bf16": {**times, "backward": 0.015}}
+    by_density = dict.fromkeys(("5%", "20%"), of_all)
     way = {"in_use": {"compact": 90e6, "dense": 100e6}, "compact / dense": {"1": 1.25, "2": 0.75}}
     report = {
         "model": {
@@ -254,7 +287,10 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
             "sequence": 64,
         },
         "memory": provenance
-        | {"processes": 3, "by_density": dict.fromkeys(("5%", "20%"), of_density)},
+        | {
+            "processes": 3,
+            "by_density": {"100%": dense, "5%": of_density, "20%": of_density},
+        },
         "speed": provenance | {"rounds": 9, "by_threads": {"1": by_density, "2": by_density}},
         "threshold": provenance | {"rounds": 9, "dense_above": 0.8, "by_density": {"60%": way}},
     }
@@ -268,6 +304,7 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
     assert "| 5% | SparseAdamW | 2 + 18 d + 0.40 = 3.30 | 2.90 |" in text
     assert "| SparseAdamW | 10 ms | 10 ms | 10 ms | 10 ms | 10 ms | 0.36 | 0.20 | 0.88 |" in text
     assert "| 60% | 90 MB | 100 MB | 0.90 | 1.25 | 0.75 |" in text
+    assert "| 5% | 0.25 | 0.10 | 0.80 | 0.36 | 0.88 |" in text
     assert "trimtab 0.1.0, torch 2.13, PEFT 0.21, a processor" in text
 
 

@@ -61,15 +61,15 @@ def test_controls_stand_beside_it(
 ) -> None:
     run(monkeypatch, "--out", str(out), "--controls")
     printed = capsys.readouterr().out
-    runs = ["GRPO", "GRPO mask", "random mask", "complement mask", "GRPO seed 1"]
+    runs = ["GRPO", "GRPO mask", "random mask", "matched mask", "complement mask", "GRPO seed 1"]
     for label in runs:
         assert f"after {label}" in printed
     assert "trimtab demo --controls" not in printed
-    assert "one that is matched by size" in " ".join(printed.split())
+    assert "it has as many of each size" in " ".join(printed.split())
     told = json.loads((out / "demo.json").read_text("utf-8"))
     assert list(told["comparisons"]) == ["GRPO", "SFT", "GRPO seed 1"]
     assert list(told["identities"]) == runs[1:]
     page = Page((out / "report.html").read_text("utf-8"))
     assert [row[0] for row in page.table("Beside GRPO").body] == runs
     regions = page.table("Inside the mask, outside it, and all")
-    assert list(dict.fromkeys(row[0] for row in regions.body)) == runs[1:4]
+    assert list(dict.fromkeys(row[0] for row in regions.body)) == runs[1:5]

@@ -104,7 +104,12 @@ def test_open_shows_the_page(
     run: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
-    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or len(opened) < 2)
+
+    def show(url: str) -> bool:
+        opened.append(url)
+        return len(opened) == 1
+
+    monkeypatch.setattr("webbrowser.open", show)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     code, _, err = run("compare", *pair, "--open")
     (page,) = tmp_path.glob("trimtab-*/report.html")

@@ -8,6 +8,18 @@ from html.parser import HTMLParser
 from typing import Any
 
 
+def unpacked(part: Any) -> Any:
+    """A specification whose rows have the names of their columns, as the page's script makes it."""
+    if isinstance(part, list):
+        return [unpacked(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    if "columns" in part:
+        rows = [dict(zip(part["columns"], row, strict=True)) for row in part["values"]]
+        return {**{key: of for key, of in part.items() if key != "columns"}, "values": rows}
+    return {key: unpacked(item) for key, item in part.items()}
+
+
 @dataclass
 class PageTable:
     """A table as a reader sees it."""
@@ -69,7 +81,7 @@ class Page(HTMLParser):
             self.tables[-1].rows[-1].append(self._data)
         elif tag == "script":
             if self._open == "json":
-                self.specs.append(json.loads(self._data))
+                self.specs.append(unpacked(json.loads(self._data)))
             else:
                 self.scripts.append(self._data)
         self._open = ""

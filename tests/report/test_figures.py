@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
 from xml.etree import ElementTree
 
 from tests.report.factory import make_comparison, make_demo
 from tests.report.identity_factory import make_identity
+from tests.report.page import unpacked
 from tests.report.test_comparison_page import HOSTILE, hostile_comparison
 from trimtab.report.blocks import Figure
 from trimtab.report.comparison_page import comparison_page, demo_page
 from trimtab.report.figures import figure_files
 from trimtab.report.identity_page import identity_page
 from trimtab.report.page import Page
+from trimtab.report.vega import packed
 
 TEXT = "{http://www.w3.org/2000/svg}text"
 
@@ -64,3 +67,13 @@ def test_a_hostile_name_stays_text() -> None:
         root = ElementTree.fromstring(file.content)
         assert not [of for of in root.iter() if of.tag.endswith(("script", "img", "foreignObject"))]
         assert HOSTILE.encode() not in file.content
+
+
+def test_rows_are_packed_without_loss() -> None:
+    for page in (comparison_page(make_comparison(num_layers=3)), identity_page(make_identity())):
+        for figure in figures_of(page):
+            small = packed(figure.spec)
+            assert unpacked(small) == figure.spec
+            assert len(json.dumps(small)) <= len(json.dumps(figure.spec))
+    uneven = {"data": {"values": [{"a": 1}, {"b": 2}]}, "x": {"values": [1, 2]}}
+    assert packed(uneven) == uneven

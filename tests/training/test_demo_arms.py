@@ -14,6 +14,7 @@ from tests.training import tiny
 from trimtab.errors import MaskError, OutputExistsError, SettingsError
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.identity import identity
+from trimtab.masks.random_matched import random_matched
 from trimtab.training import arm, demo
 from trimtab.training.arm import train_arm
 from trimtab.training.demo import DemoRun, train_demo
@@ -26,6 +27,7 @@ pytestmark = pytest.mark.train
 MASKED = {
     "grpo-mask": "mask",
     "grpo-random": "mask-random",
+    "grpo-matched": "mask-matched",
     "grpo-complement": "mask-complement",
 }
 
@@ -61,9 +63,13 @@ def test_controls_need_what_they_are_controls_of() -> None:
 def test_masks_are_what_grpo_changed_and_its_controls(finished: DemoRun) -> None:
     out = finished.base.parent
     changed = extract_mask(finished.base, finished.arms["grpo"].folder)
-    mask, random, complement = (Mask.load(mask_file(out, name)) for name in MASKED.values())
+    mask, random, matched, complement = (
+        Mask.load(mask_file(out, name)) for name in MASKED.values()
+    )
     assert mask == changed
     assert random == changed.random_like(0)
+    assert matched == random_matched(changed, finished.base, 0)
+    assert matched != changed
     assert complement == changed.complement()
     assert [step["step"] for step in random.provenance["steps"]] == ["extract", "random"]
     for name, file in MASKED.items():
@@ -129,7 +135,7 @@ def test_controls_can_be_added_later_and_keep_what_is_there(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.base.parent, out)
-    gone = ("grpo-random", "grpo-complement", "grpo-seed-1")
+    gone = ("grpo-random", "grpo-matched", "grpo-complement", "grpo-seed-1")
     for name in gone:
         shutil.rmtree(out / name)
     mask_file(out, "mask-random").unlink()

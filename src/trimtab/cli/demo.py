@@ -49,8 +49,8 @@ __all__ = ["command"]
 @click.option(
     "--controls",
     is_flag=True,
-    help="Also train as many weights at random places, all weights outside the mask, and every "
-    "weight under the next seed.",
+    help="Also train as many weights at random places, as many of each size, all weights outside "
+    "the mask, and every weight under the next seed.",
 )
 @click.pass_obj
 def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> None:

@@ -17,6 +17,7 @@ LABELS = {
     "sft": "SFT",
     "grpo-mask": "GRPO mask",
     "grpo-random": "random mask",
+    "grpo-matched": "matched mask",
     "grpo-complement": "complement mask",
 }
 ABOUT = {
@@ -26,6 +27,8 @@ ABOUT = {
     "the mask is what changed in the saved bf16. Gradients are clipped by the norm of the whole "
     "gradient, as they are where every weight is trained.",
     "grpo-random": "the same with as many weights of each tensor, at random places.",
+    "grpo-matched": "the same with as many weights of each tensor and each bf16 exponent, at "
+    "random places: as many small and as many large ones.",
     "grpo-complement": "the same with all the weights that GRPO did not change.",
 }
 ABOUT_SEED = (
@@ -48,8 +51,8 @@ ON_CONTROLS = (
 ON_RANDOM = (
     "The random mask has as many weights in each tensor as that of GRPO, but they are larger: bf16 "
     "cannot store a small step on a large weight, and saving rounds it away. “Changed” says what "
-    "was left. So this control cannot tell whether these weights matter or only that they are "
-    "small; one that is matched by size could."
+    "was left. Whether these weights matter, or only that they are small, the matched mask tells: "
+    "it has as many of each size."
 )
 
 

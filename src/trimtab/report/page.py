@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import trimtab
 from trimtab.extras import require
 from trimtab.report.blocks import Figure, Section
+from trimtab.report.vega import packed
 from trimtab.report.wording import printable
 
 if TYPE_CHECKING:
@@ -151,5 +152,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    environment.filters["packed"] = packed
     environment.tests["figure"] = lambda block: isinstance(block, Figure)
     return environment

@@ -11,7 +11,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["NUM_COLOURS", "WIDTH", "Rows", "arm_colours", "chart", "hover_box", "plain_axis"]
+__all__ = [
+    "NUM_COLOURS",
+    "WIDTH",
+    "Rows",
+    "arm_colours",
+    "chart",
+    "hover_box",
+    "packed",
+    "plain_axis",
+]
 
 Rows = Sequence[dict[str, Any]]
 """Data of a chart; `tip_*` columns are finished text for the hover box."""
@@ -51,6 +60,24 @@ def chart(rows: Rows, **parts: Any) -> dict[str, Any]:
         "data": {"values": list(rows)},
         **parts,
     }
+
+
+def packed(part: Any) -> Any:
+    """A specification whose rows name their columns once instead of in every row.
+
+    A map of a matrix has ten thousand rows; `charts.js` gives them their names back.
+    """
+    if isinstance(part, list):
+        return [packed(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    rows = part.get("values")
+    if isinstance(rows, list) and len(rows) > 1 and all(isinstance(row, dict) for row in rows):
+        columns = list(rows[0])
+        if all(list(row) == columns for row in rows):
+            values = [list(row.values()) for row in rows]
+            return {**part, "values": values, "columns": columns}
+    return {key: packed(item) for key, item in part.items()}
 
 
 def hover_box(*titles: str) -> list[dict[str, str]]:

@@ -143,8 +143,8 @@ def train_demo(
     Args:
         out: Output folder; made if it does not exist.
         arms: Which arms to train, any of `ARMS`; `grpo-mask` needs `grpo`.
-        controls: Train the controls of the mask, too: as many weights at random places, all that
-            are not in it, and every weight under the next seed.
+        controls: Train the controls of the mask, too: as many weights at random places, as many of
+            each size, all that are not in it, and every weight under the next seed.
         steps: Optimizer steps of each arm.
         seed: Of the split, the order of the questions and the sampling.
         progress: A running rich progress display to add lines to; by default an own one on

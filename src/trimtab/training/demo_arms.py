@@ -2,8 +2,8 @@
 
 `grpo` and `sft` differ in nothing but the algorithm. `grpo-mask` is `grpo` again, with the same
 questions in the same order and the same seed, but trains only what `grpo` changed. Its controls say
-what that figure is worth: as many weights at random places, all the other weights, and every weight
-under another seed.
+what that figure is worth: as many weights at random places, as many of each size at random places,
+all the other weights, and every weight under another seed.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from trimtab.errors import MaskError, SettingsError
 from trimtab.masks import Mask, extract_mask
+from trimtab.masks.random_matched import random_matched
 from trimtab.training.recipe import Recipe
 
 __all__ = ["ARMS", "FULL", "DemoArm", "demo_arms", "demo_masks", "mask_file"]
@@ -71,6 +72,7 @@ def demo_arms(
         arms.append(DemoArm("grpo-mask", FULL, recipe, "mask"))
     if controls:
         arms.append(DemoArm("grpo-random", FULL, recipe, "mask-random"))
+        arms.append(DemoArm("grpo-matched", FULL, recipe, "mask-matched"))
         arms.append(DemoArm("grpo-complement", FULL, recipe, "mask-complement"))
     return arms
 
@@ -85,8 +87,9 @@ def demo_masks(out: Path, wanted: Iterable[str], seed: int) -> dict[str, Mask]:
 
     Args:
         out: The folder of the demo, with `base` and the trained `FULL`.
-        wanted: Names: `mask`, `mask-random` (as many in each tensor), `mask-complement`.
-        seed: Of the random mask.
+        wanted: Names: `mask`, `mask-random` (as many in each tensor), `mask-matched` (as many in
+            each tensor × exponent of the base weight), `mask-complement`.
+        seed: Of the random masks.
 
     Returns:
         The masks by name.
@@ -100,6 +103,7 @@ def demo_masks(out: Path, wanted: Iterable[str], seed: int) -> dict[str, Mask]:
     make = {
         "mask": lambda: changed,
         "mask-random": lambda: changed.random_like(seed),
+        "mask-matched": lambda: random_matched(changed, out / "base", seed),
         "mask-complement": changed.complement,
     }
     masks = {name: make[name]() for name in wanted}

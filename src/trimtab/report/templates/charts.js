@@ -1,4 +1,16 @@
 "use strict";
+// Rows come without the names of their columns, which stand once beside them.
+function unpack(part) {
+  if (part === null || typeof part !== "object") return;
+  if (Array.isArray(part.values) && Array.isArray(part.columns)) {
+    const columns = part.columns;
+    part.values = part.values.map((row) => Object.fromEntries(row.map((cell, at) => [columns[at], cell])));
+    delete part.columns;
+    return;
+  }
+  for (const inner of Object.values(part)) unpack(inner);
+}
+
 // Draws every chart from the specification beside it, as SVG, so that CSS colours it.
 (async () => {
   const options = {
@@ -10,6 +22,7 @@
   };
   for (const chart of document.querySelectorAll(".chart")) {
     const spec = JSON.parse(chart.querySelector("script").textContent);
+    unpack(spec);
     const canvas = document.createElement("div");
     chart.append(canvas);
     try {
