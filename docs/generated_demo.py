@@ -14,11 +14,23 @@ from trimtab.cli.demo_record import label_of
 from trimtab.elements.counts import percent
 from trimtab.report.identity_wording import cosine_text
 
-__all__ = ["demo"]
+__all__ = ["accuracies", "beside", "demo"]
 
 
 def demo(result: Mapping[str, Any] | None) -> None:
     """The recorded result of `make demo`: accuracies, sparsity by kind, and runs in a mask."""
+    if result is None:
+        return
+    accuracies(result)
+    print()
+    _unchanged(result)
+    if result.get("identities"):
+        print()
+        beside(result)
+
+
+def accuracies(result: Mapping[str, Any] | None) -> None:
+    """What each run answers, beside the base and the most frequent answer."""
     if result is None:
         return
     before, majority = result["before"], result["majority_baseline"]
@@ -45,7 +57,10 @@ def demo(result: Mapping[str, Any] | None) -> None:
             *(trained(name, arm) for name, arm in result["arms"].items()),
         ],
     )
-    print()
+
+
+def _unchanged(result: Mapping[str, Any]) -> None:
+    """Bit-identical weights by kind."""
     comparisons = result["comparisons"]
     kinds = dict.fromkeys(kind for part in comparisons.values() for kind in part["by_kind"])
 
@@ -63,13 +78,13 @@ def demo(result: Mapping[str, Any] | None) -> None:
             ["all", *(unchanged(part["total"]) for part in comparisons.values())],
         ],
     )
-    if result.get("identities"):
-        print()
-        _identities(result["identities"], result["record"]["arms"])
 
 
-def _identities(checks: Mapping[str, Any], arms: Mapping[str, Any]) -> None:
+def beside(result: Mapping[str, Any] | None) -> None:
     """Runs in a mask beside GRPO."""
+    if result is None:
+        return
+    checks, arms = result["identities"], result["record"]["arms"]
 
     def cells(label: str, total: Mapping[str, Any]) -> list[str]:
         inside, arm = total["inside"], arms[label]
