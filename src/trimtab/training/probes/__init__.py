@@ -1,0 +1,1 @@
+"""Ask the gradients of a base model which elements training would move, before it is trained."""

@@ -1,0 +1,203 @@
+"""Take gradients of a base model, and make a number for each element of them.
+
+The model is loaded once and never changed. Memory beside it is that of the activations of one
+batch, of one gradient, and of the pages of one tensor's sums; what it took is measured and kept
+with the scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import SettingsError
+from trimtab.training import runtime
+from trimtab.training.evaluation.answering import load_model, load_tokenizer
+from trimtab.training.memory import PeakMemory, give_back_unused
+from trimtab.training.probes.data import ProbeData
+from trimtab.training.probes.gradients import each_gradient
+from trimtab.training.probes.losses import Losses, Term
+from trimtab.training.probes.measures import Measure
+from trimtab.training.probes.sums import ElementSums
+from trimtab.training.progress import progress_bars, stage
+from trimtab.training.runs.base_model import BaseModel, open_base
+from trimtab.training.runs.prompts import check_lengths
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["Probed", "probe"]
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe found.
+
+    Attributes:
+        scores: A number for each element; higher says sooner selected.
+        step: How it was found and what that cost, for the provenance of a mask.
+    """
+
+    scores: ElementSums
+    step: Mapping[str, Any]
+
+
+@contextmanager
+def probe(
+    base: str,
+    measure: Measure,
+    losses: Losses,
+    data: ProbeData,
+    *,
+    folder: Path,
+    names: Iterable[str] | None = None,
+    seed: int = 0,
+    dtype: Literal["bf16", "fp32"] = "fp32",
+    progress: Progress | None = None,
+) -> Iterator[Probed]:
+    """Score every element of a model by its gradients, for as long as the context lasts.
+
+    Args:
+        base: The model: a folder, or a hub id with an optional `@revision`.
+        measure: What is made of the gradients.
+        losses: Whose gradients.
+        data: What they are taken on; has what `losses` needs.
+        folder: On whose disk the sums lie, 4 bytes for each element.
+        names: Of the tensors to score; None for all that are trained.
+        seed: Of the order of the rows and of the samples.
+        dtype: Of weights and arithmetic. Gradients in bf16 have 8 bits, so many are equal.
+        progress: A running display to add a line to; by default an own one on stderr.
+
+    Raises:
+        SettingsError: Settings or data cannot be used, a gradient is not finite, or the rewards
+            say nothing.
+        CheckpointError: The model cannot be used.
+    """
+    runtime.start(offline=False)
+    losses.check(data)
+    opened = open_base(base, Path())
+    _check(opened, losses, data)
+    started = perf_counter()
+    with ExitStack() as stack:
+        bars = progress or stack.enter_context(progress_bars())
+        stack.enter_context(runtime.quiet())
+        model = load_model(opened.folder, dtype, _device())
+        tokenizer = load_tokenizer(opened.folder)
+        peak = PeakMemory(model.device)
+        parameters = dict(_chosen(model, names))
+        shapes = {name: opened.shapes[name] for name in parameters}
+        digests = {name: opened.tensors[name] for name in parameters}
+        sums = stack.enter_context(ElementSums(shapes, digests, folder))
+        work = _Work(measure, sums, parameters)
+        with stage(bars, f"{measure.name}: gradients", losses.num_terms(data)) as line:
+            with each_gradient(parameters, work.add) as backward:
+                for term in losses.terms(model, tokenizer, data, seed):
+                    if term.loss is not None:
+                        backward(term.loss)
+                    work.count(term)
+                    line.step(work.num_terms, {})
+            work.finish()
+        counted, peak_memory = work.describe(), peak.read()
+        device = runtime.device(model.device)
+        del model, parameters, work
+        give_back_unused()
+        step = {
+            "step": measure.name,
+            "base": opened.record.to_dict(),
+            "left_out": sorted(opened.tensors.keys() - opened.shapes.keys()),
+            "data": data.describe(),
+            **losses.describe(),
+            **counted,
+            "seed": seed,
+            "dtype": dtype,
+            "seconds": perf_counter() - started,
+            "peak_memory": peak_memory,
+            "device": device,
+            "versions": runtime.versions(),
+        }
+        yield Probed(sums, step)
+
+
+class _Work:
+    """The sums of one probe, and what went into them."""
+
+    def __init__(
+        self, measure: Measure, sums: ElementSums, parameters: Mapping[str, Tensor]
+    ) -> None:
+        self._parameters = parameters
+        self.num_terms = 0
+        self._measure = measure
+        self._sums = sums
+        self._counts = dict.fromkeys(("num_sequences", "num_tokens"), 0)
+        self._groups = dict.fromkeys(("num_groups", "num_groups_told"), 0)
+
+    def add(self, name: str, gradient: Tensor) -> None:
+        """Add a gradient to the sums of its tensor."""
+        with self._sums.of(name) as sums:
+            self._measure.add(sums, gradient.reshape(-1).to("cpu", torch.float32))
+
+    def count(self, term: Term) -> None:
+        """Count what a loss was made of."""
+        self.num_terms += 1
+        for counts in (self._counts, self._groups):
+            for name in counts:
+                counts[name] += getattr(term, name)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Turn sums into scores.
+
+        Raises:
+            SettingsError: The rewards of no prompt differed.
+        """
+        if self._groups["num_groups"] and not self._groups["num_groups_told"]:
+            raise SettingsError(
+                f"the samples of each of {self._groups['num_groups']} prompts have equal rewards, "
+                "so nothing pushes any element: take more samples, other prompts or another reward"
+            )
+        for name, parameter in self._parameters.items():
+            with self._sums.of(name) as sums:
+                weights = parameter.detach().reshape(-1).to("cpu", torch.float32)
+                self._measure.finish(sums, weights, self.num_terms)
+
+    def describe(self) -> dict[str, int]:
+        """What is recorded of what went into the sums."""
+        return {**self._counts, **(self._groups if self._groups["num_groups"] else {})}
+
+
+def _chosen(model: Any, names: Iterable[str] | None) -> Iterator[tuple[str, Tensor]]:
+    """The parameters to be scored; the others need no gradient of their own."""
+    chosen = None if names is None else set(names)
+    for name, parameter in model.named_parameters():
+        if chosen is None or name in chosen:
+            yield name, parameter
+
+
+def _device() -> Any:
+    """Where the model computes: on the accelerator, if there is one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return torch.device("cpu") if found is None else found
+
+
+def _check(base: BaseModel, losses: Losses, data: ProbeData) -> None:
+    """Check that the base has what it is asked for, before it is loaded."""
+    if missing := [name for name in base.shapes if name not in base.tensors]:
+        raise SettingsError(
+            f"{base.record.id} does not store {first_few(missing)} under this name, so a mask "
+            "could not name its elements: save the model again with transformers"
+        )
+    if data.rows.has_messages and not base.has_chat_template:
+        raise SettingsError(
+            f"{data.rows.source} has messages, and the tokenizer of {base.record.id} has no chat "
+            "template: write prompts as text, or take a model with one"
+        )
+    samples = losses.needs != "completions"
+    check_lengths(data.rows, base, data.max_completion_length if samples else 1, None)
