@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.errors import OutputExistsError
-from trimtab.outputs import ensure_free, new_file
+from trimtab.outputs import ensure_free, new_file, new_folder
 
 
 def write(path: Path, content: bytes, *, force: bool = False) -> None:
@@ -67,3 +67,38 @@ def test_a_file_that_appears_meanwhile_is_kept(
         write(path, b"new")
     assert path.read_text() == "other"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "deep" / "out"
+    with new_folder(target) as draft:
+        (draft / "file").write_text("content")
+        assert not target.exists()
+    assert (target / "file").read_text() == "content"
+    assert list(target.parent.iterdir()) == [target]
+
+    def fail() -> None:
+        with new_folder(tmp_path / "other") as draft:
+            (draft / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+
+
+def test_a_folder_in_the_way_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with (
+        pytest.raises(OutputExistsError, match="choose another folder"),
+        new_folder(tmp_path / "out"),
+    ):
+        pass
+
+    def late() -> None:
+        with new_folder(tmp_path / "late"):
+            (tmp_path / "late").mkdir()
+
+    with pytest.raises(OutputExistsError):
+        late()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["late", "out"]

@@ -4,7 +4,8 @@ import numpy as np
 
 from tests.masks.masks import example_mask
 from trimtab.masks import Mask
-from trimtab.report.mask_table import gaps_text, render_mask, selected_text
+from trimtab.report.mask_steps import gaps_text
+from trimtab.report.mask_table import render_mask, selected_text
 
 
 def test_the_whole_table() -> None:

@@ -16,7 +16,7 @@ from trimtab.errors import CheckpointError, MissingExtraError, SettingsError
 from trimtab.training.evaluation import engine
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.engine import evaluate
-from trimtab.training.evaluation.forgetting import pieces, probe, read_text
+from trimtab.training.evaluation.forgetting import PASSAGE, pieces, probe, read_text
 from trimtab.training.evaluation.result import Evaluation
 from trimtab.training.evaluation.suites import Suites
 
@@ -81,9 +81,9 @@ def test_our_own_text_is_read_by_default(pair: Pair) -> None:
     forgetting = told.models[1].forgetting
     assert forgetting is not None
     # One token for each character, so that passages are longer than the limit and are cut.
-    cut = pieces(load_tokenizer(pair.base), read_text(), engine.PASSAGE)
+    cut = pieces(load_tokenizer(pair.base), read_text(), PASSAGE)
     assert forgetting.num_tokens == tuple(len(piece) - 1 for piece in cut)
-    assert max(forgetting.num_tokens) == engine.PASSAGE - 1
+    assert max(forgetting.num_tokens) == PASSAGE - 1
 
 
 @pytest.fixture

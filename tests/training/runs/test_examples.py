@@ -40,7 +40,7 @@ def prepared(algorithm: str, reader: Path, output: Path, steps: int | None = Non
 
 
 def test_there_is_one_for_every_algorithm() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*ALGORITHMS, "sweep"}
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*ALGORITHMS, "pruned", "sweep"}
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -66,3 +66,33 @@ def test_example_trains(algorithm: str, reader: Path, tmp_path: Path) -> None:
         result = execute(run, bars)
     assert result["steps"] == run.args.max_steps
     assert result["update"]["num_changed_outside_mask"] == 0
+
+
+def test_example_of_a_pruned_model(base: tuple[Path, object], tmp_path: Path) -> None:
+    from trimtab.masks import Mask
+    from trimtab.masks.pruning import prune, survivors
+
+    file = RunFile.read(EXAMPLES / "pruned.toml")
+    demo = EXAMPLES / ".." / "demo"
+    assert file.resolve(file.model) == demo / "pruned"
+    assert file.resolve(file.mask) == demo / "mask-alive.safetensors"
+    prune(base[0], tmp_path / "pruned", sparsity=0.3)
+    alive = survivors(tmp_path / "pruned")
+    changed = Mask.from_arrays({name: alive.array(name) for name in alive}).random_like(0)
+    (alive & changed).save(tmp_path / "mask-alive.safetensors")
+    run = prepare(
+        replace(
+            file,
+            model=str(tmp_path / "pruned"),
+            mask=str(tmp_path / "mask-alive.safetensors"),
+            output=str(tmp_path / "out"),
+            trainer={**file.trainer, "max_steps": 1},
+        )
+    )
+    with progress_bars() as bars:
+        result = execute(run, bars)
+    assert result["update"]["num_changed"] > 0
+    assert result["update"]["num_changed_outside_mask"] == 0
+    after = survivors(tmp_path / "out" / "model")
+    for name in alive:
+        assert not (after.array(name) & ~alive.array(name)).any()

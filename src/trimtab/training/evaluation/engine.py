@@ -18,7 +18,14 @@ from trimtab.errors import SettingsError, TrimtabError
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.answers import Answers
-from trimtab.training.evaluation.forgetting import NeutralText, pieces, probe, read_text
+from trimtab.training.evaluation.forgetting import (
+    PASSAGE,
+    NeutralText,
+    passage_length,
+    pieces,
+    probe,
+    read_text,
+)
 from trimtab.training.evaluation.questions import Questions
 from trimtab.training.evaluation.result import AskedQuestions, EvaluatedModel, Evaluation
 from trimtab.training.evaluation.suites import Suites
@@ -31,9 +38,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 __all__ = ["evaluate"]
-
-PASSAGE = 512
-"""Tokens of a passage, at most; longer ones are cut."""
 
 
 def evaluate(
@@ -158,8 +162,7 @@ def _passages(opened: Sequence[BaseModel], text: NeutralText) -> list[list[int]]
     from transformers import AutoConfig
 
     configs = [AutoConfig.from_pretrained(model.folder).get_text_config() for model in opened]
-    contexts = [getattr(config, "max_position_embeddings", None) or PASSAGE for config in configs]
-    length = min(PASSAGE, *contexts)
+    length = min(passage_length(model.folder) for model in opened)
     base, *others = opened
     passages = pieces(load_tokenizer(base.folder), text, length)
     errors: list[TrimtabError] = []

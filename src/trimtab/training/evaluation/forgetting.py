@@ -26,9 +26,22 @@ from trimtab.errors import CheckpointError, SettingsError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["Forgetting", "NeutralText", "probe", "read_text"]
+__all__ = [
+    "PASSAGE",
+    "Forgetting",
+    "NeutralText",
+    "next_logits",
+    "passage_length",
+    "pieces",
+    "probe",
+    "read_text",
+    "sums_of",
+]
 
 NEUTRAL = "neutral.txt"
+
+PASSAGE = 512
+"""Tokens of a passage, at most; longer ones are cut."""
 
 ROWS = 64
 """Tokens whose distributions are compared at a time, in fp64."""
@@ -167,6 +180,18 @@ def read_text(path: Path | None = None) -> NeutralText:
     )
 
 
+def passage_length(folder: Path) -> int:
+    """Tokens of a passage that a model reads, at most: `PASSAGE`, or its context if that is less.
+
+    Args:
+        folder: A checkpoint.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder).get_text_config()
+    return min(PASSAGE, getattr(config, "max_position_embeddings", None) or PASSAGE)
+
+
 def pieces(tokenizer: Any, text: NeutralText, length: int) -> list[list[int]]:
     """Token ids of the passages, cut where they are longer; those with nothing to predict left out.
 
@@ -210,7 +235,7 @@ def probe(
     rows = []
     for number, ids in enumerate(passages, start=1):
         with torch.inference_mode():
-            sums = _sums(_logits(base, ids), _logits(tuned, ids), ids)
+            sums = sums_of(next_logits(base, ids), next_logits(tuned, ids), ids)
         if not all(map(isfinite, sums)):
             raise CheckpointError(
                 "the divergence from the base is not finite: a model rules out what the other "
@@ -222,7 +247,7 @@ def probe(
     return Forgetting(*zip(*rows, strict=True))
 
 
-def _logits(model: Any, ids: Sequence[int]) -> Tensor:
+def next_logits(model: Any, ids: Sequence[int]) -> Tensor:
     """What a model says after each token but the last."""
     import torch
 
@@ -232,7 +257,7 @@ def _logits(model: Any, ids: Sequence[int]) -> Tensor:
     return logits if logits.device.type == "cuda" else logits.cpu()
 
 
-def _sums(base: Tensor, tuned: Tensor, ids: Sequence[int]) -> tuple[float, float, float]:
+def sums_of(base: Tensor, tuned: Tensor, ids: Sequence[int]) -> tuple[float, float, float]:
     """Divergence, surprise of the base and of the tuned model, summed over the tokens.
 
     In fp64: the divergence of two close models is a small difference of large numbers.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.checkpoints import Checkpoint, open_checkpoint
+from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.folder import FILES
+from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.record import CheckpointRecord, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.errors import CheckpointError, SettingsError
@@ -17,9 +19,6 @@ __all__ = ["FILES", "BaseModel", "open_base"]
 
 WIDER = {"BF16": ("bf16", "fp32"), "F16": ("fp32",), "F32": ("fp32",)}
 """Stored dtype -> training dtypes that hold all its values."""
-
-FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-"""What there is in a model's folder beside the weights."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def open_base(model: str, folder: Path) -> BaseModel:
         if local.exists() and not local.is_dir():
             raise CheckpointError(f"model: {local}: expected the folder of a model, not a file")
         if checkpoint.revision is not None:
-            _fetch_the_rest(checkpoint)
+            fetch_the_rest(checkpoint.id, checkpoint.revision)
         buffer = new_buffer()
         tensors = {
             name: BaseTensor(tensor.dtype.name, Source(tensor, tensor.dtype, None, buffer).finish())
@@ -118,14 +117,6 @@ def _is_dropout(name: str, value: Any) -> bool:
     of_a_head = name.startswith(("classifier", "summary"))
     is_one = "dropout" in name or name.endswith("_pdrop")
     return is_one and not of_a_head and isinstance(value, float | int)
-
-
-def _fetch_the_rest(checkpoint: Checkpoint) -> None:
-    """Bring tokenizer and settings of a hub model beside its weights in the cache."""
-    from huggingface_hub import snapshot_download
-
-    repository = checkpoint.id.partition("@")[0]
-    snapshot_download(repository, revision=checkpoint.revision, allow_patterns=list(FILES))
 
 
 def _parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

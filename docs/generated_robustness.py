@@ -1,0 +1,94 @@
+"""Tables of `docs/robustness.md`, drawn from results of `trimtab robustness` on the demo's model.
+
+Like the functions of `docs.generated`, those here print Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from docs.generated import rows
+
+from trimtab.report.robustness_wording import (
+    ARMS,
+    columns_of,
+    mask_text,
+    noise_text,
+    verdict,
+)
+from trimtab.report.wording import of_all
+
+__all__ = ["answer", "measured", "tables"]
+
+Report = Mapping[str, Any]
+
+WORDS = {"more": "more fragile", "less": "less fragile", "open": "no difference shown"}
+
+
+def answer(report: Report | None) -> None:
+    """For every noise and set: in how many levels the mask is more fragile, and by how much."""
+    if report is None:
+        return
+    others = [arm for arm in report["probes"][0]["arms"] if arm != "mask"]
+    rows(
+        ["noise", "level", *(f"KL, mask ÷ {ARMS[arm]}" for arm in others)],
+        (
+            [f"`{summary['noise']}`", f"{summary['level']:g}", *_ratios(summary, others)]
+            for summary in _summaries(report)
+        ),
+    )
+
+
+def _summaries(report: Report) -> Iterator[Mapping[str, Any]]:
+    for probe in report["probes"]:
+        yield from probe["summaries"]
+
+
+def _ratios(summary: Mapping[str, Any], others: list[str]) -> Iterator[str]:
+    for told in summary["arms"]:
+        if told["arm"] in others:
+            ratio = told["mask_beside_it"]["kl_ratio"]
+            ends = f"{ratio['low']:.3g}, {ratio['high']:.3g}"
+            yield f"{ratio['mean']:.3g} [{ends}]: {WORDS[verdict(told)]}"
+
+
+def tables(report: Report | None) -> None:
+    """What each noise did to each set."""
+    if report is None:
+        return
+    for noise in dict.fromkeys(summary["noise"] for summary in _summaries(report)):
+        columns: dict[str, list[str]] = {}
+        for probe in report["probes"]:
+            if noise in probe["settings"]["noises"]:
+                for heading, cells in columns_of(probe, noise).items():
+                    columns.setdefault(heading, []).extend(cells)
+        print(f"**`{noise}`**: {noise_text(noise)}.\n")
+        rows(list(columns), (list(cells) for cells in zip(*columns.values(), strict=True)))
+        print()
+
+
+def measured(report: Report | None) -> None:
+    """On what, with what, and how often."""
+    if report is None:
+        return
+    first = report["probes"][0]
+    told, asked, text = first["provenance"], first["questions"], first["text"]
+    sizes = {told["num_chosen"] for summary in _summaries(report) for told in summary["arms"]}
+    seeds = dict.fromkeys(
+        f"{len(probe['settings']['seeds'])} for `{'`, `'.join(probe['settings']['noises'])}`"
+        for probe in report["probes"]
+    )
+    print(
+        f"{mask_text(first)}; every set has {' or '.join(f'{size:,}' for size in sorted(sizes))} "
+        f"weights. {of_all(first['num_correct'], asked['num_questions'])} held-out sums are right "
+        f"without noise. KL on {text['num_tokens']} tokens of {text['source']}. Seeds: "
+        f"{', '.join(seeds)}. "
+        f"{first['settings']['dtype']}, {told['date'][:10]}, trimtab {told['trimtab_version']}, "
+        f"torch {told['versions']['torch']}, {told['device']['num_threads']} thread of a CPU. The "
+        "commands:\n"
+    )
+    print("```console")
+    for probe in report["probes"]:
+        print(f"$ {probe['provenance']['command']}")
+    print("```")

@@ -1,0 +1,127 @@
+"""`trimtab prune BASE -o PRUNED --sparsity S`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from trimtab.cli.progress import byte_progress
+from trimtab.outputs import ensure_free, ensure_no_folder
+
+if TYPE_CHECKING:
+    from trimtab.masks.pruning.prune import Method
+
+__all__ = ["command"]
+
+_path = click.Path(path_type=Path)
+
+
+@click.command("prune", epilog="Example: trimtab prune base/ -o pruned/ --sparsity 0.5")
+@click.argument("base")
+@click.option("-o", "--output", type=_path, required=True, help="The folder to make.")
+@click.option(
+    "--sparsity",
+    type=click.FloatRange(0, 1),
+    required=True,
+    help="Share of each matrix to set to zero; by wanda, of each of its rows.",
+)
+@click.option(
+    "--method",
+    type=click.Choice(["magnitude", "wanda"]),
+    default="magnitude",
+    show_default=True,
+    help="Which weights go: the smallest, or those that move the outputs least.",
+)
+@click.option("--statistics", type=_path, help="Norms of the inputs of each matrix, for wanda.")
+@click.option("--text", type=_path, help="Measure them on this text.  [default: a neutral one]")
+@click.option("--prompts", type=_path, help="Measure them on the prompts of a JSON Lines file.")
+@click.option("--save-statistics", type=_path, help="Also write what was measured to this file.")
+@click.option(
+    "--kinds",
+    metavar="KIND,...",
+    help="Kinds of matrices to prune.  [default: those of the layers; not embed, lm_head, router]",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of equal magnitudes.")
+@click.option("--survivors", type=_path, help="Also write the mask of what is not zero.")
+@click.option("--force", is_flag=True, help="Replace output files that exist; never a folder.")
+@click.pass_obj
+def command(
+    typed: str,
+    /,
+    base: str,
+    output: Path,
+    sparsity: float,
+    method: Method,
+    statistics: Path | None,
+    text: Path | None,
+    prompts: Path | None,
+    save_statistics: Path | None,
+    kinds: str | None,
+    seed: int,
+    survivors: Path | None,
+    force: bool,
+) -> None:
+    """Set a share of the weights to zero, and write the checkpoint that is left.
+
+    BASE is a folder of safetensors, or a hub id with an optional @revision. Its dtypes, files,
+    config and tokenizer stay as they are. Embeddings, head, norms, biases and routers are left
+    alone unless --kinds names them.
+
+    wanda needs to know how large the inputs of each matrix are: from --statistics, or measured
+    while the model reads a text (needs the extra "train").
+    """
+    sources = {"statistics": statistics, "text": text, "prompts": prompts}
+    given = [f"--{name}" for name, value in sources.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)}: give one of them")
+    if method != "wanda" and (given or save_statistics is not None):
+        raise click.UsageError(f"{(*given, '--save-statistics')[0]} is for --method wanda")
+    if statistics is not None and save_statistics is not None:
+        raise click.UsageError("--save-statistics is for what is measured, without --statistics")
+    ensure_no_folder(output)
+    for path in (save_statistics, survivors):
+        if path is not None:
+            ensure_free(path, force=force)
+
+    from trimtab.masks import pruning
+
+    norms = None
+    if statistics is not None:
+        norms = pruning.InputNorms.load(statistics)
+    elif method == "wanda":
+        from trimtab.training.input_norms import measure_input_norms
+
+        norms = measure_input_norms(base, text=text, prompts=prompts)
+        if save_statistics is not None:
+            norms.save(save_statistics, force=force)
+            click.echo(f"wrote {save_statistics}", err=True)
+    with byte_progress("pruning") as progress:
+        done = pruning.prune(
+            base,
+            output,
+            sparsity=sparsity,
+            method=method,
+            norms=norms,
+            kinds=None if kinds is None else [kind.strip() for kind in kinds.split(",")],
+            seed=seed,
+            command=typed,
+            progress=progress,
+        )
+    from trimtab.report.wording import of_all, plural
+
+    total, all_of_it = done.total, done.total + done.others
+    matrices = plural(len(done.pruned), "matrix", "matrices")
+    click.echo(
+        f"wrote {output}: zeros are {of_all(total.num_after, total.num_elements)} of "
+        f"{matrices}, {of_all(total.num_before, total.num_elements)} before; "
+        f"{of_all(all_of_it.num_after, all_of_it.num_elements)} of the checkpoint",
+        err=True,
+    )
+    if survivors is not None:
+        from trimtab.cli.mask.options import write_mask
+
+        with byte_progress("reading") as progress:
+            mask = pruning.survivors(output, progress=progress)
+        write_mask(mask, survivors, typed, force=force)

@@ -1,0 +1,83 @@
+"""`trimtab robustness` as a person meets it."""
+
+from __future__ import annotations
+
+import json
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Run
+from tests.training.evaluation.conftest import Pair
+from tests.training.evaluation.conftest import pair as pair
+from trimtab.cli.robustness import NOISES
+from trimtab.masks import Mask, extract_mask
+
+pytestmark = pytest.mark.train
+
+
+@pytest.fixture
+def common(pair: Pair, tmp_path: Path) -> tuple[object, ...]:
+    """Checkpoint, mask (every third element) and a short text."""
+    changed = extract_mask(*pair)
+    shapes = {name: changed.shape(name) for name in changed}
+    mask = Mask.from_arrays({n: np.arange(prod(s)).reshape(s) % 3 == 0 for n, s in shapes.items()})
+    mask.save(tmp_path / "m.safetensors")
+    (tmp_path / "text.txt").write_text("Some words.\n\nMore of them.\n")
+    options = ("--base", pair.base, "--mask", tmp_path / "m.safetensors")
+    return ("robustness", pair.tuned, *options, "--text", tmp_path / "text.txt")
+
+
+def test_a_table_json_and_a_page(run: Run, common: tuple[object, ...], tmp_path: Path) -> None:
+    path, page = tmp_path / "r.json", tmp_path / "r.html"
+    asked = ("--task", "addition", "--questions", 4, "--noise", "sign", "--levels", "0.5,1")
+    code, out, err = run(*common, *asked, "--seeds", 2, "-o", path, "--html", page)
+    assert (code, out, err) == (0, "", f"wrote {path}\nwrote {page}\n")
+    told = json.loads(path.read_text())
+    assert told["provenance"]["command"].startswith("trimtab robustness")
+    assert [(row["noise"], row["level"]) for row in told["summaries"]] == [
+        ("sign", 0.5), ("sign", 1.0),
+    ]  # fmt: skip
+    assert len(told["cells"]) == 2 * 2 * 4
+    code, out, err = run("report", path)
+    assert (code, err) == (0, "")
+    assert "addition: 4 questions" in out
+    assert "sign: signs flipped in a share of the weights" in out
+    drawn = tmp_path / "again.html"
+    assert run("report", path, "-o", drawn).code == 0
+    assert drawn.read_text() == page.read_text()
+
+
+def test_every_noise_without_questions(run: Run, common: tuple[object, ...]) -> None:
+    code, out, err = run(*common, "--levels", "1", "--seeds", 1, "--passages", 1, "--json")
+    assert (code, err) == (0, "")
+    told = json.loads(out)
+    assert told["settings"]["noises"] == list(NOISES)
+    assert told["text"]["num_passages"] == 1
+    assert told["questions"] is None
+
+
+def test_the_noises_are_those_of_the_probe() -> None:
+    from trimtab.training.robustness import noise
+
+    assert tuple(noise.NOISES) == NOISES
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (("--levels", "much"), 2, "'much': expected numbers and commas between them"),
+        (("--noise", "salt"), 2, "'salt' is not one of"),
+        (("--levels", "2"), 1, "sign at level 2: it is a share of the elements, at most 1"),
+        (("--levels", "0.1,0.1"), 1, "a level is given twice"),
+        (("--questions", 3), 2, "--questions needs --run, --task or --data"),
+    ],
+)
+def test_what_cannot_be_meant(
+    run: Run, common: tuple[object, ...], options: tuple[object, ...], code: int, words: str
+) -> None:
+    found = run(*common, *options)
+    assert found.code == code
+    assert words in " ".join(found.err.split())
