@@ -26,10 +26,10 @@ from benchmarks.provenance import provenance
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.prediction import score_prediction
-from trimtab.masks.prediction_result import PredictionScore
-from trimtab.masks.quotas import Quotas
-from trimtab.masks.scores import ScoreFile
+from trimtab.masks.prediction.result import PredictionScore
 from trimtab.masks.selection import select
+from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.scores import ScoreFile
 
 
 class Maker(NamedTuple):

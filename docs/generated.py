@@ -34,6 +34,7 @@ from trimtab.elements.criteria import DEFAULT_CRITERIA, changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.identity import identity
+from trimtab.masks.overlap import overlap
 from trimtab.masks.summary import summarise
 
 ROOT = Path(__file__).parent.parent
@@ -257,6 +258,22 @@ def example_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
 def identity_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
     """The same of the identity check."""
     _json_of(example_identity(), path, leave_out)
+
+
+@cache
+def example_overlap() -> dict[str, Any]:
+    """An overlap of a mask with a random control, alike on every machine and day."""
+    with tiny_pair():
+        mask = extract_mask("base", "tuned")
+        result = overlap(mask, mask.random_like(1), base="base", threads=1)
+    command = "trimtab mask overlap a.safetensors b.safetensors --base base -o overlap.json"
+    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    return replace(result, provenance={**result.provenance, **told}).to_dict()
+
+
+def overlap_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
+    """A part of the overlap as JSON."""
+    _json_of(example_overlap(), path, leave_out)
 
 
 @cache

@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "masks": {"checkpoints", "elements", "outputs", "extras", "errors"},
     "report": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
     "training": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
+    "papers": {"training", "masks", "checkpoints", "errors"},  # and of these little: tests/papers
     "cli": {
-        *("report", "training", "compare", "masks"),
+        *("papers", "report", "training", "compare", "masks"),
         *("checkpoints", "elements", "outputs", "extras", "errors"),
     },
 }

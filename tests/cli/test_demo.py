@@ -13,7 +13,7 @@ from tests.report.page import Page
 from tests.training import tiny
 from trimtab.cli import main
 from trimtab.compare import Comparison
-from trimtab.masks.identity_result import Identity
+from trimtab.masks.identity.result import Identity
 from trimtab.training import demo
 
 pytestmark = pytest.mark.train

@@ -13,7 +13,7 @@ from tests.compare.checkpoints import llama_tensors, moved, save
 from trimtab.cli.mask.make import KINDS
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.prediction import score_prediction
-from trimtab.masks.scores import ScoreFile
+from trimtab.masks.selection.scores import ScoreFile
 
 BY_WEIGHTS = (
     "random",

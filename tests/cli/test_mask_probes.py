@@ -13,7 +13,7 @@ from tests.cli.conftest import Run
 from tests.compare.checkpoints import llama_tensors, moved, save
 from tests.training import tiny, tiny_trainers
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.scores import ScoreFile
+from trimtab.masks.selection.scores import ScoreFile
 
 pytestmark = pytest.mark.train
 

@@ -10,7 +10,7 @@ import numpy as np
 from tests.report.factory import make_record, tensor_shapes
 from trimtab.elements.agreement import Agreement, SplitAgreement
 from trimtab.elements.criteria import DEFAULT_CRITERIA
-from trimtab.masks.identity_result import (
+from trimtab.masks.identity.result import (
     Identity,
     IdentityCoverage,
     MaskRecord,

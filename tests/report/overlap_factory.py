@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tests.report.factory import make_record, tensor_shapes
-from trimtab.masks.identity_result import MaskRecord
-from trimtab.masks.overlap_counts import MagnitudeBins, OverlapCoverage, TensorOverlap
-from trimtab.masks.overlap_result import Overlap
+from trimtab.masks.identity.result import MaskRecord
+from trimtab.masks.overlap.counts import MagnitudeBins, OverlapCoverage, TensorOverlap
+from trimtab.masks.overlap.result import Overlap
 
 
 def make_tensor(

@@ -15,7 +15,7 @@ from tests.report.test_table import cells
 from trimtab.elements.agreement import Agreement, SplitAgreement
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA
-from trimtab.masks.identity_result import Identity, IdentityCoverage, TensorIdentity
+from trimtab.masks.identity.result import Identity, IdentityCoverage, TensorIdentity
 from trimtab.report.identity import same_model
 from trimtab.report.identity_page import identity_page
 from trimtab.report.identity_table import render_identity_table

@@ -12,10 +12,10 @@ from tests.report.overlap_factory import make_overlap
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_table import cells
-from trimtab.masks.hypergeometric import Tail
-from trimtab.masks.overlap_counts import OverlapCoverage
-from trimtab.masks.overlap_result import Overlap
-from trimtab.masks.shared import NULLS, Shared
+from trimtab.masks.overlap.counts import OverlapCoverage
+from trimtab.masks.overlap.hypergeometric import Tail
+from trimtab.masks.overlap.result import Overlap
+from trimtab.masks.overlap.shared import NULLS, Shared
 from trimtab.report.overlap_page import overlap_page
 from trimtab.report.overlap_table import render_overlap_table
 from trimtab.report.overlap_wording import (

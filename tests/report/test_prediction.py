@@ -14,8 +14,8 @@ from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from trimtab.masks import Mask
 from trimtab.masks.prediction import score_prediction
-from trimtab.masks.prediction_result import PredictionScore
-from trimtab.masks.scores import ArrayScores
+from trimtab.masks.prediction.result import PredictionScore
+from trimtab.masks.selection.scores import ArrayScores
 from trimtab.report.page import render
 from trimtab.report.prediction_page import prediction_page
 from trimtab.report.prediction_table import render_prediction_table

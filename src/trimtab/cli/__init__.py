@@ -24,10 +24,13 @@ VERBS = {
     "trajectory": "Show how it came about, over a series of checkpoints.",
     "mask": "Make a mask of the elements that changed, and its controls.",
     "identity": "Ask whether training only a mask gave the same model.",
+    "prune": "Zero the weights of least magnitude, or least effect.",
     "train": "Train a model, or only a mask of it, as a file says.",
     "sweep": "Run a grid of such runs, and put them into one table.",
     "evaluate": "Ask models held-out questions, and measure what they forgot.",
+    "robustness": "Ask whether a mask is more fragile than other sets of its size.",
     "demo": "See it happen: RL-tune a real model on this machine.",
+    "paper": "Run a paper's claims again, and say which of them hold.",
     "report": "Draw the report of a saved result again.",
 }
 """Verbs in the order of the work, with the line that `trimtab --help` shows."""

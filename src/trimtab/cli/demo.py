@@ -15,7 +15,7 @@ from trimtab.cli.demo_record import demo_record, label_of
 from trimtab.cli.results import to_json
 from trimtab.compare import Comparison
 from trimtab.masks.identity import identity
-from trimtab.masks.identity_result import Identity
+from trimtab.masks.identity.result import Identity
 from trimtab.report.files import write_output
 
 if TYPE_CHECKING:

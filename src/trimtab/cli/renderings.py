@@ -90,15 +90,47 @@ RENDERINGS: Mapping[str, Rendering] = {
     ),
     "trimtab.identity": Rendering(
         command="trimtab identity",
-        result="masks.identity_result:Identity",
+        result="masks.identity.result:Identity",
         text="report.identity_table:render_identity_table",
         page="report.identity_page:identity_page",
+    ),
+    "trimtab.overlap": Rendering(
+        command="trimtab mask overlap",
+        result="masks.overlap.result:Overlap",
+        text="report.overlap_table:render_overlap_table",
+        page="report.overlap_page:overlap_page",
+    ),
+    "trimtab.prediction": Rendering(
+        command="trimtab mask score",
+        result="masks.prediction.result:PredictionScore",
+        text="report.prediction_table:render_prediction_table",
+        page="report.prediction_page:prediction_page",
+    ),
+    "trimtab.structure": Rendering(
+        command="trimtab mask structure",
+        result="masks.structure.result:Structure",
+        text="report.structure_table:render_structure_table",
+        page="report.structure_page:structure_page",
     ),
     "trimtab.evaluation": Rendering(
         command="trimtab evaluate",
         result="training.evaluation.result:Evaluation",
         text="report.evaluation_table:render_evaluation_table",
         page="report.evaluation_page:evaluation_page",
+        is_drawn_from_data=True,
+    ),
+    "trimtab.robustness": Rendering(
+        command="trimtab robustness",
+        result="training.robustness.result:Robustness",
+        text="report.robustness_table:render_robustness_table",
+        page="report.robustness_page:robustness_page",
+        is_drawn_from_data=True,
+    ),
+    "trimtab.paper": Rendering(
+        command="trimtab paper run",
+        result="papers.results:PaperResult",
+        text="report.paper_table:render_paper_table",
+        page="report.paper_page:paper_page",
         is_drawn_from_data=True,
     ),
 }

@@ -3,7 +3,7 @@
 The common core is what all of them select; a mask's own part is what it selects and no other does.
 Both say little by their size: masks that select much share much. So each count stands beside what
 chance gives: the mean for masks that select as many elements of each tensor, at random and
-independently of each other (the per-tensor null of `trimtab.masks.shared`), and with the base at
+independently of each other (the per-tensor null of `trimtab.masks.overlap`), and with the base at
 hand as many of each tensor × exponent bin of its weights (the magnitude-matched null). Where mask j
 selects the share pⱼ, an element is in the core with probability ∏ pⱼ, and in the own part of mask i
 with probability pᵢ·∏ (1 - pⱼ) over the others.

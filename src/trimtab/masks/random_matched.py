@@ -19,9 +19,9 @@ from trimtab.elements.exponents import exponent_bins
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor
 from trimtab.masks.provenance import provenance_with
-from trimtab.masks.quotas import Quotas
 from trimtab.masks.random import Lots
-from trimtab.masks.weights import read_weights
+from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.weights import read_weights
 
 __all__ = ["random_matched"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.compare.result import Comparison
-from trimtab.masks.identity_result import Identity
+from trimtab.masks.identity.result import Identity
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Section
 from trimtab.report.causes import precision

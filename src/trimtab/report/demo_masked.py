@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from trimtab.compare.result import Comparison
-from trimtab.masks.identity_result import Identity
+from trimtab.masks.identity.result import Identity
 from trimtab.report.blocks import Column, Section, table
 from trimtab.report.demo import ArmRecord, DemoRecord, score_text
 from trimtab.report.identity_wording import base_share, cosine_text, sub_share

@@ -8,7 +8,7 @@ from shutil import get_terminal_size
 
 from trimtab.compare.result import Comparison
 from trimtab.elements.counts import percent
-from trimtab.masks.identity_result import Identity
+from trimtab.masks.identity.result import Identity
 from trimtab.report.arms import Arm, kinds_in_order
 from trimtab.report.causes import random_walk_text
 from trimtab.report.demo import DemoRecord, score_text

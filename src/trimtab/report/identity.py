@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.elements.agreement import REGIONS, Agreement
-from trimtab.masks.identity_result import COVERAGE_LISTS, SIDES, Identity
+from trimtab.masks.identity.result import COVERAGE_LISTS, SIDES, Identity
 from trimtab.report import charts
 from trimtab.report.arms import kinds_in_order
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, run_column, table

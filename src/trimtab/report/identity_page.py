@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trimtab.masks.identity_result import Identity
+from trimtab.masks.identity.result import Identity
 from trimtab.report.identity import (
     identity_coverage,
     identity_provenance,

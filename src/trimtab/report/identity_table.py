@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from trimtab.elements.agreement import REGIONS, Agreement
-from trimtab.masks.identity_result import Identity
+from trimtab.masks.identity.result import Identity
 from trimtab.report.arms import kinds_in_order
 from trimtab.report.identity_wording import (
     base_share,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from trimtab.elements.agreement import Agreement
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import parse_criterion
-from trimtab.masks.identity_result import SIDES, Identity, IdentityCoverage
+from trimtab.masks.identity.result import SIDES, Identity, IdentityCoverage
 from trimtab.report.wording import plural, printable
 
 __all__ = [

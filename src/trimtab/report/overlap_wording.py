@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trimtab.elements.counts import percent
-from trimtab.masks.overlap_result import LETTERS, Overlap
-from trimtab.masks.shared import INDEPENDENT, MAGNITUDE, PER_TENSOR, AgainstNull, Null, Shared
+from trimtab.masks.overlap.result import LETTERS, Overlap
+from trimtab.masks.overlap.shared import (
+    INDEPENDENT,
+    MAGNITUDE,
+    PER_TENSOR,
+    AgainstNull,
+    Null,
+    Shared,
+)
 from trimtab.report.wording import of_all, plural, printable
 
 __all__ = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.masks.prediction_result import PredictionScore, Quality
+from trimtab.masks.prediction.result import PredictionScore, Quality
 from trimtab.report.arms import kinds_in_order
 from trimtab.report.blocks import Column, Figure, Key, Section, table
 from trimtab.report.overlap import against_chance

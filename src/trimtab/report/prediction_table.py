@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from trimtab.masks.prediction_result import PredictionScore, Quality
+from trimtab.masks.prediction.result import PredictionScore, Quality
 from trimtab.report.arms import kinds_in_order
 from trimtab.report.overlap_wording import (
     mask_names,

@@ -12,8 +12,8 @@ from tests.compare.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks import Mask
 from trimtab.masks.makers.magnitude import high_magnitude, low_magnitude, no_preference
-from trimtab.masks.quotas import Quotas
 from trimtab.masks.selection import select
+from trimtab.masks.selection.quotas import Quotas
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])

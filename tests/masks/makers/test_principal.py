@@ -12,13 +12,13 @@ import torch
 from tests.compare.checkpoints import save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError
-from trimtab.masks import Mask, scores
+from trimtab.masks import Mask
 from trimtab.masks.makers.magnitude import low_magnitude
 from trimtab.masks.makers.principal import PrincipalScores
 from trimtab.masks.makers.safe import UnionScores, safe_scores
-from trimtab.masks.quotas import Quotas
-from trimtab.masks.scores import ArrayScores, Scores
-from trimtab.masks.selection import select
+from trimtab.masks.selection import scores, select
+from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.scores import ArrayScores, Scores
 
 
 def matrices() -> dict[str, torch.Tensor]:

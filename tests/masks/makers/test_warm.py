@@ -10,7 +10,7 @@ import pytest
 from tests.compare.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks.makers.warm import TimesScores, ever
-from trimtab.masks.scores import ArrayScores
+from trimtab.masks.selection.scores import ArrayScores
 
 
 def test_scores_are_the_times(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from tests.training import tiny
 from trimtab.errors import SettingsError
-from trimtab.masks.quotas import Quotas
 from trimtab.masks.selection import select
+from trimtab.masks.selection.quotas import Quotas
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.probes import completions

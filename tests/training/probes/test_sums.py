@@ -12,7 +12,7 @@ import torch
 
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor
-from trimtab.masks.weights import CHUNK_ELEMENTS
+from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 from trimtab.training.probes.sums import ElementSums
 
 pytestmark = pytest.mark.train

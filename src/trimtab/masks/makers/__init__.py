@@ -1,1 +1,1 @@
-"""What predicts a mask: scores for `trimtab.masks.selection`, one module for each family."""
+"""What predicts a mask: scores for `trimtab.masks.selection.select`, one module for each family."""

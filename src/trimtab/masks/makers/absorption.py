@@ -29,7 +29,7 @@ from trimtab.masks.makers.weight_scores import ElementScores, Lookup
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.masks.provenance import provenance_of
-from trimtab.masks.weights import read_weights
+from trimtab.masks.selection.weights import read_weights
 
 __all__ = ["absorption_distance", "easily_moved", "smallest_reach", "within_reach"]
 

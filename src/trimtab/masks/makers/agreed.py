@@ -17,8 +17,8 @@ from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor, unpacked
 from trimtab.masks.provenance import provenance_of
+from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 from trimtab.masks.stored import AnyMask
-from trimtab.masks.weights import CHUNK_ELEMENTS
 
 __all__ = ["CountScores", "agreed"]
 
@@ -61,7 +61,7 @@ class CountScores:
         self.base: Mapping[str, BaseTensor] = base
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """As in `trimtab.masks.scores.Scores`."""
+        """As in `trimtab.masks.selection.scores.Scores`."""
         return (counts.astype(np.float32) for counts in self.counts(name))
 
     def counts(self, name: str) -> Iterator[NDArray[np.int64]]:

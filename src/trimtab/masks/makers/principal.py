@@ -26,8 +26,8 @@ from trimtab.checkpoints.reading import Progress
 from trimtab.elements.spectrum import PRINCIPAL_SHARE, principal_directions, principal_part
 from trimtab.errors import MaskError
 from trimtab.masks.makers.weight_scores import WeightScores
-from trimtab.masks.scores import in_chunks
-from trimtab.masks.weights import elements_of
+from trimtab.masks.selection.scores import in_chunks
+from trimtab.masks.selection.weights import elements_of
 
 __all__ = ["PrincipalScores"]
 
@@ -71,7 +71,7 @@ class PrincipalScores(WeightScores):
         self._last: tuple[tuple[str, int], NDArray[np.float64]] | None = None
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """As in `trimtab.masks.scores.Scores`."""
+        """As in `trimtab.masks.selection.scores.Scores`."""
         return in_chunks(
             self._scores(name, index, matrix)
             for index, matrix in enumerate(_matrices(self._checkpoint.tensors[name]))

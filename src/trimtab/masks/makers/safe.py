@@ -19,8 +19,8 @@ from trimtab.elements.spectrum import PRINCIPAL_SHARE
 from trimtab.masks.makers.magnitude import low_magnitude
 from trimtab.masks.makers.principal import PrincipalScores
 from trimtab.masks.packed import BaseTensor
-from trimtab.masks.scores import Scores
-from trimtab.masks.selection import ordered_keys
+from trimtab.masks.selection.highest import ordered_keys
+from trimtab.masks.selection.scores import Scores
 
 __all__ = ["UnionScores", "safe_scores"]
 
@@ -56,7 +56,7 @@ class UnionScores:
         self._last: tuple[str, list[NDArray[np.float32]]] | None = None
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """As in `trimtab.masks.scores.Scores`."""
+        """As in `trimtab.masks.selection.scores.Scores`."""
         if self._last is None or self._last[0] != name:
             self._last = name, [_ranks(scores, name) for scores in self._scores]
         ranks = self._last[1]

@@ -18,8 +18,8 @@ from trimtab.masks.makers.weight_scores import WeightScores
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.masks.provenance import provenance_of
-from trimtab.masks.scores import Scores
-from trimtab.masks.weights import CHUNK_ELEMENTS
+from trimtab.masks.selection.scores import Scores
+from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 
 __all__ = ["TimesScores", "ever"]
 
@@ -40,7 +40,7 @@ class TimesScores(WeightScores):
         self._times = times
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """As in `trimtab.masks.scores.Scores`."""
+        """As in `trimtab.masks.selection.scores.Scores`."""
         times = self._times(name)
         for start in range(0, len(times), CHUNK_ELEMENTS):
             yield times[start : start + CHUNK_ELEMENTS].astype(np.float32)

@@ -19,7 +19,7 @@ from trimtab.checkpoints.reading import Progress
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
 from trimtab.masks.packed import BaseTensor
-from trimtab.masks.weights import elements_of, read_weights
+from trimtab.masks.selection.weights import elements_of, read_weights
 
 __all__ = ["ElementScores", "Lookup", "WeightScores"]
 
@@ -78,7 +78,7 @@ class WeightScores(ABC):
 
     @abstractmethod
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """As in `trimtab.masks.scores.Scores`."""
+        """As in `trimtab.masks.selection.scores.Scores`."""
 
 
 class Lookup:
@@ -115,7 +115,7 @@ class ElementScores(WeightScores):
         self._scores = Lookup(lambda bits, dtype: _fp32(function(bits, dtype)))
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """As in `trimtab.masks.scores.Scores`."""
+        """As in `trimtab.masks.selection.scores.Scores`."""
         tensor = self._checkpoint.tensors[name]
         return (self._scores(bits, tensor.dtype) for bits in elements_of(tensor))
 

@@ -21,8 +21,8 @@ from trimtab.masks.pruning.matrices import matrices_of
 from trimtab.masks.pruning.norms import InputNorms
 from trimtab.masks.pruning.rewriting import ZeroCount, folder_of, write_zeroed
 from trimtab.masks.pruning.wanda import kept_by_wanda
-from trimtab.masks.quotas import Quotas
 from trimtab.masks.selection import select
+from trimtab.masks.selection.quotas import Quotas
 from trimtab.outputs import ensure_no_folder, new_folder
 
 __all__ = ["METHODS", "RECORD", "Method", "Pruning", "prune"]

@@ -25,7 +25,7 @@ from trimtab.errors import CheckpointError
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import unpacked
 from trimtab.masks.pruning.survivors import is_zero
-from trimtab.masks.weights import elements_of
+from trimtab.masks.selection.weights import elements_of
 
 __all__ = ["ZeroCount", "folder_of", "write_zeroed"]
 

@@ -19,7 +19,7 @@ from trimtab.checkpoints.record import record_of
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.masks.mask import Mask, provenance_of
 from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
-from trimtab.masks.weights import read_weights
+from trimtab.masks.selection.weights import read_weights
 
 __all__ = ["is_zero", "survivors"]
 

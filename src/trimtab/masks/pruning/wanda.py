@@ -24,7 +24,7 @@ from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks.mask import Mask, provenance_of
 from trimtab.masks.packed import BaseTensor, PackedTensor
 from trimtab.masks.pruning.norms import InputNorms
-from trimtab.masks.weights import read_weights
+from trimtab.masks.selection.weights import read_weights
 
 __all__ = ["kept_by_wanda", "lowest_of_rows"]
 

@@ -12,7 +12,7 @@ from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.folder import read_config, read_json
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointNotFoundError, MaskMismatchError
-from trimtab.masks.identity_result import MaskRecord
+from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.stored import AnyMask
 
 __all__ = ["check_digests", "config_of", "is_matrix", "mask_record", "shapes_of"]

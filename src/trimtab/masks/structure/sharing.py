@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.masks.hypergeometric import Strata, tail
+from trimtab.masks.overlap.hypergeometric import Strata, tail
 from trimtab.masks.structure.chance import (
     Moments,
     discoveries,

@@ -23,13 +23,13 @@ from torch import Tensor
 
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor
-from trimtab.masks.weights import CHUNK_ELEMENTS
+from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 
 __all__ = ["ElementSums"]
 
 
 class ElementSums:
-    """A number for each element, 0 at first: `trimtab.masks.scores.Scores`. A context manager.
+    """A number for each element, 0 at first: `Scores` of masks. A context manager.
 
     Attributes:
         shapes: Name -> shape of each tensor.
@@ -88,7 +88,7 @@ class ElementSums:
             self._map.madvise(mmap.MADV_DONTNEED, place, _whole_pages(4 * count))
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
-        """The numbers of a tensor, as in `trimtab.masks.scores.Scores`."""
+        """The numbers of a tensor, as in `trimtab.masks.selection.scores.Scores`."""
         place, end = self._places[name], self._places[name] + 4 * prod(self.shapes[name])
         for start in range(place, end, 4 * CHUNK_ELEMENTS):
             yield np.frombuffer(self._map[start : min(end, start + 4 * CHUNK_ELEMENTS)], np.float32)

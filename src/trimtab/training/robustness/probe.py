@@ -18,7 +18,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.record import made_now
 from trimtab.errors import AnalysisError, MaskError, MaskMismatchError, SettingsError
 from trimtab.masks import Mask
-from trimtab.masks.identity_result import MaskRecord
+from trimtab.masks.identity.result import MaskRecord
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import (

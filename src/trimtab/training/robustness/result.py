@@ -14,7 +14,7 @@ from typing import Any
 
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
-from trimtab.masks.identity_result import MaskRecord
+from trimtab.masks.identity.result import MaskRecord
 from trimtab.training.sweeps.seeds import CONFIDENCE, over_seeds
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Cell", "Robustness"]

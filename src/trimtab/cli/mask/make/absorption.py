@@ -8,7 +8,7 @@ from trimtab.checkpoints import opened
 from trimtab.cli.mask.make.options import Making, base_option, makes_a_mask, said_of
 from trimtab.cli.progress import byte_progress
 from trimtab.masks.makers.absorption import absorption_distance, easily_moved, within_reach
-from trimtab.masks.scores import write_scores
+from trimtab.masks.selection.scores import write_scores
 
 __all__ = ["command"]
 

@@ -10,7 +10,7 @@ import click
 from trimtab.checkpoints import open_checkpoint
 from trimtab.cli.mask.make.options import Making, makes_a_mask
 from trimtab.masks.makers.agreed import CountScores, agreed
-from trimtab.masks.scores import write_scores
+from trimtab.masks.selection.scores import write_scores
 from trimtab.masks.stored import open_mask
 
 __all__ = ["command"]

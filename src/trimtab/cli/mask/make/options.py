@@ -14,9 +14,9 @@ from trimtab.checkpoints import Checkpoint, opened
 from trimtab.cli.mask.options import write_mask, writes_a_mask
 from trimtab.cli.progress import byte_progress
 from trimtab.masks import Mask
-from trimtab.masks.quotas import MATCHES, Match, Quotas
-from trimtab.masks.scores import ScoreFile, Scores, write_scores
 from trimtab.masks.selection import select
+from trimtab.masks.selection.quotas import MATCHES, Match, Quotas
+from trimtab.masks.selection.scores import ScoreFile, Scores, write_scores
 from trimtab.outputs import ensure_free
 
 __all__ = ["Making", "base_option", "makes_a_mask", "said_of"]

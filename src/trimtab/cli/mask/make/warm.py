@@ -14,7 +14,7 @@ from trimtab.compare.tracked_points import TrackedPoints
 from trimtab.masks import extract_mask
 from trimtab.masks.makers.agreed import CountScores
 from trimtab.masks.makers.warm import TimesScores, ever
-from trimtab.masks.scores import Scores, write_scores
+from trimtab.masks.selection.scores import Scores, write_scores
 
 __all__ = ["command"]
 

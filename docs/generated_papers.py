@@ -1,0 +1,164 @@
+"""Tables of `docs/papers.md`, drawn from the committed results of the papers.
+
+Like the functions of `docs.generated`, those here print Markdown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from docs.generated import rows
+
+from trimtab.papers.library import papers_folder, read_paper
+from trimtab.papers.results import PaperResult
+from trimtab.report.paper_wording import bound_text, expected_text, figure_text, seeds_text
+
+__all__ = ["claims", "controls", "frontier", "overview", "public", "runs"]
+
+NONE = "–"
+
+
+def overview(*papers: str, scale: str = "small") -> None:
+    """How many claims of each paper have each verdict."""
+    told = {paper: _result(paper, scale) for paper in papers}
+    titles = list(next(iter(told.values()))["verdicts"])
+    rows(
+        ["paper", "claims", *titles],
+        [
+            [
+                f"[`{paper}`](#{paper})",
+                str(len(result["claims"])),
+                *(str(result["verdicts"][title] or NONE) for title in titles),
+            ]
+            for paper, result in told.items()
+        ],
+    )
+
+
+def runs(*papers: str, scale: str = "small") -> None:
+    """What was run: base, seeds, how many runs, on what, and how long."""
+    told = [_result(paper, scale) for paper in papers]
+    cells: dict[str, bool] = {}
+    for result in told:
+        cells |= result["scale"]["cells"]
+    provenance = max((of["provenance"] for of in told), key=lambda of: of["seconds_train"])
+    device = provenance["devices"][0] if provenance["devices"] else {}
+    versions = ", ".join(f"{name} {of}" for name, of in provenance["versions"].items())
+    print(
+        f"{sum(cells.values())} of {len(cells)} runs were finished on "
+        f"{provenance['date'][:10]} ({versions}; {device.get('type', '')} "
+        f"{device.get('machine', '')}, {device.get('num_threads', '')} threads a run)."
+    )
+
+
+def claims(paper: str, *, scale: str = "small", verdict: str | None = None) -> None:
+    """The claims of a paper: place, theirs, ours, verdict."""
+    told = [
+        claim
+        for claim in _result(paper, scale)["claims"]
+        if claim["id"] not in _public(paper) and verdict in (None, claim["verdict"])
+    ]
+    sources = any(claim["source"] for claim in told)
+    rows(
+        [*(["arXiv"] if sources else []), "place", "claim", "theirs", "ours", "n", "verdict"],
+        [
+            [
+                *([claim["source"] or "ours"] if sources else []),
+                claim["place"],
+                f"{_cell(claim['claim'])} `{claim['id']}`",
+                expected_text(claim),
+                _first(claim),
+                str(claim["n"] or NONE),
+                f"**{claim['verdict']}**",
+            ]
+            for claim in told
+        ],
+    )
+
+
+def controls(paper: str, *ids: str, scale: str = "small") -> None:
+    """Every figure of some claims, controls too."""
+    told = {claim["id"]: claim for claim in _result(paper, scale)["claims"]}
+    rows(
+        ["claim", "figure", "mean [95 % interval]", "n", "asked for"],
+        [
+            [
+                f"`{id}`",
+                _cell(trial["about"]),
+                figure_text(trial["value"], trial["interval"], trial["unit"]),
+                seeds_text(trial),
+                bound_text(trial) or NONE,
+            ]
+            for id in ids
+            for trial in told[id]["trials"]
+        ],
+    )
+
+
+def frontier(paper: str, id: str, *, scale: str = "small") -> None:
+    """A claim's figures by arm: what is unchanged beside what was learned."""
+    (claim,) = (of for of in _result(paper, scale)["claims"] if of["id"] == id)
+    figures: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
+    for trial in claim["trials"]:
+        step = str(trial["settings"].get("step", ""))
+        figures.setdefault((trial["arms"][0], step), {})[trial["measure"]] = trial
+
+    def shown(by_measure: Mapping[str, Mapping[str, Any]], *measures: str) -> str:
+        for measure in measures:
+            if (trial := by_measure.get(measure)) is not None:
+                return figure_text(trial["value"], trial["interval"], trial["unit"])
+        return NONE
+
+    rows(
+        ["runs", "after steps", "unchanged, by bits", "accuracy gained", "reward in training"],
+        [
+            [
+                f"`{arm}`",
+                step or "all",
+                shown(of, "sparsity", "sparsity-at"),
+                shown(of, "gain"),
+                shown(of, "reward-at"),
+            ]
+            for (arm, step), of in figures.items()
+        ],
+    )
+
+
+def public(paper: str) -> None:
+    """The published checkpoints that `--checkpoints` takes."""
+    rows(
+        ["id", "from", "to", "place", "unchanged within 1e-5", "within 1e-8"],
+        [
+            [
+                f"`{pair.id}`",
+                pair.base,
+                pair.tuned,
+                pair.place,
+                f"{pair.sparsity['atol=1e-05']} %",
+                f"{pair.sparsity['atol=1e-08']} %" if "atol=1e-08" in pair.sparsity else NONE,
+            ]
+            for pair in read_paper(paper, papers_folder()).public
+        ],
+    )
+
+
+def _first(claim: Mapping[str, Any]) -> str:
+    """The figure that decides a claim; the reason, where there is none."""
+    if claim["why"]:
+        return NONE
+    trial = claim["trials"][0]
+    figure = figure_text(trial["value"], trial["interval"], trial["unit"])
+    return f"{_cell(trial['about'])}: {figure}"
+
+
+def _public(paper: str) -> Iterable[str]:
+    return {pair.id for pair in read_paper(paper, papers_folder()).public}
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _result(paper: str, scale: str) -> dict[str, Any]:
+    return PaperResult.load(papers_folder() / paper / "results" / f"{scale}.json").to_dict()

@@ -1,0 +1,269 @@
+"""`overlap`: do masks select the same elements, more often than chance would have it?
+
+One streaming pass over the masks, and over the base where magnitudes are to be matched. Each tensor
+is a task of its own; memory is the bits of the tensors under way, and a few buffers per thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
+from trimtab.checkpoints.reading import Digests, Progress, Reading
+from trimtab.checkpoints.record import CheckpointRecord, made_now, record_of
+from trimtab.elements.exponents import exponent_place
+from trimtab.errors import AnalysisError
+from trimtab.masks.identity.result import MaskRecord
+from trimtab.masks.overlap.counts import MagnitudeBins, TensorOverlap, pairs_of
+from trimtab.masks.overlap.matching import (
+    check_digests,
+    check_shapes,
+    coverage_of,
+    names_in_all,
+)
+from trimtab.masks.overlap.reading import Given, check_files, given_mask, tensors_in_order
+from trimtab.masks.overlap.result import LETTERS, Overlap
+from trimtab.masks.packed import num_packed_bytes
+from trimtab.masks.stored import AnyMask
+
+__all__ = ["overlap"]
+
+CHUNK_WORDS = 1 << 14
+"""Words of each mask that are counted at once: a million elements, 128 KB."""
+
+
+def overlap(
+    *masks: str | os.PathLike[str] | AnyMask,
+    base: str | os.PathLike[str] | Checkpoint | None = None,
+    series: bool = False,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Overlap:
+    """Count what masks share, beside what they would share by chance.
+
+    Tensors that not all masks have are left out, and listed. Masks that were made against different
+    bases are compared all the same, place by place, and that is listed too.
+
+    Args:
+        masks: Two or more, or the files of them; at most 26.
+        base: The checkpoint that the masks were made against: a folder, a file, a hub id
+            (`org/name@revision`), or an open checkpoint. With it, chance is also matched by the
+            magnitude of its weights.
+        series: The masks are in the order of time, to be set against the last.
+        threads: Tensors counted at the same time; by default the processors there are, at most 8.
+        progress: Called after each chunk, from any thread.
+
+    Returns:
+        The result.
+
+    Raises:
+        AnalysisError: There are too few masks or too many.
+        MaskError: A file is no mask, or a damaged one.
+        MaskMismatchError: Tensors of one name have different shapes, the masks have no tensor in
+            common, or one was made against another base than this. The last is only known once
+            the base has been read.
+        CheckpointError: The base cannot be read.
+    """
+    if not 2 <= len(masks) <= len(LETTERS):
+        raise AnalysisError(
+            f"an overlap is of 2 to {len(LETTERS)} masks, and {len(masks)} were given"
+        )
+    num_threads = threads or min(os.cpu_count() or 1, 8)
+    with ExitStack() as stack:
+        given = [given_mask(mask, stack) for mask in masks]
+        together = [of.mask for of in given]
+        names = names_in_all(together)
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-overlap") as executor:
+            if base is None:
+                found = _without_base(given, names, executor, num_threads, progress)
+            else:
+                (checkpoint,) = stack.enter_context(opened(base))
+                check_shapes(together, names, checkpoint)
+                check_files(given, executor)
+                found = _with_base(together, names, checkpoint, num_threads, progress)
+        return Overlap(
+            masks=tuple(_record(of, found.digests) for of in given),
+            coverage=coverage_of(together, names),
+            tensors=tuple(_tensor(name, together[0].shape(name), found) for name in names),
+            base=found.base,
+            is_series=series,
+            provenance=made_now(device="cpu", threads=num_threads),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Tensor:
+    """A tensor of the base that the masks have, as a task of `trimtab.checkpoints.reading`."""
+
+    stored: tuple[StoredTensor]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.stored[0].shape
+
+
+class _Counts(NamedTuple):
+    """What masks share in a tensor.
+
+    Attributes:
+        shared: int64 `[masks, masks]`: above the diagonal what two share, on it what one selects.
+        by_count: Elements in exactly 1, 2, ... of the masks.
+    """
+
+    shared: NDArray[np.int64]
+    by_count: tuple[int, ...]
+
+
+class _Found(NamedTuple):
+    """What one pass found.
+
+    Attributes:
+        counts: By name of a tensor.
+        bins: The same by magnitude; empty without a base.
+        base: What the base is, or None.
+        digests: Name -> xxh3-128 of the bytes of a tensor of the base.
+    """
+
+    counts: Mapping[str, _Counts]
+    bins: Mapping[str, MagnitudeBins]
+    base: CheckpointRecord | None
+    digests: Mapping[str, str]
+
+
+def _count(sets: Sequence[NDArray[np.uint8]]) -> _Counts:
+    from trimtab.elements.set_kernels import count_shared
+
+    num_masks = len(sets)
+    shared = np.zeros((num_masks, num_masks), dtype=np.int64)
+    # Of two masks, the counts of both and of what they share say it all.
+    by_count = np.zeros(num_masks + 1 if num_masks > 2 else 0, dtype=np.int64)
+    for words in _words(sets):
+        count_shared(words, shared, by_count)
+    if num_masks == 2:
+        (a, both), (_, b) = shared.tolist()
+        return _Counts(shared, (a + b - 2 * both, both))
+    return _Counts(shared, tuple(by_count[1:].tolist()))
+
+
+def _tensor(name: str, shape: tuple[int, ...], found: _Found) -> TensorOverlap:
+    shared, by_count = found.counts[name]
+    (part,) = parts_of(name, shape, {})
+    return TensorOverlap(
+        name=name,
+        layer=part.layer,
+        kind=part.kind,
+        shape=shape,
+        num_selected=tuple(np.diag(shared).tolist()),
+        num_shared=tuple(int(shared[pair]) for pair in pairs_of(len(shared))),
+        num_by_count=(prod(shape) - sum(by_count), *by_count),
+        bins=found.bins.get(name),
+    )
+
+
+def _words(sets: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint64]]:
+    """The bits of several sets side by side, some at a time: `[sets, words]`."""
+    num_bytes = 8 * CHUNK_WORDS
+    for start in range(0, len(sets[0]), num_bytes):
+        yield _side_by_side([packed[start : start + num_bytes] for packed in sets])
+
+
+def _side_by_side(sets: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint64]:
+    words = np.empty((len(sets), -(-len(sets[0]) // 8)), dtype=np.uint64)
+    words[:, -1:] = 0
+    for row, packed in zip(words.view(np.uint8), sets, strict=True):
+        row[: len(packed)] = packed
+    return words
+
+
+def _without_base(
+    masks: Sequence[Given],
+    names: Sequence[str],
+    executor: Executor,
+    num_threads: int,
+    progress: Progress | None,
+) -> _Found:
+    """Count while the masks are read, which is once; a few tensors at a time are in memory."""
+    num_bytes = sum(
+        num_packed_bytes(of.mask.num_elements(name)) for of in masks for name in of.mask
+    )
+    to_count = set(names)
+    tasks: dict[str, Future[_Counts]] = {}
+    under_way: deque[Future[_Counts]] = deque()
+    for name, sets in tensors_in_order(masks, executor):
+        if name in to_count:
+            if len(under_way) == num_threads:
+                under_way.popleft().result()
+            tasks[name] = executor.submit(_count, sets)
+            under_way.append(tasks[name])
+        if progress is not None:
+            progress(sum(len(packed) for packed in sets), num_bytes)
+    return _Found({name: task.result() for name, task in tasks.items()}, {}, None, {})
+
+
+def _with_base(
+    masks: Sequence[AnyMask],
+    names: Sequence[str],
+    base: Checkpoint,
+    num_threads: int,
+    progress: Progress | None,
+) -> _Found:
+    """Count, read the base beside it, and check that it is the one the masks were made against."""
+    items = {name: _Tensor((base.tensors[name],)) for name in names}
+    apart = [(0, tensor) for name, tensor in base.tensors.items() if name not in items]
+    reading = Reading(list(items.values()), apart, threads=num_threads, progress=progress)
+
+    def one(item: _Tensor) -> tuple[tuple[_Counts, MagnitudeBins], Digests]:
+        sets = [mask.packed(item.stored[0].name) for mask in masks]
+        bins, digest = _by_magnitude(reading, item, sets)
+        return (_count(sets), bins), (digest,)
+
+    results, (digests,) = reading.run(one)
+    check_digests(masks, names, digests, base)
+    counts = {name: results[item][0] for name, item in items.items()}
+    bins = {name: results[item][1] for name, item in items.items()}
+    return _Found(counts, bins, record_of(base, digests), digests)
+
+
+def _by_magnitude(
+    reading: Reading[_Tensor], item: _Tensor, sets: Sequence[NDArray[np.uint8]]
+) -> tuple[MagnitudeBins, str]:
+    """Count the masks of a tensor by exponent, and hash it."""
+    from trimtab.elements.set_kernels import count_by_bin
+
+    (tensor,) = item.stored
+    dtype = tensor.dtype
+    shift, largest = exponent_place(dtype)
+    (source,) = reading.sources(item.stored, dtype)
+    counts = np.zeros((largest + 1, 1 + len(sets)), dtype=np.int64)
+    # Seen flat, every chunk but the last is of whole words.
+    for chunk in reading.chunks(item.stored, (tensor.num_elements,)):
+        bits = source.read(chunk).ravel()
+        first, last = chunk.column // 8, -(-(chunk.column + len(bits)) // 8)
+        words = _side_by_side([packed[first:last] for packed in sets])
+        count_by_bin(bits, shift, largest.bit_length(), words, counts)
+    found = np.flatnonzero(counts[:, 0])
+    of_elements, *of_masks = (tuple(map(int, column)) for column in counts[found].T)
+    return MagnitudeBins(tuple(map(int, found)), of_elements, tuple(of_masks)), source.finish()
+
+
+def _record(given: Given, digests: Mapping[str, str]) -> MaskRecord:
+    mask = given.mask
+    return MaskRecord(
+        id=given.id,
+        digest=mask.digest,
+        num_tensors=len(mask),
+        num_elements=mask.num_elements(),
+        num_selected=mask.num_selected(),
+        num_checked=len(mask.base.keys() & digests.keys()),
+        provenance=mask.provenance,
+    )

@@ -1,0 +1,193 @@
+"""What two masks share in one scope, and what they would share by chance.
+
+A number of shared elements says nothing by itself: two masks of 80 % share much, and two masks of
+small weights share many small weights. So it always stands beside its expectation under a null
+model, and there are three, each of which keeps more of the masks than the one before:
+
+- `independent`: how many elements each mask selects in the whole scope. One urn, the baseline of
+  arXiv 2505.11711 (section 5 and appendix E).
+- `per-tensor`: how many it selects in each tensor.
+- `magnitude-matched`: how many it selects in each tensor among the weights of the base of each
+  binary exponent. Rounding to few digits lets only small weights move by a small step, so two runs
+  of the same step size share weights that were small, whatever they learned.
+
+Given those counts, every choice of elements is as likely, and the masks are drawn apart. The mean
+and variance of what they share follow exactly; see `trimtab.masks.overlap.hypergeometric`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import sqrt
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+
+from trimtab.errors import AnalysisError
+from trimtab.masks.overlap.hypergeometric import Strata, Tail, tail
+
+__all__ = ["INDEPENDENT", "MAGNITUDE", "NULLS", "PER_TENSOR", "AgainstNull", "Null", "Ratios"]
+__all__ += ["Shared", "one_urn"]
+
+Null: TypeAlias = Literal["independent", "per-tensor", "magnitude-matched"]
+
+INDEPENDENT: Null = "independent"
+PER_TENSOR: Null = "per-tensor"
+MAGNITUDE: Null = "magnitude-matched"
+
+NULLS: tuple[Null, ...] = (INDEPENDENT, PER_TENSOR, MAGNITUDE)
+"""From the one that keeps least of the masks to the one that keeps most."""
+
+
+class Ratios(NamedTuple):
+    """A number of shared elements as shares; None where there is nothing to divide by.
+
+    Attributes:
+        o1: Of the first mask.
+        o2: Of the second mask.
+        jaccard: Of the elements that either selects.
+    """
+
+    o1: float | None
+    o2: float | None
+    jaccard: float | None
+
+
+@dataclass(frozen=True)
+class AgainstNull:
+    """What two masks share, set against one null model.
+
+    Attributes:
+        num_shared: Elements that both select.
+        expected: Mean of that number under the null.
+        deviation: Its standard deviation under the null.
+        most: Most elements that masks with these counts can share.
+        chance: The mean as shares. That of Jaccard is of the mean number, not the mean of Jaccard.
+        ceiling: The most as shares.
+        probability: How far out the number is.
+    """
+
+    num_shared: int
+    expected: float
+    deviation: float
+    most: int
+    chance: Ratios
+    ceiling: Ratios
+    probability: Tail
+
+    @property
+    def lift(self) -> float | None:
+        """Shared / expected, which is also o1 and o2 over their chance; None for no expectation."""
+        return self.num_shared / self.expected if self.expected else None
+
+    @property
+    def z(self) -> float | None:
+        """Deviations above the mean; None where the null leaves only one possibility."""
+        excess = self.num_shared - self.expected
+        return excess / self.deviation if self.deviation else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "expected": self.expected,
+            "deviation": self.deviation,
+            "chance": self.chance._asdict(),
+            "lift": self.lift,
+            "ceiling": self.ceiling._asdict(),
+            "z": self.z,
+            "p": 10**self.probability.log10_p,
+            "log10_p": self.probability.log10_p,
+            "p_method": self.probability.method,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """What two masks share in one scope.
+
+    Attributes:
+        num_elements: Elements of the scope.
+        num_first: Those that the first mask selects.
+        num_second: Those that the second mask selects.
+        intersection: Those that both select.
+        finer: The counts in the strata of each null but `independent`, of those that are known.
+    """
+
+    num_elements: int
+    num_first: int
+    num_second: int
+    intersection: int
+    finer: Mapping[Null, Strata] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n, a, b, shared = self.num_elements, self.num_first, self.num_second, self.intersection
+        if not (0 <= a <= n and 0 <= b <= n and max(0, a + b - n) <= shared <= min(a, b)):
+            raise AnalysisError(
+                f"two masks of {a} and {b} of {n} elements cannot share {shared}: expected "
+                f"{max(0, a + b - n)} to {min(a, b)}"
+            )
+
+    @property
+    def o1(self) -> float | None:
+        """Share of the first mask that is in the second; None if it is empty."""
+        return self.ratios.o1
+
+    @property
+    def o2(self) -> float | None:
+        """Share of the second mask that is in the first; None if it is empty."""
+        return self.ratios.o2
+
+    @property
+    def jaccard(self) -> float | None:
+        """Shared elements over those that either selects; None if both are empty."""
+        return self.ratios.jaccard
+
+    @cached_property
+    def ratios(self) -> Ratios:
+        """The intersection as shares."""
+        return self._ratios(self.intersection)
+
+    @cached_property
+    def nulls(self) -> dict[Null, AgainstNull]:
+        """Each null that is known, in the order of `NULLS`."""
+        urn = one_urn(self.num_elements, self.num_first, self.num_second)
+        strata = {INDEPENDENT: urn, **self.finer}
+        return {null: self._against(strata[null]) for null in NULLS if null in strata}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what stands beside the counts is of the independent null."""
+        nulls = {null: against.to_dict() for null, against in self.nulls.items()}
+        return {
+            "num_elements": self.num_elements,
+            "num_first": self.num_first,
+            "num_second": self.num_second,
+            "intersection": self.intersection,
+            **self.ratios._asdict(),
+            **nulls[INDEPENDENT],
+            "nulls": nulls,
+        }
+
+    def _against(self, strata: Strata) -> AgainstNull:
+        expected = strata.expected
+        return AgainstNull(
+            num_shared=self.intersection,
+            expected=expected,
+            deviation=sqrt(strata.variance),
+            most=strata.most,
+            chance=self._ratios(expected),
+            ceiling=self._ratios(strata.most),
+            probability=tail(strata, self.intersection),
+        )
+
+    def _ratios(self, num_shared: float) -> Ratios:
+        either = self.num_first + self.num_second - num_shared
+        wholes = self.num_first, self.num_second, either
+        return Ratios(*(num_shared / whole if whole else None for whole in wholes))
+
+
+def one_urn(num_elements: int, num_first: int, num_second: int) -> Strata:
+    """A single stratum."""
+    counts = (np.array([num], dtype=np.int64) for num in (num_elements, num_first, num_second))
+    return Strata(*counts)

@@ -1,0 +1,178 @@
+"""Select exactly as many elements as there is room for, those with the highest scores first.
+
+The edge between what is selected and what is not is found without sorting or holding the scores:
+three passes count elements by 11, 11 and 10 bits of their score, the most significant first, and
+each narrows the edge down to one of those bit patterns. After the third it is one number, exact in
+fp32. A fourth pass selects what lies above it and, of what lies at it, as many as there is room
+for, drawn at random: scores tie in the thousands (magnitudes in bf16 do), and to go by position
+would select the first rows of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.reading import Progress
+from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.masks.mask import Mask
+from trimtab.masks.packed import PackedTensor
+from trimtab.masks.provenance import provenance_of
+from trimtab.masks.random import Lots
+from trimtab.masks.selection.quotas import Group, Quotas
+from trimtab.masks.selection.scores import Scores
+
+__all__ = ["ordered_keys", "select"]
+
+_Chunk: TypeAlias = tuple[NDArray[np.uint32], NDArray[np.uint16]]
+
+_SIGN = np.uint32(1 << 31)
+_INFINITY = np.uint32(0xFF800000)
+"""The key of infinity; that of minus infinity is its complement, and NaN lies beyond either."""
+
+DIGITS = (11, 11, 10)
+"""Bits of a score that each pass looks at, the most significant first."""
+
+
+def select(
+    scores: Scores,
+    quotas: Quotas,
+    *,
+    seed: int,
+    provenance: Mapping[str, Any],
+    progress: Progress | None = None,
+) -> Mask:
+    """Select as many elements of each stratum as there is room for, the highest scores first.
+
+    Args:
+        scores: Of at least the tensors of `quotas`; read four times.
+        quotas: How many.
+        seed: With the names of the tensors it decides which of equal scores are selected.
+        provenance: The step that made the scores, such as `{"step": "low-magnitude", …}`; what is
+            known of `quotas` and the seed are added.
+        progress: Called after each chunk, with the bytes of its scores.
+
+    Raises:
+        MaskError: A score is NaN.
+        MaskMismatchError: A tensor has no scores, or of another shape.
+    """
+    wrong = [
+        f"{name} has shape {shape}, its scores {scores.shapes.get(name, 'do not exist')}"
+        for name, shape in quotas.shapes.items()
+        if scores.shapes.get(name) != tuple(shape)
+    ]
+    if wrong:
+        raise MaskMismatchError(
+            f"the scores do not fit what is to be selected: {first_few(wrong, '; ')}. Make them "
+            "from the base of the mask"
+        )
+    reader = _Reader(scores, quotas, progress)
+    selected: dict[str, PackedTensor] = {}
+    for group in quotas.groups:
+        edges = _edges(reader, group)
+        lots = Lots(edges.num_tied.tolist(), edges.num_drawn.tolist(), seed=seed, name=group.name)
+        for name in group.names:
+            parts = _selected(reader.read(name), edges, lots)
+            selected[name] = PackedTensor.of_parts(quotas.shapes[name], parts)
+    base = {name: of for name, of in scores.base.items() if name in selected}
+    step = {**provenance, **quotas.origin, "seed": seed}
+    ordered = {name: selected[name] for name in quotas.shapes}
+    return Mask(ordered, base, provenance_of([step]))
+
+
+def ordered_keys(name: str, scores: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Unsigned integers in the order of the scores; -0.0 and 0.0 are the same one.
+
+    Raises:
+        MaskError: A score is NaN.
+    """
+    bits = (scores + np.float32(0)).view(np.uint32)
+    # Negative numbers are ordered backwards: all of their bits are turned, of others the sign.
+    turned = (bits.view(np.int32) >> 31).view(np.uint32)
+    turned |= _SIGN
+    bits ^= turned
+    if bits.size and (bits.max() > _INFINITY or bits.min() < ~_INFINITY):
+        raise MaskError(f"the scores of {name} hold NaN: expected a number for every element")
+    return bits
+
+
+class _Reader:
+    """Reads scores as keys, each with the stratum of its element, and tells the progress."""
+
+    def __init__(self, scores: Scores, quotas: Quotas, progress: Progress | None) -> None:
+        self._scores = scores
+        self._quotas = quotas
+        self._progress = progress
+        num_elements = sum(map(prod, quotas.shapes.values()))
+        self._num_bytes = 4 * num_elements * (len(DIGITS) + 1)
+
+    def read(self, name: str) -> Iterator[_Chunk]:
+        chunks = self._scores.chunks(name)
+        for chunk, strata in zip(chunks, self._quotas.strata(name), strict=True):
+            yield ordered_keys(name, chunk), strata
+            if self._progress is not None:
+                self._progress(chunk.nbytes, self._num_bytes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Edges:
+    """Where each stratum of a group is cut.
+
+    Attributes:
+        keys: Elements with a larger key are selected.
+        num_tied: Elements with this very key.
+        num_drawn: How many of those are selected too.
+    """
+
+    keys: NDArray[np.uint32]
+    num_tied: NDArray[np.int64]
+    num_drawn: NDArray[np.int64]
+
+
+def _edges(reader: _Reader, group: Group) -> _Edges:
+    num_strata = len(group.sizes)
+    every = np.arange(num_strata)
+    edges = np.zeros(num_strata, dtype=np.uint32)
+    room = group.nums.copy()
+    below = 32
+    for num_bits in DIGITS:
+        above, below = below, below - num_bits
+        counts = np.zeros((num_strata, 1 << num_bits), dtype=np.int64)
+        for name in group.names:
+            for keys, strata in reader.read(name):
+                if above < 32:  # only what has the digits found so far
+                    inside = keys >> np.uint32(above) == _of(edges, strata)
+                    keys, strata = keys[inside], strata[inside]
+                digits = keys >> np.uint32(below) & np.uint32((1 << num_bits) - 1)
+                places = strata.astype(np.int64) << num_bits | digits
+                counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
+        from_top = np.cumsum(counts[:, ::-1], axis=1)
+        place = np.argmax(from_top >= room[:, None], axis=1)  # the first that fills the room
+        digit = (1 << num_bits) - 1 - place
+        in_bucket = counts[every, digit]
+        room -= from_top[every, place] - in_bucket
+        edges = edges << np.uint32(num_bits) | digit.astype(np.uint32)
+    return _Edges(edges, in_bucket, room)
+
+
+def _selected(read: Iterator[_Chunk], edges: _Edges, lots: Lots) -> Iterator[NDArray[np.bool_]]:
+    for keys, strata in read:
+        edge = _of(edges.keys, strata)
+        chosen = keys > edge
+        tied = np.flatnonzero(keys == edge)
+        chosen[tied] = lots.draw(strata[tied])
+        yield chosen
+
+
+def _of(values: NDArray[np.uint32], strata: NDArray[np.uint16]) -> NDArray[np.uint32] | np.uint32:
+    """The value of each element's stratum."""
+    if len(values) == 1:
+        only: np.uint32 = values[0]
+        return only
+    return values[strata]

@@ -1,0 +1,251 @@
+"""How many elements to select, and where: the densities at which two masks are compared fairly.
+
+A mask of 10 % of a model can be set beside another mask of 10 % in three ways, each stricter than
+the one before:
+
+=============  ===================================================================================
+`total`        as many elements in the whole model; it may take them all from one tensor
+`tensor`       as many in each tensor
+`magnitude`    as many in each tensor × exponent bin of the stored base weight
+               (`trimtab.elements.exponents`): what is left is not a matter of small weights
+=============  ===================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.reading import Progress
+from trimtab.elements.dtypes import Bits
+from trimtab.elements.exponents import exponent_bins, num_exponent_bins
+from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.masks.mask import Mask
+from trimtab.masks.packed import unpacked
+from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of, read_weights
+
+__all__ = ["MATCHES", "Group", "Match", "Quotas", "count_bins"]
+
+Match = Literal["total", "tensor", "magnitude"]
+MATCHES: tuple[Match, ...] = get_args(Match)
+
+Counts = NDArray[np.int64]
+"""A number for each stratum."""
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Tensors whose elements compete with each other for the places of each stratum.
+
+    Attributes:
+        names: Of the tensors.
+        sizes: Elements in each stratum.
+        nums: How many of them to select.
+    """
+
+    names: tuple[str, ...]
+    sizes: Counts
+    nums: Counts
+
+    @property
+    def name(self) -> str:
+        """What it is called where random numbers are drawn for it: its tensor, if it is one."""
+        return self.names[0] if len(self.names) == 1 else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Quotas:
+    """How many elements to select in each stratum of a model.
+
+    Make one with `Quotas.of_density` or `Quotas.like`.
+
+    Attributes:
+        match: What the strata are.
+        groups: Every tensor is in one of them.
+        shapes: Name -> shape of the tensors.
+        origin: Where the numbers come from, for the provenance of a mask.
+        base: The open checkpoint whose exponents are the strata; None for the other matches.
+        digests: Name -> xxh3-128 of the stored bytes, of the tensors read to count strata.
+    """
+
+    match: Match
+    groups: tuple[Group, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    origin: Mapping[str, Any]
+    base: Checkpoint | None
+    digests: Mapping[str, str]
+
+    @classmethod
+    def of_density(
+        cls,
+        density: float,
+        shapes: Mapping[str, tuple[int, ...]],
+        *,
+        match: Match = "tensor",
+        base: Checkpoint | None = None,
+        progress: Progress | None = None,
+    ) -> Quotas:
+        """The same density in every group, and in every stratum to within one element.
+
+        Args:
+            density: Share of the elements, 0 to 1.
+            shapes: Name -> shape of the tensors to select from.
+            match: What the strata are.
+            base: An open checkpoint that has these tensors, for `magnitude`.
+            progress: Called while base is read.
+
+        Raises:
+            MaskError: The density is no share, or `magnitude` has no base.
+        """
+        if not 0 <= density <= 1:
+            raise MaskError(f"density {density}: expected a number from 0 to 1")
+        counted, digests = _strata(shapes, None, match, base, 1, progress)
+        groups = []
+        for names, sizes, _ in _grouped(match, counted):
+            # Rounding the running sum keeps the sum of all strata rounded too.
+            ends = np.floor(density * np.cumsum(sizes) + 0.5).astype(np.int64)
+            groups.append(Group(names, sizes, np.diff(ends, prepend=0)))
+        origin = {"match": match, "density": density}
+        strata_of = base if match == "magnitude" else None
+        return cls(match, tuple(groups), dict(shapes), origin, strata_of, digests)
+
+    @classmethod
+    def like(
+        cls,
+        mask: Mask,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        *,
+        match: Match = "tensor",
+        base: Checkpoint | None = None,
+        num_passes: int = 1,
+        progress: Progress | None = None,
+    ) -> Quotas:
+        """As many as a mask selects.
+
+        Args:
+            mask: The mask.
+            shapes: Name -> shape of the tensors that can be selected from, by default the mask's.
+                Those that the mask does not have get nothing selected and are left out.
+            match: What the strata are.
+            base: An open checkpoint with these tensors, for `magnitude`.
+            num_passes: How often base is read in all, for `progress`.
+            progress: Called while base is read.
+
+        Raises:
+            MaskError: `magnitude` has no base.
+            MaskMismatchError: The mask does not fit the shapes, or was made against another base.
+        """
+        shapes = {name: mask.shape(name) for name in mask} if shapes is None else shapes
+        mask.check(shapes)
+        own = {name: shape for name, shape in shapes.items() if name in mask}
+        counted, digests = _strata(own, mask, match, base, num_passes, progress)
+        mask.check(shapes, digests)
+        groups = tuple(Group(names, sizes, nums) for names, sizes, nums in _grouped(match, counted))
+        origin = {"match": match, "like": mask.digest}
+        strata_of = base if match == "magnitude" else None
+        return cls(match, groups, own, origin, strata_of, digests)
+
+    @property
+    def num_selected(self) -> int:
+        """Elements to select in all."""
+        return sum(int(group.nums.sum()) for group in self.groups)
+
+    def strata(self, name: str) -> Iterator[NDArray[np.uint16]]:
+        """The stratum of each element of a tensor, in chunks of `weights.CHUNK_ELEMENTS`."""
+        if self.base is None:
+            return _one_stratum(prod(self.shapes[name]))
+        tensor = self.base.tensors[name]
+        return (exponent_bins(bits, tensor.dtype) for bits in elements_of(tensor))
+
+
+def _one_stratum(num_elements: int) -> Iterator[NDArray[np.uint16]]:
+    """The stratum of each element of a tensor where there is only one."""
+    zeros = np.zeros(min(num_elements, CHUNK_ELEMENTS), dtype=np.uint16)
+    return (zeros[: num_elements - at] for at in range(0, num_elements, CHUNK_ELEMENTS))
+
+
+def count_bins(
+    base: Checkpoint,
+    shapes: Mapping[str, tuple[int, ...]],
+    mask: Mask | None,
+    *,
+    num_passes: int = 1,
+    progress: Progress | None = None,
+) -> tuple[dict[str, tuple[Counts, Counts]], dict[str, str]]:
+    """Count the elements of each exponent bin of tensors of a base, and those that a mask selects.
+
+    Returns:
+        Name -> elements and selected ones by bin, and name -> xxh3-128 of the stored bytes.
+
+    Raises:
+        MaskMismatchError: The base does not have the tensors in these shapes.
+    """
+    wrong = [
+        f"{name} has shape {shape}"
+        + (f", in the base {base.tensors[name].shape}" if name in base.tensors else "; not there")
+        for name, shape in shapes.items()
+        if name not in base.tensors or base.tensors[name].shape != tuple(shape)
+    ]
+    if wrong:
+        raise MaskMismatchError(
+            f"the base {base.id} does not have {len(wrong)} of the tensors to select from: "
+            f"{first_few(wrong, '; ')}. Use the base that they come from"
+        )
+    count = partial(_count_bins_of, mask)
+    return read_weights(base, shapes, count, num_passes=num_passes, progress=progress)
+
+
+def _count_bins_of(
+    mask: Mask | None, tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]
+) -> tuple[Counts, Counts]:
+    num_bins = num_exponent_bins(tensor.dtype)
+    sizes, nums = np.zeros(num_bins, dtype=np.int64), np.zeros(num_bins, dtype=np.int64)
+    for start, bits in chunks:
+        bins = exponent_bins(bits, tensor.dtype)
+        sizes += np.bincount(bins, minlength=num_bins)
+        if mask is not None:
+            selected = unpacked(mask.packed(tensor.name), start, start + len(bins))
+            nums += np.bincount(bins[selected], minlength=num_bins)
+    return sizes, nums
+
+
+def _strata(
+    shapes: Mapping[str, tuple[int, ...]],
+    mask: Mask | None,
+    match: Match,
+    base: Checkpoint | None,
+    num_passes: int,
+    progress: Progress | None,
+) -> tuple[dict[str, tuple[Counts, Counts]], dict[str, str]]:
+    """Elements and selected ones of each stratum of each tensor."""
+    if match == "magnitude":
+        if base is None:
+            raise MaskError(
+                "matching by magnitude needs the base whose weights the elements are: add --base"
+            )
+        return count_bins(base, shapes, mask, num_passes=num_passes, progress=progress)
+    return {
+        name: (
+            np.array([prod(shape)], dtype=np.int64),
+            np.array([0 if mask is None else mask.num_selected(name)], dtype=np.int64),
+        )
+        for name, shape in shapes.items()
+    }, {}
+
+
+def _grouped(
+    match: Match, counted: Mapping[str, tuple[Counts, Counts]]
+) -> list[tuple[tuple[str, ...], Counts, Counts]]:
+    if match != "total":
+        return [((name,), sizes, nums) for name, (sizes, nums) in counted.items()]
+    none = np.zeros(1, dtype=np.int64)
+    sizes, nums = (sum((pair[at] for pair in counted.values()), start=none) for at in (0, 1))
+    return [(tuple(counted), sizes, nums)]

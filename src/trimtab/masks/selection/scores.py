@@ -1,0 +1,240 @@
+"""Scores: a number for every element of a model, the higher the sooner it is selected.
+
+Whatever predicts a mask gives scores, from which `select` makes a mask of any size. They are fp32,
+four bytes an element, so nothing holds those of a model at once: they are made or read a million at
+a time, as often as they are asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+from reprlib import repr as short
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.record import made_now
+from trimtab.checkpoints.safetensors_file import read_with_metadata
+from trimtab.checkpoints.tensors import DataFile, FilePool
+from trimtab.errors import CheckpointError, MaskError
+from trimtab.masks.packed import BaseTensor
+from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of
+from trimtab.outputs import new_file
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "ArrayScores",
+    "ScoreFile",
+    "Scores",
+    "in_chunks",
+    "write_scores",
+]
+
+FORMAT = "trimtab.scores"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+ALIGNMENT = 8
+"""The header is filled up with spaces to a multiple of this."""
+
+
+class Scores(Protocol):
+    """A number for every element of some tensors; NaN is refused."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of each tensor."""
+
+    @property
+    def base(self) -> Mapping[str, BaseTensor]:
+        """What the tensors are that the scores are of; may lack any."""
+
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """The scores of a tensor, flat in C order, `weights.CHUNK_ELEMENTS` at a time.
+
+        The last chunk is shorter. May be called any number of times.
+        """
+
+
+def in_chunks(parts: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """The same scores in chunks as `Scores` has them, from flat parts of any sizes."""
+    waiting = np.zeros(0, dtype=np.float32)
+    for part in parts:
+        waiting = np.concatenate((waiting, part)) if len(waiting) else part
+        whole = len(waiting) - len(waiting) % CHUNK_ELEMENTS
+        for start in range(0, whole, CHUNK_ELEMENTS):
+            yield waiting[start : start + CHUNK_ELEMENTS]
+        waiting = waiting[whole:]
+    if len(waiting):
+        yield waiting
+
+
+class ArrayScores:
+    """Scores held in memory."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[np.floating[Any]]],
+        base: Mapping[str, BaseTensor] | None = None,
+    ) -> None:
+        """Keep arrays of any floating dtype, which are rounded to fp32."""
+        self._arrays = arrays
+        self.shapes = {name: array.shape for name, array in arrays.items()}
+        self.base = dict(base or {})
+
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """As in `Scores`."""
+        flat = self._arrays[name].reshape(-1)
+        return (
+            flat[start : start + CHUNK_ELEMENTS].astype(np.float32)
+            for start in range(0, flat.size, CHUNK_ELEMENTS)
+        )
+
+
+def write_scores(
+    path: str | os.PathLike[str],
+    scores: Scores,
+    *,
+    provenance: Mapping[str, Any],
+    force: bool = False,
+) -> None:
+    """Write scores to a file, a chunk at a time, whole or not at all.
+
+    Args:
+        path: The file, by custom `….safetensors`; missing parent folders are made.
+        scores: What to write.
+        provenance: How they were made; plain data.
+        force: Replace an existing file.
+
+    Raises:
+        MaskError: A score is NaN.
+        OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+    """
+    header: dict[str, Any] = {
+        "__metadata__": {
+            "format": FORMAT,
+            "format_version": str(FORMAT_VERSION),
+            "base": json.dumps({name: base._asdict() for name, base in scores.base.items()}),
+            "provenance": json.dumps(made_now(**provenance), allow_nan=False),
+        }
+    }
+    end = 0
+    for name, shape in scores.shapes.items():
+        begin, end = end, end + 4 * prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":")).encode()
+    raw += b" " * (-len(raw) % ALIGNMENT)
+    with new_file(path, force=force) as file:
+        file.write(len(raw).to_bytes(8, "little") + raw)
+        for name in scores.shapes:
+            for chunk in scores.chunks(name):
+                if np.isnan(chunk).any():
+                    raise MaskError(
+                        f"the scores of {name} hold NaN, which has no place in an order"
+                    )
+                file.write(chunk.astype("<f4", copy=False).data)
+
+
+class ScoreFile:
+    """The scores of a file, which stay on disk. Use it as a context manager, or call `close`.
+
+    Attributes:
+        shapes: Name -> shape of each tensor.
+        base: What the tensors are that the scores are of; may lack any.
+        provenance: How they were made, as the file says.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a file; only its header is read.
+
+        Raises:
+            MaskError: It is no file of scores, or a damaged one.
+        """
+        self._pool = FilePool()
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            try:
+                stored, metadata = read_with_metadata(DataFile(Path(path), self._pool))
+            except CheckpointError as error:
+                raise MaskError(str(error)) from None
+            self._tensors = {tensor.name: tensor for tensor in stored}
+            try:
+                self.provenance, self.base = _metadata(metadata)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise MaskError(f"{os.fspath(path)}: damaged file of scores: {error!r}") from None
+            except _NoScoresError as error:
+                raise MaskError(f"{os.fspath(path)}: {error}") from None
+            wrong = [
+                *(
+                    f"{tensor.name} is {tensor.dtype.name}, expected F32"
+                    for tensor in stored
+                    if tensor.dtype.name != "F32"
+                ),
+                *(
+                    f"{name} has a base and no scores"
+                    for name in self.base
+                    if name not in self._tensors
+                ),
+                *(
+                    f"{name} has a base whose digest is not 32 hexadecimal digits"
+                    for name, of in self.base.items()
+                    if not of.has_digest
+                ),
+            ]
+            if wrong:
+                raise MaskError(
+                    f"{os.fspath(path)}: damaged file of scores: {first_few(wrong, '; ')}"
+                )
+            stack.pop_all()
+        self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
+
+    def __enter__(self) -> ScoreFile:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Reading scores afterwards is an error."""
+        self._pool.close()
+
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """As in `Scores`."""
+        return (bits.view(np.float32) for bits in elements_of(self._tensors[name]))
+
+
+class _NoScoresError(Exception):
+    """The file is another one than was expected."""
+
+
+def _metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, BaseTensor]]:
+    if metadata.get("format") != FORMAT:
+        found = short(metadata["format"]) if "format" in metadata else "none"
+        raise _NoScoresError(
+            "not a file of scores: expected one from `trimtab mask make … --scores`, whose "
+            f"metadata has the format {FORMAT!r}; found {found}"
+        )
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise _NoScoresError(
+            f"scores of format version {short(metadata.get('format_version'))}; this trimtab reads "
+            f"version {FORMAT_VERSION}"
+        )
+    provenance, base = (json.loads(metadata[key]) for key in ("provenance", "base"))
+    return dict(provenance.items()), {
+        name: BaseTensor(dtype=str(of["dtype"]), digest=str(of["digest"]))
+        for name, of in base.items()
+    }

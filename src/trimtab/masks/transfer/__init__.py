@@ -1,0 +1,5 @@
+"""A mask carried to another checkpoint."""
+
+from trimtab.masks.transfer.engine import transferred
+
+__all__ = ["transferred"]

@@ -1,0 +1,218 @@
+"""What is measured of a cell: figures, each read from a file that one command makes.
+
+A measure has a name and settings, as `config.toml` of a paper gives them; `MEASURES` says which
+file it reads and how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import log
+from statistics import fmean
+from typing import Any
+
+from trimtab.errors import SettingsError
+
+__all__ = ["MEASURES", "Measure"]
+
+Data = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a figure is read.
+
+    Attributes:
+        source: The file that it is in, a key of `trimtab.papers.measuring.SOURCES`.
+        read: Takes the content of the file and the settings of the measure.
+        unit: `share`, of 1, or `factor`.
+        settings: Names of the settings that it takes, and of none it needs more.
+    """
+
+    source: str
+    read: Callable[..., float]
+    unit: str = "share"
+    settings: tuple[str, ...] = ()
+
+
+def _sparsity(data: Data, criterion: str = "bits", kind: str | None = None) -> float:
+    group = data["total"] if kind is None else data["by_kind"][kind]
+    return _unchanged(group, criterion)
+
+
+def _unchanged(group: Data, criterion: str) -> float:
+    num_elements: int = group["num_elements"]
+    return (num_elements - group["num_changed"][criterion]) / num_elements
+
+
+def _tolerance_gain(data: Data, wide: str, narrow: str) -> float:
+    """How much sparser the same update is by a wider tolerance."""
+    return _sparsity(data, wide) - _sparsity(data, narrow)
+
+
+def _layer_spread(data: Data, criterion: str = "bits") -> float:
+    """Sparsity of the sparsest layer less that of the densest."""
+    layers = [_unchanged(of, criterion) for name, of in data["by_layer"].items() if name.isdigit()]
+    return max(layers) - min(layers)
+
+
+def _norm_excess(data: Data, criterion: str = "bits") -> float:
+    """How much sparser norms are than everything together."""
+    return _sparsity(data, criterion, "norm") - _sparsity(data, criterion)
+
+
+def _accuracy(data: Data, answers: str = "greedy", level: int | None = None) -> float:
+    if level is None:
+        accuracy: float = data["models"][-1]["answers"][f"{answers}_accuracy"]
+        return accuracy
+    for of in data["by_level"]:
+        if of["level"] == level:
+            of_level: float = of["models"][-1][f"{answers}_accuracy"]
+            return of_level
+    raise SettingsError(f"there is no level {level} in the evaluation")
+
+
+def _level_gap(data: Data, hard: int, easy: int, answers: str = "sampled") -> float:
+    """Accuracy on the harder questions less that on the easier ones."""
+    return _accuracy(data, answers, hard) - _accuracy(data, answers, easy)
+
+
+def _gain(data: Data, answers: str = "greedy") -> float:
+    """Accuracy less that of the base on the same questions."""
+    before: float = data["models"][0]["answers"][f"{answers}_accuracy"]
+    return _accuracy(data, answers) - before
+
+
+def _above_majority(data: Data) -> float:
+    """Greedy accuracy less what the best constant answer scores."""
+    majority: float = data["questions"]["majority_baseline"]["accuracy"]
+    return _accuracy(data) - majority
+
+
+def _equal(data: Data, part: str = "all", criterion: str = "bits", to: str = "sub") -> float:
+    """Share of elements in which the model (or, as its control, the base) equals the full one."""
+    of = data["total"][part]
+    equal: int = of[f"num_{to}_equal"][criterion]
+    return equal / of["num_elements"]
+
+
+def _relative_l2(data: Data, part: str = "all") -> float:
+    distance: float = data["total"][part]["relative_l2"]
+    return distance
+
+
+def _cosine(data: Data, part: str = "all") -> float:
+    cosine: float = data["total"][part]["cosine"]
+    return cosine
+
+
+def _last(data: Data) -> Data:
+    last: Data = data["points"][-1]["total"]
+    return last
+
+
+def _untouched(data: Data) -> float:
+    """Share that differed from the base at no point."""
+    last = _last(data)
+    return 1 - last["ever"] / last["num_elements"]
+
+
+def _cancelled(data: Data, of: str = "model") -> float:
+    """Share that moved and came back: of the model, or of what ever moved."""
+    last = _last(data)
+    cancelled: float = last["returned"] / last["num_elements" if of == "model" else "ever"]
+    return cancelled
+
+
+def _effective(data: Data) -> float:
+    last = _last(data)
+    changed: float = last["changed"] / last["num_elements"]
+    return changed
+
+
+def _stepped(data: Data) -> float:
+    """Mean share of the model that one step changed, as it would be saved."""
+    return fmean(
+        point["total"]["stepped"] / point["total"]["num_elements"] for point in _points(data)
+    )
+
+
+def _sparsity_at(data: Data, step: int) -> float:
+    """Share of the model that is as in the base after so many steps."""
+    (point,) = (of["total"] for of in _points(data) if of["step"] == step)
+    return 1 - point["changed"] / point["num_elements"]
+
+
+def _reward_at(data: Data, step: int, over: int = 5) -> float:
+    """Mean reward of the samples of the last few steps until then, on training questions."""
+    return fmean(log["reward"] for log in data["history"] if step - over < log["step"] <= step)
+
+
+def _flattening(data: Data) -> float:
+    """Fall of the sparsity in the last quarter of the points, as a share of that in the first."""
+    points = _points(data)
+    quarter = max(1, len(points) // 4)
+    density = [0.0, *(of["total"]["changed"] / of["total"]["num_elements"] for of in points)]
+    return (density[-1] - density[-1 - quarter]) / density[quarter]
+
+
+def _points(data: Data) -> Any:
+    return data["points"]
+
+
+def _gradient_density(data: Data) -> float:
+    """Mean share of gradients that are not 0, over the steps that had any."""
+    key = "trimtab/gradient_density"
+    return fmean(log[key] for log in data["history"] if key in log and log["grad_norm"] > 0)
+
+
+def _overlap(data: Data, figure: str = "lift", null: str = "independent") -> float:
+    """Of two masks: `o1`, `o2` and `jaccard`; the `lift` over a null; or the share of it explained.
+
+    `explained` is log(lift of magnitude-matched random masks) / log(lift of the masks), both over
+    independent ones: 1 if nothing is left beside magnitude.
+    """
+    total = data["total"]
+    if figure == "explained":
+        lift, left = (total["nulls"][of]["lift"] for of in ("independent", "magnitude-matched"))
+        return 1 - log(left) / log(lift)
+    value: float = total[figure] if figure != "lift" else total["nulls"][null]["lift"]
+    return value
+
+
+def _rank(data: Data, figure: str, of: str = "mean") -> float:
+    """Mean or least rank over the matrices, as a share of the most; `random_…` of the control."""
+    share: float = data["rank"]["summary"][figure][of]
+    return share
+
+
+def _geometry(data: Data, figure: str) -> float:
+    lift: float = data["geometry"]["summary"][figure]["lift"]
+    return lift
+
+
+MEASURES: Mapping[str, Measure] = {
+    "sparsity": Measure("comparison", _sparsity, settings=("criterion", "kind")),
+    "tolerance-gain": Measure("comparison", _tolerance_gain, settings=("wide", "narrow")),
+    "layer-spread": Measure("comparison", _layer_spread, settings=("criterion",)),
+    "norm-excess": Measure("comparison", _norm_excess, settings=("criterion",)),
+    "accuracy": Measure("evaluation", _accuracy, settings=("answers", "level")),
+    "level-gap": Measure("evaluation", _level_gap, settings=("hard", "easy", "answers")),
+    "gain": Measure("evaluation", _gain, settings=("answers",)),
+    "above-majority": Measure("evaluation", _above_majority),
+    "equal": Measure("identity", _equal, settings=("part", "criterion", "to")),
+    "relative-l2": Measure("identity", _relative_l2, "factor", ("part",)),
+    "cosine": Measure("identity", _cosine, "factor", ("part",)),
+    "untouched": Measure("trajectory", _untouched),
+    "cancelled": Measure("trajectory", _cancelled, settings=("of",)),
+    "effective": Measure("trajectory", _effective),
+    "stepped": Measure("trajectory", _stepped),
+    "sparsity-at": Measure("trajectory", _sparsity_at, settings=("step",)),
+    "reward-at": Measure("result", _reward_at, settings=("step", "over")),
+    "flattening": Measure("trajectory", _flattening, "factor"),
+    "gradient-density": Measure("result", _gradient_density),
+    "rank": Measure("rank", _rank, settings=("figure", "of")),
+    "geometry": Measure("geometry", _geometry, "factor", ("figure",)),
+    "overlap": Measure("overlap", _overlap, "factor", ("figure", "null")),
+}

@@ -1,0 +1,124 @@
+"""Claims about checkpoints that others published: measured where `--checkpoints` says where."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from trimtab import Comparison, compare
+from trimtab.errors import SettingsError, TrimtabError
+from trimtab.papers.library import PublicPair
+from trimtab.papers.scale import parse
+
+__all__ = ["Checkpoints", "public_claims", "read_checkpoints"]
+
+Checkpoints: TypeAlias = Mapping[str, Mapping[str, str]]
+"""Id of a pair -> `base` and `tuned`: each a hub id with an optional `@revision`, or a folder."""
+
+NOT_GIVEN = "the checkpoints were not given: name them in --checkpoints MAP.toml"
+
+
+def read_checkpoints(path: Path, known: Iterable[str]) -> Checkpoints:
+    """Read `MAP.toml`: a table for each pair, named by its id, with `base` and `tuned`.
+
+    Folders are relative to the file.
+
+    Raises:
+        SettingsError: It cannot be read, or says something else; all problems at once.
+    """
+    content, ids = parse(path), list(known)
+    problems = [f"there is no pair {id}, only {', '.join(ids)}" for id in content if id not in ids]
+    found: dict[str, Mapping[str, str]] = {}
+    for id, table in content.items():
+        if not isinstance(table, dict) or table.keys() != {"base", "tuned"}:
+            problems.append(f"[{id}] does not have base and tuned, and nothing else")
+        else:
+            found[id] = {side: _place(str(table[side]), path.parent) for side in table}
+    if problems:
+        raise SettingsError(f"{path}: {'; '.join(problems)}")
+    return found
+
+
+def _place(said: str, folder: Path) -> str:
+    local = folder / Path(said).expanduser()
+    return str(local) if local.exists() else said
+
+
+def public_claims(
+    pairs: Iterable[PublicPair],
+    checkpoints: Checkpoints,
+    folder: Path,
+    told: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Each pair as a claim, compared where it is given.
+
+    Args:
+        pairs: The pairs.
+        checkpoints: Where they are.
+        folder: Where comparisons are kept, for the next call.
+        told: Told what happens, in a few words.
+    """
+    claims = []
+    for pair in pairs:
+        trials: list[dict[str, Any]] = []
+        why: str | None = NOT_GIVEN
+        if pair.id in checkpoints:
+            told(f"comparing {pair.id}")
+            try:
+                compared = _compared(folder / f"{pair.id}.json", **checkpoints[pair.id])
+                trials, why = _trials(pair, compared), None
+            except TrimtabError as error:
+                why = str(error)
+        claims.append(
+            {
+                "id": pair.id,
+                "source": None,
+                "place": pair.place,
+                "claim": f"{pair.base} → {pair.tuned}: so much is unchanged.",
+                "expected": dict(pair.sparsity),
+                "unit": "%",
+                "note": pair.note,
+                "why": why,
+                "trials": trials,
+            }
+        )
+    return claims
+
+
+def _compared(path: Path, base: str, tuned: str) -> Comparison:
+    """Compare two checkpoints, or read what an earlier call found of the same two."""
+    if path.exists():
+        known = Comparison.from_dict(json.loads(path.read_text("utf-8")))
+        if (known.base.id, known.tuned.id) == (base, tuned):
+            return known
+    comparison = compare(base, tuned)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".partial")
+    draft.write_text(json.dumps(comparison.to_dict()) + "\n", "utf-8")
+    draft.rename(path)
+    return comparison
+
+
+def _trials(pair: PublicPair, comparison: Comparison) -> list[dict[str, Any]]:
+    total = comparison.total
+    between = f"from {comparison.base.id} to {comparison.tuned.id}"
+    trials = []
+    for criterion, percent in pair.sparsity.items():
+        share = (total.num_elements - total.num_changed[criterion]) / total.num_elements
+        digits = len(percent.partition(".")[2])
+        trials.append(
+            {
+                "about": f"sparsity ({criterion}) {between}",
+                "measure": "sparsity",
+                "settings": {"criterion": criterion},
+                "arms": [],
+                "unit": "share",
+                "bound": {"equals": float(percent) / 100, "digits": 0.5 / 10 ** (digits + 2)},
+                "premise": False,
+                "missing": [],
+                "values": {"": share},
+            }
+        )
+    return trials

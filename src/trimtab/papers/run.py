@@ -1,0 +1,207 @@
+"""`run_paper`: train what is missing, measure it, and set it against what the paper says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trimtab.checkpoints.record import made_now
+from trimtab.errors import TrimtabError
+from trimtab.papers.cells import Cell, cells_of
+from trimtab.papers.library import Claim, Paper, Trial
+from trimtab.papers.measures import MEASURES
+from trimtab.papers.measuring import Command, Measuring
+from trimtab.papers.public import Checkpoints, public_claims
+from trimtab.papers.results import PaperResult
+from trimtab.papers.scale import Scale
+from trimtab.papers.training import prepare, train_cells
+
+__all__ = ["PaperPlan", "plan_paper", "run_paper"]
+
+
+PUBLIC = "public"
+"""Folder of the comparisons of published checkpoints, in that of all runs."""
+
+
+@dataclass(frozen=True)
+class PaperPlan:
+    """What a run of a paper would do.
+
+    Attributes:
+        paper: The paper.
+        scale: The scale of its runs.
+        seeds: Of every arm.
+        cells: All that it needs.
+        checkpoints: Where published checkpoints are; those that are not in it are not measured.
+        out: Folder of all runs.
+    """
+
+    paper: Paper
+    scale: Scale
+    seeds: Sequence[int]
+    cells: Sequence[Cell]
+    checkpoints: Checkpoints
+    out: Path
+
+    @property
+    def missing(self) -> list[Cell]:
+        """Cells that are yet to be trained."""
+        return [cell for cell in self.cells if not cell.is_done]
+
+    @property
+    def minutes(self) -> float:
+        """What that takes, roughly, on one CPU core."""
+        return len(self.missing) * self.scale.minutes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "paper": self.paper.id,
+            "scale": self.scale.name,
+            "seeds": list(self.seeds),
+            "cells": {cell.name: cell.is_done for cell in self.cells},
+            "num_missing": len(self.missing),
+            "minutes": self.minutes,
+            "num_claims": len(self.paper.claims) + len(self.paper.public),
+            "public": sorted(self.checkpoints),
+        }
+
+
+def plan_paper(
+    paper: Paper,
+    scale: str,
+    out: Path,
+    *,
+    seeds: Sequence[int] | None = None,
+    checkpoints: Checkpoints | None = None,
+) -> PaperPlan:
+    """Say what a run of a paper would do.
+
+    Args:
+        paper: The paper.
+        scale: One of its scales.
+        out: Folder of all runs, which papers share.
+        seeds: In place of those that the paper asks for.
+        checkpoints: Where published checkpoints are.
+
+    Raises:
+        SettingsError: The files of the paper or the scale cannot be used.
+    """
+    runs = paper.scale(scale)
+    wanted = paper.seeds[scale] if seeds is None else seeds
+    cells = cells_of(runs, paper.arms_at(scale), wanted, out / scale)
+    return PaperPlan(paper, runs, wanted, cells, checkpoints or {}, out)
+
+
+def run_paper(
+    plan: PaperPlan,
+    command: Command,
+    *,
+    jobs: int = 1,
+    trains: bool = True,
+    told: Callable[[str], None] = lambda _: None,
+) -> PaperResult:
+    """Train the cells that are missing, measure all, and say what follows.
+
+    Cells that fail are left out, and told; the others are measured all the same.
+
+    Args:
+        plan: From `plan_paper`.
+        command: Runs `trimtab`.
+        jobs: Cells that train at a time.
+        trains: Whether to train at all; without, what is missing is said to be not yet run.
+        told: Told what happens, in a few words.
+
+    Raises:
+        OutputExistsError: A cell is there and is of another run, or of other data.
+        TrimtabError: The base cannot be made.
+    """
+    measuring = Measuring(command)
+    failed: dict[str, str] = {}
+    for cell in plan.cells:
+        cell.check()
+    if trains and plan.missing:
+        prepare(plan.cells)
+        failed = train_cells(plan.cells, measuring, jobs=jobs, told=told)
+    by_arm: dict[str, list[Cell]] = {}
+    for cell in plan.cells:
+        by_arm.setdefault(cell.arm.name, []).append(cell)
+    claims = []
+    for claim in plan.paper.claims:
+        told(f"measuring {claim.id}")
+        trials = [of for of in plan.paper.trials_at(plan.scale.name) if of.claim == claim.id]
+        claims.append(_told(claim, [_measured(of, by_arm, measuring, failed) for of in trials]))
+    claims += public_claims(plan.paper.public, plan.checkpoints, plan.out / PUBLIC, told)
+    return PaperResult(
+        paper={
+            "id": plan.paper.id,
+            "title": plan.paper.title,
+            "arxiv": plan.paper.arxiv,
+            "status": plan.paper.status,
+        },
+        scale={
+            "name": plan.scale.name,
+            "base": plan.scale.base,
+            "seeds": list(plan.seeds),
+            "cells": {cell.name: cell.is_done for cell in plan.cells},
+            "failed": failed,
+        },
+        claims=tuple(claims),
+        provenance=made_now(**_made_by(plan.cells)),
+    )
+
+
+def _made_by(cells: Sequence[Cell]) -> dict[str, Any]:
+    """On what the finished cells were trained, and how long that took in all."""
+    results = [json.loads(of.result.read_text("utf-8")) for of in cells if of.is_done]
+    return {
+        "versions": results[0]["versions"] if results else {},
+        "devices": list({json.dumps(of["device"]): of["device"] for of in results}.values()),
+        "num_steps": sum(of["steps"] for of in results),
+        "seconds_train": sum(of["seconds"]["train"] for of in results),
+    }
+
+
+def _told(claim: Claim, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    why = claim.untestable
+    if why is None and not trials:
+        why = "no trial of it at this scale"
+    return {
+        "id": claim.id,
+        "source": claim.source,
+        "place": claim.place,
+        "claim": claim.claim,
+        "expected": dict(claim.expected),
+        "unit": claim.unit,
+        "note": claim.note,
+        "why": why,
+        "trials": list(trials),
+    }
+
+
+def _measured(
+    trial: Trial,
+    cells: Mapping[str, Sequence[Cell]],
+    measuring: Measuring,
+    failed: dict[str, str],
+) -> dict[str, Any]:
+    missing = [cell.name for arm in trial.arms for cell in cells[arm] if not cell.is_done]
+    try:
+        values = measuring.values(trial, cells)
+    except TrimtabError as error:
+        failed[f"{trial.claim}: {trial.measure} of {trial.arm}"] = str(error)
+        values = {"values": {}}
+    return {
+        "about": trial.describe(),
+        "measure": trial.measure,
+        "settings": dict(trial.settings),
+        "arms": list(trial.arms),
+        "unit": MEASURES[trial.measure].unit,
+        "bound": dict(trial.bound),
+        "premise": trial.premise,
+        "missing": missing,
+        **values,
+    }

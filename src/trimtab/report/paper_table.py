@@ -1,0 +1,88 @@
+"""The text of `trimtab paper run`: claim, their number, ours, verdict."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trimtab.report.paper_wording import (
+    bound_text,
+    expected_text,
+    figure_text,
+    seeds_text,
+)
+from trimtab.report.table import wrapped
+from trimtab.report.wording import plural, printable
+
+__all__ = ["render_paper_table"]
+
+
+def render_paper_table(
+    result: Mapping[str, Any], *, console_width: int | None = None, styled: bool = False
+) -> str:
+    """Draw the result of a paper as text: a paragraph for each claim that can be tested here.
+
+    Args:
+        result: Its plain data.
+        console_width: Characters in a line; None asks the terminal.
+        styled: Use bold and dim, for a terminal that shows them.
+
+    Returns:
+        Lines without trailing spaces, without a final newline.
+    """
+    width = console_width or shutil.get_terminal_size().columns
+    paper, scale = result["paper"], result["scale"]
+    cells = scale["cells"].values()
+    title = f"{paper['title']} (arXiv {paper['arxiv']}, {paper['status']})"
+    about = (
+        f"Scale {scale['name']}, {sum(cells)} of {len(cells)} runs finished. Figures are means "
+        "over seeds with 95 % t-intervals; differences are paired by seed."
+    )
+    parts = [[*wrapped(title, width, "1", styled=styled), *wrapped(about, width, "", styled=False)]]
+    testable = [claim for claim in result["claims"] if not claim["why"]]
+    parts += [_claim(claim, width, styled=styled) for claim in testable]
+    parts += _untestable(result["claims"], width, styled=styled)
+    counts = ", ".join(f"{num} {verdict}" for verdict, num in result["verdicts"].items() if num)
+    parts.append([f"{plural(len(result['claims']), 'claim')}: {counts}."])
+    return "\n\n".join("\n".join(lines) for lines in parts)
+
+
+def _claim(claim: Mapping[str, Any], width: int, *, styled: bool) -> list[str]:
+    source = f"{claim['source']}, " if claim["source"] else ""
+    heading = f"{claim['id']} ({source}{claim['place']}): {claim['verdict'].upper()}"
+    lines = wrapped(printable(heading), width, "1", styled=styled)
+    lines += _indented(claim["claim"], width)
+    lines += _indented(f"theirs: {expected_text(claim)}", width)
+    for trial in claim["trials"]:
+        figure = figure_text(trial["value"], trial["interval"], trial["unit"])
+        asked = f", asked for: {bound_text(trial)}" if trial["bound"] else ""
+        ours = f"ours: {trial['about']}: {figure}, n = {seeds_text(trial)}{asked}"
+        lines += _indented(printable(ours), width)
+    if claim["note"]:
+        lines += _indented(printable(claim["note"]), width)
+    return lines
+
+
+def _untestable(
+    claims: Sequence[Mapping[str, Any]], width: int, *, styled: bool
+) -> list[list[str]]:
+    """A paragraph for each reason why claims cannot be tested, with their ids."""
+    by_reason: dict[str, list[str]] = {}
+    for claim in claims:
+        if claim["why"]:
+            by_reason.setdefault(claim["why"], []).append(claim["id"])
+    return [
+        [
+            *wrapped(printable(f"Not testable here: {why}"), width, "1", styled=styled),
+            *_indented(printable(", ".join(ids)), width),
+        ]
+        for why, ids in by_reason.items()
+    ]
+
+
+def _indented(text: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        text, width, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False
+    )

@@ -1,0 +1,75 @@
+"""How the figures of papers are put into words, in the table and on the page alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from trimtab.report.wording import plural
+
+__all__ = ["bound_text", "expected_text", "figure_text", "reason", "seeds_text"]
+
+NONE = "–"
+
+
+def figure_text(value: float | None, interval: Any, unit: str) -> str:
+    """A mean with its interval: `8.1 % [7.2, 9.0]`; a dash for none."""
+    if value is None:
+        return NONE
+    shown, sign = (_percent, " %") if unit == "share" else (_factor, "")
+    text = f"{shown(value)}{sign}"
+    return text if interval is None else f"{text} [{', '.join(map(shown, interval))}]"
+
+
+def _percent(share: float) -> str:
+    """A share, or a difference of shares, in percent; 0 and 100 only where that is exactly so."""
+    text = f"{100 * share:.2f}"
+    if text == "100.00" and share < 1:
+        return ">99.99"
+    if text in ("0.00", "-0.00") and share:
+        return "<0.01" if share > 0 else ">-0.01"
+    return text
+
+
+def _factor(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def expected_text(claim: Mapping[str, Any]) -> str:
+    """What a paper says, as it is printed there."""
+    figures = "; ".join(f"{label} {of}" for label, of in claim["expected"].items())
+    return f"{figures} {claim['unit']}".rstrip() if figures else NONE
+
+
+def bound_text(trial: Mapping[str, Any]) -> str:
+    """What a trial asks of its figure; empty for a control."""
+    (kind, bound), *_ = trial["bound"].items() or [("", 0.0)]
+    scale, sign = (100, " %") if trial["unit"] == "share" else (1, "")
+    shown = f"{bound * scale:g}{sign}"
+    return {
+        "": "",
+        "above": f"above {shown}",
+        "below": f"below {shown}",
+        "within": f"within ± {shown}",
+        "equals": f"{shown}, as printed",
+    }[kind]
+
+
+def seeds_text(trial: Mapping[str, Any]) -> str:
+    """How many seeds a figure is of, and whether there will be more."""
+    missing = len(trial["missing"])
+    return f"{trial['n']} ({plural(missing, 'run')} to come)" if missing else str(trial["n"])
+
+
+def reason(claim: Mapping[str, Any]) -> str:
+    """Why a claim has its verdict, and what to know of it."""
+    if claim["why"]:
+        return " ".join(filter(None, (f"{claim['why']}.", claim["note"])))
+    deciding = [trial for trial in claim["trials"] if trial["bound"]]
+    told = []
+    for trial in deciding:
+        figure = figure_text(trial["value"], trial["interval"], trial["unit"])
+        told.append(
+            f"{trial['about']}: {figure}, n = {seeds_text(trial)}, asked for: {bound_text(trial)}"
+        )
+    return " ".join(filter(None, (f"{'; '.join(told)}.", claim["note"])))

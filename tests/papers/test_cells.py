@@ -1,0 +1,145 @@
+"""Scales and their cells: what is run, where it lies, and what comes before it."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from trimtab.errors import OutputExistsError, SettingsError
+from trimtab.papers.cells import Cell, cells_of
+from trimtab.papers.library import papers_folder
+from trimtab.papers.scale import Scale
+from trimtab.training.runs.run_file import RunFile
+
+SMALL = Scale.read(papers_folder() / "scales" / "small")
+SCALES = sorted(path.parent for path in papers_folder().glob("scales/*/scale.toml"))
+
+
+def cell(name: str, seed: int = 0, root: Path = Path("out/small")) -> Cell:
+    """A cell of the scale `small`."""
+    return Cell(SMALL, SMALL.arms[name], seed, root)
+
+
+def test_a_cell_is_its_run_file_with_keys_set() -> None:
+    content = cell("grpo-lr-3e-5", seed=2).content()
+    plain = tomllib.loads((SMALL.folder / "runs" / "grpo.toml").read_text("utf-8"))
+    assert content["trainer"] == {**plain["trainer"], "learning_rate": 3e-5}
+    assert content["seed"] == 2
+    assert content["model"] == "../../../base"
+    assert content["data"]["file"] == "../../../data/addition-prompts.jsonl"
+    assert content["output"] == "out"
+
+
+def test_a_masked_cell_names_its_mask() -> None:
+    of = cell("grpo-matched", seed=1)
+    assert of.content()["mask"] == "mask.safetensors"
+    assert [other.name for other in of.needs()] == ["grpo/seed-1"]
+
+
+def test_a_cell_that_goes_on_from_another() -> None:
+    of = cell("grpo-after-sft", seed=1)
+    assert of.content()["model"] == "../../sft/seed-1/out/model"
+    assert of.start == Path("out/small/cells/sft/seed-1/out/model")
+    assert of.base == Path("out/small/base")
+
+
+def test_what_is_needed_comes_before() -> None:
+    names = [of.name for of in cells_of(SMALL, ["grpo-own", "sft"], [0, 1], Path("out"))]
+    assert names == [
+        "grpo/seed-0",
+        "grpo-own/seed-0",
+        "sft/seed-0",
+        "grpo/seed-1",
+        "grpo-own/seed-1",
+        "sft/seed-1",
+    ]
+
+
+@pytest.mark.parametrize("folder", SCALES, ids=lambda folder: folder.name)
+def test_every_cell_is_a_run_that_can_be_meant(folder: Path, tmp_path: Path) -> None:
+    scale = Scale.read(folder)
+    for of in cells_of(scale, scale.arms, [0], tmp_path):
+        of.write()
+        read = RunFile.read(of.run)
+        assert read.resolve(read.model) == of.run.parent / of.content()["model"]
+        assert (folder / "data" / Path(of.content()["data"]["file"]).name).is_file()
+        assert (folder / "data" / of.questions.name).is_file()
+
+
+@pytest.mark.parametrize("folder", SCALES, ids=lambda folder: folder.name)
+def test_questions_were_not_trained_on(folder: Path) -> None:
+    """In both orders: who has seen 3 + 4 may know 4 + 3."""
+    import json
+
+    def prompts(path: Path) -> set[frozenset[str]]:
+        lines = path.read_text("utf-8").splitlines()
+        last = (json.loads(line)["prompt"].splitlines()[-1].rstrip("=") for line in lines)
+        return {frozenset(sum.split("+")) if "+" in sum else frozenset([sum]) for sum in last}
+
+    data = folder / "data"
+    for held_out in data.glob("*-held-out.jsonl"):
+        task = held_out.name.partition("-")[0]
+        for trained in set(data.glob(f"{task}-*.jsonl")) - {held_out}:
+            assert prompts(trained) and not prompts(trained) & prompts(held_out)
+
+
+@pytest.mark.parametrize("path", sorted(papers_folder().glob("scales/*/data/*.jsonl")))
+def test_answers_are_right(path: Path) -> None:
+    import json
+
+    for line in path.read_text("utf-8").splitlines():
+        row = json.loads(line)
+        sum = row["prompt"].splitlines()[-1].rstrip("=")
+        a, sign, b = sum.partition("+") if "+" in sum else sum.partition("-")
+        right = str(int(a) + int(b) if sign == "+" else int(a) - int(b))
+        given = [row[key] for key in ("answer", "completion", "chosen") if key in row]
+        assert given == [right]
+        assert row.get("rejected") != right
+        assert row.get("level", len(right)) == len(right)
+
+
+def test_a_cell_of_another_run_is_refused(tmp_path: Path) -> None:
+    of = cell("grpo", root=tmp_path)
+    of.write()
+    of.write()
+    of.run.write_text(of.run.read_text("utf-8").replace("20", "21"), "utf-8")
+    with pytest.raises(OutputExistsError, match="another run"):
+        of.write()
+
+
+def scale(folder: Path, text: str) -> Scale:
+    """A scale of this description."""
+    (folder / "run.toml").write_text("", "utf-8")
+    (folder / "scale.toml").write_text(text, "utf-8")
+    return Scale.read(folder)
+
+
+def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
+    text = """
+    base = "huge"
+    [[arm]]
+    name = "a"
+    run = "no.toml"
+    of = "b"
+    [[arm]]
+    name = "a"
+    run = "run.toml"
+    mask = "odd"
+    of = "a"
+    """
+    with pytest.raises(SettingsError) as caught:
+        scale(tmp_path, text)
+    message = str(caught.value)
+    for part in (
+        "'huge'",
+        "no.toml",
+        "needs b",
+        "both of mask and of",
+        "two arms",
+        "'odd'",
+        "[evaluate]",
+        "minutes",
+    ):
+        assert part in message

@@ -1,0 +1,63 @@
+"""Papers use what anybody can use: names that the documentation lists, and the command line."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import trimtab
+from trimtab import papers
+
+LAYER = Path(papers.__file__).parent
+DOCUMENTED = Path(trimtab.__file__).parents[2] / "docs" / "api.md"
+
+BESIDE = {
+    "trimtab.errors": "messages of a command",
+    "trimtab.masks.random_matched.random_matched": "as `mask make random --match magnitude`",
+    "trimtab.masks.overlap.overlap": "as `mask overlap`",
+    "trimtab.checkpoints.record.made_now": "the provenance that every result has",
+    "trimtab.checkpoints.record.check_format": "the versions that every result has",
+    "trimtab.training.sweeps.seeds": "the intervals of sweeps",
+    "trimtab.training.smollm2.export_base": "the base of the demo",
+    "trimtab.training.runtime": "torch, started quietly",
+}
+"""What is used beside the documented names, and why."""
+
+
+def imported(path: Path) -> set[str]:
+    """Names of trimtab that a module imports from outside the layer."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    inside = ("trimtab.papers.", "trimtab.papers")
+    return {name for name in found if name.startswith("trimtab") and not name.startswith(inside)}
+
+
+def test_papers_use_what_is_documented() -> None:
+    public = {f"trimtab.{name}" for name in trimtab.__all__} | {"trimtab"}
+    lines = DOCUMENTED.read_text("utf-8").splitlines()
+    public |= {line.removeprefix("::: ").strip() for line in lines if line.startswith("::: ")}
+    allowed = (*public, *BESIDE)
+    for path in LAYER.rglob("*.py"):
+        strange = {
+            name
+            for name in imported(path)
+            if name not in allowed and name.rpartition(".")[0] not in BESIDE
+        }
+        assert not strange, f"{path.name} imports {sorted(strange)}"
+
+
+def test_nothing_is_allowed_that_is_not_used() -> None:
+    used = {name for path in LAYER.rglob("*.py") for name in imported(path)}
+    used |= {name.rpartition(".")[0] for name in used}
+    assert set(BESIDE) <= used
+
+
+def test_nothing_below_imports_papers() -> None:
+    source = Path(trimtab.__file__).parent
+    for path in source.rglob("*.py"):
+        if not path.is_relative_to(LAYER) and not path.is_relative_to(source / "cli"):
+            assert "trimtab.papers" not in path.read_text("utf-8"), path

@@ -1,0 +1,242 @@
+"""`trimtab paper`, from training to verdict, with a base that has learned next to nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from trimtab.cli import main
+from trimtab.cli.paper.commands import in_this_process
+from trimtab.errors import OutputExistsError
+from trimtab.masks import Mask
+from trimtab.papers import tiny_base
+from trimtab.papers.cells import Cell
+from trimtab.papers.library import papers_folder, read_paper
+from trimtab.papers.masks import make_mask
+from trimtab.papers.measuring import Measuring
+from trimtab.papers.names import MaskName
+from trimtab.papers.run import plan_paper, run_paper
+from trimtab.papers.scale import Arm, Scale
+from trimtab.papers.training import train_cells
+
+pytestmark = pytest.mark.train
+
+PAPER = read_paper("mukherjee-2025", papers_folder())
+
+
+def call(*arguments: object) -> int:
+    """Run the command; its exit code."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert isinstance(stop.value.code, int)
+    return stop.value.code
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the scale `tiny` was run under two seeds; its base is trained for three steps."""
+    folder = tmp_path_factory.mktemp("papers")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_base, "STEPS", 3)
+        arguments = ("--scale", "tiny", "--seeds", "0,1", "--out", folder)
+        code = call("paper", "run", PAPER.id, *arguments, "-o", folder / "result.json")
+        assert code == 0
+        yield folder
+
+
+def test_every_claim_is_told(out: Path) -> None:
+    data = json.loads((out / "result.json").read_text("utf-8"))
+    ids = [claim.id for claim in PAPER.claims] + [pair.id for pair in PAPER.public]
+    assert [claim["id"] for claim in data["claims"]] == ids
+    by_id = {claim["id"]: claim for claim in data["claims"]}
+    first = by_id["fig-1-rl-sparser"]
+    assert first["n"] == 2 and first["interval"] is not None
+    assert first["measured"] == pytest.approx(
+        sum(values(first, 1).values()) / 2 - sum(values(first, 2).values()) / 2
+    )
+    assert by_id["table-4-seed"]["trials"][0]["values"].keys() == {"0-1"}
+    assert by_id["table-3-accuracy"]["verdict"] == "not testable here"
+    assert by_id["tulu-3-8b-dpo"]["verdict"] == "not testable here"
+    assert all(data["scale"]["cells"].values())
+    assert data["provenance"]["command"].startswith("trimtab paper run")
+
+
+def values(claim: dict[str, Any], trial: int) -> dict[str, float]:
+    """What was measured by seed."""
+    of: dict[str, float] = claim["trials"][trial]["values"]
+    return of
+
+
+def test_figures_are_those_of_the_runs(out: Path) -> None:
+    """The sparsity by seed is that of the trained checkpoints, as `train` itself counted it."""
+    data = json.loads((out / "result.json").read_text("utf-8"))
+    (claim,) = (claim for claim in data["claims"] if claim["id"] == "fig-1-rl-sparser")
+    for trial, arm in ((1, "grpo"), (2, "sft")):
+        for seed, value in values(claim, trial).items():
+            path = out / "tiny" / "cells" / arm / f"seed-{seed}" / "out" / "result.json"
+            update = json.loads(path.read_text("utf-8"))["update"]
+            assert value == pytest.approx(1 - update["num_changed"] / update["num_elements"])
+
+
+def test_a_second_call_trains_nothing(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
+    assert plan.missing == [] and plan.minutes == 0
+
+    def command(arguments: Any, log: Path) -> int:
+        raise AssertionError(f"{arguments} was run again")
+
+    again = run_paper(plan, command).to_dict()
+    first = json.loads((out / "result.json").read_text("utf-8"))
+    assert again["claims"] == first["claims"]
+
+
+def test_runs_of_other_settings_or_data_are_refused(out: Path, tmp_path: Path) -> None:
+    """Also where nothing is trained: figures of other runs would be told as those of these."""
+    run = out / "tiny/cells/sft/seed-1/run.toml"
+    before = run.read_text("utf-8")
+    run.write_text(before.replace("max_steps = 20", "max_steps = 40"), "utf-8")
+    plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
+    with pytest.raises(OutputExistsError, match="another run"):
+        run_paper(plan, lambda arguments, log: 1, trains=False)
+    run.write_text(before, "utf-8")
+    (tmp_path / "tiny" / "data").mkdir(parents=True)
+    (tmp_path / "tiny" / "data" / "addition-gold.jsonl").write_text("{}\n", "utf-8")
+    with pytest.raises(OutputExistsError, match="as it is now"):
+        run_paper(plan_paper(PAPER, "tiny", tmp_path), lambda arguments, log: 1)
+
+
+def test_a_figure_that_cannot_be_read_is_told(out: Path) -> None:
+    path = out / "tiny/cells/sft/seed-0/comparison.json"
+    before = path.read_text("utf-8")
+    path.write_text("{}", "utf-8")
+    plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
+    data = run_paper(plan, lambda arguments, log: 1, trains=False).to_dict()
+    path.write_text(before, "utf-8")
+    (why,) = {why for name, why in data["scale"]["failed"].items() if name.endswith("of sft")}
+    assert why == "sft/seed-0: no sparsity can be read from its comparison (KeyError('total'))"
+
+
+def test_the_report_draws_it_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("report", out / "result.json", "-o", out / "report.html") == 0
+    assert call("report", out / "result.json") == 0
+    text = capsys.readouterr().out
+    assert "fig-1-rl-sparser" in text and "theirs: RL, least 68.5" in text
+    page = (out / "report.html").read_text("utf-8")
+    assert "RL leaves more weights unchanged than SFT does." in page
+
+
+def test_what_was_not_run_is_said(tmp_path: Path) -> None:
+    """Without training nothing is invented: no figure, no verdict, and what is missing named."""
+    plan = plan_paper(PAPER, "tiny", tmp_path)
+    data = run_paper(plan, lambda arguments, log: 1, trains=False).to_dict()
+    claim = data["claims"][0]
+    assert (claim["verdict"], claim["measured"], claim["n"]) == ("not yet run", None, 0)
+    assert "grpo/seed-0" in claim["trials"][0]["missing"]
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_the_plan_says_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--scale", "small", "--out", tmp_path, "--dry-run")
+    assert call("paper", "run", PAPER.id, *arguments) == 0
+    text = capsys.readouterr().out
+    assert "0 finished" in text and "hours on one CPU core" in text
+    assert call("paper", "run", PAPER.id, *arguments, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["num_missing"] == len(told["cells"]) and told["minutes"] > 60
+
+
+def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("paper", "list") == 0
+    assert "mukherjee-2025" in capsys.readouterr().out
+    assert call("paper", "show", "critics") == 0
+    text = capsys.readouterr().out
+    assert "razor-fp32-dense" in text and "Tried at small: sparsity of grpo-fp32" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["nobody-2025"], 1, "no paper nobody-2025"),
+        (["critics", "--scale", "huge"], 1, "no scale huge, only small"),
+        (["critics", "--seeds", "one"], 2, "expected whole numbers"),
+    ],
+)
+def test_wrong_use(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("paper", "run", *arguments) == code
+    assert message in capsys.readouterr().err
+
+
+SCALE = Scale.read(papers_folder() / "scales" / "tiny")
+
+
+def masked(out: Path, mask: Any) -> Cell:
+    """A cell that trains what `grpo` of the same seed changed, or a control of it."""
+    arm = Arm("grpo-masked", "runs/grpo.toml", mask=mask, of="grpo")
+    scale = Scale(SCALE.folder, "tiny", 1.0, SCALE.evaluate, {**SCALE.arms, arm.name: arm})
+    return Cell(scale, arm, 1, out / "tiny")
+
+
+@pytest.mark.parametrize("kind", get_args(MaskName))
+def test_masks_and_their_controls(out: Path, kind: str) -> None:
+    cell = masked(out, kind)
+    cell.write()
+    make_mask(cell, Measuring(in_this_process))
+    changed, mask = (
+        Mask.load(out / "tiny/cells/grpo/seed-1/changed.safetensors"),
+        Mask.load(cell.mask),
+    )
+    cell.mask.unlink()
+    cell.run.unlink()
+    counts = [{name: of.num_selected(name) for name in of} for of in (changed, mask)]
+    if kind == "complement":
+        assert mask == changed.complement()
+    else:
+        assert counts[0] == counts[1]
+        assert (mask == changed) == (kind == "own")
+
+
+def test_what_a_failed_cell_needs_is_not_tried(out: Path, tmp_path: Path) -> None:
+    cells = [Cell(masked(out, "own").scale, SCALE.arms["grpo"], 5, tmp_path)]
+    cells.append(Cell(cells[0].scale, masked(out, "own").arm, 5, tmp_path))
+    for cell in cells:
+        cell.write()
+
+    def command(arguments: Any, log: Path) -> int:
+        log.write_text("trimtab: no luck\n", "utf-8")
+        return 1
+
+    failed = train_cells(cells, Measuring(command), jobs=1, told=lambda _: None)
+    assert failed == {
+        "grpo/seed-5": "grpo/seed-5: trimtab train: trimtab: no luck",
+        "grpo-masked/seed-5": "needs grpo/seed-5",
+    }
+
+
+def test_several_at_a_time_wait_for_what_they_need(tmp_path: Path, out: Path) -> None:
+    scale = masked(out, "own").scale
+    cells = [
+        Cell(scale, scale.arms[name], seed, tmp_path)
+        for seed in (0, 1)
+        for name in ("grpo", "grpo-masked", "sft")
+    ]
+    for cell in cells:
+        cell.write()
+    done: list[str] = []
+
+    def command(arguments: Any, log: Path) -> int:
+        cell = next(of for of in cells if of.folder == log.parent)
+        if arguments[0] == "train":
+            assert all(other.is_done for other in cell.needs())
+            done.append(cell.name)
+            return 0
+        Mask.load(out / "tiny/cells/grpo/seed-0/changed.safetensors").save(cell.changed)
+        return 0
+
+    assert train_cells(cells, Measuring(command), jobs=3, told=lambda _: None) == {}
+    assert sorted(done) == sorted(cell.name for cell in cells)

@@ -1,0 +1,134 @@
+"""Papers in words: figures, bounds, plans, and what is said where nothing was measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.papers.test_results import result, trial
+from trimtab.report.blocks import Table
+from trimtab.report.paper_page import paper_page
+from trimtab.report.paper_plan import render_paper_plan
+from trimtab.report.paper_table import render_paper_table
+from trimtab.report.paper_wording import bound_text, expected_text, figure_text, reason
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "unit", "text"),
+    [
+        (0.0812, [0.07, 0.09], "share", "8.12 % [7.00, 9.00]"),
+        (0.0812, None, "share", "8.12 %"),
+        (1.13, [1.1, 1.2], "factor", "1.130 [1.100, 1.200]"),
+        (-0.000001, [-0.00001, 0.0], "share", ">-0.01 % [>-0.01, 0.00]"),
+        (0.999999, [0.99999, 1.0], "share", ">99.99 % [>99.99, 100.00]"),
+        (0.000001, None, "share", "<0.01 %"),
+        (None, None, "share", "–"),
+    ],
+)
+def test_figures(value: float | None, interval: Any, unit: str, text: str) -> None:
+    assert figure_text(value, interval, unit) == text
+
+
+@pytest.mark.parametrize(
+    ("bound", "unit", "text"),
+    [
+        ({}, "share", ""),
+        ({"above": 0.685}, "share", "above 68.5 %"),
+        ({"below": 1.0}, "factor", "below 1"),
+        ({"within": 0.02}, "share", "within ± 2 %"),
+        ({"equals": 0.7604, "digits": 0.00005}, "share", "76.04 %, as printed"),
+    ],
+)
+def test_bounds(bound: dict[str, float], unit: str, text: str) -> None:
+    assert bound_text({"bound": bound, "unit": unit}) == text
+
+
+def test_a_claim_is_told_with_theirs_ours_and_the_verdict() -> None:
+    control = trial(about="control: sft", bound={}, values={"0": 0.5}, missing=["sft/seed-1"])
+    text = render_paper_table(result(trial(), control).to_dict(), console_width=120)
+    assert "a (Table 1): HOLDS" in text
+    assert "theirs: RL 68.5 %" in text
+    assert "ours: sparsity of grpo: 91.00 % [88.52, 93.48], n = 3, asked for: above 50 %" in text
+    assert "ours: control: sft: 50.00 %, n = 1 (1 run to come)" in text
+    assert text.endswith("1 claim: 1 holds.")
+
+
+def test_what_was_not_run_has_a_dash() -> None:
+    text = render_paper_table(result(trial(values={})).to_dict(), console_width=120)
+    assert "a (Table 1): NOT YET RUN" in text and "ours: sparsity of grpo: –, n = 0" in text
+
+
+def test_what_cannot_be_tested_is_named_by_reason() -> None:
+    (claim,) = result().to_dict()["claims"]
+    data = {
+        **result().to_dict(),
+        "claims": [{**claim, "id": id, "why": "no network"} for id in "ab"],
+    }
+    text = render_paper_table(data, console_width=120)
+    assert "Not testable here: no network\n  a, b\n" in text
+    assert "It is sparse." not in text
+
+
+def test_lines_are_as_wide_as_asked() -> None:
+    text = render_paper_table(result(trial(), trial()).to_dict(), console_width=60)
+    assert max(map(len, text.splitlines())) <= 60
+
+
+def test_the_reason_has_figure_bound_and_note() -> None:
+    (claim,) = result(trial()).to_dict()["claims"]
+    claim["note"] = "By bits."
+    assert reason(claim) == (
+        "sparsity of grpo: 91.00 % [88.52, 93.48], n = 3, asked for: above 50 %. By bits."
+    )
+    assert reason({**claim, "why": "no network"}) == "no network. By bits."
+    assert expected_text({"expected": {}, "unit": "%"}) == "–"
+
+
+def test_the_page_has_every_claim_and_figure() -> None:
+    page = paper_page(result(trial(), trial(bound={})).to_dict())
+    (tried,), (every,) = (section.blocks for section in page.shown)
+    assert isinstance(tried, Table) and isinstance(every, Table)
+    assert tried.rows[0][:2] == ("Table 1", "It is sparse.")
+    assert [row[-1] for row in every.rows] == ["above 50 %", "control"]
+    assert page.heroes[0].figure == "1 of 1"
+
+
+def test_what_was_not_tried_is_folded_and_not_counted() -> None:
+    page = paper_page(result(trial(values={})).to_dict())
+    (not_run,) = page.shown[0].blocks
+    assert isinstance(not_run, Table)
+    assert (not_run.title, not_run.is_folded) == ("Not yet run: 1", True)
+    assert page.heroes[0].figure == "0 of 0"
+
+
+def plan(**more: Any) -> dict[str, Any]:
+    """The plan of a paper with two runs, one of them finished."""
+    return {
+        "paper": "one-2025",
+        "scale": "small",
+        "seeds": [0, 1],
+        "cells": {"grpo/seed-0": True, "grpo/seed-1": False},
+        "minutes": 3.0,
+        "num_claims": 4,
+        "public": [],
+        **more,
+    }
+
+
+def test_a_plan_says_what_is_left_and_what_it_costs() -> None:
+    assert render_paper_plan(plan()).splitlines() == [
+        "one-2025 at scale small: 4 claims, 2 runs (seeds 0, 1), 1 finished.",
+        "To train: 1 run, about 3 minutes on one CPU core, each kept as soon as it is finished:",
+        "  grpo/seed-1",
+    ]
+    assert "about 2.5 hours" in render_paper_plan(plan(minutes=150))
+    assert "about 1 minute on" in render_paper_plan(plan(minutes=0.2))
+
+
+def test_a_plan_of_what_is_finished_names_nothing() -> None:
+    told = plan(cells={"grpo/seed-0": True}, public=["tulu"])
+    assert render_paper_plan(told).splitlines() == [
+        "one-2025 at scale small: 4 claims, 1 run (seeds 0, 1), 1 finished.",
+        "Published checkpoints to compare: tulu.",
+    ]
