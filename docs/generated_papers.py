@@ -14,7 +14,7 @@ from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.results import PaperResult
 from trimtab.report.paper_wording import bound_text, expected_text, figure_text, seeds_text
 
-__all__ = ["claims", "controls", "frontier", "overview", "public", "runs"]
+__all__ = ["chosen", "claims", "controls", "frontier", "overview", "public", "reading", "runs"]
 
 NONE = "–"
 
@@ -77,6 +77,38 @@ def claims(paper: str, *, scale: str = "small", verdict: str | None = None) -> N
     )
 
 
+def chosen(
+    *claims: tuple[str, str], scale: str = "small", page: str = "papers.md", theirs: bool = False
+) -> None:
+    """Some claims of several papers, each with the figure that decides it.
+
+    Args:
+        claims: Paper and id.
+        scale: Of the runs.
+        page: Where the page of the papers is from here.
+        theirs: Also what the paper says.
+    """
+    told = {
+        paper: {claim["id"]: claim for claim in _result(paper, scale)["claims"]}
+        for paper, _ in claims
+    }
+    rows(
+        ["claim", "of", *(["theirs"] if theirs else []), "ours", "n", "verdict"],
+        [
+            [
+                _cell(claim["claim"]),
+                f"[`{id}`]({page}#{paper})",
+                *([expected_text(claim)] if theirs else []),
+                _first(claim),
+                str(claim["n"] or NONE),
+                f"**{claim['verdict']}**",
+            ]
+            for paper, id in claims
+            for claim in (told[paper][id],)
+        ],
+    )
+
+
 def controls(paper: str, *ids: str, scale: str = "small") -> None:
     """Every figure of some claims, controls too."""
     told = {claim["id"]: claim for claim in _result(paper, scale)["claims"]}
@@ -123,6 +155,53 @@ def frontier(paper: str, id: str, *, scale: str = "small") -> None:
             for (arm, step), of in figures.items()
         ],
     )
+
+
+def reading() -> None:
+    """What we read in the results of `small`, with its figures.
+
+    Each sentence names the verdict that it says; another one stops the page from being made, and
+    the sentence must be written anew.
+    """
+    first, critics = (
+        {claim["id"]: claim for claim in _result(paper, "small")["claims"]}
+        for paper in ("mukherjee-2025", "critics")
+    )
+
+    def figure(claim: Mapping[str, Any], trial: int = 0, verdict: str | None = None) -> str:
+        if verdict is not None and claim["verdict"] != verdict:
+            raise ValueError(f"{claim['id']}: {claim['verdict']}, and the page says {verdict}")
+        of = claim["trials"][trial]
+        return figure_text(of["value"], of["interval"], of["unit"])
+
+    sparser, same, masks = (
+        first[id] for id in ("fig-1-rl-sparser", "table-3-accuracy", "table-3-these-weights")
+    )
+    seeds, identity = first["table-4-seed"], first["identity-1e-5"]
+    for line in (
+        "**RL is sparser than SFT at the same learning rate, but not by much**: "
+        f"{figure(sparser, 1)} unchanged against {figure(sparser, 2)}, a difference of "
+        f"{figure(sparser, 0, 'holds')}. The published gap of more than 50 points comes with a "
+        "tenfold gap in learning rate.",
+        "**SFT is not dense by nature**: that it leaves 6 to 15 % unchanged does not hold at RL's "
+        f"learning rate ({figure(first['fig-1-sft-dense'], 0, 'does not hold')} within 1e-5).",
+        "**Training only what RL changed gives the accuracy of training all**: the difference is "
+        f"{figure(same, 0, 'holds')}.",
+        "**Others of the same number do worse**: at random places by "
+        f"{figure(masks, 0)}, at places of the same magnitudes by {figure(masks, 1)}. So magnitude "
+        "is most of what random places lack, and not all.",
+        "**Most of what two seeds share is magnitude**: they overlap "
+        f"{figure(seeds, 0, 'holds')} times as much as independent masks, and "
+        f"{figure(first['table-4-beyond-magnitude'], 0, 'holds')} times as much as masks of the "
+        "same magnitudes.",
+        "**The same accuracy is not the same model**: by 1e-5 "
+        f"{figure(identity, 0, 'holds')} of all weights are equal; but the base scores "
+        f"{figure(identity, 1)}, and inside the mask it is {figure(identity, 2)}.",
+        "**One step changes hardly anything that bf16 can store**: "
+        f"{figure(critics['pulse-absorbed'], 0, 'holds')} of the weights, by gradients that are "
+        "dense.",
+    ):
+        print(f"- {line}")
 
 
 def public(paper: str) -> None:

@@ -276,10 +276,10 @@ def structure_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
     print(f"```json\n{compact_json(rounded(shown))}\n```")
 
 
-def main(path: str) -> None:
-    """Keep of a result what the page uses."""
+def main(path: str, name: str = "structure.json") -> None:
+    """Keep of a result what the page uses: `structure.json`, or `structure_tasks.json`."""
     kept = record(Structure.from_dict(json.loads(Path(path).read_text("utf-8"))))
-    target = ROOT / "benchmarks" / "results" / "structure.json"
+    target = ROOT / "benchmarks" / "results" / name
     target.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
