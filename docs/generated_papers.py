@@ -177,6 +177,15 @@ def reading() -> None:
     sparser, same, masks = (
         first[id] for id in ("fig-1-rl-sparser", "table-3-accuracy", "table-3-these-weights")
     )
+    rate, learned = critics["learning-rate-is-the-cause"], critics["learns-and-sparse"]
+    slow = {
+        **learned,
+        "trials": [
+            trial
+            for trial in learned["trials"]
+            if trial["arms"] == ["sft-lr-1e-6"] and trial["measure"] == "gain"
+        ],
+    }
     seeds, identity = first["table-4-seed"], first["identity-1e-5"]
     for line in (
         "**RL is sparser than SFT at the same learning rate, but not by much**: "
@@ -185,6 +194,12 @@ def reading() -> None:
         "tenfold gap in learning rate.",
         "**SFT is not dense by nature**: that it leaves 6 to 15 % unchanged does not hold at RL's "
         f"learning rate ({figure(first['fig-1-sft-dense'], 0, 'does not hold')} within 1e-5).",
+        "**The learning rate decides more than the algorithm**: SFT at a tenth of it is sparser "
+        f"than RL by {figure(rate, 0, 'holds')}. It has also hardly learned: it gains "
+        f"{figure(slow, 0)} of accuracy, where RL gains {figure(learned, 0, 'holds')}.",
+        "**So does precision**: pure bf16 weights are sparser by "
+        f"{figure(critics['pulse-precision'], 0, 'holds')}, since small updates are lost, and gain "
+        f"{figure(critics['pulse-precision'], 2)}.",
         "**Training only what RL changed gives the accuracy of training all**: the difference is "
         f"{figure(same, 0, 'holds')}.",
         "**Others of the same number do worse**: at random places by "

@@ -50,6 +50,19 @@ def test_extract_tells_of_what_it_could_not_compare(run: Run, tmp_path: Path) ->
     assert words in run("mask", "info", path).out
 
 
+def test_extract_casts_only_when_asked(run: Run, tmp_path: Path) -> None:
+    base = llama_tensors()
+    before, after = save(tmp_path / "b", base), tmp_path / "a"
+    save(after, {name: tensor.float() for name, tensor in moved(base).items()})
+    out = tmp_path / "m.safetensors"
+    code, _, err = run("mask", "extract", before, after, "-o", out)
+    assert code == 1
+    assert "cast" in err
+    assert run("mask", "extract", before, after, "--cast", "fp32", "-o", out).code == 0
+    assert Mask.load(out) == extract_mask(before, after, cast="fp32")
+    assert "F32" in Mask.load(out).provenance["steps"][0]["conversion"]
+
+
 def test_controls_have_the_same_counts(run: Run, saved: Path, tmp_path: Path) -> None:
     mask = Mask.load(saved)
     control, rest = tmp_path / "r.safetensors", tmp_path / "c.safetensors"

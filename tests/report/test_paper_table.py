@@ -19,6 +19,7 @@ from trimtab.report.paper_wording import bound_text, expected_text, figure_text,
     [
         (0.0812, [0.07, 0.09], "share", "8.12 % [7.00, 9.00]"),
         (0.0812, None, "share", "8.12 %"),
+        (0.0684, [0.0491, 0.0876], "points", "6.84 points [4.91, 8.76]"),
         (1.13, [1.1, 1.2], "factor", "1.130 [1.100, 1.200]"),
         (-0.000001, [-0.00001, 0.0], "share", ">-0.01 % [>-0.01, 0.00]"),
         (0.999999, [0.99999, 1.0], "share", ">99.99 % [>99.99, 100.00]"),
@@ -37,6 +38,7 @@ def test_figures(value: float | None, interval: Any, unit: str, text: str) -> No
         ({"above": 0.685}, "share", "above 68.5 %"),
         ({"below": 1.0}, "factor", "below 1"),
         ({"within": 0.02}, "share", "within ± 2 %"),
+        ({"above": -0.05}, "points", "above -5 points"),
         ({"equals": 0.7604, "digits": 0.00005}, "share", "76.04 %, as printed"),
     ],
 )

@@ -26,7 +26,7 @@ class Measure:
     Attributes:
         source: The file that it is in, a key of `trimtab.papers.measuring.SOURCES`.
         read: Takes the content of the file and the settings of the measure.
-        unit: `share`, of 1, or `factor`.
+        unit: `share`, of 1; `points`, the difference of two shares; or `factor`.
         settings: Names of the settings that it takes, and of none it needs more.
     """
 
@@ -194,13 +194,13 @@ def _geometry(data: Data, figure: str) -> float:
 
 MEASURES: Mapping[str, Measure] = {
     "sparsity": Measure("comparison", _sparsity, settings=("criterion", "kind")),
-    "tolerance-gain": Measure("comparison", _tolerance_gain, settings=("wide", "narrow")),
-    "layer-spread": Measure("comparison", _layer_spread, settings=("criterion",)),
-    "norm-excess": Measure("comparison", _norm_excess, settings=("criterion",)),
+    "tolerance-gain": Measure("comparison", _tolerance_gain, "points", ("wide", "narrow")),
+    "layer-spread": Measure("comparison", _layer_spread, "points", ("criterion",)),
+    "norm-excess": Measure("comparison", _norm_excess, "points", ("criterion",)),
     "accuracy": Measure("evaluation", _accuracy, settings=("answers", "level")),
-    "level-gap": Measure("evaluation", _level_gap, settings=("hard", "easy", "answers")),
-    "gain": Measure("evaluation", _gain, settings=("answers",)),
-    "above-majority": Measure("evaluation", _above_majority),
+    "level-gap": Measure("evaluation", _level_gap, "points", ("hard", "easy", "answers")),
+    "gain": Measure("evaluation", _gain, "points", ("answers",)),
+    "above-majority": Measure("evaluation", _above_majority, "points"),
     "equal": Measure("identity", _equal, settings=("part", "criterion", "to")),
     "relative-l2": Measure("identity", _relative_l2, "factor", ("part",)),
     "cosine": Measure("identity", _cosine, "factor", ("part",)),

@@ -10,13 +10,16 @@ from trimtab.report.wording import plural
 __all__ = ["bound_text", "expected_text", "figure_text", "reason", "seeds_text"]
 
 NONE = "–"
+SIGNS = {"share": " %", "points": " points", "factor": ""}
+"""Unit of a figure -> what stands behind it; all but factors are kept as shares of 1."""
 
 
 def figure_text(value: float | None, interval: Any, unit: str) -> str:
     """A mean with its interval: `8.1 % [7.2, 9.0]`; a dash for none."""
     if value is None:
         return NONE
-    shown, sign = (_percent, " %") if unit == "share" else (_factor, "")
+    shown = _factor if unit == "factor" else _percent
+    sign = SIGNS[unit]
     text = f"{shown(value)}{sign}"
     return text if interval is None else f"{text} [{', '.join(map(shown, interval))}]"
 
@@ -44,8 +47,8 @@ def expected_text(claim: Mapping[str, Any]) -> str:
 def bound_text(trial: Mapping[str, Any]) -> str:
     """What a trial asks of its figure; empty for a control."""
     (kind, bound), *_ = trial["bound"].items() or [("", 0.0)]
-    scale, sign = (100, " %") if trial["unit"] == "share" else (1, "")
-    shown = f"{bound * scale:g}{sign}"
+    scale = 1 if trial["unit"] == "factor" else 100
+    shown = f"{bound * scale:g}{SIGNS[trial['unit']]}"
     return {
         "": "",
         "above": f"above {shown}",

@@ -27,6 +27,11 @@ __all__ = ["command"]
     metavar="CRITERION",
     help="Select what changed by this criterion: bits, value, atol=T, strict_atol=T or rel=T.",
 )
+@click.option(
+    "--cast",
+    metavar="DTYPE",
+    help="Round all floats to DTYPE (bf16, fp32, ...) first.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="Tensors read at the same time.")
 @writes_a_mask
 def command(
@@ -34,6 +39,7 @@ def command(
     base: str,
     tuned: str,
     changed: str,
+    cast: str | None,
     threads: int | None,
     output: Path,
     force: bool,
@@ -47,7 +53,9 @@ def command(
 
     ensure_free(output, force=force)
     with byte_progress("extracting") as progress:
-        mask = extract_mask(base, tuned, changed=changed, threads=threads, progress=progress)
+        mask = extract_mask(
+            base, tuned, changed=changed, cast=cast, threads=threads, progress=progress
+        )
     if gaps := gaps_text(mask.provenance["steps"][0]):
         click.echo(f"not compared in full: {gaps}; `trimtab mask info --json` lists them", err=True)
     write_mask(mask, output, typed, force=force)
