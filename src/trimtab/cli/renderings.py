@@ -138,8 +138,9 @@ RENDERINGS: Mapping[str, Rendering] = {
 
 
 def rendering_of(result: Result) -> Rendering:
-    """The entry of a result."""
-    return RENDERINGS[result.to_dict()["format"]]
+    """The entry of a result, by its class: as data it may be megabytes."""
+    place = f"{type(result).__module__.removeprefix('trimtab.')}:{type(result).__name__}"
+    return next(rendering for rendering in RENDERINGS.values() if rendering.result == place)
 
 
 def read_result(data: Any) -> Result:

@@ -23,8 +23,9 @@ from trimtab.checkpoints.tied import without_tied_copies
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
-from trimtab.masks.mask import Mask, provenance_of
+from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
+from trimtab.masks.provenance import provenance_of
 
 __all__ = ["extract_mask"]
 

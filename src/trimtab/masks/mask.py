@@ -20,11 +20,11 @@ from trimtab.masks.derived import DerivedMask
 from trimtab.masks.mask_file import read_mask_file
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor
-from trimtab.masks.provenance import provenance_of, provenance_with
+from trimtab.masks.provenance import provenance_with
 from trimtab.masks.random import random_tensor
 from trimtab.masks.writing import write_mask_file
 
-__all__ = ["Mask", "provenance_of"]
+__all__ = ["Mask"]
 
 
 class Mask:

@@ -11,12 +11,11 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from html import escape
-from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 import trimtab
 from trimtab.report.blocks import Figure, Key
-from trimtab.report.page import Page, check_installed
+from trimtab.report.page import Page, check_installed, template_text
 
 __all__ = ["FigureFile", "figure_files"]
 
@@ -159,5 +158,5 @@ def _coloured(text: str) -> str:
 
 @cache
 def _light() -> dict[str, str]:
-    style = files("trimtab.report").joinpath("templates", "style.css").read_text(encoding="utf-8")
-    return dict(re.findall(r"(--[\w-]+): (#\w+);", style.partition("@media")[0]))
+    light = template_text("style.css").partition("@media")[0]
+    return dict(re.findall(r"(--[\w-]+): (#\w+);", light))

@@ -19,7 +19,7 @@ from trimtab.report.identity_wording import (
     sub_share,
     three_coverage_sentence,
 )
-from trimtab.report.table import aligned, wrapped
+from trimtab.report.table import aligned, told, wrapped
 from trimtab.report.wording import magnitude, printable
 
 __all__ = ["render_identity_table"]
@@ -62,10 +62,7 @@ def _opening(identity: Identity, width: int, *, styled: bool) -> str:
         sentences.append((f"Compared: {printable(identity.conversion)}.", "33"))
     colour = "" if identity.coverage.is_complete else "1;33"
     sentences.append((f"Coverage {three_coverage_sentence(identity.coverage)}.", colour))
-    for sentence, style in sentences:
-        if sentence is not None:
-            lines += wrapped(sentence, width, style, styled=styled)
-    return "\n".join(lines)
+    return "\n".join([*lines, *told(sentences, width, styled=styled)])
 
 
 def _regions(identity: Identity, width: int, *, styled: bool) -> str:

@@ -16,6 +16,7 @@ from trimtab.report.overlap_wording import (
     count_text,
     letters,
     lift_text,
+    null_cells,
     null_note,
     probability_text,
     ratio_text,
@@ -55,19 +56,7 @@ def against_chance(overlap: Overlap) -> Section:
         *map(ratio_text, shared.ratios),
         *("",) * 5,
     )
-    rows = [
-        (
-            null,
-            count_text(against.expected),
-            *map(ratio_text, against.chance),
-            lift_text(against.lift),
-            z_text(against.z),
-            probability_text(against),
-            ratio_text(against.ceiling.o1),
-            ratio_text(against.ceiling.o2),
-        )
-        for null, against in shared.nulls.items()
-    ]
+    rows = [null_cells(null, against) for null, against in shared.nulls.items()]
     columns: list[Column] = [("", "text"), ("shared", "number")]
     columns += [(title, "number") for title in ("o1", "o2", "Jaccard", "lift", "z", "p")]
     columns += [("most o1", "number"), ("most o2", "number")]

@@ -17,17 +17,16 @@ from trimtab.report.overlap_wording import (
     lift_sentence,
     lift_text,
     mask_names,
+    null_cells,
     null_note,
     other_base_sentence,
     overlap_coverage_sentence,
-    probability_text,
     ratio_text,
     selected,
     shared_sentence,
     short_name,
-    z_text,
 )
-from trimtab.report.table import aligned, wrapped
+from trimtab.report.table import aligned, told, wrapped
 from trimtab.report.wording import printable
 
 __all__ = ["render_overlap_table"]
@@ -74,10 +73,7 @@ def _opening(overlap: Overlap, width: int, *, styled: bool) -> str:
     sentences.append((NO_BASE if overlap.base is None else None, "33"))
     colour = "" if overlap.coverage.is_complete else "1;33"
     sentences.append((f"Coverage {overlap_coverage_sentence(overlap)}.", colour))
-    for sentence, style in sentences:
-        if sentence:
-            lines += wrapped(sentence, width, style, styled=styled)
-    return "\n".join(lines)
+    return "\n".join([*lines, *told(sentences, width, styled=styled)])
 
 
 def _nulls(overlap: Overlap, width: int, *, styled: bool) -> str:
@@ -91,17 +87,7 @@ def _nulls(overlap: Overlap, width: int, *, styled: bool) -> str:
         **{title: [""] for title in ("lift", "z", "p", "most o1", "most o2")},
     }
     for null, against in shared.nulls.items():
-        cells = (
-            null,
-            count_text(against.expected),
-            *map(ratio_text, against.chance),
-            lift_text(against.lift),
-            z_text(against.z),
-            probability_text(against),
-            ratio_text(against.ceiling.o1),
-            ratio_text(against.ceiling.o2),
-        )
-        for column, cell in zip(columns.values(), cells, strict=True):
+        for column, cell in zip(columns.values(), null_cells(null, against), strict=True):
             column.append(cell)
     lines = aligned(columns, width)
     return "\n".join([*lines, *wrapped(null_note([lines[0]]), width, "2", styled=styled)])

@@ -25,6 +25,7 @@ __all__ = [
     "lift_sentence",
     "lift_text",
     "mask_names",
+    "null_cells",
     "null_note",
     "other_base_sentence",
     "overlap_coverage_sentence",
@@ -195,4 +196,18 @@ def other_base_sentence(overlap: Overlap) -> str | None:
         f"The masks say that they were made against different bases, in "
         f"{len(others):,} of {plural(len(overlap.tensors), 'tensor')}: elements of one place were "
         "compared, whatever their weights were."
+    )
+
+
+def null_cells(null: Null, against: AgainstNull) -> tuple[str, ...]:
+    """What a null expects and how far off the masks are: cells of a row, after its name."""
+    return (
+        null,
+        count_text(against.expected),
+        *map(ratio_text, against.chance),
+        lift_text(against.lift),
+        z_text(against.z),
+        probability_text(against),
+        ratio_text(against.ceiling.o1),
+        ratio_text(against.ceiling.o2),
     )

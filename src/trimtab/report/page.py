@@ -24,7 +24,7 @@ from trimtab.report.wording import printable
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["Hero", "Page", "check_installed", "render"]
+__all__ = ["Hero", "Page", "check_installed", "render", "template_text"]
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ def render(*pages: Page) -> str:
     Raises:
         MissingExtraError: The chart library is not installed.
     """
-    scripts = (_chart_library(), _template_text("charts.js"))
+    scripts = (_chart_library(), template_text("charts.js"))
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             pages=pages,
             version=trimtab.__version__,
-            style=_template_text("style.css"),
+            style=template_text("style.css"),
             scripts=scripts,
             hashes=[_hash(script) for script in scripts],
         )
@@ -137,7 +137,8 @@ def _hash(script: str) -> str:
     return "sha256-" + b64encode(sha256(script.encode()).digest()).decode()
 
 
-def _template_text(name: str) -> str:
+def template_text(name: str) -> str:
+    """A part of the frame, such as `style.css`."""
     return files("trimtab.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 

@@ -22,7 +22,7 @@ from trimtab.report.prediction_wording import (
     prediction_sentence,
     ranking_sentence,
 )
-from trimtab.report.table import aligned, wrapped
+from trimtab.report.table import aligned, told, wrapped
 from trimtab.report.wording import printable
 
 __all__ = ["render_prediction_table"]
@@ -61,10 +61,7 @@ def _opening(score: PredictionScore, width: int, *, styled: bool) -> str:
     ]
     colour = "" if overlap.coverage.is_complete else "1;33"
     sentences.append((f"Coverage {overlap_coverage_sentence(overlap)}.", colour))
-    for sentence, style in sentences:
-        if sentence:
-            lines += wrapped(sentence, width, style, styled=styled)
-    return "\n".join(lines)
+    return "\n".join([*lines, *told(sentences, width, styled=styled)])
 
 
 def _kinds(score: PredictionScore, width: int, *, styled: bool) -> str:

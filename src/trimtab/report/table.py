@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from trimtab.compare.result import Comparison, TensorChange
 from trimtab.elements.counts import ChangeCounts, percent
@@ -98,6 +98,15 @@ def wrapped(text: str, width: int, style: str, *, styled: bool) -> list[str]:
     """Lines of a sentence, in the SGR style of that number if styled."""
     lines = textwrap.wrap(text, width, break_on_hyphens=False)
     return [f"\x1b[{style}m{line}\x1b[0m" for line in lines] if styled and style else lines
+
+
+def told(sentences: Iterable[tuple[str | None, str]], width: int, *, styled: bool) -> list[str]:
+    """Lines of the sentences that there are, each in its own SGR style."""
+    lines: list[str] = []
+    for sentence, style in sentences:
+        if sentence:
+            lines += wrapped(sentence, width, style, styled=styled)
+    return lines
 
 
 def _kinds(arm: Arm, width: int, *, styled: bool) -> str:

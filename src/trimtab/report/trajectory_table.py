@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from trimtab.compare.trajectory_result import PointCounts, Trajectory
 from trimtab.elements.counts import percent
 from trimtab.report.arms import kinds_in_order
-from trimtab.report.table import aligned, wrapped
+from trimtab.report.table import aligned, told, wrapped
 from trimtab.report.trajectory_wording import (
     cadence,
     cadence_sentence,
@@ -72,9 +72,7 @@ def _opening(trajectory: Trajectory, width: int, *, styled: bool) -> str:
     if (coverage := trajectory.coverage) is not None:
         colour = "" if coverage.is_complete else "1;33"
         sentences.append((f"Coverage {series_coverage_sentence(coverage)}.", colour))
-    for sentence, style in sentences:
-        lines += wrapped(sentence, width, style, styled=styled)
-    return "\n".join(lines)
+    return "\n".join([*lines, *told(sentences, width, styled=styled)])
 
 
 def _points(trajectory: Trajectory, width: int, *, styled: bool) -> str:

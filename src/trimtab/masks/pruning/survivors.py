@@ -17,8 +17,9 @@ from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.reading import Progress
 from trimtab.checkpoints.record import record_of
 from trimtab.elements.dtypes import Bits, DType
-from trimtab.masks.mask import Mask, provenance_of
+from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
+from trimtab.masks.provenance import provenance_of
 from trimtab.masks.selection.weights import read_weights
 
 __all__ = ["is_zero", "survivors"]

@@ -21,8 +21,9 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.reading import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError, MaskError
-from trimtab.masks.mask import Mask, provenance_of
+from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor
+from trimtab.masks.provenance import provenance_of
 from trimtab.masks.pruning.norms import InputNorms
 from trimtab.masks.selection.weights import read_weights
 

@@ -21,7 +21,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
-from trimtab.masks.mask import provenance_of
+from trimtab.masks.provenance import provenance_of
 from trimtab.training.folders import last_checkpoint, new_folder, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
 from trimtab.training.memory import PeakMemory, give_back_unused

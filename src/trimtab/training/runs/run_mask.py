@@ -6,7 +6,7 @@ from math import prod
 from pathlib import Path
 
 from trimtab.masks import Mask
-from trimtab.masks.mask import provenance_of
+from trimtab.masks.provenance import provenance_of
 from trimtab.masks.random import random_tensor
 from trimtab.training.runs.base_model import BaseModel
 
