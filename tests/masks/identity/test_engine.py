@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, moved, save, save_sharded
+from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
+from tests.masks.identity.conftest import Three, bits_of, saved, within
 from trimtab.checkpoints import open_checkpoint, sources
 from trimtab.elements import scan
 from trimtab.elements.agreement import Agreement, SplitAgreement
@@ -25,73 +22,14 @@ from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import (
     CheckpointError,
     MaskMismatchError,
-    ResultFormatError,
     TensorMismatchError,
 )
-from trimtab.masks import BaseTensor, Mask, extract_mask
+from trimtab.masks import Mask, extract_mask
 from trimtab.masks.identity import identity
-from trimtab.masks.identity import result as identity_result
 from trimtab.masks.identity.result import Identity
 
 BF16 = DTYPES["BF16"]
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
-
-
-class Three(NamedTuple):
-    """Three checkpoints of one model, and the mask of what FULL changed."""
-
-    base: Tensors
-    full: Tensors
-    sub: Tensors
-    mask: Mask
-
-
-def bits_of(tensor: torch.Tensor) -> NDArray[np.uint16]:
-    return tensor.view(torch.int16).numpy().view(np.uint16)
-
-
-def change_mask(base: Tensors, full: Tensors) -> Mask:
-    """The elements whose bits differ, and what base was."""
-    return Mask.from_arrays(
-        {name: bits_of(base[name]) != bits_of(full[name]) for name in base},
-        base={
-            name: BaseTensor("BF16", xxhash.xxh3_128_hexdigest(bits_of(tensor).tobytes()))
-            for name, tensor in base.items()
-        },
-    )
-
-
-def within(mask: Mask, base: Tensors, tuned: Tensors) -> Tensors:
-    """`tuned` where the mask is set, and base elsewhere."""
-    return {
-        name: torch.where(torch.from_numpy(mask.array(name)), tuned[name], tensor)
-        for name, tensor in base.items()
-    }
-
-
-@pytest.fixture
-def three() -> Three:
-    base = llama_tensors()
-    full = moved(base)
-    mask = change_mask(base, full)
-    # Half of what full changed went the same way in sub, a quarter another way, the rest nowhere.
-    other = moved(base, density=1.0, seed=9)
-    rng = np.random.default_rng(0)
-    mixed = {}
-    for name, tensor in base.items():
-        way = torch.from_numpy(rng.random(tensor.shape))
-        mixed[name] = torch.where(
-            way < 0.5, full[name], torch.where(way < 0.75, other[name], tensor)
-        )
-    return Three(base, full, within(mask, base, mixed), mask)
-
-
-def saved(three: Three, folder: Path, config: Any = LLAMA) -> tuple[Path, Path, Path]:
-    base, full, sub = (
-        save(folder / side, tensors, config)
-        for side, tensors in zip(("base", "full", "sub"), three[:3], strict=True)
-    )
-    return base, full, sub
 
 
 def assert_counts(
@@ -473,81 +411,3 @@ def test_any_shape(
     result = identity(*saved(three, tmp_path_factory.mktemp("any")), three.mask)
     assert_counts(result.total.inside, *region(three, ["w"], "inside"))
     assert_counts(result.total.outside, *region(three, ["w"], "outside"))
-
-
-@pytest.fixture
-def result(three: Three, tmp_path: Path) -> Identity:
-    three.sub["only.sub"] = torch.zeros(3)
-    return identity(*saved(three, tmp_path), three.mask)
-
-
-def test_json_and_back(result: Identity) -> None:
-    data = result.to_dict()
-    again = Identity.from_dict(json.loads(json.dumps(data, allow_nan=False)))
-    assert again.to_dict() == data
-    assert again.total == result.total
-    assert again.coverage == result.coverage
-
-
-def test_derived_figures_are_not_trusted_from_a_file(result: Identity) -> None:
-    data = copy.deepcopy(result.to_dict())
-    for group in (data["total"], *data["tensors"]):
-        for side in ("inside", "outside", "all"):
-            group[side] |= {"relative_l2": 0.0, "cosine": 1.0, "num_full_moved": 0}
-    assert Identity.from_dict(data).to_dict() == result.to_dict()
-
-
-def _spoil(*path: Any, value: Any = ...) -> Callable[[dict[str, Any]], None]:
-    def spoil(data: dict[str, Any]) -> None:
-        inner: Any = data
-        for key in path[:-1]:
-            inner = inner[key]
-        if value is ...:
-            del inner[path[-1]]
-        else:
-            inner[path[-1]] = value
-
-    return spoil
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        _spoil("coverage"),
-        _spoil("coverage", "tied"),
-        _spoil("coverage", "num_compared"),
-        _spoil("coverage", "not_compared", value=3),
-        _spoil("provenance", "full"),
-        _spoil("provenance", "mask"),
-        _spoil("provenance", "mask", "digest"),
-        _spoil("provenance", value=[]),
-        _spoil("tensors"),
-        _spoil("tensors", value=None),
-        _spoil("tensors", 0, "outside"),
-        _spoil("tensors", 0, "kind", value=["q_proj"]),
-        _spoil("tensors", 0, "layer", value="0"),
-        _spoil("tensors", 0, "shape", value=["x"]),
-        _spoil("tensors", 0, "inside", "num_elements", value=-1),
-        _spoil("tensors", 0, "inside", "num_sub_equal", value={"sometimes": 1}),
-        _spoil("tensors", 0, "inside", "update_dot", value="much"),
-    ],
-)
-def test_a_damaged_result_is_refused(
-    result: Identity, spoil: Callable[[dict[str, Any]], None]
-) -> None:
-    data = copy.deepcopy(result.to_dict())
-    spoil(data)
-    with pytest.raises(ResultFormatError, match="damaged identity result"):
-        Identity.from_dict(data)
-
-
-@pytest.mark.parametrize("data", [None, [], 3, {}, {"format": "trimtab.comparison"}])
-def test_what_is_no_result_is_refused(data: Any) -> None:
-    with pytest.raises(ResultFormatError, match="not a trimtab identity result"):
-        Identity.from_dict(data)
-
-
-def test_another_version_is_refused() -> None:
-    data = {"format": identity_result.FORMAT, "format_version": 99}
-    with pytest.raises(ResultFormatError, match="format version 99"):
-        Identity.from_dict(data)
