@@ -238,12 +238,12 @@ def public(paper: str) -> None:
 
 
 def _first(claim: Mapping[str, Any]) -> str:
-    """The figure that decides a claim; the reason, where there is none."""
+    """The figure that decides a claim, and what is asked of it; a dash where there is none."""
     if claim["why"]:
         return NONE
     trial = claim["trials"][0]
     figure = figure_text(trial["value"], trial["interval"], trial["unit"])
-    return f"{_cell(trial['about'])}: {figure}"
+    return f"{_cell(trial['about'])}: {figure} (asked: {bound_text(trial)})"
 
 
 def _public(paper: str) -> Iterable[str]:

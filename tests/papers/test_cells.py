@@ -57,6 +57,33 @@ def test_what_is_needed_comes_before() -> None:
     ]
 
 
+def test_more_seeds_where_they_can_be_afforded(tmp_path: Path) -> None:
+    text = """
+    base = "tiny"
+    minutes = 2
+    evaluate = { file = "data/a.jsonl", pattern = "(.)", max_tokens = 1, samples = 1 }
+    arm = [
+        { name = "a", run = "run.toml" },
+        { name = "b", run = "run.toml", start = "a", more_seeds = [2], minutes = 8 },
+        { name = "c", run = "run.toml" },
+    ]
+    """
+    of = scale(tmp_path, text)
+    cells = cells_of(of, ["c", "b"], [1, 0], tmp_path, with_more_seeds=True)
+    told = [(cell.name, cell.minutes) for cell in cells]
+    assert told == [
+        ("c/seed-1", 2),
+        ("a/seed-1", 2),
+        ("b/seed-1", 8),
+        ("c/seed-0", 2),
+        ("a/seed-0", 2),
+        ("b/seed-0", 8),
+        ("a/seed-2", 2),
+        ("b/seed-2", 8),
+    ]
+    assert cells_of(of, ["c", "b"], [1, 0], tmp_path) == cells[:6]
+
+
 @pytest.mark.parametrize("folder", SCALES, ids=lambda folder: folder.name)
 def test_every_cell_is_a_run_that_can_be_meant(folder: Path, tmp_path: Path) -> None:
     scale = Scale.read(folder)
@@ -128,6 +155,8 @@ def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
     run = "run.toml"
     mask = "odd"
     of = "a"
+    more_seeds = [1, -1]
+    minutes = "two"
     """
     with pytest.raises(SettingsError) as caught:
         scale(tmp_path, text)
@@ -139,6 +168,8 @@ def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
         "both of mask and of",
         "two arms",
         "'odd'",
+        "more_seeds is [1, -1]",
+        "minutes is 'two'",
         "[evaluate]",
         "minutes",
     ):

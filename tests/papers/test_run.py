@@ -163,6 +163,7 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
         (["nobody-2025"], 1, "no paper nobody-2025"),
         (["critics", "--scale", "huge"], 1, "no scale huge, only small"),
         (["critics", "--seeds", "one"], 2, "expected whole numbers"),
+        (["critics", "--seeds", "0,-1"], 2, "expected whole numbers"),
     ],
 )
 def test_wrong_use(

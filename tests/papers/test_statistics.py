@@ -31,6 +31,39 @@ def test_one_seed_has_no_interval() -> None:
     assert (estimate.n, estimate.value, estimate.low, estimate.high) == (1, 0.5, None, None)
 
 
+def test_pairs_of_seeds_are_not_independent() -> None:
+    """Three pairs of three seeds: leaving a seed out leaves the pair of the others."""
+    values = {"0-1": 1.0, "0-2": 2.0, "1-2": 3.0}
+    estimate = mean(values)
+    half = T[2] * sqrt(2 / 3 * (1 + 0 + 1))
+    assert (estimate.n, estimate.value, estimate.method) == (3, 2.0, "jackknife")
+    assert estimate.low == pytest.approx(2 - half, abs=1e-3)
+    assert estimate.high == pytest.approx(2 + half, abs=1e-3)
+
+
+def test_one_pair_has_no_interval() -> None:
+    estimate = mean({"0-1": 0.5})
+    assert (estimate.n, estimate.value, estimate.low, estimate.high) == (2, 0.5, None, None)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_intervals_over_pairs_hold_what_they_say(noise: float) -> None:
+    """Where a pair is what its seeds add to it, and noise: 95 % contain the true mean."""
+    generator = np.random.default_rng(0)
+    num_right = 0
+    for _ in range(2000):
+        of_seed = generator.normal(0.5, 1, 5)
+        values = {
+            f"{i}-{j}": of_seed[i] + of_seed[j] + generator.normal(0, noise)
+            for i in range(5)
+            for j in range(i + 1, 5)
+        }
+        estimate = mean(values)
+        assert estimate.low is not None and estimate.high is not None
+        num_right += estimate.low <= 1 <= estimate.high
+    assert 0.93 <= num_right / 2000 <= 0.98
+
+
 def test_seeds_that_both_have_are_pairs() -> None:
     """What the seeds have in common cancels: differences are 1, 1.5 and 2."""
     estimate = difference(by_seed(11.0, 21.5, 32.0), by_seed(10.0, 20.0, 30.0))

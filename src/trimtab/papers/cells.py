@@ -113,6 +113,11 @@ class Cell:
         return self.changed.exists()
 
     @property
+    def minutes(self) -> float:
+        """What its training takes, roughly, on one CPU core."""
+        return self.scale.minutes if self.arm.minutes is None else self.arm.minutes
+
+    @property
     def is_saved_as_fp32(self) -> bool:
         """Whether its model is stored as it was trained, and not in the dtype of the base."""
         return self.arm.set.get("save_dtype") == "fp32"
@@ -165,18 +170,38 @@ class Cell:
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
 
-def cells_of(scale: Scale, arms: Iterable[str], seeds: Sequence[int], root: Path) -> list[Cell]:
+def cells_of(
+    scale: Scale,
+    arms: Iterable[str],
+    seeds: Sequence[int],
+    root: Path,
+    *,
+    with_more_seeds: bool = False,
+) -> list[Cell]:
     """Cells of some arms and of all that these need, each after those that it needs.
 
     Cells of one seed come together, so that a comparison of arms is whole as soon as it can be.
-    """
-    wanted: dict[str, None] = {}
 
-    def add(name: str) -> None:
+    Args:
+        scale: Whose arms they are.
+        arms: Their names.
+        seeds: Of every arm.
+        root: Folder of the scale's cells and base.
+        with_more_seeds: Also run an arm under the further seeds that the scale has for it.
+    """
+    wanted: dict[str, set[int]] = {}
+
+    def add(name: str, under: Iterable[int]) -> None:
         for other in scale.arms[name].needs:
-            add(other)
-        wanted[name] = None
+            add(other, under)
+        wanted.setdefault(name, set()).update(under)
 
     for name in arms:
-        add(name)
-    return [Cell(scale, scale.arms[name], seed, root) for seed in seeds for name in wanted]
+        add(name, [*seeds, *(scale.arms[name].more_seeds if with_more_seeds else ())])
+    every = dict.fromkeys([*seeds, *sorted(set().union(*wanted.values()))])
+    return [
+        Cell(scale, scale.arms[name], seed, root)
+        for seed in every
+        for name, under in wanted.items()
+        if seed in under
+    ]

@@ -13,6 +13,7 @@ from trimtab.masks.overlap import overlap
 from trimtab.papers.cells import Cell
 from trimtab.papers.library import Trial
 from trimtab.papers.measures import MEASURES
+from trimtab.papers.statistics import PAIR
 
 __all__ = ["SOURCES", "Command", "Measuring"]
 
@@ -107,7 +108,7 @@ class Measuring:
             and (one.seed < two.seed if trial.arm == trial.other else one.seed == two.seed)
         ]
         return {
-            str(one.seed) if one.seed == two.seed else f"{one.seed}-{two.seed}": _figure(
+            str(one.seed) if one.seed == two.seed else f"{one.seed}{PAIR}{two.seed}": _figure(
                 trial, self._overlap(one, two), one
             )
             for one, two in pairs

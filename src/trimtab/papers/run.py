@@ -33,7 +33,7 @@ class PaperPlan:
     Attributes:
         paper: The paper.
         scale: The scale of its runs.
-        seeds: Of every arm.
+        seeds: Under which any arm is run.
         cells: All that it needs.
         checkpoints: Where published checkpoints are; those that are not in it are not measured.
         out: Folder of all runs.
@@ -54,7 +54,7 @@ class PaperPlan:
     @property
     def minutes(self) -> float:
         """What that takes, roughly, on one CPU core."""
-        return len(self.missing) * self.scale.minutes
+        return sum(cell.minutes for cell in self.missing)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -84,7 +84,7 @@ def plan_paper(
         paper: The paper.
         scale: One of its scales.
         out: Folder of all runs, which papers share.
-        seeds: In place of those that the paper asks for.
+        seeds: In place of those that the paper and the scale ask for.
         checkpoints: Where published checkpoints are.
 
     Raises:
@@ -92,8 +92,10 @@ def plan_paper(
     """
     runs = paper.scale(scale)
     wanted = paper.seeds[scale] if seeds is None else seeds
-    cells = cells_of(runs, paper.arms_at(scale), wanted, out / scale)
-    return PaperPlan(paper, runs, wanted, cells, checkpoints or {}, out)
+    arms = paper.arms_at(scale)
+    cells = cells_of(runs, arms, wanted, out / scale, with_more_seeds=seeds is None)
+    run_under = list(dict.fromkeys(cell.seed for cell in cells))
+    return PaperPlan(paper, runs, run_under, cells, checkpoints or {}, out)
 
 
 def run_paper(

@@ -7,7 +7,7 @@ for the same arm share its cells.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
@@ -52,6 +52,8 @@ class Arm:
         of: The arm whose changes the mask is made of.
         start: The arm whose model is trained on; None for the base of the scale.
         asked: What its models are asked in place of what the others are.
+        more_seeds: Seeds beside those that a paper asks for: where more can be afforded.
+        minutes: That a cell takes, where it is not as those of the others.
     """
 
     name: str
@@ -61,6 +63,8 @@ class Arm:
     of: str | None = None
     start: str | None = None
     asked: str | None = None
+    more_seeds: Sequence[int] = ()
+    minutes: float | None = None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -147,6 +151,10 @@ def _problems(arm: Arm, before: Mapping[str, Arm], folder: Path) -> list[str]:
         problems.append(f"arm {arm.name} needs {', '.join(missing)}, expected an arm before it")
     if arm.mask is not None and arm.mask not in get_args(MaskName):
         problems.append(f"arm {arm.name}: mask is {arm.mask!r}, expected {_either(MaskName)}")
+    if not all(isinstance(seed, int) and seed >= 0 for seed in arm.more_seeds):
+        problems.append(f"arm {arm.name}: more_seeds is {arm.more_seeds}, expected whole numbers")
+    if not isinstance(arm.minutes, int | float | None):
+        problems.append(f"arm {arm.name}: minutes is {arm.minutes!r}, expected a number")
     if (arm.mask is None) != (arm.of is None):
         problems.append(f"arm {arm.name}: expected both of mask and of, or neither")
     return problems

@@ -96,7 +96,7 @@ def command(
 
 
 def _numbers(said: str) -> list[int]:
-    try:
-        return [int(part) for part in said.split(",")]
-    except ValueError:
-        raise click.UsageError(f"--seeds {said}: expected whole numbers, as in 0,1,2") from None
+    parts = said.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise click.UsageError(f"--seeds {said}: expected whole numbers, as in 0,1,2")
+    return [int(part) for part in parts]
