@@ -243,7 +243,7 @@ def _first(claim: Mapping[str, Any]) -> str:
         return NONE
     trial = claim["trials"][0]
     figure = figure_text(trial["value"], trial["interval"], trial["unit"])
-    return f"{_cell(trial['about'])}: {figure} (asked: {bound_text(trial)})"
+    return f"{_cell(trial['about'])}: {figure}; asked: {bound_text(trial)}"
 
 
 def _public(paper: str) -> Iterable[str]:

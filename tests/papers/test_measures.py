@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from math import log
 from typing import Any
 
@@ -126,3 +127,12 @@ def test_figures(measure: str, data: Any, settings: dict[str, Any], figure: floa
 def test_a_level_that_was_not_asked() -> None:
     with pytest.raises(SettingsError, match="no level 3"):
         read("accuracy", EVALUATION, level=3)
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_words_know_the_settings_of_their_measure(name: str) -> None:
+    """The same names, and the same defaults: what is said is what is read."""
+    data, *settings = signature(MEASURES[name].read).parameters.values()
+    assert data.name == "data"
+    told = [(of.name, of.default) for of in signature(MEASURES[name].words).parameters.values()]
+    assert told == [(of.name, of.default) for of in settings]

@@ -103,11 +103,10 @@ class Trial:
         """What it is, in a few words."""
         if self.about is not None:
             return self.about
-        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
         arms = f"{self.arm} − {self.than}" if self.than else self.arm
         if self.other:
             arms = f"{self.arm} and {self.other}"
-        return f"{self.measure}{f' ({settings})' if settings else ''} of {arms}"
+        return f"{MEASURES[self.measure].words(**self.settings)} ({arms})"
 
     @property
     def arms(self) -> tuple[str, ...]:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from math import log
 from statistics import fmean
 from typing import Any
 
 from trimtab.errors import SettingsError
+from trimtab.papers import words
 
 __all__ = ["MEASURES", "Measure"]
 
@@ -26,14 +28,19 @@ class Measure:
     Attributes:
         source: The file that it is in, a key of `trimtab.papers.measuring.SOURCES`.
         read: Takes the content of the file and the settings of the measure.
+        words: Takes the same settings, and says in a few words what is measured.
         unit: `share`, of 1; `points`, the difference of two shares; or `factor`.
-        settings: Names of the settings that it takes, and of none it needs more.
     """
 
     source: str
     read: Callable[..., float]
+    words: Callable[..., str]
     unit: str = "share"
-    settings: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> list[str]:
+        """Names of the settings that it takes, and of none it needs more."""
+        return list(signature(self.words).parameters)
 
 
 def _sparsity(data: Data, criterion: str = "bits", kind: str | None = None) -> float:
@@ -193,26 +200,26 @@ def _geometry(data: Data, figure: str) -> float:
 
 
 MEASURES: Mapping[str, Measure] = {
-    "sparsity": Measure("comparison", _sparsity, settings=("criterion", "kind")),
-    "tolerance-gain": Measure("comparison", _tolerance_gain, "points", ("wide", "narrow")),
-    "layer-spread": Measure("comparison", _layer_spread, "points", ("criterion",)),
-    "norm-excess": Measure("comparison", _norm_excess, "points", ("criterion",)),
-    "accuracy": Measure("evaluation", _accuracy, settings=("answers", "level")),
-    "level-gap": Measure("evaluation", _level_gap, "points", ("hard", "easy", "answers")),
-    "gain": Measure("evaluation", _gain, "points", ("answers",)),
-    "above-majority": Measure("evaluation", _above_majority, "points"),
-    "equal": Measure("identity", _equal, settings=("part", "criterion", "to")),
-    "relative-l2": Measure("identity", _relative_l2, "factor", ("part",)),
-    "cosine": Measure("identity", _cosine, "factor", ("part",)),
-    "untouched": Measure("trajectory", _untouched),
-    "cancelled": Measure("trajectory", _cancelled, settings=("of",)),
-    "effective": Measure("trajectory", _effective),
-    "stepped": Measure("trajectory", _stepped),
-    "sparsity-at": Measure("trajectory", _sparsity_at, settings=("step",)),
-    "reward-at": Measure("result", _reward_at, settings=("step", "over")),
-    "flattening": Measure("trajectory", _flattening, "factor"),
-    "gradient-density": Measure("result", _gradient_density),
-    "rank": Measure("rank", _rank, settings=("figure", "of")),
-    "geometry": Measure("geometry", _geometry, "factor", ("figure",)),
-    "overlap": Measure("overlap", _overlap, "factor", ("figure", "null")),
+    "sparsity": Measure("comparison", _sparsity, words.sparsity),
+    "tolerance-gain": Measure("comparison", _tolerance_gain, words.tolerance_gain, "points"),
+    "layer-spread": Measure("comparison", _layer_spread, words.layer_spread, "points"),
+    "norm-excess": Measure("comparison", _norm_excess, words.norm_excess, "points"),
+    "accuracy": Measure("evaluation", _accuracy, words.accuracy),
+    "level-gap": Measure("evaluation", _level_gap, words.level_gap, "points"),
+    "gain": Measure("evaluation", _gain, words.gain, "points"),
+    "above-majority": Measure("evaluation", _above_majority, words.above_majority, "points"),
+    "equal": Measure("identity", _equal, words.equal),
+    "relative-l2": Measure("identity", _relative_l2, words.relative_l2, "factor"),
+    "cosine": Measure("identity", _cosine, words.cosine, "factor"),
+    "untouched": Measure("trajectory", _untouched, words.untouched),
+    "cancelled": Measure("trajectory", _cancelled, words.cancelled),
+    "effective": Measure("trajectory", _effective, words.effective),
+    "stepped": Measure("trajectory", _stepped, words.stepped),
+    "sparsity-at": Measure("trajectory", _sparsity_at, words.sparsity_at),
+    "reward-at": Measure("result", _reward_at, words.reward_at),
+    "flattening": Measure("trajectory", _flattening, words.flattening, "factor"),
+    "gradient-density": Measure("result", _gradient_density, words.gradient_density),
+    "rank": Measure("rank", _rank, words.rank),
+    "geometry": Measure("geometry", _geometry, words.geometry, "factor"),
+    "overlap": Measure("overlap", _overlap, words.overlap, "factor"),
 }
