@@ -17,9 +17,12 @@ from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE, hostile_comparison
 from tests.report.trajectory_factory import make_trajectory
 from trimtab.elements.counts import percent
+from trimtab.papers.library import papers_folder
+from trimtab.papers.results import PaperResult
 from trimtab.report.comparison_page import comparison_page, demo_page
 from trimtab.report.identity_page import identity_page
 from trimtab.report.page import render
+from trimtab.report.paper_page import paper_page
 from trimtab.report.trajectory_page import trajectory_page
 
 pytestmark = pytest.mark.browser
@@ -74,6 +77,19 @@ def test_every_chart_of_a_trajectory_is_drawn(browse: Browse) -> None:
         assert drawn(document) == ["drawn"] * 5
         labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
         assert {*trajectory.final.by_kind, "all", "optimizer step"} <= set(labels)
+
+
+def test_every_chart_of_a_paper_is_drawn(open_page: OpenPage) -> None:
+    path = papers_folder() / "critics" / "results" / "small.json"
+    page = paper_page(PaperResult.load(path).to_dict())
+    tab = open_page(render(page))
+    assert drawn(tab.content()) == ["drawn"] * 4
+    labels = tab.locator(".chart text").all_text_contents()
+    assert {"grpo", "sft-lr-1e-6", "unchanged by bits (grpo-sgd − grpo)"} <= set(labels)
+    tab.locator(".chart .mark-symbol path").first.hover()
+    name, unchanged, gained, _ = tab.locator("#vg-tooltip-element td.value").all_inner_texts()
+    told = {row[0]: row[1:3] for row in page.shown[1].blocks[0].table.rows}  # type: ignore[union-attr]
+    assert told[name] == (unchanged, gained)
 
 
 def test_hover_shows_exact_counts(open_page: OpenPage) -> None:

@@ -7,11 +7,9 @@ from typing import Any
 import pytest
 
 from tests.papers.test_results import result, trial
-from trimtab.report.blocks import Table
-from trimtab.report.paper_page import paper_page
 from trimtab.report.paper_plan import render_paper_plan
 from trimtab.report.paper_table import render_paper_table
-from trimtab.report.paper_wording import bound_text, expected_text, figure_text, reason
+from trimtab.report.paper_wording import bound_text, expected_text, figure_text, ours_text
 
 
 @pytest.mark.parametrize(
@@ -43,7 +41,7 @@ def test_figures(value: float | None, interval: Any, unit: str, text: str) -> No
     ],
 )
 def test_bounds(bound: dict[str, float], unit: str, text: str) -> None:
-    assert bound_text({"bound": bound, "unit": unit}) == text
+    assert bound_text({"bound": bound, "unit": unit, "premise": False}) == text
 
 
 def test_a_claim_is_told_with_theirs_ours_and_the_verdict() -> None:
@@ -77,31 +75,12 @@ def test_lines_are_as_wide_as_asked() -> None:
     assert max(map(len, text.splitlines())) <= 60
 
 
-def test_the_reason_has_figure_bound_and_note() -> None:
-    (claim,) = result(trial()).to_dict()["claims"]
-    claim["note"] = "By bits."
-    assert reason(claim) == (
-        "sparsity of grpo: 91.00 % [88.52, 93.48], n = 3, asked for: above 50 %. By bits."
-    )
-    assert reason({**claim, "why": "no network"}) == "no network. By bits."
+def test_ours_is_every_figure_that_decides() -> None:
+    (claim,) = result(trial(), trial(bound={}), trial(about="and sft")).to_dict()["claims"]
+    figure = "91.00 % [88.52, 93.48], n = 3, asked for: above 50 %"
+    assert ours_text(claim) == f"sparsity of grpo: {figure}; and sft: {figure}"
+    assert ours_text({"trials": []}) == "–"
     assert expected_text({"expected": {}, "unit": "%"}) == "–"
-
-
-def test_the_page_has_every_claim_and_figure() -> None:
-    page = paper_page(result(trial(), trial(bound={})).to_dict())
-    (tried,), (every,) = (section.blocks for section in page.shown)
-    assert isinstance(tried, Table) and isinstance(every, Table)
-    assert tried.rows[0][:2] == ("Table 1", "It is sparse.")
-    assert [row[-1] for row in every.rows] == ["above 50 %", "control"]
-    assert page.heroes[0].figure == "1 of 1"
-
-
-def test_what_was_not_tried_is_folded_and_not_counted() -> None:
-    page = paper_page(result(trial(values={})).to_dict())
-    (not_run,) = page.shown[0].blocks
-    assert isinstance(not_run, Table)
-    assert (not_run.title, not_run.is_folded) == ("Not yet run: 1", True)
-    assert page.heroes[0].figure == "0 of 0"
 
 
 def plan(**more: Any) -> dict[str, Any]:

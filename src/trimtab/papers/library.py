@@ -85,7 +85,6 @@ class Trial:
         premise: Whether the claim means nothing unless this holds.
         bound: One of `above`, `below` and `within`, or nothing for a control -> its value.
         scales: At which it is tried.
-        about: What it is, in a few words; by default made of the rest.
     """
 
     claim: str
@@ -97,15 +96,13 @@ class Trial:
     premise: bool = False
     bound: Mapping[str, float] = field(default_factory=dict)
     scales: Sequence[str] = ("small",)
-    about: str | None = None
 
     def describe(self) -> str:
         """What it is, in a few words."""
-        if self.about is not None:
-            return self.about
         arms = f"{self.arm} − {self.than}" if self.than else self.arm
         if self.other:
-            arms = f"{self.arm} and {self.other}"
+            is_one = self.arm == self.other
+            arms = f"two seeds of {self.arm}" if is_one else f"{self.arm} and {self.other}"
         return f"{MEASURES[self.measure].words(**self.settings)} ({arms})"
 
     @property

@@ -107,7 +107,11 @@ def rank(figure: str, of: str = "mean") -> str:
     """Of `rank`."""
     control, _, which = of.rpartition("_")
     shuffled = ", its elements in random order" if control else ""
-    return f"{'least' if which == 'min' else which} {figure} of an update{shuffled}"
+    words = {
+        "matrix_rank": "rank of an update",
+        "energy_rank": "rank of 99 % of the energy of an update",
+    }
+    return f"{'least' if which == 'min' else which} {words[figure]}{shuffled}"
 
 
 def geometry(figure: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 __all__ = ["Column", "Figure", "Key", "Section", "Table", "run_column", "table"]
 
-Role = Literal["text", "number", "code"]
+Role = Literal["text", "prose", "number", "code", "word"]
 Column: TypeAlias = tuple[str, Role]
 """Heading and role of a column."""
 
@@ -25,7 +25,8 @@ class Table:
     Attributes:
         title: Caption, or what a folded table is opened by.
         headings: One for each column.
-        roles: How each column is set: words, right-aligned figures, or names from files.
+        roles: How each column is set: text, sentences that need some width, right-aligned figures,
+            names from files, or words that stay in one line.
         rows: Cells, one for each column.
         has_total: Whether the last row sums up the others.
         num_left_out: Rows that are not shown; said below the table.

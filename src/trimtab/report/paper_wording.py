@@ -7,7 +7,7 @@ from typing import Any
 
 from trimtab.report.wording import plural
 
-__all__ = ["bound_text", "expected_text", "figure_text", "reason", "seeds_text"]
+__all__ = ["bound_text", "expected_text", "figure_text", "ours_text", "seeds_text"]
 
 NONE = "–"
 SIGNS = {"share": " %", "points": " points", "factor": ""}
@@ -45,17 +45,19 @@ def expected_text(claim: Mapping[str, Any]) -> str:
 
 
 def bound_text(trial: Mapping[str, Any]) -> str:
-    """What a trial asks of its figure; empty for a control."""
+    """What a trial asks of its figure, and whether that is a premise; empty for a control."""
     (kind, bound), *_ = trial["bound"].items() or [("", 0.0)]
     scale = 1 if trial["unit"] == "factor" else 100
     shown = f"{bound * scale:g}{SIGNS[trial['unit']]}"
-    return {
+    premise = ", a premise" if trial["premise"] else ""
+    asked = {
         "": "",
         "above": f"above {shown}",
         "below": f"below {shown}",
         "within": f"within ± {shown}",
         "equals": f"{shown}, as printed",
     }[kind]
+    return f"{asked}{premise}"
 
 
 def seeds_text(trial: Mapping[str, Any]) -> str:
@@ -64,15 +66,12 @@ def seeds_text(trial: Mapping[str, Any]) -> str:
     return f"{trial['n']} ({plural(missing, 'run')} to come)" if missing else str(trial["n"])
 
 
-def reason(claim: Mapping[str, Any]) -> str:
-    """Why a claim has its verdict, and what to know of it."""
-    if claim["why"]:
-        return " ".join(filter(None, (f"{claim['why']}.", claim["note"])))
-    deciding = [trial for trial in claim["trials"] if trial["bound"]]
+def ours_text(claim: Mapping[str, Any]) -> str:
+    """Every figure that decides a claim, with what is asked of it."""
     told = []
-    for trial in deciding:
-        figure = figure_text(trial["value"], trial["interval"], trial["unit"])
-        told.append(
-            f"{trial['about']}: {figure}, n = {seeds_text(trial)}, asked for: {bound_text(trial)}"
-        )
-    return " ".join(filter(None, (f"{'; '.join(told)}.", claim["note"])))
+    for trial in claim["trials"]:
+        if trial["bound"]:
+            figure = figure_text(trial["value"], trial["interval"], trial["unit"])
+            n = f"n = {seeds_text(trial)}"
+            told.append(f"{trial['about']}: {figure}, {n}, asked for: {bound_text(trial)}")
+    return "; ".join(told) or NONE

@@ -1,0 +1,114 @@
+"""The page of a paper: every claim and figure, drawn as what it is."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.papers.test_results import result, trial
+from trimtab.report.blocks import Figure, Table
+from trimtab.report.page import render
+from trimtab.report.paper import figures_section, frontier_section
+from trimtab.report.paper_page import paper_page
+
+
+def claims_of(*trials: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
+    """One claim with these trials."""
+    (claim,) = result(*trials).to_dict()["claims"]
+    return [{**claim, **more}]
+
+
+def marks(figure: Figure) -> dict[str, list[dict[str, Any]]]:
+    """What a forest draws, by kind."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in figure.spec["data"]["values"]:
+        by_kind.setdefault(row["kind"], []).append(row)
+    return by_kind
+
+
+def test_the_page_has_every_claim_and_figure() -> None:
+    page = paper_page(result(trial(), trial(bound={}, about="sparsity of sft")).to_dict())
+    (tried,), (every,) = (section.blocks for section in page.shown)
+    assert isinstance(tried, Table) and isinstance(every, Figure)
+    assert tried.rows[0][0] == "It is sparse. (Table 1)"
+    assert [row[-1] for row in every.table.rows] == ["above 50 %", "control"]
+    assert page.heroes[0].figure == "1 of 1"
+
+
+def test_what_was_not_tried_is_folded_and_not_counted() -> None:
+    page = paper_page(result(trial(values={})).to_dict())
+    ((not_run,),) = (section.blocks for section in page.shown)
+    assert isinstance(not_run, Table)
+    assert (not_run.title, not_run.is_folded) == ("Not yet run: 1", True)
+    assert page.heroes[0].figure == "0 of 0"
+
+
+def test_a_forest_has_ours_theirs_and_the_bound() -> None:
+    section = figures_section(claims_of(trial(), trial(bound={}, about="sparsity of sft")))
+    assert section is not None
+    (figure,) = section.blocks
+    assert isinstance(figure, Figure)
+    drawn = marks(figure)
+    assert [(of["name"], round(of["value"], 9), of["arm"]) for of in drawn["ours"]] == [
+        ("sparsity of grpo", 91, "holds"),
+        ("sparsity of sft", 91, "control"),
+    ]
+    assert [(of["name"], of["value"]) for of in drawn["asked"]] == [("sparsity of grpo", 50)]
+    assert [(of["name"], of["value"]) for of in drawn["theirs"]] == [("sparsity of grpo", 68.5)]
+    assert drawn["ours"][0]["low"] < 91 < drawn["ours"][0]["high"]
+
+
+def test_a_figure_that_two_claims_share_is_drawn_as_what_one_asks() -> None:
+    claims = claims_of(trial(bound={})) + claims_of(trial(), id="b")
+    section = figures_section(claims)
+    assert section is not None
+    (figure,) = section.blocks
+    assert isinstance(figure, Figure)
+    (ours,) = marks(figure)["ours"]
+    assert ours["arm"] == "holds"
+    assert [row[0] for row in figure.table.rows] == ["a", "b"]
+
+
+def test_theirs_in_another_unit_is_not_drawn_on_this_axis() -> None:
+    section = figures_section(claims_of(trial(), unit="% of the most"))
+    assert section is not None
+    (figure,) = section.blocks
+    assert isinstance(figure, Figure)
+    assert "theirs" not in marks(figure)
+
+
+def test_a_bound_on_both_sides_and_ratios_on_a_log_axis() -> None:
+    within = trial(bound={"within": 0.5}, unit="factor", values={"0": 0.1, "1": 0.2, "2": 0.4})
+    section = figures_section(claims_of(within))
+    assert section is not None
+    (figure,) = section.blocks
+    assert isinstance(figure, Figure)
+    assert [of["value"] for of in marks(figure)["asked"]] == [-0.5, 0.5]
+    assert "type" not in figure.spec["layer"][0]["encoding"]["x"]["scale"]
+    section = figures_section(claims_of(trial(bound={"above": 1.0}, unit="factor")))
+    assert section is not None
+    (figure,) = section.blocks
+    assert isinstance(figure, Figure)
+    assert figure.spec["layer"][0]["encoding"]["x"]["scale"]["type"] == "log"
+
+
+def test_the_frontier_has_the_arms_of_which_both_are_known() -> None:
+    def of(arm: str, measure: str, *values: float) -> dict[str, Any]:
+        by_seed = {str(seed): value for seed, value in enumerate(values)}
+        return trial(arms=[arm], measure=measure, values=by_seed, bound={})
+
+    trials = [of("grpo", "sparsity", 0.9, 0.92), of("grpo", "gain", 0.5, 0.5)]
+    assert frontier_section(claims_of(*trials)) is None
+    trials += [of("sft", "sparsity", 0.8, 0.8), of("sft", "gain", 0.6, 0.7), of("ppo", "gain", 0.1)]
+    section = frontier_section(claims_of(*trials))
+    assert section is not None
+    (figure,) = section.blocks
+    assert isinstance(figure, Figure)
+    rows = figure.spec["data"]["values"]
+    places = [(row["name"], round(row["unchanged"], 9), round(row["gained"], 9)) for row in rows]
+    assert places == [("grpo", 91, 50), ("sft", 80, 65)]
+    assert [row[0] for row in figure.table.rows] == ["grpo", "sft"]
+
+
+def test_a_hostile_name_stays_text() -> None:
+    name = "</script><script>alert(1)</script>"
+    assert name not in render(paper_page(result(trial(about=name)).to_dict()))
