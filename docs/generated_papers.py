@@ -5,18 +5,35 @@ Like the functions of `docs.generated`, those here print Markdown.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from docs.generated import rows
 
 from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.results import PaperResult
+from trimtab.report.figures import figure_files
+from trimtab.report.paper_page import paper_page
 from trimtab.report.paper_wording import bound_text, expected_text, figure_text, seeds_text
 
-__all__ = ["chosen", "claims", "controls", "frontier", "overview", "public", "reading", "runs"]
+__all__ = [
+    "chosen",
+    "claims",
+    "controls",
+    "frontier",
+    "overview",
+    "picture",
+    "public",
+    "reading",
+    "runs",
+]
 
 NONE = "–"
+IMAGES = Path(__file__).parent / "images"
+_TEXT = re.compile(r"<text[^>]*>([^<]*)<")
 
 
 def overview(*papers: str, scale: str = "small") -> None:
@@ -155,6 +172,32 @@ def frontier(paper: str, id: str, *, scale: str = "small") -> None:
             for (arm, step), of in figures.items()
         ],
     )
+
+
+def picture(paper: str, file: str, *, scale: str = "small") -> None:
+    """A figure of a paper's page as an image, which is drawn anew when its marks have changed.
+
+    The digest of all marks is printed beside it, so that a picture of old results is noticed.
+
+    Args:
+        paper: Id.
+        file: Name of the figure's file, without its place on the page.
+        scale: Of the runs.
+    """
+    (drawn,) = (
+        of for of in figure_files([paper_page(_result(paper, scale))]) if of.name.endswith(file)
+    )
+    marks = _marks(drawn.content.decode())
+    path = IMAGES / f"{paper}-{file}"
+    if not path.exists() or _marks(path.read_text("utf-8")) != marks:
+        path.write_bytes(drawn.content)
+    title, *_ = _TEXT.findall(drawn.content.decode())
+    print(f"![{title}](images/{path.name})\n\n<!-- {sha256(marks.encode()).hexdigest()[:16]} -->")
+
+
+def _marks(svg: str) -> str:
+    """What a drawing says, whatever its geometry: labels of its marks, and its text."""
+    return "\n".join(sorted({*re.findall(r'aria-label="([^"]*)"', svg), *_TEXT.findall(svg)}))
 
 
 def reading() -> None:

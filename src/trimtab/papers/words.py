@@ -49,7 +49,7 @@ def above_majority() -> str:
 
 def equal(part: str = "all", criterion: str = "bits", to: str = "sub") -> str:
     """Of `equal`."""
-    whose = "the base " if to == "base" else ""
+    whose = "the base, " if to == "base" else ""
     return f"{whose}equal to the full run by {criterion}{_of(part)}"
 
 

@@ -231,7 +231,7 @@ def _frontier(claim: Data) -> Figure | None:
         )
     columns: list[Column] = [("runs", "code"), ("unchanged", "text"), ("gained", "text")]
     return Figure(
-        f"What was learned, beside what was left unchanged: {claim['id']}",
+        f"{claim['id']}: accuracy gained, weights unchanged",
         learned_beside_unchanged(rows),
         "Sparse and learned is to the upper right; sparse and nothing learned is to the lower "
         "right. Lines are 95 % intervals over seeds.",
