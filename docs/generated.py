@@ -56,12 +56,13 @@ CONVENTIONS = {
 
 @contextlib.contextmanager
 def tiny_pair() -> Iterator[None]:
-    """Work in a folder with tiny checkpoints (`base`, `tuned`, `sub`, `run`) that goes away again.
+    """Work in a folder with tiny checkpoints (`base`, `tuned`, …) that goes away again.
 
     `tuned` is `base` after 20 random steps of 1e-5, rounded to bf16 once: no training, and so what
     precision alone predicts is what should be measured. `sub` went the same way but for a tenth of
     noise, and only where `tuned` changed: as if training were repeated inside that mask. `run` has
-    checkpoints of a walk of its own, in fp32, whose steps get smaller.
+    checkpoints of a walk of its own, in fp32, whose steps get smaller. `other` is `tuned` as
+    another tool might write it: in fp32, with shorter names, and without the last norm.
     """
     import torch
     from tests.compare.checkpoints import llama_tensors, save
@@ -87,6 +88,9 @@ def tiny_pair() -> Iterator[None]:
         save(Path("base"), base)
         save(Path("tuned"), tuned)
         save(Path("sub"), sub)
+        kept = {name: tensor for name, tensor in tuned.items() if name != "model.norm.weight"}
+        other_names = {name.removeprefix("model."): of.float() for name, of in kept.items()}
+        save(Path("other"), other_names)
         for step, tensors in slowing_walk(base):
             save(Path("run") / f"checkpoint-{step}", tensors)
         yield
@@ -111,16 +115,28 @@ def shell(*commands: str) -> None:
     print("```console")
     with tiny_pair():
         for command in commands:
-            program, *arguments = shlex.split(command)
-            assert program == "trimtab", command
-            with (
-                contextlib.redirect_stdout(io.StringIO()) as printed,
-                contextlib.redirect_stderr(printed),
-                contextlib.suppress(SystemExit),
-            ):
-                main(arguments)
-            print(f"$ {command}\n{printed.getvalue().rstrip()}")
+            print(f"$ {command}\n{_printed_by(command)}")
     print("```")
+
+
+def part_of(command: str, start: str) -> None:
+    """Run a command beside `base` and `tuned`, and show what it prints from a line on."""
+    with tiny_pair():
+        lines = _printed_by(command).splitlines()
+    (first,) = (place for place, line in enumerate(lines) if line.startswith(start))
+    print("\n".join(["```console", f"$ {command}", "…", *lines[first:], "```"]))
+
+
+def _printed_by(command: str) -> str:
+    program, *arguments = shlex.split(command)
+    assert program == "trimtab", command
+    with (
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        contextlib.redirect_stderr(printed),
+        contextlib.suppress(SystemExit),
+    ):
+        main(arguments)
+    return printed.getvalue().rstrip()
 
 
 def session(source: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from tests.report.identity_factory import make_agreement, make_identity
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
-from tests.report.test_table import cells
+from tests.report.test_comparison_table import cells
 from trimtab.elements.agreement import Agreement, SplitAgreement
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA

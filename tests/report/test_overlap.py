@@ -11,7 +11,7 @@ import pytest
 from tests.report.overlap_factory import make_overlap
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
-from tests.report.test_table import cells
+from tests.report.test_comparison_table import cells
 from trimtab.masks.overlap.counts import OverlapCoverage
 from trimtab.masks.overlap.hypergeometric import Tail
 from trimtab.masks.overlap.result import Overlap

@@ -9,7 +9,7 @@ import pytest
 
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
-from tests.report.test_table import cells
+from tests.report.test_comparison_table import cells
 from tests.report.trajectory_factory import make_record, make_trajectory
 from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.elements.counts import percent

@@ -79,7 +79,7 @@ RENDERINGS: Mapping[str, Rendering] = {
     "trimtab.comparison": Rendering(
         command="trimtab compare",
         result="compare.result:Comparison",
-        text="report.table:render_table",
+        text="report.comparison_table:render_table",
         page="report.comparison_page:comparison_page",
     ),
     "trimtab.trajectory": Rendering(

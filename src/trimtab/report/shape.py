@@ -12,22 +12,26 @@ from trimtab.report.blocks import Column, Figure, Key, Section, Table, run_colum
 from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import magnitude, named, plural, printable
 
-__all__ = ["geometry", "rank"]
+__all__ = ["RANKS", "SHARES", "geometry", "rank"]
 
-_RANKS = {
+RANKS = {
     "matrix_rank": "matrix rank",
     "rank_atol=1e-06": "singular values > 1e-06",
     "energy_rank": "99 % energy rank",
     "entropy_rank": "entropy rank",
     "stable_rank": "stable rank",
 }
-_SHARES = {
+"""Rank of an update -> how it is called."""
+
+SHARES = {
     "energy_left": "update in top output directions",
     "energy_right": "update in top input directions",
     "energy_both": "update in both",
     "low_magnitude_mask": "changes on the smallest weights",
     "principal_mask": "changes on the principal weights",
 }
+"""Share of an update -> how it is called."""
+
 _NUM_TENSORS = 300
 
 
@@ -39,7 +43,7 @@ def rank(arms: Sequence[Arm]) -> Section | None:
     labels = [arm.label for arm in arms]
     rows: list[dict[str, Any]] = []
     cells: list[tuple[str, ...]] = []
-    for rank_key, name in _RANKS.items():
+    for rank_key, name in RANKS.items():
         for label, section in sections.items():
             summary = section["summary"].get(rank_key)
             if summary is None or summary["mean"] is None:
@@ -77,7 +81,7 @@ def rank(arms: Sequence[Arm]) -> Section | None:
         charts.reference_dots(
             rows,
             labels,
-            list(_RANKS.values()),
+            list(RANKS.values()),
             axis="mean over matrices (% of full rank)",
             lowest=0,
             tips=("figure", "update", "shuffled update"),
@@ -113,7 +117,7 @@ def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> Table:
         return f"{row['update'][figure]['value']:.4g} / {row['random'][figure]['value']:.4g}"
 
     columns: list[Column] = [("tensor", "code"), ("shape", "number"), ("method", "text")]
-    columns += [(name, "number") for name in _RANKS.values()]
+    columns += [(name, "number") for name in RANKS.values()]
     return table(
         named(label, "Rank of every matrix, update / shuffled"),
         columns,
@@ -122,7 +126,7 @@ def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> Table:
                 printable(name),
                 " × ".join(map(str, row["shape"])),
                 printable(row["method"]),
-                *(cell(row, figure) for figure in _RANKS),
+                *(cell(row, figure) for figure in RANKS),
             )
             for name, row in section["by_tensor"].items()
         ],
@@ -138,7 +142,7 @@ def geometry(arms: Sequence[Arm]) -> Section | None:
     labels = [arm.label for arm in arms]
     rows: list[dict[str, Any]] = []
     cells: list[tuple[str, ...]] = []
-    for share_key, name in _SHARES.items():
+    for share_key, name in SHARES.items():
         for label, section in sections.items():
             summary = section["summary"].get(share_key)
             if summary is None:
@@ -175,7 +179,7 @@ def geometry(arms: Sequence[Arm]) -> Section | None:
         charts.reference_dots(
             rows,
             labels,
-            list(_SHARES.values()),
+            list(SHARES.values()),
             axis="share (%)",
             lowest=0,
             tips=("share of", "share", "chance", "lift"),

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 from tests.report.factory import make_comparison, make_counts, make_tensor, wrap
 from trimtab.compare.result import Coverage
 from trimtab.elements.counts import ChangeCounts, percent
-from trimtab.report.table import render_table
+from trimtab.report.comparison_table import render_table
 
 
 def cells(line: str) -> list[str]:
@@ -81,6 +83,23 @@ def test_a_prediction_is_not_set_beside_a_tolerance() -> None:
         make_comparison(num_layers=1, analysed=True, criterion="atol=1e-05"), console_width=120
     )
     assert "predicted" not in text
+
+
+def test_rank_and_geometry_stand_beside_their_controls() -> None:
+    comparison = make_comparison(num_layers=2, analysed=True)
+    text = render_table(comparison, console_width=100)
+    rank, geometry = (comparison.analyses[name]["summary"] for name in ("rank", "geometry"))
+    of_rank, of_mask = rank["stable_rank"], geometry["low_magnitude_mask"]
+    told = [percent(of_rank[key], 1) for key in ("mean", "random_mean", "min", "random_min")]
+    (line,) = (line for line in text.splitlines() if line.startswith("stable rank"))
+    assert re.findall(r"[<>]?\d[\d.]* %", line) == told
+    (line,) = (line for line in text.splitlines() if line.startswith("changes on the smallest"))
+    assert re.findall(r"[<>]?\d[\d.]* %", line) == [
+        percent(of_mask["share"], 1),
+        percent(of_mask["chance"], 1),
+    ]
+    assert line.endswith(f" {of_mask['lift']:.2f}")
+    assert "Rank of" not in render_table(make_comparison(num_layers=2), console_width=100)
 
 
 def test_names_cannot_steer_the_terminal() -> None:
