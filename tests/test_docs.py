@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 import pytest
+
+import trimtab
 from docs import (
     generated,
     generated_demo,
@@ -18,8 +20,6 @@ from docs import (
     generated_structure,
     generated_training,
 )
-
-import trimtab
 from trimtab import errors
 from trimtab.cli import trimtab as command_line
 from trimtab.compare.result import ANALYSES
@@ -28,7 +28,7 @@ from trimtab.masks.summary import summarise
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 
 NAMED_BY_DATA = {"num_changed", "sparsity", "unweighted_mean_sparsity", "ulp_histogram", "dtypes"}
 NAMED_BY_DATA |= {"by_layer", "by_kind", "by_tensor", "num_sub_equal", "num_base_equal"}
@@ -203,11 +203,11 @@ def _unshared(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text("utf-8")
-    for path in DOCS.glob("*.md"):
-        assert f": {path.name}\n" in navigation
+    for path in DOCS.rglob("*.md"):
+        assert re.search(rf"[:-] {path.relative_to(DOCS)}$", navigation, re.MULTILINE), path
 
 
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_address_of_a_machine_or_a_registry(path: Path) -> None:
     addresses = re.findall(r"https?://([^/\s)>\"]+)", path.read_text("utf-8"))
     assert set(addresses) <= {"arxiv.org", "github.com"}

@@ -1,0 +1,75 @@
+"""What the pages of the documentation show: their blocks, and the commands in them.
+
+What cog prints was run when it was printed, and is left out here.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[2]
+
+PAGES = {
+    str(path.relative_to(ROOT)): path
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+}
+"""Name of a page, as `docs/train.md` -> its file."""
+
+GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.S)
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.S | re.M)
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    language: str
+    text: str
+
+
+class Command(NamedTuple):
+    """A line of a `console` or `bash` block that somebody would type.
+
+    Attributes:
+        words: Of the command.
+        piped: What its output goes to, or "".
+        shown: The lines that the page says it prints.
+    """
+
+    words: list[str]
+    piped: str
+    shown: list[str]
+
+
+def prose(page: str) -> str:
+    """A page without what was generated and without its blocks."""
+    return FENCE.sub("", GENERATED.sub("", PAGES[page].read_text("utf-8")))
+
+
+def blocks(page: str, *languages: str) -> list[Block]:
+    """The blocks of a page that nobody generated; of some languages, or all."""
+    text = GENERATED.sub("", PAGES[page].read_text("utf-8"))
+    found = [Block(*match) for match in FENCE.findall(text)]
+    return [block for block in found if not languages or block.language in languages]
+
+
+def commands(page: str) -> Iterator[Command]:
+    """All commands of a page, in order."""
+    for block in blocks(page, "console", "bash"):
+        command: Command | None = None
+        for line in block.text.replace("\\\n", " ").splitlines():
+            if block.language == "bash" or line.startswith("$ "):
+                typed, _, piped = line.removeprefix("$ ").partition(" | ")
+                command = Command(shlex.split(typed, comments=True), piped, [])
+                yield command
+            else:
+                assert command is not None, (page, line)
+                command.shown.append(line)
+
+
+def commands_of(page: str, program: str) -> list[Command]:
+    """Those of one program."""
+    return [command for command in commands(page) if command.words[0] == program]

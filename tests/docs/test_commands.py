@@ -1,0 +1,180 @@
+"""Every command that the documentation shows runs, in a tiny world.
+
+The commands of a page are typed one after the other in a folder with what the page supposes
+(`world.SUPPOSED`), and must succeed. A command that is new in a page is run like all others. What
+would take too long, or needs what no test has, is in `CUT`, in the stand-ins and in
+`NOT_INSTALLED`, each with its reason.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from functools import partial
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+from tests.docs import world
+from tests.docs.pages import PAGES, commands_of
+from tests.docs.test_named_commands import understood
+from tests.training import tiny
+from trimtab.cli import main
+
+
+class Cut(NamedTuple):
+    """What is typed in place of a command that a page shows.
+
+    Attributes:
+        why: The reason.
+        more: Options at its end.
+        instead: A word of it -> what stands for it.
+    """
+
+    why: str
+    more: tuple[str, ...] = ()
+    instead: Mapping[str, str] = {}
+
+
+FRAGILE = Cut(
+    "144 conditions of 32 questions and 18 passages",
+    ("--noise", "sign", "--levels", "0.3", "--seeds", "1", "--questions", "4", "--passages", "2"),
+)
+
+CUT: Mapping[str, Cut] = {
+    "demo --controls": Cut("seven runs of 20 steps", ("--steps", "3")),
+    "evaluate full sub random --base base --data math500.jsonl --verifier math --by level "
+    "--max-tokens 2048": Cut("the tiny model has a context of 2048", ("--max-tokens", "8")),
+    "evaluate out/model --base base --task reasoning_gym:chain_sum --by num_terms "
+    "--config max_terms=6": Cut("500 questions", ("--questions", "5", "--max-tokens", "4")),
+    "robustness demo/grpo --mask grpo.safetensors --base demo/base --task addition": FRAGILE,
+    "robustness tuned/ --mask m.safetensors --base base/ --task addition --html robustness.html": (
+        FRAGILE
+    ),
+    "paper run mukherjee-2025 --scale tiny": Cut("three seeds", ("--seeds", "0,1")),
+    "sweep sweep.toml --jobs 2": Cut("24 processes", instead={"sweep.toml": "few.toml"}),
+}
+"""A command as it is shown -> how it is cut short."""
+
+NOT_INSTALLED = {
+    "reasoning_gym": "the extra `tasks`, one package of which needs a C compiler",
+}
+"""A word of a command begins with this package -> why it may be missing; then it is only parsed."""
+
+WRITES = {"-o", "--output", "--html", "--survivors", "--figures"}
+"""Options that name what is there afterwards."""
+
+ELLIPSIS = {"", "  …"}
+
+TOLD_OTHERWISE = {
+    "  tokens per step  about 29 in 4 sequences in every cell": "a token for each character here",
+}
+"""A line that a page says is printed -> why it is another here."""
+
+
+def suites_of(tasks: list[str]) -> dict[str, Any]:
+    """What lm-evaluation-harness returns, in its form."""
+    return {
+        "results": {
+            task: {"alias": task, "acc,none": 0.5, "acc_stderr,none": 0.1} for task in tasks
+        },
+        "versions": dict.fromkeys(tasks, 1),
+        "n-shot": dict.fromkeys(tasks, 0),
+        "n-samples": {task: {"original": 4, "effective": 4} for task in tasks},
+    }
+
+
+def stand_in_for_suites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-evaluation-harness loads its tasks' data from a hub; a real one is in `test_suites`."""
+    known = {"arc_easy", "hellaswag", "my_task"}
+    modules: dict[str, Any] = {
+        "lm_eval": {"simple_evaluate": lambda tasks, **_: suites_of(tasks)},
+        "lm_eval.tasks": {"TaskManager": lambda **_: SimpleNamespace(all_tasks=known)},
+        "lm_eval.models": {},
+        "lm_eval.models.huggingface": {"HFLM": dict},
+    }
+    for name, members in modules.items():
+        module = ModuleType(name)
+        module.__dict__.update(members)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def stand_in_for_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo's model is not in the project; the papers' tiny one is trained for three steps."""
+    from trimtab.papers import tiny_base
+    from trimtab.training import demo
+
+    def make_base(folder: Path) -> dict[str, Any]:
+        return {**tiny.make_base(folder), "note": "random"}
+
+    monkeypatch.setattr(demo, "train_demo", partial(demo.train_demo, make_base=make_base))
+    monkeypatch.setattr(tiny_base, "STEPS", 3)
+
+
+def missing_package(words: list[str]) -> str | None:
+    """The package that a command needs and this machine may not have."""
+    needed = [of for of in NOT_INSTALLED if any(word.startswith(of) for word in words)]
+    return next((of for of in needed if find_spec(of) is None), None)
+
+
+@pytest.mark.train
+@pytest.mark.filterwarnings("ignore:'protected_args' is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page, "trimtab")])
+def test_the_commands_of_a_page_run(
+    page: str,
+    shelf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stand_in_for_models(monkeypatch)
+    stand_in_for_suites(monkeypatch)
+    world.furnish(shelf, page, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for command in commands_of(page, "trimtab"):
+        words = command.words[1:]
+        if missing_package(words):
+            understood(words)
+            continue
+        code = type_in(words)
+        printed, said = capsys.readouterr()
+        assert code == 0, f"trimtab {shlex.join(words)}: {said}"
+        for option, value in pairwise(words):
+            if option in WRITES:
+                assert Path(value).exists(), (words, value)
+        if command.piped:
+            assert filtered(printed, command.piped) is not None
+        told = {*command.shown} - ELLIPSIS - TOLD_OTHERWISE.keys()
+        assert told <= {*printed.splitlines()}, words
+
+
+def type_in(words: list[str]) -> object:
+    """Run a command as the page has it, or as `CUT` does; its exit code."""
+    cut = CUT.get(shlex.join(words), Cut("nothing"))
+    with pytest.raises(SystemExit) as stop:
+        main([*(cut.instead.get(word, word) for word in words), *cut.more])
+    return stop.value.code
+
+
+def filtered(printed: str, piped: str) -> Any:
+    """What `jq .a.b.c` finds."""
+    program, path = shlex.split(piped, comments=True)
+    assert program == "jq"
+    value = json.loads(printed)
+    for key in path.removeprefix(".").split("."):
+        value = value[key]
+    return value
+
+
+def test_nothing_is_cut_that_no_page_shows() -> None:
+    shown = [command for page in PAGES for command in commands_of(page, "trimtab")]
+    assert len(shown) > 40
+    assert CUT.keys() <= {shlex.join(command.words[1:]) for command in shown}
+    assert world.SUPPOSED.keys() <= PAGES.keys()
+    assert TOLD_OTHERWISE.keys() <= {line for command in shown for line in command.shown}
