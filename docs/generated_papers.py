@@ -77,16 +77,19 @@ def claims(paper: str, *, scale: str = "small", verdict: str | None = None) -> N
         if claim["id"] not in _public(paper) and verdict in (None, claim["verdict"])
     ]
     sources = any(claim["source"] for claim in told)
+
+    def place(claim: Mapping[str, Any]) -> str:
+        of = f"{claim['source'] or 'ours'}, " if sources else ""
+        return f"`{claim['id']}`<br>{of}{claim['place']}"
+
     rows(
-        [*(["arXiv"] if sources else []), "place", "claim", "theirs", "ours", "n", "verdict"],
+        ["of", "claim", "theirs", "ours", "verdict"],
         [
             [
-                *([claim["source"] or "ours"] if sources else []),
-                claim["place"],
-                f"{_cell(claim['claim'])} `{claim['id']}`",
+                place(claim),
+                _cell(claim["claim"]),
                 expected_text(claim),
-                _first(claim),
-                str(claim["n"] or NONE),
+                _ours(claim),
                 f"**{claim['verdict']}**",
             ]
             for claim in told
@@ -97,7 +100,7 @@ def claims(paper: str, *, scale: str = "small", verdict: str | None = None) -> N
 def chosen(
     *claims: tuple[str, str], scale: str = "small", page: str = "papers.md", theirs: bool = False
 ) -> None:
-    """Some claims of several papers, each with the figure that decides it.
+    """Some claims of several papers, each with the figures that decide it.
 
     Args:
         claims: Paper and id.
@@ -110,14 +113,12 @@ def chosen(
         for paper, _ in claims
     }
     rows(
-        ["claim", "of", *(["theirs"] if theirs else []), "ours", "n", "verdict"],
+        ["claim", *(["theirs"] if theirs else []), "ours", "verdict"],
         [
             [
-                _cell(claim["claim"]),
-                f"[`{id}`]({page}#{paper})",
+                f"[{_cell(claim['claim'])}]({page}#{paper})",
                 *([expected_text(claim)] if theirs else []),
-                _first(claim),
-                str(claim["n"] or NONE),
+                _ours(claim),
                 f"**{claim['verdict']}**",
             ]
             for paper, id in claims
@@ -280,13 +281,15 @@ def public(paper: str) -> None:
     )
 
 
-def _first(claim: Mapping[str, Any]) -> str:
-    """The figure that decides a claim, and what is asked of it; a dash where there is none."""
-    if claim["why"]:
-        return NONE
-    trial = claim["trials"][0]
-    figure = figure_text(trial["value"], trial["interval"], trial["unit"])
-    return f"{_cell(trial['about'])}: {figure}; asked: {bound_text(trial)}"
+def _ours(claim: Mapping[str, Any]) -> str:
+    """The figures that decide a claim, and what is asked of each; a dash where there are none."""
+    told = []
+    for trial in claim["trials"]:
+        if trial["bound"] and not trial["premise"]:
+            figure = figure_text(trial["value"], trial["interval"], trial["unit"])
+            n = f"n = {trial['n']}"
+            told.append(f"{_cell(trial['about'])}: {figure}, {n}; asked: {bound_text(trial)}")
+    return "<br>".join(told) if told and not claim["why"] else NONE
 
 
 def _public(paper: str) -> Iterable[str]:
