@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoints.building import opened, random_bits, tensors_bytes
-from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
+from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
@@ -115,3 +115,21 @@ def test_reading_after_close_is_an_error(tmp_path: Path, pool: FilePool) -> None
     pool.close()
     with pytest.raises(ValueError, match="closed"):
         tensor.read()
+
+
+def test_what_reads_through_a_pool_closes_it_whatever_happens(
+    tmp_path: Path, pool: FilePool
+) -> None:
+    class Reader(Pooled):
+        def __init__(self) -> None:
+            self._pool = pool
+            self.tensor = stored(tmp_path / "f", 10, pool)
+
+    (tmp_path / "f").write_bytes(bytes(10))
+    with pytest.raises(KeyError), Reader() as reader:  # and what is raised is not swallowed
+        reader.tensor.read()
+        assert num_open(tmp_path) == 1
+        raise KeyError
+    assert num_open(tmp_path) == 0
+    with pytest.raises(ValueError, match="closed"):
+        reader.tensor.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import operator
 from collections.abc import Callable
 from pathlib import Path
@@ -148,7 +149,8 @@ def test_share(run: Run, saved: tuple[Path, Path], pair: tuple[Path, Path], tmp_
     assert code == 0
     written = ["core", "own-1-first", "own-2-second"]
     assert [line.split(":")[0] for line in err.splitlines()] == [
-        f"wrote {folder / name}.safetensors" for name in written
+        *(f"wrote {folder / name}.safetensors" for name in written),
+        f"wrote {folder / 'split.json'}",
     ]
     assert Mask.load(folder / "core.safetensors") == first & second
     assert Mask.load(folder / "own-1-first.safetensors") == first - second
@@ -165,11 +167,17 @@ def test_share(run: Run, saved: tuple[Path, Path], pair: tuple[Path, Path], tmp_
     assert rows["core"][4] == f"{chance:,.0f}"
     assert rows["core"][5] == f"{core / chance:.3g}"
     assert "matched" not in out
+    assert run("report", folder / "split.json").out == out
+    assert run("report", folder / "split.json", "-o", tmp_path / "split.html").code == 0
+    assert "What do the masks share?" in (tmp_path / "split.html").read_text()
     matched = run("mask", "share", *saved, "--base", pair[0], "-o", folder, "--force")
     assert "  matched lift\n" in matched.out
+    printed = run("mask", "share", *saved, "--base", pair[0], "-o", folder, "--force", "--json").out
+    assert json.loads(printed) == json.loads((folder / "split.json").read_text())
+    assert json.loads(printed)["masks"][0]["num_checked"] == len(first)
     again = run("mask", "share", *saved, "-o", folder)
     assert again.code == 1
-    assert "core.safetensors exists already: add --force" in again.err
+    assert "split.json exists already: add --force" in again.err
     assert run("mask", "share", *saved, "-o", folder, "--force").code == 0
     assert run("mask", "share", saved[0], "-o", folder).code == 2
     out = run("mask", "info", folder / "own-2-second.safetensors").out

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from math import prod
 from pathlib import Path
 
@@ -48,6 +52,35 @@ def test_a_table_json_and_a_page(run: Run, common: tuple[object, ...], tmp_path:
     drawn = tmp_path / "again.html"
     assert run("report", path, "-o", drawn).code == 0
     assert drawn.read_text() == page.read_text()
+
+
+def test_a_probe_that_was_interrupted_goes_on(
+    run: Run, common: tuple[object, ...], tmp_path: Path
+) -> None:
+    """With a real Ctrl-C in a process of its own."""
+    options = (*common, "--passages", 1, "--levels", "0.3,1", "-o")
+    path, kept = tmp_path / "r.json", tmp_path / "r.partial.jsonl"
+    command = [sys.executable, "-m", "trimtab", *map(str, options), str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (kept.exists() and kept.read_bytes().count(b"\n") > 3):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate()[1]
+    assert (process.returncode, said.strip()) == (130, "trimtab: interrupted")
+    assert not path.exists()
+    finished = kept.read_bytes().splitlines()[1:-1]
+    assert 0 < len(finished) < 4 * 2 * 3 * 4
+    code, _, err = run(*options, path, "--levels", "0.7")
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"{kept} holds the finished part of a probe with settings.levels=" in err
+    for file in (path, tmp_path / "whole.json"):
+        assert run(*options, file) == (0, "", f"wrote {file}\n")
+    assert not list(tmp_path.glob("*.jsonl"))
+    told, wanted = (json.loads(file.read_text()) for file in (path, tmp_path / "whole.json"))
+    for data in (told, wanted):
+        data["provenance"] |= {"date": "", "command": ""}
+    assert told == wanted
+    assert [json.loads(line) for line in finished] == told["cells"][: len(finished)]
 
 
 def test_every_noise_without_questions(run: Run, common: tuple[object, ...]) -> None:

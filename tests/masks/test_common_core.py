@@ -35,8 +35,8 @@ def test_the_parts_are_those_of_sets(
         mask.num_selected() for mask in (core, *own)
     ]
     assert [part.mask for part in split.parts] == [None, *range(len(masks))]
-    assert [part.file for part in split.parts] == list(files)
-    assert split.num_selected == tuple(mask.num_selected() for mask in masks)
+    assert [part.file for part in split.parts] == list(map(str, files))
+    assert [of.num_selected for of in split.masks] == [mask.num_selected() for mask in masks]
     names = {name for mask in masks for name in mask}
     assert set(core) == set(own[0]) == names
     assert split.num_elements == core.num_elements()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any
 
 from trimtab.checkpoints.architectures import TIED
@@ -15,7 +15,7 @@ from trimtab.checkpoints.hub import HUB_ID, fetch
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import tied_names
 from trimtab.checkpoints.safetensors_file import read_safetensors
-from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
+from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.checkpoints.torch_file import read_torch_file
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
@@ -30,7 +30,7 @@ READERS: Mapping[str, Callable[[DataFile], list[StoredTensor]]] = {
 }
 
 
-class Checkpoint:
+class Checkpoint(Pooled):
     """An open checkpoint: its tensors stay on disk until they are read.
 
     Use it as a context manager, or call `close`.
@@ -66,21 +66,6 @@ class Checkpoint:
 
     def __repr__(self) -> str:
         return f"Checkpoint({self.id!r}, {len(self.tensors)} tensors)"
-
-    def __enter__(self) -> Checkpoint:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the files. Reading a tensor afterwards is an error."""
-        self._pool.close()
 
     def scale_of(self, name: str) -> StoredTensor | None:
         """The block scales of an fp8 weight, `name` + `_scale_inv`, if they are stored."""

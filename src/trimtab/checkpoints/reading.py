@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
@@ -82,13 +82,18 @@ class Reading(Generic[Item]):
         self._stop = threading.Event()
 
     def run(
-        self, task: Callable[[Item], tuple[Result, Digests]]
+        self,
+        task: Callable[[Item], tuple[Result, Digests]],
+        *,
+        order: Iterable[Item] | None = None,
     ) -> tuple[dict[Item, Result], tuple[dict[str, str], ...]]:
         """Read all, once.
 
         Args:
             task: Reads the tensors of an item by `sources` and `chunks`, in any thread; returns
                 what it found, and what each source gave at its finish.
+            order: The items in the order in which tasks are given to the threads, as they come; by
+                default the largest first.
 
         Returns:
             What was found for each item, and for each checkpoint the hashes of its tensors by name.
@@ -97,7 +102,7 @@ class Reading(Generic[Item]):
         try:
             # Large tensors first, so that no thread is left with one at the end.
             by_size = sorted(self._items, key=lambda it: it.stored[0].num_bytes, reverse=True)
-            tasks = {item: executor.submit(task, item) for item in by_size}
+            tasks = {item: executor.submit(task, item) for item in order or by_size}
             hashed = [executor.submit(self._hash, tensor) for _, tensor in self._apart]
             hashes: tuple[dict[str, str], ...] = tuple({} for _ in range(self._num_checkpoints))
             for (place, tensor), future in zip(self._apart, hashed, strict=True):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["Counterparts", "DataFile", "FilePool", "Hashes", "StoredTensor"]
+__all__ = ["Counterparts", "DataFile", "FilePool", "Hashes", "Pooled", "StoredTensor"]
 
 Hashes = Sequence[Mapping[str, str]]
 """Name -> xxh3-128 of every stored tensor, for each of several checkpoints."""
@@ -68,6 +68,22 @@ class FilePool:
             self._idle.clear()
         for handle in handles:
             handle.close()
+
+
+class Pooled:
+    """What reads through a `FilePool`, as a context manager that closes it at the end."""
+
+    _pool: FilePool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files. Reading afterwards is an error."""
+        self._pool.close()
 
 
 class DataFile:

@@ -100,6 +100,12 @@ RENDERINGS: Mapping[str, Rendering] = {
         text="report.overlap_table:render_overlap_table",
         page="report.overlap_page:overlap_page",
     ),
+    "trimtab.split": Rendering(
+        command="trimtab mask share",
+        result="masks.split:Split",
+        text="report.split_table:render_split",
+        page="report.split_page:split_page",
+    ),
     "trimtab.prediction": Rendering(
         command="trimtab mask score",
         result="masks.prediction.result:PredictionScore",

@@ -100,12 +100,15 @@ def command(
     at random that the base's weights match in magnitude. After each, a text is read beside the
     unperturbed model (KL), and questions are asked if there are any. The files are not touched.
 
+    With -o, interrupt it when you like: the same command goes on, and keeps what is finished.
     Without -o, a table is printed.
     """
     questions = questions_of(**asked)
 
     from trimtab.training.robustness.probe import robustness
 
+    output = outputs.output
+    unfinished = None if output is None else output.with_suffix(".partial.jsonl")
     result = robustness(
         checkpoint,
         base=base,
@@ -118,5 +121,8 @@ def command(
         text=text,
         num_passages=passages,
         batch_size=batch_size,
+        unfinished=unfinished,
     )
     outputs.give(result, typed)
+    if unfinished is not None:
+        unfinished.unlink()

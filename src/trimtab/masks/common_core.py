@@ -8,7 +8,8 @@ hand as many of each tensor × exponent bin of its weights (the magnitude-matche
 selects the share pⱼ, an element is in the core with probability ∏ pⱼ, and in the own part of mask i
 with probability pᵢ·∏ (1 - pⱼ) over the others.
 
-All parts are written in one pass over the masks, which stay on disk.
+All parts are written in one pass over the masks, which stay on disk; `trimtab.masks.split` holds
+what comes of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from math import fsum, prod
 from pathlib import Path
 from typing import Any
@@ -26,65 +26,22 @@ import numpy as np
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.record import made_now
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import in_common
 from trimtab.masks.derived import tensor_of
+from trimtab.masks.identity.result import mask_record
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.overlap import overlap
+from trimtab.masks.overlap.result import Overlap
 from trimtab.masks.packed import PackedTensor
 from trimtab.masks.provenance import provenance_from
-from trimtab.masks.stored import AnyMask
+from trimtab.masks.split import Part, Split
+from trimtab.masks.stored import AnyMask, path_of
 from trimtab.masks.writing import mask_writer
 from trimtab.outputs import ensure_free
 
-__all__ = ["Part", "Split", "chance_of", "part_files", "split_tensor", "write_parts"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The common core, or the own part of one mask.
-
-    Attributes:
-        file: Where it was written.
-        mask: Place of the mask that it is the own part of, from 0; None for the core.
-        num_selected: Elements in it.
-        chance: Elements that would be in it by chance, for masks that have as many of each tensor.
-        matched_chance: The same for as many of each tensor × exponent bin of the base; None if it
-            was not given.
-    """
-
-    file: Path
-    mask: int | None
-    num_selected: int
-    chance: float
-    matched_chance: float | None = None
-
-    @property
-    def lift(self) -> float | None:
-        """How many times as many elements as by chance; None if there would be none."""
-        return self.num_selected / self.chance if self.chance else None
-
-    @property
-    def matched_lift(self) -> float | None:
-        """The same over `matched_chance`."""
-        return self.num_selected / self.matched_chance if self.matched_chance else None
-
-
-@dataclass(frozen=True)
-class Split:
-    """Several masks, split.
-
-    Attributes:
-        num_elements: Elements of the tensors of all masks.
-        num_selected: Elements that each mask selects.
-        parts: The core, then the own part of each mask.
-        base_differs: Tensors for which the masks do not agree what they were made against.
-    """
-
-    num_elements: int
-    num_selected: tuple[int, ...]
-    parts: tuple[Part, ...]
-    base_differs: tuple[str, ...]
+__all__ = ["chance_of", "part_files", "split_tensor", "write_parts"]
 
 
 def part_files(folder: str | os.PathLike[str], ids: Sequence[str]) -> tuple[Path, ...]:
@@ -130,14 +87,17 @@ def write_parts(
     steps: list[dict[str, Any]] = [{"step": "core"}]
     steps += [{"step": "own", "mask": place} for place in range(len(masks))]
     told = {"base_differs": list(together.base_differs)}
+    records = tuple(mask_record(mask, path_of(mask), ()) for mask in masks)
     matched: Sequence[float | None] = [None] * len(steps)
+    against = None
     if base is not None:
-        matched = _matched_chance(masks, base, progress)
+        counted = _counted(masks, base, progress)
+        records, matched, against = counted.masks, _matched_chance(counted), counted.base
     chance = [0.0] * len(steps)
     with ExitStack() as stack:
         writers = []
         for file, step in zip(files, steps, strict=True):
-            provenance = {**provenance_from(masks, {**step, **told}), "command": command}
+            provenance = provenance_from(masks, {**step, **told}) | {"command": command}
             outline = MaskOutline(together.shapes, together.base, provenance)
             writers.append(stack.enter_context(mask_writer(file, outline, force=force)))
         for name in writers[0].names:
@@ -146,17 +106,18 @@ def write_parts(
                 writers[place].add(part)
             means = chance_of(tensors[0].num_elements, [one.num_selected for one in tensors])
             chance = [sum_ + mean for sum_, mean in zip(chance, means, strict=True)]
-    parts = tuple(
-        Part(Path(file), step.get("mask"), sum(writer.num_selected.values()), mean, matched_mean)
-        for file, step, writer, mean, matched_mean in zip(
-            files, steps, writers, chance, matched, strict=True
-        )
-    )
     return Split(
-        sum(prod(shape) for shape in together.shapes.values()),
-        tuple(mask.num_selected() for mask in masks),
-        parts,
-        together.base_differs,
+        num_elements=sum(prod(shape) for shape in together.shapes.values()),
+        masks=records,
+        parts=tuple(
+            Part(os.fspath(file), step.get("mask"), sum(writer.num_selected.values()), *means)
+            for file, step, writer, means in zip(
+                files, steps, writers, zip(chance, matched, strict=True), strict=True
+            )
+        ),
+        base=against,
+        base_differs=together.base_differs,
+        provenance=made_now(command=command),
     )
 
 
@@ -193,12 +154,12 @@ def chance_of(num_elements: int, num_selected: Sequence[int]) -> list[float]:
     return [num_elements * chance for chance in (prod(shares), *own)]
 
 
-def _matched_chance(
+def _counted(
     masks: Sequence[AnyMask],
     base: str | os.PathLike[str] | Checkpoint,
     progress: Progress | None,
-) -> list[float]:
-    """`chance_of` each tensor × exponent bin of the base, added up."""
+) -> Overlap:
+    """The overlap of masks that have the same tensors."""
     counted = overlap(*masks, base=base, progress=progress)
     if apart := [row["name"] for row in counted.coverage.not_compared]:
         raise MaskMismatchError(
@@ -206,6 +167,11 @@ def _matched_chance(
             "magnitudes of a base is of masks with the same tensors: restrict them, or leave out "
             "the base"
         )
+    return counted
+
+
+def _matched_chance(counted: Overlap) -> list[float]:
+    """`chance_of` each tensor × exponent bin of the base, added up."""
     urns = (
         chance_of(num_elements, num_selected)
         for tensor in counted.tensors
@@ -214,4 +180,4 @@ def _matched_chance(
             tensor.bins.num_elements, *tensor.bins.num_selected, strict=True
         )
     )
-    return [fsum(means) for means in zip(*urns, strict=True)] or [0.0] * (1 + len(masks))
+    return [fsum(means) for means in zip(*urns, strict=True)] or [0.0] * (1 + len(counted.masks))

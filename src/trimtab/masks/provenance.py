@@ -17,7 +17,13 @@ from trimtab.errors import MaskError
 if TYPE_CHECKING:
     from trimtab.masks.stored import AnyMask
 
-__all__ = ["plain_provenance", "provenance_from", "provenance_of", "provenance_with"]
+__all__ = [
+    "plain_provenance",
+    "provenance_from",
+    "provenance_of",
+    "provenance_with",
+    "provenances_by_digest",
+]
 
 
 def provenance_of(steps: list[Any]) -> dict[str, Any]:
@@ -42,6 +48,12 @@ def provenance_from(masks: Sequence[AnyMask], step: Mapping[str, Any]) -> dict[s
         masks: The others; the step has their digests in `of`, in this order.
         step: What was done with them.
     """
+    of_all = {**step, "of": [mask.digest for mask in masks]}
+    return {**provenance_of([of_all]), "made_from": provenances_by_digest(masks)}
+
+
+def provenances_by_digest(masks: Sequence[AnyMask]) -> dict[str, Any]:
+    """The provenance of each of some masks, and of those that they were made from, by digest."""
     made_from: dict[str, Any] = {}
     for mask in masks:
         provenance = dict(mask.provenance)
@@ -50,8 +62,7 @@ def provenance_from(masks: Sequence[AnyMask], step: Mapping[str, Any]) -> dict[s
         for digest, of in before.items() if isinstance(before, dict) else ():
             made_from.setdefault(digest, of)
         made_from.setdefault(mask.digest, provenance)
-    of_all = {**step, "of": [mask.digest for mask in masks]}
-    return {**provenance_of([of_all]), "made_from": made_from}
+    return made_from
 
 
 def plain_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:

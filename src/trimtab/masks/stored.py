@@ -11,21 +11,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.tensors import FilePool
+from trimtab.checkpoints.tensors import FilePool, Pooled
 from trimtab.masks.mask import Mask
 from trimtab.masks.mask_file import MaskFile, read_mask_file
 from trimtab.masks.packed import BaseTensor
 
-__all__ = ["AnyMask", "StoredMask", "open_mask"]
+__all__ = ["AnyMask", "StoredMask", "open_mask", "path_of"]
 
 
-class StoredMask:
+class StoredMask(Pooled):
     """A mask whose bits are on disk: it is read like a `Mask`, a tensor at a time.
 
     Use it as a context manager, or call `close`. Make one with `open_mask`.
@@ -34,21 +34,6 @@ class StoredMask:
     def __init__(self, file: MaskFile, pool: FilePool) -> None:
         self._file = file
         self._pool = pool
-
-    def __enter__(self) -> StoredMask:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. Reading bits afterwards is an error."""
-        self._pool.close()
 
     @property
     def path(self) -> str:
@@ -121,6 +106,11 @@ class StoredMask:
 
 AnyMask: TypeAlias = Mask | StoredMask
 """A mask in memory or on disk."""
+
+
+def path_of(mask: AnyMask) -> str | None:
+    """The file of a mask, as it was given; None for one in memory."""
+    return mask.path if isinstance(mask, StoredMask) else None
 
 
 def open_mask(path: str | os.PathLike[str]) -> StoredMask:

@@ -31,6 +31,7 @@ from trimtab.training.folders import (
 )
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.recipe import Recipe, trainer_arguments
+from trimtab.training.runs.dotted import differences
 
 __all__ = ["ALGORITHMS", "CHECKPOINT_EVERY", "RUN", "check_settings", "train_arm"]
 
@@ -308,13 +309,8 @@ def _history(state: Any) -> list[dict[str, Any]]:
 
 
 def _refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    differences = [
-        f"{name}={found.get(name)!r} (now {wanted.get(name)!r})"
-        for name in {**wanted, **found}
-        if found.get(name) != wanted.get(name)
-    ]
-    if differences:
+    if differ := differences(found, wanted):
         raise OutputExistsError(
-            f"{folder} belongs to a run with {', '.join(differences)}: "
+            f"{folder} belongs to a run with {', '.join(differ)}: "
             "use the same settings to go on, or another output folder"
         )

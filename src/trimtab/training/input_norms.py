@@ -58,8 +58,6 @@ def measure_input_norms(
         MissingExtraError: A package is missing.
     """
     runtime.start(offline=False)
-    import torch
-
     of = open_base(os.fspath(checkpoint), Path())
     tokenizer = load_tokenizer(of.folder)
     length = passage_length(of.folder)
@@ -73,11 +71,10 @@ def measure_input_norms(
         passages = [prompt_ids(tokenizer, row["prompt"])[:length] for row in rows.rows]
         read = {"source": rows.source, "xxh3_128": rows.digest}
     dtype = of.training_dtype(None)
-    found = torch.accelerator.current_accelerator(check_available=True)
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
-        device = torch.device("cpu") if found is None else found
+        device = runtime.accelerator()
         model = load_model(of.folder, dtype, device)
         line = stack.enter_context(stage(bars, "input norms", len(passages)))
         vectors = _measured(model, passages, lambda done: line.step(done, {}))

@@ -14,6 +14,7 @@ from typing import Any
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import read_json, write_json
+from trimtab.training.runs.dotted import differences
 
 __all__ = ["MASK_FILE", "RECORD_FILE", "check_same_run", "write_beside_weights"]
 
@@ -88,13 +89,8 @@ def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> Non
             f"{folder} was trained with the mask {digest}, and this run has {mask.digest}: "
             f"go on with {folder / MASK_FILE}"
         )
-    differences = [
-        f"{name}={found.get(name)!r} (now {settings.get(name)!r})"
-        for name in {**settings, **found}
-        if found.get(name) != settings.get(name)
-    ]
-    if differences:
+    if differ := differences(found, settings):
         raise SettingsError(
-            f"{folder} belongs to a run with {', '.join(differences)}: use the same settings to go "
-            "on, or train from the base"
+            f"{folder} belongs to a run with {', '.join(differ)}: use the same settings to go on, "
+            "or train from the base"
         )

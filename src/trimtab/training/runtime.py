@@ -18,7 +18,7 @@ from typing import Any
 from trimtab import __version__
 from trimtab.extras import require
 
-__all__ = ["quiet", "start", "versions"]
+__all__ = ["accelerator", "device", "quiet", "start", "versions"]
 
 INSTALL = "pip install 'trimtab[train]'"
 
@@ -81,6 +81,13 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{package: version(package) for package in packages if find_spec(package)},
     }
+
+
+def accelerator() -> Any:
+    """Where models compute: the `torch.device` of the accelerator, or the CPU if there is none."""
+    import torch
+
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def device(where: Any = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def test_at_least_so_many(at_least: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert mask.base == masks[0].base
     (step,) = mask.provenance["steps"]
     assert step == {"step": "consensus", "at_least": at_least, "of": [m.digest for m in masks]}
+    assert mask.provenance["made_from"] == {m.digest: dict(m.provenance) for m in masks}
 
 
 def test_a_tensor_that_a_mask_lacks_has_nothing_selected() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -18,12 +20,21 @@ from numpy.typing import NDArray
 
 from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
 from tests.masks.masks import SHAPES, arrays, example_mask
+from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES
 from trimtab.elements.exponents import exponent_bins
-from trimtab.errors import AnalysisError, MaskError, MaskMismatchError, ResultFormatError
+from trimtab.errors import (
+    AnalysisError,
+    CheckpointError,
+    MaskError,
+    MaskMismatchError,
+    ResultFormatError,
+)
 from trimtab.masks import BaseTensor, Mask, extract_mask
+from trimtab.masks.mask_file import MaskFile
 from trimtab.masks.overlap import engine, overlap
 from trimtab.masks.overlap.result import Overlap
+from trimtab.masks.packed import PackedTensor
 
 Bools = dict[str, NDArray[np.bool_]]
 
@@ -263,6 +274,51 @@ def test_damaged_bits_are_refused_with_the_name_of_the_file(bit: int, tmp_path: 
     for given_base in (None, base):  # also where the damage is in a tensor that is not compared
         with pytest.raises(MaskError, match=f"{damaged}: damaged"):
             overlap(damaged, only, base=given_base)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_with_a_base_too_the_files_are_read_once_and_not_far_ahead(
+    threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = llama_tensors()
+    folder = save(tmp_path / "base", base)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    for seed, path in enumerate(paths):
+        Mask.from_arrays(drawn_like(base, 0.3, seed)).save(path)
+    num_read: Counter[str] = Counter()
+    num_ahead: list[float] = []
+    num_counted = 0
+    whole_tensor, whole_count = MaskFile._tensor, engine._count
+
+    def tensor(self: MaskFile, name: str) -> PackedTensor:
+        num_read[name] += 1
+        num_ahead.append(num_read.total() / 2 - num_counted)
+        return whole_tensor(self, name)
+
+    def count(sets: Any) -> Any:
+        nonlocal num_counted
+        time.sleep(0.01)  # so that reading could run ahead
+        num_counted += 1
+        return whole_count(sets)
+
+    monkeypatch.setattr(MaskFile, "_tensor", tensor)
+    monkeypatch.setattr(engine, "_count", count)
+    overlap(*paths, base=folder, threads=threads)
+    assert num_read == dict.fromkeys(base, 2)
+    # In work, waiting, under way to a thread that is done with its last one, and being read.
+    assert max(num_ahead) <= threads + 3 < len(base)
+
+
+def test_a_base_that_is_cut_short_ends_the_reading(tmp_path: Path) -> None:
+    base = llama_tensors()
+    folder = save(tmp_path / "base", base)
+    mask = Mask.from_arrays(drawn_like(base, 0.3, 0))
+    with open_checkpoint(folder) as opened:
+        for file in folder.glob("*.safetensors"):
+            with file.open("r+b") as handle:
+                handle.truncate(file.stat().st_size // 2)
+        with pytest.raises(CheckpointError, match=r"cut short|changed while"):
+            overlap(mask, mask, base=opened, threads=1)
 
 
 class Steps:

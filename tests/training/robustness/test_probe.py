@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,13 @@ import torch
 
 from tests.training import tiny
 from tests.training.evaluation.conftest import CHARACTERS
-from trimtab.errors import AnalysisError, MaskError, MaskMismatchError, SettingsError
+from trimtab.errors import (
+    AnalysisError,
+    MaskError,
+    MaskMismatchError,
+    OutputExistsError,
+    SettingsError,
+)
 from trimtab.masks import Mask, extract_mask
 from trimtab.training import runtime
 from trimtab.training.addition import split_questions
@@ -20,8 +29,9 @@ from trimtab.training.evaluation.answering import ask, load_model, load_tokenize
 from trimtab.training.evaluation.forgetting import pieces, probe, read_text
 from trimtab.training.evaluation.questions import Questions, addition_questions
 from trimtab.training.robustness.arms import ARMS
-from trimtab.training.robustness.noise import noisy
-from trimtab.training.robustness.probe import robustness
+from trimtab.training.robustness.noise import Hit, noisy
+from trimtab.training.robustness.probe import _Subject, robustness
+from trimtab.training.robustness.result import Cell, Robustness
 
 pytestmark = pytest.mark.train
 
@@ -120,6 +130,73 @@ def test_again_the_same(folders: tuple[Path, Path], mask: Mask, text: Path) -> N
     assert first != once(1)
     assert all(cell.num_correct is None for cell in first)
     assert all(cell.kl > 0 for cell in first)
+
+
+def test_a_probe_that_was_interrupted_goes_on(
+    folders: tuple[Path, Path],
+    mask: Mask,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The same to the bit as without the break, and nothing is measured twice."""
+    left, measured = 6, 0  # the break is in the second seed
+    whole_cell = _Subject.cell
+
+    def cell(self: _Subject, *condition: Any) -> Cell:
+        nonlocal left, measured
+        if not left:
+            raise KeyboardInterrupt
+        left, measured = left - 1, measured + 1
+        return whole_cell(self, *condition)
+
+    def once(file: Path | None, **changes: Any) -> Robustness:
+        options: dict[str, Any] = {"noises": ["gaussian"], "levels": [0.3], "num_seeds": 3}
+        return robustness(
+            folders[1], base=folders[0], mask=mask, text=text, questions=questions(),
+            unfinished=file, **options | changes,
+        )  # fmt: skip
+
+    file = tmp_path / "r.partial.jsonl"
+    monkeypatch.setattr(_Subject, "cell", cell)
+    with pytest.raises(KeyboardInterrupt):
+        once(file)
+    left = 100
+    with pytest.raises(OutputExistsError, match=r"settings\.levels=\[0\.3\] \(now \[0\.2\]\)"):
+        once(file, levels=[0.2])
+    text.write_text(text.read_text() + "\nMore.\n")
+    with pytest.raises(OutputExistsError, match=r"text\.xxh3_128=.*tokens="):
+        once(file)
+    text.write_text(text.read_text().removesuffix("\nMore.\n"))
+    again = once(file)
+    assert measured == 3 * len(ARMS)
+    told, wanted = again.to_dict(), once(None).to_dict()
+    for data in (told, wanted):
+        del data["provenance"]["date"]
+    assert json.dumps(told) == json.dumps(wanted)
+    measured = 0
+    assert once(file).cells == again.cells  # interrupted before the result was saved
+    assert measured == 0
+
+
+def test_weights_that_were_not_put_back_are_noticed_at_once(
+    folders: tuple[Path, Path],
+    mask: Mask,
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextmanager
+    def sloppy(model: Any, *more: Any, **seed: Any) -> Iterator[Hit]:
+        with torch.no_grad():
+            next(model.parameters())[0, 0] += 1
+        yield Hit()
+
+    monkeypatch.setattr("trimtab.training.robustness.probe.perturbed", sloppy)
+    file = tmp_path / "r.partial.jsonl"
+    with pytest.raises(RuntimeError, match="not put back"):
+        robustness(folders[1], base=folders[0], mask=mask, text=text, unfinished=file)
+    assert len(file.read_text().splitlines()) == 1  # no cell is kept
 
 
 def test_files_are_not_touched(folders: tuple[Path, Path], mask: Mask, text: Path) -> None:

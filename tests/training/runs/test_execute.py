@@ -212,8 +212,8 @@ def test_other_settings_do_not_go_on(base: Base, tmp_path: Path) -> None:
     other = content("sft", base[0], seed=1, trainer={"learning_rate": 2e-2})
     with pytest.raises(OutputExistsError) as error:
         train(write(tmp_path, other))
-    assert "seed 0 (now 1)" in str(error.value)
-    assert "trainer.learning_rate 0.01 (now 0.02)" in str(error.value)
+    assert "seed=0 (now 1)" in str(error.value)
+    assert "trainer.learning_rate=0.01 (now 0.02)" in str(error.value)
 
 
 def test_run_stopped_before_its_first_checkpoint_can_start_anew(base: Base, tmp_path: Path) -> None:

@@ -205,5 +205,5 @@ def test_other_settings_do_not_go_on(base: Base, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(write(tmp_path, auto(base)), stop=after(1))
     other = auto(base, auto={"steps": 4, "every": 1, "settle": 0.0})
-    with pytest.raises(OutputExistsError, match=r"mask\.every 2 \(now 1\)"):
+    with pytest.raises(OutputExistsError, match=r"mask\.every=2 \(now 1\)"):
         train(write(tmp_path, other))

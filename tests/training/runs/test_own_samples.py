@@ -95,7 +95,7 @@ def test_samples_are_not_drawn_again_for_other_settings(base: Base, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         train(write(tmp_path, run_of("rft", base)), stop=after(2))
     other = run_of("rft", base, samples={**SAMPLES, "num": 4})
-    with pytest.raises(OutputExistsError, match=r"samples\.num 8 \(now 4\)"):
+    with pytest.raises(OutputExistsError, match=r"samples\.num=8 \(now 4\)"):
         train(write(tmp_path, other))
 
 

@@ -23,7 +23,7 @@ from trimtab.elements.agreement import AgreementTally
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.scan import Scanners
 from trimtab.masks.identity.matching import Triple, coverage_of, match_tensors
-from trimtab.masks.identity.result import Identity, MaskRecord, TensorIdentity
+from trimtab.masks.identity.result import Identity, TensorIdentity, mask_record
 from trimtab.masks.mask import Mask
 
 __all__ = ["identity"]
@@ -81,15 +81,7 @@ def identity(
             base=base_record,
             full=full_record,
             sub=sub_record,
-            mask=MaskRecord(
-                id=mask_id,
-                digest=mask.digest,
-                num_tensors=len(mask),
-                num_elements=mask.num_elements(),
-                num_selected=mask.num_selected(),
-                num_checked=len(mask.base.keys() & hashes[0].keys()),
-                provenance=mask.provenance,
-            ),
+            mask=mask_record(mask, mask_id, hashes[0]),
             coverage=coverage_of(matching, kept, tied, mask),
             tensors=tuple(part for triple in kept for part in results[triple]),
             conversion=matching.conversion,

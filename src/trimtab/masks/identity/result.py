@@ -6,13 +6,16 @@ later) without opening a checkpoint again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.elements.agreement import SplitAgreement
 from trimtab.errors import ResultFormatError
+
+if TYPE_CHECKING:
+    from trimtab.masks.stored import AnyMask
 
 __all__ = [
     "FORMAT",
@@ -21,6 +24,7 @@ __all__ = [
     "IdentityCoverage",
     "MaskRecord",
     "TensorIdentity",
+    "mask_record",
 ]
 
 FORMAT = "trimtab.identity"
@@ -62,6 +66,25 @@ class MaskRecord:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**self.__dict__, "provenance": dict(self.provenance)}
+
+
+def mask_record(mask: AnyMask, id: str | None, digests: Collection[str]) -> MaskRecord:
+    """Say what a mask was.
+
+    Args:
+        mask: The mask.
+        id: The path of its file as the user gave it, or None.
+        digests: Names of the tensors whose bytes were found to be those of its base.
+    """
+    return MaskRecord(
+        id=id,
+        digest=mask.digest,
+        num_tensors=len(mask),
+        num_elements=mask.num_elements(),
+        num_selected=mask.num_selected(),
+        num_checked=sum(name in digests for name in mask.base),
+        provenance=dict(mask.provenance),
+    )
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor, unpacked
-from trimtab.masks.provenance import provenance_of
+from trimtab.masks.provenance import provenance_from
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 from trimtab.masks.stored import AnyMask
 
@@ -94,5 +94,5 @@ def agreed(masks: Sequence[AnyMask], at_least: int) -> Mask:
         name: PackedTensor.of_parts(shape, (counts >= at_least for counts in scores.counts(name)))
         for name, shape in scores.shapes.items()
     }
-    step = {"step": "consensus", "at_least": at_least, "of": [mask.digest for mask in masks]}
-    return Mask(tensors, scores.base, provenance_of([step]))
+    step = {"step": "consensus", "at_least": at_least}
+    return Mask(tensors, scores.base, provenance_from(masks, step))

@@ -13,6 +13,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
+from threading import Semaphore
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import CheckpointRecord, made_now, record_of
 from trimtab.elements.exponents import exponent_place
 from trimtab.errors import AnalysisError
-from trimtab.masks.identity.result import MaskRecord
+from trimtab.masks.identity.result import mask_record
 from trimtab.masks.overlap.counts import MagnitudeBins, TensorOverlap, pairs_of
 from trimtab.masks.overlap.matching import (
     check_digests,
@@ -31,7 +32,7 @@ from trimtab.masks.overlap.matching import (
     coverage_of,
     names_in_all,
 )
-from trimtab.masks.overlap.reading import Given, check_files, given_mask, tensors_in_order
+from trimtab.masks.overlap.reading import Given, given_mask, tensors_in_order
 from trimtab.masks.overlap.result import LETTERS, Overlap
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.masks.stored import AnyMask
@@ -89,10 +90,9 @@ def overlap(
             else:
                 (checkpoint,) = stack.enter_context(opened(base))
                 check_shapes(together, names, checkpoint)
-                check_files(given, executor)
-                found = _with_base(together, names, checkpoint, num_threads, progress)
+                found = _with_base(given, names, checkpoint, executor, num_threads, progress)
         return Overlap(
-            masks=tuple(_record(of, found.digests) for of in given),
+            masks=tuple(mask_record(of.mask, of.id, found.digests) for of in given),
             coverage=coverage_of(together, names),
             tensors=tuple(_tensor(name, together[0].shape(name), found) for name in names),
             base=found.base,
@@ -211,24 +211,41 @@ def _without_base(
 
 
 def _with_base(
-    masks: Sequence[AnyMask],
+    masks: Sequence[Given],
     names: Sequence[str],
     base: Checkpoint,
+    executor: Executor,
     num_threads: int,
     progress: Progress | None,
 ) -> _Found:
-    """Count, read the base beside it, and check that it is the one the masks were made against."""
+    """Count, read the base beside it, and check that it is the one the masks were made against.
+
+    The masks are read once, in the order of their names, a tensor ahead of the threads.
+    """
     items = {name: _Tensor((base.tensors[name],)) for name in names}
     apart = [(0, tensor) for name, tensor in base.tensors.items() if name not in items]
     reading = Reading(list(items.values()), apart, threads=num_threads, progress=progress)
 
-    def one(item: _Tensor) -> tuple[tuple[_Counts, MagnitudeBins], Digests]:
-        sets = [mask.packed(item.stored[0].name) for mask in masks]
-        bins, digest = _by_magnitude(reading, item, sets)
-        return (_count(sets), bins), (digest,)
+    bits: dict[_Tensor, list[NDArray[np.uint8]]] = {}
+    room = Semaphore(num_threads + 1)
 
-    results, (digests,) = reading.run(one)
-    check_digests(masks, names, digests, base)
+    def read() -> Iterator[_Tensor]:
+        for name, sets in tensors_in_order(masks, executor):
+            if name in items:
+                room.acquire()
+                bits[items[name]] = sets
+                yield items[name]
+
+    def one(item: _Tensor) -> tuple[tuple[_Counts, MagnitudeBins], Digests]:
+        try:
+            sets = bits.pop(item)
+            bins, digest = _by_magnitude(reading, item, sets)
+            return (_count(sets), bins), (digest,)
+        finally:
+            room.release()
+
+    results, (digests,) = reading.run(one, order=read())
+    check_digests([of.mask for of in masks], names, digests, base)
     counts = {name: results[item][0] for name, item in items.items()}
     bins = {name: results[item][1] for name, item in items.items()}
     return _Found(counts, bins, record_of(base, digests), digests)
@@ -254,16 +271,3 @@ def _by_magnitude(
     found = np.flatnonzero(counts[:, 0])
     of_elements, *of_masks = (tuple(map(int, column)) for column in counts[found].T)
     return MagnitudeBins(tuple(map(int, found)), of_elements, tuple(of_masks)), source.finish()
-
-
-def _record(given: Given, digests: Mapping[str, str]) -> MaskRecord:
-    mask = given.mask
-    return MaskRecord(
-        id=given.id,
-        digest=mask.digest,
-        num_tensors=len(mask),
-        num_elements=mask.num_elements(),
-        num_selected=mask.num_selected(),
-        num_checked=len(mask.base.keys() & digests.keys()),
-        provenance=mask.provenance,
-    )

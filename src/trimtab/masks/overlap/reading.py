@@ -1,8 +1,7 @@
-"""The bits of several masks, tensor by tensor: a file is checked while it is read, or before.
+"""The bits of several masks, tensor by tensor: a file is checked while it is read.
 
-A mask file is only known to be whole once all of it was read. Who reads every tensor anyway, in
-the order of the names, reads it once and learns at the end; who reads tensors at will has it
-checked before.
+A mask file is only known to be whole once all of it was read. Who reads every tensor, in the order
+of the names, reads it once and learns at the end.
 """
 
 from __future__ import annotations
@@ -20,9 +19,9 @@ from numpy.typing import NDArray
 from trimtab.checkpoints.tensors import FilePool
 from trimtab.masks.mask import Mask
 from trimtab.masks.mask_file import MaskFile, read_mask_file
-from trimtab.masks.stored import AnyMask, StoredMask
+from trimtab.masks.stored import AnyMask, StoredMask, path_of
 
-__all__ = ["Given", "check_files", "given_mask", "tensors_in_order"]
+__all__ = ["Given", "given_mask", "tensors_in_order"]
 
 
 class Given(NamedTuple):
@@ -46,22 +45,11 @@ def given_mask(mask: str | os.PathLike[str] | AnyMask, stack: ExitStack) -> Give
         MaskError: It is no mask file.
     """
     if isinstance(mask, Mask | StoredMask):
-        return Given(mask, None, None)
+        return Given(mask, path_of(mask), None)
     pool = FilePool()
     stack.callback(pool.close)
     file = read_mask_file(mask, pool)
     return Given(StoredMask(file, pool), os.fspath(mask), file)
-
-
-def check_files(masks: Sequence[Given], executor: Executor) -> None:
-    """Read all files and check everything about them.
-
-    Raises:
-        MaskError: One is damaged.
-    """
-    files = [given.unchecked for given in masks if given.unchecked is not None]
-    for _ in executor.map(lambda file: deque(file.checked(), maxlen=0), files):
-        pass
 
 
 def tensors_in_order(

@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from math import prod
 from pathlib import Path
 from reprlib import repr as short
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.record import made_now
 from trimtab.checkpoints.safetensors_file import read_with_metadata
-from trimtab.checkpoints.tensors import DataFile, FilePool
+from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks.packed import BaseTensor
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of
@@ -144,7 +143,7 @@ def write_scores(
                 file.write(chunk.astype("<f4", copy=False).data)
 
 
-class ScoreFile:
+class ScoreFile(Pooled):
     """The scores of a file, which stay on disk. Use it as a context manager, or call `close`.
 
     Attributes:
@@ -196,21 +195,6 @@ class ScoreFile:
                 )
             stack.pop_all()
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-
-    def __enter__(self) -> ScoreFile:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the file. Reading scores afterwards is an error."""
-        self._pool.close()
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """As in `Scores`."""

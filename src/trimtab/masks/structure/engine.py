@@ -26,17 +26,12 @@ from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.elements.bit_sums import Counters, counters_for
 from trimtab.errors import MaskError
+from trimtab.masks.identity.result import mask_record
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.masks.random import random_tensor
 from trimtab.masks.stored import AnyMask, open_mask
 from trimtab.masks.structure.families import ExpertTensor, Gathering, family_of
-from trimtab.masks.structure.inputs import (
-    check_digests,
-    config_of,
-    is_matrix,
-    mask_record,
-    shapes_of,
-)
+from trimtab.masks.structure.inputs import check_digests, config_of, is_matrix, shapes_of
 from trimtab.masks.structure.maps import element_map
 from trimtab.masks.structure.result import (
     ElementMap,

@@ -12,10 +12,9 @@ from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.folder import read_config, read_json
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointNotFoundError, MaskMismatchError
-from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.stored import AnyMask
 
-__all__ = ["check_digests", "config_of", "is_matrix", "mask_record", "shapes_of"]
+__all__ = ["check_digests", "config_of", "is_matrix", "shapes_of"]
 
 
 def config_of(
@@ -88,16 +87,3 @@ def check_digests(masks: Sequence[AnyMask], digests: Mapping[str, str]) -> None:
             f"base is not what the masks were made against: {first_few(problems, '; ')}. Use the "
             "base that they were made from"
         )
-
-
-def mask_record(mask: AnyMask, id: str | None, digests: Mapping[str, str]) -> MaskRecord:
-    """Say what a mask was, and how many of its tensors were found as they were in base."""
-    return MaskRecord(
-        id=id,
-        digest=mask.digest,
-        num_tensors=len(mask),
-        num_elements=mask.num_elements(),
-        num_selected=mask.num_selected(),
-        num_checked=len(mask.base.keys() & digests.keys()),
-        provenance=dict(mask.provenance),
-    )

@@ -15,7 +15,7 @@ from typing import Any
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
 from trimtab.masks.identity.result import MaskRecord
-from trimtab.masks.structure.plain import from_plain, to_plain
+from trimtab.masks.plain import from_plain, to_plain
 
 __all__ = [
     "FALSE_DISCOVERY_RATE",

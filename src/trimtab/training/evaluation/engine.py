@@ -32,7 +32,6 @@ from trimtab.training.evaluation.suites import Suites
 from trimtab.training.memory import give_back_unused
 from trimtab.training.progress import Stage, progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
-from trimtab.training.runs.prompts import check_lengths
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -118,7 +117,9 @@ def evaluate(
             "num_samples": num_samples,
             "temperature": temperature if num_samples else None,
         },
-        provenance=made_now(device=runtime.device(work.device), versions=runtime.versions()),
+        provenance=made_now(
+            device=runtime.device(runtime.accelerator()), versions=runtime.versions()
+        ),
     )
 
 
@@ -141,13 +142,8 @@ def _opened(names: Sequence[str], questions: Questions | None) -> list[BaseModel
         try:
             model = open_base(name, Path())
             opened.append(model)
-            if questions is None:
-                continue
-            if questions.rows.has_messages and not model.has_chat_template:
-                raise SettingsError(
-                    f"the questions are messages, and the tokenizer of {name} has no chat template"
-                )
-            check_lengths(questions.rows, model, questions.max_completion_length, None)
+            if questions is not None:
+                questions.check(model)
         except TrimtabError as error:
             errors.append(error)
     ids = [model.record.id for model in opened]
@@ -214,14 +210,6 @@ class _Work:
     batch_size: int
     seed: int
 
-    @property
-    def device(self) -> Any:
-        """Where the models compute: on the accelerator, if there is one."""
-        import torch
-
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
-
     def through(
         self, opened: Sequence[BaseModel], passages: list[list[int]] | None, bars: Progress
     ) -> list[EvaluatedModel]:
@@ -230,7 +218,7 @@ class _Work:
         done = []
         for number, of in enumerate(opened):
             label = Path(of.record.id).name
-            model = load_model(of.folder, self.dtype, self.device)
+            model = load_model(of.folder, self.dtype, runtime.accelerator())
             tokenizer = load_tokenizer(of.folder)
             answers = self._answers(model, tokenizer, label, bars)
             forgetting = suites = None

@@ -19,7 +19,9 @@ import xxhash
 from trimtab.errors import SettingsError
 from trimtab.training import addition
 from trimtab.training.addition import ANSWER_END, split_questions
+from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.datasets import Rows, read_rows
+from trimtab.training.runs.prompts import check_lengths
 from trimtab.training.runs.rewards import Reward, comparison, load_function
 from trimtab.training.runs.run_file import RunFile
 from trimtab.training.runs.tables import ADDITION, REASONING_GYM, DataTable, RewardTable
@@ -97,6 +99,19 @@ class Questions:
     def first(self, num: int | None) -> Questions:
         """The first so many; all for None."""
         return self if num is None else self.keep(range(min(num, len(self))))
+
+    def check(self, model: BaseModel) -> None:
+        """Check that a model can be asked.
+
+        Raises:
+            SettingsError: It takes no messages, or some questions do not fit its context.
+        """
+        if self.rows.has_messages and not model.has_chat_template:
+            raise SettingsError(
+                f"the questions are messages, and the tokenizer of {model.record.id} has no chat "
+                "template"
+            )
+        check_lengths(self.rows, model, self.max_completion_length, None)
 
     def describe(self) -> dict[str, Any]:
         """What is recorded of them, beside what was asked and the right answers."""

@@ -8,7 +8,7 @@ trainer.train()
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from trimtab.training.ppo.losses import kl_estimate, policy_loss, value_loss
 from trimtab.training.rollouts.companion import Companion
 from trimtab.training.rollouts.log_probs import in_chunks, token_log_probs
 from trimtab.training.rollouts.rewards import RewardSource
-from trimtab.training.rollouts.samples import Samples, take
+from trimtab.training.rollouts.samples import Samples
 from trimtab.training.rollouts.trainer import RolloutTrainer, Rows, frozen_copy
 from trimtab.training.rollouts.whitening import whiten
 
@@ -139,10 +139,7 @@ class PPOTrainer(RolloutTrainer):
         whole = PPOBatch(
             samples, log_probs, ref_log_probs, values, advantages, returns, samples.num_tokens
         )
-        return [
-            replace(take(whole, batch), num_tokens=int(mask[mini_batch].sum()))
-            for batch, mini_batch in self.batch_rows(len(samples))
-        ]
+        return self.batches(whole)
 
     def compute_loss(
         self, model: Any, inputs: PPOBatch, return_outputs: bool = False, **_: Any

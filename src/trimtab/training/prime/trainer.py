@@ -8,7 +8,7 @@ trainer.train()
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
@@ -150,11 +150,7 @@ class PRIMETrainer(RolloutTrainer):
         if args.whiten_advantages:
             advantages = whiten(advantages, mask)
         log_probs = self.log_probs(self.model, samples, args.temperature)
-        whole = PRIMEBatch(samples, log_probs, advantages, samples.num_tokens)
-        return [
-            replace(take(whole, batch), num_tokens=int(mask[mini_batch].sum()))
-            for batch, mini_batch in self.batch_rows(len(samples))
-        ]
+        return self.batches(PRIMEBatch(samples, log_probs, advantages, samples.num_tokens))
 
     def compute_loss(
         self, model: Any, inputs: PRIMEBatch, return_outputs: bool = False, **_: Any

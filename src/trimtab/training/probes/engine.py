@@ -89,7 +89,7 @@ def probe(
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
-        model = load_model(opened.folder, dtype, _device())
+        model = load_model(opened.folder, dtype, runtime.accelerator())
         tokenizer = load_tokenizer(opened.folder)
         peak = PeakMemory(model.device)
         parameters = dict(_chosen(model, names))
@@ -179,12 +179,6 @@ def _chosen(model: Any, names: Iterable[str] | None) -> Iterator[tuple[str, Tens
     for name, parameter in model.named_parameters():
         if chosen is None or name in chosen:
             yield name, parameter
-
-
-def _device() -> Any:
-    """Where the model computes: on the accelerator, if there is one."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if found is None else found
 
 
 def _check(base: BaseModel, losses: Losses, data: ProbeData) -> None:

@@ -2,23 +2,29 @@
 
 The model stays in memory and is perturbed in place: one condition after the other, each undone
 before the next. What it says unperturbed is kept, and all that is measured is set against that.
+What is finished can be kept in a file, see `trimtab.training.robustness.unfinished`.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import groupby, product
 from math import isfinite
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import xxhash
+
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.record import made_now
-from trimtab.errors import AnalysisError, MaskError, MaskMismatchError, SettingsError
+from trimtab.errors import AnalysisError, MaskError, MaskMismatchError
 from trimtab.masks import Mask
-from trimtab.masks.identity.result import MaskRecord
+from trimtab.masks.identity.result import mask_record
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import (
@@ -34,8 +40,8 @@ from trimtab.training.robustness.arms import ARMS, Arm, arms_of
 from trimtab.training.robustness.noise import NOISES, level_problem
 from trimtab.training.robustness.perturbing import fingerprint, perturbed
 from trimtab.training.robustness.result import Cell, Robustness
+from trimtab.training.robustness.unfinished import Unfinished
 from trimtab.training.runs.base_model import BaseModel, open_base
-from trimtab.training.runs.prompts import check_lengths
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -59,6 +65,7 @@ def robustness(
     text: Path | None = None,
     num_passages: int | None = None,
     batch_size: int = 32,
+    unfinished: Path | None = None,
     progress: Progress | None = None,
 ) -> Robustness:
     """Ask whether a subnetwork is more fragile than other sets of its size.
@@ -79,6 +86,8 @@ def robustness(
         text: Read by the perturbed and the unperturbed model; None for trimtab's neutral text.
         num_passages: The first so many of its passages; None for all.
         batch_size: Answers generated at a time.
+        unfinished: Keep what is finished in this file, and go on with what an earlier call left
+            there; delete it once the result is saved. None to keep nothing.
         progress: A running display to add lines to; by default an own one on stderr.
 
     Raises:
@@ -86,6 +95,8 @@ def robustness(
         CheckpointError: A model cannot be used.
         MaskError: The mask selects nothing, or no file of one.
         MaskMismatchError: The mask is of another model, or was made against another base.
+        OutputExistsError: The file of what is finished is of another probe.
+        ResultFormatError: It is damaged, or no such file.
         SettingsError: The text or the questions cannot be used.
         MissingExtraError: A package is missing.
     """
@@ -95,71 +106,64 @@ def robustness(
     mask_id = None if isinstance(mask, Mask) else os.fspath(mask)
     mask = mask if isinstance(mask, Mask) else Mask.load(mask)
     tuned, origin = open_base(os.fspath(checkpoint), Path()), open_base(os.fspath(base), Path())
-    num_checked = _check_mask(mask, origin, tuned)
+    digests = _check_mask(mask, origin, tuned)
     if questions is not None:
-        if questions.rows.has_messages and not tuned.has_chat_template:
-            raise SettingsError(
-                f"the questions are messages, and the tokenizer of {tuned.record.id} has no chat "
-                "template"
-            )
-        check_lengths(questions.rows, tuned, questions.max_completion_length, None)
+        questions.check(tuned)
     read = read_text(text)
     tokenizer = load_tokenizer(tuned.folder)
     length = passage_length(tuned.folder)
     passages = pieces(tokenizer, read, length)[:num_passages]
-    dtype = tuned.training_dtype(None)
+    dtype, seeds = tuned.training_dtype(None), range(seed, seed + num_seeds)
+    settings = {
+        "noises": list(noises),
+        "levels": list(levels),
+        "seeds": list(seeds),
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }
+    asked = None if questions is None else {"num_questions": len(questions), **questions.describe()}
+    told = {
+        **read.describe(),
+        "num_passages": len(passages),
+        "num_tokens": sum(len(ids) - 1 for ids in passages),
+        "max_passage_tokens": length,
+    }
+    where = {"device": runtime.device(runtime.accelerator()), "versions": runtime.versions()}
+    probed = {
+        "checkpoint": tuned.record.content_hash,
+        "base": origin.record.content_hash,
+        "mask": mask.digest,
+        "questions": asked,
+        "text": told,
+        "tokens": xxhash.xxh3_128_hexdigest(json.dumps(passages).encode()),
+        "settings": settings,
+        **where,
+    }
+    keys = list(product(seeds, noises, levels, ARMS))
+    finished = Unfinished(unfinished, probed, keys, None if questions is None else len(questions))
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
         opened = stack.enter_context(open_checkpoint(origin.folder))
         subject = _Subject.load(tuned, tokenizer, dtype, questions, passages, batch_size)
-        seeds = range(seed, seed + num_seeds)
-        line = stack.enter_context(
-            stage(bars, "robustness", len(ARMS) * len(noises) * len(levels) * num_seeds)
-        )
-        cells = []
-        for number in seeds:
+        line = stack.enter_context(stage(bars, "robustness", len(keys)))
+        left = [key for key in keys if key not in finished.cells]
+        for number, of_seed in groupby(left, key=itemgetter(0)):
             arms = arms_of(mask, opened, number)
-            for noise in noises:
-                for level in levels:
-                    for arm in arms.values():
-                        cells.append(subject.cell(arm, noise, level, number))
-                        line.step(len(cells), {})
-        subject.check_restored()
+            for _, noise, level, arm in of_seed:
+                finished.add(subject.cell(arms[arm], noise, level, number))
+                line.step(len(finished.cells), {})
     return Robustness(
         checkpoint=tuned.record,
         base=origin.record,
-        mask=MaskRecord(
-            id=mask_id,
-            digest=mask.digest,
-            num_tensors=len(mask),
-            num_elements=mask.num_elements(),
-            num_selected=mask.num_selected(),
-            num_checked=num_checked,
-            provenance=mask.provenance,
-        ),
-        questions=None
-        if questions is None
-        else {"num_questions": len(questions), **questions.describe()},
+        mask=mask_record(mask, mask_id, digests),
+        questions=asked,
         num_correct=subject.num_correct,
-        text={
-            **read.describe(),
-            "num_passages": len(passages),
-            "num_tokens": sum(len(ids) - 1 for ids in passages),
-            "max_passage_tokens": length,
-        },
+        text=told,
         arms=ARMS,
-        cells=tuple(cells),
-        settings={
-            "noises": list(noises),
-            "levels": list(levels),
-            "seeds": list(seeds),
-            "dtype": dtype,
-            "batch_size": batch_size,
-        },
-        provenance=made_now(
-            device=runtime.device(subject.model.device), versions=runtime.versions()
-        ),
+        cells=tuple(finished.cells[key] for key in keys),
+        settings=settings,
+        provenance=made_now(**where),
     )
 
 
@@ -192,8 +196,8 @@ def _problems(
         yield f"batch_size is {batch_size}, expected at least 1"
 
 
-def _check_mask(mask: Mask, base: BaseModel, tuned: BaseModel) -> int:
-    """Check a mask against both models; tensors whose bytes in the base were compared."""
+def _check_mask(mask: Mask, base: BaseModel, tuned: BaseModel) -> Mapping[str, str]:
+    """Check a mask against both models; the digests in the base that it was compared with."""
     digests = {name: of.digest for name, of in base.tensors.items()}
     mask.check(base.shapes, digests)
     if base.shapes != tuned.shapes:
@@ -210,7 +214,7 @@ def _check_mask(mask: Mask, base: BaseModel, tuned: BaseModel) -> int:
         raise MaskError("the mask selects nothing, so there is nothing to perturb")
     if mask.num_selected() == mask.num_elements():
         raise MaskError("the mask selects everything, so nothing is left to set it beside")
-    return len(mask.base.keys() & digests.keys())
+    return digests
 
 
 @dataclass
@@ -249,8 +253,7 @@ class _Subject:
     ) -> _Subject:
         import torch
 
-        found = torch.accelerator.current_accelerator(check_available=True)
-        model = load_model(of.folder, dtype, torch.device("cpu") if found is None else found)
+        model = load_model(of.folder, dtype, runtime.accelerator())
         with torch.inference_mode():
             logits = [next_logits(model, ids) for ids in passages]
         subject = cls(model, tokenizer, questions, passages, batch_size, logits, fingerprint(model))
@@ -258,7 +261,12 @@ class _Subject:
         return subject
 
     def cell(self, arm: Arm, noise: str, level: float, seed: int) -> Cell:
-        """Perturb, measure, and put everything back."""
+        """Perturb, measure, put everything back, and see that it is back.
+
+        Raises:
+            AnalysisError: The perturbed model predicts nothing finite.
+            RuntimeError: The weights are not what they were, bit for bit.
+        """
         with perturbed(self.model, arm.elements, noise, level, seed=seed) as hit:
             kl = self._divergence()
             if not isfinite(kl):
@@ -267,6 +275,8 @@ class _Subject:
                     "model predicts is not finite: lower the level"
                 )
             num_correct = self._answered()
+        if fingerprint(self.model) != self.bits:
+            raise RuntimeError("the perturbed weights were not put back: a defect of trimtab")
         return Cell(
             noise=noise,
             level=level,
@@ -279,11 +289,6 @@ class _Subject:
             num_correct=num_correct,
             kl=kl,
         )
-
-    def check_restored(self) -> None:
-        """Raise RuntimeError unless the weights are what they were, bit for bit."""
-        if fingerprint(self.model) != self.bits:
-            raise RuntimeError("the perturbed weights were not put back: a defect of trimtab")
 
     def _divergence(self) -> float:
         """KL(unperturbed || perturbed) of a token; what `forgetting.probe` measures."""

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Samples", "split", "take"]
+__all__ = ["Batch", "Samples", "split", "take"]
 
 Batch = TypeVar("Batch", bound=Any)
 

@@ -12,6 +12,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from trimtab.training.rollouts.log_probs import in_chunks, token_log_probs
 from trimtab.training.rollouts.means import Means
 from trimtab.training.rollouts.prompts import RoundSampler, prompt_problems, tokenize
 from trimtab.training.rollouts.rewards import Rewards, RewardSource, reward_problems
-from trimtab.training.rollouts.samples import Samples, split
+from trimtab.training.rollouts.samples import Batch, Samples, split, take
 from trimtab.training.rollouts.sampling import Sampling, end_tokens, sample
 
 __all__ = ["RolloutTrainer", "Rows", "frozen_copy"]
@@ -238,7 +239,20 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
 
         return in_chunks(of, model, samples, self.args.per_device_train_batch_size)
 
-    def batch_rows(self, num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, whole: Batch) -> list[Batch]:
+        """A round, in the batches of all its steps.
+
+        Args:
+            whole: A dataclass with `samples` and `num_tokens`, which becomes the number of
+                completion tokens of the mini-batch that a batch is a part of.
+        """
+        mask = whole.samples.completion_mask
+        return [
+            replace(take(whole, batch), num_tokens=int(mask[mini_batch].sum()))
+            for batch, mini_batch in self._batch_rows(len(mask))
+        ]
+
+    def _batch_rows(self, num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The rows of every batch of a round: each pass in an order of its own.
 
         Yields:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["flat", "look_up", "with_keys"]
+__all__ = ["differences", "flat", "look_up", "with_keys"]
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -17,6 +17,16 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             entries[f"{prefix}{key}"] = value
     return entries
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What settings were and what they are now, where that differs: `seed=0 (now 1)`."""
+    before, now = flat(found), flat(wanted)
+    return [
+        f"{name}={before.get(name)!r} (now {now.get(name)!r})"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    ]
 
 
 def look_up(content: Mapping[str, Any], key: str, default: Any = None) -> Any:

@@ -28,7 +28,7 @@ from trimtab.training.masked_checkpoint import write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
 from trimtab.training.progress import stage
-from trimtab.training.runs.dotted import flat
+from trimtab.training.runs.dotted import differences
 from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask
 from trimtab.training.runs.own_samples import SAMPLES, UNFINISHED, sampled_rows
 from trimtab.training.runs.prepare import PreparedRun
@@ -171,16 +171,10 @@ def check_output(run: PreparedRun) -> None:
 
 
 def _refuse_other(found: Any, wanted: Mapping[str, Any], folder: Path) -> None:
-    before, now = flat(found if isinstance(found, dict) else {}), flat(wanted)
-    differences = [
-        f"{name} {before.get(name)!r} (now {now.get(name)!r})"
-        for name in {**now, **before}
-        if before.get(name) != now.get(name)
-    ]
-    if differences:
+    if differ := differences(found if isinstance(found, dict) else {}, wanted):
         raise OutputExistsError(
-            f"output: {folder} holds an unfinished run with {', '.join(differences)}: go on with "
-            "the same settings, or choose another folder"
+            f"output: {folder} holds an unfinished run with {', '.join(differ)}: go on with the "
+            "same settings, or choose another folder"
         )
 
 

@@ -9,6 +9,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.record import record_of
 from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.errors import SettingsError
+from trimtab.training import runtime
 from trimtab.training.rollouts.checked_reward import checked
 from trimtab.training.runs.rewards import Reward
 
@@ -57,12 +58,9 @@ class _LoadedLater:
 
     def __call__(self, **given: Any) -> list[float]:
         if self._model is None:
-            import torch
-
             from trimtab.training.rollouts.rewards import RewardModel
 
-            device = torch.accelerator.current_accelerator() or torch.device("cpu")
-            self._model = RewardModel(str(self._path), None, device)
+            self._model = RewardModel(str(self._path), None, runtime.accelerator())
         scores: list[float] = self._model(**given)
         return scores
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from trimtab.checkpoints.tensors import DataFile, FilePool
+from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError
 from trimtab.outputs import new_file
@@ -27,7 +27,7 @@ def base_path(path: Path, process: int, num_processes: int) -> Path:
     return path.with_name(f"{path.name}.base{number}")
 
 
-class BaseFile:
+class BaseFile(Pooled):
     """An open base; use it as a context manager.
 
     Attributes:
@@ -43,12 +43,6 @@ class BaseFile:
         self.path = path
         self._pool = FilePool()
         self._file = DataFile(path, self._pool)
-
-    def __enter__(self) -> BaseFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.close()
 
     def read_into(self, start: int, out: Bits) -> None:
         """Fill `out` from a byte on; any thread may.

@@ -41,7 +41,7 @@ def command(
         step = {"step": "consensus", "of": [mask.digest for mask in opened_masks]}
         if at_least is None:
             checkpoint = None if base is None else stack.enter_context(open_checkpoint(base))
-            making.by_scores(scores, checkpoint, step)
+            making.by_scores(scores, checkpoint, step, masks=opened_masks)
             return
         mask = agreed(opened_masks, at_least)
         if making.scores is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -14,9 +14,11 @@ from trimtab.checkpoints import Checkpoint, opened
 from trimtab.cli.mask.options import write_mask, writes_a_mask
 from trimtab.cli.progress import byte_progress
 from trimtab.masks import Mask
+from trimtab.masks.provenance import provenances_by_digest
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import MATCHES, Match, Quotas
 from trimtab.masks.selection.scores import ScoreFile, Scores, write_scores
+from trimtab.masks.stored import AnyMask
 from trimtab.outputs import ensure_free
 
 __all__ = ["Making", "base_option", "makes_a_mask", "said_of"]
@@ -72,25 +74,33 @@ class Making:
                 self.density, shapes, match=self.match, base=base, progress=progress
             )
 
-    def by_scores(self, scores: Scores, base: Checkpoint | None, step: Mapping[str, Any]) -> None:
+    def by_scores(
+        self,
+        scores: Scores,
+        base: Checkpoint | None,
+        step: Mapping[str, Any],
+        *,
+        masks: Sequence[AnyMask] = (),
+    ) -> None:
         """Select by scores and write the mask, and the scores if asked to.
 
         Args:
             scores: Of the tensors to select from.
             base: The open checkpoint that they are of, for `--match magnitude`.
             step: What made them, for the provenance: `{"step": "low-magnitude", …}`.
+            masks: Those that the scores were made from, whose provenance is kept.
         """
         quotas = self.quotas(scores.shapes, base)
         if self.like is not None:
             digests = {name: of.digest for name, of in scores.base.items()}
             self.like.check(scores.shapes, digests)
         if self.scores is None:
-            self._select(scores, quotas, step)
+            self._select(scores, quotas, step, masks)
             return
         write_scores(self.scores, scores, provenance=step, force=self.force)
         click.echo(f"wrote {self.scores}", err=True)
         with ScoreFile(self.scores) as written:
-            self._select(written, quotas, step)
+            self._select(written, quotas, step, masks)
 
     def by_weights(
         self, base: str, make: Callable[..., Scores], step: Mapping[str, Any], **settings: Any
@@ -114,10 +124,12 @@ class Making:
         """Write the mask."""
         write_mask(mask, self.output, self.typed, force=self.force)
 
-    def _select(self, scores: Scores, quotas: Quotas, step: Mapping[str, Any]) -> None:
+    def _select(
+        self, scores: Scores, quotas: Quotas, step: Mapping[str, Any], masks: Sequence[AnyMask]
+    ) -> None:
         with byte_progress("selecting") as progress:
             mask = select(scores, quotas, seed=self.seed, provenance=step, progress=progress)
-        self.write(mask)
+        self.write(mask.with_provenance(made_from=provenances_by_digest(masks)) if masks else mask)
 
 
 def makes_a_mask(function: Callable[..., None]) -> Callable[..., None]:
