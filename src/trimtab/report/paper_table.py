@@ -38,7 +38,8 @@ def render_paper_table(
     title = f"{paper['title']} (arXiv {paper['arxiv']}, {paper['status']})"
     about = (
         f"Scale {scale['name']}, {sum(cells)} of {len(cells)} runs finished. Figures are means "
-        "over seeds with 95 % t-intervals; differences are paired by seed."
+        "over seeds with 95 % intervals: t-intervals, of overlaps a jackknife. Differences are "
+        "paired by seed."
     )
     parts = [[*wrapped(title, width, "1", styled=styled), *wrapped(about, width, "", styled=False)]]
     testable = [claim for claim in result["claims"] if not claim["why"]]
