@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from docs import (
     generated_structure,
     generated_training,
 )
+from tests.docs import pages
 from trimtab import errors
 from trimtab.cli import trimtab as command_line
 from trimtab.compare.result import ANALYSES
@@ -34,21 +36,11 @@ NAMED_BY_DATA = {"num_changed", "sparsity", "unweighted_mean_sparsity", "ulp_his
 NAMED_BY_DATA |= {"by_layer", "by_kind", "by_tensor", "num_sub_equal", "num_base_equal"}
 """Objects whose own keys are criteria, distances, dtypes, models, layers, kinds or names."""
 
+keys_of = partial(pages.keys_of, named_by_data=NAMED_BY_DATA)
+
 
 def page(name: str) -> str:
     return (DOCS / name).read_text("utf-8")
-
-
-def keys_of(value: Any) -> Iterator[str]:
-    """All keys at any depth whose names trimtab chose."""
-    if isinstance(value, list):
-        for item in value:
-            yield from keys_of(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            by_data = key in NAMED_BY_DATA and isinstance(item, dict)
-            yield from keys_of(list(item.values()) if by_data else item)
 
 
 def test_generated_text_is_current() -> None:

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,3 +73,28 @@ def commands(page: str) -> Iterator[Command]:
 def commands_of(page: str, program: str) -> list[Command]:
     """Those of one program."""
     return [command for command in commands(page) if command.words[0] == program]
+
+
+def keys_of(
+    value: Any, *, named_by_data: Container[str] = (), elsewhere: Container[str] = ()
+) -> Iterator[str]:
+    """All keys at any depth of a result whose names its format chose.
+
+    Args:
+        value: The result, as plain data.
+        named_by_data: Keys of objects whose own keys are data: kinds, seeds, names of tensors.
+        elsewhere: Keys of objects that are documented with another format.
+    """
+    if isinstance(value, list):
+        items = [(None, item) for item in value]
+    elif isinstance(value, dict):
+        items = list(value.items())
+    else:
+        return
+    for key, item in items:
+        if key is not None:
+            yield key
+        if key in elsewhere:
+            continue
+        inner = list(item.values()) if key in named_by_data and isinstance(item, dict) else item
+        yield from keys_of(inner, named_by_data=named_by_data, elsewhere=elsewhere)

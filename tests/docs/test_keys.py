@@ -7,12 +7,12 @@ robustness and sweep beside the tests of theirs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.docs.pages import keys_of
 from tests.docs.test_documented import quoted, section
 from tests.training.runs.run_files import content, train, write
 from trimtab.cli import main
@@ -30,19 +30,6 @@ ELSEWHERE = {"base", "mask", "masks", "overlap", "settings", "devices"}
 """What is documented with another format, or is settings under the names of others."""
 
 
-def keys_of(value: Any) -> Iterator[str]:
-    """All keys at any depth whose names the format chose."""
-    if isinstance(value, list):
-        for item in value:
-            yield from keys_of(item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            by_data = key in NAMED_BY_DATA and isinstance(item, dict)
-            if key not in ELSEWHERE:
-                yield from keys_of(list(item.values()) if by_data else item)
-
-
 def run(*words: object) -> None:
     with pytest.raises(SystemExit) as stop:
         main([*map(str, words)])
@@ -50,7 +37,8 @@ def run(*words: object) -> None:
 
 
 def undocumented(data: Any, title: str, page: str = "docs/formats.md") -> set[str]:
-    return {*keys_of(data)} - quoted(section(page, title))
+    keys = keys_of(data, named_by_data=NAMED_BY_DATA, elsewhere=ELSEWHERE)
+    return {*keys} - quoted(section(page, title))
 
 
 @pytest.fixture
