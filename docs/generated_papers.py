@@ -207,57 +207,78 @@ def reading() -> None:
     Each sentence names the verdict that it says; another one stops the page from being made, and
     the sentence must be written anew.
     """
-    first, critics = (
-        {claim["id"]: claim for claim in _result(paper, "small")["claims"]}
-        for paper in ("mukherjee-2025", "critics")
-    )
+    claims = {
+        claim["id"]: claim
+        for paper in ("critics", "mukherjee-2025")
+        for claim in _result(paper, "small")["claims"]
+    }
 
-    def figure(claim: Mapping[str, Any], trial: int = 0, verdict: str | None = None) -> str:
+    def figure(id: str, *arms: str, verdict: str | None = None, **wanted: Any) -> str:
+        """A figure of a claim, by default that which decides it; by its arms and settings."""
+        claim = claims[id]
         if verdict is not None and claim["verdict"] != verdict:
-            raise ValueError(f"{claim['id']}: {claim['verdict']}, and the page says {verdict}")
-        of = claim["trials"][trial]
+            raise ValueError(f"{id}: {claim['verdict']}, and the page says {verdict}")
+        measure = wanted.pop("measure", None)
+        of = next(
+            trial
+            for trial in claim["trials"]
+            if (not arms or tuple(trial["arms"]) == arms)
+            and measure in (None, trial["measure"])
+            and all(trial["settings"].get(key) == value for key, value in wanted.items())
+        )
         return figure_text(of["value"], of["interval"], of["unit"])
 
-    sparser, same, masks = (
-        first[id] for id in ("fig-1-rl-sparser", "table-3-accuracy", "table-3-these-weights")
-    )
-    rate, learned = critics["learning-rate-is-the-cause"], critics["learns-and-sparse"]
-    slow = {
-        **learned,
-        "trials": [
-            trial
-            for trial in learned["trials"]
-            if trial["arms"] == ["sft-lr-1e-6"] and trial["measure"] == "gain"
-        ],
-    }
-    seeds, identity = first["table-4-seed"], first["identity-1e-5"]
     for line in (
         "**RL is sparser than SFT at the same learning rate, but not by much**: "
-        f"{figure(sparser, 1)} unchanged against {figure(sparser, 2)}, a difference of "
-        f"{figure(sparser, 0, 'holds')}. The published gap of more than 50 points comes with a "
-        "tenfold gap in learning rate.",
+        f"{figure('fig-1-rl-sparser', 'grpo')} unchanged against "
+        f"{figure('fig-1-rl-sparser', 'sft')}, a difference of "
+        f"{figure('fig-1-rl-sparser', verdict='holds')}. The published gap of more than 50 points "
+        "comes with a tenfold gap in learning rate.",
         "**SFT is not dense by nature**: that it leaves 6 to 15 % unchanged does not hold at RL's "
-        f"learning rate ({figure(first['fig-1-sft-dense'], 0, 'does not hold')} within 1e-5).",
+        f"learning rate ({figure('fig-1-sft-dense', verdict='does not hold')} within 1e-5).",
         "**The learning rate decides more than the algorithm**: SFT at a tenth of it is sparser "
-        f"than RL by {figure(rate, 0, 'holds')}. It has also hardly learned: it gains "
-        f"{figure(slow, 0)} of accuracy, where RL gains {figure(learned, 0, 'holds')}.",
+        f"than RL by {figure('learning-rate-is-the-cause', verdict='holds')}. It has also hardly "
+        f"learned: it gains {figure('learns-and-sparse', 'sft-lr-1e-6', measure='gain')} of "
+        f"accuracy, where RL gains {figure('learns-and-sparse', verdict='holds')}.",
         "**So does precision**: pure bf16 weights are sparser by "
-        f"{figure(critics['pulse-precision'], 0, 'holds')}, since small updates are lost, and gain "
-        f"{figure(critics['pulse-precision'], 2)}.",
+        f"{figure('pulse-precision', verdict='holds')}, since small updates are lost, and gain "
+        f"{figure('pulse-precision', 'grpo-bf16', measure='gain')}. Trained and saved in fp32, "
+        f"{figure('razor-fp32-dense', verdict='holds')} of the weights are unchanged.",
+        "**What bf16 rounds away is not harmless**: the same training answers differently by "
+        f"{figure('rounded-away-is-harmless', verdict='does not hold')} when kept as fp32 and not "
+        "saved as bf16. While it trained, its arithmetic in bf16 never saw what is below bf16.",
+        "**KL and clipping matter little**: "
+        f"{figure('sec-6-kl', verdict='holds')} and {figure('sec-6-clip', verdict='holds')}.",
+        "**The sparsity falls, and then flattens**: in the last quarter of 80 steps by "
+        f"{figure('fig-5-flattens', verdict='holds')} of what it falls by in the first. So it does "
+        f"under SFT, by {figure('fig-5-flattens', 'sft-80-steps')}.",
         "**Training only what RL changed gives the accuracy of training all**: the difference is "
-        f"{figure(same, 0, 'holds')}.",
-        "**Others of the same number do worse**: at random places by "
-        f"{figure(masks, 0)}, at places of the same magnitudes by {figure(masks, 1)}. So magnitude "
-        "is most of what random places lack, and not all.",
+        f"{figure('table-3-accuracy', verdict='holds')}.",
+        "**Others of the same number do worse**: own places are better than random ones by "
+        f"{figure('table-3-these-weights', 'grpo-own', 'grpo-random', verdict='holds')}, and than "
+        "places of the same magnitudes by "
+        f"{figure('table-3-these-weights', 'grpo-own', 'grpo-matched')}. So magnitude is most of "
+        "what random places lack, and not all.",
+        "**Small weights are the better guess**: the smallest of each tensor, chosen without "
+        "training, do better than as many at random by "
+        f"{figure('tpnt-low-magnitude-mask', verdict='holds')}.",
+        "**A random 1 % needs another learning rate**: accuracy less that of training all is "
+        f"{figure('tickets-random', verdict='does not hold')} at the same one, "
+        f"{figure('tickets-random', 'grpo-random-1-percent-lr-1e-4', 'grpo')} at 10 times that, "
+        "and "
+        f"{figure('tickets-random-rate')} at 100 times, where "
+        f"{figure('tickets-random-rate', 'grpo-random-1-percent-lr-1e-3')} of the weights stay "
+        "unchanged. So what a control of fewer weights cannot do may be a matter of its steps.",
         "**Most of what two seeds share is magnitude**: they overlap "
-        f"{figure(seeds, 0, 'holds')} times as much as independent masks, and "
-        f"{figure(first['table-4-beyond-magnitude'], 0, 'holds')} times as much as masks of the "
+        f"{figure('table-4-seed', verdict='holds')} times as much as independent masks, and "
+        f"{figure('table-4-beyond-magnitude', verdict='holds')} times as much as masks of the "
         "same magnitudes.",
         "**The same accuracy is not the same model**: by 1e-5 "
-        f"{figure(identity, 0, 'holds')} of all weights are equal; but the base scores "
-        f"{figure(identity, 1)}, and inside the mask it is {figure(identity, 2)}.",
+        f"{figure('identity-1e-5', 'grpo-own', verdict='holds')} of all weights are equal; but the "
+        f"base scores {figure('identity-1e-5', to='base')}, and inside the mask it is "
+        f"{figure('identity-1e-5', part='inside')}.",
         "**One step changes hardly anything that bf16 can store**: "
-        f"{figure(critics['pulse-absorbed'], 0, 'holds')} of the weights, by gradients that are "
+        f"{figure('pulse-absorbed', verdict='holds')} of the weights, by gradients that are "
         "dense.",
     ):
         print(f"- {line}")
