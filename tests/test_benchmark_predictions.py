@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from benchmarks import predictions
-from docs import generated_predictions
 
+from docs import generated_predictions
 from tests.compare.checkpoints import llama_tensors, moved, save
 from trimtab.cli import main
 from trimtab.cli.mask.make import KINDS

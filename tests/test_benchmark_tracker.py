@@ -13,6 +13,7 @@ pytestmark = [
 ]
 
 from benchmarks import tracker  # noqa: E402
+
 from docs import generated_tracker  # noqa: E402
 
 TINY = tracker.SMOLLM2 | {

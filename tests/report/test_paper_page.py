@@ -8,6 +8,7 @@ from tests.papers.test_results import result, trial
 from trimtab.report.blocks import Figure, Table
 from trimtab.report.page import render
 from trimtab.report.paper import figures_section, frontier_section
+from trimtab.report.paper_charts import learned_beside_unchanged
 from trimtab.report.paper_page import paper_page
 
 
@@ -107,6 +108,25 @@ def test_the_frontier_has_the_arms_of_which_both_are_known() -> None:
     places = [(row["name"], round(row["unchanged"], 9), round(row["gained"], 9)) for row in rows]
     assert places == [("grpo", 91, 50), ("sft", 80, 65)]
     assert [row[0] for row in figure.table.rows] == ["grpo", "sft"]
+
+
+def test_labels_of_near_points_stand_apart() -> None:
+    places = {"one": (90.0, 50.0), "two": (90.2, 50.0), "three": (90.4, 50.0), "far": (50.0, 0.0)}
+    ends = ("_low", "_high", "")
+    rows = [
+        {
+            "name": name,
+            **{f"unchanged{end}": x for end in ends},
+            **{f"gained{end}": y for end in ends},
+        }
+        for name, (x, y) in places.items()
+    ]
+    spec = learned_beside_unchanged(rows)
+    sides = {row["name"]: row["side"] for row in spec["data"]["values"]}
+    assert len({sides[name] for name in ("one", "two", "three")}) == 3
+    assert sides["far"] == "above"
+    drawn = [layer for layer in spec["layer"] if layer["mark"]["type"] == "text"]
+    assert {layer["transform"][0]["filter"]["equal"] for layer in drawn} == set(sides.values())
 
 
 def test_a_hostile_name_stays_text() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from trimtab.report.vega import WIDTH, Rows, chart, hover_box, plain_axis
 
@@ -97,18 +97,20 @@ def learned_beside_unchanged(rows: Rows) -> dict[str, Any]:
 
     whisker = {"type": "rule", "strokeWidth": 1.5, "opacity": 0.4, "color": "var(--accent)"}
     label = {"type": "text", "fontSize": 11, "fill": "var(--ink)"}
+    placed = [{**row, "side": side} for row, side in zip(rows, _sides(rows), strict=True)]
     labels = [
         {
-            "data": {"values": sorted(rows, key=lambda row: row["unchanged"])[place::2]},
-            "mark": {**label, "dy": dy},
+            "transform": [{"filter": {"field": "side", "equal": side}}],
+            "mark": label | _SIDES[side],
             "encoding": {"x": x(), "y": y(), "text": {"field": "name", "type": "nominal"}},
         }
-        for place, dy in enumerate((-13, 15))  # neighbours have theirs above and below
+        for side in _SIDES
+        if any(row["side"] == side for row in placed)
     ]
     return chart(
-        rows,
+        placed,
         width=WIDTH,
-        height=320,
+        height=_HEIGHT,
         autosize={"type": "fit-x", "contains": "padding"},
         layer=[
             {
@@ -130,3 +132,49 @@ def learned_beside_unchanged(rows: Rows) -> dict[str, Any]:
             *labels,
         ],
     )
+
+
+_SIDES: dict[str, dict[str, Any]] = {
+    "above": {"dy": -13, "align": "center"},
+    "below": {"dy": 15, "align": "center"},
+    "right": {"dx": 9, "align": "left"},
+    "left": {"dx": -9, "align": "right"},
+}
+"""Where the label of a point may stand."""
+
+_Box: TypeAlias = tuple[float, float, float, float]
+"""Left, right, top and bottom, in pixels."""
+
+_HEIGHT, _CHARACTER, _LINE = 320, 6.0, 13
+"""Of the chart, and about those of a label, in pixels."""
+
+
+def _sides(rows: Rows) -> list[str]:
+    """For each point the first side on which its label meets no point and no label before it."""
+    across = _pixels([row["unchanged"] for row in rows], WIDTH - 160)
+    down = [-place for place in _pixels([row["gained"] for row in rows], _HEIGHT - 80)]
+    taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in zip(across, down, strict=True)]
+    sides = []
+    for place, (row, x, y) in enumerate(zip(rows, across, down, strict=True)):
+        others = [*taken[:place], *taken[place + 1 :]]
+        width = _CHARACTER * len(row["name"])
+        boxes = {side: _box(look, x, y, width) for side, look in _SIDES.items()}
+        free = (side for side, box in boxes.items() if not any(_meet(box, of) for of in others))
+        sides.append(next(free, "above"))
+        taken.append(boxes[sides[-1]])
+    return sides
+
+
+def _pixels(values: Sequence[float], length: float) -> list[float]:
+    span = max(values) - min(values) or 1
+    return [(value - min(values)) / span * length for value in values]
+
+
+def _box(look: dict[str, Any], x: float, y: float, width: float) -> _Box:
+    left = x + look.get("dx", 0) - {"left": 0, "center": width / 2, "right": width}[look["align"]]
+    middle = y + look.get("dy", 0)
+    return left, left + width, middle - _LINE / 2, middle + _LINE / 2
+
+
+def _meet(one: _Box, other: _Box) -> bool:
+    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]

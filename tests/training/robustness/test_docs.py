@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from docs import generated_pruning, generated_robustness
 
+from docs import generated_pruning, generated_robustness
 from tests.checkpoints.building import tensors_bytes
 from tests.training.evaluation.results import make_evaluation
 from tests.training.robustness.results import make_probe
