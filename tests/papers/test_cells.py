@@ -157,6 +157,10 @@ def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
     of = "a"
     more_seeds = [1, -1]
     minutes = "two"
+    [[arm]]
+    name = "c"
+    run = "run.toml"
+    more_seeds = 3
     """
     with pytest.raises(SettingsError) as caught:
         scale(tmp_path, text)
@@ -169,6 +173,7 @@ def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
         "two arms",
         "'odd'",
         "more_seeds is [1, -1]",
+        "more_seeds is 3",
         "minutes is 'two'",
         "[evaluate]",
         "minutes",

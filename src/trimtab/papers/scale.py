@@ -151,8 +151,10 @@ def _problems(arm: Arm, before: Mapping[str, Arm], folder: Path) -> list[str]:
         problems.append(f"arm {arm.name} needs {', '.join(missing)}, expected an arm before it")
     if arm.mask is not None and arm.mask not in get_args(MaskName):
         problems.append(f"arm {arm.name}: mask is {arm.mask!r}, expected {_either(MaskName)}")
-    if not all(isinstance(seed, int) and seed >= 0 for seed in arm.more_seeds):
-        problems.append(f"arm {arm.name}: more_seeds is {arm.more_seeds}, expected whole numbers")
+    seeds = arm.more_seeds
+    is_list = isinstance(seeds, list | tuple)
+    if not is_list or not all(isinstance(seed, int) and seed >= 0 for seed in seeds):
+        problems.append(f"arm {arm.name}: more_seeds is {seeds}, expected whole numbers in a list")
     if not isinstance(arm.minutes, int | float | None):
         problems.append(f"arm {arm.name}: minutes is {arm.minutes!r}, expected a number")
     if (arm.mask is None) != (arm.of is None):
