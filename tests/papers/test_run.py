@@ -109,6 +109,29 @@ def test_runs_of_other_settings_or_data_are_refused(out: Path, tmp_path: Path) -
         run_paper(plan_paper(PAPER, "tiny", tmp_path), lambda arguments, log: 1)
 
 
+def test_what_another_run_finishes_meanwhile_is_not_measured(out: Path) -> None:
+    """A result says of each cell one thing: it is finished and measured, or neither."""
+    late = out / "tiny/cells/sft/seed-1/changed.safetensors"
+    hidden = late.rename(late.with_suffix(".hidden"))
+    comparison = out / "tiny/cells/grpo/seed-0/comparison.json"
+    comparison.unlink()
+
+    def command(arguments: Any, log: Path) -> int:
+        hidden.rename(late)
+        return in_this_process(arguments, log)
+
+    plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
+    data = run_paper(plan, command, trains=False).to_dict()
+    assert late.exists()
+    assert [name for name, is_done in data["scale"]["cells"].items() if not is_done] == [
+        "sft/seed-1"
+    ]
+    (claim,) = (claim for claim in data["claims"] if claim["id"] == "fig-1-rl-sparser")
+    difference, _, sft = claim["trials"]
+    assert (sft["missing"], sft["values"].keys()) == (["sft/seed-1"], {"0"})
+    assert difference["other_values"].keys() == {"0"}
+
+
 def test_a_figure_that_cannot_be_read_is_told(out: Path) -> None:
     path = out / "tiny/cells/sft/seed-0/comparison.json"
     before = path.read_text("utf-8")

@@ -71,11 +71,11 @@ class Measuring:
     _read: dict[Path, Any] = field(default_factory=dict, repr=False)
 
     def values(self, trial: Trial, cells: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
-        """The figures of a trial, of the cells that are trained.
+        """The figures of a trial.
 
         Args:
             trial: The trial.
-            cells: Arm -> its cells, one for each seed.
+            cells: Arm -> its cells that are trained, one for each seed.
 
         Returns:
             `values` and, if it has another arm to subtract, `other_values`: seed -> figure; for an
@@ -92,7 +92,6 @@ class Measuring:
         return {
             str(cell.seed): _figure(trial, self.read(cell, MEASURES[trial.measure].source), cell)
             for cell in cells
-            if cell.is_done
         }
 
     def _overlaps(self, trial: Trial, cells: Mapping[str, Sequence[Cell]]) -> dict[str, float]:
@@ -103,9 +102,7 @@ class Measuring:
             (one, two)
             for one in first
             for two in second
-            if one.is_done
-            and two.is_done
-            and (one.seed < two.seed if trial.arm == trial.other else one.seed == two.seed)
+            if (one.seed < two.seed if trial.arm == trial.other else one.seed == two.seed)
         ]
         return {
             str(one.seed) if one.seed == two.seed else f"{one.seed}{PAIR}{two.seed}": _figure(

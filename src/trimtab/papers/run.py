@@ -128,14 +128,15 @@ def run_paper(
     if trains and plan.missing:
         prepare(plan.cells)
         failed = train_cells(plan.cells, measuring, jobs=jobs, told=told)
-    by_arm: dict[str, list[Cell]] = {}
-    for cell in plan.cells:
-        by_arm.setdefault(cell.arm.name, []).append(cell)
+    # Another run may finish more of them meanwhile: what is measured is what is finished now.
+    done = {cell.name: cell.is_done for cell in plan.cells}
     claims = []
     for claim in plan.paper.claims:
         told(f"measuring {claim.id}")
         trials = [of for of in plan.paper.trials_at(plan.scale.name) if of.claim == claim.id]
-        claims.append(_told(claim, [_measured(of, by_arm, measuring, failed) for of in trials]))
+        claims.append(
+            _told(claim, [_measured(of, plan.cells, done, measuring, failed) for of in trials])
+        )
     claims += public_claims(plan.paper.public, plan.checkpoints, plan.out / PUBLIC, told)
     return PaperResult(
         paper={
@@ -148,7 +149,7 @@ def run_paper(
             "name": plan.scale.name,
             "base": plan.scale.base,
             "seeds": list(plan.seeds),
-            "cells": {cell.name: cell.is_done for cell in plan.cells},
+            "cells": done,
             "failed": failed,
         },
         claims=tuple(claims),
@@ -186,13 +187,16 @@ def _told(claim: Claim, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _measured(
     trial: Trial,
-    cells: Mapping[str, Sequence[Cell]],
+    cells: Sequence[Cell],
+    done: Mapping[str, bool],
     measuring: Measuring,
     failed: dict[str, str],
 ) -> dict[str, Any]:
-    missing = [cell.name for arm in trial.arms for cell in cells[arm] if not cell.is_done]
+    by_arm = {arm: [cell for cell in cells if cell.arm.name == arm] for arm in trial.arms}
+    missing = [cell.name for of in by_arm.values() for cell in of if not done[cell.name]]
+    trained = {arm: [cell for cell in of if done[cell.name]] for arm, of in by_arm.items()}
     try:
-        values = measuring.values(trial, cells)
+        values = measuring.values(trial, trained)
     except TrimtabError as error:
         failed[f"{trial.claim}: {trial.measure} of {trial.arm}"] = str(error)
         values = {"values": {}}
