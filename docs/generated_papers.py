@@ -17,7 +17,7 @@ from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.results import PaperResult
 from trimtab.report.figures import figure_files
 from trimtab.report.paper_page import paper_page
-from trimtab.report.paper_wording import bound_text, expected_text, figure_text, seeds_text
+from trimtab.report.paper_wording import bound_text, expected_text, measured_text, seeds_text
 
 __all__ = [
     "chosen",
@@ -136,7 +136,7 @@ def controls(paper: str, *ids: str, scale: str = "small") -> None:
             [
                 f"`{id}`",
                 _cell(trial["about"]),
-                figure_text(trial["value"], trial["interval"], trial["unit"]),
+                measured_text(trial),
                 seeds_text(trial),
                 bound_text(trial) or NONE,
             ]
@@ -157,7 +157,7 @@ def frontier(paper: str, id: str, *, scale: str = "small") -> None:
     def shown(by_measure: Mapping[str, Mapping[str, Any]], *measures: str) -> str:
         for measure in measures:
             if (trial := by_measure.get(measure)) is not None:
-                return figure_text(trial["value"], trial["interval"], trial["unit"])
+                return measured_text(trial)
         return NONE
 
     rows(
@@ -226,7 +226,7 @@ def reading() -> None:
             and measure in (None, trial["measure"])
             and all(trial["settings"].get(key) == value for key, value in wanted.items())
         )
-        return figure_text(of["value"], of["interval"], of["unit"])
+        return measured_text(of)
 
     for line in (
         "**RL is sparser than SFT at the same learning rate, but not by much**: "
@@ -307,7 +307,7 @@ def _ours(claim: Mapping[str, Any]) -> str:
     told = []
     for trial in claim["trials"]:
         if trial["bound"] and not trial["premise"]:
-            figure = figure_text(trial["value"], trial["interval"], trial["unit"])
+            figure = measured_text(trial)
             n = f"n = {trial['n']}"
             told.append(f"{_cell(trial['about'])}: {figure}, {n}; asked: {bound_text(trial)}")
     return "<br>".join(told) if told and not claim["why"] else NONE

@@ -10,7 +10,7 @@ from trimtab.report.paper_charts import forest, learned_beside_unchanged
 from trimtab.report.paper_wording import (
     bound_text,
     expected_text,
-    figure_text,
+    measured_text,
     ours_text,
     seeds_text,
 )
@@ -126,7 +126,7 @@ def _figure(unit: str, of: Sequence[tuple[Data, Data]]) -> Figure:
                 **_tips(
                     name,
                     "ours",
-                    figure_text(trial["value"], trial["interval"], unit),
+                    measured_text(trial),
                     seeds_text(trial),
                     trial["verdict"] or _CONTROL,
                 ),
@@ -191,7 +191,7 @@ def _every(title: str, of: Sequence[tuple[Data, Data]]) -> Table:
         (
             claim["id"],
             trial["about"],
-            figure_text(trial["value"], trial["interval"], trial["unit"]),
+            measured_text(trial),
             seeds_text(trial),
             bound_text(trial) or _CONTROL,
         )
@@ -217,10 +217,7 @@ def _frontier(claim: Data) -> Figure | None:
     rows, cells = [], []
     for arm, of in both.items():
         sparsity, gain = of["sparsity"], of["gain"]
-        texts = [
-            figure_text(told["value"], told["interval"], told["unit"]) for told in (sparsity, gain)
-        ]
-        cells.append((arm, *texts, seeds_text(sparsity)))
+        cells.append((arm, measured_text(sparsity), measured_text(gain), seeds_text(sparsity)))
         rows.append(
             {
                 "name": arm,

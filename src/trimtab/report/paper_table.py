@@ -7,12 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.report.paper_wording import (
-    bound_text,
-    expected_text,
-    figure_text,
-    seeds_text,
-)
+from trimtab.report.paper_wording import expected_text, trial_text
 from trimtab.report.table import wrapped
 from trimtab.report.wording import plural, printable
 
@@ -57,10 +52,7 @@ def _claim(claim: Mapping[str, Any], width: int, *, styled: bool) -> list[str]:
     lines += _indented(claim["claim"], width)
     lines += _indented(f"theirs: {expected_text(claim)}", width)
     for trial in claim["trials"]:
-        figure = figure_text(trial["value"], trial["interval"], trial["unit"])
-        asked = f", asked for: {bound_text(trial)}" if trial["bound"] else ""
-        ours = f"ours: {trial['about']}: {figure}, n = {seeds_text(trial)}{asked}"
-        lines += _indented(printable(ours), width)
+        lines += _indented(printable(f"ours: {trial_text(trial)}"), width)
     if claim["note"]:
         lines += _indented(printable(claim["note"]), width)
     return lines

@@ -7,7 +7,15 @@ from typing import Any
 
 from trimtab.report.wording import plural
 
-__all__ = ["bound_text", "expected_text", "figure_text", "ours_text", "seeds_text"]
+__all__ = [
+    "bound_text",
+    "expected_text",
+    "figure_text",
+    "measured_text",
+    "ours_text",
+    "seeds_text",
+    "trial_text",
+]
 
 NONE = "–"
 SIGNS = {"share": " %", "points": " points", "factor": ""}
@@ -22,6 +30,17 @@ def figure_text(value: float | None, interval: Any, unit: str) -> str:
     sign = SIGNS[unit]
     text = f"{shown(value)}{sign}"
     return text if interval is None else f"{text} [{', '.join(map(shown, interval))}]"
+
+
+def measured_text(trial: Mapping[str, Any]) -> str:
+    """The figure of a trial."""
+    return figure_text(trial["value"], trial["interval"], trial["unit"])
+
+
+def trial_text(trial: Mapping[str, Any]) -> str:
+    """What is measured, the figure, of how many seeds, and what is asked of it, if anything is."""
+    asked = f", asked for: {bound_text(trial)}" if trial["bound"] else ""
+    return f"{trial['about']}: {measured_text(trial)}, n = {seeds_text(trial)}{asked}"
 
 
 def _percent(share: float) -> str:
@@ -68,10 +87,4 @@ def seeds_text(trial: Mapping[str, Any]) -> str:
 
 def ours_text(claim: Mapping[str, Any]) -> str:
     """Every figure that decides a claim, with what is asked of it."""
-    told = []
-    for trial in claim["trials"]:
-        if trial["bound"]:
-            figure = figure_text(trial["value"], trial["interval"], trial["unit"])
-            n = f"n = {seeds_text(trial)}"
-            told.append(f"{trial['about']}: {figure}, {n}, asked for: {bound_text(trial)}")
-    return "; ".join(told) or NONE
+    return "; ".join(trial_text(trial) for trial in claim["trials"] if trial["bound"]) or NONE
