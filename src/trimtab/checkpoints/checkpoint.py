@@ -84,7 +84,6 @@ def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None
     Raises:
         CheckpointNotFoundError: There is no such path, hub id or revision, or no network.
         CheckpointError: It is not a checkpoint that can be read.
-        MissingExtraError: It is a `.bin` file and torch is not installed.
     """
     try:
         path, revision = _locate(ref)
