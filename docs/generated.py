@@ -32,6 +32,7 @@ from trimtab.elements.absorption import rounding_reach
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
+from trimtab.example import write_example
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.identity import identity
 from trimtab.masks.overlap import overlap
@@ -56,58 +57,15 @@ CONVENTIONS = {
 
 @contextlib.contextmanager
 def tiny_pair() -> Iterator[None]:
-    """Work in a folder with tiny checkpoints (`base`, `tuned`, …) that goes away again.
-
-    `tuned` is `base` after 20 random steps of 1e-5, rounded to bf16 once: no training, and so what
-    precision alone predicts is what should be measured. `sub` went the same way but for a tenth of
-    noise, and only where `tuned` changed: as if training were repeated inside that mask. `run` has
-    checkpoints of a walk of its own, in fp32, whose steps get smaller. `other` is `tuned` as
-    another tool might write it: in fp32, with shorter names, and without the last norm.
-    """
-    import torch
-    from tests.compare.checkpoints import llama_tensors, save
-
-    base = {
-        name: tensor + 1 if "norm" in name else tensor for name, tensor in llama_tensors().items()
-    }
-    generator, other = (torch.Generator().manual_seed(seed) for seed in (1, 2))
-    walk = 1e-5 * 20**0.5
-    tuned, sub = {}, {}
-    for name, tensor in base.items():
-        move = torch.randn(tensor.shape, generator=generator)
-        noise = 0.1 * torch.randn(tensor.shape, generator=other)
-        tuned[name] = (tensor + walk * move).bfloat16()
-        again = (tensor + walk * (move + noise)).bfloat16()
-        sub[name] = torch.where(tuned[name] == tensor, tensor, again)
+    """Work in a folder with what `trimtab example` writes, which goes away again."""
     settings = {"COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"}
     with (
         tempfile.TemporaryDirectory() as folder,
         contextlib.chdir(folder),
         patch.dict(os.environ, settings),
     ):
-        save(Path("base"), base)
-        save(Path("tuned"), tuned)
-        save(Path("sub"), sub)
-        kept = {name: tensor for name, tensor in tuned.items() if name != "model.norm.weight"}
-        other_names = {name.removeprefix("model."): of.float() for name, of in kept.items()}
-        save(Path("other"), other_names)
-        for step, tensors in slowing_walk(base):
-            save(Path("run") / f"checkpoint-{step}", tensors)
+        write_example()
         yield
-
-
-def slowing_walk(base: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Every tenth of 80 random steps, which fall from 8e-6 to 0; kept in fp32, given in bf16."""
-    import torch
-
-    generator = torch.Generator().manual_seed(3)
-    now = {name: tensor.float() for name, tensor in base.items()}
-    for step in range(1, 81):
-        size = 8e-6 * (1 - step / 80)
-        for tensor in now.values():
-            tensor += size * torch.randn(tensor.shape, generator=generator)
-        if step % 10 == 0:
-            yield step, {name: tensor.bfloat16() for name, tensor in now.items()}
 
 
 def shell(*commands: str) -> None:

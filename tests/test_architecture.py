@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "extras": {"errors"},
     "outputs": {"errors"},
     "elements": {"errors"},
+    "example": {"elements", "outputs", "errors"},
     "checkpoints": {"elements", "extras", "errors"},
     "compare": {"checkpoints", "elements", "outputs", "extras", "errors"},
     "masks": {"checkpoints", "elements", "outputs", "extras", "errors"},
@@ -26,7 +27,7 @@ MAY_IMPORT = {
     "training": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
     "papers": {"training", "masks", "checkpoints", "errors"},  # and of these little: tests/papers
     "cli": {
-        *("papers", "report", "training", "compare", "masks"),
+        *("papers", "report", "training", "compare", "masks", "example"),
         *("checkpoints", "elements", "outputs", "extras", "errors"),
     },
 }

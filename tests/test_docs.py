@@ -140,7 +140,7 @@ def test_a_structure_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     for name in generated_structure.__all__:
         getattr(generated_structure, name)(report)
     text = capsys.readouterr().out
-    assert "| `mask` | 4,578 of 10,592 | 43.22 % |" in text
+    assert "| `mask` | 7,202 of 16,800 | 42.87 % |" in text
     neurons = report["masks"][0]["families"][2]
     z2 = f"{neurons['null']['overdispersion']:.2f} | {neurons['control']['overdispersion']:.2f}"
     assert f"| MLP neurons | `mask` | 96 | 0 | 0 | {z2} |" in text

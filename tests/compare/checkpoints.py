@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,9 +77,3 @@ def save_sharded(folder: Path, tensors: Mapping[str, torch.Tensor], num_shards: 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps(LLAMA))
     return folder
-
-
-if __name__ == "__main__":  # a pair for trying the command line by hand
-    base_folder, tuned_folder = map(Path, sys.argv[1:3])
-    save(base_folder, llama_tensors())
-    save(tuned_folder, moved(llama_tensors()))

@@ -57,17 +57,32 @@ def blocks(page: str, *languages: str) -> list[Block]:
 
 
 def commands(page: str) -> Iterator[Command]:
-    """All commands of a page, in order."""
+    """All commands of a page that nobody generated, in order."""
     for block in blocks(page, "console", "bash"):
-        command: Command | None = None
-        for line in block.text.replace("\\\n", " ").splitlines():
-            if block.language == "bash" or line.startswith("$ "):
-                typed, _, piped = line.removeprefix("$ ").partition(" | ")
-                command = Command(shlex.split(typed, comments=True), piped, [])
-                yield command
-            else:
-                assert command is not None, (page, line)
-                command.shown.append(line)
+        yield from commands_in(block)
+
+
+def commands_in(block: Block) -> list[Command]:
+    """The commands of a block, in order."""
+    found: list[Command] = []
+    for line in block.text.replace("\\\n", " ").splitlines():
+        if block.language == "bash" or line.startswith("$ "):
+            typed, _, piped = line.removeprefix("$ ").partition(" | ")
+            found.append(Command(shlex.split(typed, comments=True), piped, []))
+        else:
+            assert found, (block, line)
+            found[-1].shown.append(line)
+    return found
+
+
+def steps(page: str) -> Iterator[Command | Block]:
+    """What a reader would type from top to bottom, generated or not: commands, and Python."""
+    for match in FENCE.findall(PAGES[page].read_text("utf-8")):
+        block = Block(*match)
+        if block.language in ("console", "bash"):
+            yield from commands_in(block)
+        elif block.language in ("pycon", "python", "py"):
+            yield block
 
 
 def commands_of(page: str, program: str) -> list[Command]:

@@ -1,31 +1,38 @@
 """Every command that the documentation shows runs, in a tiny world.
 
-The commands of a page are typed one after the other in a folder with what the page supposes
-(`world.SUPPOSED`), and must succeed. A command that is new in a page is run like all others. What
-would take too long, or needs what no test has, is in `CUT`, in the stand-ins and in
-`NOT_INSTALLED`, each with its reason.
+A reader starts with the first three pages (`FIRST`): all that they show, what cog printed too, is
+typed in one folder from top to bottom, after `make demo`. The commands of each other page are typed
+one after the other in a folder with what the page supposes (`world.SUPPOSED`). All must succeed. A
+command that is new in a page is run like all others. What would take too long, or needs what no
+test has, is in `CUT`, in the stand-ins and in `NOT_INSTALLED`, each with its reason.
 """
 
 from __future__ import annotations
 
+import doctest
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
+from string import printable
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 
 from tests.docs import world
-from tests.docs.pages import PAGES, commands_of
+from tests.docs.pages import PAGES, ROOT, Block, Command, commands_of, steps
 from tests.docs.test_named_commands import understood
 from tests.training import tiny
 from trimtab.cli import main
+
+FIRST = ("README.md", "docs/quickstart.md", "docs/tutorial.md")
+"""The pages that a reader types first, in this order, in one folder."""
 
 
 class Cut(NamedTuple):
@@ -111,7 +118,7 @@ def stand_in_for_models(monkeypatch: pytest.MonkeyPatch) -> None:
     from trimtab.training import demo
 
     def make_base(folder: Path) -> dict[str, Any]:
-        return {**tiny.make_base(folder), "note": "random"}
+        return {**tiny.make_base(folder, printable), "note": "random"}
 
     monkeypatch.setattr(demo, "train_demo", partial(demo.train_demo, make_base=make_base))
     monkeypatch.setattr(tiny_base, "STEPS", 3)
@@ -125,7 +132,37 @@ def missing_package(words: list[str]) -> str | None:
 
 @pytest.mark.train
 @pytest.mark.filterwarnings("ignore:'protected_args' is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("page", [page for page in PAGES if commands_of(page, "trimtab")])
+def test_a_reader_types_the_first_pages_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_in_for_models(monkeypatch)
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")  # a checkout has them
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert type_in(["demo", "--steps", "3"]) == 0  # `make demo`
+    capsys.readouterr()
+    for page in FIRST:
+        names: dict[str, Any] = {}
+        for step in steps(page):
+            if isinstance(step, Block):
+                assert follow(step.text, page, names)
+            elif step.words[0] == "trimtab":
+                run(step, capsys)
+
+
+def follow(session: str, page: str, names: dict[str, Any]) -> bool:
+    """Type a session of Python; whether it prints what the page says."""
+    test = doctest.DocTestParser().get_doctest(session, names, page, page, 0)
+    outcome = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(test, clear_globs=False)
+    names.update(test.globs)
+    return outcome.attempted > 0 and outcome.failed == 0
+
+
+@pytest.mark.train
+@pytest.mark.filterwarnings("ignore:'protected_args' is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if commands_of(page, "trimtab") and page not in FIRST]
+)
 def test_the_commands_of_a_page_run(
     page: str,
     shelf: Path,
@@ -138,20 +175,26 @@ def test_the_commands_of_a_page_run(
     world.furnish(shelf, page, tmp_path)
     monkeypatch.chdir(tmp_path)
     for command in commands_of(page, "trimtab"):
-        words = command.words[1:]
-        if missing_package(words):
-            understood(words)
-            continue
-        code = type_in(words)
-        printed, said = capsys.readouterr()
-        assert code == 0, f"trimtab {shlex.join(words)}: {said}"
-        for option, value in pairwise(words):
-            if option in WRITES:
-                assert Path(value).exists(), (words, value)
-        if command.piped:
-            assert filtered(printed, command.piped) is not None
-        told = {*command.shown} - ELLIPSIS - TOLD_OTHERWISE.keys()
-        assert told <= {*printed.splitlines()}, words
+        run(command, capsys)
+
+
+def run(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    """Type a command: it succeeds, writes and prints what the page says, or fails as it says."""
+    words = command.words[1:]
+    if missing_package(words):
+        understood(words)
+        return
+    code = type_in(words)
+    printed, said = capsys.readouterr()
+    is_refused = any(line.startswith("trimtab: ") for line in command.shown)
+    assert code == int(is_refused), f"trimtab {shlex.join(words)}: {said}"
+    for option, value in pairwise(words):
+        if option in WRITES:
+            assert Path(value).exists(), (words, value)
+    if command.piped:
+        assert filtered(printed, command.piped) is not None
+    told = {*command.shown} - ELLIPSIS - TOLD_OTHERWISE.keys()
+    assert told <= {*printed.splitlines(), *said.splitlines()}, words
 
 
 def type_in(words: list[str]) -> object:

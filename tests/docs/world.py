@@ -21,16 +21,6 @@ TUNED = "out/model"
 OTHER = "other/model"
 
 SUPPOSED: Mapping[str, Mapping[str, str]] = {
-    "README.md": {
-        "base": "base",
-        "tuned": TUNED,
-        "checkpoint-10": "out/checkpoints/checkpoint-10",
-        "checkpoint-20": "out/checkpoints/checkpoint-20",
-        "demo/base": "base",
-        "demo/grpo": TUNED,
-        "demo/sft": OTHER,
-        "examples": "examples",
-    },
     "docs/algorithms/ppo.md": {
         "base": "base",
         "mask.safetensors": "mask.safetensors",
@@ -65,7 +55,6 @@ SUPPOSED: Mapping[str, Mapping[str, str]] = {
     "docs/sweeps.md": {"demo/base": "base", "examples": "examples"},
     "docs/tracker.md": {"updates.trimtab": "out/updates.trimtab"},
     "docs/train.md": {"base": "base", "mask.safetensors": "mask.safetensors"},
-    "docs/tutorial.md": {"examples": "examples"},
 }
 """Page -> what lies in the folder where its commands are typed -> what of `make_shelf` it is."""
 

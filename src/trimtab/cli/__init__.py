@@ -20,6 +20,7 @@ from trimtab.errors import CriterionError, TrimtabError
 __all__ = ["main"]
 
 VERBS = {
+    "example": "Write tiny checkpoints to try the other commands on.",
     "compare": "Count what changed from a BASE to a TUNED checkpoint.",
     "trajectory": "Show how it came about, over a series of checkpoints.",
     "mask": "Make a mask of the elements that changed, and its controls.",
@@ -41,7 +42,7 @@ VERBS = {
     package="trimtab.cli",
     verbs=VERBS,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: trimtab compare BASE TUNED",
+    epilog="Start with: trimtab example",
 )
 @click.version_option(__version__, prog_name="trimtab")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
