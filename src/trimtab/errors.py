@@ -15,6 +15,7 @@ Each class also derives from the built-in that it refines, so callers can catch 
     ├── SettingsError (ValueError)           settings of a training run that cannot be used
     ├── OptimizerError (RuntimeError)        an optimizer that cannot train what it was given
     ├── OutputExistsError (FileExistsError)  an output file is in the way, without --force
+    ├── WriteError (OSError)                 an output file for which there is no room
     └── MissingExtraError (ImportError)      an optional part is not installed
 
 A message names the tensor, file or key, what was expected, what was found, and what to do. All
@@ -37,6 +38,7 @@ __all__ = [
     "SettingsError",
     "TensorMismatchError",
     "TrimtabError",
+    "WriteError",
 ]
 
 
@@ -86,6 +88,10 @@ class OptimizerError(TrimtabError, RuntimeError):
 
 class OutputExistsError(TrimtabError, FileExistsError):
     """An output file exists already and overwriting was not asked for."""
+
+
+class WriteError(TrimtabError, OSError):
+    """An output file cannot be written for want of room: a full disk, a quota, a limit."""
 
 
 class MissingExtraError(TrimtabError, ImportError):

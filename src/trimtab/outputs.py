@@ -1,22 +1,60 @@
 """Write an output file, or a folder of them, whole or not at all.
 
-The content goes to a file beside the target, which then takes the target's name in one step: a
-reader never sees half a file, and an interrupted write leaves the old one as it was.
+The content goes to a draft beside the target, which then takes the target's name in one step: a
+reader never sees half a file, and an interrupted write leaves the old one as it was. A writer holds
+a lock on its draft. What a killed writer left behind has none, and goes when the same output is
+written again.
+
+A link is followed: the file that it leads to is written. What cannot be replaced without harm (a
+terminal, `/dev/null`, a pipe) is written to; a disk is refused.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
-from typing import BinaryIO
+from time import sleep
+from typing import Any, BinaryIO, cast
 
-from trimtab.errors import OutputExistsError
+from trimtab.errors import OutputExistsError, WriteError
 
-__all__ = ["ensure_free", "ensure_no_folder", "new_file", "new_folder"]
+if sys.platform == "win32":  # no locks: what a killed writer left stays
+    fcntl: Any = None
+else:
+    import fcntl
+
+__all__ = [
+    "append",
+    "ensure_distinct",
+    "ensure_free",
+    "ensure_no_folder",
+    "is_draft",
+    "is_stream",
+    "lock",
+    "new_file",
+    "new_folder",
+    "told_where",
+]
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""How a system says that a file cannot grow."""
+
+TORCH_FAILED = re.compile("inline_container.*(unexpected pos|failed writing)|iostream error")
+"""How torch says that a file write failed."""
+
+OPEN_FILE = re.compile(r"/dev/(?:std(?P<name>out|err)|fd/(?P<number>\d+))|/proc/self/fd/(\d+)")
+"""Paths that name what this process has open already."""
+
+STANDARD = {"out": 1, "err": 2}
 
 
 def ensure_free(path: str | os.PathLike[str], *, force: bool = False) -> None:
@@ -29,18 +67,62 @@ def ensure_free(path: str | os.PathLike[str], *, force: bool = False) -> None:
     Raises:
         OutputExistsError: Something is in the way.
     """
+    if is_stream(path):
+        return
     target = Path(path)
     if target.is_dir():
         raise OutputExistsError(f"{target} is a folder: give the name of a file")
+    if target.is_block_device():
+        raise OutputExistsError(f"{target} is a disk, which is never replaced: give a file")
     if not force and os.path.lexists(target):
         raise OutputExistsError(f"{target} exists already: add --force to replace it")
+
+
+def is_stream(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is one to write to and not to replace: `/dev/stdout`, `/dev/null`, a pipe."""
+    if OPEN_FILE.fullmatch(os.fspath(path)):
+        return True
+    try:
+        mode = Path(path).stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+
+
+def ensure_distinct(outputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
+    """Check that no two outputs of a command are one file, by whatever names.
+
+    Args:
+        outputs: What each is called -> where it goes; None is not written.
+
+    Raises:
+        OutputExistsError: One of them would replace another.
+    """
+    seen: dict[Any, str] = {}
+    for name, path in outputs.items():
+        if path is None or is_stream(path):
+            continue
+        if (other := seen.setdefault(_file_of(path), name)) != name:
+            raise OutputExistsError(
+                f"{other} and {name} are one file, {os.fspath(path)}: give each one of its own"
+            )
+
+
+def _file_of(path: str | os.PathLike[str]) -> Any:
+    """What is the same for two paths of one file, be it there yet or not."""
+    real = Path(os.path.realpath(path))
+    for at, rest in ((real, ""), (real.parent, real.name)):
+        with suppress(OSError):
+            found = at.stat()
+            return found.st_dev, found.st_ino, rest
+    return real
 
 
 @contextmanager
 def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[BinaryIO]:
     """Yield a file to write to, which takes its name when the block succeeds.
 
-    Missing parent folders are made.
+    Missing parent folders are made. Where the path is a stream, what was written goes to it then.
 
     Args:
         path: The file to write.
@@ -48,20 +130,23 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
 
     Raises:
         OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+        WriteError: There is no room for it.
     """
-    target = Path(path)
-    ensure_free(target, force=force)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name[:100]}.{token_hex(4)}.tmp")
-    try:
-        with draft.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        ensure_free(target, force=force)  # it may have appeared while the draft was written
+    ensure_free(path, force=force)
+    if is_stream(path):
+        with told_where(path), tempfile.TemporaryFile() as kept:
+            yield cast(BinaryIO, kept)
+            kept.seek(0)
+            with _opened_stream(path) as stream:
+                shutil.copyfileobj(kept, stream)
+        return
+    target = Path(os.path.realpath(path))
+    with told_where(path), _draft_of(target) as draft, draft.open("r+b") as file:
+        yield cast(BinaryIO, file)
+        file.flush()
+        os.fsync(file.fileno())
+        ensure_free(path, force=force)  # it may have appeared while the draft was written
         draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -75,18 +160,14 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Raises:
         OutputExistsError: Something is in the way.
+        WriteError: There is no room for it.
     """
     target = Path(path)
     ensure_no_folder(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name[:100]}.{token_hex(4)}.tmp")
-    draft.mkdir()
-    try:
+    with told_where(target), _draft_of(target, is_folder=True) as draft:
         yield draft
         ensure_no_folder(target)  # it may have appeared while the draft was filled
         draft.rename(target)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def ensure_no_folder(path: str | os.PathLike[str]) -> None:
@@ -99,3 +180,170 @@ def ensure_no_folder(path: str | os.PathLike[str]) -> None:
         raise OutputExistsError(
             f"{os.fspath(path)} exists already: choose another folder, or delete it first"
         )
+
+
+def append(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write at the end of a file, all or nothing.
+
+    Raises:
+        WriteError: There is no room.
+    """
+    with told_where(path), Path(path).open("ab", buffering=0) as file:
+        end, left = file.tell(), memoryview(content)
+        try:
+            while left:
+                left = left[file.write(left) :]
+        except BaseException:
+            os.truncate(path, end)
+            raise
+
+
+@contextmanager
+def told_where(path: str | os.PathLike[str], cure: str = "make room") -> Iterator[None]:
+    """Name the file where there is no room for it, whatever library finds that out.
+
+    Args:
+        path: What is being written.
+        cure: What to do.
+
+    Raises:
+        WriteError: The block failed for want of room.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, WriteError) or (why := _no_room(error)) is None:
+            raise
+        raise WriteError(f"{os.fspath(path)} cannot be written: {why}: {cure}") from error
+
+
+def _no_room(error: BaseException) -> str | None:
+    """How a system said that there is no room, if that is what an error comes from."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        return os.strerror(error.errno).lower()
+    # safetensors passes on what Rust says, torch only that a file write failed.
+    if (said := re.search(r"\(os error (\d+)\)", str(error))) and int(said[1]) in NO_ROOM:
+        return os.strerror(int(said[1])).lower()
+    if isinstance(error, RuntimeError) and TORCH_FAILED.search(str(error)):
+        return "no space left on device, as a rule"
+    before = error.__cause__ or error.__context__
+    return None if before is None else _no_room(before)
+
+
+@contextmanager
+def lock(path: Path, *, wait: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+    """Hold a lock file while the block runs; it goes with the lock.
+
+    A process that ends in any way lets go of what it holds. Where a file system has no locks,
+    everybody is given one.
+
+    Args:
+        path: The file.
+        wait: Asked, while another process holds it, whether to go on waiting.
+
+    Yields:
+        Whether it is held.
+    """
+    while True:
+        with told_where(path):
+            number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            if _try_to_lock(number):
+                if _is_still(path, number):
+                    try:
+                        yield True
+                    finally:
+                        path.unlink(missing_ok=True)
+                    return
+                continue  # its holder has just removed it
+        finally:
+            os.close(number)
+        if not wait():
+            yield False
+            return
+        sleep(0.1)
+
+
+def is_draft(path: Path) -> bool:
+    """Whether a name is one that `new_file`, `new_folder` or a run of version 0.1 gives a draft."""
+    return re.fullmatch(r"\..+\.([0-9a-f]{8}\.tmp|partial)", path.name) is not None
+
+
+@contextmanager
+def _draft_of(target: Path, *, is_folder: bool = False) -> Iterator[Path]:
+    """A new, locked draft beside a target, gone when the block ends unless it was renamed."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(target)
+    with ExitStack() as stack:
+        while True:
+            draft = target.with_name(f".{target.name[:100]}.{token_hex(4)}.tmp")
+            if is_folder:
+                draft.mkdir()
+            else:
+                draft.touch(exist_ok=False)
+            stack.callback(_remove, draft)
+            number = os.open(draft, os.O_RDONLY if is_folder else os.O_RDWR)
+            stack.callback(os.close, number)
+            _try_to_lock(number, waits=True)
+            if _is_still(draft, number):  # not taken for one that was left, before it was locked
+                break
+        yield draft
+
+
+def _remove_left(target: Path) -> None:
+    """Remove the drafts of a target whose writers are gone."""
+    if fcntl is None:
+        return
+    ours = re.compile(re.escape(f".{target.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        left = [of for of in entries if ours.fullmatch(of.name) and not of.is_symlink()]
+        for entry in left:
+            with suppress(OSError):
+                number = os.open(entry.path, os.O_RDONLY if entry.is_dir() else os.O_RDWR)
+                try:
+                    fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(Path(entry.path))
+                finally:
+                    os.close(number)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _try_to_lock(number: int, *, waits: bool = False) -> bool:
+    """Lock an open file; also true where that cannot be done at all."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _is_still(path: Path, number: int) -> bool:
+    """Whether a path is that of an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(number))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _opened_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    found = OPEN_FILE.fullmatch(os.fspath(path))
+    if found is None:
+        with Path(path).open("wb") as stream:
+            yield stream
+        return
+    sys.stdout.flush()
+    sys.stderr.flush()
+    number = STANDARD[found["name"]] if found["name"] else int(found["number"] or found[3])
+    with open(number, "wb", closefd=False) as stream:
+        yield stream

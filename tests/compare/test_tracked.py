@@ -15,6 +15,7 @@ from trimtab.compare.tracked import read_steps, read_tracked
 from trimtab.compare.tracked_file import (
     FORMAT,
     MAGIC,
+    MAGIC_1,
     KindFigures,
     Part,
     StepFigures,
@@ -39,7 +40,7 @@ BASE = {
 }
 HEADER: Mapping[str, Any] = {
     "format": FORMAT,
-    "format_version": 1,
+    "format_version": 2,
     "every": 1,
     "stored_dtype": "BF16",
     "base": BASE,
@@ -65,20 +66,29 @@ def point(step: int, toggled: Sequence[Sequence[int]], **more: Any) -> bytes:
     return pack_point(figures(step, **more), [coded(of) for of in toggled])
 
 
-def write(path: Path, *records: bytes, header: Mapping[str, Any] = HEADER) -> Path:
-    contents = [json.dumps(header).encode(), *records]
-    path.write_bytes(MAGIC + b"".join(map(pack_record, contents)))
+def write(
+    path: Path, *records: bytes, header: Mapping[str, Any] = HEADER, version: int = 2
+) -> Path:
+    content = MAGIC_1 if version == 1 else MAGIC
+    if version == 1:
+        header = {**header, "format_version": 1}
+    for of in (json.dumps(header).encode(), *records):
+        content += pack_record(of, len(content), version)
+    path.write_bytes(content)
     return path
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    points = (
+def three_points() -> tuple[bytes, ...]:
+    return (
         point(1, ([0, 5, 99], [])),
         point(2, ([5, 7], [39])),
         point(4, ([5, 0, 8][1:], [39]), gradient_elements=100, gradient_nonzero=50),
     )
-    return write(tmp_path / "u", *points)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return write(tmp_path / "u", *three_points())
 
 
 def test_counts_by_hand(path: Path) -> None:
@@ -134,14 +144,19 @@ def test_the_cadence_is_told_if_there_is_one(tmp_path: Path) -> None:
     assert read_tracked(write(tmp_path / "u", *records)).every == 5
 
 
-def test_what_is_cut_off_is_passed_over(path: Path) -> None:
-    content = path.read_bytes()
+@pytest.mark.parametrize("version", [1, 2])
+def test_what_is_cut_off_is_passed_over_and_told(path: Path, version: int) -> None:
+    content = write(path, *three_points(), version=version).read_bytes()
     ends = [of.end for of in open_tracked(path).points]
     for size in range(ends[1], ends[2]):
         path.write_bytes(content[:size])
         assert [of.step for of in read_steps(path)] == [1, 2]
+        cut_off = {"after_step": 2, "num_bytes": size - ends[1]}
+        found = read_tracked(path).provenance
+        assert found.get("cut_off") == (cut_off if size > ends[1] else None)
     path.write_bytes(content[: ends[1]] + bytes(ends[2] - ends[1]))  # space that was never filled
     assert [of.step for of in read_steps(path)] == [1, 2]
+    assert read_tracked(path).provenance["cut_off"]["num_bytes"] == ends[2] - ends[1]
     for size in range(len(MAGIC), open_tracked(path).points[0].offsets[0] - 100):
         path.write_bytes(content[:size])
         with pytest.raises(ResultFormatError, match=r"ends before its header|has no point yet"):
@@ -165,16 +180,45 @@ def test_it_is_known_by_its_first_bytes(path: Path, tmp_path: Path) -> None:
         read_tracked(tmp_path / "nothing")
 
 
-def test_every_byte_matters(path: Path) -> None:
-    content = path.read_bytes()
+@pytest.mark.parametrize("version", [1, 2])
+def test_no_flipped_bit_is_taken_for_the_end(path: Path, version: int) -> None:
+    """One in a length made 40 points 4, with not a word about the others."""
+    content = bytearray(write(path, *three_points(), version=version).read_bytes())
+    whole = read_tracked(path).to_dict()
     last = open_tracked(path).points[-2].end
-    for place in range(len(MAGIC) + 8, last, 3):
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
-        try:
-            steps = read_steps(path)
-        except ResultFormatError:
-            continue
-        assert len(steps) < 3, place  # a length that now goes beyond the end
+    for place in range(len(content)):
+        for bit in range(8):
+            content[place] ^= 1 << bit
+            path.write_bytes(content)
+            content[place] ^= 1 << bit
+            try:
+                found = open_tracked(path)
+            except ResultFormatError as error:
+                assert "\n" not in str(error)
+                continue
+            assert place >= last, f"byte {place}, bit {bit} is read over"
+            assert [of.figures.step for of in found.points] == [1, 2]
+            assert found.num_cut_off == len(content) - last
+    path.write_bytes(content)
+    assert read_tracked(path).to_dict() == whole
+
+
+def test_where_it_is_damaged_and_what_is_left(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    first, second, _ = (of.end for of in open_tracked(path).points)
+    content[first] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        ResultFormatError,
+        match=rf"damaged: point 2, at byte {first:,}: its length .* up to step 1, .* {first:,} b",
+    ):
+        read_tracked(path)
+    path.write_bytes(content[:first])  # as it says
+    assert [of.step for of in read_steps(path)] == [1]
+    content[first] ^= 1
+    path.write_bytes(content[:first] + content[second:])  # a point is missing
+    with pytest.raises(ResultFormatError, match="point 2, at byte"):
+        read_tracked(path)
 
 
 def altered(**changes: Any) -> Mapping[str, Any]:
@@ -186,7 +230,7 @@ def altered(**changes: Any) -> Mapping[str, Any]:
     [
         ([], "no JSON object"),
         (altered(format="other"), "expected format"),
-        (altered(format_version=2), "expected format"),
+        (altered(format_version=3), "expected format"),
         (altered(parts=[]), "a list with something in it"),
         (altered(parts=[["a", "norm", "BF16"]]), "its header"),
         (altered(parts=[["a", "norm", "BF15", 3, 0]]), "is no part of a model"),

@@ -73,6 +73,13 @@ def test_cadence(trajectory: Trajectory, short: str, sentence: str) -> None:
     assert ("lower bound" in cadence_sentence(trajectory)) == (trajectory.every != 1)
 
 
+def test_a_file_that_was_cut_off_says_so() -> None:
+    told = {"cut_off": {"after_step": 3, "num_bytes": 1234}}
+    sentence = cadence_sentence(replace(TRACKED, provenance=told))
+    assert "no move up to there is left unseen. The file ends in 1,234 bytes" in sentence
+    assert "what came after step 3 is not in it" in sentence
+
+
 @pytest.mark.parametrize("trajectory", [EVEN, UNEVEN, UNKNOWN, LONG, TRACKED])
 def test_the_cadence_stands_on_every_figure_and_table(trajectory: Trajectory) -> None:
     page = Page(render(trajectory_page(trajectory)))

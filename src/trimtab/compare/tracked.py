@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +64,7 @@ def read_tracked(path: str | os.PathLike[str]) -> Trajectory:
             points=tuple(points),
             observed="steps",
             every=_cadence([point.figures.step for point in tracked.points]),
-            provenance=tracked.header["provenance"],
+            provenance=tracked.header["provenance"] | _cut_off(tracked),
         )
     except ValueError as error:
         raise damaged(path, str(error)) from None
@@ -122,6 +123,14 @@ def _replay(tracked: TrackedFile, number: int) -> NDArray[np.int64]:
 def _counts(row: Sequence[int], stepped: int) -> PointCounts:
     num_elements, changed, ever, returned, in_final, ever_in_final = row
     return PointCounts(num_elements, changed, stepped, ever, returned, in_final, ever_in_final)
+
+
+def _cut_off(tracked: TrackedFile) -> dict[str, Any]:
+    """What the provenance says of a file that ends in a piece of a point."""
+    if not tracked.num_cut_off:
+        return {}
+    after = tracked.points[-1].figures.step
+    return {"cut_off": {"after_step": after, "num_bytes": tracked.num_cut_off}}
 
 
 def _cadence(steps: Sequence[int]) -> int | None:

@@ -1,8 +1,12 @@
 """The file of a tracked run, record by record; `trimtab.compare.tracked` makes a trajectory of it.
 
-The file is a series of records, each with its length before and a hash behind it, written one after
-the other: the first says what is tracked, each other one is a point. What an interrupted run wrote
-last may be cut off; the file then ends with its last whole record.
+The file is a series of records, written one after the other: the first says what is tracked, each
+other one is a point. A record is its head (the length of its content, and a hash of that length and
+of where in the file the record begins), its content, and a hash of that.
+
+What an interrupted run wrote last may be cut off: the file then ends with its last whole record,
+and says how much lies behind it. A head that does not fit its hash is damage, wherever it lies: it
+is never taken for the end of the file.
 
 A point holds, for each part of the model (a tensor, or the part of it that a process had), the
 elements that entered or left the set of those that differ from the base. Nothing is allocated by
@@ -15,7 +19,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from math import sqrt
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -33,6 +36,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "MAGIC",
+    "MAGIC_1",
     "KindFigures",
     "Part",
     "StepFigures",
@@ -46,11 +50,14 @@ __all__ = [
 ]
 
 FORMAT = "trimtab.updates"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
+FORMAT_VERSION = 2
+"""History: 1, the first, whose heads are a length without a hash; 2, heads have a hash."""
 
-MAGIC = b"trimtab.updates\n"
-"""The first bytes of the file."""
+MAGIC = b"trimtab.updates 2\n"
+"""The first bytes of a file of this version."""
+
+MAGIC_1 = b"trimtab.updates\n"
+"""The first bytes of a file of version 1, which is still read and gone on with."""
 
 LENGTH = 8
 """Bytes of a length, and of a hash; little-endian."""
@@ -169,6 +176,7 @@ class TrackedFile:
         parts: What is counted.
         points: Whole points, by ascending step.
         end: Where in the file the last whole record ends.
+        num_cut_off: Bytes behind it, of a record that was cut off as it was written.
     """
 
     path: Path
@@ -176,6 +184,13 @@ class TrackedFile:
     parts: tuple[Part, ...]
     points: tuple[TrackedPoint, ...]
     end: int
+    num_cut_off: int
+
+    @property
+    def version(self) -> int:
+        """Of the format."""
+        version: int = self.header["format_version"]
+        return version
 
     def toggles(
         self, number: int, points: Sequence[TrackedPoint] | None = None
@@ -206,7 +221,7 @@ def is_tracked(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as files of tracked updates do."""
     try:
         with Path(path).open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
+            return _version(file) is not None
     except OSError:
         return False
 
@@ -224,10 +239,17 @@ def open_tracked(path: str | os.PathLike[str]) -> TrackedFile:
         raise ResultFormatError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
 
 
-def pack_record(content: bytes) -> bytes:
-    """A record: the length of its content, the content, and its hash."""
-    digest = xxhash.xxh3_64_intdigest(content)
-    return len(content).to_bytes(LENGTH, "little") + content + digest.to_bytes(LENGTH, "little")
+def pack_record(content: bytes, begin: int, version: int = FORMAT_VERSION) -> bytes:
+    """A record: the length of its content and the hash of its head, the content, and its hash.
+
+    Args:
+        content: What it holds.
+        begin: Where in the file it will begin.
+        version: Of the file.
+    """
+    length = len(content).to_bytes(LENGTH, "little")
+    head = length if version == 1 else length + _hash_of_head(begin, length)
+    return head + content + _hash(content)
 
 
 def pack_point(figures: StepFigures, sets: Sequence[tuple[int, bytes]]) -> bytes:
@@ -251,57 +273,139 @@ def pack_point(figures: StepFigures, sets: Sequence[tuple[int, bytes]]) -> bytes
 
 
 def _read(path: Path, file: BinaryIO) -> TrackedFile:
-    if file.read(len(MAGIC)) != MAGIC:
+    version = _version(file)
+    if version is None:
         raise ResultFormatError(
             f"{path}: not a file of tracked updates: expected one that trimtab.UpdateTracker wrote"
         )
-    records = _records(path, file)
     header: dict[str, Any] | None = None
     parts: tuple[Part, ...] = ()
-    end = len(MAGIC)
     points: list[TrackedPoint] = []
-    for begin, content in records:
-        end = begin + len(content) + LENGTH
+    end, size = file.tell(), os.fstat(file.fileno()).st_size
+    while end < size:
+        begin = end
         try:
+            content = _content(file, begin, size, version, parts)
+            if content is None:
+                break
+            end = begin + _head_size(version) + len(content) + LENGTH
             if header is None:
-                header = _header(content)
+                header = _header(content, version)
                 parts = _parts(header["parts"])
             else:
-                points.append(_point(content, begin, parts))
+                point = _point(content, end - LENGTH - len(content), parts)
+                if points and not points[-1].figures.step < point.figures.step:
+                    raise ValueError(
+                        f"step {point.figures.step} follows step {points[-1].figures.step}"
+                    )
+                points.append(point)
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             what = f"point {len(points) + 1}" if parts else "its header"
-            raise damaged(path, f"{what}: {error}") from None
+            raise damaged(path, f"{what}, at byte {begin:,}: {error}{_cure(points)}") from None
     if header is None:
         raise ResultFormatError(f"{path}: ends before its header: the run stopped as it began")
-    for before, after in pairwise(points):
-        if not before.figures.step < after.figures.step:
-            raise damaged(path, f"step {after.figures.step} follows step {before.figures.step}")
-    return TrackedFile(path, header, parts, tuple(points), end)
+    return TrackedFile(path, header, parts, tuple(points), end, size - end)
 
 
-def _records(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
-    """Where the content of each whole record begins, and the content."""
-    size = os.fstat(file.fileno()).st_size
-    begin = len(MAGIC)
-    while begin + 2 * LENGTH <= size:
-        length = int.from_bytes(file.read(LENGTH), "little")
-        end = begin + LENGTH + length + LENGTH
-        if end > size or not length:  # cut off while it was written, or space never filled
-            return
-        content = file.read(length)
-        if int.from_bytes(file.read(LENGTH), "little") != xxhash.xxh3_64_intdigest(content):
-            if end == size:  # space that was filled in part
-                return
-            raise damaged(path, f"the record at byte {begin} has another hash")
-        yield begin + LENGTH, content
-        begin = end
+def _version(file: BinaryIO) -> int | None:
+    """The version of a file, read up to its first record; None if it is of another kind."""
+    begin = file.read(len(MAGIC))
+    if begin == MAGIC:
+        return FORMAT_VERSION
+    file.seek(len(MAGIC_1))
+    return 1 if begin.startswith(MAGIC_1) else None
 
 
-def _header(content: bytes) -> dict[str, Any]:
+def _cure(points: Sequence[TrackedPoint]) -> str:
+    """What is left of a damaged file, for whoever has no other copy of it."""
+    if not points:
+        return ""
+    last = points[-1]
+    return (
+        f"; put back a whole copy, or keep what is whole, up to step {last.figures.step}, "
+        f"as its first {last.end:,} bytes"
+    )
+
+
+def _content(
+    file: BinaryIO, begin: int, size: int, version: int, parts: Sequence[Part]
+) -> bytes | None:
+    """The content of the record at a byte; None if it was cut off as it was written.
+
+    Raises:
+        ValueError: It is damaged.
+    """
+    file.seek(begin)
+    head = file.read(_head_size(version))
+    if len(head) < _head_size(version):
+        return None
+    if not any(head):
+        if any(any(piece) for piece in iter(lambda: file.read(1 << 20), b"")):
+            raise ValueError("its length is 0, and something follows")
+        return None  # space that was never filled
+    length = int.from_bytes(head[:LENGTH], "little")
+    end = begin + len(head) + length + LENGTH
+    is_sure = version > 1
+    if is_sure and head[LENGTH:] != _hash_of_head(begin, head[:LENGTH]):
+        raise ValueError("its length does not fit the hash of its head")
+    content = file.read(min(length, size))
+    if len(content) == length and file.read(LENGTH) == _hash(content):
+        return content
+    if end < size:
+        raise ValueError("its content does not fit its hash")
+    if not is_sure and _has_another_length(file, begin + len(head), length, size, parts):
+        raise ValueError("its length is not that of what it holds")
+    return None
+
+
+def _has_another_length(
+    file: BinaryIO, begin: int, length: int, size: int, parts: Sequence[Part]
+) -> bool:
+    """Whether a record of version 1, that seems to be cut off, is a whole one of another length.
+
+    Its length has no hash, but a point says how much it holds: that much is there, and then a hash
+    of it.
+
+    Args:
+        file: Of the record.
+        begin: Where its content begins.
+        length: What is said to be its length.
+        size: Of the file.
+        parts: Of the model; none if the record is the header.
+    """
+    if not parts:
+        return False
+    file.seek(begin)
+    num_said = int.from_bytes(file.read(LENGTH), "little")
+    file.seek(min(begin + LENGTH + num_said + len(parts), size))
+    sizes = np.frombuffer(file.read(len(parts) * SIZES.itemsize), np.uint8)
+    if len(sizes) < len(parts) * SIZES.itemsize:
+        return False
+    num_sets = sum(sizes.view(SIZES).tolist())
+    true = LENGTH + num_said + len(parts) * (1 + SIZES.itemsize) + num_sets
+    if true == length or begin + true + LENGTH > size:
+        return False
+    file.seek(begin)
+    return _hash(file.read(true)) == file.read(LENGTH)
+
+
+def _head_size(version: int) -> int:
+    return LENGTH if version == 1 else 2 * LENGTH
+
+
+def _hash_of_head(begin: int, length: bytes) -> bytes:
+    return _hash(begin.to_bytes(LENGTH, "little") + length)
+
+
+def _hash(content: bytes) -> bytes:
+    return xxhash.xxh3_64_intdigest(content).to_bytes(LENGTH, "little")
+
+
+def _header(content: bytes, version: int) -> dict[str, Any]:
     header = _json(content)
-    if header.get("format") != FORMAT or header.get("format_version") != FORMAT_VERSION:
+    if header.get("format") != FORMAT or header.get("format_version") != version:
         raise ValueError(
-            f"expected format {FORMAT!r}, version {FORMAT_VERSION}, found "
+            f"expected format {FORMAT!r}, version {version}, found "
             f"{header.get('format')!r}, {header.get('format_version')!r}"
         )
     base, provenance, parts = header["base"], header["provenance"], header["parts"]

@@ -6,6 +6,8 @@ by neither.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trimtab.compare.trajectory_result import (
     SETTLED_FROM,
     Likeness,
@@ -65,6 +67,14 @@ def cadence_sentence(trajectory: Trajectory) -> str:
     """When was looked, and what that leaves unseen."""
     points = plural(len(trajectory.points), _noun(trajectory))
     steps = trajectory.steps
+    match trajectory.provenance.get("cut_off"):
+        case {"num_bytes": int(num_bytes), "after_step": int(after)}:
+            whole = cadence_sentence(replace(trajectory, provenance={}))
+            return (
+                f"{whole.replace('is left unseen', 'up to there is left unseen')} The file ends in "
+                f"{num_bytes:,} bytes of a point that was cut off as it was written: what came "
+                f"after step {after:,} is not in it."
+            )
     if trajectory.every == 1:
         return f"Observed after every optimizer step, {points}: no move is left unseen."
     if steps and len(steps) == 1:

@@ -186,7 +186,8 @@ class Session:
         for of, (changed, ever) in zip(self._watched, reached.sets(), strict=True):
             of.changed[:], of.ever[:] = changed, ever
         processes.together(self._check_weights)
-        file = processes.by_first(lambda: UpdateFile.go_on(settings.path, reached.end))
+        version = header["format_version"]
+        file = processes.by_first(lambda: UpdateFile.go_on(settings.path, reached.end, version))
         self._file = file if processes.is_first else None
 
     def _watch(self, model: Any, stored: str) -> None:

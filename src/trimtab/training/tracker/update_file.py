@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.compare.tracked_file import MAGIC, pack_record
-from trimtab.outputs import new_file
+from trimtab.compare.tracked_file import FORMAT_VERSION, MAGIC, pack_record
+from trimtab.outputs import append, new_file
 
 __all__ = ["UpdateFile"]
 
@@ -21,8 +21,9 @@ __all__ = ["UpdateFile"]
 class UpdateFile:
     """A file of tracked updates that grows. It is open only while it is written to."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, version: int = FORMAT_VERSION) -> None:
         self._path = path
+        self._version = version
 
     @classmethod
     def create(cls, path: Path, header: Mapping[str, Any]) -> UpdateFile:
@@ -34,16 +35,19 @@ class UpdateFile:
         """
         content = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
         with new_file(path, force=True) as file:
-            file.write(MAGIC + pack_record(content))
+            file.write(MAGIC + pack_record(content, len(MAGIC)))
         return cls(path)
 
     @classmethod
-    def go_on(cls, path: Path, end: int) -> UpdateFile:
+    def go_on(cls, path: Path, end: int, version: int) -> UpdateFile:
         """Write points after a byte of a file; what lies beyond is cut off."""
         os.truncate(path, end)
-        return cls(path)
+        return cls(path, version)
 
     def append(self, content: bytes) -> None:
-        """Write a record."""
-        with self._path.open("ab") as file:
-            file.write(pack_record(content))
+        """Write a record, or nothing.
+
+        Raises:
+            WriteError: There is no room for it.
+        """
+        append(self._path, pack_record(content, self._path.stat().st_size, self._version))
