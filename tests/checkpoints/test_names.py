@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from tests.checkpoints.models import SETTINGS, build_gemma3_with_vision, build_model
 from trimtab.checkpoints.architectures import FUSIONS, KINDS
 from trimtab.checkpoints.checkpoint import open_checkpoint
-from trimtab.checkpoints.names import LONGEST_END, TensorPart, parts_of, tied_names
+from trimtab.checkpoints.names import (
+    LONGEST_END,
+    TensorPart,
+    core_name,
+    match_renamed,
+    parts_of,
+    tied_names,
+)
 
 needs_models = pytest.mark.train
 
@@ -488,3 +495,86 @@ def test_a_layer_that_no_model_has() -> None:
 def test_no_key_of_the_tables_is_too_long_to_be_found() -> None:
     keys = [*KINDS, *(key for fusions in FUSIONS.values() for key in fusions)]
     assert max(key.count(".") + 1 for key in keys) == LONGEST_END
+
+
+CORE = "layers.0.self_attn.q_proj.weight"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        CORE,
+        f"model.{CORE}",
+        f"module.model.{CORE}",
+        f"_orig_mod.model.{CORE}",
+        f"module._orig_mod.model.{CORE}",
+        f"model._orig_mod.{CORE}",
+        "model.layers.0._orig_mod.self_attn.q_proj.weight",
+        "model.layers.0._checkpoint_wrapped_module.self_attn.q_proj.weight",
+        "_fsdp_wrapped_module.model.layers.0._fsdp_wrapped_module.self_attn.q_proj.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.base_layer.weight",
+        "base_model.model.model.layers.0.self_attn.q_proj.modules_to_save.default.weight",
+        f"model.language_model.{CORE}",
+        f"language_model.model.{CORE}",
+    ],
+)
+def test_the_core_of_a_name(name: str) -> None:
+    assert core_name(name) == CORE
+
+
+def test_cores_that_are_not_one() -> None:
+    assert core_name("model.visual.blocks.0.attn.qkv.weight") == core_name(
+        "vision_tower.blocks.0.attn.qkv.weight"
+    )
+    assert core_name("model.vision_tower.layers.0.q_proj.weight") != core_name(
+        "model.layers.0.q_proj.weight"
+    )
+    assert core_name("model.weight") == "model.weight"  # a parameter keeps the name of its module
+    assert core_name("lm_head.original_module.weight") != core_name(
+        "lm_head.modules_to_save.default.weight"
+    )
+
+
+def test_names_that_differ_are_matched_where_their_cores_are_unique() -> None:
+    left = ["model.layers.0.a", "model.b.weight", "same", "alone", "x.c.weight"]
+    right = [
+        "layers.0.a",
+        "module.b.weight",
+        "same",
+        "other",
+        "model.x.c.weight",
+        "module.x.c.weight",
+    ]
+    assert match_renamed(left, right) == {
+        "model.layers.0.a": "layers.0.a",
+        "model.b.weight": "module.b.weight",
+    }
+    # What both have is not taken for something else.
+    assert match_renamed(["a.w", "model.a.w"], ["model.a.w"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (
+            {"lm_head.weight", "model.layers.0.mlp.up_proj.weight"},
+            {"model.embed_tokens.weight": "lm_head.weight"},
+        ),
+        (
+            {"lm_head.weight", "model.language_model.layers.0.mlp.up_proj.weight"},
+            {"model.language_model.embed_tokens.weight": "lm_head.weight"},
+        ),
+        (
+            {"lm_head.weight", "transformer.h.0.mlp.c_fc.weight"},
+            {"transformer.wte.weight": "lm_head.weight"},
+        ),
+        (
+            {"embed_tokens.weight", "layers.0.mlp.up_proj.weight"},
+            {"lm_head.weight": "embed_tokens.weight"},
+        ),
+        ({"lm_head.weight", "model.embed_tokens.weight", "model.layers.0.w"}, {}),
+    ],
+)
+def test_whichever_of_two_tied_names_is_stored(names: set[str], expected: dict[str, str]) -> None:
+    assert tied_names(names, {"tie_word_embeddings": True}) == expected
+    assert tied_names(names, {"tie_word_embeddings": False}) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -467,3 +468,52 @@ def test_a_file_cut_short_while_it_is_read(pair: tuple[Path, Path]) -> None:
         weights.write_bytes(weights.read_bytes()[:-1000])
         with pytest.raises(CheckpointError, match=r"model\.safetensors"):
             trimtab.compare(base, tuned)
+
+
+VISION = {
+    "model.embed_tokens.weight": torch.ones(10, 8),
+    "model.layers.0.self_attn.q_proj.weight": torch.ones(8, 8),
+    "model.norm.weight": torch.ones(8),
+    "visual.blocks.0.attn.qkv.weight": torch.ones(24, 8),
+    "lm_head.weight": torch.ones(10, 8),
+}
+
+
+def new_layout(name: str) -> str:
+    """The name since transformers 4.52."""
+    return f"model.{name}" if "visual" in name else name.replace("model.", "model.language_model.")
+
+
+def llava_layout(name: str) -> str:
+    """The name in checkpoints that keep the language model as a whole."""
+    return (
+        f"language_model.{name}" if "visual" not in name else name.replace("visual", "vision_tower")
+    )
+
+
+@pytest.mark.parametrize("rename", [new_layout, llava_layout])
+def test_layouts_of_a_vision_language_model(tmp_path: Path, rename: Callable[[str], str]) -> None:
+    base = save(tmp_path / "base", VISION, {})
+    tuned = save(tmp_path / "tuned", {rename(n): t + 1 for n, t in VISION.items()}, {})
+    result = trimtab.compare(base, tuned)
+    assert result.coverage.is_complete
+    assert result.total.num_elements == sum(t.numel() for t in VISION.values())
+    assert result.sparsity == 0.0
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_a_tied_tensor_that_is_stored_under_its_other_name(tmp_path: Path, turn: int) -> None:
+    """`safetensors.torch.save_model` keeps the name that sorts first."""
+    config = {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    layer = {"model.layers.0.self_attn.q_proj.weight": torch.ones(8, 8)}
+    embed = torch.arange(80.0).reshape(10, 8)
+    moved = embed.clone()
+    moved[:2] += 1
+    folders = [
+        save(tmp_path / "base", {"model.embed_tokens.weight": embed, **layer}, config),
+        save(tmp_path / "tuned", {"lm_head.weight": moved, **layer}, config),
+    ][::turn]
+    result = trimtab.compare(*folders)
+    assert result.coverage.is_complete
+    assert (result.total.num_elements, result.total.num_changed["bits"]) == (144, 16)
+    assert len(result.coverage.tied) == 1

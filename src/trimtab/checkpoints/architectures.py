@@ -160,6 +160,7 @@ TIED: Mapping[str, str] = {
     "model.embed_tokens.weight": "lm_head.weight",
     "model.language_model.embed_tokens.weight": "lm_head.weight",
     "language_model.model.embed_tokens.weight": "language_model.lm_head.weight",
+    "embed_tokens.weight": "lm_head.weight",
     "transformer.wte.weight": "lm_head.weight",
     "wte.weight": "lm_head.weight",
     "gpt_neox.embed_in.weight": "embed_out.weight",

@@ -1,4 +1,4 @@
-"""What a tensor is, from its name: layer, kind, and the parts of a fused tensor.
+"""What a tensor is, from its name: layer, kind, the parts of a fused tensor, and its other names.
 
 The tables are in `trimtab.checkpoints.architectures`. A name that no table knows gets the kind
 `other`; a fused tensor whose shape does not fit the config stays whole, for a wrong split would
@@ -8,7 +8,8 @@ put counts under the wrong kind.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import prod
@@ -24,7 +25,8 @@ from trimtab.checkpoints.architectures import (
     Sizes,
 )
 
-__all__ = ["Rectangle", "TensorPart", "language_config", "parts_of", "tied_names"]
+__all__ = ["Rectangle", "TensorPart", "core_name", "language_config", "match_renamed", "parts_of"]
+__all__ += ["tied_names", "without_wrappers"]
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 NORM = re.compile(r"(?:^ln_\w+|norm\d*)$")
@@ -33,6 +35,31 @@ HAS_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Ends of the architectures that have a language-modelling head."""
 LONGEST_END = 3
 """Words of the longest key in the tables."""
+
+WRAPPERS = frozenset(
+    {
+        "_orig_mod",  # torch.compile, of the model or of its layers
+        "_checkpoint_wrapped_module",  # activation checkpointing
+        "_fsdp_wrapped_module",
+        "base_layer",  # PEFT, around a layer that it adapts
+    }
+)
+"""Parts of a path that wrapping a module inserts, anywhere in it."""
+
+MODULES_TO_SAVE = "modules_to_save"
+"""What PEFT inserts, with the adapter's name after it, where it trains a whole module."""
+
+PREFIXES = frozenset(
+    {
+        *("module", "base_model"),  # DistributedDataParallel, PEFT
+        *("model", "transformer", "gpt_neox", "backbone"),  # around what a headless save stores
+        "language_model",  # in a vision-language model; where it stands depends on the version
+    }
+)
+"""First parts of a path that saving a model inside or outside its wrapper adds or drops."""
+
+SAME_TOWER = {"visual": "vision_tower"}
+"""First part of a path -> the name that other versions of the model have for it."""
 
 Entry = TypeVar("Entry")
 
@@ -118,15 +145,66 @@ def parts_of(
     return (TensorPart(None, layer, _kind(path, is_bias), (whole,)),)
 
 
-def tied_names(names: Container[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Heads that the config ties to an input embedding and that are not stored themselves.
+def without_wrappers(name: str) -> str:
+    """The name without what wrapping inserts into it.
+
+    Those are `torch.compile`, activation checkpointing, FSDP and PEFT. What they put before a name
+    (`module.`) stays: it may be the name of a module.
+    """
+    words = name.split(".")
+    while MODULES_TO_SAVE in words[:-2]:
+        at = words.index(MODULES_TO_SAVE)
+        del words[at : at + 2]
+    return ".".join(word for word in words if word not in WRAPPERS)
+
+
+def core_name(name: str) -> str:
+    """What is left of a name without wrappers and without the prefixes that saving adds or drops.
+
+    `model.language_model.layers.0.mlp.up_proj.weight`, `language_model.model.layers…`, `layers…`
+    and `_orig_mod.layers…` have one core. Two tensors of one model can have the same, too.
+    """
+    words = without_wrappers(name).split(".")
+    while len(words) > 2 and words[0] in PREFIXES:
+        words = words[1:]
+    return ".".join([SAME_TOWER.get(words[0], words[0]), *words[1:]])
+
+
+def match_renamed(left: Collection[str], right: Collection[str]) -> dict[str, str]:
+    """Match the names that only one side has by their cores.
+
+    Args:
+        left: Names of tensors of a model.
+        right: Names of tensors of the same model, from another file or from memory.
+
+    Returns:
+        Name on the left -> name on the right, of those that differ. A core that several of the
+        names left over on one side have matches none of them.
+    """
+    by_core = _by_core(name for name in right if name not in left)
+    alone = _by_core(name for name in left if name not in right)
+    return {name: by_core[core] for core, name in alone.items() if core in by_core}
+
+
+def _by_core(names: Iterable[str]) -> dict[str, str]:
+    """Core -> name, for the cores that only one name has."""
+    cores = {name: core_name(name) for name in names}
+    num_uses = Counter(cores.values())
+    return {core: name for name, core in cores.items() if num_uses[core] == 1}
+
+
+def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Names that the config ties to a stored tensor, and that are not stored themselves.
+
+    It is the head that is left out, or the input embedding where a file keeps the head alone, as
+    `safetensors.torch.save_model` does, which stores the name that sorts first.
 
     Args:
         names: Names that are stored.
         config: The checkpoint's config.
 
     Returns:
-        Name of the head -> stored name of the embedding.
+        Name that is not stored -> the stored name of the same tensor.
     """
     language = language_config(config)
     default = not TIED_BY_DEFAULT.isdisjoint(
@@ -137,7 +215,19 @@ def tied_names(names: Container[str], config: Mapping[str, Any]) -> dict[str, st
     architectures = config.get("architectures") or [HAS_HEAD[0]]
     if is_tied is not True or not str(architectures[0]).endswith(HAS_HEAD):
         return {}
-    return {head: embed for embed, head in TIED.items() if embed in names and head not in names}
+    tied = {head: embed for embed, head in TIED.items() if embed in names and head not in names}
+    for head in {head: None for head in TIED.values() if head in names}:
+        embeds = [embed for embed, its_head in TIED.items() if its_head == head]
+        if not any(embed in names for embed in embeds):
+            tied |= {embed: head for embed in embeds if _has_layers_beside(embed, names)}
+    return tied
+
+
+def _has_layers_beside(embed: str, names: Iterable[str]) -> bool:
+    """Whether an embedding of this name belongs to the model that has these names."""
+    *model, _, _ = embed.split(".")
+    beside = tuple(".".join([*model, layers, ""]) for layers in ("layers", "h"))
+    return any(name.startswith(beside) for name in names)
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

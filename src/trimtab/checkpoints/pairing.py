@@ -6,14 +6,13 @@ denominator in silence.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.names import tied_names
+from trimtab.checkpoints.names import match_renamed, tied_names
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
@@ -29,9 +28,6 @@ __all__ = [
     "num_rows",
     "pair_tensors",
 ]
-
-WRAPPERS = ("module.", "_orig_mod.", "base_model.model.", "model.", "transformer.", "gpt_neox.")
-"""Prefixes that saving a model inside or outside its wrapper adds or drops."""
 
 VOCABULARY = ("embed", "lm_head", "wte", "shared.weight")
 """Names whose rows are tokens, so that two sizes still have rows in common."""
@@ -235,9 +231,9 @@ def _match_names(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], d
     in_base = set(base.tensors) | set(base.tied)
     in_tuned = set(tuned.tensors) | set(tuned.tied)
     ordered = [*base.tensors, *(name for name in base.tied if name in tuned.tensors)]
-    left = _by_core(name for name in base.tensors if name not in in_tuned)
-    right = _by_core(name for name in tuned.tensors if name not in in_base)
-    renamed = {name: right[core] for core, name in left.items() if core in right}
+    left = [name for name in base.tensors if name not in in_tuned]
+    right = [name for name in tuned.tensors if name not in in_base]
+    renamed = match_renamed(left, right)
     matches: dict[str, str] = {}
     for name in ordered:
         if name in in_tuned and (name in base.tensors or name in tuned.tensors):
@@ -245,19 +241,6 @@ def _match_names(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], d
         elif name in renamed:
             matches[name] = renamed[name]
     return matches, renamed
-
-
-def _by_core(names: Iterable[str]) -> dict[str, str]:
-    """Name without wrapper prefixes -> name, for those that stay unique."""
-    cores = {name: _core(name) for name in names}
-    num_uses = Counter(cores.values())
-    return {core: name for name, core in cores.items() if num_uses[core] == 1}
-
-
-def _core(name: str) -> str:
-    while (prefix := next((p for p in WRAPPERS if name.startswith(p)), None)) is not None:
-        name = name[len(prefix) :]
-    return name
 
 
 def common_shape(

@@ -21,6 +21,7 @@ from trimtab.checkpoints import TensorPart, parts_of
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.derived import DerivedMask, tensor_of
+from trimtab.masks.naming import named_alike
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.packed import BaseTensor, PackedTensor
 from trimtab.masks.provenance import provenance_from, provenance_with
@@ -65,7 +66,8 @@ def combined(operation: Operation, first: AnyMask, second: AnyMask) -> DerivedMa
         operation: `and`: what both select; `or`: what either does; `xor`: what exactly one does;
             `minus`: what the first selects and the second does not.
         first: A mask.
-        second: Another, of the same model: its shapes are the same where both have a tensor.
+        second: Another, of the same model: its shapes are the same where both have a tensor. Names
+            that differ by a wrapper or a prefix are one name, that of the first.
 
     Returns:
         A mask with the tensors of both, those of the first before the others. Its provenance keeps
@@ -74,6 +76,7 @@ def combined(operation: Operation, first: AnyMask, second: AnyMask) -> DerivedMa
     Raises:
         MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
     """
+    first, second = named_alike([first, second])
     together = in_common([first, second])
     shapes = together.shapes
     step = {"step": operation, "base_differs": list(together.base_differs)}
@@ -88,7 +91,7 @@ def combined(operation: Operation, first: AnyMask, second: AnyMask) -> DerivedMa
 
 
 def in_common(masks: Sequence[AnyMask]) -> Together:
-    """Check that masks are of one model, and say of which.
+    """Check that masks are of one model, and say of which; see `named_alike` for their names.
 
     Raises:
         MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.

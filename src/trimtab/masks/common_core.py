@@ -31,6 +31,7 @@ from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import in_common
 from trimtab.masks.derived import tensor_of
 from trimtab.masks.identity.result import mask_record
+from trimtab.masks.naming import named_alike
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap.result import Overlap
@@ -83,6 +84,7 @@ def write_parts(
         raise MaskError("one mask has nothing in common with others: expected at least two")
     for file in files:
         ensure_free(file, force=force)
+    masks = named_alike(masks)
     together = in_common(masks)
     steps: list[dict[str, Any]] = [{"step": "core"}]
     steps += [{"step": "own", "mask": place} for place in range(len(masks))]

@@ -55,6 +55,7 @@ class Mask:
         self._tensors = dict(tensors)
         shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
         self._outline = MaskOutline(shapes, base, provenance)
+        self._renamed_from: Mask | None = None
 
     @classmethod
     def from_arrays(
@@ -170,6 +171,8 @@ class Mask:
 
         Neither the order of the tensors nor where the mask comes from is part of it.
         """
+        if self._renamed_from is not None:
+            return self._renamed_from.digest
         digest = MaskDigest()
         for name, tensor in sorted(self._tensors.items()):
             digest.update(name, tensor)
@@ -239,6 +242,18 @@ class Mask:
         """The same mask with entries of its provenance set."""
         return Mask(self._tensors, self._outline.base, {**self._outline.provenance, **told})
 
+    def renamed(self, names: Mapping[str, str]) -> Mask:
+        """The same mask with other names for some of its tensors, and the digest that it had.
+
+        Args:
+            names: Name of a tensor of this mask -> its new name.
+        """
+        outline = self._outline.renamed(names)
+        tensors = {names.get(name, name): tensor for name, tensor in self._tensors.items()}
+        mask = Mask(tensors, outline.base, outline.provenance)
+        mask._renamed_from = self
+        return mask
+
     def check(
         self, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str] | None = None
     ) -> None:
@@ -296,7 +311,7 @@ class Mask:
         )
 
     def __hash__(self) -> int:
-        return hash(self.digest)
+        return hash((frozenset(self._tensors), self.num_selected()))
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors

@@ -56,6 +56,16 @@ class MaskFile:
     digest: str
     stored: Mapping[str, StoredTensor]
 
+    def renamed(self, names: Mapping[str, str]) -> MaskFile:
+        """The same file with other names for some of its tensors. `checked` must have passed."""
+        return MaskFile(
+            self.path,
+            self.outline.renamed(names),
+            {names.get(name, name): count for name, count in self.num_selected.items()},
+            self.digest,
+            {names.get(name, name): tensor for name, tensor in self.stored.items()},
+        )
+
     def read(self, name: str) -> PackedTensor:
         """Read the bits of a tensor and check them against the header. Any thread may call this.
 

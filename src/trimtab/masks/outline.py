@@ -44,6 +44,20 @@ class MaskOutline:
         object.__setattr__(self, "base", dict(self.base))
         object.__setattr__(self, "provenance", plain_provenance(self.provenance))
 
+    def renamed(self, names: Mapping[str, str]) -> MaskOutline:
+        """The same with other names for some of the tensors.
+
+        Raises:
+            MaskError: Two tensors would have one name.
+        """
+        shapes = {names.get(name, name): shape for name, shape in self.shapes.items()}
+        if len(shapes) < len(self.shapes):
+            raise MaskError(
+                f"two tensors cannot have one name: {first_few(sorted(names.values()))}"
+            )
+        base = {names.get(name, name): of for name, of in self.base.items()}
+        return MaskOutline(shapes, base, self.provenance)
+
     def num_elements(self, name: str | None = None) -> int:
         """Elements of a tensor, or of all."""
         if name is not None:

@@ -17,6 +17,7 @@ from trimtab.checkpoints.reading import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.exponents import exponent_bins
 from trimtab.masks.mask import Mask
+from trimtab.masks.naming import named_as_in
 from trimtab.masks.packed import BaseTensor, PackedTensor
 from trimtab.masks.provenance import provenance_with
 from trimtab.masks.random import Lots
@@ -49,6 +50,7 @@ def random_matched(
         MaskMismatchError: The mask does not fit base, or was made against another one.
     """
     with opened(base) as (base,):
+        mask = named_as_in(mask, base)
         shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
         quotas = Quotas.like(
             mask, shapes, match="magnitude", base=base, num_passes=2, progress=progress

@@ -91,6 +91,16 @@ class StoredMask(Pooled):
         """Selected / all elements of the mask's tensors; 0 for a mask without elements."""
         return self.num_selected() / self.num_elements() if self.num_elements() else 0.0
 
+    def renamed(self, names: Mapping[str, str]) -> StoredMask:
+        """The same file with other names for some of its tensors, and the digest that it has.
+
+        It reads through the files of this one, and is closed with it.
+
+        Args:
+            names: Name of a tensor of this mask -> its new name.
+        """
+        return StoredMask(self._file.renamed(names), self._pool)
+
     def __contains__(self, name: object) -> bool:
         return name in self._file.outline.shapes
 

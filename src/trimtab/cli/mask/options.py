@@ -10,11 +10,14 @@ import click
 from trimtab.checkpoints.messages import first_few
 from trimtab.masks import Mask
 from trimtab.masks.derived import DerivedMask
+from trimtab.masks.naming import named_alike
+from trimtab.masks.stored import StoredMask
 
 __all__ = [
     "mask_argument",
     "save_derived",
     "tell_of_bases",
+    "tell_of_names",
     "write_mask",
     "writes_a_mask",
 ]
@@ -47,6 +50,22 @@ def save_derived(mask: DerivedMask, output: Path, typed: str, *, force: bool) ->
     num_selected = mask.with_provenance(command=typed).save(output, force=force)
     share = share_text(num_selected, mask.outline.num_elements())
     click.echo(f"wrote {output}: {share} selected", err=True)
+
+
+def tell_of_names(masks: Sequence[StoredMask]) -> None:
+    """Say which tensors of some masks are taken for those that others call by another name."""
+    pairs = [
+        f"{name} is {new_name}"
+        for mask, alike in zip(masks, named_alike(masks), strict=True)
+        for name, new_name in zip(mask, alike, strict=True)
+        if name != new_name
+    ]
+    if pairs:
+        click.echo(
+            f"the masks name {len(pairs)} of the tensors differently, by a wrapper or a prefix: "
+            f"{first_few(pairs)}; they are taken as the same tensors",
+            err=True,
+        )
 
 
 def tell_of_bases(differs: Sequence[str]) -> None:

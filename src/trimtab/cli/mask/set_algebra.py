@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from trimtab.cli.mask.options import save_derived, tell_of_bases, writes_a_mask
+from trimtab.cli.mask.options import save_derived, tell_of_bases, tell_of_names, writes_a_mask
 from trimtab.masks.algebra import Operation, combined
 from trimtab.masks.stored import open_mask
 from trimtab.outputs import ensure_free
@@ -39,6 +39,7 @@ def _verb(operation: Operation) -> click.Command:
         ensure_free(output, force=force)
         with open_mask(first) as one, open_mask(second) as other:
             made = combined(operation, one, other)
+            tell_of_names([one, other])
             tell_of_bases(made.outline.provenance["steps"][-1]["base_differs"])
             save_derived(made, output, typed, force=force)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from trimtab.cli.mask.options import tell_of_bases
+from trimtab.cli.mask.options import tell_of_bases, tell_of_names
 from trimtab.cli.progress import byte_progress
 from trimtab.cli.results import Outputs, to_json
 from trimtab.masks.common_core import part_files, write_parts
@@ -61,6 +61,7 @@ def command(
     ensure_free(result, force=force)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_mask(mask)) for mask in masks]
+        tell_of_names(opened)
         files = part_files(output, [mask.stem for mask in masks])
         with byte_progress("counting") as progress:
             split = write_parts(

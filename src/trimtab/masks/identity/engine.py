@@ -25,6 +25,7 @@ from trimtab.elements.scan import Scanners
 from trimtab.masks.identity.matching import Triple, coverage_of, match_tensors
 from trimtab.masks.identity.result import Identity, TensorIdentity, mask_record
 from trimtab.masks.mask import Mask
+from trimtab.masks.naming import named_as_in
 
 __all__ = ["identity"]
 
@@ -66,6 +67,7 @@ def identity(
         base, full, sub = checkpoints
         mask_id = None if isinstance(mask, Mask) else os.fspath(mask)
         mask = mask if isinstance(mask, Mask) else Mask.load(mask)
+        mask = named_as_in(mask, base)
         shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
         mask.check(shapes)
         matching = match_tensors(base, full, sub)

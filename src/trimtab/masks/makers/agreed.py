@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
+from trimtab.masks.naming import named_alike
 from trimtab.masks.packed import BaseTensor, PackedTensor, unpacked
 from trimtab.masks.provenance import provenance_from
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS
@@ -40,7 +41,7 @@ class CountScores:
         """
         if not masks:
             raise MaskError("no masks to count: expected one or more")
-        self._masks = masks
+        masks = self._masks = named_alike(masks)
         shapes: dict[str, tuple[int, ...]] = {}
         base: dict[str, BaseTensor] = {}
         problems: dict[str, None] = {}

@@ -32,7 +32,7 @@ from trimtab.masks.overlap.matching import (
     coverage_of,
     names_in_all,
 )
-from trimtab.masks.overlap.reading import Given, given_mask, tensors_in_order
+from trimtab.masks.overlap.reading import Given, given_mask, in_one_naming, tensors_in_order
 from trimtab.masks.overlap.result import LETTERS, Overlap
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.masks.stored import AnyMask
@@ -82,13 +82,14 @@ def overlap(
     num_threads = threads or min(os.cpu_count() or 1, 8)
     with ExitStack() as stack:
         given = [given_mask(mask, stack) for mask in masks]
+        checkpoint = None if base is None else stack.enter_context(opened(base))[0]
+        given = in_one_naming(given, checkpoint)
         together = [of.mask for of in given]
         names = names_in_all(together)
         with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-overlap") as executor:
-            if base is None:
+            if checkpoint is None:
                 found = _without_base(given, names, executor, num_threads, progress)
             else:
-                (checkpoint,) = stack.enter_context(opened(base))
                 check_shapes(together, names, checkpoint)
                 found = _with_base(given, names, checkpoint, executor, num_threads, progress)
         return Overlap(

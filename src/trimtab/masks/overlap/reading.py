@@ -16,12 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.tensors import FilePool
 from trimtab.masks.mask import Mask
 from trimtab.masks.mask_file import MaskFile, read_mask_file
+from trimtab.masks.naming import named_alike
 from trimtab.masks.stored import AnyMask, StoredMask, path_of
 
-__all__ = ["Given", "given_mask", "tensors_in_order"]
+__all__ = ["Given", "given_mask", "in_one_naming", "tensors_in_order"]
 
 
 class Given(NamedTuple):
@@ -50,6 +52,26 @@ def given_mask(mask: str | os.PathLike[str] | AnyMask, stack: ExitStack) -> Give
     stack.callback(pool.close)
     file = read_mask_file(mask, pool)
     return Given(StoredMask(file, pool), os.fspath(mask), file)
+
+
+def in_one_naming(masks: Sequence[Given], base: Checkpoint | None) -> list[Given]:
+    """The masks under one set of names; see `trimtab.masks.naming.named_alike`.
+
+    A file whose tensors get other names is checked now: its own order is not that of the others.
+
+    Raises:
+        MaskError: Such a file is damaged.
+    """
+    alike = named_alike([given.mask for given in masks], base)
+    found = []
+    for given, mask in zip(masks, alike, strict=True):
+        if mask is given.mask:
+            found.append(given)
+            continue
+        if given.unchecked is not None:
+            deque(given.unchecked.checked(), maxlen=0)
+        found.append(Given(mask, given.id, None))
+    return found
 
 
 def tensors_in_order(

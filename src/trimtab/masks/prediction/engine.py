@@ -16,11 +16,13 @@ import numpy as np
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.reading import Progress
 from trimtab.checkpoints.record import made_now
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.mask import Mask
+from trimtab.masks.naming import named_like
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap.counts import TensorOverlap
 from trimtab.masks.packed import unpacked
@@ -66,6 +68,7 @@ def score_prediction(
         shared = overlap(pred, true, base=checkpoint, progress=progress)
         if not isinstance(true, Mask | StoredMask):
             true = stack.enter_context(open_mask(true))
+        true = named_like(true, [tensor.name for tensor in shared.tensors])
         num_low: dict[str, float] = {}
         if checkpoint is not None:
             num_predicted = {of.name: of.num_selected[0] for of in shared.tensors}
@@ -115,11 +118,13 @@ def _ranking(
 ) -> Ranking:
     """Average precision of the scores, over all and within each layer and kind."""
     problems = []
+    renamed = match_renamed([tensor.name for tensor in tensors], scores.shapes)
     for tensor in tensors:
-        shape = scores.shapes.get(tensor.name, tensor.shape)
+        name = renamed.get(tensor.name, tensor.name)
+        shape = scores.shapes.get(name, tensor.shape)
         if shape != tensor.shape:
             problems.append(f"{tensor.name} has shape {tensor.shape}, its scores {shape}")
-        of = scores.base.get(tensor.name)
+        of = scores.base.get(name)
         if of is not None and of != truth.base.get(tensor.name, of):
             problems.append(f"{tensor.name} was another one when it was scored")
     if problems:
@@ -130,7 +135,7 @@ def _ranking(
     by_layer: dict[int | None, LevelCounts] = {}
     by_kind: dict[str, LevelCounts] = {}
     for tensor in tensors:
-        counts = _levels(scores, truth, tensor)
+        counts = _levels(scores, renamed.get(tensor.name, tensor.name), truth, tensor)
         by_layer.setdefault(tensor.layer, LevelCounts()).add_all(counts)
         by_kind.setdefault(tensor.kind, LevelCounts()).add_all(counts)
     total = LevelCounts()
@@ -146,14 +151,15 @@ def _ranking(
     )
 
 
-def _levels(scores: Scores, truth: AnyMask, tensor: TensorOverlap) -> LevelCounts:
+def _levels(scores: Scores, name: str, truth: AnyMask, tensor: TensorOverlap) -> LevelCounts:
+    """Count the elements of a tensor by score; `name` is that of the scores for it."""
     counts = LevelCounts()
     packed = truth.packed(tensor.name)
-    if tensor.name not in scores.shapes:
+    if name not in scores.shapes:
         counts.add_unranked(tensor.num_elements, tensor.num_selected[1])
         return counts
     start = 0
-    for chunk in scores.chunks(tensor.name):
+    for chunk in scores.chunks(name):
         is_true = unpacked(packed, start, start + len(chunk))
         counts.add(tensor.name, chunk, is_true)
         start += len(chunk)

@@ -29,6 +29,7 @@ from trimtab.elements.dtypes import Bits
 from trimtab.elements.exponents import exponent_bins, num_exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
+from trimtab.masks.naming import named_like
 from trimtab.masks.packed import unpacked
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of, read_weights
 
@@ -144,6 +145,7 @@ class Quotas:
             MaskMismatchError: The mask does not fit the shapes, or was made against another base.
         """
         shapes = {name: mask.shape(name) for name in mask} if shapes is None else shapes
+        mask = named_like(mask, shapes)
         mask.check(shapes)
         own = {name: shape for name, shape in shapes.items() if name in mask}
         counted, digests = _strata(own, mask, match, base, num_passes, progress)

@@ -27,6 +27,7 @@ from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.elements.bit_sums import Counters, counters_for
 from trimtab.errors import MaskError
 from trimtab.masks.identity.result import mask_record
+from trimtab.masks.naming import named_alike
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.masks.random import random_tensor
 from trimtab.masks.stored import AnyMask, open_mask
@@ -92,6 +93,7 @@ def structure(
         ids = [os.fspath(m) if isinstance(m, str | os.PathLike) else None for m in masks]
         if base is not None and not isinstance(base, Checkpoint):
             base = stack.enter_context(open_checkpoint(base))
+        opened = named_alike(opened, base)
         origin, settings = config_of(base, config)
         shapes = shapes_of(opened, base)
         if map is not None and not is_matrix(shapes.get(map)):

@@ -14,7 +14,7 @@ import numpy as np
 
 from trimtab.checkpoints import parts_of
 from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.names import LAYER
+from trimtab.checkpoints.names import LAYER, match_renamed
 from trimtab.checkpoints.pairing import common_shape
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.stored import AnyMask
@@ -91,8 +91,10 @@ def plan_transfer(
     tensors: dict[str, Carried] = {}
     not_in_mask: list[str] = []
     matched = set()
+    other_names = match_renamed([_source(name, shapes[name], layers) for name in shapes], [*mask])
     for name, shape in shapes.items():
         source = _source(name, shape, layers)
+        source = other_names.get(source, source)
         if source not in mask:
             not_in_mask.append(name)
             continue

@@ -14,6 +14,7 @@ from trimtab.checkpoints import Checkpoint, opened
 from trimtab.cli.mask.options import write_mask, writes_a_mask
 from trimtab.cli.progress import byte_progress
 from trimtab.masks import Mask
+from trimtab.masks.naming import named_as_in, named_like
 from trimtab.masks.provenance import provenances_by_digest
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import MATCHES, Match, Quotas
@@ -59,7 +60,10 @@ class Making:
 
     def names(self, base: Checkpoint) -> Iterable[str] | None:
         """The tensors of base to score: those of the mask to be like, or None for all."""
-        return None if self.like is None else [name for name in base.tensors if name in self.like]
+        if self.like is None:
+            return None
+        like = named_as_in(self.like, base)
+        return [name for name in base.tensors if name in like]
 
     def quotas(self, shapes: Mapping[str, tuple[int, ...]], base: Checkpoint | None) -> Quotas:
         """How many elements to select of tensors of these shapes."""
@@ -93,7 +97,7 @@ class Making:
         quotas = self.quotas(scores.shapes, base)
         if self.like is not None:
             digests = {name: of.digest for name, of in scores.base.items()}
-            self.like.check(scores.shapes, digests)
+            named_like(self.like, scores.shapes).check(scores.shapes, digests)
         if self.scores is None:
             self._select(scores, quotas, step, masks)
             return
