@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.training.tiny_trainers import (
     train,
     weights,
 )
-from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
+from trimtab.errors import CheckpointError, MaskMismatchError, OptimizerError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
@@ -170,3 +171,77 @@ def test_a_checkpoint_of_something_else_does_not_resume(
     trainer, _ = start("plain", model(base[0]), base, tmp_path / "out")
     with pytest.raises(CheckpointError, match=message):
         train(trainer, resume=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
+def test_a_checkpoint_without_a_part_of_its_state_does_not_resume(
+    name: str, checkpointed: tuple[Path, Any], base: Base, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-2"
+    shutil.copytree(checkpointed[0] / "checkpoint-2", folder)
+    (folder / name).unlink()
+    of = model(base[0])
+    before = weights(of)
+    trainer, _ = start("sft", of, base, tmp_path, **CHECKPOINTED)
+    with pytest.raises(CheckpointError, match=f"checkpoint-2 has no {name} .*save_only_model"):
+        train(trainer, resume=folder)
+    assert_same_bits(weights(of), before)
+
+
+def test_save_only_model_does_not_resume(base: Base, tmp_path: Path) -> None:
+    settings = {**CHECKPOINTED, "save_only_model": True, "max_steps": 1}
+    trainer, _ = start("plain", model(base[0]), base, tmp_path, **settings)
+    train(trainer)
+    again, _ = start("plain", model(base[0]), base, tmp_path, **settings)
+    with pytest.raises(CheckpointError, match=r"no optimizer\.pt, scheduler\.pt \("):
+        again.train(resume_from_checkpoint=True)
+
+
+def test_a_checkpoint_without_random_state_resumes_with_a_warning(
+    checkpointed: tuple[Path, Any], base: Base, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint-3"
+    shutil.copytree(checkpointed[0] / "checkpoint-3", folder)
+    (folder / "rng_state.pth").unlink()
+    trainer, _ = start("sft", model(base[0]), base, tmp_path, **CHECKPOINTED)
+    with pytest.warns(UserWarning, match=r"checkpoint-3 has no rng_state.*\.pth"):
+        train(trainer, resume=folder)
+
+
+@pytest.mark.parametrize("state", ["of another optimizer", "of another mask"])
+def test_a_state_of_something_else_does_not_resume(
+    state: str, checkpointed: tuple[Path, Any], base: Base, tmp_path: Path
+) -> None:
+    import torch
+
+    folder = tmp_path / "checkpoint-2"
+    shutil.copytree(checkpointed[0] / "checkpoint-2", folder)
+    saved = torch.load(folder / "optimizer.pt", weights_only=True)
+    if state == "of another mask":
+        saved["trimtab"]["mask"] = "0" * 32
+    else:
+        del saved["trimtab"]
+    torch.save(saved, folder / "optimizer.pt")
+    trainer, _ = start("sft", model(base[0]), base, tmp_path, **CHECKPOINTED)
+    with pytest.raises(OptimizerError, match=r"its mask has the digest '000|it has no record"):
+        train(trainer, resume=folder)
+
+
+def test_the_record_beside_the_best_weights_is_theirs(base: Base, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    settings = {**CHECKPOINTED, "eval_strategy": "steps", "eval_steps": 1}
+    settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
+    settings["greater_is_better"] = True  # so that the first are the best
+    trainer, training = start("plain", model(base[0]), base, tmp_path, **settings)
+    train(trainer)
+    best = Path(trainer.state.best_model_checkpoint)
+    assert best.name != "checkpoint-4"  # else nothing is tested
+    trainer.save_model(str(tmp_path / "final"))
+    assert_same_bits(load_file(tmp_path / "final" / WEIGHTS), load_file(best / WEIGHTS))
+    record = json.loads((tmp_path / "final" / RECORD_FILE).read_text())
+    assert record == json.loads((best / RECORD_FILE).read_text())
+    assert f"checkpoint-{record['step']}" == best.name
+    train(trainer)
+    assert json.loads((tmp_path / "checkpoint-4" / RECORD_FILE).read_text())["step"] == 4
+    assert training.describe()["step"] == trainer.state.best_global_step

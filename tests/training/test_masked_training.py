@@ -156,15 +156,18 @@ def test_checkpointing_of_activations_changes_nothing(
     assert_same_bits(*found)
 
 
-def test_what_is_not_masked_needs_no_gradient_until_close(base: Base, tmp_path: Path) -> None:
+def test_what_is_not_masked_needs_no_gradient_while_it_trains(base: Base, tmp_path: Path) -> None:
     of = model(base[0])
     trainer, training = start("plain", of, base, tmp_path, max_grad_norm=0.5)
     parameters = dict(of.named_parameters())
-    assert trainer.args.max_grad_norm == 0
+    frozen = before_each_step(
+        trainer, lambda: [n for n, p in parameters.items() if not p.requires_grad]
+    )
     train(trainer)
-    assert [n for n, p in parameters.items() if not p.requires_grad] == [LEFT_OUT]
-    training.close()
+    assert frozen == [[LEFT_OUT]] * 3
     assert all(p.requires_grad for p in parameters.values())
+    training.close()
+    training.close()  # twice is once
     assert trainer.args.max_grad_norm == 0.5
     assert trainer.optimizer is None
     before = weights(of)
@@ -173,13 +176,64 @@ def test_what_is_not_masked_needs_no_gradient_until_close(base: Base, tmp_path: 
     assert not (tmp_path / RECORD_FILE).exists()
 
 
+@pytest.mark.parametrize("clip_by", ["masked", "full"])
+def test_a_control_with_the_same_arguments_and_model_is_an_ordinary_run(
+    clip_by: str, base: Base, tmp_path: Path
+) -> None:
+    import torch
+    from transformers import Trainer
+
+    settings: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1e-3}
+    fresh = build("plain", model(base[0], "float32"), base[0], tmp_path / "control", **settings)
+    train(fresh)
+    of = model(base[0], "float32")
+    start_from = weights(of)
+    trainer, _ = start("plain", of, base, tmp_path, clip_by=clip_by, **settings)
+    asked = trainer.args.to_dict()
+    train(trainer)
+    trainer.save_model()
+    saved = torch.load(tmp_path / "training_args.bin", weights_only=False)
+    assert saved.to_dict() == trainer.args.to_dict() == asked
+    with torch.no_grad():
+        for name, parameter in of.named_parameters():
+            parameter.copy_(start_from[name])
+    control = Trainer(of, trainer.args, train_dataset=trainer.train_dataset)  # close() forgotten
+    train(control)
+    assert_same_bits(weights(of), weights(fresh.model))
+
+
+def test_an_interrupted_run_leaves_an_ordinary_model(base: Base, tmp_path: Path) -> None:
+    of = model(base[0])
+    trainer, _ = start("plain", of, base, tmp_path)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    before_each_step(trainer, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer)
+    of(**trainer.data_collator([trainer.train_dataset[0]])).loss.backward()
+    assert all(p.grad is not None for p in of.parameters())
+
+
+def test_the_accelerator_still_clips_what_is_not_the_model(base: Base, tmp_path: Path) -> None:
+    import torch
+
+    trainer, _ = start("plain", model(base[0]), base, tmp_path)
+    other = torch.nn.Parameter(torch.zeros(4))
+    other.grad = torch.full((4,), 3.0)
+    assert trainer.accelerator.clip_grad_norm_(iter([other]), 1.0) == 6.0
+    assert float(other.grad.norm()) == pytest.approx(1.0)
+
+
 def test_the_full_norm_counts_every_parameter(base: Base, tmp_path: Path) -> None:
     of = model(base[0], "float32")
     everything = {name: np.ones(p.shape, bool) for name, p in of.named_parameters()}
     settings: dict[str, Any] = {"max_grad_norm": 0.0, "max_steps": 1}
     trainer, _ = start("sft", of, base, tmp_path / "masked", clip_by="full", **settings)
+    graded = before_each_step(trainer, lambda: all(p.requires_grad for p in of.parameters()))
     train(trainer)
-    assert all(parameter.requires_grad for parameter in of.parameters())
+    assert graded == [True]
     _, norms = dense_reference("sft", base, tmp_path / "dense", everything, **settings)
     assert column(trainer, "grad_norm") == pytest.approx(norms, rel=1e-6)
 

@@ -7,6 +7,7 @@ same mask and the same settings, because the state of the optimizer means nothin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,52 @@ from trimtab.masks import Mask
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.runs.dotted import differences
 
-__all__ = ["MASK_FILE", "RECORD_FILE", "check_same_run", "write_beside_weights"]
+__all__ = ["MASK_FILE", "RECORD_FILE", "check_complete", "check_same_run", "write_beside_weights"]
 
 MASK_FILE = "trimtab_mask.safetensors"
 RECORD_FILE = "trimtab.json"
 FORMAT = "trimtab.training"
 FORMAT_VERSION = 1
+
+STATE = {
+    "optimizer.pt": "optimizer",  # under FSDP a folder, optimizer_0
+    "scheduler.pt": "scheduler.pt",
+    "trainer_state.json": "trainer_state.json",
+}
+"""What a Trainer goes on with, beside the weights -> how its name begins in a checkpoint."""
+
+
+def check_complete(folder: Path) -> None:
+    """Refuse a checkpoint of which training could not go on as if it had not stopped.
+
+    transformers loads what there is of the state and begins the rest anew, without a word: the
+    optimizer and the schedule if one of the two is missing, and the count of steps.
+
+    Args:
+        folder: The checkpoint.
+
+    Raises:
+        CheckpointError: Some of the Trainer's state is missing; names it.
+    """
+    try:
+        found = [path.name for path in folder.iterdir()]
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from None
+    missing = [
+        name for name, begin in STATE.items() if not any(of.startswith(begin) for of in found)
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{folder} has no {', '.join(missing)} (saved with save_only_model=True, or not to the "
+            "end): the optimizer would begin anew, and nothing would say so. To begin anew from "
+            "its weights, load the model from it, and train without resume_from_checkpoint"
+        )
+    if not any(name.startswith("rng_state") for name in found):
+        warnings.warn(
+            f"{folder} has no rng_state*.pth: training goes on, and what is drawn at random is not "
+            "what it would have been",
+            stacklevel=2,
+        )
 
 
 def write_beside_weights(folder: Path, mask: Mask, record: Mapping[str, Any]) -> None:
@@ -65,7 +106,7 @@ def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> Non
         settings: The settings of this run, as they would be recorded.
 
     Raises:
-        CheckpointError: Masked training did not write this folder.
+        CheckpointError: Masked training did not write this folder, or only its weights are there.
         MaskMismatchError: It was written with another mask.
         SettingsError: It was written with other settings.
     """
@@ -94,3 +135,4 @@ def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> Non
             f"{folder} belongs to a run with {', '.join(differ)}: use the same settings to go on, "
             "or train from the base"
         )
+    check_complete(folder)

@@ -4,7 +4,11 @@
 It replaces four public methods on that one object, and no class: `create_optimizer` (the sparse
 optimizer, with the settings of the trainer's own arguments), `log` (the norm of the masked
 gradient), `save_model` (mask and provenance beside the weights) and `train` (a checkpoint of
-another run is refused before it is loaded).
+another run is refused before it is loaded); and `clip_grad_norm_` of the trainer's accelerator,
+since the optimizer clips.
+
+What is the user's stays as it is: the arguments, which may be those of a second trainer, are only
+read, and the model is an ordinary one whenever `train` is not running.
 """
 
 from __future__ import annotations
@@ -16,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.masks import Mask
 from trimtab.training import runtime
-from trimtab.training.masked_checkpoint import check_same_run, write_beside_weights
+from trimtab.training.folders import read_json
+from trimtab.training.masked_checkpoint import RECORD_FILE, check_same_run, write_beside_weights
 from trimtab.training.trainer_settings import check_trainer, optimizer_settings
 
 if TYPE_CHECKING:
@@ -41,8 +46,8 @@ def train_only(
 
     Call it once, before `trainer.train()`. Learning rate, betas, epsilon, weight decay (and which
     parameters have none), momentum and `max_grad_norm` are those of the trainer's arguments;
-    `optim` may be `adamw_torch`, `adamw_torch_fused` or `sgd`. Clipping moves into the optimizer:
-    `trainer.args.max_grad_norm` is set to 0, so that nothing clips twice.
+    `optim` may be `adamw_torch`, `adamw_torch_fused` or `sgd`. The optimizer clips, and
+    `trainer.accelerator` leaves these gradients alone, so that nothing clips twice.
 
     Args:
         trainer: A `transformers.Trainer` or any subclass that has no `create_optimizer` of its own.
@@ -51,7 +56,7 @@ def train_only(
         state_dtype: Of the optimizer's moments; None is fp32.
         clip_by: Norm that gradients are clipped by: `masked` counts the elements of the mask,
             `full` those of every parameter. With `masked`, parameters without a masked element get
-            no gradient at all (`requires_grad` is False until `close`).
+            no gradient at all (`requires_grad` is False while `train` runs).
         nonfinite: What a gradient that is not finite does: `raise`, or `skip` the step.
         check_base: Check that the model's weights are those that the mask was made against. It is
             done now, because a resumed run loads other weights before it makes its optimizer.
@@ -100,22 +105,27 @@ class MaskedTraining:
         trial.close()
 
         self._frozen: list[Any] = []
-        self._max_grad_norm = trainer.args.max_grad_norm
-        trainer.args.max_grad_norm = 0.0
+        self._of_best: dict[str, Any] | None = None
         self._replaced: dict[str, Callable[..., Any]] = {}
-        for method in (self.create_optimizer, self.log, self.save_model, self.train):
-            self._replaced[method.__name__] = getattr(trainer, method.__name__)
-            setattr(trainer, method.__name__, method)
+        methods = (self.create_optimizer, self.log, self.save_model, self.train)
+        for owner, method in (
+            *((trainer, method) for method in methods),
+            (trainer.accelerator, self.clip_grad_norm_),
+        ):
+            self._replaced[method.__name__] = getattr(owner, method.__name__)
+            setattr(owner, method.__name__, method)
 
     def close(self) -> None:
-        """Give the trainer its methods and arguments back, and the parameters their gradients."""
+        """Give the trainer its methods back; its state for the mask is forgotten."""
         for name in self._replaced:
-            delattr(self.trainer, name)
-        self.trainer.args.max_grad_norm = self._max_grad_norm
-        self._release()
+            for owner in (self.trainer, self.trainer.accelerator):
+                vars(owner).pop(name, None)
+        self._forget()
 
     def describe(self) -> dict[str, Any]:
-        """What is recorded beside every checkpoint, apart from the mask."""
+        """What is recorded beside the weights that the model has now, apart from the mask."""
+        if self._of_best is not None:
+            return self._of_best
         config = getattr(self.trainer.model, "config", None)
         return {
             "settings": self.settings(),
@@ -147,11 +157,21 @@ class MaskedTraining:
                 self.trainer.model if model is None else model, check_base=False
             )
             self.trainer.optimizer = self.optimizer
-            if self._options["clip_by"] == "masked":
-                self._frozen = self._freeze()
         else:
             self.optimizer.zero_grad()  # what a step that was interrupted had gathered
+            self.optimizer.reopen()
+        if self._options["clip_by"] == "masked":
+            self._frozen += self._freeze()
         return self.trainer.optimizer
+
+    def clip_grad_norm_(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:
+        """Stands in for the accelerator's: the optimizer clips the model's gradients itself."""
+        import torch
+
+        given = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+        own = {id(parameter) for parameter in self.trainer.model.parameters()}
+        others = [parameter for parameter in given if id(parameter) not in own]
+        return self._replaced["clip_grad_norm_"](others, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Stands in for the trainer's: the gradients it took the norm of had been freed."""
@@ -180,10 +200,32 @@ class MaskedTraining:
             folder = get_last_checkpoint(self.trainer.args.output_dir)
         if folder:
             check_same_run(Path(folder), self.mask, self.settings())
-        result = self._replaced["train"](resume_from_checkpoint, *args, **kwargs)
-        if self.trainer.args.load_best_model_at_end:
-            self._release()  # its state belongs to the last weights, and the best are loaded now
+        self._of_best = None
+        try:
+            result = self._replaced["train"](resume_from_checkpoint, *args, **kwargs)
+            if self.trainer.args.load_best_model_at_end:
+                self._of_best = self._describe_best()
+                self._forget()  # its state belongs to the last weights, and the best are loaded now
+        finally:
+            self._let_go()
         return result
+
+    def _describe_best(self) -> dict[str, Any] | None:
+        """What was recorded beside the best weights, which the trainer has just loaded."""
+        state = self.trainer.state
+        if state.best_model_checkpoint is None:
+            return None
+        now = self.describe()
+        try:
+            record = read_json(Path(state.best_model_checkpoint) / RECORD_FILE)
+            return {key: record[key] for key in now}
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+        ):  # on another node, or by an old release
+            return {**now, "step": state.best_global_step}
 
     def _new_optimizer(self, model: Any, *, check_base: bool) -> Any:
         from trimtab.training.optimizers import SparseAdamW, SparseSGD
@@ -201,21 +243,27 @@ class MaskedTraining:
             **self._options,
         )
 
-    def _release(self) -> None:
-        """Take the optimizer from the parameters, and give them all their gradients back."""
+    def _let_go(self) -> None:
+        """Make an ordinary model of the trainer's: no hooks, and no parameter frozen by us."""
         if self.optimizer is not None:
             self.optimizer.close()
-            self.trainer.optimizer = None
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []
 
+    def _forget(self) -> None:
+        """Let go of the model, and have the next `train` begin with a new optimizer."""
+        self._let_go()
+        if self.optimizer is not None:
+            self.trainer.optimizer = None
+
     def _freeze(self) -> list[Any]:
         """Switch off the gradients of parameters without a masked element: nothing reads them."""
+        trained = {id(elements.parameter) for elements in self.optimizer.elements.values()}
         frozen = [
             parameter
-            for name, parameter in self.trainer.model.named_parameters()
-            if parameter.requires_grad and not (name in self.mask and self.mask.num_selected(name))
+            for parameter in self.trainer.model.parameters()
+            if parameter.requires_grad and id(parameter) not in trained
         ]
         for parameter in frozen:
             parameter.requires_grad_(False)

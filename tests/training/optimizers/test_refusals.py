@@ -14,7 +14,7 @@ from tests.training.optimizers.reference import bits, parameters_of, random_mask
 from trimtab.errors import MaskError, MaskMismatchError, OptimizerError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.training.optimizers import SparseAdamW, SparseSGD
-from trimtab.training.optimizers.refusals import MARK
+from trimtab.training.optimizers.refusals import TAKEN
 
 pytestmark = pytest.mark.train
 
@@ -129,7 +129,7 @@ def test_tensor_of_another_open_optimizer() -> None:
     with pytest.raises(OptimizerError, match=r"a belongs to another .*close\(\).*; b belongs"):
         SparseAdamW(parameters.items(), mask, lr=0.01)
     first.close()
-    assert not hasattr(parameters["a"], MARK)
+    assert parameters["a"] not in TAKEN
     SparseAdamW(parameters.items(), mask, lr=0.01).close()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,108 @@ def train(parameters: Parameters, optimizer: SparseOptimizer, steps: range) -> N
     for step in steps:
         backward(parameters, gradients_of(parameters, step))
         optimizer.step()
+
+
+def through_torch(pair: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(pair, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda of: pickle.loads(pickle.dumps(of))])
+@pytest.mark.parametrize(("optimizer_class", "dtype", "more"), CASES)
+def test_a_copy_trains_its_copies_as_the_original_would(
+    copied: Any, optimizer_class: Any, dtype: Any, more: Any, mask: Mask
+) -> None:
+    parameters = parameters_of(SHAPES, dtype)
+    optimizer = optimizer_class(parameters.items(), mask, lr=0.01, max_grad_norm=1.0, **more)
+    train(parameters, optimizer, range(3))
+    backward(parameters, gradients_of(parameters, 99))  # collected and unused: not copied
+    others, other = copied((parameters, optimizer))
+    optimizer.zero_grad()
+    before = {name: bits(of.detach().clone()) for name, of in parameters.items()}
+    train(others, other, range(3, 6))
+    assert all(torch.equal(bits(parameters[name]), before[name]) for name in SHAPES)
+    train(parameters, optimizer, range(3, 6))
+    assert all(torch.equal(bits(others[name]), bits(parameters[name])) for name in SHAPES)
+    assert other.describe() == optimizer.describe()
+
+
+def test_a_copy_of_a_scheduled_or_closed_optimizer(mask: Mask) -> None:
+    parameters = parameters_of(SHAPES, BF16)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    train(parameters, optimizer, range(1))
+    schedule.step()
+    others, other = through_torch((parameters, optimizer))  # step is wrapped by the schedule
+    assert other.param_groups[0]["lr"] == 0.005
+    optimizer.close()
+    _, closed = copy.deepcopy((parameters, optimizer))
+    with pytest.raises(OptimizerError, match="closed"):
+        closed.step()
+    train(others, other, range(1, 2))
+    optimizer.reopen()
+    train(parameters, optimizer, range(1, 2))
+    assert all(torch.equal(bits(others[name]), bits(parameters[name])) for name in SHAPES)
+
+
+@pytest.mark.parametrize("master", ["fp32", "none", "lo16"])
+def test_a_reopened_optimizer_goes_on_from_the_weights_that_are_there(
+    master: Any, mask: Mask
+) -> None:
+    parameters = parameters_of(SHAPES, BF16)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01, master=master)
+    train(parameters, optimizer, range(3))
+    optimizer.close()
+    others = parameters_of(SHAPES, BF16, seed=7)
+    for name, parameter in parameters.items():
+        parameter.data.copy_(others[name])
+    optimizer.reopen()
+    train(parameters, optimizer, range(3, 4))
+    for name, parameter in parameters.items():
+        assert (
+            parameter.detach() - others[name].detach()
+        ).abs().max() < 0.04  # a step, and rounding
+
+
+def test_parameters_alone_are_copied_as_parameters_of_nobody(mask: Mask) -> None:
+    parameters = parameters_of(SHAPES, BF16)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01)
+    for others in (through_torch(parameters), copy.deepcopy(parameters)):
+        SparseAdamW(others.items(), mask, lr=0.01).close()
+    with pytest.raises(OptimizerError, match="a belongs to another sparse optimizer"):
+        copy.copy(optimizer)  # it would have the very parameters
+    train(parameters, optimizer, range(1))
+
+
+def test_a_grad_scaler_is_told_what_to_do(mask: Mask) -> None:
+    scaler = torch.amp.GradScaler("cpu")
+    parameters = parameters_of(SHAPES, FP32)
+    optimizer = SparseAdamW(parameters.items(), mask, lr=0.01)
+    scaler.scale(torch.ones(()))
+    backward(parameters, gradients_of(parameters, 0))
+    with pytest.raises(OptimizerError, match=r"GradScaler .* bf16, .* clip_by=\"full\""):
+        scaler.step(optimizer)
+    optimizer.close()
+
+
+def test_a_grad_scaler_with_gradients_left_in_place(mask: Mask) -> None:
+    found = []
+    for factor in (1.0, 1024.0):
+        scaler = torch.amp.GradScaler("cpu", init_scale=factor)
+        parameters = parameters_of(SHAPES, FP32)
+        optimizer = SparseAdamW(
+            parameters.items(), mask, lr=0.01, clip_by="full", max_grad_norm=1.0
+        )
+        gradients = gradients_of(parameters, 0, float(scaler.scale(torch.ones(()))))
+        backward(parameters, gradients)
+        scaler.step(optimizer)
+        scaler.update()
+        found.append(parameters)
+        optimizer.close()
+    assert all(torch.equal(found[0][name], found[1][name]) for name in SHAPES)
+    assert not torch.equal(found[0]["a"], parameters_of(SHAPES, FP32)["a"])
 
 
 def saved_at_step_5(mask: Mask, **more: Any) -> tuple[Parameters, dict[str, Any]]:

@@ -15,7 +15,7 @@ from trimtab.masks import Mask
 from trimtab.training.optimizers.compact import CompactElements
 from trimtab.training.optimizers.dense import DENSE_ABOVE, DenseElements
 from trimtab.training.optimizers.elements import Elements
-from trimtab.training.optimizers.refusals import MARK
+from trimtab.training.optimizers.refusals import TAKEN
 from trimtab.training.optimizers.sharding import box_of
 
 __all__ = ["Collector", "bind", "groups_of"]
@@ -96,7 +96,7 @@ class Collector:
         """
         parameters = [elements.parameter for elements in trained]
         for parameter in parameters:
-            setattr(parameter, MARK, True)
+            TAKEN[parameter] = True
         hooks: list[RemovableHandle] = []
         if at_once:
             hooks += [_hook(of.parameter, _collect_into(of)) for of in trained]
@@ -133,4 +133,4 @@ def _release(hooks: list[RemovableHandle], parameters: list[Tensor]) -> None:
     for hook in hooks:
         hook.remove()
     for parameter in parameters:
-        delattr(parameter, MARK)
+        del TAKEN[parameter]

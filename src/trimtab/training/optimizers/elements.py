@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,10 @@ class Elements(ABC):
         self.length = length
         self.gradient: Tensor | None = None
         self._accumulator: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has: no gradient, as a copy of a parameter has none."""
+        return {**vars(self), "gradient": None, "_accumulator": None}
 
     def new_vector(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """A vector of zeros on the parameter's device."""

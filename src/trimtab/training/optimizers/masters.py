@@ -19,7 +19,15 @@ from torch import Tensor
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.saved import Kept
 
-__all__ = ["Master", "load_master", "master_for", "master_kept", "new_master", "store_master"]
+__all__ = [
+    "Master",
+    "follow_weights",
+    "load_master",
+    "master_for",
+    "master_kept",
+    "new_master",
+    "store_master",
+]
 
 Master = Literal["lo16", "fp32", "none"]
 
@@ -80,3 +88,13 @@ def store_master(elements: Elements, master: Master, state: dict[str, Any], valu
         state["ties"] = elements.write_lo16(values, state["remainder"])
     else:
         elements.write(values)
+
+
+def follow_weights(elements: Elements, master: Master, state: dict[str, Any]) -> None:
+    """Where something else has changed the weights since the last step, take them as masters.
+
+    A remainder goes with any weight, which it changes by less than half a step of bf16.
+    """
+    if master == "fp32":
+        kept, now = state["master"], elements.read()
+        state["master"] = torch.where(kept.to(elements.parameter.dtype) == now, kept, now)

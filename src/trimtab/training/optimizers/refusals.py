@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, OptimizerError
@@ -14,10 +15,17 @@ from trimtab.training.optimizers.masters import POSSIBLE, Master, master_for
 from trimtab.training.optimizers.saved import short
 from trimtab.training.optimizers.sharding import local, sharding_trouble
 
-__all__ = ["MARK", "named", "refuse_parameters", "refuse_trivial_mask", "refuse_wrapped_model"]
+__all__ = [
+    "TAKEN",
+    "named",
+    "refuse_parameters",
+    "refuse_taken",
+    "refuse_trivial_mask",
+    "refuse_wrapped_model",
+]
 
-MARK = "_trimtab_optimizer"
-"""Attribute of a parameter whose gradient an open optimizer collects."""
+TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
 
 Named = Sequence[tuple[str, Tensor]]
 
@@ -110,14 +118,27 @@ def refuse_parameters(parameters: Named, mask: Mask, master: Master | None) -> N
         raise OptimizerError(f"the mask cannot be trained: {first_few(problems, '; ')}")
 
 
+OF_ANOTHER = "belongs to another sparse optimizer, which takes its gradients: close() that first"
+
+
+def refuse_taken(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters whose gradients another optimizer collects.
+
+    Raises:
+        OptimizerError: Some are such; names them.
+    """
+    if taken := [f"{name} {OF_ANOTHER}" for name, parameter in parameters if parameter in TAKEN]:
+        raise OptimizerError(first_few(taken, "; "))
+
+
 def _trouble(parameter: Tensor, master: Master | None) -> str | None:
     """Why the selected elements of a parameter cannot be trained, and what to do."""
     if parameter.device.type == "meta":
         return "has no data (it is on the meta device): load its weights first"
     if not parameter.requires_grad:
         return "is frozen: call requires_grad_(True) on it, or take it out of the mask"
-    if hasattr(parameter, MARK):
-        return "belongs to another sparse optimizer, which takes its gradients: close() that first"
+    if parameter in TAKEN:
+        return OF_ANOTHER
     if trouble := sharding_trouble(parameter):
         return trouble
     if not local(parameter.detach()).is_contiguous():

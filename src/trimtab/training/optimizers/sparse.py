@@ -18,10 +18,17 @@ from trimtab.training.optimizers.base_check import check_mask
 from trimtab.training.optimizers.binding import Collector, bind, groups_of
 from trimtab.training.optimizers.distributed import ranks_of
 from trimtab.training.optimizers.elements import Elements, root_of_sum, sum_of_squares
-from trimtab.training.optimizers.masters import Master, load_master, master_for, store_master
+from trimtab.training.optimizers.masters import (
+    Master,
+    follow_weights,
+    load_master,
+    master_for,
+    store_master,
+)
 from trimtab.training.optimizers.refusals import (
     named,
     refuse_parameters,
+    refuse_taken,
     refuse_trivial_mask,
     refuse_wrapped_model,
 )
@@ -33,7 +40,17 @@ from trimtab.training.optimizers.sharding import local
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
+    from trimtab.training.optimizers.distributed import Ranks
+
 __all__ = ["SparseOptimizer", "Vectors"]
+
+
+COPIED = (
+    *("_mask", "_elements", "_others", "_masters", "_base", "_num_selected", "_num_elements"),
+    *("_master", "_max_grad_norm", "_clip_by", "_state_dtype", "_nonfinite", "_has_momentum"),
+    *("_grad_norm", "num_skipped_steps"),
+)
+"""What a copy has of an optimizer beside what torch copies: no hooks, nor wrappers of schedules."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +93,10 @@ class SparseOptimizer(ResumableOptimizer):
 
     A model must not be moved to another device or dtype once it has an optimizer.
 
+    A copy (`copy.deepcopy((model, optimizer))`, or both in one pickle) trains its own parameters;
+    gradients that were collected and not used are not copied. A `GradScaler` is refused unless
+    `clip_by="full"` leaves it the gradients.
+
     Args that both optimizers share:
         named_parameters: `model.named_parameters()`; with `remove_duplicate=False`, an entry of
             the mask under the second name of a tied tensor is recognised as such.
@@ -108,6 +129,8 @@ class SparseOptimizer(ResumableOptimizer):
     Attributes:
         num_skipped_steps: Steps left out because of NaN or infinity.
     """
+
+    _ranks: Ranks | None
 
     def __init__(
         self,
@@ -143,6 +166,37 @@ class SparseOptimizer(ResumableOptimizer):
         self._bind(named_parameters, check_base=check_base)
         super().__init__(groups_of(self._elements.values(), no_decay), defaults)
         self._collector = self._new_collector()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has, and what a pickle holds: all but the hooks and the processes.
+
+        Raises:
+            OptimizerError: The optimizer is one of several processes.
+        """
+        if self._ranks is not None:
+            raise OptimizerError(
+                "an optimizer of several processes cannot be copied or pickled: save its "
+                "state_dict(), and load that into a new optimizer"
+            )
+        own = {name: vars(self)[name] for name in COPIED if name in vars(self)}
+        is_open = self._collector is not None and self._collector.is_open
+        return {**super().__getstate__(), **own, "_is_open": is_open}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy, which collects the gradients of its own copies of the parameters.
+
+        Raises:
+            OptimizerError: It is one of `copy.copy`, which has the parameters of the original.
+        """
+        is_open = state.pop("_is_open", None)
+        super().__setstate__(state)
+        if is_open is None:  # torch's load_state_dict sets state and groups in this way
+            return
+        self._ranks, self._process_group = None, None
+        refuse_taken((name, of.parameter) for name, of in self._elements.items())
+        self._collector = self._new_collector()
+        if not is_open:
+            self.close()
 
     def _bind(self, named_parameters: Iterable[tuple[str, Tensor]], *, check_base: bool) -> None:
         """Refuse what cannot be trained, and find the elements of what can."""
@@ -208,9 +262,25 @@ class SparseOptimizer(ResumableOptimizer):
         return None if self._grad_norm is None else float(self._grad_norm)
 
     def close(self) -> None:
-        """Remove the hooks: the parameters are free for another optimizer. Cannot be undone."""
+        """Remove the hooks: the parameters are free for another optimizer."""
         assert self._collector is not None
         self._collector.close()
+
+    def reopen(self) -> None:
+        """Collect gradients again after `close`, with the state of then.
+
+        Weights that something else has changed in between are gone on from.
+
+        Raises:
+            OptimizerError: Another sparse optimizer has the parameters by now.
+        """
+        assert self._collector is not None
+        if not self._collector.is_open:
+            refuse_taken((name, of.parameter) for name, of in self._elements.items())
+            for elements in self._elements.values():
+                if state := self.state.get(elements.parameter):
+                    follow_weights(elements, self._masters[elements.name], state)
+            self._collector = self._new_collector()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, collected or not, of every parameter."""
@@ -243,7 +313,8 @@ class SparseOptimizer(ResumableOptimizer):
                 optimizer is closed.
         """
         if self._collector is None or not self._collector.is_open:
-            raise OptimizerError("this optimizer is closed: make a new one")
+            raise OptimizerError("this optimizer is closed: reopen() it, or make a new one")
+        self._refuse_scaler()
         self._follow_replaced_parameters()
         loss = None
         if closure is not None:
@@ -263,6 +334,25 @@ class SparseOptimizer(ResumableOptimizer):
                 self._step_elements(group, elements, elements.gradient, clip)
                 elements.clear()
         return loss
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Asked by a GradScaler: whether `step` is to be called with the gradients still scaled.
+
+        It would assert by itself that it found some, and those of a mask are freed by then. With
+        true it says so to `step`, which can tell what to do.
+        """
+        return self._clip_by == "masked"
+
+    def _refuse_scaler(self) -> None:
+        if "found_inf" in vars(self):  # set by a GradScaler for the length of a step
+            for name in ("found_inf", "grad_scale"):
+                delattr(self, name)
+            raise OptimizerError(
+                "a GradScaler finds no gradients to unscale: they are taken for the mask as soon "
+                'as autograd has them. Train in bf16, without a scaler, or set clip_by="full", '
+                "which leaves them in place"
+            )
 
     def _clip_factor(self) -> float:
         """What to multiply the gradient with: an fp32 number."""

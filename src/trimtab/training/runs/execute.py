@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from trimtab.errors import CheckpointError, OutputExistsError
 from trimtab.training import runtime
 from trimtab.training.folders import last_checkpoint, new_folder, read_json, write_json
-from trimtab.training.masked_checkpoint import write_beside_weights
+from trimtab.training.masked_checkpoint import check_complete, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
 from trimtab.training.progress import stage
@@ -92,6 +92,8 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
             write_json(run.output / RESOLVED, resolved)
             peak = PeakMemory(trainer.args.device)
             loaded = perf_counter()
+            if checkpoint is not None:
+                check_complete(checkpoint)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.state.global_step < trainer.state.max_steps and stop():
                 raise KeyboardInterrupt
