@@ -208,7 +208,30 @@ def test_block_scales_are_told_of(tmp_path: Path) -> None:
     mask = extracted(tmp_path, base, tuned)
     assert mask.num_selected(Q_PROJ) == 0  # as stored
     assert mask.num_selected(f"{Q_PROJ}_scale_inv") == 4
-    assert "block scales" in step_of(mask)["conversion"]
+    assert "as stored, apart from their scales" in step_of(mask)["conversion"]
+    assert "1 of 1 scales differ" in step_of(mask)["conversion"]
+
+
+@pytest.mark.parametrize("chunk_elements", [1 << 19, 21, 4])
+def test_scaled_weights_are_compared_by_what_they_are_worth(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_elements: int
+) -> None:
+    """Rows of 7 and chunks of 4, 21 or all elements: none of them ends at a byte of the mask."""
+    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk_elements)
+    weight = torch.randn(5, 7).to(torch.float8_e4m3fn)
+    scale = torch.tensor([[1.0], [2.0], [0.5], [1.0], [4.0]])
+    exact = (weight.float() * scale).to(torch.bfloat16)
+    base = exact.clone()
+    base[1, 3] = base[4, 6] = 77.0
+    mask = extracted(
+        tmp_path,
+        {Q_PROJ: base},
+        {Q_PROJ: weight, f"{Q_PROJ}_scale": scale},
+        cast="bf16",
+        dequantize=True,
+    )
+    np.testing.assert_array_equal(mask.array(Q_PROJ), (base != exact).numpy())
+    assert mask.num_selected() == 2
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:

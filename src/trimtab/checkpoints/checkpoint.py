@@ -14,6 +14,7 @@ from trimtab.checkpoints.folder import GGUF_CURE, WeightFiles, find_weights, rea
 from trimtab.checkpoints.hub import HUB_ID, fetch
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import tied_names
+from trimtab.checkpoints.quantized import scale_beside
 from trimtab.checkpoints.safetensors_file import read_safetensors
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.checkpoints.torch_file import read_torch_file
@@ -68,8 +69,8 @@ class Checkpoint(Pooled):
         return f"Checkpoint({self.id!r}, {len(self.tensors)} tensors)"
 
     def scale_of(self, name: str) -> StoredTensor | None:
-        """The block scales of an fp8 weight, `name` + `_scale_inv`, if they are stored."""
-        return self.tensors.get(f"{name}_scale_inv")
+        """What is stored as the scales of a quantised weight, if anything is."""
+        return scale_beside(self.tensors, name)
 
 
 def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None) -> Checkpoint:

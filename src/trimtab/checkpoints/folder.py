@@ -69,11 +69,18 @@ def find_weights(folder: Path) -> WeightFiles:
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a folder, or an empty dict if it has none.
 
+    What ModelOpt says of quantisation in a file of its own is put where transformers has it.
+
     Raises:
-        CheckpointError: It is there but is not a JSON object.
+        CheckpointError: A file is there but is not a JSON object.
     """
-    path = folder / "config.json"
-    return read_json(path) if path.exists() else {}
+    path, modelopt = folder / "config.json", folder / "hf_quant_config.json"
+    config = read_json(path) if path.exists() else {}
+    if "quantization_config" not in config and modelopt.exists():
+        said = read_json(modelopt).get("quantization")
+        if isinstance(said, dict):
+            config["quantization_config"] = {"quant_method": "modelopt", **said}
+    return config
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -30,7 +30,12 @@ __all__ += ["tied_names", "without_wrappers"]
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 NORM = re.compile(r"(?:^ln_\w+|norm\d*)$")
-SCALE = re.compile(r"(?:^|[._])(?:weight_scale_inv|weight_scale|input_scale|scales)$")
+SCALE = re.compile(
+    r"(?:^|[._])(?:scale_inv|scales|q?scale_(?:weight|act|input)|zero_point|absmax|scb|qzeros|"
+    r"(?:weight|input|activation|proj|global|[kv])_scale(?:_ub|_2)?)$",
+    re.IGNORECASE,
+)
+"""What says how large the elements of a quantised weight, or of activations, are."""
 HAS_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Ends of the architectures that have a language-modelling head."""
 LONGEST_END = 3

@@ -13,12 +13,17 @@ from math import prod
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.names import match_renamed, tied_names
+from trimtab.checkpoints.quantized import (
+    BlockScale,
+    block_scales,
+    quantized_weights,
+    scales_of,
+)
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
 
 __all__ = [
-    "BlockScale",
     "Pair",
     "Pairing",
     "common_shape",
@@ -34,14 +39,6 @@ VOCABULARY = ("embed", "lm_head", "wte", "shared.weight")
 
 
 @dataclass(frozen=True, eq=False)
-class BlockScale:
-    """The scales of an fp8 weight, one for each block of `block` rows and columns."""
-
-    tensor: StoredTensor
-    block: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
 class Pair:
     """A tensor of base and its counterpart.
 
@@ -51,7 +48,7 @@ class Pair:
         tuned: As stored in tuned.
         dtype: In which the two are compared.
         shape: What is compared: base's shape, or the rows that both have.
-        base_scale: Block scales to multiply into base first, or None.
+        base_scale: Scales to multiply into base first, or None.
         tuned_scale: The same for tuned.
         tied_to: On one side this name is only another name of that tensor, else None.
     """
@@ -81,8 +78,9 @@ class Pairing:
         extra: Only in tuned.
         mismatched: In both, but of shapes that have nothing in common.
         renamed: Name in base -> name in tuned, where they differ.
-        folded: Name of a block scale -> the weight that it is multiplied into.
-        has_block_scales: Whether there are fp8 weights with block scales, folded or not.
+        folded: Name of scales -> the weight that they are multiplied into.
+        scales: The same of everything that says what quantised weights are, multiplied or not.
+        is_quantized: Whether there are tensors that are not the weights themselves.
         conversion: Words for what is done to elements before they are compared, or None.
     """
 
@@ -92,7 +90,8 @@ class Pairing:
     mismatched: tuple[tuple[StoredTensor, StoredTensor], ...]
     renamed: dict[str, str]
     folded: dict[str, str]
-    has_block_scales: bool
+    scales: dict[str, str]
+    is_quantized: bool
     conversion: str | None
 
     def apart(self, base: Checkpoint, tuned: Checkpoint) -> list[tuple[int, StoredTensor]]:
@@ -115,16 +114,28 @@ def pair_tensors(
         base: Before training.
         tuned: After training.
         cast: Name of a float dtype (`bf16`); every float tensor of both sides is rounded to it.
-        dequantize: Multiply fp8 weights by their block scales, to fp32 (or to `cast`).
+        dequantize: Multiply quantised weights by their scales, to fp32 (or to `cast`).
 
     Raises:
         TensorMismatchError: No tensor is in both, or some are stored in different dtypes and no
             cast was asked for. Every such tensor is counted, the first few are named.
-        CheckpointError: `cast` is not a float dtype, or a cast of block-quantised weights was
-            asked for without dequantising them.
+        CheckpointError: `cast` is not a float dtype, or a cast of quantised weights was asked for
+            without dequantising them, or they cannot be dequantised.
     """
     target = _cast_target(cast)
-    folded = _block_scales(base) | _block_scales(tuned)
+    quantized = quantized_weights(base.tensors, base.config) | quantized_weights(
+        tuned.tensors, tuned.config
+    )
+    if target is not None and quantized and not dequantize:
+        name, how = next(iter(quantized.items()))
+        raise CheckpointError(
+            f"{name} is {how}: its elements mean nothing without their scales, so they cannot be "
+            "cast alone; add dequantize=True (--dequantize)"
+        )
+    scales = scales_of(base.tensors, base.config) | scales_of(tuned.tensors, tuned.config)
+    base_scales, tuned_scales = (
+        block_scales(of.tensors, of.config, of.id) if dequantize else {} for of in (base, tuned)
+    )
     matches, renamed = _match_names(base, tuned)
     pairs: list[Pair] = []
     mismatched: list[tuple[StoredTensor, StoredTensor]] = []
@@ -138,14 +149,14 @@ def pair_tensors(
         if tuned_tensor is None:
             tied_to = tuned.tied[tuned_name]
             tuned_tensor = tuned.tensors[tied_to]
-        if dequantize and name in folded:
+        if dequantize and (name in scales or tuned_name in scales):
             continue
         shape = common_shape(name, base_tensor.shape, tuned_tensor.shape)
         if shape is None:
             mismatched.append((base_tensor, tuned_tensor))
             continue
-        base_scale = _scale(base, base_tensor) if dequantize else None
-        tuned_scale = _scale(tuned, tuned_tensor) if dequantize else None
+        base_scale = base_scales.get(base_tensor.name)
+        tuned_scale = tuned_scales.get(tuned_tensor.name)
         pairs.append(
             Pair(
                 name=name,
@@ -163,22 +174,19 @@ def pair_tensors(
             f"{base.id} and {tuned.id} have no tensor in common: expected two checkpoints of one "
             f"model, found names such as {_example(base)} and {_example(tuned)}"
         )
-    if target is not None and folded and not dequantize:
-        raise CheckpointError(
-            f"{next(iter(folded.values()))}: its fp8 elements mean nothing without their block "
-            "scales, so they cannot be cast alone; add dequantize=True (--dequantize)"
-        )
     _refuse_mixed_dtypes(pairs, target)
-    matched = set(matches)
+    folded = scales if dequantize else {}
+    in_base, in_tuned = folded.keys() | matches.keys(), folded.keys() | set(matches.values())
     return Pairing(
         pairs=tuple(pairs),
-        missing=tuple(t for name, t in base.tensors.items() if name not in matched),
-        extra=tuple(t for name, t in tuned.tensors.items() if name not in set(matches.values())),
+        missing=tuple(t for name, t in base.tensors.items() if name not in in_base),
+        extra=tuple(t for name, t in tuned.tensors.items() if name not in in_tuned),
         mismatched=tuple(mismatched),
         renamed=renamed,
-        folded=folded if dequantize else {},
-        has_block_scales=bool(folded),
-        conversion=_conversion(pairs, target, bool(folded), dequantize),
+        folded=folded,
+        scales=scales,
+        is_quantized=bool(quantized),
+        conversion=_conversion(pairs, target, quantized, dequantize),
     )
 
 
@@ -191,39 +199,6 @@ def _cast_target(cast: str | None) -> DType | None:
         floats = ", ".join(name.lower() for name, dtype in DTYPES.items() if dtype.is_float)
         raise CheckpointError(f"cannot cast to {cast!r}: expected one of {floats}")
     return target
-
-
-def _block_scales(checkpoint: Checkpoint) -> dict[str, str]:
-    return {
-        scale.name: name
-        for name in checkpoint.tensors
-        if (scale := checkpoint.scale_of(name)) is not None
-    }
-
-
-def _scale(checkpoint: Checkpoint, weight: StoredTensor) -> BlockScale | None:
-    scale = checkpoint.scale_of(weight.name)
-    if scale is None:
-        return None
-    quantization = checkpoint.config.get("quantization_config")
-    block = quantization.get("weight_block_size") if isinstance(quantization, Mapping) else None
-    if not (isinstance(block, list) and len(block) == 2 and all(_is_size(b) for b in block)):
-        raise CheckpointError(
-            f"{checkpoint.id}: cannot dequantise {weight.name}: expected two block sizes in "
-            f"config.json under quantization_config.weight_block_size, found {block!r}"
-        )
-    rows, columns = block
-    expected = tuple(-(-size // b) for size, b in zip(weight.shape, block, strict=False))
-    if len(weight.shape) != 2 or scale.shape != expected:
-        raise CheckpointError(
-            f"{scale.name}: expected shape {expected} for a weight of shape {weight.shape} in "
-            f"blocks of {rows} × {columns}, found {scale.shape}"
-        )
-    return BlockScale(scale, (rows, columns))
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, int) and value > 0
 
 
 def _match_names(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
@@ -286,19 +261,21 @@ def _refuse_mixed_dtypes(pairs: Iterable[Pair], target: DType | None) -> None:
 
 def _fp8_hint(mixed: Iterable[Pair]) -> str:
     if any(t.dtype.name.startswith("F8") for pair in mixed for t in (pair.base, pair.tuned)):
-        return ", with dequantize=True (--dequantize) for fp8 weights"
+        return ", with dequantize=True (--dequantize) for fp8 weights that have scales"
     return ""
 
 
 def _conversion(
-    pairs: Iterable[Pair], target: DType | None, has_scales: bool, dequantize: bool
+    pairs: Iterable[Pair], target: DType | None, quantized: Mapping[str, str], dequantize: bool
 ) -> str | None:
     words = []
-    if has_scales:
+    if quantized:
+        name, how = next(iter(quantized.items()))
         words.append(
-            "fp8 weights multiplied by their block scales in fp32"
+            "quantised weights multiplied by their scales in fp32"
             if dequantize
-            else "fp8 weights compared as stored, apart from their block scales"
+            else f"quantised tensors ({len(quantized)}) compared as stored, apart from their "
+            f"scales: {name} is {how}"
         )
     if target is not None:
         stored = sorted({t.dtype.name for p in pairs for t in (p.base, p.tuned)})

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from trimtab.checkpoints.pairing import BlockScale
+from trimtab.checkpoints.quantized import BlockScale
 from trimtab.checkpoints.sources import Chunk, Source, chunks_of, new_buffer
 from trimtab.checkpoints.tensors import Counterparts, StoredTensor
 from trimtab.elements.dtypes import DType
@@ -129,7 +129,7 @@ class Reading(Generic[Item]):
         Args:
             stored: The tensors.
             dtype: In which their elements are read.
-            scales: Block scales to multiply in, for each of the tensors.
+            scales: Scales to multiply in, for each of the tensors.
         """
         scales = (None,) * len(stored) if scales is None else scales
         buffers = self._of_thread.buffers

@@ -15,7 +15,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from trimtab.checkpoints.names import Rectangle
-from trimtab.checkpoints.pairing import BlockScale, num_columns, num_rows
+from trimtab.checkpoints.pairing import num_columns, num_rows
+from trimtab.checkpoints.quantized import BlockScale
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.quantized import dequantize_blocks
@@ -91,7 +92,7 @@ class Source:
         Args:
             tensor: What to read.
             dtype: In which `read` returns elements; others than the stored one are rounded.
-            scale: Block scales to multiply in, or None.
+            scale: Scales to multiply in, or None; then every chunk is of the tensor's 2-D view.
             buffer: Bytes for `CHUNK_ELEMENTS` elements of any dtype; the elements that `read`
                 returns may lie in it.
         """
@@ -100,11 +101,7 @@ class Source:
         self._buffer = buffer
         self._position = 0
         self._hasher = xxhash.xxh3_128()
-        self._scales: NDArray[np.float32] | None = None
-        if scale is not None:
-            stored = scale.tensor
-            self._scales = stored.dtype.decode(stored.read()).astype(np.float32)
-            self._block = scale.block
+        self._scales = None if scale is None else scale.read()
 
     def read(self, chunk: Chunk) -> Bits:
         """Elements of the next chunk, shape `[rows, columns]`, valid until the next call."""
@@ -112,9 +109,10 @@ class Source:
         bits: Bits = stored.view(self._tensor.dtype.bits)
         bits = bits.reshape(chunk.num_rows, chunk.num_columns)
         if self._scales is not None:
-            assert chunk.column == 0, "blocks are counted from the first column"
+            scales, block = self._scales
+            columns = chunk.column, num_columns(self._tensor.shape)
             values: NDArray[Any] = dequantize_blocks(
-                bits, self._tensor.dtype, self._scales, chunk.row, self._block
+                bits, self._tensor.dtype, scales, chunk.row, block, columns
             )
         elif self._tensor.dtype == self._dtype:
             return bits

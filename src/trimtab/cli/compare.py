@@ -23,7 +23,7 @@ __all__ = ["command"]
     "The others are counted as well.",
 )
 @click.option("--cast", metavar="DTYPE", help="Round all floats to DTYPE (bf16, fp16, ...) first.")
-@click.option("--dequantize", is_flag=True, help="Multiply fp8 weights by their block scales.")
+@click.option("--dequantize", is_flag=True, help="Multiply quantised weights by their scales.")
 @click.option("--lr", type=float, help="Also predict what precision lets change at this rate.")
 @click.option(
     "--steps",

@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.argument("base")
 @click.argument("checkpoints", nargs=-1, metavar="[CKPT]...")
 @click.option("--cast", metavar="DTYPE", help="Round all floats to DTYPE (bf16, fp16, ...) first.")
-@click.option("--dequantize", is_flag=True, help="Multiply fp8 weights by their block scales.")
+@click.option("--dequantize", is_flag=True, help="Multiply quantised weights by their scales.")
 @click.option("--threads", type=click.IntRange(min=1), help="Tensors read at the same time.")
 @result_options
 @click.pass_obj

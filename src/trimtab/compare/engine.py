@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.pairing import Pair, may_repeat, pair_tensors
+from trimtab.checkpoints.quantized import with_scales
 from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import overlaps
@@ -58,7 +59,7 @@ def compare(
             criteria are counted in any case.
         cast: Round every float tensor of both sides to this dtype first (`bf16`). Without it,
             tensors of different dtypes are refused.
-        dequantize: Multiply fp8 weights by their block scales, giving fp32.
+        dequantize: Multiply quantised weights by their scales, giving fp32.
         profiles: Keep the changed count of every row and column, not only their summary.
         lr: Learning rate of the run: also say how many elements precision alone lets change in
             `steps` steps of this size (see `trimtab.compare.precision`).
@@ -77,15 +78,15 @@ def compare(
         CheckpointError: A checkpoint cannot be read.
         TensorMismatchError: The two have nothing in common, or differ in dtypes without `cast`.
         CriterionError: `changed` is no criterion.
-        AnalysisError: `lr`, `steps` or `betas` are out of range, or `lr` is given for fp8 weights
-            with block scales.
+        AnalysisError: `lr`, `steps` or `betas` are out of range, or `lr` is given for quantised
+            weights.
     """
     criterion = parse_criterion(changed)
     with opened(base, tuned) as (base, tuned):
         pairing = pair_tensors(base, tuned, cast=cast, dequantize=dequantize)
-        if lr is not None and pairing.has_block_scales:
+        if lr is not None and pairing.is_quantized:
             raise AnalysisError(
-                "the weights are fp8 with block scales, which training computes anew: what one "
+                "the weights are quantised, and training computes their scales anew: what one "
                 "step can change is not known from the stored elements, so leave out lr (--lr)"
             )
         config = base.config or tuned.config
@@ -126,7 +127,7 @@ def compare(
             coverage=coverage_of(base, tuned, pairing, kept, tied, hashes),
             tensors=tuple(change for pair in kept for change in results[pair]),
             criterion=criterion.key,
-            conversion=pairing.conversion,
+            conversion=with_scales(pairing.conversion, pairing.pairs, pairing.scales, hashes),
             provenance=made_now(
                 device="cpu",
                 seed=seed if rank else None,

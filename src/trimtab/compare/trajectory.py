@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
+from trimtab.checkpoints.quantized import with_scales
 from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import Chunk, Source, overlaps
@@ -46,7 +47,7 @@ def trajectory(
             that holds `checkpoint-…` folders, which are taken in the order of their steps.
         cast: Round every float tensor to this dtype first (`bf16`). Without it, tensors of
             different dtypes are refused.
-        dequantize: Multiply fp8 weights by their block scales, giving fp32.
+        dequantize: Multiply quantised weights by their scales, giving fp32.
         threads: Tensors read at the same time; by default the processors there are, at most 8.
         progress: Called after each chunk, from any thread.
 
@@ -96,7 +97,7 @@ def trajectory(
             observed="checkpoints",
             every=spacing(base.id, steps),
             coverage=coverage_of(matching, kept, tied),
-            conversion=matching.conversion,
+            conversion=with_scales(matching.conversion, matching.followed, matching.scales, hashes),
             provenance=made_now(device="cpu", threads=reading.num_threads),
         )
 

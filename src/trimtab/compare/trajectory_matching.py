@@ -13,7 +13,6 @@ from typing import Any
 from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.pairing import (
-    BlockScale,
     Pair,
     Pairing,
     may_repeat,
@@ -21,6 +20,7 @@ from trimtab.checkpoints.pairing import (
     num_rows,
     pair_tensors,
 )
+from trimtab.checkpoints.quantized import BlockScale
 from trimtab.compare.trajectory_result import SeriesCoverage
 from trimtab.elements.dtypes import DType
 from trimtab.errors import TensorMismatchError
@@ -37,7 +37,7 @@ class Followed:
         stored: As stored in base, then in each checkpoint.
         dtype: In which elements are compared.
         shape: What is followed: the shape in base, or the rows that all have.
-        scales: Block scales to multiply into each of `stored` first, or None.
+        scales: Scales to multiply into each of `stored` first, or None.
     """
 
     name: str
@@ -62,7 +62,8 @@ class SeriesMatching:
         apart: Tensors that are in none, each after the place of its checkpoint; base is 0.
         not_compared: Coverage rows of the tensors that cannot be followed, or not in full.
         renamed: A coverage row for each tensor that has another name in some checkpoint.
-        folded: Name of a block scale -> the weight that it is multiplied into.
+        folded: Name of scales -> the weight that they are multiplied into.
+        scales: Names of scales, multiplied or not.
         conversion: Words on how elements are compared other than as stored, or None.
     """
 
@@ -72,6 +73,7 @@ class SeriesMatching:
     not_compared: tuple[Mapping[str, Any], ...]
     renamed: tuple[Mapping[str, Any], ...]
     folded: Mapping[str, str]
+    scales: frozenset[str]
     conversion: str | None
 
 
@@ -146,6 +148,7 @@ def match_series(
         not_compared=not_compared.rows(),
         renamed=renamed.rows(),
         folded={name: into for pairing in pairings for name, into in pairing.folded.items()},
+        scales=frozenset(name for pairing in pairings for name in pairing.scales),
         conversion=next((p.conversion for p in pairings if p.conversion is not None), None),
     )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
 from trimtab.checkpoints.pairing import Pair, Pairing, may_repeat, pair_tensors
+from trimtab.checkpoints.quantized import with_scales
 from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import record_of
 from trimtab.checkpoints.tied import without_tied_copies
@@ -36,6 +37,7 @@ def extract_mask(
     *,
     changed: str = "bits",
     cast: str | None = None,
+    dequantize: bool = False,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Mask:
@@ -52,6 +54,7 @@ def extract_mask(
         changed: The criterion: `bits`, `value`, `atol=1e-5`, `rel=1e-3`.
         cast: Name of a float dtype (`fp32`) that both are converted to before; None to refuse
             tensors that are stored in different ones.
+        dequantize: Multiply quantised weights by their scales, giving fp32.
         threads: Tensors read at the same time; by default the processors there are, at most 8.
         progress: Called after each chunk, from any thread.
 
@@ -60,12 +63,12 @@ def extract_mask(
 
     Raises:
         CheckpointError: A checkpoint cannot be read.
-        TensorMismatchError: The two have nothing in common, or differ in dtypes.
+        TensorMismatchError: The two have nothing in common, or differ in dtypes without `cast`.
         CriterionError: `changed` is no criterion.
     """
     criterion = parse_criterion(changed)
     with opened(base, tuned) as (base, tuned):
-        pairing = pair_tensors(base, tuned, cast=cast)
+        pairing = pair_tensors(base, tuned, cast=cast, dequantize=dequantize)
         apart = pairing.apart(base, tuned)
         reading = Reading(pairing.pairs, apart, threads=threads, progress=progress)
         tensors, hashes = reading.run(partial(_mark, reading, criterion))
@@ -74,7 +77,7 @@ def extract_mask(
         step = {
             "step": "extract",
             "criterion": criterion.key,
-            "conversion": pairing.conversion,
+            "conversion": with_scales(pairing.conversion, pairing.pairs, pairing.scales, hashes),
             "base": record_of(base, hashes[0]).to_dict(),
             "tuned": record_of(tuned, hashes[1]).to_dict(),
             "tied": [{"name": pair.name, "tied_to": original.name} for pair, original in tied],
@@ -135,11 +138,23 @@ def _changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDA
 
 def _mark(reading: Reading[Pair], criterion: Criterion, pair: Pair) -> tuple[PackedTensor, Digests]:
     """Mark what changed in a pair of tensors; hash both."""
-    base, tuned = reading.sources(pair.stored, pair.dtype)
+    scales = (pair.base_scale, pair.tuned_scale)
+    base, tuned = reading.sources(pair.stored, pair.dtype, scales)
     bits: NDArray[np.uint8] = np.zeros(num_packed_bytes(pair.base.num_elements), np.uint8)
     # Rows that both have come first in either tensor; seen flat, every chunk starts at a byte.
-    for chunk in reading.chunks(pair.stored, (prod(pair.shape),)):
+    # Scales lie in blocks of rows and columns, so those chunks are of the 2-D view, and what is
+    # left of a chunk after its last whole byte waits for the next.
+    is_scaled = scales != (None, None)
+    shape = pair.shape if is_scaled else (prod(pair.shape),)
+    written, left = 0, np.zeros(0, np.bool_)
+    for chunk in reading.chunks(pair.stored, shape):
         before, after = base.read(chunk).ravel(), tuned.read(chunk).ravel()
-        packed = np.packbits(_changed(before, after, pair.dtype, criterion), bitorder="little")
-        bits[chunk.column // 8 : chunk.column // 8 + len(packed)] = packed
+        marked = _changed(before, after, pair.dtype, criterion)
+        marked = np.concatenate([left, marked]) if len(left) else marked
+        whole = len(marked) // 8 * 8
+        packed = np.packbits(marked[:whole], bitorder="little")
+        bits[written : written + len(packed)] = packed
+        written, left = written + len(packed), marked[whole:]
+    if len(left):
+        bits[written] = np.packbits(left, bitorder="little")[0]
     return PackedTensor.of(pair.base.shape, bits), (base.finish(), tuned.finish())

@@ -13,7 +13,7 @@ import xxhash
 from tests.compare.checkpoints import llama_tensors, save
 from trimtab.checkpoints import Checkpoint, open_checkpoint
 from trimtab.elements.dtypes import DTYPES
-from trimtab.errors import MaskError
+from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks import BaseTensor
 from trimtab.masks.makers.magnitude import low_magnitude
 from trimtab.masks.makers.principal import PrincipalScores
@@ -69,7 +69,9 @@ def test_fp8_with_block_scales_is_refused(tmp_path: Path) -> None:
     tensors = {"w": weight, "w_scale_inv": torch.ones(1, 1)}
     with (
         open_checkpoint(save(tmp_path / "base", tensors, None)) as base,
-        pytest.raises(MaskError, match="w are stored in fp8 with block scales"),
+        pytest.raises(
+            CheckpointError, match=r"is quantised: w \(F8_E4M3 with scales in w_scale_inv"
+        ),
     ):
         low_magnitude(base)
 

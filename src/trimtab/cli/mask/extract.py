@@ -32,6 +32,7 @@ __all__ = ["command"]
     metavar="DTYPE",
     help="Round all floats to DTYPE (bf16, fp32, ...) first.",
 )
+@click.option("--dequantize", is_flag=True, help="Multiply quantised weights by their scales.")
 @click.option("--threads", type=click.IntRange(min=1), help="Tensors read at the same time.")
 @writes_a_mask
 def command(
@@ -40,6 +41,7 @@ def command(
     tuned: str,
     changed: str,
     cast: str | None,
+    dequantize: bool,
     threads: int | None,
     output: Path,
     force: bool,
@@ -54,8 +56,17 @@ def command(
     ensure_free(output, force=force)
     with byte_progress("extracting") as progress:
         mask = extract_mask(
-            base, tuned, changed=changed, cast=cast, threads=threads, progress=progress
+            base,
+            tuned,
+            changed=changed,
+            cast=cast,
+            dequantize=dequantize,
+            threads=threads,
+            progress=progress,
         )
-    if gaps := gaps_text(mask.provenance["steps"][0]):
+    step = mask.provenance["steps"][0]
+    if step["conversion"]:
+        click.echo(f"compared: {step['conversion']}", err=True)
+    if gaps := gaps_text(step):
         click.echo(f"not compared in full: {gaps}; `trimtab mask info --json` lists them", err=True)
     write_mask(mask, output, typed, force=force)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
+from trimtab.checkpoints.quantized import with_scales
 from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import Chunk, overlaps
@@ -86,7 +87,7 @@ def identity(
             mask=mask_record(mask, mask_id, hashes[0]),
             coverage=coverage_of(matching, kept, tied, mask),
             tensors=tuple(part for triple in kept for part in results[triple]),
-            conversion=matching.conversion,
+            conversion=with_scales(matching.conversion, triples, matching.scales, hashes),
             provenance=made_now(device="cpu", threads=reading.num_threads, sums="fp64"),
         )
 

@@ -51,6 +51,7 @@ class Matching:
         doubtful: Those that, a config says, only repeat another one.
         apart: Tensors that are in no triple, each after the place of its checkpoint (0, 1, 2).
         renamed: A coverage row for each triple whose names differ.
+        scales: Names of the scales of quantised weights.
         conversion: Words on how elements are compared other than as stored, or None.
     """
 
@@ -58,6 +59,7 @@ class Matching:
     doubtful: frozenset[Triple]
     apart: tuple[tuple[int, StoredTensor], ...]
     renamed: tuple[Mapping[str, str], ...]
+    scales: frozenset[str]
     conversion: str | None
 
 
@@ -110,7 +112,14 @@ def match_tensors(base: Checkpoint, full: Checkpoint, sub: Checkpoint) -> Matchi
         if id(tensor) not in used
     ]
     conversion = to_base.conversion or to_sub.conversion
-    return Matching(tuple(triples), frozenset(doubtful), tuple(apart), tuple(renamed), conversion)
+    return Matching(
+        tuple(triples),
+        frozenset(doubtful),
+        tuple(apart),
+        tuple(renamed),
+        frozenset(to_base.scales | to_sub.scales),
+        conversion,
+    )
 
 
 def _refuse_mixed_dtypes(base: Checkpoint, full: Checkpoint, sub: Checkpoint) -> None:

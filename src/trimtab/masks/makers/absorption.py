@@ -83,7 +83,8 @@ def within_reach(
         progress: Called after each chunk, from any thread.
 
     Raises:
-        MaskError: A weight is NaN, or stored as fp8 with block scales.
+        MaskError: A weight is NaN.
+        CheckpointError: Weights are quantised.
     """
     weights = easily_moved(base, names, progress=progress)
     moves = Lookup(lambda bits, dtype: smallest_reach(bits, dtype) <= distance)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.reading import Progress
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
@@ -52,15 +53,13 @@ class WeightScores(ABC):
             progress: Called after each chunk, from any thread.
 
         Raises:
-            MaskError: A weight is NaN, or stored as fp8 with block scales.
+            MaskError: A weight is NaN.
+            CheckpointError: Weights are quantised.
         """
         chosen = list(base.tensors if names is None else names)
         chosen = [name for name in chosen if base.tensors[name].dtype.is_float]
-        if scaled := [name for name in chosen if base.scale_of(name) is not None]:
-            raise MaskError(
-                f"{base.id}: {first_few(scaled)} are stored in fp8 with block scales, apart from "
-                "which they say nothing of a weight: convert the checkpoint to bf16 first"
-            )
+        needed = base.tensors if names is None else chosen
+        refuse_quantized(base.tensors, base.config, needed, base.id)
         count = partial(_num_wrong, finite)
         wrong, digests = read_weights(base, chosen, count, progress=progress)
         if found := [f"{name} has {num:,}" for name, num in wrong.items() if num]:

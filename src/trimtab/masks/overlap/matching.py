@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.overlap.counts import OverlapCoverage
 from trimtab.masks.overlap.result import LETTERS
@@ -51,6 +52,7 @@ def check_shapes(masks: Sequence[AnyMask], names: Sequence[str], base: Checkpoin
 
     Raises:
         MaskMismatchError: It lacks some, or they have other shapes.
+        CheckpointError: It is quantised, so that magnitudes are not known.
     """
     problems = []
     for name in names:
@@ -64,6 +66,7 @@ def check_shapes(masks: Sequence[AnyMask], names: Sequence[str], base: Checkpoin
             f"the masks do not fit the base {base.id}, in {len(problems)} of {len(names)} tensors: "
             f"{first_few(problems, '; ')}. Give the base that they were made from"
         )
+    refuse_quantized(base.tensors, base.config, names, base.id)
 
 
 def check_digests(

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, parts_of
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.errors import CheckpointError
 
 __all__ = ["matrices_of"]
@@ -33,7 +34,8 @@ def matrices_of(base: Checkpoint, kinds: Sequence[str] | None = None) -> list[St
             parts are.
 
     Raises:
-        CheckpointError: There are none of a kind, or they are stored in a dtype that is not pruned.
+        CheckpointError: There are none of a kind, or they are stored in a dtype that is not pruned,
+            or quantised.
     """
     found = {
         name: {part.kind for part in parts_of(name, tensor.shape, base.config)}
@@ -51,10 +53,10 @@ def matrices_of(base: Checkpoint, kinds: Sequence[str] | None = None) -> list[St
     if not chosen:
         raise CheckpointError(f"{base.id} has no matrices of layers to prune")
     wrong = [f"{t.name} is {t.dtype.name}" for t in chosen if t.dtype.name not in FLOATS]
-    wrong += [f"{t.name} has block scales" for t in chosen if base.scale_of(t.name) is not None]
     if wrong:
         raise CheckpointError(
             f"{base.id} cannot be pruned: {first_few(wrong)}; expected {', '.join(FLOATS)}. Save "
             "the model in one of them first"
         )
+    refuse_quantized(base.tensors, base.config, [tensor.name for tensor in chosen], base.id)
     return chosen

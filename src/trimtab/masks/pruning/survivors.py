@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened, tied_names
 from trimtab.checkpoints.architectures import TIED
+from trimtab.checkpoints.quantized import block_scales
 from trimtab.checkpoints.reading import Progress
 from trimtab.checkpoints.record import record_of
 from trimtab.elements.dtypes import Bits, DType
@@ -37,9 +38,11 @@ def survivors(
         progress: Called after each chunk, from any thread.
 
     Raises:
-        CheckpointError: The checkpoint cannot be read.
+        CheckpointError: The checkpoint cannot be read, or its weights are packed into integers.
     """
     with opened(checkpoint) as (checkpoint,):
+        # A scale leaves a zero a zero; what trimtab does not know of could do anything.
+        block_scales(checkpoint.tensors, checkpoint.config, checkpoint.id)
         tensors, digests = read_weights(
             checkpoint, checkpoint.tensors, _survivors_of, progress=progress
         )

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.reading import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.exponents import exponent_bins, num_exponent_bins
@@ -189,6 +190,7 @@ def count_bins(
 
     Raises:
         MaskMismatchError: The base does not have the tensors in these shapes.
+        CheckpointError: The base is quantised.
     """
     wrong = [
         f"{name} has shape {shape}"
@@ -201,6 +203,7 @@ def count_bins(
             f"the base {base.id} does not have {len(wrong)} of the tensors to select from: "
             f"{first_few(wrong, '; ')}. Use the base that they come from"
         )
+    refuse_quantized(base.tensors, base.config, shapes, base.id)
     count = partial(_count_bins_of, mask)
     return read_weights(base, shapes, count, num_passes=num_passes, progress=progress)
 

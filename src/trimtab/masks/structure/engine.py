@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, open_checkpoint, parts_of
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.reading import Progress
 from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
@@ -96,6 +97,8 @@ def structure(
         opened = named_alike(opened, base)
         origin, settings = config_of(base, config)
         shapes = shapes_of(opened, base)
+        if base is not None:
+            refuse_quantized(base.tensors, base.config, shapes, base.id)
         if map is not None and not is_matrix(shapes.get(map)):
             matrices = [name for name, shape in shapes.items() if is_matrix(shape)]
             raise MaskError(f"{map} is no matrix of the masks; those are {first_few(matrices)}")

@@ -10,6 +10,7 @@ from typing import Any
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.folder import FILES
 from trimtab.checkpoints.hub import fetch_the_rest
+from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.record import CheckpointRecord, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.errors import CheckpointError, SettingsError
@@ -91,6 +92,9 @@ def open_base(model: str, folder: Path) -> BaseModel:
     """
     local = folder / Path(model).expanduser()
     with open_checkpoint(local if local.exists() else model) as checkpoint:
+        refuse_quantized(
+            checkpoint.tensors, checkpoint.config, checkpoint.tensors, f"model: {checkpoint.id}"
+        )
         where = next(iter(checkpoint.tensors.values())).file.path.parent
         if local.exists() and not local.is_dir():
             raise CheckpointError(f"model: {local}: expected the folder of a model, not a file")

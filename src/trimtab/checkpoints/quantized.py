@@ -1,0 +1,369 @@
+"""Which stored tensors are not the weights themselves, and what scales make weights of them.
+
+A quantised weight is a tensor of few bits with scales beside it. Those that are multiplied in here
+are symmetric: a weight is its stored element times one scale. How formats name and lay out scales:
+
+- transformers' fine-grained fp8 and DeepSeek-V3: `weight_scale_inv`, one for each block of
+  `weight_block_size`; multiplied, whatever its name says (`Fp8Dequantize` in
+  transformers/integrations/finegrained_fp8.py, `weight_dequant` in DeepSeek-V3
+  inference/kernel.py). Experts in one tensor have `gate_up_proj_scale_inv`.
+- compressed-tensors (`float-quantized`, `int-quantized`): `weight_scale` of shape `[1]`,
+  `[rows, 1]`, `[rows, columns / group_size]` or one for each block of `block_structure`
+  (`_dequantize` in compressed_tensors/quantization/lifecycle/forward.py).
+- NVIDIA ModelOpt: `weight_scale`, a scalar or `[rows]`; blocks as `[row blocks, 1, column blocks,
+  1]` (modelopt/torch/export/quant_utils.py).
+- fbgemm: `weight_scale` `[rows, 1]`; of stacked experts `[experts, 1, columns]` or
+  `[experts, rows, 1]` (transformers/integrations/fbgemm_fp8.py).
+- ComfyUI: `scale_weight`, a scalar (comfy/ops.py); Mistral: `qscale_weight`, a scalar.
+
+Scales of activations (`input_scale`, `scale_input`, …) say nothing of weights. Everything else that
+lies beside a quantised weight (zero points, a second scale, group indices, …) changes what it is,
+and is refused by its name, as are weights that are packed into integers (GPTQ, AWQ, bitsandbytes,
+MXFP4, NVFP4, …).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.tensors import Counterparts, Hashes, StoredTensor
+from trimtab.errors import CheckpointError
+
+__all__ = [
+    "BlockScale",
+    "block_scales",
+    "quantized_weights",
+    "refuse_quantized",
+    "scale_beside",
+    "scales_of",
+    "with_scales",
+]
+
+Tensors = Mapping[str, StoredTensor]
+Block = tuple[int, int]
+
+AFTER_WEIGHT = ("_scale_inv", "_scale")
+"""What is added to the name of a weight for the name of its scales."""
+
+IN_MODULE = ("scale_weight", "qscale_weight")
+"""Names of scales that stand in the place of `weight`."""
+
+SCALED = ("F8_E4M3", "F8_E5M2", "I8")
+"""Dtypes of weights that one scale makes a number of."""
+
+SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
+
+OF_ACTIVATIONS = re.compile(
+    r"(?:input|output|activation|act|prob|[qkv]|kv|kv_cache|[kv]_proj)_(?:global_)?"
+    r"(?:scale(?:_ub)?|zero_point|amax)|scale_input|qscale_act"
+)
+CHANGES_A_WEIGHT = re.compile(
+    r"scale|zero|amax|absmax|quant|qzeros|g_idx|scb|codebook|lora_|svd", re.IGNORECASE
+)
+PACKED = re.compile(
+    r"(?:^|_)(?:q?weight|weight_packed|w_q|blocks|_data|codes|qdata)$", re.IGNORECASE
+)
+"""Last words of names under which formats keep weights as integers."""
+
+
+@dataclass(frozen=True, eq=False)
+class BlockScale:
+    """The scales of a weight, one for each block of its 2-D view.
+
+    Attributes:
+        tensor: As stored.
+        weight: Shape of the weight.
+        block: Rows and columns that share a scale, in each matrix of a stack.
+    """
+
+    tensor: StoredTensor
+    weight: tuple[int, ...]
+    block: Block
+
+    def read(self) -> tuple[NDArray[np.float32], Block]:
+        """The scales of the 2-D view `[prod(shape[:-1]), shape[-1]]`, and the block of each."""
+        *stack, rows, columns = self.weight
+        height, width = self.block
+        stored = self.tensor.dtype.decode(self.tensor.read()).astype(np.float32).reshape(-1)
+        grid = prod(stack), ceil(rows / height), ceil(columns / width)
+        scales = np.broadcast_to(stored, grid) if stored.size == 1 else stored.reshape(grid)
+        if rows % height and prod(stack) > 1:  # blocks end with their matrix
+            scales, height = np.repeat(scales, height, axis=1)[:, :rows], 1
+        return scales.reshape(-1, scales.shape[-1]), (height, width)
+
+
+def scale_beside(tensors: Tensors, name: str) -> StoredTensor | None:
+    """What is stored as the scales of a weight, under any name that this module knows."""
+    weight = tensors.get(name)
+    if weight is None or name.endswith(AFTER_WEIGHT):
+        return None
+    module, _, last = name.rpartition(".")
+    is_small = weight.dtype.num_bytes == 1
+    if last != "weight" and not is_small:
+        return None
+    names = [f"{name}{end}" for end in AFTER_WEIGHT]
+    if last == "weight":
+        names += [f"{module}.{end}" for end in IN_MODULE]
+    if last == "weight" and is_small:
+        names.append(f"{module}.scale")  # as DeepSeek's own conversion says it
+    return next((tensors[found] for found in names if found in tensors), None)
+
+
+def quantized_weights(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, str]:
+    """The tensors that are not the weights themselves.
+
+    Args:
+        tensors: Of a checkpoint.
+        config: Its config.
+
+    Returns:
+        Name -> words on what is stored instead.
+    """
+    found = {}
+    beside = _Beside(tensors)
+    for name, tensor in tensors.items():
+        scale = scale_beside(tensors, name)
+        strange = beside.strange(name, scale)
+        if scale is not None:
+            found[name] = f"{tensor.dtype.name} with scales in {scale.name.rpartition('.')[2]}"
+        elif _is_packed(tensor):
+            found[name] = f"weights packed into integers ({tensor.dtype.name})"
+        elif tensor.dtype.name in SCALED[:2] and (strange or _said(config)):
+            found[name] = f"{tensor.dtype.name} without scales that are known"
+    return found
+
+
+def refuse_quantized(
+    tensors: Tensors, config: Mapping[str, Any], names: Iterable[str], of: str
+) -> None:
+    """Refuse tensors whose stored elements say nothing of the size of a weight.
+
+    Args:
+        tensors: Of a checkpoint.
+        config: Its config.
+        names: The tensors that are needed.
+        of: Its id.
+
+    Raises:
+        CheckpointError: Some of them are quantised.
+    """
+    found = quantized_weights(tensors, config)
+    if wrong := [f"{name} ({found[name]})" for name in names if name in found]:
+        raise CheckpointError(
+            f"{of} is quantised: {first_few(wrong)}, and the stored elements alone say nothing of "
+            "a weight: load it where it can be dequantised, and save it in bf16 first"
+        )
+
+
+def block_scales(tensors: Tensors, config: Mapping[str, Any], of: str) -> dict[str, BlockScale]:
+    """The scales of every quantised weight of a checkpoint.
+
+    Args:
+        tensors: Of the checkpoint.
+        config: Its config.
+        of: Its id.
+
+    Returns:
+        Name of a weight -> its scales.
+
+    Raises:
+        CheckpointError: Some are laid out in a way that this module does not know, or could be read
+            in two ways; or something else lies beside a weight.
+    """
+    scales, problems = {}, []
+    beside = _Beside(tensors)
+    for name in quantized_weights(tensors, config):
+        if not tensors[name].num_elements:
+            continue
+        scale = scale_beside(tensors, name)
+        try:
+            scales[name] = _scale_of(tensors[name], scale, beside.strange(name, scale), config)
+        except CheckpointError as error:
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError(f"{of}: cannot dequantise {first_few(problems, '; ')}")
+    return scales
+
+
+def scales_of(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, str]:
+    """What lies beside quantised weights and says what they are: its name -> that of the weight."""
+    beside = _Beside(tensors)
+    found: dict[str, str] = {}
+    for name in quantized_weights(tensors, config):
+        scale = scale_beside(tensors, name)
+        found |= dict.fromkeys(beside.strange(name, scale), name)
+        if scale is not None:
+            found[scale.name] = name
+    return found
+
+
+def with_scales(
+    conversion: str | None,
+    items: Sequence[Counterparts],
+    scales: Collection[str],
+    hashes: Hashes,
+) -> str | None:
+    """Add to the words on how elements were compared how many stored scales differ.
+
+    Args:
+        conversion: The words.
+        items: Tensors of the model that are in all checkpoints.
+        scales: Names of scales in any of them.
+        hashes: Of all stored tensors.
+    """
+    compared = [item.stored for item in items if item.stored[0].name in scales]
+    num_apart = sum(
+        len({of[tensor.name] for of, tensor in zip(hashes, stored, strict=True)}) > 1
+        for stored in compared
+    )
+    if not num_apart:
+        return conversion
+    return (
+        f"{conversion}; {num_apart} of {len(compared)} scales differ, so weights differ whose "
+        "elements are the same"
+    )
+
+
+class _Beside:
+    """What lies in the same module as a weight."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._in_module: dict[str, list[str]] = {}
+        for name in tensors:
+            self._in_module.setdefault(name.rpartition(".")[0], []).append(name)
+
+    def strange(self, name: str, scale: StoredTensor | None) -> list[str]:
+        """Tensors that change what a weight is, other than its scales."""
+        module, _, last = name.rpartition(".")
+        names = self._in_module.get(module, [])
+        if last != "weight":
+            names = [other for other in names if other.startswith(f"{name}_")]
+        return [
+            other
+            for other in (*names, *self._in_module.get(name, ()))
+            if other != name
+            and (scale is None or other != scale.name)
+            and not OF_ACTIVATIONS.fullmatch(
+                word := other.rpartition(".")[2].removeprefix(f"{last}_")
+            )
+            and CHANGES_A_WEIGHT.search(word)
+        ]
+
+
+def _is_packed(tensor: StoredTensor) -> bool:
+    """Whether integers stand for weights, by their name."""
+    last = tensor.name.rpartition(".")[2]
+    return tensor.dtype.kind in ("int", "uint") and PACKED.search(last) is not None
+
+
+def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a config says of quantisation; empty if nothing."""
+    said = config.get("quantization_config")
+    return said if isinstance(said, Mapping) else {}
+
+
+def _scale_of(
+    weight: StoredTensor,
+    scale: StoredTensor | None,
+    strange: Sequence[str],
+    config: Mapping[str, Any],
+) -> BlockScale:
+    if strange:
+        raise CheckpointError(
+            f"{weight.name}: {first_few(strange)} beside it changes what it is, in a way that "
+            "trimtab does not know (it knows one symmetric scale for an element)"
+        )
+    if scale is None or weight.dtype.name not in SCALED:
+        raise CheckpointError(
+            f"{weight.name}: it is stored as {weight.dtype.name}"
+            + ("" if scale is None else f" with {scale.name}")
+            + f", expected {', '.join(SCALED)} with its scales in weight_scale_inv, weight_scale "
+            "or scale_weight"
+        )
+    if scale.dtype.name not in SCALE_DTYPES:
+        raise CheckpointError(
+            f"{weight.name}: {scale.name} is stored as {scale.dtype.name}, expected scales in one "
+            f"of {', '.join(SCALE_DTYPES)}"
+        )
+    if len(weight.shape) < 2:
+        raise CheckpointError(f"{weight.name}: shape {weight.shape} is no matrix that has scales")
+    blocks = set(_blocks(weight.shape, scale.shape, _said(config)))
+    if len(blocks) != 1:
+        sizes = ", ".join(
+            f"{rows} × {columns}" for rows, columns in sorted(_block_sizes(_said(config)))
+        )
+        raise CheckpointError(
+            f"{weight.name}: {scale.name} has shape {scale.shape} for a weight of shape "
+            f"{weight.shape}, which "
+            + (
+                f"can be read as blocks of {' or '.join(f'{r} × {c}' for r, c in sorted(blocks))}"
+                if blocks
+                else "is neither one scale, nor one for each row or column"
+            )
+            + f"; block sizes in config.json under quantization_config: {sizes or 'none'}"
+        )
+    return BlockScale(scale, weight.shape, blocks.pop())
+
+
+def _blocks(
+    weight: tuple[int, ...], scale: tuple[int, ...], said: Mapping[str, Any]
+) -> Iterator[Block]:
+    """Every block that the shapes and the config allow, cut to the weight."""
+    *stack, rows, columns = weight
+    if len(scale) == len(weight) + 2 and scale[-3] == scale[-1] == 1:  # ModelOpt's blocks
+        scale = (*scale[:-4], scale[-4], scale[-2])
+    if prod(scale) == 1:
+        yield rows, columns
+    elif len(scale) == 1:
+        # One for each row. Of a square weight only a config can say so: NumPy and torch would
+        # spread such a vector over the columns.
+        if not stack and scale[0] == rows and (rows != columns or _says_rows(said)):
+            yield 1, columns
+    elif list(scale[:-2]) == stack:
+        if scale[-2] in (1, rows) and scale[-1] in (1, columns):
+            yield rows // scale[-2], columns // scale[-1]
+        for height, width in _block_sizes(said):
+            height, width = min(height, rows), min(width, columns)
+            if (ceil(rows / height), ceil(columns / width)) == scale[-2:]:
+                yield height, width
+
+
+def _says_rows(said: Mapping[str, Any]) -> bool:
+    return said.get("quant_method") == "modelopt" or any(
+        weights.get("strategy") == "channel" for weights in _groups(said)
+    )
+
+
+def _groups(said: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """How weights are quantised, in each group of a compressed-tensors config."""
+    groups = said.get("config_groups")
+    for group in groups.values() if isinstance(groups, Mapping) else ():
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        if isinstance(weights, Mapping):
+            yield weights
+
+
+def _block_sizes(said: Mapping[str, Any]) -> set[Block]:
+    """Block sizes that a config names."""
+    sizes: list[Any] = [said.get("weight_block_size")]
+    if said.get("quant_algo") == "FP8_PB_WO":
+        sizes.append([128, 128])  # ModelOpt's only size
+    for weights in _groups(said):
+        sizes += [weights.get("block_structure"), [1, weights.get("group_size")]]
+    return {
+        (size[0], size[1])
+        for size in sizes
+        if isinstance(size, list) and len(size) == 2 and all(_is_size(n) for n in size)
+    }
+
+
+def _is_size(value: object) -> bool:
+    return type(value) is int and value > 0
