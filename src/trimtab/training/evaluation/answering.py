@@ -21,9 +21,6 @@ from trimtab.training.runs.trainers import DTYPES
 
 __all__ = ["ask", "load_model", "load_tokenizer"]
 
-NOT_PASSED = ("prompt", "completion")
-"""Columns that a reward function is not given as such, as with TRL."""
-
 Progress = Callable[[int, int], None]
 """Called with batches done, and batches in all."""
 
@@ -176,11 +173,4 @@ class _Asker:
     def _judged(self, places: Sequence[int], texts: Sequence[str]) -> list[bool]:
         """Whether each completion is right: the reward is at least 1."""
         rows = [self._questions.rows.rows[place] for place in places]
-        completions: Sequence[Any] = texts
-        if self._questions.rows.has_messages:
-            completions = [[{"role": "assistant", "content": text}] for text in texts]
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
-        rewards = self._questions.reward.function(
-            prompts=[row["prompt"] for row in rows], completions=completions, **columns
-        )
-        return [reward >= 1 for reward in rewards]
+        return [reward >= 1 for reward in self._questions.reward.of(rows, texts)]

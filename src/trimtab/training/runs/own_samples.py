@@ -38,9 +38,6 @@ __all__ = ["SAMPLES", "UNFINISHED", "sampled_rows"]
 SAMPLES = "samples.jsonl"
 UNFINISHED = "samples.partial.jsonl"
 
-SAID = ("prompt", "completion")
-"""Columns of the data that a reward function is not given as such, as with TRL."""
-
 
 def sampled_rows(run: PreparedRun, bars: Progress, stop: Stop) -> Rows:
     """Draw the samples of a run, or read those that an earlier call drew, and choose among them.
@@ -179,13 +176,10 @@ class _Sampler:
             completions = [row for row, _ in cut]
             ended = [has or is_cut for has, (_, is_cut) in zip(ended, cut, strict=True)]
         texts: list[Any] = self._texts(completions)
+        assert self._run.reward is not None, "the run file was checked for it"
+        rewards = self._run.reward.of(repeated, texts)
         if self._run.data.has_messages:
             texts = [[{"role": "assistant", "content": text}] for text in texts]
-        assert self._run.reward is not None, "the run file was checked for it"
-        columns = {
-            name: [row[name] for row in repeated] for name in repeated[0] if name not in SAID
-        }
-        rewards = self._run.reward.function(prompts=prompts, completions=texts, **columns)
         return map(Sample, texts, completions, rewards, ended)
 
     def _up_to_stop(self, completion: list[int]) -> tuple[list[int], bool]:
