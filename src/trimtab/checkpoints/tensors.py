@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
+from trimtab.words import one_line
 
 __all__ = ["Counterparts", "DataFile", "FilePool", "Hashes", "Pooled", "StoredTensor"]
 
@@ -107,7 +108,7 @@ class DataFile:
         self._pool = pool
 
     def __repr__(self) -> str:
-        return f"DataFile({str(self.path)!r})"
+        return one_line(self, str(self.path))
 
     def open(self) -> io.FileIO:
         """Open a new handle; the caller closes it.
@@ -177,6 +178,9 @@ class StoredTensor:
     shape: tuple[int, ...]
     file: DataFile
     offset: int
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}: {self.dtype.name} {list(self.shape)}")
 
     @property
     def num_elements(self) -> int:

@@ -31,6 +31,7 @@ from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements import gaps
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import ResultFormatError
+from trimtab.words import one_line
 
 __all__ = [
     "FORMAT",
@@ -144,6 +145,9 @@ class StepFigures(NamedTuple):
     step: int
     by_kind: Mapping[str, KindFigures]
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
     @property
     def total(self) -> KindFigures:
         """Of the whole model."""
@@ -164,6 +168,9 @@ class TrackedPoint(NamedTuple):
     codings: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     end: int
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @dataclass(frozen=True)
@@ -191,6 +198,8 @@ class TrackedFile:
         """Of the format."""
         version: int = self.header["format_version"]
         return version
+
+    __repr__ = one_line
 
     def toggles(
         self, number: int, points: Sequence[TrackedPoint] | None = None

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
 from trimtab.outputs import new_file
+from trimtab.words import one_line, out_of, plural
 
 __all__ = [
     "FORMAT",
@@ -71,6 +72,10 @@ class PointCounts(NamedTuple):
     in_final: int
     ever_in_final: int
 
+    def told(self) -> str:
+        """How many differ from the base, in words."""
+        return f"{out_of(self.changed, self.num_elements, 'element')} changed"
+
     @property
     def untouched(self) -> int:
         """Elements that never differed from the base so far."""
@@ -114,6 +119,9 @@ class Point:
     step: int | None
     by_kind: Mapping[str, PointCounts]
     checkpoint: CheckpointRecord | None = None
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.label}: {self.total.told()}")
 
     @cached_property
     def total(self) -> PointCounts:
@@ -170,6 +178,8 @@ class SeriesCoverage:
     renamed: tuple[Mapping[str, Any], ...] = ()
     folded: tuple[Mapping[str, Any], ...] = ()
 
+    __repr__ = one_line
+
     @property
     def is_complete(self) -> bool:
         """Whether every stored element of every checkpoint was followed."""
@@ -214,6 +224,10 @@ class Trajectory:
     coverage: SeriesCoverage | None = None
     conversion: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        points, final = plural(len(self.points), "point"), self.final
+        return one_line(self, f"{self.base.id} → {final.label}, {points}: {final.total.told()}")
 
     def __post_init__(self) -> None:
         if not self.points:

@@ -16,6 +16,7 @@ from trimtab.checkpoints.record import check_format
 from trimtab.errors import ResultFormatError
 from trimtab.papers import verdicts
 from trimtab.papers.verdicts import estimate_of
+from trimtab.words import one_line, out_of
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "PaperResult"]
 
@@ -46,6 +47,10 @@ class PaperResult:
     scale: Mapping[str, Any]
     claims: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        hold = out_of(self.num_by_verdict()["holds"], len(self.claims), "claim")
+        return one_line(self, f"{self.paper['id']}, {self.scale['name']}: {hold} found to hold")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with what is derived."""

@@ -26,6 +26,7 @@ from trimtab.checkpoints.safetensors_file import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.outputs import new_file
+from trimtab.words import one_line
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "InputNorms"]
 
@@ -47,6 +48,8 @@ class InputNorms:
 
     vectors: Mapping[str, NDArray[np.float32]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = one_line
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> InputNorms:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.words import one_line, plural
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +62,8 @@ class NeutralText:
     digest: str
     passages: tuple[str, ...]
 
+    __repr__ = one_line
+
     def describe(self) -> dict[str, Any]:
         """What is recorded of it."""
         return {
@@ -85,6 +88,9 @@ class Forgetting:
     divergence: tuple[float, ...]
     base_surprise: tuple[float, ...]
     tuned_surprise: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return one_line(self, f"KL {self.kl:.4g} over {plural(sum(self.num_tokens), 'token')}")
 
     @property
     def kl(self) -> float:
