@@ -14,15 +14,16 @@ from trimtab import errors
 
 SOURCE = Path(trimtab.__file__).parent
 
-BELOW = {"extras", "words", "errors"}
+BELOW = {"inputs", "extras", "words", "errors"}
 """What every layer may import."""
 
 MAY_IMPORT = {
     "errors": set(),
     "words": set(),
     "extras": {"errors"},
+    "inputs": {"errors"},
     "outputs": {"errors"},
-    "elements": BELOW,
+    "elements": BELOW - {"inputs"},
     "example": {"elements", "outputs", *BELOW},
     "checkpoints": {"elements", *BELOW},
     "compare": {"checkpoints", "elements", "outputs", *BELOW},

@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
 from trimtab.words import one_line, out_of, plural
 
@@ -353,10 +353,13 @@ class Trajectory:
         Raises:
             ResultFormatError: The file is no JSON, or no trajectory of this version.
         """
-        try:
-            data = json.loads(Path(path).read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ResultFormatError(f"{path}: expected the JSON of a trajectory: {error}") from None
+        data = read_json(
+            path,
+            ResultFormatError,
+            limit=MAX_RESULT_BYTES,
+            strict=True,
+            expected="the JSON of a trajectory",
+        )
         try:
             return cls.from_dict(data)
         except ResultFormatError as error:

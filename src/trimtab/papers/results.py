@@ -6,7 +6,6 @@ the file that the numbers do not give.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from trimtab.checkpoints.record import check_format
 from trimtab.errors import ResultFormatError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.papers import verdicts
 from trimtab.papers.verdicts import estimate_of
 from trimtab.words import one_line, out_of
@@ -92,9 +92,10 @@ class PaperResult:
         Raises:
             ResultFormatError: It cannot be read.
         """
+        data = read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES, strict=True)
         try:
-            return cls.from_dict(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError) as error:
+            return cls.from_dict(data)
+        except ResultFormatError as error:
             raise ResultFormatError(f"{path}: {error}") from None
 
 

@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from trimtab.checkpoints.folder import check_files
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
 from trimtab.training.evaluation.answers import Answers
@@ -26,9 +27,14 @@ Progress = Callable[[int, int], None]
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint."""
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: A file of the folder is none to read.
+    """
     from transformers import AutoTokenizer
 
+    check_files(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 

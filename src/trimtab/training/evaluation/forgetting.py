@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.words import one_line, plural
 
 if TYPE_CHECKING:
@@ -162,10 +163,7 @@ def read_text(path: Path | None = None) -> NeutralText:
     if path is None:
         content = files("trimtab.training.evaluation").joinpath(NEUTRAL).read_bytes()
     else:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise SettingsError(f"text: {path}: {error.strerror}") from None
+        content = read_bytes(path, SettingsError, limit=MAX_DATA_BYTES, where="text: ")
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from trimtab.errors import OutputExistsError, ResultFormatError
+from trimtab.inputs import MAX_RESULT_BYTES, read_bytes
 from trimtab.training.robustness.result import Cell
 from trimtab.training.runs.dotted import differences
 
@@ -88,10 +89,9 @@ class Unfinished:
 
 def _whole_lines(path: Path) -> list[bytes]:
     """The lines of a file, none if there is no file; one that was cut short is removed."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return []
+    content = read_bytes(path, ResultFormatError, limit=MAX_RESULT_BYTES)
     end = content.rfind(b"\n") + 1
     if end < len(content):
         os.truncate(path, end)

@@ -16,6 +16,7 @@ import xxhash
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
+from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.training.runs.rewards import SAID_BY_TRAINERS, Reward
 
 __all__ = ["TEXTS", "Rows", "read_rows"]
@@ -115,13 +116,9 @@ def read_rows(
 
 def _content(path: Path) -> bytes:
     """The bytes of a file of UTF-8."""
+    content = read_bytes(path, SettingsError, limit=MAX_DATA_BYTES, where="data.file: ")
     try:
-        content = path.read_bytes()
         content.decode("utf-8")
-    except FileNotFoundError:
-        raise SettingsError(f"data.file: {path}: no such file") from None
-    except OSError as error:
-        raise SettingsError(f"data.file: {path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
         raise SettingsError(
             f"data.file: {path}: not UTF-8 ({error.reason}): expected JSON Lines, a JSON object on "

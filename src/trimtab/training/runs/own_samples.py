@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.training.addition import ANSWER_END
 from trimtab.training.memory import give_back_unused
 from trimtab.training.progress import stage
@@ -56,7 +57,7 @@ def sampled_rows(run: PreparedRun, bars: Progress, stop: Stop) -> Rows:
     if not path.exists():
         _draw(run, table, bars, stop)
         (run.output / UNFINISHED).replace(path)
-    content = path.read_bytes()
+    content = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES)
     drawn = _read(path, content, len(run.data.rows) * table.num)
     prompts = [row["prompt"] for row in run.data.rows]
     groups = [drawn[start : start + table.num] for start in range(0, len(drawn), table.num)]
@@ -116,7 +117,7 @@ def _whole_batches(path: Path, num_lines: int) -> int:
     """How many batches a file holds; what comes after them is removed."""
     if not path.exists():
         return 0
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES).split(b"\n")[:-1]
     num_batches = len(lines) // num_lines
     path.write_bytes(b"".join(line + b"\n" for line in lines[: num_batches * num_lines]))
     return num_batches

@@ -21,6 +21,7 @@ import xxhash
 
 from trimtab.errors import SettingsError
 from trimtab.extras import require
+from trimtab.inputs import MAX_CONFIG_BYTES, read_bytes
 from trimtab.training.rollouts.checked_reward import checked
 from trimtab.training.runtime import INSTALL
 
@@ -198,10 +199,8 @@ def load_function(named: str, folder: Path) -> Reward:
     if not where or not name.isidentifier():
         raise SettingsError(f'reward.function is "{named}", expected "file.py:name"')
     path = folder / Path(where).expanduser()
-    try:
-        digest = xxhash.xxh3_128_hexdigest(path.read_bytes())
-    except OSError as error:
-        raise SettingsError(f"reward.function: {path}: {error.strerror}") from None
+    content = read_bytes(path, SettingsError, limit=MAX_CONFIG_BYTES, where="reward.function: ")
+    digest = xxhash.xxh3_128_hexdigest(content)
     spec = spec_from_file_location(f"trimtab_reward_{digest}", path)
     if spec is None or spec.loader is None:
         raise SettingsError(f"reward.function: {path}: expected a file ending in .py")
