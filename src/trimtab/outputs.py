@@ -38,6 +38,7 @@ __all__ = [
     "ensure_free",
     "ensure_no_folder",
     "is_draft",
+    "is_same_file",
     "is_stream",
     "lock",
     "new_file",
@@ -106,6 +107,11 @@ def ensure_distinct(outputs: Mapping[str, str | os.PathLike[str] | None]) -> Non
             raise OutputExistsError(
                 f"{other} and {name} are one file, {os.fspath(path)}: give each one of its own"
             )
+
+
+def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths lead to one file, be it there yet or not."""
+    return bool(_file_of(path) == _file_of(other))
 
 
 def _file_of(path: str | os.PathLike[str]) -> Any:
@@ -182,8 +188,13 @@ def ensure_no_folder(path: str | os.PathLike[str]) -> None:
         )
 
 
-def append(path: str | os.PathLike[str], content: bytes) -> None:
+def append(path: str | os.PathLike[str], content: bytes, *, syncs: bool = False) -> None:
     """Write at the end of a file, all or nothing.
+
+    Args:
+        path: The file.
+        content: What to add.
+        syncs: Return only when it is on disk.
 
     Raises:
         WriteError: There is no room.
@@ -193,6 +204,8 @@ def append(path: str | os.PathLike[str], content: bytes) -> None:
         try:
             while left:
                 left = left[file.write(left) :]
+            if syncs:
+                os.fsync(file.fileno())
         except BaseException:
             os.truncate(path, end)
             raise

@@ -91,12 +91,22 @@ def test_info(run: Run, saved: Path) -> None:
 @pytest.mark.parametrize("verb", ["random", "complement"])
 def test_nothing_is_overwritten_unasked(run: Run, saved: Path, verb: str) -> None:
     before = saved.read_bytes()
-    code, _, err = run("mask", verb, saved, "-o", saved)
+    other = saved.with_name("other.safetensors")
+    other.write_bytes(b"old")
+    code, _, err = run("mask", verb, saved, "-o", other)
     assert code == 1
-    assert err == f"trimtab: {saved} exists already: add --force to replace it\n"
+    assert err == f"trimtab: {other} exists already: add --force to replace it\n"
+    assert other.read_bytes() == b"old"
+    assert run("mask", verb, saved, "-o", other, "--force").code == 0
+    assert Mask.load(other).provenance["steps"][1]["step"] == verb
+    for force in ((), ("--force",)):
+        code, _, err = run("mask", verb, saved, "-o", saved, *force)
+        assert code == 1
+        assert err == (
+            f"trimtab: -o {saved}: the command reads that file, so it is never replaced: give "
+            "another name\n"
+        )
     assert saved.read_bytes() == before
-    assert run("mask", verb, saved, "-o", saved, "--force").code == 0
-    assert Mask.load(saved).provenance["steps"][1]["step"] == verb
 
 
 def test_a_target_in_the_way_stops_before_the_work(run: Run, saved: Path) -> None:

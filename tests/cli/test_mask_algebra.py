@@ -186,12 +186,16 @@ def test_share(run: Run, saved: tuple[Path, Path], pair: tuple[Path, Path], tmp_
 
 @pytest.mark.parametrize("verb", ["and", "or", "xor", "minus"])
 def test_nothing_is_overwritten_unasked(run: Run, saved: tuple[Path, Path], verb: str) -> None:
-    before = saved[0].read_bytes()
-    code, _, err = run("mask", verb, *saved, "-o", saved[0])
+    before, other = saved[0].read_bytes(), saved[0].with_name("other.safetensors")
+    other.write_bytes(b"old")
+    code, _, err = run("mask", verb, *saved, "-o", other)
+    assert (code, other.read_bytes()) == (1, b"old")
+    assert err == f"trimtab: {other} exists already: add --force to replace it\n"
+    assert run("mask", verb, *saved, "-o", other, "--force").code == 0
+    assert Mask.load(other).provenance["steps"][0]["step"] == verb
+    code, _, err = run("mask", verb, *saved, "-o", saved[0], "--force")
     assert (code, saved[0].read_bytes()) == (1, before)
-    assert err == f"trimtab: {saved[0]} exists already: add --force to replace it\n"
-    assert run("mask", verb, *saved, "-o", saved[0], "--force").code == 0
-    assert Mask.load(saved[0]).provenance["steps"][0]["step"] == verb
+    assert "the command reads that file, so it is never replaced" in err
 
 
 @pytest.mark.parametrize(

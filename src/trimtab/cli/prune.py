@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from trimtab.cli.paths import ensure_ending
 from trimtab.cli.progress import byte_progress
 from trimtab.outputs import ensure_free, ensure_no_folder
 
@@ -82,6 +83,7 @@ def command(
         raise click.UsageError("--save-statistics is for what is measured, without --statistics")
     ensure_no_folder(output)
     for path in (save_statistics, survivors):
+        ensure_ending(path, "safetensors")
         if path is not None:
             ensure_free(path, force=force)
 

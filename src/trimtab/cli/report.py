@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Literal
 
 import click
 
+from trimtab.cli.paths import ensure_ending
 from trimtab.cli.renderings import Result, commands, read_result, rendering_of
 from trimtab.errors import ResultFormatError
-from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
 from trimtab.report.files import ensure_free, write_output
 
@@ -46,6 +47,7 @@ def command(
     RESULTS are what -o of a command that measures wrote, such as `trimtab compare`. No checkpoint
     is opened.
     """
+    ensure_ending(output, "HTML")
     loaded = [load_result(path) for path in results]
     if output is None and figures is None:
         styled = sys.stdout.isatty()
@@ -76,13 +78,11 @@ def load_result(path: Path) -> Result:
     Raises:
         ResultFormatError: The file is no JSON, or no result of this version.
     """
-    data = read_json(
-        path,
-        ResultFormatError,
-        limit=MAX_RESULT_BYTES,
-        strict=True,
-        expected=f"JSON from -o of {commands()}",
-    )
+    try:
+        data = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        expected = f"expected JSON from -o of {commands()}"
+        raise ResultFormatError(f"{path}: {expected}: {error}") from None
     try:
         return read_result(data)
     except ResultFormatError as error:

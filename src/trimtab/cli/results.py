@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from trimtab.cli.paths import ensure_ending
 from trimtab.cli.renderings import Result, rendering_of
 from trimtab.report.files import ensure_free, write_output
 
@@ -60,8 +61,11 @@ class Outputs:
 
         Raises:
             OutputExistsError: A file exists.
+            click.UsageError: The ending of a name is that of another format.
             MissingExtraError: The chart library is not installed.
         """
+        ensure_ending(self.output, "JSON")
+        ensure_ending(self.html, "HTML")
         for target in (self.output, self.html):
             if target is not None:
                 ensure_free(target, force=self.force)

@@ -9,6 +9,7 @@ import click
 
 from trimtab.cli.questions import question_options, questions_of
 from trimtab.cli.results import Outputs, result_options
+from trimtab.outputs import is_stream
 
 __all__ = ["command"]
 
@@ -100,15 +101,26 @@ def command(
     at random that the base's weights match in magnitude. After each, a text is read beside the
     unperturbed model (KL), and questions are asked if there are any. The files are not touched.
 
-    With -o, interrupt it when you like: the same command goes on, and keeps what is finished.
-    Without -o, a table is printed.
+    That is noises x levels x seeds x 4 sets: 144 conditions, unless you ask for fewer. After the
+    first it is told how long they take. With -o NAME.json, interrupt it when you like: the same
+    command goes on, and keeps what is finished. Without -o, nothing is kept, and a table is
+    printed.
     """
     questions = questions_of(**asked)
 
+    from trimtab.training.robustness.arms import ARMS
     from trimtab.training.robustness.probe import robustness
 
     output = outputs.output
-    unfinished = None if output is None else output.with_suffix(".partial.jsonl")
+    keeps = output is not None and not is_stream(output)
+    unfinished = output.with_suffix(".partial.jsonl") if output is not None and keeps else None
+    if unfinished is None:
+        num = len(noises or NOISES) * len(levels) * seeds * len(ARMS)
+        click.echo(
+            f"{num} conditions, of which nothing is kept if this is interrupted: with -o NAME.json "
+            "the same command goes on",
+            err=True,
+        )
     result = robustness(
         checkpoint,
         base=base,

@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from trimtab.cli.paths import with_paths_checked
+
 __all__ = ["Verbs"]
 
 
@@ -51,9 +53,9 @@ class Verbs(click.Group):
             return None
         if together := self._modules.get(cmd_name):
             commands: Mapping[str, click.Command] = self._import(together).commands
-            return commands[cmd_name]
+            return with_paths_checked(commands[cmd_name])
         command: click.Command = self._import(cmd_name.replace("-", "_")).command
-        return command
+        return with_paths_checked(command)
 
     def _import(self, module: str) -> ModuleType:
         return import_module(f"{self._package}.{module}")

@@ -19,7 +19,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from math import sqrt
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -32,8 +31,6 @@ from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements import gaps
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import ResultFormatError
-from trimtab.inputs import open_regular, parse_json
-from trimtab.words import one_line
 
 __all__ = [
     "FORMAT",
@@ -147,9 +144,6 @@ class StepFigures(NamedTuple):
     step: int
     by_kind: Mapping[str, KindFigures]
 
-    def __repr__(self) -> str:
-        return one_line(self)
-
     @property
     def total(self) -> KindFigures:
         """Of the whole model."""
@@ -170,9 +164,6 @@ class TrackedPoint(NamedTuple):
     codings: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     end: int
-
-    def __repr__(self) -> str:
-        return one_line(self)
 
 
 @dataclass(frozen=True)
@@ -201,8 +192,6 @@ class TrackedFile:
         version: int = self.header["format_version"]
         return version
 
-    __repr__ = one_line
-
     def toggles(
         self, number: int, points: Sequence[TrackedPoint] | None = None
     ) -> Iterator[NDArray[np.int64]]:
@@ -216,7 +205,7 @@ class TrackedFile:
             ResultFormatError: They cannot be read.
         """
         part = self.parts[number]
-        with open_regular(self.path, ResultFormatError) as raw, BufferedReader(raw) as file:
+        with self.path.open("rb") as file:
             for point in self.points if points is None else points:
                 begin, end = (int(of) for of in point.offsets[number : number + 2])
                 file.seek(begin)
@@ -231,9 +220,9 @@ class TrackedFile:
 def is_tracked(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as files of tracked updates do."""
     try:
-        with open_regular(path, ResultFormatError) as raw, BufferedReader(raw) as file:
+        with Path(path).open("rb") as file:
             return _version(file) is not None
-    except (ResultFormatError, OSError):
+    except OSError:
         return False
 
 
@@ -244,7 +233,7 @@ def open_tracked(path: str | os.PathLike[str]) -> TrackedFile:
         ResultFormatError: It is no such file, or a damaged one.
     """
     try:
-        with open_regular(path, ResultFormatError) as raw, BufferedReader(raw) as file:
+        with Path(path).open("rb") as file:
             return _read(Path(path), file)
     except OSError as error:
         raise ResultFormatError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
@@ -492,7 +481,7 @@ def _share(part: int | None, whole: int | None) -> float | None:
 
 def _json(content: bytes) -> dict[str, Any]:
     try:
-        value = parse_json(content, strict=False)
+        value = json.loads(content.decode())
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from None
     if not isinstance(value, dict):

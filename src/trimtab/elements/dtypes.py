@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import CheckpointError
-from trimtab.words import one_line
 
 __all__ = ["DTYPES", "Bits", "DType", "dtype_named"]
 
@@ -39,9 +38,6 @@ class DType:
     name: str
     kind: Literal["float", "int", "uint", "bool", "scale"]
     storage: np.dtype[Any]
-
-    def __repr__(self) -> str:
-        return one_line(self, self.name)
 
     @property
     def num_bytes(self) -> int:

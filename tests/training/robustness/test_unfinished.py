@@ -84,9 +84,7 @@ def test_another_probe_is_refused_and_the_file_stays(path: Path) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda lines: [b"{}", *lines[1:]],
-        lambda lines: [b"3", *lines[1:]],
-        lambda lines: [b'{"format": "trimtab.robustness"}'],
+        lambda lines: [lines[0][:-1], *lines[1:]],
         lambda lines: [lines[0], b"{", *lines[2:]],
         lambda lines: [lines[0], b"\xff\x00", *lines[2:]],
         lambda lines: [lines[0], b"[]", *lines[2:]],
@@ -103,6 +101,17 @@ def test_damage_is_one_sentence(path: Path, damage: Callable[[list[bytes]], list
     path.write_bytes(b"".join(line + b"\n" for line in damage(lines)))
     with pytest.raises(ResultFormatError, match=r"a damaged one .*: delete the file to begin anew"):
         open_file(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{}\n", b"3\n", b"a note", b'{"format": "trimtab.robustness"}\n', b"\n\n"]
+)
+def test_the_file_of_a_stranger_stays_as_it_is(path: Path, content: bytes) -> None:
+    """It was emptied if it had no line, and deleted in the end."""
+    path.write_bytes(content)
+    with pytest.raises(OutputExistsError, match=r"is in the way: .* give -o another name"):
+        open_file(path)
+    assert path.read_bytes() == content
 
 
 def test_answers_where_none_are_asked(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from trimtab.checkpoints.messages import first_few
+from trimtab.cli.paths import ensure_ending
 from trimtab.masks import Mask
 from trimtab.masks.derived import DerivedMask
 from trimtab.masks.naming import named_alike
@@ -29,10 +30,20 @@ def writes_a_mask(function: Callable[..., None]) -> Callable[..., None]:
     """Add the options of a command that writes a mask; it is given `typed` first."""
     path = click.Path(path_type=Path)
     output = click.option(
-        "-o", "--output", type=path, required=True, help="Write the mask to this file."
+        "-o",
+        "--output",
+        type=path,
+        required=True,
+        callback=_mask_ending,
+        help="Write the mask to this file.",
     )
     force = click.option("--force", is_flag=True, help="Replace an output file that exists.")
     return output(force(click.pass_obj(function)))
+
+
+def _mask_ending(context: click.Context, parameter: click.Parameter, path: Path) -> Path:
+    ensure_ending(path, "safetensors")
+    return path
 
 
 def write_mask(mask: Mask, output: Path, typed: str, *, force: bool) -> None:

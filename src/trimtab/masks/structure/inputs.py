@@ -27,8 +27,7 @@ def config_of(
     """
     if config is not None:
         path = Path(config)
-        is_folder = path.is_dir() or not os.path.lexists(path)
-        found = read_config(path) if is_folder else read_json(path)
+        found = read_json(path) if path.is_file() else read_config(path)
         if not found:
             raise CheckpointNotFoundError(f"{path}: expected a config.json, and there is none")
         return str(path), found

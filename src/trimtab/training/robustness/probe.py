@@ -40,7 +40,7 @@ from trimtab.training.robustness.arms import ARMS, Arm, arms_of
 from trimtab.training.robustness.noise import NOISES, level_problem
 from trimtab.training.robustness.perturbing import fingerprint, perturbed
 from trimtab.training.robustness.result import Cell, Robustness
-from trimtab.training.robustness.unfinished import Unfinished
+from trimtab.training.robustness.unfinished import Unfinished, held
 from trimtab.training.runs.base_model import BaseModel, open_base
 
 if TYPE_CHECKING:
@@ -140,8 +140,11 @@ def robustness(
         **where,
     }
     keys = list(product(seeds, noises, levels, ARMS))
-    finished = Unfinished(unfinished, probed, keys, None if questions is None else len(questions))
     with ExitStack() as stack:
+        if unfinished is not None:
+            stack.enter_context(held(unfinished))
+        num_questions = None if questions is None else len(questions)
+        finished = Unfinished(unfinished, probed, keys, num_questions)
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
         opened = stack.enter_context(open_checkpoint(origin.folder))

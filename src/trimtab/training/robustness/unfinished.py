@@ -3,22 +3,24 @@
 The first line says what is probed with what, and where it computes: a cell is taken from the file
 only where all of that is the same, since only then is it what would be measured again. Every other
 line is a cell, on disk before the next one begins; a line that was cut short is measured again.
+A file that does not begin so is somebody else's, and is refused as it is.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from trimtab.errors import OutputExistsError, ResultFormatError
-from trimtab.inputs import MAX_RESULT_BYTES, read_bytes
+from trimtab.outputs import append, lock, new_file
 from trimtab.training.robustness.result import Cell
 from trimtab.training.runs.dotted import differences
 
-__all__ = ["Key", "Unfinished", "key_of"]
+__all__ = ["Key", "Unfinished", "held", "key_of"]
 
 FORMAT = "trimtab.robustness.unfinished"
 FORMAT_VERSION = 1
@@ -31,6 +33,20 @@ Key: TypeAlias = tuple[int, str, float, str]
 def key_of(cell: Cell) -> Key:
     """Which cell it is."""
     return cell.seed, cell.noise, cell.level, cell.arm
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other processes from the file of a probe while the block runs.
+
+    Raises:
+        OutputExistsError: Another one has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path.with_name(f".{path.name}.lock")) as mine:
+        if not mine:
+            raise OutputExistsError(f"{path}: another process is at this probe: wait for it to end")
+        yield
 
 
 class Unfinished:
@@ -64,38 +80,48 @@ class Unfinished:
         if path is None:
             return
         opening = {"format": FORMAT, "format_version": FORMAT_VERSION, **probed}
-        lines = _whole_lines(path)
-        if lines:
-            self.cells = _read(path, lines, json.loads(json.dumps(opening)), num_questions)
-            if self.cells.keys() - set(wanted):
-                raise _damaged(path, "cells that this probe does not have")
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._append(opening)
+        first = _line(opening)
+        content = path.read_bytes() if _is_ours(path) else b""
+        if first.startswith(content):  # also what is left of a first line that was cut short
+            with new_file(path, force=True) as file:
+                file.write(first)
+            return
+        end = content.rfind(b"\n") + 1
+        lines = content[:end].splitlines()
+        self.cells = _read(path, lines, json.loads(first), num_questions)
+        if self.cells.keys() - set(wanted):
+            raise _damaged(path, "cells that this probe does not have")
+        os.truncate(path, end)
 
     def add(self, cell: Cell) -> None:
         """Keep a finished cell."""
         self.cells[key_of(cell)] = cell
-        self._append(cell.__dict__)
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        if self._path is None:
-            return
-        with self._path.open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        if self._path is not None:
+            append(self._path, _line(cell.__dict__), syncs=True)
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """The lines of a file, none if there is no file; one that was cut short is removed."""
-    if not os.path.lexists(path):
-        return []
-    content = read_bytes(path, ResultFormatError, limit=MAX_RESULT_BYTES)
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        os.truncate(path, end)
-    return content[:end].splitlines()
+def _is_ours(path: Path) -> bool:
+    """Whether there is a file, and one that a probe began.
+
+    Raises:
+        OutputExistsError: It is somebody else's.
+    """
+    ours = json.dumps({"format": FORMAT})[:-1].encode()
+    try:
+        with path.open("rb") as file:
+            begin = file.read(len(ours))
+    except FileNotFoundError:
+        return False
+    if not ours.startswith(begin):
+        raise OutputExistsError(
+            f"{path} is in the way: finished cells are kept there until the result is written, and "
+            "this is no such file: move it, or give -o another name"
+        )
+    return True
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
 
 
 def _read(
@@ -103,8 +129,6 @@ def _read(
 ) -> dict[Key, Cell]:
     try:
         found, *rows = map(json.loads, lines)
-        if found["format"] != FORMAT:
-            raise ValueError(f"the format {found['format']!r}")
         differ = differences(found, opening)
         cells = [] if differ else [Cell(**row) for row in rows]
         for cell in cells:

@@ -25,11 +25,13 @@ class _KTO(Algorithm):
                 "KTO compares the completions of a batch with each other: expected at least 2"
             )
 
-    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
+    def given(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int
+    ) -> list[Mapping[str, Any]]:
         """Two rows of each pair, all shuffled."""
         ordered = [single for row in rows for single in _singles(row)]
         Random(seed).shuffle(ordered)
-        return super().dataset(ordered, tokenizer, seed)
+        return ordered
 
 
 def _singles(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

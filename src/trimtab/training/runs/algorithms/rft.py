@@ -17,13 +17,13 @@ __all__ = ["RFT"]
 
 
 class _RFT(Algorithm):
-    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
+    def given(
+        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int
+    ) -> list[Mapping[str, Any]]:
         """Tokens of prompt and sample; only the sample is learned."""
-        from datasets import Dataset
-
-        return Dataset.from_list(
-            [_labelled(prompt_ids(tokenizer, row["prompt"]), row["completion_ids"]) for row in rows]
-        )
+        return [
+            _labelled(prompt_ids(tokenizer, row["prompt"]), row["completion_ids"]) for row in rows
+        ]
 
 
 def _labelled(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
