@@ -14,21 +14,26 @@ from trimtab import errors
 
 SOURCE = Path(trimtab.__file__).parent
 
+BELOW = {"inputs", "extras", "words", "errors"}
+"""What every layer may import."""
+
 MAY_IMPORT = {
     "errors": set(),
+    "words": set(),
     "extras": {"errors"},
+    "inputs": {"errors"},
     "outputs": {"errors"},
-    "elements": {"errors"},
-    "example": {"elements", "outputs", "errors"},
-    "checkpoints": {"elements", "extras", "errors"},
-    "compare": {"checkpoints", "elements", "outputs", "extras", "errors"},
-    "masks": {"checkpoints", "elements", "outputs", "extras", "errors"},
-    "report": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
-    "training": {"compare", "masks", "checkpoints", "elements", "outputs", "extras", "errors"},
-    "papers": {"training", "masks", "checkpoints", "errors"},  # and of these little: tests/papers
+    "elements": BELOW - {"inputs"},
+    "example": {"elements", "outputs", *BELOW},
+    "checkpoints": {"elements", *BELOW},
+    "compare": {"checkpoints", "elements", "outputs", *BELOW},
+    "masks": {"checkpoints", "elements", "outputs", *BELOW},
+    "report": {"compare", "masks", "checkpoints", "elements", "outputs", *BELOW},
+    "training": {"compare", "masks", "checkpoints", "elements", "outputs", *BELOW},
+    "papers": {"training", "masks", "checkpoints", *BELOW},  # and of these little: tests/papers
     "cli": {
         *("papers", "report", "training", "compare", "masks", "example"),
-        *("checkpoints", "elements", "outputs", "extras", "errors"),
+        *("checkpoints", "elements", "outputs", *BELOW),
     },
 }
 """Layer -> the layers below it. `compare` and `masks` are siblings: they meet in `checkpoints`."""

@@ -207,7 +207,7 @@ def test_a_file_that_is_no_checkpoint(
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").mkdir()
-    assert "cannot be read (Is a directory)" in error_of(tmp_path)
+    assert "expected a file, found a folder" in error_of(tmp_path)
 
 
 @pytest.mark.parametrize(

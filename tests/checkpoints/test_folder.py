@@ -48,7 +48,7 @@ def test_shards_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     [
         (b"", "not JSON"),
         (b"{", "not JSON"),
-        (b"\xff", "not JSON"),
+        (b"\xff", "not UTF-8"),
         (b"[" * 100_000, "not JSON"),
         (b"version https://git-lfs.github.com/spec/v1\n", "not JSON"),
         (b"[]", "expected a JSON object, found a list"),

@@ -73,8 +73,11 @@ BAD_FILES = {
     "deep": (file_bytes(b'{"w":' + b"[" * 100_000), "not JSON|too deeply"),
     "NaN": (file_bytes(b'{"w":NaN}'), "not JSON"),
     "huge number": (file_bytes(b'{"w":' + b"9" * 5000 + b"}"), "not JSON"),
-    "same key twice": (file_bytes(b'{"w":1,"w":1}'), "'w' twice"),
-    "same inner key twice": (file_bytes(b'{"w":{"dtype":"U8","dtype":"U8"}}'), "'dtype' twice"),
+    "same key twice": (file_bytes(b'{"w":1,"w":1}'), "'w' appears twice"),
+    "same inner key twice": (
+        file_bytes(b'{"w":{"dtype":"U8","dtype":"U8"}}'),
+        "'dtype' appears",
+    ),
     "metadata a list": (file_bytes({"__metadata__": []}), "__metadata__"),
     "metadata a number": (file_bytes({"__metadata__": {"a": 1}}), "__metadata__"),
     "surrogate": (file_bytes({"\ud800": entry("U8", [1], 0, 1)}, b"a"), "unprintable"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -275,27 +275,19 @@ def test_a_closed_pipe_is_no_error(pair: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a FIFO")
-def test_ctrl_c_leaves_nothing_behind(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    """Interrupted while it waits for a result that is read from a pipe that never speaks."""
-    pipe = tmp_path / "cmp.json"
+def test_ctrl_c_leaves_nothing_behind(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Interrupted while it writes a page to a pipe whose reader takes no more."""
+    saved, pipe, target = tmp_path / "cmp.json", tmp_path / "pipe", tmp_path / "figures"
+    assert run("compare", *pair, "-o", saved).code == 0
     os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
     command = Path(sys.executable).with_name("trimtab")
-    target = tmp_path / "r.html"
-    with subprocess.Popen(
-        [command, "report", pipe, "-o", target], stderr=subprocess.PIPE, text=True
-    ) as child:
-        deadline = time.monotonic() + 60
-        writer = None
-        while writer is None and time.monotonic() < deadline:
-            try:  # succeeds as soon as the command has opened the pipe for reading
-                writer = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:
-                time.sleep(0.05)
-        assert writer is not None
-        time.sleep(0.2)
+    arguments: list[str | Path] = [command, "report", saved, "-o", pipe, "--figures", target]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True) as child:
+        select.select([reader], [], [], 60)  # it has begun, and a page is longer than a pipe holds
         child.send_signal(signal.SIGINT)
         _, err = child.communicate(timeout=60)
-        os.close(writer)
+    os.close(reader)
     assert child.returncode == 130
     assert err.strip() == "trimtab: interrupted"
     assert not target.exists()

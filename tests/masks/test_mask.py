@@ -191,7 +191,7 @@ def test_check_names_every_mismatch_at_once() -> None:
 
 def test_repr_says_how_much() -> None:
     mask = Mask.from_arrays({"w": np.ones((3, 1000), dtype=np.bool_)})
-    assert repr(mask) == f"Mask(3,000 of 3,000 elements, tensors: 1, digest: {mask.digest})"
+    assert repr(mask) == f"Mask(3,000 of 3,000 elements in 1 tensor, digest {mask.digest})"
 
 
 @given(mask=any_mask())

@@ -188,11 +188,11 @@ def test_claims_about_tensors(
         (lambda m: m.update(tensors="{"), "its metadata 'tensors' is not JSON"),
         (lambda m: m.update(tensors="[" * 100_000), "its metadata 'tensors' is not JSON"),
         (lambda m: m.update(tensors="[]"), "its metadata 'tensors' is no object"),
-        (lambda m: m.update(tensors='{"a": 1, "a": 2}'), "a key appears twice"),
-        (lambda m: m.update(tensors='{"a": {"shape": [], "shape": [1]}}'), "a key appears twice"),
+        (lambda m: m.update(tensors='{"a": 1, "a": 2}'), "appears twice"),
+        (lambda m: m.update(tensors='{"a": {"shape": [], "shape": [1]}}'), "appears twice"),
         (lambda m: m.update(tensors=f'{{"a": {"9" * 5000}}}'), "is not JSON"),
         (lambda m: m.update(provenance='{"seed": NaN}'), "NaN is not a JSON number"),
-        (lambda m: m.update(provenance='{"seed": 1e999}'), "cannot be stored as JSON"),
+        (lambda m: m.update(provenance='{"seed": 1e999}'), "is too large a number"),
         (lambda m: m.update(provenance='{"steps": [1]}'), "not a list of objects"),
         (lambda m: m.pop("digest"), "the file says ''"),
         (lambda m: m.update(digest="0" * 32), "its bits have the digest"),
@@ -283,7 +283,7 @@ def test_truncated_files(tmp_path: Path, saved: bytes) -> None:
 def test_what_is_no_file(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match=r"none\.safetensors: no such file"):
         Mask.load(tmp_path / "none.safetensors")
-    with pytest.raises(MaskError, match="cannot be read"):
+    with pytest.raises(MaskError, match="found a folder"):
         Mask.load(tmp_path)
 
 

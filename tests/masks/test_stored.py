@@ -54,7 +54,7 @@ def test_reads_like_the_mask(tmp_path_factory: pytest.TempPathFactory, mask: Mas
 def test_it_names_its_file(path: Path) -> None:
     with open_mask(path) as stored:
         assert stored.path == str(path)
-        assert repr(stored) == f"StoredMask({str(path)!r}, digest: {example_mask().digest})"
+        assert repr(stored) == f"StoredMask({path}, digest {example_mask().digest})"
 
 
 def test_nothing_can_be_written_to_it(path: Path) -> None:

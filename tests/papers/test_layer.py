@@ -13,6 +13,8 @@ DOCUMENTED = Path(trimtab.__file__).parents[2] / "docs" / "api.md"
 
 BESIDE = {
     "trimtab.errors": "messages of a command",
+    "trimtab.inputs": "files of strangers",
+    "trimtab.words": "counted nouns, and what Python shows",
     "trimtab.masks.random_matched.random_matched": "as `mask make random --match magnitude`",
     "trimtab.masks.overlap.overlap": "as `mask overlap`",
     "trimtab.checkpoints.record.made_now": "the provenance that every result has",

@@ -19,6 +19,7 @@ from trimtab.checkpoints.safetensors_file import read_safetensors
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.checkpoints.torch_file import read_torch_file
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
+from trimtab.words import one_line, plural
 
 __all__ = ["Checkpoint", "open_checkpoint", "opened"]
 
@@ -66,7 +67,7 @@ class Checkpoint(Pooled):
         self._pool = pool
 
     def __repr__(self) -> str:
-        return f"Checkpoint({self.id!r}, {len(self.tensors)} tensors)"
+        return one_line(self, f"{self.id}, {plural(len(self.tensors), 'tensor')}")
 
     def scale_of(self, name: str) -> StoredTensor | None:
         """What is stored as the scales of a quantised weight, if anything is."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from trimtab import inputs
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
 
@@ -17,6 +18,7 @@ __all__ = [
     "INDEX_FILES",
     "SINGLE_FILES",
     "WeightFiles",
+    "check_files",
     "find_weights",
     "read_config",
     "read_json",
@@ -59,9 +61,9 @@ def find_weights(folder: Path) -> WeightFiles:
         CheckpointError: There are none, or the index cannot be used.
     """
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
-        if (folder / single).exists():
+        if os.path.lexists(folder / single):
             return WeightFiles((folder / single,))
-        if (folder / index).exists():
+        if os.path.lexists(folder / index):
             return _read_index(folder / index)
     raise CheckpointError(_what_it_is_instead(folder))
 
@@ -75,12 +77,29 @@ def read_config(folder: Path) -> dict[str, Any]:
         CheckpointError: A file is there but is not a JSON object.
     """
     path, modelopt = folder / "config.json", folder / "hf_quant_config.json"
-    config = read_json(path) if path.exists() else {}
-    if "quantization_config" not in config and modelopt.exists():
+    # What is there but leads nowhere, as a link to itself, is refused and not taken for absent.
+    config = read_json(path) if os.path.lexists(path) else {}
+    if "quantization_config" not in config and os.path.lexists(modelopt):
         said = read_json(modelopt).get("quantization")
         if isinstance(said, dict):
             config["quantization_config"] = {"quant_method": "modelopt", **said}
     return config
+
+
+def check_files(folder: Path) -> None:
+    """Check what other libraries will read of a model's folder: the files beside its weights.
+
+    A pipe among them would hang what opens it.
+
+    Raises:
+        CheckpointError: One is no file, or too long.
+    """
+    for pattern in FILES:
+        for path in folder.glob(pattern):
+            with inputs.open_regular(path, CheckpointError) as file:
+                size = os.fstat(file.fileno()).st_size
+            if size > inputs.MAX_RESULT_BYTES:
+                raise CheckpointError(f"{path}: has {size} bytes, too long for what it should be")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -89,12 +108,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: The file cannot be read, or is no JSON object in UTF-8.
     """
-    try:
-        data = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from None
+    data = inputs.read_json(path, CheckpointError)
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found a {type(data).__name__}")
     return data

@@ -12,6 +12,7 @@ import xxhash
 import trimtab
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.errors import ResultFormatError
+from trimtab.words import one_line, plural
 
 __all__ = ["CheckpointRecord", "check_format", "made_now", "record_of"]
 
@@ -37,6 +38,11 @@ class CheckpointRecord:
     num_elements: int
     dtypes: Mapping[str, int]
     content_hash: str
+
+    def __repr__(self) -> str:
+        ref = f"{self.id}@{self.revision}" if self.revision else self.id
+        tensors = plural(self.num_tensors, "tensor")
+        return one_line(self, f"{ref}: {self.num_elements:,} elements in {tensors}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -8,17 +8,16 @@ implementation. A header is a claim by a stranger: nothing is allocated by what 
 
 from __future__ import annotations
 
-import json
-from collections import Counter
 from collections.abc import Sequence
 from math import prod
 from reprlib import repr as short
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError
+from trimtab.inputs import parse_json
 
 __all__ = ["MAX_HEADER_BYTES", "read_safetensors", "read_with_metadata"]
 
@@ -97,28 +96,12 @@ def _read_header(file: DataFile) -> tuple[dict[str, Any], int]:
     if not raw.startswith(b"{"):
         raise _HeaderError("its header does not start with '{'")
     try:
-        header = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
+        header = parse_json(raw, strict=True)
     except UnicodeDecodeError:
         raise _HeaderError("its header is not UTF-8") from None
-    except RecursionError:
-        raise _HeaderError("its header is nested too deeply") from None
     except ValueError as error:
         raise _HeaderError(f"its header is not JSON ({error})") from None
     return header, 8 + length
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise _HeaderError(f"its header has the key {short(twice)} twice")
-    return keys
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def _parse_entry(name: str, entry: Any) -> Entry:

@@ -20,6 +20,8 @@ from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
+from trimtab.inputs import check_regular, open_regular
+from trimtab.words import one_line
 
 __all__ = ["Counterparts", "DataFile", "FilePool", "Hashes", "Pooled", "StoredTensor"]
 
@@ -101,13 +103,14 @@ class DataFile:
             raise CheckpointNotFoundError(f"{path}: no such file") from None
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from None
+        check_regular(stat, path, CheckpointError)
         self.path = path
         self.size = stat.st_size
         self._identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
         self._pool = pool
 
     def __repr__(self) -> str:
-        return f"DataFile({str(self.path)!r})"
+        return one_line(self, str(self.path))
 
     def open(self) -> io.FileIO:
         """Open a new handle; the caller closes it.
@@ -116,10 +119,7 @@ class DataFile:
             CheckpointError: The file is gone, cannot be read, or is not the one that was there
                 when the checkpoint was opened.
         """
-        try:
-            handle = io.FileIO(self.path)
-        except OSError as error:
-            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
+        handle = open_regular(self.path, CheckpointError)
         stat = os.fstat(handle.fileno())
         if (stat.st_ino, stat.st_size, stat.st_mtime_ns) != self._identity:
             handle.close()
@@ -177,6 +177,9 @@ class StoredTensor:
     shape: tuple[int, ...]
     file: DataFile
     offset: int
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}: {self.dtype.name} {list(self.shape)}")
 
     @property
     def num_elements(self) -> int:

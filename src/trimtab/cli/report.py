@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Literal
@@ -12,6 +11,7 @@ import click
 from trimtab.cli.paths import ensure_ending
 from trimtab.cli.renderings import Result, commands, read_result, rendering_of
 from trimtab.errors import ResultFormatError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
 from trimtab.report.files import ensure_free, write_output
 
@@ -78,11 +78,13 @@ def load_result(path: Path) -> Result:
     Raises:
         ResultFormatError: The file is no JSON, or no result of this version.
     """
-    try:
-        data = json.loads(path.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        expected = f"expected JSON from -o of {commands()}"
-        raise ResultFormatError(f"{path}: {expected}: {error}") from None
+    data = read_json(
+        path,
+        ResultFormatError,
+        limit=MAX_RESULT_BYTES,
+        strict=True,
+        expected=f"JSON from -o of {commands()}",
+    )
     try:
         return read_result(data)
     except ResultFormatError as error:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.elements.counts import ChangeCounts
 from trimtab.errors import ResultFormatError
+from trimtab.words import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +74,8 @@ class Coverage:
     renamed: tuple[Mapping[str, Any], ...] = ()
     folded: tuple[Mapping[str, Any], ...] = ()
 
+    __repr__ = one_line
+
     @property
     def is_complete(self) -> bool:
         """Whether every stored element of both checkpoints was compared."""
@@ -118,6 +121,8 @@ class Profile:
     num_touched: int
     max_changed: int
     changed: NDArray[np.int64] | None = None
+
+    __repr__ = one_line
 
     @classmethod
     def of(cls, changed: NDArray[np.int64], *, keep: bool) -> Profile:
@@ -185,6 +190,9 @@ class TensorChange:
     rows: Profile
     columns: Profile
 
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}: {self.counts.told()}")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {
@@ -245,6 +253,13 @@ class Comparison:
     conversion: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
     analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"{self.base.id} → {self.tuned.id}: {self.total.told(self.criterion)}"
+            + ("" if self.coverage.is_complete else ", coverage INCOMPLETE"),
+        )
 
     @property
     def total(self) -> ChangeCounts:

@@ -19,6 +19,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from math import sqrt
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -31,6 +32,8 @@ from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements import gaps
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import ResultFormatError
+from trimtab.inputs import open_regular, parse_json
+from trimtab.words import one_line
 
 __all__ = [
     "FORMAT",
@@ -144,6 +147,9 @@ class StepFigures(NamedTuple):
     step: int
     by_kind: Mapping[str, KindFigures]
 
+    def __repr__(self) -> str:
+        return one_line(self)
+
     @property
     def total(self) -> KindFigures:
         """Of the whole model."""
@@ -164,6 +170,9 @@ class TrackedPoint(NamedTuple):
     codings: NDArray[np.uint8]
     offsets: NDArray[np.int64]
     end: int
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
 
 @dataclass(frozen=True)
@@ -192,6 +201,8 @@ class TrackedFile:
         version: int = self.header["format_version"]
         return version
 
+    __repr__ = one_line
+
     def toggles(
         self, number: int, points: Sequence[TrackedPoint] | None = None
     ) -> Iterator[NDArray[np.int64]]:
@@ -205,7 +216,7 @@ class TrackedFile:
             ResultFormatError: They cannot be read.
         """
         part = self.parts[number]
-        with self.path.open("rb") as file:
+        with open_regular(self.path, ResultFormatError) as raw, BufferedReader(raw) as file:
             for point in self.points if points is None else points:
                 begin, end = (int(of) for of in point.offsets[number : number + 2])
                 file.seek(begin)
@@ -220,9 +231,9 @@ class TrackedFile:
 def is_tracked(path: str | os.PathLike[str]) -> bool:
     """Whether a file begins as files of tracked updates do."""
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path, ResultFormatError) as raw, BufferedReader(raw) as file:
             return _version(file) is not None
-    except OSError:
+    except (ResultFormatError, OSError):
         return False
 
 
@@ -233,7 +244,7 @@ def open_tracked(path: str | os.PathLike[str]) -> TrackedFile:
         ResultFormatError: It is no such file, or a damaged one.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_regular(path, ResultFormatError) as raw, BufferedReader(raw) as file:
             return _read(Path(path), file)
     except OSError as error:
         raise ResultFormatError(f"{os.fspath(path)}: cannot be read ({error.strerror})") from None
@@ -481,7 +492,7 @@ def _share(part: int | None, whole: int | None) -> float | None:
 
 def _json(content: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(content.decode())
+        value = parse_json(content, strict=False)
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from None
     if not isinstance(value, dict):

@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
+from trimtab.words import one_line, out_of, plural
 
 __all__ = [
     "FORMAT",
@@ -71,6 +72,10 @@ class PointCounts(NamedTuple):
     in_final: int
     ever_in_final: int
 
+    def told(self) -> str:
+        """How many differ from the base, in words."""
+        return f"{out_of(self.changed, self.num_elements, 'element')} changed"
+
     @property
     def untouched(self) -> int:
         """Elements that never differed from the base so far."""
@@ -114,6 +119,9 @@ class Point:
     step: int | None
     by_kind: Mapping[str, PointCounts]
     checkpoint: CheckpointRecord | None = None
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.label}: {self.total.told()}")
 
     @cached_property
     def total(self) -> PointCounts:
@@ -170,6 +178,8 @@ class SeriesCoverage:
     renamed: tuple[Mapping[str, Any], ...] = ()
     folded: tuple[Mapping[str, Any], ...] = ()
 
+    __repr__ = one_line
+
     @property
     def is_complete(self) -> bool:
         """Whether every stored element of every checkpoint was followed."""
@@ -214,6 +224,10 @@ class Trajectory:
     coverage: SeriesCoverage | None = None
     conversion: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        points, final = plural(len(self.points), "point"), self.final
+        return one_line(self, f"{self.base.id} → {final.label}, {points}: {final.total.told()}")
 
     def __post_init__(self) -> None:
         if not self.points:
@@ -339,10 +353,13 @@ class Trajectory:
         Raises:
             ResultFormatError: The file is no JSON, or no trajectory of this version.
         """
-        try:
-            data = json.loads(Path(path).read_text("utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise ResultFormatError(f"{path}: expected the JSON of a trajectory: {error}") from None
+        data = read_json(
+            path,
+            ResultFormatError,
+            limit=MAX_RESULT_BYTES,
+            strict=True,
+            expected="the JSON of a trajectory",
+        )
         try:
             return cls.from_dict(data)
         except ResultFormatError as error:

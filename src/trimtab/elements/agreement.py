@@ -20,6 +20,7 @@ from trimtab.elements.counts import added
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.scan import Scanner, Tally
+from trimtab.words import one_line
 
 __all__ = ["REGIONS", "Agreement", "AgreementTally", "Region", "SplitAgreement"]
 
@@ -57,6 +58,15 @@ class Agreement:
     update_dot: float = 0.0
     difference_max_abs: float = 0.0
     full_update_max_abs: float = 0.0
+
+    def told(self) -> str:
+        """How many elements of the two are bit-identical, in words."""
+        return (
+            f"{self.num_sub_equal.get('bits', 0):,} of {self.num_elements:,} elements equal (bits)"
+        )
+
+    def __repr__(self) -> str:
+        return one_line(self, self.told())
 
     def __add__(self, other: Agreement) -> Agreement:
         """Both sets of elements together."""
@@ -151,6 +161,9 @@ class SplitAgreement:
 
     inside: Agreement = field(default_factory=Agreement)
     outside: Agreement = field(default_factory=Agreement)
+
+    def __repr__(self) -> str:
+        return one_line(self, f"inside {self.inside.told()}, outside {self.outside.told()}")
 
     def __add__(self, other: SplitAgreement) -> SplitAgreement:
         """Both sets of elements together, region by region."""

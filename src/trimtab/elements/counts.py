@@ -13,6 +13,7 @@ from math import floor, inf, isfinite, sqrt
 from typing import Any
 
 from trimtab.elements.ulps import label_order
+from trimtab.words import one_line, out_of
 
 __all__ = ["ChangeCounts", "added", "percent"]
 
@@ -51,6 +52,14 @@ class ChangeCounts:
     update_sum_abs: float = 0.0
     update_sum_squares: float = 0.0
     update_max_abs: float = 0.0
+
+    def told(self, criterion: str = "bits") -> str:
+        """How many changed, in words."""
+        changed = out_of(self.num_changed.get(criterion, 0), self.num_elements, "element")
+        return f"{changed} changed ({criterion})"
+
+    def __repr__(self) -> str:
+        return one_line(self, self.told())
 
     def __add__(self, other: ChangeCounts) -> ChangeCounts:
         """Counts of both sets of elements together."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import CheckpointError
+from trimtab.words import one_line
 
 __all__ = ["DTYPES", "Bits", "DType", "dtype_named"]
 
@@ -38,6 +39,9 @@ class DType:
     name: str
     kind: Literal["float", "int", "uint", "bool", "scale"]
     storage: np.dtype[Any]
+
+    def __repr__(self) -> str:
+        return one_line(self, self.name)
 
     @property
     def num_bytes(self) -> int:

@@ -18,6 +18,7 @@ import numpy as np
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.masks.writing import write_mask_file
+from trimtab.words import one_line
 
 if TYPE_CHECKING:
     from trimtab.masks.stored import AnyMask
@@ -36,6 +37,8 @@ class DerivedMask:
 
     outline: MaskOutline
     tensor: Callable[[str], PackedTensor]
+
+    __repr__ = one_line
 
     def with_provenance(self, **told: Any) -> DerivedMask:
         """The same mask with entries of its provenance set."""

@@ -23,6 +23,7 @@ from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor
 from trimtab.masks.provenance import provenance_with
 from trimtab.masks.random import random_tensor
 from trimtab.masks.writing import write_mask_file
+from trimtab.words import one_line, out_of, plural
 
 __all__ = ["Mask"]
 
@@ -323,7 +324,5 @@ class Mask:
         return len(self._tensors)
 
     def __repr__(self) -> str:
-        return (
-            f"Mask({self.num_selected():,} of {self.num_elements():,} elements, "
-            f"tensors: {len(self)}, digest: {self.digest})"
-        )
+        selected = out_of(self.num_selected(), self.num_elements(), "element")
+        return one_line(self, f"{selected} in {plural(len(self), 'tensor')}, digest {self.digest}")

@@ -8,19 +8,19 @@ then counts, unused bits and the digest against the bits, before anyone uses the
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, NoReturn
+from typing import Any
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.safetensors_file import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
+from trimtab.inputs import parse_json
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor, num_packed_bytes
 
@@ -217,27 +217,14 @@ def _base(entry: Mapping[str, Any]) -> BaseTensor | None:
 
 def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
-        value = json.loads(
-            metadata[key], object_pairs_hook=_unique_keys, parse_constant=_no_constant
-        )
+        value = parse_json(metadata[key], strict=True)
     except KeyError:
         raise _Damage(f"its metadata lacks {key!r}") from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _Damage(f"its metadata {key!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
         raise _Damage(f"its metadata {key!r} is no object")
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) < len(pairs):
-        raise ValueError("a key appears twice")
-    return keys
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a JSON number")
 
 
 def _refuse(problems: Iterable[str]) -> None:

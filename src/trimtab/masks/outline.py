@@ -11,6 +11,7 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError
 from trimtab.masks.packed import BaseTensor
 from trimtab.masks.provenance import plain_provenance
+from trimtab.words import one_line
 
 __all__ = ["MaskOutline"]
 
@@ -31,6 +32,8 @@ class MaskOutline:
     shapes: Mapping[str, tuple[int, ...]]
     base: Mapping[str, BaseTensor]
     provenance: Mapping[str, Any]
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         # A name that no header may hold would make a file that cannot be read.

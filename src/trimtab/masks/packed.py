@@ -17,6 +17,8 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from trimtab.words import one_line
+
 __all__ = [
     "BaseTensor",
     "MaskDigest",
@@ -62,6 +64,8 @@ class PackedTensor:
     shape: tuple[int, ...]
     bits: NDArray[np.uint8]
     num_selected: int
+
+    __repr__ = one_line
 
     @classmethod
     def of(cls, shape: tuple[int, ...], bits: NDArray[np.uint8]) -> PackedTensor:

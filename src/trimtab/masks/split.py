@@ -15,6 +15,7 @@ from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
 from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.plain import from_plain, to_plain
+from trimtab.words import one_line, out_of, plural
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Part", "Split"]
 
@@ -75,6 +76,10 @@ class Split:
     base: CheckpointRecord | None
     base_differs: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        core = out_of(self.core.num_selected, self.num_elements, "element")
+        return one_line(self, f"{plural(len(self.masks), 'mask')}, {core} in all of them")
 
     @property
     def core(self) -> Part:

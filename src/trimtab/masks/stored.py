@@ -21,6 +21,7 @@ from trimtab.checkpoints.tensors import FilePool, Pooled
 from trimtab.masks.mask import Mask
 from trimtab.masks.mask_file import MaskFile, read_mask_file
 from trimtab.masks.packed import BaseTensor
+from trimtab.words import one_line
 
 __all__ = ["AnyMask", "StoredMask", "open_mask", "path_of"]
 
@@ -111,7 +112,7 @@ class StoredMask(Pooled):
         return len(self._file.outline.shapes)
 
     def __repr__(self) -> str:
-        return f"StoredMask({self.path!r}, digest: {self.digest})"
+        return one_line(self, f"{self.path}, digest {self.digest}")
 
 
 AnyMask: TypeAlias = Mask | StoredMask

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import OutputExistsError
+from trimtab.errors import OutputExistsError, SettingsError
+from trimtab.inputs import read_toml
 from trimtab.papers.run_toml import as_toml
-from trimtab.papers.scale import Arm, Scale, parse
+from trimtab.papers.scale import Arm, Scale
 
 __all__ = ["BASE", "DATA", "Cell", "cells_of"]
 
@@ -130,7 +131,7 @@ class Cell:
     def content(self) -> dict[str, Any]:
         """The run file: that of the arm, with its keys, the seed, and paths from this folder."""
         file = self.scale.folder / self.arm.run
-        content = parse(file)
+        content = read_toml(file, SettingsError)
         for key, value in self.arm.set.items():
             table, _, name = key.rpartition(".")
             (content.setdefault(table, {}) if table else content)[name] = value

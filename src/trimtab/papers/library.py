@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 import trimtab
 from trimtab.errors import SettingsError
+from trimtab.inputs import read_json, read_toml
 from trimtab.papers.measures import MEASURES
-from trimtab.papers.scale import Scale, parse
+from trimtab.papers.scale import Scale
 from trimtab.papers.verdicts import BOUNDS
 
 __all__ = ["Claim", "Paper", "PublicPair", "Trial", "paper_ids", "papers_folder", "read_paper"]
@@ -216,7 +216,7 @@ def read_paper(id: str, folder: Path) -> Paper:
     known = paper_ids(folder)
     if id not in known:
         raise SettingsError(f"there is no paper {id}, only {', '.join(known)}")
-    expected, config = _json(folder / id / EXPECTED), parse(folder / id / CONFIG)
+    expected, config = _json(folder / id / EXPECTED), read_toml(folder / id / CONFIG, SettingsError)
     problems: list[str] = []
     claims = tuple(_made(Claim, table, "claim", problems) for table in expected["claims"])
     public = tuple(_made(PublicPair, table, "public", problems) for table in expected["public"])
@@ -262,8 +262,5 @@ def _made(cls: type[Any], table: Mapping[str, Any], what: str, problems: list[st
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return content
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: not JSON that can be read ({error})") from None
+    content: dict[str, Any] = read_json(path, SettingsError)
+    return content

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import TrimtabError
+from trimtab.errors import ResultFormatError, TrimtabError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.masks.overlap import overlap
 from trimtab.papers.cells import Cell
 from trimtab.papers.library import Trial
@@ -148,7 +149,7 @@ class Measuring:
 
     def _json(self, path: Path) -> Any:
         if path not in self._read:
-            self._read[path] = json.loads(path.read_text("utf-8"))
+            self._read[path] = read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES)
         return self._read[path]
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from trimtab import Comparison, compare
-from trimtab.errors import SettingsError, TrimtabError
+from trimtab.errors import ResultFormatError, SettingsError, TrimtabError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json, read_toml
 from trimtab.papers.library import PublicPair
-from trimtab.papers.scale import parse
 
 __all__ = ["Checkpoints", "public_claims", "read_checkpoints"]
 
@@ -28,7 +28,7 @@ def read_checkpoints(path: Path, known: Iterable[str]) -> Checkpoints:
     Raises:
         SettingsError: It cannot be read, or says something else; all problems at once.
     """
-    content, ids = parse(path), list(known)
+    content, ids = read_toml(path, SettingsError), list(known)
     problems = [f"there is no pair {id}, only {', '.join(ids)}" for id in content if id not in ids]
     found: dict[str, Mapping[str, str]] = {}
     for id, table in content.items():
@@ -90,7 +90,9 @@ def public_claims(
 def _compared(path: Path, base: str, tuned: str) -> Comparison:
     """Compare two checkpoints, or read what an earlier call found of the same two."""
     if path.exists():
-        known = Comparison.from_dict(json.loads(path.read_text("utf-8")))
+        known = Comparison.from_dict(
+            read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES, strict=True)
+        )
         if (known.base.id, known.tuned.id) == (base, tuned):
             return known
     comparison = compare(base, tuned)

@@ -6,7 +6,6 @@ the file that the numbers do not give.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 
 from trimtab.checkpoints.record import check_format
 from trimtab.errors import ResultFormatError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.papers import verdicts
 from trimtab.papers.verdicts import estimate_of
+from trimtab.words import one_line, out_of
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "PaperResult"]
 
@@ -46,6 +47,10 @@ class PaperResult:
     scale: Mapping[str, Any]
     claims: tuple[Mapping[str, Any], ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        hold = out_of(self.num_by_verdict()["holds"], len(self.claims), "claim")
+        return one_line(self, f"{self.paper['id']}, {self.scale['name']}: {hold} found to hold")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with what is derived."""
@@ -87,9 +92,10 @@ class PaperResult:
         Raises:
             ResultFormatError: It cannot be read.
         """
+        data = read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES, strict=True)
         try:
-            return cls.from_dict(json.loads(path.read_text("utf-8")))
-        except (OSError, ValueError) as error:
+            return cls.from_dict(data)
+        except ResultFormatError as error:
             raise ResultFormatError(f"{path}: {error}") from None
 
 

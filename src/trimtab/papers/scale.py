@@ -6,16 +6,16 @@ for the same arm share its cells.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
 from trimtab.errors import SettingsError
+from trimtab.inputs import read_toml
 from trimtab.papers.names import BaseName, MaskName
 
-__all__ = ["Arm", "Evaluate", "Scale", "parse"]
+__all__ = ["Arm", "Evaluate", "Scale"]
 
 FILE = "scale.toml"
 
@@ -103,7 +103,7 @@ class Scale:
             SettingsError: It cannot be read, or names what there is not; all problems at once.
         """
         path = folder / FILE
-        content = parse(path)
+        content = read_toml(path, SettingsError)
         problems = _strangers(content, ("base", "minutes", "evaluate", "arm"), "")
         arms: dict[str, Arm] = {}
         for table in content.get("arm", []):
@@ -125,20 +125,6 @@ class Scale:
         if problems:
             raise SettingsError(f"{path}: {'; '.join(problems)}")
         return cls(folder, content["base"], content["minutes"], Evaluate(**evaluate), arms)
-
-
-def parse(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        SettingsError: It cannot be read, or is no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: not TOML that can be read ({error})") from None
 
 
 def _problems(arm: Arm, before: Mapping[str, Arm], folder: Path) -> list[str]:

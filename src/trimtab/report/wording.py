@@ -9,6 +9,7 @@ from __future__ import annotations
 from trimtab.compare.result import Comparison, Coverage
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
+from trimtab.words import plural
 
 __all__ = [
     "changed_means",
@@ -32,11 +33,6 @@ def printable(text: str) -> str:
         char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
         for char in text
     )
-
-
-def plural(num: int, noun: str, many: str | None = None) -> str:
-    """A count with its noun: `1 tensor`, `1,024 tensors`."""
-    return f"{num:,} {noun}" if num == 1 else f"{num:,} {many or noun + 's'}"
 
 
 def named(label: str, title: str) -> str:

@@ -8,6 +8,7 @@ weights; `read_record` checks them, so that a folder altered by hand is never ta
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,8 @@ from typing import Any
 
 import xxhash
 
-from trimtab.errors import CheckpointError
+from trimtab import inputs
+from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
 __all__ = [
     "WEIGHTS",
@@ -82,6 +84,9 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     cure = "delete or rename the folder to make it anew"
     try:
         record: dict[str, Any] = read_json(folder / name)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder} is not complete ({error}): {cure}") from error
+    try:
         expected = record["weights"]
         weights = folder / WEIGHTS
         num_bytes = weights.stat().st_size
@@ -91,7 +96,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
             )
         if _hash(weights) != expected["xxh3_128"]:
             raise CheckpointError(f"{weights} was changed after {name} was written: {cure}")
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not complete ({name}: {error!r}): {cure}") from error
     return record
 
@@ -111,8 +116,15 @@ def last_checkpoint(work: Path) -> Path | None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a JSON file.
+
+    Raises:
+        CheckpointNotFoundError: There is none.
+        CheckpointError: It cannot be read, or is no JSON.
+    """
+    if not os.path.lexists(path):
+        raise CheckpointNotFoundError(f"{path}: no such file")
+    return inputs.read_json(path, CheckpointError, limit=inputs.MAX_RESULT_BYTES)
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

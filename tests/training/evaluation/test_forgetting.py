@@ -136,7 +136,7 @@ def test_texts_that_cannot_be_read(tmp_path: Path, content: bytes, told: str) ->
 
 
 def test_no_text(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"none\.txt: No such file"):
+    with pytest.raises(SettingsError, match=r"none\.txt: no such file"):
         read_text(tmp_path / "none.txt")
 
 

@@ -280,5 +280,5 @@ def test_messages_need_a_chat_template(folders: tuple[Path, Path], mask: Mask) -
 
 
 def test_no_text(folders: tuple[Path, Path], mask: Mask, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="No such file"):
+    with pytest.raises(SettingsError, match="no such file"):
         robustness(folders[1], base=folders[0], mask=mask, text=tmp_path / "none.txt")

@@ -17,15 +17,15 @@ SINGLES = [
 
 
 def test_kto_makes_two_rows_of_a_pair_and_shuffles_them_by_the_seed() -> None:
-    given = ALGORITHMS["kto"].given
-    rows = given(PAIRS, None, 0)
+    dataset = ALGORITHMS["kto"].dataset
+    rows = list(dataset(PAIRS, None, 0))
     assert sorted(map(str, rows)) == sorted(map(str, SINGLES))
-    assert rows == given(PAIRS, None, 0) == given(SINGLES, None, 0)
-    assert rows != given(PAIRS, None, 1)
+    assert rows == list(dataset(PAIRS, None, 0)) == list(dataset(SINGLES, None, 0))
+    assert rows != list(dataset(PAIRS, None, 1))
     # TRL would put the chosen ones first, and its batches would have one label each.
     batches = [[row["label"] for row in rows[start : start + 10]] for start in range(0, 100, 10)]
     assert all(len(set(batch)) == 2 for batch in batches)
 
 
 def test_others_leave_the_order_to_their_trainer() -> None:
-    assert ALGORITHMS["dpo"].given(PAIRS, None, 0) == PAIRS
+    assert list(ALGORITHMS["dpo"].dataset(PAIRS, None, 0)) == PAIRS

@@ -11,6 +11,7 @@ import xxhash
 
 from trimtab.errors import SettingsError
 from trimtab.training.runs.datasets import read_rows
+from trimtab.training.runs.rewards import Reward, comparison
 
 SFT = ("prompt", "completion")
 GOOD = {"prompt": "1+1=", "completion": "2"}
@@ -63,6 +64,12 @@ def test_texts_with_line_separators_of_unicode(tmp_path: Path) -> None:
         ([{**GOOD, "prompt": SAID}], "line 1 mixes texts with messages"),
         ([GOOD, {**GOOD, "prompt": SAID}], "line 2 has a prompt of another kind than the first"),
         ([{**GOOD, "x": 1}, {**GOOD, "x": "1"}], "line 2 has a x of another type than the first"),
+        (['{"prompt": "a", "prompt": "b"}'], "line 1 is not JSON (the key prompt is there twice)"),
+        (
+            [GOOD, '{"prompt": "\\ud83d", "completion": "a"}'],
+            "line 2 is not JSON (half of a surr",
+        ),
+        (["", GOOD, {**GOOD, "x": 1}], "line 3 and line 2 do not both have x"),
         ([{**GOOD, "x": 1}, {**GOOD, "x": True}], "line 2 has a x of another type than the first"),
     ],
 )
@@ -82,7 +89,7 @@ def test_several_problems_are_told_together_and_briefly(tmp_path: Path) -> None:
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no such file"):
         read_rows(tmp_path / "none", SFT)
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="found a folder"):
         read_rows(tmp_path, SFT)
     path = tmp_path / "latin"
     path.write_bytes(b"\xff")
@@ -106,3 +113,48 @@ def test_the_first_row_tells_which_columns_a_file_has(tmp_path: Path) -> None:
         read_rows(write(tmp_path, GOOD), *either)
     with pytest.raises(SettingsError, match="line 1 has a label that is neither true nor false"):
         read_rows(write(tmp_path, {**GOOD, "label": 1}), *either)
+
+
+def test_a_byte_order_mark_and_lines_of_windows(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r\n\r\n")
+    assert list(read_rows(path, SFT).rows) == [GOOD]
+
+
+def answers(tmp_path: Path, *values: Any, reward: Reward | None = None) -> Path:
+    path = write(tmp_path, *({"prompt": "1+1=", "answer": value} for value in values))
+    read_rows(path, ("prompt",), reward=reward or comparison("exact", "answer", None))
+    return path
+
+
+def test_answers_that_nothing_can_be_compared_with(tmp_path: Path) -> None:
+    answers(tmp_path, 7, 2.5, 2**70, -1)
+    values = (7, None, 2.5, True, None, ["7"], float("nan"), {"a": 1})
+    with pytest.raises(SettingsError) as error:
+        answers(tmp_path, *values)
+    wanted = "expected the text or number that a right completion says"
+    assert str(error.value).startswith(f"data.file: {tmp_path / 'data.jsonl'}: line 4 has")
+    for told in (
+        f"in lines 2, 5 answer is null, {wanted}",
+        f"in line 4 answer is true, {wanted}",
+    ):
+        assert told in str(error.value)
+    with pytest.raises(SettingsError, match="in line 1 answer is a list, expected"):
+        answers(tmp_path, ["7"])
+    with pytest.raises(SettingsError, match="in line 1 answer is a float that is not finite"):
+        answers(tmp_path, float("nan"))
+
+
+def test_columns_that_rewards_are_called_with_anyway(tmp_path: Path) -> None:
+    path = write(tmp_path, {"prompt": "1+1=", "answer": "2", "prompts": "x", "trainer_state": 1})
+    read_rows(path, ("prompt",))
+    with pytest.raises(SettingsError, match=r"jsonl: rename prompts, trainer_state: rewards are"):
+        read_rows(path, ("prompt",), reward=comparison("exact", "answer", None))
+
+
+@pytest.mark.train
+def test_answers_that_are_no_mathematics(tmp_path: Path) -> None:
+    math = comparison("math", "answer", None)
+    answers(tmp_path, "12", "\\frac{1}{2}", "$x$", reward=math)
+    with pytest.raises(SettingsError, match="in lines 2, 3 answer is no mathematics that math-v"):
+        answers(tmp_path, "12", "", "$", reward=math)

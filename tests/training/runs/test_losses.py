@@ -138,14 +138,14 @@ def test_simpo(trainer: dict[str, float], base: Base, tmp_path: Path) -> None:
 @pytest.mark.parametrize("paired", [True, False])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_kto(paired: bool, seed: int, base: Base, tmp_path: Path) -> None:
-    ordered: list[Any] = ALGORITHMS["kto"].given(PAIRS, None, 0)
+    ordered: list[Any] = list(ALGORITHMS["kto"].dataset(PAIRS, None, 0))
     rows = PAIRS if paired else ordered
     trainer: dict[str, Any] = {"beta": 0.3, "desirable_weight": 1.5, "undesirable_weight": 0.5}
     trainer["per_device_train_batch_size"] = len(ordered)
     built = Built("kto", base, tmp_path, rows, **trainer)
     built.move(seed)
     # As the run orders them; the completion of the row before is that of the mismatched pair.
-    ordered = ALGORITHMS["kto"].given(rows, None, 0)
+    ordered = list(ALGORITHMS["kto"].dataset(rows, None, 0))
     before = [*ordered[-1:], *ordered[:-1]]
     mismatched = [
         {"prompt": row["prompt"], "completion": other["completion"]}

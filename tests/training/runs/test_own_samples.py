@@ -136,7 +136,7 @@ def test_a_stop_of_several_tokens_cuts_what_comes_after(base: Base, tmp_path: Pa
 
 def test_rft_learns_the_tokens_that_were_drawn_and_no_others() -> None:
     rows = [{"prompt": "1+1=", "completion": "2", "completion_ids": [4, 13]}]
-    (row,) = ALGORITHMS["rft"].given(rows, tiny.tokenizer(), 0)
+    (row,) = ALGORITHMS["rft"].dataset(rows, tiny.tokenizer(), 0)
     assert row["input_ids"] == [3, 12, 3, 13, 4, 13]
     assert row["labels"] == [-100, -100, -100, -100, 4, 13]
 

@@ -110,8 +110,8 @@ def reward(completions, prompts, answer, **columns):
         ("reward.py", "", 'is "reward.py", expected "file.py:name"'),
         ("reward.py:a b", "", 'expected "file.py:name"'),
         (":reward", "", 'expected "file.py:name"'),
-        ("none.py:reward", "", "none.py: No such file"),
-        (".:reward", "", "directory"),
+        ("none.py:reward", "", "none.py: no such file"),
+        (".:reward", "", "found a folder"),
         ("reward.py:other", "reward = 1", "has no function other"),
         ("reward.py:reward", "reward = 1", "has no function reward"),
         ("reward.py:reward", "import nothing_of_this_name", "fails: ModuleNotFoundError"),
@@ -148,3 +148,16 @@ def test_bad_results(tmp_path: Path, returned: str, told: str) -> None:
     with pytest.raises(SettingsError, match="the reward function reward") as error:
         score(reward, ["a", "b"])
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("answer", [None, True, ["12"], {"a": 1}, float("inf")])
+def test_what_is_no_answer_is_never_compared(answer: Any) -> None:
+    with pytest.raises(SettingsError, match=r"an answer is .*, expected the text or number"):
+        score(comparison("exact", "answer", None), ["None"], answer=[answer])
+
+
+def test_a_function_of_the_user_is_given_null(tmp_path: Path) -> None:
+    text = "def reward(completions, answer, **_):\n    return [float(of is None) for of in answer]"
+    reward = load_function("reward.py:reward", script(tmp_path, text))
+    rows: list[Any] = [{"prompt": "", "answer": None}, {"prompt": "", "answer": "None"}]
+    assert reward.of(rows, ["a", "b"]) == [1.0, 0.0]

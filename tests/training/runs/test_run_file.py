@@ -237,7 +237,7 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
     [
         (b"algorithm = ", "not TOML"),
         (b"a = 1\na = 2", "not TOML"),
-        (b"\xff", "not TOML"),
+        (b"\xff", "not UTF-8"),
         (b"a = " + b"[" * 100_000, "not TOML"),
         (b"", "missing: algorithm, model, output, mask, data"),
         (b"algorithm = 1979-05-27\n", "algorithm is a date"),
@@ -253,7 +253,7 @@ def test_hostile_files(tmp_path: Path, raw: bytes, told: str) -> None:
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none\.toml: no such file"):
         RunFile.read(tmp_path / "none.toml")
-    with pytest.raises(SettingsError, match="cannot be read"):
+    with pytest.raises(SettingsError, match="found a folder"):
         RunFile.read(tmp_path)
 
 

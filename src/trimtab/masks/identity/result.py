@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.elements.agreement import SplitAgreement
 from trimtab.errors import ResultFormatError
+from trimtab.words import one_line, out_of
 
 if TYPE_CHECKING:
     from trimtab.masks.stored import AnyMask
@@ -62,6 +63,10 @@ class MaskRecord:
     num_selected: int
     num_checked: int
     provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        selected = out_of(self.num_selected, self.num_elements, "element")
+        return one_line(self, f"{self.id or self.digest}: {selected} selected")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -113,6 +118,8 @@ class IdentityCoverage:
     tied: tuple[Mapping[str, Any], ...] = ()
     renamed: tuple[Mapping[str, Any], ...] = ()
 
+    __repr__ = one_line
+
     @property
     def is_complete(self) -> bool:
         """Whether every stored element of the three checkpoints was compared."""
@@ -154,6 +161,9 @@ class TensorIdentity:
     shape: tuple[int, ...]
     dtype: str
     agreement: SplitAgreement
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}: {self.agreement.inside.told()} inside the mask")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -203,6 +213,11 @@ class Identity:
     tensors: tuple[TensorIdentity, ...]
     conversion: str | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self, f"{self.sub.id} beside {self.full.id}: {self.total.inside.told()} inside the mask"
+        )
 
     @property
     def total(self) -> SplitAgreement:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.masks.overlap.shared import Null
+from trimtab.words import one_line
 
 __all__ = ["Consensus", "Counted"]
 
@@ -32,6 +33,8 @@ class Counted:
 
     num_elements: NDArray[np.int64]
     num_selected: NDArray[np.int64]
+
+    __repr__ = one_line
 
     @cached_property
     def densities(self) -> NDArray[np.float64]:
@@ -82,6 +85,8 @@ class Consensus:
 
     num_by_count: tuple[int, ...]
     nulls: Mapping[Null, Counted]
+
+    __repr__ = one_line
 
     @property
     def num_common(self) -> int:

@@ -12,6 +12,8 @@ from itertools import combinations
 from math import comb, prod
 from typing import Any
 
+from trimtab.words import one_line
+
 __all__ = ["COVERAGE_LISTS", "MagnitudeBins", "OverlapCoverage", "TensorOverlap", "pairs_of"]
 
 COVERAGE_LISTS = ("not_compared", "other_base")
@@ -38,6 +40,8 @@ class OverlapCoverage:
     num_compared: int
     not_compared: tuple[Mapping[str, Any], ...] = ()
     other_base: tuple[Mapping[str, Any], ...] = ()
+
+    __repr__ = one_line
 
     @property
     def is_complete(self) -> bool:
@@ -69,6 +73,8 @@ class MagnitudeBins:
     bins: tuple[int, ...]
     num_elements: tuple[int, ...]
     num_selected: tuple[tuple[int, ...], ...]
+
+    __repr__ = one_line
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -112,6 +118,8 @@ class TensorOverlap:
     num_shared: tuple[int, ...]
     num_by_count: tuple[int, ...]
     bins: MagnitudeBins | None = None
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         n, selected = self.num_elements, self.num_selected

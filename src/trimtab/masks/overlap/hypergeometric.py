@@ -18,6 +18,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.words import one_line
+
 __all__ = ["Strata", "Tail", "tail"]
 
 MOST_VALUES = 1 << 14
@@ -44,6 +46,9 @@ class Strata(NamedTuple):
     num_elements: NDArray[np.int64]
     first: NDArray[np.int64]
     second: NDArray[np.int64]
+
+    def __repr__(self) -> str:
+        return one_line(self)
 
     @property
     def least(self) -> int:

@@ -20,6 +20,7 @@ from trimtab.masks.overlap.consensus import Consensus, Counted
 from trimtab.masks.overlap.counts import OverlapCoverage, TensorOverlap, pairs_of
 from trimtab.masks.overlap.hypergeometric import Strata
 from trimtab.masks.overlap.shared import INDEPENDENT, MAGNITUDE, PER_TENSOR, Null, Shared
+from trimtab.words import one_line, out_of, plural
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "LETTERS", "Overlap"]
 
@@ -52,6 +53,11 @@ class Overlap:
     base: CheckpointRecord | None = None
     is_series: bool = False
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        masks = ", ".join(str(mask.id or mask.digest) for mask in self.masks)
+        common = out_of(self.consensus().num_common, self.coverage.num_compared, "element")
+        return one_line(self, f"{common} in all {plural(len(self.masks), 'mask')}: {masks}")
 
     @property
     def pairs(self) -> list[tuple[int, int]]:

@@ -27,6 +27,7 @@ import numpy as np
 
 from trimtab.errors import AnalysisError
 from trimtab.masks.overlap.hypergeometric import Strata, Tail, tail
+from trimtab.words import one_line
 
 __all__ = ["INDEPENDENT", "MAGNITUDE", "NULLS", "PER_TENSOR", "AgainstNull", "Null", "Ratios"]
 __all__ += ["Shared", "one_urn"]
@@ -77,6 +78,8 @@ class AgainstNull:
     ceiling: Ratios
     probability: Tail
 
+    __repr__ = one_line
+
     @property
     def lift(self) -> float | None:
         """Shared / expected, which is also o1 and o2 over their chance; None for no expectation."""
@@ -120,6 +123,8 @@ class Shared:
     num_second: int
     intersection: int
     finer: Mapping[Null, Strata] = field(default_factory=dict)
+
+    __repr__ = one_line
 
     def __post_init__(self) -> None:
         n, a, b, shared = self.num_elements, self.num_first, self.num_second, self.intersection

@@ -16,6 +16,7 @@ from trimtab.checkpoints.record import check_format
 from trimtab.errors import ResultFormatError
 from trimtab.masks.overlap.result import Overlap
 from trimtab.masks.overlap.shared import Shared
+from trimtab.words import one_line, out_of
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "LOW_MAGNITUDE", "PredictionScore", "Quality", "Ranking"]
 
@@ -42,6 +43,10 @@ class Quality:
     shared: Shared
     num_low: float | None
     ranked: float | None
+
+    def __repr__(self) -> str:
+        came_true = out_of(self.shared.intersection, self.shared.num_first, "predicted element")
+        return one_line(self, f"{came_true} came true, of {self.shared.num_second:,} to be found")
 
     @property
     def precision(self) -> float | None:
@@ -118,6 +123,8 @@ class Ranking:
     by_kind: Mapping[str, float | None]
     provenance: Mapping[str, Any]
 
+    __repr__ = one_line
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         by_layer = [[layer, ap] for layer, ap in self.by_layer.items()]
@@ -155,6 +162,11 @@ class PredictionScore:
     num_low: Mapping[str, float]
     ranking: Ranking | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        total = self.total.shared
+        came_true = out_of(total.intersection, total.num_first, "predicted element")
+        return one_line(self, f"{came_true} came true")
 
     @property
     def total(self) -> Quality:

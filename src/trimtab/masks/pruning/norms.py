@@ -25,7 +25,9 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.safetensors_file import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
+from trimtab.inputs import parse_json
 from trimtab.outputs import new_file
+from trimtab.words import one_line
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "InputNorms"]
 
@@ -47,6 +49,8 @@ class InputNorms:
 
     vectors: Mapping[str, NDArray[np.float32]]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = one_line
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> InputNorms:
@@ -131,8 +135,8 @@ def _provenance(metadata: Mapping[str, str]) -> dict[str, Any]:
             f"{FORMAT_VERSION}"
         )
     try:
-        provenance = json.loads(metadata.get("provenance", "{}"))
-    except (ValueError, RecursionError) as error:
+        provenance = parse_json(metadata.get("provenance", "{}"), strict=True)
+    except ValueError as error:
         raise MaskError(f"its provenance is not JSON ({error})") from None
     if not isinstance(provenance, dict):
         raise MaskError("its provenance is no JSON object")

@@ -24,6 +24,7 @@ from trimtab.masks.pruning.wanda import kept_by_wanda
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.outputs import ensure_no_folder, new_folder
+from trimtab.words import one_line, out_of
 
 __all__ = ["METHODS", "RECORD", "Method", "Pruning", "prune"]
 
@@ -63,6 +64,10 @@ class Pruning:
     others: ZeroCount
     norms: Mapping[str, Any] | None
     provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        zero = out_of(self.total.num_after, self.total.num_elements, "element")
+        return one_line(self, f"{self.base.id} by {self.method}: {zero} zero now")
 
     @property
     def total(self) -> ZeroCount:

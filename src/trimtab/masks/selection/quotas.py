@@ -33,6 +33,7 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_like
 from trimtab.masks.packed import unpacked
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of, read_weights
+from trimtab.words import one_line
 
 __all__ = ["MATCHES", "Group", "Match", "Quotas", "count_bins"]
 
@@ -56,6 +57,8 @@ class Group:
     names: tuple[str, ...]
     sizes: Counts
     nums: Counts
+
+    __repr__ = one_line
 
     @property
     def name(self) -> str:
@@ -84,6 +87,8 @@ class Quotas:
     origin: Mapping[str, Any]
     base: Checkpoint | None
     digests: Mapping[str, str]
+
+    __repr__ = one_line
 
     @classmethod
     def of_density(

@@ -24,6 +24,7 @@ from trimtab.checkpoints.record import made_now
 from trimtab.checkpoints.safetensors_file import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.errors import CheckpointError, MaskError
+from trimtab.inputs import parse_json
 from trimtab.masks.packed import BaseTensor
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of
 from trimtab.outputs import new_file
@@ -217,7 +218,7 @@ def _metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Ba
             f"scores of format version {short(metadata.get('format_version'))}; this trimtab reads "
             f"version {FORMAT_VERSION}"
         )
-    provenance, base = (json.loads(metadata[key]) for key in ("provenance", "base"))
+    provenance, base = (parse_json(metadata[key], strict=True) for key in ("provenance", "base"))
     return dict(provenance.items()), {
         name: BaseTensor(dtype=str(of["dtype"]), digest=str(of["digest"]))
         for name, of in base.items()

@@ -27,7 +27,8 @@ def config_of(
     """
     if config is not None:
         path = Path(config)
-        found = read_json(path) if path.is_file() else read_config(path)
+        is_folder = path.is_dir() or not os.path.lexists(path)
+        found = read_config(path) if is_folder else read_json(path)
         if not found:
             raise CheckpointNotFoundError(f"{path}: expected a config.json, and there is none")
         return str(path), found

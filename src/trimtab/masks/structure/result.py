@@ -16,6 +16,7 @@ from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
 from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.plain import from_plain, to_plain
+from trimtab.words import one_line, out_of, plural
 
 __all__ = [
     "FALSE_DISCOVERY_RATE",
@@ -135,6 +136,8 @@ class Unit:
     matched_p: float | None
     matched_q: float | None
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class Family:
@@ -170,6 +173,8 @@ class Family:
     curve: tuple[CurvePoint, ...]
     units: tuple[Unit, ...]
 
+    __repr__ = one_line
+
     @property
     def has_all_units(self) -> bool:
         """Whether `units` are all of them."""
@@ -199,6 +204,8 @@ class AxisStructure:
     matched_spread: float | None
     from_magnitude: float | None
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class TensorStructure:
@@ -222,6 +229,8 @@ class TensorStructure:
     rows: AxisStructure
     columns: AxisStructure
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -242,6 +251,8 @@ class Profile:
     highest: tuple[int, ...]
     control_lowest: tuple[int, ...]
     control_highest: tuple[int, ...]
+
+    __repr__ = one_line
 
 
 @dataclass(frozen=True)
@@ -268,6 +279,8 @@ class ElementMap:
     rows: Profile
     columns: Profile
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class MaskStructure:
@@ -286,6 +299,11 @@ class MaskStructure:
     families: tuple[Family, ...]
     tensors: tuple[TensorStructure, ...]
     map: ElementMap | None
+
+    def __repr__(self) -> str:
+        selected = out_of(self.mask.num_selected, self.mask.num_elements, "element")
+        families = ", ".join(family.name for family in self.families)
+        return one_line(self, f"{self.mask.id}: {selected} selected, by {families}")
 
 
 @dataclass(frozen=True)
@@ -335,6 +353,8 @@ class SharedUnits:
     matched_spearman: float | None
     common: tuple[Common, ...]
 
+    __repr__ = one_line
+
 
 @dataclass(frozen=True)
 class LeftOut:
@@ -376,6 +396,12 @@ class Structure:
     config: str | None
     base: CheckpointRecord | None
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"{plural(len(self.masks), 'mask')}: {', '.join(str(of.mask.id) for of in self.masks)}",
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""

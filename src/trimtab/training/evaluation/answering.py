@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 from typing import Any
 
+from trimtab.checkpoints.folder import check_files
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
 from trimtab.training.evaluation.answers import Answers
@@ -21,17 +22,19 @@ from trimtab.training.runs.trainers import DTYPES
 
 __all__ = ["ask", "load_model", "load_tokenizer"]
 
-NOT_PASSED = ("prompt", "completion")
-"""Columns that a reward function is not given as such, as with TRL."""
-
 Progress = Callable[[int, int], None]
 """Called with batches done, and batches in all."""
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a checkpoint."""
+    """The tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: A file of the folder is none to read.
+    """
     from transformers import AutoTokenizer
 
+    check_files(folder)
     return AutoTokenizer.from_pretrained(folder)
 
 
@@ -176,11 +179,4 @@ class _Asker:
     def _judged(self, places: Sequence[int], texts: Sequence[str]) -> list[bool]:
         """Whether each completion is right: the reward is at least 1."""
         rows = [self._questions.rows.rows[place] for place in places]
-        completions: Sequence[Any] = texts
-        if self._questions.rows.has_messages:
-            completions = [[{"role": "assistant", "content": text}] for text in texts]
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
-        rewards = self._questions.reward.function(
-            prompts=[row["prompt"] for row in rows], completions=completions, **columns
-        )
-        return [reward >= 1 for reward in rewards]
+        return [reward >= 1 for reward in self._questions.reward.of(rows, texts)]

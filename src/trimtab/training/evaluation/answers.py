@@ -16,6 +16,7 @@ from trimtab.training.evaluation.intervals import (
     standard_error,
     wilson,
 )
+from trimtab.words import one_line, out_of
 
 __all__ = ["Answers", "difference"]
 
@@ -37,6 +38,10 @@ class Answers:
     greedy_ended: tuple[bool, ...]
     num_samples: int
     num_sampled_correct: tuple[int, ...]
+
+    def __repr__(self) -> str:
+        right = out_of(self.num_greedy_correct, self.num_questions, "question")
+        return one_line(self, f"{right} right, greedily")
 
     @property
     def num_questions(self) -> int:

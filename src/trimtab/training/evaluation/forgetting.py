@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.inputs import MAX_DATA_BYTES, read_bytes
+from trimtab.words import one_line, plural
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,6 +63,8 @@ class NeutralText:
     digest: str
     passages: tuple[str, ...]
 
+    __repr__ = one_line
+
     def describe(self) -> dict[str, Any]:
         """What is recorded of it."""
         return {
@@ -85,6 +89,9 @@ class Forgetting:
     divergence: tuple[float, ...]
     base_surprise: tuple[float, ...]
     tuned_surprise: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return one_line(self, f"KL {self.kl:.4g} over {plural(sum(self.num_tokens), 'token')}")
 
     @property
     def kl(self) -> float:
@@ -156,10 +163,7 @@ def read_text(path: Path | None = None) -> NeutralText:
     if path is None:
         content = files("trimtab.training.evaluation").joinpath(NEUTRAL).read_bytes()
     else:
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise SettingsError(f"text: {path}: {error.strerror}") from None
+        content = read_bytes(path, SettingsError, limit=MAX_DATA_BYTES, where="text: ")
     try:
         lines = content.decode("utf-8").splitlines()
     except UnicodeDecodeError as error:

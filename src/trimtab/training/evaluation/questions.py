@@ -158,7 +158,7 @@ def file_questions(
     Raises:
         SettingsError: The file, or rows of it, cannot be used; or it has no such column.
     """
-    rows = read_rows(path, ("prompt", *reward.columns))
+    rows = read_rows(path, ("prompt",), reward=reward)
     columns = rows.rows[0].keys()
     if by is not None and by not in columns:
         raise SettingsError(
@@ -168,7 +168,7 @@ def file_questions(
     return Questions(
         rows,
         reward,
-        tuple(str(row[column]) if column in row else None for row in rows.rows),
+        tuple(_written(row.get(column)) for row in rows.rows),
         None if levels is None else tuple(_level(row[levels]) for row in rows.rows),
         levels,
     )
@@ -287,6 +287,14 @@ def _gym_level(entry: Mapping[str, Any], by: str, task: str | None) -> Level:
         told = ", ".join(key for key in plain if not key.startswith("source_")) or "nothing"
         raise SettingsError(f"{task} does not tell {by} of a question: it tells {told}")
     return _level(metadata[by])
+
+
+def _written(answer: Any) -> str | None:
+    """An answer as text; None where there is none."""
+    if answer is None or isinstance(answer, str):
+        return answer
+    is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
+    return str(answer) if is_number else json.dumps(answer)
 
 
 def _level(value: Any) -> Level:

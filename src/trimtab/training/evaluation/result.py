@@ -17,6 +17,7 @@ from trimtab.training.evaluation.answers import Answers, difference
 from trimtab.training.evaluation.baseline import majority_baseline
 from trimtab.training.evaluation.forgetting import Forgetting
 from trimtab.training.evaluation.intervals import CONFIDENCE
+from trimtab.words import one_line
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "AskedQuestions", "EvaluatedModel", "Evaluation"]
 
@@ -42,6 +43,8 @@ class AskedQuestions:
     levels: tuple[Any, ...] | None
     by: str | None
     record: Mapping[str, Any]
+
+    __repr__ = one_line
 
     def places_by_level(self) -> dict[Any, list[int]]:
         """Level -> places of its questions; numbers in their order, then texts in theirs."""
@@ -108,6 +111,17 @@ class EvaluatedModel:
     forgetting: Forgetting | None = None
     suites: Mapping[str, Mapping[str, Any]] | None = None
 
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            self.record.id
+            + (
+                f": {self.answers.num_greedy_correct} of {self.answers.num_questions} right"
+                if self.answers
+                else ""
+            ),
+        )
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -126,6 +140,12 @@ class Evaluation:
     text: Mapping[str, Any] | None
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            ", ".join(repr(model).removeprefix("EvaluatedModel(")[:-1] for model in self.models),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""

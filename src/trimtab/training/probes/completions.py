@@ -20,9 +20,6 @@ __all__ = ["Sampler", "Tokens", "given", "one_by_one", "padded"]
 Tokens = tuple[list[int], list[int]]
 """Token ids of a prompt, and of its completion."""
 
-NOT_PASSED = ("prompt", "completion")
-"""Columns that a reward function is not given as such, as with TRL."""
-
 
 class Sampler:
     """A model that completes prompts, and the judge of what it says."""
@@ -84,12 +81,7 @@ class Sampler:
         texts = self._tokenizer.batch_decode(
             [ids[mask] for ids, mask in pairs], skip_special_tokens=True
         )
-        said: Sequence[Any] = texts
-        if self._data.rows.has_messages:
-            said = [[{"role": "assistant", "content": text}] for text in texts]
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
-        prompts = [row["prompt"] for row in rows]
-        return self._data.reward.function(prompts=prompts, completions=said, **columns)
+        return self._data.reward.of(rows, texts)
 
 
 def given(tokenizer: Any, data: ProbeData) -> list[Tokens]:

@@ -93,7 +93,7 @@ def read_data(
                     f"{table.file}: nothing says which completions are good: give a reward"
                 )
             judged = reward_of(reward, Path())
-        rows = read_rows(Path(table.file), _columns(needs, judged))
+        rows = read_rows(Path(table.file), _columns(needs, None), reward=judged)
         return ProbeData(rows, judged, stop, max_completion_length or MAX_COMPLETION_LENGTH)
     if table.is_gym:
         questions = gym_questions(table, seed)

@@ -16,6 +16,7 @@ from trimtab.checkpoints.record import CheckpointRecord, check_format
 from trimtab.errors import ResultFormatError
 from trimtab.masks.identity.result import MaskRecord
 from trimtab.training.sweeps.seeds import CONFIDENCE, over_seeds
+from trimtab.words import one_line, plural
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Cell", "Robustness"]
 
@@ -99,6 +100,10 @@ class Robustness:
     cells: tuple[Cell, ...]
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        conditions = plural(len(self.conditions), "condition")
+        return one_line(self, f"{self.checkpoint.id}, {self.mask.id}: {conditions}")
 
     @property
     def num_questions(self) -> int | None:

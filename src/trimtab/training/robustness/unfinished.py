@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from trimtab.errors import OutputExistsError, ResultFormatError
+from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
 from trimtab.outputs import append, lock, new_file
 from trimtab.training.robustness.result import Cell
 from trimtab.training.runs.dotted import differences
@@ -81,7 +82,8 @@ class Unfinished:
             return
         opening = {"format": FORMAT, "format_version": FORMAT_VERSION, **probed}
         first = _line(opening)
-        content = path.read_bytes() if _is_ours(path) else b""
+        is_ours = _is_ours(path)
+        content = read_bytes(path, ResultFormatError, limit=MAX_RESULT_BYTES) if is_ours else b""
         if first.startswith(content):  # also what is left of a first line that was cut short
             with new_file(path, force=True) as file:
                 file.write(first)
@@ -107,11 +109,10 @@ def _is_ours(path: Path) -> bool:
         OutputExistsError: It is somebody else's.
     """
     ours = json.dumps({"format": FORMAT})[:-1].encode()
-    try:
-        with path.open("rb") as file:
-            begin = file.read(len(ours))
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return False
+    with open_regular(path, OutputExistsError) as file:
+        begin = file.read(len(ours))
     if not ours.startswith(begin):
         raise OutputExistsError(
             f"{path} is in the way: finished cells are kept there until the result is written, and "

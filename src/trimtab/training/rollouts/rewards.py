@@ -21,8 +21,8 @@ __all__ = ["RewardModel", "RewardSource", "Rewards", "reward_problems"]
 RewardSource = Callable[..., Any] | str | PathLike[str] | torch.nn.Module
 """A function, the folder or hub id of a sequence classification checkpoint, or such a model."""
 
-PASSED = {"prompt", "prompts", "completions", "completion_ids"}
-"""What a reward function is given besides the other columns of the data."""
+PASSED = {"prompt", "completion", "prompts", "completions", "completion_ids"}
+"""Columns that a reward function is not given as such, as with TRL."""
 
 
 class RewardModel:

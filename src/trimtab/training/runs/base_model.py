@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.checkpoints import open_checkpoint
-from trimtab.checkpoints.folder import FILES
+from trimtab.checkpoints.folder import FILES, check_files
 from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.record import CheckpointRecord, record_of
@@ -112,6 +112,7 @@ def open_base(model: str, folder: Path) -> BaseModel:
             f"model: {record.id} is stored in {' and '.join(floats)}: weights are trained in bf16 "
             "or fp32; save the model in one of them first"
         )
+    check_files(where)
     shapes, has_chat_template = _parameter_shapes(where), _has_chat_template(where)
     return BaseModel(where, record, tensors, shapes, has_chat_template)
 

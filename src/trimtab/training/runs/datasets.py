@@ -16,6 +16,8 @@ import xxhash
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
+from trimtab.inputs import MAX_DATA_BYTES, read_bytes
+from trimtab.training.runs.rewards import SAID_BY_TRAINERS, Reward
 
 __all__ = ["TEXTS", "Rows", "read_rows"]
 
@@ -57,40 +59,54 @@ class Rows:
         }
 
 
-def read_rows(path: Path, columns: Sequence[str], *others: Sequence[str]) -> Rows:
+def read_rows(
+    path: Path, columns: Sequence[str], *others: Sequence[str], reward: Reward | None = None
+) -> Rows:
     """Read a JSON Lines file.
 
     Args:
         path: One JSON object a line; empty lines are passed over.
         columns: What every row must have.
         *others: Other sets of columns of which it may have one instead; the first row tells.
+        reward: What every row must suit, too.
 
     Raises:
         SettingsError: The file cannot be read, or rows that cannot be used; the first few named.
     """
-    try:
-        content = path.read_bytes()
-        lines = content.decode("utf-8").split("\n")
-    except FileNotFoundError:
-        raise SettingsError(f"data.file: {path}: no such file") from None
-    except OSError as error:
-        raise SettingsError(f"data.file: {path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError as error:
-        raise SettingsError(f"data.file: {path}: not UTF-8 ({error.reason})") from None
+    content = _content(path)
+    wanted = reward.columns if reward is not None else ()
     rows: list[dict[str, Any]] = []
-    problems = []
-    for number, line in enumerate(lines, start=1):
+    first = 0
+    problems: list[str] = []
+    unfit: dict[str, list[str]] = {}
+    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = _parsed(line)
         except (ValueError, RecursionError) as error:
             problems.append(f"line {number} is not JSON ({error})")
             continue
         if not rows and isinstance(row, dict):
             columns = next((of for of in others if row.keys() >= set(of)), columns)
-        problems += [f"line {number} {problem}" for problem in _problems(row, columns, rows[:1])]
+            first = number
+            if reward is not None and (taken := row.keys() & set(SAID_BY_TRAINERS)):
+                problems.append(
+                    f"rename {', '.join(sorted(taken))}: rewards are called with that anyway"
+                )
+        problems += [
+            f"line {number} {problem}"
+            for problem in _problems(row, (*columns, *wanted), rows[:1], first)
+        ]
+        for column in wanted if isinstance(row, dict) else ():
+            if reward is not None and column in row:
+                problem = reward.problem_of(row[column])
+                if problem is not None:
+                    unfit.setdefault(f"{column} {problem}", []).append(str(number))
         rows.append(row)
+    problems += [
+        f"in line{'s' if len(of) > 1 else ''} {', '.join(of)} {told}" for told, of in unfit.items()
+    ]
     if problems:
         raise SettingsError(f"data.file: {path}: {first_few(problems, '; ')}")
     if not rows:
@@ -98,8 +114,41 @@ def read_rows(path: Path, columns: Sequence[str], *others: Sequence[str]) -> Row
     return Rows(str(path), rows, xxhash.xxh3_128_hexdigest(content))
 
 
+def _content(path: Path) -> bytes:
+    """The bytes of a file of UTF-8."""
+    content = read_bytes(path, SettingsError, limit=MAX_DATA_BYTES, where="data.file: ")
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise SettingsError(
+            f"data.file: {path}: not UTF-8 ({error.reason}): expected JSON Lines, a JSON object on "
+            "each line"
+        ) from None
+    return content
+
+
+def _parsed(line: str) -> Any:
+    """A line of JSON with each key once."""
+    row = json.loads(line, object_pairs_hook=_with_each_key_once)
+    if "\\u" in line:
+        try:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ValueError("half of a surrogate pair, which no tokenizer reads") from None
+    return row
+
+
+def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice} is there twice")
+    return made
+
+
 def _problems(
-    row: Any, columns: Sequence[str], first: Sequence[Mapping[str, Any]]
+    row: Any, columns: Sequence[str], first: Sequence[Mapping[str, Any]], line: int
 ) -> Iterator[str]:
     """What is wrong with a row; `first` holds the first row, if this is not the one."""
     if not isinstance(row, dict):
@@ -118,7 +167,7 @@ def _problems(
             yield "mixes texts with messages"
         return
     if strangers := first[0].keys() ^ row.keys():
-        yield f"and line 1 do not both have {', '.join(sorted(strangers))}"
+        yield f"and line {line} do not both have {', '.join(sorted(strangers))}"
     for column, kind in kinds.items():
         if kind and column in first[0] and _kind(first[0][column]) not in (kind, None):
             yield f"has a {column} of another kind than the first row"

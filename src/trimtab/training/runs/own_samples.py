@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.training.addition import ANSWER_END
 from trimtab.training.memory import give_back_unused
 from trimtab.training.progress import stage
@@ -37,9 +38,6 @@ __all__ = ["SAMPLES", "UNFINISHED", "sampled_rows"]
 
 SAMPLES = "samples.jsonl"
 UNFINISHED = "samples.partial.jsonl"
-
-SAID = ("prompt", "completion")
-"""Columns of the data that a reward function is not given as such, as with TRL."""
 
 
 def sampled_rows(run: PreparedRun, bars: Progress, stop: Stop) -> Rows:
@@ -59,7 +57,7 @@ def sampled_rows(run: PreparedRun, bars: Progress, stop: Stop) -> Rows:
     if not path.exists():
         _draw(run, table, bars, stop)
         (run.output / UNFINISHED).replace(path)
-    content = path.read_bytes()
+    content = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES)
     drawn = _read(path, content, len(run.data.rows) * table.num)
     prompts = [row["prompt"] for row in run.data.rows]
     groups = [drawn[start : start + table.num] for start in range(0, len(drawn), table.num)]
@@ -119,7 +117,7 @@ def _whole_batches(path: Path, num_lines: int) -> int:
     """How many batches a file holds; what comes after them is removed."""
     if not path.exists():
         return 0
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES).split(b"\n")[:-1]
     num_batches = len(lines) // num_lines
     path.write_bytes(b"".join(line + b"\n" for line in lines[: num_batches * num_lines]))
     return num_batches
@@ -179,13 +177,10 @@ class _Sampler:
             completions = [row for row, _ in cut]
             ended = [has or is_cut for has, (_, is_cut) in zip(ended, cut, strict=True)]
         texts: list[Any] = self._texts(completions)
+        assert self._run.reward is not None, "the run file was checked for it"
+        rewards = self._run.reward.of(repeated, texts)
         if self._run.data.has_messages:
             texts = [[{"role": "assistant", "content": text}] for text in texts]
-        assert self._run.reward is not None, "the run file was checked for it"
-        columns = {
-            name: [row[name] for row in repeated] for name in repeated[0] if name not in SAID
-        }
-        rewards = self._run.reward.function(prompts=prompts, completions=texts, **columns)
         return map(Sample, texts, completions, rewards, ended)
 
     def _up_to_stop(self, completion: list[int]) -> tuple[list[int], bool]:

@@ -239,18 +239,15 @@ def _reward(file: RunFile, algorithm: Algorithm, questions: Any) -> Reward | Non
 
 
 def _data(file: RunFile, algorithm: Algorithm, reward: Reward | None, questions: Any) -> Rows:
+    either = (algorithm.columns, algorithm.or_columns) if file.samples is None else (("prompt",),)
+    sets = [columns for columns in either if columns is not None]
     of_reward = reward.columns if reward else ()
-    if file.samples is not None:
-        sets: list[tuple[str, ...]] = [("prompt", *of_reward)]
-    else:
-        either = (algorithm.columns, algorithm.or_columns)
-        sets = [(*columns, *of_reward) for columns in either if columns is not None]
     if file.data.task == ADDITION:
-        return addition_rows(sets[-1], file.seed)
+        return addition_rows((*sets[-1], *of_reward), file.seed)
     if file.data.is_gym:
-        return gym_rows(questions, file.data, sets[0])
+        return gym_rows(questions, file.data, (*sets[0], *of_reward))
     assert file.data.file is not None
-    return read_rows(file.resolve(file.data.file), *sets)
+    return read_rows(file.resolve(file.data.file), *sets, reward=reward)
 
 
 def _check_lengths(

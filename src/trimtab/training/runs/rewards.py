@@ -5,13 +5,15 @@ The rewards of tasks are in `tasks`, those of a model in `reward_model`.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,28 @@ import xxhash
 
 from trimtab.errors import SettingsError
 from trimtab.extras import require
+from trimtab.inputs import MAX_CONFIG_BYTES, read_bytes
 from trimtab.training.rollouts.checked_reward import checked
 from trimtab.training.runtime import INSTALL
 
 __all__ = ["Reward", "comparison", "load_function", "text_of"]
+
+NOT_PASSED = ("prompt", "completion", "completion_ids")
+"""Columns that a reward function is not given as such, as with TRL."""
+
+SAID_BY_TRAINERS = (
+    "prompts",
+    "completions",
+    "trainer_state",
+    "log_extra",
+    "log_metric",
+    "environments",
+)
+"""What trainers call a reward function with, beside the columns of the data."""
+
+
+def _any_value(value: Any) -> str | None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -33,11 +53,31 @@ class Reward:
         function: Called as TRL calls a reward function; returns one finite number each.
         columns: Columns of the data that it needs.
         record: What is recorded of it.
+        problem_of: What is wrong with a value of these columns; None if nothing is. A function of
+            the user's is given what the file says, null too.
     """
 
     function: Callable[..., list[float]]
     columns: tuple[str, ...]
     record: dict[str, Any]
+    problem_of: Callable[[Any], str | None] = _any_value
+
+    def of(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[float]:
+        """What completions are worth, told as a trainer tells it.
+
+        Args:
+            rows: The row behind each completion.
+            texts: The completions. Where prompts are messages, they are passed on as such.
+
+        Raises:
+            SettingsError: The reward fails.
+        """
+        said = [
+            text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
+            for row, text in zip(rows, texts, strict=True)
+        ]
+        columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
+        return self.function(prompts=[row["prompt"] for row in rows], completions=said, **columns)
 
 
 def comparison(kind: str, column: str, pattern: str | None) -> Reward:
@@ -64,14 +104,41 @@ def comparison(kind: str, column: str, pattern: str | None) -> Reward:
 
     def reward(completions: Sequence[Any], **columns: Sequence[Any]) -> list[float]:
         pairs = zip(completions, columns[column], strict=True)
-        return [float(is_right(text_of(sample), str(right))) for sample, right in pairs]
+        return [float(is_right(text_of(sample), _answer(right))) for sample, right in pairs]
+
+    def problem_of(right: Any) -> str | None:
+        problem = _no_answer(right)
+        if problem is None and kind == "math" and not _gold(str(right)):
+            problem = "is no mathematics that math-verify reads"
+        return problem
 
     record = {"kind": kind, "column": column}
     if pattern is not None:
         record["pattern"] = pattern
     if kind == "math":
         record["math-verify"] = version("math-verify")
-    return Reward(checked(reward, kind), (column,), record)
+    return Reward(checked(reward, kind), (column,), record, problem_of)
+
+
+def _no_answer(right: Any) -> str | None:
+    """What is wrong with a value that completions are to be compared with."""
+    if isinstance(right, str | int) and not isinstance(right, bool):
+        return None
+    if isinstance(right, float) and isfinite(right):
+        return None
+    shown = f"a {type(right).__name__}"
+    if right is None or isinstance(right, bool):
+        shown = json.dumps(right)
+    elif isinstance(right, float):
+        shown += " that is not finite"
+    return f"is {shown}, expected the text or number that a right completion says"
+
+
+def _answer(right: Any) -> str:
+    """The text that is compared: a number as Python writes it."""
+    if (problem := _no_answer(right)) is not None:
+        raise SettingsError(f"an answer {problem}")
+    return str(right)
 
 
 def _is_exact(text: str, right: str) -> bool:
@@ -101,18 +168,21 @@ def _math() -> Callable[[str, str], bool]:
     """
     library = require("math_verify", INSTALL)
 
-    @cache  # the samples of a prompt share it
-    def gold(right: str) -> Any:
-        is_marked = "$" in right or "\\boxed" in right
-        found = library.parse(right if is_marked else f"\\boxed{{{right}}}")
-        if not found:
-            raise ValueError(f"math-verify reads no mathematics in the answer {right!r}")
-        return found
-
     def is_equal(text: str, right: str) -> bool:
-        return bool(library.verify(gold(right), library.parse(text)))
+        gold = _gold(right)
+        if not gold:
+            raise ValueError(f"math-verify reads no mathematics in the answer {right!r}")
+        return bool(library.verify(gold, library.parse(text)))
 
     return is_equal
+
+
+@cache  # it is read of every row before a run, and of every sample in it
+def _gold(right: str) -> list[Any]:
+    """An answer as math-verify reads it; nothing where it reads none."""
+    is_marked = "$" in right or "\\boxed" in right
+    parse: Callable[[str], list[Any]] = require("math_verify", INSTALL).parse
+    return parse(right if is_marked else f"\\boxed{{{right}}}")
 
 
 def load_function(named: str, folder: Path) -> Reward:
@@ -129,10 +199,8 @@ def load_function(named: str, folder: Path) -> Reward:
     if not where or not name.isidentifier():
         raise SettingsError(f'reward.function is "{named}", expected "file.py:name"')
     path = folder / Path(where).expanduser()
-    try:
-        digest = xxhash.xxh3_128_hexdigest(path.read_bytes())
-    except OSError as error:
-        raise SettingsError(f"reward.function: {path}: {error.strerror}") from None
+    content = read_bytes(path, SettingsError, limit=MAX_CONFIG_BYTES, where="reward.function: ")
+    digest = xxhash.xxh3_128_hexdigest(content)
     spec = spec_from_file_location(f"trimtab_reward_{digest}", path)
     if spec is None or spec.loader is None:
         raise SettingsError(f"reward.function: {path}: expected a file ending in .py")

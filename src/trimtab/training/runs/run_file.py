@@ -6,13 +6,13 @@ can be moved together and used from any folder.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.errors import SettingsError
+from trimtab.inputs import read_toml
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.checking import check_table, unknown_key
 from trimtab.training.runs.contradictions import contradictions
@@ -25,7 +25,7 @@ from trimtab.training.runs.tables import (
     SamplesTable,
 )
 
-__all__ = ["RunFile", "parse"]
+__all__ = ["RunFile"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class RunFile:
         Raises:
             SettingsError: It is no TOML, or says something that cannot be meant; all at once.
         """
-        return cls.of(path, parse(Path(path)))
+        return cls.of(path, read_toml(path, SettingsError))
 
     @classmethod
     def of(cls, path: str | Path, content: Mapping[str, Any]) -> RunFile:
@@ -149,22 +149,6 @@ _TABLES: Mapping[str, type] = {
 }
 
 _REQUIRED = ("algorithm", "model", "output", "mask", "data")
-
-
-def parse(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
-
-    Raises:
-        SettingsError: It cannot be read, or is no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file") from None
-    except OSError as error:
-        raise SettingsError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError) as error:
-        raise SettingsError(f"{path}: not TOML ({error})") from None
 
 
 def _table(content: Mapping[str, Any], name: str, cls: type, problems: list[str]) -> Any:

@@ -18,10 +18,11 @@ from typing import Any
 import xxhash
 
 from trimtab.errors import SettingsError
+from trimtab.inputs import read_toml
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.runs.dotted import with_keys
 from trimtab.training.runs.factors import FACTORS
-from trimtab.training.runs.run_file import RunFile, parse
+from trimtab.training.runs.run_file import RunFile
 from trimtab.training.sweeps.sweep_file import Arm, SweepFile
 
 __all__ = ["CELLS", "OUT", "RUN", "Cell", "cells_of", "read_cell"]
@@ -125,7 +126,9 @@ def cells_of(sweep: SweepFile) -> list[Cell]:
     Raises:
         SettingsError: A run file cannot be read, or two cells are the same; all at once.
     """
-    contents = {run: parse(run) for run in dict.fromkeys(arm.run for arm in sweep.arms)}
+    contents = {
+        run: read_toml(run, SettingsError) for run in dict.fromkeys(arm.run for arm in sweep.arms)
+    }
     cells = [
         _cell(sweep, arm, contents[arm.run], dict(zip(sweep.axes, values, strict=True)))
         for arm in sweep.arms

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 
+from trimtab.errors import CheckpointError
+from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.training.runs.execute import RESULT
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
 from trimtab.training.sweeps.cells import Cell
@@ -146,6 +148,7 @@ def _last_line(log: Path, code: int) -> str:
     if code < 0:
         memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{memory}: see {log}"
-    lines = log.read_text("utf-8", errors="replace").splitlines()
+    content = read_bytes(log, CheckpointError, limit=MAX_DATA_BYTES)
+    lines = content.decode("utf-8", errors="replace").splitlines()
     said = [line for line in lines if line.strip()]
     return said[-1].removeprefix("trimtab: ") if said else f"exit code {code}"

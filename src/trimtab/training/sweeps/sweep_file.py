@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.errors import SettingsError
+from trimtab.inputs import read_toml
 from trimtab.training.runs.checking import check_table, unknown_key
 from trimtab.training.runs.factors import FACTORS
-from trimtab.training.runs.run_file import RunFile, parse
+from trimtab.training.runs.run_file import RunFile
 
 __all__ = ["Arm", "EvaluateTable", "SweepFile"]
 
@@ -95,7 +96,7 @@ class SweepFile:
             SettingsError: It is no TOML, or says something that cannot be meant; all at once.
         """
         path = Path(path)
-        content = parse(path)
+        content = read_toml(path, SettingsError)
         problems: list[str] = []
         problems += [unknown_key(key, _KNOWN) for key in content if key not in _KNOWN]
         top = check_table(_Top, {key: content[key] for key in _TOP if key in content}, "", problems)

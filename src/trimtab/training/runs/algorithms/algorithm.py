@@ -92,22 +92,20 @@ class Algorithm:
             args: An instance of `config_class`.
             callbacks: Trainer callbacks.
         """
-        from datasets import Dataset
-
         return _load(self.trainer)(
             model=model,
             args=args,
-            train_dataset=Dataset.from_list(self.given(rows.rows, tokenizer, args.seed)),
+            train_dataset=self.dataset(rows.rows, tokenizer, args.seed),
             processing_class=tokenizer,
             callbacks=list(callbacks),
             **self.more(model, tokenizer, rows, reward),
         )
 
-    def given(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int
-    ) -> list[Mapping[str, Any]]:
+    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
         """The rows as the trainer is given them; most shuffle and tokenize them themselves."""
-        return list(rows)
+        from trimtab.training.runs.exact_dataset import ExactDataset
+
+        return ExactDataset.of(rows)
 
     def more(
         self, model: Any, tokenizer: Any, rows: Rows, reward: Reward | None

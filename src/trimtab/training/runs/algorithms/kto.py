@@ -25,13 +25,11 @@ class _KTO(Algorithm):
                 "KTO compares the completions of a batch with each other: expected at least 2"
             )
 
-    def given(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int
-    ) -> list[Mapping[str, Any]]:
+    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
         """Two rows of each pair, all shuffled."""
         ordered = [single for row in rows for single in _singles(row)]
         Random(seed).shuffle(ordered)
-        return ordered
+        return super().dataset(ordered, tokenizer, seed)
 
 
 def _singles(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -17,13 +17,13 @@ __all__ = ["RFT"]
 
 
 class _RFT(Algorithm):
-    def given(
-        self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int
-    ) -> list[Mapping[str, Any]]:
+    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
         """Tokens of prompt and sample; only the sample is learned."""
-        return [
-            _labelled(prompt_ids(tokenizer, row["prompt"]), row["completion_ids"]) for row in rows
-        ]
+        from datasets import Dataset
+
+        return Dataset.from_list(
+            [_labelled(prompt_ids(tokenizer, row["prompt"]), row["completion_ids"]) for row in rows]
+        )
 
 
 def _labelled(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:

@@ -1,0 +1,63 @@
+"""Words that all layers share: counted nouns, and what Python shows of an object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sized
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+__all__ = ["MAX_REPR", "are", "one_line", "out_of", "plural"]
+
+MAX_REPR = 200
+"""Most characters that Python shows of a result or of a part of one."""
+
+
+def plural(num: int, noun: str, many: str | None = None) -> str:
+    """A counted noun: `1 tensor`, `2 tensors`, `1,000 matrices`."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {many or noun + 's'}"
+
+
+def are(num: int) -> str:
+    """The verb of a counted noun: `is` of one, `are` of none and of more."""
+    return "is" if num == 1 else "are"
+
+
+def out_of(num: int, all_of_them: int, noun: str) -> str:
+    """A part of counted things: `1 of 2,000 elements`."""
+    return f"{num:,} of {plural(all_of_them, noun)}"
+
+
+def one_line(this: object, told: str | None = None) -> str:
+    """What Python shows of something that may hold much: its class, and a few words.
+
+    As `__repr__ = one_line` in the body of a class it shows the fields, each shortened.
+
+    Args:
+        this: A dataclass or a named tuple, unless there are words.
+        told: What a person wants to know of it; without it, its fields.
+    """
+    if told is None:
+        names = [field.name for field in fields(this)] if is_dataclass(this) else this._fields  # type: ignore[attr-defined]
+        told = ", ".join(
+            f"{name}={_short(getattr(this, name))}" for name in names if not name.startswith("_")
+        )
+    told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(told.split()))
+    text = f"{type(this).__name__}({told})"
+    return text if len(text) <= MAX_REPR else f"{text[: MAX_REPR - 2]}…)"
+
+
+def _short(value: Any) -> str:
+    """A value in few characters: of what holds others, how many."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, str):
+        return repr(value if len(value) <= 60 else f"{value[:59]}…")
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"<{value.dtype} {list(value.shape)}>"
+    if is_dataclass(value):
+        return f"<{type(value).__name__}>"
+    text = repr(value)
+    is_long = len(text) > 60 or (isinstance(value, Sized) and len(value) > 4)
+    if isinstance(value, Sized) and (is_long or isinstance(value, Mapping)):
+        return f"<{plural(len(value), 'item')}>"
+    return f"<{type(value).__name__}>" if is_long else text
