@@ -251,7 +251,18 @@ class Mask:
         """
         outline = self._outline.renamed(names)
         tensors = {names.get(name, name): tensor for name, tensor in self._tensors.items()}
-        mask = Mask(tensors, outline.base, outline.provenance)
+        return self.in_other_tensors(tensors, outline.base)
+
+    def in_other_tensors(
+        self, tensors: Mapping[str, PackedTensor], base: Mapping[str, BaseTensor]
+    ) -> Mask:
+        """The same elements as they lie in other tensors, with the digest that the mask had.
+
+        Args:
+            tensors: Name -> bits of each tensor of which this mask has elements.
+            base: What these tensors were when the mask was made; may lack any.
+        """
+        mask = Mask(tensors, base, self._outline.provenance)
         mask._renamed_from = self
         return mask
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trimtab.masks import Mask
 from trimtab.training import runtime
 from trimtab.training.folders import read_json
+from trimtab.training.layout import Layout
 from trimtab.training.masked_checkpoint import RECORD_FILE, check_same_run, write_beside_weights
 from trimtab.training.trainer_settings import check_trainer, optimizer_settings
 
@@ -89,13 +90,14 @@ class MaskedTraining:
 
     Attributes:
         trainer: The trainer.
-        mask: The mask.
+        mask: The mask, under the names that files have for the tensors; as it is written beside
+            weights.
         optimizer: The `SparseAdamW` or `SparseSGD`; None before `trainer.train()`.
     """
 
     def __init__(self, trainer: Any, mask: Mask, options: dict[str, Any], check_base: bool) -> None:
         self.trainer = trainer
-        self.mask = mask
+        self.mask = Layout.of(trainer.model).in_files(mask)
         self.optimizer: Any = None
         self._options = options
         self._settings = optimizer_settings(trainer)

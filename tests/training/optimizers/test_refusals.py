@@ -119,7 +119,14 @@ def test_second_name_of_a_tied_tensor() -> None:
     table = nn.Parameter(torch.randn(6, 5))
     pairs = [("embed", table), ("head", table), ("b", nn.Parameter(torch.zeros(3)))]
     mask = random_mask({"head": (6, 5)}, 0.5)
-    refused(OptimizerError, "head is tied to embed", pairs, mask)
+    optimizer = SparseAdamW(pairs, mask, lr=0.1)
+    table.grad = torch.ones_like(table)
+    before = table.detach().clone()
+    optimizer.step()
+    assert torch.equal(table != before, torch.from_numpy(mask.array("head")))
+    optimizer.close()
+    both = random_mask({"head": (6, 5), "embed": (6, 5)}, 0.5)
+    refused(MaskMismatchError, "head is tied to embed, and the mask has both", pairs, both)
 
 
 def test_tensor_of_another_open_optimizer() -> None:

@@ -7,7 +7,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
@@ -56,7 +56,7 @@ class SparseAdamW(SparseOptimizer):
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, Tensor]],
+        named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
         mask: Mask,
         *,
         lr: float,
@@ -75,7 +75,7 @@ class SparseAdamW(SparseOptimizer):
         """Bind the mask to the parameters; see `SparseOptimizer` for the arguments it shares.
 
         Args:
-            named_parameters: `model.named_parameters()`.
+            named_parameters: `model.named_parameters()`, or the model.
             mask: Which elements to train.
             lr: Learning rate.
             betas: Decay of the running means of the gradient and of its square.

@@ -1,4 +1,4 @@
-"""Whether parameters still are the base that a mask was made against."""
+"""Whether parameters are those of a mask, and still the base that it was made against."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 import xxhash
 from torch import Tensor
 
-from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask
+from trimtab.training.layout import Layout
 from trimtab.training.optimizers.sharding import whole
 
-__all__ = ["check_mask"]
+__all__ = ["check_base"]
 
 STORED = {
     "F64": torch.float64,
@@ -23,42 +23,34 @@ STORED = {
 """Names of dtypes in a checkpoint -> dtypes of torch, for tensors that can be trained."""
 
 
-def check_mask(parameters: Sequence[tuple[str, Tensor]], mask: Mask, *, weights: bool) -> None:
-    """Check that a mask belongs to the parameters.
+def check_base(parameters: Sequence[tuple[str, Tensor]], mask: Mask, layout: Layout) -> None:
+    """Compare weights with what a mask says of its base.
 
     Args:
         parameters: Pairs.
-        mask: The mask.
-        weights: Compare the weights, too, with what the mask says of its base.
+        mask: The mask, under the names of files.
+        layout: Of the parameters.
 
     Raises:
-        MaskMismatchError: A name, a shape or the weights differ; names every mismatch.
+        MaskMismatchError: Weights differ; names every such tensor, up to a handful.
     """
-    shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
-    digests = {
-        name: _digest(parameter, mask.base[name].dtype)
-        for name, parameter in parameters
-        if weights and name in mask.base and mask.num_selected(name)
-    }
-    try:
-        mask.check(shapes, digests)
-    except MaskMismatchError as error:
-        missing = [name for name in mask if name not in shapes and mask.num_selected(name)]
-        if not missing:
-            raise
-        raise MaskMismatchError(
-            f"{error}. A tied tensor goes by one name only, the first that named_parameters() lists"
-        ) from None
+    by_name = dict(parameters)
+    digests = {}
+    for name, piece in layout.stored.items():
+        if name in mask.base and mask.num_selected(name) and by_name.keys() >= {*piece.sources}:
+            sources = {source: whole(by_name[source].detach()) for source in piece.sources}
+            digests[name] = _digest(piece.of(sources), mask.base[name].dtype)
+    mask.check({name: mask.shape(name) for name in mask}, digests)
 
 
 def _digest(parameter: Tensor, stored: str) -> str:
-    """xxh3-128 of the bytes that the parameter has in a checkpoint.
+    """xxh3-128 of the bytes that a tensor has in a checkpoint.
 
     A model is often loaded in a wider dtype than its checkpoint has. Such a parameter is taken
     back to that dtype, if that loses nothing; otherwise it is no copy of the base, and its own
     bytes are hashed.
     """
-    weights = whole(parameter.detach()).cpu().contiguous()
+    weights = parameter.cpu().contiguous()
     narrow = weights.to(STORED.get(stored, weights.dtype))
     if torch.equal(_bytes(narrow.to(weights.dtype)), _bytes(weights)):
         weights = narrow

@@ -95,25 +95,20 @@ def refuse_parameters(parameters: Named, mask: Mask, master: Master | None) -> N
     """Refuse parameters with selected elements that cannot be trained, naming them all.
 
     Args:
-        parameters: Pairs; a parameter that is listed twice is tied.
+        parameters: Pairs.
         mask: The mask.
         master: What the user asked for.
 
     Raises:
         OptimizerError: Some cannot.
     """
-    first_names: dict[int, str] = {}
-    problems = []
-    for name, parameter in parameters:
-        first = first_names.setdefault(id(parameter), name)
-        if name not in mask or not mask.num_selected(name):
-            continue
-        if first != name:
-            problems.append(
-                f"{name} is tied to {first}: give the mask of the one tensor under that name"
-            )
-        elif trouble := _trouble(parameter, master):
-            problems.append(f"{name} {trouble}")
+    problems = [
+        f"{name} {trouble}"
+        for name, parameter in parameters
+        if name in mask
+        and mask.num_selected(name)
+        and (trouble := _trouble(parameter, master)) is not None
+    ]
     if problems:
         raise OptimizerError(f"the mask cannot be trained: {first_few(problems, '; ')}")
 

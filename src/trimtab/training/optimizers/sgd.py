@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
@@ -32,7 +32,7 @@ class SparseSGD(SparseOptimizer):
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, Tensor]],
+        named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
         mask: Mask,
         *,
         lr: float,
@@ -50,7 +50,7 @@ class SparseSGD(SparseOptimizer):
         """Bind the mask to the parameters; see `SparseOptimizer` for the arguments it shares.
 
         Args:
-            named_parameters: `model.named_parameters()`.
+            named_parameters: `model.named_parameters()`, or the model.
             mask: Which elements to train.
             lr: Learning rate.
             momentum: Decay of the running sum of gradients; 0 keeps none.

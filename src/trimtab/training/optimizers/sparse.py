@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
-from trimtab.training.optimizers.base_check import check_mask
+from trimtab.training.layout import layout_of, module_of
+from trimtab.training.optimizers.base_check import check_base as check_weights
 from trimtab.training.optimizers.binding import Collector, bind, groups_of
 from trimtab.training.optimizers.distributed import ranks_of
 from trimtab.training.optimizers.elements import Elements, root_of_sum, sum_of_squares
@@ -46,7 +47,16 @@ __all__ = ["SparseOptimizer", "Vectors"]
 
 
 COPIED = (
-    *("_mask", "_elements", "_others", "_masters", "_base", "_num_selected", "_num_elements"),
+    *(
+        "_mask",
+        "_fitted",
+        "_elements",
+        "_others",
+        "_masters",
+        "_base",
+        "_num_selected",
+        "_num_elements",
+    ),
     *("_master", "_max_grad_norm", "_clip_by", "_state_dtype", "_nonfinite", "_has_momentum"),
     *("_grad_norm", "num_skipped_steps"),
 )
@@ -98,8 +108,9 @@ class SparseOptimizer(ResumableOptimizer):
     `clip_by="full"` leaves it the gradients.
 
     Args that both optimizers share:
-        named_parameters: `model.named_parameters()`; with `remove_duplicate=False`, an entry of
-            the mask under the second name of a tied tensor is recognised as such.
+        named_parameters: `model.named_parameters()`, or the model. Through either, a mask finds
+            its tensors also where files name or cut them otherwise than the model does; through
+            other pairs of name and parameter, only where names differ by wrappers and prefixes.
         mask: Which elements to train, by name of the parameter.
         max_grad_norm: Clip the gradient to this norm; None to not clip.
         clip_by: See above.
@@ -134,7 +145,7 @@ class SparseOptimizer(ResumableOptimizer):
 
     def __init__(
         self,
-        named_parameters: Iterable[tuple[str, Tensor]],
+        named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
         mask: Mask,
         defaults: dict[str, Any],
         *,
@@ -163,6 +174,7 @@ class SparseOptimizer(ResumableOptimizer):
         self._grad_norm: Tensor | None = None
         self.num_skipped_steps = 0
         self._collector: Collector | None = None
+        self._fitted: Mask | None = None  # the mask under the names of the parameters
         self._bind(named_parameters, check_base=check_base)
         super().__init__(groups_of(self._elements.values(), no_decay), defaults)
         self._collector = self._new_collector()
@@ -198,19 +210,27 @@ class SparseOptimizer(ResumableOptimizer):
         if not is_open:
             self.close()
 
-    def _bind(self, named_parameters: Iterable[tuple[str, Tensor]], *, check_base: bool) -> None:
+    def _bind(
+        self, named_parameters: nn.Module | Iterable[tuple[str, Tensor]], *, check_base: bool
+    ) -> None:
         """Refuse what cannot be trained, and find the elements of what can."""
+        module = module_of(named_parameters)
+        if isinstance(named_parameters, nn.Module):
+            named_parameters = named_parameters.named_parameters(remove_duplicate=False)
         parameters = named(named_parameters)
         refuse_wrapped_model(parameters)
-        mask = self._mask
         self._ranks = ranks_of(parameters, self._process_group)
         if self._ranks is not None:  # first, so that what is refused is refused by all
-            self._ranks.check(parameters, [type(self).__name__, mask.digest])
-        check_mask(parameters, mask, weights=False)
+            self._ranks.check(parameters, [type(self).__name__, self._mask.digest])
+        layout = layout_of(parameters, module)
+        if self._fitted is None:  # the same names always fit in the same way
+            self._fitted = layout.in_memory(self._mask)
+        mask = self._fitted
+        mask.check({name: tuple(parameter.shape) for name, parameter in parameters})
         refuse_trivial_mask(parameters, mask)
         refuse_parameters(parameters, mask, self._master)
         if check_base:
-            check_mask(parameters, mask, weights=True)
+            check_weights(parameters, layout.in_files(self._mask), layout)
         trained, self._others = bind(parameters, mask)
         self._elements = {elements.name: elements for elements in trained}
         self._masters = {
@@ -225,7 +245,7 @@ class SparseOptimizer(ResumableOptimizer):
         trained = list(self._elements.values())
         return Collector(self, trained, self._others, at_once=self._clip_by == "masked")
 
-    def rebind(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+    def rebind(self, named_parameters: nn.Module | Iterable[tuple[str, Tensor]]) -> None:
         """Train other parameters of the same names from the first step on.
 
         For a model that is wrapped after its optimizer is made: `fully_shard` puts sharded
