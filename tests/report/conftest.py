@@ -26,16 +26,20 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[[str], Tab]]:
-    """Opens a page and waits for its charts; no page may complain, or ask for anything else."""
+def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Tab]]:
+    """Opens a page and waits for its charts; no page may complain, or ask for anything else.
+
+    `width` is that of the window, in pixels.
+    """
     told: list[str] = []
     asked: list[str] = []
     context = browser.new_context(viewport={"width": 1000, "height": 900})
 
-    def open_text(text: str) -> Tab:
+    def open_text(text: str, width: int = 1000) -> Tab:
         path = tmp_path / "page.html"
         path.write_text(text, encoding="utf-8")
         tab = context.new_page()
+        tab.set_viewport_size({"width": width, "height": 900})
         tab.on("console", lambda message: told.append(message.text))
         tab.on("pageerror", lambda error: told.append(str(error)))
         tab.on("request", lambda request: asked.append(request.url))

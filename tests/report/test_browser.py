@@ -7,28 +7,39 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 from playwright.sync_api import Page as Tab
 
 from tests.report.conftest import DRAWN
 from tests.report.factory import make_comparison, make_demo, with_masked
 from tests.report.identity_factory import make_identity
+from tests.report.overlap_factory import make_overlap
 from tests.report.page import Page
+from tests.report.structure_factory import make_structure
 from tests.report.test_comparison_page import HOSTILE, hostile_comparison
 from tests.report.trajectory_factory import make_trajectory
+from tests.training.evaluation.results import make_evaluation
+from tests.training.robustness.results import make_probe
 from trimtab.elements.counts import percent
 from trimtab.papers.library import papers_folder
 from trimtab.papers.results import PaperResult
 from trimtab.report.comparison_page import comparison_page, demo_page
+from trimtab.report.evaluation_page import evaluation_page
 from trimtab.report.identity_page import identity_page
+from trimtab.report.overlap_page import overlap_page
 from trimtab.report.page import render
 from trimtab.report.paper_page import paper_page
+from trimtab.report.robustness_page import robustness_page
+from trimtab.report.structure_page import structure_page
 from trimtab.report.trajectory_page import trajectory_page
 
 pytestmark = pytest.mark.browser
 
 Browse = Callable[[str], str]
-OpenPage = Callable[[str], Tab]
+OpenPage = Callable[..., Tab]
+
+NARROW = 400
+"""The window of a telephone, in pixels."""
 
 
 def drawn(document: str) -> list[str]:
@@ -158,6 +169,68 @@ def test_dark_light_and_paper(open_page: OpenPage) -> None:
     tab.emulate_media(media="print", color_scheme="dark")
     assert tab.evaluate(ground) == "rgb(255, 255, 255)"
     assert not tab.locator(".contents").first.is_visible()
+
+
+def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -> None:
+    """No mark, no name of an axis and no part of a legend is out of sight."""
+    demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity()}
+    paper = PaperResult.load(papers_folder() / "critics" / "results" / "small.json").to_dict()
+    pages = [
+        comparison_page(make_comparison(30)),
+        demo_page(demo, {"grpo": make_comparison(1), "sft": make_comparison(1)}, checks),
+        trajectory_page(make_trajectory()),
+        overlap_page(make_overlap(12)),
+        structure_page(make_structure(tmp_path)),
+        evaluation_page(make_evaluation().to_dict()),
+        robustness_page(make_probe().to_dict()),
+        paper_page(paper),
+    ]
+    tab = open_page(render(*pages), width=NARROW)
+    assert tab.evaluate("document.documentElement.scrollWidth") == NARROW
+    assert {*drawn(tab.content())} == {"drawn"}
+    parts = "[...document.querySelectorAll('.chart svg, .chart .mark-symbol path, .chart text')]"
+    boxes = tab.evaluate(f"{parts}.map(part => part.getBoundingClientRect().toJSON())")
+    assert len(boxes) > 500
+    for box in boxes:
+        assert box["left"] >= 0 and box["right"] <= NARROW
+    keys = "[...document.querySelectorAll('.keys')]"
+    assert tab.evaluate(f"{keys}.every(node => node.scrollWidth <= node.clientWidth)")
+
+
+def test_a_chart_is_drawn_again_for_another_width(open_page: OpenPage) -> None:
+    tab = open_page(render(comparison_page(make_comparison(30))))
+
+    def widths() -> list[float]:
+        return [float(svg.get_attribute("width") or 0) for svg in tab.locator(".chart svg").all()]
+
+    wide = widths()
+    assert max(wide) > NARROW
+    for width in (NARROW, 1000):
+        tab.set_viewport_size({"width": width, "height": 900})
+        tab.wait_for_selector(f"html[data-width='{width}']", state="attached")
+        assert max(widths()) < width
+    assert widths() == wide
+
+
+def test_a_table_that_is_wider_than_the_screen_says_so(open_page: OpenPage) -> None:
+    tab = open_page(render(comparison_page(make_comparison(2, analysed=True))), width=NARROW)
+    for details in tab.locator("details").all():
+        details.evaluate("node => { node.open = true }")
+    frame = tab.locator(".frame", has=tab.get_by_role("region", name="By kind", exact=True))
+    frame.get_by_text("it scrolls sideways").wait_for()
+    for region in tab.get_by_role("region").all():
+        is_cut = region.evaluate("node => node.scrollWidth > node.clientWidth + 1")
+        assert is_cut == ("wide" in (region.get_attribute("class") or ""))
+    region = frame.get_by_role("region")
+    assert "gradient" in region.evaluate("node => getComputedStyle(node).backgroundImage")
+    before = region.locator("td").first.bounding_box()
+    region.focus()
+    tab.keyboard.press("End")
+    tab.keyboard.press("ArrowRight")
+    expect(region.locator("td").first).not_to_be_in_viewport(ratio=1)
+    assert before is not None and before["x"] >= 0
+    tab.set_viewport_size({"width": 1000, "height": 900})
+    frame.get_by_text("it scrolls sideways").wait_for(state="hidden")
 
 
 def test_hostile_names_stay_text_even_without_the_policy(open_page: OpenPage) -> None:
