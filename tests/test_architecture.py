@@ -14,12 +14,13 @@ from trimtab import errors
 
 SOURCE = Path(trimtab.__file__).parent
 
-BELOW = {"inputs", "extras", "words", "errors"}
+BELOW = {"inputs", "extras", "words", "escaping", "errors"}
 """What every layer may import."""
 
 MAY_IMPORT = {
     "errors": set(),
     "words": set(),
+    "escaping": set(),
     "extras": {"errors"},
     "inputs": {"errors"},
     "outputs": {"errors"},

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
 
 from trimtab import __version__
+from trimtab.cli.terminal import guarded, say
 from trimtab.cli.verbs import Verbs
 from trimtab.errors import CriterionError, TrimtabError
 
@@ -52,7 +54,15 @@ def trimtab(debug: bool) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with guarded():
+        try:
+            _run(list(sys.argv[1:] if arguments is None else arguments))
+        except Exception:  # a fault of ours; what it quotes of a file goes through the guard
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def _run(arguments: list[str]) -> None:
     try:
         typed = shlex.join(["trimtab", *arguments])
         code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False, obj=typed)
@@ -74,5 +84,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _stop(message: str, code: int) -> None:
-    click.echo(f"trimtab: {' '.join(message.split())}", err=True)
+    say(f"trimtab: {' '.join(message.split())}", err=True)
     sys.exit(code)

@@ -13,6 +13,7 @@ import click
 import trimtab
 from trimtab.cli.demo_record import demo_record, label_of
 from trimtab.cli.results import to_json
+from trimtab.cli.terminal import say
 from trimtab.compare import Comparison
 from trimtab.masks.identity import identity
 from trimtab.masks.identity.result import Identity
@@ -93,8 +94,8 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
     write_output(out / "demo.json", json.dumps(told, indent=1, allow_nan=False) + "\n", force=True)
     page = render(demo_page(record, by_label, identities))
     write_output(out / "report.html", page, force=True)
-    click.echo(render_demo_table(record, by_label, identities))
-    click.echo(
+    say(render_demo_table(record, by_label, identities))
+    say(
         f"\n{perf_counter() - started:.0f} s in all. Open {out / 'report.html'}; "
         f"the numbers are in {out / 'demo.json'}.",
     )

@@ -7,6 +7,7 @@ from textwrap import indent
 
 import click
 
+from trimtab.cli.terminal import say
 from trimtab.example import EXAMPLE, write_example
 
 __all__ = ["command"]
@@ -31,9 +32,9 @@ def command(folder: Path) -> None:
     if written:
         width = max(map(len, EXAMPLE))
         for name, what in EXAMPLE.items():
-            click.echo(f"{name:{width}}  {what}")
-        click.echo(f"\nwrote them into {'this folder' if folder == Path() else folder}. Try:")
+            say(f"{name:{width}}  {what}")
+        say(f"\nwrote them into {'this folder' if folder == Path() else folder}. Try:")
     else:
-        click.echo("the example is here already, as it was written. Try:")
+        say("the example is here already, as it was written. Try:")
     go = "" if folder == Path() else f"cd {folder}\n"
-    click.echo(indent(go + TRY, "  "))
+    say(indent(go + TRY, "  "))

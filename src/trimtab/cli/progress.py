@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from trimtab.escaping import escaped
+
 __all__ = ["byte_progress"]
 
 
@@ -26,7 +28,7 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
     )
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
@@ -35,7 +37,7 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
         transient=True,
     )
     with bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(escaped(title), total=None)
 
         def advance(num_bytes: int, total: int) -> None:
             bar.update(task, advance=num_bytes, total=total)

@@ -9,6 +9,7 @@ import click
 
 from trimtab.cli.paths import ensure_ending
 from trimtab.cli.progress import byte_progress
+from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free, ensure_no_folder
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def command(
         norms = measure_input_norms(base, text=text, prompts=prompts)
         if save_statistics is not None:
             norms.save(save_statistics, force=force)
-            click.echo(f"wrote {save_statistics}", err=True)
+            say(f"wrote {save_statistics}", err=True)
     with byte_progress("pruning") as progress:
         done = pruning.prune(
             base,
@@ -115,7 +116,7 @@ def command(
 
     total, all_of_it = done.total, done.total + done.others
     matrices = plural(len(done.pruned), "matrix", "matrices")
-    click.echo(
+    say(
         f"wrote {output}: zeros are {of_all(total.num_after, total.num_elements)} of "
         f"{matrices}, {of_all(total.num_before, total.num_elements)} before; "
         f"{of_all(all_of_it.num_after, all_of_it.num_elements)} of the checkpoint",

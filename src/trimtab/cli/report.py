@@ -10,6 +10,7 @@ import click
 
 from trimtab.cli.paths import ensure_ending
 from trimtab.cli.renderings import Result, commands, read_result, rendering_of
+from trimtab.cli.terminal import say
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
@@ -52,7 +53,7 @@ def command(
     if output is None and figures is None:
         styled = sys.stdout.isatty()
         tables = [rendering_of(result).render_text(result, styled=styled) for result in loaded]
-        click.echo("\n\n".join(tables))
+        say("\n\n".join(tables))
         return
     from trimtab.report.figures import figure_files
     from trimtab.report.page import render
@@ -61,7 +62,7 @@ def command(
     if output is not None:
         ensure_free(output, force=force)
         write_output(output, render(*pages), force=force)
-        click.echo(f"wrote {output}", err=True)
+        say(f"wrote {output}", err=True)
     if figures is not None:
         drawn = {figures / of.name: of.content for of in figure_files(pages, format)}
         for path in drawn:
@@ -69,7 +70,7 @@ def command(
         for path, content in drawn.items():
             with new_file(path, force=force) as file:
                 file.write(content)
-        click.echo(f"wrote {len(drawn)} figures to {figures}", err=True)
+        say(f"wrote {len(drawn)} figures to {figures}", err=True)
 
 
 def load_result(path: Path) -> Result:

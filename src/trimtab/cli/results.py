@@ -16,6 +16,7 @@ import click
 
 from trimtab.cli.paths import ensure_ending
 from trimtab.cli.renderings import Result, rendering_of
+from trimtab.cli.terminal import say
 from trimtab.report.files import ensure_free, write_output
 
 __all__ = ["Outputs", "result_options", "to_json"]
@@ -81,18 +82,18 @@ class Outputs:
         rendering = rendering_of(result)
         if self.output is not None:
             write_output(self.output, to_json(result), force=self.force)
-            click.echo(f"wrote {self.output}", err=True)
+            say(f"wrote {self.output}", err=True)
         if self.html is not None:
             from trimtab.report.page import render
 
             write_output(self.html, render(rendering.page_of(result)), force=self.force)
-            click.echo(f"wrote {self.html}", err=True)
+            say(f"wrote {self.html}", err=True)
             if self.is_opened and not webbrowser.open(self.html.absolute().as_uri()):
-                click.echo(f"no browser was found to open {self.html}", err=True)
+                say(f"no browser was found to open {self.html}", err=True)
         if self.as_json:
-            click.echo(to_json(result), nl=False)
+            say(to_json(result), nl=False)
         elif self.output is None:
-            click.echo(rendering.render_text(result, styled=sys.stdout.isatty()))
+            say(rendering.render_text(result, styled=sys.stdout.isatty()))
 
 
 def result_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -9,6 +9,7 @@ import click
 
 from trimtab.cli.questions import question_options, questions_of
 from trimtab.cli.results import Outputs, result_options
+from trimtab.cli.terminal import say
 from trimtab.outputs import is_stream
 
 __all__ = ["command"]
@@ -116,7 +117,7 @@ def command(
     unfinished = output.with_suffix(".partial.jsonl") if output is not None and keeps else None
     if unfinished is None:
         num = len(noises or NOISES) * len(levels) * seeds * len(ARMS)
-        click.echo(
+        say(
             f"{num} conditions, of which nothing is kept if this is interrupted: with -o NAME.json "
             "the same command goes on",
             err=True,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-import click
+from trimtab.cli.terminal import say
 
 __all__ = ["stop_asked", "termination_interrupts"]
 
@@ -25,7 +25,7 @@ def stop_asked(notice: str) -> Iterator[Callable[[], bool]]:
         nonlocal asked
         asked = True
         signal.signal(signal.SIGINT, before)
-        click.echo(f"trimtab: {notice}; Ctrl-C again to stop now", err=True)
+        say(f"trimtab: {notice}; Ctrl-C again to stop now", err=True)
 
     before = signal.signal(signal.SIGINT, ask)
     try:

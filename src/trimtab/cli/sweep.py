@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from trimtab.cli.stopping import stop_asked, termination_interrupts
+from trimtab.cli.terminal import say
 from trimtab.errors import TrimtabError
 from trimtab.report.sweep_plan import render_plan
 from trimtab.report.sweep_table import render_sweep_table
@@ -47,23 +48,23 @@ def command(typed: str, sweep: Path, dry_run: bool, jobs: int, as_json: bool) ->
     planned = plan(SweepFile.read(sweep))
     told = planned.to_dict()
     if dry_run:
-        click.echo(json.dumps(told, indent=1) if as_json else render_plan(told))
+        say(json.dumps(told, indent=1) if as_json else render_plan(told))
         return
-    click.echo(f"{render_plan(told)}\n", err=True)
+    say(f"{render_plan(told)}\n", err=True)
     names = [of.cell.name for of in planned.cells]
 
     def tell(cell: Cell, what: str) -> None:
         number = names.index(cell.name) + 1
-        click.echo(f"[{number}/{len(names)}] {cell.name}: {what}", err=True)
+        say(f"[{number}/{len(names)}] {cell.name}: {what}", err=True)
 
     notice = "finishing the steps under way and saving them"
     with termination_interrupts(), stop_asked(notice) as stop:
         table = run_sweep(planned, jobs=jobs, told=tell, stop=stop, command=typed)
     if as_json:
-        click.echo(json.dumps(table, indent=1))
+        say(json.dumps(table, indent=1))
     else:
-        click.echo(render_sweep_table(table, styled=sys.stdout.isatty()))
-        click.echo(f"\nAll figures are in {planned.sweep.output}: table.csv, table.json.")
+        say(render_sweep_table(table, styled=sys.stdout.isatty()))
+        say(f"\nAll figures are in {planned.sweep.output}: table.csv, table.json.")
     failed = [row for row in table["cells"] if row["status"] != "finished" or row["error"]]
     if failed:
         first = failed[0]

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from trimtab.cli.stopping import stop_asked
+from trimtab.cli.terminal import say
 from trimtab.elements.counts import percent
 
 __all__ = ["command"]
@@ -31,11 +32,11 @@ def command(run: Path, dry_run: bool) -> None:
 
     prepared = prepare(read_cell(run) if run.suffix == ".json" else RunFile.read(run))
     if dry_run:
-        click.echo(json.dumps(prepared.describe(), indent=1))
+        say(json.dumps(prepared.describe(), indent=1))
         return
     with progress_bars() as bars, stop_asked("finishing the step and saving it") as stop:
         result = execute(prepared, bars, stop=stop)
-    click.echo(
+    say(
         f"{result['steps']:,} steps in {result['seconds']['train']:.1f} s: {_changed(result)}.\n"
         f"The model is in {prepared.output / MODEL}, all figures in {prepared.output / RESULT}."
     )

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from trimtab.escaping import escaped
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -19,11 +21,11 @@ def progress_bars() -> Progress:
 
     console = Console(stderr=True)
     return Progress(
-        TextColumn("{task.description:<28}"),
+        TextColumn("{task.description:<28}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=not console.is_terminal,
     )
@@ -51,6 +53,7 @@ class Stage:
 @contextmanager
 def stage(progress: Progress, description: str, total: int = 1) -> Iterator[Stage]:
     """Show a piece of work while the block runs, and as done when it succeeds."""
-    line = Stage(progress, progress.add_task(description, total=total, note=""), total)
+    shown = escaped(description)  # it may name a file
+    line = Stage(progress, progress.add_task(shown, total=total, note=""), total)
     yield line
     line.step(line.total, {})

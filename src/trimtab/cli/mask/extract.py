@@ -8,6 +8,7 @@ import click
 
 from trimtab.cli.mask.options import write_mask, writes_a_mask
 from trimtab.cli.progress import byte_progress
+from trimtab.cli.terminal import say
 from trimtab.masks import extract_mask
 from trimtab.outputs import ensure_free
 
@@ -66,7 +67,7 @@ def command(
         )
     step = mask.provenance["steps"][0]
     if step["conversion"]:
-        click.echo(f"compared: {step['conversion']}", err=True)
+        say(f"compared: {step['conversion']}", err=True)
     if gaps := gaps_text(step):
-        click.echo(f"not compared in full: {gaps}; `trimtab mask info --json` lists them", err=True)
+        say(f"not compared in full: {gaps}; `trimtab mask info --json` lists them", err=True)
     write_mask(mask, output, typed, force=force)

@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 
 from trimtab.cli.mask.options import mask_argument
+from trimtab.cli.terminal import say
 from trimtab.masks import open_mask
 
 __all__ = ["command"]
@@ -26,8 +27,8 @@ def command(mask: Path, as_json: bool) -> None:
         if as_json:
             from trimtab.masks.summary import summarise
 
-            click.echo(json.dumps(summarise(opened), indent=1))
+            say(json.dumps(summarise(opened), indent=1))
             return
         from trimtab.report.mask_table import render_mask
 
-        click.echo(render_mask(opened, styled=sys.stdout.isatty()))
+        say(render_mask(opened, styled=sys.stdout.isatty()))

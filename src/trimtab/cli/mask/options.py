@@ -9,6 +9,7 @@ import click
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.cli.paths import ensure_ending
+from trimtab.cli.terminal import say
 from trimtab.masks import Mask
 from trimtab.masks.derived import DerivedMask
 from trimtab.masks.naming import named_alike
@@ -51,7 +52,7 @@ def write_mask(mask: Mask, output: Path, typed: str, *, force: bool) -> None:
     from trimtab.report.mask_table import selected_text
 
     mask.with_provenance(command=typed).save(output, force=force)
-    click.echo(f"wrote {output}: {selected_text(mask)} selected", err=True)
+    say(f"wrote {output}: {selected_text(mask)} selected", err=True)
 
 
 def save_derived(mask: DerivedMask, output: Path, typed: str, *, force: bool) -> None:
@@ -60,7 +61,7 @@ def save_derived(mask: DerivedMask, output: Path, typed: str, *, force: bool) ->
 
     num_selected = mask.with_provenance(command=typed).save(output, force=force)
     share = share_text(num_selected, mask.outline.num_elements())
-    click.echo(f"wrote {output}: {share} selected", err=True)
+    say(f"wrote {output}: {share} selected", err=True)
 
 
 def tell_of_names(masks: Sequence[StoredMask]) -> None:
@@ -72,7 +73,7 @@ def tell_of_names(masks: Sequence[StoredMask]) -> None:
         if name != new_name
     ]
     if pairs:
-        click.echo(
+        say(
             f"the masks name {len(pairs)} of the tensors differently, by a wrapper or a prefix: "
             f"{first_few(pairs)}; they are taken as the same tensors",
             err=True,
@@ -82,7 +83,7 @@ def tell_of_names(masks: Sequence[StoredMask]) -> None:
 def tell_of_bases(differs: Sequence[str]) -> None:
     """Say which tensors have lost their digest because masks were made against different bases."""
     if differs:
-        click.echo(
+        say(
             f"made against different bases in {len(differs)} of the tensors: {first_few(differs)}; "
             "the result says of these no longer what they were",
             err=True,

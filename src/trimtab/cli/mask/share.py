@@ -10,6 +10,7 @@ import click
 from trimtab.cli.mask.options import tell_of_bases, tell_of_names
 from trimtab.cli.progress import byte_progress
 from trimtab.cli.results import Outputs, to_json
+from trimtab.cli.terminal import say
 from trimtab.masks.common_core import part_files, write_parts
 from trimtab.masks.stored import open_mask
 from trimtab.report.files import ensure_free, write_output
@@ -70,7 +71,7 @@ def command(
     tell_of_bases(split.base_differs)
     for part in split.parts:
         share = share_text(part.num_selected, split.num_elements)
-        click.echo(f"wrote {part.file}: {share} selected", err=True)
+        say(f"wrote {part.file}: {share} selected", err=True)
     write_output(result, to_json(split), force=force)
-    click.echo(f"wrote {result}", err=True)
+    say(f"wrote {result}", err=True)
     Outputs(as_json, output=None, html=None, force=force).give(split, typed)

@@ -8,6 +8,7 @@ import click
 
 from trimtab.cli.mask.options import mask_argument, save_derived, writes_a_mask
 from trimtab.cli.progress import byte_progress
+from trimtab.cli.terminal import say
 from trimtab.masks.stored import open_mask
 from trimtab.masks.transfer.engine import MAPS, transferred
 from trimtab.outputs import ensure_free
@@ -53,5 +54,5 @@ def command(
         with byte_progress("hashing") as progress:
             made = transferred(opened, to, maps=maps, seed=seed, progress=progress)
         if told := carried_text(made.outline.provenance["steps"][-1]):
-            click.echo(told, err=True)
+            say(told, err=True)
         save_derived(made, output, typed, force=force)

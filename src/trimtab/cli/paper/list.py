@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from trimtab.cli.terminal import say
+
 __all__ = ["command"]
 
 
@@ -18,4 +20,4 @@ def command() -> None:
     for id in ids:
         paper = read_paper(id, folder)
         num = len(paper.claims) + len(paper.public)
-        click.echo(f"{id.ljust(width)}  {num:>3} claims  {paper.title} ({paper.arxiv})")
+        say(f"{id.ljust(width)}  {num:>3} claims  {paper.title} ({paper.arxiv})")

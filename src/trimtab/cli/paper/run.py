@@ -9,6 +9,7 @@ import click
 
 from trimtab.cli.paper.commands import in_its_own_process, in_this_process
 from trimtab.cli.results import Outputs, result_options
+from trimtab.cli.terminal import say
 from trimtab.errors import TrimtabError
 
 __all__ = ["command"]
@@ -78,16 +79,16 @@ def command(
     )
     told = plan.to_dict()
     if dry_run:
-        click.echo(json.dumps(told, indent=1) if outputs.as_json else render_paper_plan(told))
+        say(json.dumps(told, indent=1) if outputs.as_json else render_paper_plan(told))
         return
-    click.echo(f"{render_paper_plan(told)}\n", err=True)
+    say(f"{render_paper_plan(told)}\n", err=True)
     is_quick = plan.scale.minutes < QUICK and jobs == 1
     result = run_paper(
         plan,
         in_this_process if is_quick else in_its_own_process,
         jobs=jobs,
         trains=not no_training,
-        told=lambda said: click.echo(said, err=True),
+        told=lambda said: say(said, err=True),
     )
     outputs.give(result, typed)
     if failed := result.scale["failed"]:

@@ -6,6 +6,8 @@ import json
 
 import click
 
+from trimtab.cli.terminal import say
+
 __all__ = ["command"]
 
 
@@ -21,4 +23,4 @@ def command(paper: str, as_json: bool) -> None:
     from trimtab.report.paper_plan import render_claims
 
     told = read_paper(paper, papers_folder()).to_dict()
-    click.echo(json.dumps(told, indent=1, ensure_ascii=False) if as_json else render_claims(told))
+    say(json.dumps(told, indent=1, ensure_ascii=False) if as_json else render_claims(told))

@@ -13,6 +13,7 @@ import click
 from trimtab.checkpoints import Checkpoint, opened
 from trimtab.cli.mask.options import write_mask, writes_a_mask
 from trimtab.cli.progress import byte_progress
+from trimtab.cli.terminal import say
 from trimtab.masks import Mask
 from trimtab.masks.naming import named_as_in, named_like
 from trimtab.masks.provenance import provenances_by_digest
@@ -102,7 +103,7 @@ class Making:
             self._select(scores, quotas, step, masks)
             return
         write_scores(self.scores, scores, provenance=step, force=self.force)
-        click.echo(f"wrote {self.scores}", err=True)
+        say(f"wrote {self.scores}", err=True)
         with ScoreFile(self.scores) as written:
             self._select(written, quotas, step, masks)
 

@@ -12,6 +12,7 @@ import click
 from trimtab.checkpoints import opened
 from trimtab.cli.mask.make.options import Making, base_option, makes_a_mask
 from trimtab.cli.questions import reward_table, task_config
+from trimtab.cli.terminal import say
 
 if TYPE_CHECKING:
     from trimtab.training.probes.losses import Losses
@@ -79,7 +80,7 @@ class Probing:
                 seed=making.seed,
                 dtype=self._dtype,
             ) as probed:
-                click.echo(_cost(probed.step), err=True)
+                say(_cost(probed.step), err=True)
                 making.by_scores(probed.scores, base, probed.step)
 
     def _table(self) -> DataTable:

@@ -1,0 +1,136 @@
+"""Text for a terminal: characters that would steer it, or turn words around, are escaped.
+
+Names come from files of strangers. An escape sequence in one could clear the screen, retitle the
+window or forge a line; a bidi override shows a name backwards. The escapes are those of JSON, so
+that escaped JSON is the same JSON.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TextIO
+
+__all__ = ["GuardedStream", "escaped"]
+
+_CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+"""Control and format characters (bidi among them), lone surrogates, separators of lines."""
+
+_OWN_STYLES = re.compile(r"(\x1b\[(?:0|1|2|33|1;33)m)")
+"""Bold, dim and yellow, as the tables use them, and back to normal."""
+
+_BARS = re.compile(r"(\r|\x1b\[(?:[\d;]*[mAK]|\?25[hl]))")
+"""What rich draws progress bars with: to the start of the line, colours, up, erase, the cursor."""
+
+
+def escaped(text: str, *, keep: str = "") -> str:
+    r"""A text with `\u001b` in place of characters that are not for reading.
+
+    Args:
+        text: Any text.
+        keep: Characters that stay, such as the newline.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        _escape(character)
+        if character not in keep and unicodedata.category(character) in _CATEGORIES
+        else character
+        for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    """As JSON escapes it: beyond the first 65,536 characters as a pair of surrogates."""
+    units = character.encode("utf-16-be", "surrogatepass")
+    return "".join(
+        f"\\u{int.from_bytes(units[place : place + 2]):04x}" for place in range(0, len(units), 2)
+    )
+
+
+class GuardedStream:
+    """stdout or stderr, through which everything is printed.
+
+    Lines, tabs and the styles of our own tables pass; so does what a progress bar of another
+    library begins a write with. What the encoding of the stream lacks is escaped, too.
+    """
+
+    def __init__(self, stream: TextIO, *, draws_bars: bool = False) -> None:
+        """Guard a stream.
+
+        Args:
+            stream: Where the text goes.
+            draws_bars: Whether progress bars are drawn on it, of texts that were escaped.
+        """
+        self._stream = stream
+        self._allowed = _BARS if draws_bars else _OWN_STYLES
+        if not draws_bars:
+            # Where rich looks for the stream under one that somebody put in its place.
+            self.rich_proxied_file = GuardedStream(stream, draws_bars=True)
+
+    def write(self, text: str) -> int:
+        """Write a text, escaped."""
+        start = re.match(r"\r?(?:\x1b\[A)*", text)  # of tqdm: begin the line again, go up
+        done = start[0] if start is not None else ""
+        parts = self._allowed.split(text[len(done) :])
+        safe = [
+            part if place % 2 else "\n".join(escaped(line, keep="\t") for line in part.split("\n"))
+            for place, part in enumerate(parts)
+        ]
+        self._stream.write(self._encodable(done + "".join(safe)))
+        return len(text)
+
+    def _encodable(self, text: str) -> str:
+        encoding = self._stream.encoding or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:
+            return "".join(
+                character if _can_encode(character, encoding) else _escape(character)
+                for character in text
+            )
+        return text
+
+    def writelines(self, lines: list[str]) -> None:
+        """Write texts, escaped."""
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        """Hand on what was written."""
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        """Whether people read it."""
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Of the file under it."""
+        return self._stream.fileno()
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def encoding(self) -> str:
+        """Of the stream under it."""
+        return self._stream.encoding
+
+    @property
+    def errors(self) -> str | None:
+        """How the stream under it treats what it cannot encode, which does not come to it."""
+        return self._stream.errors
+
+    @property
+    def closed(self) -> bool:
+        """Whether the stream under it is closed."""
+        return self._stream.closed
+
+
+def _can_encode(character: str, encoding: str) -> bool:
+    try:
+        character.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True
