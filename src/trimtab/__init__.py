@@ -48,3 +48,7 @@ def __getattr__(name: str) -> Any:
     from trimtab.training.tracker import UpdateTracker
 
     return UpdateTracker
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), "UpdateTracker"})

@@ -14,12 +14,14 @@ read, and the model is an ordinary one whenever `train` is not running.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.masks import Mask
 from trimtab.training import runtime
+from trimtab.training.also import frozen_notice, newly_initialised
 from trimtab.training.folders import read_json
 from trimtab.training.layout import Layout
 from trimtab.training.masked_checkpoint import RECORD_FILE, check_same_run, write_beside_weights
@@ -37,6 +39,7 @@ def train_only(
     trainer: Any,
     mask: Mask | str | os.PathLike[str],
     *,
+    also: str | Iterable[str] = (),
     master: Master | None = None,
     state_dtype: torch.dtype | None = None,
     clip_by: Literal["masked", "full"] = "masked",
@@ -53,6 +56,9 @@ def train_only(
     Args:
         trainer: A `transformers.Trainer` or any subclass that has no `create_optimizer` of its own.
         mask: The mask, or its file.
+        also: Parameters to train whole, beside the mask, as PEFT's `modules_to_save`: names of
+            modules or parameters, or the ends of such names (`score`). A new head, which the
+            mask's base did not have, stays as it was initialised without; then there is a warning.
         master: How masked elements keep fp32 precision; see `SparseAdamW`.
         state_dtype: Of the optimizer's moments; None is fp32.
         clip_by: Norm that gradients are clipped by: `masked` counts the elements of the mask,
@@ -66,7 +72,8 @@ def train_only(
         The running arrangement: its optimizer, its record, and `close` to undo it.
 
     Raises:
-        SettingsError: The trainer, or its settings, cannot be combined with a mask.
+        SettingsError: The trainer, or its settings, cannot be combined with a mask; or `also` has
+            a name that the model does not have.
         MaskError: No mask file.
         MaskMismatchError: The mask is one for another model, or for other weights.
         OptimizerError: The parameters already have a sparse optimizer.
@@ -74,15 +81,21 @@ def train_only(
     import torch
 
     check_trainer(trainer)
+    if not isinstance(mask, Mask):
+        mask = Mask.load(mask)
     options = {
+        "also": [also] if isinstance(also, str) else list(also),
         "master": master,
         "state_dtype": torch.float32 if state_dtype is None else state_dtype,
         "clip_by": clip_by,
         "nonfinite": nonfinite,
     }
-    return MaskedTraining(
-        trainer, mask if isinstance(mask, Mask) else Mask.load(mask), options, check_base
-    )
+    training = MaskedTraining(trainer, mask, options, check_base)
+    if trainer.is_world_process_zero():
+        if frozen := training.new_and_frozen:
+            warnings.warn(frozen_notice(frozen), stacklevel=2)
+        runtime.say(f"{type(trainer).__name__} trains {training.summary}")
+    return training
 
 
 class MaskedTraining:
@@ -93,6 +106,8 @@ class MaskedTraining:
         mask: The mask, under the names that files have for the tensors; as it is written beside
             weights.
         optimizer: The `SparseAdamW` or `SparseSGD`; None before `trainer.train()`.
+        summary: What is trained of what, and the memory that it takes: a line.
+        new_and_frozen: Names of parameters that no checkpoint had and nothing trains.
     """
 
     def __init__(self, trainer: Any, mask: Mask, options: dict[str, Any], check_base: bool) -> None:
@@ -104,6 +119,11 @@ class MaskedTraining:
         # All that the optimizer refuses is refused now, at the line that the user wrote.
         trial = self._new_optimizer(trainer.model, check_base=check_base)
         self._described = trial.describe()
+        self.summary = f"{trial.summary()} ({type(trial).__name__})"
+        named = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
+        trained = {id(elements.parameter) for elements in trial.elements.values()}
+        new = set(newly_initialised(named, mask))
+        self.new_and_frozen = [n for n, p in named if n in new and id(p) not in trained]
         trial.close()
 
         self._frozen: list[Any] = []
@@ -116,6 +136,9 @@ class MaskedTraining:
         ):
             self._replaced[method.__name__] = getattr(owner, method.__name__)
             setattr(owner, method.__name__, method)
+
+    def __repr__(self) -> str:
+        return f"MaskedTraining({type(self.trainer).__name__}: {self.summary})"
 
     def close(self) -> None:
         """Give the trainer its methods back; its state for the mask is forgotten."""
@@ -143,13 +166,16 @@ class MaskedTraining:
 
     def settings(self) -> dict[str, Any]:
         """All that decides what a step does; a run goes on only with the same."""
+        also = self._described["also"]
+        options = {key: _plain(value) for key, value in self._options.items() if key != "also"}
         return {
             "algorithm": self._settings.algorithm,
             **{key: _plain(value) for key, value in self._settings.keywords.items()},
             "weight_decay": self._settings.weight_decay,
             "max_grad_norm": self._settings.max_grad_norm,
-            **{key: _plain(value) for key, value in self._options.items()},
+            **options,
             "master": self._described["master"],  # as chosen, if it was left to the optimizer
+            **({"also": also} if also else {}),  # absent where older releases had no such setting
         }
 
     def create_optimizer(self, model: Any = None) -> Any:

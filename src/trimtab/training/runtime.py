@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
+from logging import INFO, NOTSET, WARNING, getLogger
 from typing import Any
 
 from trimtab import __version__
 from trimtab.extras import require
 
-__all__ = ["accelerator", "device", "quiet", "start", "versions"]
+__all__ = ["accelerator", "device", "quiet", "say", "start", "versions"]
 
 INSTALL = "pip install 'trimtab[train]'"
 
@@ -47,14 +49,32 @@ def start(*, offline: bool = True) -> None:
         require(module, INSTALL)
 
 
+def say(text: str) -> None:
+    """Tell the user something, at level INFO of the logger `trimtab`.
+
+    A library that was asked to do something says what it did, so it is seen unless the user has set
+    the level of that logger; by the user's handlers, or else on stderr.
+    """
+    logger = getLogger("trimtab")
+    if logger.level == NOTSET:
+        logger.setLevel(INFO)
+    if logger.hasHandlers():
+        logger.info(text)
+    elif logger.isEnabledFor(INFO):
+        print(f"[trimtab] {text}", file=sys.stderr)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars, logs and one known deprecation of transformers and datasets."""
+    """Silence progress bars, logs (our own, too) and one known deprecation of other libraries."""
     import datasets
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     dataset_bars = datasets.are_progress_bars_disabled()
+    own = getLogger("trimtab")
+    own_level = own.level
+    own.setLevel(WARNING)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
@@ -66,6 +86,7 @@ def quiet() -> Iterator[None]:
             )
             yield
     finally:
+        own.setLevel(own_level)
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()

@@ -63,6 +63,7 @@ class SparseAdamW(SparseOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        also: str | Iterable[str] = (),
         max_grad_norm: float | None = None,
         clip_by: Literal["masked", "full"] = "masked",
         master: Master | None = None,
@@ -81,6 +82,7 @@ class SparseAdamW(SparseOptimizer):
             betas: Decay of the running means of the gradient and of its square.
             eps: Added to the denominator.
             weight_decay: Decoupled weight decay, of the selected elements only.
+            also: Parameters to train whole, beside the mask.
             max_grad_norm: Clip the gradient to this norm.
             clip_by: Whose norm that is.
             master: Precision of the weights between steps.
@@ -98,6 +100,7 @@ class SparseAdamW(SparseOptimizer):
             named_parameters,
             mask,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
+            also=also,
             max_grad_norm=max_grad_norm,
             clip_by=clip_by,
             master=master,

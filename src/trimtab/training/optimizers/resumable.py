@@ -1,4 +1,4 @@
-"""How a sparse optimizer saves its state and goes on with it.
+"""How a sparse optimizer is closed and opened, copied, and saves its state to go on with it.
 
 There are two forms: `state_dict`, which every optimizer of torch has, and `sharded_state_dict` for
 `torch.distributed.checkpoint`. `trimtab.training.optimizers.saved` and `saved_sharded` say what is
@@ -10,14 +10,17 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
+from trimtab.training.optimizers.binding import Collector
 from trimtab.training.optimizers.elements import Elements
-from trimtab.training.optimizers.masters import Master, master_kept, new_master
+from trimtab.training.optimizers.masters import Master, follow_weights, master_kept, new_master
+from trimtab.training.optimizers.refusals import refuse_taken
 from trimtab.training.optimizers.saved import (
     FORMAT,
     KEY,
@@ -38,7 +41,19 @@ from trimtab.training.optimizers.saved_sharded import (
 )
 from trimtab.training.optimizers.sharding import as_sharded, box_of
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+    from trimtab.training.optimizers.distributed import Ranks
+
 __all__ = ["ResumableOptimizer"]
+
+COPIED = (
+    *("_mask", "_asked", "_fitted", "_also", "_elements", "_others", "_masters", "_base"),
+    *("_master", "_max_grad_norm", "_clip_by", "_state_dtype", "_nonfinite", "_has_momentum"),
+    *("_num_selected", "_num_elements", "_grad_norm", "num_skipped_steps"),
+)
+"""What a copy has of an optimizer beside what torch copies: no hooks, nor wrappers of schedules."""
 
 
 class ResumableOptimizer(torch.optim.Optimizer):
@@ -49,7 +64,12 @@ class ResumableOptimizer(torch.optim.Optimizer):
     """
 
     num_skipped_steps: int
+    _ranks: Ranks | None
+    _process_group: ProcessGroup | None
+    _collector: Collector | None
     _mask: Mask
+    _fitted: Mask | None
+    _also: list[str]
     _state_dtype: torch.dtype
     # By name of each parameter that the mask trains: its elements, their master, and the digest of
     # the base that they started from, where the mask knows it.
@@ -124,6 +144,7 @@ class ResumableOptimizer(torch.optim.Optimizer):
         Raises:
             OptimizerError: A parameter is sharded along another dimension than its first.
         """
+        assert self._fitted is not None
         return {
             "record": hashes(self._record()),
             "groups": export_groups(self.param_groups, self.defaults),
@@ -131,7 +152,7 @@ class ResumableOptimizer(torch.optim.Optimizer):
             "state": {
                 name: export_vectors(
                     elements,
-                    self._mask,
+                    self._fitted,
                     self.state.get(elements.parameter, {}),
                     self._kept(elements),
                 )
@@ -158,6 +179,62 @@ class ResumableOptimizer(torch.optim.Optimizer):
             self.state[elements.parameter] = adopt_vectors(elements, content, self._kept(elements))
         self.num_skipped_steps = int(state_dict["num_skipped_steps"])
 
+    def close(self) -> None:
+        """Remove the hooks: the parameters are free for another optimizer."""
+        assert self._collector is not None
+        self._collector.close()
+
+    def reopen(self) -> None:
+        """Collect gradients again after `close`, with the state of then.
+
+        Weights that something else has changed in between are gone on from.
+
+        Raises:
+            OptimizerError: Another sparse optimizer has the parameters by now.
+        """
+        assert self._collector is not None
+        if not self._collector.is_open:
+            refuse_taken((name, of.parameter) for name, of in self._elements.items())
+            for elements in self._elements.values():
+                if state := self.state.get(elements.parameter):
+                    follow_weights(elements, self._masters[elements.name], state)
+            self._collector = self._new_collector()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has, and what a pickle holds: all but the hooks and the processes.
+
+        Raises:
+            OptimizerError: The optimizer is one of several processes.
+        """
+        if self._ranks is not None:
+            raise OptimizerError(
+                "an optimizer of several processes cannot be copied or pickled: save its "
+                "state_dict(), and load that into a new optimizer"
+            )
+        own = {name: vars(self)[name] for name in COPIED if name in vars(self)}
+        is_open = self._collector is not None and self._collector.is_open
+        return {**super().__getstate__(), **own, "_is_open": is_open}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy, which collects the gradients of its own copies of the parameters.
+
+        Raises:
+            OptimizerError: It is one of `copy.copy`, which has the parameters of the original.
+        """
+        is_open = state.pop("_is_open", None)
+        super().__setstate__(state)
+        if is_open is None:  # torch's load_state_dict sets state and groups in this way
+            return
+        self._ranks, self._process_group = None, None
+        refuse_taken((name, of.parameter) for name, of in self._elements.items())
+        self._collector = self._new_collector()
+        if not is_open:
+            self.close()
+
+    @abstractmethod
+    def _new_collector(self) -> Collector:
+        """Hooks that collect the gradients."""
+
     def _new_state(self, elements: Elements) -> dict[str, Tensor]:
         """What the state of a parameter is before its first step."""
         device = elements.parameter.device
@@ -180,10 +257,11 @@ class ResumableOptimizer(torch.optim.Optimizer):
 
     def _record(self) -> dict[str, Any]:
         """What a saved state must agree with."""
+        assert self._fitted is not None
         return {
             "format": FORMAT,
             "optimizer": type(self).__name__,
-            "mask": self._mask.digest,
+            "mask": self._mask.digest if not self._also else self._fitted.digest,
             "base": self._base,
             "state_dtype": short(self._state_dtype),
             "tensors": {

@@ -38,6 +38,7 @@ class SparseSGD(SparseOptimizer):
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
+        also: str | Iterable[str] = (),
         max_grad_norm: float | None = None,
         clip_by: Literal["masked", "full"] = "masked",
         master: Master | None = None,
@@ -55,6 +56,7 @@ class SparseSGD(SparseOptimizer):
             lr: Learning rate.
             momentum: Decay of the running sum of gradients; 0 keeps none.
             weight_decay: L2 penalty, added to the gradient of the selected elements.
+            also: Parameters to train whole, beside the mask.
             max_grad_norm: Clip the gradient to this norm.
             clip_by: Whose norm that is.
             master: Precision of the weights between steps.
@@ -71,6 +73,7 @@ class SparseSGD(SparseOptimizer):
             named_parameters,
             mask,
             {"lr": lr, "momentum": momentum, "weight_decay": weight_decay},
+            also=also,
             max_grad_norm=max_grad_norm,
             clip_by=clip_by,
             master=master,

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.checkpoints.messages import first_few
+from trimtab.elements.counts import percent
 from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
+from trimtab.training.also import names_of, with_whole
 from trimtab.training.layout import layout_of, module_of
 from trimtab.training.optimizers.base_check import check_base as check_weights
 from trimtab.training.optimizers.binding import Collector, bind, groups_of
@@ -21,7 +23,6 @@ from trimtab.training.optimizers.distributed import ranks_of
 from trimtab.training.optimizers.elements import Elements, root_of_sum, sum_of_squares
 from trimtab.training.optimizers.masters import (
     Master,
-    follow_weights,
     load_master,
     master_for,
     store_master,
@@ -29,7 +30,6 @@ from trimtab.training.optimizers.masters import (
 from trimtab.training.optimizers.refusals import (
     named,
     refuse_parameters,
-    refuse_taken,
     refuse_trivial_mask,
     refuse_wrapped_model,
 )
@@ -41,26 +41,7 @@ from trimtab.training.optimizers.sharding import local
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-    from trimtab.training.optimizers.distributed import Ranks
-
 __all__ = ["SparseOptimizer", "Vectors"]
-
-
-COPIED = (
-    *(
-        "_mask",
-        "_fitted",
-        "_elements",
-        "_others",
-        "_masters",
-        "_base",
-        "_num_selected",
-        "_num_elements",
-    ),
-    *("_master", "_max_grad_norm", "_clip_by", "_state_dtype", "_nonfinite", "_has_momentum"),
-    *("_grad_norm", "num_skipped_steps"),
-)
-"""What a copy has of an optimizer beside what torch copies: no hooks, nor wrappers of schedules."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +93,8 @@ class SparseOptimizer(ResumableOptimizer):
             its tensors also where files name or cut them otherwise than the model does; through
             other pairs of name and parameter, only where names differ by wrappers and prefixes.
         mask: Which elements to train, by name of the parameter.
+        also: Parameters to train whole, beside the mask: names of modules or parameters, or the
+            ends of such names (`score`). For what the mask's base did not have, as a new head.
         max_grad_norm: Clip the gradient to this norm; None to not clip.
         clip_by: See above.
         master: Precision of the weights between steps, see `trimtab.training.optimizers.masters`.
@@ -141,14 +124,13 @@ class SparseOptimizer(ResumableOptimizer):
         num_skipped_steps: Steps left out because of NaN or infinity.
     """
 
-    _ranks: Ranks | None
-
     def __init__(
         self,
         named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
         mask: Mask,
         defaults: dict[str, Any],
         *,
+        also: str | Iterable[str],
         max_grad_norm: float | None,
         clip_by: Literal["masked", "full"],
         master: Master | None,
@@ -174,41 +156,11 @@ class SparseOptimizer(ResumableOptimizer):
         self._grad_norm: Tensor | None = None
         self.num_skipped_steps = 0
         self._collector: Collector | None = None
-        self._fitted: Mask | None = None  # the mask under the names of the parameters
+        self._fitted: Mask | None = None  # what is trained, under the names of the parameters
+        self._asked = [also] if isinstance(also, str) else list(also)
         self._bind(named_parameters, check_base=check_base)
         super().__init__(groups_of(self._elements.values(), no_decay), defaults)
         self._collector = self._new_collector()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy has, and what a pickle holds: all but the hooks and the processes.
-
-        Raises:
-            OptimizerError: The optimizer is one of several processes.
-        """
-        if self._ranks is not None:
-            raise OptimizerError(
-                "an optimizer of several processes cannot be copied or pickled: save its "
-                "state_dict(), and load that into a new optimizer"
-            )
-        own = {name: vars(self)[name] for name in COPIED if name in vars(self)}
-        is_open = self._collector is not None and self._collector.is_open
-        return {**super().__getstate__(), **own, "_is_open": is_open}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Become a copy, which collects the gradients of its own copies of the parameters.
-
-        Raises:
-            OptimizerError: It is one of `copy.copy`, which has the parameters of the original.
-        """
-        is_open = state.pop("_is_open", None)
-        super().__setstate__(state)
-        if is_open is None:  # torch's load_state_dict sets state and groups in this way
-            return
-        self._ranks, self._process_group = None, None
-        refuse_taken((name, of.parameter) for name, of in self._elements.items())
-        self._collector = self._new_collector()
-        if not is_open:
-            self.close()
 
     def _bind(
         self, named_parameters: nn.Module | Iterable[tuple[str, Tensor]], *, check_base: bool
@@ -221,12 +173,14 @@ class SparseOptimizer(ResumableOptimizer):
         refuse_wrapped_model(parameters)
         self._ranks = ranks_of(parameters, self._process_group)
         if self._ranks is not None:  # first, so that what is refused is refused by all
-            self._ranks.check(parameters, [type(self).__name__, self._mask.digest])
+            self._ranks.check(parameters, [type(self).__name__, self._mask.digest, *self._asked])
         layout = layout_of(parameters, module)
+        shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
         if self._fitted is None:  # the same names always fit in the same way
-            self._fitted = layout.in_memory(self._mask)
+            self._also = names_of(self._asked, shapes)
+            self._fitted = with_whole(layout.in_memory(self._mask), shapes, self._also)
         mask = self._fitted
-        mask.check({name: tuple(parameter.shape) for name, parameter in parameters})
+        mask.check(shapes)
         refuse_trivial_mask(parameters, mask)
         refuse_parameters(parameters, mask, self._master)
         if check_base:
@@ -280,27 +234,6 @@ class SparseOptimizer(ResumableOptimizer):
     def grad_norm(self) -> float | None:
         """Norm of the gradient of the last step, before clipping; None before the first."""
         return None if self._grad_norm is None else float(self._grad_norm)
-
-    def close(self) -> None:
-        """Remove the hooks: the parameters are free for another optimizer."""
-        assert self._collector is not None
-        self._collector.close()
-
-    def reopen(self) -> None:
-        """Collect gradients again after `close`, with the state of then.
-
-        Weights that something else has changed in between are gone on from.
-
-        Raises:
-            OptimizerError: Another sparse optimizer has the parameters by now.
-        """
-        assert self._collector is not None
-        if not self._collector.is_open:
-            refuse_taken((name, of.parameter) for name, of in self._elements.items())
-            for elements in self._elements.values():
-                if state := self.state.get(elements.parameter):
-                    follow_weights(elements, self._masters[elements.name], state)
-            self._collector = self._new_collector()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, collected or not, of every parameter."""
@@ -476,6 +409,22 @@ class SparseOptimizer(ResumableOptimizer):
             first: Whether it is the first step of the parameter.
         """
 
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.defaults.items())
+        return f"{type(self).__name__}({self.summary()}; {settings})"
+
+    def summary(self) -> str:
+        """What is trained of what, and the memory that it takes in this process: a line."""
+        of = self.describe()
+        num_bytes = of["index_bytes"] + of["gradient_bytes"] + of["state_bytes"]
+        memory = f"{num_bytes / 1e6:,.{0 if num_bytes > 1e8 else 2}f} MB"
+        part = percent(of["num_selected"], of["num_elements"])
+        also = f", with all of {first_few(self._also)}" if self._also else ""
+        return (
+            f"{of['num_selected']:,} of {of['num_elements']:,} elements ({part}){also}, "
+            f"{memory} for their positions, gradient and state"
+        )
+
     def describe(self) -> dict[str, Any]:
         """What a result should say of the optimizer that made it; plain data.
 
@@ -486,6 +435,7 @@ class SparseOptimizer(ResumableOptimizer):
         return {
             "optimizer": type(self).__name__,
             "mask": self._mask.digest,
+            "also": list(self._also),
             "num_selected": num_selected,
             "num_elements": self._num_elements,
             "density": num_selected / self._num_elements,

@@ -48,6 +48,8 @@ def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterato
         yield from _of_samples(samples)
     yield from _of_algorithm(top.get("algorithm"), data, "reward" in tables, "samples" in tables)
     yield from _of_mask(top.get("mask"), tables.get("optimizer"))
+    if top.get("also"):
+        yield from _of_also(top.get("mask"), tables.get("auto", AutoTable()))
     if (auto := tables.get("auto")) is not None:
         yield from _of_auto(top.get("mask"), auto)
 
@@ -57,6 +59,13 @@ def _of_track(track: int, mask: str | None, auto: AutoTable | None) -> Iterator[
         yield f"track is {track}, expected a number of steps from 1 on"
     if mask == "auto" and auto is not None and auto.probe == "adamw":
         yield 'track: mask = "auto" with probe = "adamw" trains twice, and one can be followed'
+
+
+def _of_also(mask: str | None, auto: AutoTable | None) -> Iterator[str]:
+    if mask in ("none", "all"):
+        yield f'also has no effect with mask = "{mask}", which trains everything'
+    if mask == "auto" and auto is not None and auto.probe == "adamw":
+        yield 'also: not with mask = "auto" and probe = "adamw", which takes what moves'
 
 
 def _of_data(data: DataTable) -> Iterator[str]:

@@ -112,7 +112,7 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
         "precision": precision,
         "optimizer": optimizer,
-        "update": count_update(run.base, run.output / MODEL, run.file.save_dtype, run.mask),
+        "update": count_update(run.base, run.output / MODEL, run.file.save_dtype, run.trained),
         "peak_memory": peak_memory,
         "history": [log for log in trainer.state.log_history if "loss" in log],
         "seconds": {

@@ -19,6 +19,7 @@ from typing import Any
 from trimtab.errors import SettingsError, TrimtabError
 from trimtab.masks import Mask
 from trimtab.training import runtime
+from trimtab.training.also import names_of, with_whole
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.datasets import Rows, read_rows
@@ -79,6 +80,13 @@ class PreparedRun:
         """Whether checkpoints were asked for, beyond those to go on from."""
         return any(key in self.file.trainer for key in SAVING)
 
+    @property
+    def trained(self) -> Mask | None:
+        """The mask, with the parameters that are trained whole beside it."""
+        if self.mask is None:
+            return None
+        return with_whole(self.mask, self.base.shapes, names_of(self.file.also, self.base.shapes))
+
     def settings(self) -> dict[str, Any]:
         """All that decides the result, as plain data; a run goes on only with the same."""
         trainer = {k: v for k, v in self.args.to_dict().items() if k not in WITHOUT_EFFECT}
@@ -90,6 +98,7 @@ class PreparedRun:
             "dropout": self.file.dropout,
             "model": self.base.record.content_hash,
             "mask": self._mask_setting(),
+            **({"also": list(self.file.also)} if self.file.also else {}),
             "data": self.data.digest,
             "reward": None if self.reward is None else self.reward.record,
             "samples": None if self.file.samples is None else asdict(self.file.samples),
@@ -155,6 +164,7 @@ def prepare(file: RunFile, bases: dict[Path, BaseModel] | None = None) -> Prepar
     if base is not None:
         dtype = problems.result(lambda: base.training_dtype(file.dtype)) or ""
         mask = problems.result(lambda: _mask(file, base))
+        problems.result(lambda: names_of(file.also, base.shapes))
         if args is not None:
             problems.result(lambda: _check_dropout(file, base, args))
         if file.save_dtype == "fp32" and dtype == "bf16":

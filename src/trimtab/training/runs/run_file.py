@@ -6,7 +6,7 @@ can be moved together and used from any folder.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ class RunFile:
         model: A checkpoint folder, or a hub id with an optional `@revision`.
         output: Folder that the run makes.
         mask: A file, `random:DENSITY`, `none`, `all` or `auto`.
+        also: Parameters to train whole, beside the mask; see `train_only`.
         seed: Of everything that is drawn.
         dtype: Of the weights while they are trained; None is that in which the model is stored.
         data: What is trained on, or the prompts of what is.
@@ -69,6 +70,7 @@ class RunFile:
     dropout: float | None = None
     track: int | None = None
     factors: Mapping[str, Any] = field(default_factory=dict)
+    also: Sequence[str] = ()
 
     @classmethod
     def read(cls, path: str | Path) -> RunFile:
@@ -136,6 +138,7 @@ class _Top:
     save_dtype: Literal["stored", "fp32"]
     dropout: float
     track: int
+    also: list[str]
 
 
 _TABLES: Mapping[str, type] = {

@@ -40,7 +40,7 @@ def build_trainer(
     model = AutoModelForCausalLM.from_pretrained(
         run.base.folder, dtype=DTYPES[run.dtype], **dropout
     )
-    args = copy(run.args)  # `train_only` and the Trainer write to it
+    args = copy(run.args)  # the Trainer writes to it, as we do
     args.output_dir = str(work)
     try:
         trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
@@ -57,6 +57,7 @@ def build_trainer(
     training = train_only(
         trainer,
         mask,
+        also=run.file.also,
         master=table.master,
         state_dtype=getattr(torch, DTYPES[table.state_dtype]),
         clip_by=table.clip_by,

@@ -67,6 +67,11 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
         self._session: Session | None = None
         self._is_logged = True
 
+    def __repr__(self) -> str:
+        path, every = str(self._settings.path), self._settings.every
+        state = "" if self._session is None else f", step {self._session.last_step}"
+        return f"UpdateTracker({path!r}, every={every}{state})"
+
     def attach(self, trainer: Any) -> UpdateTracker:
         """Track the training of a trainer.
 
