@@ -12,6 +12,7 @@ from docs.generated import rows
 
 from trimtab.cli.demo_record import label_of
 from trimtab.elements.counts import percent
+from trimtab.report.evaluation_wording import share_text
 from trimtab.report.identity_wording import cosine_text
 
 __all__ = ["accuracies", "beside", "demo"]
@@ -36,8 +37,7 @@ def accuracies(result: Mapping[str, Any] | None) -> None:
     before, majority = result["before"], result["majority_baseline"]
 
     def accuracy(part: Mapping[str, Any], way: str) -> str:
-        error = part[f"{way}_standard_error"]
-        return f"{100 * part[f'{way}_accuracy']:.1f} % ± {100 * error:.1f}"
+        return share_text(part[f"{way}_accuracy"], 1, part[f"{way}_interval"])
 
     def trained(name: str, arm: Mapping[str, Any]) -> list[str]:
         answers, record = arm["evaluation"], arm["record"]

@@ -340,8 +340,8 @@ def test_a_training_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
-    scores = {f"{way}_{figure}": 0.25 for way in ("greedy", "sampled") for figure in ("accuracy",)}
-    scores |= {"greedy_standard_error": 0.125, "sampled_standard_error": 0.0625}
+    scores: dict[str, Any] = dict.fromkeys(("greedy_accuracy", "sampled_accuracy"), 0.25)
+    scores |= {"greedy_interval": [0.125, 0.375], "sampled_interval": [0.1875, 0.3125]}
     arm = {
         "evaluation": scores,
         "record": {"algorithm": "grpo", "tokens": {"num_loss": 1920}, "seconds": {"train": 300.4}},
@@ -372,7 +372,7 @@ def test_a_demo_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     )
     text = capsys.readouterr().out
     assert "| always “9” | 12.5 % |" in text
-    assert "| GRPO | 25.0 % ± 12.5 | 25.0 % ± 6.2 | 1,920 | 300 s |" in text
-    assert "| GRPO mask | 25.0 % ± 12.5 |" in text
+    assert "| GRPO | 25.0 % [12.5, 37.5] | 25.0 % [18.8, 31.2] | 1,920 | 300 s |" in text
+    assert "| GRPO mask | 25.0 % [12.5, 37.5] |" in text
     assert "| `norm` | 99.90 % |" in text
     assert "| GRPO mask | 100 | 96 | 75.00 % | 0 % | 0.7500 | 30 of 32 | 12 MB |" in text

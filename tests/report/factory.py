@@ -13,7 +13,8 @@ from trimtab.compare.rank import RankAnalysis
 from trimtab.compare.result import CheckpointRecord, Comparison, Coverage, Profile, TensorChange
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import DEFAULT_CRITERIA
-from trimtab.report.demo import DemoRecord
+from trimtab.report.demo import DemoRecord, Score
+from trimtab.training.evaluation.intervals import wilson
 
 DENSITY = {"attention": 0.144, "mlp": 0.117, "embed": 0.025, "norm": 0.011}
 KEPT = {"bits": 1.0, "value": 0.999, "rel=0.001": 0.998, "atol=0": 0.999}
@@ -202,6 +203,11 @@ def make_analyses(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def score(correct: int, total: int) -> Score:
+    """A score of independent answers, with the interval that evaluations give it."""
+    return {"correct": correct, "total": total, "interval": list(wilson(correct / total, total))}
+
+
 def with_masked(demo: DemoRecord, *labels: str) -> DemoRecord:
     """That demo with further runs, set beside `grpo` in the way of a mask or of its controls."""
     grpo: Any = demo["arms"]["grpo"]
@@ -210,9 +216,9 @@ def with_masked(demo: DemoRecord, *labels: str) -> DemoRecord:
     runs: Any = {
         label: {
             **grpo,
-            "accuracy_greedy": {"correct": 15, "total": 21},
+            "accuracy_greedy": score(15, 21),
             "optimizer": some,
-            "same_answers": {"correct": 18, "total": 21},
+            "same_answers": score(18, 21),
             "about": f"{label} again.",
         }
         for label in labels
@@ -239,22 +245,22 @@ def make_demo() -> DemoRecord:
         "model_note": "The base weights are de-quantised 4-bit numbers, saved as bf16.",
         "task": "one-digit addition with a two-shot prompt",
         "before": {
-            "accuracy_greedy": {"correct": 3, "total": 21},
-            "accuracy_sampled": {"correct": 9, "total": 84},
+            "accuracy_greedy": score(3, 21),
+            "accuracy_sampled": score(9, 84),
         },
         "majority_baseline": {"correct": 3, "total": 21, "answer": "9"},
         "arms": {
             "grpo": {
-                "accuracy_greedy": {"correct": 17, "total": 21},
-                "accuracy_sampled": {"correct": 46, "total": 84},
+                "accuracy_greedy": score(17, 21),
+                "accuracy_sampled": score(46, 84),
                 "history": [{"step": step, "reward": 0.7 - 0.6 / step} for step in steps],
                 "seconds": 326.2,
                 "loss_tokens": 2412,
                 "settings": {"lr": 1e-5, "steps": 20, "completions": 32, "betas": [0.9, 0.999]},
             },
             "sft": {
-                "accuracy_greedy": {"correct": 21, "total": 21},
-                "accuracy_sampled": {"correct": 53, "total": 84},
+                "accuracy_greedy": score(21, 21),
+                "accuracy_sampled": score(53, 84),
                 "history": [{"step": step, "loss": 0.3 + 2.5 / step} for step in steps],
                 "seconds": 166.1,
                 "loss_tokens": 960,

@@ -321,9 +321,9 @@ def test_a_demo_page_sets_the_runs_side_by_side() -> None:
     assert "What the runs took" in page.sections
     assert demo["model_note"] in page.text
     assert page.table("Accuracy on the held-out questions").body == [
-        ["base", "14.3 % (3 of 21)", "± 7.6 points", "10.7 % (9 of 84)", "± 3.4 points"],
-        ["after grpo", "81.0 % (17 of 21)", "± 8.6 points", "54.8 % (46 of 84)", "± 5.4 points"],
-        ["after sft", "100 % (21 of 21)", "–", "63.1 % (53 of 84)", "± 5.3 points"],
+        ["base", "14.3 % (3 of 21)", "5.0, 34.6", "10.7 % (9 of 84)", "5.7, 19.1"],
+        ["after grpo", "81.0 % (17 of 21)", "60.0, 92.3", "54.8 % (46 of 84)", "44.1, 65.0"],
+        ["after sft", "100 % (21 of 21)", "84.5, 100.0", "63.1 % (53 of 84)", "52.4, 72.6"],
         ["always “9”", "14.3 % (3 of 21)", "–", "–", "–"],
     ]
     (table,) = [table for table in page.tables if table.title.startswith("Unchanged elements by")]

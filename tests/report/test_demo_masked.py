@@ -36,14 +36,14 @@ def test_page_sets_a_masked_run_beside_the_full_one() -> None:
     num_changed = comparisons["grpo"].total.num_changed["bits"]
     assert full == {
         "run": "grpo",
-        "greedy": "81.0 % ± 8.6",
+        "greedy": "81.0 % [60.0, 92.3]",
         "trained": "1,000,000",
         "changed": f"{num_changed:,}",
         **dict.fromkeys(("SUB = FULL", "BASE = FULL", "cosine", "same answers"), "–"),
         "optimizer": "8.00 MB",
     }
     inside = check.total.inside
-    assert mask["greedy"] == "71.4 % ± 9.9"
+    assert mask["greedy"] == "71.4 % [50.0, 86.2]"
     assert mask["trained"] == "100,000"
     assert mask["changed"] == f"{inside.num_sub_moved:,}"
     assert mask["SUB = FULL"] == percent(inside.num_sub_equal["bits"], inside.num_elements)

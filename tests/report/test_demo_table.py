@@ -28,7 +28,9 @@ def test_every_score_and_sparsity_is_there(width: int) -> None:
         assert word in text
 
 
-def test_a_given_standard_error_is_shown() -> None:
+def test_intervals_are_those_of_the_record_and_say_what_they_are() -> None:
     demo, comparisons = make_demo(), arms()
-    demo["before"]["accuracy_sampled"] = {"correct": 84, "total": 256, "standard_error": 0.059}
-    assert "32.8 % ± 5.9" in render_demo_table(demo, comparisons, console_width=100)
+    demo["before"]["accuracy_sampled"] = {"correct": 84, "total": 256, "interval": [0.22, 0.45]}
+    text = render_demo_table(demo, comparisons, console_width=100)
+    assert "32.8 % [22.0, 45.0]" in text
+    assert "Held-out accuracy [95 % interval]\n" in text

@@ -75,17 +75,25 @@ def test_levels() -> None:
 
 def test_forgetting() -> None:
     text = render_evaluation_table(told(), console_width=120)
-    assert "Forgetting: 40 tokens of a text, in 2 passages" in text
-    base, tuned = (table_row(text, "model  KL", name) for name in ("base", "tuned"))
+    assert "Forgetting [95 % interval]: 40 tokens of a text, in 2 passages" in text
+    base, tuned = (
+        table_row(text[text.index("Forgetting") :], "model", name) for name in ("base", "tuned")
+    )
     assert base == {"model": "base", "KL(base ‖ model)": "–", "perplexity": "7.389"}
-    assert tuned["KL(base ‖ model)"].startswith("0.015 ± ")
+    assert tuned["KL(base ‖ model)"].startswith("0.015 [")
     assert tuned["perplexity"] == "11.02"
 
 
 def test_suites() -> None:
     text = render_evaluation_table(told(suites=True), console_width=120)
     row = table_row(text, "task", "arc_easy")
-    assert row == {"task": "arc_easy", "metric": "acc", "base": "0.5 ± 0.1", "tuned": "0.625 ± 0.1"}
+    assert row == {
+        "task": "arc_easy",
+        "metric": "acc",
+        "base": "0.5 [0.304, 0.696]",
+        "tuned": "0.625 [0.429, 0.821]",
+    }
+    assert "lm-evaluation-harness [95 % interval]\n" in text
 
 
 def test_forgetting_alone() -> None:

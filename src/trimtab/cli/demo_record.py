@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import eq
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -110,8 +111,10 @@ def _arm(run: DemoRun, name: str, arm: ArmResult) -> dict[str, Any]:
 
 
 def _same_answers(answers: Answers, full: Answers) -> Score:
-    same = sum(a == b for a, b in zip(answers.greedy, full.greedy, strict=True))
-    return {"correct": same, "total": full.num_questions}
+    from trimtab.training.evaluation.intervals import wilson
+
+    same, total = sum(map(eq, answers.greedy, full.greedy)), full.num_questions
+    return {"correct": same, "total": total, "interval": list(wilson(same / total, total))}
 
 
 def _scores(answers: Answers) -> Mapping[str, Any]:
@@ -120,11 +123,11 @@ def _scores(answers: Answers) -> Mapping[str, Any]:
         "accuracy_greedy": {
             "correct": told["num_greedy_correct"],
             "total": told["num_questions"],
-            "standard_error": told["greedy_standard_error"],
+            "interval": told["greedy_interval"],
         },
         "accuracy_sampled": {
             "correct": sum(answer["num_sampled_correct"] for answer in told["answers"]),
             "total": told["num_questions"] * told["num_samples"],
-            "standard_error": told["sampled_standard_error"],
+            "interval": told["sampled_interval"],
         },
     }

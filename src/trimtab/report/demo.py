@@ -7,11 +7,12 @@ the page can be drawn again from it.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from math import isfinite, nan, sqrt
+from math import isfinite, nan
 from typing import Any, NotRequired, TypedDict
 
 from trimtab.elements.counts import percent
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
+from trimtab.report.evaluation_wording import interval_text, share_text
 from trimtab.report.learning_charts import accuracy_dots, learning_curve
 from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import printable
@@ -33,13 +34,13 @@ class Score(TypedDict):
     Attributes:
         correct: Right answers.
         total: All answers.
-        standard_error: Of their ratio; needed where answers are not independent, such as several
-            samples for one question. Otherwise it is taken as binomial.
+        interval: Both ends of the 95 % interval of their ratio, as `trimtab evaluate` has it; none
+            for what a constant answer scores.
     """
 
     correct: int
     total: int
-    standard_error: NotRequired[float]
+    interval: NotRequired[Sequence[float] | None]
 
 
 class BeforeRecord(TypedDict):
@@ -119,31 +120,19 @@ class DemoRecord(TypedDict):
     mask_notes: NotRequired[Sequence[str]]
 
 
-def standard_error(score: Score) -> float | None:
-    """Standard error of a score, as a fraction; None where it cannot be estimated."""
-    if not 0 < score["correct"] < score["total"]:
-        return None
-    if "standard_error" in score:
-        return score["standard_error"]
-    share = score["correct"] / score["total"]
-    return sqrt(share * (1 - share) / score["total"])
-
-
 def _share_text(score: Score) -> str:
     share = percent(score["correct"], score["total"], digits=1)
     return f"{share} ({score['correct']:,} of {score['total']:,})"
 
 
-def _error_text(score: Score) -> str:
-    error = standard_error(score)
-    return "–" if error is None else f"± {100 * error:.1f} points"
+def _interval_text(score: Score) -> str:
+    interval = score.get("interval")
+    return "–" if interval is None else interval_text(interval)
 
 
 def score_text(score: Score) -> str:
-    """A score with its standard error in points: `81.0 % ± 8.6`."""
-    error = standard_error(score)
-    share = percent(score["correct"], score["total"], 1)
-    return share if error is None else f"{share} ± {100 * error:.1f}"
+    """A score with its interval, in percent: `81.2 % [64.7, 91.1]`."""
+    return share_text(score["correct"], score["total"], score.get("interval"))
 
 
 def learned(demo: DemoRecord) -> Section:
@@ -157,19 +146,19 @@ def learned(demo: DemoRecord) -> Section:
         scores = {"greedy": record["accuracy_greedy"], "sampled": record["accuracy_sampled"]}
         for way, score in scores.items():
             share = score["correct"] / score["total"] if score["total"] else 0.0
-            error = standard_error(score) or 0.0
+            low, high = score.get("interval") or (share, share)
             rows.append(
                 {
                     "model": model,
                     "arm": arm,
                     "way": way,
                     "accuracy": 100 * share,
-                    "low": 100 * max(0.0, share - error),
-                    "high": 100 * min(1.0, share + error),
+                    "low": 100 * low,
+                    "high": 100 * high,
                     "tip_0": model,
                     "tip_1": way,
                     "tip_2": _share_text(score),
-                    "tip_3": _error_text(score),
+                    "tip_3": _interval_text(score),
                 }
             )
     baseline = demo["majority_baseline"]
@@ -183,8 +172,8 @@ def learned(demo: DemoRecord) -> Section:
             labels,
             baseline=100 * baseline["correct"] / total if total else None,
         ),
-        "Filled dots are greedy answers, rings are sampled ones. Whiskers are one standard error, "
-        "over questions; none is drawn where all or no answers are right. A model that learned "
+        "Filled dots are greedy answers, rings are sampled ones. Whiskers are 95 % intervals, over "
+        "questions: several samples of one question are not independent. A model that learned "
         f"nothing but the most frequent answer ({printable(baseline['answer'])}) would stand on "
         "the dashed line.",
         _scores(models, baseline),
@@ -207,9 +196,9 @@ def _scores(models: Iterable[tuple[str, str, BeforeRecord]], baseline: Baseline)
         (
             model,
             _share_text(record["accuracy_greedy"]),
-            _error_text(record["accuracy_greedy"]),
+            _interval_text(record["accuracy_greedy"]),
             _share_text(record["accuracy_sampled"]),
-            _error_text(record["accuracy_sampled"]),
+            _interval_text(record["accuracy_sampled"]),
         )
         for model, _, record in models
     ]
@@ -219,9 +208,9 @@ def _scores(models: Iterable[tuple[str, str, BeforeRecord]], baseline: Baseline)
         [
             ("model", "text"),
             ("greedy", "number"),
-            ("standard error", "number"),
+            ("95 % interval", "number"),
             ("sampled", "number"),
-            ("standard error", "number"),
+            ("95 % interval", "number"),
         ],
         [*rows, (answer, _share_text(baseline), "–", "–", "–")],
         is_folded=False,

@@ -43,7 +43,7 @@ def render_demo_table(
     criterion = arms[0].criterion
     parts = [
         "\n".join(textwrap.wrap(f"{demo['base_id']}. {demo['model_note']}", width)),
-        "Held-out accuracy\n" + "\n".join(_accuracy(demo, width)),
+        "Held-out accuracy [95 % interval]\n" + "\n".join(_accuracy(demo, width)),
         f"Weights left as they were (criterion: {criterion})\n" + "\n".join(_sparsity(arms, width)),
     ]
     if all(random_walk_text(arm, None) is not None for arm in arms):

@@ -91,7 +91,7 @@ def _accuracy_figure(evaluation: Data) -> Figure:
     confidence = f"{100 * evaluation['confidence']:g} %"
     return Figure(
         "Answers that are right",
-        accuracy_dots(rows, names, coloured, baseline=constant, spread="interval"),
+        accuracy_dots(rows, names, coloured, baseline=constant),
         f"Whiskers are {confidence} intervals, over questions: several samples of one question are "
         "not independent. Models answer the same questions, so the differences below are sharper "
         "than two whiskers beside each other.",
@@ -107,7 +107,9 @@ def forgetting(evaluation: Data) -> Section | None:
     opening = f"Read beside the base: {text_sentence(evaluation)}."
     columns = forgetting_columns(evaluation)
     return Section(
-        "Forgetting", (opening,), (_table("On neutral text", columns, forgetting_note()),)
+        "Forgetting",
+        (opening,),
+        (_table("On neutral text [95 % interval]", columns, forgetting_note()),),
     )
 
 
@@ -115,7 +117,10 @@ def suites(evaluation: Data) -> Section | None:
     """Metrics of lm-evaluation-harness; None if none were computed."""
     if evaluation["models"][0]["suites"] is None:
         return None
-    return Section("lm-evaluation-harness", blocks=(_table("Metrics", suite_columns(evaluation)),))
+    return Section(
+        "lm-evaluation-harness",
+        blocks=(_table("Metrics [95 % interval]", suite_columns(evaluation)),),
+    )
 
 
 def given_answers(evaluation: Data) -> Section | None:

@@ -40,6 +40,7 @@ def render_evaluation_table(
         Lines without trailing spaces, without a final newline.
     """
     width = console_width or shutil.get_terminal_size().columns
+    confidence = f"{100 * evaluation['confidence']:g} %"
     parts: list[list[str]] = []
 
     def add(title: str, columns: Columns, note: str = "") -> None:
@@ -52,7 +53,6 @@ def render_evaluation_table(
     if evaluation["questions"] is not None:
         asked = wrapped(asked_sentence(evaluation), width, "", styled=styled)
         parts.append([*wrapped(task_text(evaluation), width, "", styled=styled), *asked])
-        confidence = f"{100 * evaluation['confidence']:g} %"
         add(f"Held-out accuracy [{confidence} interval]", accuracy_columns(evaluation))
         if len(evaluation["models"]) > 1:
             add(
@@ -65,10 +65,10 @@ def render_evaluation_table(
             add(f"Accuracy by {by}", level_columns(evaluation), level_note())
     if evaluation["text"] is not None:
         add(
-            f"Forgetting: {text_sentence(evaluation)}",
+            f"Forgetting [{confidence} interval]: {text_sentence(evaluation)}",
             forgetting_columns(evaluation),
             forgetting_note(),
         )
     if evaluation["models"][0]["suites"] is not None:
-        add("lm-evaluation-harness", suite_columns(evaluation))
+        add(f"lm-evaluation-harness [{confidence} interval]", suite_columns(evaluation))
     return "\n\n".join("\n".join(lines) for lines in parts)

@@ -6,7 +6,7 @@ differences as they stand there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.elements.counts import percent
@@ -218,15 +218,18 @@ def forgetting_columns(evaluation: Data) -> Columns:
 
 
 def _kl(told: Data) -> str:
-    error = told["kl_standard_error"]
-    return magnitude(told["kl"]) + ("" if error is None else f" ± {magnitude(error)}")
+    return magnitude(told["kl"]) + _ends(told["kl_interval"], magnitude)
+
+
+def _ends(interval: Sequence[float] | None, write: Callable[[float], str]) -> str:
+    return "" if interval is None else f" [{', '.join(map(write, interval))}]"
 
 
 def forgetting_note() -> str:
     """How to read the forgetting probe."""
     return (
-        "“KL” is in nats a token, 0 for a model that predicts as the base does; “±” is its "
-        "standard error over passages."
+        "“KL” is in nats a token, 0 for a model that predicts as the base does; its "
+        "interval is over passages."
     )
 
 
@@ -240,8 +243,7 @@ def suite_columns(evaluation: Data) -> Columns:
             columns["metric"].append(printable(metric))
             for name, model in zip(names, evaluation["models"], strict=True):
                 found = model["suites"][task]["metrics"][metric]
-                error = found["standard_error"]
                 columns[name].append(
-                    f"{found['value']:.4g}" + ("" if error is None else f" ± {error:.2g}")
+                    f"{found['value']:.4g}" + _ends(found["interval"], "{:.4g}".format)
                 )
     return columns

@@ -54,9 +54,8 @@ def accuracy_dots(
     arms: Sequence[str],
     *,
     baseline: float | None,
-    spread: str = "standard error",
 ) -> dict[str, Any]:
-    """Held-out accuracy of each model, greedy (dot) and sampled (ring), each with its spread.
+    """Held-out accuracy of each model, greedy (dot) and sampled (ring), each with its interval.
 
     Args:
         rows: `model`, `arm` (empty for the base), `way` (`greedy` or `sampled`), and in percent
@@ -64,7 +63,6 @@ def accuracy_dots(
         models: Rows from top to bottom.
         arms: Labels, in order.
         baseline: Percentage of the majority answer, drawn as a dashed line.
-        spread: What `low` and `high` are.
     """
     domain = ["", *arms]
     colours = ["var(--soft)", *(f"var(--arm-{place % NUM_COLOURS})" for place in range(len(arms)))]
@@ -99,7 +97,7 @@ def accuracy_dots(
             "axis": axis,
         }
 
-    tooltip = hover_box("model", "decoding", "correct", spread)
+    tooltip = hover_box("model", "decoding", "correct", "95 % interval")
     layers: list[dict[str, Any]] = [
         {
             "mark": {"type": "rule", "strokeWidth": 2, "opacity": 0.55},

@@ -29,9 +29,14 @@ def test_figures_by_hand() -> None:
     assert THREE.kl == pytest.approx(0.2)
     # Residuals 0.2 - 0.4, 0.3 - 0.6, 1.5 - 1.0; variance 3/2 of their squares; over 10 tokens.
     assert THREE.kl_standard_error == pytest.approx(math.sqrt(1.5 * (0.04 + 0.09 + 0.25)) / 10)
+    # 1.96 standard errors of 0.0755, cut at 0.
+    assert THREE.kl_interval == pytest.approx((0.0520, 0.3480), abs=1e-4)
     assert THREE.base_perplexity == pytest.approx(math.e)
     assert THREE.tuned_perplexity == pytest.approx(math.e**2)
-    assert Forgetting((2,), (0.2,), (1.0,), (1.0,)).kl_standard_error is None
+    single = Forgetting((2,), (0.2,), (1.0,), (1.0,))
+    assert single.kl_standard_error is None
+    assert single.kl_interval is None
+    assert single.to_dict()["kl_interval"] is None
 
 
 def test_round_trip_through_json() -> None:

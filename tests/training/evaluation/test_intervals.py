@@ -15,6 +15,7 @@ from trimtab.training.evaluation.intervals import (
     clustered_interval,
     mcnemar,
     mean_interval,
+    normal_interval,
     paired_interval,
     standard_error,
     wilson,
@@ -98,6 +99,8 @@ def test_mean_interval() -> None:
     assert mean_interval(values, -1, 1) == pytest.approx((0.25 - half, 0.25 + half))
     assert mean_interval([1.0, 0.9], -1, 1) == pytest.approx((0.95 - Z * 0.05, 1.0))
     assert mean_interval([1.0], -1, 1) is None
+    assert normal_interval(0.5, 0.1) == pytest.approx((0.5 - Z * 0.1, 0.5 + Z * 0.1))
+    assert normal_interval(0.1, 0.2, low=0.0) == pytest.approx((0.0, 0.1 + Z * 0.2))
 
 
 @pytest.mark.parametrize("num", range(9))

@@ -23,6 +23,7 @@ import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
+from trimtab.training.evaluation.intervals import Interval, normal_interval
 from trimtab.words import one_line, plural
 
 if TYPE_CHECKING:
@@ -116,6 +117,12 @@ class Forgetting:
         return sqrt(variance) / sum(self.num_tokens)
 
     @property
+    def kl_interval(self) -> Interval | None:
+        """Of `kl`, over passages; None for fewer than two."""
+        error = self.kl_standard_error
+        return None if error is None else normal_interval(self.kl, error, low=0.0)
+
+    @property
     def base_perplexity(self) -> float:
         """Of the base: e to the power of its mean surprise at a token."""
         return exp(sum(self.base_surprise) / sum(self.num_tokens))
@@ -131,6 +138,7 @@ class Forgetting:
             "num_tokens": sum(self.num_tokens),
             "kl": self.kl,
             "kl_standard_error": self.kl_standard_error,
+            "kl_interval": None if self.kl_interval is None else list(self.kl_interval),
             "base_perplexity": self.base_perplexity,
             "tuned_perplexity": self.tuned_perplexity,
             "passages": [

@@ -9,7 +9,7 @@ than two intervals beside each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import comb, sqrt
+from math import comb, inf, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ __all__ = [
     "clustered_interval",
     "mcnemar",
     "mean_interval",
+    "normal_interval",
     "paired_interval",
     "standard_error",
     "wilson",
@@ -98,10 +99,12 @@ def mean_interval(values: Sequence[float], low: float, high: float) -> Interval 
         high: The most.
     """
     error = standard_error(values)
-    if error is None:
-        return None
-    mean = fmean(values)
-    return Interval(max(low, mean - _Z * error), min(high, mean + _Z * error))
+    return None if error is None else normal_interval(fmean(values), error, low, high)
+
+
+def normal_interval(value: float, error: float, low: float = -inf, high: float = inf) -> Interval:
+    """Interval of an estimate with a standard error by the normal distribution, cut at bounds."""
+    return Interval(max(low, value - _Z * error), min(high, value + _Z * error))
 
 
 def mcnemar(num_gained: int, num_lost: int) -> float:

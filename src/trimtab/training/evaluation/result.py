@@ -16,7 +16,7 @@ from trimtab.errors import ResultFormatError
 from trimtab.training.evaluation.answers import Answers, difference
 from trimtab.training.evaluation.baseline import majority_baseline
 from trimtab.training.evaluation.forgetting import Forgetting
-from trimtab.training.evaluation.intervals import CONFIDENCE
+from trimtab.training.evaluation.intervals import CONFIDENCE, normal_interval
 from trimtab.words import one_line
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "AskedQuestions", "EvaluatedModel", "Evaluation"]
@@ -167,7 +167,7 @@ class Evaluation:
             "answers": None if model.answers is None else model.answers.to_dict(),
             "difference": self._difference(model),
             "forgetting": None if model.forgetting is None else model.forgetting.to_dict(),
-            "suites": None if model.suites is None else dict(model.suites),
+            "suites": None if model.suites is None else _with_intervals(model.suites),
         }
 
     def _difference(
@@ -279,6 +279,25 @@ def _metrics(model: EvaluatedModel) -> list[tuple[str, str]] | None:
     for _, _, metric in found:
         _check_types(metric, {"value": int | float, "standard_error": int | float | None})
     return [(task, name) for task, name, _ in found]
+
+
+def _with_intervals(suites: Mapping[str, Any]) -> dict[str, Any]:
+    """Suites whose metrics have an interval, where the suite tells a standard error."""
+
+    def interval(metric: Mapping[str, Any]) -> list[float] | None:
+        error = metric["standard_error"]
+        return None if error is None else list(normal_interval(metric["value"], error))
+
+    return {
+        task: {
+            **told,
+            "metrics": {
+                name: {**metric, "interval": interval(metric)}
+                for name, metric in told["metrics"].items()
+            },
+        }
+        for task, told in suites.items()
+    }
 
 
 def _read_model(row: Mapping[str, Any]) -> EvaluatedModel:
