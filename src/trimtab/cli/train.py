@@ -40,6 +40,8 @@ def command(run: Path, dry_run: bool) -> None:
         f"{result['steps']:,} steps in {result['seconds']['train']:.1f} s: {_changed(result)}.\n"
         f"The model is in {prepared.output / MODEL}, all figures in {prepared.output / RESULT}."
     )
+    for note in result["notes"]:
+        say(note)
 
 
 def _changed(result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Progress bars on stderr, for people: nothing is drawn where stderr is not a terminal."""
+"""Progress bars on stderr, for people: none is drawn where stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trimtab.escaping import escaped
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Stage", "progress_bars", "stage"]
+__all__ = ["Stage", "note", "progress_bars", "stage"]
 
 
 def progress_bars() -> Progress:
@@ -48,6 +48,11 @@ class Stage:
         """Show that `completed` steps are done, and how the last one went."""
         shown = [f"{name} {metrics[name]:.3g}" for name in ("reward", "loss") if name in metrics]
         self._progress.update(self._task, completed=completed, note="  ".join(shown[:1]))
+
+
+def note(progress: Progress, text: str) -> None:
+    """Say something above the bars; on stderr also where no bars are drawn."""
+    progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager

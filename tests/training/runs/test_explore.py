@@ -11,6 +11,8 @@ import pytest
 
 from tests.training.runs.run_files import after, content, train, write
 from tests.training.runs.test_execute import bits
+from trimtab.cli import main
+from trimtab.elements.counts import percent
 from trimtab.errors import OutputExistsError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import WEIGHTS, read_json
@@ -69,6 +71,31 @@ def test_mask_says_how_it_was_found(finished: Any) -> None:
     assert resolved["settings"]["mask"]["steps"] == 4
 
 
+def test_a_result_says_that_what_moves_had_not_settled(finished: Any) -> None:
+    _, folder, result = finished
+    (step,) = Mask.load(folder / "out" / "mask.safetensors").provenance["steps"]
+    share = percent(step["looks"][-1]["share_new"], 1)
+    told = f"auto: what moves had not settled after 4 steps: {share} of it had not moved at the "
+    assert result["notes"][0].startswith(told)
+    assert read_json(folder / "out" / "result.json")["notes"] == result["notes"]
+
+
+def test_it_is_said_while_it_trains_and_at_the_end(
+    base: Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: dict[str, Any] = {
+        "trainer": {"learning_rate": 1.0},
+        "auto": {"steps": 2, "every": 2},
+    }
+    with pytest.raises(SystemExit):
+        main(["train", str(write(tmp_path, auto(base, **changes)))])
+    shown = capsys.readouterr()
+    assert "auto: after 2 steps 9" in shown.err and "of the weights had moved\n" in shown.err
+    for stream in (shown.out, shown.err):
+        assert "auto: it was looked once, after 2 steps, so whether" in stream
+        assert "of the weights, so it is nearly the whole model that is trained" in stream
+
+
 def test_nothing_is_left_of_the_exploration(finished: Any) -> None:
     _, folder, _ = finished
     names = {path.name for path in (folder / "out").iterdir()}
@@ -109,7 +136,8 @@ def test_a_call_that_ends_between_the_phases_is_made_good(
 
 
 def test_it_ends_early_when_the_set_settles(base: Base, tmp_path: Path) -> None:
-    train(write(tmp_path, auto(base, auto={"steps": 4, "every": 1, "settle": 1.0})))
+    path = write(tmp_path, auto(base, auto={"steps": 4, "every": 1, "settle": 1.0}))
+    assert not [of for of in train(path)["notes"] if "settled" in of]
     (step,) = Mask.load(tmp_path / "out" / "mask.safetensors").provenance["steps"]
     assert step["after_steps"] == 2
     assert step["looks"][1]["share_new"] < 1.0

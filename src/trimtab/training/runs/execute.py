@@ -29,7 +29,7 @@ from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
 from trimtab.training.progress import stage
 from trimtab.training.runs.dotted import differences
-from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask
+from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask, notes_of
 from trimtab.training.runs.own_samples import SAMPLES, UNFINISHED, sampled_rows
 from trimtab.training.runs.prepare import PreparedRun
 from trimtab.training.runs.saved_weights import count_update, save_weights, saved_dtypes
@@ -112,6 +112,7 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
         "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
         "precision": precision,
         "optimizer": optimizer,
+        "notes": [] if run.mask is None else notes_of(run.mask, run.file),
         "update": count_update(run.base, run.output / MODEL, run.file.save_dtype, run.trained),
         "peak_memory": peak_memory,
         "history": [log for log in trainer.state.log_history if "loss" in log],

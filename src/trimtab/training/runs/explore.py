@@ -14,32 +14,38 @@ fp32 number for each element, and the largest are taken. The run then starts fro
 from __future__ import annotations
 
 import shutil
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.messages import first_few
+from trimtab.elements.counts import percent
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
 from trimtab.masks.provenance import provenance_of
 from trimtab.training.folders import last_checkpoint, new_folder, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
 from trimtab.training.memory import PeakMemory, give_back_unused
-from trimtab.training.progress import stage
+from trimtab.training.progress import note, stage
 from trimtab.training.runs.prepare import PreparedRun
+from trimtab.training.runs.run_file import RunFile
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
 from trimtab.training.runs.trainers import DTYPES, Stop, build_trainer, follow
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["EXPLORED", "FOUND", "find_mask"]
+__all__ = ["EXPLORED", "FOUND", "find_mask", "notes_of"]
 
 EXPLORED = "explored"
 """Folder of the first phase, in the folder of the run; gone when it is over."""
 
 FOUND = "mask.safetensors"
 """The mask that was found, in the folder of the run."""
+
+MOST = 0.5
+"""Density of a mask from which on it is told that it takes most of the model."""
 
 WRITTEN_ANEW = {"optimizer.pt", "scheduler.pt", MASK_FILE, RECORD_FILE}
 
@@ -75,7 +81,37 @@ def find_mask(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
             give_back_unused()  # the state of everything
         mask.save(path)
     shutil.rmtree(run.output / EXPLORED, ignore_errors=True)
-    return Mask.load(path)
+    mask = Mask.load(path)
+    for sentence in notes_of(mask, run.file):
+        note(bars, sentence)
+    return mask
+
+
+def notes_of(mask: Mask, file: RunFile) -> list[str]:
+    """What a person should know of a mask that a run found, before its figures are believed."""
+    auto = file.auto
+    if file.mask != "auto" or auto.probe != "adamw":
+        return []
+    step, notes = mask.provenance["steps"][-1], []
+    share, after = step["looks"][-1]["share_new"], step["after_steps"]
+    if share is None:
+        notes.append(
+            f"auto: it was looked once, after {after} steps, so whether what moves had settled is "
+            "not known: set auto.every below auto.steps"
+        )
+    elif share and share >= auto.settle:
+        notes.append(
+            f"auto: what moves had not settled after {after} steps: {percent(share, 1)} of it had "
+            f"not moved at the look before (auto.settle: {percent(auto.settle, 1)}). What moves "
+            "first from now on stays at the base: raise auto.steps"
+        )
+    if mask.density > MOST:
+        notes.append(
+            f"auto: the mask takes {percent(mask.num_selected(), mask.num_elements())} of the "
+            "weights, so it is nearly the whole model that is trained: lower the learning rate or "
+            'auto.steps, or set probe = "gradients" and a density'
+        )
+    return notes
 
 
 def _explore(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
@@ -87,7 +123,7 @@ def _explore(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
     if not looks.is_over(last_checkpoint(work)):
         name = f"{run.algorithm.name}: find the mask"
         with open_checkpoint(run.base.folder) as stored, stage(bars, name, auto.steps) as line:
-            callbacks = [follow(run, line, stop, auto.steps), looks.callback(stored.tensors)]
+            callbacks = [follow(run, line, stop, auto.steps), looks.callback(stored.tensors, bars)]
             trainer, _ = build_trainer(run, nearly_all(run.base.shapes), work, callbacks)
             peak = PeakMemory(trainer.args.device)
             checkpoint = last_checkpoint(work)
@@ -106,8 +142,8 @@ class _Looks:
         self._auto = run.file.auto
         self.peak_memory: dict[str, Any] | None = None
 
-    def callback(self, stored: Any) -> Any:
-        """A Trainer callback that looks, and ends the phase."""
+    def callback(self, stored: Any, bars: Progress) -> Any:
+        """A Trainer callback that looks, says what it saw, and ends the phase."""
         from transformers import TrainerCallback
 
         from trimtab.training.auto_mask import moved_elements
@@ -131,10 +167,21 @@ class _Looks:
                 tensors = looks._run.base.tensors
                 now = moved_elements(model.named_parameters(), stored, tensors, {})
                 now.save(looks._path(done), force=True)
+                note(bars, looks.sentence(done))
                 if looks._settled_at(done):
                     control.should_save = control.should_training_stop = True
 
         return Look()
+
+    def sentence(self, done: int) -> str:
+        """What there was to see at a step."""
+        look = self._look(done)
+        moved = percent(look["num_moved"], sum(map(prod, self._run.base.shapes.values())))
+        new = ""
+        if look["share_new"] is not None:
+            limit = percent(self._auto.settle, 1)
+            new = f", {percent(look['share_new'], 1)} of it since the look before (limit: {limit})"
+        return f"auto: after {done} steps {moved} of the weights had moved{new}"
 
     def is_over(self, checkpoint: Path | None) -> bool:
         """Whether the phase ended at a checkpoint."""
