@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-__all__ = ["MAX_REPR", "are", "one_line", "out_of", "plural"]
+__all__ = ["MAX_REPR", "are", "one_line", "out_of", "plural", "were"]
 
 MAX_REPR = 200
 """Most characters that Python shows of a result or of a part of one."""
@@ -17,9 +17,14 @@ def plural(num: int, noun: str, many: str | None = None) -> str:
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {many or noun + 's'}"
 
 
-def are(num: int) -> str:
-    """The verb of a counted noun: `is` of one, `are` of none and of more."""
-    return "is" if num == 1 else "are"
+def are(num: int, noun: str = "") -> str:
+    """A counted noun with its verb: `1 tensor is`, `2 tensors are`; or the verb alone."""
+    return f"{plural(num, noun)} {are(num)}" if noun else "is" if num == 1 else "are"
+
+
+def were(num: int, noun: str) -> str:
+    """The same of what is past."""
+    return f"{plural(num, noun)} {'was' if num == 1 else 'were'}"
 
 
 def out_of(num: int, all_of_them: int, noun: str) -> str:

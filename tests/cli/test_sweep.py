@@ -145,7 +145,7 @@ def test_finished_cells_are_kept(run: Run, whole: Path) -> None:
     assert "4 cells in 2 arms, 4 finished." in err
     assert ": started" not in err
     assert table(whole)["cells"] == before["cells"]
-    assert "Over seeds: mean ± half of the 95 % t-interval" in out
+    assert "Over seeds: mean [95 % t-interval, of shares cut at 0 and 100 %]" in out
     assert out.count("learning_rate=0.01") == 3  # two cells and an arm
 
 

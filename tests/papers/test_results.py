@@ -53,6 +53,14 @@ def result(*trials: dict[str, Any]) -> PaperResult:
     )
 
 
+def test_shares_have_one_unit_whatever_an_older_result_called_them() -> None:
+    share = trial(measure="overlap", settings={"figure": "explained"}, unit="factor")
+    lift = trial(measure="overlap", settings={"figure": "lift"}, unit="factor")
+    apart = {**share, "other_values": {"0": 0.5, "1": 0.5}}
+    (claim,) = result(share, lift, apart).to_dict()["claims"]
+    assert [of["unit"] for of in claim["trials"]] == ["share", "factor", "points"]
+
+
 def test_figures_are_those_of_the_first_trial() -> None:
     (claim,) = result(trial(), trial(values={"0": 0.1}, bound={})).to_dict()["claims"]
     assert claim["measured"] == pytest.approx(0.91)

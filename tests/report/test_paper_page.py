@@ -35,6 +35,28 @@ def test_the_page_has_every_claim_and_figure() -> None:
     assert page.heroes[0].figure == "1 of 1"
 
 
+def test_verbs_agree_with_how_many_claims_there_are() -> None:
+    no, open_ = trial(bound={"below": 0.5}), trial(bound={"above": 0.91})
+    data = result(trial()).to_dict()
+    data["claims"] = [result(of).to_dict()["claims"][0] for of in (trial(), no, no, open_)]
+    data["verdicts"] |= {"holds": 1, "does not hold": 2, "not settled": 1}
+    (hero,) = paper_page(data).heroes
+    assert hero.figure == "1 of 4"
+    assert hero.words == (
+        "claims that we could try holds in our runs; 2 do not, and 1 is not settled"
+    )
+
+
+def test_an_interval_of_a_share_is_drawn_within_what_a_share_can_be() -> None:
+    section = figures_section(claims_of(trial(values={"0": 0.9, "1": 0.99})))
+    assert section is not None
+    (figure,) = section.blocks
+    assert isinstance(figure, Figure)
+    (ours,) = marks(figure)["ours"]
+    assert ours["high"] == 100 and ours["tip_2"] == "94.50 % [37.32, 100.00]"
+    assert "t-intervals (of overlaps a jackknife), cut" in figure.reading
+
+
 def test_what_was_not_tried_is_folded_and_not_counted() -> None:
     page = paper_page(result(trial(values={})).to_dict())
     ((not_run,),) = (section.blocks for section in page.shown)
@@ -78,14 +100,14 @@ def test_theirs_in_another_unit_is_not_drawn_on_this_axis() -> None:
 
 
 def test_a_bound_on_both_sides_and_ratios_on_a_log_axis() -> None:
-    within = trial(bound={"within": 0.5}, unit="factor", values={"0": 0.1, "1": 0.2, "2": 0.4})
+    within = trial(bound={"within": 0.5}, measure="cosine", values={"0": 0.1, "1": 0.2, "2": 0.4})
     section = figures_section(claims_of(within))
     assert section is not None
     (figure,) = section.blocks
     assert isinstance(figure, Figure)
     assert [of["value"] for of in marks(figure)["asked"]] == [-0.5, 0.5]
     assert "type" not in figure.spec["layer"][0]["encoding"]["x"]["scale"]
-    section = figures_section(claims_of(trial(bound={"above": 1.0}, unit="factor")))
+    section = figures_section(claims_of(trial(bound={"above": 1.0}, measure="cosine")))
     assert section is not None
     (figure,) = section.blocks
     assert isinstance(figure, Figure)

@@ -9,7 +9,13 @@ import pytest
 from tests.papers.test_results import result, trial
 from trimtab.report.paper_plan import render_paper_plan
 from trimtab.report.paper_table import render_paper_table
-from trimtab.report.paper_wording import bound_text, expected_text, figure_text, ours_text
+from trimtab.report.paper_wording import (
+    bound_text,
+    expected_text,
+    figure_text,
+    ours_text,
+    verdicts_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -23,6 +29,11 @@ from trimtab.report.paper_wording import bound_text, expected_text, figure_text,
         (0.999999, [0.99999, 1.0], "share", ">99.99 % [>99.99, 100.00]"),
         (0.000001, None, "share", "<0.01 %"),
         (None, None, "share", "–"),
+        (0.98, [0.93, 1.03], "share", "98.00 % [93.00, 100.00]"),
+        (0.01, [-0.03, 0.05], "share", "1.00 % [0.00, 5.00]"),
+        (-0.9, [-1.2, -0.6], "points", "-90.00 points [-100.00, -60.00]"),
+        (1.02, [0.99, 1.05], "share", "102.00 % [99.00, 105.00]"),  # no share: left alone
+        (0.5, [-0.1, 1.1], "factor", "0.500 [-0.100, 1.100]"),
     ],
 )
 def test_figures(value: float | None, interval: Any, unit: str, text: str) -> None:
@@ -42,6 +53,25 @@ def test_figures(value: float | None, interval: Any, unit: str, text: str) -> No
 )
 def test_bounds(bound: dict[str, float], unit: str, text: str) -> None:
     assert bound_text({"bound": bound, "unit": unit, "premise": False}) == text
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "text"),
+    [
+        ({"holds": 1, "does not hold": 0, "not settled": 0}, "1 holds"),
+        (
+            {"holds": 2, "does not hold": 1, "not settled": 1},
+            "2 hold, 1 does not hold and 1 is not settled",
+        ),
+        (
+            {"does not hold": 3, "not yet run": 2, "not testable here": 21},
+            "3 do not hold, 2 are not yet run and 21 are not testable here",
+        ),
+        ({}, ""),
+    ],
+)
+def test_verbs_agree_with_their_number(verdicts: dict[str, int], text: str) -> None:
+    assert verdicts_text(verdicts) == text
 
 
 def test_a_claim_is_told_with_theirs_ours_and_the_verdict() -> None:

@@ -22,6 +22,7 @@ from trimtab.checkpoints.quantized import (
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
+from trimtab.words import are
 
 __all__ = [
     "Pair",
@@ -253,7 +254,7 @@ def _refuse_mixed_dtypes(pairs: Iterable[Pair], target: DType | None) -> None:
     )
     more = f" (and {len(mixed) - 3} more)" if len(mixed) > 3 else ""
     raise TensorMismatchError(
-        f"{len(mixed)} tensors are stored in different dtypes: {shown}{more}. A cast would "
+        f"{are(len(mixed), 'tensor')} stored in different dtypes: {shown}{more}. A cast would "
         "manufacture equal elements, so none is made unless you ask for it: cast='bf16' "
         "(--cast bf16)" + _fp8_hint(mixed)
     )

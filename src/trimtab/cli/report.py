@@ -15,6 +15,7 @@ from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
 from trimtab.report.files import ensure_free, write_output
+from trimtab.words import plural
 
 __all__ = ["command"]
 
@@ -70,7 +71,7 @@ def command(
         for path, content in drawn.items():
             with new_file(path, force=force) as file:
                 file.write(content)
-        say(f"wrote {len(drawn)} figures to {figures}", err=True)
+        say(f"wrote {plural(len(drawn), 'figure')} to {figures}", err=True)
 
 
 def load_result(path: Path) -> Result:

@@ -28,6 +28,7 @@ from trimtab.elements.spectrum import (
     rank_tolerance,
     singular_values,
 )
+from trimtab.words import are, plural
 
 __all__ = ["RankAnalysis", "random_control", "reason_to_skip"]
 
@@ -38,7 +39,7 @@ PROBES, STEPS = 8, 96
 def reason_to_skip(matrix: NDArray[Any], max_elements: int) -> str | None:
     """Why a tensor cannot be analysed as a matrix, or None if it can."""
     if matrix.ndim != 2:
-        return f"not a matrix: it has {matrix.ndim} dimension{'s' if matrix.ndim != 1 else ''}"
+        return f"not a matrix: it has {plural(matrix.ndim, 'dimension')}"
     if not matrix.size:
         return "it has no elements"
     if matrix.size > max_elements:
@@ -47,7 +48,7 @@ def reason_to_skip(matrix: NDArray[Any], max_elements: int) -> str | None:
     with np.errstate(invalid="ignore", over="ignore"):
         total = matrix.sum(dtype=np.float64)
     if not np.isfinite(total) and (num := int(np.count_nonzero(~np.isfinite(matrix)))):
-        return f"{num:,} elements are NaN or infinite"
+        return f"{are(num, 'element')} NaN or infinite"
     return None
 
 

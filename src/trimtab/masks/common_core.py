@@ -41,6 +41,7 @@ from trimtab.masks.split import Part, Split
 from trimtab.masks.stored import AnyMask, path_of
 from trimtab.masks.writing import mask_writer
 from trimtab.outputs import ensure_free
+from trimtab.words import are
 
 __all__ = ["chance_of", "part_files", "split_tensor", "write_parts"]
 
@@ -165,9 +166,9 @@ def _counted(
     counted = overlap(*masks, base=base, progress=progress)
     if apart := [row["name"] for row in counted.coverage.not_compared]:
         raise MaskMismatchError(
-            f"{len(apart)} tensors are not in all masks: {first_few(apart)}. Chance by the "
-            "magnitudes of a base is of masks with the same tensors: restrict them, or leave out "
-            "the base"
+            f"{are(len(apart), 'tensor')} not in all masks: "
+            f"{first_few(apart)}. Chance by the magnitudes of a base is of masks with the same "
+            "tensors: restrict them, or leave out the base"
         )
     return counted
 

@@ -30,12 +30,19 @@ class Measure:
         read: Takes the content of the file and the settings of the measure.
         words: Takes the same settings, and says in a few words what is measured.
         unit: `share`, of 1; `points`, the difference of two shares; or `factor`.
+        shares: Values of its setting `figure` that are shares, whatever the others are.
     """
 
     source: str
     read: Callable[..., float]
     words: Callable[..., str]
     unit: str = "share"
+    shares: tuple[str, ...] = ()
+
+    def unit_of(self, settings: Mapping[str, Any], *, is_difference: bool = False) -> str:
+        """The unit of a figure; two shares differ by points."""
+        unit = "share" if settings.get("figure") in self.shares else self.unit
+        return "points" if is_difference and unit == "share" else unit
 
     @property
     def settings(self) -> list[str]:
@@ -217,9 +224,11 @@ MEASURES: Mapping[str, Measure] = {
     "stepped": Measure("trajectory", _stepped, words.stepped),
     "sparsity-at": Measure("trajectory", _sparsity_at, words.sparsity_at),
     "reward-at": Measure("result", _reward_at, words.reward_at),
-    "flattening": Measure("trajectory", _flattening, words.flattening, "factor"),
+    "flattening": Measure("trajectory", _flattening, words.flattening),
     "gradient-density": Measure("result", _gradient_density, words.gradient_density),
     "rank": Measure("rank", _rank, words.rank),
     "geometry": Measure("geometry", _geometry, words.geometry, "factor"),
-    "overlap": Measure("overlap", _overlap, words.overlap, "factor"),
+    "overlap": Measure(
+        "overlap", _overlap, words.overlap, "factor", ("o1", "o2", "jaccard", "explained")
+    ),
 }

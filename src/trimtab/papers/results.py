@@ -15,6 +15,7 @@ from trimtab.checkpoints.record import check_format
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.papers import verdicts
+from trimtab.papers.measures import MEASURES
 from trimtab.papers.verdicts import estimate_of
 from trimtab.words import one_line, out_of
 
@@ -119,7 +120,7 @@ def _derived(claim: Mapping[str, Any]) -> dict[str, Any]:
 
     `measured`, `n` and `interval` are those of its first trial.
     """
-    trials = [{**trial, **_figures(trial)} for trial in claim["trials"]]
+    trials = [{**trial, "unit": _unit(trial), **_figures(trial)} for trial in claim["trials"]]
     first = trials[0] if trials else {"value": None, "n": 0, "interval": None}
     return {
         **claim,
@@ -129,6 +130,14 @@ def _derived(claim: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": verdict_of(claim),
         "trials": trials,
     }
+
+
+def _unit(trial: Mapping[str, Any]) -> str:
+    """That of its measure now: a result of before may call a share a factor."""
+    if trial["measure"] not in MEASURES:
+        return str(trial["unit"])
+    measure = MEASURES[trial["measure"]]
+    return measure.unit_of(trial["settings"], is_difference="other_values" in trial)
 
 
 def _figures(trial: Mapping[str, Any]) -> dict[str, Any]:

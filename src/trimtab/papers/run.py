@@ -200,13 +200,12 @@ def _measured(
     except TrimtabError as error:
         failed[f"{trial.claim}: {trial.measure} of {trial.arm}"] = str(error)
         values = {"values": {}}
-    unit = MEASURES[trial.measure].unit
     return {
         "about": trial.describe(),
         "measure": trial.measure,
         "settings": dict(trial.settings),
         "arms": list(trial.arms),
-        "unit": "points" if trial.than and unit == "share" else unit,
+        "unit": MEASURES[trial.measure].unit_of(trial.settings, is_difference=bool(trial.than)),
         "bound": dict(trial.bound),
         "premise": trial.premise,
         "missing": missing,

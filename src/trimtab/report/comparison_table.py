@@ -67,8 +67,8 @@ def _opening(arm: Arm, width: int, *, styled: bool) -> str:
     if arm.total.num_elements:
         lines += wrapped(
             f"Update: L2 {magnitude(arm.total.update_l2)}, largest "
-            f"{magnitude(arm.total.update_max_abs)}, {arm.total.num_increased:,} elements up, "
-            f"{arm.total.num_decreased:,} down.",
+            f"{magnitude(arm.total.update_max_abs)}, "
+            f"{plural(arm.total.num_increased, 'element')} up, {arm.total.num_decreased:,} down.",
             width,
             "",
             styled=styled,

@@ -7,6 +7,7 @@ from trimtab.elements.counts import percent
 from trimtab.elements.criteria import parse_criterion
 from trimtab.masks.identity.result import SIDES, Identity, IdentityCoverage
 from trimtab.report.wording import plural, printable
+from trimtab.words import were
 
 __all__ = [
     "base_share",
@@ -87,7 +88,8 @@ def outside_sentence(identity: Identity) -> str:
         )
     return (
         f"Outside the mask SUB equals FULL in {score}: those that FULL left at BASE, as SUB did "
-        f"with all. FULL moved {outside.num_full_moved:,} weights that the mask does not hold."
+        f"with all. FULL moved {plural(outside.num_full_moved, 'weight')} that the mask does not "
+        "hold."
     )
 
 
@@ -113,7 +115,7 @@ def three_coverage_sentence(coverage: IdentityCoverage) -> str:
             f"{percent(coverage.num_compared, num)} of {side.upper()}" for side, num in stored
         ]
         text = (
-            f"INCOMPLETE: {coverage.num_compared:,} elements were compared, {shares[0]}, "
+            f"INCOMPLETE: {were(coverage.num_compared, 'element')} compared, {shares[0]}, "
             f"{shares[1]} and {shares[2]}"
         )
         if coverage.not_compared:

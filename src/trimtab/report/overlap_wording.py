@@ -15,6 +15,7 @@ from trimtab.masks.overlap.shared import (
     Shared,
 )
 from trimtab.report.wording import of_all, plural, printable
+from trimtab.words import are, were
 
 __all__ = [
     "KEPT",
@@ -163,7 +164,7 @@ def common_sentence(overlap: Overlap) -> str:
     lifts = {null: consensus.common_lift(null) for null in consensus.nulls}
     sentence = (
         f"{plural(consensus.num_common, 'weight')} "
-        f"{'is' if consensus.num_common == 1 else 'are'} in all {num} masks, "
+        f"{are(consensus.num_common)} in all {num} masks, "
         f"{percent(consensus.num_common, consensus.num_any)} of those in any."
     )
     return f"{sentence} {lift_sentence(lifts)}".rstrip()
@@ -182,7 +183,7 @@ def overlap_coverage_sentence(overlap: Overlap) -> str:
         f"{num:,} of {name}" for num, name in zip(missed, letters(overlap), strict=True)
     )
     return (
-        f"INCOMPLETE: {coverage.num_compared:,} elements were compared; "
+        f"INCOMPLETE: {were(coverage.num_compared, 'element')} compared; "
         f"{plural(len(coverage.not_compared), 'tensor')} not in all masks, with selected elements: "
         f"{told}"
     )

@@ -12,6 +12,7 @@ from trimtab.report.paper_wording import (
     expected_text,
     measured_text,
     ours_text,
+    possible,
     seeds_text,
 )
 
@@ -65,8 +66,8 @@ def claims_section(claims: Sequence[Data]) -> Section:
 def _claims(title: str, claims: Sequence[Data], *, is_folded: bool) -> Table:
     columns: list[Column] = [
         ("claim", "prose"),
-        ("theirs", "text"),
-        ("ours", "text"),
+        ("theirs", "prose"),
+        ("ours", "prose"),
         ("verdict", "word"),
         ("to know", "prose"),
     ]
@@ -148,9 +149,9 @@ def _figure(unit: str, of: Sequence[tuple[Data, Data]]) -> Figure:
     return Figure(
         title,
         forest(rows, list(shown), _COLOURS, title=axis, is_log=is_log),
-        "Dots are means over seeds, with their 95 % intervals. A tick is the bound that the whole "
-        "interval must be beyond; two ticks are bounds that it must be between. Rings are figures "
-        "of the paper, of other models.",
+        "Dots are means over seeds, with their 95 % t-intervals (of overlaps a jackknife), cut "
+        "where no share can be. A tick is the bound that the whole interval must be beyond; two "
+        "ticks are bounds that it must be between. Rings are the paper's figures, of other models.",
         _every(title, of),
         (*keys, Key("tick", "asked for"), Key("ring-ink", "theirs")),
     )
@@ -165,8 +166,11 @@ def _tips(*texts: str) -> dict[str, str]:
 
 
 def _ends(trial: Data) -> tuple[float, float]:
-    low, high = trial["interval"] or (trial["value"], trial["value"])
-    return low, high
+    """Of the interval of a figure, as it is drawn."""
+    value: float = trial["value"]
+    if trial["interval"] is None:
+        return value, value
+    return possible(trial["interval"], value, trial["unit"])
 
 
 def _bounds(trial: Data) -> list[float]:
@@ -231,7 +235,7 @@ def _frontier(claim: Data) -> Figure | None:
         f"{claim['id']}: accuracy gained, weights unchanged",
         learned_beside_unchanged(rows),
         "Sparse and learned is to the upper right; sparse and nothing learned is to the lower "
-        "right. Lines are 95 % intervals over seeds.",
+        "right. Lines are 95 % t-intervals over seeds.",
         table("Runs", [*columns, ("n", "text")], cells),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab.report.page import Hero, Page
 from trimtab.report.paper import TRIED, claims_section, figures_section, frontier_section
+from trimtab.report.paper_wording import tried_text
 
 __all__ = ["paper_page"]
 
@@ -31,8 +32,8 @@ def paper_page(result: Mapping[str, Any]) -> Page:
             Hero(
                 label="",
                 figure=f"{held} of {num_tried}",
-                words=f"claims that we could try hold in our runs; {refuted} do not, and {open_} "
-                "are not settled",
+                words=f"claims that we could try {'holds' if held == 1 else 'hold'} in our runs; "
+                f"{tried_text(refuted, open_)}",
                 filled=held / max(1, num_tried),
                 under="hold",
             )

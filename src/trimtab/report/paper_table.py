@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.report.paper_wording import expected_text, trial_text
+from trimtab.report.paper_wording import expected_text, trial_text, verdicts_text
 from trimtab.report.table import wrapped
 from trimtab.report.wording import plural, printable
 
@@ -33,15 +33,17 @@ def render_paper_table(
     title = f"{paper['title']} (arXiv {paper['arxiv']}, {paper['status']})"
     about = (
         f"Scale {scale['name']}, {sum(cells)} of {len(cells)} runs finished. Figures are means "
-        "over seeds with 95 % intervals: t-intervals, of overlaps a jackknife. Differences are "
-        "paired by seed."
+        "over seeds with 95 % intervals: t-intervals, of overlaps a jackknife, cut where no share "
+        "can be. Differences are paired by seed."
     )
     parts = [[*wrapped(title, width, "1", styled=styled), *wrapped(about, width, "", styled=False)]]
     testable = [claim for claim in result["claims"] if not claim["why"]]
     parts += [_claim(claim, width, styled=styled) for claim in testable]
     parts += _untestable(result["claims"], width, styled=styled)
-    counts = ", ".join(f"{num} {verdict}" for verdict, num in result["verdicts"].items() if num)
-    parts.append([f"{plural(len(result['claims']), 'claim')}: {counts}."])
+    claims = plural(len(result["claims"]), "claim")
+    parts.append(
+        wrapped(f"{claims}: {verdicts_text(result['verdicts'])}.", width, "", styled=False)
+    )
     return "\n\n".join("\n".join(lines) for lines in parts)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
-from trimtab.report.wording import plural
+from trimtab.report.wording import within
+from trimtab.words import are, plural
 
 __all__ = [
     "bound_text",
@@ -13,13 +15,19 @@ __all__ = [
     "figure_text",
     "measured_text",
     "ours_text",
+    "possible",
     "seeds_text",
     "trial_text",
+    "tried_text",
+    "verdicts_text",
 ]
 
 NONE = "–"
 SIGNS = {"share": " %", "points": " points", "factor": ""}
 """Unit of a figure -> what stands behind it; all but factors are kept as shares of 1."""
+
+RANGES = {"share": (0.0, 1.0), "points": (-1.0, 1.0)}
+"""Unit -> what its figures can be."""
 
 
 def figure_text(value: float | None, interval: Any, unit: str) -> str:
@@ -29,7 +37,41 @@ def figure_text(value: float | None, interval: Any, unit: str) -> str:
     shown = _factor if unit == "factor" else _percent
     sign = SIGNS[unit]
     text = f"{shown(value)}{sign}"
-    return text if interval is None else f"{text} [{', '.join(map(shown, interval))}]"
+    if interval is None:
+        return text
+    return f"{text} [{', '.join(map(shown, possible(interval, value, unit)))}]"
+
+
+def possible(interval: Sequence[float], value: float, unit: str) -> tuple[float, float]:
+    """An interval cut where no share, and no difference of shares, can be.
+
+    A mean that is beyond them itself is of no share, whatever its unit says, and is left alone.
+    """
+    least, most = RANGES.get(unit, (-inf, inf))
+    ends = interval[0], interval[1]
+    return within(*ends, least, most) if least <= value <= most else ends
+
+
+def verdicts_text(verdicts: Mapping[str, int]) -> str:
+    """How many claims have each verdict: `2 hold, 1 does not hold and 4 are not settled`."""
+    told = [f"{num} {_said(verdict, num)}" for verdict, num in verdicts.items() if num]
+    return " and ".join([", ".join(told[:-1]), told[-1]] if len(told) > 1 else told)
+
+
+def tried_text(refuted: int, open_: int) -> str:
+    """What became of the claims that do not hold: `3 do not, and 1 is not settled`."""
+    return f"{refuted} {'does' if refuted == 1 else 'do'} not, and {open_} {are(open_)} not settled"
+
+
+def _said(verdict: str, num: int) -> str:
+    """A verdict as a sentence on so many claims says it."""
+    match verdict.split():
+        case ["holds"]:
+            return "holds" if num == 1 else "hold"
+        case ["does", *rest]:
+            return " ".join(["does" if num == 1 else "do", *rest])
+        case words:
+            return " ".join([are(num), *words])
 
 
 def measured_text(trial: Mapping[str, Any]) -> str:

@@ -30,6 +30,7 @@ from trimtab.report.prediction_wording import (
 )
 from trimtab.report.record import settings_table
 from trimtab.report.wording import printable
+from trimtab.words import plural
 
 __all__ = ["prediction_page"]
 
@@ -81,7 +82,7 @@ def _heroes(score: PredictionScore) -> list[Hero]:
         if ratio is None:
             heroes.append(Hero("", "–", f"{whole} selects nothing", 0.0, "nothing to predict"))
             continue
-        under = f"{total.shared.intersection:,} hits"
+        under = plural(total.shared.intersection, "hit")
         heroes.append(
             Hero("", ratio_text(ratio), f"of {num:,} weights of {whole} {words}", ratio, under)
         )

@@ -7,10 +7,11 @@ stand there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import inf
 from typing import Any
 
 from trimtab.elements.counts import percent
-from trimtab.report.wording import magnitude, of_all, plural, printable
+from trimtab.report.wording import magnitude, of_all, plural, printable, within
 
 __all__ = [
     "ARMS",
@@ -151,8 +152,8 @@ def notes_text(probe: Data) -> str:
         "“norm” is the norm of the noise ÷ that of the weights it could hit, as stored. “mask ÷ "
         "it” is the KL of noise in the mask ÷ the KL of the same noise there (geometric mean): "
         f"above 1 the mask is more fragile. {points}In brackets: {confidence} t-intervals over "
-        "seeds, each with sets and noise of its own, of one condition at a time; the questions are "
-        "the same."
+        "seeds, cut where no figure can be, each with sets and noise of its own, of one condition "
+        "at a time; the questions are the same."
     )
 
 
@@ -161,15 +162,17 @@ def _share(over: Data | None) -> str:
         return "–"
     if over["low"] is None:
         return percent(over["mean"], 1)
-    low, high = max(0.0, over["low"]), min(1.0, over["high"])
+    low, high = within(over["low"], over["high"], 0.0, 1.0)
     return f"{percent(over['mean'], 1)} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def _points(over: Data | None) -> str:
     if over is None:
         return "–"
-    ends = "" if over["low"] is None else f" [{100 * over['low']:+.1f}, {100 * over['high']:+.1f}]"
-    return f"{100 * over['mean']:+.1f}{ends}"
+    if over["low"] is None:
+        return f"{100 * over['mean']:+.1f}"
+    low, high = within(over["low"], over["high"], -1.0, 1.0)
+    return f"{100 * over['mean']:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _interval(over: Data | None) -> str:
@@ -178,5 +181,5 @@ def _interval(over: Data | None) -> str:
         return "–"
     if over["low"] is None:
         return magnitude(over["mean"])
-    low, high = magnitude(max(0.0, over["low"])), magnitude(over["high"])
+    low, high = map(magnitude, within(over["low"], over["high"], 0.0, inf))
     return f"{magnitude(over['mean'])} [{low}, {high}]"

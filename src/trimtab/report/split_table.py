@@ -13,6 +13,7 @@ from trimtab.report.split_wording import (
     split_names,
 )
 from trimtab.report.table import aligned, told
+from trimtab.words import plural
 
 __all__ = ["render_split"]
 
@@ -33,7 +34,9 @@ def render_split(split: Split, *, console_width: int | None = None, styled: bool
         f"{name} ({percent(mask.num_selected, split.num_elements)})"
         for name, mask in zip(split_names(split), split.masks, strict=True)
     )
-    opening = f"{len(split.masks)} masks of {split.num_elements:,} elements: {masks}"
+    opening = (
+        f"{plural(len(split.masks), 'mask')} of {plural(split.num_elements, 'element')}: {masks}"
+    )
     rows = part_rows(split)
     columns = {title: [row[title] for row in rows] for title in rows[0]}
     return "\n".join(

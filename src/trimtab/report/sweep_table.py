@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.elements.counts import percent
 from trimtab.report.table import aligned, wrapped
-from trimtab.report.wording import plural, printable
+from trimtab.report.wording import plural, printable, within
 
 __all__ = ["render_sweep_table"]
 
@@ -35,7 +35,7 @@ def render_sweep_table(
     parts = [[*wrapped(measure, width, "1", styled=styled), *aligned(_cell_columns(cells), width)]]
     if len(arms) < len(cells):
         confidence = f"{100 * table['confidence']:g} %"
-        title = f"Over seeds: mean ± half of the {confidence} t-interval"
+        title = f"Over seeds: mean [{confidence} t-interval, of shares cut at 0 and 100 %]"
         parts.append(
             [*wrapped(title, width, "1", styled=styled), *aligned(_arm_columns(arms), width)]
         )
@@ -87,11 +87,13 @@ def _number(value: float | None, form: str) -> str:
 
 
 def _mean(known: Mapping[str, Any] | None, *, share: bool = False) -> str:
-    """A mean with the half of its interval; of shares in percent."""
+    """A mean with its interval; of shares in percent."""
     if known is None:
         return NONE
-    half = None if known["high"] is None else known["high"] - known["mean"]
     mean = percent(known["mean"], 1) if share else f"{known['mean']:.4g}"
-    if half is None:
+    if known["high"] is None:
         return mean
-    return f"{mean} ± {100 * half:.2f}" if share else f"{mean} ± {half:.2g}"
+    if not share:
+        return f"{mean} [{known['low']:.4g}, {known['high']:.4g}]"
+    low, high = within(known["low"], known["high"], 0.0, 1.0)
+    return f"{mean} [{100 * low:.2f}, {100 * high:.2f}]"

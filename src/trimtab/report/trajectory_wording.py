@@ -17,6 +17,7 @@ from trimtab.compare.trajectory_result import (
 )
 from trimtab.elements.counts import percent
 from trimtab.report.wording import plural, printable
+from trimtab.words import were
 
 __all__ = [
     "FATES",
@@ -72,8 +73,8 @@ def cadence_sentence(trajectory: Trajectory) -> str:
             whole = cadence_sentence(replace(trajectory, provenance={}))
             return (
                 f"{whole.replace('is left unseen', 'up to there is left unseen')} The file ends in "
-                f"{num_bytes:,} bytes of a point that was cut off as it was written: what came "
-                f"after step {after:,} is not in it."
+                f"{plural(num_bytes, 'byte')} of a point that was cut off as it was written: what "
+                f"came after step {after:,} is not in it."
             )
     if trajectory.every == 1:
         return f"Observed after every optimizer step, {points}: no move is left unseen."
@@ -185,7 +186,7 @@ def series_coverage_sentence(coverage: SeriesCoverage) -> str:
         text = f"complete: all {coverage.num_compared:,} stored elements were followed"
     else:
         text = (
-            f"INCOMPLETE: {coverage.num_compared:,} elements were followed, "
+            f"INCOMPLETE: {were(coverage.num_compared, 'element')} followed, "
             f"{percent(coverage.num_compared, coverage.num_base)} of base "
             f"({plural(len(coverage.not_compared), 'tensor')} not in all checkpoints with one "
             "shape)"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from trimtab.compare.result import Comparison, Coverage
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
-from trimtab.words import plural
+from trimtab.words import plural, were
 
 __all__ = [
     "changed_means",
@@ -24,6 +24,7 @@ __all__ = [
     "rule",
     "sparsity_text",
     "unchanged",
+    "within",
 ]
 
 
@@ -116,6 +117,11 @@ def headline(counts: ChangeCounts, criterion: str) -> tuple[str, str]:
     return figure, f"of {counts.num_elements:,} weights are {unchanged(criterion)}"
 
 
+def within(low: float, high: float, least: float, most: float) -> tuple[float, float]:
+    """A t-interval cut at what a figure can be: of a normal distribution it knows no such ends."""
+    return max(least, low), min(most, high)
+
+
 def coverage_sentence(coverage: Coverage) -> str:
     """Which share of both checkpoints the figures speak of."""
     if coverage.is_complete:
@@ -131,7 +137,7 @@ def coverage_sentence(coverage: Coverage) -> str:
             if rows
         ]
         text = (
-            f"INCOMPLETE: {coverage.num_compared:,} elements were compared, "
+            f"INCOMPLETE: {were(coverage.num_compared, 'element')} compared, "
             f"{percent(coverage.num_compared, coverage.num_base)} of base and "
             f"{percent(coverage.num_compared, coverage.num_tuned)} of tuned"
         )

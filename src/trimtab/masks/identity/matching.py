@@ -15,6 +15,7 @@ from trimtab.checkpoints.pairing import may_repeat, pair_tensors
 from trimtab.errors import TensorMismatchError
 from trimtab.masks.identity.result import SIDES, IdentityCoverage
 from trimtab.masks.mask import Mask
+from trimtab.words import are
 
 __all__ = ["Matching", "Triple", "coverage_of", "match_tensors"]
 
@@ -136,8 +137,9 @@ def _refuse_mixed_dtypes(base: Checkpoint, full: Checkpoint, sub: Checkpoint) ->
             mixed.append(f"{name} is {said}")
     if mixed:
         raise TensorMismatchError(
-            f"{len(mixed)} tensors are stored in different dtypes: {first_few(mixed, '; ')}. A "
-            "cast would manufacture equal elements: save all three in one dtype"
+            f"{are(len(mixed), 'tensor')} stored in different dtypes: "
+            f"{first_few(mixed, '; ')}. A cast would manufacture equal elements: save all three in "
+            "one dtype"
         )
 
 

@@ -11,6 +11,7 @@ from trimtab.errors import MaskMismatchError
 from trimtab.masks.overlap.counts import OverlapCoverage
 from trimtab.masks.overlap.result import LETTERS
 from trimtab.masks.stored import AnyMask
+from trimtab.words import plural
 
 __all__ = ["check_digests", "check_shapes", "coverage_of", "names_in_all"]
 
@@ -40,7 +41,7 @@ def names_in_all(masks: Sequence[AnyMask]) -> list[str]:
             problems.append(f"{name} has shape {said}")
     if problems:
         raise MaskMismatchError(
-            f"{len(problems)} tensors have different shapes in the masks: "
+            f"{plural(len(problems), 'tensor')} of different shapes in the masks: "
             f"{first_few(problems, '; ')}. Masks can be compared element by element only if they "
             "are of models of one shape"
         )

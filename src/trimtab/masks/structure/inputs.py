@@ -13,6 +13,7 @@ from trimtab.checkpoints.folder import read_config, read_json
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointNotFoundError, MaskMismatchError
 from trimtab.masks.stored import AnyMask
+from trimtab.words import plural
 
 __all__ = ["check_digests", "config_of", "is_matrix", "shapes_of"]
 
@@ -52,7 +53,7 @@ def shapes_of(masks: Sequence[AnyMask], base: Checkpoint | None) -> dict[str, tu
                 problems.append(f"{name} has shape {mask.shape(name)}, in the first {expected}")
     if problems:
         raise MaskMismatchError(
-            f"the masks are not of one model, in {len(problems)} tensors: "
+            f"the masks are not of one model, in {plural(len(problems), 'tensor')}: "
             f"{first_few(problems, '; ')}"
         )
     for name, shape in shapes.items() if base is not None else ():
@@ -64,7 +65,8 @@ def shapes_of(masks: Sequence[AnyMask], base: Checkpoint | None) -> dict[str, tu
             problems.append(f"{name} {where}, in the masks {shape}")
     if problems:
         raise MaskMismatchError(
-            f"the masks do not fit base, in {len(problems)} tensors: {first_few(problems, '; ')}. "
+            f"the masks do not fit base, in {plural(len(problems), 'tensor')}: "
+            f"{first_few(problems, '; ')}. "
             "Use the base that they were made from"
         )
     return shapes

@@ -13,6 +13,7 @@ from trimtab.checkpoints import opened
 from trimtab.cli.mask.make.options import Making, base_option, makes_a_mask
 from trimtab.cli.questions import reward_table, task_config
 from trimtab.cli.terminal import say
+from trimtab.words import plural
 
 if TYPE_CHECKING:
     from trimtab.training.probes.losses import Losses
@@ -222,7 +223,8 @@ def _cost(step: Any) -> str:
     """What a probe took, in words."""
     memory = step["peak_memory"]
     above = (memory["num_bytes"] - memory["num_bytes_at_start"]) / 1e6
-    told = f"{step['num_sequences']:,} completions with {step['num_tokens']:,} tokens"
+    tokens = plural(step["num_tokens"], "token")
+    told = f"{plural(step['num_sequences'], 'completion')} with {tokens}"
     if "num_groups" in step:
         told += f", {step['num_groups_told']:,} of {step['num_groups']:,} prompts with a signal"
     return f"looked at {told}: {step['seconds']:.0f} s, at most {above:,.0f} MB above the model"
