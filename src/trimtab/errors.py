@@ -18,6 +18,8 @@ Each class also derives from the built-in that it refines, so callers can catch 
     ├── WriteError (OSError)                 an output file for which there is no room
     └── MissingExtraError (ImportError)      an optional part is not installed
 
+`CheckpointWarning` is no error: a checkpoint was read, and might not be the one that was meant.
+
 A message names the tensor, file or key, what was expected, what was found, and what to do. All
 problems of one run are collected and raised once.
 """
@@ -28,6 +30,7 @@ __all__ = [
     "AnalysisError",
     "CheckpointError",
     "CheckpointNotFoundError",
+    "CheckpointWarning",
     "CriterionError",
     "MaskError",
     "MaskMismatchError",
@@ -44,6 +47,10 @@ __all__ = [
 
 class TrimtabError(Exception):
     """Base of all errors that trimtab raises on purpose."""
+
+
+class CheckpointWarning(UserWarning):
+    """A folder offers several sets of weights, or integers instead; says what was read."""
 
 
 class CheckpointError(TrimtabError, ValueError):

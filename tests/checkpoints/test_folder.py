@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+import trimtab
+from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.folder import find_weights, read_config
-from trimtab.errors import CheckpointError
+from trimtab.errors import CheckpointError, CheckpointWarning
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -64,7 +72,9 @@ def test_an_index_that_cannot_be_used(tmp_path: Path, content: bytes, expected: 
     assert "model.safetensors.index.json: " in str(caught.value)
 
 
-@pytest.mark.parametrize("shard", ["../x", "/etc/passwd", "a/b", "a\\b", "C:x", "..", "", "a\0b"])
+@pytest.mark.parametrize(
+    "shard", ["../x", "/etc/passwd", "a/../../b", "a//b", "a\\b", "C:x", "..", "", "a\0b"]
+)
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, shard: str) -> None:
     write_index(tmp_path, {"weight_map": {"w": shard}})
     with pytest.raises(CheckpointError, match="names shards outside its folder: '"):
@@ -79,6 +89,9 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, shard: str) -> N
         (["config.json", "tokenizer.json"], "not a checkpoint: looked for .*; found config.json,"),
         (["adapter_config.json", "adapter_model.safetensors"], "a LoRA adapter, .* merge it"),
         (["config.json", "q4.gguf"], "q4.gguf: GGUF weights are quantised"),
+        ([".metadata", "__0_0.distcp"], r"distributed .* `accelerate merge-weights \S+ OUTPUT`"),
+        (["__1_0.distcp", "config.json"], r"distributed .* `accelerate merge-weights \S+ OUTPUT`"),
+        (["latest", "zero_to_fp32.py"], r"DeepSpeed ZeRO: .* `python zero_to_fp32.py \. OUTPUT"),
     ],
 )
 def test_a_folder_without_weights_says_what_it_is(
@@ -88,6 +101,121 @@ def test_a_folder_without_weights_says_what_it_is(
     with pytest.raises(CheckpointError, match=expected) as caught:
         find_weights(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_the_folder_of_distributed_weights_in_a_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model_fsdp_0").mkdir()
+    touch(tmp_path, "pytorch_model_fsdp_0/.metadata", "optimizer.pt")
+    with pytest.raises(CheckpointError, match=r"merge-weights .*/pytorch_model_fsdp_0 OUTPUT"):
+        find_weights(tmp_path)
+
+
+@pytest.mark.train
+def test_the_cure_for_distributed_weights_is_one(tmp_path: Path) -> None:
+    import torch
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    weights = {"w": torch.randn(3, 4), "b": torch.ones(4)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is only one process
+        save({"model": weights}, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    with pytest.raises(CheckpointError, match="accelerate merge-weights"):
+        open_checkpoint(tmp_path / "dcp")
+    accelerate = importlib.import_module("accelerate.utils")
+    accelerate.merge_fsdp_weights(str(tmp_path / "dcp"), str(tmp_path / "merged"))
+    with open_checkpoint(tmp_path / "merged") as merged:
+        assert merged.tensors["w"].read().tobytes() == weights["w"].numpy().tobytes()
+
+
+def test_shards_may_be_in_a_folder_below(tmp_path: Path) -> None:
+    (tmp_path / "part").mkdir()
+    save_file({"w": torch.ones(2)}, tmp_path / "part/x.safetensors")
+    save_file({"v": torch.ones(3)}, tmp_path / "x.safetensors")
+    shard_of = {"w": "part/x.safetensors", "v": "x.safetensors"}
+    write_index(tmp_path, {"weight_map": shard_of})
+    with open_checkpoint(tmp_path) as checkpoint:
+        assert set(checkpoint.tensors) == {"w", "v"}
+        assert checkpoint.folder == tmp_path
+    write_index(tmp_path, {"weight_map": {**shard_of, "u": "part/x.safetensors"}})
+    with pytest.raises(
+        CheckpointError, match=r"part/x\.safetensors: lacks u, which the index says"
+    ):
+        open_checkpoint(tmp_path)
+
+
+SHARDS = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["model.safetensors", "tokenizer.json", "optimizer.pt", "trimtab_mask.safetensors"], []),
+        ([INDEX, *SHARDS, "training_args.bin"], []),
+        (
+            ["model.safetensors", "pytorch_model.bin"],
+            [r"^model.safetensors is read, .*; pytorch_model.bin in the .* is not read$"],
+        ),
+        (
+            ["model.safetensors", INDEX, *SHARDS],
+            [rf"^model.safetensors is read, .*; {INDEX} in the same folder .* is not read$"],
+        ),
+        (
+            [INDEX, *SHARDS, "model-00003-of-00003.safetensors", "consolidated.safetensors"],
+            [rf"^{INDEX} is read, .*; consolidated.safetensors, model-00003-of-00003.saf.* in"],
+        ),
+        (
+            ["model.safetensors", "q4.gguf", "tf_model.h5", "model.fp16.safetensors"],
+            [r"; model.fp16.safetensors, q4.gguf, tf_model.h5 in the .* are not read$"],
+        ),
+        (
+            [
+                "pytorch_model.bin",
+                "adapter_config.json",
+                "adapter_model.bin",
+                "consolidated.00.pth",
+            ],
+            [
+                r"^pytorch_model.bin is read, .*; consolidated.00.pth in the",
+                r"^pytorch_model.bin is read alone; the LoRA adapter beside it "
+                r"\(adapter_config.json, adapter_model.bin\) is not added",
+            ],
+        ),
+    ],
+)
+def test_it_is_said_what_is_not_read(tmp_path: Path, names: list[str], expected: list[str]) -> None:
+    touch(tmp_path, *(name for name in names if name != INDEX))
+    if INDEX in names:
+        write_index(tmp_path, {"weight_map": {"a": SHARDS[0], "b": SHARDS[1]}})
+    for path in tmp_path.iterdir():
+        os.utime(path, (1, 1))
+    notes = find_weights(tmp_path).notes
+    assert len(notes) == len(expected)
+    for note, pattern in zip(notes, expected, strict=True):
+        assert re.search(pattern, note)
+
+
+def test_what_is_newer_is_said_to_be(tmp_path: Path) -> None:
+    touch(tmp_path, "model.safetensors", "pytorch_model.bin")
+    os.utime(tmp_path / "model.safetensors", (1, 1))
+    (note,) = find_weights(tmp_path).notes
+    assert "; pytorch_model.bin (newer) in the same folder" in note
+
+
+def test_notes_are_warnings_and_stay_in_the_record(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    touch(tmp_path, "pytorch_model.bin")
+    with pytest.warns(CheckpointWarning, match="pytorch_model.bin"):
+        result = trimtab.compare(tmp_path, tmp_path / "model.safetensors")
+    assert len(result.base.notes) == 1
+    assert not result.tuned.notes
+    again = trimtab.Comparison.from_dict(json.loads(json.dumps(result.to_dict())))
+    assert again.base == result.base
+    assert "notes" not in again.to_dict()["provenance"]["tuned"]
+    packed = {"q.qweight": torch.ones(2, 2, dtype=torch.int32), "q.scales": torch.ones(2)}
+    save_file(packed, tmp_path / "packed.safetensors")
+    with pytest.warns(CheckpointWarning, match="it is quantised: q.qweight hold integers"):
+        open_checkpoint(tmp_path / "packed.safetensors").close()
 
 
 def test_many_other_files_are_not_all_listed(tmp_path: Path) -> None:

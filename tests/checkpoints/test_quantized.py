@@ -121,6 +121,7 @@ FORMATS: dict[str, tuple[tuple[int, ...], Any, torch.Tensor, str, Any]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*it is quantised:trimtab.errors.CheckpointWarning")
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
 @pytest.mark.parametrize("format", FORMATS)
 def test_scales_are_multiplied_as_their_format_says(
@@ -259,6 +260,7 @@ STRANGE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:.*it is quantised:trimtab.errors.CheckpointWarning")
 @pytest.mark.parametrize("format", STRANGE)
 def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, format: str) -> None:
     tensors, expected = STRANGE[format]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -81,6 +82,20 @@ def test_a_replaced_file_is_noticed(tmp_path: Path, pool: FilePool) -> None:
     (tmp_path / "f").unlink()
     with pytest.raises(CheckpointError, match="no such file"):
         tensor.read()
+
+
+def test_a_file_written_to_between_two_reads_is_noticed(tmp_path: Path, pool: FilePool) -> None:
+    """In place and of the same size: an open handle sees the new bytes."""
+    path = tmp_path / "f"
+    path.write_bytes(bytes(10))
+    tensor = stored(path, 10, pool)
+    half = np.empty(5, np.uint8)
+    tensor.read_into(0, half)
+    with path.open("r+b") as file:
+        file.write(b"1" * 10)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # whatever the clock's resolution
+    with pytest.raises(CheckpointError, match="changed while it was being read: wait until"):
+        tensor.read_into(5, half)
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path, pool: FilePool) -> None:

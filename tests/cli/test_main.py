@@ -50,6 +50,19 @@ def test_compare_prints_a_table_and_nothing_else(pair: tuple[Path, Path]) -> Non
         assert f"\n{kind} " in done.stdout
 
 
+def test_a_note_on_what_was_read_is_printed_once(run: Run, pair: tuple[Path, Path]) -> None:
+    base, tuned = pair
+    (base / "pytorch_model.bin").write_bytes(b"")
+    result = run("compare", base, base)
+    assert result.code == 0
+    assert result.err.count("note: ") == 1
+    assert f"note: {base}: model.safetensors is read, which comes first" in result.err
+    result = run("mask", "extract", base, tuned, "-o", base.parent / "m.safetensors")
+    assert result.err.startswith(f"note: {base}: ")
+    told = run("mask", "info", base.parent / "m.safetensors", "--json").out
+    assert json.loads(told)["provenance"]["steps"][0]["base"]["notes"]
+
+
 def test_json_on_stdout_and_in_a_file(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:
     code, out, err = run("compare", *pair, "--json", "--changed", "atol=1e-5")
     assert (code, err) == (0, "")

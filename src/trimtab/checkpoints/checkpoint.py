@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -14,11 +15,11 @@ from trimtab.checkpoints.folder import GGUF_CURE, WeightFiles, find_weights, rea
 from trimtab.checkpoints.hub import HUB_ID, fetch
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import tied_names
-from trimtab.checkpoints.quantized import scale_beside
+from trimtab.checkpoints.quantized import quantized_weights, scale_beside
 from trimtab.checkpoints.safetensors_file import read_safetensors
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.checkpoints.torch_file import read_torch_file
-from trimtab.errors import CheckpointError, CheckpointNotFoundError
+from trimtab.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
 from trimtab.words import one_line, plural
 
 __all__ = ["Checkpoint", "open_checkpoint", "opened"]
@@ -44,6 +45,8 @@ class Checkpoint(Pooled):
         architecture: `architectures[0]` of the config, if it has one.
         tensors: Name -> tensor, shard after shard and by offset in each.
         tied: Names that repeat a stored tensor without being stored -> that tensor's name.
+        folder: Where the files are.
+        notes: What there is to say on what was taken as its weights.
     """
 
     def __init__(
@@ -54,6 +57,9 @@ class Checkpoint(Pooled):
         tensors: Mapping[str, StoredTensor],
         tied: Mapping[str, str],
         pool: FilePool,
+        *,
+        folder: Path,
+        notes: Sequence[str] = (),
     ) -> None:
         self.id = id
         self.revision = revision
@@ -64,6 +70,8 @@ class Checkpoint(Pooled):
         )
         self.tensors = MappingProxyType(dict(tensors))
         self.tied = MappingProxyType(dict(tied))
+        self.folder = folder
+        self.notes = tuple(notes)
         self._pool = pool
 
     def __repr__(self) -> str:
@@ -86,11 +94,15 @@ def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None
     Raises:
         CheckpointNotFoundError: There is no such path, hub id or revision, or no network.
         CheckpointError: It is not a checkpoint that can be read.
+
+    Warns:
+        CheckpointWarning: Its folder offers other weights too, or what is stored are no weights.
     """
     try:
         path, revision = _locate(ref)
-        config = read_config(path if path.is_dir() else path.parent)
-        weights = find_weights(path) if path.is_dir() else WeightFiles((path,))
+        folder = path if path.is_dir() else path.parent
+        config = read_config(folder)
+        weights = find_weights(path) if path.is_dir() else WeightFiles(folder, (path,))
     except CheckpointError:
         raise
     except OSError as error:
@@ -103,7 +115,12 @@ def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None
         raise
     tied = {**tied_names(tensors, config), **_shared(tensors)}
     stored = {name: tensor for name, tensor in tensors.items() if name not in tied}
-    return Checkpoint(os.fspath(ref), revision, config, stored, tied, pool)
+    notes = (*weights.notes, *_packed_note(stored, config))
+    for note in notes:
+        warnings.warn(f"{os.fspath(ref)}: {note}", CheckpointWarning, stacklevel=2)
+    return Checkpoint(
+        os.fspath(ref), revision, config, stored, tied, pool, folder=folder, notes=notes
+    )
 
 
 @contextmanager
@@ -142,15 +159,16 @@ def _read_headers(weights: WeightFiles, pool: FilePool) -> dict[str, StoredTenso
     problems: list[str] = []
     for path in weights.paths:
         try:
-            found = {tensor.name: tensor for tensor in _read_header(DataFile(path, pool))}
+            file = DataFile(path, pool)
+            found = {tensor.name: tensor for tensor in _read_header(file)}
+            file.check()
         except CheckpointNotFoundError:
             problems.append(f"{path}: the shard is missing")
             continue
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        listed = {name for name, shard in weights.shard_of.items() if shard == path.name}
-        if absent := sorted(listed - found.keys()):
+        if absent := sorted(weights.listed(path) - found.keys()):
             problems.append(f"{path}: lacks {first_few(absent)}, which the index says it holds")
         if twice := sorted(found.keys() & tensors.keys()):
             problems.append(f"{path}: holds {first_few(twice)}, which another shard holds too")
@@ -172,6 +190,15 @@ def _read_header(file: DataFile) -> list[StoredTensor]:
     if reader is None:
         raise CheckpointError(f"{file.path}: expected a file ending in {' or '.join(READERS)}")
     return reader(file)
+
+
+def _packed_note(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> list[str]:
+    """What every verb says of weights that are packed into integers."""
+    quantized = quantized_weights(tensors, config)
+    packed = [name for name in quantized if not tensors[name].dtype.is_float]
+    if not packed:
+        return []
+    return [f"it is quantised: {first_few(packed)} hold integers from which weights are made"]
 
 
 def _shared(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:

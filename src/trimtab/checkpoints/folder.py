@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ __all__ = [
     "INDEX_FILES",
     "SINGLE_FILES",
     "WeightFiles",
+    "adapter_in",
     "check_files",
     "find_weights",
     "read_config",
@@ -33,6 +36,25 @@ INDEX_FILES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 """What there is in a model's folder beside the weights."""
 
+OTHER_WEIGHTS = (
+    "model*.safetensors",
+    "model*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "consolidated*.safetensors",
+    "consolidated*.pth",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "*.gguf",
+)
+"""Names of weights, taken or not."""
+
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+"""Files of a LoRA adapter."""
+
+SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
+"""What the name of a shard has beside that of the whole."""
+
 GGUF_CURE = (
     "GGUF weights are quantised for inference: load them with transformers (gguf_file=...) and "
     "save_pretrained the model to compare it"
@@ -44,12 +66,20 @@ class WeightFiles:
     """The files that hold the weights of a checkpoint.
 
     Attributes:
+        folder: In which they are, or below it.
         paths: In the order of their names, which number the shards.
-        shard_of: Tensor -> file name by the index; empty if there is none.
+        shard_of: Tensor -> path of its shard by the index, in the folder; empty if there is none.
+        notes: What else the folder offers as weights, and why it is not taken.
     """
 
+    folder: Path
     paths: tuple[Path, ...]
     shard_of: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def listed(self, path: Path) -> set[str]:
+        """Tensors that the index says are in a file."""
+        return {name for name, at in self.shard_of.items() if path == self.folder / at}
 
 
 def find_weights(folder: Path) -> WeightFiles:
@@ -62,10 +92,18 @@ def find_weights(folder: Path) -> WeightFiles:
     """
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
         if os.path.lexists(folder / single):
-            return WeightFiles((folder / single,))
+            return WeightFiles(folder, (folder / single,), notes=_notes(folder, single, ()))
         if os.path.lexists(folder / index):
-            return _read_index(folder / index)
+            shard_of = _read_index(folder / index)
+            shards = sorted(set(shard_of.values()))
+            paths = tuple(folder / shard for shard in shards)
+            return WeightFiles(folder, paths, shard_of, _notes(folder, index, shards))
     raise CheckpointError(_what_it_is_instead(folder))
+
+
+def adapter_in(folder: Path) -> list[str]:
+    """Names of the files of a LoRA adapter in a folder."""
+    return [name for name in ADAPTER if (folder / name).exists()]
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -114,20 +152,63 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _read_index(path: Path) -> WeightFiles:
-    shard_of = read_json(path).get("weight_map")
-    if not isinstance(shard_of, dict) or not shard_of:
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor -> path of its shard, from the folder of the index."""
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: has no weight_map from tensors to shards")
-    shards = set(map(str, shard_of.values()))
-    # A shard lies beside its index; anything else, such as ../x, is not followed.
+    shard_of = {name: str(shard) for name, shard in weight_map.items()}
+    # A shard lies beside its index or below; anything else, such as ../x, is not followed.
     foreign = sorted(
         repr(shard)
-        for shard in shards
-        if shard in ("", ".", "..") or not shard.isprintable() or set(shard) & set("/\\:")
+        for shard in set(shard_of.values())
+        if not {"", ".", ".."}.isdisjoint(shard.split("/"))
+        or not shard.isprintable()
+        or set(shard) & set("\\:")
     )
     if foreign:
         raise CheckpointError(f"{path}: names shards outside its folder: {first_few(foreign)}")
-    return WeightFiles(tuple(path.parent / shard for shard in sorted(shards)), shard_of)
+    return shard_of
+
+
+def _notes(folder: Path, taken: str, shards: Sequence[str]) -> tuple[str, ...]:
+    """What is to be said where a folder offers more than one set of weights."""
+    when = _written(folder / taken)
+    others = []
+    for entry in sorted(folder.iterdir()):
+        name = entry.name
+        if name == taken or name in shards or not _is_one(name, OTHER_WEIGHTS):
+            continue
+        index = f"{SHARD.sub('', name)}.index.json"
+        if index in INDEX_FILES and index != taken and (folder / index).exists():
+            continue  # told of with its index
+        is_newer = _written(entry) > when
+        others.append(f"{name} (newer)" if is_newer else name)
+    notes = []
+    if others:
+        notes.append(
+            f"{taken} is read, which comes first as in transformers; {first_few(others)} in the "
+            "same folder may be other weights and "
+            + ("are not read" if len(others) > 1 else "is not read")
+        )
+    if adapter := adapter_in(folder):
+        notes.append(
+            f"{taken} is read alone; the LoRA adapter beside it ({first_few(adapter)}) is not "
+            "added, as transformers would: move it away if it is merged already, else merge it"
+        )
+    return tuple(notes)
+
+
+def _written(path: Path) -> int:
+    """When a file was written to; 0 if it leads nowhere, which opening it will tell."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _is_one(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
 
 
 def _what_it_is_instead(folder: Path) -> str:
@@ -139,8 +220,35 @@ def _what_it_is_instead(folder: Path) -> str:
             f"{folder}: a LoRA adapter, not a whole checkpoint: merge it into its base first "
             "(PEFT's merge_and_unload, then save_pretrained)"
         )
+    if cure := _distributed(folder, names):
+        return f"{folder}: {cure}"
     gguf = [name for name in names if name.endswith(".gguf")]
     if gguf:
         return f"{folder}: {first_few(gguf)}: {GGUF_CURE}"
     looked_for = ", ".join((*SINGLE_FILES, *INDEX_FILES))
     return f"{folder}: not a checkpoint: looked for {looked_for}; found {first_few(names)}"
+
+
+def _distributed(folder: Path, names: Sequence[str]) -> str | None:
+    """The cure for what several processes saved, each its part."""
+    inside = [
+        name
+        for name in names
+        if (folder / name / ".metadata").exists()  # where accelerate puts it, in a checkpoint
+    ]
+    if ".metadata" in names or any(name.endswith(".distcp") for name in names):
+        where = folder
+    elif inside:
+        where = folder / inside[0]
+    elif "zero_to_fp32.py" in names:
+        return (
+            "a checkpoint of DeepSpeed ZeRO: run the script that lies in it, "
+            "`python zero_to_fp32.py . OUTPUT --safe_serialization`, and give OUTPUT with the "
+            "config.json of the model"
+        )
+    else:
+        return None
+    return (
+        "a distributed checkpoint (DCP, as FSDP saves it): run `accelerate merge-weights "
+        f"{where} OUTPUT`, and give OUTPUT with the config.json of the model"
+    )

@@ -53,7 +53,8 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
         if not (folder / FALLBACK).exists():
             looked_for = ", ".join((*SINGLE_FILES, *INDEX_FILES))
             raise CheckpointError(f"{repository}: the repository holds none of {looked_for}")
-    missing = [path.name for path in find_weights(folder).paths if not path.exists()]
+    paths = find_weights(folder).paths
+    missing = [path.relative_to(folder).as_posix() for path in paths if not path.exists()]
     if missing:
         _download(repository, commit, missing)
     return folder, commit

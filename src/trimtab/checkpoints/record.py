@@ -29,6 +29,7 @@ class CheckpointRecord:
         num_elements: Elements stored.
         dtypes: safetensors dtype name -> elements stored in it.
         content_hash: xxh3-128 over every tensor's name, dtype, shape and hash, sorted by name.
+        notes: What there is to say on what was taken as its weights.
     """
 
     id: str
@@ -38,6 +39,11 @@ class CheckpointRecord:
     num_elements: int
     dtypes: Mapping[str, int]
     content_hash: str
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Take the list of a file as what it was."""
+        object.__setattr__(self, "notes", tuple(self.notes))
 
     def __repr__(self) -> str:
         ref = f"{self.id}@{self.revision}" if self.revision else self.id
@@ -45,8 +51,9 @@ class CheckpointRecord:
         return one_line(self, f"{ref}: {self.num_elements:,} elements in {tensors}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**self.__dict__, "dtypes": dict(self.dtypes)}
+        """Plain data for JSON; without notes where there are none."""
+        told = {**self.__dict__, "dtypes": dict(self.dtypes), "notes": list(self.notes)}
+        return told if self.notes else {key: told[key] for key in told if key != "notes"}
 
 
 def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRecord:
@@ -65,6 +72,7 @@ def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRe
         num_elements=sum(tensor.num_elements for tensor in checkpoint.tensors.values()),
         dtypes=dtypes,
         content_hash=hasher.hexdigest(),
+        notes=checkpoint.notes,
     )
 
 

@@ -106,7 +106,7 @@ class DataFile:
         check_regular(stat, path, CheckpointError)
         self.path = path
         self.size = stat.st_size
-        self._identity = (stat.st_ino, stat.st_size, stat.st_mtime_ns)
+        self._identity = _identity(stat)
         self._pool = pool
 
     def __repr__(self) -> str:
@@ -120,11 +120,29 @@ class DataFile:
                 when the checkpoint was opened.
         """
         handle = open_regular(self.path, CheckpointError)
-        stat = os.fstat(handle.fileno())
-        if (stat.st_ino, stat.st_size, stat.st_mtime_ns) != self._identity:
+        if _identity(os.fstat(handle.fileno())) != self._identity:
             handle.close()
-            raise CheckpointError(f"{self.path}: the file changed while it was being read")
+            raise self._changed()
         return handle
+
+    def check(self) -> None:
+        """Check that the file is still the one that was there at first.
+
+        Raises:
+            CheckpointError: It was written to, replaced or removed since.
+        """
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
+        if _identity(stat) != self._identity:
+            raise self._changed()
+
+    def _changed(self) -> CheckpointError:
+        return CheckpointError(
+            f"{self.path}: the file changed while it was being read: wait until it is written, "
+            "and start again"
+        )
 
     def read_into(self, offset: int, out: NDArray[np.uint8]) -> int:
         """Fill `out` with the bytes from `offset` on. Any thread may call this at any time.
@@ -137,7 +155,8 @@ class DataFile:
             Number of bytes read: less than `out` holds only where the file ends.
 
         Raises:
-            CheckpointError: The file cannot be read.
+            CheckpointError: The file cannot be read, or is not the one that was there when the
+                checkpoint was opened.
         """
         unread = memoryview(out.data)
         handle = self._pool.take(self)
@@ -152,12 +171,18 @@ class DataFile:
             raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
         finally:
             self._pool.give_back(self, handle)
+        self.check()  # after the bytes were read, so that they are those of the file at first
         return len(out) - len(unread)
 
     def read(self, offset: int, num_bytes: int) -> bytes:
         """Bytes from `offset` on, fewer where the file ends."""
         out = np.empty(max(0, min(num_bytes, self.size - offset)), dtype=np.uint8)
         return out[: self.read_into(offset, out)].tobytes()
+
+
+def _identity(stat: os.stat_result) -> tuple[int, ...]:
+    """What is another if a file is replaced or written to."""
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,14 +10,17 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import click
 
 from trimtab import __version__
 from trimtab.cli.terminal import guarded, say
 from trimtab.cli.verbs import Verbs
-from trimtab.errors import CriterionError, TrimtabError
+from trimtab.errors import CheckpointWarning, CriterionError, TrimtabError
 
 __all__ = ["main"]
 
@@ -65,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     try:
         typed = shlex.join(["trimtab", *arguments])
-        code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False, obj=typed)
+        with _notices():
+            code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False, obj=typed)
     except click.exceptions.Abort:
         _stop("interrupted", 130)
     except click.ClickException as error:
@@ -81,6 +85,25 @@ def _run(arguments: list[str]) -> None:
     except KeyboardInterrupt:
         _stop("interrupted", 130)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def _notices() -> Iterator[None]:
+    """Print what checkpoints have to be said of on the standard error, each sentence once."""
+    told = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", CheckpointWarning)
+        show = warnings.showwarning
+
+        def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+            if not issubclass(category, CheckpointWarning):
+                show(message, category, *where, **more)
+            elif (said := " ".join(str(message).split())) not in told:
+                told.add(said)
+                say(f"note: {said}", err=True)
+
+        warnings.showwarning = tell
+        yield
 
 
 def _stop(message: str, code: int) -> None:

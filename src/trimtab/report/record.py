@@ -85,6 +85,9 @@ def checkpoints_table(records: Mapping[str, CheckpointRecord], title: str = "Che
         ("stored as", tuple(_dtypes(record.dtypes) for record in records.values())),
         ("content hash", tuple(printable(record.content_hash) for record in records.values())),
     ]
+    if any(record.notes for record in records.values()):
+        notes = ("; ".join(record.notes) or "–" for record in records.values())
+        lines.append(("notes", tuple(printable(note) for note in notes)))
     return table(
         title,
         [("", "text"), *((name, "code") for name in records)],

@@ -75,7 +75,7 @@ def measure_input_norms(
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
         device = runtime.accelerator()
-        model = load_model(of.folder, dtype, device)
+        model = load_model(of, dtype, device)
         line = stack.enter_context(stage(bars, "input norms", len(passages)))
         vectors = _measured(model, passages, lambda done: line.step(done, {}))
     kept = {name: vector for name, vector in vectors.items() if name in of.tensors}

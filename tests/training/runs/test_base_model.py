@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from trimtab.errors import CheckpointError, CheckpointNotFoundError, SettingsError
+from trimtab.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CheckpointWarning,
+    SettingsError,
+)
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.runs.base_model import open_base
 
@@ -45,6 +51,46 @@ def test_shapes_and_hashes_are_those_of_the_model(base: Base) -> None:
     mask = extract_mask(base[0], base[0])
     assert dict(found.tensors) == dict(mask.base)
     assert found.record.to_dict() == mask.provenance["steps"][0]["base"]
+
+
+def test_an_adapter_beside_the_weights_is_refused(base: Base, tmp_path: Path) -> None:
+    """transformers would put it on top of them, under the hash of the weights alone."""
+    folder = stored_as(base[0], tmp_path / "m", "bfloat16")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with (
+        pytest.warns(CheckpointWarning, match=r"LoRA adapter beside it \(adapter_config.json\)"),
+        pytest.raises(CheckpointError, match=r"^model: .* would be put on top of them"),
+    ):
+        open_base(str(folder), Path())
+
+
+def test_quantised_weights_are_refused(base: Base, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = stored_as(base[0], tmp_path / "m", "bfloat16")
+    tensors = load_file(folder / WEIGHTS)
+    name = next(name for name in tensors if name.endswith("up_proj.weight"))
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    save_file(tensors | {f"{name}_scale": torch.tensor(2.0)}, folder / WEIGHTS)
+    with pytest.raises(
+        CheckpointError, match=r"^model: .* is quantised: .*with scales in weight_sc"
+    ):
+        open_base(str(folder), Path())
+
+
+def test_weights_that_change_before_they_are_loaded_are_refused(base: Base, tmp_path: Path) -> None:
+    """The record has the hash of others by then."""
+    from trimtab.training import runtime
+
+    folder = stored_as(base[0], tmp_path / "m", "bfloat16")
+    found = open_base(str(folder), Path())
+    with runtime.quiet():
+        assert found.load("bf16").config.model_type == "llama"
+        path = folder / WEIGHTS
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+        with pytest.raises(CheckpointError, match="changed while it was being read"):
+            found.load("bf16")
 
 
 def test_relative_to_the_run_file(base: Base) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import xxhash
 
 from trimtab.checkpoints import Checkpoint, DataFile, StoredTensor
-from trimtab.checkpoints.folder import FILES
+from trimtab.checkpoints.folder import ADAPTER, FILES
 from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.reading import Progress
@@ -68,7 +68,7 @@ def folder_of(base: Checkpoint, ref: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{ref}: expected the folder of a model, not a file")
     if base.revision is not None:
         fetch_the_rest(base.id, base.revision)
-    return next(iter(files)).parent
+    return base.folder
 
 
 def write_zeroed(
@@ -92,7 +92,7 @@ def write_zeroed(
         Name -> zeros, and name -> xxh3-128 of the bytes in base, of every tensor.
     """
     for path in sorted(source.iterdir()):
-        if any(fnmatch(path.name, pattern) for pattern in FILES):
+        if path.name not in ADAPTER and any(fnmatch(path.name, pattern) for pattern in FILES):
             shutil.copyfile(path, target / path.name)
     counts, digests = {}, {}
     total = sum(tensor.num_bytes for tensor in base.tensors.values())
@@ -100,7 +100,9 @@ def write_zeroed(
     for tensor in base.tensors.values():
         shards.setdefault(tensor.file, []).append(tensor)
     for shard, tensors in shards.items():
-        with (target / shard.path.name).open("xb") as file:
+        copy = target / shard.path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with copy.open("xb") as file:
             file.write(shard.read(0, 8 + int.from_bytes(shard.read(0, 8), "little")))
             for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
                 counts[tensor.name], digests[tensor.name] = _write(tensor, kept, file)

@@ -17,8 +17,8 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
 from trimtab.training.evaluation.answers import Answers
 from trimtab.training.evaluation.questions import Questions
+from trimtab.training.runs.base_model import DTYPES, BaseModel
 from trimtab.training.runs.prompts import prompt_ids
-from trimtab.training.runs.trainers import DTYPES
 
 __all__ = ["ask", "load_model", "load_tokenizer"]
 
@@ -38,23 +38,27 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def load_model(folder: Path, dtype: str, device: Any) -> Any:
+def load_model(of: BaseModel | Path, dtype: str, device: Any) -> Any:
     """The model of a checkpoint, to be asked and not trained.
 
     Its weights could have gradients all the same: on a CPU torch multiplies the last hidden states,
     a slice, by weights that can have none many times more slowly.
 
     Args:
-        folder: A checkpoint.
+        of: The model; or a folder that nobody else writes to, and that has no adapter.
         dtype: `bf16` or `fp32`: of the weights and the arithmetic.
         device: Where it computes.
 
     Raises:
-        CheckpointError: Its weights are not finite, so nothing that it says is.
+        CheckpointError: Its weights are not finite, so nothing that it says is; or they changed
+            since they were hashed.
     """
-    from transformers import AutoModelForCausalLM
+    if isinstance(of, BaseModel):
+        folder, model = of.folder, of.load(dtype)
+    else:
+        from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[dtype])
+        folder, model = of, AutoModelForCausalLM.from_pretrained(of, dtype=DTYPES[dtype])
     broken = [name for name, of in model.named_parameters() if not of.isfinite().all()]
     if broken:
         raise CheckpointError(

@@ -218,7 +218,7 @@ class _Work:
         done = []
         for number, of in enumerate(opened):
             label = Path(of.record.id).name
-            model = load_model(of.folder, self.dtype, runtime.accelerator())
+            model = load_model(of, self.dtype, runtime.accelerator())
             tokenizer = load_tokenizer(of.folder)
             answers = self._answers(model, tokenizer, label, bars)
             forgetting = suites = None

@@ -89,7 +89,7 @@ def probe(
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
-        model = load_model(opened.folder, dtype, runtime.accelerator())
+        model = load_model(opened, dtype, runtime.accelerator())
         tokenizer = load_tokenizer(opened.folder)
         peak = PeakMemory(model.device)
         parameters = dict(_chosen(model, names))

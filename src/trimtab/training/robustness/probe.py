@@ -256,7 +256,7 @@ class _Subject:
     ) -> _Subject:
         import torch
 
-        model = load_model(of.folder, dtype, runtime.accelerator())
+        model = load_model(of, dtype, runtime.accelerator())
         with torch.inference_mode():
             logits = [next_logits(model, ids) for ids in passages]
         subject = cls(model, tokenizer, questions, passages, batch_size, logits, fingerprint(model))

@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.checkpoints import open_checkpoint
-from trimtab.checkpoints.folder import FILES, check_files
+from trimtab.checkpoints.folder import FILES, adapter_in, check_files
 from trimtab.checkpoints.hub import fetch_the_rest
+from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.record import CheckpointRecord, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
+from trimtab.checkpoints.tensors import DataFile
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.masks import BaseTensor
 
-__all__ = ["FILES", "BaseModel", "open_base"]
+__all__ = ["DTYPES", "FILES", "BaseModel", "open_base", "refuse_adapter"]
+
+DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
+"""Dtypes of training, as torch calls them."""
 
 WIDER = {"BF16": ("bf16", "fp32"), "F16": ("fp32",), "F32": ("fp32",)}
 """Stored dtype -> training dtypes that hold all its values."""
@@ -32,6 +37,7 @@ class BaseModel:
         tensors: Name -> dtype and hash of each stored tensor.
         shapes: Name -> shape of each parameter of the model made from it, tied ones once.
         has_chat_template: Whether its tokenizer can write messages as text.
+        files: Those that were read for the record.
     """
 
     folder: Path
@@ -39,6 +45,32 @@ class BaseModel:
     tensors: Mapping[str, BaseTensor]
     shapes: Mapping[str, tuple[int, ...]]
     has_chat_template: bool
+    files: tuple[DataFile, ...] = ()
+
+    def load(self, dtype: str, **options: Any) -> Any:
+        """Load the model, from the very files of which the record speaks.
+
+        Args:
+            dtype: `bf16` or `fp32`: of the weights.
+            options: Of its config.
+
+        Raises:
+            CheckpointError: A file has changed since it was read for the record.
+        """
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=DTYPES[dtype], **options)
+        self.check()
+        return model
+
+    def check(self) -> None:
+        """Check that the files are those of which the record speaks.
+
+        Raises:
+            CheckpointError: One has changed.
+        """
+        for file in self.files:
+            file.check()
 
     def training_dtype(self, asked: str | None) -> str:
         """The dtype to train in: by default the stored one, and never one that loses bits.
@@ -95,7 +127,8 @@ def open_base(model: str, folder: Path) -> BaseModel:
         refuse_quantized(
             checkpoint.tensors, checkpoint.config, checkpoint.tensors, f"model: {checkpoint.id}"
         )
-        where = next(iter(checkpoint.tensors.values())).file.path.parent
+        where = checkpoint.folder
+        refuse_adapter("model", where)
         if local.exists() and not local.is_dir():
             raise CheckpointError(f"model: {local}: expected the folder of a model, not a file")
         if checkpoint.revision is not None:
@@ -106,6 +139,7 @@ def open_base(model: str, folder: Path) -> BaseModel:
             for name, tensor in checkpoint.tensors.items()
         }
         record = record_of(checkpoint, {name: of.digest for name, of in tensors.items()})
+        files = tuple(dict.fromkeys(of.file for of in checkpoint.tensors.values()))
     strange = sorted({of.dtype for of in tensors.values()} - WIDER.keys())
     if floats := [dtype for dtype in strange if dtype.startswith(("F8", "F4", "F6"))]:
         raise CheckpointError(
@@ -114,7 +148,28 @@ def open_base(model: str, folder: Path) -> BaseModel:
         )
     check_files(where)
     shapes, has_chat_template = _parameter_shapes(where), _has_chat_template(where)
-    return BaseModel(where, record, tensors, shapes, has_chat_template)
+    return BaseModel(where, record, tensors, shapes, has_chat_template, files)
+
+
+def refuse_adapter(what: str, folder: Path) -> None:
+    """Refuse a folder in which transformers would put an adapter on top of the weights.
+
+    Nothing prevents it from that, and TRL loads reference models from the same folder.
+
+    Args:
+        what: What the folder is, for the message.
+        folder: The folder of a model.
+
+    Raises:
+        CheckpointError: There is an adapter in it.
+    """
+    if adapter := adapter_in(folder):
+        raise CheckpointError(
+            f"{what}: {folder}: the LoRA adapter beside its weights ({first_few(adapter)}) would "
+            "be put on top of them when the model is loaded, and other weights measured than are "
+            "compared: move it away if it is merged already, else merge it (PEFT's "
+            "merge_and_unload, then save_pretrained)"
+        )
 
 
 def _is_dropout(name: str, value: Any) -> bool:

@@ -28,10 +28,11 @@ from trimtab.training.folders import last_checkpoint, new_folder, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
 from trimtab.training.memory import PeakMemory, give_back_unused
 from trimtab.training.progress import note, stage
+from trimtab.training.runs.base_model import DTYPES
 from trimtab.training.runs.prepare import PreparedRun
 from trimtab.training.runs.run_file import RunFile
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
-from trimtab.training.runs.trainers import DTYPES, Stop, build_trainer, follow
+from trimtab.training.runs.trainers import Stop, build_trainer, follow
 
 if TYPE_CHECKING:
     from rich.progress import Progress

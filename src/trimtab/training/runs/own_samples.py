@@ -29,7 +29,7 @@ from trimtab.training.runs.prepare import PreparedRun
 from trimtab.training.runs.prompts import prompt_ids
 from trimtab.training.runs.selection import Sample, select
 from trimtab.training.runs.tables import SamplesTable
-from trimtab.training.runs.trainers import DTYPES, Stop
+from trimtab.training.runs.trainers import Stop
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -127,7 +127,7 @@ class _Sampler:
     """The base, ready to answer."""
 
     def __init__(self, run: PreparedRun, table: SamplesTable) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
 
         from trimtab.training.rollouts.sampling import Sampling, end_tokens
 
@@ -135,9 +135,7 @@ class _Sampler:
         self._num = table.num
         self._stop = ANSWER_END if run.data.ends_with_line else table.stop
         self._tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
-        self._model = AutoModelForCausalLM.from_pretrained(
-            run.base.folder, dtype=DTYPES[run.dtype]
-        ).to(run.args.device)
+        self._model = run.base.load(run.dtype).to(run.args.device)
         ends = end_tokens(self._model, self._tokenizer)
         if self._stop is not None:
             ids = self._tokenizer(self._stop, add_special_tokens=False)["input_ids"]

@@ -11,6 +11,7 @@ from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.errors import SettingsError
 from trimtab.training import runtime
 from trimtab.training.rollouts.checked_reward import checked
+from trimtab.training.runs.base_model import refuse_adapter
 from trimtab.training.runs.rewards import Reward
 
 __all__ = ["model_reward"]
@@ -25,13 +26,14 @@ def model_reward(named: str, folder: Path) -> Reward:
 
     Raises:
         SettingsError: There is no such folder, or it holds no such model with its tokenizer.
-        CheckpointError: Its weights cannot be read.
+        CheckpointError: Its weights cannot be read, or an adapter lies beside them.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     path = folder / Path(named).expanduser()
     if not path.is_dir():
         raise SettingsError(f"reward.model: {path}: expected the folder of a model")
+    refuse_adapter("reward.model", path)
     try:
         config = AutoConfig.from_pretrained(path)
         AutoTokenizer.from_pretrained(path)

@@ -11,14 +11,13 @@ from trimtab.errors import SettingsError, TrimtabError
 from trimtab.masks import Mask
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.progress import Stage
+from trimtab.training.runs.base_model import DTYPES
 from trimtab.training.runs.prepare import PreparedRun
 
 __all__ = ["Stop", "build_trainer", "follow"]
 
 Stop = Callable[[], bool]
 """Asked after every step whether to stop."""
-
-DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 
 
 def build_trainer(
@@ -33,13 +32,11 @@ def build_trainer(
         callbacks: Trainer callbacks.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
+    from transformers import AutoTokenizer, PrinterCallback
 
     tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
     dropout = {} if run.file.dropout is None else run.base.with_dropout(run.file.dropout)
-    model = AutoModelForCausalLM.from_pretrained(
-        run.base.folder, dtype=DTYPES[run.dtype], **dropout
-    )
+    model = run.base.load(run.dtype, **dropout)
     args = copy(run.args)  # the Trainer writes to it, as we do
     args.output_dir = str(work)
     try:
@@ -50,6 +47,7 @@ def build_trainer(
         raise SettingsError(
             f"{run.algorithm.trainer.rpartition(':')[2]}: {' '.join(str(error).split())}"
         ) from error
+    run.base.check()  # TRL may have loaded a reference model from the same folder
     trainer.remove_callback(PrinterCallback)
     if mask is None:
         return trainer, None
