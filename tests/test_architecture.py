@@ -24,17 +24,22 @@ MAY_IMPORT = {
     "extras": {"errors"},
     "inputs": {"errors"},
     "outputs": {"errors"},
+    "processes": set(),
     "elements": BELOW - {"inputs"},
     "example": {"elements", "outputs", *BELOW},
     "checkpoints": {"elements", *BELOW},
     "compare": {"checkpoints", "elements", "outputs", *BELOW},
     "masks": {"checkpoints", "elements", "outputs", *BELOW},
     "report": {"compare", "masks", "checkpoints", "elements", "outputs", *BELOW},
-    "training": {"compare", "masks", "checkpoints", "elements", "outputs", *BELOW},
-    "papers": {"training", "masks", "checkpoints", *BELOW},  # and of these little: tests/papers
+    "training": {
+        *("compare", "masks", "checkpoints", "elements", "outputs", "processes"),
+        *BELOW,
+    },
+    # Of these papers use little: tests/papers
+    "papers": {"training", "masks", "checkpoints", "outputs", *BELOW},
     "cli": {
         *("papers", "report", "training", "compare", "masks", "example"),
-        *("checkpoints", "elements", "outputs", *BELOW),
+        *("checkpoints", "elements", "outputs", "processes", *BELOW),
     },
 }
 """Layer -> the layers below it. `compare` and `masks` are siblings: they meet in `checkpoints`."""

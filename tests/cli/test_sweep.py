@@ -8,6 +8,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from tests.training import tiny
 from tests.training.runs.run_files import REWARD
 from tests.training.sweeps.sweep_files import write_sweep
 from trimtab.masks import extract_mask
+from trimtab.training.folders import WEIGHTS
 
 pytestmark = pytest.mark.train
 
@@ -41,6 +45,13 @@ def interrupting(completions, **columns):
     if not marker.exists():
         marker.touch()
         os.kill(os.getppid(), signal.SIGINT)
+    return share_of_ones(completions)
+
+def killing(completions, **columns):
+    marker = Path(__file__).with_name("interrupted")
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getppid(), signal.SIGKILL)
     return share_of_ones(completions)
 
 def failing(completions, **columns):
@@ -173,7 +184,8 @@ def test_interrupted_it_goes_on_to_the_same_table(
     notice = "trimtab: finishing the steps under way and saving them; Ctrl-C again to stop now"
     assert [line for line in err.splitlines() if "trimtab:" in line] == [
         notice,
-        "trimtab: interrupted",
+        "trimtab: interrupted: the same command goes on: 3 of 4 cells are finished, and the others "
+        "keep their last checkpoint",
     ]
     assert f"[3/4] {name}: interrupted (" in err
     assert not (cell / "out" / "result.json").exists()
@@ -186,6 +198,24 @@ def test_interrupted_it_goes_on_to_the_same_table(
     assert json.loads((cell / "out" / "result.json").read_text())["resumed_from_step"] == 1
     assert lasting(table(tmp_path)["cells"]) == lasting(table(whole)["cells"])
     assert table(tmp_path)["arms"] == table(whole)["arms"]
+
+
+def test_killed_it_leaves_no_cell_running_and_trains_none_twice(
+    run: Run, whole: Path, base: Path, tmp_path: Path
+) -> None:
+    one = GRID.replace("[1e-4, 1e-2]", "[1e-2]").replace("[0, 1]", "[0]")
+    path = prepared(tmp_path, base, one, "killing")
+    command = [sys.executable, "-m", "trimtab", "sweep", str(path), "--jobs", "2"]
+    killed = subprocess.run(command, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL
+    # The cell is at its first step still: it keeps that and ends, and the same command waits.
+    code, _, err = run("sweep", path, "--jobs", 2)
+    assert (code, err.count(": started")) == (0, 1)
+    (cell,) = (tmp_path / "out" / "cells").iterdir()
+    assert json.loads((cell / "out" / "result.json").read_text())["resumed_from_step"] == 1
+    assert "another" not in (cell / "log.txt").read_text()
+    weights = Path("out", "cells", "learning_rate=0.01,seed=0", "out", "model", WEIGHTS)
+    assert (tmp_path / weights).read_bytes() == (whole / weights).read_bytes()
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(

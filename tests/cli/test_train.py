@@ -84,20 +84,24 @@ def test_no_file(run: Run, tmp_path: Path) -> None:
     assert run("train", path) == (1, "", f"trimtab: {path}: no such file\n")
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "again", "said"),
+    [("SIGINT", 130, " again", "interrupted"), ("SIGTERM", 143, "", "terminated")],
+)
 def test_interrupt_keeps_the_step_and_the_same_command_goes_on(
-    run: Run, base: Path, tmp_path: Path
+    run: Run, base: Path, tmp_path: Path, number: str, code: int, again: str, said: str
 ) -> None:
     values = content("grpo", base, reward={"function": "reward.py:interrupting"})
     halves, whole = (write(tmp_path / name, values) for name in ("halves", "whole"))
     for path in (halves, whole):
-        (path.parent / "reward.py").write_text(INTERRUPTING)
+        (path.parent / "reward.py").write_text(INTERRUPTING.replace("SIGINT", number))
     (tmp_path / "whole" / "interrupted").touch()
 
     command = [str(Path(sys.executable).with_name("trimtab")), "train", str(halves)]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (first.returncode, first.stdout) == (130, "")
-    told = "trimtab: finishing the step and saving it; Ctrl-C again to stop now\n"
-    assert first.stderr == f"{told}\ntrimtab: interrupted\n"
+    assert (first.returncode, first.stdout) == (code, "")
+    told = f"trimtab: finishing the step and saving it; Ctrl-C{again} to stop now\n"
+    assert first.stderr == f"{told}\ntrimtab: {said}: the same command goes on from step 1\n"
     for path in (halves, whole):
         code, _, err = run("train", path)
         assert (code, err) == (0, "")

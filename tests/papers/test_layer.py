@@ -15,6 +15,7 @@ BESIDE = {
     "trimtab.errors": "messages of a command",
     "trimtab.inputs": "files of strangers",
     "trimtab.words": "counted nouns, and what Python shows",
+    "trimtab.outputs": "files that are whole or absent",
     "trimtab.masks.random_matched.random_matched": "as `mask make random --match magnitude`",
     "trimtab.masks.overlap.overlap": "as `mask overlap`",
     "trimtab.checkpoints.record.made_now": "the provenance that every result has",

@@ -8,7 +8,8 @@ import pytest
 import xxhash
 
 from trimtab.errors import CheckpointError
-from trimtab.training.folders import WEIGHTS, new_folder, read_json, read_record, seal, write_json
+from trimtab.outputs import new_folder
+from trimtab.training.folders import WEIGHTS, read_json, read_record, seal, write_json
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from trimtab.training.folders import new_folder, read_record, seal
+from trimtab.outputs import new_folder
+from trimtab.training.folders import read_record, seal
 from trimtab.training.smollm2 import ORIGIN
 
 CHARACTERS = "0123456789+=\n"

@@ -1,7 +1,7 @@
 """The `trimtab` command: one module per verb. The only place that prints or exits.
 
 Exit codes: 0 done; 1 an expected error, told in one line; 2 wrong usage; 3 a check said no;
-130 interrupted.
+130 interrupted; 143 terminated.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from typing import Any
 import click
 
 from trimtab import __version__
+from trimtab.cli.stopping import termination_interrupts
 from trimtab.cli.terminal import guarded, say
 from trimtab.cli.verbs import Verbs
 from trimtab.errors import CheckpointWarning, CriterionError, TrimtabError
+from trimtab.processes import Terminated, end_with_parent
 
 __all__ = ["main"]
 
@@ -68,10 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(arguments: list[str]) -> None:
     try:
         typed = shlex.join(["trimtab", *arguments])
-        with _notices():
+        with termination_interrupts(), _notices():
+            end_with_parent()
             code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False, obj=typed)
-    except click.exceptions.Abort:
-        _stop("interrupted", 130)
+    except click.exceptions.Abort as abort:  # what click makes of an interrupt
+        _end(abort.__cause__)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -82,8 +85,8 @@ def _run(arguments: list[str]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         _stop(str(error), 2 if isinstance(error, CriterionError) else 1)
-    except KeyboardInterrupt:
-        _stop("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        _end(interrupt)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -104,6 +107,13 @@ def _notices() -> Iterator[None]:
 
         warnings.showwarning = tell
         yield
+
+
+def _end(interrupt: BaseException | None) -> None:
+    """Exit as whoever sent the signal expects, and say how to go on where that is possible."""
+    what, code = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", 130)
+    how = "" if interrupt is None else str(interrupt)
+    _stop(f"{what}: {how}" if how else what, code)
 
 
 def _stop(message: str, code: int) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimtab.cli.stopping import stop_asked, termination_interrupts
+from trimtab.cli.stopping import stop_asked
 from trimtab.cli.terminal import say
 from trimtab.errors import TrimtabError
 from trimtab.report.sweep_plan import render_plan
@@ -58,7 +58,7 @@ def command(typed: str, sweep: Path, dry_run: bool, jobs: int, as_json: bool) ->
         say(f"[{number}/{len(names)}] {cell.name}: {what}", err=True)
 
     notice = "finishing the steps under way and saving them"
-    with termination_interrupts(), stop_asked(notice) as stop:
+    with stop_asked(notice) as stop:
         table = run_sweep(planned, jobs=jobs, told=tell, stop=stop, command=typed)
     if as_json:
         say(json.dumps(table, indent=1))

@@ -11,6 +11,7 @@ import click
 from trimtab.cli.stopping import stop_asked
 from trimtab.cli.terminal import say
 from trimtab.elements.counts import percent
+from trimtab.processes import is_child
 
 __all__ = ["command"]
 
@@ -35,7 +36,7 @@ def command(run: Path, dry_run: bool) -> None:
         say(json.dumps(prepared.describe(), indent=1))
         return
     with progress_bars() as bars, stop_asked("finishing the step and saving it") as stop:
-        result = execute(prepared, bars, stop=stop)
+        result = execute(prepared, bars, stop=stop, waits=is_child())
     say(
         f"{result['steps']:,} steps in {result['seconds']['train']:.1f} s: {_changed(result)}.\n"
         f"The model is in {prepared.output / MODEL}, all figures in {prepared.output / RESULT}."

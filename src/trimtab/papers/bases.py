@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
+from trimtab.outputs import new_folder
 from trimtab.papers.names import BaseName
 from trimtab.papers.tiny_base import make_tiny_base
 from trimtab.training.smollm2 import export_base
@@ -21,15 +21,12 @@ def make_base(name: BaseName, folder: Path) -> None:
     """
     if folder.exists():
         return
-    draft = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    if name == "tiny":
-        make_tiny_base(draft)
-    else:
-        export_base(draft)
-        _end_with_the_line(draft)
-    draft.rename(folder)
+    with new_folder(folder) as draft:
+        if name == "tiny":
+            make_tiny_base(draft)
+        else:
+            export_base(draft)
+            _end_with_the_line(draft)
 
 
 def _end_with_the_line(folder: Path) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from trimtab.errors import OutputExistsError, SettingsError
 from trimtab.inputs import read_toml
+from trimtab.outputs import new_file
 from trimtab.papers.run_toml import as_toml
 from trimtab.papers.scale import Arm, Scale
 
@@ -165,7 +166,8 @@ class Cell:
         """
         self.check()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.run.write_text(as_toml(self.content()), "utf-8")
+        with new_file(self.run, force=True) as file:
+            file.write(as_toml(self.content()).encode())
 
     def _from_here(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()

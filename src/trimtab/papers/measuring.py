@@ -11,6 +11,7 @@ from typing import Any
 from trimtab.errors import ResultFormatError, TrimtabError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.masks.overlap import overlap
+from trimtab.outputs import new_file
 from trimtab.papers.cells import Cell
 from trimtab.papers.library import Trial
 from trimtab.papers.measures import MEASURES
@@ -140,11 +141,9 @@ class Measuring:
         names = (cell.name.replace("/seed-", "-") for cell in (one, two))
         path = one.root / OVERLAPS / f"{'--'.join(names)}.json"
         if not path.exists():
-            path.parent.mkdir(exist_ok=True)
             told = overlap(one.changed, two.changed, base=one.base).to_dict()
-            draft = path.with_suffix(".partial")
-            draft.write_text(json.dumps(told, indent=1) + "\n", "utf-8")
-            draft.rename(path)
+            with new_file(path, force=True) as file:
+                file.write((json.dumps(told, indent=1) + "\n").encode())
         return self._json(path)
 
     def _json(self, path: Path) -> Any:

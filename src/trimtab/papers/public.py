@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from trimtab import Comparison, compare
 from trimtab.errors import ResultFormatError, SettingsError, TrimtabError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json, read_toml
+from trimtab.outputs import new_file
 from trimtab.papers.library import PublicPair
 
 __all__ = ["Checkpoints", "public_claims", "read_checkpoints"]
@@ -96,10 +97,8 @@ def _compared(path: Path, base: str, tuned: str) -> Comparison:
         if (known.base.id, known.tuned.id) == (base, tuned):
             return known
     comparison = compare(base, tuned)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
-    draft.write_text(json.dumps(comparison.to_dict()) + "\n", "utf-8")
-    draft.rename(path)
+    with new_file(path, force=True) as file:
+        file.write((json.dumps(comparison.to_dict()) + "\n").encode())
     return comparison
 
 

@@ -6,12 +6,12 @@ are missing, and in an unfinished one at its last checkpoint.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from typing import Any
 
 from trimtab.errors import OutputExistsError, TrimtabError
+from trimtab.outputs import new_file
 from trimtab.papers.bases import make_base
 from trimtab.papers.cells import DATA, Cell
 from trimtab.papers.masks import make_mask
@@ -38,7 +38,8 @@ def prepare(cells: Sequence[Cell]) -> None:
             raise OutputExistsError(
                 f"{copy} is not {file}, as it is now: choose another --out, or delete {first.root}"
             )
-        shutil.copyfile(file, copy)
+        with new_file(copy, force=True) as whole:
+            whole.write(file.read_bytes())
     for cell in cells:
         cell.write()
     make_base(first.scale.base, first.base)

@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 from trimtab.errors import CheckpointError, OutputExistsError
 from trimtab.masks import Mask
+from trimtab.outputs import new_folder
 from trimtab.training import grpo, runtime, sft
 from trimtab.training.addition import Split
 from trimtab.training.folders import (
     WEIGHTS,
     last_checkpoint,
-    new_folder,
     read_json,
     read_record,
     seal,

@@ -1,8 +1,9 @@
 """Folders that are either whole or absent, with a record of what was put in them.
 
-A checkpoint folder is filled under another name and renamed when it is complete, so whatever
-carries its name was finished. Its record (a JSON file) names the bytes and the xxh3-128 of the
-weights; `read_record` checks them, so that a folder altered by hand is never taken for a result.
+A checkpoint folder is filled under another name and renamed when it is complete (`new_folder` of
+`trimtab.outputs`), so whatever carries its name was finished. Its record (a JSON file) names the
+bytes and the xxh3-128 of the weights; `read_record` checks them, so that a folder altered by hand
+is never taken for a result.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,11 @@ import xxhash
 
 from trimtab import inputs
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
+from trimtab.outputs import new_file
 
 __all__ = [
     "WEIGHTS",
     "last_checkpoint",
-    "new_folder",
     "read_json",
     "read_record",
     "seal",
@@ -31,19 +31,6 @@ __all__ = [
 ]
 
 WEIGHTS = "model.safetensors"
-
-
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `target` that takes its name when the block succeeds.
-
-    What an interrupted attempt left behind is removed first.
-    """
-    draft = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    yield draft
-    draft.rename(target)
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,9 +116,8 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file in one step: a reader sees the old one or the new one."""
-    draft = path.with_name(f".{path.name}.partial")
-    draft.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    with new_file(path, force=True) as file:
+        file.write((json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _hash(path: Path) -> str:

@@ -16,8 +16,9 @@ from struct import error as StructError
 from typing import Any
 
 from trimtab.errors import CheckpointError, MissingExtraError
+from trimtab.outputs import new_folder
 from trimtab.training import runtime
-from trimtab.training.folders import new_folder, read_record, seal
+from trimtab.training.folders import read_record, seal
 
 __all__ = ["MODEL", "ORIGIN", "convert_gguf", "export_base", "find_gguf"]
 

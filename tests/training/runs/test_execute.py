@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.test_outputs import room
 from tests.training.runs.run_files import SAMPLES, after, content, train, write
 from tests.training.runs.test_base_model import stored_as
 from trimtab.compare.tracked import read_tracked
-from trimtab.errors import CheckpointError, OutputExistsError, SettingsError
+from trimtab.errors import CheckpointError, OutputExistsError, SettingsError, WriteError
 from trimtab.masks import Mask
+from trimtab.outputs import lock
 from trimtab.training.folders import WEIGHTS, read_json, write_json
 from trimtab.training.runs.algorithms import ALGORITHMS
 
@@ -250,6 +252,46 @@ def test_folders_of_others_are_not_touched(base: Base, tmp_path: Path) -> None:
         train(run)
     (out / "notes").unlink()
     train(run)
+
+
+def test_a_run_that_was_killed_as_it_began_can_be_begun_again(base: Base, tmp_path: Path) -> None:
+    run = write(tmp_path, content("sft", base[0]))
+    (tmp_path / "out" / "checkpoints").mkdir(parents=True)
+    for left in (".lock", ".resolved.json.0123abcd.tmp", ".resolved.json.partial"):
+        (tmp_path / "out" / left).touch()
+    train(run)
+    assert not (tmp_path / "out" / ".lock").exists()
+    assert not (tmp_path / "out" / ".resolved.json.0123abcd.tmp").exists()
+
+
+def test_two_processes_do_not_train_one_run(base: Base, tmp_path: Path) -> None:
+    run = write(tmp_path, content("sft", base[0]))
+    (tmp_path / "out").mkdir()
+    with (
+        lock(tmp_path / "out" / ".lock") as mine,
+        pytest.raises(OutputExistsError, match="another process trains the run in"),
+    ):
+        assert mine
+        train(run)
+    train(run)
+
+
+def test_a_full_disk_is_told_by_name_and_the_run_goes_on(base: Base, tmp_path: Path) -> None:
+    """Whatever finds it out: our own files, safetensors, torch, JSON of transformers."""
+    values = content("sft", base[0])
+    train(write(tmp_path / "whole", values))
+    whole = (tmp_path / "whole" / "out" / "model" / WEIGHTS).read_bytes()
+    for num_bytes, written, steps in (
+        (100, "resolved.json", {}),
+        (30_000, "checkpoints", {"save_steps": 1}),
+        (30_000, "model", {}),
+    ):
+        run = write(tmp_path / written, content("sft", base[0], trainer=steps))
+        told = rf"out/{written} cannot be written: (file too large|no space left.*): make room"
+        with room(num_bytes), pytest.raises(WriteError, match=told):
+            train(run)
+        assert train(run)["steps"] == 2
+        assert (tmp_path / written / "out" / "model" / WEIGHTS).read_bytes() == whole
 
 
 @pytest.mark.parametrize("resolved", ["{", "[]", "{}"])

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-__all__ = ["in_its_own_process", "in_this_process"]
+from trimtab.processes import Terminated, start_trimtab
+
+__all__ = ["ask_to_stop", "in_its_own_process", "in_this_process"]
 
 
 def in_its_own_process(arguments: Sequence[str], log: Path) -> int:
     """Run it where it can take no other with it, and leaves no memory behind."""
-    command = [sys.executable, "-m", "trimtab", *arguments]
-    with (
-        log.open("ab") as file,
-        subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process,
-    ):
+    with log.open("ab") as file, start_trimtab(arguments, file) as process:
+        _running.append(process)
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.wait()  # it heard Ctrl-C, too, and keeps the step that it finishes now
+            process.wait()  # it was told, too, and keeps the step that it finishes now
             raise
+        finally:
+            _running.remove(process)
+
+
+_running: list[subprocess.Popen[bytes]] = []
+
+
+def ask_to_stop() -> None:
+    """Ask the processes of commands that run now to stop."""
+    for process in _running:
+        process.terminate()
 
 
 def in_this_process(arguments: Sequence[str], log: Path) -> int:
@@ -34,6 +43,6 @@ def in_this_process(arguments: Sequence[str], log: Path) -> int:
             main(arguments)
         except SystemExit as ended:
             code = ended.code
-    if code == 130:
-        raise KeyboardInterrupt
+    if code in (130, 143):
+        raise Terminated if code == 143 else KeyboardInterrupt
     return code if isinstance(code, int) else 0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from trimtab.cli.paper.commands import in_its_own_process, in_this_process
+from trimtab.cli.paper.commands import ask_to_stop, in_its_own_process, in_this_process
 from trimtab.cli.results import Outputs, result_options
+from trimtab.cli.stopping import stop_told
 from trimtab.cli.terminal import say
 from trimtab.errors import TrimtabError
 
@@ -83,13 +84,18 @@ def command(
         return
     say(f"{render_paper_plan(told)}\n", err=True)
     is_quick = plan.scale.minutes < QUICK and jobs == 1
-    result = run_paper(
-        plan,
-        in_this_process if is_quick else in_its_own_process,
-        jobs=jobs,
-        trains=not no_training,
-        told=lambda said: say(said, err=True),
-    )
+    with stop_told(ask_to_stop):
+        try:
+            result = run_paper(
+                plan,
+                in_this_process if is_quick else in_its_own_process,
+                jobs=jobs,
+                trains=not no_training,
+                told=lambda said: say(said, err=True),
+            )
+        except KeyboardInterrupt as interrupt:
+            missing = f"{len(plan.missing)} of {len(plan.cells)} runs"
+            raise type(interrupt)(f"the same command goes on: {missing} are missing") from None
     outputs.give(result, typed)
     if failed := result.scale["failed"]:
         name, why = next(iter(failed.items()))

@@ -2,13 +2,14 @@
 
 ::
 
-    out/resolved.json    every setting, written before the first step
+    out/resolved.json    every setting, written before anything else
     out/samples.jsonl    the model's own samples, where it is trained on them
     out/mask.safetensors the mask that was found, with mask = "auto"
     out/updates.trimtab  what every step changed, with track = 1
     out/checkpoints/     the Trainer's; removed at the end unless the run file asks for some
     out/model/           the trained checkpoint: the files of the base with other weights
     out/result.json      what came of it; written last, so it marks a finished run
+    out/.lock            there while a process trains it
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError, OutputExistsError
+from trimtab.outputs import is_draft, lock, new_folder, told_where
+from trimtab.processes import Interrupted
 from trimtab.training import runtime
-from trimtab.training.folders import last_checkpoint, new_folder, read_json, write_json
+from trimtab.training.folders import last_checkpoint, read_json, write_json
 from trimtab.training.masked_checkpoint import check_complete, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
@@ -45,12 +48,15 @@ RESOLVED = "resolved.json"
 RESULT = "result.json"
 UPDATES = "updates.trimtab"
 MODEL = "model"
+LOCK = ".lock"
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 """Running means of AdamW and SGD, in the state of torch's optimizers and of trimtab's."""
 
 
-def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> dict[str, Any]:
+def execute(
+    run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False, waits: bool = False
+) -> dict[str, Any]:
     """Train until the end, or until asked to stop.
 
     A run that was stopped goes on with the same call, and ends in the same weights as one that was
@@ -61,25 +67,61 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
         run: From `prepare`.
         bars: A running progress display.
         stop: Asked after every step whether to stop; a checkpoint is written first.
+        waits: Where another process trains this run, wait for it to end, and go on from there.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        OutputExistsError: The folder holds another run, or a finished one, or something else.
+        OutputExistsError: The folder holds another run, or a finished one, or something else; or
+            another process trains this one.
         CheckpointError: The folder holds a damaged run.
-        KeyboardInterrupt: It was asked to stop.
+        WriteError: There is no room for what it writes.
+        Interrupted: It was asked to stop.
     """
     check_output(run)
-    run.output.mkdir(parents=True, exist_ok=True)
+    with told_where(run.output):
+        run.output.mkdir(parents=True, exist_ok=True)
+    with lock(run.output / LOCK, wait=lambda: waits and not stop()) as mine:
+        if not mine:
+            if waits:
+                raise Interrupted("another process trains the run")
+            raise OutputExistsError(
+                f"output: another process trains the run in {run.output}: wait for it to end"
+            )
+        if waits and (run.output / RESULT).exists():
+            finished: dict[str, Any] = read_json(run.output / RESULT)
+            return finished
+        check_output(run)  # it may be another one by now
+        try:
+            with told_where(run.output, "make room, and the same command goes on"):
+                return _execute(run, bars, stop)
+        except KeyboardInterrupt:
+            raise Interrupted(f"the same command goes on {_goes_on(run.output)}") from None
+
+
+def _goes_on(output: Path) -> str:
+    """From where a run goes on, in words."""
+    if (last := last_checkpoint(output / CHECKPOINTS)) is not None:
+        return f"from step {last.name.rpartition('-')[2]}"
+    if (last := last_checkpoint(output / EXPLORED)) is not None:
+        return f"from step {last.name.rpartition('-')[2]} of the search for the mask"
+    if (output / FOUND).exists():
+        return "with the mask that was found"
+    if any((output / name).exists() for name in (SAMPLES, UNFINISHED)):
+        return "with the samples that were drawn"
+    return "from the beginning"
+
+
+def _execute(run: PreparedRun, bars: Progress, stop: Stop) -> dict[str, Any]:
+    """Train, in a folder that is this process's own."""
+    write_json(run.output / RESOLVED, run.describe())
     runtime.start(offline=False)
     started = perf_counter()
     with runtime.quiet():
         if run.file.samples is not None:
-            write_json(run.output / RESOLVED, run.describe())
             run = replace(run, rows=sampled_rows(run, bars, stop))
         if run.file.mask == "auto":
-            write_json(run.output / RESOLVED, run.describe())
             run = replace(run, mask=find_mask(run, bars, stop))
         checkpoint = last_checkpoint(run.output / CHECKPOINTS)
         resolved = run.describe()
@@ -94,7 +136,8 @@ def execute(run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False) -> 
             loaded = perf_counter()
             if checkpoint is not None:
                 check_complete(checkpoint)
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with told_where(run.output / CHECKPOINTS, "make room, and the same command goes on"):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.state.global_step < trainer.state.max_steps and stop():
                 raise KeyboardInterrupt
     trained = perf_counter()
@@ -157,7 +200,7 @@ def check_output(run: PreparedRun) -> None:
         raise OutputExistsError(
             f"output: {output} holds a finished run: choose another folder, or delete this one"
         )
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or any(map(_counts, output.iterdir()))):
         try:
             found = read_json(output / RESOLVED)["settings"]
         except (FileNotFoundError, NotADirectoryError):
@@ -171,6 +214,12 @@ def check_output(run: PreparedRun) -> None:
         begun = [last_checkpoint(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
         if any(begun) or any((output / file).exists() for file in (FOUND, SAMPLES, UNFINISHED)):
             _refuse_other(found, run.settings(), output)
+
+
+def _counts(path: Path) -> bool:
+    """Whether there is more in a folder than what a run leaves that was killed as it began."""
+    is_empty = path.name == CHECKPOINTS and path.is_dir() and not any(path.iterdir())
+    return not (path.name == LOCK or is_draft(path) or is_empty)
 
 
 def _refuse_other(found: Any, wanted: Mapping[str, Any], folder: Path) -> None:

@@ -24,7 +24,8 @@ from trimtab.elements.counts import percent
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
 from trimtab.masks.provenance import provenance_of
-from trimtab.training.folders import last_checkpoint, new_folder, read_json
+from trimtab.outputs import new_folder
+from trimtab.training.folders import last_checkpoint, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
 from trimtab.training.memory import PeakMemory, give_back_unused
 from trimtab.training.progress import note, stage

@@ -12,6 +12,7 @@ run that was stopped goes on with the next batch, and draws what it would have d
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
+from trimtab.outputs import append
 from trimtab.training.addition import ANSWER_END
 from trimtab.training.memory import give_back_unused
 from trimtab.training.progress import stage
@@ -98,16 +100,14 @@ def _draw(run: PreparedRun, table: SamplesTable, bars: Progress, stop: Stop) -> 
     batches = [rows[start : start + per_batch] for start in range(0, len(rows), per_batch)]
     first = _whole_batches(unfinished, per_batch * table.num)
     sampler = _Sampler(run, table)
-    with (
-        stage(bars, f"{run.algorithm.name}: sample", len(batches)) as line,
-        unfinished.open("a", encoding="utf-8") as file,
-    ):
+    unfinished.touch()
+    with stage(bars, f"{run.algorithm.name}: sample", len(batches)) as line:
         for number, batch in enumerate(batches[first:], start=first):
             if stop():
                 raise KeyboardInterrupt
-            for sample in sampler.batch(batch, number):
-                file.write(json.dumps(asdict(sample)) + "\n")
-            file.flush()
+            drawn = sampler.batch(batch, number)
+            lines = [json.dumps(asdict(sample)) + "\n" for sample in drawn]
+            append(unfinished, "".join(lines).encode())
             line.step(number + 1, {})
     del sampler
     give_back_unused()  # the model; another one is trained
@@ -119,7 +119,7 @@ def _whole_batches(path: Path, num_lines: int) -> int:
         return 0
     lines = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES).split(b"\n")[:-1]
     num_batches = len(lines) // num_lines
-    path.write_bytes(b"".join(line + b"\n" for line in lines[: num_batches * num_lines]))
+    os.truncate(path, sum(len(line) + 1 for line in lines[: num_batches * num_lines]))
     return num_batches
 
 

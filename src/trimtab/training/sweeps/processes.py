@@ -1,7 +1,9 @@
 """Run cells, each in a process of its own, so that one that fails takes no other with it.
 
 A cell is `python -m trimtab train CELL/run.json`; what it says is kept in `CELL/log.txt`. Children
-have sessions of their own, so that Ctrl-C reaches this process alone, and each of them once.
+have sessions of their own, so that Ctrl-C reaches this process alone. They are asked to stop by
+SIGTERM, since a shell that starts a sweep in the background has SIGINT ignored, and end with this
+process, whatever ends it.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from time import monotonic, sleep
 
 from trimtab.errors import CheckpointError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
+from trimtab.processes import start_trimtab
 from trimtab.training.runs.execute import RESULT
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
 from trimtab.training.sweeps.cells import Cell
@@ -91,7 +94,7 @@ def run_cells(
             if not stopping and stop():
                 stopping = True
                 for of in running:
-                    of.process.send_signal(signal.SIGINT)
+                    of.process.terminate()
             while waiting and len(running) < jobs and not stopping:
                 cell = waiting.pop()
                 running.append(_start(cell, environment))
@@ -101,6 +104,8 @@ def run_cells(
                     told(of.cell, f"{of.num_steps:,} steps done and kept")
             for of in [of for of in running if of.process.poll() is not None]:
                 running.remove(of)
+                with of.process:  # closes the pipe to it
+                    pass
                 outcome = _outcome(of, stopping)
                 outcomes[of.cell.name] = outcome
                 seconds = monotonic() - of.started
@@ -108,23 +113,17 @@ def run_cells(
             sleep(POLL_SECONDS)
     finally:
         for of in running:  # only if this process is to end at once
-            of.process.kill()
-            of.process.wait()
+            with of.process:
+                of.process.kill()
     return outcomes
 
 
 def _start(cell: Cell, environment: Mapping[str, str]) -> _Running:
     run = cell.write()
-    command = [sys.executable, "-m", "trimtab", "train", str(run)]
-    with (cell.folder / LOG).open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
+    path = cell.folder / LOG
+    path.unlink(missing_ok=True)  # what a process of a killed sweep still says is not for this one
+    with path.open("xb") as log:
+        process = start_trimtab(["train", str(run)], log, environment, has_own_session=True)
     return _Running(cell, process, monotonic(), _num_steps_kept(cell))
 
 

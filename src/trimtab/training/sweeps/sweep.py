@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trimtab.errors import TrimtabError
-from trimtab.outputs import new_file
+from trimtab.errors import OutputExistsError, TrimtabError
+from trimtab.outputs import lock, new_file
+from trimtab.processes import Interrupted
 from trimtab.training.folders import write_json
 from trimtab.training.sweeps.plan import Plan
 from trimtab.training.sweeps.processes import Outcome, Told, run_cells
@@ -16,6 +17,7 @@ __all__ = ["CSV", "JSON", "run_sweep"]
 
 CSV = "table.csv"
 JSON = "table.json"
+LOCK = ".lock"
 
 
 def run_sweep(
@@ -41,19 +43,28 @@ def run_sweep(
         The content of `table.json`.
 
     Raises:
-        KeyboardInterrupt: It was asked to stop; the table has what there is.
+        OutputExistsError: Another process runs it.
+        Interrupted: It was asked to stop; the table has what there is.
     """
-    missing = [of.cell for of in plan.cells if not of.is_finished]
-    plan.sweep.output.mkdir(parents=True, exist_ok=True)
-    outcomes = run_cells(missing, jobs=jobs, told=told, stop=stop)
-    answers = _answers(plan, outcomes, told, stop)
-    table = sweep_table(plan, outcomes, answers)
-    table["provenance"]["command"] = command
-    write_json(plan.sweep.output / JSON, table)
-    with new_file(plan.sweep.output / CSV, force=True) as file:
-        file.write(as_csv(table).encode())
+    output = plan.sweep.output
+    output.mkdir(parents=True, exist_ok=True)
+    with lock(output / LOCK) as mine:
+        if not mine:
+            raise OutputExistsError(f"another process runs the sweep in {output}: wait for its end")
+        missing = [of.cell for of in plan.cells if not of.is_finished]
+        outcomes = run_cells(missing, jobs=jobs, told=told, stop=stop)
+        answers = _answers(plan, outcomes, told, stop)
+        table = sweep_table(plan, outcomes, answers)
+        table["provenance"]["command"] = command
+        write_json(output / JSON, table)
+        with new_file(output / CSV, force=True) as file:
+            file.write(as_csv(table).encode())
     if stop():
-        raise KeyboardInterrupt
+        num = sum(of.is_finished for of in plan.cells)
+        raise Interrupted(
+            f"the same command goes on: {num} of {len(plan.cells)} cells are finished, and the "
+            "others keep their last checkpoint"
+        )
     return table
 
 
