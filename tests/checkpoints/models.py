@@ -58,6 +58,46 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "olmo2": COMMON,
     "deepseek_v2": COMMON | DEEPSEEK,
     "deepseek_v3": COMMON | DEEPSEEK,
+    "olmoe": COMMON | {"num_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 8},
+    "glm4_moe": COMMON
+    | {
+        "head_dim": 8,
+        "attention_bias": True,
+        "use_qk_norm": True,
+        "n_routed_experts": 4,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 8,
+        "first_k_dense_replace": 1,
+        "n_group": 1,
+        "topk_group": 1,
+    },
+    "qwen3_next": COMMON
+    | QWEN_MOE
+    | {
+        "head_dim": 8,
+        "shared_expert_intermediate_size": 8,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 4,
+        "layer_types": ["full_attention", "linear_attention"],
+    },
+    "gpt_oss": COMMON
+    | {
+        "head_dim": 4,
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "llama4_text": COMMON
+    | {
+        "head_dim": 8,
+        "num_local_experts": 3,
+        "intermediate_size": 8,
+        "intermediate_size_mlp": 24,
+        "interleave_moe_layer_step": 2,
+    },
 }
 
 
@@ -75,6 +115,19 @@ def build_model(model_type: str, **options: Any) -> Any:
     config = CONFIG_MAPPING[model_type](**(SETTINGS[model_type] | options))
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config, attn_implementation=implementation)
+
+
+def build_qwen2_vl() -> Any:
+    """A tiny Qwen2-VL: language model and vision tower with its merger."""
+    import torch
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    text = COMMON | {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 0]}}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4}
+    torch.manual_seed(0)
+    return Qwen2VLForConditionalGeneration(
+        Qwen2VLConfig(text_config=text, vision_config=vision | {"mlp_ratio": 2})
+    )
 
 
 def build_gemma3_with_vision() -> Any:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.checkpoints.models import SETTINGS, build_gemma3_with_vision, build_model
+from tests.checkpoints.models import SETTINGS, build_gemma3_with_vision, build_model, build_qwen2_vl
 from trimtab.checkpoints.architectures import FUSIONS, KINDS
 from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.names import (
@@ -195,6 +195,72 @@ EXPECTED: dict[str, tuple[str, Mapping[str, Any], Mapping[str, str]]] = {
         DEEPSEEK | {"mlp.gate.e_score_correction_bias": "router"},
         TOP,
     ),
+    "olmoe": ("model.layers.1.", ATTENTION | HEAD_NORMS | NORMS | EXPERTS | ROUTER, TOP),
+    "glm4_moe": (
+        "model.layers.1.",
+        ATTENTION
+        | BIASES
+        | HEAD_NORMS
+        | NORMS
+        | EXPERTS
+        | ROUTER
+        | {f"mlp.shared_experts.{name}.weight": f"shared_expert.{name}" for name in MLP.values()}
+        | {"mlp.gate.e_score_correction_bias": "router"},
+        TOP,
+    ),
+    "qwen3_next": (
+        "model.layers.1.",
+        NORMS
+        | EXPERTS
+        | ROUTER
+        | {f"mlp.shared_expert.{name}.weight": f"shared_expert.{name}" for name in MLP.values()}
+        | {
+            "mlp.shared_expert_gate.weight": "router",
+            "linear_attn.in_proj_qkvz.weight": "linear_attn.in_proj_qkvz",
+            "linear_attn.in_proj_ba.weight": "linear_attn.in_proj_ba",
+            "linear_attn.conv1d.weight": "linear_attn.conv1d",
+            "linear_attn.A_log": "linear_attn.A_log",
+            "linear_attn.dt_bias": "bias",
+            "linear_attn.norm.weight": "norm",
+            "linear_attn.out_proj.weight": "linear_attn.out_proj",
+        },
+        TOP,
+    ),
+    "gpt_oss": (
+        "model.layers.1.",
+        ATTENTION
+        | BIASES
+        | NORMS
+        | {
+            "self_attn.o_proj.bias": "bias",
+            "self_attn.sinks": "sinks",
+            "mlp.router.weight": "router",
+            "mlp.router.bias": "bias",
+            "mlp.experts.gate_up_proj": "expert.gate_up_proj",
+            "mlp.experts.gate_up_proj_bias": "bias",
+            "mlp.experts.down_proj": "expert.down_proj",
+            "mlp.experts.down_proj_bias": "bias",
+        },
+        TOP,
+    ),
+    "llama4_text": (
+        "model.layers.1.",
+        ATTENTION
+        | NORMS
+        | {
+            "feed_forward.router.weight": "router",
+            "feed_forward.experts.gate_up_proj": {
+                "gate": "expert.gate_proj",
+                "up": "expert.up_proj",
+            },
+            "feed_forward.experts.down_proj": "expert.down_proj",
+        }
+        | {
+            f"feed_forward.shared_expert.{name}.weight": f"shared_expert.{name}"
+            for name in MLP.values()
+        },
+        TOP,
+    ),
 }
 
 
@@ -370,6 +436,9 @@ def test_gate_and_up_are_the_ones_that_phi3_computes_with() -> None:
         ("qwen3_moe", "gate_proj", "up_proj", "down_proj"),
         ("deepseek_v2", "gate_proj", "up_proj", "down_proj"),
         ("deepseek_v3", "gate_proj", "up_proj", "down_proj"),
+        ("olmoe", "gate_proj", "up_proj", "down_proj"),
+        ("glm4_moe", "gate_proj", "up_proj", "down_proj"),
+        ("qwen3_next", "gate_proj", "up_proj", "down_proj"),
     ],
 )
 def test_experts_in_one_tensor_are_those_that_are_saved_apart(
@@ -403,6 +472,49 @@ def test_experts_in_one_tensor_are_those_that_are_saved_apart(
             np.testing.assert_array_equal(piece, saved[expert, word])
     assert (down_part.label, down_part.kind) == (None, "expert.down_proj")
     np.testing.assert_array_equal(state[fused_down][1], saved[1, down])
+
+
+@needs_models
+def test_gate_and_up_of_stacked_experts_are_the_ones_that_llama4_computes_with() -> None:
+    torch = pytest.importorskip("torch")
+    experts = build_model("llama4_text").model.layers[1].feed_forward.experts
+    config = SETTINGS["llama4_text"] | {"model_type": "llama4_text"}
+    with torch.no_grad():
+        stack = experts.gate_up_proj.normal_()
+        experts.down_proj.normal_()
+    name = "model.layers.1.feed_forward.experts.gate_up_proj"
+    gate, up = parts_of(name, tuple(stack.shape), config)
+    inputs = torch.randn(3, 5, 16)
+    (gate_weight,), (up_weight,) = (cut(stack.detach().numpy(), part) for part in (gate, up))
+    gates, ups = (
+        inputs @ torch.from_numpy(weight.copy()).reshape(3, 16, 8)
+        for weight in (gate_weight, up_weight)
+    )
+    hidden = ups * torch.nn.functional.silu(gates) @ experts.down_proj
+    torch.testing.assert_close(experts(inputs.reshape(15, 16)), hidden.reshape(15, 16))
+
+
+@needs_models
+def test_parts_of_qwen2_vl(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    build_qwen2_vl().save_pretrained(tmp_path)
+    with open_checkpoint(tmp_path) as checkpoint:
+        kinds = {
+            name: {part.kind for part in parts_of(name, tensor.shape, checkpoint.config)}
+            for name, tensor in checkpoint.tensors.items()
+        }
+    assert {*()}.union(*kinds.values()) == {
+        "vision",
+        "embed",
+        "lm_head",
+        "norm",
+        "bias",
+        *ATTENTION.values(),
+        *MLP.values(),
+    }
+    assert {name for name in kinds if "visual." in name} == {
+        name for name, of in kinds.items() if of == {"vision"}
+    }
 
 
 PHI3 = {"model_type": "phi3", **SETTINGS["phi3"]}
@@ -477,7 +589,7 @@ def test_experts_of_another_number_stay_whole() -> None:
         ("model.layers.3.shared_head.head.weight", "lm_head"),
         ("model.layers.3.mlp.experts.gate_up_proj_bias", "bias"),
         ("model.layers.3.self_attn.new_proj.bias", "bias"),
-        ("model.layers.3.self_attn.sinks", "other"),
+        ("model.layers.3.self_attn.sinks", "sinks"),
         ("model.layers.3.mamba.A_log", "other"),
         ("anything.layers.3.q_proj.weight", "q_proj"),
     ],

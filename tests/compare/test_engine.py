@@ -171,6 +171,39 @@ def test_missing_and_extra_are_counted(tmp_path: Path) -> None:
     assert not coverage.is_complete
 
 
+@pytest.mark.parametrize(
+    ("name", "are_tokens"),
+    [
+        ("model.embed_tokens.weight", True),
+        ("base_model.model.lm_head.modules_to_save.default.weight", True),
+        ("transformer.wte.weight", True),
+        ("gpt_neox.embed_in.weight", True),
+        ("shared.weight", True),
+        ("model.layers.61.shared_head.head.weight", True),
+        ("transformer.wpe.weight", False),
+        ("vision_tower.embeddings.position_embedding.weight", False),
+        ("model.vision_tower.embed_tokens.weight", False),
+        ("visual.patch_embed.proj.weight", False),
+        ("model.embedding_hidden_mapping_in.weight", False),
+        ("model.layers.0.mlp.shared_embed.weight", False),
+        ("model.embed_positions.weight", False),
+        ("embeddings.token_type_embeddings.weight", False),
+        ("lm_head_projection.weight", False),
+    ],
+)
+def test_rows_are_compared_one_by_one_only_where_they_are_tokens(
+    tmp_path: Path, name: str, are_tokens: bool
+) -> None:
+    """Of two sizes, the first rows of which are the same."""
+    rows = torch.randn(9, 4)
+    norm = {"model.norm.weight": torch.ones(4)}
+    base = save(tmp_path / "base", {name: rows[:7].clone(), **norm})
+    result = trimtab.compare(base, save(tmp_path / "tuned", {name: rows, **norm}))
+    (row,) = result.coverage.shape_mismatch
+    assert (row["name"], row["num_compared"]) == (name, 28 if are_tokens else 0)
+    assert not result.coverage.is_complete
+
+
 def test_a_resized_vocabulary_compares_the_common_rows(tmp_path: Path) -> None:
     base = llama_tensors(vocab=40)
     tuned = moved(base)

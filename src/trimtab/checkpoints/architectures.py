@@ -64,7 +64,17 @@ KINDS: Mapping[str, str] = {
     "mlp.router": "router",
     "mlp.shared_expert_gate": "router",
     "block_sparse_moe.gate": "router",
+    "feed_forward.router": "router",
     "gate.e_score_correction_bias": "router",
+    # GPT-OSS: a logit for each head that attends to nothing
+    "self_attn.sinks": "sinks",
+    # Qwen3-Next: layers of linear attention (gated delta rule)
+    "linear_attn.in_proj_qkvz": "linear_attn.in_proj_qkvz",
+    "linear_attn.in_proj_ba": "linear_attn.in_proj_ba",
+    "linear_attn.conv1d": "linear_attn.conv1d",
+    "linear_attn.A_log": "linear_attn.A_log",
+    "linear_attn.dt_bias": "bias",
+    "linear_attn.out_proj": "linear_attn.out_proj",
     # Stored, but never trained: causal masks of GPT-2 and GPT-NeoX, rotary frequencies
     "attn.bias": "buffer",
     "attn.masked_bias": "buffer",
@@ -80,6 +90,8 @@ MODALITIES: Mapping[str, str] = {
     "visual": "vision",
     "audio_tower": "audio",
     "multi_modal_projector": "projector",
+    "mm_projector": "projector",
+    "connector": "projector",
 }
 """Part of a multimodal model outside the language model -> kind of all its tensors."""
 
@@ -125,13 +137,16 @@ def _neox_qkv(config: Sizes) -> tuple[int, tuple[int, ...]]:
     return heads, (config["hidden_size"] // heads,) * 3
 
 
+EXPERT_GATE_UP = (("gate", "expert.gate_proj"), ("up", "expert.up_proj"))
+
+
 def _experts_gate_up(num_experts: str, width: str) -> Fusion:
     # transformers 5 says num_local_experts where the architecture's own config had another word.
     def layout(config: Sizes) -> tuple[int, tuple[int, ...]]:
         experts = config.get(num_experts) or config["num_local_experts"]
         return experts, (config[width],) * 2
 
-    return Fusion((("gate", "expert.gate_proj"), ("up", "expert.up_proj")), "rows", 3, layout)
+    return Fusion(EXPERT_GATE_UP, "rows", 3, layout)
 
 
 FUSIONS: Mapping[str, Mapping[str, Fusion]] = {
@@ -147,6 +162,16 @@ FUSIONS: Mapping[str, Mapping[str, Fusion]] = {
     "mixtral": {"experts.gate_up_proj": _experts_gate_up("num_local_experts", "intermediate_size")},
     "qwen2_moe": {"experts.gate_up_proj": _experts_gate_up("num_experts", "moe_intermediate_size")},
     "qwen3_moe": {"experts.gate_up_proj": _experts_gate_up("num_experts", "moe_intermediate_size")},
+    "qwen3_next": {
+        "experts.gate_up_proj": _experts_gate_up("num_experts", "moe_intermediate_size")
+    },
+    "olmoe": {"experts.gate_up_proj": _experts_gate_up("num_experts", "intermediate_size")},
+    "glm4_moe": {
+        "experts.gate_up_proj": _experts_gate_up("n_routed_experts", "moe_intermediate_size")
+    },
+    # [experts, hidden, 2 · width]: the other way round. GPT-OSS has gate and up by turns, a column
+    # each, and stays whole.
+    "llama4_text": {"experts.gate_up_proj": Fusion(EXPERT_GATE_UP, "columns", 3, _gate_up)},
     "deepseek_v2": {
         "experts.gate_up_proj": _experts_gate_up("n_routed_experts", "moe_intermediate_size")
     },

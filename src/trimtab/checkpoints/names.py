@@ -282,7 +282,9 @@ def _split(
     period = sum(widths)
     by_rows = fusion.axis == "rows" and len(shape) > 1
     extent = whole.row_stop if by_rows else whole.column_stop
-    if repetitions * period != extent or (len(shape) == 3 and shape[0] != repetitions):
+    if repetitions * period != extent:
+        return []
+    if by_rows and len(shape) == 3 and shape[0] != repetitions:
         return []
     if prod(shape) == 0:  # else a file of no bytes could ask for any number of rectangles
         return []

@@ -6,13 +6,14 @@ denominator in silence.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from trimtab.checkpoints.architectures import TIED
+from trimtab.checkpoints.architectures import MODALITIES, TIED
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.names import match_renamed, tied_names
+from trimtab.checkpoints.names import match_renamed, tied_names, without_wrappers
 from trimtab.checkpoints.quantized import (
     BlockScale,
     block_scales,
@@ -35,8 +36,15 @@ __all__ = [
     "pair_tensors",
 ]
 
-VOCABULARY = ("embed", "lm_head", "wte", "shared.weight")
-"""Names whose rows are tokens, so that two sizes still have rows in common."""
+VOCABULARY = re.compile(
+    r"(?:^|\.)(?:embed_tokens(?:_per_layer)?|word_embeddings|tok_embeddings|wte|embed_in|shared|"
+    r"lm_head|embed_out|shared_head\.head)\.weight$"
+)
+"""Names whose rows are tokens, so that two sizes still have rows in common.
+
+Of other embeddings (positions, patches, token types) and of wider layers row 7 of one size is not
+row 7 of another.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +240,9 @@ def common_shape(
 
 def has_vocabulary_rows(name: str) -> bool:
     """Whether the rows of a tensor of this name are tokens."""
-    return any(word in name for word in VOCABULARY)
+    return VOCABULARY.search(without_wrappers(name)) is not None and not any(
+        word in MODALITIES for word in name.split(".")
+    )
 
 
 def _compared_dtype(base: StoredTensor, scale: BlockScale | None, target: DType | None) -> DType:

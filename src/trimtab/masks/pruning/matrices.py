@@ -20,7 +20,7 @@ FLOATS = ("BF16", "F16", "F32", "F64")
 
 LEFT_ALONE = frozenset(
     {"embed", "lm_head", "norm", "bias", "router", "scale", "buffer", "other"}
-    | {"vision", "audio", "projector"}
+    | {"vision", "audio", "projector", "sinks", "linear_attn.conv1d", "linear_attn.A_log"}
 )
 """Kinds that are pruned only if they are asked for."""
 
