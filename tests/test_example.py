@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 import trimtab
+from trimtab.checkpoints.messages import MADE_BY
 from trimtab.cli import main
-from trimtab.errors import OutputExistsError
+from trimtab.errors import CheckpointNotFoundError, OutputExistsError
 from trimtab.example import EXAMPLE, example_checkpoints, write_example
 from trimtab.masks import extract_mask
 
@@ -97,3 +98,23 @@ def test_nothing_is_replaced_and_an_interrupted_one_goes_on(
         write_example()
     assert mine.read_bytes() == b"mine"
     assert written([]) == 1
+
+
+@pytest.mark.parametrize(
+    ("ref", "command"),
+    [
+        ("tuned", "example"),
+        ("./base", "example"),
+        ("run/checkpoint-10", "example"),
+        ("demo/base", "demo"),
+    ],
+)
+def test_what_is_not_there_is_asked_for_with_its_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ref: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointNotFoundError, match=rf"`trimtab {command}` makes it") as error:
+        trimtab.open_checkpoint(ref)
+    assert error.value.__cause__ is None  # the hub client's own tracebacks are 70 lines
+    assert MADE_BY["trimtab example"] == tuple(EXAMPLE)

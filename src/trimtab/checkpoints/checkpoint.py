@@ -13,7 +13,7 @@ from typing import Any
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.folder import GGUF_CURE, WeightFiles, find_weights, read_config
 from trimtab.checkpoints.hub import HUB_ID, fetch
-from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.messages import cure, first_few
 from trimtab.checkpoints.names import tied_names
 from trimtab.checkpoints.quantized import quantized_weights, scale_beside
 from trimtab.checkpoints.safetensors_file import read_safetensors
@@ -149,7 +149,7 @@ def _locate(ref: str | os.PathLike[str]) -> tuple[Path, str | None]:
         return path, None
     match = HUB_ID.fullmatch(ref) if isinstance(ref, str) else None
     if match is None or path.suffix in READERS:
-        raise CheckpointNotFoundError(f"{ref}: no such file or folder")
+        raise CheckpointNotFoundError(f"{ref}: no such file or folder{cure(os.fspath(ref))}")
     return fetch(match["repository"], match["revision"])
 
 

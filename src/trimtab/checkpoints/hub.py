@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from trimtab.checkpoints.folder import FILES, INDEX_FILES, SINGLE_FILES, find_weights
+from trimtab.checkpoints.messages import cure
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
 __all__ = ["HUB_ID", "fetch", "fetch_the_rest"]
@@ -88,5 +89,5 @@ def _download(repository: str, revision: str | None, names: list[str]) -> Path:
         at = f"{repository}@{revision}" if revision else repository
         raise CheckpointNotFoundError(
             f"{at}: no such local path, and not taken from the hub: "
-            f"{reason or str(error).partition(chr(10))[0] or type(error).__name__}"
-        ) from error
+            f"{reason or str(error).partition(chr(10))[0] or type(error).__name__}{cure(at)}"
+        ) from (error if reason is None else None)  # what is known needs no 70 lines of traceback
