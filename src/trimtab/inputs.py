@@ -25,6 +25,7 @@ __all__ = [
     "MAX_DATA_BYTES",
     "MAX_RESULT_BYTES",
     "check_regular",
+    "identity_of",
     "open_regular",
     "parse_json",
     "read_bytes",
@@ -52,6 +53,11 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def identity_of(found: os.stat_result) -> tuple[int, ...]:
+    """What is another if a file is replaced or written to: device, inode, size and time."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def open_regular(path: AnyPath, error: ErrorClass, *, where: str = "") -> io.FileIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from trimtab.checkpoints import sources
 from trimtab.compare.result import Comparison
 from trimtab.elements import scan
 from trimtab.errors import AnalysisError, CheckpointError, CriterionError, TensorMismatchError
+from trimtab.masks import extract_mask
+from trimtab.masks.identity import identity
 
 
 def stable(comparison: Comparison) -> dict[str, Any]:
@@ -550,3 +553,37 @@ def test_a_tied_tensor_that_is_stored_under_its_other_name(tmp_path: Path, turn:
     assert result.coverage.is_complete
     assert (result.total.num_elements, result.total.num_changed["bits"]) == (144, 16)
     assert len(result.coverage.tied) == 1
+
+
+@pytest.mark.parametrize("verb", ["compare", "rank", "trajectory", "extract", "identity"])
+def test_a_file_overwritten_while_it_is_read_is_noticed(tmp_path: Path, verb: str) -> None:
+    """In place, with as many bytes: half of what is counted would be of another model."""
+    base = save(tmp_path / "base", llama_tensors())
+    tuned = save(tmp_path / "tuned", moved(llama_tensors()))
+    none = extract_mask(base, base)
+    path = tuned / "model.safetensors"
+    new = (save(tmp_path / "new", moved(llama_tensors(), seed=7)) / path.name).read_bytes()
+
+    def overwrite(*_: int) -> None:
+        with path.open("r+b") as file:
+            file.write(new)
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # whatever the clock's resolution
+
+    run: dict[str, Callable[[], object]] = {
+        "compare": lambda: trimtab.compare(base, tuned, threads=1, progress=overwrite),
+        "rank": lambda: trimtab.compare(base, tuned, rank=True, threads=1, progress=late),
+        "trajectory": lambda: trimtab.trajectory(base, tuned, threads=1, progress=overwrite),
+        "extract": lambda: extract_mask(base, tuned, threads=1, progress=overwrite),
+        "identity": lambda: identity(base, base, tuned, none, threads=1, progress=overwrite),
+    }
+    read = 0
+
+    def late(num_bytes: int, total: int) -> None:
+        """In the second pass."""
+        nonlocal read
+        read += num_bytes
+        if read > total / 2:
+            overwrite()
+
+    with pytest.raises(CheckpointError, match=f"{path}: the file changed while it was being read"):
+        run[verb]()

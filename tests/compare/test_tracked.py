@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,26 @@ def three_points() -> tuple[bytes, ...]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return write(tmp_path / "u", *three_points())
+
+
+def test_points_that_a_run_adds_meanwhile_do_no_harm_and_others_are_refused(path: Path) -> None:
+    content = path.read_bytes()
+    opened = open_tracked(path)
+    before = [of.tolist() for of in opened.toggles(0)]
+    more = pack_record(point(5, ([1], [])), len(content))
+    path.write_bytes(content + more)
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+    assert [of.tolist() for of in opened.toggles(0)] == before
+    # A run that was resumed took the third point back, and moved something else.
+    short = open_tracked(path).points[1].end
+    path.write_bytes(content[:short] + pack_record(point(4, ([3, 4], [39])), short))
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 2))
+    with pytest.raises(ResultFormatError, match="changed while it was being read"):
+        list(opened.toggles(0))
+    assert len(list(open_tracked(path).toggles(0))) == 3
+    path.unlink()
+    with pytest.raises(ResultFormatError):
+        list(opened.toggles(0))
 
 
 def test_counts_by_hand(path: Path) -> None:

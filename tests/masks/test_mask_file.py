@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,19 @@ def saved(tmp_path: Path) -> bytes:
     path = tmp_path / "good.safetensors"
     example_mask().save(path)
     return path.read_bytes()
+
+
+def test_a_mask_overwritten_while_its_bits_are_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    Mask.from_arrays({"w": np.eye(8, dtype=np.bool_)}).save(path)
+    with open_mask(path) as mask:
+        mask.packed("w")
+        with path.open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x80")  # the same byte
+        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
+        with pytest.raises(MaskError, match="changed while it was being read"):
+            mask.packed("w")
 
 
 def test_the_file_byte_by_byte(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
-from trimtab.inputs import check_regular, open_regular
+from trimtab.inputs import check_regular, identity_of, open_regular
 from trimtab.words import one_line
 
 __all__ = ["Counterparts", "DataFile", "FilePool", "Hashes", "Pooled", "StoredTensor"]
@@ -106,7 +106,7 @@ class DataFile:
         check_regular(stat, path, CheckpointError)
         self.path = path
         self.size = stat.st_size
-        self._identity = _identity(stat)
+        self._identity = identity_of(stat)
         self._pool = pool
 
     def __repr__(self) -> str:
@@ -120,7 +120,7 @@ class DataFile:
                 when the checkpoint was opened.
         """
         handle = open_regular(self.path, CheckpointError)
-        if _identity(os.fstat(handle.fileno())) != self._identity:
+        if identity_of(os.fstat(handle.fileno())) != self._identity:
             handle.close()
             raise self._changed()
         return handle
@@ -135,7 +135,7 @@ class DataFile:
             stat = self.path.stat()
         except OSError as error:
             raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
-        if _identity(stat) != self._identity:
+        if identity_of(stat) != self._identity:
             raise self._changed()
 
     def _changed(self) -> CheckpointError:
@@ -178,11 +178,6 @@ class DataFile:
         """Bytes from `offset` on, fewer where the file ends."""
         out = np.empty(max(0, min(num_bytes, self.size - offset)), dtype=np.uint8)
         return out[: self.read_into(offset, out)].tobytes()
-
-
-def _identity(stat: os.stat_result) -> tuple[int, ...]:
-    """What is another if a file is replaced or written to."""
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements import gaps
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import ResultFormatError
-from trimtab.inputs import open_regular, parse_json
+from trimtab.inputs import identity_of, open_regular, parse_json
 from trimtab.words import one_line
 
 __all__ = [
@@ -186,6 +186,8 @@ class TrackedFile:
         points: Whole points, by ascending step.
         end: Where in the file the last whole record ends.
         num_cut_off: Bytes behind it, of a record that was cut off as it was written.
+        hashes: Of the content of each record, the header first.
+        identity: Of the file, as it was read.
     """
 
     path: Path
@@ -194,6 +196,8 @@ class TrackedFile:
     points: tuple[TrackedPoint, ...]
     end: int
     num_cut_off: int
+    hashes: tuple[bytes, ...]
+    identity: tuple[int, ...]
 
     @property
     def version(self) -> int:
@@ -213,7 +217,7 @@ class TrackedFile:
             points: Of this file; None for all.
 
         Raises:
-            ResultFormatError: They cannot be read.
+            ResultFormatError: They cannot be read, or are others than when the file was opened.
         """
         part = self.parts[number]
         with open_regular(self.path, ResultFormatError) as raw, BufferedReader(raw) as file:
@@ -225,7 +229,30 @@ class TrackedFile:
                     yield gaps.decode(coding, content, part.num_elements)
                 except ValueError as error:
                     where = f"{part.name} at step {point.figures.step}"
+                    self.check()
                     raise damaged(self.path, f"{where}: {error}") from None
+        self.check()
+
+    def check(self) -> None:
+        """Check that the file still begins with the records that were read.
+
+        A run that goes on adds to it; one that is resumed takes points back.
+
+        Raises:
+            ResultFormatError: It does not.
+        """
+        try:
+            identity = identity_of(self.path.stat())
+        except OSError as error:
+            raise ResultFormatError(f"{self.path}: cannot be read ({error.strerror})") from None
+        if identity == self.identity:
+            return
+        if open_tracked(self.path).hashes[: len(self.hashes)] != self.hashes:
+            raise ResultFormatError(
+                f"{self.path}: the file changed while it was being read, by more than new points: "
+                "start again"
+            )
+        object.__setattr__(self, "identity", identity)  # what was read is in that one, too
 
 
 def is_tracked(path: str | os.PathLike[str]) -> bool:
@@ -292,7 +319,9 @@ def _read(path: Path, file: BinaryIO) -> TrackedFile:
     header: dict[str, Any] | None = None
     parts: tuple[Part, ...] = ()
     points: list[TrackedPoint] = []
-    end, size = file.tell(), os.fstat(file.fileno()).st_size
+    hashes: list[bytes] = []
+    found = os.fstat(file.fileno())
+    end, size = file.tell(), found.st_size
     while end < size:
         begin = end
         try:
@@ -310,12 +339,22 @@ def _read(path: Path, file: BinaryIO) -> TrackedFile:
                         f"step {point.figures.step} follows step {points[-1].figures.step}"
                     )
                 points.append(point)
+            hashes.append(_hash(content))
         except (LookupError, TypeError, ValueError, RecursionError) as error:
             what = f"point {len(points) + 1}" if parts else "its header"
             raise damaged(path, f"{what}, at byte {begin:,}: {error}{_cure(points)}") from None
     if header is None:
         raise ResultFormatError(f"{path}: ends before its header: the run stopped as it began")
-    return TrackedFile(path, header, parts, tuple(points), end, size - end)
+    return TrackedFile(
+        path,
+        header,
+        parts,
+        tuple(points),
+        end,
+        size - end,
+        tuple(hashes),
+        identity_of(found),
+    )
 
 
 def _version(file: BinaryIO) -> int | None:
