@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import trimtab
+from tests.checkpoints.models import build_model
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.folder import find_weights, read_config
 from trimtab.errors import CheckpointError, CheckpointWarning
@@ -193,6 +194,36 @@ def test_it_is_said_what_is_not_read(tmp_path: Path, names: list[str], expected:
     assert len(notes) == len(expected)
     for note, pattern in zip(notes, expected, strict=True):
         assert re.search(pattern, note)
+
+
+@pytest.mark.train
+def test_the_config_may_name_other_weights(tmp_path: Path) -> None:
+    """What transformers loads then, and what is read, are the same."""
+    from transformers import AutoModelForCausalLM
+
+    model = build_model("llama")
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    name = "model.layers.1.mlp.up_proj.weight"
+    other = stored | {name: stored[name] + 1}
+    save_file(other, tmp_path / "other.safetensors", metadata={"format": "pt"})
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    for named in ("other.safetensors", "mine.safetensors.index.json"):
+        path.write_text(json.dumps({**config, "transformers_weights": named}))
+        index = {"metadata": {}, "weight_map": dict.fromkeys(other, "other.safetensors")}
+        (tmp_path / "mine.safetensors.index.json").write_text(json.dumps(index))
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()[name]
+        assert torch.equal(loaded, other[name])
+        with (
+            pytest.warns(CheckpointWarning, match=f"{named} is read, which transformers_weights"),
+            open_checkpoint(tmp_path) as checkpoint,
+        ):
+            assert checkpoint.tensors[name].read().tobytes() == loaded.numpy().tobytes()
+    for wrong in ("../x.safetensors", "x.bin", 3):
+        path.write_text(json.dumps({**config, "transformers_weights": wrong}))
+        with pytest.raises(CheckpointError, match=r"transformers_weights is .*, expected the name"):
+            open_checkpoint(tmp_path)
 
 
 def test_what_is_newer_is_said_to_be(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None
         path, revision = _locate(ref)
         folder = path if path.is_dir() else path.parent
         config = read_config(folder)
-        weights = find_weights(path) if path.is_dir() else WeightFiles(folder, (path,))
+        weights = find_weights(path, config) if path.is_dir() else WeightFiles(folder, (path,))
     except CheckpointError:
         raise
     except OSError as error:

@@ -25,6 +25,7 @@ __all__ = [
     "find_weights",
     "read_config",
     "read_json",
+    "weights_named",
 ]
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -82,23 +83,47 @@ class WeightFiles:
         return {name for name, at in self.shard_of.items() if path == self.folder / at}
 
 
-def find_weights(folder: Path) -> WeightFiles:
+def find_weights(folder: Path, config: Mapping[str, Any] | None = None) -> WeightFiles:
     """Find the weights as transformers would: safetensors first, one file before shards.
 
     The shards that an index names need not be there: their absence shows when they are opened.
 
+    Args:
+        folder: The folder.
+        config: Its `config.json`, whose `transformers_weights` may name another file or index.
+
     Raises:
         CheckpointError: There are none, or the index cannot be used.
     """
+    if (named := weights_named(folder, config or {})) is not None:
+        why = "which transformers_weights in config.json names"
+        if not named.endswith(".json"):
+            return WeightFiles(folder, (folder / named,), notes=_notes(folder, named, (), why))
+        return _sharded(folder, named, why)
     for single, index in zip(SINGLE_FILES, INDEX_FILES, strict=True):
         if os.path.lexists(folder / single):
             return WeightFiles(folder, (folder / single,), notes=_notes(folder, single, ()))
         if os.path.lexists(folder / index):
-            shard_of = _read_index(folder / index)
-            shards = sorted(set(shard_of.values()))
-            paths = tuple(folder / shard for shard in shards)
-            return WeightFiles(folder, paths, shard_of, _notes(folder, index, shards))
+            return _sharded(folder, index)
     raise CheckpointError(_what_it_is_instead(folder))
+
+
+def weights_named(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The file of weights, or index of them, that a config names, if it names one.
+
+    Raises:
+        CheckpointError: It is none that transformers takes, or lies outside the folder.
+    """
+    named = config.get("transformers_weights")
+    if named is None:
+        return None
+    ends = (".safetensors", ".safetensors.index.json")
+    if not isinstance(named, str) or not named.endswith(ends) or _is_foreign(named):
+        raise CheckpointError(
+            f"{folder / 'config.json'}: transformers_weights is {named!r}, expected the name of a "
+            f"file in its folder that ends in {' or '.join(ends)}"
+        )
+    return named
 
 
 def adapter_in(folder: Path) -> list[str]:
@@ -152,6 +177,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def _sharded(folder: Path, index: str, why: str | None = None) -> WeightFiles:
+    shard_of = _read_index(folder / index)
+    shards = sorted(set(shard_of.values()))
+    paths = tuple(folder / shard for shard in shards)
+    return WeightFiles(folder, paths, shard_of, _notes(folder, index, shards, why))
+
+
+def _is_foreign(name: str) -> bool:
+    """Whether a name in a file leads out of the folder of that file."""
+    return (
+        not {"", ".", ".."}.isdisjoint(name.split("/"))
+        or not name.isprintable()
+        or not set("\\:").isdisjoint(name)
+    )
+
+
 def _read_index(path: Path) -> dict[str, str]:
     """Tensor -> path of its shard, from the folder of the index."""
     weight_map = read_json(path).get("weight_map")
@@ -159,20 +200,17 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: has no weight_map from tensors to shards")
     shard_of = {name: str(shard) for name, shard in weight_map.items()}
     # A shard lies beside its index or below; anything else, such as ../x, is not followed.
-    foreign = sorted(
-        repr(shard)
-        for shard in set(shard_of.values())
-        if not {"", ".", ".."}.isdisjoint(shard.split("/"))
-        or not shard.isprintable()
-        or set(shard) & set("\\:")
-    )
+    foreign = sorted(repr(shard) for shard in set(shard_of.values()) if _is_foreign(shard))
     if foreign:
         raise CheckpointError(f"{path}: names shards outside its folder: {first_few(foreign)}")
     return shard_of
 
 
-def _notes(folder: Path, taken: str, shards: Sequence[str]) -> tuple[str, ...]:
+def _notes(
+    folder: Path, taken: str, shards: Sequence[str], why: str | None = None
+) -> tuple[str, ...]:
     """What is to be said where a folder offers more than one set of weights."""
+    why = why or "which comes first as in transformers"
     when = _written(folder / taken)
     others = []
     for entry in sorted(folder.iterdir()):
@@ -187,9 +225,8 @@ def _notes(folder: Path, taken: str, shards: Sequence[str]) -> tuple[str, ...]:
     notes = []
     if others:
         notes.append(
-            f"{taken} is read, which comes first as in transformers; {first_few(others)} in the "
-            "same folder may be other weights and "
-            + ("are not read" if len(others) > 1 else "is not read")
+            f"{taken} is read, {why}; {first_few(others)} in the same folder "
+            " may be other weights and " + ("are not read" if len(others) > 1 else "is not read")
         )
     if adapter := adapter_in(folder):
         notes.append(

@@ -10,7 +10,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from trimtab.checkpoints.folder import FILES, INDEX_FILES, SINGLE_FILES, find_weights
+from trimtab.checkpoints.folder import (
+    FILES,
+    INDEX_FILES,
+    SINGLE_FILES,
+    find_weights,
+    read_config,
+    weights_named,
+)
 from trimtab.checkpoints.messages import cure
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
@@ -48,13 +55,17 @@ def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
     small = ["config.json", "adapter_config.json", *INDEX_FILES]
     folder = _download(repository, revision, [*small, PREFERRED])
     commit = folder.name
+    config = read_config(folder)
+    named = weights_named(folder, config)
+    if named is not None:
+        _download(repository, commit, [named])
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-    if names.isdisjoint({*INDEX_FILES, PREFERRED, "adapter_config.json"}):
+    if named is None and names.isdisjoint({*INDEX_FILES, PREFERRED, "adapter_config.json"}):
         _download(repository, commit, [FALLBACK])
         if not (folder / FALLBACK).exists():
             looked_for = ", ".join((*SINGLE_FILES, *INDEX_FILES))
             raise CheckpointError(f"{repository}: the repository holds none of {looked_for}")
-    paths = find_weights(folder).paths
+    paths = find_weights(folder, config).paths
     missing = [path.relative_to(folder).as_posix() for path in paths if not path.exists()]
     if missing:
         _download(repository, commit, missing)

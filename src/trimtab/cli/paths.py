@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from trimtab.checkpoints.folder import find_weights
+from trimtab.checkpoints.folder import find_weights, read_config
 from trimtab.errors import CheckpointError, OutputExistsError
 from trimtab.outputs import ensure_distinct, is_same_file, is_stream
 
@@ -91,7 +91,7 @@ def _read_of(value: Any) -> Iterator[Path]:
             yield from (of for pattern in OTHER_FILES for of in path.glob(pattern))
             yield path / "config.json"
             with suppress(CheckpointError):
-                yield from find_weights(path).paths
+                yield from find_weights(path, read_config(path)).paths
             yield from path.glob("*.index.json")
 
 
