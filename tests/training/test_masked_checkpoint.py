@@ -229,17 +229,25 @@ def test_a_state_of_something_else_does_not_resume(
 
 def test_the_record_beside_the_best_weights_is_theirs(base: Base, tmp_path: Path) -> None:
     from safetensors.torch import load_file
+    from transformers import TrainerCallback
 
     settings = {**CHECKPOINTED, "eval_strategy": "steps", "eval_steps": 1}
     settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     settings["greater_is_better"] = True  # so that the first are the best
     trainer, training = start("plain", model(base[0]), base, tmp_path, **settings)
+
+    class SaveAtEnd(TrainerCallback):  # type: ignore[misc]
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            trainer.save_model(str(tmp_path / "by callback"))
+
+    trainer.add_callback(SaveAtEnd())
     train(trainer)
     best = Path(trainer.state.best_model_checkpoint)
     assert best.name != "checkpoint-4"  # else nothing is tested
     trainer.save_model(str(tmp_path / "final"))
     assert_same_bits(load_file(tmp_path / "final" / WEIGHTS), load_file(best / WEIGHTS))
     record = json.loads((tmp_path / "final" / RECORD_FILE).read_text())
+    assert json.loads((tmp_path / "by callback" / RECORD_FILE).read_text()) == record
     assert record == json.loads((best / RECORD_FILE).read_text())
     assert f"checkpoint-{record['step']}" == best.name
     train(trainer)

@@ -4,8 +4,9 @@
 It replaces four public methods on that one object, and no class: `create_optimizer` (the sparse
 optimizer, with the settings of the trainer's own arguments), `log` (the norm of the masked
 gradient), `save_model` (mask and provenance beside the weights) and `train` (a checkpoint of
-another run is refused before it is loaded); and `clip_grad_norm_` of the trainer's accelerator,
-since the optimizer clips.
+another run is refused before it is loaded). It also sees when `_load_best_model` has put the best
+weights back, and stands in for `clip_grad_norm_` of the trainer's accelerator, since the optimizer
+clips.
 
 What is the user's stays as it is: the arguments, which may be those of a second trainer, are only
 read, and the model is an ordinary one whenever `train` is not running.
@@ -129,9 +130,12 @@ class MaskedTraining:
         self._frozen: list[Any] = []
         self._of_best: dict[str, Any] | None = None
         self._replaced: dict[str, Callable[..., Any]] = {}
-        methods = (self.create_optimizer, self.log, self.save_model, self.train)
         for owner, method in (
-            *((trainer, method) for method in methods),
+            (trainer, self.create_optimizer),
+            (trainer, self.log),
+            (trainer, self.save_model),
+            (trainer, self.train),
+            (trainer, self._load_best_model),
             (trainer.accelerator, self.clip_grad_norm_),
         ):
             self._replaced[method.__name__] = getattr(owner, method.__name__)
@@ -232,28 +236,20 @@ class MaskedTraining:
         try:
             result = self._replaced["train"](resume_from_checkpoint, *args, **kwargs)
             if self.trainer.args.load_best_model_at_end:
-                self._of_best = self._describe_best()
                 self._forget()  # its state belongs to the last weights, and the best are loaded now
         finally:
             self._let_go()
         return result
 
-    def _describe_best(self) -> dict[str, Any] | None:
-        """What was recorded beside the best weights, which the trainer has just loaded."""
-        state = self.trainer.state
-        if state.best_model_checkpoint is None:
-            return None
-        now = self.describe()
+    def _load_best_model(self) -> None:
+        """Stands in for the trainer's: what is recorded from now on is of the best weights."""
+        self._replaced["_load_best_model"]()
+        state, now = self.trainer.state, self.describe()
         try:
             record = read_json(Path(state.best_model_checkpoint) / RECORD_FILE)
-            return {key: record[key] for key in now}
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-        ):  # on another node, or by an old release
-            return {**now, "step": state.best_global_step}
+            self._of_best = {key: record[key] for key in now}
+        except (OSError, ValueError, LookupError, TypeError):  # on another node, or an older one
+            self._of_best = {**now, "step": state.best_global_step}
 
     def _new_optimizer(self, model: Any, *, check_base: bool) -> Any:
         from trimtab.training.optimizers import SparseAdamW, SparseSGD

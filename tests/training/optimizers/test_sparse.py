@@ -403,6 +403,7 @@ def test_description_is_plain_and_complete(parameters: Parameters, mask: Mask) -
     assert told == {
         "optimizer": "SparseAdamW",
         "mask": mask.digest,
+        "also": [],
         "num_selected": mask.num_selected(),
         "num_elements": 63 + 5 + 12,
         "density": mask.num_selected() / 80,

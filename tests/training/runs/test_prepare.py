@@ -59,6 +59,7 @@ def test_trainer_overrides_the_defaults(tmp_path: Path, base: Base) -> None:
         ({"learning_rate": "1e-5"}, 'trainer.learning_rate is "1e-5", expected a number'),
         ({"max_steps": 1.5}, "trainer.max_steps is 1.5, expected a whole number"),
         ({"output_dir": "x"}, "trainer.output_dir is set by output"),
+        ({"save_only_model": True}, "could not go on from its checkpoints"),
         ({"optim": "adafactor"}, r"trainer.optim is set by name in \[optimizer\]"),
         ({"num_generations": 4}, "no key trainer.num_generations"),
         ({"lr_scheduler_type": "liner"}, "trainer: liner is not a valid SchedulerType"),

@@ -361,7 +361,7 @@ def test_what_cannot_be_resumed(base: Base, tmp_path: Path) -> None:
         run(base, tmp_path, 4)
     assert (tmp_path / "u").read_bytes() == kept
     (tmp_path / "u").unlink()
-    with pytest.raises(ResultFormatError, match="cannot be read"):
+    with pytest.raises(ResultFormatError, match="u: no such file"):
         run(base, tmp_path, 4)
 
 
@@ -409,3 +409,8 @@ def test_the_public_name() -> None:
     assert trimtab.UpdateTracker is UpdateTracker
     with pytest.raises(AttributeError, match="no attribute 'Tracker'"):
         trimtab.Tracker  # noqa: B018
+
+
+def test_its_repr_is_short() -> None:
+    tracker = UpdateTracker("u.trimtab", every=2)
+    assert repr(tracker) == "UpdateTracker('u.trimtab', every=2)"

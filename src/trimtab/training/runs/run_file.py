@@ -70,7 +70,7 @@ class RunFile:
     dropout: float | None = None
     track: int | None = None
     factors: Mapping[str, Any] = field(default_factory=dict)
-    also: Sequence[str] = ()
+    also: Sequence[str] = field(default_factory=list)
 
     @classmethod
     def read(cls, path: str | Path) -> RunFile:

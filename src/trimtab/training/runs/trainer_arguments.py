@@ -25,6 +25,7 @@ SET_ELSEWHERE = {
     "optim": "name in [optimizer]",
     "model_init_kwargs": "model and dtype",
     "resume_from_checkpoint": "nothing: an interrupted run goes on by itself",
+    "save_only_model": "nothing: an interrupted run could not go on from its checkpoints",
     "disable_tqdm": "nothing: the progress is trimtab's own",
 }
 """Keys of TRL's configuration that `[trainer]` may not have -> where the run file has them."""
