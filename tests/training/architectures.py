@@ -56,7 +56,7 @@ TEXT: Mapping[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "GPTNeoX": {},
-    "GPT2": {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2},
+    "GPT2": {"n_positions": 64, "n_embd": 16, "n_layer": 1, "n_head": 2},
 }  # fmt: skip
 """Architecture -> what its config has besides `SMALL`."""
 

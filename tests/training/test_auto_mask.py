@@ -25,6 +25,7 @@ from trimtab.training.auto_mask import (
     select_state,
     share_new,
 )
+from trimtab.training.layout import Layout
 from trimtab.training.optimizers import SparseAdamW, SparseSGD
 
 pytestmark = pytest.mark.train
@@ -136,7 +137,8 @@ def test_what_moved_is_seen_in_the_dtype_of_the_base(tmp_path: Path, wide: torch
     with stored(tmp_path, {"w": values}) as base:
         mask = moved_elements([("w", parameter)], base.tensors, {"w": DIGEST}, {"x": 1})
         assert mask.array("w").tolist() == [False, True, True, False, False, False]
-        put_back([("w", parameter)], base.tensors, mask)
+        pairs = {"w": parameter}
+        put_back(pairs, Layout.of_pairs(pairs.items(), None), base.tensors, mask)
     expected = now.clone()
     expected[5] = 3.0
     assert parameter.dtype == wide
@@ -175,7 +177,7 @@ def summed(gradients: dict[str, list[float]]) -> GradientSums:
 )
 def test_largest_sums_of_all_tensors_together(values: list[float], density: float) -> None:
     gradients = {"a": values[: len(values) // 2], "b": values[len(values) // 2 :]}
-    mask = summed(gradients).largest(density, {}, {})
+    mask = summed(gradients).largest(density, {})
     sizes = np.abs(np.array(values, dtype=np.float32))
     order = np.argsort(-sizes, kind="stable")[: round(density * len(values))]
     expected = np.zeros(len(values), dtype=np.bool_)
@@ -189,8 +191,8 @@ def test_absolute_gradients_of_several_passes_add_up() -> None:
     sums = GradientSums([("w", parameter)])
     for factor in (torch.tensor([1.0, -2.0, 0.5]), torch.tensor([-1.0, 2.0, 2.0])):
         (parameter * factor).sum().backward()  # type: ignore[no-untyped-call]
-    assert sums.largest(1 / 3, {}, {}).array("w").tolist() == [False, True, False]
-    assert sums.largest(2 / 3, {}, {}).array("w").tolist() == [False, True, True]
+    assert sums.largest(1 / 3, {}).array("w").tolist() == [False, True, False]
+    assert sums.largest(2 / 3, {}).array("w").tolist() == [False, True, True]
     sums.close()
     (parameter * 2).sum().backward()  # type: ignore[no-untyped-call]
     assert parameter.grad is not None
@@ -198,4 +200,4 @@ def test_absolute_gradients_of_several_passes_add_up() -> None:
 
 def test_sums_that_are_not_finite_are_refused() -> None:
     with pytest.raises(SettingsError, match="the gradient of b has NaN or infinity"):
-        summed({"a": [1.0], "b": [float("nan")]}).largest(0.5, {}, {})
+        summed({"a": [1.0], "b": [float("nan")]}).largest(0.5, {})

@@ -15,7 +15,8 @@ from tests.training.architectures import FUSED, MODELS, build
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask, extract_mask
 from trimtab.training import SparseAdamW
-from trimtab.training.layout import Layout, Piece, _pieces
+from trimtab.training.layout import Layout
+from trimtab.training.pieces import Piece, find_pieces
 
 pytestmark = pytest.mark.train
 
@@ -151,7 +152,7 @@ def saved(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def test_operations_that_join_cut_and_turn() -> None:
-    pieces, computed = _pieces(SHAPES, saved)
+    pieces, computed = find_pieces(SHAPES, saved)
     assert not computed
     values = {n: torch.randn(shape) for n, shape in SHAPES.items()}
     expected = saved(values)
@@ -179,7 +180,7 @@ def test_what_computes_values_is_refused() -> None:
     def plus_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {n: of + 1 if n == "norm" else of for n, of in tensors.items()}
 
-    pieces, computed = _pieces(SHAPES, plus_one)
+    pieces, computed = find_pieces(SHAPES, plus_one)
     assert computed.keys() == {"norm"}
     layout = Layout(SHAPES, pieces, {}, computed)
     ones = Mask.from_arrays({"norm": np.ones(7, dtype=np.bool_)})

@@ -25,8 +25,8 @@ from trimtab.checkpoints.architectures import (
     Sizes,
 )
 
-__all__ = ["Rectangle", "TensorPart", "core_name", "language_config", "match_renamed", "parts_of"]
-__all__ += ["tied_names", "without_wrappers"]
+__all__ = ["Rectangle", "TensorPart", "core_name", "language_config", "match_renamed"]
+__all__ += ["match_stored", "parts_of", "tied_names", "without_wrappers"]
 
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 NORM = re.compile(r"(?:^ln_\w+|norm\d*)$")
@@ -189,6 +189,30 @@ def match_renamed(left: Collection[str], right: Collection[str]) -> dict[str, st
     by_core = _by_core(name for name in right if name not in left)
     alone = _by_core(name for name in left if name not in right)
     return {name: by_core[core] for core, name in alone.items() if core in by_core}
+
+
+def match_stored(
+    names: Collection[str], stored: Collection[str], tied: Mapping[str, str]
+) -> dict[str, str]:
+    """Match names with those under which a checkpoint stores the tensors.
+
+    Args:
+        names: Names of tensors of the same model.
+        stored: Names that the checkpoint stores.
+        tied: Further names -> the stored one that is the same tensor.
+
+    Returns:
+        Name -> stored name, of those that differ. No stored name is given to two.
+    """
+    renamed = match_renamed(names, stored)
+    others = match_renamed(names, [*stored, *tied]) if tied else {}
+    taken = {*names, *renamed.values()}
+    for name in names:
+        original = tied.get(others.get(name, name))
+        if name not in stored and original is not None and original not in taken:
+            renamed[name] = original
+            taken.add(original)
+    return renamed
 
 
 def _by_core(names: Iterable[str]) -> dict[str, str]:

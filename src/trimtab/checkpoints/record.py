@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +14,7 @@ from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.errors import ResultFormatError
 from trimtab.words import one_line, plural
 
-__all__ = ["CheckpointRecord", "check_format", "made_now", "record_of"]
+__all__ = ["CheckpointRecord", "check_format", "content_hash", "made_now", "record_of"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,25 @@ class CheckpointRecord:
         return told if self.notes else {key: told[key] for key in told if key != "notes"}
 
 
+def content_hash(rows: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
+    """One hash over all tensors of a checkpoint.
+
+    Args:
+        rows: Name, dtype, shape and xxh3-128 of the stored bytes of each, sorted by name.
+    """
+    hasher = xxhash.xxh3_128()
+    for name, dtype, shape, digest in rows:
+        hasher.update(f"{name}\0{dtype}\0{shape}\0{digest}\n".encode())
+    return hasher.hexdigest()
+
+
 def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRecord:
     """Say what a checkpoint was, with one hash over all its tensors."""
     dtypes: dict[str, int] = {}
-    hasher = xxhash.xxh3_128()
+    rows = []
     for name, tensor in sorted(checkpoint.tensors.items()):
         dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + tensor.num_elements
-        row = f"{name}\0{tensor.dtype.name}\0{tensor.shape}\0{hashes[name]}\n"
-        hasher.update(row.encode())
+        rows.append((name, tensor.dtype.name, tensor.shape, hashes[name]))
     return CheckpointRecord(
         id=checkpoint.id,
         revision=checkpoint.revision,
@@ -71,7 +82,7 @@ def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRe
         num_tensors=len(checkpoint.tensors),
         num_elements=sum(tensor.num_elements for tensor in checkpoint.tensors.values()),
         dtypes=dtypes,
-        content_hash=hasher.hexdigest(),
+        content_hash=content_hash(rows),
         notes=checkpoint.notes,
     )
 

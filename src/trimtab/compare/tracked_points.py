@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.record import record_of
+from trimtab.checkpoints.names import match_stored
+from trimtab.checkpoints.record import content_hash
 from trimtab.compare.tracked_file import open_tracked
 from trimtab.errors import AnalysisError, TensorMismatchError
 
@@ -54,9 +55,14 @@ class TrackedPoints:
             raise AnalysisError(
                 f"{os.fspath(path)}: no point up to step {last}: the first is {found[0]}"
             )
-        self._places = {part.name: place for place, part in enumerate(self._tracked.parts)}
+        tracked = [part.name for part in self._tracked.parts]
+        renamed = match_stored(tracked, base.tensors, base.tied)
+        names = [renamed.get(name, name) for name in tracked]
+        self._tracked_name = dict(zip(names, tracked, strict=True))
+        self._places = {name: place for place, name in enumerate(names)}
         stored = {name: tensor.num_elements for name, tensor in base.tensors.items()}
-        parts = {part.name: part.num_elements for part in self._tracked.parts}
+        sizes = (part.num_elements for part in self._tracked.parts)
+        parts = dict(zip(names, sizes, strict=True))
         if parts != stored or len(parts) < len(self._tracked.parts):
             differ = sorted(
                 name for name in {*parts, *stored} if parts.get(name) != stored.get(name)
@@ -76,7 +82,12 @@ class TrackedPoints:
         Raises:
             TensorMismatchError: It did not.
         """
-        found = record_of(self._base, digests).content_hash
+        found = content_hash(
+            sorted(
+                (self._tracked_name[name], tensor.dtype.name, tensor.shape, digests[name])
+                for name, tensor in self._base.tensors.items()
+            )
+        )
         tracked = self._tracked.header["base"]["content_hash"]
         if found != tracked:
             raise TensorMismatchError(

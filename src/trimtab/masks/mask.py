@@ -243,6 +243,11 @@ class Mask:
         """The same mask with entries of its provenance set."""
         return Mask(self._tensors, self._outline.base, {**self._outline.provenance, **told})
 
+    def with_base(self, base: Mapping[str, BaseTensor]) -> Mask:
+        """The same mask, made against other tensors: those of `base` that it has."""
+        known = {name: base[name] for name in self._tensors if name in base}
+        return Mask(self._tensors, known, self._outline.provenance)
+
     def renamed(self, names: Mapping[str, str]) -> Mask:
         """The same mask with other names for some of its tensors, and the digest that it had.
 

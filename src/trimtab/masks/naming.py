@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from trimtab.checkpoints import Checkpoint
-from trimtab.checkpoints.names import match_renamed
+from trimtab.checkpoints.names import match_stored
 
 if TYPE_CHECKING:
     from trimtab.masks.mask import Mask
@@ -37,14 +37,7 @@ def named_like(
         The mask under those names, with the digest that it had; tensors that have no other name
         among them keep theirs. The mask itself if nothing changes.
     """
-    new_names: dict[str, str] = match_renamed([*mask], names)
-    if tied:
-        others = match_renamed([*mask], [*names, *tied])
-        taken = {*mask, *new_names.values()}
-        for name in mask:
-            original = tied.get(others.get(name, name))
-            if name not in names and original is not None and original not in taken:
-                new_names[name] = original
+    new_names: dict[str, str] = match_stored([*mask], names, tied)
     return cast("AMask", mask.renamed(new_names)) if new_names else mask
 
 

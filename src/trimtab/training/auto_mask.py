@@ -19,11 +19,10 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.packed import PackedTensor
+from trimtab.training.layout import STORED, Layout, stored_values
 from trimtab.training.optimizers.saved import KEY
 
 __all__ = ["GradientSums", "moved_elements", "nearly_all", "put_back", "select_state", "share_new"]
-
-STORED = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 BITS = {2: torch.int16, 4: torch.int32}
 """Bytes of an element -> integer of its width, to see its bits."""
@@ -51,7 +50,7 @@ def moved_elements(
     """Select the elements whose bits differ from the base, in the dtype of the base.
 
     Args:
-        parameters: Pairs of name and parameter.
+        parameters: Pairs of name and tensor, as `Layout.tensors` gives them.
         base: The stored tensors under the same names.
         digests: What is kept of the base in the mask.
         provenance: Of the mask.
@@ -59,23 +58,32 @@ def moved_elements(
     tensors = {}
     for name, parameter in parameters:
         now = _bits(parameter.detach().to(STORED[base[name].dtype.name]))
-        moved = now != _stored(base[name]).view(now.dtype).to(now.device)
+        moved = now != stored_values(base[name]).view(now.dtype).to(now.device)
         tensors[name] = PackedTensor.pack(moved.cpu().numpy())
     return Mask(tensors, {name: digests[name] for name in tensors}, provenance)
 
 
 def put_back(
-    parameters: Iterable[tuple[str, Tensor]], base: Mapping[str, StoredTensor], mask: Mask
+    parameters: Mapping[str, Tensor],
+    layout: Layout,
+    base: Mapping[str, StoredTensor],
+    mask: Mask,
 ) -> None:
     """Give every element outside of a mask the value that it has in the base.
 
     Where weights are trained in a wider dtype than the base has, they may have moved by less than
     the base can tell.
+
+    Args:
+        parameters: Name -> parameter; written to.
+        layout: Of them, under the names of the base.
+        base: The stored tensors.
+        mask: The mask, under the same names.
     """
-    for name, parameter in parameters:
-        stored = _stored(base[name]).to(parameter.device, parameter.dtype)
-        selected = torch.from_numpy(mask.array(name)).to(parameter.device)
-        parameter.data = torch.where(selected, parameter.detach(), stored)
+    for name, now in layout.tensors(parameters):
+        stored = stored_values(base[name]).to(now.device, now.dtype)
+        selected = torch.from_numpy(mask.array(name)).to(now.device)
+        layout.stored[name].assign(torch.where(selected, now.detach(), stored), parameters)
 
 
 def share_new(before: Mask, now: Mask) -> float:
@@ -171,9 +179,7 @@ class GradientSums:
         for hook in self._hooks:
             hook.remove()
 
-    def largest(
-        self, density: float, digests: Mapping[str, BaseTensor], provenance: Mapping[str, Any]
-    ) -> Mask:
+    def largest(self, density: float, provenance: Mapping[str, Any]) -> Mask:
         """Select the elements with the largest sums, over all tensors together.
 
         Where several have the sum at which it is cut, the first are taken. An element whose
@@ -181,7 +187,6 @@ class GradientSums:
 
         Args:
             density: Share of all elements to select, rounded to a whole number of them.
-            digests: What is kept of the base in the mask, where known.
             provenance: Of the mask.
 
         Raises:
@@ -202,8 +207,7 @@ class GradientSums:
             num_at_cut -= len(ties)
             selected[ties] = True
             tensors[name] = PackedTensor.pack(selected.reshape(sums.shape).cpu().numpy())
-        known = {name: digests[name] for name in tensors if name in digests}
-        return Mask(tensors, known, provenance)
+        return Mask(tensors, {}, provenance)
 
     def _cut(self, num_wanted: int) -> tuple[int, int]:
         """The sum at which to cut, as bits, and how many elements that have it to take.
@@ -237,9 +241,3 @@ def _bin(counts: Tensor, num_wanted: int) -> tuple[int, int]:
 
 def _bits(values: Tensor) -> Tensor:
     return values.contiguous().view(BITS[values.element_size()])
-
-
-def _stored(tensor: StoredTensor) -> Tensor:
-    """A stored tensor with its own dtype."""
-    signed = tensor.read().view(f"i{tensor.dtype.num_bytes}")
-    return torch.from_numpy(signed).view(STORED[tensor.dtype.name])

@@ -78,7 +78,8 @@ def measure_input_norms(
         model = load_model(of, dtype, device)
         line = stack.enter_context(stage(bars, "input norms", len(passages)))
         vectors = _measured(model, passages, lambda done: line.step(done, {}))
-    kept = {name: vector for name, vector in vectors.items() if name in of.tensors}
+    stored = of.layout_of(model).stored_name
+    kept = {stored[n]: vector for n, vector in vectors.items() if stored.get(n) in of.tensors}
     if wrong := [name for name, vector in kept.items() if not vector.isfinite().all()]:
         raise CheckpointError(f"{of.record.id}: the inputs of {wrong[0]} are not finite")
     return InputNorms(

@@ -12,12 +12,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import read_json, write_json
+from trimtab.training.layout import Layout, stored_values
+from trimtab.training.optimizers.sharding import as_sharded
 from trimtab.training.runs.dotted import differences
 
-__all__ = ["MASK_FILE", "RECORD_FILE", "check_complete", "check_same_run", "write_beside_weights"]
+__all__ = [
+    "MASK_FILE",
+    "RECORD_FILE",
+    "check_complete",
+    "check_same_run",
+    "load_converted",
+    "write_beside_weights",
+]
 
 MASK_FILE = "trimtab_mask.safetensors"
 RECORD_FILE = "trimtab.json"
@@ -136,3 +147,38 @@ def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> Non
             "or train from the base"
         )
     check_complete(folder)
+
+
+def load_converted(folder: Path, model: Any) -> None:
+    """Load what transformers' Trainer leaves out when it loads the weights of a checkpoint.
+
+    It does so by the names of the model, and passes over the tensors that files name or cut
+    otherwise, with a warning: fused experts would keep the weights that they were built with.
+
+    Args:
+        folder: A checkpoint that was saved from this model.
+        model: The model; written to.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or lacks such a tensor.
+    """
+    parameters = dict(model.named_parameters())
+    layout = Layout.of(model)
+    converted = {
+        name: piece
+        for name, piece in layout.stored.items()
+        if layout.stored_name.get(name) != name
+        and not any(as_sharded(parameters[source]) is not None for source in piece.sources)
+    }
+    if not converted:
+        return
+    with open_checkpoint(folder) as saved:
+        if missing := [name for name in converted if name not in saved.tensors]:
+            raise CheckpointError(
+                f"{folder} has no weights for {first_few(missing)}: resume from a whole checkpoint "
+                "of this model"
+            )
+        for name, piece in converted.items():
+            like = parameters[piece.sources[0]]
+            values = stored_values(saved.tensors[name])
+            piece.assign(values.to(like.device, like.dtype), parameters)

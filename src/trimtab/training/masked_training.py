@@ -25,7 +25,12 @@ from trimtab.training import runtime
 from trimtab.training.also import frozen_notice, newly_initialised
 from trimtab.training.folders import read_json
 from trimtab.training.layout import Layout
-from trimtab.training.masked_checkpoint import RECORD_FILE, check_same_run, write_beside_weights
+from trimtab.training.masked_checkpoint import (
+    RECORD_FILE,
+    check_same_run,
+    load_converted,
+    write_beside_weights,
+)
 from trimtab.training.trainer_settings import check_trainer, optimizer_settings
 
 if TYPE_CHECKING:
@@ -232,10 +237,14 @@ class MaskedTraining:
             folder = get_last_checkpoint(self.trainer.args.output_dir)
         if folder:
             check_same_run(Path(folder), self.mask, self.settings())
+            load_converted(Path(folder), self.trainer.model)
         self._of_best = None
         try:
             result = self._replaced["train"](resume_from_checkpoint, *args, **kwargs)
             if self.trainer.args.load_best_model_at_end:
+                best = self.trainer.state.best_model_checkpoint
+                if best is not None:
+                    load_converted(Path(best), self.trainer.model)
                 self._forget()  # its state belongs to the last weights, and the best are loaded now
         finally:
             self._let_go()

@@ -14,16 +14,19 @@ import torch
 from torch import Tensor
 
 from tests.training import tiny
+from tests.training.architectures import build
 from trimtab.errors import SettingsError
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
+from trimtab.training.layout import Layout
 from trimtab.training.probes import completions
 from trimtab.training.probes.data import ProbeData, read_data, row_order
-from trimtab.training.probes.engine import probe
+from trimtab.training.probes.engine import _chosen, _Work, probe
 from trimtab.training.probes.losses import AnswerLoss, Losses, OwnSamples, RewardLoss
 from trimtab.training.probes.measures import FISHER, SIGN_CONSISTENCY, SNIP, Measure
+from trimtab.training.probes.sums import ElementSums
 from trimtab.training.rollouts.samples import Samples
 from trimtab.training.runs.rewards import Reward
 from trimtab.training.runs.tables import DataTable
@@ -221,7 +224,7 @@ def test_an_interrupt_leaves_nothing(
     assert [*tmp_path.iterdir()] == []
 
 
-def test_names_that_are_not_stored(tmp_path: Path) -> None:
+def test_scores_have_the_names_of_the_files(tmp_path: Path) -> None:
     folder = tmp_path / "base"
     folder.mkdir()
     model = tiny.model()
@@ -232,8 +235,25 @@ def test_names_that_are_not_stored(tmp_path: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     renamed = {name.removeprefix("model."): of for name, of in weights.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(SettingsError, match=r"does not store model\.embed_tokens\.weight, "):
-        scores_of(folder, FISHER, LOSSES["own"], tmp_path)
+    found = scores_of(folder, FISHER, LOSSES["own"], tmp_path)
+    assert found.keys() == renamed.keys()
+
+
+def test_experts_are_scored_one_by_one(tmp_path: Path) -> None:
+    model = build("Qwen3Moe")
+    layout = Layout.of(model)
+    pieces = _chosen(layout, None)
+    sums = ElementSums({n: p.shape for n, p in pieces.items()}, {}, tmp_path)
+    with sums:
+        parameters = dict(model.named_parameters())
+        work = _Work(FISHER, sums, parameters, pieces)
+        gradients = {n: torch.randn_like(p) for n, p in parameters.items()}
+        for name, gradient in gradients.items():
+            work.add(name, gradient)
+        expected = dict(layout.tensors(gradients))
+        for name in pieces:
+            found = np.concatenate([*sums.chunks(name)])
+            assert np.array_equal(found, expected[name].square().flatten().numpy()), name
 
 
 def test_messages_need_a_template(base: Base, tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from tests.training import tiny
+from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask
+from trimtab.training.robustness import noise, perturbing
 from trimtab.training.robustness.noise import NOISES
 from trimtab.training.robustness.perturbing import fingerprint, perturbed
 
@@ -64,13 +66,31 @@ def test_bits_come_back_after_an_error(model: Any) -> None:
     assert fingerprint(model) == bits
 
 
-def test_bits_come_back_if_a_later_tensor_cannot_be_perturbed(model: Any) -> None:
+def test_bits_come_back_if_a_later_tensor_cannot_be_perturbed(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bits = fingerprint(model)
-    name, parameter = next(iter(model.named_parameters()))
-    mask = Mask.from_arrays(
-        {name: np.ones(parameter.shape, np.bool_), "stranger": np.ones(3, np.bool_)}
-    )
-    with pytest.raises(KeyError), perturbed(model, mask, "sign", 1.0, seed=0):
+    first, second = list(model.named_parameters())[:2]
+    mask = Mask.from_arrays({n: np.ones(of.shape, np.bool_) for n, of in (first, second)})
+
+    def fails(flat: Any, places: Any, *settings: Any, name: str, **more: Any) -> Any:
+        if name == second[0]:
+            raise MemoryError
+        return noise.noisy(flat, places, *settings, name=name, **more)
+
+    monkeypatch.setattr(perturbing, "noisy", fails)
+    with pytest.raises(MemoryError), perturbed(model, mask, "sign", 1.0, seed=0):
+        pass
+    assert fingerprint(model) == bits
+
+
+def test_a_mask_of_another_model_perturbs_nothing(model: Any) -> None:
+    bits = fingerprint(model)
+    mask = Mask.from_arrays({"stranger": np.ones(3, np.bool_)})
+    with (
+        pytest.raises(MaskMismatchError, match="stranger is not in the model"),
+        perturbed(model, mask, "sign", 1.0, seed=0),
+    ):
         pass
     assert fingerprint(model) == bits
 

@@ -13,6 +13,7 @@ import torch  # noqa: E402
 from torch import nn  # noqa: E402
 
 from trimtab.errors import OptimizerError, SettingsError  # noqa: E402
+from trimtab.training.layout import Layout  # noqa: E402
 from trimtab.training.tracker.parts import (  # noqa: E402
     find_parts,
     fits,
@@ -34,7 +35,8 @@ PHI3 = {
 def parts_of(name: str, shape: tuple[int, ...], config: dict[str, Any]) -> dict[str, list[float]]:
     """Kind and name of each part -> its elements, of a tensor that counts from 0."""
     tensor = torch.arange(torch.Size(shape).numel(), dtype=torch.float32).reshape(shape)
-    found = find_parts({name: tensor}, "F32", config)
+    parameters = {name: tensor}
+    found = find_parts(parameters, Layout.of_pairs(parameters.items(), None), "F32", config)
     return {f"{part.kind} {part.name}": part.of(tensor).tolist() for part in found}
 
 

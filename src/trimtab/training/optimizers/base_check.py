@@ -9,18 +9,10 @@ import xxhash
 from torch import Tensor
 
 from trimtab.masks import Mask
-from trimtab.training.layout import Layout
+from trimtab.training.layout import STORED, Layout
 from trimtab.training.optimizers.sharding import whole
 
 __all__ = ["check_base"]
-
-STORED = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
-"""Names of dtypes in a checkpoint -> dtypes of torch, for tensors that can be trained."""
 
 
 def check_base(parameters: Sequence[tuple[str, Tensor]], mask: Mask, layout: Layout) -> None:

@@ -21,7 +21,9 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
+from trimtab.training.layout import Layout
 from trimtab.training.memory import PeakMemory, give_back_unused
+from trimtab.training.pieces import Piece
 from trimtab.training.probes.data import ProbeData
 from trimtab.training.probes.gradients import each_gradient
 from trimtab.training.probes.losses import Losses, Term
@@ -92,11 +94,13 @@ def probe(
         model = load_model(opened, dtype, runtime.accelerator())
         tokenizer = load_tokenizer(opened.folder)
         peak = PeakMemory(model.device)
-        parameters = dict(_chosen(model, names))
-        shapes = {name: opened.shapes[name] for name in parameters}
-        digests = {name: opened.tensors[name] for name in parameters}
+        pieces = _chosen(opened.layout_of(model), names)
+        needed = {source for piece in pieces.values() for source in piece.sources}
+        parameters = {name: p for name, p in model.named_parameters() if name in needed}
+        shapes = {name: piece.shape for name, piece in pieces.items()}
+        digests = {name: opened.tensors[name] for name in pieces}
         sums = stack.enter_context(ElementSums(shapes, digests, folder))
-        work = _Work(measure, sums, parameters)
+        work = _Work(measure, sums, parameters, pieces)
         with stage(bars, f"{measure.name}: gradients", losses.num_terms(data)) as line:
             with each_gradient(parameters, work.add) as backward:
                 for term in losses.terms(model, tokenizer, data, seed):
@@ -130,9 +134,16 @@ class _Work:
     """The sums of one probe, and what went into them."""
 
     def __init__(
-        self, measure: Measure, sums: ElementSums, parameters: Mapping[str, Tensor]
+        self,
+        measure: Measure,
+        sums: ElementSums,
+        parameters: Mapping[str, Tensor],
+        pieces: Mapping[str, Piece],
     ) -> None:
         self._parameters = parameters
+        self._pieces: dict[str, list[tuple[str, Piece]]] = {}
+        for name, piece in pieces.items():
+            self._pieces.setdefault(piece.sources[0], []).append((name, piece))
         self.num_terms = 0
         self._measure = measure
         self._sums = sums
@@ -140,9 +151,11 @@ class _Work:
         self._groups = dict.fromkeys(("num_groups", "num_groups_told"), 0)
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Add a gradient to the sums of its tensor."""
-        with self._sums.of(name) as sums:
-            self._measure.add(sums, gradient.reshape(-1).to("cpu", torch.float32))
+        """Add the gradient of a parameter to the sums of the tensors that files have for it."""
+        for stored, piece in self._pieces[name]:
+            with self._sums.of(stored) as sums:
+                here = piece.of({name: gradient}).reshape(-1)
+                self._measure.add(sums, here.to("cpu", torch.float32))
 
     def count(self, term: Term) -> None:
         """Count what a loss was made of."""
@@ -163,22 +176,30 @@ class _Work:
                 f"the samples of each of {self._groups['num_groups']} prompts have equal rewards, "
                 "so nothing pushes any element: take more samples, other prompts or another reward"
             )
-        for name, parameter in self._parameters.items():
-            with self._sums.of(name) as sums:
-                weights = parameter.detach().reshape(-1).to("cpu", torch.float32)
-                self._measure.finish(sums, weights, self.num_terms)
+        for stored, piece in (pair for pairs in self._pieces.values() for pair in pairs):
+            with self._sums.of(stored) as sums:
+                weights = piece.of(self._parameters).detach().reshape(-1)
+                self._measure.finish(sums, weights.to("cpu", torch.float32), self.num_terms)
 
     def describe(self) -> dict[str, int]:
         """What is recorded of what went into the sums."""
         return {**self._counts, **(self._groups if self._groups["num_groups"] else {})}
 
 
-def _chosen(model: Any, names: Iterable[str] | None) -> Iterator[tuple[str, Tensor]]:
-    """The parameters to be scored; the others need no gradient of their own."""
-    chosen = None if names is None else set(names)
-    for name, parameter in model.named_parameters():
-        if chosen is None or name in chosen:
-            yield name, parameter
+def _chosen(layout: Layout, names: Iterable[str] | None) -> dict[str, Piece]:
+    """The stored tensors to be scored; the others need no gradient of their own.
+
+    Raises:
+        SettingsError: One is made of several parameters, whose gradients come one at a time.
+    """
+    chosen = layout.stored.keys() if names is None else set(names)
+    pieces = {name: piece for name, piece in layout.stored.items() if name in chosen}
+    if joined := [name for name, piece in pieces.items() if len(piece.sources) > 1]:
+        raise SettingsError(
+            f"{first_few(joined)}: stored in one tensor and several parameters of the model, whose "
+            "gradients cannot be scored together"
+        )
+    return pieces
 
 
 def _check(base: BaseModel, losses: Losses, data: ProbeData) -> None:

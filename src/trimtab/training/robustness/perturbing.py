@@ -19,8 +19,8 @@ def perturbed(model: Any, elements: Mask, noise: str, level: float, *, seed: int
     """Perturb some elements of a model, and put their old bits back.
 
     Args:
-        model: A torch module; the names of its parameters are those of the mask.
-        elements: Which to perturb.
+        model: A torch module.
+        elements: Which to perturb, under the names of files or of the model.
         noise: A key of `NOISES`.
         level: How much of it.
         seed: Of the noise.
@@ -30,7 +30,10 @@ def perturbed(model: Any, elements: Mask, noise: str, level: float, *, seed: int
     """
     import torch
 
+    from trimtab.training.layout import Layout
+
     parameters = dict(model.named_parameters())
+    elements = Layout.of(model).in_memory(elements)
     replaced = []
     total = Hit()
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby, product
@@ -106,7 +106,8 @@ def robustness(
     mask_id = None if isinstance(mask, Mask) else os.fspath(mask)
     mask = mask if isinstance(mask, Mask) else Mask.load(mask)
     tuned, origin = open_base(os.fspath(checkpoint), Path()), open_base(os.fspath(base), Path())
-    digests = _check_mask(mask, origin, tuned)
+    mask = _fitted(mask, origin, tuned)
+    digests = {name: of.digest for name, of in origin.tensors.items()}
     if questions is not None:
         questions.check(tuned)
     read = read_text(text)
@@ -199,25 +200,21 @@ def _problems(
         yield f"batch_size is {batch_size}, expected at least 1"
 
 
-def _check_mask(mask: Mask, base: BaseModel, tuned: BaseModel) -> Mapping[str, str]:
-    """Check a mask against both models; the digests in the base that it was compared with."""
-    digests = {name: of.digest for name, of in base.tensors.items()}
-    mask.check(base.shapes, digests)
-    if base.shapes != tuned.shapes:
-        other = next(
-            name
-            for name in {**base.shapes, **tuned.shapes}
-            if base.shapes.get(name) != tuned.shapes.get(name)
-        )
+def _fitted(mask: Mask, base: BaseModel, tuned: BaseModel) -> Mask:
+    """Check a mask against both models, and give it the names of the base's files."""
+    mask = base.fitted(mask)
+    one, two = base.layout.parameters, tuned.layout.parameters
+    if one != two:
+        other = next(name for name in {**one, **two} if one.get(name) != two.get(name))
         raise MaskMismatchError(
             f"{tuned.record.id} is no model of the mask: {other} has shape "
-            f"{tuned.shapes.get(other)}, in the base {base.shapes.get(other)}"
+            f"{two.get(other)}, in the base {one.get(other)}"
         )
     if not mask.num_selected():
         raise MaskError("the mask selects nothing, so there is nothing to perturb")
     if mask.num_selected() == mask.num_elements():
         raise MaskError("the mask selects everything, so nothing is left to set it beside")
-    return digests
+    return mask
 
 
 @dataclass

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.folder import FILES, adapter_in, check_files
 from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.record import CheckpointRecord, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.checkpoints.tensors import DataFile
 from trimtab.errors import CheckpointError, SettingsError
-from trimtab.masks import BaseTensor
+from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.naming import named_like
+from trimtab.training.layout import Layout
 
 __all__ = ["DTYPES", "FILES", "BaseModel", "open_base", "refuse_adapter"]
 
@@ -35,7 +39,8 @@ class BaseModel:
         folder: Where it is; TRL loads reference models from there.
         record: What is recorded of it, with one hash over all its tensors.
         tensors: Name -> dtype and hash of each stored tensor.
-        shapes: Name -> shape of each parameter of the model made from it, tied ones once.
+        tied: Further names of these -> the stored name.
+        layout: The parameters of the model made from it, and the stored tensors they make up.
         has_chat_template: Whether its tokenizer can write messages as text.
         files: Those that were read for the record.
     """
@@ -43,7 +48,8 @@ class BaseModel:
     folder: Path
     record: CheckpointRecord
     tensors: Mapping[str, BaseTensor]
-    shapes: Mapping[str, tuple[int, ...]]
+    tied: Mapping[str, str]
+    layout: Layout
     has_chat_template: bool
     files: tuple[DataFile, ...] = ()
 
@@ -71,6 +77,25 @@ class BaseModel:
         """
         for file in self.files:
             file.check()
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of each tensor that training can move, under the names of the files."""
+        return self.layout.shapes
+
+    def layout_of(self, model: Any) -> Layout:
+        """The layout of a model that was made from it, under the names of its files."""
+        return Layout.of(model).named_like(self.tensors, self.tied)
+
+    def fitted(self, mask: Mask) -> Mask:
+        """A mask under the names of its files.
+
+        Raises:
+            MaskMismatchError: The mask is one for another model, or for other weights.
+        """
+        mask = named_like(self.layout.in_files(mask), self.tensors, self.tied)
+        mask.check(self.shapes, {name: of.digest for name, of in self.tensors.items()})
+        return mask
 
     def training_dtype(self, asked: str | None) -> str:
         """The dtype to train in: by default the stored one, and never one that loses bits.
@@ -105,11 +130,23 @@ class BaseModel:
             raise SettingsError(f"dropout is {probability}, and {self.record.id} has none to set")
         return dict.fromkeys(names, probability)
 
-    def stored_dtype(self, name: str) -> str:
-        """Stored dtype of a parameter; the commonest one if the name is not stored."""
-        if name in self.tensors:
-            return self.tensors[name].dtype
-        return max(self.record.dtypes, key=lambda dtype: self.record.dtypes[dtype])
+    def stored_dtypes(self, model: Any) -> dict[str, str]:
+        """Name of each parameter and buffer of a model -> the dtype that files have for it.
+
+        It is the commonest one for what is not stored, and for what is stored in several.
+        """
+        commonest = max(self.record.dtypes, key=lambda dtype: self.record.dtypes[dtype])
+        names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+        stored = match_renamed(names, self.tensors)
+        found = {name: {stored.get(name, name)} for name in names}
+        for name, piece in self.layout_of(model).stored.items():
+            for source in piece.sources:
+                found[source] = found[source] - {source} | {name}
+        dtypes = {
+            name: {self.tensors[of].dtype for of in made_of if of in self.tensors}
+            for name, made_of in found.items()
+        }
+        return {n: of.pop() if len(of) == 1 else commonest for n, of in dtypes.items()}
 
 
 def open_base(model: str, folder: Path) -> BaseModel:
@@ -138,6 +175,7 @@ def open_base(model: str, folder: Path) -> BaseModel:
             name: BaseTensor(tensor.dtype.name, Source(tensor, tensor.dtype, None, buffer).finish())
             for name, tensor in checkpoint.tensors.items()
         }
+        tied = dict(checkpoint.tied)
         record = record_of(checkpoint, {name: of.digest for name, of in tensors.items()})
         files = tuple(dict.fromkeys(of.file for of in checkpoint.tensors.values()))
     strange = sorted({of.dtype for of in tensors.values()} - WIDER.keys())
@@ -147,8 +185,8 @@ def open_base(model: str, folder: Path) -> BaseModel:
             "or fp32; save the model in one of them first"
         )
     check_files(where)
-    shapes, has_chat_template = _parameter_shapes(where), _has_chat_template(where)
-    return BaseModel(where, record, tensors, shapes, has_chat_template, files)
+    layout, has_chat_template = _layout(where, tensors, tied), _has_chat_template(where)
+    return BaseModel(where, record, tensors, tied, layout, has_chat_template, files)
 
 
 def refuse_adapter(what: str, folder: Path) -> None:
@@ -179,13 +217,18 @@ def _is_dropout(name: str, value: Any) -> bool:
     return is_one and not of_a_head and isinstance(value, float | int)
 
 
-def _parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters, from the config alone."""
+def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, str]) -> Layout:
+    """The layout of the model, from its config and from what is stored."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config: Any = AutoConfig.from_pretrained(folder)
+        if any(
+            head in tensors and embed in tensors and tensors[head] != tensors[embed]
+            for embed, head in TIED.items()
+        ):  # transformers ties no two tensors that are stored and differ, whatever the config says
+            config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError, LookupError, AttributeError) as error:
@@ -193,7 +236,7 @@ def _parameter_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
             f"model: {folder}: transformers knows no causal language model for it: "
             f"{str(error).partition(chr(10))[0]}"
         ) from error
-    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    return Layout.of(model).named_like(tensors, tied)
 
 
 def _has_chat_template(folder: Path) -> bool:

@@ -27,7 +27,7 @@ from trimtab.outputs import is_draft, lock, new_folder, told_where
 from trimtab.processes import Interrupted
 from trimtab.training import runtime
 from trimtab.training.folders import last_checkpoint, read_json, write_json
-from trimtab.training.masked_checkpoint import check_complete, write_beside_weights
+from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
 from trimtab.training.progress import stage
@@ -136,8 +136,11 @@ def _execute(run: PreparedRun, bars: Progress, stop: Stop) -> dict[str, Any]:
             loaded = perf_counter()
             if checkpoint is not None:
                 check_complete(checkpoint)
+                load_converted(checkpoint, trainer.model)
             with told_where(run.output / CHECKPOINTS, "make room, and the same command goes on"):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+                load_converted(Path(trainer.state.best_model_checkpoint), trainer.model)
             if trainer.state.global_step < trainer.state.max_steps and stop():
                 raise KeyboardInterrupt
     trained = perf_counter()

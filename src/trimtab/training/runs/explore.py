@@ -167,7 +167,9 @@ class _Looks:
                 if done % auto.every and done < auto.steps:
                     return
                 tensors = looks._run.base.tensors
-                now = moved_elements(model.named_parameters(), stored, tensors, {})
+                parameters = dict(model.named_parameters())
+                here = looks._run.base.layout_of(model).tensors(parameters)
+                now = moved_elements(here, stored, tensors, {})
                 now.save(looks._path(done), force=True)
                 note(bars, looks.sentence(done))
                 if looks._settled_at(done):
@@ -237,6 +239,7 @@ def _go_over(run: PreparedRun, mask: Mask) -> None:
     from transformers import AutoModelForCausalLM
 
     from trimtab.training.auto_mask import nearly_all, put_back, select_state
+    from trimtab.training.layout import Layout
 
     old = last_checkpoint(run.output / EXPLORED)
     assert old is not None, "the phase ends with a checkpoint"
@@ -244,14 +247,17 @@ def _go_over(run: PreparedRun, mask: Mask) -> None:
     shutil.rmtree(new, ignore_errors=True)  # left by a call that ended before it kept the mask
     with new_folder(new) as draft:
         model = AutoModelForCausalLM.from_pretrained(old, dtype=DTYPES[run.dtype])
+        layout = run.base.layout_of(model)
         with open_checkpoint(run.base.folder) as stored, torch.no_grad():
-            put_back(model.named_parameters(), stored.tensors, mask)
+            put_back(dict(model.named_parameters()), layout, stored.tensors, mask)
         model.save_pretrained(draft)
         for file in old.iterdir():
             if file.name not in WRITTEN_ANEW and not (draft / file.name).exists():
                 shutil.copy2(file, draft / file.name)
         saved = torch.load(old / "optimizer.pt", mmap=True, weights_only=True)
-        narrow = select_state(saved, nearly_all(run.base.shapes), mask)
+        wide = layout.in_memory(nearly_all(run.base.shapes))
+        mask = Layout.of(model).in_files(mask)  # as masked training will have it
+        narrow = select_state(saved, wide, layout.in_memory(mask))
         torch.save(narrow, draft / "optimizer.pt")
         schedule = torch.load(old / "scheduler.pt", weights_only=True)
         torch.save(_for_groups(schedule, len(narrow["param_groups"])), draft / "scheduler.pt")
@@ -298,7 +304,8 @@ def _sum_gradients(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
             "density": auto.density,
             "peak_memory": peak.read(),
         }
-        return sums.largest(auto.density, run.base.tensors, provenance_of([step]))
+        found = sums.largest(auto.density, provenance_of([step]))
+        return run.base.layout_of(trainer.model).in_files(found).with_base(run.base.tensors)
 
 
 def _step_of(checkpoint: Path | None) -> int:

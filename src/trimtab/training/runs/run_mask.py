@@ -20,9 +20,7 @@ def load_mask(path: Path, base: BaseModel) -> Mask:
         MaskError: It is no mask file.
         MaskMismatchError: It is one for another model, or for other weights.
     """
-    mask = Mask.load(path)
-    mask.check(base.shapes, {name: of.digest for name, of in base.tensors.items()})
-    return mask
+    return base.fitted(Mask.load(path))
 
 
 def random_mask(base: BaseModel, density: float, seed: int) -> Mask:

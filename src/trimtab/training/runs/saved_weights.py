@@ -30,8 +30,9 @@ def save_weights(model: Any, base: BaseModel, save_dtype: str, folder: Path) -> 
     """
     import torch
 
+    stored_dtypes = base.stored_dtypes(model)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        stored = base.stored_dtype(name)
+        stored = stored_dtypes[name]
         if stored in TORCH and tensor.is_floating_point():
             dtype = FP32 if save_dtype == "fp32" else stored
             tensor.data = tensor.data.to(getattr(torch, TORCH[dtype]))

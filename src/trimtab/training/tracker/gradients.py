@@ -115,7 +115,7 @@ def _count(gradient: Tensor) -> GradientCounts:
 
 
 def _count_masked(part: ModelPart, elements: Elements, gradient: Tensor) -> GradientCounts:
-    if part.pieces is None:
+    if part.is_whole:
         return _count(gradient)
     flags = part.of(flags_of(elements, gradient)).numpy()
     return GradientCounts(

@@ -12,13 +12,14 @@ from torch import Tensor
 
 import trimtab
 from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.checkpoints.record import CheckpointRecord, content_hash
 from trimtab.compare.tracked_file import FORMAT, FORMAT_VERSION, Part
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import SettingsError
+from trimtab.training.layout import Layout
 from trimtab.training.optimizers.sharding import whole
 from trimtab.training.tracker.bits import CHUNK, stored_bits
-from trimtab.training.tracker.parts import name_of, stored_name
+from trimtab.training.tracker.parts import name_of, stored_name, stored_tensors
 
 __all__ = ["check_header", "new_header"]
 
@@ -96,21 +97,24 @@ def _base(model: Any, parameters: Mapping[str, Tensor], stored: str) -> Checkpoi
     """What the base is, with the hash that `trimtab compare` gives a checkpoint of it."""
     config = getattr(model, "config", None)
     dtypes: dict[str, int] = {}
-    hasher = xxhash.xxh3_128()
-    for name, parameter in sorted(parameters.items()):
+    rows = []
+    for name, of, piece in sorted(
+        stored_tensors(parameters, Layout.of(model)), key=lambda tensor: tensor[0]
+    ):
+        parameter = parameters[of]
         dtype = stored_name(parameter, stored)
-        dtypes[dtype] = dtypes.get(dtype, 0) + parameter.numel()
-        row = f"{name}\0{dtype}\0{tuple(parameter.shape)}\0{_digest(parameter, dtype)}\n"
-        hasher.update(row.encode())
+        values = parameter if piece is None else piece.of(dict.fromkeys(piece.sources, parameter))
+        dtypes[dtype] = dtypes.get(dtype, 0) + values.numel()
+        rows.append((name, dtype, tuple(values.shape), _digest(values, dtype)))
     architectures = getattr(config, "architectures", None)
     return CheckpointRecord(
         id=getattr(config, "_name_or_path", None) or f"a {type(model).__name__} made in memory",
         revision=getattr(config, "_commit_hash", None),
         architecture=architectures[0] if architectures else None,
-        num_tensors=len(parameters),
+        num_tensors=len(rows),
         num_elements=sum(parameter.numel() for parameter in parameters.values()),
         dtypes=dtypes,
-        content_hash=hasher.hexdigest(),
+        content_hash=content_hash(rows),
     )
 
 

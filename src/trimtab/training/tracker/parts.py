@@ -6,7 +6,7 @@ qkv). Of a model that is sharded, each process has parts of its own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of
+from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of, without_wrappers
 from trimtab.elements import moves
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import OptimizerError, SettingsError
+from trimtab.training.layout import Layout
 from trimtab.training.optimizers.refusals import refuse_wrapped_model
 from trimtab.training.optimizers.sharding import as_sharded, box_of, local
+from trimtab.training.pieces import Piece
 from trimtab.training.tracker.bits import STORED, as_bits
 
 __all__ = [
@@ -30,11 +32,9 @@ __all__ = [
     "name_of",
     "parse_stored_dtype",
     "stored_name",
+    "stored_tensors",
     "tracked_parameters",
 ]
-
-WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
-"""What torch.compile and activation checkpointing put into the names of parameters."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class ModelPart:
         dtype: In which its elements are compared.
         pieces: Rows and columns of the 2-D view of what this process has of the parameter; None
             for all of it.
+        piece: The stored tensor that it is, where files cut the parameter; else None.
     """
 
     name: str
@@ -55,6 +56,12 @@ class ModelPart:
     parameter: str
     dtype: DType
     pieces: tuple[tuple[slice, slice], ...] | None = None
+    piece: Piece | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is all that this process has of the parameter, in its order."""
+        return self.pieces is None and self.piece is None
 
     def of(self, tensor: Tensor) -> Tensor:
         """Its elements, flat: a view where that is possible.
@@ -63,6 +70,8 @@ class ModelPart:
             tensor: The parameter, or anything of its shape, without autograd.
         """
         here = local(tensor.detach())
+        if self.piece is not None:
+            return self.piece.of(dict.fromkeys(self.piece.sources, here)).reshape(-1)
         if self.pieces is None:
             return here.reshape(-1)
         rows = here.reshape(-1, here.shape[-1])
@@ -76,7 +85,7 @@ def tracked_parameters(model: Any) -> dict[str, Tensor]:
         OptimizerError: They are flattened or partitioned by a wrapper, or of a dtype in which
             nothing is trained; names them.
     """
-    parameters = {_plain_name(name): p for name, p in model.named_parameters()}
+    parameters = {without_wrappers(name): p for name, p in model.named_parameters()}
     refuse_wrapped_model(list(parameters.items()))
     if bad := [
         f"{name} is {name_of(p.dtype)}"
@@ -102,34 +111,69 @@ def fits(parameters: Mapping[str, Tensor]) -> set[str]:
     return candidates
 
 
+def stored_tensors(
+    parameters: Mapping[str, Tensor], layout: Layout
+) -> Iterator[tuple[str, str, Piece | None]]:
+    """The tensors that files have for parameters.
+
+    A parameter that is stored in several tensors, and is sharded, is one under its own name: of
+    what each process has of it, files are not cut.
+
+    Args:
+        parameters: Name without wrappers -> parameter.
+        layout: Of the model.
+
+    Yields:
+        The name in files, that of the parameter, and what it has of it; None for all.
+    """
+    pieces: dict[str, list[tuple[str, Piece]]] = {}
+    for name, piece in layout.stored.items():
+        for source in piece.sources:
+            pieces.setdefault(without_wrappers(source), []).append((name, piece))
+    for name, parameter in parameters.items():
+        mine = pieces.get(name, [])
+        if len(mine) == 1 and mine[0][1].is_all_of(tuple(parameter.shape)):
+            yield mine[0][0], name, None
+        elif as_sharded(parameter) is None and mine and all(len(p.sources) == 1 for _, p in mine):
+            yield from ((stored, name, piece) for stored, piece in mine)
+        else:
+            yield name, name, None
+
+
 def find_parts(
-    parameters: Mapping[str, Tensor], stored: str, config: Mapping[str, Any]
+    parameters: Mapping[str, Tensor], layout: Layout, stored: str, config: Mapping[str, Any]
 ) -> list[ModelPart]:
     """The parts of a model that this process counts.
 
     A parameter of which all processes have a copy is counted by the first of them.
 
     Args:
-        parameters: By name.
+        parameters: By name, without wrappers.
+        layout: Of the model; parts have the names of files.
         stored: In which dtype fp32 parameters are compared.
         config: The model's; fused tensors are split by it.
     """
     found = []
-    for name, parameter in parameters.items():
+    for name, of, piece in stored_tensors(parameters, layout):
+        parameter = parameters[of]
         if not _is_counted_here(parameter):
             continue
         dtype = DTYPES[stored_name(parameter, stored)]
+        if piece is not None:
+            (part,) = parts_of(name, piece.shape, {})
+            found.append(ModelPart(name, part.kind, of, dtype, piece=piece))
+            continue
         shape = tuple(parameter.shape)
         of_tensor = parts_of(name, shape, config)
         mine = None if len(of_tensor) == 1 else _rectangle(parameter)
         if mine is None:
             if len(of_tensor) > 1:  # sharded in a way that the parts of a tensor cannot follow
                 of_tensor = parts_of(name, shape, {})
-            found.append(ModelPart(name, of_tensor[0].kind, name, dtype))
+            found.append(ModelPart(name, of_tensor[0].kind, of, dtype))
             continue
         for part in of_tensor:
             pieces = _pieces(part, mine)
-            found.append(ModelPart(part.name_in(name), part.kind, name, dtype, pieces))
+            found.append(ModelPart(part.name_in(name), part.kind, of, dtype, pieces))
     return found
 
 
@@ -163,12 +207,6 @@ def stored_name(parameter: Tensor, stored: str) -> str:
 def name_of(dtype: torch.dtype) -> str:
     """How torch spells a dtype."""
     return str(dtype).removeprefix("torch.")
-
-
-def _plain_name(name: str) -> str:
-    for wrapper in WRAPPERS:
-        name = name.replace(wrapper, "")
-    return name
 
 
 def _fits(flat: Tensor, name: str) -> bool:

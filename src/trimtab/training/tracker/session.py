@@ -13,6 +13,7 @@ from torch import Tensor
 from trimtab.compare.tracked_file import KindFigures, Part, StepFigures, pack_point
 from trimtab.elements.gaps import EMPTY
 from trimtab.errors import CheckpointError, OutputExistsError
+from trimtab.training.layout import Layout
 from trimtab.training.tracker.base_file import BaseFile, base_path, write_base
 from trimtab.training.tracker.gradients import Gradients, see_gradients
 from trimtab.training.tracker.header import check_header, new_header
@@ -194,7 +195,7 @@ class Session:
         config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
         self._watched: list[Watched] = []
         start = 0
-        for part in find_parts(self._parameters, stored, config):
+        for part in find_parts(self._parameters, Layout.of(model), stored, config):
             of = Watched(part, part.of(self._parameters[part.parameter]), start)
             self._watched.append(of)
             start += of.num_bytes
