@@ -23,10 +23,12 @@ from tests.training.robustness.results import make_probe
 from trimtab.elements.counts import percent
 from trimtab.papers.library import papers_folder
 from trimtab.papers.results import PaperResult
+from trimtab.report.blocks import Figure
 from trimtab.report.comparison_page import comparison_page, demo_page
 from trimtab.report.evaluation_page import evaluation_page
 from trimtab.report.identity_page import identity_page
 from trimtab.report.overlap_page import overlap_page
+from trimtab.report.page import Page as ReportPage
 from trimtab.report.page import render
 from trimtab.report.paper_page import paper_page
 from trimtab.report.robustness_page import robustness_page
@@ -195,6 +197,24 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
         assert box["left"] >= 0 and box["right"] <= NARROW
     keys = "[...document.querySelectorAll('.keys')]"
     assert tab.evaluate(f"{keys}.every(node => node.scrollWidth <= node.clientWidth)")
+
+
+@pytest.mark.parametrize(
+    ("page", "told"),
+    [
+        (evaluation_page(make_evaluation().to_dict()), "95 % interval"),
+        (demo_page(make_demo(), {"grpo": make_comparison(1)}), "95 % interval"),
+        (robustness_page(make_probe().to_dict()), "least to most of the seeds"),
+    ],
+)
+def test_error_bars_are_in_the_legend_and_in_the_caption(page: ReportPage, told: str) -> None:
+    """The same words for the same thing on every page."""
+    figures = [of for section in page.shown for of in section.blocks if isinstance(of, Figure)]
+    barred = [of for of in figures if any(key.symbol == "whisker" for key in of.keys)]
+    assert barred
+    for figure in barred:
+        assert told in {key.text for key in figure.keys}
+        assert "hiskers" in figure.reading
 
 
 def test_a_chart_is_drawn_again_for_another_width(open_page: OpenPage) -> None:

@@ -55,7 +55,8 @@ class Key:
 
     Attributes:
         symbol: CSS class of the sign: `dot-0`, `dot-1` (one for each arm), `ring-0`, `tick`,
-            `span`, `dashed`, or `ramp` for the colour scale from `text` to `end`.
+            `span`, `dashed`, `whisker` (an error bar), or `ramp` for the colour scale from `text`
+            to `end`.
         text: What it stands for.
         end: The upper end of a `ramp`.
     """

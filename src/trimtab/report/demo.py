@@ -172,14 +172,15 @@ def learned(demo: DemoRecord) -> Section:
             labels,
             baseline=100 * baseline["correct"] / total if total else None,
         ),
-        "Filled dots are greedy answers, rings are sampled ones. Whiskers are 95 % intervals, over "
-        "questions: several samples of one question are not independent. A model that learned "
-        f"nothing but the most frequent answer ({printable(baseline['answer'])}) would stand on "
-        "the dashed line.",
+        "Filled dots are greedy answers, rings are sampled ones. Whiskers are 95 % intervals "
+        "(Wilson's), over questions: several samples of one question are not independent. A model "
+        f"that learned nothing but the most frequent answer ({printable(baseline['answer'])}) "
+        "would stand on the dashed line.",
         _scores(models, baseline),
         (
             Key("dot-ink", "greedy"),
             Key("ring-ink", "sampled"),
+            Key("whisker", "95 % interval"),
             Key("dashed", f"majority answer, {_share_text(baseline)}"),
         ),
     )

@@ -89,12 +89,13 @@ def _accuracy_figure(evaluation: Data) -> Figure:
         share = percent(baseline["num_correct"], baseline["num_questions"], 1)
         keys.append(Key("dashed", f"{always_text(baseline)}, {share}"))
     confidence = f"{100 * evaluation['confidence']:g} %"
+    keys.append(Key("whisker", f"{confidence} interval"))
     return Figure(
         "Answers that are right",
         accuracy_dots(rows, names, coloured, baseline=constant),
-        f"Whiskers are {confidence} intervals, over questions: several samples of one question are "
-        "not independent. Models answer the same questions, so the differences below are sharper "
-        "than two whiskers beside each other.",
+        f"Whiskers are {confidence} intervals (Wilson's), over questions: several samples of one "
+        "question are not independent. Models answer the same questions, so the differences below "
+        "are sharper than two whiskers beside each other.",
         _table(f"Accuracy [{confidence} interval]", accuracy_columns(evaluation)),
         tuple(keys),
     )

@@ -114,7 +114,7 @@ def _words(key: Key) -> str:
 
 
 def _sign_width(key: Key) -> int:
-    return {"tick": 4, "span": 26, "dashed": 22, "ramp": 100}.get(key.symbol, 11)
+    return {"tick": 4, "span": 26, "dashed": 22, "whisker": 22, "ramp": 100}.get(key.symbol, 11)
 
 
 def _key_width(key: Key) -> float:
@@ -130,9 +130,10 @@ def _sign(key: Key, x: float, y: float) -> str:
         fill = colour if shape == "dot" else "none"
         circle = f'cx="{x + 5.5:g}" cy="{middle:g}" r="4.5"'
         return f'<circle {circle} fill="{fill}" stroke="{colour}" stroke-width="2"/>'
-    if shape == "dashed":
+    if shape in ("dashed", "whisker"):
         ends = f'x1="{x:g}" x2="{x + width:g}" y1="{middle:g}" y2="{middle:g}"'
-        return f'<line {ends} stroke="{colour}" stroke-width="2" stroke-dasharray="4 3"/>'
+        dashes = ' stroke-dasharray="4 3"' if shape == "dashed" else ""
+        return f'<line {ends} stroke="{colour}" stroke-width="2"{dashes}/>'
     height = {"tick": 14, "span": 7, "ramp": 12}[shape]
     fill = {"tick": "var(--ink)", "span": "var(--span)", "ramp": "url(#ramp)"}[shape]
     shades = (

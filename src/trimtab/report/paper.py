@@ -153,7 +153,12 @@ def _figure(unit: str, of: Sequence[tuple[Data, Data]]) -> Figure:
         "where no share can be. A tick is the bound that the whole interval must be beyond; two "
         "ticks are bounds that it must be between. Rings are the paper's figures, of other models.",
         _every(title, of),
-        (*keys, Key("tick", "asked for"), Key("ring-ink", "theirs")),
+        (
+            *keys,
+            Key("whisker", "95 % interval"),
+            Key("tick", "asked for"),
+            Key("ring-ink", "theirs"),
+        ),
     )
 
 
@@ -237,6 +242,7 @@ def _frontier(claim: Data) -> Figure | None:
         "Sparse and learned is to the upper right; sparse and nothing learned is to the lower "
         "right. Lines are 95 % t-intervals over seeds.",
         table("Runs", [*columns, ("n", "text")], cells),
+        (Key("whisker", "95 % interval"),),
     )
 
 

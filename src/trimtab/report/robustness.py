@@ -53,7 +53,10 @@ def _figure(probe: Data, noise: str) -> Figure:
         "Higher is more fragile. Points are means over seeds, whiskers go from the least to the "
         "most of them. Both axes are logarithmic.",
         _table(columns),
-        tuple(Key(f"dot-{place}", name) for place, name in enumerate(names)),
+        (
+            *(Key(f"dot-{place}", name) for place, name in enumerate(names)),
+            Key("whisker", "least to most of the seeds"),
+        ),
     )
 
 
