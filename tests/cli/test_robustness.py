@@ -66,7 +66,8 @@ def test_a_probe_that_was_interrupted_goes_on(
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         said = process.communicate()[1]
-    assert (process.returncode, said.strip()) == (130, "trimtab: interrupted")
+    how = "the same command goes on, and keeps what is finished"
+    assert (process.returncode, said.strip()) == (130, f"trimtab: interrupted: {how}")
     assert not path.exists()
     finished = kept.read_bytes().splitlines()[1:-1]
     assert 0 < len(finished) < 4 * 2 * 3 * 4
@@ -74,7 +75,8 @@ def test_a_probe_that_was_interrupted_goes_on(
     assert (code, err.count("\n")) == (1, 1)
     assert f"{kept} holds the finished part of a probe with settings.levels=" in err
     for file in (path, tmp_path / "whole.json"):
-        assert run(*options, file) == (0, "", f"wrote {file}\n")
+        code, out, err = run(*options, file)
+        assert (code, out, err.splitlines()[-1]) == (0, "", f"wrote {file}")
     assert not list(tmp_path.glob("*.jsonl"))
     told, wanted = (json.loads(file.read_text()) for file in (path, tmp_path / "whole.json"))
     for data in (told, wanted):

@@ -479,6 +479,20 @@ def test_rank_and_geometry_name_every_matrix(pair: tuple[Path, Path]) -> None:
         assert data["rank"]["by_tensor"][name]["update"]["matrix_rank"]["value"] == expected
 
 
+def test_progress_counts_the_work_of_matrices(pair: tuple[Path, Path]) -> None:
+    """A bar of bytes alone showed 13:48 left of what took 1:52."""
+    told: list[tuple[int, int]] = []
+    trimtab.compare(*pair, threads=1, progress=lambda *now: told.append(now))
+    bytes_alone = told[-1][1]
+    told.clear()
+    trimtab.compare(*pair, threads=1, rank=True, progress=lambda *now: told.append(now))
+    total = told[-1][1]
+    assert {of for _, of in told} == {total}
+    assert sum(num for num, _ in told) == total > 2 * bytes_alone
+    second_pass = [num for num, _ in told][-len(told) // 2 :]
+    assert max(second_pass) > 10 * min(second_pass)  # a matrix, and a norm
+
+
 def test_progress_reaches_the_end_and_an_error_in_it_stops_the_run(pair: tuple[Path, Path]) -> None:
     seen: list[int] = []
     totals: set[int] = set()

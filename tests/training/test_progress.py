@@ -38,6 +38,17 @@ def test_a_failed_stage_is_not_shown_as_done() -> None:
     assert "4/4" not in out.getvalue()
 
 
+def test_where_nothing_is_drawn_long_work_says_how_long_it_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 30.0])  # seconds when 2 steps are done, and when 3 are
+    monkeypatch.setattr("trimtab.training.progress.perf_counter", lambda: next(now))
+    with progress_bars() as bars, stage(bars, "robustness", total=144) as line:
+        for completed in (2, 3, 4):
+            line.step(completed, {})
+    assert capsys.readouterr().err == "robustness: about 70 min for 141 more\n"
+
+
 def test_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as bars, stage(bars, "grpo", total=1) as line:
         line.step(1, {})

@@ -21,7 +21,10 @@ from trimtab.elements.dtypes import DType
 __all__ = ["Digests", "Progress", "Reading"]
 
 Progress = Callable[[int, int], None]
-"""Called with bytes read since the last call, and bytes to read in all."""
+"""Called with bytes read since the last call, and bytes to read in all.
+
+Where matrices are decomposed, that counts as the bytes that take about as long to read.
+"""
 
 Digests = tuple[str, ...]
 """xxh3-128 of each of some counterparts."""
@@ -56,6 +59,7 @@ class Reading(Generic[Item]):
         threads: int | None,
         progress: Progress | None,
         num_passes: int = 1,
+        more: int = 0,
         buffers: Sequence[int] | None = None,
     ) -> None:
         """Prepare to read.
@@ -66,6 +70,7 @@ class Reading(Generic[Item]):
             threads: Tasks at a time; by default the processors there are, at most 8.
             progress: Called after each chunk, from any thread.
             num_passes: How often the items are read in all, if others read them again.
+            more: What others will report beside, in bytes that take as long to read.
             buffers: Which of a thread's buffers each checkpoint is read into, counted from 0, where
                 not every checkpoint needs one of its own.
         """
@@ -76,7 +81,7 @@ class Reading(Generic[Item]):
         self._num_checkpoints = len(items[0].stored)
         num_bytes = sum([tensor.num_bytes for item in items for tensor in item.stored])
         self._num_bytes = num_passes * num_bytes
-        self._num_bytes += sum(tensor.num_bytes for _, tensor in apart)
+        self._num_bytes += more + sum(tensor.num_bytes for _, tensor in apart)
         self._buffer_of = range(self._num_checkpoints) if buffers is None else buffers
         self._of_thread = _Buffers(1 + max(self._buffer_of))
         self._stop = threading.Event()

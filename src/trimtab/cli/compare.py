@@ -71,7 +71,7 @@ def command(
 
     Without -o, a table is printed.
     """
-    with byte_progress("comparing") as progress:
+    with byte_progress("comparing", is_work=rank or geometry) as progress:
         comparison = trimtab.compare(
             base,
             tuned,

@@ -70,7 +70,10 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
 
     check_installed()
     started = perf_counter()
-    run = train_demo(out, controls=controls, steps=steps, seed=seed)
+    try:
+        run = train_demo(out, controls=controls, steps=steps, seed=seed)
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)("the same command goes on where it was") from None
     comparisons = {
         name: _compare(run, name, typed) for name, arm in run.arms.items() if arm.mask is None
     }

@@ -12,8 +12,15 @@ __all__ = ["byte_progress"]
 
 
 @contextmanager
-def byte_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar over bytes read, as `trimtab.compare` reports them; None when stderr is no terminal."""
+def byte_progress(
+    title: str, *, is_work: bool = False
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar over bytes read, as `trimtab.compare` reports them; None when stderr is no terminal.
+
+    Args:
+        title: What is done.
+        is_work: What is reported are not bytes alone: shown as a share, with the time that is left.
+    """
     if not sys.stderr.isatty():
         yield None
         return
@@ -22,6 +29,7 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
         BarColumn,
         DownloadColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeRemainingColumn,
         TransferSpeedColumn,
@@ -30,8 +38,7 @@ def byte_progress(title: str) -> Iterator[Callable[[int, int], None] | None]:
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *((TaskProgressColumn(),) if is_work else (DownloadColumn(), TransferSpeedColumn())),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -122,20 +122,25 @@ def command(
             "the same command goes on",
             err=True,
         )
-    result = robustness(
-        checkpoint,
-        base=base,
-        mask=mask,
-        questions=questions,
-        noises=noises or NOISES,
-        levels=levels,
-        num_seeds=seeds,
-        seed=seed,
-        text=text,
-        num_passages=passages,
-        batch_size=batch_size,
-        unfinished=unfinished,
-    )
+    try:
+        result = robustness(
+            checkpoint,
+            base=base,
+            mask=mask,
+            questions=questions,
+            noises=noises or NOISES,
+            levels=levels,
+            num_seeds=seeds,
+            seed=seed,
+            text=text,
+            num_passages=passages,
+            batch_size=batch_size,
+            unfinished=unfinished,
+        )
+    except KeyboardInterrupt as interrupt:
+        if unfinished is None:
+            raise
+        raise type(interrupt)("the same command goes on, and keeps what is finished") from None
     outputs.give(result, typed)
     if unfinished is not None:
         unfinished.unlink()

@@ -20,7 +20,7 @@ from trimtab.checkpoints.sources import overlaps
 from trimtab.checkpoints.tied import without_tied_copies
 from trimtab.compare.accounting import coverage_of
 from trimtab.compare.geometry import GeometryAnalysis
-from trimtab.compare.matrices import analyse_matrices
+from trimtab.compare.matrices import analyse_matrices, work_of
 from trimtab.compare.precision import PrecisionProbe
 from trimtab.compare.rank import RankAnalysis
 from trimtab.compare.result import Comparison, Profile, TensorChange
@@ -95,7 +95,7 @@ def compare(
             pairing.apart(base, tuned),
             threads=threads,
             progress=progress,
-            num_passes=2 if rank or geometry else 1,
+            more=sum(work_of(pair, config, rank + geometry) for pair in pairing.pairs),
         )
         run = _Run(
             reading=reading,

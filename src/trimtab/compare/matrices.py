@@ -7,6 +7,7 @@ much memory as the largest matrix that the analyses accept.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,34 @@ from trimtab.checkpoints.sources import Source, chunks_of, new_buffer
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.rank import RankAnalysis
 
-__all__ = ["analyse_matrices"]
+__all__ = ["analyse_matrices", "work_of"]
+
+LIMIT = RankAnalysis.max_elements
+
+READ_MEANWHILE = 4
+"""Bytes that are read in about the time of a multiplication of a matrix's decomposition."""
+
+
+def work_of(pair: Pair, config: Mapping[str, Any], num_analyses: int) -> int:
+    """What analyses take of a pair of tensors, in bytes that take about as long to read.
+
+    A decomposition of m x n takes m·n·min(m, n) multiplications: by bytes alone, the last matrices
+    of a model would look as quick as its embeddings.
+
+    Args:
+        pair: The tensors.
+        config: Of base, to split fused tensors.
+        num_analyses: How many analyses there are.
+    """
+    num_bytes = pair.base.num_bytes + pair.tuned.num_bytes
+    return num_analyses * (num_bytes + READ_MEANWHILE * _multiplications(pair, config))
+
+
+def _multiplications(pair: Pair, config: Mapping[str, Any]) -> int:
+    if not pair.dtype.is_float or len(pair.shape) < 2 or _is_too_large(pair, LIMIT):
+        return 0
+    shapes = [part.shape_in(pair.shape) for part in parts_of(pair.name, pair.shape, config)]
+    return sum(prod(shape) * min(shape[-2:]) for shape in shapes)
 
 
 def analyse_matrices(
@@ -33,14 +61,14 @@ def analyse_matrices(
         pairs: What was compared.
         config: Of base, to split fused tensors.
         analyses: Added to.
-        report: Called with the bytes of each pair when it is done.
+        report: Called with the `work_of` of each pair when it is done.
     """
     limit = max(analysis.max_elements for analysis in analyses)
     buffer = new_buffer()
     for pair in pairs:
         if pair.dtype.is_float:
             _analyse(pair, config, analyses, limit, buffer)
-        report(pair.base.num_bytes + pair.tuned.num_bytes)
+        report(work_of(pair, config, len(analyses)))
 
 
 def _analyse(
@@ -50,10 +78,8 @@ def _analyse(
     limit: int,
     buffer: NDArray[np.uint8],
 ) -> None:
-    size = num_rows(pair.shape) * num_columns(pair.shape)
-    # A stack of experts is analysed matrix by matrix, but one matrix must fit the limit.
-    if len(pair.shape) == 2 and size > limit:
-        reason = f"{size:,} elements are more than the limit of {limit:,}"
+    if _is_too_large(pair, limit):
+        reason = f"{prod(pair.shape):,} elements are more than the limit of {limit:,}"
         for analysis in analyses:
             analysis.skip(pair.name, pair.shape, reason)
         return
@@ -70,6 +96,11 @@ def _analyse(
                 analysis.add(name, update)
             else:
                 analysis.add(name, before, after)
+
+
+def _is_too_large(pair: Pair, limit: int) -> bool:
+    """A stack of experts is analysed matrix by matrix, but one matrix must fit the limit."""
+    return len(pair.shape) == 2 and prod(pair.shape) > limit
 
 
 def _values(pair: Pair, source: Source) -> NDArray[np.floating[Any]]:

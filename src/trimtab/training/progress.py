@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from trimtab.escaping import escaped
@@ -11,13 +12,23 @@ from trimtab.escaping import escaped
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+WORTH_TELLING = 300
+"""Seconds from which on it is said how long work will take."""
+
 __all__ = ["Stage", "note", "progress_bars", "stage"]
 
 
 def progress_bars() -> Progress:
     """A rich progress display on stderr, to be used with `with`."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console(stderr=True)
     return Progress(
@@ -25,6 +36,7 @@ def progress_bars() -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=not console.is_terminal,
@@ -32,11 +44,16 @@ def progress_bars() -> Progress:
 
 
 class Stage:
-    """One line of the display: a piece of work of a known number of steps."""
+    """One line of the display: a piece of work of a known number of steps.
+
+    Where nothing is drawn, one line says how long it will take, once a step of it was measured.
+    """
 
     def __init__(self, progress: Progress, task: TaskID, total: int) -> None:
         self._progress = progress
         self._task = task
+        self._since: tuple[int, float] | None = None
+        self._is_told = not progress.disable
         self.total = total
 
     def expect(self, total: int) -> None:
@@ -48,6 +65,22 @@ class Stage:
         """Show that `completed` steps are done, and how the last one went."""
         shown = [f"{name} {metrics[name]:.3g}" for name in ("reward", "loss") if name in metrics]
         self._progress.update(self._task, completed=completed, note="  ".join(shown[:1]))
+        if self._is_told:
+            return
+        if self._since is None:
+            self._since = completed, perf_counter()
+        elif completed > (first := self._since[0]):
+            self._is_told = True
+            seconds = (perf_counter() - self._since[1]) / (completed - first)
+            if (left := seconds * (self.total - completed)) > WORTH_TELLING:
+                of = self._progress.tasks[self._task].description
+                note(self._progress, f"{of}: {_duration(left)} for {self.total - completed:,} more")
+
+
+def _duration(seconds: float) -> str:
+    """About how long, in words."""
+    minutes = seconds / 60
+    return f"about {minutes:.0f} min" if minutes < 120 else f"about {minutes / 60:.0f} h"
 
 
 def note(progress: Progress, text: str) -> None:

@@ -152,6 +152,7 @@ def robustness(
         subject = _Subject.load(tuned, tokenizer, dtype, questions, passages, batch_size)
         line = stack.enter_context(stage(bars, "robustness", len(keys)))
         left = [key for key in keys if key not in finished.cells]
+        line.step(len(finished.cells), {})
         for number, of_seed in groupby(left, key=itemgetter(0)):
             arms = arms_of(mask, opened, number)
             for _, noise, level, arm in of_seed:
