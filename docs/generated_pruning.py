@@ -11,6 +11,7 @@ from typing import Any
 from docs.generated import rows
 
 from trimtab.report.evaluation_wording import accuracy_columns, difference_columns, interval_text
+from trimtab.results.schema import from_plain
 from trimtab.training.evaluation.answers import Answers, difference
 
 __all__ = ["accuracy", "beside", "measured"]
@@ -51,7 +52,8 @@ def beside(report: Report | None) -> None:
     if report is None:
         return
     answers = {
-        model["checkpoint"]["id"]: Answers.from_dict(model["answers"]) for model in report["models"]
+        model["checkpoint"]["id"]: from_plain(Answers, model["answers"], what="answers")
+        for model in report["models"]
     }
     trained, *controls = [name for name in NAMES if name.startswith("runs/")]
     for control, words in zip(controls, ("at random", "of the same magnitudes"), strict=True):

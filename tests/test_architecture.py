@@ -28,15 +28,16 @@ MAY_IMPORT = {
     "elements": BELOW - {"inputs"},
     "example": {"elements", "outputs", *BELOW},
     "checkpoints": {"elements", *BELOW},
-    "compare": {"checkpoints", "elements", "outputs", *BELOW},
-    "masks": {"checkpoints", "elements", "outputs", *BELOW},
+    "results": {"checkpoints", *BELOW},
+    "compare": {"results", "checkpoints", "elements", "outputs", *BELOW},
+    "masks": {"results", "checkpoints", "elements", "outputs", *BELOW},
     "report": {"compare", "masks", "checkpoints", "elements", "outputs", *BELOW},
     "training": {
-        *("compare", "masks", "checkpoints", "elements", "outputs", "processes"),
+        *("results", "compare", "masks", "checkpoints", "elements", "outputs", "processes"),
         *BELOW,
     },
     # Of these papers use little: tests/papers
-    "papers": {"training", "masks", "checkpoints", "outputs", *BELOW},
+    "papers": {"results", "training", "masks", "checkpoints", "outputs", *BELOW},
     "cli": {
         *("papers", "report", "training", "compare", "masks", "example"),
         *("checkpoints", "elements", "outputs", "processes", *BELOW),

@@ -24,9 +24,9 @@ from docs import (
 from tests.docs import pages
 from trimtab import errors
 from trimtab.cli import trimtab as command_line
-from trimtab.compare.result import ANALYSES
 from trimtab.masks.structure import Structure
 from trimtab.masks.summary import summarise
+from trimtab.results.schema import to_plain
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -93,7 +93,7 @@ def test_every_public_name(name: str) -> None:
 
 def test_every_key_of_a_comparison() -> None:
     data = generated.example_comparison()
-    assert set(ANALYSES) <= data.keys()
+    assert {"precision", "rank", "geometry"} <= data.keys()
     documented = set(re.findall(r"`(?:\w+\.)*([\w=.-]+?)`", page("formats.md")))
     shown = set(re.findall(r'"([\w=.-]+)": ', page("formats.md")))
     assert set(data) <= documented
@@ -161,7 +161,7 @@ def test_every_key_of_a_mask() -> None:
 
 def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:
     sides = _with_gaps(tmp_path)
-    coverage = trimtab.compare(*sides).coverage.to_dict()
+    coverage = to_plain(trimtab.compare(*sides).coverage)
     lists = ("tied", "missing", "extra", "shape_mismatch", "renamed")
     assert all(coverage[name] for name in lists)
     documented = set(re.findall(r"`(\w+)`", page("formats.md").partition("### Coverage")[2]))
@@ -171,7 +171,7 @@ def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:
 def test_every_key_of_a_gap_in_the_coverage_of_a_series(tmp_path: Path) -> None:
     coverage = trimtab.trajectory(*_with_gaps(tmp_path)).coverage
     assert coverage is not None
-    data = coverage.to_dict()
+    data = to_plain(coverage)
     assert all(data[name] for name in ("tied", "not_compared", "renamed"))
     section = page("formats.md").partition("### Coverage of a series")[2].partition("\n## ")[0]
     assert not set(keys_of(data)) - set(re.findall(r"`(\w+)`", section))

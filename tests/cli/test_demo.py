@@ -14,6 +14,7 @@ from tests.training import tiny
 from trimtab.cli import main
 from trimtab.compare import Comparison
 from trimtab.masks.identity.result import Identity
+from trimtab.results.schema import to_plain
 from trimtab.training import demo
 
 pytestmark = pytest.mark.train
@@ -46,7 +47,7 @@ def test_demo_trains_the_mask(
     assert list(told["arms"]) == ["grpo", "sft", "grpo-mask"]
     assert list(told["comparisons"]) == ["GRPO", "SFT"]
     check = Identity.from_dict(json.loads((out / "identity-grpo-mask.json").read_text("utf-8")))
-    assert told["identities"]["GRPO mask"]["total"] == check.total.to_dict()
+    assert told["identities"]["GRPO mask"]["total"] == to_plain(check.total)
     assert check.sub_stayed_outside
     assert check.full_stayed_outside
     assert check.provenance["command"].startswith("trimtab demo")

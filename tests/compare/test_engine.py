@@ -21,6 +21,7 @@ from trimtab.elements import scan
 from trimtab.errors import AnalysisError, CheckpointError, CriterionError, TensorMismatchError
 from trimtab.masks import extract_mask
 from trimtab.masks.identity import identity
+from trimtab.results.schema import to_plain
 
 
 def stable(comparison: Comparison) -> dict[str, Any]:
@@ -116,8 +117,8 @@ def test_sharded_equals_unsharded(tmp_path: Path, pair: tuple[Path, Path]) -> No
     base = llama_tensors()
     shards = save_sharded(tmp_path / "b3", base, 3), save_sharded(tmp_path / "t2", moved(base), 2)
     whole, sharded = trimtab.compare(*pair), trimtab.compare(*shards)
-    by_name = {tensor.name: tensor.to_dict() for tensor in whole.tensors}
-    assert {tensor.name: tensor.to_dict() for tensor in sharded.tensors} == by_name
+    by_name = {tensor.name: to_plain(tensor) for tensor in whole.tensors}
+    assert {tensor.name: to_plain(tensor) for tensor in sharded.tensors} == by_name
     assert sharded.base.content_hash == whole.base.content_hash
     assert sharded.tuned.content_hash == whole.tuned.content_hash
 

@@ -18,6 +18,8 @@ from trimtab.elements.criteria import DEFAULT_CRITERIA, changed
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.elements.kernels import NumbaScanner
 from trimtab.elements.scan import NumpyScanner, Scanner
+from trimtab.errors import ResultFormatError
+from trimtab.results.schema import from_plain, to_plain
 
 BF16 = DTYPES["BF16"]
 SUMS = ("difference_sum_squares", "full_update_sum_squares", "sub_update_sum_squares", "update_dot")
@@ -75,7 +77,7 @@ def defined(base: Bits, full: Bits, sub: Bits, dtype: DType) -> dict[str, Any]:
 
 
 def assert_defined(found: Agreement, expected: dict[str, Any]) -> None:
-    told = found.to_dict()
+    told = to_plain(found)
     for key, value in expected.items():
         if key in SUMS:
             scale = math.sqrt(
@@ -196,7 +198,7 @@ def test_parts_add_up_to_the_whole(scanner: Scanner) -> None:
         SplitAgreement(),
     )
     for left, right in ((halves.inside, whole.inside), (halves.outside, whole.outside)):
-        told = right.to_dict()
+        told = to_plain(right)
         for ratio in ("cosine", "relative_l2"):
             assert getattr(left, ratio) == pytest.approx(told.pop(ratio), rel=1e-12)
         assert_defined(left, told)
@@ -205,11 +207,11 @@ def test_parts_add_up_to_the_whole(scanner: Scanner) -> None:
 def test_json_and_back() -> None:
     base, full, sub, inside = random_three(BF16, (8, 90), seed=3)
     told = tallied(base, full, sub, inside, BF16, NumpyScanner())
-    data = json.loads(json.dumps(told.to_dict(), allow_nan=False))
-    assert SplitAgreement.from_dict(data) == told
+    data = json.loads(json.dumps(to_plain(told), allow_nan=False))
+    assert from_plain(SplitAgreement, data, what="agreement") == told
     data["inside"]["cosine"] = data["inside"]["relative_l2"] = 7.0
     data["all"] = None
-    assert SplitAgreement.from_dict(data) == told  # what is derived is not read
+    assert from_plain(SplitAgreement, data, what="agreement") == told  # what is derived is not read
 
 
 def test_an_overflow_becomes_null_and_back() -> None:
@@ -218,9 +220,9 @@ def test_an_overflow_becomes_null_and_back() -> None:
     found = tallied(base, full, sub, base == 0, DTYPES["F64"], NumpyScanner()).inside
     assert found.full_update_sum_squares == math.inf
     assert (found.relative_l2, found.cosine, found.num_nonfinite) == (None, None, 0)
-    data = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    data = json.loads(json.dumps(to_plain(found), allow_nan=False))
     assert data["full_update_sum_squares"] is None
-    assert Agreement.from_dict(data) == found
+    assert from_plain(Agreement, data, what="agreement") == found
 
 
 @pytest.mark.parametrize(
@@ -247,7 +249,7 @@ def test_an_overflow_becomes_null_and_back() -> None:
 )
 def test_numbers_that_cannot_be_are_refused(key: str, value: Any) -> None:
     base, full, sub, inside = random_three(BF16, (2, 30), seed=3)
-    data = tallied(base, full, sub, inside, BF16, NumpyScanner()).inside.to_dict()
-    assert Agreement.from_dict(data)
-    with pytest.raises((TypeError, ValueError)):
-        Agreement.from_dict({**data, key: value})
+    data = to_plain(tallied(base, full, sub, inside, BF16, NumpyScanner()).inside)
+    assert from_plain(Agreement, data, what="agreement")
+    with pytest.raises(ResultFormatError, match="damaged agreement"):
+        from_plain(Agreement, {**data, key: value}, what="agreement")

@@ -18,6 +18,7 @@ from trimtab.elements.criteria import DEFAULT_CRITERIA, Criterion, changed, with
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.elements.kernels import NumbaScanner
 from trimtab.elements.scan import NumpyScanner, Scanner, Tally
+from trimtab.results.schema import to_plain
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_float]
 OTHERS = [dtype for dtype in DTYPES.values() if not dtype.is_float]
@@ -108,7 +109,7 @@ def brute_force(base: Bits, tuned: Bits, dtype: DType) -> ChangeCounts:
 
 def assert_same(got: ChangeCounts, expected: ChangeCounts) -> None:
     """Integers equal exactly; fp64 sums to a few roundings."""
-    left, right = got.to_dict(), expected.to_dict()
+    left, right = to_plain(got), to_plain(expected)
     got_update, expected_update = left.pop("update"), right.pop("update")
     assert left == right
     assert got_update["max_abs"] == expected_update["max_abs"]
@@ -187,12 +188,12 @@ def test_scanners_agree_on_any_bits(dtype: DType, seed: int, columns: int, densi
     raw = rng.integers(0, 256, (2, 3, columns, dtype.num_bytes), dtype=np.uint8)
     base, tuned = raw.view(dtype.bits)[..., 0]
     tuned = np.where(rng.random(base.shape) < density, tuned, base)
-    expected = scan(base, tuned, dtype, NumpyScanner()).counts(NumpyScanner()).to_dict()
+    expected = to_plain(scan(base, tuned, dtype, NumpyScanner()).counts(NumpyScanner()))
     expected.pop("update")  # random doubles overflow; the sums are tested above
     for steps_from in (0, elements_scan.STEPS_FROM):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(elements_scan, "STEPS_FROM", steps_from)
-            counts = scan(base, tuned, dtype, NumbaScanner()).counts(NumbaScanner()).to_dict()
+            counts = to_plain(scan(base, tuned, dtype, NumbaScanner()).counts(NumbaScanner()))
         counts.pop("update")
         assert counts == expected
 

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 import xxhash
 
 import trimtab
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.errors import ResultFormatError
 from trimtab.words import one_line, plural
 
-__all__ = ["CheckpointRecord", "check_format", "content_hash", "made_now", "record_of"]
+__all__ = ["CheckpointRecord", "content_hash", "made_now", "record_of"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +30,11 @@ class CheckpointRecord:
         content_hash: xxh3-128 over every tensor's name, dtype, shape and hash, sorted by name.
         notes: What there is to say on what was taken as its weights.
     """
+
+    PLAIN: ClassVar = (
+        *("id", "revision", "architecture", "num_tensors", "num_elements", "dtypes"),
+        *("content_hash", "notes?"),
+    )
 
     id: str
     revision: str | None
@@ -49,6 +53,13 @@ class CheckpointRecord:
         ref = f"{self.id}@{self.revision}" if self.revision else self.id
         tensors = plural(self.num_tensors, "tensor")
         return one_line(self, f"{ref}: {self.num_elements:,} elements in {tensors}")
+
+    def problems(self) -> Iterator[str]:
+        """What no checkpoint can be."""
+        if self.num_tensors < 0 or min(self.dtypes.values(), default=0) < 0:
+            yield "counts are negative"
+        if sum(self.dtypes.values()) != self.num_elements:
+            yield f"num_elements is {self.num_elements}, and dtypes has {sum(self.dtypes.values())}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; without notes where there are none."""
@@ -95,25 +106,3 @@ def made_now(**more: Any) -> dict[str, Any]:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **more,
     }
-
-
-def check_format(data: Any, format: str, version: int, *, what: str, command: str) -> None:
-    """Check what the plain data of a result says it is.
-
-    Args:
-        data: As read from a file.
-        format: What its `format` must be.
-        version: What its `format_version` must be.
-        what: The result, in words: `comparison`.
-        command: What makes one.
-
-    Raises:
-        ResultFormatError: It is something else, or of another version.
-    """
-    if not isinstance(data, Mapping) or data.get("format") != format:
-        raise ResultFormatError(f"not a trimtab {what}: expected format {format!r}")
-    if data.get("format_version") != version:
-        raise ResultFormatError(
-            f"{what} of format version {data.get('format_version')!r}: this trimtab reads version "
-            f"{version}; run `{command}` again"
-        )

@@ -7,16 +7,18 @@ years later) without opening a checkpoint again.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, TypedDict, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
+from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.compare.analyses import Analyses
 from trimtab.elements.counts import ChangeCounts
-from trimtab.errors import ResultFormatError
+from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line
 
 if TYPE_CHECKING:
@@ -39,10 +41,54 @@ FORMAT_VERSION = 1
 COVERAGE_LISTS = ("tied", "missing", "extra", "shape_mismatch", "renamed", "folded")
 """Lists of tensors that need a word, in the order in which reports show them."""
 
-ANALYSES = ("precision", "rank", "geometry")
-"""Optional sections of a comparison, each filled by the module of its name."""
-
 Key = TypeVar("Key", bound=Hashable)
+
+
+class Tied(TypedDict):
+    """A tensor that repeats another one."""
+
+    name: str
+    tied_to: str
+    num_elements: Count
+    stored_in: NotRequired[tuple[str, ...]]
+
+
+class Alone(TypedDict):
+    """A tensor of one side."""
+
+    name: str
+    shape: tuple[Count, ...]
+    dtype: str
+    num_elements: Count
+    hash: str
+
+
+class Mismatch(TypedDict):
+    """A tensor that is of two shapes."""
+
+    name: str
+    base_shape: tuple[Count, ...]
+    tuned_shape: tuple[Count, ...]
+    num_compared: Count
+    num_uncompared_base: Count
+    num_uncompared_tuned: Count
+    base_hash: str
+    tuned_hash: str
+
+
+class Renamed(TypedDict):
+    """The two names of a tensor."""
+
+    base: str
+    tuned: str
+
+
+class Folded(TypedDict):
+    """Scales that were multiplied into their weights."""
+
+    name: str
+    into: str
+    num_elements: Count
 
 
 @dataclass(frozen=True)
@@ -64,15 +110,20 @@ class Coverage:
             their weights.
     """
 
+    PLAIN: ClassVar = (
+        *("num_base", "num_tuned", "num_compared", "fraction_of_base", "fraction_of_tuned"),
+        *COVERAGE_LISTS,
+    )
+
     num_base: int
     num_tuned: int
     num_compared: int
-    tied: tuple[Mapping[str, Any], ...] = ()
-    missing: tuple[Mapping[str, Any], ...] = ()
-    extra: tuple[Mapping[str, Any], ...] = ()
-    shape_mismatch: tuple[Mapping[str, Any], ...] = ()
-    renamed: tuple[Mapping[str, Any], ...] = ()
-    folded: tuple[Mapping[str, Any], ...] = ()
+    tied: tuple[Annotated[Mapping[str, Any], Like(Tied)], ...] = ()
+    missing: tuple[Annotated[Mapping[str, Any], Like(Alone)], ...] = ()
+    extra: tuple[Annotated[Mapping[str, Any], Like(Alone)], ...] = ()
+    shape_mismatch: tuple[Annotated[Mapping[str, Any], Like(Mismatch)], ...] = ()
+    renamed: tuple[Annotated[Mapping[str, Any], Like(Renamed)], ...] = ()
+    folded: tuple[Annotated[Mapping[str, Any], Like(Folded)], ...] = ()
 
     __repr__ = one_line
 
@@ -81,26 +132,21 @@ class Coverage:
         """Whether every stored element of both checkpoints was compared."""
         return self.num_base == self.num_tuned == self.num_compared
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with the share of base and of tuned that was compared."""
-        return {
-            "num_base": self.num_base,
-            "num_tuned": self.num_tuned,
-            "num_compared": self.num_compared,
-            "fraction_of_base": self.num_compared / self.num_base if self.num_base else None,
-            "fraction_of_tuned": self.num_compared / self.num_tuned if self.num_tuned else None,
-            **{name: [dict(row) for row in getattr(self, name)] for name in COVERAGE_LISTS},
-        }
+    @property
+    def fraction_of_base(self) -> float | None:
+        """Share of base that was compared; None of nothing."""
+        return self.num_compared / self.num_base if self.num_base else None
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Coverage:
-        """The inverse of `to_dict`."""
-        return cls(
-            num_base=data["num_base"],
-            num_tuned=data["num_tuned"],
-            num_compared=data["num_compared"],
-            **{name: tuple(data[name]) for name in COVERAGE_LISTS},
-        )
+    @property
+    def fraction_of_tuned(self) -> float | None:
+        """Share of tuned that was compared; None of nothing."""
+        return self.num_compared / self.num_tuned if self.num_tuned else None
+
+    def problems(self) -> Iterator[str]:
+        """What no comparison can cover."""
+        for name in ("num_base", "num_tuned"):
+            if not 0 <= self.num_compared <= getattr(self, name):
+                yield f"num_compared is {self.num_compared} of {getattr(self, name)} ({name})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +162,8 @@ class Profile:
         max_changed: Changed elements in the row that has most of them.
         changed: Changed elements of every row, int64 `[num]`; None unless profiles were asked for.
     """
+
+    PLAIN: ClassVar = ("num", "num_touched", "max_changed", "changed?")
 
     num: int
     num_touched: int
@@ -134,27 +182,18 @@ class Profile:
             changed=changed if keep else None,
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        data: dict[str, Any] = {
-            "num": self.num,
-            "num_touched": self.num_touched,
-            "max_changed": self.max_changed,
-        }
-        if self.changed is not None:
-            data["changed"] = self.changed.tolist()
-        return data
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Profile:
-        """The inverse of `to_dict`."""
-        changed = data.get("changed")
-        return cls(
-            num=data["num"],
-            num_touched=data["num_touched"],
-            max_changed=data["max_changed"],
-            changed=None if changed is None else np.asarray(changed, dtype=np.int64),
-        )
+    def problems(self) -> Iterator[str]:
+        """What no tensor can have."""
+        if not 0 <= self.num_touched <= self.num or self.max_changed < 0:
+            yield f"{self.num_touched} of {self.num} lines are touched, by {self.max_changed}"
+        changed = self.changed
+        if changed is not None and (
+            len(changed) != self.num
+            or changed.min(initial=0) < 0
+            or self.num_touched != np.count_nonzero(changed)
+            or self.max_changed != changed.max(initial=0)
+        ):
+            yield "changed does not fit num, num_touched and max_changed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,6 +216,11 @@ class TensorChange:
         columns: How the changes fall on columns.
     """
 
+    PLAIN: ClassVar = (
+        *("name", "layer", "kind", "shape", "dtype", "base_dtype", "tuned_dtype"),
+        *("base_hash", "tuned_hash", "=counts", "rows", "columns"),
+    )
+
     name: str
     layer: int | None
     kind: str
@@ -193,40 +237,20 @@ class TensorChange:
     def __repr__(self) -> str:
         return one_line(self, f"{self.name}: {self.counts.told()}")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "name": self.name,
-            "layer": self.layer,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            "base_dtype": self.base_dtype,
-            "tuned_dtype": self.tuned_dtype,
-            "base_hash": self.base_hash,
-            "tuned_hash": self.tuned_hash,
-            **self.counts.to_dict(),
-            "rows": self.rows.to_dict(),
-            "columns": self.columns.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorChange:
-        """The inverse of `to_dict`."""
-        return cls(
-            name=data["name"],
-            layer=data["layer"],
-            kind=data["kind"],
-            shape=tuple(data["shape"]),
-            dtype=data["dtype"],
-            base_dtype=data["base_dtype"],
-            tuned_dtype=data["tuned_dtype"],
-            base_hash=data["base_hash"],
-            tuned_hash=data["tuned_hash"],
-            counts=ChangeCounts.from_dict(data),
-            rows=Profile.from_dict(data["rows"]),
-            columns=Profile.from_dict(data["columns"]),
-        )
+    def problems(self) -> Iterator[str]:
+        """What no tensor can have."""
+        num = self.counts.num_elements
+        if min(self.shape, default=0) < 0 or prod(self.shape) != num:
+            yield f"shape is {list(self.shape)}, and num_elements {num}"
+        if "bits" not in self.counts.num_changed:
+            yield "num_changed has no bits"
+        changed = self.counts.num_changed.get("bits", 0)
+        for name in ("rows", "columns"):
+            profile: Profile = getattr(self, name)
+            if profile.num_touched > changed or profile.max_changed > changed or profile.num > num:
+                yield f"{name} does not fit {changed} changed of {num} elements"
+        if self.layer is not None and self.layer < 0:
+            yield f"layer is {self.layer}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -245,14 +269,22 @@ class Comparison:
         analyses: Optional sections by name (`precision`, `rank`, `geometry`), as plain data.
     """
 
+    PLAIN: ClassVar = (
+        *("criterion", "conversion", "provenance", "provenance.base=base"),
+        *("provenance.tuned=tuned", "coverage", "total=_plain_total", "by_layer=_plain_layers"),
+        *("by_kind=_plain_kinds", "by_layer_kind=_plain_layers_and_kinds", "tensors", "=analyses"),
+    )
+
     base: CheckpointRecord
     tuned: CheckpointRecord
     coverage: Coverage
     tensors: tuple[TensorChange, ...]
     criterion: str = "bits"
     conversion: str | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    analyses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
+    analyses: Annotated[Mapping[str, Mapping[str, Any]], Like(Analyses)] = field(
+        default_factory=dict
+    )
 
     def __repr__(self) -> str:
         return one_line(
@@ -309,79 +341,77 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        members: dict[tuple[str, Hashable], list[TensorChange]] = defaultdict(list)
-        for tensor in self.tensors:
-            members["layer", tensor.layer].append(tensor)
-            members["kind", tensor.kind].append(tensor)
-            members["both", (tensor.layer, tensor.kind)].append(tensor)
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
 
-        def group(axis: str, key: Hashable, counts: ChangeCounts) -> dict[str, Any]:
-            tensors = members[axis, key]
-            return {
-                "num_tensors": len(tensors),
-                **counts.to_dict(),
-                "unweighted_mean_sparsity": {
-                    name: self.unweighted_mean_sparsity(name, tensors)
-                    for name in counts.num_changed
-                },
-            }
+    def _plain_total(self) -> dict[str, Any]:
+        return self._plain_group(self.tensors, self.total)
 
-        total = self.total
+    def _plain_layers(self) -> dict[str, Any]:
+        members = self._members(lambda tensor: tensor.layer)
         return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "criterion": self.criterion,
-            "conversion": self.conversion,
-            "provenance": {
-                **self.provenance,
-                "base": self.base.to_dict(),
-                "tuned": self.tuned.to_dict(),
-            },
-            "coverage": self.coverage.to_dict(),
-            "total": {
-                "num_tensors": len(self.tensors),
-                **total.to_dict(),
-                "unweighted_mean_sparsity": {
-                    name: self.unweighted_mean_sparsity(name) for name in total.num_changed
-                },
-            },
-            "by_layer": {
-                _layer_key(layer): group("layer", layer, counts)
-                for layer, counts in self.by_layer().items()
-            },
-            "by_kind": {
-                kind: group("kind", kind, counts) for kind, counts in self.by_kind().items()
-            },
-            "by_layer_kind": [
-                {"layer": layer, "kind": kind, **group("both", (layer, kind), counts)}
-                for (layer, kind), counts in self.by_layer_kind().items()
-            ],
-            "tensors": [tensor.to_dict() for tensor in self.tensors],
-            **self.analyses,
+            _layer_key(layer): self._plain_group(members[layer], counts)
+            for layer, counts in self.by_layer().items()
         }
+
+    def _plain_kinds(self) -> dict[str, Any]:
+        members = self._members(lambda tensor: tensor.kind)
+        return {
+            kind: self._plain_group(members[kind], counts)
+            for kind, counts in self.by_kind().items()
+        }
+
+    def _plain_layers_and_kinds(self) -> list[dict[str, Any]]:
+        members = self._members(lambda tensor: (tensor.layer, tensor.kind))
+        return [
+            {"layer": layer, "kind": kind, **self._plain_group(members[layer, kind], counts)}
+            for (layer, kind), counts in self.by_layer_kind().items()
+        ]
+
+    def _members(self, key: Callable[[TensorChange], Key]) -> dict[Key, list[TensorChange]]:
+        members: dict[Key, list[TensorChange]] = defaultdict(list)
+        for tensor in self.tensors:
+            members[key(tensor)].append(tensor)
+        return members
+
+    def _plain_group(self, tensors: Sequence[TensorChange], counts: ChangeCounts) -> dict[str, Any]:
+        return {
+            "num_tensors": len(tensors),
+            **to_plain(counts),
+            "unweighted_mean_sparsity": {
+                name: self.unweighted_mean_sparsity(name, tensors) for name in counts.num_changed
+            },
+        }
+
+    def problems(self) -> Iterator[str]:
+        """What no comparison can find."""
+        for tensor in self.tensors:
+            if self.criterion not in tensor.counts.num_changed:
+                yield f"criterion is {self.criterion[:40]!a}, which {tensor.name!a} does not count"
+                break
+        if len({frozenset(tensor.counts.num_changed) for tensor in self.tensors}) > 1:
+            yield "tensors are counted under different criteria"
+        num_elements = sum(tensor.counts.num_elements for tensor in self.tensors)
+        if num_elements != self.coverage.num_compared:
+            yield (
+                f"coverage.num_compared is {self.coverage.num_compared}, and its tensors have "
+                f"{num_elements} elements"
+            )
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; what is derived is derived again.
 
         Raises:
             ResultFormatError: The data is not a comparison, of another version, or damaged.
         """
-        check_format(data, FORMAT, FORMAT_VERSION, what="comparison", command="trimtab compare")
-        try:
-            provenance = dict(data["provenance"])
-            return cls(
-                base=CheckpointRecord(**provenance.pop("base")),
-                tuned=CheckpointRecord(**provenance.pop("tuned")),
-                coverage=Coverage.from_dict(data["coverage"]),
-                tensors=tuple(TensorChange.from_dict(row) for row in data["tensors"]),
-                criterion=data["criterion"],
-                conversion=data["conversion"],
-                provenance=provenance,
-                analyses={name: data[name] for name in ANALYSES if name in data},
-            )
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ResultFormatError(f"damaged comparison: {error!r} while reading it") from error
+        return from_plain(
+            cls,
+            data,
+            what="comparison",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab compare",
+        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per tensor: name, layer, kind, shape, dtype, elements, changed by criterion.

@@ -10,16 +10,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    NamedTuple,
+    TypeAlias,
+    TypedDict,
+    get_args,
+)
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
+from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
+from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 
 __all__ = [
@@ -115,6 +125,8 @@ class Point:
         checkpoint: What was read, for a checkpoint on disk.
     """
 
+    PLAIN: ClassVar = ("label", "step", "checkpoint", "total", "by_kind")
+
     label: str
     step: int | None
     by_kind: Mapping[str, PointCounts]
@@ -128,28 +140,43 @@ class Point:
         """Counts of the whole model."""
         return PointCounts.sum_of(self.by_kind.values())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "label": self.label,
-            "step": self.step,
-            "checkpoint": None if self.checkpoint is None else self.checkpoint.to_dict(),
-            "total": self.total._asdict(),
-            "by_kind": {kind: counts._asdict() for kind, counts in self.by_kind.items()},
-        }
+    def problems(self) -> Iterator[str]:
+        """What no point can be."""
+        for kind, counts in self.by_kind.items():
+            if problem := counts.problem():
+                yield f"{kind[:60]!a}: {problem}"
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Point:
-        """The inverse of `to_dict`; the total is added up again, not read."""
-        label, step, record = data["label"], data["step"], data["checkpoint"]
-        if not isinstance(label, str) or not (step is None or type(step) is int):
-            raise TypeError(f"{label!r} at step {step!r} is no point")
-        return cls(
-            label=label,
-            step=step,
-            by_kind={kind: PointCounts(**counts) for kind, counts in data["by_kind"].items()},
-            checkpoint=None if record is None else _record(record),
-        )
+
+class NotFollowed(TypedDict):
+    """A tensor that not all have alike."""
+
+    name: str
+    why: str
+    points: tuple[str, ...]
+    num_elements: Count
+
+
+class Tied(TypedDict):
+    """A tensor that repeats another one."""
+
+    name: str
+    tied_to: str
+    num_elements: Count
+
+
+class Renamed(TypedDict):
+    """A tensor of another name."""
+
+    name: str
+    renamed: str
+    points: tuple[str, ...]
+
+
+class Folded(TypedDict):
+    """Scales that were multiplied into their weights."""
+
+    name: str
+    into: str
 
 
 @dataclass(frozen=True)
@@ -173,10 +200,10 @@ class SeriesCoverage:
 
     num_base: int
     num_compared: int
-    not_compared: tuple[Mapping[str, Any], ...] = ()
-    tied: tuple[Mapping[str, Any], ...] = ()
-    renamed: tuple[Mapping[str, Any], ...] = ()
-    folded: tuple[Mapping[str, Any], ...] = ()
+    not_compared: tuple[Annotated[Mapping[str, Any], Like(NotFollowed)], ...] = ()
+    tied: tuple[Annotated[Mapping[str, Any], Like(Tied)], ...] = ()
+    renamed: tuple[Annotated[Mapping[str, Any], Like(Renamed)], ...] = ()
+    folded: tuple[Annotated[Mapping[str, Any], Like(Folded)], ...] = ()
 
     __repr__ = one_line
 
@@ -185,19 +212,10 @@ class SeriesCoverage:
         """Whether every stored element of every checkpoint was followed."""
         return not self.not_compared
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        lists = {name: [dict(row) for row in getattr(self, name)] for name in COVERAGE_LISTS}
-        return {**self.__dict__, **lists}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SeriesCoverage:
-        """The inverse of `to_dict`."""
-        num_base, num_compared = data["num_base"], data["num_compared"]
-        if not (type(num_base) is int and type(num_compared) is int):
-            raise TypeError("num_base and num_compared are counts")
-        lists = {name: tuple(dict(row) for row in data[name]) for name in COVERAGE_LISTS}
-        return cls(num_base, num_compared, **lists)
+    def problems(self) -> Iterator[str]:
+        """What no series can cover."""
+        if not 0 <= self.num_compared <= self.num_base:
+            yield f"num_compared is {self.num_compared} of {self.num_base}"
 
 
 @dataclass(frozen=True)
@@ -217,13 +235,18 @@ class Trajectory:
         ValueError: The points are not those of one series.
     """
 
+    PLAIN: ClassVar = (
+        *("observed", "every", "conversion", "provenance", "provenance.base=base", "coverage"),
+        *("settled=_plain_settled", "points"),
+    )
+
     base: CheckpointRecord
     points: tuple[Point, ...]
     observed: Observed
     every: int | None = None
     coverage: SeriesCoverage | None = None
     conversion: str | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         points, final = plural(len(self.points), "point"), self.final
@@ -295,20 +318,11 @@ class Trajectory:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "observed": self.observed,
-            "every": self.every,
-            "conversion": self.conversion,
-            "provenance": {**self.provenance, "base": self.base.to_dict()},
-            "coverage": None if self.coverage is None else self.coverage.to_dict(),
-            "settled": {
-                "from": SETTLED_FROM,
-                **{measure: self.settled(measure) for measure in get_args(Likeness)},
-            },
-            "points": [point.to_dict() for point in self.points],
-        }
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def _plain_settled(self) -> dict[str, Any]:
+        measures = {measure: self.settled(measure) for measure in get_args(Likeness)}
+        return {"from": SETTLED_FROM, **measures}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Trajectory:
@@ -317,21 +331,14 @@ class Trajectory:
         Raises:
             ResultFormatError: The data is no trajectory, of another version, or damaged.
         """
-        check_format(data, FORMAT, FORMAT_VERSION, what="trajectory", command="trimtab trajectory")
-        try:
-            provenance = dict(data["provenance"])
-            coverage = data["coverage"]
-            return cls(
-                base=_record(provenance.pop("base")),
-                points=tuple(Point.from_dict(point) for point in data["points"]),
-                observed=data["observed"],
-                every=data["every"],
-                coverage=None if coverage is None else SeriesCoverage.from_dict(coverage),
-                conversion=data["conversion"],
-                provenance=provenance,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultFormatError(f"damaged trajectory: {error!r} while reading it") from error
+        return from_plain(
+            cls,
+            data,
+            what="trajectory",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab trajectory",
+        )
 
     def to_json(self) -> str:
         """The trajectory as JSON text."""
@@ -364,12 +371,3 @@ class Trajectory:
             return cls.from_dict(data)
         except ResultFormatError as error:
             raise ResultFormatError(f"{path}: {error}") from None
-
-
-def _record(data: Mapping[str, Any]) -> CheckpointRecord:
-    record = CheckpointRecord(**data)
-    texts = (record.id, record.content_hash, record.revision or "", record.architecture or "")
-    counts = (record.num_tensors, record.num_elements, *record.dtypes.values())
-    if not (all(isinstance(t, str) for t in texts) and all(type(n) is int for n in counts)):
-        raise TypeError(f"{record.id!r} is not described as a checkpoint")
-    return record

@@ -8,16 +8,16 @@ the same way, which says what doing nothing would score.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf, isfinite, sqrt
-from typing import Any, Literal, TypeAlias
+from math import isfinite, sqrt
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.elements.counts import added
-from trimtab.elements.criteria import Criterion, parse_criterion
+from trimtab.elements.counts import Overflowing, added
+from trimtab.elements.criteria import Criterion, is_criterion
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.scan import Scanner, Tally
 from trimtab.words import one_line
@@ -47,15 +47,22 @@ class Agreement:
         full_update_max_abs: Largest |FULL - BASE|.
     """
 
+    PLAIN: ClassVar = (
+        *("num_elements", "num_sub_equal", "num_base_equal", "num_sub_moved", "num_full_moved"),
+        *("num_nonfinite", "relative_l2", "cosine", "difference_max_abs", "full_update_max_abs"),
+        *("difference_sum_squares", "full_update_sum_squares", "sub_update_sum_squares"),
+        "update_dot",
+    )
+
     num_elements: int = 0
     num_sub_equal: Mapping[str, int] = field(default_factory=dict)
     num_base_equal: Mapping[str, int] = field(default_factory=dict)
     num_sub_moved: int = 0
     num_nonfinite: int = 0
-    difference_sum_squares: float = 0.0
-    full_update_sum_squares: float = 0.0
-    sub_update_sum_squares: float = 0.0
-    update_dot: float = 0.0
+    difference_sum_squares: Overflowing = 0.0
+    full_update_sum_squares: Overflowing = 0.0
+    sub_update_sum_squares: Overflowing = 0.0
+    update_dot: Overflowing = 0.0
     difference_max_abs: float = 0.0
     full_update_max_abs: float = 0.0
 
@@ -102,62 +109,36 @@ class Agreement:
         cosine = _ratio(self.update_dot, norms)
         return None if cosine is None else min(1.0, max(-1.0, cosine))
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the counts, the sums, and the ratios derived from them."""
-        return {
-            "num_elements": self.num_elements,
-            "num_sub_equal": dict(self.num_sub_equal),
-            "num_base_equal": dict(self.num_base_equal),
-            "num_sub_moved": self.num_sub_moved,
-            "num_full_moved": self.num_full_moved,
-            "num_nonfinite": self.num_nonfinite,
-            "relative_l2": self.relative_l2,
-            "cosine": self.cosine,
-            "difference_max_abs": self.difference_max_abs,
-            "full_update_max_abs": self.full_update_max_abs,
-            "difference_sum_squares": _for_json(self.difference_sum_squares),
-            "full_update_sum_squares": _for_json(self.full_update_sum_squares),
-            "sub_update_sum_squares": _for_json(self.sub_update_sum_squares),
-            "update_dot": _for_json(self.update_dot),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Agreement:
-        """The inverse of `to_dict`; what is derived is computed again, not read.
-
-        Raises:
-            KeyError: A key is missing.
-            TypeError: A value has another type.
-            ValueError: A value is out of range, or a criterion is none.
-        """
-        num_elements = _count(data["num_elements"], 2**63)
-        num_sub_equal, num_base_equal = (
-            {
-                parse_criterion(key).key: _count(count, num_elements)
-                for key, count in data[name].items()
-            }
-            for name in ("num_sub_equal", "num_base_equal")
-        )
-        if num_sub_equal.keys() != num_base_equal.keys() or "bits" not in num_sub_equal:
-            raise ValueError("SUB and BASE are not counted under the same criteria, or not in bits")
-        return cls(
-            num_elements=num_elements,
-            num_sub_equal=num_sub_equal,
-            num_base_equal=num_base_equal,
-            num_sub_moved=_count(data["num_sub_moved"], num_elements),
-            num_nonfinite=_count(data["num_nonfinite"], num_elements),
-            difference_sum_squares=_sum(data["difference_sum_squares"], 0.0),
-            full_update_sum_squares=_sum(data["full_update_sum_squares"], 0.0),
-            sub_update_sum_squares=_sum(data["sub_update_sum_squares"], 0.0),
-            update_dot=_sum(data["update_dot"], -inf),
-            difference_max_abs=_number(data["difference_max_abs"], 0.0),
-            full_update_max_abs=_number(data["full_update_max_abs"], 0.0),
-        )
+    def problems(self) -> Iterator[str]:
+        """What no elements can agree in."""
+        num = self.num_elements
+        if num < 0:
+            yield f"num_elements is {num}"
+        if self.num_sub_equal.keys() != self.num_base_equal.keys():
+            yield "num_sub_equal and num_base_equal are counted under different criteria"
+        for name in ("num_sub_equal", "num_base_equal"):
+            counts = getattr(self, name)
+            if "bits" not in counts:
+                yield f"{name} has no bits"
+            for key, count in counts.items():
+                if not is_criterion(key):
+                    yield f"{name} has the key {key[:40]!a}, which is no criterion"
+                if not 0 <= count <= num:
+                    yield f"{name} is {count} of {num} elements ({key[:40]!a})"
+        for name in ("num_sub_moved", "num_nonfinite"):
+            if not 0 <= getattr(self, name) <= num:
+                yield f"{name} is {getattr(self, name)} of {num} elements"
+        squares = self.difference_sum_squares, self.full_update_sum_squares
+        largest = self.difference_max_abs, self.full_update_max_abs
+        if min(*squares, self.sub_update_sum_squares, *largest) < 0:
+            yield "a sum of squares or a largest of magnitudes is negative"
 
 
 @dataclass(frozen=True)
 class SplitAgreement:
     """How SUB agrees with FULL inside a mask, and outside it. Add two with `+`."""
+
+    PLAIN: ClassVar = REGIONS
 
     inside: Agreement = field(default_factory=Agreement)
     outside: Agreement = field(default_factory=Agreement)
@@ -177,15 +158,6 @@ class SplitAgreement:
     def region(self, name: Region) -> Agreement:
         """One of `REGIONS`."""
         return {"inside": self.inside, "outside": self.outside, "all": self.all}[name]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, an entry for each of `REGIONS`."""
-        return {name: self.region(name).to_dict() for name in REGIONS}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> SplitAgreement:
-        """The inverse of `to_dict`; see `Agreement.from_dict` for what it raises."""
-        return cls(Agreement.from_dict(data["inside"]), Agreement.from_dict(data["outside"]))
 
 
 class AgreementTally:
@@ -306,28 +278,3 @@ class _RegionTally:
 def _ratio(part: float, whole: float) -> float | None:
     """None where there is nothing to divide by, or an overflow left nothing to say."""
     return part / whole if whole and isfinite(part) and isfinite(whole) else None
-
-
-def _for_json(value: float) -> float | None:
-    """JSON has no infinity; only sums over huge doubles can overflow to it."""
-    return value if isfinite(value) else None
-
-
-def _count(value: Any, most: int) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is no count")
-    if not 0 <= value <= most:
-        raise ValueError(f"{value!r} is no count between 0 and {most}")
-    return value
-
-
-def _sum(value: Any, least: float) -> float:
-    return inf if value is None else _number(value, least)
-
-
-def _number(value: Any, least: float) -> float:
-    if type(value) not in (int, float):
-        raise TypeError(f"{value!r} is no number")
-    if not least <= value < inf:
-        raise ValueError(f"{value!r} is no finite number from {least} on")
-    return float(value)

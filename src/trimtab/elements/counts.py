@@ -6,16 +6,24 @@ averages. A percentage reads "0 %" or "100 %" only when it is exactly that.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import floor, inf, isfinite, sqrt
-from typing import Any
+from math import floor, sqrt
+from typing import Annotated, ClassVar, TypeAlias
 
+from trimtab.elements.criteria import is_criterion
 from trimtab.elements.ulps import label_order
 from trimtab.words import one_line, out_of
 
-__all__ = ["ChangeCounts", "added", "percent"]
+__all__ = ["ChangeCounts", "Overflowing", "added", "percent"]
+
+
+Overflowing: TypeAlias = Annotated[float, "null is infinite"]
+"""JSON has no infinity; only sums over huge doubles can overflow to it."""
+
+ULP_LABEL = re.compile(r"-?[0-9]{1,20}(\.\.-?[0-9]{1,20})?")
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,14 @@ class ChangeCounts:
         update_max_abs: Largest |tuned - base|.
     """
 
+    PLAIN: ClassVar = (
+        *("num_elements", "num_changed", "sparsity=sparsities", "num_zero_sign_flips", "num_nan"),
+        *("num_increased", "num_decreased", "sign_balance", "num_nonfinite_updates"),
+        *("ulp_histogram", "update.l2=update_l2", "update.mean=update_mean"),
+        *("update.max_abs=update_max_abs", "update.sum=update_sum"),
+        *("update.sum_abs=update_sum_abs", "update.sum_squares=update_sum_squares"),
+    )
+
     num_elements: int = 0
     num_changed: Mapping[str, int] = field(default_factory=dict)
     num_zero_sign_flips: int = 0
@@ -48,9 +64,9 @@ class ChangeCounts:
     num_decreased: int = 0
     num_nonfinite_updates: int = 0
     ulp_histogram: Mapping[str, int] = field(default_factory=dict)
-    update_sum: float = 0.0
-    update_sum_abs: float = 0.0
-    update_sum_squares: float = 0.0
+    update_sum: Overflowing = 0.0
+    update_sum_abs: Overflowing = 0.0
+    update_sum_squares: Overflowing = 0.0
     update_max_abs: float = 0.0
 
     def told(self, criterion: str = "bits") -> str:
@@ -109,49 +125,34 @@ class ChangeCounts:
         moved = self.num_increased + self.num_decreased
         return (self.num_increased - self.num_decreased) / moved if moved else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the counts, the sums, and the ratios derived from them."""
-        return {
-            "num_elements": self.num_elements,
-            "num_changed": dict(self.num_changed),
-            "sparsity": {key: self.sparsity(key) for key in self.num_changed},
-            "num_zero_sign_flips": self.num_zero_sign_flips,
-            "num_nan": self.num_nan,
-            "num_increased": self.num_increased,
-            "num_decreased": self.num_decreased,
-            "sign_balance": self.sign_balance,
-            "num_nonfinite_updates": self.num_nonfinite_updates,
-            "ulp_histogram": {
-                label: self.ulp_histogram[label] for label in label_order(self.ulp_histogram)
-            },
-            "update": {
-                "l2": _for_json(self.update_l2),
-                "mean": _for_json(self.update_mean),
-                "max_abs": self.update_max_abs,
-                "sum": _for_json(self.update_sum),
-                "sum_abs": _for_json(self.update_sum_abs),
-                "sum_squares": _for_json(self.update_sum_squares),
-            },
-        }
+    def sparsities(self) -> dict[str, float | None]:
+        """Update sparsity under every criterion."""
+        return {key: self.sparsity(key) for key in self.num_changed}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ChangeCounts:
-        """The inverse of `to_dict`; derived ratios are computed again, not read."""
-        update = data["update"]
-        return cls(
-            num_elements=data["num_elements"],
-            num_changed=dict(data["num_changed"]),
-            num_zero_sign_flips=data["num_zero_sign_flips"],
-            num_nan=data["num_nan"],
-            num_increased=data["num_increased"],
-            num_decreased=data["num_decreased"],
-            num_nonfinite_updates=data["num_nonfinite_updates"],
-            ulp_histogram=dict(data["ulp_histogram"]),
-            update_sum=_from_json(update["sum"]),
-            update_sum_abs=_from_json(update["sum_abs"]),
-            update_sum_squares=_from_json(update["sum_squares"]),
-            update_max_abs=update["max_abs"],
-        )
+    def plain_ulp_histogram(self) -> dict[str, int]:
+        """`ulp_histogram` in ascending order of distance."""
+        return {label: self.ulp_histogram[label] for label in label_order(self.ulp_histogram)}
+
+    def problems(self) -> Iterator[str]:
+        """What no elements can have been counted as."""
+        for name in ("num_zero_sign_flips", "num_nan", "num_nonfinite_updates"):
+            if not 0 <= getattr(self, name) <= self.num_elements:
+                yield f"{name} is {getattr(self, name)} of {self.num_elements} elements"
+        for key, num in self.num_changed.items():
+            if not 0 <= num <= self.num_elements:
+                yield f"num_changed.{key} is {num} of {self.num_elements} elements"
+            if not is_criterion(key):
+                yield f"num_changed has the key {key[:40]!a}, which is no criterion"
+        up, down = self.num_increased, self.num_decreased
+        if up < 0 or down < 0 or up + down > self.num_elements:
+            yield f"{up} elements increased and {down} decreased, of {self.num_elements}"
+        histogram = self.ulp_histogram
+        if sum(histogram.values()) > self.num_elements or min(histogram.values(), default=0) < 0:
+            yield f"ulp_histogram counts {sum(histogram.values())} of {self.num_elements} elements"
+        if odd := [label for label in histogram if not ULP_LABEL.fullmatch(label)]:
+            yield f"ulp_histogram has the key {odd[0][:40]!a}, which is no distance"
+        if min(self.update_sum_abs, self.update_sum_squares, self.update_max_abs) < 0:
+            yield "a sum or a largest of magnitudes is negative"
 
 
 def added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
@@ -159,15 +160,6 @@ def added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
     total = Counter(left)
     total.update(right)
     return dict(total)
-
-
-def _for_json(value: float | None) -> float | None:
-    """JSON has no infinity; only sums over huge doubles can overflow to it."""
-    return value if value is not None and isfinite(value) else None
-
-
-def _from_json(value: float | None) -> float:
-    return inf if value is None else value
 
 
 def percent(part: float, whole: float, digits: int = 2) -> str:

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CriterionError
 
-__all__ = ["ATOLS", "DEFAULT_CRITERIA", "Criterion", "changed", "parse_criterion"]
+__all__ = ["ATOLS", "DEFAULT_CRITERIA", "Criterion", "changed", "is_criterion", "parse_criterion"]
 
 ATOLS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 """The absolute tolerances of every comparison: those of 2505.11711 Table 6, and 0 and 1e-4."""
@@ -135,3 +135,11 @@ def changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDAr
             bound = np.full_like(distance, criterion.tolerance)
         near = distance < bound if criterion.rule == "strict_atol" else distance <= bound
     return ~(equal | (near & np.isfinite(distance)))
+
+
+def is_criterion(key: str) -> bool:
+    """Whether a text is the key of a criterion, as results have it."""
+    try:
+        return parse_criterion(key).key == key
+    except CriterionError:
+        return False

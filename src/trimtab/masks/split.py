@@ -7,14 +7,13 @@ chance come about stands in `trimtab.masks.common_core`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
-from trimtab.errors import ResultFormatError
+from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
-from trimtab.masks.plain import from_plain, to_plain
+from trimtab.results.schema import Amount, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Part", "Split"]
@@ -22,9 +21,6 @@ __all__ = ["FORMAT", "FORMAT_VERSION", "Part", "Split"]
 FORMAT = "trimtab.split"
 FORMAT_VERSION = 1
 """History: 1, the first."""
-
-_DERIVED = ("share", "lift", "matched_lift")
-"""What the JSON of a part says beside its fields."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +36,17 @@ class Part:
             was not given.
     """
 
+    PLAIN: ClassVar = (
+        *("file", "mask", "num_selected", "chance", "matched_chance"),
+        *("share?=_of_the_split", "lift?=_of_the_split", "matched_lift?=_of_the_split"),
+    )
+    _of_the_split: ClassVar = None  # the split says them of its parts
+
     file: str
     mask: int | None
     num_selected: int
-    chance: float
-    matched_chance: float | None = None
+    chance: Amount
+    matched_chance: Amount | None = None
 
     @property
     def lift(self) -> float | None:
@@ -75,7 +77,7 @@ class Split:
     parts: tuple[Part, ...]
     base: CheckpointRecord | None
     base_differs: tuple[str, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         core = out_of(self.core.num_selected, self.num_elements, "element")
@@ -98,16 +100,15 @@ class Split:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def plain_parts(self) -> list[dict[str, Any]]:
+        """The parts with what is derived of them."""
         derived = (
             {"share": self.share(part), "lift": part.lift, "matched_lift": part.matched_lift}
             for part in self.parts
         )
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **to_plain(self),
-            "parts": [to_plain(part) | of for part, of in zip(self.parts, derived, strict=True)],
-        }
+        return [to_plain(part) | of for part, of in zip(self.parts, derived, strict=True)]
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Split:
@@ -116,28 +117,24 @@ class Split:
         Raises:
             ResultFormatError: The data is no split, of another version, or damaged.
         """
-        check_format(data, FORMAT, FORMAT_VERSION, what="split", command="trimtab mask share")
-        fields = {key: data[key] for key in data if key not in ("format", "format_version")}
-        try:
-            fields["parts"] = [
-                {key: part[key] for key in part if key not in _DERIVED} for part in fields["parts"]
-            ]
-            split = from_plain(cls, fields)
-            split._check()
-        except (KeyError, TypeError, ValueError) as error:
-            raise ResultFormatError(f"damaged split: {error!r} while reading it") from None
-        return split
+        return from_plain(
+            cls,
+            data,
+            what="split",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab mask share",
+        )
 
-    def _check(self) -> None:
-        """Raise ValueError if it is not such as `write_parts` makes it."""
+    def problems(self) -> Iterator[str]:
+        """What `write_parts` does not make."""
         if [part.mask for part in self.parts] != [None, *range(len(self.masks))]:
-            raise ValueError("its parts are not a core and an own part of each mask")
-        if len(self.masks) < 2:
-            raise ValueError("it is not of several masks")
-        for part in self.parts:
-            if not 0 <= part.num_selected <= self.whole(part) <= self.num_elements:
-                raise ValueError(f"{part.file}: more elements than there are to select")
-            if part.chance < 0 or (part.matched_chance or 0) < 0:
-                raise ValueError(f"{part.file}: fewer than no elements by chance")
-            if (part.matched_chance is None) != (self.base is None):
-                raise ValueError(f"{part.file} and the base do not agree on magnitudes")
+            yield "its parts are not a core and an own part of each mask"
+        elif len(self.masks) < 2:
+            yield "it is not of several masks"
+        else:
+            for place, part in enumerate(self.parts):
+                if not 0 <= part.num_selected <= self.whole(part) <= self.num_elements:
+                    yield f"parts[{place}] has {part.num_selected} of {self.whole(part)} elements"
+                if (part.matched_chance is None) != (self.base is None):
+                    yield f"parts[{place}] and the base do not agree on magnitudes"

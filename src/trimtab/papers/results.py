@@ -7,16 +7,16 @@ the file that the numbers do not give.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
 
-from trimtab.checkpoints.record import check_format
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.papers import verdicts
 from trimtab.papers.measures import MEASURES
 from trimtab.papers.verdicts import estimate_of
+from trimtab.results.schema import Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "PaperResult"]
@@ -32,6 +32,75 @@ OF_A_TRIAL = (
 STORED = ("id", "source", "place", "claim", "expected", "unit", "note", "why")
 
 
+def _bound_problem(bound: Mapping[str, float]) -> str | None:
+    known: tuple[set[str], ...] = (set(), {"above"}, {"below"}, {"within"}, {"equals", "digits"})
+    return None if set(bound) in known else "is no bound that a trial can have"
+
+
+class Paper(TypedDict):
+    """Which paper."""
+
+    id: str
+    title: str
+    arxiv: str
+    status: str
+
+
+class ScaleRecord(TypedDict):
+    """What was run for it."""
+
+    name: str
+    base: str
+    seeds: tuple[int, ...]
+    cells: Mapping[str, bool]
+    failed: Mapping[str, str]
+
+
+class Trial(TypedDict):
+    """One figure of a claim; what follows from it is derived again."""
+
+    about: str
+    measure: str
+    settings: Mapping[str, Any]
+    arms: tuple[str, ...]
+    unit: Literal["share", "points", "factor"]
+    bound: Annotated[Mapping[str, float], _bound_problem]
+    premise: bool
+    values: Mapping[str, float]
+    missing: tuple[str, ...]
+    other_values: NotRequired[Mapping[str, float]]
+    value: NotRequired[Any]
+    n: NotRequired[Any]
+    interval: NotRequired[Any]
+    method: NotRequired[Any]
+    verdict: NotRequired[Any]
+
+
+def _trial_problem(trial: Mapping[str, Any]) -> str | None:
+    figures = [*trial["values"].values(), *trial.get("other_values", {}).values()]
+    if trial["unit"] != "factor" and any(abs(figure) > 1 + 1e-6 for figure in figures):
+        return f"is a figure in {trial['unit']} with values beyond 1"
+    return None
+
+
+class Claim(TypedDict):
+    """A claim with its trials; what follows from them is derived again."""
+
+    id: str
+    source: str | None
+    place: str
+    claim: str
+    expected: Mapping[str, float | str]
+    unit: str
+    note: str | None
+    why: str | None
+    trials: tuple[Annotated[Mapping[str, Any], Like(Trial), _trial_problem], ...]
+    measured: NotRequired[Any]
+    n: NotRequired[Any]
+    interval: NotRequired[Any]
+    verdict: NotRequired[Any]
+
+
 @dataclass(frozen=True)
 class PaperResult:
     """What came of a paper at a scale.
@@ -44,10 +113,12 @@ class PaperResult:
         provenance: trimtab version, command, date, device and packages.
     """
 
-    paper: Mapping[str, Any]
-    scale: Mapping[str, Any]
-    claims: tuple[Mapping[str, Any], ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    PLAIN: ClassVar = ("paper", "scale", "verdicts=num_by_verdict", "claims", "provenance")
+
+    paper: Annotated[Mapping[str, Any], Like(Paper, is_open=True)]
+    scale: Annotated[Mapping[str, Any], Like(ScaleRecord, is_open=True)]
+    claims: tuple[Annotated[Mapping[str, Any], Like(Claim)], ...]
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         hold = out_of(self.num_by_verdict()["holds"], len(self.claims), "claim")
@@ -55,15 +126,11 @@ class PaperResult:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, with what is derived."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "paper": dict(self.paper),
-            "scale": dict(self.scale),
-            "verdicts": self.num_by_verdict(),
-            "claims": [_derived(claim) for claim in self.claims],
-            "provenance": dict(self.provenance),
-        }
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def plain_claims(self) -> list[dict[str, Any]]:
+        """The claims with what is derived."""
+        return [_derived(claim) for claim in self.claims]
 
     def num_by_verdict(self) -> dict[str, int]:
         """How many claims have each verdict."""
@@ -77,14 +144,16 @@ class PaperResult:
         Raises:
             ResultFormatError: It is something else, or damaged.
         """
-        check_format(data, FORMAT, FORMAT_VERSION, what="paper", command="trimtab paper run")
-        try:
-            claims = tuple(_stored(claim) for claim in data["claims"])
-            result = cls(data["paper"], data["scale"], claims, data["provenance"])
-            result.to_dict()  # what is stored must give a verdict
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise ResultFormatError(f"a damaged {FORMAT}: {error!r}") from None
-        return result
+        result = from_plain(
+            cls,
+            data,
+            what="paper",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab paper run",
+            derives=True,
+        )
+        return replace(result, claims=tuple(map(_stored, result.claims)))
 
     @classmethod
     def load(cls, path: Path) -> PaperResult:
@@ -108,8 +177,7 @@ def verdict_of(claim: Mapping[str, Any]) -> str:
 
 def _stored(claim: Mapping[str, Any]) -> dict[str, Any]:
     trials = [
-        {key: trial[key] for key in OF_A_TRIAL}
-        | ({"other_values": trial["other_values"]} if "other_values" in trial else {})
+        {key: trial[key] for key in trial if key in (*OF_A_TRIAL, "other_values")}
         for trial in claim["trials"]
     ]
     return {**{key: claim[key] for key in STORED}, "trials": trials}

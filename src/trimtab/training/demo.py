@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError
 from trimtab.masks import Mask
+from trimtab.results.schema import from_plain
 from trimtab.training import runtime
 from trimtab.training.addition import Question
 from trimtab.training.arm import check_settings, train_arm
@@ -266,7 +267,8 @@ class _Run:
         }
         entry = kept.get(name, {})
         if {field: entry.get(field) for field in key} == key:
-            return Answers.from_dict(entry)
+            told = {field: value for field, value in entry.items() if field not in key}
+            return from_plain(Answers, told, what=f"entry {name} of {path}")
         with self._timed(f"{name}: evaluation"), stage(self.bars, f"{name}: held-out questions"):
             answers = self._ask(self.out / name)
         write_json(path, {**kept, name: {**key, **answers.to_dict()}})

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trimtab.results.schema import from_plain
 from trimtab.training.evaluation.answers import Answers, difference
 from trimtab.training.evaluation.intervals import mcnemar, paired_interval, wilson
 
@@ -55,7 +56,7 @@ def test_some_of_the_answers() -> None:
 @pytest.mark.parametrize("answers", [FOUR, GREEDY])
 def test_round_trip_through_json(answers: Answers) -> None:
     data = json.loads(json.dumps(answers.to_dict(), allow_nan=False))
-    assert Answers.from_dict(data) == answers
+    assert from_plain(Answers, data, what="answers") == answers
     assert data["num_greedy_correct"] == sum(answers.greedy_correct)
     assert data["num_greedy_not_ended"] == answers.num_questions - sum(answers.greedy_ended)
 
@@ -63,8 +64,8 @@ def test_round_trip_through_json(answers: Answers) -> None:
 def test_more_right_samples_than_samples_are_refused() -> None:
     data: dict[str, Any] = FOUR.to_dict()
     data["answers"][0]["num_sampled_correct"] = 3
-    with pytest.raises(ValueError, match="more right samples than 2"):
-        Answers.from_dict(data)
+    with pytest.raises(ValueError, match="num_sampled_correct is 3 of 2 samples"):
+        from_plain(Answers, data, what="answers")
 
 
 def test_difference_counts_pairs() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.evaluation.conftest import Pair
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.results.schema import from_plain
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import (
     Forgetting,
@@ -41,7 +42,7 @@ def test_figures_by_hand() -> None:
 
 def test_round_trip_through_json() -> None:
     data = json.loads(json.dumps(THREE.to_dict(), allow_nan=False))
-    assert Forgetting.from_dict(data) == THREE
+    assert from_plain(Forgetting, data, what="passages") == THREE
     assert data["num_tokens"] == 10
     assert len(data["passages"]) == 3
 

@@ -6,13 +6,14 @@ later) without opening a checkpoint again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeVar
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
+from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements.agreement import SplitAgreement
-from trimtab.errors import ResultFormatError
+from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of
 
 if TYPE_CHECKING:
@@ -68,6 +69,13 @@ class MaskRecord:
         selected = out_of(self.num_selected, self.num_elements, "element")
         return one_line(self, f"{self.id or self.digest}: {selected} selected")
 
+    def problems(self) -> Iterator[str]:
+        """What no mask can be."""
+        if not 0 <= self.num_selected <= self.num_elements:
+            yield f"num_selected is {self.num_selected} of {self.num_elements}"
+        if not 0 <= self.num_checked <= self.num_tensors:
+            yield f"num_checked is {self.num_checked} of {self.num_tensors}"
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return {**self.__dict__, "provenance": dict(self.provenance)}
@@ -92,6 +100,39 @@ def mask_record(mask: AnyMask, id: str | None, digests: Collection[str]) -> Mask
     )
 
 
+class NotCompared(TypedDict):
+    """A tensor that not all three have alike; a shape of None where it is not there."""
+
+    name: str
+    base_shape: tuple[Count, ...] | None
+    full_shape: tuple[Count, ...] | None
+    sub_shape: tuple[Count, ...] | None
+    num_selected: Count | None
+
+
+class NotInMask(TypedDict):
+    """A tensor that is outside the mask as a whole."""
+
+    name: str
+    num_elements: Count
+
+
+class Tied(TypedDict):
+    """A tensor that repeats another one."""
+
+    name: str
+    tied_to: str
+    num_elements: Count
+
+
+class Renamed(TypedDict):
+    """The three names of a tensor."""
+
+    base: str
+    full: str
+    sub: str
+
+
 @dataclass(frozen=True)
 class IdentityCoverage:
     """Which stored elements the counts speak of, and which they do not.
@@ -113,10 +154,10 @@ class IdentityCoverage:
     num_full: int
     num_sub: int
     num_compared: int
-    not_compared: tuple[Mapping[str, Any], ...] = ()
-    not_in_mask: tuple[Mapping[str, Any], ...] = ()
-    tied: tuple[Mapping[str, Any], ...] = ()
-    renamed: tuple[Mapping[str, Any], ...] = ()
+    not_compared: tuple[Annotated[Mapping[str, Any], Like(NotCompared)], ...] = ()
+    not_in_mask: tuple[Annotated[Mapping[str, Any], Like(NotInMask)], ...] = ()
+    tied: tuple[Annotated[Mapping[str, Any], Like(Tied)], ...] = ()
+    renamed: tuple[Annotated[Mapping[str, Any], Like(Renamed)], ...] = ()
 
     __repr__ = one_line
 
@@ -125,21 +166,11 @@ class IdentityCoverage:
         """Whether every stored element of the three checkpoints was compared."""
         return self.num_base == self.num_full == self.num_sub == self.num_compared
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        lists = {name: [dict(row) for row in getattr(self, name)] for name in COVERAGE_LISTS}
-        return {**self.__dict__, **lists}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> IdentityCoverage:
-        """The inverse of `to_dict`."""
-        return cls(
-            num_base=data["num_base"],
-            num_full=data["num_full"],
-            num_sub=data["num_sub"],
-            num_compared=data["num_compared"],
-            **{name: tuple(dict(row) for row in data[name]) for name in COVERAGE_LISTS},
-        )
+    def problems(self) -> Iterator[str]:
+        """What no check can cover."""
+        for name in ("num_base", "num_full", "num_sub"):
+            if not 0 <= self.num_compared <= getattr(self, name):
+                yield f"num_compared is {self.num_compared} of {getattr(self, name)} ({name})"
 
 
 @dataclass(frozen=True)
@@ -155,6 +186,8 @@ class TensorIdentity:
         agreement: How SUB agrees with FULL in it.
     """
 
+    PLAIN: ClassVar = ("name", "layer", "kind", "shape", "dtype", "=agreement")
+
     name: str
     layer: int | None
     kind: str
@@ -165,29 +198,11 @@ class TensorIdentity:
     def __repr__(self) -> str:
         return one_line(self, f"{self.name}: {self.agreement.inside.told()} inside the mask")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "name": self.name,
-            "layer": self.layer,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "dtype": self.dtype,
-            **self.agreement.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorIdentity:
-        """The inverse of `to_dict`."""
-        name, layer, kind, dtype = (data[key] for key in ("name", "layer", "kind", "dtype"))
-        shape = tuple(data["shape"])
-        if not (
-            all(isinstance(text, str) for text in (name, kind, dtype))
-            and isinstance(layer, int | None)
-            and all(isinstance(size, int) for size in shape)
-        ):
-            raise TypeError(f"{name!r} is not described as a tensor")
-        return cls(name, layer, kind, shape, dtype, SplitAgreement.from_dict(data))
+    def problems(self) -> Iterator[str]:
+        """What no tensor can be."""
+        num = self.agreement.all.num_elements
+        if min(self.shape, default=0) < 0 or prod(self.shape) != num:
+            yield f"shape is {list(self.shape)}, and inside and outside have {num} elements"
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,6 +220,12 @@ class Identity:
         provenance: trimtab version, command, date, device, threads.
     """
 
+    PLAIN: ClassVar = (
+        *("conversion", "provenance", "provenance.base=base", "provenance.full=full"),
+        *("provenance.sub=sub", "provenance.mask=mask", "coverage", "total"),
+        *("by_layer=_plain_layers", "by_kind", "tensors"),
+    )
+
     base: CheckpointRecord
     full: CheckpointRecord
     sub: CheckpointRecord
@@ -212,7 +233,7 @@ class Identity:
     coverage: IdentityCoverage
     tensors: tuple[TensorIdentity, ...]
     conversion: str | None = None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return one_line(
@@ -252,24 +273,19 @@ class Identity:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def _plain_layers(self) -> dict[str, SplitAgreement]:
         return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "conversion": self.conversion,
-            "provenance": {
-                **self.provenance,
-                **{side: getattr(self, side).to_dict() for side in SIDES},
-                "mask": self.mask.to_dict(),
-            },
-            "coverage": self.coverage.to_dict(),
-            "total": self.total.to_dict(),
-            "by_layer": {
-                "outside" if layer is None else str(layer): agreement.to_dict()
-                for layer, agreement in self.by_layer().items()
-            },
-            "by_kind": {kind: agreement.to_dict() for kind, agreement in self.by_kind().items()},
-            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "outside" if layer is None else str(layer): agreement
+            for layer, agreement in self.by_layer().items()
         }
+
+    def problems(self) -> Iterator[str]:
+        """What no check can find."""
+        num = sum(tensor.agreement.all.num_elements for tensor in self.tensors)
+        if num != self.coverage.num_compared:
+            yield f"coverage.num_compared is {self.coverage.num_compared}, its tensors have {num}"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Identity:
@@ -278,22 +294,11 @@ class Identity:
         Raises:
             ResultFormatError: The data is no identity result, of another version, or damaged.
         """
-        check_format(
-            data, FORMAT, FORMAT_VERSION, what="identity result", command="trimtab identity"
+        return from_plain(
+            cls,
+            data,
+            what="identity result",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab identity",
         )
-        try:
-            provenance = dict(data["provenance"])
-            return cls(
-                base=CheckpointRecord(**provenance.pop("base")),
-                full=CheckpointRecord(**provenance.pop("full")),
-                sub=CheckpointRecord(**provenance.pop("sub")),
-                mask=MaskRecord(**provenance.pop("mask")),
-                coverage=IdentityCoverage.from_dict(data["coverage"]),
-                tensors=tuple(TensorIdentity.from_dict(row) for row in data["tensors"]),
-                conversion=data["conversion"],
-                provenance=provenance,
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultFormatError(
-                f"damaged identity result: {error!r} while reading it"
-            ) from error

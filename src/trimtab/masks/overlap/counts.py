@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from math import comb, prod
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypedDict
 
+from trimtab.results.schema import Count, Like
 from trimtab.words import one_line
 
 __all__ = ["COVERAGE_LISTS", "MagnitudeBins", "OverlapCoverage", "TensorOverlap", "pairs_of"]
@@ -23,6 +24,28 @@ COVERAGE_LISTS = ("not_compared", "other_base")
 def pairs_of(num_masks: int) -> list[tuple[int, int]]:
     """Every two of some masks, in the order in which their counts are kept."""
     return list(combinations(range(num_masks), 2))
+
+
+class NotCompared(TypedDict):
+    """A tensor that not all masks have; None for those that lack it."""
+
+    name: str
+    shape: tuple[Count, ...]
+    num_selected: tuple[Count | None, ...]
+
+
+class BaseOfMask(TypedDict):
+    """What a mask says that it was made against."""
+
+    dtype: str
+    digest: str
+
+
+class OtherBase(TypedDict):
+    """A tensor that the masks were made of against different bases."""
+
+    name: str
+    base: tuple[BaseOfMask | None, ...]
 
 
 @dataclass(frozen=True)
@@ -37,9 +60,9 @@ class OverlapCoverage:
             against different bases; of each mask, the dtype and the digest that it says, or None.
     """
 
-    num_compared: int
-    not_compared: tuple[Mapping[str, Any], ...] = ()
-    other_base: tuple[Mapping[str, Any], ...] = ()
+    num_compared: Count
+    not_compared: tuple[Annotated[Mapping[str, Any], Like(NotCompared)], ...] = ()
+    other_base: tuple[Annotated[Mapping[str, Any], Like(OtherBase)], ...] = ()
 
     __repr__ = one_line
 
@@ -47,17 +70,6 @@ class OverlapCoverage:
     def is_complete(self) -> bool:
         """Whether every tensor of every mask was compared."""
         return not self.not_compared
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        lists = {name: [dict(row) for row in getattr(self, name)] for name in COVERAGE_LISTS}
-        return {**self.__dict__, **lists}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> OverlapCoverage:
-        """The inverse of `to_dict`."""
-        lists = {name: tuple(dict(row) for row in data[name]) for name in COVERAGE_LISTS}
-        return cls(num_compared=_integer(data["num_compared"]), **lists)
 
 
 @dataclass(frozen=True)
@@ -76,23 +88,6 @@ class MagnitudeBins:
 
     __repr__ = one_line
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "bins": list(self.bins),
-            "num_elements": list(self.num_elements),
-            "num_selected": [list(counts) for counts in self.num_selected],
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> MagnitudeBins:
-        """The inverse of `to_dict`."""
-        return cls(
-            _integers(data["bins"]),
-            _integers(data["num_elements"]),
-            tuple(_integers(counts) for counts in data["num_selected"]),
-        )
-
 
 @dataclass(frozen=True)
 class TensorOverlap:
@@ -110,6 +105,11 @@ class TensorOverlap:
         bins: The counts by magnitude in the base; None without one.
     """
 
+    PLAIN: ClassVar = (
+        *("name", "layer", "kind", "shape", "num_elements"),
+        *("num_selected", "num_shared", "num_by_count", "bins"),
+    )
+
     name: str
     layer: int | None
     kind: str
@@ -125,7 +125,8 @@ class TensorOverlap:
         n, selected = self.num_elements, self.num_selected
         counts, bins = self.num_by_count, self.bins
         if not (
-            all(0 <= num <= n for num in selected)
+            min(self.shape, default=0) >= 0
+            and all(0 <= num <= n for num in selected)
             and len(self.num_shared) == comb(len(selected), 2)
             and all(
                 max(0, selected[i] + selected[j] - n) <= num <= min(selected[i], selected[j])
@@ -145,40 +146,6 @@ class TensorOverlap:
         """Elements in the tensor."""
         return prod(self.shape)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {
-            "name": self.name,
-            "layer": self.layer,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "num_elements": self.num_elements,
-            "num_selected": list(self.num_selected),
-            "num_shared": list(self.num_shared),
-            "num_by_count": list(self.num_by_count),
-            "bins": None if self.bins is None else self.bins.to_dict(),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> TensorOverlap:
-        """The inverse of `to_dict`."""
-        name, layer, kind, bins = (data[key] for key in ("name", "layer", "kind", "bins"))
-        if not (
-            all(isinstance(text, str) for text in (name, kind))
-            and (layer is None or type(layer) is int)
-        ):
-            raise TypeError(f"{name!r} is not described as a tensor")
-        return cls(
-            name=name,
-            layer=layer,
-            kind=kind,
-            shape=_integers(data["shape"]),
-            num_selected=_integers(data["num_selected"]),
-            num_shared=_integers(data["num_shared"]),
-            num_by_count=_integers(data["num_by_count"]),
-            bins=None if bins is None else MagnitudeBins.from_dict(bins),
-        )
-
 
 def _fit(bins: MagnitudeBins, num_elements: int, num_selected: Sequence[int]) -> bool:
     """Whether the counts by magnitude add up to those of the tensor."""
@@ -194,13 +161,3 @@ def _fit(bins: MagnitudeBins, num_elements: int, num_selected: Sequence[int]) ->
             for counts, num in zip(bins.num_selected, num_selected, strict=True)
         )
     )
-
-
-def _integer(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 2**63:
-        raise TypeError(f"{value!r} is no count")
-    return value
-
-
-def _integers(values: Any) -> tuple[int, ...]:
-    return tuple(_integer(value) for value in values)

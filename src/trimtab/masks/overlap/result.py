@@ -7,19 +7,19 @@ and lift is derived from them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
-from trimtab.errors import ResultFormatError
+from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.overlap.consensus import Consensus, Counted
 from trimtab.masks.overlap.counts import OverlapCoverage, TensorOverlap, pairs_of
 from trimtab.masks.overlap.hypergeometric import Strata
 from trimtab.masks.overlap.shared import INDEPENDENT, MAGNITUDE, PER_TENSOR, Null, Shared
+from trimtab.results.schema import Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "LETTERS", "Overlap"]
@@ -47,12 +47,23 @@ class Overlap:
         provenance: trimtab version, command, date, device, threads.
     """
 
+    PLAIN: ClassVar = (
+        *("format=_format", "format_version=_format_version", "is_series", "provenance"),
+        *("provenance.masks=masks", "provenance.base=base"),
+        *("coverage", "total?=_plain_total", "by_layer?=_plain_layers", "by_kind?=_plain_kinds"),
+        *("by_layer_kind?=_plain_layers_and_kinds", "pairs?=_plain_pairs"),
+        *("consensus?=_plain_consensus", "tensors"),
+    )
+
+    _format: ClassVar = FORMAT
+    _format_version: ClassVar = FORMAT_VERSION
+
     masks: tuple[MaskRecord, ...]
     coverage: OverlapCoverage
     tensors: tuple[TensorOverlap, ...]
     base: CheckpointRecord | None = None
     is_series: bool = False
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         masks = ", ".join(str(mask.id or mask.digest) for mask in self.masks)
@@ -153,42 +164,42 @@ class Overlap:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "is_series": self.is_series,
-            "provenance": {
-                **self.provenance,
-                "masks": [mask.to_dict() for mask in self.masks],
-                "base": None if self.base is None else self.base.to_dict(),
-            },
-            "coverage": self.coverage.to_dict(),
-            **self._derived(),
-            "tensors": [tensor.to_dict() for tensor in self.tensors],
-        }
+        return dict(to_plain(self))
 
-    def _derived(self) -> dict[str, Any]:
-        """For readers of the JSON: two masks as they are, more of them pair by pair."""
+    # For readers of the JSON: two masks as they are, more of them pair by pair.
+
+    def _plain_total(self) -> dict[str, Any] | None:
+        return self.total().to_dict() if len(self.masks) == 2 else None
+
+    def _plain_layers(self) -> dict[str, Any] | None:
+        return self._pair_dict(0, 1)["by_layer"] if len(self.masks) == 2 else None
+
+    def _plain_kinds(self) -> dict[str, Any] | None:
+        return self._pair_dict(0, 1)["by_kind"] if len(self.masks) == 2 else None
+
+    def _plain_layers_and_kinds(self) -> list[dict[str, Any]] | None:
+        if len(self.masks) != 2:
+            return None
+        return [
+            {"layer": layer, "kind": kind, **shared.to_dict()}
+            for (layer, kind), shared in self.by_layer_kind().items()
+        ]
+
+    def _plain_pairs(self) -> list[dict[str, Any]] | None:
         if len(self.masks) == 2:
-            return {
-                **self._pair_dict(0, 1),
-                "by_layer_kind": [
-                    {"layer": layer, "kind": kind, **shared.to_dict()}
-                    for (layer, kind), shared in self.by_layer_kind().items()
-                ],
-            }
+            return None
+        return [
+            {"first": first, "second": second, **self._pair_dict(first, second)}
+            for first, second in self.pairs
+        ]
+
+    def _plain_consensus(self) -> dict[str, Any] | None:
+        if len(self.masks) == 2:
+            return None
+        by_kind = self.consensus_by_kind()
         return {
-            "pairs": [
-                {"first": first, "second": second, **self._pair_dict(first, second)}
-                for first, second in self.pairs
-            ],
-            "consensus": {
-                "total": self.consensus().to_dict(),
-                "by_kind": {
-                    kind: consensus.to_dict()
-                    for kind, consensus in self.consensus_by_kind().items()
-                },
-            },
+            "total": self.consensus().to_dict(),
+            "by_kind": {kind: consensus.to_dict() for kind, consensus in by_kind.items()},
         }
 
     def _pair_dict(self, first: int, second: int) -> dict[str, Any]:
@@ -206,31 +217,31 @@ class Overlap:
         Raises:
             ResultFormatError: The data is no overlap, of another version, or damaged.
         """
-        check_format(data, FORMAT, FORMAT_VERSION, what="overlap", command="trimtab mask overlap")
-        try:
-            provenance = dict(data["provenance"])
-            base = provenance.pop("base")
-            overlap = cls(
-                masks=tuple(MaskRecord(**row) for row in provenance.pop("masks")),
-                coverage=OverlapCoverage.from_dict(data["coverage"]),
-                tensors=tuple(TensorOverlap.from_dict(row) for row in data["tensors"]),
-                base=None if base is None else CheckpointRecord(**base),
-                is_series=bool(data["is_series"]),
-                provenance=provenance,
-            )
-            overlap._check()
-            return overlap
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultFormatError(f"damaged overlap: {error!r} while reading it") from error
+        return from_plain(
+            cls,
+            data,
+            what="overlap",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab mask overlap",
+        )
 
-    def _check(self) -> None:
+    def problems(self) -> Iterator[str]:
+        """What no masks can share."""
         if not 2 <= len(self.masks) <= len(LETTERS):
-            raise ValueError(f"{len(self.masks)} masks")
+            yield f"it is of {len(self.masks)} masks"
+            return
         for tensor in self.tensors:
             if len(tensor.num_selected) != len(self.masks):
-                raise ValueError(f"{tensor.name!r} is of {len(tensor.num_selected)} masks")
+                yield f"{tensor.name[:100]!a} is of {len(tensor.num_selected)} masks"
             if (tensor.bins is None) != (self.base is None):
-                raise ValueError(f"{tensor.name!r} and the base do not agree on magnitudes")
+                yield f"{tensor.name[:100]!a} and the base do not agree on magnitudes"
+        num = sum(tensor.num_elements for tensor in self.tensors)
+        if num != self.coverage.num_compared:
+            yield (
+                f"coverage.num_compared is {self.coverage.num_compared}, and its tensors have "
+                f"{num} elements"
+            )
 
 
 def _layer_key(layer: int | None) -> str:

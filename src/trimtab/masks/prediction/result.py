@@ -7,15 +7,13 @@ before the rest. Everything else is derived.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from math import isfinite
-from typing import Any
+from typing import Any, ClassVar
 
-from trimtab.checkpoints.record import check_format
-from trimtab.errors import ResultFormatError
 from trimtab.masks.overlap.result import Overlap
 from trimtab.masks.overlap.shared import Shared
+from trimtab.results.schema import Amount, Provenance, Share, from_plain, to_plain
 from trimtab.words import one_line, out_of
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "LOW_MAGNITUDE", "PredictionScore", "Quality", "Ranking"]
@@ -118,32 +116,12 @@ class Ranking:
 
     id: str | None
     is_exact: bool
-    total: float | None
-    by_layer: Mapping[int | None, float | None]
-    by_kind: Mapping[str, float | None]
+    total: Share | None
+    by_layer: Mapping[int | None, Share | None]
+    by_kind: Mapping[str, Share | None]
     provenance: Mapping[str, Any]
 
     __repr__ = one_line
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        by_layer = [[layer, ap] for layer, ap in self.by_layer.items()]
-        return {
-            **self.__dict__,
-            "by_layer": by_layer,
-            "by_kind": dict(self.by_kind),
-            "provenance": dict(self.provenance),
-        }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Ranking:
-        """The inverse of `to_dict`."""
-        by_layer = {layer: _share(ap) for layer, ap in data["by_layer"]}
-        by_kind = {kind: _share(ap) for kind, ap in data["by_kind"].items()}
-        provenance, is_exact = dict(data["provenance"]), data["is_exact"]
-        if not isinstance(is_exact, bool):
-            raise TypeError(f"is_exact is {is_exact!r}")
-        return cls(data["id"], is_exact, _share(data["total"]), by_layer, by_kind, provenance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,10 +136,15 @@ class PredictionScore:
         provenance: trimtab version, command, date.
     """
 
+    PLAIN: ClassVar = (
+        *("provenance", "total=_plain_total", "by_layer=_plain_layers", "by_kind=_plain_kinds"),
+        *("ranking", "num_low", "overlap"),
+    )
+
     overlap: Overlap
-    num_low: Mapping[str, float]
+    num_low: Mapping[str, Amount]
     ranking: Ranking | None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         total = self.total.shared
@@ -206,20 +189,19 @@ class PredictionScore:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def _plain_total(self) -> dict[str, Any]:
+        return self.total.to_dict()
+
+    def _plain_layers(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "provenance": dict(self.provenance),
-            "total": self.total.to_dict(),
-            "by_layer": {
-                "outside" if layer is None else str(layer): quality.to_dict()
-                for layer, quality in self.by_layer().items()
-            },
-            "by_kind": {kind: quality.to_dict() for kind, quality in self.by_kind().items()},
-            "ranking": None if self.ranking is None else self.ranking.to_dict(),
-            "num_low": dict(self.num_low),
-            "overlap": self.overlap.to_dict(),
+            "outside" if layer is None else str(layer): quality.to_dict()
+            for layer, quality in self.by_layer().items()
         }
+
+    def _plain_kinds(self) -> dict[str, Any]:
+        return {kind: quality.to_dict() for kind, quality in self.by_kind().items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PredictionScore:
@@ -228,32 +210,23 @@ class PredictionScore:
         Raises:
             ResultFormatError: The data is no prediction, of another version, or damaged.
         """
-        check_format(data, FORMAT, FORMAT_VERSION, what="prediction", command="trimtab mask score")
-        try:
-            overlap, ranking = Overlap.from_dict(data["overlap"]), data["ranking"]
-            num_low = {name: _amount(num) for name, num in data["num_low"].items()}
-            names = {tensor.name for tensor in overlap.tensors}
-            if len(overlap.masks) != 2 or num_low.keys() != (names if overlap.base else set()):
-                raise ValueError("the smallest weights are not told of the tensors of two masks")
-            return cls(
-                overlap,
-                num_low,
-                None if ranking is None else Ranking.from_dict(ranking),
-                dict(data["provenance"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ResultFormatError(f"damaged prediction: {error!r} while reading it") from error
+        return from_plain(
+            cls,
+            data,
+            what="prediction",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab mask score",
+        )
 
-
-def _amount(value: Any) -> float:
-    if type(value) not in (int, float) or not (isfinite(value) and value >= 0):
-        raise TypeError(f"{value!r} is no number of elements")
-    return float(value)
-
-
-def _share(value: Any) -> float | None:
-    if value is None:
-        return None
-    if type(value) not in (int, float) or not 0 <= value <= 1:
-        raise TypeError(f"{value!r} is no share")
-    return float(value)
+    def problems(self) -> Iterator[str]:
+        """What no prediction can score."""
+        tensors = {tensor.name: tensor for tensor in self.overlap.tensors}
+        if len(self.overlap.masks) != 2:
+            yield f"overlap is of {len(self.overlap.masks)} masks, expected 2"
+        elif self.num_low.keys() != (tensors.keys() if self.overlap.base else set()):
+            yield "num_low is not of the tensors of the overlap"
+        else:
+            for name, num in self.num_low.items():
+                if num > tensors[name].num_elements * (1 + 1e-9):
+                    yield f"num_low is {num} of {tensors[name].num_elements} ({name[:100]!a})"

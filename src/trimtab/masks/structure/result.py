@@ -8,14 +8,15 @@ of the base weights.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import pairwise
+from math import prod
+from typing import Any, ClassVar
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
-from trimtab.errors import ResultFormatError
+from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
-from trimtab.masks.plain import from_plain, to_plain
+from trimtab.results.schema import Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 
 __all__ = [
@@ -67,6 +68,11 @@ class Test:
     overdispersion: float | None
     spread: float | None
 
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        if min(self.num_up, self.num_down) < 0 or self.num_up + self.num_down > self.num_tested:
+            yield f"{self.num_up} up and {self.num_down} down of {self.num_tested} tested"
+
 
 @dataclass(frozen=True)
 class Concentration:
@@ -98,6 +104,11 @@ class CurvePoint:
     expected: float
     control_num_selected: int
     control_expected: float
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        if min(self.rank, self.num_selected, self.control_num_selected) < 0 or self.expected < 0:
+            yield "a rank, a count or an expectation is negative"
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,14 @@ class Unit:
     matched_p: float | None
     matched_q: float | None
 
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        for name in ("num_selected", "control_num_selected"):
+            if not 0 <= getattr(self, name) <= self.num_elements:
+                yield f"{name} is {getattr(self, name)} of {self.num_elements}"
+        if not 0 <= self.expected <= self.num_elements * (1 + 1e-9):
+            yield f"expected is {self.expected} of {self.num_elements}"
+
     __repr__ = one_line
 
 
@@ -172,6 +191,13 @@ class Family:
     control_concentration: Concentration
     curve: tuple[CurvePoint, ...]
     units: tuple[Unit, ...]
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        if not 0 <= self.num_selected <= self.num_elements:
+            yield f"num_selected is {self.num_selected} of {self.num_elements}"
+        if len(self.units) > self.num_units or max(self.null.num_tested, 0) > self.num_units:
+            yield f"more than its {self.num_units} units"
 
     __repr__ = one_line
 
@@ -229,6 +255,11 @@ class TensorStructure:
     rows: AxisStructure
     columns: AxisStructure
 
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        if min(self.shape, default=0) < 0 or not 0 <= self.num_selected <= prod(self.shape):
+            yield f"num_selected is {self.num_selected}, of the shape {list(self.shape)}"
+
     __repr__ = one_line
 
 
@@ -251,6 +282,14 @@ class Profile:
     highest: tuple[int, ...]
     control_lowest: tuple[int, ...]
     control_highest: tuple[int, ...]
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        lists = self.lowest, self.highest, self.control_lowest, self.control_highest
+        if any(len(of) != len(self.starts) for of in lists):
+            yield "its lists have different lengths"
+        elif not all(0 <= num <= self.line_length for of in lists for num in of):
+            yield f"a count is not between 0 and line_length, {self.line_length}"
 
     __repr__ = one_line
 
@@ -278,6 +317,26 @@ class ElementMap:
     counts: tuple[tuple[int, ...], ...]
     rows: Profile
     columns: Profile
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        num_rows, num_columns = len(self.row_edges) - 1, len(self.column_edges) - 1
+        if len(self.shape) != 2 or (
+            (self.row_edges[:1], self.column_edges[:1]) != ((0,), (0,))
+            or (self.row_edges[-1], self.column_edges[-1]) != self.shape
+            or any(a >= b for of in (self.row_edges, self.column_edges) for a, b in pairwise(of))
+        ):
+            yield f"its blocks do not fill the shape {list(self.shape)}"
+        elif [len(row) for row in self.counts] != [num_columns] * num_rows:
+            yield f"counts is not of {num_rows} × {num_columns} blocks"
+        elif sum(map(sum, self.counts)) != self.num_selected:
+            yield f"num_selected is {self.num_selected}, and counts adds up to another number"
+        elif any(
+            not 0 <= num <= (c - a) * (d - b)
+            for (a, c), row in zip(pairwise(self.row_edges), self.counts, strict=True)
+            for (b, d), num in zip(pairwise(self.column_edges), row, strict=True)
+        ):
+            yield "a count is not between 0 and the size of its block"
 
     __repr__ = one_line
 
@@ -327,6 +386,13 @@ class Common:
     num_common: int
     chance: float
     log10_p: float
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be."""
+        if self.null not in ("tensor", "magnitude") or self.direction not in ("up", "down"):
+            yield f"null is {self.null[:40]!a} and direction {self.direction[:40]!a}"
+        if not 0 <= self.num_common <= min(self.num_first, self.num_second):
+            yield f"num_common is {self.num_common} of {self.num_first} and {self.num_second}"
 
 
 @dataclass(frozen=True)
@@ -390,12 +456,18 @@ class Structure:
         provenance: trimtab version, command, date, seed, device.
     """
 
+    PLAIN: ClassVar = (
+        *("false_discovery_rate=_rate", "masks", "shared", "left_out"),
+        *("config", "base", "provenance"),
+    )
+    _rate: ClassVar = FALSE_DISCOVERY_RATE
+
     masks: tuple[MaskStructure, ...]
     shared: tuple[SharedUnits, ...]
     left_out: tuple[LeftOut, ...]
     config: str | None
     base: CheckpointRecord | None
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return one_line(
@@ -405,25 +477,31 @@ class Structure:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "false_discovery_rate": FALSE_DISCOVERY_RATE,
-            **to_plain(self),
-        }
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def problems(self) -> Iterator[str]:
+        """What no masks can be."""
+        if not self.masks:
+            yield "it is of no mask"
+        for place, of in enumerate(self.shared):
+            if not 0 <= of.first < of.second < len(self.masks):
+                yield f"shared[{place}] is of masks {of.first} and {of.second}"
+        names = [[family.name for family in of.families] for of in self.masks]
+        if any(of != names[0] for of in names[1:]):
+            yield "its masks have different families"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Structure:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; what is derived is derived again.
 
         Raises:
             ResultFormatError: The data is no structure result, of another version, or damaged.
         """
-        check_format(
-            data, FORMAT, FORMAT_VERSION, what="structure result", command="trimtab mask structure"
+        return from_plain(
+            cls,
+            data,
+            what="structure result",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab mask structure",
         )
-        about = ("format", "format_version", "false_discovery_rate")
-        try:
-            return from_plain(cls, {key: data[key] for key in data if key not in about})
-        except TypeError as error:
-            raise ResultFormatError(f"damaged structure result: {error}") from None

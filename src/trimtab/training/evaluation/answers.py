@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 from trimtab.training.evaluation.intervals import (
     Interval,
@@ -32,6 +32,8 @@ class Answers:
         num_samples: Completions sampled for each question; 0 if none were.
         num_sampled_correct: How many of them are right, for each question.
     """
+
+    READ_AS: ClassVar[type]
 
     greedy: tuple[str, ...]
     greedy_correct: tuple[bool, ...]
@@ -133,20 +135,55 @@ class Answers:
             "answers": [dict(zip(names, row, strict=True)) for row in rows],
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Answers:
-        """The inverse of `to_dict`; figures are computed anew."""
-        rows, num_samples = data["answers"], data["num_samples"]
-        sampled = tuple(int(row["num_sampled_correct"]) for row in rows) if num_samples else ()
-        if any(not 0 <= correct <= num_samples for correct in sampled):
-            raise ValueError(f"more right samples than {num_samples}")
-        return cls(
-            greedy=tuple(str(row["greedy"]) for row in rows),
-            greedy_correct=tuple(bool(row["correct"]) for row in rows),
-            greedy_ended=tuple(bool(row["ended"]) for row in rows),
-            num_samples=num_samples,
-            num_sampled_correct=sampled,
+
+@dataclass(frozen=True)
+class _Answer:
+    """A row of the JSON."""
+
+    greedy: str
+    correct: bool
+    ended: bool
+    num_sampled_correct: int
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Answers as the JSON has them; the figures beside them are computed anew."""
+
+    PLAIN: ClassVar = (
+        *("num_questions=_derived", "num_greedy_correct=_derived", "greedy_accuracy=_derived"),
+        *("num_greedy_not_ended=_derived", "greedy_standard_error=_derived"),
+        *("greedy_interval=_derived", "num_samples", "sampled_accuracy=_derived"),
+        *("sampled_standard_error=_derived", "sampled_interval=_derived", "answers"),
+    )
+
+    num_samples: int
+    answers: tuple[_Answer, ...]
+
+    def problems(self) -> Iterator[str]:
+        """What nobody can have answered."""
+        if self.num_samples < 0:
+            yield f"num_samples is {self.num_samples}"
+        for place, row in enumerate(self.answers):
+            if not 0 <= row.num_sampled_correct <= self.num_samples:
+                yield (
+                    f"answers[{place}].num_sampled_correct is {row.num_sampled_correct} of "
+                    f"{self.num_samples} samples"
+                )
+
+    def made(self) -> Answers:
+        """The answers by column."""
+        rows, sampled = self.answers, self.answers if self.num_samples else ()
+        return Answers(
+            greedy=tuple(row.greedy for row in rows),
+            greedy_correct=tuple(row.correct for row in rows),
+            greedy_ended=tuple(row.ended for row in rows),
+            num_samples=self.num_samples,
+            num_sampled_correct=tuple(row.num_sampled_correct for row in sampled),
         )
+
+
+Answers.READ_AS = _Rows
 
 
 def difference(first: Answers, second: Answers) -> dict[str, Any]:

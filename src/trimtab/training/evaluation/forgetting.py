@@ -12,17 +12,18 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from math import exp, isfinite, sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
+from trimtab.results.schema import Amount
 from trimtab.training.evaluation.intervals import Interval, normal_interval
 from trimtab.words import one_line, plural
 
@@ -86,6 +87,8 @@ class Forgetting:
         tuned_surprise: The same under the tuned model.
     """
 
+    READ_AS: ClassVar[type]
+
     num_tokens: tuple[int, ...]
     divergence: tuple[float, ...]
     base_surprise: tuple[float, ...]
@@ -147,16 +150,49 @@ class Forgetting:
             ],
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Forgetting:
-        """The inverse of `to_dict`; figures are computed anew."""
-        rows = data["passages"]
-        return cls(
-            num_tokens=tuple(int(row["num_tokens"]) for row in rows),
-            divergence=tuple(float(row["divergence"]) for row in rows),
-            base_surprise=tuple(float(row["base_surprise"]) for row in rows),
-            tuned_surprise=tuple(float(row["tuned_surprise"]) for row in rows),
+
+@dataclass(frozen=True)
+class _Passage:
+    """A row of the JSON."""
+
+    num_tokens: int
+    divergence: float
+    base_surprise: Amount
+    tuned_surprise: Amount
+
+
+@dataclass(frozen=True)
+class _Passages:
+    """Passages as the JSON has them; the figures beside them are computed anew."""
+
+    PLAIN: ClassVar = (
+        *("num_tokens=_derived", "kl=_derived", "kl_standard_error=_derived"),
+        "kl_interval=_derived",
+        *("base_perplexity=_derived", "tuned_perplexity=_derived", "passages"),
+    )
+
+    passages: tuple[_Passage, ...]
+
+    def problems(self) -> Iterator[str]:
+        """What cannot have been read."""
+        if not self.passages:
+            yield "it has no passages"
+        for place, row in enumerate(self.passages):
+            if row.num_tokens < 1:
+                yield f"passages[{place}].num_tokens is {row.num_tokens}"
+
+    def made(self) -> Forgetting:
+        """The passages by column."""
+        rows = self.passages
+        return Forgetting(
+            num_tokens=tuple(row.num_tokens for row in rows),
+            divergence=tuple(row.divergence for row in rows),
+            base_surprise=tuple(row.base_surprise for row in rows),
+            tuned_surprise=tuple(row.tuned_surprise for row in rows),
         )
+
+
+Forgetting.READ_AS = _Passages
 
 
 def read_text(path: Path | None = None) -> NeutralText:

@@ -7,12 +7,12 @@ derived from them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, ClassVar, TypedDict
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
-from trimtab.errors import ResultFormatError
+from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.training.evaluation.answers import Answers, difference
 from trimtab.training.evaluation.baseline import majority_baseline
 from trimtab.training.evaluation.forgetting import Forgetting
@@ -37,6 +37,8 @@ class AskedQuestions:
         by: What the levels are.
         record: Where they come from, how answers were drawn and judged.
     """
+
+    READ_AS: ClassVar[type]
 
     prompts: tuple[Any, ...]
     answers: tuple[Any, ...]
@@ -72,27 +74,91 @@ class AskedQuestions:
             "rows": [dict(zip(("prompt", "answer", "level"), row, strict=True)) for row in rows],
         }
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> AskedQuestions:
-        """The inverse of `to_dict`."""
-        rows, by = data["rows"], data["by"]
-        if not all(_is_prompt(row["prompt"]) for row in rows):
-            raise TypeError("a prompt that is neither a text nor a list of messages")
-        return cls(
-            prompts=tuple(row["prompt"] for row in rows),
-            answers=tuple(row["answer"] for row in rows),
-            levels=None if by is None else tuple(row["level"] for row in rows),
-            by=by,
-            record=dict(data["record"]),
+
+class _Message(TypedDict):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A row of the JSON."""
+
+    prompt: str | list[Annotated[Mapping[str, Any], Like(_Message, is_open=True)]]
+    answer: Any
+    level: str | float | None
+
+
+class _Record(TypedDict):
+    source: str
+    num_seen: Count
+    max_completion_length: Count
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Questions as the JSON has them."""
+
+    PLAIN: ClassVar = (
+        *("num_questions=_derived", "by", "majority_baseline=_derived", "record", "rows"),
+    )
+
+    by: str | None
+    record: Annotated[Mapping[str, Any], Like(_Record, is_open=True)]
+    rows: tuple[_Question, ...]
+
+    def problems(self) -> Iterator[str]:
+        """What cannot have been asked."""
+        if not self.rows:
+            yield "it has no rows"
+        if self.by is not None and any(row.level is None for row in self.rows):
+            yield f"a question has no level, and by is {self.by[:40]!a}"
+
+    def made(self) -> AskedQuestions:
+        """The questions by column."""
+        return AskedQuestions(
+            prompts=tuple(row.prompt for row in self.rows),
+            answers=tuple(row.answer for row in self.rows),
+            levels=None if self.by is None else tuple(row.level for row in self.rows),
+            by=self.by,
+            record=self.record,
         )
 
 
-def _is_prompt(prompt: Any) -> bool:
-    return isinstance(prompt, str) or all(isinstance(message["content"], str) for message in prompt)
+AskedQuestions.READ_AS = _Questions
 
 
 def _level_order(level: Any) -> tuple[bool, Any]:
     return (isinstance(level, str), level)
+
+
+class Metric(TypedDict):
+    """A figure of lm-evaluation-harness."""
+
+    value: float
+    standard_error: float | None
+
+
+class Suite(TypedDict):
+    """What a task of it gave."""
+
+    metrics: Mapping[str, Annotated[Mapping[str, Any], Like(Metric, is_open=True)]]
+
+
+class Settings(TypedDict):
+    """How models were asked."""
+
+    dtype: str
+    seed: int
+    batch_size: Count
+    num_samples: Count
+    temperature: float | None
+
+
+class Text(TypedDict):
+    """What they read."""
+
+    source: str
 
 
 @dataclass(frozen=True)
@@ -106,10 +172,13 @@ class EvaluatedModel:
         suites: Task of lm-evaluation-harness -> its metrics, if any were run.
     """
 
+    PLAIN: ClassVar = ("checkpoint=record", "answers", "difference=_of_two", "forgetting", "suites")
+    _of_two: ClassVar = None  # the evaluation says it of a model and the first one
+
     record: CheckpointRecord
     answers: Answers | None = None
     forgetting: Forgetting | None = None
-    suites: Mapping[str, Mapping[str, Any]] | None = None
+    suites: Mapping[str, Annotated[Mapping[str, Any], Like(Suite, is_open=True)]] | None = None
 
     def __repr__(self) -> str:
         return one_line(
@@ -135,11 +204,17 @@ class Evaluation:
         provenance: trimtab version, command, date, device, versions.
     """
 
+    PLAIN: ClassVar = (
+        *("provenance", "settings", "confidence=_confidence", "questions", "text"),
+        *("models", "by_level=_by_level"),
+    )
+    _confidence: ClassVar = CONFIDENCE
+
     models: tuple[EvaluatedModel, ...]
     questions: AskedQuestions | None
-    text: Mapping[str, Any] | None
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    text: Annotated[Mapping[str, Any], Like(Text, is_open=True)] | None
+    settings: Annotated[Mapping[str, Any], Like(Settings, is_open=True)]
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return one_line(
@@ -149,26 +224,16 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "provenance": dict(self.provenance),
-            "settings": dict(self.settings),
-            "confidence": CONFIDENCE,
-            "questions": None if self.questions is None else self.questions.to_dict(),
-            "text": None if self.text is None else dict(self.text),
-            "models": [self._model(model) for model in self.models],
-            "by_level": self._by_level(),
-        }
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
 
-    def _model(self, model: EvaluatedModel) -> dict[str, Any]:
-        return {
-            "checkpoint": model.record.to_dict(),
-            "answers": None if model.answers is None else model.answers.to_dict(),
-            "difference": self._difference(model),
-            "forgetting": None if model.forgetting is None else model.forgetting.to_dict(),
-            "suites": None if model.suites is None else _with_intervals(model.suites),
-        }
+    def plain_models(self) -> list[dict[str, Any]]:
+        """The models, each with its difference from the first, and the intervals of suites."""
+        return [
+            to_plain(model)
+            | {"difference": self._difference(model)}
+            | {"suites": None if model.suites is None else _with_intervals(model.suites)}
+            for model in self.models
+        ]
 
     def _difference(
         self, model: EvaluatedModel, places: Sequence[int] | None = None
@@ -203,82 +268,51 @@ class Evaluation:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_dict`.
+        """The inverse of `to_dict`; figures are computed anew.
 
         Raises:
             ResultFormatError: The data is no evaluation, of another version, or damaged.
         """
-        check_format(data, FORMAT, FORMAT_VERSION, what="evaluation", command="trimtab evaluate")
-        try:
-            asked = data["questions"]
-            evaluation = cls(
-                models=tuple(_read_model(row) for row in data["models"]),
-                questions=None if asked is None else AskedQuestions.from_dict(asked),
-                text=data["text"],
-                settings=dict(data["settings"]),
-                provenance=dict(data["provenance"]),
-            )
-            evaluation._check()
-            evaluation.to_dict()  # derives every figure: what cannot be is damaged
-        except (
-            *(KeyError, TypeError, ValueError, AttributeError),
-            *(IndexError, ZeroDivisionError, OverflowError),
-        ) as error:
-            raise ResultFormatError(f"damaged evaluation: {error!r} while reading it") from error
-        return evaluation
+        return from_plain(
+            cls,
+            data,
+            what="evaluation",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab evaluate",
+            derives=True,
+        )
 
-    def _check(self) -> None:
-        """Raise ValueError or TypeError if it is not such as `evaluate` makes them."""
-        first, *others = self.models  # a ValueError if there are none
+    def problems(self) -> Iterator[str]:
+        """What `evaluate` does not make."""
+        if not self.models:
+            yield "it is of no model"
+            return
+        first, *others = self.models
         if len({model.record.id for model in self.models}) < len(self.models):
-            raise ValueError("two models of one name")
+            yield "two models have one name"
         asked = None if self.questions is None else len(self.questions.prompts)
         for model in self.models:
-            answered = None if model.answers is None else model.answers.num_questions
+            name, answers = ascii(model.record.id[:100]), model.answers
+            answered = None if answers is None else answers.num_questions
             if answered != asked:
-                raise ValueError(f"{model.record.id} answered {answered} of {asked} questions")
+                yield f"{name} answered {answered} of {asked} questions"
+            elif answers is not None and answers.num_samples != self.settings["num_samples"]:
+                yield f"{name} has {answers.num_samples} samples of each question"
             if _metrics(model) != _metrics(first):
-                raise ValueError(f"{model.record.id} was given other suites")
+                yield f"{name} was given other suites"
         has_read = [model.forgetting is not None for model in others]
         if first.forgetting is not None or has_read != [self.text is not None] * len(others):
-            raise ValueError("not all models but the base were read beside it")
-        if self.text is not None:
-            if not others:
-                raise ValueError("a text, and no model beside the base")
-            _check_types(self.text, {"source": str})
-        _check_types(self.settings, _SETTINGS)
-        if self.questions is not None:
-            _check_types(self.questions.record, _RECORD)
-
-
-_SETTINGS = {
-    "dtype": str,
-    "seed": int,
-    "batch_size": int,
-    "num_samples": int,
-    "temperature": float | None,
-}
-_RECORD = {"source": str, "num_seen": int, "max_completion_length": int}
-
-
-def _check_types(data: Mapping[str, Any], types: Mapping[str, Any]) -> None:
-    for name, kind in types.items():
-        if not isinstance(data[name], kind):
-            raise TypeError(f"{name} is {data[name]!r}")
+            yield "not all models but the base were read beside it"
+        if self.text is not None and not others:
+            yield "it has a text, and no model beside the base"
 
 
 def _metrics(model: EvaluatedModel) -> list[tuple[str, str]] | None:
-    """Task and name of each metric, which must be numbers."""
+    """Task and name of each metric."""
     if model.suites is None:
         return None
-    found = [
-        (task, name, metric)
-        for task, told in model.suites.items()
-        for name, metric in told["metrics"].items()
-    ]
-    for _, _, metric in found:
-        _check_types(metric, {"value": int | float, "standard_error": int | float | None})
-    return [(task, name) for task, name, _ in found]
+    return [(task, name) for task, told in model.suites.items() for name in told["metrics"]]
 
 
 def _with_intervals(suites: Mapping[str, Any]) -> dict[str, Any]:
@@ -298,14 +332,3 @@ def _with_intervals(suites: Mapping[str, Any]) -> dict[str, Any]:
         }
         for task, told in suites.items()
     }
-
-
-def _read_model(row: Mapping[str, Any]) -> EvaluatedModel:
-    answers, forgetting = row["answers"], row["forgetting"]
-    _check_types(row["checkpoint"], {"id": str})
-    return EvaluatedModel(
-        record=CheckpointRecord(**row["checkpoint"]),
-        answers=None if answers is None else Answers.from_dict(answers),
-        forgetting=None if forgetting is None else Forgetting.from_dict(forgetting),
-        suites=row["suites"],
-    )

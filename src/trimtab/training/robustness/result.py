@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import exp, isfinite, log
-from typing import Any
+from math import exp, log
+from typing import Annotated, Any, ClassVar, TypedDict
 
-from trimtab.checkpoints.record import CheckpointRecord, check_format
-from trimtab.errors import ResultFormatError
+from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
+from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.training.sweeps.seeds import CONFIDENCE, over_seeds
 from trimtab.words import one_line, plural
 
@@ -56,21 +56,41 @@ class Cell:
     num_correct: int | None
     kl: float
 
-    def check(self, num_questions: int | None) -> None:
-        """Raise ValueError if it is not such as a probe makes it."""
-        counts = (self.num_chosen, self.num_in_mask, self.num_changed)
-        if not all(isinstance(count, int) and 0 <= count <= self.num_chosen for count in counts):
-            raise ValueError(f"{self}: counts that cannot be")
-        if not all(isinstance(name, str) for name in (self.noise, self.arm)):
-            raise ValueError(f"{self}: names that are no texts")
-        numbers = (self.level, self.kl, self.seed, self.relative_norm or 0.0)
-        if not all(isinstance(number, int | float) and isfinite(number) for number in numbers):
-            raise ValueError(f"{self}: numbers that are not finite")
-        has_answers = self.num_correct is not None
-        if has_answers != (num_questions is not None):
-            raise ValueError(f"{self}: answers, or questions, are missing")
-        if has_answers and not 0 <= (self.num_correct or 0) <= (num_questions or 0):
-            raise ValueError(f"{self}: more right answers than questions")
+    def problems(self) -> Iterator[str]:
+        """What no perturbed model can be."""
+        for name in ("num_in_mask", "num_changed"):
+            if not 0 <= getattr(self, name) <= self.num_chosen:
+                yield f"{name} is {getattr(self, name)} of {self.num_chosen} chosen elements"
+
+    def problems_with(self, num_questions: int | None) -> Iterator[str]:
+        """What cannot be with so many questions."""
+        if (self.num_correct is not None) != (num_questions is not None):
+            yield "answers, or questions, are missing"
+        elif not 0 <= (self.num_correct or 0) <= (num_questions or 0):
+            yield f"num_correct is {self.num_correct} of {num_questions} questions"
+
+
+class Questions(TypedDict):
+    """What was asked."""
+
+    num_questions: Count
+    source: str
+
+
+class Text(TypedDict):
+    """What was read."""
+
+    source: str
+    num_tokens: Count
+
+
+class Settings(TypedDict):
+    """How it was probed."""
+
+    noises: tuple[str, ...]
+    levels: tuple[float, ...]
+    seeds: tuple[int, ...]
+    dtype: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,16 +110,23 @@ class Robustness:
         provenance: trimtab version, command, date, device, versions.
     """
 
+    PLAIN: ClassVar = (
+        *("provenance", "provenance.checkpoint=checkpoint", "provenance.base=base"),
+        *("provenance.mask=mask", "settings", "confidence=_confidence", "questions"),
+        *("num_correct", "text", "arms", "summaries", "cells"),
+    )
+    _confidence: ClassVar = CONFIDENCE
+
     checkpoint: CheckpointRecord
     base: CheckpointRecord
     mask: MaskRecord
-    questions: Mapping[str, Any] | None
+    questions: Annotated[Mapping[str, Any], Like(Questions, is_open=True)] | None
     num_correct: int | None
-    text: Mapping[str, Any]
+    text: Annotated[Mapping[str, Any], Like(Text, is_open=True)]
     arms: tuple[str, ...]
     cells: tuple[Cell, ...]
-    settings: Mapping[str, Any]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    settings: Annotated[Mapping[str, Any], Like(Settings, is_open=True)]
+    provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
         conditions = plural(len(self.conditions), "condition")
@@ -187,24 +214,7 @@ class Robustness:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "provenance": {
-                **self.provenance,
-                "checkpoint": self.checkpoint.to_dict(),
-                "base": self.base.to_dict(),
-                "mask": self.mask.to_dict(),
-            },
-            "settings": dict(self.settings),
-            "confidence": CONFIDENCE,
-            "questions": None if self.questions is None else dict(self.questions),
-            "num_correct": self.num_correct,
-            "text": dict(self.text),
-            "arms": list(self.arms),
-            "summaries": self.summaries(),
-            "cells": [dict(cell.__dict__) for cell in self.cells],
-        }
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Robustness:
@@ -213,49 +223,37 @@ class Robustness:
         Raises:
             ResultFormatError: The data is no robustness probe, of another version, or damaged.
         """
-        check_format(
-            data, FORMAT, FORMAT_VERSION, what="robustness probe", command="trimtab robustness"
+        return from_plain(
+            cls,
+            data,
+            what="robustness probe",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab robustness",
+            derives=True,
         )
-        try:
-            provenance = dict(data["provenance"])
-            result = cls(
-                checkpoint=CheckpointRecord(**provenance.pop("checkpoint")),
-                base=CheckpointRecord(**provenance.pop("base")),
-                mask=MaskRecord(**provenance.pop("mask")),
-                questions=data["questions"],
-                num_correct=data["num_correct"],
-                text=dict(data["text"]),
-                arms=tuple(data["arms"]),
-                cells=tuple(Cell(**row) for row in data["cells"]),
-                settings=dict(data["settings"]),
-                provenance=provenance,
-            )
-            result._check()
-            result.to_dict()  # derives every figure: what cannot be is damaged
-        except (
-            *(KeyError, TypeError, ValueError, AttributeError),
-            *(IndexError, ZeroDivisionError, OverflowError),
-        ) as error:
-            raise ResultFormatError(
-                f"damaged robustness probe: {error!r} while reading it"
-            ) from error
-        return result
 
-    def _check(self) -> None:
-        """Raise ValueError or TypeError if it is not such as `robustness` makes them."""
-        if not self.cells or self.arms[0] != MASK_ARM:
-            raise ValueError("no cells, or no arm of the mask before the others")
-        for cell in self.cells:
-            cell.check(self.num_questions)
+    def problems(self) -> Iterator[str]:
+        """What `robustness` does not make."""
+        if not self.cells or self.arms[:1] != (MASK_ARM,):
+            yield "no cells, or no arm of the mask before the others"
+            return
+        for place, cell in enumerate(self.cells):
+            for what in cell.problems_with(self.num_questions):
+                yield f"cells[{place}]: {what}"
+        if (self.num_correct is None) != (self.questions is None) or not (
+            0 <= (self.num_correct or 0) <= (self.num_questions or 0)
+        ):
+            yield f"num_correct is {self.num_correct} of {self.num_questions} questions"
         found = [(c.noise, c.level, c.seed, c.arm) for c in self.cells]
         seeds = {cell.seed for cell in self.cells}
-        wanted = {
+        num_wanted = len(self.conditions) * len(seeds) * len(self.arms)
+        if len(found) != num_wanted or {
             (*condition, seed, arm)
             for condition in self.conditions
             for seed in seeds
             for arm in self.arms
-        }
-        if len(found) != len(wanted) or set(found) != wanted:
-            raise ValueError("cells that are missing, or there twice")
-        if not isinstance(self.text["source"], str):
-            raise TypeError("a text without a source")
+        } != set(found):
+            yield "cells are missing, or there twice"
+        elif set(self.settings["noises"]) != {cell.noise for cell in self.cells}:
+            yield "settings.noises are not those of the cells"

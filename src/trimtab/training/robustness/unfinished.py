@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from trimtab.errors import OutputExistsError, ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
 from trimtab.outputs import append, lock, new_file
+from trimtab.results.schema import from_plain
 from trimtab.training.robustness.result import Cell
 from trimtab.training.runs.dotted import differences
 
@@ -131,9 +132,10 @@ def _read(
     try:
         found, *rows = map(json.loads, lines)
         differ = differences(found, opening)
-        cells = [] if differ else [Cell(**row) for row in rows]
+        cells = [] if differ else [from_plain(Cell, row, what="cell") for row in rows]
         for cell in cells:
-            cell.check(num_questions)
+            if problems := list(cell.problems_with(num_questions)):
+                raise ValueError(problems[0])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _damaged(path, repr(error)) from None
     if differ:

@@ -1,0 +1,521 @@
+"""Results as plain data for JSON, and back: one strict reader for all formats.
+
+A result is a frozen dataclass, and its annotations are its schema. A result file may have been
+written by anybody, so reading checks every value against its annotation, then asks each object
+what is wrong with it (`problems`), and raises all that was found at once, each with its path:
+`tensors[3].num_changed.bits`. Nothing is drawn from a file that has a problem.
+
+Where the JSON has another shape than the dataclass, a class attribute `PLAIN` lists its keys in
+order. An entry is one of
+
+- `name`: the key holds the attribute of that name;
+- `key=name`: it has another name; `outer.key=name`: it is in an object of the same JSON object;
+- `=name`: the keys of that attribute stand among those of this object;
+- `key?`, `key?=name`: it is left out if the attribute is None, or an empty tuple.
+
+A field is written and read; `plain_name`, if the class has it, says how it is written. Any other
+attribute is derived: it is written, and computed anew, not believed, when the file is read.
+
+A class whose JSON is turned over (rows in place of columns) writes itself with `to_dict`, and is
+read as the dataclass that its attribute `READ_AS` names, whose `made()` gives the object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from enum import Enum
+from functools import cache
+from math import inf, isfinite
+from reprlib import repr as short
+from types import NoneType, UnionType
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+    is_typeddict,
+)
+
+import numpy as np
+
+from trimtab.checkpoints.messages import first_few
+from trimtab.errors import ResultFormatError
+from trimtab.escaping import escaped
+
+__all__ = [
+    "MAX_DEPTH",
+    "NULL_IS_INFINITE",
+    "Amount",
+    "Count",
+    "Like",
+    "Provenance",
+    "Share",
+    "from_plain",
+    "to_plain",
+]
+
+MAX_DEPTH = 40
+"""Deepest nesting of data that no class describes."""
+
+NULL_IS_INFINITE = "null is infinite"
+"""In an `Annotated[float, …]`: JSON has no infinity, so null stands for it."""
+
+
+@dataclass(frozen=True)
+class Like:
+    """In an `Annotated[Mapping[str, Any], …]`: the keys that a row of plain data has.
+
+    Attributes:
+        kind: A TypedDict.
+        is_open: Whether keys that it does not name may hold any plain data.
+    """
+
+    kind: Any
+    is_open: bool = False
+
+
+def _at_least_0(value: float) -> str | None:
+    return f"is {value}, fewer than none" if value < 0 else None
+
+
+def _at_most_1(value: float) -> str | None:
+    return None if 0 <= value <= 1 + 1e-6 else f"is {value}, expected a share from 0 to 1"
+
+
+Count: TypeAlias = Annotated[int, _at_least_0]
+Amount: TypeAlias = Annotated[float, _at_least_0]
+Share: TypeAlias = Annotated[float, _at_most_1]
+
+
+class _Provenance(TypedDict, total=False):
+    trimtab_version: str
+    command: str | None
+    date: str
+
+
+Provenance: TypeAlias = Annotated[Mapping[str, Any], Like(_Provenance, is_open=True)]
+"""What every result says of its making; whatever else it says is plain data."""
+
+Made = TypeVar("Made")
+_BAD: Any = object()
+_NONE: Any = object()
+
+
+def to_plain(value: Any) -> Any:
+    """Data for JSON: objects become objects of their keys, tuples and arrays lists."""
+    if hasattr(value, "READ_AS"):
+        return value.to_dict()
+    if is_dataclass(value) and not isinstance(value, type):
+        plain: dict[str, Any] = {}
+        for entry in _layout(type(value)):
+            held: Any = getattr(value, f"plain_{entry.attribute}", None)
+            held = getattr(value, entry.attribute) if held is None else held
+            held = to_plain(held() if callable(held) else held)
+            if entry.may_overflow and isinstance(held, float) and not isfinite(held):
+                held = None
+            target = plain
+            for outer in entry.path[:-1]:
+                target = target.setdefault(outer, {})
+            if not entry.path:
+                target.update(held)
+            elif not (entry.is_optional and _is_nothing(getattr(value, entry.attribute), held)):
+                target[entry.path[-1]] = held
+        return plain
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return to_plain(value._asdict())
+    if isinstance(value, Mapping):
+        if all(isinstance(key, str) for key in value):
+            return {key: to_plain(item) for key, item in value.items()}
+        return [[key, to_plain(item)] for key, item in value.items()]
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Enum):
+        return value.value
+    return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _is_nothing(attribute: Any, plain: Any) -> bool:
+    return plain is None or (type(attribute) is tuple and not attribute)
+
+
+def from_plain(
+    kind: type[Made],
+    data: Any,
+    *,
+    what: str,
+    format: str | None = None,
+    version: int | None = None,
+    command: str = "",
+    derives: bool = False,
+) -> Made:
+    """The inverse of `to_plain`.
+
+    Args:
+        kind: The dataclass.
+        data: As JSON has it.
+        what: The result in words: `comparison`.
+        format: What its key `format` must be; None if it has none.
+        version: What its `format_version` must be.
+        command: What makes such a result.
+        derives: Whether to derive every figure, too: of values that are right one by one some do
+            not exist.
+
+    Raises:
+        ResultFormatError: It is something else, of another version, or damaged; the message lists
+            what is wrong with it.
+    """
+    if format is not None:
+        data = _without_header(data, what, format, version, command)
+    reader = _Reader()
+    made = reader.read(kind, data, "")
+    if reader.problems:
+        raise ResultFormatError(f"damaged {what}: {first_few(reader.problems, '; ')}")
+    result: Made = made
+    if derives:
+        try:
+            to_plain(result)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            why = escaped(short(str(error)))
+            raise ResultFormatError(f"damaged {what}: its figures do not exist ({why})") from None
+    return result
+
+
+def _without_header(
+    data: Any, what: str, format: str, version: int | None, command: str
+) -> dict[str, Any]:
+    if not isinstance(data, Mapping) or data.get("format") != format:
+        raise ResultFormatError(f"not a trimtab {what}: expected format {format!r}")
+    found = data.get("format_version")
+    if type(found) is not int or found != version:
+        raise ResultFormatError(
+            f"{what} of format version {short(found)}: this trimtab reads version {version}; run "
+            f"`{command}` again"
+        )
+    return {key: data[key] for key in data if key not in ("format", "format_version")}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One entry of a layout."""
+
+    path: tuple[str, ...]
+    attribute: str
+    is_optional: bool
+    may_overflow: bool
+    is_field: bool
+
+
+@cache
+def _layout(kind: type) -> tuple[_Entry, ...]:
+    found = [field.name for field in fields(kind)]
+    hints = _hints(kind)
+    entries = []
+    for text in getattr(kind, "PLAIN", found):
+        key, equals, attribute = text.partition("=")
+        is_optional = key.endswith("?")
+        key = key.removesuffix("?")
+        path = tuple(key.split(".")) if key else ()
+        attribute = attribute if equals else path[-1]
+        is_field = attribute in found
+        marks = getattr(hints.get(attribute), "__metadata__", ())
+        may_overflow = not is_field or NULL_IS_INFINITE in marks
+        entries.append(_Entry(path, attribute, is_optional, may_overflow, is_field))
+    return tuple(entries)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {
+        name: get_args(hint)[0] if get_origin(hint) is NotRequired else hint
+        for name, hint in hints.items()
+    }
+
+
+@cache
+def _required(kind: Any) -> frozenset[str]:
+    """Keys that a TypedDict must have; its own `__required_keys__` does not see through strings."""
+    hints = get_type_hints(kind, include_extras=True) if kind.__total__ else {}
+    return frozenset(name for name, hint in hints.items() if get_origin(hint) is not NotRequired)
+
+
+class _Taken(dict[str, Any]):
+    """A copy of an object, from which the keys that were read are taken out."""
+
+
+class _Broken(_Taken):
+    """In place of what is no object, which was told."""
+
+
+class _Reader:
+    """Reads data by its annotation and collects what is wrong with it."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def read(self, hint: Any, data: Any, path: str) -> Any:
+        """The value, or `_BAD` after a problem was noted."""
+        origin = get_origin(hint)
+        if origin is Annotated:
+            return self._annotated(hint, data, path)
+        if origin in (Union, UnionType):
+            return self._union(get_args(hint), data, path)
+        if origin is Literal:
+            return self._literal(get_args(hint), data, path)
+        if hint is Any:
+            return data if _is_plain(data) else self._wrong(path, data, "plain data")
+        if hint in (None, NoneType):
+            return None if data is None else self._wrong(path, data, "null")
+        if isinstance(hint, type) and hint in _SCALARS:
+            is_right, expected = _SCALARS[hint]
+            return data if is_right(data) else self._wrong(path, data, expected)
+        if is_dataclass(hint):
+            return self._object(hint, data, path)
+        if is_typeddict(hint):
+            return self._typed_dict(hint, data, path, is_open=False)
+        if isinstance(hint, type) and issubclass(hint, Enum):
+            values = {member.value: member for member in hint}
+            known = self._literal(tuple(values), data, path)
+            return known if known is _BAD else values[known]
+        if isinstance(hint, type) and issubclass(hint, tuple):
+            return self._named_tuple(hint, data, path)
+        if origin is np.ndarray:
+            listed = self._list((int, ...), data, path)
+            return listed if listed is _BAD else np.asarray(listed, dtype=np.int64)
+        if origin is tuple:
+            return self._list(get_args(hint), data, path)
+        if origin in (list, Sequence):
+            listed = self._list((*get_args(hint), ...), data, path)
+            return listed if listed is _BAD else list(listed)
+        if origin in (dict, Mapping):
+            keys, values = get_args(hint)
+            return self._mapping(keys, values, data, path)
+        raise TypeError(f"{path}: no data is of the type {hint}")
+
+    def _wrong(self, path: str, data: Any, expected: str) -> Any:
+        return self._problem(path, f"is {_shown(data)}, expected {expected}")
+
+    def _problem(self, path: str, what: str) -> Any:
+        self.problems.append(f"{path or 'it'} {what}")
+        return _BAD
+
+    def _annotated(self, hint: Any, data: Any, path: str) -> Any:
+        kind, *marks = get_args(hint)
+        if data is None and NULL_IS_INFINITE in marks:
+            return inf
+        like = next((mark for mark in marks if isinstance(mark, Like)), None)
+        if like is not None:
+            value = self._typed_dict(like.kind, data, path, is_open=like.is_open)
+        else:
+            value = self.read(kind, data, path)
+        if value is not _BAD:
+            for check in marks:
+                if callable(check) and (what := check(value)) is not None:
+                    return self._problem(path, what)
+        return value
+
+    def _union(self, options: tuple[Any, ...], data: Any, path: str) -> Any:
+        if data is None and NoneType in options:
+            return None
+        options = tuple(option for option in options if option is not NoneType)
+        if len(options) == 1:
+            return self.read(options[0], data, path)
+        for option in options:
+            attempt = _Reader()
+            value = attempt.read(option, data, path)
+            if not attempt.problems:
+                return value
+        return self._wrong(path, data, " or ".join(map(_named, options)))
+
+    def _literal(self, choices: tuple[Any, ...], data: Any, path: str) -> Any:
+        for choice in choices:
+            if type(choice) is type(data) and choice == data:
+                return choice
+        return self._wrong(path, data, " or ".join(map(repr, choices)))
+
+    def _list(self, items: tuple[Any, ...], data: Any, path: str) -> Any:
+        if not isinstance(data, list | tuple):
+            return self._wrong(path, data, "a list")
+        if items[1:] == (...,):
+            items = (items[0],) * len(data)
+        elif len(items) != len(data):
+            return self._problem(path, f"has {len(data)} entries, expected {len(items)}")
+        read = [
+            self.read(item, value, f"{path}[{place}]")
+            for place, (item, value) in enumerate(zip(items, data, strict=True))
+        ]
+        return _BAD if any(value is _BAD for value in read) else tuple(read)
+
+    def _mapping(self, keys: Any, values: Any, data: Any, path: str) -> Any:
+        if keys is not str and isinstance(data, list | tuple):  # as pairs: JSON's keys are strings
+            pairs = self._list((tuple[keys, values], ...), data, path)
+            return pairs if pairs is _BAD else dict(pairs)
+        if keys is not str or not isinstance(data, Mapping):
+            return self._wrong(path, data, "an object" if keys is str else "a list of pairs")
+        read = {key: self.read(values, value, _at(path, key)) for key, value in data.items()}
+        return _BAD if any(value is _BAD for value in read.values()) else read
+
+    def _typed_dict(self, kind: Any, data: Any, path: str, *, is_open: bool) -> Any:
+        if not isinstance(data, Mapping):
+            return self._wrong(path, data, "an object")
+        before, hints = len(self.problems), _hints(kind)
+        for name in sorted(_required(kind) - data.keys()):
+            self._problem(_at(path, name), "is missing")
+        for key, value in data.items():
+            if key in hints:
+                self.read(hints[key], value, _at(path, key))
+            elif not is_open:
+                self._unknown(path, key, hints)
+            elif not _is_plain(value):
+                self._wrong(_at(path, key), value, "plain data")
+        return _BAD if len(self.problems) > before else dict(data)
+
+    def _named_tuple(self, kind: Any, data: Any, path: str) -> Any:
+        if not isinstance(data, Mapping):
+            return self._wrong(path, data, "an object")
+        before, hints = len(self.problems), _hints(kind)
+        for key in data.keys() - hints.keys():
+            self._unknown(path, key, hints)
+        values = {}
+        for name, hint in hints.items():
+            if name in data:
+                values[name] = self.read(hint, data[name], _at(path, name))
+            else:
+                self._problem(_at(path, name), "is missing")
+        return _BAD if len(self.problems) > before else self._made(kind, values, path)
+
+    def _object(self, kind: Any, data: Any, path: str) -> Any:
+        if not isinstance(data, Mapping):
+            return self._wrong(path, data, "an object")
+        left = _Taken(data)
+        made = self._take(kind, left, path)
+        self._left_over(left, kind, path)
+        return made
+
+    def _left_over(self, left: _Taken, kind: type, path: str) -> None:
+        for key, value in left.items():
+            if isinstance(value, _Taken):
+                self._left_over(value, kind, _at(path, key))
+            else:
+                of = getattr(kind, "READ_AS", kind)
+                self._unknown(path, key, [entry.path[-1] for entry in _layout(of) if entry.path])
+
+    def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
+        near = get_close_matches(key[:100], list(known), n=1)
+        self._problem(
+            _at(path, key), f"is no key of it{f': did you mean {near[0]}?' if near else ''}"
+        )
+
+    def _take(self, kind: Any, left: _Taken, path: str) -> Any:
+        """Read the object of a class out of the keys of a JSON object."""
+        if hasattr(kind, "READ_AS"):
+            rows = self._take(kind.READ_AS, left, path)
+            return _BAD if rows is _BAD else rows.made()
+        before, values, hints = len(self.problems), {}, _hints(kind)
+        # The longest paths first: what stays of an object that holds them is a mapping itself.
+        for entry in sorted(_layout(kind), key=lambda entry: -len(entry.path)):
+            if not entry.path:
+                values[entry.attribute] = self._take_inline(hints[entry.attribute], left, path)
+                continue
+            held, where = self._pop(entry, left, path)
+            if held is _BAD or not entry.is_field:  # told already, or derived
+                continue
+            if held is not _NONE:
+                values[entry.attribute] = self.read(hints[entry.attribute], held, where)
+            elif not entry.is_optional:
+                self._problem(where, "is missing")
+        if len(self.problems) > before:
+            return _BAD
+        return self._made(kind, values, path)
+
+    def _take_inline(self, hint: Any, left: _Taken, path: str) -> Any:
+        """Read what has its keys among those of the object that it is in."""
+        if is_dataclass(hint):
+            return self._take(hint, left, path)
+        known = _hints(hint.__metadata__[0].kind)
+        keys = [key for key in left if key in known]
+        return self.read(hint, {key: left.pop(key) for key in keys}, path)
+
+    def _pop(self, entry: _Entry, left: _Taken, path: str) -> tuple[Any, str]:
+        """Take out what an entry refers to; `_NONE` if it is not there."""
+        for outer in entry.path[:-1]:
+            inner = left.get(outer, _NONE)
+            path = _at(path, outer)
+            if inner is _NONE:
+                return _NONE, _at(path, entry.path[-1])
+            if not isinstance(inner, Mapping):
+                self._wrong(path, inner, "an object")
+                inner = left[outer] = _Broken()
+            if isinstance(inner, _Broken):
+                return _BAD, path
+            if not isinstance(inner, _Taken):
+                left[outer] = _Taken(inner)
+            left = left[outer]
+        held = left.pop(entry.path[-1], _NONE)
+        return (dict(held) if isinstance(held, _Taken) else held), _at(path, entry.path[-1])
+
+    def _made(self, kind: Any, values: Mapping[str, Any], path: str) -> Any:
+        try:
+            made = kind(**values)
+        except (ValueError, TypeError) as error:
+            return self._problem(path, f"cannot be: {error}")
+        wrong = list(made.problems()) if hasattr(made, "problems") else []
+        for what in wrong:
+            self.problems.append(f"{path}: {what}" if path else what)
+        return _BAD if wrong else made
+
+
+_LARGEST = 2**63
+
+
+def _is_int(data: Any) -> bool:
+    return type(data) is int and -_LARGEST <= data < _LARGEST
+
+
+def _is_float(data: Any) -> bool:
+    return _is_int(data) or (type(data) is float and isfinite(data))
+
+
+_SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
+    bool: (lambda data: isinstance(data, bool), "true or false"),
+    int: (_is_int, "a whole number"),
+    float: (_is_float, "a finite number"),
+    str: (lambda data: isinstance(data, str), "a string"),
+}
+
+
+def _is_plain(data: Any, depth: int = 0) -> bool:
+    """Whether data is what JSON holds, not nested too deeply for what walks through it."""
+    if depth > MAX_DEPTH:
+        return False
+    if isinstance(data, Mapping):
+        return all(
+            isinstance(key, str) and _is_plain(item, depth + 1) for key, item in data.items()
+        )
+    if isinstance(data, list | tuple):
+        return all(_is_plain(item, depth + 1) for item in data)
+    return data is None or isinstance(data, bool | str) or _is_float(data)
+
+
+def _at(path: str, key: str) -> str:
+    name = key if key.isidentifier() and key.isascii() else f"[{_shown(key)}]"
+    return f"{path}.{name}" if path and not name.startswith("[") else f"{path}{name}"
+
+
+def _shown(data: Any) -> str:
+    if isinstance(data, bool):
+        return "true" if data else "false"
+    return "null" if data is None else escaped(short(data))
+
+
+def _named(hint: Any) -> str:
+    return _SCALARS[hint][1] if isinstance(hint, type) and hint in _SCALARS else "an object"
