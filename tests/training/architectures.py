@@ -43,7 +43,7 @@ TEXT: Mapping[str, dict[str, Any]] = {
     "Llama": {},
     "Mixtral": {"num_local_experts": 4},
     "Qwen3Moe": {**EXPERTS, "num_experts": 4},
-    "DeepseekV3": {**EXPERTS, **ROUTED, **LATENT, "v_head_dim": 8},
+    "DeepseekV3": {**EXPERTS, **ROUTED, **LATENT, "v_head_dim": 8, "head_dim": 4},
     "Qwen3Next": {
         **EXPERTS, **LINEAR, "num_experts": 4, "shared_expert_intermediate_size": 8
     },
@@ -87,7 +87,9 @@ def _qwen2_vl() -> Any:
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
     vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "patch_size": 4}
-    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=SMALL, vision_config=vision))
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    text = {**SMALL, "rope_parameters": rope}
+    return Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision))
 
 
 def _llava() -> Any:

@@ -195,3 +195,48 @@ def test_a_piece_of_a_view_reads_what_the_view_holds() -> None:
     whole = torch.arange(24.0).reshape(2, 12)
     piece = Piece.whole("p", (2, 5))
     assert torch.equal(piece.of({"p": whole[:, 3:8]}), whole[:, 3:8])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_trainer_stops_and_resumes_to_the_same_bits(name: str, tmp_path: Path) -> None:
+    from datasets import Dataset
+    from transformers import Trainer, TrainingArguments
+
+    from trimtab.masks.identity import identity
+    from trimtab.training import train_only
+
+    build(name).save_pretrained(tmp_path / "base")
+    ids = torch.randint(3, 20, (8, 12), generator=torch.Generator().manual_seed(0)).tolist()
+    data = Dataset.from_dict({"input_ids": ids, "labels": ids})
+    rng = np.random.default_rng(0)
+    shapes = Layout.of(build(name)).shapes
+    mask = Mask.from_arrays({n: rng.random(shape) < 0.3 for n, shape in shapes.items()})
+
+    def trainer(max_steps: int) -> Any:
+        args = TrainingArguments(
+            str(tmp_path / "out"),
+            max_steps=max_steps,
+            save_steps=1,
+            per_device_train_batch_size=2,
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            report_to="none",
+            use_cpu=True,
+            disable_tqdm=True,
+        )
+        model = type(build(name)).from_pretrained(tmp_path / "base")
+        made = Trainer(model, args, train_dataset=data)
+        train_only(made, mask)
+        return made
+
+    whole = trainer(3)
+    whole.train()
+    trainer(1).train()
+    resumed = trainer(3)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-1"))
+    pairs = zip(whole.model.named_parameters(), resumed.model.named_parameters(), strict=True)
+    assert all(torch.equal(one, other) for (_, one), (_, other) in pairs)
+    saved = tmp_path / "out" / "checkpoint-3"
+    found = identity(tmp_path / "base", saved, saved, saved / "trimtab_mask.safetensors")
+    assert found.sub_stayed_outside
+    assert extract_mask(tmp_path / "base", saved).num_selected() > 0
