@@ -71,7 +71,7 @@ def test_everything_that_a_shown_block_imports() -> None:
 def test_every_exit_code() -> None:
     told = re.findall(r"(\d+) [a-z]", str(trimtab.cli.__doc__).partition("Exit codes:")[2])
     rows = re.findall(r"^\| (\d+) \|", section("docs/errors.md", "Exit codes"), re.M)
-    assert rows == told == ["0", "1", "2", "3", "130"]
+    assert rows == told == ["0", "1", "2", "3", "130", "143"]
 
 
 @pytest.mark.parametrize("flag", ["--version", "--debug", "--help", "-h"])
