@@ -241,8 +241,9 @@ def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, s
     )
     # A wrapper's own word counts more than that of the language model in it.
     is_tied = config.get("tie_word_embeddings", language.get("tie_word_embeddings", default))
-    architectures = config.get("architectures") or [HAS_HEAD[0]]
-    if is_tied is not True or not str(architectures[0]).endswith(HAS_HEAD):
+    named = config.get("architectures")  # a config can say anything
+    architecture = named[0] if isinstance(named, list) and named else HAS_HEAD[0]
+    if is_tied is not True or not str(architecture).endswith(HAS_HEAD):
         return {}
     tied = {head: embed for embed, head in TIED.items() if embed in names and head not in names}
     for head in {head: None for head in TIED.values() if head in names}:
