@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,7 +56,15 @@ def test_dry_run_prints_the_settings_and_makes_nothing(
     run: Run, base: Path, tmp_path: Path
 ) -> None:
     code, out, err = run("train", write(tmp_path, content("grpo", base)), "--dry-run")
-    assert (code, err) == (0, "")
+    assert code == 0
+    lines = dict(re.split(r" +", line, maxsplit=1) for line in err.splitlines() if line[0] != " ")
+    assert lines["run"] == f"grpo of {base}, seed 0"
+    assert lines["trains"].startswith("1,599 of 16,000 parameters (9.99 %, mask random:0.1), by")
+    assert lines["data"].startswith("9 rows of ")
+    assert lines["steps"] == "2, 4 sequences in each, 4 to a prompt; learning rate 0.01"
+    assert lines["output"] == f"{tmp_path / 'out'} (new)"
+    assert lines["writes"].startswith("model/ (the trained checkpoint), result.json")
+    assert "the same command goes on" in err
     told = json.loads(out)
     assert told["settings"]["trainer"]["num_generations"] == 4
     assert told["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
@@ -102,6 +111,9 @@ def test_interrupt_keeps_the_step_and_the_same_command_goes_on(
     assert (first.returncode, first.stdout) == (code, "")
     told = f"trimtab: finishing the step and saving it; Ctrl-C{again} to stop now\n"
     assert first.stderr == f"{told}\ntrimtab: {said}: the same command goes on from step 1\n"
+    done, _, err = run("train", halves, "--dry-run")
+    assert done == 0
+    assert "(the same command goes on from step 1)" in " ".join(err.split())
     for path in (halves, whole):
         code, _, err = run("train", path)
         assert (code, err) == (0, "")
@@ -111,6 +123,9 @@ def test_interrupt_keeps_the_step_and_the_same_command_goes_on(
     weights = [path.parent / "out" / "model" / "model.safetensors" for path in (halves, whole)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
+    code, _, err = run("train", whole, "--dry-run")
+    assert code == 0
+    assert "(training would be refused: output: " in " ".join(err.split())
     code, _, err = run("train", whole)
     assert code == 1
     assert "holds a finished run" in err

@@ -82,18 +82,21 @@ def command(
     from trimtab.training.evaluation.engine import evaluate
     from trimtab.training.evaluation.suites import Suites
 
-    evaluation = evaluate(
-        models,
-        base=base,
-        questions=questions,
-        num_samples=samples,
-        temperature=temperature,
-        text=text,
-        suites=None
-        if suite is None
-        else Suites(tuple(map(str.strip, suite.split(","))), suite_folder, suite_limit),
-        dtype=dtype,
-        batch_size=batch_size,
-        seed=seed,
-    )
+    try:
+        evaluation = evaluate(
+            models,
+            base=base,
+            questions=questions,
+            num_samples=samples,
+            temperature=temperature,
+            text=text,
+            suites=None
+            if suite is None
+            else Suites(tuple(map(str.strip, suite.split(","))), suite_folder, suite_limit),
+            dtype=dtype,
+            batch_size=batch_size,
+            seed=seed,
+        )
+    except KeyboardInterrupt as interrupt:
+        raise type(interrupt)("no answers are kept: the same command asks anew") from None
     outputs.give(evaluation, typed)

@@ -18,7 +18,11 @@ __all__ = ["command"]
 
 @click.command("train", epilog="Example: trimtab train examples/grpo.toml")
 @click.argument("run", type=click.Path(path_type=Path), metavar="RUN.toml")
-@click.option("--dry-run", is_flag=True, help="Check everything, print the settings, and stop.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check everything, say what the run is, print its settings, and stop.",
+)
 def command(run: Path, dry_run: bool) -> None:
     """Train a model as a file says, by SFT, RFT, DPO, ORPO, KTO, SimPO, PPO, GRPO, RLOO or PRIME.
 
@@ -27,12 +31,14 @@ def command(run: Path, dry_run: bool) -> None:
     """
     from trimtab.training.progress import progress_bars
     from trimtab.training.runs.execute import MODEL, RESULT, execute
+    from trimtab.training.runs.overview import overview
     from trimtab.training.runs.prepare import prepare
     from trimtab.training.runs.run_file import RunFile
     from trimtab.training.sweeps.cells import read_cell
 
     prepared = prepare(read_cell(run) if run.suffix == ".json" else RunFile.read(run))
     if dry_run:
+        say(overview(prepared), err=True)
         say(json.dumps(prepared.describe(), indent=1))
         return
     with progress_bars() as bars, stop_asked("finishing the step and saving it") as stop:

@@ -93,13 +93,21 @@ def last_checkpoint(work: Path) -> Path | None:
 
     The Trainer writes `trainer_state.json` last.
     """
+    complete = complete_checkpoints(work)
+    for folder in set(work.glob("checkpoint-*")) - set(complete.values()):
+        shutil.rmtree(folder)
+    return complete[max(complete)] if complete else None
+
+
+def complete_checkpoints(work: Path) -> dict[int, Path]:
+    """Step -> the complete checkpoint of a Trainer after it."""
     complete: dict[int, Path] = {}
     for folder in work.glob("checkpoint-*"):
         try:
             complete[int(read_json(folder / "trainer_state.json")["global_step"])] = folder
         except (OSError, ValueError, LookupError, TypeError):
-            shutil.rmtree(folder)
-    return complete[max(complete)] if complete else None
+            continue
+    return complete
 
 
 def read_json(path: Path) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,17 @@ from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.record import CheckpointRecord, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.checkpoints.tensors import DataFile
-from trimtab.errors import CheckpointError, SettingsError
+from trimtab.errors import CheckpointError, SettingsError, TrimtabError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.naming import named_like
 from trimtab.training.layout import Layout
 
-__all__ = ["DTYPES", "FILES", "BaseModel", "open_base", "refuse_adapter"]
+__all__ = ["DTYPES", "FILES", "BaseModel", "loading", "open_base", "refuse_adapter"]
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 """Dtypes of training, as torch calls them."""
+
+GENERATION = "generation_config.json"
 
 WIDER = {"BF16": ("bf16", "fp32"), "F16": ("fp32",), "F32": ("fp32",)}
 """Stored dtype -> training dtypes that hold all its values."""
@@ -61,11 +64,15 @@ class BaseModel:
             options: Of its config.
 
         Raises:
-            CheckpointError: A file has changed since it was read for the record.
+            CheckpointError: It cannot be loaded, or a file has changed since it was read for the
+                record.
         """
         from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(self.folder, dtype=DTYPES[dtype], **options)
+        with loading(f"model: {self.folder}: it cannot be loaded"):
+            model = AutoModelForCausalLM.from_pretrained(
+                self.folder, dtype=DTYPES[dtype], **options
+            )
         self.check()
         return model
 
@@ -185,7 +192,9 @@ def open_base(model: str, folder: Path) -> BaseModel:
             "or fp32; save the model in one of them first"
         )
     check_files(where)
+    _check_depth(checkpoint.config, len(tensors), record.id)
     layout, has_chat_template = _layout(where, tensors, tied), _has_chat_template(where)
+    _check_generation(where)
     return BaseModel(where, record, tensors, tied, layout, has_chat_template, files)
 
 
@@ -217,12 +226,22 @@ def _is_dropout(name: str, value: Any) -> bool:
     return is_one and not of_a_head and isinstance(value, float | int)
 
 
+def _check_depth(config: Mapping[str, Any], num_tensors: int, name: str) -> None:
+    """Refuse a config of more layers than there are tensors: transformers would build them all."""
+    for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+        num = config.get(key, 0)
+        if isinstance(num, int) and num > num_tensors:
+            raise CheckpointError(
+                f"model: {name}: its config says {key} = {num}, and it has {num_tensors} tensors"
+            )
+
+
 def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, str]) -> Layout:
     """The layout of the model, from its config and from what is stored."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    try:
+    with loading(f"model: {folder}: transformers knows no causal language model for it"):
         config: Any = AutoConfig.from_pretrained(folder)
         if any(
             head in tensors and embed in tensors and tensors[head] != tensors[embed]
@@ -231,11 +250,6 @@ def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, 
             config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError, LookupError, AttributeError) as error:
-        raise CheckpointError(
-            f"model: {folder}: transformers knows no causal language model for it: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
     return Layout.of(model).named_like(tensors, tied)
 
 
@@ -243,10 +257,39 @@ def _has_chat_template(folder: Path) -> bool:
     """Look at the tokenizer, and that there is one."""
     from transformers import AutoTokenizer
 
-    try:
+    with loading(f"model: {folder}: its tokenizer cannot be loaded"):
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"model: {folder}: its tokenizer cannot be loaded: {str(error).partition(chr(10))[0]}"
-        ) from error
-    return bool(tokenizer.chat_template)
+        tokenizer.decode(tokenizer("0")["input_ids"])
+        template = tokenizer.chat_template
+        if not isinstance(template, str | dict | None):
+            raise TypeError(f"its chat template is a {type(template).__name__}")
+    return bool(template)
+
+
+def _check_generation(folder: Path) -> None:
+    """Load what says how the model samples, which is else read with the weights only."""
+    from transformers import GenerationConfig
+
+    if (folder / GENERATION).exists():
+        with loading(f"model: {folder}: its {GENERATION} cannot be used"):
+            GenerationConfig.from_pretrained(folder).validate()
+
+
+@contextmanager
+def loading(problem: str, kind: type[TrimtabError] = CheckpointError) -> Iterator[None]:
+    """Loading what others wrote with transformers, which raises anything for values that it meets.
+
+    Args:
+        problem: What is the matter if it cannot be loaded.
+        kind: The error that says so.
+
+    Raises:
+        TrimtabError: It cannot; of that kind.
+    """
+    try:
+        yield
+    except TrimtabError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise kind(f"{problem}: {'; '.join(lines[:2]) or repr(error)}") from error

@@ -13,7 +13,10 @@ from difflib import get_close_matches
 from math import isnan
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["check_table", "unknown_key"]
+__all__ = ["check_table", "shown", "unknown_key"]
+
+MAX_TEXT = 4096
+"""Characters of a text: as many as a path can have."""
 
 _NAMES = {
     bool: "true or false",
@@ -45,10 +48,12 @@ def check_table(
     for key, value in given.items():
         if key not in known:
             problems.append(unknown_key(key, known, where))
+        elif (strange := _strange(value)) is not None:
+            problems.append(f"{where}{key} has {strange}")
         elif not _fits(value, hints[key]):
             expected = _expected(hints[key])
             problems.append(
-                f"{where}{key} is {_shown(value)}, expected {expected}"
+                f"{where}{key} is {shown(value)}, expected {expected}"
                 if expected
                 else f"{where}{key} takes what cannot be written in a run file: leave the key out"
             )
@@ -68,6 +73,21 @@ def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
     if len(known) <= 12:
         return f"there is no key {where}{key}: expected {', '.join(known)}"
     return f"there is no key {where}{key}"
+
+
+def _strange(value: Any) -> str | None:
+    """What no key takes, whatever its type, and what would end in a traceback somewhere."""
+    if isinstance(value, dict):
+        return next(filter(None, map(_strange, [*value, *value.values()])), None)
+    if isinstance(value, list):
+        return next(filter(None, map(_strange, value)), None)
+    if isinstance(value, str) and "\0" in value:
+        return "a NUL character, which no text of a run has"
+    if isinstance(value, str) and len(value) > MAX_TEXT:
+        return f"a text of {len(value):,} characters, expected at most {MAX_TEXT:,}"
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return "a whole number of more than 64 bits"
+    return None
 
 
 def _fits(value: Any, hint: Any) -> bool:
@@ -114,7 +134,7 @@ def _expected(hint: Any) -> str:
         words = [_expected(part) for part in get_args(hint)]
         return " or ".join(dict.fromkeys(word for word in words if word))
     if origin is Literal:
-        return " or ".join(_shown(choice) for choice in get_args(hint))
+        return " or ".join(shown(choice) for choice in get_args(hint))
     if _is_list(hint):
         part = _expected(_part(hint))
         return f"a list, each entry {part}" if part else "a list"
@@ -122,7 +142,8 @@ def _expected(hint: Any) -> str:
     return _NAMES.get(origin or hint, "")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as a run file has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):

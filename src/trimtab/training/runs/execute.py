@@ -26,7 +26,7 @@ from trimtab.errors import CheckpointError, OutputExistsError
 from trimtab.outputs import is_draft, lock, new_folder, told_where
 from trimtab.processes import Interrupted
 from trimtab.training import runtime
-from trimtab.training.folders import last_checkpoint, read_json, write_json
+from trimtab.training.folders import complete_checkpoints, last_checkpoint, read_json, write_json
 from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
@@ -42,7 +42,7 @@ from trimtab.training.runs.trainers import Stop, build_trainer, follow
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["MODEL", "RESOLVED", "RESULT", "check_output", "execute"]
+__all__ = ["MODEL", "RESOLVED", "RESULT", "check_output", "execute", "goes_on"]
 
 RESOLVED = "resolved.json"
 RESULT = "result.json"
@@ -97,15 +97,15 @@ def execute(
             with told_where(run.output, "make room, and the same command goes on"):
                 return _execute(run, bars, stop)
         except KeyboardInterrupt:
-            raise Interrupted(f"the same command goes on {_goes_on(run.output)}") from None
+            raise Interrupted(f"the same command goes on {goes_on(run.output)}") from None
 
 
-def _goes_on(output: Path) -> str:
+def goes_on(output: Path) -> str:
     """From where a run goes on, in words."""
-    if (last := last_checkpoint(output / CHECKPOINTS)) is not None:
-        return f"from step {last.name.rpartition('-')[2]}"
-    if (last := last_checkpoint(output / EXPLORED)) is not None:
-        return f"from step {last.name.rpartition('-')[2]} of the search for the mask"
+    if steps := complete_checkpoints(output / CHECKPOINTS):
+        return f"from step {max(steps)}"
+    if steps := complete_checkpoints(output / EXPLORED):
+        return f"from step {max(steps)} of the search for the mask"
     if (output / FOUND).exists():
         return "with the mask that was found"
     if any((output / name).exists() for name in (SAMPLES, UNFINISHED)):
@@ -214,7 +214,7 @@ def check_output(run: PreparedRun) -> None:
             raise CheckpointError(
                 f"{output / RESOLVED} cannot be read ({error!r}): delete the folder to start anew"
             ) from None
-        begun = [last_checkpoint(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
+        begun = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
         if any(begun) or any((output / file).exists() for file in (FOUND, SAMPLES, UNFINISHED)):
             _refuse_other(found, run.settings(), output)
 

@@ -11,7 +11,7 @@ from trimtab.checkpoints.sources import Source, new_buffer
 from trimtab.errors import SettingsError
 from trimtab.training import runtime
 from trimtab.training.rollouts.checked_reward import checked
-from trimtab.training.runs.base_model import refuse_adapter
+from trimtab.training.runs.base_model import loading, refuse_adapter
 from trimtab.training.runs.rewards import Reward
 
 __all__ = ["model_reward"]
@@ -34,15 +34,11 @@ def model_reward(named: str, folder: Path) -> Reward:
     if not path.is_dir():
         raise SettingsError(f"reward.model: {path}: expected the folder of a model")
     refuse_adapter("reward.model", path)
-    try:
+    problem = f"reward.model: {path}: its config or tokenizer cannot be loaded"
+    with loading(problem, SettingsError):
         config = AutoConfig.from_pretrained(path)
         AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
-        raise SettingsError(
-            f"reward.model: {path}: its config or tokenizer cannot be loaded: "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from error
-    made_for = ", ".join(config.architectures or ["nothing"])
+        made_for = ", ".join(config.architectures or ["nothing"])
     if "ForSequenceClassification" not in made_for or config.num_labels != 1:
         raise SettingsError(
             f"reward.model: {path} is a {made_for} with {config.num_labels} outputs, expected a "

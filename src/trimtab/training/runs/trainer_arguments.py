@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from trimtab.errors import SettingsError
 from trimtab.training import runtime
 from trimtab.training.runs.algorithms import Algorithm
 from trimtab.training.runs.algorithms.algorithm import DEFAULTS
-from trimtab.training.runs.checking import check_table
+from trimtab.training.runs.checking import check_table, shown
 from trimtab.training.runs.run_file import RunFile
 from trimtab.training.runs.tables import AutoTable
 
@@ -29,6 +31,15 @@ SET_ELSEWHERE = {
     "disable_tqdm": "nothing: the progress is trimtab's own",
 }
 """Keys of TRL's configuration that `[trainer]` may not have -> where the run file has them."""
+
+LEAST: dict[str, float] = {
+    **dict.fromkeys(
+        ("per_device_train_batch_size", "gradient_accumulation_steps", "pad_to_multiple_of"), 1
+    ),
+    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "num_train_epochs"), 0),
+    **dict.fromkeys(("neftune_noise_alpha", "dataloader_num_workers"), 0),
+}
+"""Numbers that TRL takes whatever they are, and stumbles over in training -> the least, finite."""
 
 OPTIM = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
 """`optimizer.name` -> `optim` of TRL's configuration."""
@@ -59,6 +70,11 @@ def trainer_arguments(file: RunFile, algorithm: Algorithm, output: Path) -> Any:
     given = {key: value for key, value in file.trainer.items() if key not in SET_ELSEWHERE}
     config = algorithm.config_class()
     given = check_table(config, given, "trainer.", problems)
+    problems += [
+        f"trainer.{key} is {shown(given[key])}, expected a finite number of at least {least}"
+        for key, least in LEAST.items()
+        if isinstance(given.get(key), int | float) and not least <= given[key] < inf
+    ]
     if problems:
         raise SettingsError("; ".join(problems))
     defaults = {
@@ -71,7 +87,8 @@ def trainer_arguments(file: RunFile, algorithm: Algorithm, output: Path) -> Any:
         del defaults["activation_checkpointing"]
     if any(key in given for key in SAVING):
         del defaults["save_total_limit"]
-    try:
+
+    def made(given: dict[str, Any]) -> tuple[Any, int]:
         with runtime.quiet():
             args = config(
                 **{**defaults, **given},
@@ -80,15 +97,42 @@ def trainer_arguments(file: RunFile, algorithm: Algorithm, output: Path) -> Any:
                 optim=OPTIM[file.optimizer.name],
                 disable_tqdm=True,
             )
+        steps_per_round = algorithm.steps_per_round(args)
+        if steps_per_round < 1:
+            raise ArithmeticError(f"samples would serve {steps_per_round} steps")
+        return args, steps_per_round
+
+    try:
+        args, steps_per_round = made(given)
     except (ValueError, TypeError, ImportError) as error:
         raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
+    except Exception as error:  # whatever a value of the user leads to in there
+        raise SettingsError(_culprit(given, made, error)) from error
     if problems := list(algorithm.problems(args)):
         raise SettingsError("; ".join(problems))
-    steps_per_round = algorithm.steps_per_round(args)
     _save_between_rounds(args, steps_per_round, "save_steps" in given)
     if file.mask == "auto" and file.auto.probe == "adamw":
         _check_exploration(file.auto, args.max_steps, steps_per_round)
     return args
+
+
+def _culprit(
+    given: Mapping[str, Any], made: Callable[[dict[str, Any]], Any], error: Exception
+) -> str:
+    """Which key has the value that the configuration fails on.
+
+    It is the one without which it does not fail, or for another reason. Its own message is of a
+    division by zero, or the like.
+    """
+    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    for key in given:
+        try:
+            made({name: value for name, value in given.items() if name != key})
+        except Exception as other:
+            if repr(other) == repr(error):
+                continue
+        return f"trainer.{key} is {shown(given[key])}, which the configuration fails on ({told})"
+    return f"trainer: the configuration fails on these keys ({told})"
 
 
 def _save_between_rounds(args: Any, steps_per_round: int, is_given: bool) -> None:

@@ -43,9 +43,14 @@ def build_trainer(
         trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
     except TrimtabError:
         raise
-    except (ValueError, TypeError, ImportError) as error:
+    except Exception as error:  # whatever settings, data or model lead to in there
+        told = (
+            ""
+            if isinstance(error, ValueError | TypeError | ImportError)
+            else f"{type(error).__name__}: "
+        )
         raise SettingsError(
-            f"{run.algorithm.trainer.rpartition(':')[2]}: {' '.join(str(error).split())}"
+            f"{run.algorithm.trainer.rpartition(':')[2]}: {told}{' '.join(str(error).split())}"
         ) from error
     run.base.check()  # TRL may have loaded a reference model from the same folder
     trainer.remove_callback(PrinterCallback)
