@@ -171,7 +171,7 @@ def make_comparison(
 
 def make_analyses(comparison: Comparison) -> dict[str, Any]:
     """Precision by hand, in step with the counts; rank and geometry of small random matrices."""
-    by_kind = {}
+    by_kind: dict[str, dict[str, Any]] = {}
     for kind, counts in comparison.by_kind().items():
         changed = counts.num_changed["bits"]
         by_kind[kind] = {
@@ -181,11 +181,15 @@ def make_analyses(comparison: Comparison) -> dict[str, Any]:
             "straight_line": min(counts.num_elements, changed * 3),
             "adam_bound": min(counts.num_elements, changed * 6),
         }
-    total = {
+    total: dict[str, Any] = {
         key: sum(row[key] for row in by_kind.values())
         for key in ("num_elements", "one_step", "random_walk", "straight_line", "adam_bound")
     }
-    section = {"lr": 1e-5, "steps": 20, "betas": [0.9, 0.999]}
+    for row in (*by_kind.values(), total):
+        row |= {"num_nonfinite": 0, "num_not_float": 0, "dtypes": {"BF16": row["num_elements"]}}
+        row["sparsity"] = {}
+    section: dict[str, Any] = {"lr": 1e-5, "steps": 20, "betas": [0.9, 0.999]}
+    section |= {"adam_step_bound": 1e-5, "adam_displacement_bound": 2e-4}
     rank, geometry = RankAnalysis(), GeometryAnalysis()
     rng = np.random.default_rng(0)
     for index in range(4):
