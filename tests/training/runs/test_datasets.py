@@ -41,6 +41,12 @@ def test_messages(tmp_path: Path) -> None:
     assert list(read_rows(write(tmp_path, row, row), SFT).rows) == [row, row]
 
 
+@pytest.mark.parametrize("text", ["prompt,answer\n1+1=,2\n", json.dumps([GOOD]), "[\n{}\n]"])
+def test_other_formats_are_told_what_is_expected(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"\. Expected JSON Lines: a JSON object on each line"):
+        read_rows(write(tmp_path, text), SFT)
+
+
 def test_texts_with_line_separators_of_unicode(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     row = {"prompt": "a\u2028b\x85", "completion": "c"}
@@ -146,9 +152,11 @@ def test_answers_that_nothing_can_be_compared_with(tmp_path: Path) -> None:
 
 
 def test_columns_that_rewards_are_called_with_anyway(tmp_path: Path) -> None:
-    path = write(tmp_path, {"prompt": "1+1=", "answer": "2", "prompts": "x", "trainer_state": 1})
+    path = write(tmp_path, {"prompt": "1+1=", "answer": "2", "prompts": "x", "images": []})
     read_rows(path, ("prompt",))
-    with pytest.raises(SettingsError, match=r"jsonl: rename prompts, trainer_state: rewards are"):
+    with pytest.raises(
+        SettingsError, match=r"jsonl: rename images, prompts: to trainers and rewards"
+    ):
         read_rows(path, ("prompt",), reward=comparison("exact", "answer", None))
 
 

@@ -222,6 +222,15 @@ def test_functions_that_are_mapped_see_rows_and_their_results_stay_exact() -> No
 
 
 def test_algorithms_without_tokens_of_their_own_use_it() -> None:
-    for name, algorithm in ALGORITHMS.items():
-        if name not in ("rft", "kto"):
+    for algorithm in ALGORITHMS.values():
+        if algorithm.takes_reward:
             assert texts(algorithm.dataset(ROWS, None, 0)) == texts(ROWS)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "kto", "orpo", "simpo"])
+def test_what_is_trained_on_is_not_what_trl_takes_other_columns_for(name: str) -> None:
+    algorithm = ALGORITHMS[name]
+    wanted = {column: column == "label" or "1" for column in algorithm.columns}
+    other = ("input_ids", "labels", "text", "messages", "images", "assistant_masks", "answer")
+    (row,) = algorithm.dataset([{**wanted, **dict.fromkeys(other, "x")}], None, 0)
+    assert row == wanted

@@ -92,7 +92,8 @@ def read_rows(
             first = number
             if reward is not None and (taken := row.keys() & set(SAID_BY_TRAINERS)):
                 problems.append(
-                    f"rename {', '.join(sorted(taken))}: rewards are called with that anyway"
+                    f"rename {', '.join(sorted(taken))}: to trainers and rewards that means more "
+                    "than a column of the data"
                 )
         problems += [
             f"line {number} {problem}"
@@ -108,7 +109,10 @@ def read_rows(
         f"in line{'s' if len(of) > 1 else ''} {', '.join(of)} {told}" for told, of in unfit.items()
     ]
     if problems:
-        raise SettingsError(f"data.file: {path}: {first_few(problems, '; ')}")
+        told = first_few(problems, "; ")
+        if not rows or not isinstance(rows[0], dict):
+            told += ". Expected JSON Lines: a JSON object on each line, and not a list or a table"
+        raise SettingsError(f"data.file: {path}: {told}")
     if not rows:
         raise SettingsError(f"data.file: {path}: no rows: expected a JSON object on each line")
     return Rows(str(path), rows, xxhash.xxh3_128_hexdigest(content))

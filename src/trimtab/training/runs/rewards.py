@@ -31,6 +31,9 @@ NOT_PASSED = ("prompt", "completion", "completion_ids")
 """Columns that a reward function is not given as such, as with TRL."""
 
 SAID_BY_TRAINERS = (
+    "image",
+    "images",
+    "environment",
     "prompts",
     "completions",
     "trainer_state",
@@ -38,7 +41,7 @@ SAID_BY_TRAINERS = (
     "log_metric",
     "environments",
 )
-"""What trainers call a reward function with, beside the columns of the data."""
+"""What trainers call a reward function with beside the columns of the data, or take for more."""
 
 
 def _any_value(value: Any) -> str | None:

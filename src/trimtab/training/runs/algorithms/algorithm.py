@@ -16,6 +16,9 @@ __all__ = ["PAIRS", "Algorithm"]
 PAIRS = ("prompt", "chosen", "rejected")
 """Columns of a preference between two completions."""
 
+OF_TEMPLATES = ("tools", "chat_template_kwargs")
+"""Columns that TRL gives the chat template."""
+
 DEFAULTS: Mapping[str, Any] = {
     # TRL turns both on. bf16 arithmetic on fp32 weights is a choice; on bf16 weights it is no news.
     "bf16": False,
@@ -102,9 +105,16 @@ class Algorithm:
         )
 
     def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
-        """The rows as the trainer is given them; most shuffle and tokenize them themselves."""
+        """The rows as the trainer is given them; most shuffle and tokenize them themselves.
+
+        Where no reward looks at them, other columns are left out: TRL would train on `input_ids` in
+        place of prompt and completion, end no text that has a `text` beside it, and so on.
+        """
         from trimtab.training.runs.exact_dataset import ExactDataset
 
+        if not self.takes_reward:
+            kept = {*self.columns, *(self.or_columns or ()), *OF_TEMPLATES}
+            rows = [{name: of for name, of in row.items() if name in kept} for row in rows]
         return ExactDataset.of(rows)
 
     def more(
