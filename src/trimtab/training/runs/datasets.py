@@ -79,7 +79,8 @@ def read_rows(
     first = 0
     problems: list[str] = []
     unfit: dict[str, list[str]] = {}
-    for number, line in enumerate(content.decode("utf-8-sig").split("\n"), start=1):
+    lines = content.decode("utf-8-sig").split("\n")
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -110,7 +111,8 @@ def read_rows(
     ]
     if problems:
         told = first_few(problems, "; ")
-        if not rows or not isinstance(rows[0], dict):
+        begun = next((line.lstrip() for line in lines if line.strip()), "")
+        if not begun.startswith("{"):
             told += ". Expected JSON Lines: a JSON object on each line, and not a list or a table"
         raise SettingsError(f"data.file: {path}: {told}")
     if not rows:
