@@ -17,7 +17,7 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
 from trimtab.training.evaluation.answers import Answers
 from trimtab.training.evaluation.questions import Questions
-from trimtab.training.runs.base_model import DTYPES, BaseModel
+from trimtab.training.runs.base_model import BaseModel, load_model_of
 from trimtab.training.runs.prompts import prompt_ids
 
 __all__ = ["ask", "load_model", "load_tokenizer"]
@@ -56,9 +56,7 @@ def load_model(of: BaseModel | Path, dtype: str, device: Any) -> Any:
     if isinstance(of, BaseModel):
         folder, model = of.folder, of.load(dtype)
     else:
-        from transformers import AutoModelForCausalLM
-
-        folder, model = of, AutoModelForCausalLM.from_pretrained(of, dtype=DTYPES[dtype])
+        folder, model = of, load_model_of(of, dtype)
     broken = [name for name, of in model.named_parameters() if not of.isfinite().all()]
     if broken:
         raise CheckpointError(

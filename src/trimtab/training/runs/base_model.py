@@ -23,7 +23,15 @@ from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.naming import named_like
 from trimtab.training.layout import Layout
 
-__all__ = ["DTYPES", "FILES", "BaseModel", "loading", "open_base", "refuse_adapter"]
+__all__ = [
+    "DTYPES",
+    "FILES",
+    "BaseModel",
+    "load_model_of",
+    "loading",
+    "open_base",
+    "refuse_adapter",
+]
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 """Dtypes of training, as torch calls them."""
@@ -67,12 +75,8 @@ class BaseModel:
             CheckpointError: It cannot be loaded, or a file has changed since it was read for the
                 record.
         """
-        from transformers import AutoModelForCausalLM
-
         with loading(f"model: {self.folder}: it cannot be loaded"):
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, dtype=DTYPES[dtype], **options
-            )
+            model = load_model_of(self.folder, dtype, **options)
         self.check()
         return model
 
@@ -236,12 +240,38 @@ def _check_depth(config: Mapping[str, Any], num_tensors: int, name: str) -> None
             )
 
 
+def load_model_of(folder: Path, dtype: str, **options: Any) -> Any:
+    """Load a language model, also one that reads pictures, of which only text is asked here.
+
+    Args:
+        folder: A folder that transformers reads.
+        dtype: `bf16` or `fp32`: of the weights.
+        options: Of its config.
+    """
+    from transformers import AutoConfig
+
+    cls = _auto_class(AutoConfig.from_pretrained(folder))
+    return cls.from_pretrained(folder, dtype=DTYPES[dtype], **options)
+
+
+def _auto_class(config: Any) -> Any:
+    """The class of transformers that makes a model of a config."""
+    import transformers
+
+    images, text = transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM
+    only_with_images = (
+        type(config) in transformers.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        and type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    )
+    return images if only_with_images else text
+
+
 def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, str]) -> Layout:
     """The layout of the model, from its config and from what is stored."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
-    with loading(f"model: {folder}: transformers knows no causal language model for it"):
+    with loading(f"model: {folder}: transformers knows no language model for it"):
         config: Any = AutoConfig.from_pretrained(folder)
         if any(
             head in tensors and embed in tensors and tensors[head] != tensors[embed]
@@ -249,7 +279,7 @@ def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, 
         ):  # transformers ties no two tensors that are stored and differ, whatever the config says
             config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
+            model = _auto_class(config).from_config(config)
     return Layout.of(model).named_like(tensors, tied)
 
 

@@ -29,7 +29,7 @@ from trimtab.training.folders import last_checkpoint, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
 from trimtab.training.memory import PeakMemory, give_back_unused
 from trimtab.training.progress import note, stage
-from trimtab.training.runs.base_model import DTYPES
+from trimtab.training.runs.base_model import load_model_of
 from trimtab.training.runs.prepare import PreparedRun
 from trimtab.training.runs.run_file import RunFile
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
@@ -236,7 +236,6 @@ class _Looks:
 def _go_over(run: PreparedRun, mask: Mask) -> None:
     """Rewrite the last checkpoint of the first phase as one of masked training."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from trimtab.training.auto_mask import nearly_all, put_back, select_state
     from trimtab.training.layout import Layout
@@ -246,7 +245,7 @@ def _go_over(run: PreparedRun, mask: Mask) -> None:
     new = run.output / CHECKPOINTS / old.name
     shutil.rmtree(new, ignore_errors=True)  # left by a call that ended before it kept the mask
     with new_folder(new) as draft:
-        model = AutoModelForCausalLM.from_pretrained(old, dtype=DTYPES[run.dtype])
+        model = load_model_of(old, run.dtype)
         layout = run.base.layout_of(model)
         with open_checkpoint(run.base.folder) as stored, torch.no_grad():
             put_back(dict(model.named_parameters()), layout, stored.tensors, mask)
