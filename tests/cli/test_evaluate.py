@@ -179,5 +179,5 @@ def test_interrupt_leaves_nothing_half_written(
         "evaluate", base, "--data", data, "--reward", f"{reward}:slow", "-o", output
     )
     assert (code, out) == (130, "")
-    assert err.strip() == "trimtab: interrupted"
+    assert err.strip() == ("trimtab: interrupted: no answers are kept: the same command asks anew")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".e.json", "e.json"))]
