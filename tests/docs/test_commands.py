@@ -60,7 +60,6 @@ CUT: Mapping[str, Cut] = {
     "--max-tokens 2048": Cut("the tiny model has a context of 2048", ("--max-tokens", "8")),
     "evaluate out/model --base base --task reasoning_gym:chain_sum --by num_terms "
     "--config max_terms=6": Cut("500 questions", ("--questions", "5", "--max-tokens", "4")),
-    "robustness demo/grpo --mask grpo.safetensors --base demo/base --task addition": FRAGILE,
     "robustness tuned/ --mask m.safetensors --base base/ --task addition --html robustness.html": (
         FRAGILE
     ),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.checkpoints.building import tensors_bytes
 from tests.masks.test_algebra import elements, masks_of_a_model
+from tests.masks.test_stored import write_unnoticed
 from trimtab.errors import MaskError, MaskMismatchError, OutputExistsError
 from trimtab.masks import BaseTensor, Mask, open_mask
 from trimtab.masks.common_core import chance_of, part_files, split_tensor, write_parts
@@ -94,7 +95,7 @@ def test_chance_matched_by_magnitude(tmp_path: Path) -> None:
     assert [part.matched_chance for part in split.parts] == pytest.approx(matched)
     assert split.parts[0].matched_lift == pytest.approx(1.5)
     other = Mask.from_arrays({"w": second.array("w"), "v": np.array(True)})
-    with pytest.raises(MaskMismatchError, match="1 tensors are not in all masks: v"):
+    with pytest.raises(MaskMismatchError, match="1 tensor is not in all masks: v"):
         write_parts([first, other], files, base=tmp_path / "base.safetensors", force=True)
     assert Mask.load(files[0]) == first & second
 
@@ -157,10 +158,7 @@ def test_a_mask_that_is_damaged_on_the_way_leaves_nothing(tmp_path: Path) -> Non
     path = tmp_path / "m"
     Mask.from_arrays({"a": np.arange(50) < 9, "b": np.arange(50) < 9}).save(path)
     with open_mask(path) as stored:
-        raw = bytearray(path.read_bytes())
-        raw[-1] = 255
-        with path.open("r+b") as file:
-            file.write(raw)
+        write_unnoticed(path, path.stat().st_size - 1, b"\xff")
         with pytest.raises(MaskError, match="'b' says it selects 9 elements"):
             write_parts([stored, stored], part_files(tmp_path / "parts", "xy"))
     assert not list((tmp_path / "parts").iterdir())
