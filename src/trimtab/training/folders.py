@@ -24,6 +24,7 @@ from trimtab.outputs import new_file
 __all__ = [
     "WEIGHTS",
     "last_checkpoint",
+    "last_unfinished",
     "read_json",
     "read_record",
     "seal",
@@ -97,6 +98,19 @@ def last_checkpoint(work: Path) -> Path | None:
     for folder in set(work.glob("checkpoint-*")) - set(complete.values()):
         shutil.rmtree(folder)
     return complete[max(complete)] if complete else None
+
+
+def last_unfinished(work: Path) -> Path | None:
+    """As `last_checkpoint`, of those after which steps are left; later ones are removed.
+
+    The Trainer would take another step when it is resumed after its last: one too many.
+    """
+    while (last := last_checkpoint(work)) is not None:
+        state = read_json(last / "trainer_state.json")
+        if state["global_step"] < state.get("max_steps", state["global_step"] + 1):
+            break
+        shutil.rmtree(last)
+    return last
 
 
 def complete_checkpoints(work: Path) -> dict[int, Path]:

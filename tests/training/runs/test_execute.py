@@ -254,6 +254,32 @@ def test_folders_of_others_are_not_touched(base: Base, tmp_path: Path) -> None:
     train(run)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_run_that_was_killed_before_its_result(base: Base, tmp_path: Path, kept: bool) -> None:
+    """After the last step: it took one more, or could not go on where it was tracked."""
+    trainer = {"max_steps": 3, "lr_scheduler_type": "constant", "save_steps": 1 if kept else 2}
+    values = content("sft", base[0], track=1, trainer=trainer)
+    whole, run = (write(tmp_path / name, values) for name in ("whole", "killed"))
+    result, out = train(whole), tmp_path / "killed" / "out"
+
+    def kill(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:  # the instant at which a kill would come
+        patch.setattr("trimtab.training.runs.execute.save_weights", kill)
+        with pytest.raises(KeyboardInterrupt):
+            train(run)
+    again = train(run)
+    assert (again["steps"], again["resumed_from_step"]) == (3, 2)
+    assert [log["step"] for log in again["history"]] == [1, 2, 3]
+    assert again["update"] == result["update"]
+    weights = [of.parent / "out" / "model" / WEIGHTS for of in (whole, run)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    points = [read_tracked(of.parent / "out" / "updates.trimtab").points for of in (whole, run)]
+    assert points[0] == points[1]
+    assert not (out / "updates.trimtab.base").exists()
+
+
 def test_a_run_that_was_killed_as_it_began_can_be_begun_again(base: Base, tmp_path: Path) -> None:
     run = write(tmp_path, content("sft", base[0]))
     (tmp_path / "out" / "checkpoints").mkdir(parents=True)

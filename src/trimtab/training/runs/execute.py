@@ -26,7 +26,7 @@ from trimtab.errors import CheckpointError, OutputExistsError
 from trimtab.outputs import is_draft, lock, new_folder, told_where
 from trimtab.processes import Interrupted
 from trimtab.training import runtime
-from trimtab.training.folders import complete_checkpoints, last_checkpoint, read_json, write_json
+from trimtab.training.folders import complete_checkpoints, last_unfinished, read_json, write_json
 from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
@@ -123,7 +123,7 @@ def _execute(run: PreparedRun, bars: Progress, stop: Stop) -> dict[str, Any]:
             run = replace(run, rows=sampled_rows(run, bars, stop))
         if run.file.mask == "auto":
             run = replace(run, mask=find_mask(run, bars, stop))
-        checkpoint = last_checkpoint(run.output / CHECKPOINTS)
+        checkpoint = last_unfinished(run.output / CHECKPOINTS)
         resolved = run.describe()
         with stage(bars, f"{run.algorithm.name}: train") as line:
             trainer, training = build_trainer(
@@ -172,6 +172,10 @@ def _execute(run: PreparedRun, bars: Progress, stop: Stop) -> dict[str, Any]:
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(run.output / RESULT, result)
+    if run.file.track is not None:
+        from trimtab.training.tracker.base_file import base_path
+
+        base_path(run.output / UPDATES, 0, 1).unlink(missing_ok=True)
     if not run.keeps_checkpoints:
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)
     return result
@@ -186,7 +190,11 @@ def _track(run: PreparedRun, trainer: Any) -> None:
     dtype = "float32" if run.file.save_dtype == "fp32" else None
     # What an earlier call left behind is gone on with, or else worth nothing: `force`.
     tracker = UpdateTracker(
-        run.output / UPDATES, every=run.file.track, stored_dtype=dtype, force=True
+        run.output / UPDATES,
+        every=run.file.track,
+        stored_dtype=dtype,
+        force=True,
+        keep_base=True,  # until there is a result, the run may have to go on
     )
     tracker.attach(trainer)
 

@@ -43,6 +43,7 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
         stored_dtype: str | None = None,
         log_kinds: bool = False,
         force: bool = False,
+        keep_base: bool = False,
     ) -> None:
         """Say what to track; nothing is read or written before training begins.
 
@@ -56,6 +57,8 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
                 does, and else `float32`. Other weights are compared in their own.
             log_kinds: Also log the figures of each kind.
             force: Let a new run replace the file. A resumed one goes on in it either way.
+            keep_base: Leave `path` + `.base` there after the last step, too: for a run that may
+                have to go on from an earlier checkpoint until its result is saved.
 
         Raises:
             SettingsError: A setting is out of range.
@@ -64,6 +67,7 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
             raise SettingsError(f"every is a number of steps from 1 on, not {every}")
         self._settings = Settings(Path(path), every, parse_stored_dtype(stored_dtype), force)
         self._log_kinds = log_kinds
+        self._keep_base = keep_base
         self._session: Session | None = None
         self._is_logged = True
 
@@ -113,7 +117,8 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
             return
         if not args.load_best_model_at_end:  # else other weights are loaded by now
             self._take_point(state.global_step)
-        self._session.close(finished=state.global_step >= state.max_steps)
+        is_over = state.global_step >= state.max_steps
+        self._session.close(finished=is_over and not self._keep_base)
         self._session = None
 
     def on_log(
