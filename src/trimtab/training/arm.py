@@ -32,6 +32,7 @@ from trimtab.training.folders import (
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.recipe import Recipe, trainer_arguments
 from trimtab.training.runs.dotted import differences
+from trimtab.training.runs.trainers import order_by_epoch
 
 __all__ = ["ALGORITHMS", "CHECKPOINT_EVERY", "RUN", "check_settings", "train_arm"]
 
@@ -192,6 +193,7 @@ def _trainer(
         [_follow(on_step, checkpoint_every)],
     )
     trainer.remove_callback(PrinterCallback)
+    order_by_epoch(trainer)
     return trainer, _num_prompt_tokens(tokenizer, split)
 
 

@@ -143,6 +143,26 @@ def test_samples_for_several_steps_are_used_up_before_a_stop(base: Base, tmp_pat
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
+@pytest.mark.parametrize("algorithm", ["grpo", "rloo", "ppo", "sft"])
+def test_a_run_that_goes_on_in_its_second_epoch(base: Base, tmp_path: Path, algorithm: str) -> None:
+    """TRL began the orders of the epochs anew: GRPO and RLOO saw the first order twice."""
+    # One prompt a step of three; of SFT and PPO, two steps an epoch.
+    trainer = {"max_steps": 5, "lr_scheduler_type": "constant", "per_device_train_batch_size": 4}
+    rows = [{"prompt": f"{n}+1=", "completion": f"{n + 1}\n"} for n in range(1, 8)]
+    if algorithm in ("grpo", "rloo"):
+        rows = rows[:3]
+    values = content(algorithm, base[0], data={"file": "rows.jsonl"}, trainer=trainer)
+    whole, halves = (write(tmp_path / name, values) for name in ("whole", "halves"))
+    for run in (whole, halves):
+        (run.parent / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train(whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(halves, stop=after(4))
+    assert train(halves)["resumed_from_step"] == 4
+    weights = [run.parent / "out" / "model" / WEIGHTS for run in (whole, halves)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_mask_of_a_file_gives_the_run_of_that_mask(
     finished: Any, base: Base, tmp_path: Path
 ) -> None:

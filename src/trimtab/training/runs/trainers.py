@@ -14,7 +14,7 @@ from trimtab.training.progress import Stage
 from trimtab.training.runs.base_model import DTYPES
 from trimtab.training.runs.prepare import PreparedRun
 
-__all__ = ["Stop", "build_trainer", "follow"]
+__all__ = ["Stop", "build_trainer", "follow", "order_by_epoch"]
 
 Stop = Callable[[], bool]
 """Asked after every step whether to stop."""
@@ -54,6 +54,7 @@ def build_trainer(
         ) from error
     run.base.check()  # TRL may have loaded a reference model from the same folder
     trainer.remove_callback(PrinterCallback)
+    order_by_epoch(trainer)
     if mask is None:
         return trainer, None
     table = run.file.optimizer
@@ -68,6 +69,34 @@ def build_trainer(
         check_base=False,  # `load_mask` compared it with the checkpoint itself
     )
     return trainer, training
+
+
+def order_by_epoch(trainer: Any) -> None:
+    """Make the order of the prompts follow from the seed and the epoch, for a run that goes on.
+
+    TRL draws the orders of GRPO's and RLOO's epochs one after the other from one generator, which
+    begins anew when a run is resumed: its second epoch would come in the order of the first.
+    Trainers with other samplers are left as they are.
+    """
+    import torch
+    from trl.trainer.utils import RepeatSampler
+
+    make = trainer._get_train_sampler
+
+    def made(*args: Any, **more: Any) -> Any:
+        sampler = make(*args, **more)
+        if not isinstance(sampler, RepeatSampler) or not sampler.shuffle:
+            return sampler
+
+        def set_epoch(epoch: int) -> None:
+            sampler.generator.manual_seed(sampler.seed)
+            for _ in range(epoch):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+        sampler.set_epoch = set_epoch  # the Trainer calls it before every epoch
+        return sampler
+
+    trainer._get_train_sampler = made
 
 
 def follow(run: PreparedRun, line: Stage, stop: Stop, num_steps: int | None = None) -> Any:
