@@ -304,3 +304,24 @@ def test_ctrl_c_leaves_nothing_behind(run: Run, pair: tuple[Path, Path], tmp_pat
     assert child.returncode == 130
     assert err.strip() == "trimtab: interrupted"
     assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "evaluate a b --task addition",
+        "robustness a --mask m --base b --task addition",
+        "mask make fisher --base b --task addition --density 0.1 -o x",
+        "demo --out out",
+    ],
+)
+def test_a_verb_that_needs_torch_says_how_to_get_it(command: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['torch', 'transformers', 'trl'])); "
+        f"from trimtab.cli import main; main({command.split()!r})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr == "trimtab: torch is not installed: run `pip install 'trimtab[train]'`\n"

@@ -85,6 +85,10 @@ def _run(arguments: list[str]) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         _stop(str(error), 2 if isinstance(error, CriterionError) else 1)
+    except ModuleNotFoundError as error:  # a part of an extra, imported before it is asked for
+        if "--debug" in arguments or error.name is None or error.name.startswith("trimtab"):
+            raise
+        _stop(f"{error.name} is not installed: run `pip install 'trimtab[train]'`", 1)
     except KeyboardInterrupt as interrupt:
         _end(interrupt)
     sys.exit(code if isinstance(code, int) else 0)

@@ -17,8 +17,6 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import read_json, write_json
-from trimtab.training.layout import Layout, stored_values
-from trimtab.training.optimizers.sharding import as_sharded
 from trimtab.training.runs.dotted import differences
 
 __all__ = [
@@ -162,6 +160,9 @@ def load_converted(folder: Path, model: Any) -> None:
     Raises:
         CheckpointError: The checkpoint cannot be read, or lacks such a tensor.
     """
+    from trimtab.training.layout import Layout, stored_values
+    from trimtab.training.optimizers.sharding import as_sharded
+
     parameters = dict(model.named_parameters())
     layout = Layout.of(model)
     converted = {

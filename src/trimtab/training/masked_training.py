@@ -24,7 +24,6 @@ from trimtab.masks import Mask
 from trimtab.training import runtime
 from trimtab.training.also import frozen_notice, newly_initialised
 from trimtab.training.folders import read_json
-from trimtab.training.layout import Layout
 from trimtab.training.masked_checkpoint import (
     RECORD_FILE,
     check_same_run,
@@ -117,6 +116,8 @@ class MaskedTraining:
     """
 
     def __init__(self, trainer: Any, mask: Mask, options: dict[str, Any], check_base: bool) -> None:
+        from trimtab.training.layout import Layout
+
         self.trainer = trainer
         self.mask = Layout.of(trainer.model).in_files(mask)
         self.optimizer: Any = None

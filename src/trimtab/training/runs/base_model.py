@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.architectures import TIED
@@ -21,7 +21,9 @@ from trimtab.checkpoints.tensors import DataFile
 from trimtab.errors import CheckpointError, SettingsError, TrimtabError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.naming import named_like
-from trimtab.training.layout import Layout
+
+if TYPE_CHECKING:
+    from trimtab.training.layout import Layout
 
 __all__ = [
     "DTYPES",
@@ -96,6 +98,8 @@ class BaseModel:
 
     def layout_of(self, model: Any) -> Layout:
         """The layout of a model that was made from it, under the names of its files."""
+        from trimtab.training.layout import Layout
+
         return Layout.of(model).named_like(self.tensors, self.tied)
 
     def fitted(self, mask: Mask) -> Mask:
@@ -270,6 +274,8 @@ def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, 
     """The layout of the model, from its config and from what is stored."""
     import torch
     from transformers import AutoConfig
+
+    from trimtab.training.layout import Layout
 
     with loading(f"model: {folder}: transformers knows no language model for it"):
         config: Any = AutoConfig.from_pretrained(folder)
