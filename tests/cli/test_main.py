@@ -324,4 +324,5 @@ def test_a_verb_that_needs_torch_says_how_to_get_it(command: str, tmp_path: Path
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
     )
     assert done.returncode == 1
-    assert done.stderr == "trimtab: torch is not installed: run `pip install 'trimtab[train]'`\n"
+    last = done.stderr.splitlines()[-1]
+    assert last == "trimtab: torch is not installed: run `pip install 'trimtab[train]'`"
