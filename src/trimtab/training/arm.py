@@ -143,7 +143,8 @@ def train_arm(
         )
         masked = None if mask is None else train_only(trainer, mask, master="none", clip_by=CLIP_BY)
         loaded = perf_counter()
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with runtime.fast_products():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     trained = perf_counter()
     with new_folder(folder) as draft:
         _save(trainer.model, base_folder, draft)

@@ -11,7 +11,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.metadata import version
 from importlib.util import find_spec
 from logging import INFO, NOTSET, WARNING, getLogger
@@ -20,7 +20,7 @@ from typing import Any
 from trimtab import __version__
 from trimtab.extras import require
 
-__all__ = ["accelerator", "device", "quiet", "say", "start", "versions"]
+__all__ = ["accelerator", "device", "fast_products", "quiet", "say", "start", "versions"]
 
 INSTALL = "pip install 'trimtab[train]'"
 
@@ -62,6 +62,19 @@ def say(text: str) -> None:
         logger.info(text)
     elif logger.isEnabledFor(INFO):
         print(f"[trimtab] {text}", file=sys.stderr)
+
+
+def fast_products() -> AbstractContextManager[Any]:
+    """A context in which bf16 products are fast, on a CPU that would be slow; else one of nothing.
+
+    See `trimtab.training.bf16_products`.
+    """
+    import torch
+
+    from trimtab.training.bf16_products import fast_bf16
+
+    is_fast = torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return nullcontext() if is_fast else fast_bf16()
 
 
 @contextmanager
