@@ -133,10 +133,10 @@ def test_models_that_cannot_be_used(base: Base, tmp_path: Path) -> None:
         open_base(str(folder), tmp_path)
     folder = stored_as(base[0], tmp_path / "other", "bfloat16")
     (folder / "config.json").write_text('{"model_type": "unheard-of"}')
-    with pytest.raises(CheckpointError, match="no causal language model"):
+    with pytest.raises(CheckpointError, match="transformers knows no language model"):
         open_base(str(folder), tmp_path)
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match="no causal language model"):
+    with pytest.raises(CheckpointError, match="transformers knows no language model"):
         open_base(str(folder), tmp_path)
 
 
