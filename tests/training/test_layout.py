@@ -159,12 +159,15 @@ def test_operations_that_join_cut_and_turn() -> None:
     assert pieces.keys() == expected.keys()
     arrays = {n: of.numpy() for n, of in values.items()}
     written = {n: np.zeros_like(of) for n, of in arrays.items()}
+    assigned = {n: torch.zeros(shape) for n, shape in SHAPES.items()}
     for name, piece in pieces.items():
         assert torch.equal(piece.of(values), expected[name]), name
         assert np.array_equal(piece.take(arrays), expected[name].numpy())
         piece.put(expected[name].numpy(), written)
+        piece.assign(expected[name], assigned)
         assert piece.is_view == (name != "attn.qk"), name
     assert all(np.array_equal(written[n], arrays[n]) for n in arrays)
+    assert all(torch.equal(assigned[n], values[n]) for n in values)
     assert pieces["ln"].is_all_of((7,))
     assert not pieces["row"].is_all_of((1, 3))
     layout = Layout(SHAPES, pieces, {}, {})

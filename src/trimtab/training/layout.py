@@ -28,8 +28,6 @@ from trimtab.training.pieces import Piece, find_pieces, revert_of
 
 __all__ = ["STORED", "Layout", "layout_of", "module_of", "stored_values"]
 
-Shapes = Mapping[str, tuple[int, ...]]
-
 STORED = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -52,7 +50,7 @@ class Layout:
 
     def __init__(
         self,
-        parameters: Shapes,
+        parameters: Mapping[str, tuple[int, ...]],
         stored: Mapping[str, Piece],
         tied: Mapping[str, str],
         computed: Mapping[str, str],

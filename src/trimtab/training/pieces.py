@@ -9,7 +9,7 @@ them, is told apart.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -87,13 +87,12 @@ class Piece:
         if self.is_view and tensors[self.sources[0]].is_contiguous():
             self.of(tensors).copy_(values)
             return
-        places, start = torch.from_numpy(self._places()), 0
-        for name in self.sources:
+        sizes = {name: tensors[name].numel() for name in self.sources}
+        for name, where, mine in self._by_source(sizes):
             flat = tensors[name].detach().reshape(-1)
-            here = (places >= start) & (places < start + flat.numel())
-            flat[places[here] - start] = values.reshape(-1)[here]
+            at, of = (torch.from_numpy(places).to(flat.device) for places in (where, mine))
+            flat[at] = values.reshape(-1)[of]
             tensors[name].copy_(flat.reshape(tensors[name].shape))
-            start += flat.numel()
 
     def take(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """Its elements, as a new array.
@@ -114,13 +113,19 @@ class Piece:
             values: In its shape.
             arrays: Name of a parameter -> a contiguous array of its elements, written to.
         """
-        places = self._places()
-        start = 0
+        sizes = {name: arrays[name].size for name in self.sources}
+        for name, where, mine in self._by_source(sizes):
+            arrays[name].reshape(-1)[where] = values.reshape(-1)[mine]
+
+    def _by_source(
+        self, sizes: Mapping[str, int]
+    ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each parameter, positions in it, and which elements of the piece lie there."""
+        places, start = self._places(), 0
         for name in self.sources:
-            flat = arrays[name].reshape(-1)
-            here = (places >= start) & (places < start + flat.size)
-            flat[places[here] - start] = values.reshape(-1)[here]
-            start += flat.size
+            mine = np.flatnonzero((places >= start) & (places < start + sizes[name]))
+            yield name, places[mine] - start, mine
+            start += sizes[name]
 
     def _places(self) -> NDArray[np.int64]:
         if self.positions is not None:
