@@ -37,8 +37,8 @@ def quoted(text: str) -> set[str]:
 INTERNAL = ("trimtab.cli", "trimtab.checkpoints", "trimtab.training.runs")
 """Packages whose names are for the package itself; what users meet of them is listed one by one."""
 
-TYPES = {"AnyMask", "end_token"}
-"""A type of arguments, and what only our own modules import."""
+TYPES = {"AnyMask"}
+"""A type of arguments."""
 
 LISTED = set(re.findall(r"^::: trimtab\.(?:\w+\.)*(\w+)$", TEXTS["docs/api.md"], re.M))
 """Names on the page on Python."""

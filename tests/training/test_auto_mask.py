@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor, Mask
+from trimtab.training import SparseAdamW, SparseSGD
 from trimtab.training.auto_mask import (
     GradientSums,
     moved_elements,
@@ -26,7 +27,6 @@ from trimtab.training.auto_mask import (
     share_new,
 )
 from trimtab.training.layout import Layout
-from trimtab.training.optimizers import SparseAdamW, SparseSGD
 
 pytestmark = pytest.mark.train
 

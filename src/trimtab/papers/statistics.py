@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, pvariance, variance
 
-from trimtab.training.sweeps.seeds import CONFIDENCE, over_seeds, student_t
+from trimtab.training.evaluation.intervals import CONFIDENCE
+from trimtab.training.sweeps.seeds import over_seeds, student_t
 
 __all__ = ["CONFIDENCE", "PAIR", "Estimate", "difference", "mean"]
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab.training.masked_training import train_only
-    from trimtab.training.optimizers import SparseAdamW, SparseSGD
+    from trimtab.training.optimizers.adamw import SparseAdamW
+    from trimtab.training.optimizers.sgd import SparseSGD
     from trimtab.training.ppo.config import PPOConfig
     from trimtab.training.ppo.trainer import PPOTrainer
     from trimtab.training.prime.config import PRIMEConfig
@@ -32,8 +33,8 @@ _MODULES = {
     "PPOTrainer": "trimtab.training.ppo.trainer",
     "PRIMEConfig": "trimtab.training.prime.config",
     "PRIMETrainer": "trimtab.training.prime.trainer",
-    "SparseAdamW": "trimtab.training.optimizers",
-    "SparseSGD": "trimtab.training.optimizers",
+    "SparseAdamW": "trimtab.training.optimizers.adamw",
+    "SparseSGD": "trimtab.training.optimizers.sgd",
     "train_only": "trimtab.training.masked_training",
 }
 

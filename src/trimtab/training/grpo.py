@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trimtab.training.addition import Split, reward
-from trimtab.training.evaluation import end_token
+from trimtab.training.evaluation.ends import end_token
 from trimtab.training.recipe import Recipe
 
 __all__ = ["SETTINGS", "build_trainer"]

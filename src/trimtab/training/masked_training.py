@@ -262,7 +262,8 @@ class MaskedTraining:
             self._of_best = {**now, "step": state.best_global_step}
 
     def _new_optimizer(self, model: Any, *, check_base: bool) -> Any:
-        from trimtab.training.optimizers import SparseAdamW, SparseSGD
+        from trimtab.training.optimizers.adamw import SparseAdamW
+        from trimtab.training.optimizers.sgd import SparseSGD
 
         kind = {"adamw": SparseAdamW, "sgd": SparseSGD}[self._settings.algorithm]
         decayed = set(self.trainer.get_decay_parameter_names(model))

@@ -12,8 +12,8 @@ import pytest
 from tests.training.evaluation.conftest import Pair
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.training.addition import is_correct, split_questions
-from trimtab.training.evaluation import end_token
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
+from trimtab.training.evaluation.ends import end_token
 from trimtab.training.evaluation.questions import Questions, addition_questions
 from trimtab.training.rollouts.checked_reward import checked
 from trimtab.training.runs.datasets import Rows

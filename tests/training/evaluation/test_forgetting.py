@@ -13,8 +13,8 @@ from tests.training.evaluation.conftest import Pair
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.results.schema import from_plain
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
+from trimtab.training.evaluation.answers import Forgetting
 from trimtab.training.evaluation.forgetting import (
-    Forgetting,
     NeutralText,
     pieces,
     probe,

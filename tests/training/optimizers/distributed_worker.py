@@ -28,7 +28,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tests.training.optimizers.reference import random_mask
 from trimtab.errors import TrimtabError
 from trimtab.masks import Mask
-from trimtab.training.optimizers import SparseAdamW, SparseOptimizer
+from trimtab.training import SparseAdamW
+from trimtab.training.optimizers.sparse import SparseOptimizer
 
 STEPS = 4
 MICROBATCHES = 2

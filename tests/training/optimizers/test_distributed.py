@@ -12,7 +12,7 @@ from torch.multiprocessing.spawn import spawn
 
 from tests.training.optimizers import distributed_worker as worker
 from tests.training.optimizers.reference import bits
-from trimtab.training.optimizers import SparseAdamW
+from trimtab.training import SparseAdamW
 
 pytestmark = pytest.mark.train
 

@@ -20,7 +20,9 @@ from tests.training.optimizers.reference import (
     parameters_of,
     random_mask,
 )
-from trimtab.training.optimizers import SparseAdamW, SparseOptimizer, SparseSGD, binding
+from trimtab.training import SparseAdamW, SparseSGD
+from trimtab.training.optimizers import binding
+from trimtab.training.optimizers.sparse import SparseOptimizer
 
 pytestmark = pytest.mark.train
 

@@ -13,8 +13,8 @@ from torch import nn
 from tests.training.optimizers.reference import bits, parameters_of, random_mask
 from trimtab.errors import MaskError, MaskMismatchError, OptimizerError
 from trimtab.masks import BaseTensor, Mask
-from trimtab.training.optimizers import SparseAdamW, SparseSGD
-from trimtab.training.optimizers.refusals import TAKEN
+from trimtab.training import SparseAdamW, SparseSGD
+from trimtab.training.optimizers.binding import TAKEN
 
 pytestmark = pytest.mark.train
 

@@ -23,7 +23,9 @@ from tests.training.optimizers.reference import (
 )
 from trimtab.errors import OptimizerError
 from trimtab.masks import BaseTensor, Mask
-from trimtab.training.optimizers import SparseAdamW, SparseOptimizer, SparseSGD, binding
+from trimtab.training import SparseAdamW, SparseSGD
+from trimtab.training.optimizers import binding
+from trimtab.training.optimizers.sparse import SparseOptimizer
 
 pytestmark = pytest.mark.train
 

@@ -23,7 +23,7 @@ from tests.training.optimizers.reference import (
 )
 from trimtab.errors import OptimizerError, SettingsError
 from trimtab.masks import Mask
-from trimtab.training.optimizers import SparseAdamW, SparseSGD
+from trimtab.training import SparseAdamW, SparseSGD
 
 pytestmark = pytest.mark.train
 

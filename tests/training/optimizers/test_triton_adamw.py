@@ -29,7 +29,8 @@ from tests.training.optimizers.reference import (
     random_mask,
 )
 from trimtab.masks import Mask
-from trimtab.training.optimizers import SparseAdamW, adamw, compact, lo16, tie_bits
+from trimtab.training import SparseAdamW
+from trimtab.training.optimizers import adamw, compact, lo16, tie_bits
 from trimtab.training.optimizers.single_operations import Factors
 from trimtab.training.optimizers.single_operations import adamw_step as reference_step
 

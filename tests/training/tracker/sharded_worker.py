@@ -19,7 +19,7 @@ from tests.training.tracker.watching import Watcher, whole
 from trimtab.compare.tracked import read_steps, read_tracked
 from trimtab.errors import TrimtabError
 from trimtab.masks import Mask
-from trimtab.training.optimizers import SparseAdamW
+from trimtab.training import SparseAdamW
 from trimtab.training.tracker import UpdateTracker
 
 STEPS = 4

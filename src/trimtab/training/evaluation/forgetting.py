@@ -12,27 +12,25 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from math import exp, isfinite, sqrt
+from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
-from trimtab.results.schema import Amount
-from trimtab.training.evaluation.intervals import Interval, normal_interval
-from trimtab.words import one_line, plural
+from trimtab.training.evaluation.answers import Forgetting
+from trimtab.words import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
     "PASSAGE",
-    "Forgetting",
     "NeutralText",
     "next_logits",
     "passage_length",
@@ -74,125 +72,6 @@ class NeutralText:
             "xxh3_128": self.digest,
             "num_passages": len(self.passages),
         }
-
-
-@dataclass(frozen=True)
-class Forgetting:
-    """How two models read the same text; one entry for each passage.
-
-    Attributes:
-        num_tokens: Tokens that are predicted.
-        divergence: Sum of KL(base || tuned) over them, in nats.
-        base_surprise: Sum of -log p of each token under the base, in nats.
-        tuned_surprise: The same under the tuned model.
-    """
-
-    READ_AS: ClassVar[type]
-
-    num_tokens: tuple[int, ...]
-    divergence: tuple[float, ...]
-    base_surprise: tuple[float, ...]
-    tuned_surprise: tuple[float, ...]
-
-    def __repr__(self) -> str:
-        return one_line(self, f"KL {self.kl:.4g} over {plural(sum(self.num_tokens), 'token')}")
-
-    @property
-    def kl(self) -> float:
-        """KL(base || tuned) of a token, in nats; every token counts alike."""
-        return sum(self.divergence) / sum(self.num_tokens)
-
-    @property
-    def kl_standard_error(self) -> float | None:
-        """Standard error of `kl`, over passages; None for fewer than two.
-
-        Source:
-            Cochran 1977, Sampling Techniques, sec. 6.4: the standard error of a ratio.
-        """
-        num = len(self.num_tokens)
-        if num < 2:
-            return None
-        residuals = (
-            divergence - self.kl * tokens
-            for divergence, tokens in zip(self.divergence, self.num_tokens, strict=True)
-        )
-        variance = sum(residual**2 for residual in residuals) * num / (num - 1)
-        return sqrt(variance) / sum(self.num_tokens)
-
-    @property
-    def kl_interval(self) -> Interval | None:
-        """Of `kl`, over passages; None for fewer than two."""
-        error = self.kl_standard_error
-        return None if error is None else normal_interval(self.kl, error, low=0.0)
-
-    @property
-    def base_perplexity(self) -> float:
-        """Of the base: e to the power of its mean surprise at a token."""
-        return exp(sum(self.base_surprise) / sum(self.num_tokens))
-
-    @property
-    def tuned_perplexity(self) -> float:
-        """Of the tuned model."""
-        return exp(sum(self.tuned_surprise) / sum(self.num_tokens))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the figures, and the sums of each passage."""
-        return {
-            "num_tokens": sum(self.num_tokens),
-            "kl": self.kl,
-            "kl_standard_error": self.kl_standard_error,
-            "kl_interval": None if self.kl_interval is None else list(self.kl_interval),
-            "base_perplexity": self.base_perplexity,
-            "tuned_perplexity": self.tuned_perplexity,
-            "passages": [
-                dict(zip(self.__dict__, passage, strict=True))
-                for passage in zip(*self.__dict__.values(), strict=True)
-            ],
-        }
-
-
-@dataclass(frozen=True)
-class _Passage:
-    """A row of the JSON."""
-
-    num_tokens: int
-    divergence: float
-    base_surprise: Amount
-    tuned_surprise: Amount
-
-
-@dataclass(frozen=True)
-class _Passages:
-    """Passages as the JSON has them; the figures beside them are computed anew."""
-
-    PLAIN: ClassVar = (
-        *("num_tokens=_derived", "kl=_derived", "kl_standard_error=_derived"),
-        "kl_interval=_derived",
-        *("base_perplexity=_derived", "tuned_perplexity=_derived", "passages"),
-    )
-
-    passages: tuple[_Passage, ...]
-
-    def problems(self) -> Iterator[str]:
-        """What cannot have been read."""
-        if not self.passages:
-            yield "it has no passages"
-        for place, row in enumerate(self.passages):
-            if row.num_tokens < 1:
-                yield f"passages[{place}].num_tokens is {row.num_tokens}"
-
-    def made(self) -> Forgetting:
-        """The passages by column."""
-        rows = self.passages
-        return Forgetting(
-            num_tokens=tuple(row.num_tokens for row in rows),
-            divergence=tuple(row.divergence for row in rows),
-            base_surprise=tuple(row.base_surprise for row in rows),
-            tuned_surprise=tuple(row.tuned_surprise for row in rows),
-        )
-
-
-Forgetting.READ_AS = _Passages
 
 
 def read_text(path: Path | None = None) -> NeutralText:

@@ -13,9 +13,8 @@ from typing import Annotated, Any, ClassVar, TypedDict
 
 from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
-from trimtab.training.evaluation.answers import Answers, difference
+from trimtab.training.evaluation.answers import Answers, Forgetting, difference
 from trimtab.training.evaluation.baseline import majority_baseline
-from trimtab.training.evaluation.forgetting import Forgetting
 from trimtab.training.evaluation.intervals import CONFIDENCE, normal_interval
 from trimtab.words import one_line
 

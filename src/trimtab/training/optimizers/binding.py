@@ -10,15 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from trimtab.masks import Mask
 from trimtab.training.optimizers.compact import CompactElements
 from trimtab.training.optimizers.dense import DENSE_ABOVE, DenseElements
 from trimtab.training.optimizers.elements import Elements
-from trimtab.training.optimizers.refusals import TAKEN
 from trimtab.training.optimizers.sharding import box_of
 
-__all__ = ["Collector", "bind", "groups_of"]
+__all__ = ["TAKEN", "Collector", "bind", "groups_of"]
+
+TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
 
 
 def bind(

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from trimtab.training.optimizers.elements import Elements
-from trimtab.training.optimizers.kernels import kernels_for
+from trimtab.training.optimizers.kernels import Kernels
 from trimtab.training.optimizers.sharding import local
 from trimtab.training.optimizers.vector_width import num_padding
 
-__all__ = ["CompactElements"]
+__all__ = ["CompactElements", "kernels_for"]
 
 
 class CompactElements(Elements):
@@ -87,3 +87,12 @@ class CompactElements(Elements):
     def _collect(self, dense: Tensor, accumulator: Tensor, *, add: bool) -> None:
         collect = self._kernels.add if add else self._kernels.read
         collect(dense, self.export(accumulator))
+
+
+def kernels_for(index: Tensor) -> Kernels:
+    """The fastest kernels for the device that the positions are on."""
+    if index.device.type == "cpu":
+        from trimtab.training.optimizers.cpu_kernels import CpuKernels
+
+        return CpuKernels(index)
+    return Kernels(index)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from trimtab.training.optimizers.elements import Elements
-from trimtab.training.optimizers.kernels import dense_kernels_for
+from trimtab.training.optimizers.kernels import DenseKernels
 
-__all__ = ["DENSE_ABOVE", "DenseElements"]
+__all__ = ["DENSE_ABOVE", "DenseElements", "dense_kernels_for"]
 
 DENSE_ABOVE = 15 / 18
 """Density of a tensor above which its elements are kept dense.
@@ -88,3 +88,12 @@ class DenseElements(Elements):
 
     def _collect(self, dense: Tensor, accumulator: Tensor, *, add: bool) -> None:
         self._kernels.collect(dense, accumulator, add=add)
+
+
+def dense_kernels_for(others: Tensor | None, device: torch.device) -> DenseKernels:
+    """The fastest kernels for a device."""
+    if device.type == "cpu":
+        from trimtab.training.optimizers.cpu_kernels import CpuDenseKernels
+
+        return CpuDenseKernels(others)
+    return DenseKernels(others)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import OptimizerError
-from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.sharding import as_sharded, local
 
 if TYPE_CHECKING:
@@ -112,34 +111,25 @@ class Ranks:
                 "checkpoint in each, or broadcast them from one"
             )
 
-    def average_selected(self, trained: Sequence[Elements]) -> None:
-        """Average the collected gradients; one that only other processes have is 0 here."""
-        present = self._any_has({of.name: of.gradient is not None for of in trained})
-        gradients = {}
-        for elements in trained:
-            if present[elements.name]:
-                gradients[elements.name] = elements.take_zeros()
-        self._average(gradients)
-
     def average_dense(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
-        """Average whole gradients, as `average_selected` does, where they are."""
-        present = self._any_has({name: p.grad is not None for name, p in parameters})
+        """Average whole gradients where they are; one that only other processes have is 0 here."""
+        present = self.any_has({name: p.grad is not None for name, p in parameters})
         gradients = {}
         for name, parameter in parameters:
             if present[name] and name not in self._parts:
                 dense = parameter.grad
                 dense = torch.zeros_like(parameter) if dense is None else dense.to_dense()
                 gradients[name] = parameter.grad = dense.detach().contiguous()
-        self._average(gradients)
+        self.average(gradients)
 
-    def _any_has(self, has: Mapping[str, bool]) -> dict[str, bool]:
+    def any_has(self, has: Mapping[str, bool]) -> dict[str, bool]:
         """Which names any process has, given those that this one has."""
         flags = torch.tensor(list(has.values()), dtype=torch.int32, device=self._device)
         for group in self.all_groups:
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group)
         return dict(zip(has, map(bool, flags.tolist()), strict=True))
 
-    def _average(self, gradients: Mapping[str, Tensor]) -> None:
+    def average(self, gradients: Mapping[str, Tensor]) -> None:
         """Average the gradients of copies, in place; those of sharded parameters are left alone.
 
         Args:

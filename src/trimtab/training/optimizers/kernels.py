@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trimtab.training.optimizers import lo16
 
-__all__ = ["DenseKernels", "Kernels", "dense_kernels_for", "kernels_for"]
+__all__ = ["DenseKernels", "Kernels"]
 
 
 class Kernels:
@@ -93,21 +93,3 @@ class DenseKernels:
         weights, ties = lo16.split(masters, remainder)
         self.write(dense, weights)
         return ties
-
-
-def kernels_for(index: Tensor) -> Kernels:
-    """The fastest kernels for the device that the positions are on."""
-    if index.device.type == "cpu":
-        from trimtab.training.optimizers.cpu_kernels import CpuKernels
-
-        return CpuKernels(index)
-    return Kernels(index)
-
-
-def dense_kernels_for(others: Tensor | None, device: torch.device) -> DenseKernels:
-    """The fastest kernels for a device."""
-    if device.type == "cpu":
-        from trimtab.training.optimizers.cpu_kernels import CpuDenseKernels
-
-        return CpuDenseKernels(others)
-    return DenseKernels(others)

@@ -6,26 +6,22 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, OptimizerError
 from trimtab.masks import Mask
+from trimtab.training.optimizers.binding import TAKEN
 from trimtab.training.optimizers.masters import POSSIBLE, Master, master_for
 from trimtab.training.optimizers.saved import short
 from trimtab.training.optimizers.sharding import local, sharding_trouble
 
 __all__ = [
-    "TAKEN",
     "named",
     "refuse_parameters",
     "refuse_taken",
     "refuse_trivial_mask",
     "refuse_wrapped_model",
 ]
-
-TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
 
 Named = Sequence[tuple[str, Tensor]]
 

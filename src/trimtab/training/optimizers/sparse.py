@@ -334,7 +334,12 @@ class SparseOptimizer(ResumableOptimizer):
             elements.take_gradient()
         if self._clip_by == "masked":
             if self._ranks is not None:
-                self._ranks.average_selected(list(self._elements.values()))
+                present = self._ranks.any_has(
+                    {name: e.gradient is not None for name, e in self._elements.items()}
+                )
+                self._ranks.average(
+                    {name: e.take_zeros() for name, e in self._elements.items() if present[name]}
+                )
             for name, elements in self._elements.items():
                 if elements.gradient is not None:
                     squares[name] = elements.sum_of_squares()

@@ -15,7 +15,8 @@ from typing import Annotated, Any, ClassVar, TypedDict
 from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
-from trimtab.training.sweeps.seeds import CONFIDENCE, over_seeds
+from trimtab.training.evaluation.intervals import CONFIDENCE
+from trimtab.training.sweeps.seeds import over_seeds
 from trimtab.words import one_line, plural
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "Cell", "Robustness"]

@@ -2,23 +2,26 @@
 
 A reward function is one of TRL's: called with the lists `prompts`, `completions` and
 `completion_ids` and every other column of the data, it returns one finite number each.
+
+Importing this module does not import torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike, fspath
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from trimtab.errors import SettingsError
 from trimtab.training.rollouts.checked_reward import checked
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
 __all__ = ["RewardModel", "RewardSource", "Rewards", "reward_problems"]
 
-RewardSource = Callable[..., Any] | str | PathLike[str] | torch.nn.Module
+RewardSource: TypeAlias = "Callable[..., Any] | str | PathLike[str] | torch.nn.Module"
 """A function, the folder or hub id of a sequence classification checkpoint, or such a model."""
 
 PASSED = {"prompt", "completion", "prompts", "completions", "completion_ids"}
@@ -39,6 +42,8 @@ class RewardModel:
     """
 
     def __init__(self, model: Any, tokenizer: Any, device: torch.device) -> None:
+        import torch
+
         self.tokenizer = tokenizer
         if isinstance(model, torch.nn.Module):
             self.__name__ = type(model).__name__
@@ -55,16 +60,20 @@ class RewardModel:
                 "as sequence classification with num_labels=1"
             )
 
-    @torch.no_grad()
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         """Score each prompt with its completion."""
-        return [
-            self._score(prompt, completion)
-            for prompt, completion in zip(prompts, completions, strict=True)
-        ]
+        import torch
+
+        with torch.no_grad():
+            return [
+                self._score(prompt, completion)
+                for prompt, completion in zip(prompts, completions, strict=True)
+            ]
 
     def _score(self, prompt: Any, completion: Any) -> float:
         """One text at a time: the score depends on no padding."""
+        import torch
+
         if isinstance(prompt, str):
             text = prompt + completion
         else:
@@ -111,6 +120,8 @@ class Rewards:
     def __init__(
         self, sources: Sequence[RewardSource], tokenizer: Any, device: torch.device
     ) -> None:
+        import torch
+
         functions = [
             RewardModel(source, tokenizer, device)
             if isinstance(source, str | PathLike | torch.nn.Module)
@@ -138,6 +149,8 @@ class Rewards:
         Raises:
             SettingsError: A function fails, or returns anything but one finite number each.
         """
+        import torch
+
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in PASSED}
         columns |= {"prompts": [row["prompt"] for row in rows], "completion_ids": ids}
         given = [function(completions=completions, **columns) for function in self._functions]

@@ -7,9 +7,9 @@ from math import atan, cos, pi, sin, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
-__all__ = ["CONFIDENCE", "over_seeds", "student_t"]
+from trimtab.training.evaluation.intervals import CONFIDENCE
 
-CONFIDENCE = 0.95
+__all__ = ["over_seeds", "student_t"]
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:

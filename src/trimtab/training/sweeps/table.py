@@ -15,11 +15,12 @@ from typing import Any
 
 from trimtab.checkpoints.record import made_now
 from trimtab.training import runtime
+from trimtab.training.evaluation.intervals import CONFIDENCE
 from trimtab.training.runs.dotted import flat
 from trimtab.training.sweeps.measured import MEASURED, measured
 from trimtab.training.sweeps.plan import Plan, PlannedCell
 from trimtab.training.sweeps.processes import Outcome
-from trimtab.training.sweeps.seeds import CONFIDENCE, over_seeds
+from trimtab.training.sweeps.seeds import over_seeds
 
 __all__ = ["COLUMNS", "FORMAT", "FORMAT_VERSION", "METRICS", "as_csv", "sweep_table"]
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from trimtab.elements import moves
-from trimtab.training.optimizers import SparseOptimizer, SparseSGD
 from trimtab.training.optimizers.elements import Elements
+from trimtab.training.optimizers.sgd import SparseSGD
 from trimtab.training.optimizers.sharding import local
+from trimtab.training.optimizers.sparse import SparseOptimizer
 from trimtab.training.tracker.bits import CHUNK, as_bits
 from trimtab.training.tracker.parts import ModelPart
 

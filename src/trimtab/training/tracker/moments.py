@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from trimtab.training.optimizers import SparseOptimizer
 from trimtab.training.optimizers.sharding import local
+from trimtab.training.optimizers.sparse import SparseOptimizer
 from trimtab.training.tracker.gradients import Gradients, flags_of, unwrapped
 
 __all__ = ["Moment", "Moments"]

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from math import lcm
 from typing import Any
 
-from trimtab.training.evaluation import end_token
+from trimtab.training.evaluation.ends import end_token
 from trimtab.training.runs.algorithms.algorithm import Algorithm
 from trimtab.training.runs.datasets import Rows
 from trimtab.training.runs.rewards import Reward
