@@ -14,10 +14,11 @@ from trimtab import errors
 
 SOURCE = Path(trimtab.__file__).parent
 
-BELOW = {"inputs", "extras", "words", "escaping", "errors"}
+BELOW = {"_version", "inputs", "extras", "words", "escaping", "errors"}
 """What every layer may import."""
 
 MAY_IMPORT = {
+    "_version": set(),
     "errors": set(),
     "words": set(),
     "escaping": set(),

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
+from trimtab._version import __version__ as __version__
 from trimtab.checkpoints import Checkpoint, open_checkpoint
 from trimtab.compare import Comparison, PrecisionProbe, compare
 from trimtab.compare.trajectory import trajectory

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import xxhash
 
-import trimtab
+from trimtab._version import __version__
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.words import one_line, plural
 
@@ -101,7 +101,7 @@ def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRe
 def made_now(**more: Any) -> dict[str, Any]:
     """Provenance of what was made just now, by no command, and what else there is to say of it."""
     return {
-        "trimtab_version": trimtab.__version__,
+        "trimtab_version": __version__,
         "command": None,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         **more,

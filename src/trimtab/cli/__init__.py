@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from trimtab import __version__
+from trimtab._version import __version__
 from trimtab.cli.stopping import termination_interrupts
 from trimtab.cli.terminal import guarded, say
 from trimtab.cli.verbs import Verbs

@@ -13,7 +13,7 @@ from functools import cache
 from html import escape
 from typing import Any, Literal, NamedTuple
 
-import trimtab
+from trimtab._version import __version__
 from trimtab.report.blocks import Figure, Key
 from trimtab.report.page import Page, check_installed, template_text
 
@@ -84,7 +84,7 @@ def _svg(figure: Figure, page: Page, vl_convert: Any) -> str:
     lines.append(f'<svg x="{MARGIN}" y="{top:g}" {opening[0][5:]}{drawn[opening.end() :]}')
     top += size["height"] + LINE
     dated = f" · {page.day}" if page.day else ""
-    source = f"{page.source}{dated} · trimtab {trimtab.__version__}"
+    source = f"{page.source}{dated} · trimtab {__version__}"
     lines.append(_text(source, MARGIN, top, size=10, colour="--soft"))
     height = top + MARGIN
     return _coloured(

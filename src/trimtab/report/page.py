@@ -15,7 +15,7 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-import trimtab
+from trimtab._version import __version__
 from trimtab.extras import require
 from trimtab.report.blocks import Figure, Section
 from trimtab.report.vega import packed
@@ -116,7 +116,7 @@ def render(*pages: Page) -> str:
         .get_template("page.html.j2")
         .render(
             pages=pages,
-            version=trimtab.__version__,
+            version=__version__,
             style=template_text("style.css"),
             scripts=scripts,
             hashes=[_hash(script) for script in scripts],

@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from logging import INFO, NOTSET, WARNING, getLogger
 from typing import Any
 
-from trimtab import __version__
+from trimtab._version import __version__
 from trimtab.extras import require
 
 __all__ = ["accelerator", "device", "fast_products", "quiet", "say", "start", "versions"]

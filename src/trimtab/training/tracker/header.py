@@ -10,7 +10,7 @@ import torch
 import xxhash
 from torch import Tensor
 
-import trimtab
+from trimtab._version import __version__
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.record import CheckpointRecord, content_hash
 from trimtab.compare.tracked_file import FORMAT, FORMAT_VERSION, Part
@@ -52,7 +52,7 @@ def new_header(
         "base_digests": list(base_digests),
         "parts": [list(part) for part in parts],
         "provenance": {
-            "trimtab_version": trimtab.__version__,
+            "trimtab_version": __version__,
             "command": None,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": first.device.type,
