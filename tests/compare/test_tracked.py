@@ -26,7 +26,7 @@ from trimtab.compare.tracked_file import (
     pack_record,
 )
 from trimtab.compare.trajectory_result import PointCounts
-from trimtab.elements import gaps
+from trimtab.elements import index_coding
 from trimtab.errors import ResultFormatError
 
 PARTS = (Part("a", "norm", "BF16", 100), Part("b", "embed", "BF16", 40, 1))
@@ -54,9 +54,9 @@ Toggles = Sequence[tuple[Sequence[int], Sequence[int]]]
 
 def coded(positions: Sequence[int]) -> tuple[int, bytes]:
     if not positions:
-        return gaps.EMPTY, b""
+        return index_coding.EMPTY, b""
     distances = np.diff(positions, prepend=-1) - 1
-    return gaps.GAPS8, distances.astype(np.uint8).tobytes()
+    return index_coding.GAPS8, distances.astype(np.uint8).tobytes()
 
 
 def figures(step: int, stepped: int = 3, **more: Any) -> StepFigures:
@@ -322,11 +322,11 @@ def test_hostile_points(tmp_path: Path, change: Callable[[bytes], bytes], proble
 
 
 def test_hostile_sets(tmp_path: Path) -> None:
-    sets = [(gaps.GAPS8, b"\xc8"), (gaps.EMPTY, b"")]
+    sets = [(index_coding.GAPS8, b"\xc8"), (index_coding.EMPTY, b"")]
     path = write(tmp_path / "u", pack_point(figures(1), sets))
     with pytest.raises(ResultFormatError, match="damaged: a at step 1: a gap leads beyond"):
         read_tracked(path)
-    path = write(tmp_path / "u", pack_point(figures(1), [(77, b"\0"), (gaps.EMPTY, b"")]))
+    path = write(tmp_path / "u", pack_point(figures(1), [(77, b"\0"), (index_coding.EMPTY, b"")]))
     with pytest.raises(ResultFormatError, match="no coding 77"):
         read_tracked(path)
 

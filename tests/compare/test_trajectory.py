@@ -18,7 +18,7 @@ from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, save, save_
 from trimtab.checkpoints import checkpoint as checkpoint_module
 from trimtab.checkpoints import open_checkpoint, sources
 from trimtab.compare.trajectory_result import PointCounts, Trajectory
-from trimtab.elements import series as series_module
+from trimtab.elements import fast
 from trimtab.errors import AnalysisError, CheckpointError, TensorMismatchError
 
 KINDS = {
@@ -182,7 +182,7 @@ def test_shards_threads_chunks_and_kernels_make_no_difference(
     assert by_kind == [point.pop("by_kind") for point in whole["points"]]
     assert again == whole
     monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 50)
-    monkeypatch.setattr(series_module, "COMPILED_FROM", 0)
+    monkeypatch.setattr(fast, "COMPILED_FROM", 0)
     small = trimtab.trajectory(base, run)
     assert [point.by_kind for point in small.points] == expected(points)
 

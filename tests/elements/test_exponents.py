@@ -6,8 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.exponents import exponent_bins, exponent_place, num_exponent_bins
+from trimtab.elements.dtypes import DTYPES, exponent_bins, exponent_place, num_exponent_bins
 
 FLOATS = [name for name, dtype in DTYPES.items() if dtype.is_float]
 

@@ -16,8 +16,8 @@ from trimtab.elements import ulps
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import DEFAULT_CRITERIA, Criterion, changed, with_defaults
 from trimtab.elements.dtypes import DTYPES, Bits, DType
-from trimtab.elements.kernels import NumbaScanner
 from trimtab.elements.scan import NumpyScanner, Scanner, Tally
+from trimtab.elements.scan_kernels import NumbaScanner
 from trimtab.results.schema import to_plain
 
 FLOATS = [dtype for dtype in DTYPES.values() if dtype.is_float]

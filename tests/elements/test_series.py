@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trimtab.elements.scan import COMPILED_FROM
-from trimtab.elements.series import COUNTED, HistoryMaker, NumpyHistory, history_maker
-from trimtab.elements.series_kernels import NumbaHistory
+from trimtab.elements.fast import COMPILED_FROM, history_maker
+from trimtab.elements.series import COUNTED, HistoryMaker, NumpyHistory
+from trimtab.elements.set_kernels import NumbaHistory
 
 MAKERS: list[HistoryMaker] = [NumpyHistory, NumbaHistory]
 

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.exponents import exponent_bins, exponent_place, num_exponent_bins
+from trimtab.elements.dtypes import DTYPES, exponent_bins, exponent_place, num_exponent_bins
 from trimtab.elements.set_kernels import MOST_AT_ONCE, count_by_bin, count_shared
 
 

@@ -12,8 +12,7 @@ import torch
 
 from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
 from trimtab.checkpoints import sources
-from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.exponents import exponent_bins
+from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.random_matched import random_matched

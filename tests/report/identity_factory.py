@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from tests.report.factory import make_record, tensor_shapes
-from trimtab.elements.agreement import Agreement, SplitAgreement
 from trimtab.elements.criteria import DEFAULT_CRITERIA
+from trimtab.elements.three_way import Agreement, SplitAgreement
 from trimtab.masks.identity.result import (
     Identity,
     IdentityCoverage,

@@ -12,9 +12,9 @@ from tests.report.identity_factory import make_agreement, make_identity
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_comparison_table import cells
-from trimtab.elements.agreement import Agreement, SplitAgreement
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA
+from trimtab.elements.three_way import Agreement, SplitAgreement
 from trimtab.masks.identity.result import Identity, IdentityCoverage, TensorIdentity
 from trimtab.report.identity import same_model
 from trimtab.report.identity_page import identity_page

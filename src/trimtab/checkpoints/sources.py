@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints.names import Rectangle
 from trimtab.checkpoints.pairing import num_columns, num_rows
-from trimtab.checkpoints.quantized import BlockScale
+from trimtab.checkpoints.quantized import BlockScale, dequantize_blocks
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import Bits, DType
-from trimtab.elements.quantized import dequantize_blocks
 
 __all__ = ["Chunk", "Source", "chunks_of", "new_buffer", "overlaps"]
 

@@ -26,7 +26,8 @@ from trimtab.compare.rank import RankAnalysis
 from trimtab.compare.result import Comparison, Profile, TensorChange
 from trimtab.elements.criteria import Criterion, parse_criterion, with_defaults
 from trimtab.elements.dtypes import Bits
-from trimtab.elements.scan import Scanners, Tally
+from trimtab.elements.fast import Scanners
+from trimtab.elements.scan import Tally
 from trimtab.errors import AnalysisError
 
 __all__ = ["compare"]

@@ -29,7 +29,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from trimtab.checkpoints.record import CheckpointRecord
-from trimtab.elements import gaps
+from trimtab.elements import index_coding
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import identity_of, open_regular, parse_json
@@ -226,7 +226,7 @@ class TrackedFile:
                 file.seek(begin)
                 coding, content = int(point.codings[number]), file.read(end - begin)
                 try:
-                    yield gaps.decode(coding, content, part.num_elements)
+                    yield index_coding.decode(coding, content, part.num_elements)
                 except ValueError as error:
                     where = f"{part.name} at step {point.figures.step}"
                     self.check()

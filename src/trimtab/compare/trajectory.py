@@ -24,7 +24,8 @@ from trimtab.checkpoints.tied import without_tied_copies
 from trimtab.compare.trajectory_matching import Followed, coverage_of, match_series
 from trimtab.compare.trajectory_result import Point, PointCounts, Trajectory
 from trimtab.compare.trajectory_series import Ref, check_order, expand, spacing, step_of
-from trimtab.elements.series import COUNTED, HistoryMaker, history_maker
+from trimtab.elements.fast import history_maker
+from trimtab.elements.series import COUNTED, HistoryMaker
 
 __all__ = ["trajectory"]
 

@@ -109,7 +109,7 @@ def histogram_bits(dtype: DType) -> Bits:
 @cache
 def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
     """The two counting loops; Numba counts eight times as fast as `np.bincount` here."""
-    from trimtab.elements.kernels import compiled  # loads Numba
+    from trimtab.elements.simd import compiled  # loads Numba
 
     @compiled()
     def count_patterns(bits: Any, counts: Any) -> None:

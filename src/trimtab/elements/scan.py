@@ -6,12 +6,11 @@ RL most elements are unchanged, so the first stage runs at the speed of memory a
 small.
 
 The pass exists twice with the same results: here in NumPy, for small tensors, integers and as the
-reference of the tests, and in `trimtab.elements.kernels`, compiled.
+reference of the tests, and in `trimtab.elements.scan_kernels`, compiled.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -23,10 +22,7 @@ from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import Criterion
 from trimtab.elements.dtypes import Bits, DType
 
-__all__ = ["Accumulator", "NumpyScanner", "Scanner", "Scanners", "Tally"]
-
-COMPILED_FROM = 4_000_000
-"""Elements from which loading the compiled kernels costs less than it saves (about 0.5 s)."""
+__all__ = ["Accumulator", "NumpyScanner", "Scanner", "Tally"]
 
 STEPS_FROM = 1 << 18
 """Elements of a tensor from which a table of steps (128 KB for bf16) is worth its while."""
@@ -184,17 +180,6 @@ class NumpyScanner:
         into.ulp_bins += np.bincount(
             ulps.CENTRE + sign * ulps.bin_of(steps), minlength=ulps.NUM_BINS
         ).astype(np.int64)
-
-
-class Scanners(threading.local):
-    """A scanner of its own for each thread: the one that is faster for so many elements."""
-
-    def __init__(self, num_elements: int) -> None:
-        self.scanner: Scanner = NumpyScanner()
-        if num_elements >= COMPILED_FROM:
-            from trimtab.elements.kernels import NumbaScanner
-
-            self.scanner = NumbaScanner()
 
 
 def _unsigned_steps(base: Bits, tuned: Bits, dtype: DType) -> NDArray[np.uint64]:

@@ -3,7 +3,7 @@
 The points of a series are gone through one after the other, so that however many there are, only
 the base, the last point, the point before and the one at hand are held. All is by bits.
 
-`NumpyHistory` is the definition, written for reading; `trimtab.elements.series_kernels` has the
+`NumpyHistory` is the definition, written for reading; `trimtab.elements.set_kernels` has the
 same compiled.
 """
 
@@ -16,13 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits
-from trimtab.elements.scan import COMPILED_FROM
 
 __all__ = [
     "COUNTED",
     "HistoryMaker",
     "NumpyHistory",
-    "history_maker",
 ]
 
 COUNTED = ("changed", "stepped", "ever", "in_final", "ever_in_final")
@@ -65,12 +63,3 @@ class NumpyHistory:
         self._ever |= changed
         marked = (changed, now != before, self._ever, changed & self._final)
         counts += [np.count_nonzero(m) for m in (*marked, self._ever & self._final)]
-
-
-def history_maker(num_elements: int) -> HistoryMaker:
-    """The one that is faster where so many elements are followed, counted at every point."""
-    if num_elements < COMPILED_FROM:
-        return NumpyHistory
-    from trimtab.elements.series_kernels import NumbaHistory
-
-    return NumbaHistory

@@ -1,7 +1,9 @@
-"""Counts of what several sets of the same elements share, compiled with Numba.
+"""Counts of sets of elements, compiled with Numba: what several share, sums, histories, gaps.
 
 A set is packed into 64-bit words, the first element in the lowest bit of the first word; several
-are the rows of one array. See `trimtab.elements.exponents` for the bins of weights.
+are the rows of one array. Members are found by counting trailing zeros, so the time is that of the
+members, of which a mask has few; counting ones gives counts at the speed at which memory is read.
+See `trimtab.elements.dtypes.exponent_bins` for the bins of weights.
 
 Import this module only when there are sets to count: it loads Numba and, once per machine,
 compiles (cached on disk afterwards). The kernels release the GIL.
@@ -14,11 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.elements.bits import Bins, Counts, slabs
 from trimtab.elements.dtypes import Bits
-from trimtab.elements.kernels import compiled
-from trimtab.elements.lanes import LANES, has_bit, num_ones, trailing_zeros
+from trimtab.elements.simd import LANES, compiled, differ, has_bit, num_ones, trailing_zeros
 
-__all__ = ["count_by_bin", "count_shared"]
+__all__ = [
+    "NumbaHistory",
+    "compiled_bit_sums",
+    "compiled_count_bins",
+    "compiled_count_by_bin",
+    "count_by_bin",
+    "count_shared",
+    "encode_gaps",
+    "num_members",
+]
 
 BLOCK = 128
 """Words of weights that are looked at together: with their bits they stay in the fastest cache."""
@@ -194,3 +205,164 @@ def count_by_bin(
                 _count_one(bits, start + word, bit, shift, last, sets, counts)
     for index in range(whole * LANES, bits.size):
         _count_one(bits, whole, index - whole * LANES, shift, last, sets, counts)
+
+
+@compiled()
+def _add_bits(
+    words: NDArray[np.uint64],
+    first_bit: int,
+    num_columns: int,
+    by_row: Counts,
+    by_column: Counts,
+) -> None:
+    """Add the bits of neighbouring rows, of which the first begins at a bit of `words`.
+
+    There is one word more than the bits need, for reading across the end of one.
+    """
+    width = by_column.shape[0]
+    for row in range(by_row.shape[0]):
+        bit = first_bit + row * num_columns
+        total = 0
+        for column in range(0, width, 64):
+            index, offset = (bit + column) >> 6, np.uint64((bit + column) & 63)
+            word = words[index] >> offset
+            if offset != 0:
+                word |= words[index + 1] << (np.uint64(64) - offset)
+            if width - column < 64:
+                word &= (np.uint64(1) << np.uint64(width - column)) - np.uint64(1)
+            total += num_ones(word)
+            while word != 0:
+                by_column[column + trailing_zeros(word)] += 1
+                word &= word - np.uint64(1)
+        by_row[row] += total
+
+
+@compiled()
+def compiled_count_bins(bins: Bins, selected: NDArray[np.bool_], counts: Counts) -> None:
+    """See `trimtab.elements.bits.count_bins`."""
+    for row in range(bins.shape[0]):
+        for column in range(bins.shape[1]):
+            counts[np.intp(selected[row, column]), bins[row, column]] += 1
+
+
+@compiled()
+def compiled_count_by_bin(
+    bins: Bins, place: NDArray[np.int64], by_row: NDArray[np.int32], by_column: NDArray[np.int32]
+) -> None:
+    """See `trimtab.elements.bits.count_by_bin`."""
+    for row in range(bins.shape[0]):
+        for column in range(bins.shape[1]):
+            at = place[bins[row, column]]
+            by_row[row, at] += 1
+            by_column[column, at] += 1
+
+
+def compiled_bit_sums(
+    bits: NDArray[np.uint8], num_columns: int, rows: range, columns: range
+) -> tuple[Counts, Counts]:
+    """See `trimtab.elements.bits.bit_sums`."""
+    by_row = np.zeros(len(rows), dtype=np.int64)
+    by_column = np.zeros(len(columns), dtype=np.int64)
+    for first, last in slabs(rows, num_columns):
+        start, stop = first * num_columns // 8, -(-last * num_columns // 8)
+        words = np.zeros((stop - start + 7) // 8 + 1, dtype=np.uint64)
+        words.view(np.uint8)[: stop - start] = bits[start:stop]
+        first_bit = first * num_columns - 8 * start + columns.start
+        of_rows = by_row[first - rows.start : last - rows.start]
+        _add_bits(words, first_bit, num_columns, of_rows, by_column)
+    return by_row, by_column
+
+
+@compiled()
+def _differ_in_rest(left: Bits, right: Bits, start: int) -> np.uint64:
+    """As `differ`, for the fewer than `LANES` elements at the end."""
+    mask = np.uint64(0)
+    for i in range(start, len(left)):
+        mask |= np.uint64(left[i] != right[i]) << np.uint64(i - start)
+    return mask
+
+
+@compiled()
+def _differ_all(left: Bits, right: Bits, marked: NDArray[np.uint64]) -> None:
+    """Mark where two arrays differ."""
+    whole = len(left) // LANES
+    for word in range(whole):
+        marked[word] = differ(left, right, word * LANES)
+    if whole < len(marked):
+        marked[whole] = _differ_in_rest(left, right, whole * LANES)
+
+
+@compiled()
+def _advance(
+    base: Bits,
+    before: Bits,
+    now: Bits,
+    final: NDArray[np.uint64],
+    ever: NDArray[np.uint64],
+    counts: NDArray[np.int64],
+) -> None:
+    num_changed = num_stepped = num_ever = num_in_final = num_ever_in_final = 0
+    whole = len(base) // LANES
+    for word in range(len(ever)):
+        start = word * LANES
+        if word < whole:
+            changed, stepped = differ(base, now, start), differ(before, now, start)
+        else:
+            changed = _differ_in_rest(base, now, start)
+            stepped = _differ_in_rest(before, now, start)
+        so_far = ever[word] | changed
+        ever[word] = so_far
+        num_changed += num_ones(changed)
+        num_stepped += num_ones(stepped)
+        num_ever += num_ones(so_far)
+        num_in_final += num_ones(changed & final[word])
+        num_ever_in_final += num_ones(so_far & final[word])
+    counts[0] += num_changed
+    counts[1] += num_stepped
+    counts[2] += num_ever
+    counts[3] += num_in_final
+    counts[4] += num_ever_in_final
+
+
+class NumbaHistory:
+    """See `trimtab.elements.series.History`."""
+
+    def __init__(self, base: Bits, last: Bits) -> None:
+        self._base = base.reshape(-1)
+        self._final, self._ever = np.zeros((2, -(-base.size // LANES)), np.uint64)
+        _differ_all(self._base, last.reshape(-1), self._final)
+
+    def advance(self, before: Bits, now: Bits, counts: NDArray[np.int64]) -> None:
+        """See `trimtab.elements.series.History.advance`."""
+        flat = before.reshape(-1), now.reshape(-1)
+        _advance(self._base, *flat, self._final, self._ever, counts)
+
+
+@compiled()
+def num_members(words: NDArray[np.uint64]) -> int:
+    """Size of a set."""
+    num = 0
+    for word in words:
+        num += num_ones(word)
+    return num
+
+
+@compiled()
+def encode_gaps(words: NDArray[np.uint64], out: NDArray[Any], largest: int) -> int:
+    """Write gaps, and return how many integers that took."""
+    filled = 0
+    after = 0
+    for number in range(words.size):
+        word = words[number]
+        while word != 0:
+            position = number * LANES + trailing_zeros(word)
+            word &= word - np.uint64(1)
+            gap = position - after
+            while gap >= largest:
+                out[filled] = largest
+                filled += 1
+                gap -= largest
+            out[filled] = gap
+            filled += 1
+            after = position + 1
+    return filled

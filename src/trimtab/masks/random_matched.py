@@ -14,8 +14,7 @@ import numpy as np
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
 from trimtab.checkpoints.reading import Progress
-from trimtab.elements.dtypes import Bits
-from trimtab.elements.exponents import exponent_bins
+from trimtab.elements.dtypes import Bits, exponent_bins
 from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_as_in
 from trimtab.masks.packed import BaseTensor, PackedTensor

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from trimtab.elements.agreement import REGIONS, Agreement
+from trimtab.elements.three_way import REGIONS, Agreement
 from trimtab.masks.identity.result import COVERAGE_LISTS, SIDES, Identity
 from trimtab.report import charts
 from trimtab.report.arms import kinds_in_order

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from trimtab.elements.agreement import REGIONS, Agreement
+from trimtab.elements.three_way import REGIONS, Agreement
 from trimtab.masks.identity.result import Identity
 from trimtab.report.arms import kinds_in_order
 from trimtab.report.identity_wording import (

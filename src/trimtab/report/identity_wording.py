@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from trimtab.elements.agreement import Agreement
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import parse_criterion
+from trimtab.elements.three_way import Agreement
 from trimtab.masks.identity.result import SIDES, Identity, IdentityCoverage
 from trimtab.report.wording import plural, printable
 from trimtab.words import were

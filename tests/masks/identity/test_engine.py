@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
 from tests.masks.identity.conftest import Three, bits_of, saved, within
 from trimtab.checkpoints import open_checkpoint, sources
-from trimtab.elements import scan
-from trimtab.elements.agreement import Agreement, SplitAgreement
+from trimtab.elements import fast
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed
 from trimtab.elements.dtypes import DTYPES
+from trimtab.elements.three_way import Agreement, SplitAgreement
 from trimtab.errors import (
     CheckpointError,
     MaskMismatchError,
@@ -216,7 +216,7 @@ def test_chunks_threads_and_scanner_do_not_matter(
     whole = identity(*paths, three.mask, threads=1)
     assert stable(identity(*paths, three.mask, threads=3)) == stable(whole)
     monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)
-    monkeypatch.setattr(scan, "COMPILED_FROM", 0)
+    monkeypatch.setattr(fast, "COMPILED_FROM", 0)
     pieces = identity(*paths, three.mask)
     assert_close(stable(pieces), stable(whole))
 

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
 from tests.masks.masks import SHAPES, arrays, example_mask
 from trimtab.checkpoints import open_checkpoint
-from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.exponents import exponent_bins
+from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import (
     AnalysisError,
     CheckpointError,

@@ -14,8 +14,7 @@ import torch
 from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
 from tests.masks.prediction.test_average_precision import by_thresholds
 from trimtab.checkpoints import open_checkpoint
-from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.exponents import exponent_bins
+from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError, ResultFormatError
 from trimtab.masks import BaseTensor, Mask, extract_mask
 from trimtab.masks.makers.magnitude import low_magnitude

@@ -16,8 +16,7 @@ from hypothesis.extra import numpy as hnp
 from tests.compare.checkpoints import llama_tensors, save
 from tests.masks.masks import SHAPES, example_mask
 from trimtab.checkpoints import open_checkpoint
-from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.exponents import exponent_bins
+from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.selection import scores, weights

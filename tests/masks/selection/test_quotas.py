@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
 from tests.masks.masks import SHAPES, example_mask
 from trimtab.checkpoints import open_checkpoint
-from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.exponents import exponent_bins
+from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.selection import quotas, weights

@@ -27,7 +27,7 @@ from tests.masks.structure.models import (
     random_mask,
 )
 from trimtab.checkpoints import open_checkpoint
-from trimtab.elements.exponents import exponent_bins
+from trimtab.elements.dtypes import exponent_bins
 from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.random_matched import random_matched

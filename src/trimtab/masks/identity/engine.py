@@ -20,9 +20,9 @@ from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import Chunk, overlaps
 from trimtab.checkpoints.tied import without_tied_copies
-from trimtab.elements.agreement import AgreementTally
 from trimtab.elements.criteria import DEFAULT_CRITERIA
-from trimtab.elements.scan import Scanners
+from trimtab.elements.fast import Scanners
+from trimtab.elements.three_way import AgreementTally
 from trimtab.masks.identity.matching import Triple, coverage_of, match_tensors
 from trimtab.masks.identity.result import Identity, TensorIdentity, mask_record
 from trimtab.masks.mask import Mask

@@ -12,7 +12,7 @@ from math import prod
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeVar
 
 from trimtab.checkpoints.record import CheckpointRecord
-from trimtab.elements.agreement import SplitAgreement
+from trimtab.elements.three_way import SplitAgreement
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of
 

@@ -77,7 +77,7 @@ class MagnitudeBins:
     """A tensor counted by the binary exponent of the base's weights, without empty bins.
 
     Attributes:
-        bins: Biased exponents, see `trimtab.elements.exponents`.
+        bins: Biased exponents, see `trimtab.elements.dtypes`.
         num_elements: In each bin.
         num_selected: Of each mask, in each bin.
     """

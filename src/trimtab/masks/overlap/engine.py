@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
 from trimtab.checkpoints.reading import Digests, Progress, Reading
 from trimtab.checkpoints.record import CheckpointRecord, made_now, record_of
-from trimtab.elements.exponents import exponent_place
+from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError
 from trimtab.masks.identity.result import mask_record
 from trimtab.masks.overlap.counts import MagnitudeBins, TensorOverlap, pairs_of

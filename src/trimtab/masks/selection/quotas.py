@@ -7,7 +7,7 @@ the one before:
 `total`        as many elements in the whole model; it may take them all from one tensor
 `tensor`       as many in each tensor
 `magnitude`    as many in each tensor × exponent bin of the stored base weight
-               (`trimtab.elements.exponents`): what is left is not a matter of small weights
+               (`trimtab.elements.dtypes`): what is left is not a matter of small weights
 =============  ===================================================================================
 """
 
@@ -26,8 +26,7 @@ from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.reading import Progress
-from trimtab.elements.dtypes import Bits
-from trimtab.elements.exponents import exponent_bins, num_exponent_bins
+from trimtab.elements.dtypes import Bits, exponent_bins, num_exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_like

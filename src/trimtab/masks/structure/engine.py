@@ -25,7 +25,8 @@ from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.reading import Progress
 from trimtab.checkpoints.record import made_now, record_of
 from trimtab.checkpoints.sources import Source, new_buffer
-from trimtab.elements.bit_sums import Counters, counters_for
+from trimtab.elements.bits import Counters
+from trimtab.elements.fast import counters_for
 from trimtab.errors import MaskError
 from trimtab.masks.identity.result import mask_record
 from trimtab.masks.naming import named_alike

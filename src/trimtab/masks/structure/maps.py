@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.elements.bit_sums import Counters
+from trimtab.elements.bits import Counters
 from trimtab.masks.structure.result import ElementMap, Profile
 
 __all__ = ["MOST_BLOCKS", "element_map"]

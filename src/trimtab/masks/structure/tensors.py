@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import StoredTensor, TensorPart, parts_of
 from trimtab.checkpoints.sources import Chunk, Source, chunks_of, new_buffer, overlaps
-from trimtab.elements.bit_sums import Counters
-from trimtab.elements.exponents import exponent_bins, num_exponent_bins
+from trimtab.elements.bits import Counters
+from trimtab.elements.dtypes import exponent_bins, num_exponent_bins
 from trimtab.masks.packed import unpacked
 from trimtab.masks.structure.chance import Moments, hypergeometric
 from trimtab.masks.structure.units import Axis, Belonging

@@ -22,6 +22,7 @@ from numba import njit, prange
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.elements.simd import compiled
 from trimtab.training.optimizers import lo16
 from trimtab.training.optimizers.kernels import DenseKernels, Kernels
 
@@ -39,15 +40,6 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 inlined: Callable[[Function], Function] = njit(inline="always")
-
-
-def compiled(function: Function) -> Function:
-    """`njit` on all threads, without the GIL, cached where a folder for that can be written."""
-    try:
-        kernel: Function = njit(nogil=True, parallel=True, cache=True)(function)
-    except RuntimeError:  # Numba found no folder that it could write its cache to
-        kernel = njit(nogil=True, parallel=True)(function)
-    return kernel
 
 
 @inlined
@@ -78,37 +70,37 @@ def _is_tie(master: Any) -> Any:
 # A position is made unsigned, so that Numba does not ask whether it counts from the end.
 
 
-@compiled
+@compiled(parallel=True)
 def _read_fp32(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.float32]) -> None:
     for i in prange(index.size):
         out[i] = dense[np.uint64(index[i])]
 
 
-@compiled
+@compiled(parallel=True)
 def _add_fp32(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.float32]) -> None:
     for i in prange(index.size):
         out[i] += dense[np.uint64(index[i])]
 
 
-@compiled
+@compiled(parallel=True)
 def _write_fp32(dense: NDArray[Any], index: NDArray[Any], values: NDArray[np.float32]) -> None:
     for i in prange(index.size):
         dense[np.uint64(index[i])] = values[i]
 
 
-@compiled
+@compiled(parallel=True)
 def _read_bf16(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.uint32]) -> None:
     for i in prange(index.size):
         out[i] = _as_fp32(dense[np.uint64(index[i])])
 
 
-@compiled
+@compiled(parallel=True)
 def _add_bf16(dense: NDArray[Any], index: NDArray[Any], out: NDArray[np.float32]) -> None:
     for i in prange(index.size):
         out[i] += np.uint32(_as_fp32(dense[np.uint64(index[i])])).view(np.float32)
 
 
-@compiled
+@compiled(parallel=True)
 def _read_lo16(
     dense: NDArray[np.uint16],
     index: NDArray[Any],
@@ -119,7 +111,7 @@ def _read_lo16(
         out[i] = _master(dense[np.uint64(index[i])], remainder[i])
 
 
-@compiled
+@compiled(parallel=True)
 def _write_lo16(
     dense: NDArray[np.uint16],
     index: NDArray[Any],
@@ -138,7 +130,7 @@ def _write_lo16(
 # In these, `others` is empty if every element is selected.
 
 
-@compiled
+@compiled(parallel=True)
 def _collect_fp32(
     dense: NDArray[np.float32], others: NDArray[np.bool_], add: bool, out: NDArray[np.float32]
 ) -> None:
@@ -150,7 +142,7 @@ def _collect_fp32(
             out[i] = 0.0
 
 
-@compiled
+@compiled(parallel=True)
 def _collect_bf16(
     dense: NDArray[np.uint16], others: NDArray[np.bool_], add: bool, out: NDArray[np.float32]
 ) -> None:
@@ -163,7 +155,7 @@ def _collect_bf16(
             out[i] = 0.0
 
 
-@compiled
+@compiled(parallel=True)
 def _write_dense_fp32(
     dense: NDArray[np.float32], others: NDArray[np.bool_], values: NDArray[np.float32]
 ) -> None:
@@ -173,7 +165,7 @@ def _write_dense_fp32(
             dense[i] = values[i]
 
 
-@compiled
+@compiled(parallel=True)
 def _read_dense_lo16(
     dense: NDArray[np.uint16], remainder: NDArray[np.int16], out: NDArray[np.uint32]
 ) -> None:
@@ -181,7 +173,7 @@ def _read_dense_lo16(
         out[i] = _master(dense[i], remainder[i])
 
 
-@compiled
+@compiled(parallel=True)
 def _write_dense_lo16(
     dense: NDArray[np.uint16],
     others: NDArray[np.bool_],

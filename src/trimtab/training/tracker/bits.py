@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.elements import moves
+from trimtab.elements import step_kernels
 from trimtab.elements.dtypes import Bits, DType
 
 __all__ = ["CHUNK", "MAGNITUDES", "STORED", "as_bits", "buffer", "stored_bits"]
@@ -64,7 +64,7 @@ def stored_bits(elements: Tensor | NDArray[Any], dtype: DType) -> Bits:
         return elements
     if dtype.name == "BF16":
         out = buffer("now", dtype.bits, elements.size)
-        moves.round_to_bf16(elements, out)
+        step_kernels.round_to_bf16(elements, out)
         return out
     return dtype.encode(elements.view(np.float32))
 

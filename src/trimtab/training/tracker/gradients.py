@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.elements import moves
+from trimtab.elements import step_kernels
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.sgd import SparseSGD
 from trimtab.training.optimizers.sharding import local
@@ -97,19 +97,20 @@ def flags_of(elements: Elements, values: Tensor) -> Tensor:
     """Flags of all elements of a parameter, given values of the selected ones.
 
     Returns:
-        uint8 on the CPU, of the shape of what this process has of the parameter: `moves.SELECTED`
-        where an element is selected, and `moves.MOVES` where its value is not 0.
+        uint8 on the CPU, of the shape of what this process has of the parameter:
+        `step_kernels.SELECTED` where an element is selected, and `step_kernels.MOVES` where its
+        value is not 0.
     """
     here = local(elements.parameter.detach())
     flags = torch.zeros(here.numel(), dtype=torch.uint8)
     index = _selected(elements, here.numel()).cpu()
-    moves.mark(index.numpy(), *as_bits(values), flags.numpy())
+    step_kernels.mark(index.numpy(), *as_bits(values), flags.numpy())
     return flags.view(here.shape)
 
 
 def _count(gradient: Tensor) -> GradientCounts:
     if gradient.device.type == "cpu":
-        num_nonzero = int(moves.count_nonzero(*as_bits(gradient)))
+        num_nonzero = int(step_kernels.count_nonzero(*as_bits(gradient)))
     else:
         num_nonzero = int(torch.count_nonzero(gradient))
     return GradientCounts(gradient.numel(), num_nonzero)
@@ -120,8 +121,8 @@ def _count_masked(part: ModelPart, elements: Elements, gradient: Tensor) -> Grad
         return _count(gradient)
     flags = part.of(flags_of(elements, gradient)).numpy()
     return GradientCounts(
-        int(moves.count_nonzero(flags, np.uint8(moves.SELECTED))),
-        int(moves.count_nonzero(flags, np.uint8(moves.MOVES))),
+        int(step_kernels.count_nonzero(flags, np.uint8(step_kernels.SELECTED))),
+        int(step_kernels.count_nonzero(flags, np.uint8(step_kernels.MOVES))),
     )
 
 

@@ -33,7 +33,7 @@ class Moment(NamedTuple):
 
     Attributes:
         values: Of the shape of what this process has of the parameter; not 0 where an element was
-            moved. With `has_flags`, `moves.MOVES` and `moves.SELECTED`.
+            moved. With `has_flags`, `step_kernels.MOVES` and `step_kernels.SELECTED`.
         decays: Whether weights that were not 0 were moved, too.
         has_flags: Whether only selected elements are trained.
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of, without_wrappers
-from trimtab.elements import moves
+from trimtab.elements import step_kernels
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import OptimizerError, SettingsError
 from trimtab.training.layout import Layout
@@ -211,7 +211,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 def _fits(flat: Tensor, name: str) -> bool:
     if name == "BF16" and flat.device.type == "cpu":
-        return bool(moves.fits_bf16(as_bits(flat)[0]))
+        return bool(step_kernels.fits_bf16(as_bits(flat)[0]))
     return torch.equal(flat.to(STORED[name]).to(flat.dtype), flat)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.compare.tracked_file import TrackedFile, TrackedPoint, open_tracked
-from trimtab.elements import moves
+from trimtab.elements import step_kernels
 from trimtab.errors import ResultFormatError
 from trimtab.training.tracker.processes import Processes
 
@@ -66,9 +66,9 @@ class PointReached:
         return self._processes.from_first(of_all)
 
     def _sets(self, tracked: TrackedFile, number: int) -> Sets:
-        words = moves.num_words(tracked.parts[number].num_elements)
+        words = step_kernels.num_words(tracked.parts[number].num_elements)
         changed, ever = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
         for toggled in tracked.toggles(number, self._points):
-            moves.flip(changed, toggled)
+            step_kernels.flip(changed, toggled)
             ever |= changed
         return changed, ever

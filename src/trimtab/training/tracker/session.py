@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trimtab.compare.tracked_file import KindFigures, Part, StepFigures, pack_point
-from trimtab.elements.gaps import EMPTY
+from trimtab.elements.index_coding import EMPTY
 from trimtab.errors import CheckpointError, OutputExistsError
 from trimtab.training.layout import Layout
 from trimtab.training.tracker.base_file import BaseFile, base_path, write_base

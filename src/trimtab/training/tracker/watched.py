@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.compare.tracked_file import KindFigures
-from trimtab.elements import moves
+from trimtab.elements import index_coding, step_kernels
 from trimtab.elements.dtypes import Bits
 from trimtab.training.tracker.base_file import BaseFile
 from trimtab.training.tracker.bits import CHUNK, MAGNITUDES, as_bits, buffer, stored_bits
@@ -35,7 +35,7 @@ Weights: TypeAlias = Tensor | NDArray[Any]
 
 
 class Moved(NamedTuple):
-    """What moved the elements of a part, on the CPU; see `moves.look`."""
+    """What moved the elements of a part, on the CPU; see `step_kernels.look`."""
 
     values: NDArray[Any] = NOTHING
     magnitude: Any = MAGNITUDES[1]
@@ -49,7 +49,7 @@ class Moved(NamedTuple):
             return cls()
         values, magnitude = as_bits(moment.values)
         if moment.has_flags:
-            return cls(values, np.uint8(moves.MOVES), moment.decays, values)
+            return cls(values, np.uint8(step_kernels.MOVES), moment.decays, values)
         return cls(values, magnitude, moment.decays)
 
 
@@ -89,7 +89,7 @@ class Watched:
         for begin in range(0, elements.numel(), CHUNK):
             here = slice(begin, begin + CHUNK)
             self.before[here] = stored_bits(elements[here], part.dtype)
-        words = moves.num_words(self.before.size)
+        words = step_kernels.num_words(self.before.size)
         self.changed = np.zeros(words, np.uint64)
         self.ever = np.zeros(words, np.uint64)
         self._toggled = np.zeros(words, np.uint64)
@@ -109,12 +109,12 @@ class Watched:
             moved: What moved its elements.
         """
         here = slice(begin, min(begin + CHUNK, self.before.size))
-        words = slice(begin // moves.WORD, -(-here.stop // moves.WORD))
+        words = slice(begin // step_kernels.WORD, -(-here.stop // step_kernels.WORD))
         dtype, before = self.part.dtype, self.before[here]
         now = stored_bits(weights[here], dtype)
         then = buffer("base", dtype.bits, before.size)
         base.read_into(self.start + begin * dtype.num_bytes, then)
-        counts = moves.look(
+        counts = step_kernels.look(
             now,
             before,
             then,
@@ -127,7 +127,7 @@ class Watched:
             self.ever[words],
             self._toggled[words],
         )
-        squares = moves.squared_distance
+        squares = step_kernels.squared_distance
         found = Counts(
             *counts,
             squares(now, before, dtype.storage) if counts[0] else 0.0,
@@ -140,7 +140,7 @@ class Watched:
     def settle(self, counts: Sequence[Counts], *, knows_moments: bool) -> Seen:
         """Put what was found in the chunks together; without any, nothing ever moved."""
         total = Counts(*map(sum, zip(Counts(), *counts, strict=True)))
-        coding, toggled = moves.encode(self._toggled, self.before.size)
+        coding, toggled = index_coding.encode(self._toggled, self.before.size)
         figures = KindFigures(
             stepped=total.stepped,
             asked=total.asked if knows_moments else None,
@@ -152,7 +152,7 @@ class Watched:
 
 
 class Counts(NamedTuple):
-    """What was found in a chunk; the first five as `moves.look` returns them."""
+    """What was found in a chunk; the first five as `step_kernels.look` returns them."""
 
     stepped: int = 0
     changed: int = 0

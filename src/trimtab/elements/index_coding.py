@@ -10,7 +10,7 @@ Of a set of positions below `n`, the smallest of these is kept:
 
 Bytes are little-endian. Near the density at which a step changes weights, 1 %, gaps take 1.1 bytes
 for each member, where the entropy of random positions is 1.0. Decoding needs NumPy only; encoding
-is compiled, see `trimtab.elements.moves`.
+is compiled.
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["BITS", "EMPTY", "GAPS8", "GAPS16", "GAP_DTYPES", "cheapest", "decode", "most_bytes"]
+__all__ = [
+    "BITS",
+    "EMPTY",
+    "GAPS8",
+    "GAPS16",
+    "GAP_DTYPES",
+    "cheapest",
+    "decode",
+    "encode",
+    "most_bytes",
+]
 
 EMPTY, BITS, GAPS8, GAPS16 = range(4)
 
@@ -49,6 +59,30 @@ def cheapest(num_members: int, num_positions: int) -> int:
         return EMPTY
     codings = (GAPS8, GAPS16, BITS)
     return min(codings, key=lambda coding: most_bytes(coding, num_members, num_positions))
+
+
+def encode(words: NDArray[np.uint64], num_elements: int) -> tuple[int, bytes]:
+    """Encode a set; `decode` is the inverse.
+
+    Args:
+        words: The set as 64-bit words, the first element in the lowest bit of the first.
+        num_elements: Elements that can be in it.
+
+    Returns:
+        Its coding and its bytes.
+    """
+    from trimtab.elements.set_kernels import encode_gaps, num_members  # loads Numba
+
+    members = int(num_members(words))
+    coding = cheapest(members, num_elements)
+    size = most_bytes(coding, members, num_elements)
+    if coding == BITS:
+        return coding, words.view(np.uint8)[:size].tobytes()
+    if coding not in GAP_DTYPES:
+        return coding, b""
+    dtype = GAP_DTYPES[coding]
+    out = np.empty(size // dtype.itemsize, dtype)
+    return coding, out[: encode_gaps(words, out, int(np.iinfo(dtype).max))].tobytes()
 
 
 def decode(coding: int, content: bytes, num_positions: int) -> NDArray[np.int64]:

@@ -11,26 +11,25 @@ compiles (cached on disk afterwards). The kernels release the GIL.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from trimtab.elements import ulps
 from trimtab.elements.dtypes import Bits, DType
-from trimtab.elements.lanes import (
+from trimtab.elements.scan import Accumulator, NumpyScanner
+from trimtab.elements.simd import (
     LANES,
     above,
     bit_length,
+    compiled,
     differ,
     equal,
     num_ones,
     trailing_zeros,
 )
-from trimtab.elements.scan import Accumulator, NumpyScanner
 
 __all__ = ["NumbaScanner"]
 
@@ -41,21 +40,6 @@ EXACT, CENTRE = ulps.EXACT, ulps.CENTRE
 NO_BIN = 255
 INCREASED, DECREASED = Accumulator.INCREASED, Accumulator.DECREASED
 ZERO_FLIP, NAN, NONFINITE = Accumulator.ZERO_FLIP, Accumulator.NAN, Accumulator.NONFINITE
-
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def compiled(**options: Any) -> Callable[[Function], Function]:
-    """`njit` without the GIL, cached on disk where a folder for that can be written."""
-
-    def decorate(function: Function) -> Function:
-        try:
-            kernel: Function = njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # Numba found no folder that it could write its cache to
-            kernel = njit(nogil=True, **options)(function)
-        return kernel
-
-    return decorate
 
 
 @compiled()

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from trimtab.checkpoints.quantized import dequantize_blocks
 from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.quantized import dequantize_blocks
 from trimtab.errors import CheckpointError
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.elements.cases import edge_bits
-from trimtab.elements import gaps, moves
+from trimtab.elements import index_coding, step_kernels
 from trimtab.elements.dtypes import DTYPES
 
 SIZES = st.sampled_from([0, 1, 63, 64, 65, 128, 1000])
@@ -20,7 +20,7 @@ DENSITIES = st.sampled_from([0.0, 0.002, 0.05, 0.5, 1.0])
 
 
 def words_of(members: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    padded = np.zeros(moves.num_words(members.size) * moves.WORD, np.bool_)
+    padded = np.zeros(step_kernels.num_words(members.size) * step_kernels.WORD, np.bool_)
     padded[: members.size] = members
     return np.packbits(padded, bitorder="little").view(np.uint64)
 
@@ -45,7 +45,7 @@ def test_look(num_bytes: int, decays: bool, chooses: bool, size: int, seed: int)
     was_ever |= was_changed
     changed, ever = words_of(was_changed), words_of(was_ever)
     toggled = np.full_like(changed, 77)
-    counts = moves.look(
+    counts = step_kernels.look(
         now,
         before,
         base,
@@ -75,7 +75,7 @@ def test_nothing_is_asked_of_an_unknown_moment() -> None:
     words = [np.zeros(1, np.uint64) for _ in range(3)]
     now, before = np.array([1, 2], np.uint16), np.array([1, 3], np.uint16)
     nothing = np.empty(0, np.uint8)
-    counts = moves.look(
+    counts = step_kernels.look(
         now, before, before, np.uint16(0x7FFF), nothing, np.uint8(255), True, nothing, *words
     )
     assert counts == (1, 1, 1, 0, 0)
@@ -85,8 +85,10 @@ def test_nothing_is_asked_of_an_unknown_moment() -> None:
 @settings(max_examples=40, deadline=None)
 def test_encode_and_decode(size: int, density: float, seed: int) -> None:
     members = np.random.default_rng(seed).random(size) < density
-    coding, content = moves.encode(words_of(members), size)
-    np.testing.assert_array_equal(gaps.decode(coding, content, size), np.flatnonzero(members))
+    coding, content = index_coding.encode(words_of(members), size)
+    np.testing.assert_array_equal(
+        index_coding.decode(coding, content, size), np.flatnonzero(members)
+    )
     assert len(content) <= -(-size // 8)
 
 
@@ -94,15 +96,15 @@ def test_encode_and_decode(size: int, density: float, seed: int) -> None:
 def test_gaps_of_every_length(step: int) -> None:
     members = np.zeros(600_001, np.bool_)
     members[::step] = True
-    coding, content = moves.encode(words_of(members), members.size)
-    found = gaps.decode(coding, content, members.size)
+    coding, content = index_coding.encode(words_of(members), members.size)
+    found = index_coding.decode(coding, content, members.size)
     np.testing.assert_array_equal(found, np.flatnonzero(members))
 
 
 def test_flip() -> None:
     members = np.array([True, False, True] * 50)
     words = words_of(members)
-    moves.flip(words, np.array([0, 1, 64, 149]))
+    step_kernels.flip(words, np.array([0, 1, 64, 149]))
     members[[0, 1, 64, 149]] ^= True
     np.testing.assert_array_equal(words, words_of(members))
 
@@ -113,7 +115,7 @@ def test_rounding_is_that_of_the_reference() -> None:
     ties = (rng.integers(0, 1 << 16, 500, np.uint32) << 16) | 0x8000
     bits = np.concatenate([edges, ties, ties + 1, ties - 1, rng.integers(0, 2**32, 999, np.uint32)])
     found = np.empty(bits.size, np.uint16)
-    moves.round_to_bf16(bits, found)
+    step_kernels.round_to_bf16(bits, found)
     expected = DTYPES["BF16"].encode(bits.view(np.float32))
     is_nan = np.isnan(bits.view(np.float32))
     np.testing.assert_array_equal(found[~is_nan], expected[~is_nan])
@@ -125,23 +127,31 @@ def test_squared_distance(name: str) -> None:
     dtype, rng = DTYPES[name], np.random.default_rng(1)
     left, right = (dtype.encode(rng.normal(0, 0.02, 3001)) for _ in range(2))
     expected = np.square(dtype.decode(left) - dtype.decode(right)).sum()
-    assert moves.squared_distance(left, right, dtype.storage) == pytest.approx(expected, rel=1e-5)
+    assert step_kernels.squared_distance(left, right, dtype.storage) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_zeros_of_both_signs_are_no_gradient() -> None:
     bits = np.array([0.0, -0.0, 1e-45, np.nan], np.float32).view(np.uint32)
-    assert moves.count_nonzero(bits, np.uint32(0x7FFFFFFF)) == 2
+    assert step_kernels.count_nonzero(bits, np.uint32(0x7FFFFFFF)) == 2
 
 
 def test_fits_bf16() -> None:
     values = np.array([1.0, -0.02], np.float32)
-    assert not moves.fits_bf16(values.view(np.uint32))
+    assert not step_kernels.fits_bf16(values.view(np.uint32))
     rounded = values.astype(ml_dtypes.bfloat16).astype(np.float32)
-    assert moves.fits_bf16(rounded.view(np.uint32))
+    assert step_kernels.fits_bf16(rounded.view(np.uint32))
 
 
 def test_mark() -> None:
     flags = np.zeros(5, np.uint8)
     values = np.array([0.0, 2.0, -0.0], np.float32).view(np.uint32)
-    moves.mark(np.array([1, 2, 4], np.int32), values, np.uint32(0x7FFFFFFF), flags)
-    assert flags.tolist() == [0, moves.SELECTED, moves.SELECTED | moves.MOVES, 0, moves.SELECTED]
+    step_kernels.mark(np.array([1, 2, 4], np.int32), values, np.uint32(0x7FFFFFFF), flags)
+    assert flags.tolist() == [
+        0,
+        step_kernels.SELECTED,
+        step_kernels.SELECTED | step_kernels.MOVES,
+        0,
+        step_kernels.SELECTED,
+    ]

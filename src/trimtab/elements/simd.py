@@ -1,4 +1,4 @@
-"""Sixty-four elements at a time: what Numba cannot say and LLVM can.
+"""The compiler of the kernels, and sixty-four elements at a time: what LLVM can and Numba cannot.
 
 Numba has no vector types, so comparing 64 elements into a 64-bit mask is a few lines of LLVM IR,
 which LLVM turns into whatever the processor has: one instruction or two where vectors are wide.
@@ -6,10 +6,11 @@ which LLVM turns into whatever the processor has: one instruction or two where v
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -17,6 +18,7 @@ __all__ = [
     "LANES",
     "above",
     "bit_length",
+    "compiled",
     "differ",
     "equal",
     "has_bit",
@@ -26,6 +28,22 @@ __all__ = [
 
 LANES = 64
 """Elements compared at once: the bits of the mask."""
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(**options: Any) -> Callable[[Function], Function]:
+    """`njit` without the GIL, cached on disk where a folder for that can be written."""
+
+    def decorate(function: Function) -> Function:
+        try:
+            kernel: Function = njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # Numba found no folder that it could write its cache to
+            kernel = njit(nogil=True, **options)(function)
+        return kernel
+
+    return decorate
 
 
 def _vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:

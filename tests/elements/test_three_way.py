@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.elements.cases import edge_bits, random_pair
-from trimtab.elements.agreement import Agreement, AgreementTally, SplitAgreement
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed
 from trimtab.elements.dtypes import DTYPES, Bits, DType
-from trimtab.elements.kernels import NumbaScanner
 from trimtab.elements.scan import NumpyScanner, Scanner
+from trimtab.elements.scan_kernels import NumbaScanner
+from trimtab.elements.three_way import Agreement, AgreementTally, SplitAgreement
 from trimtab.errors import ResultFormatError
 from trimtab.results.schema import from_plain, to_plain
 

@@ -15,16 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits
-from trimtab.elements.gaps import BITS, GAP_DTYPES, cheapest, most_bytes
-from trimtab.elements.kernels import compiled
-from trimtab.elements.lanes import LANES, above, differ, num_ones, trailing_zeros
+from trimtab.elements.simd import LANES, above, compiled, differ, num_ones
 
 __all__ = [
     "MOVES",
     "SELECTED",
     "WORD",
     "count_nonzero",
-    "encode",
     "fits_bf16",
     "flip",
     "look",
@@ -219,57 +216,6 @@ def mark(
     for i in range(index.size):
         moves = MOVES if (values[i] & magnitude) != 0 else 0
         flags[np.uint64(index[i])] = SELECTED | moves
-
-
-@compiled()
-def _num_members(words: NDArray[np.uint64]) -> int:
-    num = 0
-    for word in words:
-        num += num_ones(word)
-    return num
-
-
-@compiled()
-def _encode_gaps(words: NDArray[np.uint64], out: NDArray[Any], largest: int) -> int:
-    """Write gaps, and return how many integers that took."""
-    filled = 0
-    after = 0
-    for number in range(words.size):
-        word = words[number]
-        while word != 0:
-            position = number * LANES + trailing_zeros(word)
-            word &= word - np.uint64(1)
-            gap = position - after
-            while gap >= largest:
-                out[filled] = largest
-                filled += 1
-                gap -= largest
-            out[filled] = gap
-            filled += 1
-            after = position + 1
-    return filled
-
-
-def encode(words: NDArray[np.uint64], num_elements: int) -> tuple[int, bytes]:
-    """Encode a set; `trimtab.elements.gaps.decode` is the inverse.
-
-    Args:
-        words: The set.
-        num_elements: Elements that can be in it.
-
-    Returns:
-        Its coding and its bytes.
-    """
-    members = int(_num_members(words))
-    coding = cheapest(members, num_elements)
-    size = most_bytes(coding, members, num_elements)
-    if coding == BITS:
-        return coding, words.view(np.uint8)[:size].tobytes()
-    if coding not in GAP_DTYPES:
-        return coding, b""
-    dtype = GAP_DTYPES[coding]
-    out = np.empty(size // dtype.itemsize, dtype)
-    return coding, out[: _encode_gaps(words, out, int(np.iinfo(dtype).max))].tobytes()
 
 
 def flip(words: NDArray[np.uint64], where: NDArray[np.int64]) -> None:

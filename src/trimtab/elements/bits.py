@@ -3,7 +3,7 @@
 Bits lie as in `trimtab.masks.packed`: element `i` in C order is bit `i % 8` of byte `i // 8`. Rows
 need not begin at a whole byte.
 
-The functions here are the definition, written for reading; `trimtab.elements.bit_sums_kernels` has
+The functions here are the definition, written for reading; `trimtab.elements.set_kernels` has
 the same compiled.
 """
 
@@ -15,9 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.elements.scan import COMPILED_FROM
-
-__all__ = ["Counters", "bit_sums", "count_bins", "count_by_bin", "counters_for", "slabs"]
+__all__ = ["Counters", "bit_sums", "count_bins", "count_by_bin", "slabs"]
 
 SLAB_ELEMENTS = 1 << 20
 """Elements unpacked at once, or one row if that has more."""
@@ -35,17 +33,6 @@ class Counters(NamedTuple):
         [Bins, NDArray[np.int64], NDArray[np.int32], NDArray[np.int32]],
         None,
     ]
-
-
-def counters_for(num_elements: int) -> Counters:
-    """The ones that are faster where so many elements are counted in all."""
-    if num_elements < COMPILED_FROM:
-        return Counters(bit_sums, count_bins, count_by_bin)
-    from trimtab.elements import bit_sums_kernels as compiled
-
-    return Counters(
-        compiled.compiled_bit_sums, compiled.compiled_count_bins, compiled.compiled_count_by_bin
-    )
 
 
 def bit_sums(

@@ -7,23 +7,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.elements import bit_sums_kernels
-from trimtab.elements.bit_sums import (
+from trimtab.elements import set_kernels
+from trimtab.elements.bits import (
     Counters,
     bit_sums,
     count_bins,
     count_by_bin,
-    counters_for,
     slabs,
 )
-from trimtab.elements.scan import COMPILED_FROM
+from trimtab.elements.fast import COMPILED_FROM, counters_for
 
 COUNTERS = {
     "numpy": Counters(bit_sums, count_bins, count_by_bin),
     "numba": Counters(
-        bit_sums_kernels.compiled_bit_sums,
-        bit_sums_kernels.compiled_count_bins,
-        bit_sums_kernels.compiled_count_by_bin,
+        set_kernels.compiled_bit_sums,
+        set_kernels.compiled_count_bins,
+        set_kernels.compiled_count_by_bin,
     ),
 }
 
