@@ -37,7 +37,7 @@ def quoted(text: str) -> set[str]:
 INTERNAL = ("trimtab.cli", "trimtab.checkpoints", "trimtab.training.runs")
 """Packages whose names are for the package itself; what users meet of them is listed one by one."""
 
-TYPES = {"AnyMask"}
+TYPES = {"PackedMask"}
 """A type of arguments."""
 
 LISTED = set(re.findall(r"^::: trimtab\.(?:\w+\.)*(\w+)$", TEXTS["docs/api.md"], re.M))

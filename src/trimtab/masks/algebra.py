@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,8 @@ from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.derived import DerivedMask, tensor_of
 from trimtab.masks.naming import named_alike
 from trimtab.masks.outline import MaskOutline
-from trimtab.masks.packed import BaseTensor, PackedTensor
+from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor
 from trimtab.masks.provenance import provenance_from, provenance_with
-
-if TYPE_CHECKING:
-    from trimtab.masks.stored import AnyMask
 
 __all__ = ["OPERATIONS", "Operation", "Together", "combined", "complemented", "in_common"]
 __all__ += ["restricted"]
@@ -59,7 +56,7 @@ class Together(NamedTuple):
     base_differs: tuple[str, ...]
 
 
-def combined(operation: Operation, first: AnyMask, second: AnyMask) -> DerivedMask:
+def combined(operation: Operation, first: PackedMask, second: PackedMask) -> DerivedMask:
     """Combine two masks.
 
     Args:
@@ -90,7 +87,7 @@ def combined(operation: Operation, first: AnyMask, second: AnyMask) -> DerivedMa
     return DerivedMask(outline, tensor)
 
 
-def in_common(masks: Sequence[AnyMask]) -> Together:
+def in_common(masks: Sequence[PackedMask]) -> Together:
     """Check that masks are of one model, and say of which; see `named_alike` for their names.
 
     Raises:
@@ -116,7 +113,7 @@ def in_common(masks: Sequence[AnyMask]) -> Together:
     return Together(shapes, kept, tuple(differs))
 
 
-def complemented(mask: AnyMask) -> DerivedMask:
+def complemented(mask: PackedMask) -> DerivedMask:
     """The elements that a mask does not select, of the same tensors."""
     shapes = {name: mask.shape(name) for name in mask}
     provenance = provenance_with(mask.provenance, {"step": "complement", "of": mask.digest})
@@ -127,7 +124,7 @@ def complemented(mask: AnyMask) -> DerivedMask:
 
 
 def restricted(
-    mask: AnyMask,
+    mask: PackedMask,
     *,
     kinds: Sequence[str] | None = None,
     layers: Sequence[int] | None = None,

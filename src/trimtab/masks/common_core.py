@@ -35,10 +35,9 @@ from trimtab.masks.naming import named_alike
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap.result import Overlap
-from trimtab.masks.packed import PackedTensor
+from trimtab.masks.packed import PackedMask, PackedTensor
 from trimtab.masks.provenance import provenance_from
 from trimtab.masks.split import Part, Split
-from trimtab.masks.stored import AnyMask, path_of
 from trimtab.masks.writing import mask_writer
 from trimtab.outputs import ensure_free
 from trimtab.words import are
@@ -53,7 +52,7 @@ def part_files(folder: str | os.PathLike[str], ids: Sequence[str]) -> tuple[Path
 
 
 def write_parts(
-    masks: Sequence[AnyMask],
+    masks: Sequence[PackedMask],
     files: Sequence[str | os.PathLike[str]],
     *,
     base: str | os.PathLike[str] | Checkpoint | None = None,
@@ -90,7 +89,7 @@ def write_parts(
     steps: list[dict[str, Any]] = [{"step": "core"}]
     steps += [{"step": "own", "mask": place} for place in range(len(masks))]
     told = {"base_differs": list(together.base_differs)}
-    records = tuple(mask_record(mask, path_of(mask), ()) for mask in masks)
+    records = tuple(mask_record(mask, mask.path, ()) for mask in masks)
     matched: Sequence[float | None] = [None] * len(steps)
     against = None
     if base is not None:
@@ -158,7 +157,7 @@ def chance_of(num_elements: int, num_selected: Sequence[int]) -> list[float]:
 
 
 def _counted(
-    masks: Sequence[AnyMask],
+    masks: Sequence[PackedMask],
     base: str | os.PathLike[str] | Checkpoint,
     progress: Progress | None,
 ) -> Overlap:

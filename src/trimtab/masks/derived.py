@@ -11,17 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from trimtab.masks.outline import MaskOutline
-from trimtab.masks.packed import PackedTensor, num_packed_bytes
+from trimtab.masks.packed import PackedMask, PackedTensor, num_packed_bytes
 from trimtab.masks.writing import write_mask_file
 from trimtab.words import one_line
-
-if TYPE_CHECKING:
-    from trimtab.masks.stored import AnyMask
 
 __all__ = ["DerivedMask", "tensor_of"]
 
@@ -63,7 +60,7 @@ class DerivedMask:
         return write_mask_file(path, self.outline, self.tensor, force=force)
 
 
-def tensor_of(mask: AnyMask, name: str, shape: tuple[int, ...]) -> PackedTensor:
+def tensor_of(mask: PackedMask, name: str, shape: tuple[int, ...]) -> PackedTensor:
     """What a mask selects of a tensor of this shape: nothing if it does not have the tensor."""
     if name not in mask:
         return PackedTensor(shape, np.zeros(num_packed_bytes(prod(shape)), np.uint8), 0)

@@ -115,6 +115,11 @@ class Mask:
         write_mask_file(path, self._outline, self._tensors.__getitem__, force=force)
 
     @property
+    def path(self) -> None:
+        """None: its bits are in memory. That of a `StoredMask` is its file."""
+        return None
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Names of the tensors, in order."""
         return tuple(self._tensors)

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TypeVar
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.names import match_stored
-
-if TYPE_CHECKING:
-    from trimtab.masks.mask import Mask
-    from trimtab.masks.stored import StoredMask
+from trimtab.masks.packed import PackedMask
 
 __all__ = ["named_alike", "named_as_in", "named_like"]
 
-AMask = TypeVar("AMask", bound="Mask | StoredMask")
+AMask = TypeVar("AMask", bound=PackedMask)
 
 
 def named_like(
@@ -38,7 +35,7 @@ def named_like(
         among them keep theirs. The mask itself if nothing changes.
     """
     new_names: dict[str, str] = match_stored([*mask], names, tied)
-    return cast("AMask", mask.renamed(new_names)) if new_names else mask
+    return mask.renamed(new_names) if new_names else mask
 
 
 def named_as_in(mask: AMask, checkpoint: Checkpoint) -> AMask:

@@ -1,4 +1,4 @@
-"""One tensor of a mask: a bit for each element, eight to a byte.
+"""A mask in packed bits, and one tensor of it: a bit for each element, eight to a byte.
 
 Bit `i % 8` of byte `i // 8` is element `i` in C order (`np.packbits` with `bitorder="little"`);
 the bits after the last element are 0. A mask of a tensor takes 1/16 of its bytes in bf16.
@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import xxhash
@@ -22,6 +22,7 @@ from trimtab.words import one_line
 __all__ = [
     "BaseTensor",
     "MaskDigest",
+    "PackedMask",
     "PackedTensor",
     "count_bits",
     "num_packed_bytes",
@@ -49,6 +50,47 @@ class BaseTensor(NamedTuple):
     def has_digest(self) -> bool:
         """Whether the digest is 32 hexadecimal digits, as it has to be."""
         return HEX_DIGEST.fullmatch(self.digest) is not None
+
+
+class PackedMask(Protocol):
+    """A mask that is read tensor by tensor: a `Mask` in memory, or a `StoredMask` on disk."""
+
+    @property
+    def path(self) -> str | None:
+        """The file that its bits are in; None for a mask in memory."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the mask comes from; `steps` lists how it was made, the first step first."""
+
+    @property
+    def base(self) -> Mapping[str, BaseTensor]:
+        """What the tensors were that the mask was made against; empty if it is not known."""
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask."""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """The bits of a tensor, `[ceil(num_elements / 8)]`, laid out as this module says."""
+
+    def num_selected(self, name: str | None = None) -> int:
+        """Selected elements of a tensor, or of all."""
+
+    def num_elements(self, name: str | None = None) -> int:
+        """Elements of a tensor, or of all tensors of the mask."""
+
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same mask with other names for some of its tensors, and the digest that it had."""
+
+    def __contains__(self, name: object) -> bool: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from trimtab.checkpoints.record import made_now
 from trimtab.errors import MaskError
-
-if TYPE_CHECKING:
-    from trimtab.masks.stored import AnyMask
+from trimtab.masks.packed import PackedMask
 
 __all__ = [
     "plain_provenance",
@@ -41,7 +39,7 @@ def provenance_with(before: Mapping[str, Any], step: Mapping[str, Any]) -> dict[
     return {**before, **provenance_of([*before.get("steps", ()), dict(step)])}
 
 
-def provenance_from(masks: Sequence[AnyMask], step: Mapping[str, Any]) -> dict[str, Any]:
+def provenance_from(masks: Sequence[PackedMask], step: Mapping[str, Any]) -> dict[str, Any]:
     """The provenance of a mask made just now by one step from several others.
 
     Args:
@@ -52,7 +50,7 @@ def provenance_from(masks: Sequence[AnyMask], step: Mapping[str, Any]) -> dict[s
     return {**provenance_of([of_all]), "made_from": provenances_by_digest(masks)}
 
 
-def provenances_by_digest(masks: Sequence[AnyMask]) -> dict[str, Any]:
+def provenances_by_digest(masks: Sequence[PackedMask]) -> dict[str, Any]:
     """The provenance of each of some masks, and of those that they were made from, by digest."""
     made_from: dict[str, Any] = {}
     for mask in masks:

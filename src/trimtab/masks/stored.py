@@ -12,18 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints.tensors import FilePool, Pooled
-from trimtab.masks.mask import Mask
 from trimtab.masks.mask_file import MaskFile, read_mask_file
 from trimtab.masks.packed import BaseTensor
 from trimtab.words import one_line
 
-__all__ = ["AnyMask", "StoredMask", "open_mask", "path_of"]
+__all__ = ["StoredMask", "open_mask"]
 
 
 class StoredMask(Pooled):
@@ -113,15 +112,6 @@ class StoredMask(Pooled):
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.path}, digest {self.digest}")
-
-
-AnyMask: TypeAlias = Mask | StoredMask
-"""A mask in memory or on disk."""
-
-
-def path_of(mask: AnyMask) -> str | None:
-    """The file of a mask, as it was given; None for one in memory."""
-    return mask.path if isinstance(mask, StoredMask) else None
 
 
 def open_mask(path: str | os.PathLike[str]) -> StoredMask:

@@ -8,12 +8,12 @@ from typing import Any
 
 from trimtab.checkpoints import parts_of
 from trimtab.masks.mask_file import FORMAT
-from trimtab.masks.stored import AnyMask
+from trimtab.masks.packed import PackedMask
 
 __all__ = ["summarise"]
 
 
-def summarise(mask: AnyMask) -> dict[str, Any]:
+def summarise(mask: PackedMask) -> dict[str, Any]:
     """Count a mask, in the format of the docs page "Formats".
 
     Kinds follow from names alone, so a fused tensor is one tensor of one kind.
@@ -33,7 +33,7 @@ def summarise(mask: AnyMask) -> dict[str, Any]:
     }
 
 
-def _tensor(mask: AnyMask, name: str) -> dict[str, Any]:
+def _tensor(mask: PackedMask, name: str) -> dict[str, Any]:
     (part,) = parts_of(name, mask.shape(name), {})
     base = mask.base.get(name)
     return {

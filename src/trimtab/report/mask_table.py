@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 
 from trimtab.elements.counts import percent
-from trimtab.masks import AnyMask
+from trimtab.masks.packed import PackedMask
 from trimtab.masks.summary import summarise
 from trimtab.report.arms import kinds_in_order
 from trimtab.report.mask_steps import steps_lines
@@ -15,7 +15,7 @@ from trimtab.report.wording import plural, printable
 __all__ = ["render_mask", "selected_text", "share_text"]
 
 
-def render_mask(mask: AnyMask, *, console_width: int | None = None, styled: bool = False) -> str:
+def render_mask(mask: PackedMask, *, console_width: int | None = None, styled: bool = False) -> str:
     """Draw a mask as text.
 
     Args:
@@ -39,7 +39,7 @@ def render_mask(mask: AnyMask, *, console_width: int | None = None, styled: bool
     return "\n".join(lines)
 
 
-def selected_text(mask: AnyMask) -> str:
+def selected_text(mask: PackedMask) -> str:
     """How much is selected: `1,834 of 10,592 elements (17.31 %)`."""
     return share_text(mask.num_selected(), mask.num_elements())
 
@@ -50,7 +50,7 @@ def share_text(num_selected: int, num_elements: int) -> str:
     return f"{num_selected:,} of {num_elements:,} elements{share}"
 
 
-def _kinds(mask: AnyMask, width: int, *, styled: bool) -> list[str]:
+def _kinds(mask: PackedMask, width: int, *, styled: bool) -> list[str]:
     summary = summarise(mask)
     columns: dict[str, list[str]] = {}
     by_kind = {kind: summary["by_kind"][kind] for kind in kinds_in_order(summary["by_kind"])}

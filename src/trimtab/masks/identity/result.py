@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, TypedDict, TypeVar
 
 from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements.three_way import SplitAgreement
+from trimtab.masks.packed import PackedMask
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of
-
-if TYPE_CHECKING:
-    from trimtab.masks.stored import AnyMask
 
 __all__ = [
     "FORMAT",
@@ -81,7 +79,7 @@ class MaskRecord:
         return {**self.__dict__, "provenance": dict(self.provenance)}
 
 
-def mask_record(mask: AnyMask, id: str | None, digests: Collection[str]) -> MaskRecord:
+def mask_record(mask: PackedMask, id: str | None, digests: Collection[str]) -> MaskRecord:
     """Say what a mask was.
 
     Args:

@@ -16,10 +16,9 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_alike
-from trimtab.masks.packed import BaseTensor, PackedTensor, unpacked
+from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor, unpacked
 from trimtab.masks.provenance import provenance_from
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS
-from trimtab.masks.stored import AnyMask
 
 __all__ = ["CountScores", "agreed"]
 
@@ -32,7 +31,7 @@ class CountScores:
         base: What the tensors are, where the masks do not contradict each other.
     """
 
-    def __init__(self, masks: Sequence[AnyMask]) -> None:
+    def __init__(self, masks: Sequence[PackedMask]) -> None:
         """Take masks of one model.
 
         Raises:
@@ -77,7 +76,7 @@ class CountScores:
             yield counts
 
 
-def agreed(masks: Sequence[AnyMask], at_least: int) -> Mask:
+def agreed(masks: Sequence[PackedMask], at_least: int) -> Mask:
     """Select the elements that at least so many of some masks select.
 
     Args:

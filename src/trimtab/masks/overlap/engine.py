@@ -34,8 +34,7 @@ from trimtab.masks.overlap.matching import (
 )
 from trimtab.masks.overlap.reading import Given, given_mask, in_one_naming, tensors_in_order
 from trimtab.masks.overlap.result import LETTERS, Overlap
-from trimtab.masks.packed import num_packed_bytes
-from trimtab.masks.stored import AnyMask
+from trimtab.masks.packed import PackedMask, num_packed_bytes
 
 __all__ = ["overlap"]
 
@@ -44,7 +43,7 @@ CHUNK_WORDS = 1 << 14
 
 
 def overlap(
-    *masks: str | os.PathLike[str] | AnyMask,
+    *masks: str | os.PathLike[str] | PackedMask,
     base: str | os.PathLike[str] | Checkpoint | None = None,
     series: bool = False,
     threads: int | None = None,

@@ -10,13 +10,13 @@ from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.overlap.counts import OverlapCoverage
 from trimtab.masks.overlap.result import LETTERS
-from trimtab.masks.stored import AnyMask
+from trimtab.masks.packed import PackedMask
 from trimtab.words import plural
 
 __all__ = ["check_digests", "check_shapes", "coverage_of", "names_in_all"]
 
 
-def names_in_all(masks: Sequence[AnyMask]) -> list[str]:
+def names_in_all(masks: Sequence[PackedMask]) -> list[str]:
     """Tensors that all masks have, in the order of the first.
 
     Raises:
@@ -48,7 +48,7 @@ def names_in_all(masks: Sequence[AnyMask]) -> list[str]:
     return names
 
 
-def check_shapes(masks: Sequence[AnyMask], names: Sequence[str], base: Checkpoint) -> None:
+def check_shapes(masks: Sequence[PackedMask], names: Sequence[str], base: Checkpoint) -> None:
     """Check that a base has the tensors that the masks have.
 
     Raises:
@@ -71,7 +71,7 @@ def check_shapes(masks: Sequence[AnyMask], names: Sequence[str], base: Checkpoin
 
 
 def check_digests(
-    masks: Sequence[AnyMask], names: Sequence[str], digests: Mapping[str, str], base: Checkpoint
+    masks: Sequence[PackedMask], names: Sequence[str], digests: Mapping[str, str], base: Checkpoint
 ) -> None:
     """Check that a base is the one that the masks say they were made against.
 
@@ -98,7 +98,7 @@ def check_digests(
         )
 
 
-def coverage_of(masks: Sequence[AnyMask], names: Sequence[str]) -> OverlapCoverage:
+def coverage_of(masks: Sequence[PackedMask], names: Sequence[str]) -> OverlapCoverage:
     """Sort the tensors of all masks into compared and not, and find disagreements on the base."""
     in_all = set(names)
     every_name = dict.fromkeys(name for mask in masks for name in mask)

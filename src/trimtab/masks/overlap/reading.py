@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.tensors import FilePool
-from trimtab.masks.mask import Mask
 from trimtab.masks.mask_file import MaskFile, read_mask_file
 from trimtab.masks.naming import named_alike
-from trimtab.masks.stored import AnyMask, StoredMask, path_of
+from trimtab.masks.packed import PackedMask
+from trimtab.masks.stored import StoredMask
 
 __all__ = ["Given", "given_mask", "in_one_naming", "tensors_in_order"]
 
@@ -35,19 +35,19 @@ class Given(NamedTuple):
         unchecked: Its file, if nobody has read that yet; then trust nothing but its header.
     """
 
-    mask: AnyMask
+    mask: PackedMask
     id: str | None
     unchecked: MaskFile | None
 
 
-def given_mask(mask: str | os.PathLike[str] | AnyMask, stack: ExitStack) -> Given:
+def given_mask(mask: str | os.PathLike[str] | PackedMask, stack: ExitStack) -> Given:
     """Take a mask as it is, or open its file for as long as the stack lasts.
 
     Raises:
         MaskError: It is no mask file.
     """
-    if isinstance(mask, Mask | StoredMask):
-        return Given(mask, path_of(mask), None)
+    if not isinstance(mask, str | os.PathLike):
+        return Given(mask, mask.path, None)
     pool = FilePool()
     stack.callback(pool.close)
     file = read_mask_file(mask, pool)

@@ -21,16 +21,15 @@ from trimtab.checkpoints.reading import Progress
 from trimtab.checkpoints.record import made_now
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskMismatchError
-from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_like
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap.counts import TensorOverlap
-from trimtab.masks.packed import unpacked
+from trimtab.masks.packed import PackedMask, unpacked
 from trimtab.masks.prediction.average_precision import LevelCounts
 from trimtab.masks.prediction.result import PredictionScore, Ranking
 from trimtab.masks.selection.scores import ScoreFile, Scores
 from trimtab.masks.selection.weights import read_weights
-from trimtab.masks.stored import AnyMask, StoredMask, open_mask
+from trimtab.masks.stored import open_mask
 
 __all__ = ["score_prediction"]
 
@@ -39,8 +38,8 @@ MAGNITUDE_BITS = 16
 
 
 def score_prediction(
-    pred: str | os.PathLike[str] | AnyMask,
-    true: str | os.PathLike[str] | AnyMask,
+    pred: str | os.PathLike[str] | PackedMask,
+    true: str | os.PathLike[str] | PackedMask,
     *,
     scores: str | os.PathLike[str] | Scores | None = None,
     base: str | os.PathLike[str] | Checkpoint | None = None,
@@ -66,7 +65,7 @@ def score_prediction(
     with ExitStack() as stack:
         checkpoint = None if base is None else stack.enter_context(opened(base))[0]
         shared = overlap(pred, true, base=checkpoint, progress=progress)
-        if not isinstance(true, Mask | StoredMask):
+        if isinstance(true, str | os.PathLike):
             true = stack.enter_context(open_mask(true))
         true = named_like(true, [tensor.name for tensor in shared.tensors])
         num_low: dict[str, float] = {}
@@ -85,7 +84,7 @@ def score_prediction(
 
 
 def _num_low(
-    truth: AnyMask,
+    truth: PackedMask,
     num_predicted: Mapping[str, int],
     tensor: StoredTensor,
     chunks: Iterator[tuple[int, Bits]],
@@ -114,7 +113,7 @@ def _num_low(
 
 
 def _ranking(
-    scores: Scores, truth: AnyMask, tensors: Sequence[TensorOverlap], id: str | None
+    scores: Scores, truth: PackedMask, tensors: Sequence[TensorOverlap], id: str | None
 ) -> Ranking:
     """Average precision of the scores, over all and within each layer and kind."""
     problems = []
@@ -151,7 +150,7 @@ def _ranking(
     )
 
 
-def _levels(scores: Scores, name: str, truth: AnyMask, tensor: TensorOverlap) -> LevelCounts:
+def _levels(scores: Scores, name: str, truth: PackedMask, tensor: TensorOverlap) -> LevelCounts:
     """Count the elements of a tensor by score; `name` is that of the scores for it."""
     counts = LevelCounts()
     packed = truth.packed(tensor.name)

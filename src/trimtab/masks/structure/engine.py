@@ -30,9 +30,9 @@ from trimtab.elements.fast import counters_for
 from trimtab.errors import MaskError
 from trimtab.masks.identity.result import mask_record
 from trimtab.masks.naming import named_alike
-from trimtab.masks.packed import num_packed_bytes
+from trimtab.masks.packed import PackedMask, num_packed_bytes
 from trimtab.masks.random import random_tensor
-from trimtab.masks.stored import AnyMask, open_mask
+from trimtab.masks.stored import open_mask
 from trimtab.masks.structure.families import ExpertTensor, Gathering, family_of
 from trimtab.masks.structure.inputs import check_digests, config_of, is_matrix, shapes_of
 from trimtab.masks.structure.maps import element_map
@@ -54,7 +54,7 @@ Packed = NDArray[np.uint8]
 
 
 def structure(
-    *masks: str | os.PathLike[str] | AnyMask,
+    *masks: str | os.PathLike[str] | PackedMask,
     base: str | os.PathLike[str] | Checkpoint | None = None,
     config: str | os.PathLike[str] | None = None,
     map: str | None = None,
@@ -145,7 +145,7 @@ class _Run:
 
     def __init__(
         self,
-        masks: Sequence[AnyMask],
+        masks: Sequence[PackedMask],
         shapes: Mapping[str, tuple[int, ...]],
         config: Mapping[str, Any],
         base: Checkpoint | None,

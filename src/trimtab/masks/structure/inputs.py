@@ -12,7 +12,7 @@ from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.folder import read_config, read_json
 from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointNotFoundError, MaskMismatchError
-from trimtab.masks.stored import AnyMask
+from trimtab.masks.packed import PackedMask
 from trimtab.words import plural
 
 __all__ = ["check_digests", "config_of", "is_matrix", "shapes_of"]
@@ -38,7 +38,7 @@ def config_of(
     return None, {}
 
 
-def shapes_of(masks: Sequence[AnyMask], base: Checkpoint | None) -> dict[str, tuple[int, ...]]:
+def shapes_of(masks: Sequence[PackedMask], base: Checkpoint | None) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of all masks; a mask that lacks one selects nothing of it.
 
     Raises:
@@ -77,7 +77,7 @@ def is_matrix(shape: tuple[int, ...] | None) -> bool:
     return shape is not None and len(shape) > 1 and prod(shape) > 0
 
 
-def check_digests(masks: Sequence[AnyMask], digests: Mapping[str, str]) -> None:
+def check_digests(masks: Sequence[PackedMask], digests: Mapping[str, str]) -> None:
     """Refuse weights that are not those that a mask was made against, now that they are read."""
     problems = [
         f"{name} has the digest {digests[name]}, and {of.digest} when the mask was made"

@@ -34,10 +34,9 @@ from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskError
 from trimtab.masks.derived import DerivedMask, tensor_of
 from trimtab.masks.outline import MaskOutline
-from trimtab.masks.packed import BaseTensor, PackedTensor
+from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor
 from trimtab.masks.provenance import provenance_with
 from trimtab.masks.selection.weights import read_weights
-from trimtab.masks.stored import AnyMask
 from trimtab.masks.transfer.plan import DENSITY, HOW, INTERPOLATE, TransferPlan, plan_transfer
 from trimtab.masks.transfer.rows import nearest, random_rows, row_counts, scaled_counts
 
@@ -48,7 +47,7 @@ MAPS = (INTERPOLATE, DENSITY)
 
 
 def transferred(
-    mask: AnyMask,
+    mask: PackedMask,
     to: str | os.PathLike[str] | Checkpoint,
     *,
     maps: Collection[str] = (),
@@ -109,7 +108,7 @@ def _read_past(_: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> None:
     deque(chunks, maxlen=0)
 
 
-def _account(mask: AnyMask, plan: TransferPlan, seed: int) -> dict[str, Any]:
+def _account(mask: PackedMask, plan: TransferPlan, seed: int) -> dict[str, Any]:
     """What provenance says of how a mask was carried."""
     by = {how: [n for n, one in plan.tensors.items() if one.how == how] for how in HOW}
     used = {INTERPOLATE: plan.layers is not None, DENSITY: bool(by["density"])}

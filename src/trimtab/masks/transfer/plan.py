@@ -17,7 +17,7 @@ from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import LAYER, match_renamed
 from trimtab.checkpoints.pairing import common_shape
 from trimtab.errors import MaskMismatchError
-from trimtab.masks.stored import AnyMask
+from trimtab.masks.packed import PackedMask
 from trimtab.masks.transfer.rows import nearest
 
 __all__ = ["DENSITY", "HOW", "INTERPOLATE", "Carried", "TransferPlan", "plan_transfer"]
@@ -66,7 +66,7 @@ class TransferPlan:
 
 
 def plan_transfer(
-    mask: AnyMask,
+    mask: PackedMask,
     shapes: Mapping[str, tuple[int, ...]],
     tied: Mapping[str, str],
     *,
@@ -144,7 +144,7 @@ class _Refusal:
 
 
 def _layer_map(
-    mask: AnyMask, shapes: Mapping[str, tuple[int, ...]], maps: frozenset[str], refusal: _Refusal
+    mask: PackedMask, shapes: Mapping[str, tuple[int, ...]], maps: frozenset[str], refusal: _Refusal
 ) -> dict[int, int] | None:
     """Layer of the checkpoint -> layer of the mask; None if both are of the same depth."""
     layers_before = _layers({name: mask.shape(name) for name in mask})

@@ -16,11 +16,11 @@ from trimtab.cli.progress import byte_progress
 from trimtab.cli.terminal import say
 from trimtab.masks import Mask
 from trimtab.masks.naming import named_as_in, named_like
+from trimtab.masks.packed import PackedMask
 from trimtab.masks.provenance import provenances_by_digest
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import MATCHES, Match, Quotas
 from trimtab.masks.selection.scores import ScoreFile, Scores, write_scores
-from trimtab.masks.stored import AnyMask
 from trimtab.outputs import ensure_free
 
 __all__ = ["Making", "base_option", "makes_a_mask", "said_of"]
@@ -85,7 +85,7 @@ class Making:
         base: Checkpoint | None,
         step: Mapping[str, Any],
         *,
-        masks: Sequence[AnyMask] = (),
+        masks: Sequence[PackedMask] = (),
     ) -> None:
         """Select by scores and write the mask, and the scores if asked to.
 
@@ -130,7 +130,7 @@ class Making:
         write_mask(mask, self.output, self.typed, force=self.force)
 
     def _select(
-        self, scores: Scores, quotas: Quotas, step: Mapping[str, Any], masks: Sequence[AnyMask]
+        self, scores: Scores, quotas: Quotas, step: Mapping[str, Any], masks: Sequence[PackedMask]
     ) -> None:
         with byte_progress("selecting") as progress:
             mask = select(scores, quotas, seed=self.seed, provenance=step, progress=progress)
