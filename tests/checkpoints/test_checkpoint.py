@@ -89,16 +89,6 @@ def test_an_odd_architecture_is_no_reason_to_fail(tmp_path: Path, architectures:
         assert checkpoint.architecture == ("3" if architectures == [3] else None)
 
 
-def test_block_scales_are_found(tmp_path: Path) -> None:
-    weight, scale = random_bits((4, 4)).astype("u1"), random_bits((1, 1)).astype("u4")
-    (tmp_path / "model.safetensors").write_bytes(
-        tensors_bytes({"q.weight": weight, "q.weight_scale_inv": scale, "k.weight": weight})
-    )
-    with open_checkpoint(tmp_path) as checkpoint:
-        assert checkpoint.scale_of("q.weight") is checkpoint.tensors["q.weight_scale_inv"]
-        assert checkpoint.scale_of("k.weight") is None
-
-
 def test_opening_reads_headers_only(tmp_path: Path) -> None:
     size = 2**40  # a sparse file of 1 TiB opens at once
     header = {"w": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}

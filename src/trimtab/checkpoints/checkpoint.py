@@ -12,10 +12,10 @@ from typing import Any
 
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.folder import GGUF_CURE, WeightFiles, find_weights, read_config
-from trimtab.checkpoints.hub import HUB_ID, fetch
-from trimtab.checkpoints.messages import cure, first_few
+from trimtab.checkpoints.hub import HUB_ID, cure, fetch
+from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import tied_names
-from trimtab.checkpoints.quantized import quantized_weights, scale_beside
+from trimtab.checkpoints.quantized import quantized_weights
 from trimtab.checkpoints.safetensors_file import read_safetensors
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.checkpoints.torch_file import read_torch_file
@@ -76,10 +76,6 @@ class Checkpoint(Pooled):
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.id}, {plural(len(self.tensors), 'tensor')}")
-
-    def scale_of(self, name: str) -> StoredTensor | None:
-        """What is stored as the scales of a quantised weight, if anything is."""
-        return scale_beside(self.tensors, name)
 
 
 def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None) -> Checkpoint:

@@ -18,10 +18,9 @@ from trimtab.checkpoints.folder import (
     read_config,
     weights_named,
 )
-from trimtab.checkpoints.messages import cure
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["HUB_ID", "fetch", "fetch_the_rest"]
+__all__ = ["HUB_ID", "MADE_BY", "cure", "fetch", "fetch_the_rest"]
 
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 
@@ -35,6 +34,19 @@ REASONS = (
     ("HFValidationError", "it is not a hub id"),
 )
 """Error class of huggingface_hub -> what to say; the first that fits counts."""
+
+MADE_BY = {
+    "trimtab example": ("base", "tuned", "sub", "other", "run"),
+    "trimtab demo": ("demo",),
+}
+"""Command -> first parts of the paths of checkpoints that it makes, and that the pages name."""
+
+
+def cure(ref: str) -> str:
+    """What helps whoever asks for a checkpoint that is not there; it follows what was found."""
+    first = ref.removeprefix("./").partition("/")[0]
+    made = [command for command, names in MADE_BY.items() if first in names]
+    return f". `{made[0]}` makes it, in the folder where it is called" if made else ""
 
 
 def fetch(repository: str, revision: str | None) -> tuple[Path, str]:
