@@ -14,7 +14,7 @@ from trimtab import errors
 
 SOURCE = Path(trimtab.__file__).parent
 
-BELOW = {"_version", "inputs", "words", "escaping", "errors"}
+BELOW = {"_version", "inputs", "extras", "words", "escaping", "errors"}
 """What every layer may import."""
 
 MAY_IMPORT = {
@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "errors": set(),
     "words": set(),
     "escaping": set(),
+    "extras": {"errors"},
     "inputs": {"errors"},
     "outputs": {"errors"},
     "processes": set(),
