@@ -33,7 +33,7 @@ import trimtab
 from benchmarks.compare import child_peak, make_pair, pair_of_blocks, timed
 from benchmarks.provenance import provenance
 from trimtab.checkpoints import StoredTensor, open_checkpoint
-from trimtab.checkpoints.sources import Source, new_buffer
+from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.masks import extract_mask
 from trimtab.masks.derived import DerivedMask
 from trimtab.masks.outline import MaskOutline

@@ -1,12 +1,12 @@
-"""Words that all layers share: counted nouns, and what Python shows of an object."""
+"""Words that all layers share: counted nouns, short lists, and what Python shows of an object."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sized
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-__all__ = ["MAX_REPR", "are", "one_line", "out_of", "plural", "were"]
+__all__ = ["MAX_REPR", "are", "first_few", "one_line", "out_of", "plural", "were"]
 
 MAX_REPR = 200
 """Most characters that Python shows of a result or of a part of one."""
@@ -66,3 +66,12 @@ def _short(value: Any) -> str:
     if isinstance(value, Sized) and (is_long or isinstance(value, Mapping)):
         return f"<{plural(len(value), 'item')}>"
     return f"<{type(value).__name__}>" if is_long else text
+
+
+MAX_SHOWN = 5
+
+
+def first_few(items: Sequence[str], separator: str = ", ") -> str:
+    """The first few items and how many more there are: a damaged file can have thousands."""
+    more = len(items) - MAX_SHOWN
+    return separator.join([*items[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])])

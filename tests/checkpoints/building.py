@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.safetensors_file import read_safetensors
+from trimtab.checkpoints.safetensors import read_safetensors
 from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
 
 NUMPY_TO_SAFETENSORS = {"u1": "F8_E4M3", "u2": "BF16", "u4": "F32", "u8": "F64"}

@@ -11,8 +11,8 @@ import pytest
 import xxhash
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import StoredTensor, open_checkpoint, opened, sources
-from trimtab.checkpoints.reading import Digests, Reading
+from trimtab.checkpoints import StoredTensor, open_checkpoint, opened, stream
+from trimtab.checkpoints.stream import Digests, Reading
 
 SHAPES = {"wide": (3, 50), "small": (7,), "tall": (90, 2), "empty": (0, 4), "number": ()}
 
@@ -48,7 +48,7 @@ def digest(tensor: StoredTensor) -> str:
 def test_all_is_read_once_whatever_the_chunks(
     paths: tuple[Path, Path], threads: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", chunk)
     told: list[int] = []
     totals: set[int] = set()
 
@@ -84,7 +84,7 @@ def test_all_is_read_once_whatever_the_chunks(
 def test_an_error_ends_the_other_tasks_at_their_next_chunk(
     paths: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 1)
     failed, went_on = threading.Event(), threading.Event()
     with open_checkpoint(paths[0]) as first:
         items = [Both((first.tensors[name],)) for name in ("wide", "tall", "small")]

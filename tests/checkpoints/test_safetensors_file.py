@@ -20,7 +20,7 @@ from tests.checkpoints.building import (
     random_bits,
     tensors_bytes,
 )
-from trimtab.checkpoints.safetensors_file import MAX_HEADER_BYTES
+from trimtab.checkpoints.safetensors import MAX_HEADER_BYTES
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError
 

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.checkpoints import sources
-from trimtab.checkpoints.pairing import num_columns, num_rows
-from trimtab.checkpoints.sources import chunks_of
+from trimtab.checkpoints import stream
+from trimtab.checkpoints.align import num_columns, num_rows
+from trimtab.checkpoints.stream import chunks_of
 
 
 @given(st.lists(st.integers(0, 9), max_size=3), st.integers(1, 40))
 def test_chunks_tile_a_tensor_in_order(shape: list[int], limit: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "CHUNK_ELEMENTS", limit)
+        patch.setattr(stream, "CHUNK_ELEMENTS", limit)
         chunks = list(chunks_of(tuple(shape)))
     rows, columns = num_rows(tuple(shape)), num_columns(tuple(shape))
     assert rows * columns == prod(shape)

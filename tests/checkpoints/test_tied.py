@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.checkpoints.tied import without_tied_copies
+from trimtab.checkpoints.align import without_tied_copies
 
 
 def item(name: str, *shape: int) -> Any:

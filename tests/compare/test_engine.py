@@ -15,7 +15,7 @@ import xxhash
 
 import trimtab
 from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
-from trimtab.checkpoints import sources
+from trimtab.checkpoints import stream
 from trimtab.compare.result import Comparison
 from trimtab.elements import fast
 from trimtab.errors import AnalysisError, CheckpointError, CriterionError, TensorMismatchError
@@ -128,7 +128,7 @@ def test_chunks_make_no_difference(
     chunk: int, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = stable(trimtab.compare(*pair))
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", chunk)
     pieces = stable(trimtab.compare(*pair))
     for groups in ("tensors", "by_layer_kind"):
         for one, other in zip(whole.pop(groups), pieces.pop(groups), strict=True):

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.compare.checkpoints import save
 from tests.compare.test_tracked import HEADER, point, write
 from trimtab.checkpoints import Checkpoint, open_checkpoint
-from trimtab.checkpoints.record import record_of
 from trimtab.compare.tracked_points import TrackedPoints
 from trimtab.errors import AnalysisError, ResultFormatError, TensorMismatchError
+from trimtab.results.records import record_of
 
 torch = pytest.importorskip("torch")
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import trimtab
 from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, save, save_sharded
 from trimtab.checkpoints import checkpoint as checkpoint_module
-from trimtab.checkpoints import open_checkpoint, sources
+from trimtab.checkpoints import open_checkpoint, stream
 from trimtab.compare.trajectory_result import PointCounts, Trajectory
 from trimtab.elements import fast
 from trimtab.errors import AnalysisError, CheckpointError, TensorMismatchError
@@ -181,7 +181,7 @@ def test_shards_threads_chunks_and_kernels_make_no_difference(
     by_kind = [point.pop("by_kind") for point in again["points"]]
     assert by_kind == [point.pop("by_kind") for point in whole["points"]]
     assert again == whole
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 50)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 50)
     monkeypatch.setattr(fast, "COMPILED_FROM", 0)
     small = trimtab.trajectory(base, run)
     assert [point.by_kind for point in small.points] == expected(points)
@@ -232,7 +232,7 @@ def test_memory_does_not_grow_with_the_series(tmp_path: Path) -> None:
 
     peak(1, 8)  # whatever is loaded only once
     few, many, large = peak(3, 1024), peak(30, 1024), peak(3, 4096)
-    one_chunk = 2 * sources.CHUNK_ELEMENTS
+    one_chunk = 2 * stream.CHUNK_ELEMENTS
     assert many < few + one_chunk
     assert large < few + one_chunk
 

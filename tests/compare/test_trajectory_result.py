@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.errors import OutputExistsError, ResultFormatError
+from trimtab.results.records import CheckpointRecord
 
 BASE = CheckpointRecord("base", None, "LlamaForCausalLM", 2, 30, {"BF16": 30}, "ab" * 16)
 

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 import trimtab
 from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, moved, save, save_sharded
-from trimtab.checkpoints import open_checkpoint, sources
+from trimtab.checkpoints import open_checkpoint, stream
 from trimtab.elements.criteria import changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, CriterionError, TensorMismatchError
@@ -51,7 +51,7 @@ def assert_marks(mask: Mask, base: Tensors, tuned: Tensors) -> None:
 def test_selects_what_torch_says_differs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_elements: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", chunk_elements)
     base = llama_tensors()
     base["odd"] = torch.randn(5, 7)  # chunks end between its rows, and its last byte is not full
     base["scalar"] = torch.tensor(1.0)
@@ -217,7 +217,7 @@ def test_scaled_weights_are_compared_by_what_they_are_worth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk_elements: int
 ) -> None:
     """Rows of 7 and chunks of 4, 21 or all elements: none of them ends at a byte of the mask."""
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk_elements)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", chunk_elements)
     weight = torch.randn(5, 7).to(torch.float8_e4m3fn)
     scale = torch.tensor([[1.0], [2.0], [0.5], [1.0], [4.0]])
     exact = (weight.float() * scale).to(torch.bfloat16)

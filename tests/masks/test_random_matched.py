@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
-from trimtab.checkpoints import sources
+from trimtab.checkpoints import stream
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask, extract_mask
@@ -34,7 +34,7 @@ def base(tmp_path: Path) -> tuple[Path, Tensors]:
 def test_every_bin_of_every_tensor_has_as_many(
     base: tuple[Path, Tensors], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 64)
     folder, tensors = base
     mask = extract_mask(folder, save(tmp_path / "tuned", moved(tensors)))
     control = random_matched(mask, folder, seed=3)

@@ -18,7 +18,7 @@ BESIDE = {
     "trimtab.outputs": "files that are whole or absent",
     "trimtab.masks.random_matched.random_matched": "as `mask make random --match magnitude`",
     "trimtab.masks.overlap.overlap": "as `mask overlap`",
-    "trimtab.checkpoints.record.made_now": "the provenance that every result has",
+    "trimtab.results.records.made_now": "the provenance that every result has",
     "trimtab.results.schema": "reading and writing results",
     "trimtab.training.sweeps.seeds": "the intervals of sweeps",
     "trimtab.training.smollm2.export_base": "the base of the demo",

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
+from trimtab.results.records import CheckpointRecord
 
 SIZES = {"q_proj": 400, "down_proj": 700, "norm": 30}
 

@@ -13,14 +13,13 @@ from typing import Any
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.folder import GGUF_CURE, WeightFiles, find_weights, read_config
 from trimtab.checkpoints.hub import HUB_ID, cure, fetch
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import tied_names
 from trimtab.checkpoints.quantized import quantized_weights
-from trimtab.checkpoints.safetensors_file import read_safetensors
+from trimtab.checkpoints.safetensors import read_safetensors
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.checkpoints.torch_file import read_torch_file
 from trimtab.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
-from trimtab.words import one_line, plural
+from trimtab.words import first_few, one_line, plural
 
 __all__ = ["Checkpoint", "open_checkpoint", "opened"]
 

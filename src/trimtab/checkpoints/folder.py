@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import inputs
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
+from trimtab.words import first_few
 
 __all__ = [
     "FILES",

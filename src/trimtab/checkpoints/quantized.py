@@ -33,10 +33,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.tensors import Counterparts, Hashes, StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError
+from trimtab.words import first_few
 
 __all__ = [
     "BlockScale",

@@ -15,7 +15,6 @@ from math import prod
 from typing import Any
 from zlib import crc32
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.state_dict import (
     MAX_PICKLE_BYTES,
     PickledTensor,
@@ -25,6 +24,7 @@ from trimtab.checkpoints.state_dict import (
 from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError
+from trimtab.words import first_few
 
 __all__ = ["read_torch_file"]
 

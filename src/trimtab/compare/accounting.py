@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.pairing import Pair, Pairing, num_columns, num_rows
+from trimtab.checkpoints.align import Pair, Pairing, num_columns, num_rows
 from trimtab.checkpoints.tensors import Hashes
 from trimtab.compare.result import Coverage
 

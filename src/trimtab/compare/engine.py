@@ -1,6 +1,6 @@
 """`compare`: one streaming pass over two checkpoints.
 
-Each pair of tensors is a task of its own, see `trimtab.checkpoints.reading`.
+Each pair of tensors is a task of its own, see `trimtab.checkpoints.stream`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
-from trimtab.checkpoints.pairing import Pair, may_repeat, pair_tensors
+from trimtab.checkpoints.align import Pair, may_repeat, pair_tensors, without_tied_copies
 from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.reading import Digests, Progress, Reading
-from trimtab.checkpoints.record import made_now, record_of
-from trimtab.checkpoints.sources import overlaps
-from trimtab.checkpoints.tied import without_tied_copies
+from trimtab.checkpoints.stream import Digests, Progress, Reading, overlaps
 from trimtab.compare.accounting import coverage_of
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.matrices import analyse_matrices, work_of
@@ -29,6 +26,7 @@ from trimtab.elements.dtypes import Bits
 from trimtab.elements.fast import Scanners
 from trimtab.elements.scan import Tally
 from trimtab.errors import AnalysisError
+from trimtab.results.records import made_now, record_of
 
 __all__ = ["compare"]
 

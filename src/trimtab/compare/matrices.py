@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import TensorPart, parts_of
-from trimtab.checkpoints.pairing import Pair, num_columns, num_rows
-from trimtab.checkpoints.sources import Source, chunks_of, new_buffer
+from trimtab.checkpoints.align import Pair, num_columns, num_rows
+from trimtab.checkpoints.stream import Source, chunks_of, new_buffer
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.rank import RankAnalysis
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, TypedDi
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.compare.analyses import Analyses
 from trimtab.elements.counts import ChangeCounts
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line
 

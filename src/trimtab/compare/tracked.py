@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.compare.tracked_file import (
     StepFigures,
     TrackedFile,
@@ -25,6 +24,7 @@ from trimtab.compare.tracked_file import (
 )
 from trimtab.compare.trajectory_result import Point, PointCounts, Trajectory
 from trimtab.errors import ResultFormatError
+from trimtab.results.records import CheckpointRecord
 
 __all__ = ["is_tracked", "read_steps", "read_tracked"]
 

@@ -28,11 +28,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements import index_coding
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import identity_of, open_regular, parse_json
+from trimtab.results.records import CheckpointRecord
 from trimtab.words import one_line
 
 __all__ = [

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import match_stored
-from trimtab.checkpoints.record import content_hash
 from trimtab.compare.tracked_file import open_tracked
 from trimtab.errors import AnalysisError, TensorMismatchError
+from trimtab.results.records import content_hash
+from trimtab.words import first_few
 
 __all__ = ["TrackedPoints"]
 

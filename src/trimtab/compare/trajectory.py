@@ -1,6 +1,6 @@
 """`trajectory`: one streaming pass over a base and a series of checkpoints.
 
-Each tensor of the model is a task of its own, see `trimtab.checkpoints.reading`. A chunk of it is
+Each tensor of the model is a task of its own, see `trimtab.checkpoints.stream`. A chunk of it is
 followed through the whole series before the next one is read: of the checkpoints, only the last,
 the one at hand and the one before are held, so memory does not grow with their number.
 """
@@ -16,16 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
+from trimtab.checkpoints.align import without_tied_copies
 from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.reading import Digests, Progress, Reading
-from trimtab.checkpoints.record import made_now, record_of
-from trimtab.checkpoints.sources import Chunk, Source, overlaps
-from trimtab.checkpoints.tied import without_tied_copies
+from trimtab.checkpoints.stream import Chunk, Digests, Progress, Reading, Source, overlaps
 from trimtab.compare.trajectory_matching import Followed, coverage_of, match_series
 from trimtab.compare.trajectory_result import Point, PointCounts, Trajectory
 from trimtab.compare.trajectory_series import Ref, check_order, expand, spacing, step_of
 from trimtab.elements.fast import history_maker
 from trimtab.elements.series import COUNTED, HistoryMaker
+from trimtab.results.records import made_now, record_of
 
 __all__ = ["trajectory"]
 

@@ -1,6 +1,6 @@
 """Which tensors of a base and of a series of checkpoints belong together, and what is left over.
 
-Each checkpoint is matched with the base as `trimtab.checkpoints.pairing` does it for two. A tensor
+Each checkpoint is matched with the base as `trimtab.checkpoints.align` does it for two. A tensor
 is followed if all of them have it; what is not followed is listed, with the reason.
 """
 
@@ -11,19 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.pairing import (
-    Pair,
-    Pairing,
-    may_repeat,
-    num_columns,
-    num_rows,
-    pair_tensors,
-)
+from trimtab.checkpoints.align import Pair, Pairing, may_repeat, num_columns, num_rows, pair_tensors
 from trimtab.checkpoints.quantized import BlockScale
 from trimtab.compare.trajectory_result import SeriesCoverage
 from trimtab.elements.dtypes import DType
 from trimtab.errors import TensorMismatchError
+from trimtab.words import first_few
 
 __all__ = ["Followed", "SeriesMatching", "coverage_of", "match_series"]
 
@@ -89,7 +82,7 @@ def match_series(
     Args:
         base: Where the series started.
         checkpoints: In order; at least one.
-        cast: See `trimtab.checkpoints.pairing.pair_tensors`.
+        cast: See `trimtab.checkpoints.align.pair_tensors`.
         dequantize: Likewise.
 
     Raises:

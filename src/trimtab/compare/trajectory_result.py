@@ -25,10 +25,10 @@ from typing import (
     get_args,
 )
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 

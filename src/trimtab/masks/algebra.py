@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import TensorPart, parts_of
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.derived import DerivedMask, tensor_of
 from trimtab.masks.naming import named_alike
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor
 from trimtab.masks.provenance import provenance_from, provenance_with
+from trimtab.words import first_few
 
 __all__ = ["OPERATIONS", "Operation", "Together", "combined", "complemented", "in_common"]
 __all__ += ["restricted"]

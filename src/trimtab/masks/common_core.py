@@ -24,9 +24,7 @@ from typing import Any
 import numpy as np
 
 from trimtab.checkpoints import Checkpoint
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.reading import Progress
-from trimtab.checkpoints.record import made_now
+from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import in_common
 from trimtab.masks.derived import tensor_of
@@ -40,7 +38,8 @@ from trimtab.masks.provenance import provenance_from
 from trimtab.masks.split import Part, Split
 from trimtab.masks.writing import mask_writer
 from trimtab.outputs import ensure_free
-from trimtab.words import are
+from trimtab.results.records import made_now
+from trimtab.words import are, first_few
 
 __all__ = ["chance_of", "part_files", "split_tensor", "write_parts"]
 

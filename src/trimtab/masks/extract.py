@@ -16,17 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
-from trimtab.checkpoints.pairing import Pair, Pairing, may_repeat, pair_tensors
+from trimtab.checkpoints.align import Pair, Pairing, may_repeat, pair_tensors, without_tied_copies
 from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.reading import Digests, Progress, Reading
-from trimtab.checkpoints.record import record_of
-from trimtab.checkpoints.tied import without_tied_copies
+from trimtab.checkpoints.stream import Digests, Progress, Reading
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
 from trimtab.masks.provenance import provenance_of
+from trimtab.results.records import record_of
 
 __all__ = ["extract_mask"]
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.tensors import FilePool
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import Operation, combined, complemented, restricted
@@ -23,7 +22,7 @@ from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor
 from trimtab.masks.provenance import provenance_with
 from trimtab.masks.random import random_tensor
 from trimtab.masks.writing import write_mask_file
-from trimtab.words import one_line, out_of, plural
+from trimtab.words import first_few, one_line, out_of, plural
 
 __all__ = ["Mask"]
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.safetensors_file import read_with_metadata
+from trimtab.checkpoints.safetensors import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
 from trimtab.masks.outline import MaskOutline
 from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor, num_packed_bytes
+from trimtab.words import first_few
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "MaskFile", "read_mask_file"]
 

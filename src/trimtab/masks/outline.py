@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError
 from trimtab.masks.packed import BaseTensor
 from trimtab.masks.provenance import plain_provenance
-from trimtab.words import one_line
+from trimtab.words import first_few, one_line
 
 __all__ = ["MaskOutline"]
 

@@ -11,9 +11,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.checkpoints.record import made_now
 from trimtab.errors import MaskError
 from trimtab.masks.packed import PackedMask
+from trimtab.results.records import made_now
 
 __all__ = [
     "plain_provenance",

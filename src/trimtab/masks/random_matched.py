@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits, exponent_bins
 from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_as_in

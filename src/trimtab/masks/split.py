@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Amount, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 

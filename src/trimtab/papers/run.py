@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trimtab.checkpoints.record import made_now
 from trimtab.errors import TrimtabError
 from trimtab.papers.cells import Cell, cells_of
 from trimtab.papers.library import Claim, Paper, Trial
@@ -18,6 +17,7 @@ from trimtab.papers.public import Checkpoints, public_claims
 from trimtab.papers.results import PaperResult
 from trimtab.papers.scale import Scale
 from trimtab.papers.training import prepare, train_cells
+from trimtab.results.records import made_now
 
 __all__ = ["PaperPlan", "plan_paper", "run_paper"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements.counts import percent
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.evaluation_wording import (
@@ -29,6 +28,7 @@ from trimtab.report.evaluation_wording import (
 from trimtab.report.learning_charts import accuracy_dots
 from trimtab.report.record import checkpoints_table, settings_table
 from trimtab.report.wording import printable
+from trimtab.results.records import CheckpointRecord
 
 __all__ = ["accuracy", "evaluation_provenance", "forgetting", "given_answers", "suites"]
 

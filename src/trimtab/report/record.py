@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.compare.result import COVERAGE_LISTS
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Section, Table, table
 from trimtab.report.wording import coverage_sentence, named, printable
+from trimtab.results.records import CheckpointRecord
 
 __all__ = ["checkpoints_table", "coverage", "listed", "provenance", "settings_table"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.report.blocks import Figure, Key, Section, Table, table
 from trimtab.report.record import checkpoints_table, settings_table
 from trimtab.report.robustness_charts import divergence_by_level
 from trimtab.report.robustness_wording import ARMS, columns_of, noise_text, notes_text
 from trimtab.report.wording import printable
+from trimtab.results.records import CheckpointRecord
 
 __all__ = ["noises", "robustness_provenance"]
 

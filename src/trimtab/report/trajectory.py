@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.compare.trajectory_result import (
     COVERAGE_LISTS,
     SETTLED_FROM,
@@ -35,6 +34,7 @@ from trimtab.report.trajectory_wording import (
     settled_text,
 )
 from trimtab.report.wording import printable
+from trimtab.results.records import CheckpointRecord
 
 __all__ = [
     "coverage_text",

@@ -47,9 +47,9 @@ from typing import (
 
 import numpy as np
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import ResultFormatError
 from trimtab.escaping import escaped
+from trimtab.words import first_few
 
 __all__ = [
     "MAX_DEPTH",

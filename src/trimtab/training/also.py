@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
 from trimtab.masks.packed import PackedTensor
+from trimtab.words import first_few
 
 __all__ = ["frozen_notice", "names_of", "newly_initialised", "with_whole"]
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from trimtab.checkpoints import StoredTensor
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.training.layout import STORED, Layout, stored_values
 from trimtab.training.optimizers.saved import KEY
+from trimtab.words import first_few
 
 __all__ = ["GradientSums", "moved_elements", "nearly_all", "put_back", "select_state", "share_new"]
 

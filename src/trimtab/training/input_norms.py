@@ -16,9 +16,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.checkpoints.record import made_now
 from trimtab.errors import CheckpointError
 from trimtab.masks.pruning import InputNorms
+from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import passage_length, pieces, read_text

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.checkpoints import open_checkpoint
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
 from trimtab.masks import Mask
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.runs.dotted import differences
+from trimtab.words import first_few
 
 __all__ = [
     "MASK_FILE",

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
 from tests.masks.identity.conftest import Three, bits_of, saved, within
-from trimtab.checkpoints import open_checkpoint, sources
+from trimtab.checkpoints import open_checkpoint, stream
 from trimtab.elements import fast
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed
 from trimtab.elements.dtypes import DTYPES
@@ -215,7 +215,7 @@ def test_chunks_threads_and_scanner_do_not_matter(
     paths = saved(three, tmp_path)
     whole = identity(*paths, three.mask, threads=1)
     assert stable(identity(*paths, three.mask, threads=3)) == stable(whole)
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", chunk)
     monkeypatch.setattr(fast, "COMPILED_FROM", 0)
     pieces = identity(*paths, three.mask)
     assert_close(stable(pieces), stable(whole))

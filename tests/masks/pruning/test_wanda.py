@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import Checkpoint, open_checkpoint, sources
+from trimtab.checkpoints import Checkpoint, open_checkpoint, stream
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks.pruning import InputNorms
 from trimtab.masks.pruning.matrices import matrices_of
@@ -73,7 +73,7 @@ def test_as_a_loop_chooses(
     nums: tuple[int, int],
     chunk: int,
 ) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", chunk)  # rows are cut by chunks
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", chunk)  # rows are cut by chunks
     norms = norms_of(base)
     mask = kept_by_wanda(base, matrices_of(base), sparsity, norms)
     assert mask.names == (UP, DOWN)

@@ -11,7 +11,7 @@ import torch
 import xxhash
 
 from tests.compare.checkpoints import llama_tensors, save
-from trimtab.checkpoints import StoredTensor, open_checkpoint, sources
+from trimtab.checkpoints import StoredTensor, open_checkpoint, stream
 from trimtab.elements.dtypes import Bits
 from trimtab.masks.selection import weights
 from trimtab.masks.selection.weights import elements_of, read_weights
@@ -22,7 +22,7 @@ def bits_of(tensor: torch.Tensor) -> np.ndarray:
 
 
 def test_every_element_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "CHUNK_ELEMENTS", 64)
+    monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 64)
     tensors = {**llama_tensors(), "scalar": torch.tensor(2.0, dtype=torch.bfloat16)}
     tensors["nothing"] = torch.zeros(0, 3, dtype=torch.bfloat16)
     told: list[tuple[int, int]] = []

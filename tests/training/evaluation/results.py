@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.results.records import CheckpointRecord
 from trimtab.training.evaluation.answers import Answers, Forgetting
 from trimtab.training.evaluation.result import AskedQuestions, EvaluatedModel, Evaluation
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import click
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.cli.paths import ensure_ending
 from trimtab.cli.terminal import say
 from trimtab.masks import Mask
 from trimtab.masks.derived import DerivedMask
 from trimtab.masks.naming import named_alike
 from trimtab.masks.stored import StoredMask
+from trimtab.words import first_few
 
 __all__ = [
     "mask_argument",

@@ -1,7 +1,7 @@
 """`identity`: did training only the mask give the model that training every weight gives?
 
 One streaming pass over three checkpoints and the mask. Each tensor is a task of its own, see
-`trimtab.checkpoints.reading`; memory is the mask and a few buffers per thread.
+`trimtab.checkpoints.stream`; memory is the mask and a few buffers per thread.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
+from trimtab.checkpoints.align import without_tied_copies
 from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.reading import Digests, Progress, Reading
-from trimtab.checkpoints.record import made_now, record_of
-from trimtab.checkpoints.sources import Chunk, overlaps
-from trimtab.checkpoints.tied import without_tied_copies
+from trimtab.checkpoints.stream import Chunk, Digests, Progress, Reading, overlaps
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.fast import Scanners
 from trimtab.elements.three_way import AgreementTally
@@ -27,6 +25,7 @@ from trimtab.masks.identity.matching import Triple, coverage_of, match_tensors
 from trimtab.masks.identity.result import Identity, TensorIdentity, mask_record
 from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_as_in
+from trimtab.results.records import made_now, record_of
 
 __all__ = ["identity"]
 

@@ -1,6 +1,6 @@
 """Which tensors of three checkpoints belong together, and what is left over.
 
-As in `trimtab.checkpoints.pairing`, everything stored on any side ends up in exactly one place.
+As in `trimtab.checkpoints.align`, everything stored on any side ends up in exactly one place.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.pairing import may_repeat, pair_tensors
+from trimtab.checkpoints.align import may_repeat, pair_tensors
 from trimtab.errors import TensorMismatchError
 from trimtab.masks.identity.result import SIDES, IdentityCoverage
 from trimtab.masks.mask import Mask
-from trimtab.words import are
+from trimtab.words import are, first_few
 
 __all__ = ["Matching", "Triple", "coverage_of", "match_tensors"]
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any, ClassVar, TypedDict, TypeVar
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.elements.three_way import SplitAgreement
 from trimtab.masks.packed import PackedMask
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.absorption import adam_displacement_bound, rounding_reach
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError

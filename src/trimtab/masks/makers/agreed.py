@@ -12,13 +12,13 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_alike
 from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor, unpacked
 from trimtab.masks.provenance import provenance_from
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS
+from trimtab.words import first_few
 
 __all__ = ["CountScores", "agreed"]
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.spectrum import PRINCIPAL_SHARE, principal_directions, principal_part
 from trimtab.errors import MaskError
 from trimtab.masks.makers.weight_scores import WeightScores

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.spectrum import PRINCIPAL_SHARE
 from trimtab.masks.makers.magnitude import low_magnitude
 from trimtab.masks.makers.principal import PrincipalScores

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.masks.makers.weight_scores import WeightScores
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor

@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.quantized import refuse_quantized
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
 from trimtab.masks.packed import BaseTensor
 from trimtab.masks.selection.weights import elements_of, read_weights
+from trimtab.words import first_few
 
 __all__ = ["ElementScores", "Lookup", "WeightScores"]
 

@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
-from trimtab.checkpoints.reading import Digests, Progress, Reading
-from trimtab.checkpoints.record import CheckpointRecord, made_now, record_of
+from trimtab.checkpoints.stream import Digests, Progress, Reading
 from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError
 from trimtab.masks.identity.result import mask_record
@@ -35,6 +34,7 @@ from trimtab.masks.overlap.matching import (
 from trimtab.masks.overlap.reading import Given, given_mask, in_one_naming, tensors_in_order
 from trimtab.masks.overlap.result import LETTERS, Overlap
 from trimtab.masks.packed import PackedMask, num_packed_bytes
+from trimtab.results.records import CheckpointRecord, made_now, record_of
 
 __all__ = ["overlap"]
 
@@ -103,7 +103,7 @@ def overlap(
 
 @dataclass(frozen=True, eq=False)
 class _Tensor:
-    """A tensor of the base that the masks have, as a task of `trimtab.checkpoints.reading`."""
+    """A tensor of the base that the masks have, as a task of `trimtab.checkpoints.stream`."""
 
     stored: tuple[StoredTensor]
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from trimtab.checkpoints import Checkpoint
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.overlap.counts import OverlapCoverage
 from trimtab.masks.overlap.result import LETTERS
 from trimtab.masks.packed import PackedMask
-from trimtab.words import plural
+from trimtab.words import first_few, plural
 
 __all__ = ["check_digests", "check_shapes", "coverage_of", "names_in_all"]
 

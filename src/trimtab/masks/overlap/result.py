@@ -13,12 +13,12 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.overlap.consensus import Consensus, Counted
 from trimtab.masks.overlap.counts import OverlapCoverage, TensorOverlap, pairs_of
 from trimtab.masks.overlap.hypergeometric import Strata
 from trimtab.masks.overlap.shared import INDEPENDENT, MAGNITUDE, PER_TENSOR, Null, Shared
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 

@@ -15,10 +15,8 @@ from functools import partial
 import numpy as np
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import match_renamed
-from trimtab.checkpoints.reading import Progress
-from trimtab.checkpoints.record import made_now
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.naming import named_like
@@ -30,6 +28,8 @@ from trimtab.masks.prediction.result import PredictionScore, Ranking
 from trimtab.masks.selection.scores import ScoreFile, Scores
 from trimtab.masks.selection.weights import read_weights
 from trimtab.masks.stored import open_mask
+from trimtab.results.records import made_now
+from trimtab.words import first_few
 
 __all__ = ["score_prediction"]
 

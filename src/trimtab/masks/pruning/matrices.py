@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, parts_of
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.errors import CheckpointError
+from trimtab.words import first_few
 
 __all__ = ["matrices_of"]
 

@@ -21,13 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.safetensors_file import read_with_metadata
+from trimtab.checkpoints.safetensors import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.inputs import parse_json
 from trimtab.outputs import new_file
-from trimtab.words import one_line
+from trimtab.words import first_few, one_line
 
 __all__ = ["FORMAT", "FORMAT_VERSION", "InputNorms"]
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from trimtab.checkpoints import opened
-from trimtab.checkpoints.reading import Progress
-from trimtab.checkpoints.record import CheckpointRecord, made_now, record_of
+from trimtab.checkpoints.stream import Progress
 from trimtab.errors import AnalysisError
 from trimtab.masks.makers.magnitude import high_magnitude
 from trimtab.masks.pruning.matrices import matrices_of
@@ -24,6 +23,7 @@ from trimtab.masks.pruning.wanda import kept_by_wanda
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.outputs import ensure_no_folder, new_folder
+from trimtab.results.records import CheckpointRecord, made_now, record_of
 from trimtab.words import one_line, out_of
 
 __all__ = ["METHODS", "RECORD", "Method", "Pruning", "prune"]

@@ -19,13 +19,13 @@ import xxhash
 from trimtab.checkpoints import Checkpoint, DataFile, StoredTensor
 from trimtab.checkpoints.folder import ADAPTER, FILES
 from trimtab.checkpoints.hub import fetch_the_rest
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.errors import CheckpointError
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import unpacked
 from trimtab.masks.pruning.survivors import is_zero
 from trimtab.masks.selection.weights import elements_of
+from trimtab.words import first_few
 
 __all__ = ["ZeroCount", "folder_of", "write_zeroed"]
 

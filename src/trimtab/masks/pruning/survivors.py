@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened, tied_names
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.quantized import block_scales
-from trimtab.checkpoints.reading import Progress
-from trimtab.checkpoints.record import record_of
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
 from trimtab.masks.provenance import provenance_of
 from trimtab.masks.selection.weights import read_weights
+from trimtab.results.records import record_of
 
 __all__ = ["is_zero", "survivors"]
 

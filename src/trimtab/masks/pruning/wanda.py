@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks.mask import Mask
@@ -26,6 +25,7 @@ from trimtab.masks.packed import BaseTensor, PackedTensor
 from trimtab.masks.provenance import provenance_of
 from trimtab.masks.pruning.norms import InputNorms
 from trimtab.masks.selection.weights import read_weights
+from trimtab.words import first_few
 
 __all__ = ["kept_by_wanda", "lowest_of_rows"]
 

@@ -18,8 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
@@ -27,6 +26,7 @@ from trimtab.masks.provenance import provenance_of
 from trimtab.masks.random import Lots
 from trimtab.masks.selection.quotas import Group, Quotas
 from trimtab.masks.selection.scores import Scores
+from trimtab.words import first_few
 
 __all__ = ["ordered_keys", "select"]
 

@@ -23,16 +23,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.quantized import refuse_quantized
-from trimtab.checkpoints.reading import Progress
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits, exponent_bins, num_exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.naming import named_like
 from trimtab.masks.packed import unpacked
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of, read_weights
-from trimtab.words import one_line
+from trimtab.words import first_few, one_line
 
 __all__ = ["MATCHES", "Group", "Match", "Quotas", "count_bins"]
 

@@ -19,15 +19,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.record import made_now
-from trimtab.checkpoints.safetensors_file import read_with_metadata
+from trimtab.checkpoints.safetensors import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
 from trimtab.masks.packed import BaseTensor
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of
 from trimtab.outputs import new_file
+from trimtab.results.records import made_now
+from trimtab.words import first_few
 
 __all__ = [
     "FORMAT",

@@ -9,7 +9,7 @@ from typing import TypeVar
 import numpy as np
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.reading import Digests, Progress, Reading
+from trimtab.checkpoints.stream import Digests, Progress, Reading
 from trimtab.elements.dtypes import Bits
 
 __all__ = ["CHUNK_ELEMENTS", "elements_of", "read_weights"]
@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """One tensor, as a task of `trimtab.checkpoints.reading`."""
+    """One tensor, as a task of `trimtab.checkpoints.stream`."""
 
     stored: tuple[StoredTensor]
 

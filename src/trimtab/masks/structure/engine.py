@@ -20,11 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, open_checkpoint, parts_of
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.quantized import refuse_quantized
-from trimtab.checkpoints.reading import Progress
-from trimtab.checkpoints.record import made_now, record_of
-from trimtab.checkpoints.sources import Source, new_buffer
+from trimtab.checkpoints.stream import Progress, Source, new_buffer
 from trimtab.elements.bits import Counters
 from trimtab.elements.fast import counters_for
 from trimtab.errors import MaskError
@@ -47,6 +44,8 @@ from trimtab.masks.structure.sharing import shared_units
 from trimtab.masks.structure.stripes import stripes_of
 from trimtab.masks.structure.tensors import PartCounts, Units, count_tensor
 from trimtab.masks.structure.units import Layout, belongings, expert_of
+from trimtab.results.records import made_now, record_of
+from trimtab.words import first_few
 
 __all__ = ["structure"]
 

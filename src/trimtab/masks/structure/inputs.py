@@ -10,10 +10,9 @@ from typing import Any
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.folder import read_config, read_json
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointNotFoundError, MaskMismatchError
 from trimtab.masks.packed import PackedMask
-from trimtab.words import plural
+from trimtab.words import first_few, plural
 
 __all__ = ["check_digests", "config_of", "is_matrix", "shapes_of"]
 

@@ -14,8 +14,8 @@ from itertools import pairwise
 from math import prod
 from typing import Any, ClassVar
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Provenance, from_plain, to_plain
 from trimtab.words import one_line, out_of, plural
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import StoredTensor, TensorPart, parts_of
-from trimtab.checkpoints.sources import Chunk, Source, chunks_of, new_buffer, overlaps
+from trimtab.checkpoints.stream import Chunk, Source, chunks_of, new_buffer, overlaps
 from trimtab.elements.bits import Counters
 from trimtab.elements.dtypes import exponent_bins, num_exponent_bins
 from trimtab.masks.packed import unpacked

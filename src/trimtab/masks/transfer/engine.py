@@ -26,10 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.pairing import has_vocabulary_rows
-from trimtab.checkpoints.reading import Progress
-from trimtab.checkpoints.record import record_of
+from trimtab.checkpoints.align import has_vocabulary_rows
+from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskError
 from trimtab.masks.derived import DerivedMask, tensor_of
@@ -39,6 +37,8 @@ from trimtab.masks.provenance import provenance_with
 from trimtab.masks.selection.weights import read_weights
 from trimtab.masks.transfer.plan import DENSITY, HOW, INTERPOLATE, TransferPlan, plan_transfer
 from trimtab.masks.transfer.rows import nearest, random_rows, row_counts, scaled_counts
+from trimtab.results.records import record_of
+from trimtab.words import first_few
 
 __all__ = ["MAPS", "transferred"]
 

@@ -13,12 +13,12 @@ from typing import Literal, NamedTuple, TypeAlias
 import numpy as np
 
 from trimtab.checkpoints import parts_of
-from trimtab.checkpoints.messages import first_few
+from trimtab.checkpoints.align import common_shape
 from trimtab.checkpoints.names import LAYER, match_renamed
-from trimtab.checkpoints.pairing import common_shape
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.packed import PackedMask
 from trimtab.masks.transfer.rows import nearest
+from trimtab.words import first_few
 
 __all__ = ["DENSITY", "HOW", "INTERPOLATE", "Carried", "TransferPlan", "plan_transfer"]
 

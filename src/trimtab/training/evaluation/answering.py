@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.checkpoints.folder import check_files
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import CheckpointError
 from trimtab.training.evaluation.answers import Answers
 from trimtab.training.evaluation.questions import Questions
 from trimtab.training.runs.base_model import BaseModel, load_model_of
 from trimtab.training.runs.prompts import prompt_ids
+from trimtab.words import first_few
 
 __all__ = ["ask", "load_model", "load_tokenizer"]
 

@@ -13,8 +13,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimtab.checkpoints.record import made_now
 from trimtab.errors import SettingsError, TrimtabError
+from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.answers import Answers

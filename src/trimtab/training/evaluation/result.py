@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, TypedDict
 
-from trimtab.checkpoints.record import CheckpointRecord
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.training.evaluation.answers import Answers, Forgetting, difference
 from trimtab.training.evaluation.baseline import majority_baseline

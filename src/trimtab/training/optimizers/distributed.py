@@ -18,9 +18,9 @@ import torch
 import xxhash
 from torch import Tensor
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import OptimizerError
 from trimtab.training.optimizers.sharding import as_sharded, local
+from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

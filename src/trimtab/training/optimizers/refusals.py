@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import MaskError, OptimizerError
 from trimtab.masks import Mask
 from trimtab.training.optimizers.binding import TAKEN
 from trimtab.training.optimizers.masters import POSSIBLE, Master, master_for
 from trimtab.training.optimizers.saved import short
 from trimtab.training.optimizers.sharding import local, sharding_trouble
+from trimtab.words import first_few
 
 __all__ = [
     "named",

@@ -13,10 +13,10 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import OptimizerError
 from trimtab.training.optimizers import tie_bits
 from trimtab.training.optimizers.elements import Elements
+from trimtab.words import first_few
 
 __all__ = [
     "FORMAT",

@@ -21,12 +21,12 @@ import torch
 import xxhash
 from torch import Tensor
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.saved import Kept, adopt_state, export_state
 from trimtab.training.optimizers.sharding import as_sharded, start_of
+from trimtab.words import first_few
 
 __all__ = ["Stretch", "adopt_vectors", "check_hashes", "export_groups", "export_vectors", "hashes"]
 

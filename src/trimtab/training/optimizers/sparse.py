@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.elements.counts import percent
 from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
@@ -37,6 +36,7 @@ from trimtab.training.optimizers.resumable import ResumableOptimizer
 from trimtab.training.optimizers.saved import short
 from trimtab.training.optimizers.settings import check_settings
 from trimtab.training.optimizers.sharding import local
+from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
@@ -32,6 +31,7 @@ from trimtab.training.probes.sums import ElementSums
 from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.prompts import check_lengths
+from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from rich.progress import Progress

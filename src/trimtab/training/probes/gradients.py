@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
+from trimtab.words import first_few
 
 __all__ = ["Backward", "See", "each_gradient"]
 

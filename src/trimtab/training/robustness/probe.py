@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from trimtab.checkpoints import open_checkpoint
-from trimtab.checkpoints.record import made_now
 from trimtab.errors import AnalysisError, MaskError, MaskMismatchError
 from trimtab.masks import Mask
 from trimtab.masks.identity.result import mask_record
+from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import (

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Annotated, Any, ClassVar, TypedDict
 
-from trimtab.checkpoints.record import CheckpointRecord
 from trimtab.masks.identity.result import MaskRecord
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
 from trimtab.training.evaluation.intervals import CONFIDENCE
 from trimtab.training.sweeps.seeds import over_seeds

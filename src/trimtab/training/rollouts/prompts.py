@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from trimtab.checkpoints.messages import first_few
+from trimtab.words import first_few
 
 __all__ = ["RoundSampler", "prompt_problems", "tokenize"]
 

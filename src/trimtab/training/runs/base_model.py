@@ -12,15 +12,15 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.folder import FILES, adapter_in, check_files
 from trimtab.checkpoints.hub import fetch_the_rest
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.quantized import refuse_quantized
-from trimtab.checkpoints.record import CheckpointRecord, record_of
-from trimtab.checkpoints.sources import Source, new_buffer
+from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.checkpoints.tensors import DataFile
 from trimtab.errors import CheckpointError, SettingsError, TrimtabError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.naming import named_like
+from trimtab.results.records import CheckpointRecord, record_of
+from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from trimtab.training.layout import Layout

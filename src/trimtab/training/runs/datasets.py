@@ -14,10 +14,10 @@ from typing import Any
 
 import xxhash
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.training.runs.rewards import SAID_BY_TRAINERS, Reward
+from trimtab.words import first_few
 
 __all__ = ["TEXTS", "Rows", "read_rows"]
 

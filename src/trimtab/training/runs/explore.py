@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints import open_checkpoint
-from trimtab.checkpoints.messages import first_few
 from trimtab.elements.counts import percent
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
@@ -34,6 +33,7 @@ from trimtab.training.runs.prepare import PreparedRun
 from trimtab.training.runs.run_file import RunFile
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
 from trimtab.training.runs.trainers import Stop, build_trainer, follow
+from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.errors import SettingsError
 from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.datasets import Rows
+from trimtab.words import first_few
 
 __all__ = ["check_lengths", "prompt_ids"]
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.checkpoints import open_checkpoint
-from trimtab.checkpoints.record import record_of
-from trimtab.checkpoints.sources import Source, new_buffer
+from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.errors import SettingsError
+from trimtab.results.records import record_of
 from trimtab.training import runtime
 from trimtab.training.rollouts.checked_reward import checked
 from trimtab.training.runs.base_model import loading, refuse_adapter

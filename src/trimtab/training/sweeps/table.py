@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from trimtab.checkpoints.record import made_now
+from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.intervals import CONFIDENCE
 from trimtab.training.runs.dotted import flat

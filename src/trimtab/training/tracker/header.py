@@ -11,15 +11,15 @@ import xxhash
 from torch import Tensor
 
 from trimtab._version import __version__
-from trimtab.checkpoints.messages import first_few
-from trimtab.checkpoints.record import CheckpointRecord, content_hash
 from trimtab.compare.tracked_file import FORMAT, FORMAT_VERSION, Part
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import SettingsError
+from trimtab.results.records import CheckpointRecord, content_hash
 from trimtab.training.layout import Layout
 from trimtab.training.optimizers.sharding import whole
 from trimtab.training.tracker.bits import CHUNK, stored_bits
 from trimtab.training.tracker.parts import name_of, stored_name, stored_tensors
+from trimtab.words import first_few
 
 __all__ = ["check_header", "new_header"]
 

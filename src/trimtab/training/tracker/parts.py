@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of, without_wrappers
 from trimtab.elements import step_kernels
 from trimtab.elements.dtypes import DTYPES, DType
@@ -24,6 +23,7 @@ from trimtab.training.optimizers.refusals import refuse_wrapped_model
 from trimtab.training.optimizers.sharding import as_sharded, box_of, local
 from trimtab.training.pieces import Piece
 from trimtab.training.tracker.bits import STORED, as_bits
+from trimtab.words import first_few
 
 __all__ = [
     "ModelPart",

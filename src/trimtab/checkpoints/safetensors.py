@@ -13,11 +13,11 @@ from math import prod
 from reprlib import repr as short
 from typing import Any, TypeAlias
 
-from trimtab.checkpoints.messages import first_few
 from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError
 from trimtab.inputs import parse_json
+from trimtab.words import first_few
 
 __all__ = ["MAX_HEADER_BYTES", "read_safetensors", "read_with_metadata"]
 

@@ -1,26 +1,22 @@
-"""Which tensor of base belongs to which of tuned, and what is left over.
+"""Which tensors of a base and of other checkpoints belong together, and what is left over.
 
-Everything stored on either side ends up in exactly one list, so that nothing can leave the
+Everything stored on any side ends up in exactly one list, so that nothing can leave the
 denominator in silence.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
 from trimtab.checkpoints.architectures import MODALITIES, TIED
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.names import match_renamed, tied_names, without_wrappers
-from trimtab.checkpoints.quantized import (
-    BlockScale,
-    block_scales,
-    quantized_weights,
-    scales_of,
-)
-from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.checkpoints.quantized import BlockScale, block_scales, quantized_weights, scales_of
+from trimtab.checkpoints.tensors import Counterparts, Hashes, StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
 from trimtab.words import are
@@ -34,6 +30,7 @@ __all__ = [
     "num_columns",
     "num_rows",
     "pair_tensors",
+    "without_tied_copies",
 ]
 
 VOCABULARY = re.compile(
@@ -316,3 +313,33 @@ def num_columns(shape: tuple[int, ...]) -> int:
 def num_rows(shape: tuple[int, ...]) -> int:
     """Rows of the 2-D view of a tensor: all other axes."""
     return prod(shape[:-1])
+
+
+Item = TypeVar("Item", bound=Counterparts)
+
+
+def without_tied_copies(
+    items: Sequence[Item], doubtful: Collection[Item], hashes: Hashes
+) -> tuple[list[Item], list[tuple[Item, Item]]]:
+    """Drop items that repeat another in all checkpoints, such as a stored copy of tied embeddings.
+
+    Only hashes can tell: a checkpoint may say that two tensors are tied and store two that differ.
+
+    Args:
+        items: All items.
+        doubtful: Those that, a config says, only repeat another one.
+        hashes: Of all stored tensors.
+
+    Returns:
+        The items that count, in the order given, and each that was dropped, before the one that it
+        repeats.
+    """
+    originals: dict[tuple[str, ...], Item] = {}
+    copies: dict[Item, Item] = {}
+    # What an item would repeat comes before it.
+    for item in sorted(items, key=doubtful.__contains__):
+        key = tuple([of[tensor.name] for of, tensor in zip(hashes, item.stored, strict=True)])
+        original = originals.setdefault(key, item)
+        if item in doubtful and original is not item and original.shape == item.shape:
+            copies[item] = original
+    return [item for item in items if item not in copies], list(copies.items())
