@@ -24,6 +24,13 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The switch of `tests/golden`."""
+    parser.addoption(
+        "--update-golden", action="store_true", help="write the golden files of tests/golden again"
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Leave out what needs reasoning-gym where it could not be installed, and say so."""
     if find_spec("reasoning_gym") is None:
