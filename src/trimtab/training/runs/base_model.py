@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.architectures import TIED
-from trimtab.checkpoints.folder import FILES, adapter_in, check_files
+from trimtab.checkpoints.folder import adapter_in, check_files
 from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.quantized import refuse_quantized
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DTYPES",
-    "FILES",
     "BaseModel",
     "load_model_of",
     "loading",

@@ -7,10 +7,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from trimtab.checkpoints.folder import FILES
 from trimtab.masks import Mask, extract_mask
 from trimtab.training import runtime
 from trimtab.training.folders import read_json, write_json
-from trimtab.training.runs.base_model import FILES, BaseModel
+from trimtab.training.runs.base_model import BaseModel
 
 __all__ = ["count_update", "save_weights", "saved_dtypes"]
 
