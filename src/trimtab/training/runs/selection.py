@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
+from trimtab.training.runs.algorithms.algorithm import Made
 from trimtab.training.runs.tables import SamplesTable
 
-__all__ = ["Made", "Sample", "select"]
-
-Made = Literal["completions", "pairs", "labels"]
-"""What is made of samples: good ones, pairs of a good and a bad one, or both with a label."""
+__all__ = ["Sample", "select"]
 
 
 @dataclass(frozen=True)

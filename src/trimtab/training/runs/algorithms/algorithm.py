@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from typing import Any
+from typing import Any, Literal
 
 from trimtab.training.runs.datasets import Rows
 from trimtab.training.runs.rewards import Reward
-from trimtab.training.runs.selection import Made
 
-__all__ = ["PAIRS", "Algorithm"]
+__all__ = ["PAIRS", "Algorithm", "Made"]
+
+Made = Literal["completions", "pairs", "labels"]
+"""What is made of samples: good ones, pairs of a good and a bad one, or both with a label."""
 
 PAIRS = ("prompt", "chosen", "rejected")
 """Columns of a preference between two completions."""
