@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.training.runs.selection import Made, Sample, select
+from trimtab.training.runs.algorithms.algorithm import Made
+from trimtab.training.runs.selection import Sample, select
 from trimtab.training.runs.tables import SamplesTable
 
 

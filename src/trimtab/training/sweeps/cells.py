@@ -25,7 +25,7 @@ from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.run_file import RunFile
 from trimtab.training.sweeps.sweep_file import Arm, SweepFile
 
-__all__ = ["CELLS", "OUT", "RUN", "Cell", "cells_of", "read_cell"]
+__all__ = ["CELLS", "OUT", "RUN", "Cell", "Outcome", "cells_of", "read_cell"]
 
 CELLS = "cells"
 """Folder of the cells, in that of the sweep."""
@@ -43,6 +43,19 @@ SEED = "seed"
 """The key over whose values an arm is averaged."""
 
 LONGEST_VALUE, LONGEST_NAME = 40, 150
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell.
+
+    Attributes:
+        status: `finished`, `failed` or `interrupted`.
+        error: Why it failed, in one line.
+    """
+
+    status: str
+    error: str | None = None
 
 
 @dataclass(frozen=True)

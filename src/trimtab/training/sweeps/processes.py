@@ -22,9 +22,9 @@ from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.processes import start_trimtab
 from trimtab.training.runs.execute import RESULT
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
-from trimtab.training.sweeps.cells import Cell
+from trimtab.training.sweeps.cells import Cell, Outcome
 
-__all__ = ["LOG", "Outcome", "Told", "num_processors", "run_cells"]
+__all__ = ["LOG", "Told", "num_processors", "run_cells"]
 
 LOG = "log.txt"
 """What the process of a cell said, in the folder of the cell."""
@@ -33,19 +33,6 @@ POLL_SECONDS = 0.05
 
 Told = Callable[[Cell, str], None]
 """Is told what happens to a cell, in a few words."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a cell.
-
-    Attributes:
-        status: `finished`, `failed` or `interrupted`.
-        error: Why it failed, in one line.
-    """
-
-    status: str
-    error: str | None = None
 
 
 @dataclass

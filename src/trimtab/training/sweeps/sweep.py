@@ -9,8 +9,9 @@ from trimtab.errors import OutputExistsError, TrimtabError
 from trimtab.outputs import lock, new_file
 from trimtab.processes import Interrupted
 from trimtab.training.folders import write_json
+from trimtab.training.sweeps.cells import Outcome
 from trimtab.training.sweeps.plan import Plan
-from trimtab.training.sweeps.processes import Outcome, Told, run_cells
+from trimtab.training.sweeps.processes import Told, run_cells
 from trimtab.training.sweeps.table import as_csv, sweep_table
 
 __all__ = ["CSV", "JSON", "run_sweep"]
