@@ -22,7 +22,7 @@ from benchmarks.processes import peak_resident, reset_peak, resident_after_trim
 from benchmarks.turns import Turn
 
 if TYPE_CHECKING:
-    from trimtab.training.runs.run_file import RunFile
+    from trimtab.training.runs.settings import Settings
 
 __all__ = [
     "BARE",
@@ -168,9 +168,9 @@ def trainer_table(name: str, num_steps: int) -> dict[str, Any]:
     }
 
 
-def run_file(name: str, mask: str, base: Path, num_steps: int) -> RunFile:
+def run_file(name: str, mask: str, base: Path, num_steps: int) -> Settings:
     """A run on the files beside a base."""
-    from trimtab.training.runs.run_file import RunFile
+    from trimtab.training.runs.settings import Settings
 
     content = {
         "algorithm": name,
@@ -183,13 +183,12 @@ def run_file(name: str, mask: str, base: Path, num_steps: int) -> RunFile:
     }
     if name in ONLINE:
         content["reward"] = {"function": f"{REWARD_FILE}:{REWARD_NAME}"}
-    return RunFile.of(base.parent / "run.toml", content)
+    return Settings.of(base.parent / "run.toml", content)
 
 
 def bare_arguments(name: str, base: Path, num_steps: int) -> Any:
     """TRL's configuration with all that a run file sets, but for the optimizer: that is TRL's."""
-    from trimtab.training.runs.algorithms import ALGORITHMS
-    from trimtab.training.runs.algorithms.algorithm import DEFAULTS
+    from trimtab.training.runs.algorithms import ALGORITHMS, DEFAULTS
 
     algorithm = ALGORITHMS[name]
     return algorithm.config_class()(
@@ -207,13 +206,12 @@ def make_trainer(name: str, contestant: str, base: Path, num_steps: int) -> Any:
     return _run_trainer(run_file(name, MASKS[contestant], base, num_steps))
 
 
-def _run_trainer(file: RunFile) -> Any:
+def _run_trainer(file: Settings) -> Any:
     """What `trimtab train` makes of a run file."""
     from rich.progress import Progress
 
     from trimtab.training.progress import stage
-    from trimtab.training.runs.prepare import prepare
-    from trimtab.training.runs.trainers import build_trainer, follow
+    from trimtab.training.runs.prepare import build_trainer, follow, prepare
 
     run = prepare(file)
     with stage(Progress(disable=True), file.algorithm) as line:

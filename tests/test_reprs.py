@@ -33,7 +33,7 @@ from trimtab.masks.pruning.norms import InputNorms
 from trimtab.masks.pruning.prune import prune
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.papers.results import PaperResult
-from trimtab.training.runs.tables import DataTable
+from trimtab.training.runs.settings import DataTable
 from trimtab.words import MAX_REPR, one_line, plural
 
 SETTINGS = {"PPOConfig", "PRIMEConfig", "RolloutConfig"}

@@ -113,14 +113,14 @@ def stand_in_for_suites(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stand_in_for_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """The demo's model is not in the project; the papers' tiny one is trained for three steps."""
-    from trimtab.papers import tiny_base
+    from trimtab.papers import bases
     from trimtab.training import demo
 
     def make_base(folder: Path) -> dict[str, Any]:
         return {**tiny.make_base(folder, printable), "note": "random"}
 
     monkeypatch.setattr(demo, "train_demo", partial(demo.train_demo, make_base=make_base))
-    monkeypatch.setattr(tiny_base, "STEPS", 3)
+    monkeypatch.setattr(bases, "STEPS", 3)
 
 
 def missing_package(words: list[str]) -> str | None:

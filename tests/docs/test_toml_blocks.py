@@ -17,9 +17,9 @@ from tests.docs.pages import PAGES, ROOT, blocks
 from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.public import read_checkpoints
 from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 from trimtab.training.sweeps.plan import plan
-from trimtab.training.sweeps.sweep_file import SweepFile
+from trimtab.training.sweeps.settings import SweepSettings
 
 pytestmark = pytest.mark.train
 
@@ -52,7 +52,7 @@ def test_a_block_is_read(
 ) -> None:
     text = world.replaced(page, "toml")[number]
     if included := re.fullmatch(r'--8<-- "(examples/\w+\.toml)"\n', text):
-        assert RunFile.read(ROOT / included[1]).algorithm == Path(page).stem
+        assert Settings.read(ROOT / included[1]).algorithm == Path(page).stem
         return
     world.furnish(shelf, page, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -60,14 +60,14 @@ def test_a_block_is_read(
     path.write_text(text)
     keys = tomllib.loads(text).keys()
     if "sweep" in keys:
-        assert len(plan(SweepFile.read(path)).cells) in (9, 24)
+        assert len(plan(SweepSettings.read(path)).cells) in (9, 24)
     elif "algorithm" in keys:
-        assert prepare(RunFile.read(path)).rows
+        assert prepare(Settings.read(path)).rows
     elif keys <= {"data", "factors"}:
         usual = {**TOP, "model": f"'{shelf / 'base'}'"}
         top = "\n".join(f"{key} = {value}" for key, value in usual.items() if key not in keys)
         path.write_text(f"{top}\n{text}")
-        file = RunFile.read(path)
+        file = Settings.read(path)
         if "reasoning_gym" in text and find_spec("reasoning_gym") is None:
             pytest.skip("reasoning-gym is not installed")
         assert prepare(file).rows

@@ -11,7 +11,7 @@ from trimtab.errors import OutputExistsError, SettingsError
 from trimtab.papers.cells import Cell, cells_of
 from trimtab.papers.library import papers_folder
 from trimtab.papers.scale import Scale
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 
 SMALL = Scale.read(papers_folder() / "scales" / "small")
 SCALES = sorted(path.parent for path in papers_folder().glob("scales/*/scale.toml"))
@@ -89,7 +89,7 @@ def test_every_cell_is_a_run_that_can_be_meant(folder: Path, tmp_path: Path) -> 
     scale = Scale.read(folder)
     for of in cells_of(scale, scale.arms, [0], tmp_path):
         of.write()
-        read = RunFile.read(of.run)
+        read = Settings.read(of.run)
         assert read.resolve(read.model) == of.run.parent / of.content()["model"]
         assert (folder / "data" / Path(of.content()["data"]["file"]).name).is_file()
         assert (folder / "data" / of.questions.name).is_file()

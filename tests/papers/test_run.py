@@ -13,7 +13,7 @@ from trimtab.cli import main
 from trimtab.cli.paper.commands import in_this_process
 from trimtab.errors import OutputExistsError
 from trimtab.masks import Mask
-from trimtab.papers import tiny_base
+from trimtab.papers import bases
 from trimtab.papers.cells import Cell
 from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.masks import make_mask
@@ -41,7 +41,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the scale `tiny` was run under two seeds; its base is trained for three steps."""
     folder = tmp_path_factory.mktemp("papers")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_base, "STEPS", 3)
+        patch.setattr(bases, "STEPS", 3)
         arguments = ("--scale", "tiny", "--seeds", "0,1", "--out", folder)
         code = call("paper", "run", PAPER.id, *arguments, "-o", folder / "result.json")
         assert code == 0

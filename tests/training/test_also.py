@@ -29,7 +29,7 @@ from trimtab.training import SparseAdamW, runtime, train_only
 from trimtab.training.also import names_of, newly_initialised, with_whole
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
 from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 
 pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
 
@@ -160,7 +160,7 @@ def test_a_run_file_takes_it(base: Base, tmp_path: Path) -> None:
     resolved = json.loads((tmp_path / "out" / "resolved.json").read_text())
     assert resolved["settings"]["also"] == ["model.norm"]
     with pytest.raises(SettingsError, match=r"also: no module .*'nrm': did you mean norm\?"):
-        prepare(RunFile.read(write(tmp_path, content("sft", base[0], also=["nrm"]))))
+        prepare(Settings.read(write(tmp_path, content("sft", base[0], also=["nrm"]))))
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_what_a_run_file_cannot_mean(
     changes: dict[str, Any], message: str, base: Base, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match=message):
-        RunFile.read(write(tmp_path, content("sft", base[0], **{"also": ["norm"], **changes})))
+        Settings.read(write(tmp_path, content("sft", base[0], **{"also": ["norm"], **changes})))
 
 
 def test_one_line_says_what_is_trained(

@@ -12,7 +12,7 @@ import click
 
 if TYPE_CHECKING:
     from trimtab.training.evaluation.questions import Questions
-    from trimtab.training.runs.tables import RewardTable
+    from trimtab.training.runs.settings import RewardTable
 
 __all__ = ["question_options", "questions_of", "reward_table", "task_config"]
 
@@ -96,9 +96,9 @@ def questions_of(
         made = _of_task(task, by, questions, **{name: more[name] for name in of_task})
     elif run is not None:
         from trimtab.training.evaluation.questions import questions_of_run
-        from trimtab.training.runs.run_file import RunFile
+        from trimtab.training.runs.settings import Settings
 
-        made = questions_of_run(RunFile.read(run), data=data, num=questions, by=by)
+        made = questions_of_run(Settings.read(run), data=data, num=questions, by=by)
     else:
         assert data is not None
         made = _of_data(data, by, **{name: more[name] for name in of_data}).first(questions)
@@ -123,7 +123,7 @@ def _of_task(
     chat: bool,
 ) -> Questions:
     from trimtab.training.evaluation.questions import questions_of_task
-    from trimtab.training.runs.tables import DataTable
+    from trimtab.training.runs.settings import DataTable
 
     table = DataTable(task=task, chat=chat, config=task_config(config))
     return questions_of_task(table, seed=questions_seed or 0, num=num, by=by)
@@ -172,7 +172,7 @@ def reward_table(
     Raises:
         UsageError: Options that do not go together.
     """
-    from trimtab.training.runs.tables import RewardTable
+    from trimtab.training.runs.settings import RewardTable
 
     if reward is not None and (verifier is not None or pattern is not None):
         raise click.UsageError("--reward judges alone: without --verifier and --pattern")

@@ -16,7 +16,7 @@ from trimtab.report.sweep_plan import render_plan
 from trimtab.report.sweep_table import render_sweep_table
 
 if TYPE_CHECKING:
-    from trimtab.training.sweeps.cells import Cell
+    from trimtab.training.sweeps.cell import Cell
 
 __all__ = ["command"]
 
@@ -41,11 +41,11 @@ def command(typed: str, sweep: Path, dry_run: bool, jobs: int, as_json: bool) ->
 
     Interrupt it when you like: the same command goes on, and keeps the cells that are finished.
     """
+    from trimtab.training.sweeps.execute import run_sweep
     from trimtab.training.sweeps.plan import plan
-    from trimtab.training.sweeps.sweep import run_sweep
-    from trimtab.training.sweeps.sweep_file import SweepFile
+    from trimtab.training.sweeps.settings import SweepSettings
 
-    planned = plan(SweepFile.read(sweep))
+    planned = plan(SweepSettings.read(sweep))
     told = planned.to_dict()
     if dry_run:
         say(json.dumps(told, indent=1) if as_json else render_plan(told))

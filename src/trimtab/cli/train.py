@@ -30,13 +30,12 @@ def command(run: Path, dry_run: bool) -> None:
     is finished and kept, and the same command goes on from there.
     """
     from trimtab.training.progress import progress_bars
-    from trimtab.training.runs.execute import MODEL, RESULT, execute
-    from trimtab.training.runs.overview import overview
+    from trimtab.training.runs.execute import MODEL, RESULT, execute, overview
     from trimtab.training.runs.prepare import prepare
-    from trimtab.training.runs.run_file import RunFile
-    from trimtab.training.sweeps.cells import read_cell
+    from trimtab.training.runs.settings import Settings
+    from trimtab.training.sweeps.cell import read_cell
 
-    prepared = prepare(read_cell(run) if run.suffix == ".json" else RunFile.read(run))
+    prepared = prepare(read_cell(run) if run.suffix == ".json" else Settings.read(run))
     if dry_run:
         say(overview(prepared), err=True)
         say(json.dumps(prepared.describe(), indent=1))

@@ -32,7 +32,7 @@ from trimtab.training.folders import (
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.recipe import Recipe, trainer_arguments
 from trimtab.training.runs.dotted import differences
-from trimtab.training.runs.trainers import order_by_epoch
+from trimtab.training.runs.prepare import order_by_epoch
 
 __all__ = ["ALGORITHMS", "CHECKPOINT_EVERY", "RUN", "check_settings", "train_arm"]
 

@@ -24,8 +24,7 @@ from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import passage_length, pieces, read_text
 from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import open_base
-from trimtab.training.runs.datasets import read_rows
-from trimtab.training.runs.prompts import prompt_ids
+from trimtab.training.runs.data import prompt_ids, read_rows
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -16,7 +16,7 @@ from trimtab.training.evaluation.answering import ask, load_model, load_tokenize
 from trimtab.training.evaluation.ends import end_token
 from trimtab.training.evaluation.questions import Questions, addition_questions
 from trimtab.training.rollouts.checked_reward import checked
-from trimtab.training.runs.datasets import Rows
+from trimtab.training.runs.data import Rows
 from trimtab.training.runs.rewards import Reward
 
 pytestmark = pytest.mark.train

@@ -19,8 +19,7 @@ from trimtab.training.evaluation.questions import (
     questions_of_task,
 )
 from trimtab.training.runs.rewards import comparison
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.tables import DataTable
+from trimtab.training.runs.settings import DataTable, Settings
 
 pytestmark = pytest.mark.train
 
@@ -37,14 +36,14 @@ def write(path: Path, rows: Sequence[Any]) -> Path:
     return path
 
 
-def run_file(folder: Path, data: dict[str, Any], reward: dict[str, Any] | None = None) -> RunFile:
+def run_file(folder: Path, data: dict[str, Any], reward: dict[str, Any] | None = None) -> Settings:
     lines = ['algorithm = "grpo"', 'model = "m"', 'output = "o"', 'mask = "none"', "seed = 3"]
     for name, table in (("data", data), ("reward", reward)):
         if table is not None:
             lines += [f"[{name}]", *(f"{key} = {json.dumps(of)}" for key, of in table.items())]
     path = folder / "run.toml"
     path.write_text("\n".join(lines))
-    return RunFile.read(path)
+    return Settings.read(path)
 
 
 def right(questions: Questions, completions: Sequence[str]) -> list[float]:

@@ -11,8 +11,8 @@ from tests.training import tiny
 from trimtab.errors import SettingsError
 from trimtab.training.probes.completions import Sampler, given, one_by_one, padded
 from trimtab.training.probes.data import ProbeData, read_data
-from trimtab.training.runs.datasets import Rows
-from trimtab.training.runs.tables import DataTable
+from trimtab.training.runs.data import Rows
+from trimtab.training.runs.settings import DataTable
 
 pytestmark = pytest.mark.train
 

@@ -11,7 +11,7 @@ import pytest
 from trimtab.errors import SettingsError
 from trimtab.training.addition import split_questions
 from trimtab.training.probes.data import read_data, row_order
-from trimtab.training.runs.tables import DataTable, RewardTable
+from trimtab.training.runs.settings import DataTable, RewardTable
 
 pytestmark = pytest.mark.train
 

@@ -29,7 +29,7 @@ from trimtab.training.probes.measures import FISHER, SIGN_CONSISTENCY, SNIP, Mea
 from trimtab.training.probes.sums import ElementSums
 from trimtab.training.rollouts.samples import Samples
 from trimtab.training.runs.rewards import Reward
-from trimtab.training.runs.tables import DataTable
+from trimtab.training.runs.settings import DataTable
 
 pytestmark = pytest.mark.train
 

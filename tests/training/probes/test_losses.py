@@ -8,7 +8,7 @@ import torch
 from trimtab.errors import SettingsError
 from trimtab.training.probes.data import read_data
 from trimtab.training.probes.losses import AnswerLoss, OwnSamples, RewardLoss, group_advantages
-from trimtab.training.runs.tables import DataTable
+from trimtab.training.runs.settings import DataTable
 
 pytestmark = pytest.mark.train
 

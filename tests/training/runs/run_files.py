@@ -10,7 +10,7 @@ from typing import Any
 from trimtab.training.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 
 USUAL = {"max_steps": 2, "learning_rate": 1e-2, "per_device_train_batch_size": 4}
 
@@ -86,7 +86,7 @@ def write(folder: Path, values: Mapping[str, Any], name: str = "run.toml") -> Pa
 def train(path: Path, **more: Any) -> dict[str, Any]:
     """Prepare and execute a run file without a display."""
     with progress_bars() as bars:
-        return execute(prepare(RunFile.read(path)), bars, **more)
+        return execute(prepare(Settings.read(path)), bars, **more)
 
 
 def after(calls: int) -> Callable[[], bool]:

@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from trimtab.errors import SettingsError
-from trimtab.training.runs.datasets import read_rows
+from trimtab.training.runs.data import read_rows
 from trimtab.training.runs.rewards import Reward, comparison
 
 SFT = ("prompt", "completion")

@@ -8,15 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.training.runs.algorithms import ALGORITHMS
-from trimtab.training.runs.algorithms.algorithm import DEFAULTS
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.tables import (
+from trimtab.training.runs.algorithms import ALGORITHMS, DEFAULTS
+from trimtab.training.runs.settings import (
     AutoTable,
     DataTable,
     OptimizerTable,
     RewardTable,
     SamplesTable,
+    Settings,
 )
 from trimtab.training.runs.trainer_arguments import SET_ELSEWHERE
 
@@ -41,7 +40,7 @@ ROWS = rows_of(PAGE)
 @pytest.mark.parametrize(
     ("section", "table"),
     [
-        ("keys", RunFile),
+        ("keys", Settings),
         ("data", DataTable),
         ("reward", RewardTable),
         ("samples", SamplesTable),

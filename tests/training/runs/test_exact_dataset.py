@@ -24,10 +24,8 @@ from trimtab.training.probes.losses import RewardLoss
 from trimtab.training.probes.measures import FISHER
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.exact_dataset import ExactDataset
-from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.tables import DataTable, RewardTable
-from trimtab.training.runs.trainers import build_trainer
+from trimtab.training.runs.prepare import build_trainer, prepare
+from trimtab.training.runs.settings import DataTable, RewardTable, Settings
 
 pytestmark = pytest.mark.train
 
@@ -157,7 +155,9 @@ def test_a_chat_template_in_training(name: str, tmp_path: Path) -> None:
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     run = prepare(
-        RunFile.read(write(tmp_path, content(name, tmp_path / "base", data={"file": "rows.jsonl"})))
+        Settings.read(
+            write(tmp_path, content(name, tmp_path / "base", data={"file": "rows.jsonl"}))
+        )
     )
     with runtime.quiet():
         trainer, _ = build_trainer(run, run.mask, tmp_path / "work", [])

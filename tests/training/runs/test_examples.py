@@ -12,8 +12,8 @@ from tests.training import tiny
 from trimtab.training.progress import progress_bars
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.execute import execute
-from trimtab.training.runs.prepare import PreparedRun, prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.prepare import Run, prepare
+from trimtab.training.runs.settings import Settings
 
 pytestmark = pytest.mark.train
 
@@ -31,8 +31,8 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prepared(algorithm: str, reader: Path, output: Path, steps: int | None = None) -> PreparedRun:
-    file = RunFile.read(EXAMPLES / f"{algorithm}.toml")
+def prepared(algorithm: str, reader: Path, output: Path, steps: int | None = None) -> Run:
+    file = Settings.read(EXAMPLES / f"{algorithm}.toml")
     assert file.algorithm == algorithm
     assert file.resolve(file.model) == EXAMPLES / ".." / "demo" / "base"
     trainer = {**file.trainer, **({} if steps is None else {"max_steps": steps})}
@@ -72,7 +72,7 @@ def test_example_of_a_pruned_model(base: tuple[Path, object], tmp_path: Path) ->
     from trimtab.masks import Mask
     from trimtab.masks.pruning import prune, survivors
 
-    file = RunFile.read(EXAMPLES / "pruned.toml")
+    file = Settings.read(EXAMPLES / "pruned.toml")
     demo = EXAMPLES / ".." / "demo"
     assert file.resolve(file.model) == demo / "pruned"
     assert file.resolve(file.mask) == demo / "mask-alive.safetensors"

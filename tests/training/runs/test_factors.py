@@ -16,7 +16,7 @@ from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.dotted import flat
 from trimtab.training.runs.factors import FACTORS, KEYS_THEMSELVES
 from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 
 pytestmark = pytest.mark.train
 
@@ -94,7 +94,7 @@ REPLACED = {
 
 
 def resolved(folder: Path, values: dict[str, Any]) -> dict[str, Any]:
-    return flat(prepare(RunFile.read(write(folder, values))).settings())
+    return flat(prepare(Settings.read(write(folder, values))).settings())
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_a_factor_changes_its_own_knob(
     if knob is None:
         assert algorithm not in FACTORS[name].keys
         with pytest.raises(SettingsError, match=rf"factors\.{name}: {algorithm} has none, only"):
-            RunFile.read(write(tmp_path, values))
+            Settings.read(write(tmp_path, values))
         return
     before, now = usual(algorithm), resolved(tmp_path, values)
     assert {key: now[key] for key in now if now[key] != before.get(key)} == knob
@@ -176,7 +176,7 @@ def test_a_factor_beside_its_key_is_refused(name: str, algorithm: str, key: str)
     value = dict(KNOBS).get(name) or next((of for n, of in KNOBS if n == name), 0.9)
     values["factors"] = {name: list(value) if isinstance(value, tuple) else value}
     with pytest.raises(SettingsError) as error:
-        RunFile.of("run.toml", values)
+        Settings.of("run.toml", values)
     told = f"factors.{name} stands for {key}, which the file has, too: leave one of them out"
     assert told in str(error.value)
 
@@ -210,20 +210,20 @@ def test_what_cannot_be_meant(algorithm: str, factors: dict[str, Any], told: str
     values["trainer"].pop("num_ppo_epochs", None)
     values["trainer"].pop("max_steps")
     with pytest.raises(SettingsError) as error:
-        RunFile.of("run.toml", values)
+        Settings.of("run.toml", values)
     assert told in str(error.value)
 
 
 def test_factors_that_are_no_table() -> None:
     with pytest.raises(SettingsError, match="factors is not a table"):
-        RunFile.of("run.toml", content("sft", Path("base"), factors=3))
+        Settings.of("run.toml", content("sft", Path("base"), factors=3))
 
 
 @pytest.mark.parametrize("algorithm", [["sft"], 3, "gpro", {"a": 1}])
 def test_factors_of_no_algorithm(algorithm: Any) -> None:
     values = {**content("sft", Path("base")), "factors": {"clip": 1.0}, "algorithm": algorithm}
     with pytest.raises(SettingsError, match="algorithm is"):
-        RunFile.of("run.toml", values)
+        Settings.of("run.toml", values)
 
 
 def test_keys_themselves_are_not_factors() -> None:
@@ -236,7 +236,7 @@ def test_batch_size_and_lag_count_optimizer_steps(
 ) -> None:
     trainer = {"gradient_accumulation_steps": accumulation, "num_generations": 4}
     values = content("grpo", base[0], factors={"batch_size": batch, "lag": 3})
-    file = RunFile.of("run.toml", {**values, "trainer": trainer})
+    file = Settings.of("run.toml", {**values, "trainer": trainer})
     assert file.trainer["per_device_train_batch_size"] == each
     assert file.trainer["steps_per_generation"] == 3 * accumulation
 
@@ -245,18 +245,18 @@ def test_batch_size_that_accumulation_does_not_divide() -> None:
     values = content("sft", Path("base"), factors={"batch_size": 6})
     trainer = {"gradient_accumulation_steps": 4}
     with pytest.raises(SettingsError, match=r"is 6, expected a multiple of trainer\.grad.* 4"):
-        RunFile.of("run.toml", {**values, "trainer": trainer})
+        Settings.of("run.toml", {**values, "trainer": trainer})
 
 
 def test_lo16_needs_an_optimizer_of_ours() -> None:
     values = content("sft", Path("base"), mask="none", factors={"precision": "lo16"})
     with pytest.raises(SettingsError, match='mask = "none" take mask = "all"'):
-        RunFile.of("run.toml", values)
+        Settings.of("run.toml", values)
 
 
 def test_arithmetic_that_is_given_stays() -> None:
     values = content("sft", Path("base"), factors={"precision": "fp32"}, trainer={"bf16": False})
-    assert RunFile.of("run.toml", values).trainer["bf16"] is False
+    assert Settings.of("run.toml", values).trainer["bf16"] is False
 
 
 @pytest.fixture(scope="module")
@@ -334,17 +334,17 @@ def test_config_says_the_dtype_that_was_saved(by_precision: dict[str, Path]) -> 
 
 def test_saving_bf16_weights_as_fp32_is_refused(base: Base, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match='save_dtype is "fp32", and the weights are trained in'):
-        prepare(RunFile.read(write(tmp_path, content("sft", base[0], save_dtype="fp32"))))
+        prepare(Settings.read(write(tmp_path, content("sft", base[0], save_dtype="fp32"))))
 
 
 def test_dropout_is_in_the_model_and_changes_what_it_learns(base: Base, tmp_path: Path) -> None:
-    from trimtab.training.runs.trainers import build_trainer
+    from trimtab.training.runs.prepare import build_trainer
 
     paths = {
         p: write(tmp_path / str(p), content("dpo", base[0], factors={"dropout": p}))
         for p in (0.0, 0.5)
     }
-    run = prepare(RunFile.read(paths[0.5]))
+    run = prepare(Settings.read(paths[0.5]))
     trainer, _ = build_trainer(run, run.mask, tmp_path / "work", [])
     assert trainer.model.config.attention_dropout == 0.5
     assert trainer.ref_model.config.attention_dropout == 0.0
@@ -356,9 +356,9 @@ def test_dropout_is_in_the_model_and_changes_what_it_learns(base: Base, tmp_path
 
 def test_dropout_that_the_trainer_switches_off(base: Base, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"trainer\.disable_dropout is true: set it to false"):
-        prepare(RunFile.read(write(tmp_path, content("dpo", base[0], dropout=0.1))))
+        prepare(Settings.read(write(tmp_path, content("dpo", base[0], dropout=0.1))))
 
 
 def test_what_was_asked_is_recorded(base: Base, tmp_path: Path) -> None:
     values = content("sft", base[0], factors={"clip": False})
-    assert prepare(RunFile.read(write(tmp_path, values))).describe()["factors"] == {"clip": False}
+    assert prepare(Settings.read(write(tmp_path, values))).describe()["factors"] == {"clip": False}

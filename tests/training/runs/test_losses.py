@@ -19,9 +19,8 @@ from tests.training.runs.paper_losses import log_probs
 from tests.training.runs.run_files import content, write
 from trimtab.training import runtime
 from trimtab.training.runs.algorithms import ALGORITHMS
-from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.trainers import build_trainer
+from trimtab.training.runs.prepare import build_trainer, prepare
+from trimtab.training.runs.settings import Settings
 
 pytestmark = pytest.mark.train
 
@@ -56,7 +55,7 @@ class Built:
         path = write(folder, values)
         (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
         with runtime.quiet():
-            self.trainer, _ = build_trainer(prepare(RunFile.read(path)), None, folder / "w", [])
+            self.trainer, _ = build_trainer(prepare(Settings.read(path)), None, folder / "w", [])
             self.reference = AutoModelForCausalLM.from_pretrained(base[0], dtype=torch.float32)
         self.policy = self.trainer.model
         self.move(0)

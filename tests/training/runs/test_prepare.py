@@ -11,16 +11,16 @@ import pytest
 from tests.training.runs.run_files import content, write
 from trimtab.errors import CheckpointNotFoundError, MaskError, SettingsError
 from trimtab.training.runs.algorithms import ALGORITHMS
-from trimtab.training.runs.prepare import PreparedRun, prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.prepare import Run, prepare
+from trimtab.training.runs.settings import Settings
 
 pytestmark = pytest.mark.train
 
 Base = tuple[Path, dict[str, Any]]
 
 
-def prepared(tmp_path: Path, base: Base, usual: str = "sft", **changes: Any) -> PreparedRun:
-    return prepare(RunFile.read(write(tmp_path, content(usual, base[0], **changes))))
+def prepared(tmp_path: Path, base: Base, usual: str = "sft", **changes: Any) -> Run:
+    return prepare(Settings.read(write(tmp_path, content(usual, base[0], **changes))))
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -171,7 +171,7 @@ def test_messages_need_a_chat_template(tmp_path: Path, base: Base) -> None:
     said = [{"role": "user", "content": "1"}]
     (tmp_path / "chat.jsonl").write_text(json.dumps({"prompt": said, "completion": said}))
     with pytest.raises(SettingsError, match=r"messages, and the tokenizer of .* has no chat"):
-        prepare(RunFile.read(path))
+        prepare(Settings.read(path))
 
 
 def test_one_process_only(tmp_path: Path, base: Base, monkeypatch: pytest.MonkeyPatch) -> None:

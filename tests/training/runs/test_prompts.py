@@ -10,8 +10,7 @@ import pytest
 from tests.training import tiny
 from trimtab.errors import SettingsError
 from trimtab.training.runs.base_model import open_base
-from trimtab.training.runs.datasets import Rows
-from trimtab.training.runs.prompts import check_lengths, prompt_ids
+from trimtab.training.runs.data import Rows, check_lengths, prompt_ids
 
 pytestmark = pytest.mark.train
 

@@ -13,7 +13,7 @@ from tests.training import tiny, tiny_trainers
 from tests.training.runs.run_files import content, train, write
 from trimtab.errors import SettingsError
 from trimtab.training import runtime
-from trimtab.training.runs.reward_model import model_reward
+from trimtab.training.runs.rewards import model_reward
 
 pytestmark = pytest.mark.train
 

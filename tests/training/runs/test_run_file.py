@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 
 from tests.training.runs.run_files import content, write
 from trimtab.errors import SettingsError
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.tables import OptimizerTable, RewardTable, SamplesTable
+from trimtab.training.runs.settings import OptimizerTable, RewardTable, SamplesTable, Settings
 
 BASE = Path("base")
 
 
-def read(tmp_path: Path, usual: str = "sft", **changes: Any) -> RunFile:
-    return RunFile.read(write(tmp_path, content(usual, BASE, **changes)))
+def read(tmp_path: Path, usual: str = "sft", **changes: Any) -> Settings:
+    return Settings.read(write(tmp_path, content(usual, BASE, **changes)))
 
 
 def problem(tmp_path: Path, usual: str = "sft", **changes: Any) -> str:
@@ -247,14 +246,14 @@ def test_hostile_files(tmp_path: Path, raw: bytes, told: str) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(raw)
     with pytest.raises(SettingsError, match=told):
-        RunFile.read(path)
+        Settings.read(path)
 
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"none\.toml: no such file"):
-        RunFile.read(tmp_path / "none.toml")
+        Settings.read(tmp_path / "none.toml")
     with pytest.raises(SettingsError, match="found a folder"):
-        RunFile.read(tmp_path)
+        Settings.read(tmp_path)
 
 
 @given(raw=st.binary(max_size=200))
@@ -263,7 +262,7 @@ def test_no_bytes_crash_it(tmp_path: Path, raw: bytes) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(raw)
     with pytest.raises(SettingsError):
-        RunFile.read(path)
+        Settings.read(path)
 
 
 VALUES = st.one_of(
@@ -293,6 +292,6 @@ VALUES = st.one_of(
 def test_any_value_is_accepted_or_explained(tmp_path: Path, changed: dict[str, Any]) -> None:
     values = {**content("sft", BASE), **changed}
     try:
-        RunFile.read(write(tmp_path, values))
+        Settings.read(write(tmp_path, values))
     except SettingsError as error:
         assert "\n" not in str(error)

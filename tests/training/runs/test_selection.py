@@ -7,9 +7,9 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.training.runs.algorithms.algorithm import Made
-from trimtab.training.runs.selection import Sample, select
-from trimtab.training.runs.tables import SamplesTable
+from trimtab.training.runs.algorithms import Made
+from trimtab.training.runs.samples import Sample, select
+from trimtab.training.runs.settings import SamplesTable
 
 
 def said(*samples: tuple[str, float] | tuple[str, float, bool]) -> list[Sample]:

@@ -20,13 +20,13 @@ from tests.training import tiny
 from tests.training.runs.run_files import content, write
 from trimtab.errors import TrimtabError
 from trimtab.training import runtime
-from trimtab.training.runs import tables
+from trimtab.training.runs import settings
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.base_model import open_base
 from trimtab.training.runs.execute import check_output
 from trimtab.training.runs.factors import FactorsTable
 from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 from trimtab.training.runs.trainer_arguments import trainer_arguments
 
 pytestmark = pytest.mark.train
@@ -40,11 +40,11 @@ STRANGE: tuple[Any, ...] = (
 )
 TOP = ("algorithm", "model", "output", "mask", "seed", "dtype", "save_dtype", "dropout", "track")
 TABLES: dict[str, type] = {
-    "data": tables.DataTable,
-    "reward": tables.RewardTable,
-    "samples": tables.SamplesTable,
-    "optimizer": tables.OptimizerTable,
-    "auto": tables.AutoTable,
+    "data": settings.DataTable,
+    "reward": settings.RewardTable,
+    "samples": settings.SamplesTable,
+    "optimizer": settings.OptimizerTable,
+    "auto": settings.AutoTable,
     "factors": FactorsTable,
 }
 
@@ -77,7 +77,7 @@ def test_keys_of_a_run_file(base: Path, tmp_path: Path) -> None:
     bases: dict[Path, Any] = {}
     for key, value, file in changed(usual):
         try:
-            run = prepare(RunFile.of(path, file), bases)
+            run = prepare(Settings.of(path, file), bases)
             json.dumps(run.describe())
             check_output(run)
         except TrimtabError as error:
@@ -97,7 +97,7 @@ def test_keys_of_a_trainer(name: str, values: tuple[Any, ...], base: Path, tmp_p
         for value in values:
             file = {**usual, "trainer": {**usual["trainer"], field.name: value}}
             try:
-                trainer_arguments(RunFile.of(path, file), algorithm, tmp_path).to_dict()
+                trainer_arguments(Settings.of(path, file), algorithm, tmp_path).to_dict()
             except TrimtabError as error:
                 assert str(error)
             except Exception as error:
@@ -118,7 +118,7 @@ def test_keys_of_a_trainer(name: str, values: tuple[Any, ...], base: Path, tmp_p
 )
 def test_the_key_is_named(trainer: dict[str, Any], told: str, base: Path, tmp_path: Path) -> None:
     usual = content("grpo", base)
-    file = RunFile.of(tmp_path / "run.toml", {**usual, "trainer": {**usual["trainer"], **trainer}})
+    file = Settings.of(tmp_path / "run.toml", {**usual, "trainer": {**usual["trainer"], **trainer}})
     with pytest.raises(TrimtabError) as error:
         trainer_arguments(file, ALGORITHMS["grpo"], tmp_path)
     assert told in str(error.value)

@@ -9,7 +9,7 @@ import pytest
 from trimtab.errors import SettingsError
 from trimtab.training.addition import split_questions
 from trimtab.training.runs.rewards import Reward
-from trimtab.training.runs.tables import DataTable
+from trimtab.training.runs.settings import DataTable
 from trimtab.training.runs.tasks import (
     addition_reward,
     addition_rows,

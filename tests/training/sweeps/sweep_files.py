@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.training.runs.run_files import content, write
 from trimtab.training.sweeps.plan import Plan, plan
-from trimtab.training.sweeps.sweep_file import SweepFile
+from trimtab.training.sweeps.settings import SweepSettings
 
 
 def write_sweep(folder: Path, text: str, base: Path | None = None, **runs: Any) -> Path:
@@ -23,7 +23,7 @@ def write_sweep(folder: Path, text: str, base: Path | None = None, **runs: Any) 
 
 def planned(folder: Path, text: str, base: Path, **runs: Any) -> Plan:
     """Plan a sweep."""
-    return plan(SweepFile.read(write_sweep(folder, text, base, **runs)))
+    return plan(SweepSettings.read(write_sweep(folder, text, base, **runs)))
 
 
 Told = Callable[..., None]

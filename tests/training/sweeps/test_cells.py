@@ -11,8 +11,8 @@ import pytest
 
 from tests.training.sweeps.sweep_files import write_sweep
 from trimtab.errors import SettingsError
-from trimtab.training.sweeps.cells import Cell, cells_of, read_cell
-from trimtab.training.sweeps.sweep_file import SweepFile
+from trimtab.training.sweeps.cell import Cell, cells_of, read_cell
+from trimtab.training.sweeps.settings import SweepSettings
 
 pytestmark = pytest.mark.train
 
@@ -20,7 +20,7 @@ TOP = 'run = "sft.toml"\noutput = "out"\n'
 
 
 def cells(folder: Path, text: str, **runs: Any) -> list[Cell]:
-    return cells_of(SweepFile.read(write_sweep(folder, text, **runs)))
+    return cells_of(SweepSettings.read(write_sweep(folder, text, **runs)))
 
 
 def test_a_grid_in_the_order_of_its_axes(tmp_path: Path) -> None:

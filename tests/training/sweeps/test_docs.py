@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.runs.test_docs import rows_of
 from trimtab.training.runs.factors import FACTORS, KEYS_THEMSELVES
-from trimtab.training.sweeps.sweep_file import EvaluateTable, SweepFile
+from trimtab.training.sweeps.settings import EvaluateTable, SweepSettings
 from trimtab.training.sweeps.table import COLUMNS
 
 pytestmark = pytest.mark.train
@@ -28,7 +28,7 @@ def keys_of(page: str, section: str) -> set[str]:
 def test_every_key_of_a_sweep_file() -> None:
     of_a_sweep = {"run", "set", "sweep", "arm", "evaluate", "output"}
     assert keys_of(PAGE, "sweep-file") == of_a_sweep
-    assert {"output", "evaluate"} < {field.name for field in fields(SweepFile)}
+    assert {"output", "evaluate"} < {field.name for field in fields(SweepSettings)}
 
 
 def test_every_key_of_evaluate() -> None:

@@ -13,14 +13,14 @@ from trimtab.training.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.sweeps.plan import Plan, plan
-from trimtab.training.sweeps.sweep_file import SweepFile
+from trimtab.training.sweeps.settings import SweepSettings
 from trimtab.training.sweeps.table import COLUMNS, sweep_table
 
 pytestmark = pytest.mark.train
 
 
 def planned(reader: Path, output: Path) -> Plan:
-    sweep = SweepFile.read(EXAMPLES / "sweep.toml")
+    sweep = SweepSettings.read(EXAMPLES / "sweep.toml")
     (arm,) = sweep.arms
     small = {"model": str(reader), "factors.steps": 2}
     return plan(

@@ -14,7 +14,7 @@ from trimtab.training.progress import progress_bars
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 from trimtab.training.sweeps.plan import Plan
 
 pytestmark = pytest.mark.train
@@ -150,7 +150,7 @@ def test_tokens_of_a_step_are_those_of_the_data(base: Base, tmp_path: Path) -> N
 
     plan = planned(tmp_path, TOP + "[sweep]\nbatch_size = [4]", base[0])
     tokenizer = AutoTokenizer.from_pretrained(base[0])
-    file = RunFile.read(tmp_path / "sft.toml")
+    file = Settings.read(tmp_path / "sft.toml")
     rows = prepare(file).data.rows
     lengths = [
         len(tokenizer(row["prompt"])["input_ids"]) + len(tokenizer(row["completion"])["input_ids"])

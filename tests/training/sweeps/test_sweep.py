@@ -13,9 +13,9 @@ from trimtab.training.evaluation.engine import evaluate
 from trimtab.training.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
-from trimtab.training.sweeps import held_out
+from trimtab.training.sweeps import cell
+from trimtab.training.sweeps.execute import run_sweep
 from trimtab.training.sweeps.plan import Plan
-from trimtab.training.sweeps.sweep import run_sweep
 
 pytestmark = pytest.mark.train
 
@@ -59,7 +59,7 @@ def test_answers_are_in_the_table_and_asked_once(
     assert [row["accuracy"] for row in rows] == [row["num_right"] / 6 for row in rows]
     (arm,) = table["arms"]
     assert (arm["arm"], arm["accuracy"]["n"]) == ("sft", 2)
-    monkeypatch.setattr(held_out, "evaluate", None)  # it would fail
+    monkeypatch.setattr(cell, "evaluate", None)  # it would fail
     assert run_sweep(finished, told=tell_nobody)["cells"] == rows
 
 
@@ -78,7 +78,7 @@ def test_a_model_that_cannot_be_asked_spoils_no_table(
             raise CheckpointError("it is gone")
         return evaluate(models, **more)
 
-    monkeypatch.setattr(held_out, "evaluate", failing)
+    monkeypatch.setattr(cell, "evaluate", failing)
     first, second = run_sweep(finished, told=tell_nobody)["cells"]
     assert (first["status"], first["error"]) == ("finished", "cannot be asked: it is gone")
     assert (first["num_questions"], second["num_questions"], second["error"]) == (None, 6, None)

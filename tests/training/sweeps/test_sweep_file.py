@@ -8,13 +8,13 @@ import pytest
 
 from tests.training.sweeps.sweep_files import write_sweep
 from trimtab.errors import SettingsError
-from trimtab.training.sweeps.sweep_file import SweepFile
+from trimtab.training.sweeps.settings import SweepSettings
 
 pytestmark = pytest.mark.train
 
 
-def read(tmp_path: Path, text: str) -> SweepFile:
-    return SweepFile.read(write_sweep(tmp_path, text))
+def read(tmp_path: Path, text: str) -> SweepSettings:
+    return SweepSettings.read(write_sweep(tmp_path, text))
 
 
 def test_keys_with_and_without_quotes_are_the_same(tmp_path: Path) -> None:

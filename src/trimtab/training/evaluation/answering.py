@@ -17,7 +17,7 @@ from trimtab.errors import CheckpointError
 from trimtab.training.evaluation.answers import Answers
 from trimtab.training.evaluation.questions import Questions
 from trimtab.training.runs.base_model import BaseModel, load_model_of
-from trimtab.training.runs.prompts import prompt_ids
+from trimtab.training.runs.data import prompt_ids
 from trimtab.words import first_few
 
 __all__ = ["ask", "load_model", "load_tokenizer"]

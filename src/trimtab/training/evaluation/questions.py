@@ -20,11 +20,9 @@ from trimtab.errors import SettingsError
 from trimtab.training import addition
 from trimtab.training.addition import ANSWER_END, split_questions
 from trimtab.training.runs.base_model import BaseModel
-from trimtab.training.runs.datasets import Rows, read_rows
-from trimtab.training.runs.prompts import check_lengths
+from trimtab.training.runs.data import Rows, check_lengths, read_rows
 from trimtab.training.runs.rewards import Reward, comparison, load_function
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.tables import ADDITION, REASONING_GYM, DataTable, RewardTable
+from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable, RewardTable, Settings
 from trimtab.training.runs.tasks import addition_reward, gym_questions, gym_reward, gym_rows
 
 __all__ = [
@@ -203,7 +201,7 @@ def questions_of_task(
 
 
 def questions_of_run(
-    file: RunFile, *, data: Path | None = None, num: int | None = None, by: str | None = None
+    file: Settings, *, data: Path | None = None, num: int | None = None, by: str | None = None
 ) -> Questions:
     """Questions like those of a run, that it was not trained on.
 
@@ -236,7 +234,7 @@ def questions_of_run(
     return asked.unseen(row["prompt"] for row in gym_rows(seen, file.data, ("prompt",)).rows)
 
 
-def _reward_of_run(file: RunFile) -> tuple[Reward, str]:
+def _reward_of_run(file: Settings) -> tuple[Reward, str]:
     """What judges the answers of a run, and the column of the right ones."""
     table = file.reward
     if table is None:

@@ -12,7 +12,7 @@ from trimtab.errors import SettingsError
 from trimtab.training.probes.data import ProbeData
 from trimtab.training.rollouts.samples import Samples
 from trimtab.training.rollouts.sampling import Sampling, end_tokens, left_padded, sample
-from trimtab.training.runs.prompts import prompt_ids
+from trimtab.training.runs.data import prompt_ids
 from trimtab.words import first_few
 
 __all__ = ["Sampler", "Tokens", "given", "one_by_one", "padded"]

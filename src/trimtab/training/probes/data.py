@@ -15,9 +15,9 @@ from typing import Any, Literal
 from trimtab.errors import SettingsError
 from trimtab.training.addition import ANSWER_END
 from trimtab.training.evaluation.questions import reward_of
-from trimtab.training.runs.datasets import Rows, read_rows
+from trimtab.training.runs.data import Rows, read_rows
 from trimtab.training.runs.rewards import Reward
-from trimtab.training.runs.tables import ADDITION, REASONING_GYM, DataTable, RewardTable
+from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable, RewardTable
 from trimtab.training.runs.tasks import (
     addition_reward,
     addition_rows,

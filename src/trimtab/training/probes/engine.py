@@ -30,7 +30,7 @@ from trimtab.training.probes.measures import Measure
 from trimtab.training.probes.sums import ElementSums
 from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
-from trimtab.training.runs.prompts import check_lengths
+from trimtab.training.runs.data import check_lengths
 from trimtab.words import first_few
 
 if TYPE_CHECKING:

@@ -1,25 +1,29 @@
-"""The model that a run starts from: where it is, what it holds, and what its parameters are."""
+"""The model that a run starts from, what its parameters are, and the checkpoint made of it."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.architectures import TIED
-from trimtab.checkpoints.folder import adapter_in, check_files
+from trimtab.checkpoints.folder import FILES, adapter_in, check_files
 from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.checkpoints.tensors import DataFile
 from trimtab.errors import CheckpointError, SettingsError, TrimtabError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks import BaseTensor, Mask, extract_mask
 from trimtab.masks.naming import named_like
 from trimtab.results.records import CheckpointRecord, record_of
+from trimtab.training import runtime
+from trimtab.training.folders import read_json, write_json
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
@@ -28,10 +32,13 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "BaseModel",
+    "count_update",
     "load_model_of",
     "loading",
     "open_base",
     "refuse_adapter",
+    "save_weights",
+    "saved_dtypes",
 ]
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
@@ -328,3 +335,76 @@ def loading(problem: str, kind: type[TrimtabError] = CheckpointError) -> Iterato
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise kind(f"{problem}: {'; '.join(lines[:2]) or repr(error)}") from error
+
+
+TORCH = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+
+FP32 = "F32"
+
+
+def save_weights(model: Any, base: BaseModel, save_dtype: str, folder: Path) -> None:
+    """Save the weights, with the base's other files.
+
+    Args:
+        model: The trained model; its tensors are rounded in place.
+        base: What it was made from.
+        save_dtype: `stored`, as the base stores each tensor, or `fp32`.
+        folder: An empty folder.
+    """
+    import torch
+
+    stored_dtypes = base.stored_dtypes(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        stored = stored_dtypes[name]
+        if stored in TORCH and tensor.is_floating_point():
+            dtype = FP32 if save_dtype == "fp32" else stored
+            tensor.data = tensor.data.to(getattr(torch, TORCH[dtype]))
+    with runtime.quiet():
+        model.save_pretrained(folder)
+    for file in base.folder.iterdir():
+        is_wanted = any(fnmatch(file.name, pattern) for pattern in FILES)
+        if is_wanted and not file.name.endswith(".index.json"):
+            shutil.copy2(file, folder / file.name)
+    if save_dtype == "fp32":
+        _say_fp32(folder / "config.json")
+
+
+def _say_fp32(config: Path) -> None:
+    """Write the dtype into a config: transformers loads weights in the one that it finds there."""
+    said = read_json(config)
+    names = [name for name in ("dtype", "torch_dtype") if name in said] or ["dtype"]
+    write_json(config, {**said, **dict.fromkeys(names, TORCH[FP32])})
+
+
+def saved_dtypes(base: BaseModel, save_dtype: str) -> str:
+    """In which dtypes `save_weights` saves."""
+    wide = {FP32 if save_dtype == "fp32" and of in TORCH else of for of in base.record.dtypes}
+    return ", ".join(sorted(wide))
+
+
+def count_update(
+    base: BaseModel, saved: Path, save_dtype: str, mask: Mask | None
+) -> dict[str, Any]:
+    """What saved weights differ in from the base, bit for bit, in the mask and outside.
+
+    Weights that are saved in fp32 are compared with the base widened to it, which is exact.
+
+    Args:
+        base: The base.
+        saved: Folder of the weights.
+        save_dtype: As in `save_weights`.
+        mask: What was trained; None for everything.
+    """
+    changed = extract_mask(base.folder, saved, cast="fp32" if save_dtype == "fp32" else None)
+    inside = 0
+    for name in changed:
+        if mask is None:
+            inside += changed.num_selected(name)
+        elif name in mask:
+            inside += int((changed.array(name) & mask.array(name)).sum())
+    return {
+        "criterion": "bits",
+        "num_elements": changed.num_elements(),
+        "num_changed": changed.num_selected(),
+        "num_changed_outside_mask": changed.num_selected() - inside,
+    }

@@ -1,4 +1,4 @@
-"""Train a prepared run, or go on with it, in a folder of its own.
+"""Train a prepared run, or resume it, in a folder of its own.
 
 ::
 
@@ -15,14 +15,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import CheckpointError, OutputExistsError
+from trimtab.elements.counts import percent
+from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.outputs import is_draft, lock, new_folder, told_where
 from trimtab.processes import Interrupted
 from trimtab.training import runtime
@@ -31,18 +33,18 @@ from trimtab.training.masked_checkpoint import check_complete, load_converted, w
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.memory import PeakMemory
 from trimtab.training.progress import stage
+from trimtab.training.runs.base_model import count_update, save_weights, saved_dtypes
 from trimtab.training.runs.dotted import differences
 from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask, notes_of
-from trimtab.training.runs.own_samples import SAMPLES, UNFINISHED, sampled_rows
-from trimtab.training.runs.prepare import PreparedRun
-from trimtab.training.runs.saved_weights import count_update, save_weights, saved_dtypes
+from trimtab.training.runs.prepare import Run, Stop, build_trainer, follow
+from trimtab.training.runs.samples import SAMPLES, UNFINISHED, sampled_rows
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
-from trimtab.training.runs.trainers import Stop, build_trainer, follow
+from trimtab.words import plural
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["MODEL", "RESOLVED", "RESULT", "check_output", "execute", "goes_on"]
+__all__ = ["MODEL", "RESOLVED", "RESULT", "check_output", "execute", "goes_on", "overview"]
 
 RESOLVED = "resolved.json"
 RESULT = "result.json"
@@ -55,7 +57,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
 
 
 def execute(
-    run: PreparedRun, bars: Progress, *, stop: Stop = lambda: False, waits: bool = False
+    run: Run, bars: Progress, *, stop: Stop = lambda: False, waits: bool = False
 ) -> dict[str, Any]:
     """Train until the end, or until asked to stop.
 
@@ -113,7 +115,7 @@ def goes_on(output: Path) -> str:
     return "from the beginning"
 
 
-def _execute(run: PreparedRun, bars: Progress, stop: Stop) -> dict[str, Any]:
+def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
     """Train, in a folder that is this process's own."""
     write_json(run.output / RESOLVED, run.describe())
     runtime.start(offline=False)
@@ -181,7 +183,7 @@ def _execute(run: PreparedRun, bars: Progress, stop: Stop) -> dict[str, Any]:
     return result
 
 
-def _track(run: PreparedRun, trainer: Any) -> None:
+def _track(run: Run, trainer: Any) -> None:
     """Follow the steps, if the run file says so."""
     if run.file.track is None:
         return
@@ -199,7 +201,7 @@ def _track(run: PreparedRun, trainer: Any) -> None:
     tracker.attach(trainer)
 
 
-def check_output(run: PreparedRun) -> None:
+def check_output(run: Run) -> None:
     """Check that the folder of a run is free, or holds this very run, begun.
 
     Raises:
@@ -241,14 +243,14 @@ def _refuse_other(found: Any, wanted: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _optimizer(run: PreparedRun, training: MaskedTraining | None) -> dict[str, Any]:
+def _optimizer(run: Run, training: MaskedTraining | None) -> dict[str, Any]:
     if training is None:
         return {"optimizer": run.args.optim}
     optimizer: dict[str, Any] = training.describe()["optimizer"]
     return optimizer
 
 
-def _precision(run: PreparedRun, trainer: Any) -> dict[str, str]:
+def _precision(run: Run, trainer: Any) -> dict[str, str]:
     """The dtypes that a run really had, read from the trainer before it is saved."""
     states = trainer.optimizer.state.values()
     moments = [state[key] for state in states for key in MOMENTS if key in state]
@@ -264,3 +266,102 @@ def _precision(run: PreparedRun, trainer: Any) -> dict[str, str]:
 
 def _dtypes(tensors: Any) -> str:
     return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors}))
+
+
+def overview(run: Run) -> str:
+    """What the run is, a line for each thing that one wants to know."""
+    rows = {
+        "run": f"{run.algorithm.name} of {run.base.record.id}, seed {run.file.seed}",
+        "trains": _trained(run),
+        "data": _data(run),
+        "steps": _steps(run),
+        "output": f"{run.output} ({_state(run)})",
+        "writes": ", ".join(_written(run)),
+        "stopped": "on Ctrl-C the step under way is finished and saved, and the same command goes "
+        f"on; checkpoints {_saving(run.args)}",
+    }
+    return "\n".join(
+        textwrap.fill(
+            told, 100, initial_indent=f"{name:8}", subsequent_indent=" " * 8, break_on_hyphens=False
+        )
+        for name, told in rows.items()
+    )
+
+
+def _trained(run: Run) -> str:
+    sizes = [_size(shape) for shape in run.base.shapes.values()]
+    total, optimizer = sum(sizes), run.file.optimizer.name
+    weights = f"weights in {run.dtype}, saved in "
+    weights += "fp32" if run.file.save_dtype == "fp32" else "the dtypes of the base"
+    if run.file.mask == "auto":
+        return f"a mask that it finds first (probe: {run.file.auto.probe}), of {total:,} parameters"
+    if run.mask is None:
+        return f"all {total:,} parameters, by torch's {optimizer}; {weights}"
+    num, whole = run.mask.num_selected(), run.mask.num_elements()
+    return (
+        f"{num:,} of {whole:,} parameters ({percent(num, whole)}, mask {run.file.mask}), by "
+        f"trimtab's sparse {optimizer}; {weights}"
+    )
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _data(run: Run) -> str:
+    data = run.data.describe()
+    told = f"{plural(data['num_rows'], 'row')} of {data['source']} ({', '.join(data['columns'])})"
+    if run.file.samples is not None:
+        told += f", and {plural(run.file.samples.num, 'sample')} of the model to each, drawn first"
+    if run.reward is not None:
+        what = ", ".join(f"{key} {value}" for key, value in run.reward.record.items())
+        told += f"; judged by {what}"
+    return told
+
+
+def _steps(run: Run) -> str:
+    args = run.args
+    per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    each = f"{plural(per_step, 'sequence')} in each"
+    if num := getattr(args, "num_generations", None):
+        each += f", {num} to a prompt"
+    if args.max_steps > 0:
+        return f"{args.max_steps:,}, {each}; learning rate {args.learning_rate:g}"
+    return (
+        f"as many as {args.num_train_epochs:g} epochs take, {each}; learning rate "
+        f"{args.learning_rate:g}"
+    )
+
+
+def _state(run: Run) -> str:
+    if not run.output.exists():
+        return "new"
+    try:
+        check_output(run)
+    except TrimtabError as error:
+        return f"training would be refused: {error}"
+    return f"the same command goes on {goes_on(run.output)}"
+
+
+def _written(run: Run) -> Iterator[str]:
+    yield f"{MODEL}/ (the trained checkpoint)"
+    yield f"{RESULT} (what came of it)"
+    yield f"{RESOLVED} (every setting)"
+    if run.file.mask == "auto":
+        yield f"{FOUND} (the mask that it finds)"
+    if run.file.samples is not None:
+        yield f"{SAMPLES} (the samples)"
+    if run.file.track is not None:
+        yield "updates.trimtab (what steps changed)"
+    if run.keeps_checkpoints:
+        yield f"{CHECKPOINTS}/ (kept)"
+
+
+def _saving(args: Any) -> str:
+    strategy = str(getattr(args.save_strategy, "value", args.save_strategy))
+    if strategy == "steps":
+        return f"every {args.save_steps:g} steps"
+    return "none but that one" if strategy == "no" else f"by strategy {strategy}"

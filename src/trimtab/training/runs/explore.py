@@ -29,10 +29,9 @@ from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_bes
 from trimtab.training.memory import PeakMemory, give_back_unused
 from trimtab.training.progress import note, stage
 from trimtab.training.runs.base_model import load_model_of
-from trimtab.training.runs.prepare import PreparedRun
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.prepare import Run, Stop, build_trainer, follow
+from trimtab.training.runs.settings import Settings
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
-from trimtab.training.runs.trainers import Stop, build_trainer, follow
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ MOST = 0.5
 WRITTEN_ANEW = {"optimizer.pt", "scheduler.pt", MASK_FILE, RECORD_FILE}
 
 
-def find_mask(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
+def find_mask(run: Run, bars: Progress, stop: Stop) -> Mask:
     """Find the mask of a run, or read the one that an earlier call found.
 
     Returns:
@@ -89,7 +88,7 @@ def find_mask(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
     return mask
 
 
-def notes_of(mask: Mask, file: RunFile) -> list[str]:
+def notes_of(mask: Mask, file: Settings) -> list[str]:
     """What a person should know of a mask that a run found, before its figures are believed."""
     auto = file.auto
     if file.mask != "auto" or auto.probe != "adamw":
@@ -116,7 +115,7 @@ def notes_of(mask: Mask, file: RunFile) -> list[str]:
     return notes
 
 
-def _explore(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
+def _explore(run: Run, bars: Progress, stop: Stop) -> Mask:
     """Train everything until the set of moved elements settles; the mask is that set."""
     from trimtab.training.auto_mask import nearly_all
 
@@ -139,7 +138,7 @@ def _explore(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
 class _Looks:
     """What had moved at each look, kept on disk so that an interrupted phase knows it, too."""
 
-    def __init__(self, run: PreparedRun) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
         self._auto = run.file.auto
         self.peak_memory: dict[str, Any] | None = None
@@ -233,7 +232,7 @@ class _Looks:
         return self._run.output / EXPLORED / f"moved-{done}.safetensors"
 
 
-def _go_over(run: PreparedRun, mask: Mask) -> None:
+def _go_over(run: Run, mask: Mask) -> None:
     """Rewrite the last checkpoint of the first phase as one of masked training."""
     import torch
 
@@ -273,7 +272,7 @@ def _for_groups(schedule: dict[str, Any], num_groups: int) -> dict[str, Any]:
     }
 
 
-def _sum_gradients(run: PreparedRun, bars: Progress, stop: Stop) -> Mask:
+def _sum_gradients(run: Run, bars: Progress, stop: Stop) -> Mask:
     """Sum absolute gradients at the base; the mask is where they are largest."""
     import torch
     from transformers.trainer_utils import SaveStrategy

@@ -2,33 +2,36 @@
 
 `prepare` leaves nothing to find out later that can be known now: the whole base is read and hashed,
 the mask is compared with it, every row of the data is looked at, the reward is loaded, and the
-configuration of TRL is made. All problems are told at once.
+configuration of TRL is made. All problems are reported at once. `build_trainer` puts model,
+tokenizer, data and mask together.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from trimtab.errors import SettingsError, TrimtabError
 from trimtab.masks import Mask
+from trimtab.masks.provenance import provenance_of
+from trimtab.masks.random import random_tensor
 from trimtab.training import runtime
 from trimtab.training.also import names_of, with_whole
+from trimtab.training.masked_training import MaskedTraining, train_only
+from trimtab.training.progress import Stage
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
-from trimtab.training.runs.base_model import BaseModel, open_base
-from trimtab.training.runs.datasets import Rows, read_rows
-from trimtab.training.runs.prompts import check_lengths
-from trimtab.training.runs.reward_model import model_reward
-from trimtab.training.runs.rewards import Reward, comparison, load_function
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.run_mask import load_mask, random_mask
-from trimtab.training.runs.tables import ADDITION
+from trimtab.training.runs.base_model import DTYPES, BaseModel, open_base
+from trimtab.training.runs.data import Rows, check_lengths, read_rows
+from trimtab.training.runs.rewards import Reward, comparison, load_function, model_reward
+from trimtab.training.runs.settings import ADDITION, Settings
 from trimtab.training.runs.tasks import (
     addition_reward,
     addition_rows,
@@ -38,7 +41,44 @@ from trimtab.training.runs.tasks import (
 )
 from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
 
-__all__ = ["PreparedRun", "prepare"]
+__all__ = [
+    "Run",
+    "Stop",
+    "build_trainer",
+    "follow",
+    "load_mask",
+    "order_by_epoch",
+    "prepare",
+    "random_mask",
+]
+
+
+def load_mask(path: Path, base: BaseModel) -> Mask:
+    """Load a mask that was made against this very base.
+
+    Raises:
+        MaskError: It is no mask file.
+        MaskMismatchError: It is one for another model, or for other weights.
+    """
+    return base.fitted(Mask.load(path))
+
+
+def random_mask(base: BaseModel, density: float, seed: int) -> Mask:
+    """Select the same share of every parameter, at random places.
+
+    Args:
+        base: The model.
+        density: Selected elements of each tensor, rounded to a whole number.
+        seed: Decides the places; the same as `trimtab mask random` would choose.
+    """
+    tensors = {
+        name: random_tensor(shape, round(density * prod(shape)), seed=seed, name=name)
+        for name, shape in base.shapes.items()
+    }
+    known = {name: base.tensors[name] for name in tensors if name in base.tensors}
+    step = {"step": "random density", "density": density, "seed": seed, "base": base.record.id}
+    return Mask(tensors, known, provenance_of([step]))
+
 
 FORMAT = "trimtab.run"
 FORMAT_VERSION = 1
@@ -48,7 +88,7 @@ WITHOUT_EFFECT = {"output_dir", "hub_token", "run_name", "logging_dir"}
 
 
 @dataclass(frozen=True)
-class PreparedRun:
+class Run:
     """A run that can start.
 
     Attributes:
@@ -64,7 +104,7 @@ class PreparedRun:
         mask: What is trained; None for all, and for a mask that the run has yet to find.
     """
 
-    file: RunFile
+    file: Settings
     output: Path
     algorithm: Algorithm
     base: BaseModel
@@ -135,7 +175,7 @@ class PreparedRun:
         }
 
 
-def prepare(file: RunFile, bases: dict[Path, BaseModel] | None = None) -> PreparedRun:
+def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
     """Open and check all that a run file names.
 
     Args:
@@ -180,7 +220,7 @@ def prepare(file: RunFile, bases: dict[Path, BaseModel] | None = None) -> Prepar
             problems.result(lambda: _check_lengths(file, algorithm, data, base, args))
     problems.raise_if_any(file.path)
     assert base is not None and data is not None
-    return PreparedRun(file, output, algorithm, base, dtype, data, data, reward, args, mask)
+    return Run(file, output, algorithm, base, dtype, data, data, reward, args, mask)
 
 
 class _Problems:
@@ -219,19 +259,19 @@ def _check_alone() -> None:
         )
 
 
-def _base(file: RunFile, bases: dict[Path, BaseModel]) -> BaseModel:
+def _base(file: Settings, bases: dict[Path, BaseModel]) -> BaseModel:
     where = file.resolve(file.model)
     if where not in bases:
         bases[where] = open_base(file.model, file.path.parent)
     return bases[where]
 
 
-def _questions(file: RunFile) -> Any:
+def _questions(file: Settings) -> Any:
     """The questions of a reasoning-gym task; None for other data."""
     return gym_questions(file.data, file.seed) if file.data.is_gym else None
 
 
-def _reward(file: RunFile, algorithm: Algorithm, questions: Any) -> Reward | None:
+def _reward(file: Settings, algorithm: Algorithm, questions: Any) -> Reward | None:
     table = file.reward
     if not algorithm.takes_reward and file.samples is None:
         return None
@@ -248,7 +288,7 @@ def _reward(file: RunFile, algorithm: Algorithm, questions: Any) -> Reward | Non
     return comparison(table.kind, table.column, table.pattern)
 
 
-def _data(file: RunFile, algorithm: Algorithm, reward: Reward | None, questions: Any) -> Rows:
+def _data(file: Settings, algorithm: Algorithm, reward: Reward | None, questions: Any) -> Rows:
     either = (algorithm.columns, algorithm.or_columns) if file.samples is None else (("prompt",),)
     sets = [columns for columns in either if columns is not None]
     of_reward = reward.columns if reward else ()
@@ -261,7 +301,7 @@ def _data(file: RunFile, algorithm: Algorithm, reward: Reward | None, questions:
 
 
 def _check_lengths(
-    file: RunFile, algorithm: Algorithm, data: Rows, base: BaseModel, args: Any
+    file: Settings, algorithm: Algorithm, data: Rows, base: BaseModel, args: Any
 ) -> None:
     """Check that prompts leave room for what is sampled, or for some of what is learned."""
     if algorithm.takes_reward:
@@ -271,7 +311,7 @@ def _check_lengths(
     check_lengths(data, base, room, args.max_length)
 
 
-def _check_dropout(file: RunFile, base: BaseModel, args: Any) -> None:
+def _check_dropout(file: Settings, base: BaseModel, args: Any) -> None:
     """Check that the model has dropout to set, and that it stays on."""
     if file.dropout is None:
         return
@@ -282,7 +322,7 @@ def _check_dropout(file: RunFile, base: BaseModel, args: Any) -> None:
         )
 
 
-def _mask(file: RunFile, base: BaseModel) -> Mask | None:
+def _mask(file: Settings, base: BaseModel) -> Mask | None:
     if file.mask in ("none", "auto"):
         return None
     if file.mask == "all":
@@ -305,3 +345,118 @@ def _describe_mask(asked: str, mask: Mask | None) -> Mapping[str, Any]:
         "num_elements": mask.num_elements(),
         "provenance": dict(mask.provenance),
     }
+
+
+Stop = Callable[[], bool]
+"""Asked after every step whether to stop."""
+
+
+def build_trainer(
+    run: Run, mask: Mask | None, work: Path, callbacks: Sequence[Any]
+) -> tuple[Any, MaskedTraining | None]:
+    """Load the model and set up its trainer.
+
+    Args:
+        run: The run.
+        mask: What is trained; None for everything, by torch's own optimizer.
+        work: For the Trainer's checkpoints.
+        callbacks: Trainer callbacks.
+    """
+    import torch
+    from transformers import AutoTokenizer, PrinterCallback
+
+    tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
+    dropout = {} if run.file.dropout is None else run.base.with_dropout(run.file.dropout)
+    model = run.base.load(run.dtype, **dropout)
+    args = copy(run.args)  # the Trainer writes to it, as we do
+    args.output_dir = str(work)
+    try:
+        trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
+    except TrimtabError:
+        raise
+    except Exception as error:  # whatever settings, data or model lead to in there
+        told = (
+            ""
+            if isinstance(error, ValueError | TypeError | ImportError)
+            else f"{type(error).__name__}: "
+        )
+        raise SettingsError(
+            f"{run.algorithm.trainer.rpartition(':')[2]}: {told}{' '.join(str(error).split())}"
+        ) from error
+    run.base.check()  # TRL may have loaded a reference model from the same folder
+    trainer.remove_callback(PrinterCallback)
+    order_by_epoch(trainer)
+    if mask is None:
+        return trainer, None
+    table = run.file.optimizer
+    training = train_only(
+        trainer,
+        mask,
+        also=run.file.also,
+        master=table.master,
+        state_dtype=getattr(torch, DTYPES[table.state_dtype]),
+        clip_by=table.clip_by,
+        nonfinite=table.nonfinite,
+        check_base=False,  # `load_mask` compared it with the checkpoint itself
+    )
+    return trainer, training
+
+
+def order_by_epoch(trainer: Any) -> None:
+    """Make the order of the prompts follow from the seed and the epoch, for a run that goes on.
+
+    TRL draws the orders of GRPO's and RLOO's epochs one after the other from one generator, which
+    begins anew when a run is resumed: its second epoch would come in the order of the first.
+    Trainers with other samplers are left as they are.
+    """
+    import torch
+    from trl.trainer.utils import RepeatSampler
+
+    make = trainer._get_train_sampler
+
+    def made(*args: Any, **more: Any) -> Any:
+        sampler = make(*args, **more)
+        if not isinstance(sampler, RepeatSampler) or not sampler.shuffle:
+            return sampler
+
+        def set_epoch(epoch: int) -> None:
+            sampler.generator.manual_seed(sampler.seed)
+            for _ in range(epoch):
+                torch.randperm(sampler.num_samples, generator=sampler.generator)
+
+        sampler.set_epoch = set_epoch  # the Trainer calls it before every epoch
+        return sampler
+
+    trainer._get_train_sampler = made
+
+
+def follow(run: Run, line: Stage, stop: Stop, num_steps: int | None = None) -> Any:
+    """A Trainer callback that shows each step, and stops where a run can go on.
+
+    Args:
+        run: The run.
+        line: Where steps are shown.
+        stop: Whether to stop.
+        num_steps: Steps to show as the whole; None for all of the Trainer's.
+    """
+    from transformers import TrainerCallback
+
+    steps_per_round = run.algorithm.steps_per_round(run.args)
+
+    class Follow(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            line.expect(num_steps or state.max_steps)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            done = state.global_step
+            if done >= state.max_steps:
+                # The model itself is saved next; the Trainer would save a checkpoint before.
+                control.should_save = control.should_save and run.keeps_checkpoints
+            elif done % steps_per_round == 0 and stop():
+                control.should_save = control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs:
+                line.step(state.global_step, logs)
+
+    return Follow()

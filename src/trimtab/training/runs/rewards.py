@@ -1,6 +1,6 @@
-"""What a sampled completion is worth: a function of the user's, or a comparison with an answer.
+"""The reward of a completion: a user's function, a comparison with an answer, or a model.
 
-The rewards of tasks are in `tasks`, those of a model in `reward_model`.
+The rewards of tasks are in `tasks`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ from typing import Any
 
 import xxhash
 
+from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.errors import SettingsError
 from trimtab.extras import require
 from trimtab.inputs import MAX_CONFIG_BYTES, read_bytes
+from trimtab.results.records import record_of
+from trimtab.training import runtime
 from trimtab.training.rollouts.checked_reward import checked
+from trimtab.training.runs.base_model import loading, refuse_adapter
 from trimtab.training.runtime import INSTALL
 
-__all__ = ["Reward", "comparison", "load_function", "text_of"]
+__all__ = ["Reward", "comparison", "load_function", "model_reward", "text_of"]
 
 NOT_PASSED = ("prompt", "completion", "completion_ids")
 """Columns that a reward function is not given as such, as with TRL."""
@@ -222,3 +227,60 @@ def load_function(named: str, folder: Path) -> Reward:
 def text_of(completion: Any) -> str:
     """A completion as text; TRL gives messages where the prompts are messages."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
+
+
+def model_reward(named: str, folder: Path) -> Reward:
+    """The reward of a sequence classifier with one output: its logit.
+
+    Args:
+        named: The folder of the model.
+        folder: What a relative path is relative to.
+
+    Raises:
+        SettingsError: There is no such folder, or it holds no such model with its tokenizer.
+        CheckpointError: Its weights cannot be read, or an adapter lies beside them.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    path = folder / Path(named).expanduser()
+    if not path.is_dir():
+        raise SettingsError(f"reward.model: {path}: expected the folder of a model")
+    refuse_adapter("reward.model", path)
+    problem = f"reward.model: {path}: its config or tokenizer cannot be loaded"
+    with loading(problem, SettingsError):
+        config = AutoConfig.from_pretrained(path)
+        AutoTokenizer.from_pretrained(path)
+        made_for = ", ".join(config.architectures or ["nothing"])
+    if "ForSequenceClassification" not in made_for or config.num_labels != 1:
+        raise SettingsError(
+            f"reward.model: {path} is a {made_for} with {config.num_labels} outputs, expected a "
+            "sequence classifier with one (…ForSequenceClassification, num_labels = 1)"
+        )
+    return Reward(checked(_LoadedLater(path), "model"), (), {"model": _content_hash(path)})
+
+
+class _LoadedLater:
+    """A reward model that takes no memory before it is asked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._model: Any = None
+
+    def __call__(self, **given: Any) -> list[float]:
+        if self._model is None:
+            from trimtab.training.rollouts.rewards import RewardModel
+
+            self._model = RewardModel(str(self._path), None, runtime.accelerator())
+        scores: list[float] = self._model(**given)
+        return scores
+
+
+def _content_hash(path: Path) -> str:
+    """One hash over all tensors of a checkpoint."""
+    with open_checkpoint(path) as checkpoint:
+        buffer = new_buffer()
+        digests = {
+            name: Source(tensor, tensor.dtype, None, buffer).finish()
+            for name, tensor in checkpoint.tensors.items()
+        }
+        return record_of(checkpoint, digests).content_hash

@@ -21,9 +21,9 @@ from trimtab.training import addition
 from trimtab.training.addition import ANSWER_END, Question, split_questions
 from trimtab.training.rollouts.checked_reward import checked
 from trimtab.training.runs.checking import check_table, unknown_key
-from trimtab.training.runs.datasets import Rows
+from trimtab.training.runs.data import Rows
 from trimtab.training.runs.rewards import Reward, text_of
-from trimtab.training.runs.tables import ADDITION, REASONING_GYM, DataTable
+from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable
 
 __all__ = [
     "addition_reward",

@@ -10,11 +10,9 @@ from typing import Any
 
 from trimtab.errors import SettingsError
 from trimtab.training import runtime
-from trimtab.training.runs.algorithms import Algorithm
-from trimtab.training.runs.algorithms.algorithm import DEFAULTS
+from trimtab.training.runs.algorithms import DEFAULTS, Algorithm
 from trimtab.training.runs.checking import check_table, shown
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.runs.tables import AutoTable
+from trimtab.training.runs.settings import AutoTable, Settings
 
 __all__ = ["CHECKPOINTS", "SAVING", "SET_ELSEWHERE", "trainer_arguments"]
 
@@ -48,7 +46,7 @@ SAVING = ("save_strategy", "save_steps", "save_total_limit")
 """Who sets one of these wants checkpoints, and not only to be able to go on."""
 
 
-def trainer_arguments(file: RunFile, algorithm: Algorithm, output: Path) -> Any:
+def trainer_arguments(file: Settings, algorithm: Algorithm, output: Path) -> Any:
     """Make TRL's configuration, from `[trainer]` and the defaults.
 
     Raises:

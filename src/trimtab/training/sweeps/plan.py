@@ -8,26 +8,83 @@ by why: they were asked for, they follow from what was asked for, or neither.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError, TrimtabError
 from trimtab.training.folders import read_json
 from trimtab.training.runs.base_model import BaseModel
+from trimtab.training.runs.data import prompt_ids
 from trimtab.training.runs.dotted import flat
 from trimtab.training.runs.execute import RESOLVED, RESULT, check_output
 from trimtab.training.runs.factors import FACTORS
-from trimtab.training.runs.prepare import prepare
-from trimtab.training.sweeps.cells import Cell, cells_of
-from trimtab.training.sweeps.held_out import Examiner, questions_of_cell
-from trimtab.training.sweeps.measured import measured
-from trimtab.training.sweeps.sweep_file import SweepFile
-from trimtab.training.sweeps.work import work_of_a_step
+from trimtab.training.runs.prepare import Run, prepare
+from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured, questions_of_cell
+from trimtab.training.sweeps.settings import SweepSettings
 
-__all__ = ["Difference", "Plan", "PlannedCell", "differences", "matched", "plan"]
+__all__ = ["Difference", "Plan", "PlannedCell", "differences", "matched", "plan", "work_of_a_step"]
+
+MOST_ROWS = 1000
+"""Whose tokens are counted; the mean of so many is near enough to compare arms by."""
+
+COMPLETIONS = ("completion", "chosen", "rejected")
+
+
+def work_of_a_step(run: Run) -> dict[str, Any]:
+    """Sequences and tokens that an optimizer step of a run trains on.
+
+    Returns:
+        `sequences`: a pair of chosen and rejected is two. `tokens`: their mean number, prompts
+        among them, over the first rows of the data; padding is not counted. `is_bound`: whether
+        completions are yet to be sampled, and counted as long as they may be.
+    """
+    from transformers import AutoTokenizer
+
+    args, file = run.args, run.file
+    rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
+    is_sampled = run.algorithm.takes_reward or file.samples is not None
+    longest = (args.max_completion_length or 0) if run.algorithm.takes_reward else None
+    if file.samples is not None:
+        longest = file.samples.max_completion_length
+    made_of_pairs = "rejected" in run.algorithm.columns
+    cut = None if run.algorithm.takes_reward else args.max_length
+    lengths = [
+        sum(min(of, cut or of) for of in _lengths(tokenizer, row, longest, made_of_pairs))
+        for row in run.data.rows[:MOST_ROWS]
+    ]
+    pairs_to_singles = not made_of_pairs and not is_sampled and "rejected" in run.data.rows[0]
+    mean = fmean(lengths) / (2 if pairs_to_singles else 1)
+    return {
+        "sequences": rows * (2 if made_of_pairs else 1),
+        "tokens": round(rows * mean),
+        "is_bound": is_sampled,
+    }
+
+
+def _lengths(
+    tokenizer: Any, row: Mapping[str, Any], longest: int | None, of_pairs: bool
+) -> Iterator[int]:
+    """Tokens of each sequence of a row."""
+    prompt = len(prompt_ids(tokenizer, row["prompt"]))
+    if longest is not None:
+        yield from [prompt + longest] * (2 if of_pairs else 1)
+        return
+    for name in COMPLETIONS:
+        if name in row:
+            yield prompt + len(tokenizer(_text(row[name]), add_special_tokens=False)["input_ids"])
+
+
+def _text(completion: Any) -> str:
+    """A completion as text; of messages, what they say."""
+    if isinstance(completion, str):
+        return completion
+    return "".join(str(message["content"]) for message in completion)
+
 
 STEPS, WORK = "steps", "work_of_a_step"
 """Figures beside the settings: what arms must share to be compared, and is no one setting."""
@@ -110,7 +167,7 @@ class Plan:
         examiner: Asks the trained models; None if they are asked nothing.
     """
 
-    sweep: SweepFile
+    sweep: SweepSettings
     cells: tuple[PlannedCell, ...]
     differences: tuple[Difference, ...]
     matched: Mapping[str, Difference]
@@ -134,7 +191,7 @@ class Plan:
         }
 
 
-def plan(sweep: SweepFile) -> Plan:
+def plan(sweep: SweepSettings) -> Plan:
     """Check every cell of a sweep, and find how they differ.
 
     Raises:
@@ -199,7 +256,7 @@ class _Problems:
         self._errors.append(error)
         self._cells.setdefault(str(error), []).append(cell)
 
-    def raise_if_any(self, sweep: SweepFile) -> None:
+    def raise_if_any(self, sweep: SweepSettings) -> None:
         if not self._errors:
             return
         told = [f"{_named(cells)}: {problem}" for problem, cells in self._cells.items()]

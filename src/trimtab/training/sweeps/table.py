@@ -17,8 +17,7 @@ from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.intervals import CONFIDENCE
 from trimtab.training.runs.dotted import flat
-from trimtab.training.sweeps.cells import Outcome
-from trimtab.training.sweeps.measured import MEASURED, measured
+from trimtab.training.sweeps.cell import MEASURED, Outcome, measured
 from trimtab.training.sweeps.plan import Plan, PlannedCell
 from trimtab.training.sweeps.seeds import over_seeds
 

@@ -18,7 +18,7 @@ from trimtab.words import plural
 if TYPE_CHECKING:
     from trimtab.training.probes.losses import Losses
     from trimtab.training.probes.measures import Measure
-    from trimtab.training.runs.tables import DataTable, RewardTable
+    from trimtab.training.runs.settings import DataTable, RewardTable
 
 __all__ = ["Probing", "probes", "probes_batches"]
 
@@ -85,7 +85,7 @@ class Probing:
                 making.by_scores(probed.scores, base, probed.step)
 
     def _table(self) -> DataTable:
-        from trimtab.training.runs.tables import DataTable
+        from trimtab.training.runs.settings import DataTable
 
         prompts = self._asked["prompts"]
         return DataTable(

@@ -1,9 +1,10 @@
-"""Run cells, each in a process of its own, so that one that fails takes no other with it.
+"""`run_sweep`: run the cells that a plan has left to run, and write its table.
 
-A cell is `python -m trimtab train CELL/run.json`; what it says is kept in `CELL/log.txt`. Children
-have sessions of their own, so that Ctrl-C reaches this process alone. They are asked to stop by
-SIGTERM, since a shell that starts a sweep in the background has SIGINT ignored, and end with this
-process, whatever ends it.
+A cell is `python -m trimtab train CELL/run.json` in a process of its own, so that one that fails
+takes no other with it; what it prints is kept in `CELL/log.txt`. Children have sessions of their
+own, so that Ctrl-C reaches this process alone. They are asked to stop by SIGTERM, since a shell
+that starts a sweep in the background has SIGINT ignored, and end with this process, whatever ends
+it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
+from typing import Any
 
-from trimtab.errors import CheckpointError
+from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
-from trimtab.processes import start_trimtab
+from trimtab.outputs import lock, new_file
+from trimtab.processes import Interrupted, start_trimtab
+from trimtab.training.folders import write_json
 from trimtab.training.runs.execute import RESULT
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
-from trimtab.training.sweeps.cells import Cell, Outcome
+from trimtab.training.sweeps.cell import Cell, Outcome
+from trimtab.training.sweeps.plan import Plan
+from trimtab.training.sweeps.table import as_csv, sweep_table
 
-__all__ = ["LOG", "Told", "num_processors", "run_cells"]
+__all__ = ["CSV", "JSON", "LOG", "Told", "num_processors", "run_cells", "run_sweep"]
 
 LOG = "log.txt"
 """What the process of a cell said, in the folder of the cell."""
@@ -138,3 +144,77 @@ def _last_line(log: Path, code: int) -> str:
     lines = content.decode("utf-8", errors="replace").splitlines()
     said = [line for line in lines if line.strip()]
     return said[-1].removeprefix("trimtab: ") if said else f"exit code {code}"
+
+
+CSV = "table.csv"
+JSON = "table.json"
+LOCK = ".lock"
+
+
+def run_sweep(
+    plan: Plan,
+    *,
+    jobs: int = 1,
+    told: Told,
+    stop: Callable[[], bool] = lambda: False,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Run every cell that is not finished; then ask the models, and write the table.
+
+    A sweep that was stopped goes on with the same call. Cells that failed are tried again.
+
+    Args:
+        plan: From `plan`.
+        jobs: Cells that run at a time.
+        told: Told what happens to a cell.
+        stop: Whether to stop.
+        command: What was typed, for the provenance.
+
+    Returns:
+        The content of `table.json`.
+
+    Raises:
+        OutputExistsError: Another process runs it.
+        Interrupted: It was asked to stop; the table has what there is.
+    """
+    output = plan.sweep.output
+    output.mkdir(parents=True, exist_ok=True)
+    with lock(output / LOCK) as mine:
+        if not mine:
+            raise OutputExistsError(f"another process runs the sweep in {output}: wait for its end")
+        missing = [of.cell for of in plan.cells if not of.is_finished]
+        outcomes = run_cells(missing, jobs=jobs, told=told, stop=stop)
+        answers = _answers(plan, outcomes, told, stop)
+        table = sweep_table(plan, outcomes, answers)
+        table["provenance"]["command"] = command
+        write_json(output / JSON, table)
+        with new_file(output / CSV, force=True) as file:
+            file.write(as_csv(table).encode())
+    if stop():
+        num = sum(of.is_finished for of in plan.cells)
+        raise Interrupted(
+            f"the same command goes on: {num} of {len(plan.cells)} cells are finished, and the "
+            "others keep their last checkpoint"
+        )
+    return table
+
+
+def _answers(
+    plan: Plan, outcomes: dict[str, Outcome], told: Told, stop: Callable[[], bool]
+) -> dict[str, dict[str, Any]]:
+    """Name of each finished cell -> what its model answers; of none, if nothing is asked.
+
+    What goes wrong is put into the outcomes: the others are asked all the same.
+    """
+    answers: dict[str, dict[str, Any]] = {}
+    for of in plan.cells:
+        if plan.examiner is None or stop():
+            break
+        if of.is_finished:
+            if not plan.examiner.has_asked(of.cell):
+                told(of.cell, "asking")
+            try:
+                answers[of.cell.name] = plan.examiner.ask(of.cell)
+            except TrimtabError as error:
+                outcomes[of.cell.name] = Outcome("finished", f"cannot be asked: {error}")
+    return answers

@@ -1,20 +1,24 @@
-"""The model's own samples: drawn before training, judged, and kept in the folder of the run.
+"""The model's own samples: drawn before training, judged, chosen, and kept in the run's folder.
 
 They are drawn by the base, with a seed for every batch, and written as soon as they are judged. A
-run that was stopped goes on with the next batch, and draws what it would have drawn.
-
-::
+run that was stopped continues with the next batch, and draws what it would have drawn::
 
     out/samples.partial.jsonl   one sample a line, while they are drawn
     out/samples.jsonl           all of them
+
+Which of them are trained on depends on the algorithm: accepted ones, pairs, or all with a label.
+Identical samples to one prompt count once, and samples that did not end count nowhere: what was cut
+off at the length limit is no completion. Samples of a prompt are independent of each other, so the
+first ones are as random a choice as any.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,23 +30,115 @@ from trimtab.outputs import append
 from trimtab.training.addition import ANSWER_END
 from trimtab.training.memory import give_back_unused
 from trimtab.training.progress import stage
-from trimtab.training.runs.datasets import Rows
-from trimtab.training.runs.prepare import PreparedRun
-from trimtab.training.runs.prompts import prompt_ids
-from trimtab.training.runs.selection import Sample, select
-from trimtab.training.runs.tables import SamplesTable
-from trimtab.training.runs.trainers import Stop
+from trimtab.training.runs.algorithms import Made
+from trimtab.training.runs.data import Rows, prompt_ids
+from trimtab.training.runs.prepare import Run, Stop
+from trimtab.training.runs.settings import SamplesTable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["SAMPLES", "UNFINISHED", "sampled_rows"]
+__all__ = ["SAMPLES", "UNFINISHED", "Sample", "sampled_rows", "select"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the model said to a prompt.
+
+    Attributes:
+        completion: A text, or a list with one message.
+        completion_ids: Its tokens as they were drawn, with the one that ended it.
+        reward: What it is worth.
+        has_ended: Whether it ended before the length limit.
+    """
+
+    completion: Any
+    completion_ids: list[int]
+    reward: float
+    has_ended: bool
+
+
+def select(
+    prompts: Sequence[Any], samples: Sequence[Sequence[Sample]], made: Made, table: SamplesTable
+) -> list[dict[str, Any]]:
+    """Make rows to train on.
+
+    Args:
+        prompts: The prompts.
+        samples: Samples of each.
+        made: Which rows are wanted.
+        table: Has the rule that tells good samples from bad ones.
+
+    Returns:
+        Rows with `prompt` and, by `made`: `completion` and `completion_ids`; `chosen` and
+        `rejected`; or `completion` and `label`. In the order of the prompts; one may have none.
+    """
+    rows: list[dict[str, Any]] = []
+    for prompt, group in zip(prompts, samples, strict=True):
+        good, bad = _parted(_distinct(group), table)
+        rows += ({"prompt": prompt, **row} for row in _MAKERS[made](good, bad, table.most))
+    return rows
+
+
+def _distinct(group: Sequence[Sample]) -> list[Sample]:
+    """Those that ended, the first of each text."""
+    first: dict[str, Sample] = {}
+    for sample in group:
+        if sample.has_ended:
+            first.setdefault(str(sample.completion), sample)
+    return list(first.values())
+
+
+def _parted(group: Sequence[Sample], table: SamplesTable) -> tuple[list[Sample], list[Sample]]:
+    """The good and the bad ones."""
+    if table.rule == "threshold":
+        good = [sample for sample in group if sample.reward >= table.threshold]
+        return good, [sample for sample in group if sample.reward < table.threshold]
+    if not group:
+        return [], []
+    best, worst = max(group, key=_reward), min(group, key=_reward)
+    return [best], [worst] if worst.reward < best.reward else []
+
+
+def _reward(sample: Sample) -> float:
+    return sample.reward
+
+
+def _completions(
+    good: Sequence[Sample], bad: Sequence[Sample], most: int | None
+) -> Iterator[dict[str, Any]]:
+    for sample in islice(good, most):
+        yield {"completion": sample.completion, "completion_ids": sample.completion_ids}
+
+
+def _pairs(
+    good: Sequence[Sample], bad: Sequence[Sample], most: int | None
+) -> Iterator[dict[str, Any]]:
+    """No sample is in two pairs."""
+    both = zip(good, bad, strict=False)
+    return ({"chosen": g.completion, "rejected": b.completion} for g, b in islice(both, most))
+
+
+def _labels(
+    good: Sequence[Sample], bad: Sequence[Sample], most: int | None
+) -> Iterator[dict[str, Any]]:
+    for label, samples in ((True, good), (False, bad)):
+        for sample in islice(samples, most):
+            yield {"completion": sample.completion, "label": label}
+
+
+_MAKERS: Mapping[Made, Callable[..., Iterator[dict[str, Any]]]] = {
+    "completions": _completions,
+    "pairs": _pairs,
+    "labels": _labels,
+}
+
 
 SAMPLES = "samples.jsonl"
 UNFINISHED = "samples.partial.jsonl"
 
 
-def sampled_rows(run: PreparedRun, bars: Progress, stop: Stop) -> Rows:
+def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
     """Draw the samples of a run, or read those that an earlier call drew, and choose among them.
 
     Returns:
@@ -92,7 +188,7 @@ def _read(path: Path, content: bytes, num_samples: int) -> list[Sample]:
     return drawn
 
 
-def _draw(run: PreparedRun, table: SamplesTable, bars: Progress, stop: Stop) -> None:
+def _draw(run: Run, table: SamplesTable, bars: Progress, stop: Stop) -> None:
     """Write a line for every sample, a batch of prompts at a time."""
     unfinished = run.output / UNFINISHED
     per_batch = max(1, table.batch_size // table.num)
@@ -126,7 +222,7 @@ def _whole_batches(path: Path, num_lines: int) -> int:
 class _Sampler:
     """The base, ready to answer."""
 
-    def __init__(self, run: PreparedRun, table: SamplesTable) -> None:
+    def __init__(self, run: Run, table: SamplesTable) -> None:
         from transformers import AutoTokenizer
 
         from trimtab.training.rollouts.sampling import Sampling, end_tokens
@@ -196,7 +292,7 @@ class _Sampler:
         return texts
 
 
-def _nothing_left(run: PreparedRun, drawn: Sequence[Sample]) -> str:
+def _nothing_left(run: Run, drawn: Sequence[Sample]) -> str:
     rewards = [sample.reward for sample in drawn]
     num_cut = sum(not sample.has_ended for sample in drawn)
     what = {

@@ -1,4 +1,4 @@
-"""`SweepFile`: which runs a TOML file asks for, checked as far as it alone allows.
+"""`SweepSettings`: which runs a TOML file asks for, checked as far as it alone allows.
 
 A sweep takes a run file, or several, and sets keys of it: those of `[set]` everywhere, and every
 combination of the lists of `[sweep]`, in each `[[arm]]`. Its own paths are relative to it; those
@@ -17,9 +17,9 @@ from trimtab.errors import SettingsError
 from trimtab.inputs import read_toml
 from trimtab.training.runs.checking import check_table, unknown_key
 from trimtab.training.runs.factors import FACTORS
-from trimtab.training.runs.run_file import RunFile
+from trimtab.training.runs.settings import Settings
 
-__all__ = ["Arm", "EvaluateTable", "SweepFile"]
+__all__ = ["Arm", "EvaluateTable", "SweepSettings"]
 
 MOST_CELLS = 1_000
 
@@ -28,7 +28,7 @@ TABLES = ("data", "reward", "samples", "optimizer", "auto", "trainer")
 
 ALONE = tuple(
     of.name
-    for of in fields(RunFile)
+    for of in fields(Settings)
     if of.name not in (*TABLES, *FACTORS, "path", "output", "factors")
 )
 """Keys of a run file that are in no table, and can be set."""
@@ -71,7 +71,7 @@ class EvaluateTable:
 
 
 @dataclass(frozen=True)
-class SweepFile:
+class SweepSettings:
     """A sweep as it was asked for.
 
     Attributes:
@@ -89,7 +89,7 @@ class SweepFile:
     evaluate: EvaluateTable | None = None
 
     @classmethod
-    def read(cls, path: str | Path) -> SweepFile:
+    def read(cls, path: str | Path) -> SweepSettings:
         """Read and check a sweep file.
 
         Raises:

@@ -1,7 +1,7 @@
-"""`Cell`: one run of a sweep, in a folder whose name says what it is.
+"""`Cell`: one run of a sweep, in a folder whose name says what it is, and what it measured.
 
 The name follows from what was set alone, so a cell keeps its folder when others are added to the
-sweep. A cell is an ordinary run: `trimtab train CELL/run.json` trains it, or goes on with it.
+sweep. A cell is an ordinary run: `trimtab train CELL/run.json` trains or resumes it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,15 +17,38 @@ from typing import Any
 
 import xxhash
 
-from trimtab.errors import SettingsError
+from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import read_toml
+from trimtab.training.evaluation.engine import evaluate
+from trimtab.training.evaluation.questions import (
+    Questions,
+    file_questions,
+    questions_of_run,
+    questions_of_task,
+    reward_of,
+)
 from trimtab.training.folders import read_json, write_json
+from trimtab.training.runs.data import read_rows
 from trimtab.training.runs.dotted import with_keys
+from trimtab.training.runs.execute import MODEL, RESULT
 from trimtab.training.runs.factors import FACTORS
-from trimtab.training.runs.run_file import RunFile
-from trimtab.training.sweeps.sweep_file import Arm, SweepFile
+from trimtab.training.runs.settings import DataTable, RewardTable, Settings
+from trimtab.training.sweeps.settings import Arm, SweepSettings
 
-__all__ = ["CELLS", "OUT", "RUN", "Cell", "Outcome", "cells_of", "read_cell"]
+__all__ = [
+    "ANSWERS",
+    "CELLS",
+    "MEASURED",
+    "OUT",
+    "RUN",
+    "Cell",
+    "Examiner",
+    "Outcome",
+    "cells_of",
+    "measured",
+    "questions_of_cell",
+    "read_cell",
+]
 
 CELLS = "cells"
 """Folder of the cells, in that of the sweep."""
@@ -83,13 +106,13 @@ class Cell:
         """The output folder of the run."""
         return self.folder / OUT
 
-    def file(self) -> RunFile:
+    def file(self) -> Settings:
         """The run file, checked.
 
         Raises:
             SettingsError: It says something that cannot be meant.
         """
-        return RunFile.of(self.run, {**self.content, "output": str(self.out.resolve())})
+        return Settings.of(self.run, {**self.content, "output": str(self.out.resolve())})
 
     def write(self) -> Path:
         """Write the run into the folder of the cell, and say where."""
@@ -109,7 +132,7 @@ class Cell:
         return path
 
 
-def read_cell(path: Path) -> RunFile:
+def read_cell(path: Path) -> Settings:
     """Read the run of a cell, as `Cell.write` wrote it.
 
     Raises:
@@ -130,10 +153,10 @@ def read_cell(path: Path) -> RunFile:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"{path}: not the run of a cell ({error!r})") from None
-    return RunFile.of(run, {**content, "output": str((path.parent / OUT).resolve())})
+    return Settings.of(run, {**content, "output": str((path.parent / OUT).resolve())})
 
 
-def cells_of(sweep: SweepFile) -> list[Cell]:
+def cells_of(sweep: SweepSettings) -> list[Cell]:
     """All cells of a sweep: every arm with every combination of the values, the last the fastest.
 
     Raises:
@@ -153,7 +176,9 @@ def cells_of(sweep: SweepFile) -> list[Cell]:
     return cells
 
 
-def _cell(sweep: SweepFile, arm: Arm, content: Mapping[str, Any], point: Mapping[str, Any]) -> Cell:
+def _cell(
+    sweep: SweepSettings, arm: Arm, content: Mapping[str, Any], point: Mapping[str, Any]
+) -> Cell:
     if both := [key for key in point if key in arm.settings]:
         where = "[set]" if arm.name is None else f"arm {arm.name} (or [set])"
         raise SettingsError(f"{sweep.path}: {where} and [sweep] both set {', '.join(both)}")
@@ -216,3 +241,117 @@ def _shortened(text: str, longest: int, of: str | None = None) -> str:
         return text
     digest = xxhash.xxh3_64_hexdigest((of or text).encode())[:8]
     return f"{text[: longest - 9].rstrip('-.')}-{digest}"
+
+
+MEASURED = (
+    *("num_steps", "base_dtype", "weights_dtype", "compute_dtype", "optimizer_state_dtype"),
+    *("saved_dtype", "criterion", "num_elements", "num_changed", "sparsity"),
+    *("loss_last", "reward_last", "num_tokens"),
+    *("seconds_train", "peak_memory_bytes", "num_threads", "mask_digest"),
+)
+"""Columns that are known when a cell is finished."""
+
+
+def measured(cell: Cell) -> dict[str, Any]:
+    """The columns `MEASURED` of a finished cell.
+
+    Raises:
+        CheckpointError: Its result cannot be read.
+    """
+    path = cell.out / RESULT
+    try:
+        return _columns(read_json(path))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error!r}): delete {cell.folder} to train anew"
+        ) from None
+
+
+def _columns(result: Mapping[str, Any]) -> dict[str, Any]:
+    update, precision = result["update"], result["precision"]
+    num_elements, num_changed = update["num_elements"], update["num_changed"]
+    return {
+        "num_steps": result["steps"],
+        "base_dtype": precision["base"],
+        "weights_dtype": precision["weights"],
+        "compute_dtype": precision["compute"],
+        "optimizer_state_dtype": precision["optimizer_state"],
+        "saved_dtype": precision["saved"],
+        "criterion": update["criterion"],
+        "num_elements": num_elements,
+        "num_changed": num_changed,
+        "sparsity": (num_elements - num_changed) / num_elements,
+        "loss_last": _last(result["history"], "loss"),
+        "reward_last": _last(result["history"], "reward"),
+        "num_tokens": _whole(_last(result["history"], "num_tokens")),
+        "seconds_train": result["seconds"]["train"],
+        "peak_memory_bytes": result["peak_memory"]["num_bytes"],
+        "num_threads": result["device"].get("num_threads"),
+        "mask_digest": result["optimizer"].get("mask"),
+    }
+
+
+def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:
+    """The last value that was logged; None if none was."""
+    return next((log[name] for log in reversed(history) if name in log), None)
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
+
+
+ANSWERS = "evaluation.json"
+"""What a cell answered, in its folder."""
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """Asks each cell its questions, once.
+
+    Attributes:
+        questions: Name of a cell -> what it is asked.
+    """
+
+    questions: Mapping[str, Questions]
+
+    def has_asked(self, cell: Cell) -> bool:
+        """Whether an earlier call asked a cell the same questions."""
+        return self._known(cell) is not None
+
+    def ask(self, cell: Cell) -> dict[str, Any]:
+        """What a finished cell answers, or answered to the same questions before."""
+        if (known := self._known(cell)) is not None:
+            return known
+        questions = self.questions[cell.name]
+        answered = evaluate([str(cell.out / MODEL)], questions=questions).to_dict()
+        write_json(cell.folder / ANSWERS, answered)
+        return answered
+
+    def _known(self, cell: Cell) -> dict[str, Any] | None:
+        asked = json.loads(json.dumps(self.questions[cell.name].describe()))
+        try:
+            known: dict[str, Any] = read_json(cell.folder / ANSWERS)
+            return known if known["questions"]["record"] == asked else None
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
+
+
+def questions_of_cell(sweep: SweepSettings, cell: Cell) -> Questions:
+    """What a cell is asked: nothing that it was trained on.
+
+    Raises:
+        SettingsError: There are none, or nothing to judge the answers by.
+    """
+    table, file = sweep.evaluate, cell.file()
+    assert table is not None
+    if table.file is not None:
+        judge = RewardTable(kind=table.kind, column=table.column, pattern=table.pattern)
+        reward = reward_of(judge, sweep.path.parent)
+        asked = file_questions(sweep.path.parent / table.file, reward, column=table.column)
+        if file.data.file is not None:
+            seen = read_rows(file.resolve(file.data.file), ("prompt",)).rows
+            asked = asked.unseen(row["prompt"] for row in seen)
+        return asked.first(table.questions)
+    if table.task is None or table.task == file.data.task:
+        return questions_of_run(file, num=table.questions)
+    return questions_of_task(DataTable(task=table.task), seed=file.seed, num=table.questions)

@@ -1,0 +1,432 @@
+"""`Settings`: what a run file says, checked as far as the file alone allows.
+
+All problems are reported at once. Relative paths are relative to the file, so a run file and its
+data can be moved together and used from any folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from trimtab.errors import SettingsError
+from trimtab.inputs import read_toml
+from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
+from trimtab.training.runs.checking import check_table, unknown_key
+from trimtab.training.runs.factors import with_factors
+
+__all__ = [
+    "ADDITION",
+    "REASONING_GYM",
+    "AutoTable",
+    "DataTable",
+    "OptimizerTable",
+    "RewardTable",
+    "SamplesTable",
+    "Settings",
+    "contradictions",
+]
+
+ADDITION = "addition"
+
+REASONING_GYM = "reasoning_gym:"
+"""Before the name of a task of that package."""
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """`[data]`: exactly one of `file` and `task`.
+
+    Attributes:
+        file: JSON Lines.
+        task: `addition`, or `reasoning_gym:` and the name of a task of that package.
+        size: Questions of a reasoning-gym task.
+        chat: Whether its questions are messages of a user, and not texts.
+        config: Passed to the configuration of a reasoning-gym task.
+    """
+
+    file: str | None = None
+    task: str | None = None
+    size: int = 500
+    chat: bool = False
+    config: dict[str, Any] | None = None
+
+    @property
+    def is_gym(self) -> bool:
+        """Whether it is a task of reasoning-gym."""
+        return self.task is not None and self.task.startswith(REASONING_GYM)
+
+
+@dataclass(frozen=True)
+class RewardTable:
+    """`[reward]`: exactly one of `function`, `kind` and `model`.
+
+    Attributes:
+        function: `file.py:name`, called as TRL calls a reward function.
+        kind: A built-in comparison of the completion with a column of the data.
+        column: The column that holds the right answer; for `kind`.
+        pattern: Regular expression whose first group is the answer; for `kind = "regex"`.
+        model: Folder of a sequence classifier with one output, which is the reward.
+    """
+
+    function: str | None = None
+    kind: Literal["exact", "regex", "math"] | None = None
+    column: str = "answer"
+    pattern: str | None = None
+    model: str | None = None
+
+
+@dataclass(frozen=True)
+class SamplesTable:
+    """`[samples]`: train on what the model itself says, judged by the reward.
+
+    Attributes:
+        num: Samples for each prompt.
+        temperature: Of the sampling.
+        max_completion_length: Tokens of a sample, at most.
+        stop: A text that ends a sample, beside the end token.
+        rule: Which samples are good: `threshold`, those with enough reward; `best`, the one of
+            each prompt with the most, compared with the one with the least.
+        threshold: The reward of a good sample, at least; for `rule = "threshold"`.
+        most: Of the good samples of a prompt (or pairs with one), how many at most; None for all.
+        batch_size: Samples that are drawn at a time.
+    """
+
+    num: int = 8
+    temperature: float = 1.0
+    max_completion_length: int = 256
+    stop: str | None = None
+    rule: Literal["threshold", "best"] = "threshold"
+    threshold: float = 1.0
+    most: int | None = None
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class OptimizerTable:
+    """`[optimizer]`.
+
+    Attributes:
+        name: The algorithm.
+        master: How masked elements keep fp32 precision; by default as `SparseAdamW` chooses.
+        state_dtype: Of the moments.
+        clip_by: Norm that gradients are clipped by.
+        nonfinite: What a gradient that is not finite does.
+    """
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    master: Literal["lo16", "fp32", "none"] | None = None
+    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    clip_by: Literal["masked", "full"] = "masked"
+    nonfinite: Literal["raise", "skip"] = "raise"
+
+
+@dataclass(frozen=True)
+class AutoTable:
+    """`[auto]`, for `mask = "auto"`.
+
+    Attributes:
+        probe: What finds the mask: `adamw` trains everything for a while and takes what moved;
+            `gradients` trains nothing and takes what has the largest gradients.
+        steps: Steps of the probe, at most.
+        every: Steps between two looks at what moved.
+        settle: The probe ends when a smaller share of what moved is new since the look before.
+        density: Share of all elements to take; for `gradients` only.
+    """
+
+    probe: Literal["adamw", "gradients"] = "adamw"
+    steps: int = 50
+    every: int = 10
+    settle: float = 0.05
+    density: float | None = None
+
+
+def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterator[str]:
+    """Say what cannot be meant.
+
+    Args:
+        top: The keys that are in no table.
+        tables: The tables that the file has.
+    """
+    if not 0 <= top.get("seed", 0) < 2**32:
+        yield f"seed is {top['seed']}, expected 0 to 2**32 - 1"
+    yield from (f"{key} is empty" for key in ("model", "output", "mask") if top.get(key) == "")
+    if not 0 <= top.get("dropout", 0) < 1:
+        yield f"dropout is {top['dropout']}, expected at least 0 and below 1"
+    if (track := top.get("track")) is not None:
+        yield from _of_track(track, top.get("mask"), tables.get("auto", AutoTable()))
+    data, reward, samples = (tables.get(name) for name in ("data", "reward", "samples"))
+    if data is not None:
+        yield from _of_data(data)
+    if reward is not None:
+        yield from _of_reward(reward)
+    if samples is not None:
+        yield from _of_samples(samples)
+    yield from _of_algorithm(top.get("algorithm"), data, "reward" in tables, "samples" in tables)
+    yield from _of_mask(top.get("mask"), tables.get("optimizer"))
+    if top.get("also"):
+        yield from _of_also(top.get("mask"), tables.get("auto", AutoTable()))
+    if (auto := tables.get("auto")) is not None:
+        yield from _of_auto(top.get("mask"), auto)
+
+
+def _of_track(track: int, mask: str | None, auto: AutoTable | None) -> Iterator[str]:
+    if track < 1:
+        yield f"track is {track}, expected a number of steps from 1 on"
+    if mask == "auto" and auto is not None and auto.probe == "adamw":
+        yield 'track: mask = "auto" with probe = "adamw" trains twice, and one can be followed'
+
+
+def _of_also(mask: str | None, auto: AutoTable | None) -> Iterator[str]:
+    if mask in ("none", "all"):
+        yield f'also has no effect with mask = "{mask}", which trains everything'
+    if mask == "auto" and auto is not None and auto.probe == "adamw":
+        yield 'also: not with mask = "auto" and probe = "adamw", which takes what moves'
+
+
+def _of_data(data: DataTable) -> Iterator[str]:
+    if (data.file is None) == (data.task is None):
+        yield "data: expected one of file and task"
+    if data.task not in (None, ADDITION) and not data.is_gym:
+        yield f'data.task is "{data.task}", expected "{ADDITION}" or "{REASONING_GYM}NAME"'
+    if not data.is_gym:
+        yield from _without_effect(
+            "data",
+            data,
+            DataTable(),
+            ("size", "chat", "config"),
+            f'without a task "{REASONING_GYM}…"',
+        )
+    if data.size < 1:
+        yield f"data.size is {data.size}, expected at least 1"
+
+
+def _of_reward(reward: RewardTable) -> Iterator[str]:
+    ways = [way for way in ("function", "kind", "model") if getattr(reward, way) is not None]
+    if len(ways) != 1:
+        yield "reward: expected one of function, kind and model"
+        return
+    if reward.kind is None:
+        names = ("column", "pattern")
+        yield from _without_effect("reward", reward, RewardTable(), names, f"with {ways[0]}")
+
+
+def _of_samples(samples: SamplesTable) -> Iterator[str]:
+    for name in ("num", "max_completion_length", "batch_size", "most"):
+        if (value := getattr(samples, name)) is not None and value < 1:
+            yield f"samples.{name} is {value}, expected at least 1"
+    if not samples.temperature > 0:
+        yield f"samples.temperature is {samples.temperature}, expected above 0"
+    if samples.stop == "":
+        yield "samples.stop is empty"
+    if samples.rule == "best":
+        names = ("threshold", "most")
+        yield from _without_effect("samples", samples, SamplesTable(), names, 'with rule = "best"')
+
+
+def _of_algorithm(
+    name: str | None, data: DataTable | None, has_reward: bool, has_samples: bool
+) -> Iterator[str]:
+    if name is None:
+        return
+    if name not in ALGORITHMS:
+        near = get_close_matches(name, ALGORITHMS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(ALGORITHMS)}"
+        yield f'algorithm is "{name}": {hint}'
+        return
+    algorithm = ALGORITHMS[name]
+    if has_samples and algorithm.made_of_samples is None:
+        yield f"samples: {_why_no_samples(algorithm)}"
+        return
+    is_rewarded = algorithm.takes_reward or algorithm.needs_samples or has_samples
+    has_task = data is not None and data.task is not None
+    if has_reward and not is_rewarded:
+        hint = " without [samples]" if algorithm.made_of_samples else ""
+        yield f"reward: {name} takes none{hint}"
+    elif has_reward and has_task:
+        yield "reward: a task brings its own"
+    elif is_rewarded and not has_reward and not has_task:
+        yield f"{name} needs a table [reward], with function, kind or model"
+    learns_wrong_ones = "rejected" in algorithm.columns or "label" in algorithm.columns
+    if data is not None and data.is_gym and not is_rewarded and learns_wrong_ones:
+        yield f"data.task: reasoning_gym has no wrong answers for {name}: add a table [samples]"
+
+
+def _why_no_samples(algorithm: Algorithm) -> str:
+    if algorithm.takes_reward:
+        return f"{algorithm.name} draws its samples while it trains"
+    return f'{algorithm.name} trains on the data: expected algorithm = "rft" for samples of its own'
+
+
+def _of_mask(mask: str | None, optimizer: OptimizerTable | None) -> Iterator[str]:
+    if mask == "none" and optimizer is not None:
+        usual = OptimizerTable(name=optimizer.name)
+        names = [field.name for field in fields(usual)]
+        yield from _without_effect("optimizer", optimizer, usual, names, 'with mask = "none"')
+    kind, colon, density = (mask or "").partition(":")
+    if kind == "random":
+        try:
+            good = bool(colon) and 0 < float(density) <= 1
+        except ValueError:
+            good = False
+        if not good:
+            yield f'mask is "{mask}", expected random:DENSITY, above 0 and at most 1'
+
+
+def _of_auto(mask: str | None, auto: AutoTable) -> Iterator[str]:
+    if mask != "auto":
+        yield 'auto: for mask = "auto" only'
+    for name, least in (("steps", 1), ("every", 1), ("settle", 0)):
+        if (value := getattr(auto, name)) < least:
+            yield f"auto.{name} is {value}, expected at least {least}"
+    if auto.probe == "gradients" and (auto.density is None or not 0 < auto.density < 1):
+        yield f'auto.density is {auto.density}, and probe = "gradients" needs one between 0 and 1'
+    if auto.probe == "adamw" and auto.density is not None:
+        yield 'auto.density has no effect with probe = "adamw": the mask is what moved'
+
+
+def _without_effect(
+    table: str, given: object, usual: object, names: Any, where: str
+) -> Iterator[str]:
+    """A key that says something where nothing reads it."""
+    for name in names:
+        if getattr(given, name) != getattr(usual, name):
+            yield f"{table}.{name} has no effect {where}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A run as it was asked for.
+
+    Attributes:
+        path: The TOML file.
+        algorithm: A key of `ALGORITHMS`.
+        model: A checkpoint folder, or a hub id with an optional `@revision`.
+        output: Folder that the run makes.
+        mask: A file, `random:DENSITY`, `none`, `all` or `auto`.
+        also: Parameters to train whole, beside the mask; see `train_only`.
+        seed: Of everything that is drawn.
+        dtype: Of the weights while they are trained; None is that in which the model is stored.
+        data: What is trained on, or the prompts of what is.
+        reward: What samples are rewarded for; None if the file has no such table.
+        samples: How the model's own samples are drawn before training; None if they are not.
+        optimizer: The optimizer, where the mask decides; the rest is in `trainer`.
+        auto: How `mask = "auto"` finds its mask.
+        trainer: Passed to the configuration class of TRL.
+        save_dtype: Of the saved weights: that in which the model is stored, or `fp32`.
+        dropout: Probability of every dropout of the model; None for what its config says.
+        track: Optimizer steps between two points of an `UpdateTracker`; None for no tracker.
+        factors: Those that were asked for; the keys that they stand for are set accordingly.
+    """
+
+    path: Path
+    algorithm: str
+    model: str
+    output: str
+    mask: str
+    data: DataTable
+    seed: int = 0
+    dtype: Literal["bf16", "fp32"] | None = None
+    reward: RewardTable | None = None
+    samples: SamplesTable | None = None
+    optimizer: OptimizerTable = field(default_factory=OptimizerTable)
+    auto: AutoTable = field(default_factory=AutoTable)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    save_dtype: Literal["stored", "fp32"] = "stored"
+    dropout: float | None = None
+    track: int | None = None
+    factors: Mapping[str, Any] = field(default_factory=dict)
+    also: Sequence[str] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Settings:
+        """Read and check a run file.
+
+        Raises:
+            SettingsError: It is no TOML, or says something that cannot be meant; all at once.
+        """
+        return cls.of(path, read_toml(path, SettingsError))
+
+    @classmethod
+    def of(cls, path: str | Path, content: Mapping[str, Any]) -> Settings:
+        """Check what a run file says, or would say.
+
+        Args:
+            path: The run file, for messages and for paths that are relative to it.
+            content: As TOML has it.
+
+        Raises:
+            SettingsError: It says something that cannot be meant; all at once.
+        """
+        path = Path(path)
+        problems: list[str] = []
+        content = with_factors(content, problems)
+        tables = {
+            name: _table(content, name, table, problems)
+            for name, table in _TABLES.items()
+            if name in content
+        }
+        known = [field.name for field in fields(cls) if field.name != "path"]
+        problems += [unknown_key(key, known) for key in content if key not in known]
+        given = {key: content[key] for key in known if key in content and key not in tables}
+        top = check_table(_Top, given, "", problems)
+        missing = [key for key in _REQUIRED if key not in content]
+        if missing:
+            problems.append(f"missing: {', '.join(missing)}")
+        problems += contradictions(top, tables)
+        if problems:
+            raise SettingsError(f"{path}: {'; '.join(problems)}")
+        if ALGORITHMS[top["algorithm"]].needs_samples:
+            tables.setdefault("samples", SamplesTable())
+        return cls(path=path, **top, **tables)
+
+    def resolve(self, name: str) -> Path:
+        """A path of the file, relative to the folder of the file."""
+        return self.path.parent / Path(name).expanduser()
+
+    @property
+    def density(self) -> float | None:
+        """The density of a random mask; None for any other."""
+        kind, colon, density = self.mask.partition(":")
+        return float(density) if kind == "random" and colon else None
+
+
+@dataclass(frozen=True)
+class _Top:
+    """Types of the keys that are in no table."""
+
+    algorithm: str
+    model: str
+    output: str
+    mask: str
+    seed: int
+    dtype: Literal["bf16", "fp32"]
+    save_dtype: Literal["stored", "fp32"]
+    dropout: float
+    track: int
+    also: list[str]
+
+
+_TABLES: Mapping[str, type] = {
+    "data": DataTable,
+    "reward": RewardTable,
+    "samples": SamplesTable,
+    "optimizer": OptimizerTable,
+    "auto": AutoTable,
+    "trainer": dict,
+    "factors": dict,
+}
+
+_REQUIRED = ("algorithm", "model", "output", "mask", "data")
+
+
+def _table(content: Mapping[str, Any], name: str, cls: type, problems: list[str]) -> Any:
+    """A table of the file as its dataclass; None, and a problem, if it is something else."""
+    given = content[name]
+    if not isinstance(given, dict):
+        problems.append(f"{name} is not a table: expected [{name}] and its keys below")
+        return None
+    return given if cls is dict else cls(**check_table(cls, given, f"{name}.", problems))
