@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 from tests.report.factory import make_comparison
-from trimtab.report.arms import Arm, kinds_in_order
+from trimtab.report.arms import Arm
+from trimtab.report.wording import kinds_in_order
 
 
 def test_kinds_come_in_reading_order() -> None:

@@ -25,11 +25,11 @@ from trimtab.papers.library import papers_folder
 from trimtab.papers.results import PaperResult
 from trimtab.report.blocks import Figure
 from trimtab.report.comparison_page import comparison_page, demo_page
+from trimtab.report.document import Document as ReportPage
 from trimtab.report.evaluation_page import evaluation_page
-from trimtab.report.identity_page import identity_page
+from trimtab.report.html import render
+from trimtab.report.identity import identity_document
 from trimtab.report.overlap_page import overlap_page
-from trimtab.report.page import Page as ReportPage
-from trimtab.report.page import render
 from trimtab.report.paper_page import paper_page
 from trimtab.report.robustness_page import robustness_page
 from trimtab.report.structure_page import structure_page
@@ -78,7 +78,7 @@ def test_every_chart_of_a_demo_with_a_mask_is_drawn(browse: Browse) -> None:
 
 def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:
     identity = make_identity()
-    document = browse(render(identity_page(identity)))
+    document = browse(render(identity_document(identity)))
     assert drawn(document) == ["drawn"]
     labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
     assert {*identity.by_kind(), "all"} <= set(labels)
@@ -150,7 +150,7 @@ def test_the_keyboard_reaches_the_result_and_every_table(open_page: OpenPage) ->
 
 
 def test_several_results_on_one_page(open_page: OpenPage) -> None:
-    pages = [comparison_page(make_comparison(num_layers=2)), identity_page(make_identity())]
+    pages = [comparison_page(make_comparison(num_layers=2)), identity_document(make_identity())]
     tab = open_page(render(*pages))
     assert drawn(tab.content()) == ["drawn"] * 4
     ids = re.findall(r' id="([^"]*)"', tab.content().split("<script>")[0])

@@ -21,7 +21,7 @@ from trimtab.compare.result import Comparison, Coverage
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.errors import MissingExtraError
 from trimtab.report.comparison_page import comparison_page, demo_page
-from trimtab.report.page import _chart_library, render
+from trimtab.report.html import _chart_library, render
 
 MEGABYTE = 1_000_000
 HOSTILE = "</script><script>document.documentElement.dataset.hacked='1'</script><img src=x>&amp;"

@@ -13,8 +13,8 @@ from trimtab.masks.identity.result import Identity
 from trimtab.report.comparison_page import demo_page
 from trimtab.report.demo_masked import mask_columns
 from trimtab.report.demo_table import render_demo_table
-from trimtab.report.identity_wording import sub_share
-from trimtab.report.page import render
+from trimtab.report.html import render
+from trimtab.report.identity import sub_share
 
 SECTIONS = ["Training only the mask", "Did the subnetwork give the same model?"]
 

@@ -14,7 +14,7 @@ from tests.training.evaluation.results import make_evaluation
 from trimtab.report.evaluation_page import evaluation_page
 from trimtab.report.evaluation_table import render_evaluation_table
 from trimtab.report.evaluation_wording import share_text
-from trimtab.report.page import render
+from trimtab.report.html import render
 from trimtab.training.evaluation.intervals import paired_interval, wilson
 from trimtab.training.evaluation.result import Evaluation
 

@@ -12,9 +12,9 @@ from tests.report.page import unpacked
 from tests.report.test_comparison_page import HOSTILE, hostile_comparison
 from trimtab.report.blocks import Figure
 from trimtab.report.comparison_page import comparison_page, demo_page
+from trimtab.report.document import Document as Page
 from trimtab.report.figures import figure_files
-from trimtab.report.identity_page import identity_page
-from trimtab.report.page import Page
+from trimtab.report.identity import identity_document
 from trimtab.report.vega import packed
 
 TEXT = "{http://www.w3.org/2000/svg}text"
@@ -33,7 +33,7 @@ def test_every_figure_is_a_file_with_title_legend_and_source() -> None:
     comparison = make_comparison(num_layers=2, analysed=True)
     pages = [
         comparison_page(comparison),
-        identity_page(make_identity()),
+        identity_document(make_identity()),
         demo_page(make_demo(), {"grpo": comparison, "sft": comparison}),
     ]
     files = list(figure_files(pages))
@@ -70,7 +70,10 @@ def test_a_hostile_name_stays_text() -> None:
 
 
 def test_rows_are_packed_without_loss() -> None:
-    for page in (comparison_page(make_comparison(num_layers=3)), identity_page(make_identity())):
+    for page in (
+        comparison_page(make_comparison(num_layers=3)),
+        identity_document(make_identity()),
+    ):
         for figure in figures_of(page):
             small = packed(figure.spec)
             assert unpacked(small) == figure.spec

@@ -16,18 +16,17 @@ from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.three_way import Agreement, SplitAgreement
 from trimtab.masks.identity.result import Identity, IdentityCoverage, TensorIdentity
-from trimtab.report.identity import same_model
-from trimtab.report.identity_page import identity_page
-from trimtab.report.identity_table import render_identity_table
-from trimtab.report.identity_wording import (
+from trimtab.report.html import render
+from trimtab.report.identity import (
     cosine_text,
     equal_when,
-    inside_headline,
+    headline,
+    identity_document,
     outside_sentence,
+    same_model,
     stray_sentence,
-    three_coverage_sentence,
 )
-from trimtab.report.page import render
+from trimtab.report.terminal import render_text
 
 
 def of_one_tensor(inside: Agreement, outside: Agreement, name: str = "w") -> Identity:
@@ -45,6 +44,10 @@ def table_row(text: str, title: str, first: str) -> dict[str, str]:
     return dict(zip(headings, found, strict=True))
 
 
+def text_of_check(identity: Identity, **how: Any) -> str:
+    return render_text(identity_document(identity), **how)
+
+
 def words(text: str) -> str:
     return " ".join(text.split())
 
@@ -56,10 +59,10 @@ def words(text: str) -> str:
 def test_0_and_100_percent_are_exact(num_equal: int, figure: str) -> None:
     inside = make_agreement(10**9, num_equal, 0)
     identity = of_one_tensor(inside, make_agreement(10, 10, 10))
-    assert inside_headline(identity)[0] == figure
-    text = render_identity_table(identity, console_width=120)
+    assert headline(identity)[0] == figure
+    text = text_of_check(identity, console_width=120)
     assert table_row(text, "region", "inside")["SUB = FULL"] == figure
-    page = Page(render(identity_page(identity)))
+    page = Page(render(identity_document(identity)))
     assert page.table("Inside the mask, outside it, and all").body[0][2] == figure
 
 
@@ -75,7 +78,7 @@ def test_outside_holds_by_construction_and_this_is_said() -> None:
     assert sentence.startswith("Outside the mask SUB equals FULL in 100 % of ")
     assert "by construction" in sentence
     assert stray_sentence(identity) is None
-    for text in (render_identity_table(identity), Page(render(identity_page(identity))).text):
+    for text in (text_of_check(identity), Page(render(identity_document(identity))).text):
         assert sentence in words(text)
 
 
@@ -85,7 +88,7 @@ def test_what_the_mask_misses_is_counted() -> None:
     sentence = outside_sentence(identity)
     assert f"FULL moved {num_missed:,} weights that the mask does not hold" in sentence
     assert "construction" not in sentence
-    assert sentence in words(render_identity_table(identity))
+    assert sentence in words(text_of_check(identity))
 
 
 def test_a_sub_that_moved_outside_is_loud() -> None:
@@ -95,35 +98,33 @@ def test_a_sub_that_moved_outside_is_loud() -> None:
     assert alarm is not None
     assert f"in {2 * len(identity.tensors):,} of {outside.num_elements:,} weights OUTSIDE" in alarm
     assert "construction" not in outside_sentence(identity)
-    plain = render_identity_table(identity, console_width=500)
+    plain = text_of_check(identity, console_width=500)
     assert alarm in plain
-    assert f"\x1b[1;33m{alarm}\x1b[0m" in render_identity_table(
-        identity, console_width=500, styled=True
-    )
-    page = Page(render(identity_page(identity)))
+    assert f"\x1b[1;33m{alarm}\x1b[0m" in text_of_check(identity, console_width=500, styled=True)
+    page = Page(render(identity_document(identity)))
     assert alarm in page.text
     assert ("p", "class", "notice warning") in page.attributes
     assert ("p", "class", "notice warning") not in Page(
-        render(identity_page(make_identity()))
+        render(identity_document(make_identity()))
     ).attributes
 
 
 def test_no_mask_and_no_outside() -> None:
     nothing = of_one_tensor(make_agreement(0, 0, 0), make_agreement(100, 60, 50))
-    assert inside_headline(nothing) == ("–", "no weights are inside the mask")
+    assert headline(nothing) == ("–", "no weights are inside the mask")
     everything = of_one_tensor(make_agreement(100, 60, 50), make_agreement(0, 0, 0))
     assert "nothing is outside it" in outside_sentence(everything)
     for identity in (nothing, everything, replace(nothing, tensors=())):
-        text = render_identity_table(identity, console_width=100)
-        page = Page(render(identity_page(identity)))
+        text = text_of_check(identity, console_width=100)
+        page = Page(render(identity_document(identity)))
         assert table_row(text, "region", "all")["elements"] == f"{identity.total.all.num_elements}"
         assert page.table("Inside the mask, outside it, and all").body
-    assert "Least alike" not in Page(render(identity_page(nothing))).sections
+    assert "Least alike" not in Page(render(identity_document(nothing))).sections
 
 
 def test_the_table_has_the_numbers() -> None:
     identity = make_identity()
-    text = render_identity_table(identity, console_width=120)
+    text = text_of_check(identity, console_width=120)
     assert text.splitlines()[:4] == [
         "base  demo/base",
         "full  demo/full",
@@ -150,7 +151,7 @@ def test_the_table_has_the_numbers() -> None:
 
 @pytest.mark.parametrize("width", [40, 60, 80, 120])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    text = render_identity_table(make_identity(num_strays=1), console_width=width)
+    text = text_of_check(make_identity(num_strays=1), console_width=width)
     assert max(map(len, text.splitlines()[4:])) <= width  # above are paths
     assert all(line == line.rstrip() for line in text.splitlines())
     assert "BASE = FULL" in text
@@ -158,11 +159,11 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_plain_text_has_no_escapes_and_styled_text_the_same_words() -> None:
     identity = make_identity(num_strays=1)
-    styled = render_identity_table(identity, console_width=100, styled=True)
+    styled = text_of_check(identity, console_width=100, styled=True)
     assert "\x1b[1m" in styled
     for code in ("1", "2", "33", "1;33", "0"):
         styled = styled.replace(f"\x1b[{code}m", "")
-    assert styled == render_identity_table(identity, console_width=100)
+    assert styled == text_of_check(identity, console_width=100)
 
 
 def test_every_criterion_is_a_formula_with_its_tolerance() -> None:
@@ -187,14 +188,13 @@ def incomplete() -> Identity:
 
 def test_incomplete_coverage_is_loud_and_listed() -> None:
     identity = incomplete()
-    sentence = three_coverage_sentence(identity.coverage)
-    assert sentence == (
+    sentence = (
         "INCOMPLETE: 100 elements were compared, 90.91 % of BASE, 90.91 % of FULL and 100 % of SUB "
         "(1 tensor not in all three with one shape, with 7 elements of the mask); 1 tensor not in "
         "the mask, hence outside it; 1 tied tensor counted once"
     )
-    assert f"Coverage {sentence}." in render_identity_table(identity, console_width=500)
-    page = Page(render(identity_page(identity)))
+    assert f"Coverage {sentence}." in text_of_check(identity, console_width=500)
+    page = Page(render(identity_document(identity)))
     classes = [value for _, name, value in page.attributes if name == "class"]
     assert classes.count("notice warning") == 2
     table = page.table("Not in all three with one shape, not compared (1)")
@@ -205,7 +205,7 @@ def test_incomplete_coverage_is_loud_and_listed() -> None:
 
 
 def test_sections_come_in_reading_order() -> None:
-    assert Page(render(identity_page(make_identity()))).sections == [
+    assert Page(render(identity_document(make_identity()))).sections == [
         "Did the subnetwork give the same model?",
         "Least alike",
         "Coverage",
@@ -215,7 +215,7 @@ def test_sections_come_in_reading_order() -> None:
 
 def test_the_page_has_the_numbers() -> None:
     identity = make_identity()
-    page = Page(render(identity_page(identity)))
+    page = Page(render(identity_document(identity)))
     regions = {row[0]: row for row in page.table("Inside the mask, outside it, and all").body}
     kinds = {row[0]: row for row in page.table("Inside the mask, by kind").body}
     layers = {row[0]: row for row in page.table("Inside the mask, by layer").body}
@@ -247,7 +247,7 @@ def test_the_page_has_the_numbers() -> None:
 
 def test_least_alike_come_first() -> None:
     identity = make_identity(4)
-    rows = Page(render(identity_page(identity))).table("By share inside the mask").body
+    rows = Page(render(identity_document(identity))).table("By share inside the mask").body
     shares = {
         tensor.name: tensor.agreement.inside.num_sub_equal["bits"]
         / tensor.agreement.inside.num_elements
@@ -258,7 +258,7 @@ def test_least_alike_come_first() -> None:
 
 def test_where_it_comes_from_is_shown() -> None:
     identity = make_identity()
-    page = Page(render(identity_page(identity)))
+    page = Page(render(identity_document(identity)))
     shown = {cell for table in page.tables[-3:] for row in table.body for cell in row}
     assert {
         *("demo/base", "demo/full", "demo/sub", "m.safetensors"),
@@ -271,8 +271,8 @@ def test_where_it_comes_from_is_shown() -> None:
 
 def test_a_conversion_is_said() -> None:
     identity = replace(make_identity(), conversion="fp8 weights compared as stored")
-    assert "Compared: fp8 weights compared as stored." in render_identity_table(identity)
-    assert "fp8 weights compared as stored" in Page(render(identity_page(identity))).text
+    assert "Converted before comparing: fp8 weights compared as stored." in text_of_check(identity)
+    assert "fp8 weights compared as stored" in Page(render(identity_document(identity))).text
 
 
 def test_names_from_files_stay_text() -> None:
@@ -286,12 +286,12 @@ def test_names_from_files_stay_text() -> None:
         conversion=HOSTILE,
         provenance={"command": HOSTILE, HOSTILE: 1},
     )
-    page = Page(render(identity_page(identity)))
+    page = Page(render(identity_document(identity)))
     assert len(page.scripts) == 2
     assert not any(tag == "img" for tag, _, _ in page.attributes)
     assert page.table("By share inside the mask").body[0][0] == HOSTILE
     escapes = replace(identity, tensors=(replace(tensor, kind="\x1b]0;hi\x07\nkind"),))
-    text = render_identity_table(escapes, console_width=120)
+    text = text_of_check(escapes, console_width=120)
     assert "\x1b" not in text
     assert "\\x1b]0;hi\\x07\\nkind" in text
 
@@ -317,5 +317,5 @@ def test_a_result_read_back_from_json_gives_the_same_page() -> None:
     )
     identity = replace(identity, coverage=fits)
     again = Identity.from_dict(json.loads(json.dumps(identity.to_dict())))
-    assert render(identity_page(again)) == render(identity_page(identity))
-    assert render_identity_table(again) == render_identity_table(identity)
+    assert render(identity_document(again)) == render(identity_document(identity))
+    assert text_of_check(again) == text_of_check(identity)

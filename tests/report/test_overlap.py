@@ -16,6 +16,7 @@ from trimtab.masks.overlap.counts import OverlapCoverage
 from trimtab.masks.overlap.hypergeometric import Tail
 from trimtab.masks.overlap.result import Overlap
 from trimtab.masks.overlap.shared import NULLS, Shared
+from trimtab.report.html import render
 from trimtab.report.overlap_page import overlap_page
 from trimtab.report.overlap_table import render_overlap_table
 from trimtab.report.overlap_wording import (
@@ -29,7 +30,6 @@ from trimtab.report.overlap_wording import (
     shared_sentence,
     z_text,
 )
-from trimtab.report.page import render
 
 
 def page_of(overlap: Overlap) -> Page:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.papers.test_results import result, trial
 from trimtab.report.blocks import Figure, Table
-from trimtab.report.page import render
+from trimtab.report.html import render
 from trimtab.report.paper import figures_section, frontier_section
 from trimtab.report.paper_charts import learned_beside_unchanged
 from trimtab.report.paper_page import paper_page

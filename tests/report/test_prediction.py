@@ -16,7 +16,7 @@ from trimtab.masks import Mask
 from trimtab.masks.prediction import score_prediction
 from trimtab.masks.prediction.result import PredictionScore
 from trimtab.masks.selection.scores import ArrayScores
-from trimtab.report.page import render
+from trimtab.report.html import render
 from trimtab.report.prediction_page import prediction_page
 from trimtab.report.prediction_table import render_prediction_table
 

@@ -10,7 +10,7 @@ import pytest
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.training.robustness.results import make_probe
-from trimtab.report.page import render
+from trimtab.report.html import render
 from trimtab.report.robustness_page import robustness_page
 from trimtab.report.robustness_table import render_robustness_table
 from trimtab.report.robustness_wording import columns_of, verdict, verdict_counts

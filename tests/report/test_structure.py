@@ -16,7 +16,7 @@ from tests.report.structure_factory import make_structure
 from tests.report.test_comparison_page import HOSTILE
 from trimtab.masks.structure import Structure, structure
 from trimtab.masks.structure.result import Family, LeftOut
-from trimtab.report.page import render
+from trimtab.report.html import render
 from trimtab.report.structure_page import structure_page
 from trimtab.report.structure_table import render_structure_table
 from trimtab.report.structure_wording import (

@@ -13,7 +13,7 @@ from tests.report.test_comparison_table import cells
 from tests.report.trajectory_factory import make_record, make_trajectory
 from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.page import render
+from trimtab.report.html import render
 from trimtab.report.trajectory_page import trajectory_page
 from trimtab.report.trajectory_table import evenly, render_trajectory_table
 from trimtab.report.trajectory_wording import (

@@ -65,7 +65,7 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
     """
     from trimtab.report.comparison_page import demo_page
     from trimtab.report.demo_table import render_demo_table
-    from trimtab.report.page import check_installed, render
+    from trimtab.report.html import check_installed, render
     from trimtab.training.demo import train_demo
 
     check_installed()

@@ -9,11 +9,11 @@ from typing import Literal
 import click
 
 from trimtab.cli.paths import ensure_ending
-from trimtab.cli.renderings import Result, commands, read_result, rendering_of
 from trimtab.cli.terminal import say
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
+from trimtab.report import Result, commands, document_of, read_result, text_of
 from trimtab.report.files import ensure_free, write_output
 from trimtab.words import plural
 
@@ -53,13 +53,13 @@ def command(
     loaded = [load_result(path) for path in results]
     if output is None and figures is None:
         styled = sys.stdout.isatty()
-        tables = [rendering_of(result).render_text(result, styled=styled) for result in loaded]
+        tables = [text_of(result, styled=styled) for result in loaded]
         say("\n\n".join(tables))
         return
     from trimtab.report.figures import figure_files
-    from trimtab.report.page import render
+    from trimtab.report.html import render
 
-    pages = [rendering_of(result).page_of(result) for result in loaded]
+    pages = [document_of(result) for result in loaded]
     if output is not None:
         ensure_free(output, force=force)
         write_output(output, render(*pages), force=force)

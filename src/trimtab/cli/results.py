@@ -15,8 +15,8 @@ from typing import Any
 import click
 
 from trimtab.cli.paths import ensure_ending
-from trimtab.cli.renderings import Result, rendering_of
 from trimtab.cli.terminal import say
+from trimtab.report import Result, html_of, text_of
 from trimtab.report.files import ensure_free, write_output
 
 __all__ = ["Outputs", "result_options", "to_json"]
@@ -71,7 +71,7 @@ class Outputs:
             if target is not None:
                 ensure_free(target, force=self.force)
         if self.html is not None:
-            from trimtab.report.page import check_installed
+            from trimtab.report.html import check_installed
 
             check_installed()
 
@@ -79,21 +79,18 @@ class Outputs:
         """Write and print a result, with the command as it was typed in its provenance."""
         told = {**result.provenance, "command": typed}
         result = replace(result, provenance=told)  # type: ignore[type-var]
-        rendering = rendering_of(result)
         if self.output is not None:
             write_output(self.output, to_json(result), force=self.force)
             say(f"wrote {self.output}", err=True)
         if self.html is not None:
-            from trimtab.report.page import render
-
-            write_output(self.html, render(rendering.page_of(result)), force=self.force)
+            write_output(self.html, html_of(result), force=self.force)
             say(f"wrote {self.html}", err=True)
             if self.is_opened and not webbrowser.open(self.html.absolute().as_uri()):
                 say(f"no browser was found to open {self.html}", err=True)
         if self.as_json:
             say(to_json(result), nl=False)
         elif self.output is None:
-            say(rendering.render_text(result, styled=sys.stdout.isatty()))
+            say(text_of(result, styled=sys.stdout.isatty()))
 
 
 def result_options(command: Callable[..., None]) -> Callable[..., None]:

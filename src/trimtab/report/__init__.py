@@ -1,4 +1,237 @@
-"""Results to read: terminal tables and one self-contained HTML page.
+"""The reports: results as documents, drawn for a terminal or as a page.
 
-Everything here is drawn from a `Comparison` (or its JSON); no checkpoint is ever opened.
+Nothing here opens a checkpoint. The module of a result is loaded when it is needed.
 """
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trimtab.errors import ResultFormatError
+
+if TYPE_CHECKING:
+    from trimtab.report.document import Document
+
+__all__ = [
+    "REPORTS",
+    "Report",
+    "Result",
+    "commands",
+    "document_of",
+    "html_of",
+    "read_result",
+    "report_of",
+    "text_of",
+]
+
+
+class Result(Protocol):
+    """What a command measured: a frozen dataclass."""
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """How it was made."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, with `format` and `format_version`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Report:
+    """A kind of result: what makes it, and what reads and describes it.
+
+    Attributes:
+        command: Which makes it.
+        kind: Module of `trimtab.report` that imports its class and has its `<kind>_document`.
+        result: Name of its class, which has `from_dict`.
+        old: For those that are not in this form yet: module of the class, and functions that draw
+            text and page, which take `to_dict()` where `is_drawn_from_data`.
+    """
+
+    command: str
+    kind: str
+    result: str
+    old: tuple[str, str, str] | None = None
+    is_drawn_from_data: bool = False
+
+    def load(self, data: Mapping[str, Any]) -> Result:
+        """Read a result back.
+
+        Raises:
+            ResultFormatError: It is damaged, or of another version.
+        """
+        module = self.old[0] if self.old else f"trimtab.report.{self.kind}"
+        result: Result = getattr(import_module(module), self.result).from_dict(data)
+        return result
+
+    def document(self, result: Any) -> Document:
+        """Describe a result."""
+        if self.old:
+            old: Document = self._old(self.old[2], result)
+            return old
+        describe = getattr(import_module(f"trimtab.report.{self.kind}"), f"{self.kind}_document")
+        document: Document = describe(result)
+        return document
+
+    def text(self, result: Any, *, styled: bool) -> str:
+        """Draw a result for a terminal."""
+        from trimtab.report.terminal import render_text
+
+        if self.old:
+            old: str = self._old(self.old[1], result, styled=styled)
+            return old
+        return render_text(self.document(result), styled=styled)
+
+    def _old(self, place: str, result: Any, **how: Any) -> Any:
+        module, name = place.split(":")
+        drawn = result.to_dict() if self.is_drawn_from_data else result
+        return getattr(import_module(f"trimtab.report.{module}"), name)(drawn, **how)
+
+
+REPORTS: Mapping[str, Report] = {
+    "trimtab.comparison": Report(
+        "trimtab compare",
+        "comparison",
+        "Comparison",
+        (
+            "trimtab.compare.result",
+            "comparison_table:render_table",
+            "comparison_page:comparison_page",
+        ),
+    ),
+    "trimtab.trajectory": Report(
+        "trimtab trajectory",
+        "trajectory",
+        "Trajectory",
+        (
+            "trimtab.compare.trajectory_result",
+            "trajectory_table:render_trajectory_table",
+            "trajectory_page:trajectory_page",
+        ),
+    ),
+    "trimtab.identity": Report("trimtab identity", "identity", "Identity"),
+    "trimtab.overlap": Report(
+        "trimtab mask overlap",
+        "overlap",
+        "Overlap",
+        (
+            "trimtab.masks.overlap.result",
+            "overlap_table:render_overlap_table",
+            "overlap_page:overlap_page",
+        ),
+    ),
+    "trimtab.split": Report(
+        "trimtab mask share",
+        "split",
+        "Split",
+        ("trimtab.masks.split", "split_table:render_split", "split_page:split_page"),
+    ),
+    "trimtab.prediction": Report(
+        "trimtab mask score",
+        "prediction",
+        "PredictionScore",
+        (
+            "trimtab.masks.prediction.result",
+            "prediction_table:render_prediction_table",
+            "prediction_page:prediction_page",
+        ),
+    ),
+    "trimtab.structure": Report(
+        "trimtab mask structure",
+        "structure",
+        "Structure",
+        (
+            "trimtab.masks.structure.result",
+            "structure_table:render_structure_table",
+            "structure_page:structure_page",
+        ),
+    ),
+    "trimtab.evaluation": Report(
+        "trimtab evaluate",
+        "evaluation",
+        "Evaluation",
+        (
+            "trimtab.training.evaluation.result",
+            "evaluation_table:render_evaluation_table",
+            "evaluation_page:evaluation_page",
+        ),
+        is_drawn_from_data=True,
+    ),
+    "trimtab.robustness": Report(
+        "trimtab robustness",
+        "robustness",
+        "Robustness",
+        (
+            "trimtab.training.robustness.result",
+            "robustness_table:render_robustness_table",
+            "robustness_page:robustness_page",
+        ),
+        is_drawn_from_data=True,
+    ),
+    "trimtab.paper": Report(
+        "trimtab paper run",
+        "paper",
+        "PaperResult",
+        ("trimtab.papers.results", "paper_table:render_paper_table", "paper_page:paper_page"),
+        is_drawn_from_data=True,
+    ),
+}
+"""Format of a result file -> what reads and draws it. A new kind of result is one entry here."""
+
+
+def report_of(result: Result) -> Report:
+    """The entry of a result, by its class: as data it may be megabytes."""
+    name = type(result).__name__
+    return next(report for report in REPORTS.values() if report.result == name)
+
+
+def document_of(result: Result) -> Document:
+    """Describe a result: the document that is printed, drawn as a page or written as tables."""
+    return report_of(result).document(result)
+
+
+def text_of(result: Result, *, styled: bool = False) -> str:
+    """Draw a result for a terminal.
+
+    Args:
+        result: What a command measured.
+        styled: Use bold, dim and yellow, for a terminal that shows them.
+    """
+    return report_of(result).text(result, styled=styled)
+
+
+def html_of(*results: Result) -> str:
+    """Draw results below each other on a complete HTML page.
+
+    Raises:
+        MissingExtraError: The chart library is not installed.
+    """
+    from trimtab.report.html import render
+
+    return render(*map(document_of, results))
+
+
+def read_result(data: Any) -> Result:
+    """Read back what `to_dict` gave.
+
+    Raises:
+        ResultFormatError: No command of this trimtab made it, or it is damaged.
+    """
+    format = data.get("format") if isinstance(data, dict) else None
+    if not isinstance(format, str) or format not in REPORTS:
+        raise ResultFormatError(
+            f"expected a result of {commands()}; found the format {short(format)}"
+        )
+    return REPORTS[format].load(data)
+
+
+def commands() -> str:
+    """The commands that make results, in words."""
+    *most, last = (f"`{report.command}`" for report in REPORTS.values())
+    return f"{', '.join(most)} or {last}"

@@ -7,20 +7,14 @@ once per roll-up and shows kinds, layers and the largest movers, never every ten
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
 from trimtab.compare.result import Comparison, TensorChange
 from trimtab.elements.counts import ChangeCounts
+from trimtab.report.wording import kinds_in_order
 
-__all__ = ["Arm", "kinds_in_order"]
-
-_KIND_ORDER = (
-    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
-    *("router", "expert.gate_proj", "expert.up_proj", "expert.down_proj"),
-    *("bias", "norm", "embed", "lm_head"),
-)
+__all__ = ["Arm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,9 +67,3 @@ class Arm:
         for tensor in self.comparison.tensors:
             groups[tensor.kind].append(tensor)
         return {kind: groups[kind] for kind in kinds_in_order(groups)}
-
-
-def kinds_in_order(kinds: Iterable[str]) -> list[str]:
-    """Kinds as a reader expects them: attention, MLP, experts, the rest; unknown ones last."""
-    order = {kind: place for place, kind in enumerate(_KIND_ORDER)}
-    return sorted(dict.fromkeys(kinds), key=lambda kind: order.get(kind, len(order)))

@@ -7,10 +7,10 @@ from typing import Any
 
 from trimtab.elements.counts import percent
 from trimtab.report import charts
-from trimtab.report.arms import Arm, kinds_in_order
+from trimtab.report.arms import Arm
 from trimtab.report.blocks import Figure, Key, Section, run_column, table
 from trimtab.report.vega import NUM_COLOURS
-from trimtab.report.wording import printable, sparsity_text
+from trimtab.report.wording import kinds_in_order, printable, sparsity_text
 
 __all__ = ["precision", "random_walk_text"]
 
@@ -79,7 +79,6 @@ def precision(arms: Sequence[Arm]) -> Section | None:
                     "tip_4": texts["straight_line"],
                 }
             )
-    names = [*map(printable, kinds), "all"]
     numbers = table(
         "Unchanged elements, measured and predicted",
         [
@@ -103,12 +102,13 @@ def precision(arms: Sequence[Arm]) -> Section | None:
     figure = Figure(
         "Unchanged elements, measured and predicted from precision alone",
         charts.reference_dots(
-            rows,
+            charts.Marks(rows, ("kind", "measured", "random walk", "one step", "straight line")),
             [arm.label for arm in arms],
-            names,
             axis="unchanged (%)",
-            lowest=charts.percent_floor([row[end] for row in rows for end in ("measured", "from")]),
-            tips=("kind", "measured", "random walk", "one step", "straight line"),
+            domain=(
+                charts.percent_floor([row[end] for row in rows for end in ("measured", "from")]),
+                100,
+            ),
         ),
         "A dot on its tick is as sparse as a random walk of the same step size would leave it; to "
         "the left of the tick, more changed. The bar reaches from what one single step can change "

@@ -10,11 +10,12 @@ from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.ulps import label_order
 from trimtab.report import charts
-from trimtab.report.arms import Arm, kinds_in_order
+from trimtab.report.arms import Arm
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.causes import random_walk_text
 from trimtab.report.vega import NUM_COLOURS
 from trimtab.report.wording import (
+    kinds_in_order,
     magnitude,
     named,
     of_all,

@@ -1,21 +1,106 @@
-"""The charts of a comparison. How they are drawn in general stands in `trimtab.report.vega`."""
+"""The charts that several results share. What all charts have in common is in `vega`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from math import ceil, floor, log10
-from typing import Any
+from typing import Any, TypeVar
 
-from trimtab.report.vega import WIDTH, Rows, arm_colours, chart, hover_box, plain_axis
+from trimtab.report.document import Column, Key, Keyed
+from trimtab.report.vega import (
+    NUM_COLOURS,
+    WIDTH,
+    Rows,
+    arm_colours,
+    category,
+    chart,
+    dots,
+    hover_box,
+    layer,
+    plain_axis,
+    quantity,
+    ticks,
+)
+from trimtab.report.wording import printable
 
 __all__ = [
+    "Marks",
     "heat_map",
+    "marks_of",
     "nice_ceiling",
     "percent_floor",
     "reference_dots",
+    "run_keys",
     "tolerance_sweep",
     "ulp_histogram",
 ]
+
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What a chart draws.
+
+    Attributes:
+        rows: The data; `tip_0`, `tip_1`, ... are the finished texts of the hover box.
+        titles: What those are.
+    """
+
+    rows: list[dict[str, Any]]
+    titles: tuple[str, ...] = ()
+
+    @property
+    def tooltip(self) -> list[dict[str, str]]:
+        """Encoding of the hover box."""
+        return hover_box(*self.titles)
+
+    def values(self, *fields: str) -> list[float]:
+        """All numbers of some fields."""
+        return [row[field] for row in self.rows for field in fields]
+
+
+def marks_of(
+    rows: Iterable[Keyed[Row]],
+    keys: Sequence[str],
+    hover: Sequence[Column[Row]],
+    place: Callable[[Sequence[str], Row], dict[str, Any] | None],
+) -> Marks:
+    """Draw the rows of a table: the hover box shows the cells that the table has.
+
+    Args:
+        rows: As `document.table` takes them.
+        keys: Headings of what each row is called.
+        hover: The columns that the hover box shows.
+        place: From the names of a row and what it is about, the fields that say where its mark is;
+            None where there is none.
+    """
+    found = [(names, row, fields) for names, row in rows if (fields := place(names, row))]
+    used = [at for at in range(len(keys)) if any(names[at] for names, _, _ in found)]
+    drawn = []
+    for names, row, fields in found:
+        tips = (*(printable(names[at]) for at in used), *(column.cell(row) for column in hover))
+        drawn.append({**fields, **{f"tip_{at}": text for at, text in enumerate(tips)}})
+    return Marks(drawn, (*(keys[at] for at in used), *(column.heading for column in hover)))
+
+
+def run_keys(
+    labels: Iterable[str], runs: Sequence[str], *, single: str = "", symbol: str = "dot"
+) -> tuple[Key, ...]:
+    """Legend of the runs' colours.
+
+    Args:
+        labels: Of the runs that are drawn.
+        runs: Those of all runs of the page, in order.
+        single: What the dots are where the only run has no label.
+        symbol: The sign.
+    """
+    return tuple(
+        Key(f"{symbol}-{runs.index(label) % NUM_COLOURS}", printable(label) or single)
+        for label in labels
+    )
 
 
 def nice_ceiling(value: float) -> float:
@@ -204,68 +289,40 @@ def ulp_histogram(rows: Rows, arms: Sequence[str], labels: Sequence[str]) -> dic
 
 
 def reference_dots(
-    rows: Rows,
-    arms: Sequence[str],
-    names: Sequence[str],
+    marks: Marks,
+    labels: Sequence[str],
     *,
     axis: str,
-    lowest: float,
-    tips: Sequence[str],
+    domain: tuple[float, float],
     runs: Sequence[str] = (),
 ) -> dict[str, Any]:
     """A measured percentage of each name, as a dot over the tick of what it is to be read against.
 
     Args:
-        rows: `arm`, `name`, and in percent `measured` and `reference`; `from` and `to` too where
-            a bar is to show a range; tips.
-        arms: Labels of the rows, in order.
-        names: Rows from top to bottom.
+        marks: `arm`, `name`, and in percent `measured` and `reference`; `from` and `to` too where
+            a bar is to show a range.
+        labels: Values of `arm`, in order.
         axis: Title of the axis.
-        lowest: Where the axis, which ends at 100, begins.
-        tips: Titles of the tips.
+        domain: Where the axis begins and ends.
         runs: Labels of all runs of the page in order, so that each keeps its colour; by default
-            those of the rows.
+            `labels`.
     """
-    y: dict[str, Any] = {
-        "y": {
-            "field": "name",
-            "type": "nominal",
-            "scale": {"domain": list(names), "padding": 0.25},
-            "axis": plain_axis(None, labelLimit=220),
-        }
-    }
-    if len(arms) > 1:
-        y["yOffset"] = {"field": "arm", "type": "nominal", "scale": {"domain": list(arms)}}
+    names = list(dict.fromkeys(row["name"] for row in marks.rows))
+    place: dict[str, Any] = {"y": category("name", names, labelLimit=220)}
+    if len(labels) > 1:
+        offset = {"field": "arm", "type": "nominal", "scale": {"domain": list(labels)}}
+        place["yOffset"] = offset
+    place["tooltip"] = marks.tooltip
 
     def x(field: str) -> dict[str, Any]:
-        scale = {"domain": [lowest, 100], "nice": False}
-        look = plain_axis(axis, tickCount=6, labelFlush=False)
-        return {"field": field, "type": "quantitative", "scale": scale, "axis": look}
+        return quantity(field, axis, domain, tickCount=6, labelFlush=False)
 
-    tooltip = hover_box(*tips)
-    layers: list[dict[str, Any]] = [
-        {
-            "mark": {"type": "tick", "thickness": 2, "size": 15, "color": "var(--ink)"},
-            "encoding": {**y, "x": x("reference"), "tooltip": tooltip},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
-            "encoding": {
-                **y,
-                "x": x("measured"),
-                "color": arm_colours(runs or arms),
-                "tooltip": tooltip,
-            },
-        },
+    layers = [
+        ticks({**place, "x": x("reference")}, size=15),
+        dots({**place, "x": x("measured"), "color": arm_colours(runs or labels)}),
     ]
-    if all("from" in row for row in rows):
-        bar = {"type": "bar", "height": 7, "fill": "var(--span)", "cornerRadius": 3}
-        ends = {"x": x("from"), "x2": {"field": "to"}}
-        layers.insert(0, {"mark": bar, "encoding": {**y, **ends, "tooltip": tooltip}})
-    return chart(
-        rows,
-        width=WIDTH,
-        height=max(26, 17 * len(arms)) * len(names),
-        autosize={"type": "fit-x", "contains": "padding"},
-        layer=layers,
-    )
+    if all("from" in row for row in marks.rows):
+        ends = {**place, "x": x("from"), "x2": {"field": "to"}}
+        layers.insert(0, layer("bar", ends, height=7, fill="var(--span)", cornerRadius=3))
+    height = max(26, 17 * len(labels)) * len(names)
+    return chart(marks.rows, *layers, height=height)

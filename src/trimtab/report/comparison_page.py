@@ -13,9 +13,10 @@ from trimtab.report.causes import precision
 from trimtab.report.change import how_far, how_large, largest_movers, where
 from trimtab.report.demo import DemoRecord, cost, learned
 from trimtab.report.demo_masked import only_the_mask
+from trimtab.report.document import Document as Page
+from trimtab.report.document import Hero
 from trimtab.report.identity import same_model
-from trimtab.report.page import Hero, Page
-from trimtab.report.record import coverage, provenance
+from trimtab.report.records import coverage, provenance
 from trimtab.report.shape import geometry, rank
 from trimtab.report.wording import (
     changed_means,
@@ -75,7 +76,7 @@ def demo_page(
         )
         inside = {label: of for label, of in identities.items() if label not in comparisons}
         masked.append(only_the_mask(demo, comparisons, identities))
-        masked += [same_model(inside, runs=runs)] if inside else []
+        masked += [same_model(inside, runs=runs).page_only()] if inside else []
     return _page(
         arms,
         title=f"trimtab demo: {labels}",

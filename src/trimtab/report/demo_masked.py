@@ -13,7 +13,7 @@ from trimtab.compare.result import Comparison
 from trimtab.masks.identity.result import Identity
 from trimtab.report.blocks import Column, Section, table
 from trimtab.report.demo import ArmRecord, DemoRecord, score_text
-from trimtab.report.identity_wording import base_share, cosine_text, sub_share
+from trimtab.report.identity import base_share, cosine_text, sub_share
 from trimtab.report.wording import printable
 
 __all__ = ["mask_columns", "mask_reading", "only_the_mask"]

@@ -9,13 +9,13 @@ from shutil import get_terminal_size
 from trimtab.compare.result import Comparison
 from trimtab.elements.counts import percent
 from trimtab.masks.identity.result import Identity
-from trimtab.report.arms import Arm, kinds_in_order
+from trimtab.report.arms import Arm
 from trimtab.report.causes import random_walk_text
 from trimtab.report.demo import DemoRecord, score_text
 from trimtab.report.demo_masked import mask_columns, mask_reading
-from trimtab.report.identity_wording import stray_sentence
+from trimtab.report.identity import stray_sentence
 from trimtab.report.table import aligned
-from trimtab.report.wording import sparsity_text
+from trimtab.report.wording import kinds_in_order, sparsity_text
 
 __all__ = ["render_demo_table"]
 

@@ -26,7 +26,7 @@ from trimtab.report.evaluation_wording import (
     text_sentence,
 )
 from trimtab.report.learning_charts import accuracy_dots
-from trimtab.report.record import checkpoints_table, settings_table
+from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.wording import printable
 from trimtab.results.records import CheckpointRecord
 

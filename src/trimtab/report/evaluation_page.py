@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from trimtab.report.document import Document as Page
+from trimtab.report.document import Hero
 from trimtab.report.evaluation import (
     accuracy,
     evaluation_provenance,
@@ -13,7 +15,6 @@ from trimtab.report.evaluation import (
     suites,
 )
 from trimtab.report.evaluation_wording import model_names, share_text, task_text
-from trimtab.report.page import Hero, Page
 
 __all__ = ["evaluation_page"]
 

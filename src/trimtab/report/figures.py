@@ -15,7 +15,8 @@ from typing import Any, Literal, NamedTuple
 
 from trimtab._version import __version__
 from trimtab.report.blocks import Figure, Key
-from trimtab.report.page import Page, check_installed, template_text
+from trimtab.report.document import Document as Page
+from trimtab.report.html import check_installed, template_text
 
 __all__ = ["FigureFile", "figure_files"]
 

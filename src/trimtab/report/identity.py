@@ -1,33 +1,42 @@
-"""Sections of the page on whether a subnetwork gave the same model, inside the mask and outside.
+"""The report of an identity check: did training only the mask give the same model?
 
-Each takes several checks by label, so that a mask can stand beside its controls; a single check is
-called "".
+Sections take several checks by label, so that a mask can be shown next to its controls; a single
+check is called "".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from trimtab.elements.counts import percent
+from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.three_way import REGIONS, Agreement
-from trimtab.masks.identity.result import COVERAGE_LISTS, SIDES, Identity
+from trimtab.masks.identity.result import COVERAGE_LISTS, SIDES, Identity, IdentityCoverage
 from trimtab.report import charts
-from trimtab.report.arms import kinds_in_order
-from trimtab.report.blocks import Column, Figure, Key, Section, Table, run_column, table
-from trimtab.report.identity_wording import (
-    base_share,
-    cosine_text,
-    equal_when,
-    outside_sentence,
-    stray_sentence,
-    sub_share,
-    three_coverage_sentence,
+from trimtab.report.document import Column, Document, Figure, Hero, Key, Section, Table, table
+from trimtab.report.records import Covered, checkpoints_table, coverage_section, settings_table
+from trimtab.report.wording import (
+    Shown,
+    count,
+    endpoint,
+    kinds_in_order,
+    labelled,
+    layer_text,
+    magnitude,
+    named,
+    plural,
+    printable,
+    share,
 )
-from trimtab.report.record import checkpoints_table, listed, settings_table
-from trimtab.report.vega import NUM_COLOURS
-from trimtab.report.wording import magnitude, named, printable
+from trimtab.words import were
 
-__all__ = ["identity_coverage", "identity_provenance", "least_alike", "same_model"]
+__all__ = [
+    "cosine_text",
+    "identity_document",
+    "same_model",
+    "stray_sentence",
+]
 
 _NUM_LEAST = 12
 _TITLES = {
@@ -41,181 +50,220 @@ _QUESTION = (
     "the mask holds all that FULL changed, the two agree outside it by construction, so the "
     "question is answered inside the mask alone."
 )
-_COLUMNS: tuple[Column, ...] = (
-    ("elements", "number"),
-    ("SUB = FULL", "number"),
-    ("BASE = FULL", "number"),
-    ("relative L2", "number"),
-    ("cosine", "number"),
-    ("largest difference", "number"),
+
+
+def sub_share(agreement: Agreement, criterion: str = "bits") -> Shown:
+    """Share of elements in which SUB equals FULL; a dash where there are no elements."""
+    return share(agreement.num_sub_equal.get(criterion, 0), agreement.num_elements)
+
+
+def base_share(agreement: Agreement, criterion: str = "bits") -> Shown:
+    """Share of elements in which BASE equals FULL: what doing nothing scores."""
+    return share(agreement.num_base_equal.get(criterion, 0), agreement.num_elements)
+
+
+def cosine_text(cosine: float | None) -> Shown:
+    """To four digits, where 1 appears only when exactly true; a dash where there is none."""
+    if cosine is None:
+        return Shown("–", None)
+    if abs(cosine) == 1:
+        return Shown(f"{cosine:.0f}", cosine)
+    text = f"{cosine:.4f}"
+    exact = {"1.0000": ">0.9999", "-1.0000": "<-0.9999", "-0.0000": "0.0000"}
+    return Shown(exact.get(text, text), cosine)
+
+
+_ELEMENTS = Column[Agreement]("elements", lambda a: count(a.num_elements), drop=2)
+_SUB = Column[Agreement]("SUB = FULL", sub_share, note="“SUB = FULL” is bit equality.")
+_BASE = Column[Agreement](
+    "BASE = FULL", base_share, note="“BASE = FULL” is what doing nothing scores."
 )
-_NOTE = (
-    "“=” is bit equality, and “BASE = FULL” what doing nothing scores. “Relative L2” is "
-    "‖SUB − FULL‖ / ‖FULL − BASE‖: 0 for the same model, 1 for doing nothing. “Cosine” is that of "
-    "the updates SUB − BASE and FULL − BASE. “Largest difference” is |SUB − FULL|."
+_COLUMNS = (
+    _ELEMENTS,
+    _SUB,
+    _BASE,
+    Column[Agreement](
+        "relative L2",
+        lambda a: magnitude(a.relative_l2),
+        drop=4,
+        note="“relative L2” is ‖SUB − FULL‖ / ‖FULL − BASE‖: 0 for the same model, 1 for doing "
+        "nothing.",
+    ),
+    Column[Agreement](
+        "cosine",
+        lambda a: cosine_text(a.cosine),
+        drop=3,
+        note="“cosine” is that of the updates SUB − BASE and FULL − BASE.",
+    ),
+    Column[Agreement](
+        "largest difference",
+        lambda a: magnitude(a.difference_max_abs),
+        drop=1,
+        note="“largest difference” is |SUB − FULL|.",
+    ),
 )
 
 
-def same_model(identities: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> Section:
+def identity_document(identity: Identity) -> Document:
+    """What a report says about one check."""
+    checks = {"": identity}
+    names = {side: endpoint(getattr(identity, side)) for side in SIDES}
+    mask = _mask_text(identity)
+    stray = stray_sentence(identity)
+    coverage = _coverage_sentence(identity.coverage)
+    return Document(
+        title=f"{names['sub']} against {names['full']}",
+        heading="What training only the mask gave",
+        subtitle=(names["full"], names["sub"]),
+        facts={**names, "mask": mask},
+        headlines=(f"{' '.join(headline(identity))}.",),
+        summary=(outside_sentence(identity),),
+        heroes=_heroes(identity),
+        paragraphs=(f"Base: {names['base']}. Mask {mask}.",),
+        warnings=[stray] if stray else [],
+        conversion=printable(identity.conversion or ""),
+        coverage=coverage,
+        incomplete=[] if identity.coverage.is_complete else [coverage],
+        sections=[
+            same_model(checks),
+            _least_alike(checks),
+            coverage_section({"": Covered(coverage, identity.coverage, COVERAGE_LISTS)}, _TITLES),
+            Section("Provenance", blocks=tuple(_records(identity))),
+        ],
+        source=f"criterion bits · mask {mask} · {names['full']} → {names['sub']}",
+        date=identity.provenance.get("date", ""),
+    )
+
+
+def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> Section:
     """Equal elements inside the mask and outside it, beside what doing nothing scores.
 
     Args:
-        identities: The checks, by label.
+        checks: By label.
         runs: Labels of all runs of the page in order, so that each keeps its colour.
     """
     sentences = [
-        f"{label}: {sentence}" if label else sentence
-        for label, identity in identities.items()
+        labelled(label, sentence)
+        for label, identity in checks.items()
         for sentence in (stray_sentence(identity), outside_sentence(identity))
         if sentence is not None
     ]
-    blocks: list[Figure | Table] = [_by_region(identities)]
-    if any(identity.total.inside.num_elements for identity in identities.values()):
-        blocks.append(_kinds_figure(identities, runs or list(identities)))
-        blocks.append(_by_criterion(identities))
-        blocks += [_by_layer(label, identity) for label, identity in identities.items()]
+    regions = [
+        ((label, region), identity.total.region(region))
+        for label, identity in checks.items()
+        for region in REGIONS
+    ]
+    blocks: list[Figure | Table] = [
+        table(
+            "Inside the mask, outside it, and all",
+            regions,
+            _COLUMNS,
+            keys=("run", "region"),
+            has_total=len(checks) == 1,
+            is_folded=False,
+            brief="",
+        )
+    ]
+    if any(identity.total.inside.num_elements for identity in checks.values()):
+        blocks += [_by_kind(checks, runs or list(checks)), *_by_criterion(checks)]
+        blocks += [
+            table(
+                named(printable(label), "Inside the mask, by layer"),
+                [
+                    ((layer_text(layer),), split.inside)
+                    for layer, split in identity.by_layer().items()
+                ],
+                _COLUMNS,
+                keys=("layer",),
+            )
+            for label, identity in checks.items()
+        ]
     return Section(
         "Did the subnetwork give the same model?", (_QUESTION, *sentences), tuple(blocks)
     )
 
 
-def _cells(agreement: Agreement) -> tuple[str, ...]:
-    """Cells of `_COLUMNS`."""
-    return (
-        f"{agreement.num_elements:,}",
-        sub_share(agreement),
-        base_share(agreement),
-        magnitude(agreement.relative_l2),
-        cosine_text(agreement.cosine),
-        magnitude(agreement.difference_max_abs),
-    )
-
-
-def _run(label: str) -> tuple[str, ...]:
-    return (printable(label),) if label else ()
-
-
-def _by_region(identities: Mapping[str, Identity]) -> Table:
-    return table(
-        "Inside the mask, outside it, and all",
-        [*run_column(identities), ("region", "text"), *_COLUMNS],
-        [
-            (*_run(label), name, *_cells(identity.total.region(name)))
-            for label, identity in identities.items()
-            for name in REGIONS
-        ],
-        is_folded=False,
-        note=_NOTE,
-    )
-
-
-def _kinds_figure(identities: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
-    by_kind = {label: identity.by_kind() for label, identity in identities.items()}
+def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
+    by_kind = {label: identity.by_kind() for label, identity in checks.items()}
     kinds = kinds_in_order(kind for groups in by_kind.values() for kind in groups)
-    rows: list[dict[str, Any]] = []
-    cells: list[tuple[str, ...]] = []
-    for kind in [*kinds, None]:
-        name = "all" if kind is None else printable(kind)
-        for label, identity in identities.items():
-            split = identity.total if kind is None else by_kind[label].get(kind)
-            if split is None or not split.inside.num_elements:
-                continue
-            inside = split.inside
-            cells.append((name, *_run(label), *_cells(inside)))
-            rows.append(
-                {
-                    "arm": label,
-                    "name": name,
-                    "measured": _percentage(inside.num_sub_equal, inside),
-                    "reference": _percentage(inside.num_base_equal, inside),
-                    "tip_0": " · ".join((name, *_run(label))),
-                    "tip_1": sub_share(inside),
-                    "tip_2": base_share(inside),
-                    "tip_3": f"{inside.num_elements:,}",
-                }
-            )
-    spec = charts.reference_dots(
-        rows,
-        list(identities),
-        list(dict.fromkeys(row["name"] for row in rows)),
-        axis="bit-identical to FULL, inside the mask (%)",
-        lowest=charts.percent_floor(
-            [row[end] for row in rows for end in ("measured", "reference")]
-        ),
-        tips=("kind", "SUB = FULL", "BASE = FULL", "elements in the mask"),
-        runs=runs,
-    )
-    dots = [
-        Key(f"dot-{runs.index(label) % NUM_COLOURS}", printable(label) or "SUB")
-        for label in identities
+    groups = [
+        ((kind or "all", label), by_kind[label].get(kind) if kind else identity.total)
+        for kind in (*kinds, None)
+        for label, identity in checks.items()
     ]
+    rows = [(names, group.inside) for names, group in groups if group and group.inside.num_elements]
+    marks = charts.marks_of(
+        rows,
+        ("kind", "run"),
+        (_SUB, _BASE, _ELEMENTS),
+        lambda names, inside: {
+            "name": printable(names[0]),
+            "arm": names[1],
+            "measured": 100 * inside.num_sub_equal.get("bits", 0) / inside.num_elements,
+            "reference": 100 * inside.num_base_equal.get("bits", 0) / inside.num_elements,
+        },
+    )
     return Figure(
         "Weights inside the mask that are bit-identical to FULL, by kind",
-        spec,
+        charts.reference_dots(
+            marks,
+            list(checks),
+            axis="bit-identical to FULL, inside the mask (%)",
+            domain=(charts.percent_floor(marks.values("measured", "reference")), 100),
+            runs=runs,
+        ),
         "A dot is the share in which SUB equals FULL; its tick is the share in which BASE does, "
         "which training nothing would score.",
         table(
             "Inside the mask, by kind",
-            [("kind", "text"), *run_column(identities), *_COLUMNS],
-            cells,
-            has_total=len(identities) == 1,
-            note=_NOTE,
+            rows,
+            _COLUMNS,
+            keys=("kind", "run"),
+            has_total=len(checks) == 1,
+            brief="Inside the mask, by kind",
         ),
-        (*dots, Key("tick", "BASE, trained on nothing")),
+        (*charts.run_keys(checks, runs, single="SUB"), Key("tick", "BASE, trained on nothing")),
     )
 
 
-def _percentage(num_equal: Mapping[str, int], agreement: Agreement) -> float:
-    return 100 * num_equal.get("bits", 0) / agreement.num_elements
-
-
-def _by_criterion(identities: Mapping[str, Identity]) -> Table:
-    return table(
-        "Inside the mask, under every criterion",
-        [
-            ("criterion", "code"),
-            ("x equals y when", "text"),
-            *run_column(identities),
-            ("SUB = FULL", "number"),
-            ("BASE = FULL", "number"),
-        ],
-        [
-            (key, equal_when(key), *_run(label), sub_share(inside, key), base_share(inside, key))
-            for key in next(iter(identities.values())).total.inside.num_sub_equal
-            for label, identity in identities.items()
-            for inside in (identity.total.inside,)
-        ],
-        is_folded=False,
+def _by_criterion(checks: Mapping[str, Identity]) -> list[Table]:
+    """All criteria; in a terminal without those that differ only at the very tolerance."""
+    title = "Inside the mask, under every criterion"
+    columns: tuple[Column[tuple[str, Agreement]], ...] = (
+        Column("x equals y when", lambda row: equal_when(row[0]), "text"),
+        Column("SUB = FULL", lambda row: sub_share(row[1], row[0])),
+        Column("BASE = FULL", lambda row: base_share(row[1], row[0])),
     )
+    rows = [
+        ((key, label), (key, identity.total.inside))
+        for key in next(iter(checks.values())).total.inside.num_sub_equal
+        for label, identity in checks.items()
+    ]
+    short = [row for row in rows if parse_criterion(row[1][0]).rule != "strict_atol"]
+    keys: Any = (("criterion", "code"), "run")
+    return [
+        table(title, rows, columns, keys=keys, is_folded=False),
+        table(title, short, columns[1:], keys=keys, brief=title, on_page=False),
+    ]
 
 
-def _by_layer(label: str, identity: Identity) -> Table:
-    return table(
-        named(printable(label), "Inside the mask, by layer"),
-        [("layer", "text"), *_COLUMNS],
-        [
-            ("outside the layers" if layer is None else str(layer), *_cells(split.inside))
-            for layer, split in identity.by_layer().items()
-        ],
-    )
-
-
-def least_alike(identities: Mapping[str, Identity]) -> Section | None:
+def _least_alike(checks: Mapping[str, Identity]) -> Section | None:
     """The tensors in which the smallest share of the mask equals FULL; None without a mask."""
     blocks = []
-    for label, identity in identities.items():
-        inside = [
-            (tensor, tensor.agreement.inside)
+    for label, identity in checks.items():
+        rows = [
+            ((tensor.name,), tensor.agreement.inside)
             for tensor in identity.tensors
             if tensor.agreement.inside.num_elements
         ]
-        inside.sort(key=lambda row: row[1].num_sub_equal["bits"] / row[1].num_elements)
-        if inside:
+        rows.sort(key=lambda row: row[1].num_sub_equal["bits"] / row[1].num_elements)
+        if rows:
             blocks.append(
                 table(
                     named(printable(label), "By share inside the mask"),
-                    [("tensor", "code"), *_COLUMNS],
-                    [(printable(tensor.name), *_cells(agreement)) for tensor, agreement in inside],
+                    rows,
+                    _COLUMNS,
+                    keys=(("tensor", "code"),),
                     is_folded=bool(label),
                     limit=_NUM_LEAST,
                 )
@@ -223,35 +271,121 @@ def least_alike(identities: Mapping[str, Identity]) -> Section | None:
     return Section("Least alike", blocks=tuple(blocks)) if blocks else None
 
 
-def identity_coverage(identities: Mapping[str, Identity]) -> Section:
-    """What was compared and what was not; every gap is listed."""
-    sentences = []
-    blocks: list[Table] = []
-    for label, identity in identities.items():
-        coverage = identity.coverage
-        prefix = f"{printable(label)}: " if label else "Coverage is "
-        sentences.append(f"{prefix}{three_coverage_sentence(coverage)}.")
-        for name in COVERAGE_LISTS:
-            if rows := getattr(coverage, name):
-                blocks.append(listed(named(printable(label), _TITLES[name]), rows))
-    is_warning = not all(identity.coverage.is_complete for identity in identities.values())
-    return Section("Coverage", tuple(sentences), tuple(blocks), is_warning)
+def _records(identity: Identity) -> Iterator[Table]:
+    yield checkpoints_table({side: getattr(identity, side) for side in SIDES})
+    yield settings_table(
+        "Mask", {**identity.mask.to_dict(), "id": identity.mask.id or "not from a file"}
+    )
+    conversion = identity.conversion or "none: compared as stored"
+    yield settings_table("Check", {"conversion": conversion, **identity.provenance})
 
 
-def identity_provenance(identities: Mapping[str, Identity]) -> Section:
-    """Ids, hashes, the mask and how the check was run."""
-    return Section("Provenance", blocks=tuple(_records(identities)))
+def _heroes(identity: Identity) -> list[Hero]:
+    """SUB inside the mask, and beside it the trivial comparison."""
+    inside = identity.total.inside
+    if not inside.num_elements:
+        return [Hero("", *headline(identity), 0.0, "nothing to compare")]
+    words = f"of {inside.num_elements:,} weights inside the mask are bit-identical to FULL"
+    return [
+        Hero(label, figure, words, num / inside.num_elements, f"{num:,} equal (criterion: bits)")
+        for label, figure, num in (
+            ("SUB", sub_share(inside), inside.num_sub_equal["bits"]),
+            (
+                "BASE: what doing nothing scores",
+                base_share(inside),
+                inside.num_base_equal["bits"],
+            ),
+        )
+    ]
 
 
-def _records(identities: Mapping[str, Identity]) -> Iterable[Table]:
-    for label, identity in identities.items():
-        is_folded = bool(label)
-        records = {side: getattr(identity, side) for side in SIDES}
-        yield checkpoints_table(records, named(printable(label), "Checkpoints"))
-        mask = {**identity.mask.to_dict(), "id": identity.mask.id or "not from a file"}
-        yield settings_table(named(printable(label), "Mask"), mask, is_folded=is_folded)
-        run = {
-            "conversion": identity.conversion or "none: compared as stored",
-            **identity.provenance,
-        }
-        yield settings_table(named(printable(label), "Check"), run, is_folded=is_folded)
+def _mask_text(identity: Identity) -> str:
+    """Which mask, and how much it selects."""
+    mask = identity.mask
+    name = "not from a file" if mask.id is None else printable(mask.id)
+    selected = percent(mask.num_selected, mask.num_elements)
+    return f"{name}: {mask.num_selected:,} of {mask.num_elements:,} weights selected ({selected})"
+
+
+def headline(identity: Identity) -> tuple[str, str]:
+    """The main figure and the rest of its sentence."""
+    inside = identity.total.inside
+    if not inside.num_elements:
+        return "–", "no weights are inside the mask"
+    return sub_share(inside), (
+        f"of {inside.num_elements:,} weights inside the mask are bit-identical in SUB and FULL. "
+        f"Doing nothing scores {base_share(inside)}, the share in which BASE equals FULL"
+    )
+
+
+def outside_sentence(identity: Identity) -> str:
+    """What the figure outside the mask is worth: mostly it holds by construction."""
+    outside = identity.total.outside
+    if not outside.num_elements:
+        return "The mask selects every weight that was compared: nothing is outside it."
+    score = f"{sub_share(outside)} of {outside.num_elements:,} weights"
+    if not identity.sub_stayed_outside:
+        return f"Outside the mask SUB equals FULL in {score}."
+    if identity.full_stayed_outside:
+        return (
+            f"Outside the mask SUB equals FULL in {score}, by construction: FULL moved nothing "
+            "there, and neither did SUB. That says nothing about the training, and is why a "
+            "figure over the whole model flatters."
+        )
+    return (
+        f"Outside the mask SUB equals FULL in {score}: those that FULL left at BASE, as SUB did "
+        f"with all. FULL moved {plural(outside.num_full_moved, 'weight')} that the mask does not "
+        "hold."
+    )
+
+
+def stray_sentence(identity: Identity) -> str | None:
+    """The alarm where SUB moved outside the mask; None after training only the mask."""
+    if identity.sub_stayed_outside:
+        return None
+    outside = identity.total.outside
+    return (
+        f"SUB differs from BASE in {outside.num_sub_moved:,} of {outside.num_elements:,} weights "
+        f"OUTSIDE the mask ({percent(outside.num_sub_moved, outside.num_elements)}): it was not "
+        "trained from this base inside this mask alone."
+    )
+
+
+def _coverage_sentence(coverage: IdentityCoverage) -> str:
+    """Which share of the three checkpoints the figures speak of."""
+    if coverage.is_complete:
+        text = f"complete: all {coverage.num_compared:,} stored elements were compared"
+    else:
+        stored = zip(SIDES, (coverage.num_base, coverage.num_full, coverage.num_sub), strict=True)
+        shares = [
+            f"{percent(coverage.num_compared, num)} of {side.upper()}" for side, num in stored
+        ]
+        text = (
+            f"INCOMPLETE: {were(coverage.num_compared, 'element')} compared, {shares[0]}, "
+            f"{shares[1]} and {shares[2]}"
+        )
+        if coverage.not_compared:
+            num_selected = sum(row["num_selected"] for row in coverage.not_compared)
+            tensors = plural(len(coverage.not_compared), "tensor")
+            text += (
+                f" ({tensors} not in all three with one shape, with "
+                f"{plural(num_selected, 'element')} of the mask)"
+            )
+    if coverage.not_in_mask:
+        text += f"; {plural(len(coverage.not_in_mask), 'tensor')} not in the mask, hence outside it"
+    if coverage.tied:
+        text += f"; {plural(len(coverage.tied), 'tied tensor')} counted once"
+    return text
+
+
+def equal_when(criterion: str) -> str:
+    """When an element of two checkpoints counts as equal, as a formula on x and y."""
+    parsed = parse_criterion(criterion)
+    size = parsed.key.partition("=")[2]
+    return {
+        "bits": "the stored bits are the same",
+        "value": "x = y as numbers",
+        "atol": f"|x − y| ≤ {size}",
+        "strict_atol": f"|x − y| < {size}",
+        "rel": f"|x − y| ≤ {size} · max(|x|, |y|)",
+    }[parsed.rule]

@@ -7,10 +7,9 @@ import shutil
 from trimtab.elements.counts import percent
 from trimtab.masks.packed import PackedMask
 from trimtab.masks.summary import summarise
-from trimtab.report.arms import kinds_in_order
 from trimtab.report.mask_steps import steps_lines
 from trimtab.report.table import aligned
-from trimtab.report.wording import plural, printable
+from trimtab.report.wording import kinds_in_order, plural, printable
 
 __all__ = ["render_mask", "selected_text", "share_text"]
 

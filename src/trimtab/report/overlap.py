@@ -7,7 +7,6 @@ from typing import Any
 
 from trimtab.masks.overlap.result import Overlap
 from trimtab.masks.overlap.shared import Shared
-from trimtab.report.arms import kinds_in_order
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.charts import nice_ceiling, percent_floor
 from trimtab.report.overlap_charts import MEASURED, counts_by_mask, lift_dots, pair_matrix
@@ -24,7 +23,7 @@ from trimtab.report.overlap_wording import (
     z_text,
 )
 from trimtab.report.trajectory_charts import shares_over_time
-from trimtab.report.wording import printable
+from trimtab.report.wording import kinds_in_order, printable
 
 __all__ = [
     "against_chance",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from trimtab.elements.counts import percent
 from trimtab.masks.overlap.result import Overlap
 from trimtab.report.blocks import Section
+from trimtab.report.document import Document as Page
+from trimtab.report.document import Hero
 from trimtab.report.overlap import (
     against_chance,
     agreed,
@@ -25,7 +27,6 @@ from trimtab.report.overlap_wording import (
     selected,
     shared_sentence,
 )
-from trimtab.report.page import Hero, Page
 from trimtab.report.wording import printable
 
 __all__ = ["overlap_page"]

@@ -14,7 +14,7 @@ from trimtab.report.overlap_wording import (
     overlap_coverage_sentence,
     selected,
 )
-from trimtab.report.record import checkpoints_table, listed, settings_table
+from trimtab.report.records import checkpoints_table, listed, settings_table
 
 __all__ = ["overlap_coverage", "overlap_provenance"]
 

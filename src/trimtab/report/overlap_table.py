@@ -8,7 +8,6 @@ from functools import partial
 
 from trimtab.masks.overlap.result import Overlap
 from trimtab.masks.overlap.shared import Null, Shared
-from trimtab.report.arms import kinds_in_order
 from trimtab.report.overlap_wording import (
     NO_BASE,
     common_sentence,
@@ -27,7 +26,7 @@ from trimtab.report.overlap_wording import (
     short_name,
 )
 from trimtab.report.table import aligned, told, wrapped
-from trimtab.report.wording import printable
+from trimtab.report.wording import kinds_in_order, printable
 
 __all__ = ["render_overlap_table"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.report.page import Hero, Page
+from trimtab.report.document import Document as Page
+from trimtab.report.document import Hero
 from trimtab.report.paper import TRIED, claims_section, figures_section, frontier_section
 from trimtab.report.paper_wording import tried_text
 

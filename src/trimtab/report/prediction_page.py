@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from trimtab.masks.prediction.result import PredictionScore, Quality
-from trimtab.report.arms import kinds_in_order
 from trimtab.report.blocks import Column, Figure, Key, Section, table
+from trimtab.report.document import Document as Page
+from trimtab.report.document import Hero
 from trimtab.report.overlap import against_chance
 from trimtab.report.overlap_charts import lift_dots
 from trimtab.report.overlap_record import overlap_coverage, overlap_provenance
@@ -18,7 +19,6 @@ from trimtab.report.overlap_wording import (
     ratio_text,
     selected,
 )
-from trimtab.report.page import Hero, Page
 from trimtab.report.prediction_wording import (
     LIFT_TITLES,
     NO_BASE,
@@ -28,8 +28,8 @@ from trimtab.report.prediction_wording import (
     prediction_sentence,
     ranking_sentence,
 )
-from trimtab.report.record import settings_table
-from trimtab.report.wording import printable
+from trimtab.report.records import settings_table
+from trimtab.report.wording import kinds_in_order, printable
 from trimtab.words import plural
 
 __all__ = ["prediction_page"]

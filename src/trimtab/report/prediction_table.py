@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 
 from trimtab.masks.prediction.result import PredictionScore, Quality
-from trimtab.report.arms import kinds_in_order
 from trimtab.report.overlap_wording import (
     mask_names,
     other_base_sentence,
@@ -23,7 +22,7 @@ from trimtab.report.prediction_wording import (
     ranking_sentence,
 )
 from trimtab.report.table import aligned, told, wrapped
-from trimtab.report.wording import printable
+from trimtab.report.wording import kinds_in_order, printable
 
 __all__ = ["render_prediction_table"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trimtab.report.blocks import Figure, Key, Section, Table, table
-from trimtab.report.record import checkpoints_table, settings_table
+from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.robustness_charts import divergence_by_level
 from trimtab.report.robustness_wording import ARMS, columns_of, noise_text, notes_text
 from trimtab.report.wording import printable

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trimtab.report.page import Hero, Page
+from trimtab.report.document import Document as Page
+from trimtab.report.document import Hero
 from trimtab.report.robustness import noises, robustness_provenance
 from trimtab.report.robustness_wording import asked_text, beside_text, mask_text, verdict_counts
 from trimtab.report.wording import printable

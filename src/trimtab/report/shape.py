@@ -79,12 +79,10 @@ def rank(arms: Sequence[Arm]) -> Section | None:
     figure = Figure(
         "Rank of the update, as a share of full rank",
         charts.reference_dots(
-            rows,
+            charts.Marks(rows, ("figure", "update", "shuffled update")),
             labels,
-            list(RANKS.values()),
             axis="mean over matrices (% of full rank)",
-            lowest=0,
-            tips=("figure", "update", "shuffled update"),
+            domain=(0, 100),
         ),
         "A dot is the mean over all matrices; its tick is the same figure for a random update of "
         "the same density and the same values. Only a dot well to the left of its tick says that "
@@ -177,12 +175,10 @@ def geometry(arms: Sequence[Arm]) -> Section | None:
     figure = Figure(
         "Where the update lies, beside chance",
         charts.reference_dots(
-            rows,
+            charts.Marks(rows, ("share of", "share", "chance", "lift")),
             labels,
-            list(SHARES.values()),
             axis="share (%)",
-            lowest=0,
-            tips=("share of", "share", "chance", "lift"),
+            domain=(0, 100),
         ),
         "A dot on its tick is where a random update would lie. Small weights move more easily in "
         "a low-precision format, so a dot to the right of its tick on the smallest weights is no "

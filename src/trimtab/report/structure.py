@@ -9,7 +9,7 @@ from typing import Any
 from trimtab.masks.structure.result import Family, MaskStructure, Structure, Unit
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, run_column, table
 from trimtab.report.charts import nice_ceiling
-from trimtab.report.record import checkpoints_table, settings_table
+from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.structure_charts import ordered_units, unit_grid
 from trimtab.report.structure_wording import (
     FAMILY_NAMES,

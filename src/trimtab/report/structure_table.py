@@ -83,7 +83,7 @@ def _titled(title: str, lines: Iterable[str], width: int, *, styled: bool) -> st
 def _families(label: str, of: MaskStructure, width: int, *, styled: bool) -> str:
     if not of.families:
         return ""
-    columns = {
+    columns: dict[str, list[str]] = {
         "units": [family_name(f) for f in of.families],
         "number": [f"{f.num_units:,}" for f in of.families],
         "more": [f"{f.null.num_up:,}" for f in of.families],

@@ -16,8 +16,7 @@ from trimtab.masks.structure.result import (
     TensorStructure,
     Unit,
 )
-from trimtab.report.arms import kinds_in_order
-from trimtab.report.wording import magnitude, plural, printable
+from trimtab.report.wording import kinds_in_order, magnitude, plural, printable
 
 __all__ = [
     "FAMILY_NAMES",

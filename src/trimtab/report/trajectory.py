@@ -17,10 +17,9 @@ from trimtab.compare.trajectory_result import (
     Trajectory,
 )
 from trimtab.elements.counts import percent
-from trimtab.report.arms import kinds_in_order
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.charts import nice_ceiling, percent_floor
-from trimtab.report.record import checkpoints_table, listed, settings_table
+from trimtab.report.records import checkpoints_table, listed, settings_table
 from trimtab.report.trajectory_charts import ever_changed_bars, shares_over_time
 from trimtab.report.trajectory_wording import (
     FATES,
@@ -33,7 +32,7 @@ from trimtab.report.trajectory_wording import (
     settled_sentence,
     settled_text,
 )
-from trimtab.report.wording import printable
+from trimtab.report.wording import kinds_in_order, printable
 from trimtab.results.records import CheckpointRecord
 
 __all__ = [

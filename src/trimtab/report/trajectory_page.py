@@ -5,7 +5,8 @@ from __future__ import annotations
 from trimtab.compare.trajectory_result import Trajectory
 from trimtab.elements.counts import percent
 from trimtab.report.blocks import Section
-from trimtab.report.page import Hero, Page
+from trimtab.report.document import Document as Page
+from trimtab.report.document import Hero
 from trimtab.report.trajectory import (
     coverage_text,
     final_subnetwork,

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 from trimtab.compare.trajectory_result import PointCounts, Trajectory
 from trimtab.elements.counts import percent
-from trimtab.report.arms import kinds_in_order
 from trimtab.report.table import aligned, told, wrapped
 from trimtab.report.trajectory_wording import (
     cadence,
@@ -22,7 +21,7 @@ from trimtab.report.trajectory_wording import (
     settled_sentence,
     settled_text,
 )
-from trimtab.report.wording import plural, printable
+from trimtab.report.wording import kinds_in_order, plural, printable
 
 __all__ = ["render_trajectory_table"]
 

@@ -8,7 +8,7 @@ are fixed in the code for the same reason.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 __all__ = [
@@ -16,10 +16,16 @@ __all__ = [
     "WIDTH",
     "Rows",
     "arm_colours",
+    "category",
     "chart",
+    "dashed_at",
+    "dots",
     "hover_box",
+    "layer",
     "packed",
     "plain_axis",
+    "quantity",
+    "ticks",
 ]
 
 Rows = Sequence[dict[str, Any]]
@@ -51,14 +57,133 @@ _CONFIG: dict[str, Any] = {
 }
 
 
-def chart(rows: Rows, **parts: Any) -> dict[str, Any]:
-    """A specification with these data and the look of the report."""
+def chart(
+    rows: Rows,
+    *layers: Mapping[str, Any],
+    height: int | Mapping[str, int],
+    width: int | Mapping[str, int] = WIDTH,
+    **parts: Any,
+) -> dict[str, Any]:
+    """A specification with these data and the look of the report.
+
+    Args:
+        rows: The data.
+        layers: Marks over each other, from the lowest; a single one can be in `parts`.
+        height: In pixels, or `step`: those of a row.
+        width: In pixels, names of an axis included, or `step`: those of a column.
+        parts: Of the specification.
+    """
+    fit = {"autosize": {"type": "fit-x", "contains": "padding"}} if isinstance(width, int) else {}
     return {
         "background": None,
         "padding": 2,
         "config": _CONFIG,
         "data": {"values": list(rows)},
+        "width": width,
+        "height": height,
+        **fit,
+        **({"layer": list(layers)} if layers else {}),
         **parts,
+    }
+
+
+def layer(
+    mark: str,
+    encoding: Mapping[str, Any],
+    *,
+    rows: Rows | None = None,
+    where: Mapping[str, Any] | None = None,
+    **look: Any,
+) -> dict[str, Any]:
+    """Marks of one type.
+
+    Args:
+        mark: The type: `line`, `rule`, `bar`, ...
+        encoding: Channels by name.
+        rows: Data of its own.
+        where: A filter of the rows.
+        look: How the marks are drawn.
+    """
+    drawn: dict[str, Any] = {"mark": {"type": mark, **look}, "encoding": dict(encoding)}
+    if rows is not None:
+        drawn["data"] = {"values": list(rows)}
+    if where is not None:
+        drawn["transform"] = [{"filter": where}]
+    return drawn
+
+
+def dots(encoding: Mapping[str, Any], size: int = 90, **more: Any) -> dict[str, Any]:
+    """A layer of filled dots."""
+    return layer("point", encoding, **{"filled": True, "size": size, "opacity": 1, **more})
+
+
+def ticks(encoding: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A layer of short dark lines: what dots are to be read against."""
+    return layer("tick", encoding, thickness=2, color="var(--ink)", **more)
+
+
+def dashed_at(value: float, channel: str, scale: Mapping[str, Any]) -> dict[str, Any]:
+    """A dashed line across the chart.
+
+    Args:
+        value: Where it is drawn.
+        channel: `x` or `y`.
+        scale: The channel that `quantity` gave.
+    """
+    encoding = {channel: {**scale, "field": "rule"}}
+    look: dict[str, Any] = {"strokeDash": [4, 4], "color": "var(--soft)"}
+    return layer("rule", encoding, rows=[{"rule": value}], **look)
+
+
+def quantity(
+    field: str,
+    title: str,
+    domain: tuple[float, float] | None = None,
+    *,
+    scale: Mapping[str, Any] | None = None,
+    **look: Any,
+) -> dict[str, Any]:
+    """A channel for numbers.
+
+    Args:
+        field: Name in the rows.
+        title: Of the axis.
+        domain: Where the axis begins and ends, exactly.
+        scale: The scale in its place.
+        look: Of the axis.
+    """
+    if domain is not None:
+        scale = {"domain": list(domain), "nice": False}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "scale": dict(scale or {}),
+        "axis": plain_axis(title, **look),
+    }
+
+
+def category(
+    field: str,
+    names: Sequence[str],
+    title: str | None = None,
+    *,
+    padding: float = 0.25,
+    **look: Any,
+) -> dict[str, Any]:
+    """A channel for names, all of which have a place, in order.
+
+    Args:
+        field: Name in the rows.
+        names: From left to right, or from top to bottom.
+        title: Of the axis.
+        padding: Between two of them, as a share of their distance.
+        look: Of the axis.
+    """
+    return {
+        "field": field,
+        "type": "nominal",
+        "scale": {"domain": list(names), "padding": padding},
+        "axis": plain_axis(title, **look),
     }
 
 

@@ -6,26 +6,64 @@ Every phrase about change names its criterion. Text that comes from files passes
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Self
+
 from trimtab.compare.result import Comparison, Coverage
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
+from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural, were
 
 __all__ = [
+    "Shown",
     "changed_means",
+    "count",
     "coverage_sentence",
+    "endpoint",
     "endpoints",
     "headline",
+    "kinds_in_order",
+    "labelled",
+    "layer_text",
     "magnitude",
     "named",
     "of_all",
     "plural",
     "printable",
     "rule",
+    "share",
     "sparsity_text",
     "unchanged",
     "within",
 ]
+
+
+class Shown(str):
+    """Text of a figure that still knows its number, for files that others compute with.
+
+    Attributes:
+        value: The number; None where there is none.
+    """
+
+    __slots__ = ("value",)
+    value: float | None
+
+    def __new__(cls, text: str, value: float | None) -> Self:
+        """Attach a number to its text."""
+        self = super().__new__(cls, text)
+        self.value = value
+        return self
+
+
+def count(num: int | None) -> Shown:
+    """A whole number: `1,024`; a dash where there is none."""
+    return Shown("–" if num is None else f"{num:,}", num)
+
+
+def share(part: float, whole: float, digits: int = 2) -> Shown:
+    """A share in percent, 0 and 100 only where exactly true; a dash of nothing."""
+    return Shown(percent(part, whole, digits), part / whole if whole else None)
 
 
 def printable(text: str) -> str:
@@ -41,11 +79,16 @@ def named(label: str, title: str) -> str:
     return f"{title}: {label}" if label else title
 
 
-def magnitude(value: float | None) -> str:
+def labelled(label: str, sentence: str) -> str:
+    """A sentence after the label of its run, where a page has several."""
+    return f"{label}: {sentence}" if label else sentence
+
+
+def magnitude(value: float | None) -> Shown:
     """A real number to three significant digits, a small one as `8.62e-05`."""
     if value is None:
-        return "–"
-    return f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3g}"
+        return Shown("–", None)
+    return Shown(f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3g}", value)
 
 
 def of_all(part: int, whole: int) -> str:
@@ -53,10 +96,10 @@ def of_all(part: int, whole: int) -> str:
     return f"{part:,} of {whole:,} ({percent(part, whole)})"
 
 
-def sparsity_text(counts: ChangeCounts, criterion: str) -> str:
+def sparsity_text(counts: ChangeCounts, criterion: str) -> Shown:
     """Update sparsity as a percentage; a dash where there are no elements."""
     num_changed = counts.num_changed.get(criterion, 0)
-    return percent(counts.num_elements - num_changed, counts.num_elements)
+    return share(counts.num_elements - num_changed, counts.num_elements)
 
 
 def unchanged(criterion: str) -> str:
@@ -148,10 +191,29 @@ def coverage_sentence(coverage: Coverage) -> str:
     return text
 
 
+def endpoint(record: CheckpointRecord) -> str:
+    """The id of a checkpoint, with its revision."""
+    return printable(record.id if record.revision is None else f"{record.id}@{record.revision}")
+
+
 def endpoints(comparison: Comparison) -> tuple[str, str]:
     """The ids of base and tuned, each with its revision."""
-    base, tuned = (
-        printable(record.id if record.revision is None else f"{record.id}@{record.revision}")
-        for record in (comparison.base, comparison.tuned)
-    )
-    return base, tuned
+    return endpoint(comparison.base), endpoint(comparison.tuned)
+
+
+def layer_text(layer: int | None) -> str:
+    """A layer as the name of a row."""
+    return "outside the layers" if layer is None else str(layer)
+
+
+_KIND_ORDER = (
+    *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    *("router", "expert.gate_proj", "expert.up_proj", "expert.down_proj"),
+    *("bias", "norm", "embed", "lm_head"),
+)
+
+
+def kinds_in_order(kinds: Iterable[str]) -> list[str]:
+    """Kinds as a reader expects them: attention, MLP, experts, the rest; unknown ones last."""
+    order = {kind: place for place, kind in enumerate(_KIND_ORDER)}
+    return sorted(dict.fromkeys(kinds), key=lambda kind: order.get(kind, len(order)))

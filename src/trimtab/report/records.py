@@ -1,17 +1,25 @@
-"""Sections of the page on what the figures speak of and where they come from."""
+"""Sections and tables on what the figures of a result speak of and where they come from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from trimtab.compare.result import COVERAGE_LISTS
 from trimtab.report.arms import Arm
-from trimtab.report.blocks import Section, Table, table
+from trimtab.report.document import Section, Table, plain_table
 from trimtab.report.wording import coverage_sentence, named, printable
 from trimtab.results.records import CheckpointRecord
 
-__all__ = ["checkpoints_table", "coverage", "listed", "provenance", "settings_table"]
+__all__ = [
+    "Covered",
+    "checkpoints_table",
+    "coverage",
+    "coverage_section",
+    "listed",
+    "provenance",
+    "settings_table",
+]
 
 _NUM_LISTED = 40
 _TITLES = {
@@ -24,18 +32,63 @@ _TITLES = {
 }
 
 
+class Coverage(Protocol):
+    """What a result says about what it compared; its lists of tensors are attributes too."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all was compared."""
+        ...
+
+
+class Covered(NamedTuple):
+    """What one run compared.
+
+    Attributes:
+        sentence: In words, to follow "coverage is".
+        coverage: The same as data.
+        lists: Names of its lists of tensors, in order.
+    """
+
+    sentence: str
+    coverage: Coverage
+    lists: Sequence[str]
+
+
+def coverage_section(runs: Mapping[str, Covered], titles: Mapping[str, str]) -> Section:
+    """What was compared and what was not; every gap is listed.
+
+    Args:
+        runs: What each run compared, by label; a single run is called "".
+        titles: Name of a list -> title of its table.
+    """
+    return Section(
+        "Coverage",
+        tuple(
+            f"{f'{printable(label)}: ' if label else 'Coverage is '}{covered.sentence}."
+            for label, covered in runs.items()
+        ),
+        tuple(
+            listed(named(printable(label), titles[name]), rows)
+            for label, covered in runs.items()
+            for name in covered.lists
+            if (rows := getattr(covered.coverage, name))
+        ),
+        not all(covered.coverage.is_complete for covered in runs.values()),
+    )
+
+
 def coverage(arms: Sequence[Arm]) -> Section:
     """What was compared and what was not; every gap is listed."""
-    sentences = []
-    blocks: list[Table] = []
-    for arm in arms:
-        prefix = f"{arm.label}: " if arm.label else "Coverage is "
-        sentences.append(f"{prefix}{coverage_sentence(arm.comparison.coverage)}.")
-        for name in COVERAGE_LISTS:
-            if rows := getattr(arm.comparison.coverage, name):
-                blocks.append(listed(named(arm.label, _TITLES[name]), rows))
-    is_warning = not all(arm.comparison.coverage.is_complete for arm in arms)
-    return Section("Coverage", tuple(sentences), tuple(blocks), is_warning)
+    return coverage_section(
+        {
+            arm.label: Covered(
+                coverage_sentence(arm.comparison.coverage), arm.comparison.coverage, COVERAGE_LISTS
+            )
+            for arm in arms
+        },
+        _TITLES,
+    )
 
 
 def listed(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -43,7 +96,7 @@ def listed(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     # Hashes are for machines, which read the JSON; here they would leave names no room.
     keys = list(dict.fromkeys(key for row in rows for key in row if not key.endswith("hash")))
     numbers = [key for key in keys if key.startswith("num_") or key.endswith("shape")]
-    return table(
+    return plain_table(
         f"{title} ({len(rows):,})",
         [
             (key.removeprefix("num_").replace("_", " "), "number" if key in numbers else "code")
@@ -88,7 +141,7 @@ def checkpoints_table(records: Mapping[str, CheckpointRecord], title: str = "Che
     if any(record.notes for record in records.values()):
         notes = ("; ".join(record.notes) or "–" for record in records.values())
         lines.append(("notes", tuple(printable(note) for note in notes)))
-    return table(
+    return plain_table(
         title,
         [("", "text"), *((name, "code") for name in records)],
         [(name, *cells) for name, cells in lines],
@@ -112,9 +165,9 @@ def _run(arm: Arm) -> Table:
     return settings_table(named(arm.label, "Comparison"), entries, is_folded=bool(arm.label))
 
 
-def settings_table(title: str, entries: Mapping[str, object], *, is_folded: bool) -> Table:
+def settings_table(title: str, entries: Mapping[str, object], *, is_folded: bool = False) -> Table:
     """Names and values, whatever they are."""
-    return table(
+    return plain_table(
         title,
         [("", "text"), ("", "code")],
         [(printable(name.replace("_", " ")), _setting(value)) for name, value in entries.items()],

@@ -7,23 +7,18 @@ from typing import Any
 
 import pytest
 
-from trimtab.cli.renderings import RENDERINGS, read_result
 from trimtab.errors import ResultFormatError
+from trimtab.report import REPORTS, read_result
 
 
-def found(place: str) -> Any:
-    module, name = place.split(":")
-    return getattr(import_module(f"trimtab.{module}"), name)
-
-
-@pytest.mark.parametrize("format", RENDERINGS)
+@pytest.mark.parametrize("format", [key for key, report in REPORTS.items() if not report.old])
 def test_an_entry_leads_to_its_parts(format: str) -> None:
-    rendering = RENDERINGS[format]
-    result = found(rendering.result)
+    report = REPORTS[format]
+    module = import_module(f"trimtab.report.{report.kind}")
+    result = getattr(module, report.result)
     assert format == import_module(result.__module__).FORMAT
     assert callable(result.from_dict)
-    assert callable(found(rendering.text))
-    assert callable(found(rendering.page))
+    assert callable(getattr(module, f"{report.kind}_document"))
 
 
 @pytest.mark.parametrize("data", [None, [], {}, {"format": ["x"]}, {"format": "trimtab.mask"}])
