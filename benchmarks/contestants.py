@@ -264,7 +264,7 @@ MASKED: dict[str, Callable[[nn.Module, Mask], Contestant]] = {
 def forced(kept: Kept) -> Iterator[None]:
     """Make `SparseAdamW` keep elements compact, or dense, whatever their density."""
     threshold = {"compact": 1.0, "dense": 0.0}[kept]
-    with patch("trimtab.training.optimizers.binding.DENSE_ABOVE", threshold):
+    with patch("trimtab.training.optimizers.elements.DENSE_ABOVE", threshold):
         yield
 
 

@@ -48,7 +48,7 @@ from benchmarks.contestants import (
 from benchmarks.processes import in_own_process, peak_resident, reset_peak, resident_after_trim
 from benchmarks.provenance import provenance
 from trimtab import Mask
-from trimtab.training.optimizers.dense import DENSE_ABOVE
+from trimtab.training.optimizers.elements import DENSE_ABOVE
 
 PARTS = ("memory", "speed", "threshold")
 DENSITIES = (0.05, 0.2)

@@ -35,7 +35,7 @@ from benchmarks.processes import in_own_process, peak_resident, reset_peak, resi
 from benchmarks.provenance import provenance
 from trimtab.training import SparseAdamW
 from trimtab.training.recipe import Recipe
-from trimtab.training.tracker.session import KindTotals, Session, Settings
+from trimtab.training.tracker.run import KindTotals, Session, TrackerSettings
 
 PARTS = ("speed", "memory")
 WARM_UP = 3
@@ -155,7 +155,7 @@ def time_pairs(name: str, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "updates"
         started = perf_counter()
-        session = Session(Settings(path, 1, None, False), training.model, 0)
+        session = Session(TrackerSettings(path, 1, None, False), training.model, 0)
         begun = perf_counter() - started
         for number in range(WARM_UP + rounds):
             before = path.stat().st_size
@@ -200,7 +200,7 @@ def measure_peak(name: str, is_tracked: bool) -> dict[str, int]:
             before = resident_after_trim()
             reset_peak()
             # After a step the weights no longer tell that the base was bf16.
-            settings = Settings(Path(folder) / "updates", 1, "BF16", False)
+            settings = TrackerSettings(Path(folder) / "updates", 1, "BF16", False)
             session = Session(settings, training.model, 0) if is_tracked else None
             for number in range(1, 1 + STEPS):
                 optimize(training, session, number)

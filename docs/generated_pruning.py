@@ -11,8 +11,8 @@ from typing import Any
 from docs.generated import rows
 
 from trimtab.report.evaluation_wording import accuracy_columns, difference_columns, interval_text
+from trimtab.results.answers import Answers, answers_difference
 from trimtab.results.schema import from_plain
-from trimtab.training.evaluation.answers import Answers, difference
 
 __all__ = ["accuracy", "beside", "measured"]
 
@@ -58,7 +58,7 @@ def beside(report: Report | None) -> None:
     trained, *controls = [name for name in NAMES if name.startswith("runs/")]
     for control, words in zip(controls, ("at random", "of the same magnitudes"), strict=True):
         if control in answers and trained in answers:
-            told = difference(answers[control], answers[trained])
+            told = answers_difference(answers[control], answers[trained])
             print(
                 f"- as many survivors of each tensor {words}: "
                 f"{_points(told['greedy_difference'], told['greedy_interval'])} points greedily, "

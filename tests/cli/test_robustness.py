@@ -96,7 +96,7 @@ def test_every_noise_without_questions(run: Run, common: tuple[object, ...]) -> 
 
 
 def test_the_noises_are_those_of_the_probe() -> None:
-    from trimtab.training.robustness import noise
+    from trimtab.training.perturbation import noise
 
     assert tuple(noise.NOISES) == NOISES
 

@@ -20,7 +20,7 @@ BESIDE = {
     "trimtab.masks.overlap.overlap": "as `mask overlap`",
     "trimtab.results.records.made_now": "the provenance that every result has",
     "trimtab.results.schema": "reading and writing results",
-    "trimtab.training.sweeps.seeds": "the intervals of sweeps",
+    "trimtab.results.statistics": "the intervals of sweeps",
     "trimtab.training.smollm2.export_base": "the base of the demo",
     "trimtab.training.runtime": "torch, started quietly",
 }

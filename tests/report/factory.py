@@ -14,7 +14,7 @@ from trimtab.compare.result import CheckpointRecord, Comparison, Coverage, Profi
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.report.demo import DemoRecord, Score
-from trimtab.training.evaluation.intervals import wilson
+from trimtab.results.statistics import wilson
 
 DENSITY = {"attention": 0.144, "mlp": 0.117, "embed": 0.025, "norm": 0.011}
 KEPT = {"bits": 1.0, "value": 0.999, "rel=0.001": 0.998, "atol=0": 0.999}

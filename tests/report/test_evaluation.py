@@ -15,8 +15,8 @@ from trimtab.report.evaluation_page import evaluation_page
 from trimtab.report.evaluation_table import render_evaluation_table
 from trimtab.report.evaluation_wording import share_text
 from trimtab.report.html import render
-from trimtab.training.evaluation.intervals import paired_interval, wilson
-from trimtab.training.evaluation.result import Evaluation
+from trimtab.results.evaluation import Evaluation
+from trimtab.results.statistics import paired_interval, wilson
 
 
 def told(**settings: Any) -> dict[str, Any]:

@@ -6,13 +6,7 @@ from itertools import product
 
 import pytest
 
-from trimtab.training.addition import (
-    SHOTS,
-    Question,
-    is_correct,
-    reward,
-    split_questions,
-)
+from trimtab.training.addition import SHOTS, Question, is_correct, reward, split_questions
 
 
 def test_prompt_and_gold_are_exactly_these() -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from tests.training import tiny
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError
+from trimtab.results.evaluation import majority_baseline
 from trimtab.training import demo
 from trimtab.training.addition import split_questions
 from trimtab.training.arm import train_arm
 from trimtab.training.demo import DemoRun, train_demo
-from trimtab.training.evaluation.baseline import majority_baseline
 
 pytestmark = pytest.mark.train
 

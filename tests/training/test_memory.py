@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.training import memory
-from trimtab.training.memory import PeakMemory, give_back_unused
+from trimtab.training import runtime
+from trimtab.training.runtime import PeakMemory, give_back_unused
 
 pytestmark = pytest.mark.train
 
@@ -37,8 +37,8 @@ def test_where_the_peak_cannot_be_reset(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     missing = tmp_path_factory.mktemp("proc") / "none" / "file"
-    monkeypatch.setattr(memory, "CLEAR", missing)
-    monkeypatch.setattr(memory, "STATUS", missing)
+    monkeypatch.setattr(runtime, "CLEAR", missing)
+    monkeypatch.setattr(runtime, "STATUS", missing)
     told = PeakMemory(torch.device("cpu")).read()
     assert told["since"] == "the start of the process"
     assert told["num_bytes"] > 50 * MEGABYTE

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trimtab.report.demo import DemoRecord, Score
+    from trimtab.results.answers import Answers
     from trimtab.training.demo import ArmResult, DemoRun
-    from trimtab.training.evaluation.answers import Answers
 
 __all__ = ["demo_record", "label_of"]
 
@@ -111,7 +111,7 @@ def _arm(run: DemoRun, name: str, arm: ArmResult) -> dict[str, Any]:
 
 
 def _same_answers(answers: Answers, full: Answers) -> Score:
-    from trimtab.training.evaluation.intervals import wilson
+    from trimtab.results.statistics import wilson
 
     same, total = sum(map(eq, answers.greedy, full.greedy)), full.num_questions
     return {"correct": same, "total": total, "interval": list(wilson(same / total, total))}

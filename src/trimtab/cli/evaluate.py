@@ -79,7 +79,7 @@ def command(
         raise click.UsageError("--suite-folder and --suite-limit are for --suite")
     questions = questions_of(by=by, **asked)
 
-    from trimtab.training.evaluation.engine import evaluate
+    from trimtab.training.evaluation.evaluate import evaluate
     from trimtab.training.evaluation.suites import Suites
 
     try:

@@ -15,7 +15,7 @@ from trimtab.outputs import is_stream
 __all__ = ["command"]
 
 NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
-"""Those of `trimtab.training.robustness.noise`, which is not imported for `--help`."""
+"""Those of `trimtab.training.perturbation.noise`, which is not imported for `--help`."""
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[float, ...]:
@@ -109,8 +109,8 @@ def command(
     """
     questions = questions_of(**asked)
 
-    from trimtab.training.robustness.arms import ARMS
-    from trimtab.training.robustness.probe import robustness
+    from trimtab.training.perturbation.noise import ARMS
+    from trimtab.training.perturbation.probe import robustness
 
     output = outputs.output
     keeps = output is not None and not is_stream(output)

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, pvariance, variance
 
-from trimtab.training.evaluation.intervals import CONFIDENCE
-from trimtab.training.sweeps.seeds import over_seeds, student_t
+from trimtab.results.statistics import CONFIDENCE, over_seeds, student_t
 
 __all__ = ["CONFIDENCE", "PAIR", "Estimate", "difference", "mean"]
 

@@ -157,7 +157,7 @@ REPORTS: Mapping[str, Report] = {
         "evaluation",
         "Evaluation",
         (
-            "trimtab.training.evaluation.result",
+            "trimtab.results.evaluation",
             "evaluation_table:render_evaluation_table",
             "evaluation_page:evaluation_page",
         ),
@@ -168,7 +168,7 @@ REPORTS: Mapping[str, Report] = {
         "robustness",
         "Robustness",
         (
-            "trimtab.training.robustness.result",
+            "trimtab.training.perturbation.result",
             "robustness_table:render_robustness_table",
             "robustness_page:robustness_page",
         ),

@@ -13,10 +13,8 @@ if TYPE_CHECKING:
     from trimtab.training.masked_training import train_only
     from trimtab.training.optimizers.adamw import SparseAdamW
     from trimtab.training.optimizers.sgd import SparseSGD
-    from trimtab.training.ppo.config import PPOConfig
-    from trimtab.training.ppo.trainer import PPOTrainer
-    from trimtab.training.prime.config import PRIMEConfig
-    from trimtab.training.prime.trainer import PRIMETrainer
+    from trimtab.training.ppo import PPOConfig, PPOTrainer
+    from trimtab.training.prime import PRIMEConfig, PRIMETrainer
 
 __all__ = [
     "PPOConfig",
@@ -29,10 +27,10 @@ __all__ = [
 ]
 
 _MODULES = {
-    "PPOConfig": "trimtab.training.ppo.config",
-    "PPOTrainer": "trimtab.training.ppo.trainer",
-    "PRIMEConfig": "trimtab.training.prime.config",
-    "PRIMETrainer": "trimtab.training.prime.trainer",
+    "PPOConfig": "trimtab.training.ppo",
+    "PPOTrainer": "trimtab.training.ppo",
+    "PRIMEConfig": "trimtab.training.prime",
+    "PRIMETrainer": "trimtab.training.prime",
     "SparseAdamW": "trimtab.training.optimizers.adamw",
     "SparseSGD": "trimtab.training.optimizers.sgd",
     "train_only": "trimtab.training.masked_training",

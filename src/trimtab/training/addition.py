@@ -9,6 +9,8 @@ prompt serves GRPO, SFT and evaluation::
 
 `a+b` and `b+a` are always on the same side of the split, so no held-out question is the mirror
 of a training question, and the two solved sums (and their mirrors) are on neither side.
+
+Which token ends an answer that ends with its line.
 """
 
 from __future__ import annotations
@@ -19,11 +21,14 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+from trimtab.errors import CheckpointError
+
 __all__ = [
     "ANSWER_END",
     "SHOTS",
     "Question",
     "Split",
+    "end_token",
     "is_correct",
     "reward",
     "split_questions",
@@ -108,3 +113,17 @@ def reward(completions: Sequence[str], answer: Sequence[int], **_: Any) -> list[
         **_: Other columns and state that TRL passes to every reward function.
     """
     return [float(is_correct(text, right)) for text, right in zip(completions, answer, strict=True)]
+
+
+def end_token(tokenizer: Any) -> int:
+    """Id of the token that ends an answer.
+
+    Raises:
+        CheckpointError: The tokenizer has no single token for the end of a line.
+    """
+    ids: list[int] = tokenizer(ANSWER_END, add_special_tokens=False)["input_ids"]
+    if len(ids) != 1:
+        raise CheckpointError(
+            f"the tokenizer writes the end of a line as {len(ids)} tokens, expected 1"
+        )
+    return ids[0]

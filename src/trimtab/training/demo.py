@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError
 from trimtab.masks import Mask
+from trimtab.results.answers import Answers
+from trimtab.results.evaluation import MajorityBaseline, majority_baseline
 from trimtab.results.schema import from_plain
 from trimtab.training import runtime
 from trimtab.training.addition import Question
 from trimtab.training.arm import check_settings, train_arm
 from trimtab.training.demo_arms import ARMS, DemoArm, demo_arms, demo_masks, mask_file
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
-from trimtab.training.evaluation.answers import Answers
-from trimtab.training.evaluation.baseline import MajorityBaseline, majority_baseline
 from trimtab.training.evaluation.questions import addition_questions
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.progress import progress_bars, stage

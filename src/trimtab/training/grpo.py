@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.training.addition import Split, reward
-from trimtab.training.evaluation.ends import end_token
+from trimtab.training.addition import Split, end_token, reward
 from trimtab.training.recipe import Recipe
 
 __all__ = ["SETTINGS", "build_trainer"]

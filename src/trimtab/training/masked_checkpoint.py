@@ -161,7 +161,7 @@ def load_converted(folder: Path, model: Any) -> None:
         CheckpointError: The checkpoint cannot be read, or lacks such a tensor.
     """
     from trimtab.training.layout import Layout, stored_values
-    from trimtab.training.optimizers.sharding import as_sharded
+    from trimtab.training.optimizers.distributed import as_sharded
 
     parameters = dict(model.named_parameters())
     layout = Layout.of(model)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from trimtab.results.answers import Answers, Forgetting
+from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation
 from trimtab.results.records import CheckpointRecord
-from trimtab.training.evaluation.answers import Answers, Forgetting
-from trimtab.training.evaluation.result import AskedQuestions, EvaluatedModel, Evaluation
 
 RIGHT = {
     "base": (True, False, False, True, False, False),

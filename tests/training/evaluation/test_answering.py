@@ -11,11 +11,10 @@ import pytest
 
 from tests.training.evaluation.conftest import Pair
 from trimtab.errors import CheckpointError, SettingsError
-from trimtab.training.addition import is_correct, split_questions
+from trimtab.training.addition import end_token, is_correct, split_questions
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
-from trimtab.training.evaluation.ends import end_token
 from trimtab.training.evaluation.questions import Questions, addition_questions
-from trimtab.training.rollouts.checked_reward import checked
+from trimtab.training.rollouts.rewards import checked_reward
 from trimtab.training.runs.data import Rows
 from trimtab.training.runs.rewards import Reward
 
@@ -29,7 +28,7 @@ def questions(prompts: Sequence[Any], function: Any = None, **more: Any) -> Ques
         return [float("e" in text) for text in completions]
 
     rows = Rows("here", [{"prompt": prompt} for prompt in prompts], "")
-    reward = Reward(checked(function or has_e, "test"), (), {})
+    reward = Reward(checked_reward(function or has_e, "test"), (), {})
     return Questions(rows, reward, (None,) * len(prompts), max_completion_length=6, **more)
 
 

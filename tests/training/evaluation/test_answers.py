@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from trimtab.results.answers import Answers, answers_difference
 from trimtab.results.schema import from_plain
-from trimtab.training.evaluation.answers import Answers, difference
-from trimtab.training.evaluation.intervals import mcnemar, paired_interval, wilson
+from trimtab.results.statistics import mcnemar, paired_interval, wilson
 
 FOUR = Answers(
     greedy=("2", "4", "6", "9"),
@@ -75,7 +75,7 @@ def test_difference_counts_pairs() -> None:
     after = Answers(
         ("",) * 6, (True, False, True, True, False, True), (True,) * 6, 2, (2, 0, 2, 1, 1, 2)
     )
-    told = difference(before, after)
+    told = answers_difference(before, after)
     assert (told["num_gained"], told["num_lost"], told["num_questions"]) == (2, 1, 6)
     assert told["greedy_difference"] == pytest.approx(1 / 6)
     assert told["greedy_interval"] == list(paired_interval(2, 1, 6))
@@ -88,12 +88,12 @@ def test_difference_counts_pairs() -> None:
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
-    told = difference(FOUR, FOUR)
+    told = answers_difference(FOUR, FOUR)
     assert (told["num_gained"], told["num_lost"], told["p_value"]) == (0, 0, 1.0)
     assert told["sampled_difference"] == told["sampled_standard_error"] == 0
-    assert difference(GREEDY, GREEDY)["sampled_difference"] is None
+    assert answers_difference(GREEDY, GREEDY)["sampled_difference"] is None
 
 
 def test_answers_to_other_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
-        difference(FOUR, GREEDY)
+        answers_difference(FOUR, GREEDY)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.training.evaluation.baseline import MajorityBaseline, majority_baseline
+from trimtab.results.evaluation import MajorityBaseline, majority_baseline
 
 
 def test_majority_baseline_is_the_most_frequent_answer() -> None:

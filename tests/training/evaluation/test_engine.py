@@ -13,11 +13,10 @@ from tests.training import tiny
 from tests.training.evaluation.conftest import Pair
 from tests.training.evaluation.test_answering import questions
 from trimtab.errors import CheckpointError, MissingExtraError, SettingsError
-from trimtab.training.evaluation import engine
+from trimtab.results.evaluation import Evaluation
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
-from trimtab.training.evaluation.engine import evaluate
+from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.forgetting import PASSAGE, pieces, probe, read_text
-from trimtab.training.evaluation.result import Evaluation
 from trimtab.training.evaluation.suites import Suites
 
 pytestmark = pytest.mark.train
@@ -117,7 +116,7 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         pytest.fail("a model was loaded")
 
-    monkeypatch.setattr(engine, "load_model", fail)
+    monkeypatch.setattr("trimtab.training.evaluation.evaluate.load_model", fail)
 
 
 @pytest.mark.usefixtures("unused")

@@ -11,9 +11,9 @@ import pytest
 
 from tests.training.evaluation.conftest import Pair
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.results.answers import Forgetting
 from trimtab.results.schema import from_plain
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
-from trimtab.training.evaluation.answers import Forgetting
 from trimtab.training.evaluation.forgetting import (
     NeutralText,
     pieces,

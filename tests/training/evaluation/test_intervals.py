@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.training.evaluation.intervals import (
+from trimtab.results.statistics import (
     clustered_interval,
     mcnemar,
     mean_interval,

@@ -10,8 +10,8 @@ import pytest
 
 from tests.training.evaluation.results import make_evaluation
 from trimtab.errors import ResultFormatError
-from trimtab.training.evaluation.answers import difference
-from trimtab.training.evaluation.result import Evaluation
+from trimtab.results.answers import answers_difference
+from trimtab.results.evaluation import Evaluation
 
 
 def test_levels_are_in_their_order_and_add_up() -> None:
@@ -39,10 +39,10 @@ def test_everything_is_set_against_the_first_model() -> None:
     assert first is not None
     assert second is not None
     assert data["models"][0]["difference"] is None
-    assert data["models"][1]["difference"] == difference(first, second)
+    assert data["models"][1]["difference"] == answers_difference(first, second)
     of_level = data["by_level"][1]["models"]
     assert of_level[0]["difference"] is None
-    expected = difference(first.of([3, 4, 5]), second.of([3, 4, 5]))
+    expected = answers_difference(first.of([3, 4, 5]), second.of([3, 4, 5]))
     assert of_level[1]["difference"] == expected
 
 

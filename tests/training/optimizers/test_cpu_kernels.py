@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.training.optimizers.reference import bits
-from trimtab.training.optimizers.compact import kernels_for
 from trimtab.training.optimizers.cpu_kernels import CpuDenseKernels, CpuKernels
-from trimtab.training.optimizers.dense import dense_kernels_for
+from trimtab.training.optimizers.elements import dense_kernels_for, kernels_for
 from trimtab.training.optimizers.kernels import DenseKernels, Kernels
 
 pytestmark = pytest.mark.train
@@ -127,7 +126,7 @@ def test_lo16_dense(density: float) -> None:
 def test_threads_are_as_many_as_torchs_and_torchs_stay_as_many() -> None:
     code = """
 import numba, torch
-from trimtab.training.optimizers.compact import kernels_for
+from trimtab.training.optimizers.elements import kernels_for
 from trimtab.training.optimizers.cpu_kernels import GRAIN, CpuKernels
 torch.set_num_threads(1)
 dense, out = torch.randn(2 * GRAIN), torch.empty(GRAIN)

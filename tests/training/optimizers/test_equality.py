@@ -21,7 +21,7 @@ from tests.training.optimizers.reference import (
     random_mask,
 )
 from trimtab.training import SparseAdamW, SparseSGD
-from trimtab.training.optimizers import binding
+from trimtab.training.optimizers import elements
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
 pytestmark = pytest.mark.train
@@ -155,7 +155,7 @@ def test_compact_and_dense_elements_get_the_same_bits(
     mask = random_mask(shapes, 0.6)
     outcomes = []
     for dense_above in (0.0, 1.0):
-        monkeypatch.setattr(binding, "DENSE_ABOVE", dense_above)
+        monkeypatch.setattr(elements, "DENSE_ABOVE", dense_above)
         parameters = parameters_of(shapes, dtype)
         with torch.no_grad():
             parameters["b"][:4] = torch.tensor([0.0, -0.0, 3e38, 1e-40])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from trimtab.training.optimizers import lo16
+from trimtab.training.optimizers import kernels
 
 pytestmark = pytest.mark.train
 
@@ -22,9 +22,9 @@ def fp32(bits: list[int] | Tensor) -> Tensor:
 
 def there_and_back(masters: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     remainder = torch.full(masters.shape, -1, dtype=torch.int16)
-    weights, ties = lo16.split(masters, remainder)
+    weights, ties = kernels.split_lo16(masters, remainder)
     joined = weights.float()
-    lo16.join(joined, remainder, ties)
+    kernels.join_lo16(joined, remainder, ties)
     return weights, remainder, ties, joined
 
 

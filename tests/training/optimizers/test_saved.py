@@ -24,7 +24,7 @@ from tests.training.optimizers.reference import (
 from trimtab.errors import OptimizerError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.training import SparseAdamW, SparseSGD
-from trimtab.training.optimizers import binding
+from trimtab.training.optimizers import elements
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
 pytestmark = pytest.mark.train
@@ -216,7 +216,7 @@ def test_resume_with_ties() -> None:
     optimizer.close()
     for dense_above in (0.0, 1.0):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(binding, "DENSE_ABOVE", dense_above)
+            patch.setattr(elements, "DENSE_ABOVE", dense_above)
             again = SparseSGD(parameters.items(), mask, lr=1.0)
         again.load_state_dict(saved)
         found = again.state_dict()["state"][0]
@@ -231,14 +231,14 @@ def test_resume_with_ties() -> None:
 def test_state_does_not_depend_on_how_elements_are_kept(
     mask: Mask, above: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(binding, "DENSE_ABOVE", above[0])
+    monkeypatch.setattr(elements, "DENSE_ABOVE", above[0])
     parameters, saved = saved_at_step_5(mask)
-    monkeypatch.setattr(binding, "DENSE_ABOVE", above[1])
+    monkeypatch.setattr(elements, "DENSE_ABOVE", above[1])
     twin = {name: torch.nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
     other = SparseAdamW(twin.items(), mask, lr=0.01)
     other.load_state_dict(saved)
     train(twin, other, range(5, 9))
-    monkeypatch.setattr(binding, "DENSE_ABOVE", above[0])
+    monkeypatch.setattr(elements, "DENSE_ABOVE", above[0])
     same = SparseAdamW(parameters.items(), mask, lr=0.01)
     same.load_state_dict(saved)
     train(parameters, same, range(5, 9))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.training.optimizers.reference import bits
-from trimtab.training.optimizers.single_operations import Factors, adamw_step
+from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step
 
 pytestmark = pytest.mark.train
 
@@ -21,8 +21,10 @@ def vectors(n: int, seed: int = 0) -> list[Tensor]:
     return [weights, gradient, mean, square.square()]
 
 
-def factors(step: int) -> Factors:
-    return Factors.of_step(step, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, clip=1 / 3)
+def factors(step: int) -> AdamWFactors:
+    return AdamWFactors.of_step(
+        step, lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.1, clip=1 / 3
+    )
 
 
 @pytest.mark.parametrize("n", [1, 7, 100_003])

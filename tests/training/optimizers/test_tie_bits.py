@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.training.optimizers import tie_bits
+from trimtab.training.optimizers import kernels
 
 pytestmark = pytest.mark.train
 
@@ -16,15 +16,15 @@ pytestmark = pytest.mark.train
 @given(st.lists(st.booleans(), min_size=1, max_size=70))
 def test_bits_are_numpys_and_come_back(flags: list[bool]) -> None:
     ties = torch.tensor(flags).nonzero().flatten().int()
-    bits = tie_bits.as_bits(ties, len(flags))
+    bits = kernels.ties_as_bits(ties, len(flags))
     assert bits.numpy().tobytes() == np.packbits(flags, bitorder="little").tobytes()
-    back = tie_bits.as_positions(bits)
+    back = kernels.ties_as_positions(bits)
     assert back.dtype == torch.int32
     assert torch.equal(back, ties)
 
 
 def test_what_has_the_form_already_is_returned() -> None:
     ties = torch.tensor([2, 9], dtype=torch.int32)
-    bits = tie_bits.as_bits(ties, 12)
-    assert tie_bits.as_bits(bits, 12) is bits
-    assert tie_bits.as_positions(ties) is ties
+    bits = kernels.ties_as_bits(ties, 12)
+    assert kernels.ties_as_bits(bits, 12) is bits
+    assert kernels.ties_as_positions(ties) is ties

@@ -30,12 +30,12 @@ from tests.training.optimizers.reference import (
 )
 from trimtab.masks import Mask
 from trimtab.training import SparseAdamW
-from trimtab.training.optimizers import adamw, compact, lo16, tie_bits
-from trimtab.training.optimizers.single_operations import Factors
-from trimtab.training.optimizers.single_operations import adamw_step as reference_step
+from trimtab.training.optimizers import adamw, elements, kernels
+from trimtab.training.optimizers.kernels import AdamWFactors
+from trimtab.training.optimizers.kernels import adamw_step as reference_step
 
 pytest.importorskip("triton")
-from trimtab.training.optimizers import triton_adamw
+from trimtab.training.optimizers import cuda_kernels
 
 pytestmark = pytest.mark.train
 
@@ -106,7 +106,7 @@ class Case:
         self.state = dict(zip(("exp_avg", "exp_avg_sq"), zeros, strict=True))
         if master == "lo16":
             remainder = torch.zeros(n, dtype=torch.int16)
-            _, ties = lo16.split(self.masters, remainder)
+            _, ties = kernels.split_lo16(self.masters, remainder)
             if kind == "others":
                 ties = selected.nonzero().flatten()[ties].int()
             self.state |= {"remainder": self.spread(remainder), "ties": ties}
@@ -135,7 +135,7 @@ class Case:
         vector = vector.cpu()
         return vector[self.selected] if self.length != len(self.masters) else vector
 
-    def step(self, factors: Factors) -> None:
+    def step(self, factors: AdamWFactors) -> None:
         """Take a step with both."""
         n = len(self.masters)
         gradient = torch.randn(n, generator=self.random)
@@ -146,7 +146,7 @@ class Case:
         self.state = {key: value.to(DEVICE) for key, value in self.state.items()}
         selection = None if self.selection is None else self.selection.to(DEVICE)
         vector = self.spread(gradient).to(DEVICE)
-        triton_adamw.adamw_step(self.weights, selection, vector, self.state, factors)
+        cuda_kernels.fused_adamw_step(self.weights, selection, vector, self.state, factors)
         assert torch.equal(vector.cpu(), self.spread(gradient))
 
         mean, square = self.moments
@@ -168,15 +168,15 @@ class Case:
         if self.master == "fp32":
             assert same(self.gather(self.state["master"]), self.masters)
         if self.master == "lo16":
-            ties = tie_bits.as_positions(self.state["ties"].cpu())
+            ties = kernels.ties_as_positions(self.state["ties"].cpu())
             vector = self.spread(weights[self.selected].float())
-            lo16.join(vector, self.state["remainder"].cpu(), ties)
+            kernels.join_lo16(vector, self.state["remainder"].cpu(), ties)
             assert same(self.gather(vector), self.masters)
             number = ~self.masters.isnan()
             is_tie = torch.zeros(self.length, dtype=torch.bool)
             is_tie[ties.long()] = True
             expected = torch.zeros(len(self.masters), dtype=torch.bool)
-            expected[lo16.find_ties(self.masters).long()] = True
+            expected[kernels.find_ties(self.masters).long()] = True
             assert torch.equal(self.gather(is_tie)[number], expected[number])
             assert int(is_tie.sum()) == int(self.gather(is_tie).sum())
 
@@ -209,10 +209,10 @@ def test_equals_single_operations(
 ) -> None:
     case = Case(n, kind, *precision, state_dtype, seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_adamw, "BLOCK", SMALL_BLOCK)
+        patch.setattr(cuda_kernels, "BLOCK", SMALL_BLOCK)
         for step in range(1, 4):
             case.step(
-                Factors.of_step(
+                AdamWFactors.of_step(
                     step,
                     lr=lr,
                     betas=(0.8, 0.95),
@@ -229,7 +229,9 @@ def test_blocks_as_they_are(n: int) -> None:
     case = Case(n, "int32", BF16, "lo16", FP32, seed=n)
     for step in range(1, 3):
         case.step(
-            Factors.of_step(step, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, clip=1.0)
+            AdamWFactors.of_step(
+                step, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.1, clip=1.0
+            )
         )
         case.check()
 
@@ -240,10 +242,12 @@ def test_ties_stay_ties_while_nothing_moves() -> None:
     assert num_ties > 10
     for step in range(1, 4):
         case.step(
-            Factors.of_step(step, lr=0.0, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0)
+            AdamWFactors.of_step(
+                step, lr=0.0, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.0, clip=1.0
+            )
         )
         case.check()
-        assert len(tie_bits.as_positions(case.state["ties"])) == num_ties
+        assert len(kernels.ties_as_positions(case.state["ties"])) == num_ties
 
 
 def test_a_step_can_end_on_ties() -> None:
@@ -257,16 +261,16 @@ def test_a_step_can_end_on_ties() -> None:
         "remainder": torch.zeros(n, dtype=torch.int16, device=DEVICE),
         "ties": torch.empty(0, dtype=torch.int32, device=DEVICE),
     }
-    to_a_tie = Factors.of_step(
+    to_a_tie = AdamWFactors.of_step(
         1, lr=1.0, betas=(0.9, 0.99), eps=1e-8, weight_decay=3 / 512, clip=1.0
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_adamw, "BLOCK", SMALL_BLOCK)
+        patch.setattr(cuda_kernels, "BLOCK", SMALL_BLOCK)
         others = ~selected.to(DEVICE)
-        triton_adamw.adamw_step(
+        cuda_kernels.fused_adamw_step(
             weights, others, torch.zeros_like(state["exp_avg"]), state, to_a_tie
         )
-    ties = tie_bits.as_positions(state["ties"].cpu())
+    ties = kernels.ties_as_positions(state["ties"].cpu())
     assert torch.equal(ties, selected.nonzero().flatten().int())
     expected = torch.where(selected, 1 - 3 / 512, 1.0)
     assert torch.equal(weights.cpu(), expected.to(BF16))
@@ -281,12 +285,14 @@ def test_bf16_rounds_as_torch_does() -> None:
     weights = torch.zeros(len(values), dtype=BF16, device=DEVICE)
     state = {key: torch.zeros_like(values, device=DEVICE) for key in ("exp_avg", "exp_avg_sq")}
     state["master"] = values.to(DEVICE, copy=True)
-    still = Factors(
+    still = AdamWFactors(
         clip=1, decay=1, new_mean=0, old_square=0, new_square=0, root=1, eps=1, size=-0.0
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(triton_adamw, "BLOCK", 2**17)
-        triton_adamw.adamw_step(weights, None, torch.zeros_like(state["master"]), state, still)
+        patch.setattr(cuda_kernels, "BLOCK", 2**17)
+        cuda_kernels.fused_adamw_step(
+            weights, None, torch.zeros_like(state["master"]), state, still
+        )
     assert same(weights.cpu(), values.to(BF16))
 
 
@@ -320,7 +326,7 @@ def train(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adamw, "has_kernel", lambda _: kernel)
         patch.setattr(adamw, "SINGLE_OPERATIONS", ("cpu",))
-        patch.setattr(compact, "num_padding", lambda *_: 0)  # as it is on a GPU
+        patch.setattr(elements, "num_padding", lambda *_: 0)  # as it is on a GPU
         optimizer = SparseAdamW(
             parameters.items(),
             MASK,
@@ -414,8 +420,8 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from trimtab.training.optimizers.single_operations import Factors
-from trimtab.training.optimizers.triton_adamw import BLOCK, OPTIONS, _step
+from trimtab.training.optimizers.kernels import Factors
+from trimtab.training.optimizers.cuda_kernels import BLOCK, OPTIONS, _step
 
 fixed = {"SELECTION": "positions", "MASTER": "lo16", "BLOCK": BLOCK, "master": None}
 types = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trimtab.training.optimizers.vector_width import num_padding, vector_width
+from trimtab.training.optimizers.kernels import num_padding, vector_width
 
 pytestmark = pytest.mark.train
 
@@ -51,7 +51,7 @@ def test_padded_vectors_get_the_bits_of_the_dense_tensor(n: int, density: float)
 
 
 def test_padding_counts_what_lies_before_the_tail(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trimtab.training.optimizers.vector_width.vector_width", lambda: 8)
+    monkeypatch.setattr("trimtab.training.optimizers.kernels.vector_width", lambda: 8)
     # Of 21 elements the last 5 are the tail: 16 to 20.
     assert num_padding(torch.tensor([0, 15], dtype=torch.int32), 21) == 6
     assert num_padding(torch.tensor([0, 15, 16, 20], dtype=torch.int32), 21) == 6

@@ -17,7 +17,7 @@ LENGTHS = st.tuples(*[st.integers(1, 5)] * 3)
 def test_rewards_by_hand() -> None:
     import torch
 
-    from trimtab.training.ppo.advantages import token_rewards
+    from trimtab.training.ppo import token_rewards
 
     rewards = token_rewards(
         scores=torch.tensor([2.0, -1.0, 0.5]),
@@ -31,7 +31,7 @@ def test_advantages_by_hand() -> None:
     """Two tokens after each other: rewards 1 and 2, values 0.5 and 4, gamma 1/2, lambda 1/2."""
     import torch
 
-    from trimtab.training.ppo.advantages import advantages_and_returns
+    from trimtab.training.ppo import advantages_and_returns
 
     advantages, returns = advantages_and_returns(
         torch.tensor([[1.0, 2.0, 7.0]]),
@@ -52,7 +52,7 @@ def test_advantages_are_the_sum_that_defines_them(
     """Eq. 16 of arXiv 1506.02438: sum over l of (gamma lambda)^l delta_{t+l}."""
     import torch
 
-    from trimtab.training.ppo.advantages import advantages_and_returns
+    from trimtab.training.ppo import advantages_and_returns
 
     expected = np.zeros_like(rewards)
     for row, length in enumerate(lengths):
@@ -82,7 +82,7 @@ def test_lambda_1_and_gamma_1_is_what_comes_less_what_was_expected(
 ) -> None:
     import torch
 
-    from trimtab.training.ppo.advantages import advantages_and_returns
+    from trimtab.training.ppo import advantages_and_returns
 
     mask = np.arange(5) < np.array(lengths)[:, None]
     _, returns = advantages_and_returns(

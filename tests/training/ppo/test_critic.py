@@ -16,7 +16,7 @@ def critic() -> tuple[Any, Any]:
     """A critic whose head is not at zero any more, and its policy."""
     import torch
 
-    from trimtab.training.ppo.critic import Critic
+    from trimtab.training.ppo import Critic
 
     policy = tiny.model()
     made = Critic(policy)
@@ -26,7 +26,7 @@ def critic() -> tuple[Any, Any]:
 
 
 def test_values_are_zero_at_first() -> None:
-    from trimtab.training.ppo.critic import Critic
+    from trimtab.training.ppo import Critic
 
     values = Critic(tiny.model())(sampled([[3, 4], [5]]))
     assert values.shape == (2, 6) and not values.any()

@@ -32,7 +32,7 @@ def test_policy_loss_by_hand(
     """The slope is by the log-probability: d ratio / d log_prob = ratio."""
     import torch
 
-    from trimtab.training.ppo.losses import policy_loss
+    from trimtab.training.ppo import policy_loss
 
     log_prob = torch.tensor(math.log(ratio) - 1.0, dtype=torch.float64, requires_grad=True)
     found, clipped = policy_loss(log_prob, torch.tensor(-1.0), torch.tensor(advantage), 0.2)
@@ -49,7 +49,7 @@ def test_policy_loss_is_eq_7(
 ) -> None:
     import torch
 
-    from trimtab.training.ppo.losses import policy_loss
+    from trimtab.training.ppo import policy_loss
 
     tensors = [torch.from_numpy(array) for array in (log_probs, old, advantages)]
     found, _ = policy_loss(tensors[0], tensors[1], tensors[2], cliprange)
@@ -71,7 +71,7 @@ def test_policy_loss_is_eq_7(
 def test_value_loss_by_hand(value: float, loss: float, is_clipped: bool, slope: float) -> None:
     import torch
 
-    from trimtab.training.ppo.losses import value_loss
+    from trimtab.training.ppo import value_loss
 
     given_value = torch.tensor(value, dtype=torch.float64, requires_grad=True)
     found, clipped = value_loss(given_value, torch.tensor(1.0), torch.tensor(2.0), 0.2)
@@ -88,7 +88,7 @@ def test_value_loss_is_the_larger_half_square(
 ) -> None:
     import torch
 
-    from trimtab.training.ppo.losses import value_loss
+    from trimtab.training.ppo import value_loss
 
     tensors = [torch.from_numpy(array) for array in (values, old, returns)]
     found, _ = value_loss(tensors[0], tensors[1], tensors[2], cliprange)
@@ -101,7 +101,7 @@ def test_value_loss_is_the_larger_half_square(
 def test_kl_estimates_by_hand() -> None:
     import torch
 
-    from trimtab.training.ppo.losses import kl_estimate
+    from trimtab.training.ppo import kl_estimate
 
     log_probs, reference = torch.tensor([0.5, 0.2]).log(), torch.tensor([0.25, 0.4]).log()
     two = math.log(2)
@@ -118,7 +118,7 @@ def test_what_the_estimators_are_on_average() -> None:
     """Over all tokens of a distribution: k1 and k3 are the KL divergence; and their gradients."""
     import torch
 
-    from trimtab.training.ppo.losses import kl_estimate
+    from trimtab.training.ppo import kl_estimate
 
     torch.manual_seed(0)
     logits = torch.randn(7, dtype=torch.float64, requires_grad=True)

@@ -47,9 +47,14 @@ TRL: dict[tuple[str, bool], dict[str, Any]] = {
 def test_figures(estimator: Any, whitened: bool) -> None:
     import torch
 
-    from trimtab.training.ppo.advantages import advantages_and_returns, token_rewards
-    from trimtab.training.ppo.losses import kl_estimate, policy_loss, value_loss
-    from trimtab.training.rollouts.whitening import whiten
+    from trimtab.training.ppo import (
+        advantages_and_returns,
+        kl_estimate,
+        policy_loss,
+        token_rewards,
+        value_loss,
+    )
+    from trimtab.training.rollouts.batches import whiten
 
     def tensor(*rows: list[float]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.float64)

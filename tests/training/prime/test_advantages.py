@@ -14,7 +14,7 @@ pytestmark = pytest.mark.train
 def test_outcomes_by_hand() -> None:
     import torch
 
-    from trimtab.training.prime.advantages import outcome_advantages
+    from trimtab.training.prime import outcome_advantages
 
     outcomes = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
     assert outcome_advantages(outcomes, 3).tolist() == [1.0, -0.5, -0.5, 0.0, 0.0, 0.0]
@@ -24,7 +24,7 @@ def test_process_rewards_by_hand() -> None:
     """Two completions of one prompt, of 3 and 2 tokens, and a discount of 1/2."""
     import torch
 
-    from trimtab.training.prime.advantages import process_advantages
+    from trimtab.training.prime import process_advantages
 
     advantages = process_advantages(
         torch.tensor([[1.0, 2.0, 3.0], [4.0, 2.0, 9.0]]),
@@ -48,7 +48,7 @@ def test_process_rewards_are_the_sum_that_defines_them(
 ) -> None:
     import torch
 
-    from trimtab.training.prime.advantages import process_advantages
+    from trimtab.training.prime import process_advantages
 
     expected = np.zeros_like(rewards)
     for row, length in enumerate(lengths):
@@ -69,7 +69,7 @@ def test_process_rewards_are_the_sum_that_defines_them(
 def test_scaled_to_the_largest_sum_to_the_end() -> None:
     import torch
 
-    from trimtab.training.prime.advantages import scaled_to_returns
+    from trimtab.training.prime import scaled_to_returns
 
     rewards = torch.tensor([[3.0, -5.0, 1.0], [1.0, 1.0, 0.0]])  # sums: -1, -4, 1 and 2, 1, 0
     assert scaled_to_returns(rewards).tolist() == [[0.75, -1.25, 0.25], [0.25, 0.25, 0.0]]

@@ -23,9 +23,9 @@ def sigma(x: float) -> float:
 def test_cross_entropy(rewards: np.ndarray, outcomes: np.ndarray) -> None:
     import torch
 
-    from trimtab.training.prime.reward_losses import cross_entropy
+    from trimtab.training.prime import cross_entropy_loss
 
-    found = cross_entropy(torch.from_numpy(rewards), torch.from_numpy(outcomes))
+    found = cross_entropy_loss(torch.from_numpy(rewards), torch.from_numpy(outcomes))
     for loss, reward, outcome in zip(found.tolist(), rewards, outcomes, strict=True):
         chance = sigma(reward)
         expected = -(outcome * math.log(chance) + (1 - outcome) * math.log(1 - chance))
@@ -35,7 +35,7 @@ def test_cross_entropy(rewards: np.ndarray, outcomes: np.ndarray) -> None:
 def test_opposites_by_hand() -> None:
     import torch
 
-    from trimtab.training.prime.reward_losses import mean_of_opposites
+    from trimtab.training.prime import mean_of_opposites
 
     rewards = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0], requires_grad=True)
     outcomes = torch.tensor([1.0, 0.0, 0.0, 1.0, 1.0, 1.0])
@@ -50,11 +50,11 @@ def test_dpo_on_one_side_at_a_time(rewards: np.ndarray, right: np.ndarray) -> No
     """And its gradients: minus what is left to be sure of, for right ones; plus, for wrong ones."""
     import torch
 
-    from trimtab.training.prime.reward_losses import dpo, mean_of_opposites
+    from trimtab.training.prime import dpo_loss, mean_of_opposites
 
     given_rewards = torch.tensor(rewards, requires_grad=True)
     outcomes = torch.tensor(right, dtype=torch.float64)
-    losses = dpo(given_rewards, outcomes, mean_of_opposites(given_rewards, outcomes, 3))
+    losses = dpo_loss(given_rewards, outcomes, mean_of_opposites(given_rewards, outcomes, 3))
     torch.autograd.backward(losses.sum())
     assert given_rewards.grad is not None
     for row in range(6):
@@ -73,11 +73,11 @@ def test_with_one_of_each_it_is_the_gradient_of_dpo() -> None:
     """Rafailov et al. 2023, eq. 7, of one pair."""
     import torch
 
-    from trimtab.training.prime.reward_losses import dpo, mean_of_opposites
+    from trimtab.training.prime import dpo_loss, mean_of_opposites
 
     outcomes = torch.tensor([0.0, 1.0])
     one, other = (torch.tensor([0.3, -0.4], requires_grad=True) for _ in range(2))
-    torch.autograd.backward(dpo(one, outcomes, mean_of_opposites(one, outcomes, 2)).sum())
+    torch.autograd.backward(dpo_loss(one, outcomes, mean_of_opposites(one, outcomes, 2)).sum())
     torch.autograd.backward(-torch.nn.functional.logsigmoid(other[1] - other[0]))
     torch.testing.assert_close(one.grad, other.grad)
 
@@ -86,7 +86,7 @@ def test_with_one_of_each_it_is_the_gradient_of_dpo() -> None:
 def test_pair_accuracy(rewards: np.ndarray, right: np.ndarray) -> None:
     import torch
 
-    from trimtab.training.prime.reward_losses import pair_accuracy
+    from trimtab.training.prime import pair_accuracy
 
     pairs = [
         rewards[i] > rewards[j]

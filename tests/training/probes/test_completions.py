@@ -9,8 +9,14 @@ import torch
 
 from tests.training import tiny
 from trimtab.errors import SettingsError
-from trimtab.training.probes.completions import Sampler, given, one_by_one, padded
-from trimtab.training.probes.data import ProbeData, read_data
+from trimtab.training.probes.data import (
+    ProbeData,
+    Sampler,
+    given_completions,
+    one_by_one,
+    padded_samples,
+    read_data,
+)
 from trimtab.training.runs.data import Rows
 from trimtab.training.runs.settings import DataTable
 
@@ -29,10 +35,10 @@ def test_given_texts_end_as_they_are_learned_to() -> None:
     tokenizer = tiny.tokenizer()
     row = {"prompt": "1+1=", "completion": "2"}
     two = tokenizer("2")["input_ids"]
-    ((prompt, completion),) = given(tokenizer, data_of(row))
+    ((prompt, completion),) = given_completions(tokenizer, data_of(row))
     assert prompt == tokenizer("1+1=")["input_ids"]
     assert completion == [*two, tokenizer.eos_token_id]
-    assert given(tokenizer, data_of(row, ends_with_line=True))[0][1] == two
+    assert given_completions(tokenizer, data_of(row, ends_with_line=True))[0][1] == two
 
 
 def test_given_messages() -> None:
@@ -40,23 +46,23 @@ def test_given_messages() -> None:
     tokenizer.chat_template = CHAT.replace("=", "")
     said = {"prompt": [{"role": "user", "content": "1+1="}]}
     row = {**said, "completion": [{"role": "assistant", "content": "2"}]}
-    ((prompt, completion),) = given(tokenizer, data_of(row))
+    ((prompt, completion),) = given_completions(tokenizer, data_of(row))
     assert tokenizer.decode(prompt) == "1+1=\n"
     assert tokenizer.decode(completion) == "2\n"
     tokenizer.chat_template = CHAT  # its prompt ends with =, and no answered prompt does
     with pytest.raises(SettingsError, match="rows: row 1: the chat template alters a prompt"):
-        given(tokenizer, data_of(row))
+        given_completions(tokenizer, data_of(row))
 
 
 def test_a_completion_without_a_token() -> None:
     rows = {"prompt": "1", "completion": "2"}, {"prompt": "1", "completion": ""}
     with pytest.raises(SettingsError, match="row 2: the completion has no token"):
-        given(tiny.tokenizer(), data_of(*rows, ends_with_line=True))
+        given_completions(tiny.tokenizer(), data_of(*rows, ends_with_line=True))
 
 
 def test_padding_and_back() -> None:
     pairs = [([5, 6, 7], [8]), ([9], [3, 4])]
-    samples = padded(pairs, "cpu")
+    samples = padded_samples(pairs, "cpu")
     assert samples.prompt_ids.tolist() == [[5, 6, 7], [0, 0, 9]]
     assert samples.prompt_mask.tolist() == [[True] * 3, [False, False, True]]
     assert samples.completion_ids.tolist() == [[8, 0], [3, 4]]

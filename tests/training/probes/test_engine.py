@@ -21,13 +21,11 @@ from trimtab.masks.selection.quotas import Quotas
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.layout import Layout
-from trimtab.training.probes import completions
-from trimtab.training.probes.data import ProbeData, read_data, row_order
+from trimtab.training.probes.data import ProbeData, Sampler, read_data, row_order
 from trimtab.training.probes.engine import _chosen, _Work, probe
 from trimtab.training.probes.losses import AnswerLoss, Losses, OwnSamples, RewardLoss
-from trimtab.training.probes.measures import FISHER, SIGN_CONSISTENCY, SNIP, Measure
-from trimtab.training.probes.sums import ElementSums
-from trimtab.training.rollouts.samples import Samples
+from trimtab.training.probes.measures import FISHER, SIGN_CONSISTENCY, SNIP, ElementSums, Measure
+from trimtab.training.rollouts.batches import Samples
 from trimtab.training.runs.rewards import Reward
 from trimtab.training.runs.settings import DataTable
 
@@ -81,13 +79,13 @@ def check(found: Arrays, expected: Mapping[str, Any]) -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Samples]:
     """All samples that a probe draws."""
     batches: list[Samples] = []
-    draw = completions.Sampler.draw
+    draw = Sampler.draw
 
     def noting(self: Any, *args: Any) -> Samples:
         batches.append(draw(self, *args))
         return batches[-1]
 
-    monkeypatch.setattr(completions.Sampler, "draw", noting)
+    monkeypatch.setattr(Sampler, "draw", noting)
     return batches
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
-from trimtab.training.probes.gradients import each_gradient
+from trimtab.training.probes.engine import each_gradient
 
 pytestmark = pytest.mark.train
 

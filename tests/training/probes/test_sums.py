@@ -13,7 +13,7 @@ import torch
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS
-from trimtab.training.probes.sums import ElementSums
+from trimtab.training.probes.measures import ElementSums
 
 pytestmark = pytest.mark.train
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from trimtab.masks.identity.result import MaskRecord
 from trimtab.results.records import CheckpointRecord
-from trimtab.training.robustness.result import Cell, Robustness
+from trimtab.training.perturbation.result import Cell, Robustness
 
 KL = {"mask": 0.2, "outside": 0.1, "random": 0.2, "magnitude": 0.4}
 RIGHT = {"mask": 4, "outside": 6, "random": 5, "magnitude": 3}

@@ -18,7 +18,7 @@ from trimtab.cli.robustness import NOISES
 from trimtab.masks.pruning import prune
 from trimtab.report.robustness_wording import ARMS
 from trimtab.report.robustness_wording import NOISES as WORDS
-from trimtab.training.robustness import arms
+from trimtab.training.perturbation.noise import ARMS as SETS
 
 DOCS = Path(__file__).parents[3] / "docs"
 
@@ -61,7 +61,7 @@ def test_every_key_of_a_pruning(tmp_path: Path) -> None:
 def test_every_noise_and_set_has_words() -> None:
     page = (DOCS / "robustness.md").read_text("utf-8")
     assert set(WORDS) == set(NOISES)
-    assert tuple(ARMS) == arms.ARMS
+    assert tuple(ARMS) == SETS
     for noise in NOISES:
         assert f"| `{noise}` |" in page
     for words in ARMS.values():

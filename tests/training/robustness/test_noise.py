@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from trimtab.training.robustness.noise import NOISES, Hit, level_problem, noisy
+from trimtab.training.perturbation.noise import NOISES, Hit, level_problem, noisy
 
 pytestmark = pytest.mark.train
 

@@ -11,9 +11,7 @@ import torch
 from tests.training import tiny
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask
-from trimtab.training.robustness import noise, perturbing
-from trimtab.training.robustness.noise import NOISES
-from trimtab.training.robustness.perturbing import fingerprint, perturbed
+from trimtab.training.perturbation.noise import NOISES, fingerprint, noisy, perturbed
 
 pytestmark = pytest.mark.train
 
@@ -76,9 +74,9 @@ def test_bits_come_back_if_a_later_tensor_cannot_be_perturbed(
     def fails(flat: Any, places: Any, *settings: Any, name: str, **more: Any) -> Any:
         if name == second[0]:
             raise MemoryError
-        return noise.noisy(flat, places, *settings, name=name, **more)
+        return noisy(flat, places, *settings, name=name, **more)
 
-    monkeypatch.setattr(perturbing, "noisy", fails)
+    monkeypatch.setattr("trimtab.training.perturbation.noise.noisy", fails)
     with pytest.raises(MemoryError), perturbed(model, mask, "sign", 1.0, seed=0):
         pass
     assert fingerprint(model) == bits

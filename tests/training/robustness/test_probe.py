@@ -28,10 +28,9 @@ from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import pieces, probe, read_text
 from trimtab.training.evaluation.questions import Questions, addition_questions
-from trimtab.training.robustness.arms import ARMS
-from trimtab.training.robustness.noise import Hit, noisy
-from trimtab.training.robustness.probe import _Subject, robustness
-from trimtab.training.robustness.result import Cell, Robustness
+from trimtab.training.perturbation.noise import ARMS, Hit, noisy
+from trimtab.training.perturbation.probe import _Subject, robustness
+from trimtab.training.perturbation.result import Cell, Robustness
 
 pytestmark = pytest.mark.train
 
@@ -192,7 +191,7 @@ def test_weights_that_were_not_put_back_are_noticed_at_once(
             next(model.parameters())[0, 0] += 1
         yield Hit()
 
-    monkeypatch.setattr("trimtab.training.robustness.probe.perturbed", sloppy)
+    monkeypatch.setattr("trimtab.training.perturbation.noise.perturbed", sloppy)
     file = tmp_path / "r.partial.jsonl"
     with pytest.raises(RuntimeError, match="not put back"):
         robustness(folders[1], base=folders[0], mask=mask, text=text, unfinished=file)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.robustness.results import make_probe
 from trimtab.errors import OutputExistsError, ResultFormatError
-from trimtab.training.robustness.unfinished import Unfinished, key_of
+from trimtab.training.perturbation.probe import Unfinished, key_of
 
 CELLS = make_probe(num_seeds=1).cells
 PROBED: dict[str, Any] = {"mask": "a" * 32, "settings": {"levels": [0.1, 1.0], "dtype": "bf16"}}

@@ -23,11 +23,11 @@ def network() -> Any:
 def companion(out: Path, max_grad_norm: float = 0.0, **more: Any) -> Any:
     from transformers import TrainingArguments
 
-    from trimtab.training.rollouts.companion import Companion
+    from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
 
     settings = {"weight_decay": 0.1, "adam_beta2": 0.9, "warmup_steps": 2, **more}
     args = TrainingArguments(str(out), use_cpu=True, **settings)
-    made = Companion("critic", network(), args, learning_rate=0.1, max_grad_norm=max_grad_norm)
+    made = AuxiliaryModel("critic", network(), args, learning_rate=0.1, max_grad_norm=max_grad_norm)
     made.start(6, ["0.weight", "1.weight"])
     return made
 
@@ -71,11 +71,11 @@ def test_its_weights_are_fp32_and_trained(tmp_path: Path) -> None:
     import torch
     from transformers import TrainingArguments
 
-    from trimtab.training.rollouts.companion import Companion
+    from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
 
     model = network().to(torch.bfloat16).requires_grad_(False)
     args = TrainingArguments(str(tmp_path), use_cpu=True)
-    of = Companion("critic", model, args, learning_rate=0.1, max_grad_norm=0.0)
+    of = AuxiliaryModel("critic", model, args, learning_rate=0.1, max_grad_norm=0.0)
     assert {(p.dtype, p.requires_grad) for p in of.model.parameters()} == {(torch.float32, True)}
 
 

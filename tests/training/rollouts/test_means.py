@@ -10,7 +10,7 @@ pytestmark = pytest.mark.train
 def test_weighted_means_that_begin_anew() -> None:
     import torch
 
-    from trimtab.training.rollouts.means import Means
+    from trimtab.training.rollouts.trainer import Means
 
     means = Means()
     means.add("kl", torch.tensor(3.0), 2)

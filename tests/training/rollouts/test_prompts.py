@@ -17,7 +17,7 @@ TEMPLATE = (
 
 
 def test_text_and_messages() -> None:
-    from trimtab.training.rollouts.prompts import tokenize
+    from trimtab.training.rollouts.sampling import tokenize
 
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = TEMPLATE
@@ -40,14 +40,14 @@ def test_text_and_messages() -> None:
     ],
 )
 def test_prompts_that_cannot_be_used(rows: list[dict[str, object]], problem: str) -> None:
-    from trimtab.training.rollouts.prompts import prompt_problems
+    from trimtab.training.rollouts.sampling import prompt_problems
 
     (found,) = prompt_problems(rows, tiny.tokenizer(), room=3)
     assert problem in found
 
 
 def test_good_prompts() -> None:
-    from trimtab.training.rollouts.prompts import prompt_problems
+    from trimtab.training.rollouts.sampling import prompt_problems
 
     rows = [{"prompt": "1" * 99}]
     assert list(prompt_problems(rows, tiny.tokenizer(), room=None)) == []
@@ -62,7 +62,7 @@ def test_good_prompts() -> None:
 def test_every_epoch_has_whole_rounds_of_different_rows(
     num_rows: int, rows_per_round: int, num_repeats: int, seed: int
 ) -> None:
-    from trimtab.training.rollouts.prompts import RoundSampler
+    from trimtab.training.rollouts.sampling import RoundSampler
 
     sampler = RoundSampler(num_rows, rows_per_round, num_repeats, seed)
     rows = list(sampler)
@@ -78,7 +78,7 @@ def test_every_epoch_has_whole_rounds_of_different_rows(
 
 
 def test_order_depends_on_seed_and_epoch_alone() -> None:
-    from trimtab.training.rollouts.prompts import RoundSampler
+    from trimtab.training.rollouts.sampling import RoundSampler
 
     def order(seed: int, epoch: int) -> list[int]:
         sampler = RoundSampler(30, 3, 1, seed)

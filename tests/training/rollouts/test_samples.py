@@ -13,7 +13,7 @@ pytestmark = pytest.mark.train
 def samples() -> Any:
     import torch
 
-    from trimtab.training.rollouts.samples import Samples
+    from trimtab.training.rollouts.batches import Samples
 
     return Samples(
         prompt_ids=torch.tensor([[0, 5, 6], [7, 8, 9]]),
@@ -35,7 +35,7 @@ def test_what_a_model_is_given() -> None:
 def test_taking_rows() -> None:
     import torch
 
-    from trimtab.training.rollouts.samples import Samples, take
+    from trimtab.training.rollouts.batches import Samples, take_rows
 
     @dataclass(frozen=True)
     class Batch:
@@ -45,7 +45,7 @@ def test_taking_rows() -> None:
         num_tokens: int
 
     whole = Batch(samples(), torch.tensor([0.5, 1.5]), None, 3)
-    taken = take(whole, torch.tensor([1, 0, 1]))
+    taken = take_rows(whole, torch.tensor([1, 0, 1]))
     assert taken.scores.tolist() == [1.5, 0.5, 1.5]
     assert taken.samples.completion_ids.tolist() == [[4, 0], [3, 1], [4, 0]]
     assert taken.samples.has_ended.tolist() == [False, True, False]
@@ -56,6 +56,6 @@ def test_taking_rows() -> None:
 def test_splitting() -> None:
     import torch
 
-    from trimtab.training.rollouts.samples import split
+    from trimtab.training.rollouts.batches import split_rows
 
-    assert [part.tolist() for part in split(torch.arange(5), 2)] == [[0, 1], [2, 3], [4]]
+    assert [part.tolist() for part in split_rows(torch.arange(5), 2)] == [[0, 1], [2, 3], [4]]

@@ -20,7 +20,7 @@ from trimtab.masks.identity import identity
 from trimtab.masks.random_matched import random_matched
 from trimtab.masks.structure import structure
 from trimtab.training.folders import WEIGHTS
-from trimtab.training.robustness.perturbing import fingerprint, perturbed
+from trimtab.training.perturbation.noise import fingerprint, perturbed
 
 pytestmark = pytest.mark.train
 

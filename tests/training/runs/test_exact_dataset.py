@@ -16,7 +16,7 @@ from tests.training import tiny
 from tests.training.runs.run_files import REWARDED, content, train, write
 from trimtab.outputs import new_folder
 from trimtab.training import runtime
-from trimtab.training.evaluation.engine import evaluate
+from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import file_questions, reward_of
 from trimtab.training.probes.data import read_data
 from trimtab.training.probes.engine import probe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from trimtab.training.sweeps.seeds import over_seeds, student_t
+from trimtab.results.statistics import over_seeds, student_t
 
 PRINTED = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 30: 2.042}
 """Two-sided 95 % points, as in any table."""

@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.sweeps.sweep_files import planned, tell_nobody
 from trimtab.errors import CheckpointError
-from trimtab.training.evaluation.engine import evaluate
+from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare

@@ -16,7 +16,7 @@ from trimtab.errors import OptimizerError, SettingsError  # noqa: E402
 from trimtab.training.layout import Layout  # noqa: E402
 from trimtab.training.tracker.parts import (  # noqa: E402
     find_parts,
-    fits,
+    fitting_dtypes,
     parse_stored_dtype,
     stored_name,
     tracked_parameters,
@@ -75,11 +75,11 @@ def test_a_fused_bias() -> None:
 
 def test_the_dtype_of_the_base_is_told_by_its_weights() -> None:
     weights = torch.tensor([1.0, 1 + 2**-7])
-    assert fits({"a": weights}) == {"BF16", "F16"}
-    assert fits({"a": weights, "b": torch.tensor([1 + 2**-10])}) == {"F16"}
-    assert fits({"a": weights, "b": torch.tensor([2.0**100])}) == {"BF16"}
-    assert fits({"a": torch.tensor([1 / 3])}) == set()
-    assert fits({"a": weights, "b": torch.tensor([1 + 2**-7], dtype=torch.float16)}) == {
+    assert fitting_dtypes({"a": weights}) == {"BF16", "F16"}
+    assert fitting_dtypes({"a": weights, "b": torch.tensor([1 + 2**-10])}) == {"F16"}
+    assert fitting_dtypes({"a": weights, "b": torch.tensor([2.0**100])}) == {"BF16"}
+    assert fitting_dtypes({"a": torch.tensor([1 / 3])}) == set()
+    assert fitting_dtypes({"a": weights, "b": torch.tensor([1 + 2**-7], dtype=torch.float16)}) == {
         "BF16",
         "F16",
     }

@@ -14,7 +14,7 @@ from typing import Any
 
 from trimtab.checkpoints.folder import check_files
 from trimtab.errors import CheckpointError
-from trimtab.training.evaluation.answers import Answers
+from trimtab.results.answers import Answers
 from trimtab.training.evaluation.questions import Questions
 from trimtab.training.runs.base_model import BaseModel, load_model_of
 from trimtab.training.runs.data import prompt_ids

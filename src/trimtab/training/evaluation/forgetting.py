@@ -23,7 +23,7 @@ import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
-from trimtab.training.evaluation.answers import Forgetting
+from trimtab.results.answers import Forgetting
 from trimtab.words import one_line
 
 if TYPE_CHECKING:

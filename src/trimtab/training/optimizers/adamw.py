@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
 from trimtab.training.optimizers.elements import Elements
+from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step
 from trimtab.training.optimizers.masters import Master
-from trimtab.training.optimizers.single_operations import Factors, adamw_step
 from trimtab.training.optimizers.sparse import SparseOptimizer, Vectors
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SparseAdamW"]
 
 SINGLE_OPERATIONS = ("cuda",)
-"""Types of devices on which each operation rounds once; see `single_operations`."""
+"""Types of devices on which each operation rounds once; see `kernels.adamw_step`."""
 
 OLDEST_TRITON = (3, 6)
 """Those before divide and take roots with subnormals flushed to 0, whatever they are told."""
@@ -49,7 +49,7 @@ class SparseAdamW(SparseOptimizer):
     done in which order.
 
     On CUDA the formula is the same, but each operation rounds once, which torch's kernels leave to
-    the compiler (see `trimtab.training.optimizers.single_operations`). With Triton a step is one
+    the compiler (see `trimtab.training.optimizers.kernels`). With Triton a step is one
     kernel per parameter; without, torch's operations do the same, bit for bit. Per step the host
     waits for the GPU once, to know the norm of the gradient before anything is changed.
     """
@@ -117,13 +117,13 @@ class SparseAdamW(SparseOptimizer):
         if not has_kernel(gradient.device):
             super()._step_elements(group, elements, gradient, clip)
             return
-        from trimtab.training.optimizers import triton_adamw
+        from trimtab.training.optimizers.cuda_kernels import fused_adamw_step
 
         state = self.state[elements.parameter]
         if not state:
             state.update(self._new_state(elements))
         factors = _next_factors(group, state, clip)
-        triton_adamw.adamw_step(elements.weights, elements.selection(), gradient, state, factors)
+        fused_adamw_step(elements.weights, elements.selection(), gradient, state, factors)
 
     def _numbers(self) -> tuple[str, ...]:
         return ("step",)
@@ -158,10 +158,10 @@ class SparseAdamW(SparseOptimizer):
         )
 
 
-def _next_factors(group: dict[str, Any], state: dict[str, Any], clip: float) -> Factors:
+def _next_factors(group: dict[str, Any], state: dict[str, Any], clip: float) -> AdamWFactors:
     """Count a step, on the CPU: the host needs the number, and would wait for that of a GPU."""
     state["step"] = state["step"].cpu() + 1
-    return Factors.of_step(
+    return AdamWFactors.of_step(
         int(state["step"]),
         lr=float(group["lr"]),
         betas=group["betas"],

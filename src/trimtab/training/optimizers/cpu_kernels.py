@@ -23,8 +23,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.elements.simd import compiled
-from trimtab.training.optimizers import lo16
-from trimtab.training.optimizers.kernels import DenseKernels, Kernels
+from trimtab.training.optimizers.kernels import (
+    LOW_BITS,
+    TIE,
+    DenseKernels,
+    Kernels,
+    add_ties,
+    find_ties,
+)
 
 __all__ = ["CpuDenseKernels", "CpuKernels"]
 
@@ -64,7 +70,7 @@ def _rounded(master: Any) -> Any:
 
 @inlined
 def _is_tie(master: Any) -> Any:
-    return (master & np.uint32(lo16.LOW_BITS)) == np.uint32(lo16.TIE)
+    return (master & np.uint32(LOW_BITS)) == np.uint32(TIE)
 
 
 # A position is made unsigned, so that Numba does not ask whether it counts from the end.
@@ -226,14 +232,14 @@ class CpuKernels(Kernels):
     def read_lo16(self, dense: Tensor, remainder: Tensor, ties: Tensor, out: Tensor) -> None:
         """See `Kernels`."""
         _run(_read_lo16, _bits(dense), self._positions, remainder.numpy(), _bits(out))
-        lo16.add_ties(out, ties)
+        add_ties(out, ties)
 
     def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
         """See `Kernels`."""
         num_ties = _run(
             _write_lo16, _bits(dense), self._positions, _bits(masters), remainder.numpy()
         )
-        return lo16.find_ties(masters) if num_ties else masters.new_empty(0, dtype=torch.int32)
+        return find_ties(masters) if num_ties else masters.new_empty(0, dtype=torch.int32)
 
 
 class CpuDenseKernels(DenseKernels):
@@ -262,7 +268,7 @@ class CpuDenseKernels(DenseKernels):
     def read_lo16(self, dense: Tensor, remainder: Tensor, ties: Tensor, out: Tensor) -> None:
         """See `DenseKernels`."""
         _run(_read_dense_lo16, _bits(dense), remainder.numpy(), _bits(out))
-        lo16.add_ties(out, ties)
+        add_ties(out, ties)
 
     def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
         """See `DenseKernels`."""
@@ -273,7 +279,7 @@ class CpuDenseKernels(DenseKernels):
             return masters.new_empty(0, dtype=torch.int32)
         if self.others is not None:
             masters.masked_fill_(self.others, 0.0)
-        return lo16.find_ties(masters)
+        return find_ties(masters)
 
 
 def _bits(values: Tensor) -> NDArray[Any]:

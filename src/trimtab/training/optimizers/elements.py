@@ -1,23 +1,44 @@
 """The selected elements of one parameter: their gradient on its way in, their weights both ways.
 
 `Elements` is what the optimizer works with, whichever way the elements are kept: packed into
-vectors as long as the selection (`trimtab.training.optimizers.compact`), or, where nearly all are
-selected, in vectors as long as the parameter (`trimtab.training.optimizers.dense`).
+vectors as long as the selection (`CompactElements`), or, where nearly all are selected, in vectors
+as long as the parameter (`DenseElements`). The selected elements get the same bits either way.
+`bind` makes them from a model's parameters and a mask; `Collector` has autograd give them their
+gradients.
 """
 
 from __future__ import annotations
 
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
 from trimtab.errors import OptimizerError
-from trimtab.training.optimizers.sharding import local, placements_of
+from trimtab.masks import Mask
+from trimtab.training.optimizers.distributed import box_of, local, placements_of
+from trimtab.training.optimizers.kernels import DenseKernels, Kernels, num_padding
 
-__all__ = ["Elements", "root_of_sum", "sum_of_squares"]
+__all__ = [
+    "DENSE_ABOVE",
+    "TAKEN",
+    "Collector",
+    "CompactElements",
+    "DenseElements",
+    "Elements",
+    "bind",
+    "dense_kernels_for",
+    "groups_of",
+    "kernels_for",
+    "root_of_sum",
+    "sum_of_squares",
+]
 
 CHUNK = 1 << 18
 """Elements that are widened to fp64 at once: 2 MB, which stay in a cache."""
@@ -170,3 +191,290 @@ class Elements(ABC):
     @abstractmethod
     def _collect(self, dense: Tensor, accumulator: Tensor, *, add: bool) -> None:
         """Put the selected elements of a flat gradient into the accumulator, or add them."""
+
+
+class CompactElements(Elements):
+    """Vectors hold the selected elements in ascending order, after a few unused ones.
+
+    See `trimtab.training.optimizers.kernels` for what the unused ones are for; they are 0 in
+    every gradient and have no part in anything else.
+    """
+
+    def __init__(self, name: str, parameter: Tensor, index: Tensor) -> None:
+        """Keep the positions.
+
+        Args:
+            name: Name of the parameter.
+            parameter: The parameter; contiguous.
+            index: Positions of the selected elements, in what this process has of it, in C order,
+                ascending.
+        """
+        num_elements = local(parameter.detach()).numel()
+        fits_int32 = num_elements - 1 <= torch.iinfo(torch.int32).max
+        index = index.to(torch.int32 if fits_int32 else torch.int64)
+        self._padding = num_padding(index, num_elements)
+        self._kernels = kernels_for(index.to(parameter.device))
+        super().__init__(name, parameter, index.numel(), self._padding + index.numel())
+
+    def read(self) -> Tensor:
+        """See `Elements`."""
+        vector = self._new_uninitialised()
+        self._kernels.read(self.weights, self.export(vector))
+        return vector
+
+    def write(self, values: Tensor) -> None:
+        """See `Elements`."""
+        self._kernels.write(self.weights, self.export(values))
+
+    def read_lo16(self, remainder: Tensor, ties: Tensor) -> Tensor:
+        """See `Elements`."""
+        vector = self._new_uninitialised()
+        self._kernels.read_lo16(self.weights, self.export(remainder), ties, self.export(vector))
+        return vector
+
+    def write_lo16(self, masters: Tensor, remainder: Tensor) -> Tensor:
+        """See `Elements`."""
+        return self._kernels.write_lo16(self.weights, self.export(masters), self.export(remainder))
+
+    def export(self, vector: Tensor) -> Tensor:
+        """See `Elements`; a view."""
+        return vector[self._padding :]
+
+    def adopt(self, values: Tensor) -> Tensor:
+        """See `Elements`."""
+        vector = self.new_vector(values.dtype)
+        self.export(vector).copy_(values)
+        return vector
+
+    def export_ties(self, ties: Tensor) -> Tensor:
+        """See `Elements`."""
+        return ties
+
+    def adopt_ties(self, ties: Tensor) -> Tensor:
+        """See `Elements`."""
+        return ties
+
+    def selection(self) -> Tensor:
+        """See `Elements`."""
+        return self._kernels.index
+
+    def _new_uninitialised(self) -> Tensor:
+        """An fp32 vector of which only the unused elements are set."""
+        vector = torch.empty(self.length, device=self.parameter.device)
+        vector[: self._padding] = 0.0
+        return vector
+
+    def _collect(self, dense: Tensor, accumulator: Tensor, *, add: bool) -> None:
+        collect = self._kernels.add if add else self._kernels.read
+        collect(dense, self.export(accumulator))
+
+
+def kernels_for(index: Tensor) -> Kernels:
+    """The fastest kernels for the device that the positions are on."""
+    if index.device.type == "cpu":
+        from trimtab.training.optimizers.cpu_kernels import CpuKernels
+
+        return CpuKernels(index)
+    return Kernels(index)
+
+
+DENSE_ABOVE = 15 / 18
+"""Density of a tensor above which its elements are kept dense.
+
+With AdamW on bf16 weights a compact element costs 18 bytes: position 4, gradient 4, means 8,
+remainder 2. A dense one costs 15: a byte that says whether it is selected takes the place of the
+position, selected or not. The time of a step crosses at about the same density.
+"""
+
+
+class DenseElements(Elements):
+    """Vectors hold every element of the parameter, selected or not."""
+
+    def __init__(self, name: str, parameter: Tensor, selected: Tensor) -> None:
+        """Keep which elements are not selected.
+
+        Args:
+            name: Name of the parameter.
+            parameter: The parameter; contiguous.
+            selected: bool, as long as what this process has of the parameter.
+        """
+        num_selected = int(selected.sum())
+        whole = num_selected == selected.numel()
+        self._others = None if whole else ~selected.to(parameter.device)
+        self._kernels = dense_kernels_for(self._others, parameter.device)
+        super().__init__(name, parameter, num_selected, selected.numel())
+
+    def read(self) -> Tensor:
+        """See `Elements`."""
+        return self.weights.to(torch.float32, copy=True)
+
+    def write(self, values: Tensor) -> None:
+        """See `Elements`."""
+        self._kernels.write(self.weights, values)
+
+    def read_lo16(self, remainder: Tensor, ties: Tensor) -> Tensor:
+        """See `Elements`."""
+        vector = torch.empty(self.length, device=self.parameter.device)
+        self._kernels.read_lo16(self.weights, remainder, ties, vector)
+        return vector
+
+    def write_lo16(self, masters: Tensor, remainder: Tensor) -> Tensor:
+        """See `Elements`."""
+        return self._kernels.write_lo16(self.weights, masters, remainder)
+
+    def export(self, vector: Tensor) -> Tensor:
+        """See `Elements`."""
+        return vector if self._others is None else vector[~self._others]
+
+    def adopt(self, values: Tensor) -> Tensor:
+        """See `Elements`."""
+        if self._others is None:
+            return values
+        return self.new_vector(values.dtype).masked_scatter_(~self._others, values)
+
+    def export_ties(self, ties: Tensor) -> Tensor:
+        """See `Elements`."""
+        if self._others is None:
+            return ties
+        return ties - self._others.cumsum(0, dtype=torch.int32)[ties]
+
+    def adopt_ties(self, ties: Tensor) -> Tensor:
+        """See `Elements`."""
+        if self._others is None:
+            return ties
+        return (~self._others).nonzero().flatten()[ties].to(torch.int32)
+
+    def selection(self) -> Tensor | None:
+        """See `Elements`."""
+        return self._others
+
+    def _collect(self, dense: Tensor, accumulator: Tensor, *, add: bool) -> None:
+        self._kernels.collect(dense, accumulator, add=add)
+
+
+def dense_kernels_for(others: Tensor | None, device: torch.device) -> DenseKernels:
+    """The fastest kernels for a device."""
+    if device.type == "cpu":
+        from trimtab.training.optimizers.cpu_kernels import CpuDenseKernels
+
+        return CpuDenseKernels(others)
+    return DenseKernels(others)
+
+
+TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
+
+
+def bind(
+    parameters: Sequence[tuple[str, Tensor]], mask: Mask
+) -> tuple[list[Elements], list[tuple[str, Tensor]]]:
+    """Split the parameters that get a gradient into those that a mask trains, and the others.
+
+    Args:
+        parameters: Pairs that the mask fits.
+        mask: The mask.
+
+    Returns:
+        The selected elements of each parameter that has any, in whichever process, and the other
+        parameters.
+    """
+    trained: list[Elements] = []
+    others: dict[int, tuple[str, Tensor]] = {}
+    for name, parameter in parameters:
+        if name in mask and mask.num_selected(name):
+            trained.append(_elements(name, parameter, mask))
+        elif parameter.requires_grad:
+            others.setdefault(id(parameter), (name, parameter))
+    for elements in trained:  # a tied tensor is listed by its other names, too
+        others.pop(id(elements.parameter), None)
+    return trained, list(others.values())
+
+
+def _elements(name: str, parameter: Tensor, mask: Mask) -> Elements:
+    selected = mask.array(name)[box_of(parameter)].reshape(-1)
+    if int(selected.sum()) > DENSE_ABOVE * selected.size:
+        return DenseElements(name, parameter, torch.from_numpy(selected))
+    return CompactElements(name, parameter, torch.from_numpy(np.flatnonzero(selected)))
+
+
+def groups_of(
+    trained: Iterable[Elements], no_decay: Callable[[str], bool] | None
+) -> list[dict[str, Any]]:
+    """The parameters in groups for `torch.optim.Optimizer`: those with weight decay, the others.
+
+    Args:
+        trained: The selected elements of each parameter.
+        no_decay: Told a parameter's name, says whether it has no weight decay; None if all have.
+    """
+    decayed: list[tuple[str, Tensor]] = []
+    exempt: list[tuple[str, Tensor]] = []
+    for elements in trained:
+        chosen = exempt if no_decay is not None and no_decay(elements.name) else decayed
+        chosen.append((elements.name, elements.parameter))
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class Collector:
+    """Takes gradients from autograd the moment they are complete, and frees them.
+
+    A parameter holds its hook, and the hook its elements, but neither holds the optimizer: one that
+    is dropped without `close` lets go of its parameters, too.
+    """
+
+    def __init__(
+        self,
+        owner: object,
+        trained: Sequence[Elements],
+        others: Sequence[tuple[str, Tensor]],
+        *,
+        at_once: bool,
+    ) -> None:
+        """Mark the parameters and install the hooks.
+
+        Args:
+            owner: The optimizer; when it is dropped, so are the hooks.
+            trained: Elements whose gradient is collected.
+            others: Parameters whose gradient is dropped.
+            at_once: Install hooks. Without, gradients stay with the parameters.
+        """
+        parameters = [elements.parameter for elements in trained]
+        for parameter in parameters:
+            TAKEN[parameter] = True
+        hooks: list[RemovableHandle] = []
+        if at_once:
+            hooks += [_hook(of.parameter, _collect_into(of)) for of in trained]
+            hooks += [_hook(parameter, _drop) for _, parameter in others]
+        self._release = weakref.finalize(owner, _release, hooks, parameters)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether `close` has not been called."""
+        return self._release.alive
+
+    def close(self) -> None:
+        """Remove the hooks and the marks."""
+        self._release()
+
+
+def _hook(parameter: Tensor, function: Callable[[Tensor], None]) -> RemovableHandle:
+    """Call a function whenever autograd has added to the gradient of a parameter."""
+    return parameter.register_post_accumulate_grad_hook(function)  # type: ignore[no-untyped-call]
+
+
+def _collect_into(elements: Elements) -> Callable[[Tensor], None]:
+    def hook(parameter: Tensor) -> None:
+        elements.take_gradient()
+
+    return hook
+
+
+def _drop(parameter: Tensor) -> None:
+    parameter.grad = None
+
+
+def _release(hooks: list[RemovableHandle], parameters: list[Tensor]) -> None:
+    for hook in hooks:
+        hook.remove()
+    for parameter in parameters:
+        del TAKEN[parameter]

@@ -1,18 +1,143 @@
-"""Moving the selected elements of a tensor in and out: the reference, in torch, for any device.
+"""What a step does to elements: the reference, in torch, for any device.
 
-The kernels of `trimtab.training.optimizers.cpu_kernels` do the same, bit for bit, faster.
-int32 positions and `index_select` / `index_copy_` are two to three times as fast as boolean masks;
-`index_copy_` wants int64, which exist for one tensor at a time.
+`trimtab.training.optimizers.cpu_kernels` and `cuda_kernels` do the same, bit for bit, faster.
+
+**An fp32 master as a bf16 weight and 16 more bits ("lo16"), exactly.** The weight is the master
+rounded to bf16, to nearest and ties to even, as `.to(torch.bfloat16)` does. The remainder is the
+difference of the two *bit patterns*, read as integers: the upper half of the weight's fp32 pattern
+is the weight, so the difference says how many fp32 steps away from the weight the master lies, and
+fits 16 bits, because a master is never further than half a bf16 step (32,768 fp32 steps) from its
+weight. Patterns, not values: a master below infinity whose weight rounds up to infinity, a
+subnormal and -0.0 need no special case.
+
+One case does. A master exactly half way rounds to the weight whose last bit is 0: down for one
+such master of a weight, up for another. Of these the upper one would need the remainder +32,768,
+which 16 bits do not have and which wraps to -32,768, the remainder of the lower one. The positions
+of the upper ones ("ties") are therefore listed: one in 131,072 if the low bits are random. A list
+of positions, which a saved state has, cannot be written by many threads in order, and its length is
+not known before, so on a GPU the host would have to wait for it at every step: there ties are a bit
+for every element, packed as those of a mask are, the first in the lowest bit of a byte. A NaN stays
+a NaN; its payload is not kept.
+
+**AdamW in single operations.** torch's own AdamW kernels may contract a multiplication and an
+addition into one operation, which rounds once where the two round twice, and where they do so is
+the compiler's choice: it differs between CPU and CUDA, and on a CPU even within a tensor (see
+below). In `adamw_step` every operation rounds once, to nearest, so the result is the same on every
+device. The formula is torch's; the last bits of a result can differ.
+
+**How torch's fused CPU kernels round, and why compact vectors begin with a few unused elements.**
+The kernels take `width` elements at a time with vector instructions, and the last few of a tensor
+(its length modulo the width) one by one. The two ways differ in the last bit of some results,
+because a fused multiply-add rounds once where a multiplication and an addition round twice. So
+which way an element goes depends on where in the tensor it lies: the last of 1,001 elements gets
+other bits than the same numbers would in a tensor of 1,008.
+
+For results that equal those of a dense tensor at every size, each element of a compact vector must
+go the way that it would go in the dense tensor. Selected elements are in ascending order, so those
+from the dense tail are the last. Enough unused elements *in front* make the others a multiple of
+the width: then exactly those from the dense tail form the tail of the compact vector. Kernels of
+accelerators compute every element alike; there the width is 1 and nothing is added.
 """
 
 from __future__ import annotations
 
+import math
+from functools import cache
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from trimtab.training.optimizers import lo16
+__all__ = [
+    "AdamWFactors",
+    "DenseKernels",
+    "Kernels",
+    "adamw_step",
+    "add_ties",
+    "find_ties",
+    "join_lo16",
+    "num_padding",
+    "split_lo16",
+    "ties_as_bits",
+    "ties_as_positions",
+    "vector_width",
+]
 
-__all__ = ["DenseKernels", "Kernels"]
+LOW_BITS = 0x1FFFF
+"""The last bit of the weight and the 16 bits that it lacks."""
+
+TIE = 0x8000
+"""`LOW_BITS` of a master half way above a weight whose last bit is 0."""
+
+WRAPPED = 1 << 16
+"""What the remainder of a tie lost when it wrapped."""
+
+
+def join_lo16(values: Tensor, remainder: Tensor, ties: Tensor) -> None:
+    """Turn weights into their masters, in place.
+
+    Args:
+        values: The bf16 weights as fp32 `[n]`; becomes the masters.
+        remainder: int16 `[n]`, from `split_lo16`.
+        ties: int32 positions, from `split_lo16`.
+    """
+    values.view(torch.int32).add_(remainder)
+    add_ties(values, ties)
+
+
+def split_lo16(masters: Tensor, remainder: Tensor) -> tuple[Tensor, Tensor]:
+    """Split masters into weights and remainders.
+
+    Args:
+        masters: fp32 `[n]`.
+        remainder: int16 `[n]`; is overwritten.
+
+    Returns:
+        The bf16 weights `[n]`, and the int32 positions of the ties, ascending.
+    """
+    weights = masters.to(torch.bfloat16)
+    remainder.copy_(masters.view(torch.int32) - weights.float().view(torch.int32))
+    return weights, find_ties(masters)
+
+
+def add_ties(values: Tensor, ties: Tensor) -> None:
+    """Give back to fp32 `values`, in place, what the remainders at `ties` lost."""
+    if ties.numel():
+        values.view(torch.int32)[ties] += WRAPPED
+
+
+def find_ties(masters: Tensor) -> Tensor:
+    """Positions, int32 and ascending, of the fp32 masters whose remainder is +32,768."""
+    return ((masters.view(torch.int32) & LOW_BITS) == TIE).nonzero().flatten().to(torch.int32)
+
+
+def ties_as_bits(ties: Tensor, length: int) -> Tensor:
+    """Ties in the form of bits.
+
+    Args:
+        ties: Positions, int32 `[n]`; or bits, which are returned as they are.
+        length: Elements that can be ties.
+
+    Returns:
+        uint8 `[⌈length / 8⌉]`, on the device of the positions.
+    """
+    if ties.dtype == torch.uint8:
+        return ties
+    flags = torch.zeros(-(-length // 8), 8, dtype=torch.uint8, device=ties.device)
+    flags.view(-1)[ties.long()] = 1
+    return (flags << _bit_places(ties)).sum(dim=1, dtype=torch.uint8)
+
+
+def ties_as_positions(ties: Tensor) -> Tensor:
+    """Ties in the form of positions, int32 and ascending."""
+    if ties.dtype != torch.uint8:
+        return ties
+    flags = (ties.view(-1, 1) >> _bit_places(ties)) & 1
+    return flags.flatten().nonzero().flatten().to(torch.int32)
+
+
+def _bit_places(like: Tensor) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
 class Kernels:
@@ -40,15 +165,15 @@ class Kernels:
     def read_lo16(self, dense: Tensor, remainder: Tensor, ties: Tensor, out: Tensor) -> None:
         """Copy the masters of bf16 elements to the fp32 vector `out`."""
         self.read(dense, out)
-        lo16.join(out, remainder, ties)
+        join_lo16(out, remainder, ties)
 
     def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
         """Put masters in place, rounded to bf16, and overwrite their remainders.
 
         Returns:
-            The positions of the ties, see `trimtab.training.optimizers.lo16`.
+            The positions of the ties, see `trimtab.training.optimizers.kernels`.
         """
-        weights, ties = lo16.split(masters, remainder)
+        weights, ties = split_lo16(masters, remainder)
         dense.index_copy_(0, self.index.long(), weights)
         return ties
 
@@ -80,16 +205,147 @@ class DenseKernels:
     def read_lo16(self, dense: Tensor, remainder: Tensor, ties: Tensor, out: Tensor) -> None:
         """Copy the masters of bf16 elements to the fp32 vector `out`."""
         out.copy_(dense)
-        lo16.join(out, remainder, ties)
+        join_lo16(out, remainder, ties)
 
     def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
         """Put the selected masters in place, rounded to bf16, and overwrite their remainders.
 
         Returns:
-            The positions of the ties, see `trimtab.training.optimizers.lo16`.
+            The positions of the ties, see `trimtab.training.optimizers.kernels`.
         """
         if self.others is not None:
             masters.masked_fill_(self.others, 0.0)  # no remainder, no tie
-        weights, ties = lo16.split(masters, remainder)
+        weights, ties = split_lo16(masters, remainder)
         self.write(dense, weights)
         return ties
+
+
+class AdamWFactors(NamedTuple):
+    """What a step multiplies with, computed in fp64 and rounded to fp32 once.
+
+    Attributes:
+        clip: For the gradient: at most 1.
+        decay: For the weights: what weight decay leaves of them.
+        new_mean: For what the gradient is above its running mean.
+        old_square: For the running mean of the squared gradient.
+        new_square: For the squared gradient.
+        root: For the root of the mean of the squared gradient: corrects its bias. Division by a
+            number would do on one device and not on another, where torch multiplies instead.
+        eps: Added to that root.
+        size: For the quotient of the means, with the bias of the first corrected; negative.
+    """
+
+    clip: float
+    decay: float
+    new_mean: float
+    old_square: float
+    new_square: float
+    root: float
+    eps: float
+    size: float
+
+    @classmethod
+    def of_step(
+        cls,
+        step: int,
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        weight_decay: float,
+        clip: float,
+    ) -> AdamWFactors:
+        """The factors of a step.
+
+        Args:
+            step: Number of the step; the first is 1.
+            lr: Learning rate.
+            betas: Decay of the running means.
+            eps: Added to the denominator.
+            weight_decay: Decoupled weight decay.
+            clip: What to multiply the gradient with.
+        """
+        mean, square = betas
+        factors = cls(
+            clip=clip,
+            decay=1.0 - lr * weight_decay,
+            new_mean=1.0 - mean,
+            old_square=square,
+            new_square=1.0 - square,
+            root=1.0 / math.sqrt(1.0 - square**step),
+            eps=eps,
+            size=-lr / (1.0 - mean**step),
+        )
+        return cls(*torch.tensor(factors, dtype=torch.float32).tolist())
+
+
+def adamw_step(
+    weights: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, factors: AdamWFactors
+) -> None:
+    """Step the weights and the running means, in place.
+
+    Args:
+        weights: Masters, fp32 `[n]`.
+        gradient: fp32 `[n]`; is not changed.
+        exp_avg: Running mean of the gradient, fp32 `[n]`.
+        exp_avg_sq: Running mean of its square, fp32 `[n]`.
+        factors: Numbers of the step.
+    """
+    gradient = gradient * factors.clip
+    exp_avg += (gradient - exp_avg) * factors.new_mean
+    exp_avg_sq *= factors.old_square
+    exp_avg_sq += gradient * gradient * factors.new_square
+    root = exp_avg_sq.double().sqrt().float()  # fp32 square roots of MKL are not all the nearest
+    denominator = root * factors.root + factors.eps
+    weights *= factors.decay
+    weights += exp_avg / denominator * factors.size
+
+
+PROBE_LENGTH = 127
+"""One less than a power of two: the tail is as long as it can be, for every width up to 128."""
+
+
+@cache
+def vector_width() -> int:
+    """Elements that torch's fused CPU AdamW takes at a time, measured.
+
+    The width follows neither from the CPU nor from `torch.backends.cpu.get_cpu_capability()`: the
+    kernel may be compiled for a narrower instruction set than the rest of torch.
+
+    Returns:
+        The width; 1 if the two ways agree, so that it does not matter.
+    """
+    random = torch.rand(4, 64, generator=torch.Generator().manual_seed(0))
+    # Each row: the same numbers at each position, so that only the position can make a difference.
+    weights, gradients, means, squares = (
+        [row.repeat(PROBE_LENGTH) for row in numbers.view(-1, 1)] for numbers in random
+    )
+    torch._fused_adamw_(
+        weights,
+        gradients,
+        means,
+        squares,
+        [],
+        [torch.ones(()) for _ in weights],
+        lr=1e-3,
+        beta1=0.9,
+        beta2=0.999,
+        weight_decay=0.01,
+        eps=1e-8,
+        amsgrad=False,
+        maximize=False,
+    )
+    results = torch.stack([*weights, *means, *squares])
+    return 1 + int((results != results[:, :1]).any(dim=0).sum())
+
+
+def num_padding(index: torch.Tensor, num_elements: int) -> int:
+    """Unused elements to put in front of the selected elements of a tensor.
+
+    Args:
+        index: Positions of the selected elements, ascending.
+        num_elements: Elements of the tensor.
+    """
+    width = vector_width() if index.device.type == "cpu" else 1
+    num_before_tail = int(torch.searchsorted(index, num_elements - num_elements % width))
+    return -num_before_tail % width

@@ -17,29 +17,26 @@ from torch import Tensor
 
 from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
-from trimtab.training.optimizers.binding import Collector
-from trimtab.training.optimizers.elements import Elements
+from trimtab.training.optimizers.checks import refuse_taken
+from trimtab.training.optimizers.distributed import as_sharded, box_of
+from trimtab.training.optimizers.elements import Collector, Elements
 from trimtab.training.optimizers.masters import Master, follow_weights, master_kept, new_master
-from trimtab.training.optimizers.refusals import refuse_taken
 from trimtab.training.optimizers.saved import (
     FORMAT,
     KEY,
     Kept,
     adopt_state,
-    check_record,
-    check_tensors,
-    export_state,
-    own_states,
-    short,
-)
-from trimtab.training.optimizers.saved_sharded import (
     adopt_vectors,
     check_hashes,
+    check_record,
+    check_tensors,
+    dtype_name,
     export_groups,
+    export_state,
     export_vectors,
     hashes,
+    own_states,
 )
-from trimtab.training.optimizers.sharding import as_sharded, box_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -263,9 +260,9 @@ class ResumableOptimizer(torch.optim.Optimizer):
             "optimizer": type(self).__name__,
             "mask": self._mask.digest if not self._also else self._fitted.digest,
             "base": self._base,
-            "state_dtype": short(self._state_dtype),
+            "state_dtype": dtype_name(self._state_dtype),
             "tensors": {
-                name: [short(elements.parameter.dtype), self._masters[name]]
+                name: [dtype_name(elements.parameter.dtype), self._masters[name]]
                 for name, elements in self._elements.items()
             },
             "groups": [list(group["param_names"]) for group in self.param_groups],

@@ -16,26 +16,31 @@ from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
 from trimtab.training.also import names_of, with_whole
 from trimtab.training.layout import layout_of, module_of
-from trimtab.training.optimizers.base_check import check_base as check_weights
-from trimtab.training.optimizers.binding import Collector, bind, groups_of
-from trimtab.training.optimizers.distributed import ranks_of
-from trimtab.training.optimizers.elements import Elements, root_of_sum, sum_of_squares
+from trimtab.training.optimizers.checks import (
+    check_settings,
+    check_weights,
+    named_pairs,
+    refuse_parameters,
+    refuse_trivial_mask,
+    refuse_wrapped_model,
+)
+from trimtab.training.optimizers.distributed import local, ranks_of
+from trimtab.training.optimizers.elements import (
+    Collector,
+    Elements,
+    bind,
+    groups_of,
+    root_of_sum,
+    sum_of_squares,
+)
 from trimtab.training.optimizers.masters import (
     Master,
     load_master,
     master_for,
     store_master,
 )
-from trimtab.training.optimizers.refusals import (
-    named,
-    refuse_parameters,
-    refuse_trivial_mask,
-    refuse_wrapped_model,
-)
 from trimtab.training.optimizers.resumable import ResumableOptimizer
-from trimtab.training.optimizers.saved import short
-from trimtab.training.optimizers.settings import check_settings
-from trimtab.training.optimizers.sharding import local
+from trimtab.training.optimizers.saved import dtype_name
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
@@ -169,7 +174,7 @@ class SparseOptimizer(ResumableOptimizer):
         module = module_of(named_parameters)
         if isinstance(named_parameters, nn.Module):
             named_parameters = named_parameters.named_parameters(remove_duplicate=False)
-        parameters = named(named_parameters)
+        parameters = named_pairs(named_parameters)
         refuse_wrapped_model(parameters)
         self._ranks = ranks_of(parameters, self._process_group)
         if self._ranks is not None:  # first, so that what is refused is refused by all
@@ -444,8 +449,8 @@ class SparseOptimizer(ResumableOptimizer):
             "num_selected": num_selected,
             "num_elements": self._num_elements,
             "density": num_selected / self._num_elements,
-            "master": {short(e.parameter.dtype): self._masters[e.name] for e in trained},
-            "state_dtype": short(self._state_dtype),
+            "master": {dtype_name(e.parameter.dtype): self._masters[e.name] for e in trained},
+            "state_dtype": dtype_name(self._state_dtype),
             "max_grad_norm": self._max_grad_norm,
             "clip_by": self._clip_by,
             "nonfinite": self._nonfinite,

@@ -1,15 +1,16 @@
 """Take gradients of a base model, and make a number for each element of them.
 
-The model is loaded once and never changed. Memory beside it is that of the activations of one
-batch, of one gradient, and of the pages of one tensor's sums; what it took is measured and kept
-with the scores.
+The model is loaded once and never changed. Every gradient is seen as soon as autograd has it, and
+freed. Memory beside the model is that of the activations of one batch, of one gradient, and of the
+pages of one tensor's sums; what it took is measured and kept with the scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,22 +22,72 @@ from trimtab.errors import SettingsError
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.layout import Layout
-from trimtab.training.memory import PeakMemory, give_back_unused
 from trimtab.training.pieces import Piece
 from trimtab.training.probes.data import ProbeData
-from trimtab.training.probes.gradients import each_gradient
 from trimtab.training.probes.losses import Losses, Term
-from trimtab.training.probes.measures import Measure
-from trimtab.training.probes.sums import ElementSums
+from trimtab.training.probes.measures import ElementSums, Measure
 from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.data import check_lengths
+from trimtab.training.runtime import PeakMemory, give_back_unused
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Probed", "probe"]
+__all__ = ["Backward", "Probed", "See", "each_gradient", "probe"]
+
+See = Callable[[str, Tensor], None]
+"""Called with the name of a parameter and its gradient, which it may overwrite."""
+
+Backward = Callable[[Tensor], None]
+"""Called with a loss."""
+
+
+@contextmanager
+def each_gradient(parameters: Mapping[str, Tensor], see: See) -> Iterator[Backward]:
+    """Yield a function that shows the gradients of a loss, one after the other.
+
+    The gradient of a parameter that the model uses twice, as it does tied embeddings, is the sum
+    of both. A parameter that the loss does not depend on is not shown.
+
+    Args:
+        parameters: By name; their `grad` is None before and after.
+        see: Sees the gradients of each loss.
+
+    Raises:
+        SettingsError: (by the function) A gradient has NaN or infinity; names the parameters.
+    """
+    broken: list[str] = []
+
+    def looker(name: str) -> Callable[[Any], None]:
+        def look(parameter: Any) -> None:
+            gradient, parameter.grad = parameter.grad, None
+            # The largest magnitude is NaN if any is, and takes one pass without a copy.
+            if not isfinite(torch.linalg.vector_norm(gradient, torch.inf)):
+                broken.append(name)
+            elif not broken:
+                see(name, gradient)
+
+        return look
+
+    def backward(loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        if broken:
+            raise SettingsError(
+                f"the gradient of {first_few(broken)} has NaN or infinity, so it says nothing of "
+                "the elements: leave out the rows that make it so, or compute in another dtype"
+            )
+
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(looker(name))  # type: ignore[no-untyped-call]
+        for name, parameter in parameters.items()
+    ]
+    try:
+        yield backward
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @dataclass(frozen=True)

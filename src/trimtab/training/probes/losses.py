@@ -11,10 +11,16 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import SettingsError
-from trimtab.training.probes.completions import Sampler, given, one_by_one, padded
-from trimtab.training.probes.data import Needs, ProbeData, row_order
-from trimtab.training.rollouts.log_probs import token_log_probs
-from trimtab.training.rollouts.samples import Samples
+from trimtab.training.probes.data import (
+    Needs,
+    ProbeData,
+    Sampler,
+    given_completions,
+    one_by_one,
+    padded_samples,
+    row_order,
+)
+from trimtab.training.rollouts.batches import Samples, token_log_probs
 
 __all__ = ["AnswerLoss", "Losses", "OwnSamples", "RewardLoss", "Term", "group_advantages"]
 
@@ -135,11 +141,11 @@ class AnswerLoss:
 
     def terms(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> Iterator[Term]:
         """One for each batch; rows come again when all have been there."""
-        pairs = given(tokenizer, data)
+        pairs = given_completions(tokenizer, data)
         order = row_order(len(pairs), seed)
         for _ in range(self.num_batches):
             batch = [pairs[place] for place in islice(order, self.batch_size)]
-            samples = padded(batch, model.device)
+            samples = padded_samples(batch, model.device)
             loss = -token_log_probs(model, samples, 1.0).sum() / samples.num_tokens
             yield Term(loss, len(samples), samples.num_tokens)
 

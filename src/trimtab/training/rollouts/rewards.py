@@ -9,17 +9,53 @@ Importing this module does not import torch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import isfinite
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from trimtab.errors import SettingsError
-from trimtab.training.rollouts.checked_reward import checked
+from trimtab.errors import SettingsError, TrimtabError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["RewardModel", "RewardSource", "Rewards", "reward_problems"]
+__all__ = ["RewardModel", "RewardSource", "Rewards", "checked_reward", "reward_problems"]
+
+
+def checked_reward(function: Callable[..., Any], name: str) -> Callable[..., list[float]]:
+    """A reward function that returns one finite number for each completion, or raises.
+
+    Args:
+        function: Called as TRL calls a reward function, with keyword arguments only.
+        name: How messages call it, and under what TRL logs its rewards.
+
+    Returns:
+        The function; it raises `SettingsError`.
+    """
+
+    def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
+        try:
+            given = list(function(completions=completions, **columns))
+        except TrimtabError:
+            raise
+        except Exception as error:
+            raise SettingsError(f"the reward function {name} fails: {error!r}") from error
+        if len(given) != len(completions):
+            raise SettingsError(
+                f"the reward function {name} returned {len(given)} rewards for "
+                f"{len(completions)} completions"
+            )
+        try:
+            rewards = [float(value) for value in given]
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"the reward function {name}: {error}") from None
+        if bad := [value for value in rewards if not isfinite(value)]:
+            raise SettingsError(f"the reward function {name} returned {bad[0]}, expected a number")
+        return rewards
+
+    reward.__name__ = name
+    return reward
+
 
 RewardSource: TypeAlias = "Callable[..., Any] | str | PathLike[str] | torch.nn.Module"
 """A function, the folder or hub id of a sequence classification checkpoint, or such a model."""
@@ -50,7 +86,7 @@ class RewardModel:
             self.model: Any = model.to(device)
         else:
             self.__name__ = fspath(model)
-            self.model, self.tokenizer = _load(self.__name__)
+            self.model, self.tokenizer = _load_reward_model(self.__name__)
             self.model.to(device)
         self.model.eval().requires_grad_(False)
         num_outputs = getattr(self.model.config, "num_labels", None)
@@ -82,7 +118,7 @@ class RewardModel:
         return float(self.model(torch.tensor([ids], device=self.model.device)).logits[0, 0])
 
 
-def _load(path: str) -> tuple[Any, Any]:
+def _load_reward_model(path: str) -> tuple[Any, Any]:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     try:
@@ -129,7 +165,7 @@ class Rewards:
             for source in sources
         ]
         self._functions = [
-            checked(function, getattr(function, "__name__", type(function).__name__))
+            checked_reward(function, getattr(function, "__name__", type(function).__name__))
             for function in functions
         ]
 

@@ -10,28 +10,128 @@ from __future__ import annotations
 
 import copy
 from abc import abstractmethod
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from trimtab.errors import SettingsError
-from trimtab.training.rollouts.companion import Companion
-from trimtab.training.rollouts.config import RolloutConfig
-from trimtab.training.rollouts.log_probs import in_chunks, token_log_probs
-from trimtab.training.rollouts.means import Means
-from trimtab.training.rollouts.prompts import RoundSampler, prompt_problems, tokenize
+from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
+from trimtab.training.rollouts.batches import (
+    Batch,
+    Samples,
+    in_chunks,
+    split_rows,
+    take_rows,
+    token_log_probs,
+)
 from trimtab.training.rollouts.rewards import Rewards, RewardSource, reward_problems
-from trimtab.training.rollouts.samples import Batch, Samples, split, take
-from trimtab.training.rollouts.sampling import Sampling, end_tokens, sample
+from trimtab.training.rollouts.sampling import (
+    RoundSampler,
+    Sampling,
+    end_tokens,
+    prompt_problems,
+    sample,
+    tokenize,
+)
 
-__all__ = ["RolloutTrainer", "Rows", "frozen_copy"]
+__all__ = ["Means", "RolloutConfig", "RolloutTrainer", "Rows", "frozen_copy"]
+
+
+@dataclass
+class RolloutConfig(TrainingArguments):  # type: ignore[misc]
+    """How completions are sampled, and how many optimizer steps they serve.
+
+    One optimizer step takes `per_device_train_batch_size x gradient_accumulation_steps`
+    completions, a mini-batch. A round samples `num_mini_batches` of them, and goes through them
+    `num_ppo_epochs` times, shuffled anew each time.
+
+    Attributes:
+        num_ppo_epochs: Passes over the completions of a round. 4, as in `baselines` and in TRL
+            until 1.12.
+        num_mini_batches: Mini-batches that a round is divided into. 1, as in TRL until 1.12.
+        cliprange: The clip range epsilon of the policy loss. 0.2, the best of Schulman et al. 2017
+            (arXiv 1707.06347), sec. 6.1, table 1.
+        max_completion_length: Tokens of a completion, at most. 512, as in TRL's GRPO (1.16).
+        temperature: Logits are divided by it, when completions are sampled and in all
+            log-probabilities. 1: the policy itself.
+        top_p: Share of the probability that completions are sampled from. 1: all of it.
+        whiten_advantages: Whether advantages are scaled to mean 0 and variance 1 in each round.
+        disable_dropout: Whether dropout is switched off. With dropout, the ratio of the new policy
+            to the old one is not 1 in the first step of a round.
+        remove_unused_columns: Not used: reward functions are given every column.
+    """
+
+    num_ppo_epochs: int = 4
+    num_mini_batches: int = 1
+    cliprange: float = 0.2
+    max_completion_length: int = 512
+    temperature: float = 1.0
+    top_p: float = 1.0
+    whiten_advantages: bool = True
+    disable_dropout: bool = True
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        problems = list(self._problems())
+        if problems:
+            raise SettingsError("; ".join(problems))
+
+    @property
+    def mini_batch_size(self) -> int:
+        """Completions that one optimizer step takes."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+    @property
+    def round_size(self) -> int:
+        """Completions that a round trains on."""
+        return self.mini_batch_size * self.num_mini_batches
+
+    @property
+    def steps_per_round(self) -> int:
+        """Optimizer steps of a round."""
+        return self.num_ppo_epochs * self.num_mini_batches
+
+    def _problems(self) -> Iterator[str]:
+        for name in ("num_ppo_epochs", "num_mini_batches", "max_completion_length"):
+            if (count := getattr(self, name)) < 1:
+                yield f"{name} is {count}, expected at least 1"
+        for name in ("cliprange", "temperature"):
+            if not (value := getattr(self, name)) > 0:
+                yield f"{name} is {value}, expected a number above 0"
+        if not 0 < self.top_p <= 1:
+            yield f"top_p is {self.top_p}, expected a number above 0 and at most 1"
+        if self.fp16:
+            yield "fp16 scales its gradients by a moving factor: use bf16"
+
+
+class Means:
+    """Weighted means by name; sums stay on their device until they are asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float | Tensor] = defaultdict(float)
+        self._weights: dict[str, float] = defaultdict(float)
+
+    def add(self, name: str, total: float | Tensor, weight: float) -> None:
+        """Add to a sum, and to the number of things that the mean is over."""
+        self._sums[name] = self._sums[name] + total
+        self._weights[name] += weight
+
+    def take(self) -> dict[str, float]:
+        """All means, in the order of their first `add`; then begin anew."""
+        means = {name: float(total) / self._weights[name] for name, total in self._sums.items()}
+        self._sums.clear()
+        self._weights.clear()
+        return means
+
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -84,7 +184,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
             optimizers=optimizers,
         )
         self.model_accepts_loss_kwargs = False  # losses are scaled in `scaled` alone
-        self.companions: list[Companion] = []
+        self.companions: list[AuxiliaryModel] = []
         self._rewards = Rewards(sources, processing_class, args.device)
         ends = end_tokens(model, processing_class)
         pad = processing_class.pad_token_id
@@ -248,7 +348,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         """
         mask = whole.samples.completion_mask
         return [
-            replace(take(whole, batch), num_tokens=int(mask[mini_batch].sum()))
+            replace(take_rows(whole, batch), num_tokens=int(mask[mini_batch].sum()))
             for batch, mini_batch in self._batch_rows(len(mask))
         ]
 
@@ -261,8 +361,8 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         args = self.args
         for _ in range(args.num_ppo_epochs):
             order = torch.randperm(num_rows)
-            for mini_batch in split(order, args.mini_batch_size):
-                for batch in split(mini_batch, args.per_device_train_batch_size):
+            for mini_batch in split_rows(order, args.mini_batch_size):
+                for batch in split_rows(mini_batch, args.per_device_train_batch_size):
                     yield batch, mini_batch
 
 

@@ -14,7 +14,7 @@ from math import lcm
 from random import Random
 from typing import Any, Literal
 
-from trimtab.training.evaluation.ends import end_token
+from trimtab.training.addition import end_token
 from trimtab.training.runs.data import Rows, prompt_ids
 from trimtab.training.runs.rewards import Reward
 

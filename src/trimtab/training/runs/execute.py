@@ -31,7 +31,6 @@ from trimtab.training import runtime
 from trimtab.training.folders import complete_checkpoints, last_unfinished, read_json, write_json
 from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
-from trimtab.training.memory import PeakMemory
 from trimtab.training.progress import stage
 from trimtab.training.runs.base_model import count_update, save_weights, saved_dtypes
 from trimtab.training.runs.dotted import differences
@@ -39,6 +38,7 @@ from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask, notes_of
 from trimtab.training.runs.prepare import Run, Stop, build_trainer, follow
 from trimtab.training.runs.samples import SAMPLES, UNFINISHED, sampled_rows
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
+from trimtab.training.runtime import PeakMemory
 from trimtab.words import plural
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
     }
     write_json(run.output / RESULT, result)
     if run.file.track is not None:
-        from trimtab.training.tracker.base_file import base_path
+        from trimtab.training.tracker.file import base_path
 
         base_path(run.output / UPDATES, 0, 1).unlink(missing_ok=True)
     if not run.keeps_checkpoints:

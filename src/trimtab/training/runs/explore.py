@@ -26,12 +26,12 @@ from trimtab.masks.provenance import provenance_of
 from trimtab.outputs import new_folder
 from trimtab.training.folders import last_checkpoint, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
-from trimtab.training.memory import PeakMemory, give_back_unused
 from trimtab.training.progress import note, stage
 from trimtab.training.runs.base_model import load_model_of
 from trimtab.training.runs.prepare import Run, Stop, build_trainer, follow
 from trimtab.training.runs.settings import Settings
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
+from trimtab.training.runtime import PeakMemory, give_back_unused
 from trimtab.words import first_few
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from trimtab.extras import require
 from trimtab.inputs import MAX_CONFIG_BYTES, read_bytes
 from trimtab.results.records import record_of
 from trimtab.training import runtime
-from trimtab.training.rollouts.checked_reward import checked
+from trimtab.training.rollouts.rewards import checked_reward
 from trimtab.training.runs.base_model import loading, refuse_adapter
 from trimtab.training.runtime import INSTALL
 
@@ -125,7 +125,7 @@ def comparison(kind: str, column: str, pattern: str | None) -> Reward:
         record["pattern"] = pattern
     if kind == "math":
         record["math-verify"] = version("math-verify")
-    return Reward(checked(reward, kind), (column,), record, problem_of)
+    return Reward(checked_reward(reward, kind), (column,), record, problem_of)
 
 
 def _no_answer(right: Any) -> str | None:
@@ -221,7 +221,7 @@ def load_function(named: str, folder: Path) -> Reward:
     function = getattr(module, name, None)
     if not callable(function):
         raise SettingsError(f"reward.function: {path} has no function {name}")
-    return Reward(checked(function, name), (), {"function": named, "xxh3_128": digest})
+    return Reward(checked_reward(function, name), (), {"function": named, "xxh3_128": digest})
 
 
 def text_of(completion: Any) -> str:
@@ -256,7 +256,7 @@ def model_reward(named: str, folder: Path) -> Reward:
             f"reward.model: {path} is a {made_for} with {config.num_labels} outputs, expected a "
             "sequence classifier with one (…ForSequenceClassification, num_labels = 1)"
         )
-    return Reward(checked(_LoadedLater(path), "model"), (), {"model": _content_hash(path)})
+    return Reward(checked_reward(_LoadedLater(path), "model"), (), {"model": _content_hash(path)})
 
 
 class _LoadedLater:

@@ -28,12 +28,12 @@ from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.outputs import append
 from trimtab.training.addition import ANSWER_END
-from trimtab.training.memory import give_back_unused
 from trimtab.training.progress import stage
 from trimtab.training.runs.algorithms import Made
 from trimtab.training.runs.data import Rows, prompt_ids
 from trimtab.training.runs.prepare import Run, Stop
 from trimtab.training.runs.settings import SamplesTable
+from trimtab.training.runtime import give_back_unused
 
 if TYPE_CHECKING:
     from rich.progress import Progress

@@ -19,7 +19,7 @@ from trimtab.errors import SettingsError
 from trimtab.extras import require
 from trimtab.training import addition
 from trimtab.training.addition import ANSWER_END, Question, split_questions
-from trimtab.training.rollouts.checked_reward import checked
+from trimtab.training.rollouts.rewards import checked_reward
 from trimtab.training.runs.checking import check_table, unknown_key
 from trimtab.training.runs.data import Rows
 from trimtab.training.runs.rewards import Reward, text_of
@@ -48,7 +48,7 @@ def addition_rows(columns: Sequence[str], seed: int) -> Rows:
 
 def addition_reward() -> Reward:
     """1 for a right completion, 0 for any other."""
-    return Reward(checked(addition.reward, ADDITION), ("answer",), {"task": ADDITION})
+    return Reward(checked_reward(addition.reward, ADDITION), ("answer",), {"task": ADDITION})
 
 
 def _wrong(question: Question, random: Random) -> str:
@@ -140,7 +140,7 @@ def gym_reward(questions: Any, table: DataTable) -> Reward:
 
     assert table.task is not None
     record = {"task": table.task, "reasoning-gym": version("reasoning-gym")}
-    return Reward(checked(reward, table.task), ("item",), record)
+    return Reward(checked_reward(reward, table.task), ("item",), record)
 
 
 def _said(role: str, text: Any, chat: bool) -> Any:

@@ -19,7 +19,7 @@ import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import read_toml
-from trimtab.training.evaluation.engine import evaluate
+from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import (
     Questions,
     file_questions,

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.results.records import made_now
+from trimtab.results.statistics import CONFIDENCE, over_seeds
 from trimtab.training import runtime
-from trimtab.training.evaluation.intervals import CONFIDENCE
 from trimtab.training.runs.dotted import flat
 from trimtab.training.sweeps.cell import MEASURED, Outcome, measured
 from trimtab.training.sweeps.plan import Plan, PlannedCell
-from trimtab.training.sweeps.seeds import over_seeds
 
 __all__ = ["COLUMNS", "FORMAT", "FORMAT_VERSION", "METRICS", "as_csv", "sweep_table"]
 

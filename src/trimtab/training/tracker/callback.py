@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from trimtab.errors import SettingsError
 from trimtab.training.tracker.parts import parse_stored_dtype
-from trimtab.training.tracker.session import KindTotals, Session, Settings
+from trimtab.training.tracker.run import KindTotals, Session, TrackerSettings
 
 __all__ = ["UpdateTracker"]
 
@@ -31,7 +31,7 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
     logs have the last one, under `trimtab/…`. A run that is resumed from one of its checkpoints
     goes on in the same file, and ends as if it had not stopped.
 
-    What counts as moved by the optimizer is in `trimtab.training.tracker.moments`. It is known at
+    What counts as moved by the optimizer is in `trimtab.training.tracker.gradients`. It is known at
     `every=1` only, since a step is compared with the one before.
     """
 
@@ -65,7 +65,7 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
         """
         if every < 1:
             raise SettingsError(f"every is a number of steps from 1 on, not {every}")
-        self._settings = Settings(Path(path), every, parse_stored_dtype(stored_dtype), force)
+        self._settings = TrackerSettings(Path(path), every, parse_stored_dtype(stored_dtype), force)
         self._log_kinds = log_kinds
         self._keep_base = keep_base
         self._session: Session | None = None

@@ -1,4 +1,4 @@
-"""What of a model is counted together, and in which dtype its elements are compared.
+"""What of a model is counted together, by which process, and in which dtype it is compared.
 
 A part is a tensor, or the part of a fused one that has a kind of its own (the rows of q in a fused
 qkv). Of a model that is sharded, each process has parts of its own.
@@ -6,35 +6,179 @@ qkv). Of a model that is sharded, each process has parts of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of, without_wrappers
 from trimtab.elements import step_kernels
-from trimtab.elements.dtypes import DTYPES, DType
-from trimtab.errors import OptimizerError, SettingsError
+from trimtab.elements.dtypes import DTYPES, Bits, DType
+from trimtab.errors import OptimizerError, SettingsError, TrimtabError
 from trimtab.training.layout import Layout
-from trimtab.training.optimizers.refusals import refuse_wrapped_model
-from trimtab.training.optimizers.sharding import as_sharded, box_of, local
+from trimtab.training.optimizers.checks import refuse_wrapped_model
+from trimtab.training.optimizers.distributed import as_sharded, box_of, local
 from trimtab.training.pieces import Piece
-from trimtab.training.tracker.bits import STORED, as_bits
 from trimtab.words import first_few
 
 __all__ = [
+    "CHUNK",
+    "MAGNITUDES",
+    "STORED",
     "ModelPart",
+    "Processes",
+    "as_bits",
+    "buffer",
     "find_parts",
-    "fits",
+    "fitting_dtypes",
     "name_of",
     "parse_stored_dtype",
+    "stored_bits",
     "stored_name",
     "stored_tensors",
     "tracked_parameters",
 ]
+
+CHUNK = 1 << 19
+"""Elements looked at at once: what is read and compared stays in a processor's cache."""
+
+STORED: Mapping[str, torch.dtype] = {
+    "F32": torch.float32,
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+}
+"""Dtypes that are tracked, by their safetensors names."""
+
+MAGNITUDES: Mapping[int, Any] = {
+    1: np.uint8(0xFF),
+    2: np.uint16(0x7FFF),
+    4: np.uint32(0x7FFFFFFF),
+    8: np.uint64(0x7FFFFFFFFFFFFFFF),
+}
+"""Bytes of an element -> its bits that are 0 in +0.0 and -0.0; of one byte, all."""
+
+UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
+
+_local = threading.local()
+
+
+def as_bits(values: Tensor) -> tuple[NDArray[Any], Any]:
+    """Flat values as integers on the CPU, and the bits of these that are 0 where a value is 0."""
+    if values.device.type != "cpu":  # one byte to an element travels faster than two or four
+        values = (values != 0).cpu()
+    if values.dtype == torch.bool:
+        values = values.view(torch.uint8)
+    size = values.element_size()
+    return values.contiguous().view(UNSIGNED[size]).numpy(), MAGNITUDES[size]
+
+
+def stored_bits(elements: Tensor | NDArray[Any], dtype: DType) -> Bits:
+    """Elements rounded to the dtype in which they are stored, as bits, valid until the next call.
+
+    Args:
+        elements: Flat, at most `CHUNK`: a tensor, or the bits of fp32 or of `dtype`.
+        dtype: To round to, to nearest and ties to even.
+    """
+    if isinstance(elements, Tensor):
+        if elements.device.type != "cpu":
+            elements = elements.to(STORED[dtype.name]).cpu()
+        elements = as_bits(elements)[0]
+    if elements.dtype == dtype.bits:
+        return elements
+    if dtype.name == "BF16":
+        out = buffer("now", dtype.bits, elements.size)
+        step_kernels.round_to_bf16(elements, out)
+        return out
+    return dtype.encode(elements.view(np.float32))
+
+
+def buffer(name: str, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
+    """Memory of the calling thread for at most `CHUNK` elements of at most 4 bytes."""
+    kept: NDArray[np.uint8] | None = getattr(_local, name, None)
+    if kept is None:
+        kept = np.empty(4 * CHUNK, np.uint8)
+        setattr(_local, name, kept)
+    return kept[: size * dtype.itemsize].view(dtype)
+
+
+Result = TypeVar("Result")
+
+
+class Processes:
+    """All processes if a parameter is sharded, else the first alone.
+
+    Every method is collective: all processes that take part must call it alike.
+
+    Attributes:
+        takes_part: Whether this process has anything to count.
+        number: Of this process; 0 writes the file.
+        size: How many take part.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor]) -> None:
+        is_initialized = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank = torch.distributed.get_rank() if is_initialized else 0
+        is_sharded = any(as_sharded(parameter) is not None for parameter in parameters)
+        self.takes_part = is_sharded or rank == 0
+        self.number = rank
+        self.size = torch.distributed.get_world_size() if is_sharded else 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the file."""
+        return self.number == 0
+
+    def together(self, action: Callable[[], Result]) -> list[Result]:
+        """Do something in each process, and return the results of all, in each.
+
+        Raises:
+            TrimtabError: It failed in one; raised by all of them.
+        """
+        outcome: Any
+        try:
+            outcome = action()
+        except (TrimtabError, OSError) as error:
+            outcome = error
+            if self.size == 1:
+                raise
+        if self.size == 1:
+            return [outcome]
+        outcomes: list[Any] = [None] * self.size
+        torch.distributed.all_gather_object(outcomes, outcome)
+        for of in outcomes:
+            if isinstance(of, (TrimtabError, OSError)):
+                raise of
+        return outcomes
+
+    def by_first(self, action: Callable[[], Result]) -> Result:
+        """Do something in the first process, and return its result in each.
+
+        Raises:
+            TrimtabError: It failed; raised by all of them.
+        """
+        return self.together(lambda: action() if self.is_first else None)[0]  # type: ignore[return-value]
+
+    def to_first(self, value: Result) -> list[Result]:
+        """The values of all processes in the first; nothing in the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_first else None
+        torch.distributed.gather_object(value, values)
+        return values or []
+
+    def from_first(self, values: Sequence[Result]) -> Result:
+        """The value that the first process has for this one."""
+        if self.size == 1:
+            return values[0]
+        received: list[Any] = [None]
+        torch.distributed.scatter_object_list(received, list(values) if self.is_first else None)
+        return received[0]
 
 
 @dataclass(frozen=True)
@@ -98,7 +242,7 @@ def tracked_parameters(model: Any) -> dict[str, Tensor]:
     return parameters
 
 
-def fits(parameters: Mapping[str, Tensor]) -> set[str]:
+def fitting_dtypes(parameters: Mapping[str, Tensor]) -> set[str]:
     """Which 16-bit dtypes hold all fp32 weights of this process without loss.
 
     A base that was stored in 16 bits is often loaded as fp32; then its weights tell.

@@ -1,0 +1,383 @@
+"""The result of an evaluation: what models answered to the same questions, and what they forgot.
+
+An `Evaluation` is complete in itself: tables and reports are drawn from it, or from its JSON, and
+no model is needed. What is kept are answers and sums; accuracies, intervals and differences are
+derived from them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, TypedDict
+
+from trimtab.results.answers import Answers, Forgetting, answers_difference
+from trimtab.results.records import CheckpointRecord
+from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
+from trimtab.results.statistics import CONFIDENCE, normal_interval
+from trimtab.words import one_line
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "AskedQuestions",
+    "EvaluatedModel",
+    "Evaluation",
+    "MajorityBaseline",
+    "majority_baseline",
+]
+
+
+@dataclass(frozen=True)
+class MajorityBaseline:
+    """The best that any constant answer scores on some questions.
+
+    Attributes:
+        answer: The most frequent right answer; the smallest among equals.
+        num_correct: Questions that it answers.
+        num_questions: All questions.
+    """
+
+    answer: Any
+    num_correct: int
+    num_questions: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the questions that the constant answers."""
+        return self.num_correct / self.num_questions
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**self.__dict__, "accuracy": self.accuracy}
+
+
+def majority_baseline(answers: Iterable[Any]) -> MajorityBaseline:
+    """The best constant answer, chosen with knowledge of the questions themselves.
+
+    Args:
+        answers: The right answer of each question; answers count as equal if they are written
+            alike, though a verifier may accept several ways of writing.
+
+    Raises:
+        ValueError: There are no questions.
+    """
+    counts = Counter(answers)
+    if not counts:
+        raise ValueError("no questions")
+    answer = min(counts, key=lambda value: (-counts[value], value))
+    return MajorityBaseline(answer, counts[answer], counts.total())
+
+
+FORMAT = "trimtab.evaluation"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+
+@dataclass(frozen=True)
+class AskedQuestions:
+    """What the models were asked.
+
+    Attributes:
+        prompts: Texts, or lists of messages.
+        answers: The right answer of each, as written; None where there is no single one.
+        levels: The level of each; None if the questions have none.
+        by: What the levels are.
+        record: Where they come from, how answers were drawn and judged.
+    """
+
+    READ_AS: ClassVar[type]
+
+    prompts: tuple[Any, ...]
+    answers: tuple[Any, ...]
+    levels: tuple[Any, ...] | None
+    by: str | None
+    record: Mapping[str, Any]
+
+    __repr__ = one_line
+
+    def places_by_level(self) -> dict[Any, list[int]]:
+        """Level -> places of its questions; numbers in their order, then texts in theirs."""
+        groups: dict[Any, list[int]] = {}
+        for place, level in enumerate(self.levels or ()):
+            groups.setdefault(level, []).append(place)
+        return dict(sorted(groups.items(), key=lambda item: _level_order(item[0])))
+
+    def baseline(self, places: Sequence[int] | None = None) -> dict[str, Any] | None:
+        """What the best constant answer scores; None where a question has no single answer."""
+        chosen = self.answers if places is None else [self.answers[place] for place in places]
+        if any(answer is None for answer in chosen):
+            return None
+        return majority_baseline(chosen).to_dict()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        levels = self.levels or (None,) * len(self.prompts)
+        rows = zip(self.prompts, self.answers, levels, strict=True)
+        return {
+            "num_questions": len(self.prompts),
+            "by": self.by,
+            "majority_baseline": self.baseline(),
+            "record": dict(self.record),
+            "rows": [dict(zip(("prompt", "answer", "level"), row, strict=True)) for row in rows],
+        }
+
+
+class _Message(TypedDict):
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A row of the JSON."""
+
+    prompt: str | list[Annotated[Mapping[str, Any], Like(_Message, is_open=True)]]
+    answer: Any
+    level: str | float | None
+
+
+class _Record(TypedDict):
+    source: str
+    num_seen: Count
+    max_completion_length: Count
+
+
+@dataclass(frozen=True)
+class _Questions:
+    """Questions as the JSON has them."""
+
+    PLAIN: ClassVar = (
+        *("num_questions=_derived", "by", "majority_baseline=_derived", "record", "rows"),
+    )
+
+    by: str | None
+    record: Annotated[Mapping[str, Any], Like(_Record, is_open=True)]
+    rows: tuple[_Question, ...]
+
+    def problems(self) -> Iterator[str]:
+        """What cannot have been asked."""
+        if not self.rows:
+            yield "it has no rows"
+        if self.by is not None and any(row.level is None for row in self.rows):
+            yield f"a question has no level, and by is {self.by[:40]!a}"
+
+    def made(self) -> AskedQuestions:
+        """The questions by column."""
+        return AskedQuestions(
+            prompts=tuple(row.prompt for row in self.rows),
+            answers=tuple(row.answer for row in self.rows),
+            levels=None if self.by is None else tuple(row.level for row in self.rows),
+            by=self.by,
+            record=self.record,
+        )
+
+
+AskedQuestions.READ_AS = _Questions
+
+
+def _level_order(level: Any) -> tuple[bool, Any]:
+    return (isinstance(level, str), level)
+
+
+class Metric(TypedDict):
+    """A figure of lm-evaluation-harness."""
+
+    value: float
+    standard_error: float | None
+
+
+class Suite(TypedDict):
+    """What a task of it gave."""
+
+    metrics: Mapping[str, Annotated[Mapping[str, Any], Like(Metric, is_open=True)]]
+
+
+class Settings(TypedDict):
+    """How models were asked."""
+
+    dtype: str
+    seed: int
+    batch_size: Count
+    num_samples: Count
+    temperature: float | None
+
+
+class Text(TypedDict):
+    """What they read."""
+
+    source: str
+
+
+@dataclass(frozen=True)
+class EvaluatedModel:
+    """One model, and what was found of it.
+
+    Attributes:
+        record: The checkpoint; its id is what it is called.
+        answers: To the questions, if any were asked.
+        forgetting: Against the base, if there was one and this is another.
+        suites: Task of lm-evaluation-harness -> its metrics, if any were run.
+    """
+
+    PLAIN: ClassVar = ("checkpoint=record", "answers", "difference=_of_two", "forgetting", "suites")
+    _of_two: ClassVar = None  # the evaluation says it of a model and the first one
+
+    record: CheckpointRecord
+    answers: Answers | None = None
+    forgetting: Forgetting | None = None
+    suites: Mapping[str, Annotated[Mapping[str, Any], Like(Suite, is_open=True)]] | None = None
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            self.record.id
+            + (
+                f": {self.answers.num_greedy_correct} of {self.answers.num_questions} right"
+                if self.answers
+                else ""
+            ),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Models beside each other: the first is what the others are set against.
+
+    Attributes:
+        models: In the order given; the base, if there is one, comes first.
+        questions: What they were asked; None if nothing.
+        text: What the forgetting probe read; None if there was none.
+        settings: Seed, batch size and the like.
+        provenance: trimtab version, command, date, device, versions.
+    """
+
+    PLAIN: ClassVar = (
+        *("provenance", "settings", "confidence=_confidence", "questions", "text"),
+        *("models", "by_level=_by_level"),
+    )
+    _confidence: ClassVar = CONFIDENCE
+
+    models: tuple[EvaluatedModel, ...]
+    questions: AskedQuestions | None
+    text: Annotated[Mapping[str, Any], Like(Text, is_open=True)] | None
+    settings: Annotated[Mapping[str, Any], Like(Settings, is_open=True)]
+    provenance: Provenance = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            ", ".join(repr(model).removeprefix("EvaluatedModel(")[:-1] for model in self.models),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def plain_models(self) -> list[dict[str, Any]]:
+        """The models, each with its difference from the first, and the intervals of suites."""
+        return [
+            to_plain(model)
+            | {"difference": self._difference(model)}
+            | {"suites": None if model.suites is None else _with_intervals(model.suites)}
+            for model in self.models
+        ]
+
+    def _difference(
+        self, model: EvaluatedModel, places: Sequence[int] | None = None
+    ) -> dict[str, Any] | None:
+        """Of a model from the first one; None for the first itself."""
+        first, second = self.models[0].answers, model.answers
+        if model is self.models[0] or first is None or second is None:
+            return None
+        if places is None:
+            return answers_difference(first, second)
+        return answers_difference(first.of(places), second.of(places))
+
+    def _by_level(self) -> list[dict[str, Any]] | None:
+        if self.questions is None or self.questions.by is None:
+            return None
+        return [
+            {
+                "level": level,
+                "num_questions": len(places),
+                "majority_baseline": self.questions.baseline(places),
+                "models": [
+                    {
+                        "id": model.record.id,
+                        **({} if model.answers is None else model.answers.of(places).figures()),
+                        "difference": self._difference(model, places),
+                    }
+                    for model in self.models
+                ],
+            }
+            for level, places in self.questions.places_by_level().items()
+        ]
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
+        """The inverse of `to_dict`; figures are computed anew.
+
+        Raises:
+            ResultFormatError: The data is no evaluation, of another version, or damaged.
+        """
+        return from_plain(
+            cls,
+            data,
+            what="evaluation",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab evaluate",
+            derives=True,
+        )
+
+    def problems(self) -> Iterator[str]:
+        """What `evaluate` does not make."""
+        if not self.models:
+            yield "it is of no model"
+            return
+        first, *others = self.models
+        if len({model.record.id for model in self.models}) < len(self.models):
+            yield "two models have one name"
+        asked = None if self.questions is None else len(self.questions.prompts)
+        for model in self.models:
+            name, answers = ascii(model.record.id[:100]), model.answers
+            answered = None if answers is None else answers.num_questions
+            if answered != asked:
+                yield f"{name} answered {answered} of {asked} questions"
+            elif answers is not None and answers.num_samples != self.settings["num_samples"]:
+                yield f"{name} has {answers.num_samples} samples of each question"
+            if _metrics(model) != _metrics(first):
+                yield f"{name} was given other suites"
+        has_read = [model.forgetting is not None for model in others]
+        if first.forgetting is not None or has_read != [self.text is not None] * len(others):
+            yield "not all models but the base were read beside it"
+        if self.text is not None and not others:
+            yield "it has a text, and no model beside the base"
+
+
+def _metrics(model: EvaluatedModel) -> list[tuple[str, str]] | None:
+    """Task and name of each metric."""
+    if model.suites is None:
+        return None
+    return [(task, name) for task, told in model.suites.items() for name in told["metrics"]]
+
+
+def _with_intervals(suites: Mapping[str, Any]) -> dict[str, Any]:
+    """Suites whose metrics have an interval, where the suite tells a standard error."""
+
+    def interval(metric: Mapping[str, Any]) -> list[float] | None:
+        error = metric["standard_error"]
+        return None if error is None else list(normal_interval(metric["value"], error))
+
+    return {
+        task: {
+            **told,
+            "metrics": {
+                name: {**metric, "interval": interval(metric)}
+                for name, metric in told["metrics"].items()
+            },
+        }
+        for task, told in suites.items()
+    }

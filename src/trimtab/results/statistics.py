@@ -1,0 +1,196 @@
+"""How sure a figure is: intervals of 95 % of accuracies, differences and means, an exact test.
+
+Questions are the independent units of an accuracy. Several samples of one question are not
+independent, so what is averaged over samples is a mean of one share for each question, with a
+standard error over questions. Two models are asked the same questions, so a difference is one of
+pairs: that is sharper than two intervals beside each other. Seeds of one arm have a mean with a
+t-interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import atan, comb, cos, inf, pi, sin, sqrt
+from statistics import NormalDist, fmean, stdev
+from typing import Any, NamedTuple
+
+__all__ = [
+    "CONFIDENCE",
+    "Interval",
+    "clustered_interval",
+    "mcnemar",
+    "mean_interval",
+    "normal_interval",
+    "over_seeds",
+    "paired_interval",
+    "standard_error",
+    "student_t",
+    "wilson",
+]
+
+CONFIDENCE = 0.95
+"""Of every interval."""
+
+_Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+
+
+class Interval(NamedTuple):
+    """Two ends, both inclusive."""
+
+    low: float
+    high: float
+
+
+def wilson(share: float, num: float) -> Interval:
+    """The score interval of a share of independent trials.
+
+    Args:
+        share: Of successes.
+        num: Trials, above 0; not whole where it is an effective number.
+
+    Source:
+        Wilson 1927, J. Am. Stat. Assoc. 22(158). The shares p with |share - p| <= z sqrt(p(1-p)/n).
+    """
+    centre = share + _Z**2 / (2 * num)
+    half = _Z * sqrt(share * (1 - share) / num + _Z**2 / (4 * num**2))
+    scale = 1 + _Z**2 / num
+    # Rounding must not lead the ends past 0, 1 or the share itself.
+    low, high = (centre - half) / scale, (centre + half) / scale
+    return Interval(max(0.0, min(low, share)), min(1.0, max(high, share)))
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Standard error of the mean of independent values; None for fewer than two.
+
+    With one share for each question it is the standard error clustered by question.
+
+    Source:
+        Miller 2024 (arXiv 2411.00640), on clustered standard errors; each cluster is as large here.
+    """
+    return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
+
+
+def clustered_interval(shares: Sequence[float], num_samples: int) -> Interval:
+    """Interval of the mean of shares of right samples, one share for each question.
+
+    Wilson's, with the number of independent samples that would have the clustered standard error.
+    That is at most the number of samples; and the number of questions where all samples are right
+    or all are wrong, which tells nothing of how they vary.
+
+    Args:
+        shares: Of each question; at least one.
+        num_samples: Samples of each question.
+
+    Source:
+        Franco, Little, Louis and Slud 2019, J. Surv. Stat. Methodol. 7(3), who recommend Wilson's
+        with the effective sample size. The two bounds are ours.
+    """
+    share, error = fmean(shares), standard_error(shares)
+    num = float(len(shares))
+    if error is not None and 0 < share < 1:
+        most = num * num_samples
+        num = most if error == 0 else min(most, share * (1 - share) / error**2)
+    return wilson(share, num)
+
+
+def mean_interval(values: Sequence[float], low: float, high: float) -> Interval | None:
+    """Interval of a mean by the normal distribution, cut at bounds; None for fewer than two.
+
+    Args:
+        values: Independent.
+        low: The least that the mean can be.
+        high: The most.
+    """
+    error = standard_error(values)
+    return None if error is None else normal_interval(fmean(values), error, low, high)
+
+
+def normal_interval(value: float, error: float, low: float = -inf, high: float = inf) -> Interval:
+    """Interval of an estimate with a standard error by the normal distribution, cut at bounds."""
+    return Interval(max(low, value - _Z * error), min(high, value + _Z * error))
+
+
+def mcnemar(num_gained: int, num_lost: int) -> float:
+    """Two-sided p-value of the exact test that gains and losses are equally likely.
+
+    Args:
+        num_gained: Questions that only the second model answers.
+        num_lost: Questions that only the first one answers.
+
+    Source:
+        McNemar 1947, Psychometrika 12(2), with the binomial distribution in place of chi-squared.
+    """
+    num, fewer = num_gained + num_lost, min(num_gained, num_lost)
+    tail = sum(comb(num, k) for k in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**num)
+
+
+def paired_interval(num_gained: int, num_lost: int, num: int) -> Interval:
+    """Interval of the difference of two accuracies on the same questions, second minus first.
+
+    Args:
+        num_gained: Questions that only the second model answers.
+        num_lost: Questions that only the first one answers.
+        num: All questions.
+
+    Source:
+        Bonett and Price 2012, J. Educ. Behav. Stat. 37(4): Wald's, with one more gain and one more
+        loss.
+    """
+    gained, lost = (num_gained + 1) / (num + 2), (num_lost + 1) / (num + 2)
+    centre = gained - lost
+    half = _Z * sqrt((gained + lost - centre**2) / (num + 2))
+    return Interval(max(-1.0, centre - half), min(1.0, centre + half))
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Mean of some values with its t-interval, which supposes them normally distributed.
+
+    Args:
+        values: One for each seed, at least one.
+
+    Returns:
+        `n`, `mean`, `low` and `high` (null for one value, of which nothing is known), `least` and
+        `most`.
+    """
+    num, mean = len(values), fmean(values)
+    half = None
+    if num > 1:
+        half = student_t(num - 1) * stdev(values) / sqrt(num)
+    return {
+        "n": num,
+        "mean": mean,
+        "low": None if half is None else mean - half,
+        "high": None if half is None else mean + half,
+        "least": min(values),
+        "most": max(values),
+    }
+
+
+def student_t(degrees: int) -> float:
+    """How many standard errors of a mean its interval reaches to either side.
+
+    Args:
+        degrees: Degrees of freedom, at least 1.
+
+    Source:
+        The two-sided probability A(t | degrees) as a finite sum: Abramowitz and Stegun 1964,
+        26.7.3 and 26.7.4. It grows with t, so it is inverted by bisection.
+    """
+    low, high = 0.0, 20.0  # the largest, of one degree, is 12.7
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if _within(middle, degrees) < CONFIDENCE else (low, middle)
+    return high
+
+
+def _within(t: float, degrees: int) -> float:
+    """Probability that |T| <= t."""
+    angle = atan(t / sqrt(degrees))
+    squared = cos(angle) ** 2
+    odd = degrees % 2
+    term = total = cos(angle) if odd and degrees > 1 else float(not odd)
+    for k in range(2 + odd, degrees - 1, 2):
+        term *= squared * (k - 1) / k
+        total += term
+    return 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total

@@ -1,0 +1,261 @@
+"""Evaluate models side by side: `evaluate` checks everything, then loads one model after the other.
+
+All models compute in one dtype, so that what differs between them is not arithmetic. While there is
+a text to read, the base stays loaded beside the model under way; otherwise there is one at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from trimtab.errors import SettingsError, TrimtabError
+from trimtab.results.answers import Answers
+from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation
+from trimtab.results.records import made_now
+from trimtab.training import runtime
+from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
+from trimtab.training.evaluation.forgetting import (
+    PASSAGE,
+    NeutralText,
+    passage_length,
+    pieces,
+    probe,
+    read_text,
+)
+from trimtab.training.evaluation.questions import Questions
+from trimtab.training.evaluation.suites import Suites
+from trimtab.training.progress import Stage, progress_bars, stage
+from trimtab.training.runs.base_model import BaseModel, open_base
+from trimtab.training.runtime import give_back_unused
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+__all__ = ["evaluate"]
+
+
+def evaluate(
+    models: Sequence[str],
+    *,
+    base: str | None = None,
+    questions: Questions | None = None,
+    num_samples: int = 0,
+    temperature: float = 1.0,
+    text: Path | None = None,
+    suites: Suites | None = None,
+    dtype: Literal["bf16", "fp32"] | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask models questions, and measure what they forgot of a base.
+
+    Args:
+        models: Folders, or hub ids with an optional `@revision`.
+        base: What they were tuned from. It is evaluated like them, before them, and all of them
+            read a text beside it.
+        questions: What to ask; None for nothing.
+        num_samples: Completions sampled for each question, beside the greedy one.
+        temperature: Of the sampling.
+        text: What is read beside the base; None for trimtab's own neutral text.
+        suites: Tasks of lm-evaluation-harness to run.
+        dtype: Of weights and arithmetic; None for bf16 if all models are stored in it, else fp32.
+        batch_size: Completions generated at a time.
+        seed: Of the sampling.
+        progress: A running display to add lines to; by default an own one on stderr.
+
+    Raises:
+        SettingsError: There is nothing to evaluate, or settings that cannot be used.
+        CheckpointError: A model cannot be used.
+        MissingExtraError: A package is missing.
+    """
+    runtime.start(offline=False)
+    names = [*([] if base is None else [base]), *models]
+    problems = list(_problems(num_samples, temperature, batch_size, seed))
+    if not models:
+        problems.append("no models to evaluate")
+    if questions is None and base is None and suites is None:
+        problems.append(
+            "nothing to evaluate: give questions, suites, or a base to set models against"
+        )
+    if text is not None and base is None:
+        problems.append(f"{text} is read beside a base: give one")
+    if problems:
+        raise SettingsError("; ".join(problems))
+    if suites is not None:
+        suites.check()
+    read = None if base is None else read_text(text)
+    opened = _opened(names, questions)
+    passages = None if read is None else _passages(opened, read)
+    stored = {model.training_dtype(None) for model in opened}
+    work = _Work(
+        dtype or ("bf16" if stored == {"bf16"} else "fp32"),
+        questions,
+        num_samples,
+        temperature,
+        suites,
+        batch_size,
+        seed,
+    )
+    with ExitStack() as stack:
+        bars = progress or stack.enter_context(progress_bars())
+        stack.enter_context(runtime.quiet())
+        evaluated = work.through(opened, passages, bars)
+    return Evaluation(
+        models=tuple(evaluated),
+        questions=None if questions is None else _asked(questions),
+        text=None if read is None else {**read.describe(), "max_passage_tokens": PASSAGE},
+        settings={
+            "dtype": work.dtype,
+            "seed": seed,
+            "batch_size": batch_size,
+            "num_samples": num_samples,
+            "temperature": temperature if num_samples else None,
+        },
+        provenance=made_now(
+            device=runtime.device(runtime.accelerator()), versions=runtime.versions()
+        ),
+    )
+
+
+def _problems(num_samples: int, temperature: float, batch_size: int, seed: int) -> Iterator[str]:
+    if num_samples < 0:
+        yield f"num_samples is {num_samples}, expected 0 or more"
+    if not 0 < temperature < inf:
+        yield f"temperature is {temperature}, expected a number above 0"
+    if batch_size < 1:
+        yield f"batch_size is {batch_size}, expected at least 1"
+    if not 0 <= seed < 2**32:
+        yield f"seed is {seed}, expected 0 to 2**32 - 1"
+
+
+def _opened(names: Sequence[str], questions: Questions | None) -> list[BaseModel]:
+    """The models, hashed and checked against the questions; all problems at once."""
+    opened: list[BaseModel] = []
+    errors: list[TrimtabError] = []
+    for name in names:
+        try:
+            model = open_base(name, Path())
+            opened.append(model)
+            if questions is not None:
+                questions.check(model)
+        except TrimtabError as error:
+            errors.append(error)
+    ids = [model.record.id for model in opened]
+    if twice := sorted({name for name in ids if ids.count(name) > 1}):
+        errors.append(SettingsError(f"given twice: {', '.join(twice)}"))
+    _raise(errors)
+    return opened
+
+
+def _passages(opened: Sequence[BaseModel], text: NeutralText) -> list[list[int]]:
+    """The text as tokens, which must be those of every model."""
+    from transformers import AutoConfig
+
+    configs = [AutoConfig.from_pretrained(model.folder).get_text_config() for model in opened]
+    length = min(passage_length(model.folder) for model in opened)
+    base, *others = opened
+    passages = pieces(load_tokenizer(base.folder), text, length)
+    errors: list[TrimtabError] = []
+    for model, config in zip(others, configs[1:], strict=True):
+        if config.vocab_size != configs[0].vocab_size:
+            errors.append(
+                SettingsError(
+                    f"{model.record.id} has a vocabulary of {config.vocab_size:,} tokens and the "
+                    f"base one of {configs[0].vocab_size:,}: their predictions cannot be compared"
+                )
+            )
+        elif pieces(load_tokenizer(model.folder), text, length) != passages:
+            errors.append(
+                SettingsError(
+                    f"{model.record.id} writes the text in other tokens than the base: their "
+                    "predictions cannot be compared"
+                )
+            )
+    _raise(errors)
+    return passages
+
+
+def _raise(errors: Sequence[TrimtabError]) -> None:
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        raise SettingsError("; ".join(dict.fromkeys(map(str, errors))))
+
+
+def _asked(questions: Questions) -> AskedQuestions:
+    return AskedQuestions(
+        questions.prompts,
+        questions.answers,
+        questions.levels,
+        questions.by,
+        questions.describe(),
+    )
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is done with every model."""
+
+    dtype: str
+    questions: Questions | None
+    num_samples: int
+    temperature: float
+    suites: Suites | None
+    batch_size: int
+    seed: int
+
+    def through(
+        self, opened: Sequence[BaseModel], passages: list[list[int]] | None, bars: Progress
+    ) -> list[EvaluatedModel]:
+        """Evaluate one model after the other; with passages, the first is the base."""
+        base = None
+        done = []
+        for number, of in enumerate(opened):
+            label = Path(of.record.id).name
+            model = load_model(of, self.dtype, runtime.accelerator())
+            tokenizer = load_tokenizer(of.folder)
+            answers = self._answers(model, tokenizer, label, bars)
+            forgetting = suites = None
+            if base is not None and passages is not None:
+                with stage(bars, f"{label}: text") as line:
+                    forgetting = probe(base, model, passages, _follower(line))
+            if self.suites is not None:
+                with stage(bars, f"{label}: suites"):
+                    suites = self.suites.run(
+                        model, tokenizer, batch_size=self.batch_size, seed=self.seed
+                    )
+            done.append(EvaluatedModel(of.record, answers, forgetting, suites))
+            if number == 0 and passages is not None:
+                base = model
+            del model
+            give_back_unused()
+        return done
+
+    def _answers(self, model: Any, tokenizer: Any, label: str, bars: Progress) -> Answers | None:
+        if self.questions is None:
+            return None
+        with stage(bars, f"{label}: questions") as line:
+            return ask(
+                model,
+                tokenizer,
+                self.questions,
+                seed=self.seed,
+                num_samples=self.num_samples,
+                temperature=self.temperature,
+                batch_size=self.batch_size,
+                progress=_follower(line),
+            )
+
+
+def _follower(line: Stage) -> Callable[[int, int], None]:
+    def follow(done: int, total: int) -> None:
+        line.expect(total)
+        line.step(done, {})
+
+    return follow

@@ -1,0 +1,465 @@
+"""`robustness`: perturb a model inside a mask and elsewhere, and see what it still knows.
+
+The model stays in memory and is perturbed in place: one condition after the other, each undone
+before the next. What it says unperturbed is kept, and all that is measured is set against that.
+
+Finished cells can be kept in a file, so that an interrupted probe can be resumed. Its first line
+says what is probed with what, and where it computes: a cell is taken from the file only where all
+of that is the same, since only then is it what would be measured again. Every other line is a cell,
+on disk before the next one begins; a line that was cut short is measured again. A file that does
+not begin so is somebody else's, and is refused as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby, product
+from math import isfinite
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import xxhash
+
+from trimtab.checkpoints import open_checkpoint
+from trimtab.errors import (
+    AnalysisError,
+    MaskError,
+    MaskMismatchError,
+    OutputExistsError,
+    ResultFormatError,
+)
+from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
+from trimtab.masks import Mask
+from trimtab.masks.identity.result import mask_record
+from trimtab.outputs import append, lock, new_file
+from trimtab.results.records import made_now
+from trimtab.results.schema import from_plain
+from trimtab.training import runtime
+from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
+from trimtab.training.evaluation.forgetting import (
+    next_logits,
+    passage_length,
+    pieces,
+    read_text,
+    sums_of,
+)
+from trimtab.training.evaluation.questions import Questions
+from trimtab.training.perturbation.noise import (
+    ARMS,
+    NOISES,
+    Arm,
+    arms_of,
+    fingerprint,
+    level_problem,
+    perturbed,
+)
+from trimtab.training.perturbation.result import Cell, Robustness
+from trimtab.training.progress import progress_bars, stage
+from trimtab.training.runs.base_model import BaseModel, open_base
+from trimtab.training.runs.dotted import differences
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+    from torch import Tensor
+
+__all__ = ["DEFAULT_LEVELS", "Key", "Unfinished", "held", "key_of", "robustness"]
+
+FORMAT = "trimtab.robustness.unfinished"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+Key: TypeAlias = tuple[int, str, float, str]
+"""Seed, noise, level and arm of a cell."""
+
+
+def key_of(cell: Cell) -> Key:
+    """Which cell it is."""
+    return cell.seed, cell.noise, cell.level, cell.arm
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """Keep other processes from the file of a probe while the block runs.
+
+    Raises:
+        OutputExistsError: Another one has it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock(path.with_name(f".{path.name}.lock")) as mine:
+        if not mine:
+            raise OutputExistsError(f"{path}: another process is at this probe: wait for it to end")
+        yield
+
+
+class Unfinished:
+    """The cells of a probe that are finished.
+
+    Attributes:
+        cells: By key.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        probed: Mapping[str, Any],
+        wanted: Iterable[Key],
+        num_questions: int | None,
+    ) -> None:
+        """Begin, or go on with what an earlier call left.
+
+        Args:
+            path: Where the cells are kept; None to keep them in memory alone.
+            probed: What is probed, with what and where; plain data.
+            wanted: The cells that there will be.
+            num_questions: Asked of each; None if none are.
+
+        Raises:
+            OutputExistsError: The file is of another probe.
+            ResultFormatError: It is no such file, or a damaged one.
+        """
+        self.cells: dict[Key, Cell] = {}
+        self._path = path
+        if path is None:
+            return
+        opening = {"format": FORMAT, "format_version": FORMAT_VERSION, **probed}
+        first = _line(opening)
+        is_ours = _is_ours(path)
+        content = read_bytes(path, ResultFormatError, limit=MAX_RESULT_BYTES) if is_ours else b""
+        if first.startswith(content):  # also what is left of a first line that was cut short
+            with new_file(path, force=True) as file:
+                file.write(first)
+            return
+        end = content.rfind(b"\n") + 1
+        lines = content[:end].splitlines()
+        self.cells = _read(path, lines, json.loads(first), num_questions)
+        if self.cells.keys() - set(wanted):
+            raise _damaged(path, "cells that this probe does not have")
+        os.truncate(path, end)
+
+    def add(self, cell: Cell) -> None:
+        """Keep a finished cell."""
+        self.cells[key_of(cell)] = cell
+        if self._path is not None:
+            append(self._path, _line(cell.__dict__), syncs=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether there is a file, and one that a probe began.
+
+    Raises:
+        OutputExistsError: It is somebody else's.
+    """
+    ours = json.dumps({"format": FORMAT})[:-1].encode()
+    if not os.path.lexists(path):
+        return False
+    with open_regular(path, OutputExistsError) as file:
+        begin = file.read(len(ours))
+    if not ours.startswith(begin):
+        raise OutputExistsError(
+            f"{path} is in the way: finished cells are kept there until the result is written, and "
+            "this is no such file: move it, or give -o another name"
+        )
+    return True
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row).encode() + b"\n"
+
+
+def _read(
+    path: Path, lines: list[bytes], opening: dict[str, Any], num_questions: int | None
+) -> dict[Key, Cell]:
+    try:
+        found, *rows = map(json.loads, lines)
+        differ = differences(found, opening)
+        cells = [] if differ else [from_plain(Cell, row, what="cell") for row in rows]
+        for cell in cells:
+            if problems := list(cell.problems_with(num_questions)):
+                raise ValueError(problems[0])
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _damaged(path, repr(error)) from None
+    if differ:
+        raise OutputExistsError(
+            f"{path} holds the finished part of a probe with {', '.join(differ)}: use the same to "
+            "go on, or delete the file to begin anew"
+        )
+    return {key_of(cell): cell for cell in cells}
+
+
+def _damaged(path: Path, why: str) -> ResultFormatError:
+    return ResultFormatError(
+        f"{path}: not the finished part of a probe, or a damaged one ({why}): delete the file to "
+        "begin anew"
+    )
+
+
+DEFAULT_LEVELS = (0.1, 0.3, 1.0)
+
+
+def robustness(
+    checkpoint: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str],
+    mask: Mask | str | os.PathLike[str],
+    questions: Questions | None = None,
+    noises: Sequence[str] = tuple(NOISES),
+    levels: Sequence[float] = DEFAULT_LEVELS,
+    num_seeds: int = 3,
+    seed: int = 0,
+    text: Path | None = None,
+    num_passages: int | None = None,
+    batch_size: int = 32,
+    unfinished: Path | None = None,
+    progress: Progress | None = None,
+) -> Robustness:
+    """Ask whether a subnetwork is more fragile than other sets of its size.
+
+    Every noise and level is applied to the elements of the mask, to as many outside it, to as many
+    at random, and to as many that match them in magnitude: `trimtab.training.perturbation.noise`
+    describes sets and noises. Weights are perturbed in the dtype in which they are stored (fp16 in
+    fp32).
+
+    Args:
+        checkpoint: The model to perturb, as a rule what the mask was extracted from.
+        base: What the mask was made against; its weights say which elements have one magnitude.
+        mask: The mask, or its file.
+        questions: Asked greedily of every perturbed model; None for no questions.
+        noises: Keys of `NOISES`.
+        levels: Of every noise.
+        num_seeds: How often sets and noise are drawn anew.
+        seed: The first of the seeds, which follow each other.
+        text: Read by the perturbed and the unperturbed model; None for trimtab's neutral text.
+        num_passages: The first so many of its passages; None for all.
+        batch_size: Answers generated at a time.
+        unfinished: Keep what is finished in this file, and go on with what an earlier call left
+            there; delete it once the result is saved. None to keep nothing.
+        progress: A running display to add lines to; by default an own one on stderr.
+
+    Raises:
+        AnalysisError: Settings that cannot be used, or noise that leaves nothing finite.
+        CheckpointError: A model cannot be used.
+        MaskError: The mask selects nothing, or no file of one.
+        MaskMismatchError: The mask is of another model, or was made against another base.
+        OutputExistsError: The file of what is finished is of another probe.
+        ResultFormatError: It is damaged, or no such file.
+        SettingsError: The text or the questions cannot be used.
+        MissingExtraError: A package is missing.
+    """
+    runtime.start(offline=False)
+    if problems := list(_problems(noises, levels, num_seeds, seed, num_passages, batch_size)):
+        raise AnalysisError("; ".join(problems))
+    mask_id = None if isinstance(mask, Mask) else os.fspath(mask)
+    mask = mask if isinstance(mask, Mask) else Mask.load(mask)
+    tuned, origin = open_base(os.fspath(checkpoint), Path()), open_base(os.fspath(base), Path())
+    mask = _fitted(mask, origin, tuned)
+    digests = {name: of.digest for name, of in origin.tensors.items()}
+    if questions is not None:
+        questions.check(tuned)
+    read = read_text(text)
+    tokenizer = load_tokenizer(tuned.folder)
+    length = passage_length(tuned.folder)
+    passages = pieces(tokenizer, read, length)[:num_passages]
+    dtype, seeds = tuned.training_dtype(None), range(seed, seed + num_seeds)
+    settings = {
+        "noises": list(noises),
+        "levels": list(levels),
+        "seeds": list(seeds),
+        "dtype": dtype,
+        "batch_size": batch_size,
+    }
+    asked = None if questions is None else {"num_questions": len(questions), **questions.describe()}
+    told = {
+        **read.describe(),
+        "num_passages": len(passages),
+        "num_tokens": sum(len(ids) - 1 for ids in passages),
+        "max_passage_tokens": length,
+    }
+    where = {"device": runtime.device(runtime.accelerator()), "versions": runtime.versions()}
+    probed = {
+        "checkpoint": tuned.record.content_hash,
+        "base": origin.record.content_hash,
+        "mask": mask.digest,
+        "questions": asked,
+        "text": told,
+        "tokens": xxhash.xxh3_128_hexdigest(json.dumps(passages).encode()),
+        "settings": settings,
+        **where,
+    }
+    keys = list(product(seeds, noises, levels, ARMS))
+    with ExitStack() as stack:
+        if unfinished is not None:
+            stack.enter_context(held(unfinished))
+        num_questions = None if questions is None else len(questions)
+        finished = Unfinished(unfinished, probed, keys, num_questions)
+        bars = progress or stack.enter_context(progress_bars())
+        stack.enter_context(runtime.quiet())
+        opened = stack.enter_context(open_checkpoint(origin.folder))
+        subject = _Subject.load(tuned, tokenizer, dtype, questions, passages, batch_size)
+        line = stack.enter_context(stage(bars, "robustness", len(keys)))
+        left = [key for key in keys if key not in finished.cells]
+        line.step(len(finished.cells), {})
+        for number, of_seed in groupby(left, key=itemgetter(0)):
+            arms = arms_of(mask, opened, number)
+            for _, noise, level, arm in of_seed:
+                finished.add(subject.cell(arms[arm], noise, level, number))
+                line.step(len(finished.cells), {})
+    return Robustness(
+        checkpoint=tuned.record,
+        base=origin.record,
+        mask=mask_record(mask, mask_id, digests),
+        questions=asked,
+        num_correct=subject.num_correct,
+        text=told,
+        arms=ARMS,
+        cells=tuple(finished.cells[key] for key in keys),
+        settings=settings,
+        provenance=made_now(**where),
+    )
+
+
+def _problems(
+    noises: Sequence[str],
+    levels: Sequence[float],
+    num_seeds: int,
+    seed: int,
+    num_passages: int | None,
+    batch_size: int,
+) -> Iterator[str]:
+    for noise in noises:
+        if noise not in NOISES:
+            yield f"there is no noise {noise}: expected some of {', '.join(NOISES)}"
+    for what, given in (("noise", noises), ("level", levels)):
+        if not given:
+            yield f"no {what} is given"
+        if len(set(given)) < len(given):
+            yield f"a {what} is given twice"
+    for level in levels:
+        if problem := next(filter(None, (level_problem(noise, level) for noise in noises)), None):
+            yield problem
+    if num_seeds < 1:
+        yield f"num_seeds is {num_seeds}, expected at least 1"
+    if not 0 <= seed <= seed + num_seeds <= 2**32:
+        yield f"the first of {num_seeds} seeds is {seed}, expected all to be 0 to 2**32 - 1"
+    if num_passages is not None and num_passages < 1:
+        yield f"num_passages is {num_passages}, expected at least 1"
+    if batch_size < 1:
+        yield f"batch_size is {batch_size}, expected at least 1"
+
+
+def _fitted(mask: Mask, base: BaseModel, tuned: BaseModel) -> Mask:
+    """Check a mask against both models, and give it the names of the base's files."""
+    mask = base.fitted(mask)
+    one, two = base.layout.parameters, tuned.layout.parameters
+    if one != two:
+        other = next(name for name in {**one, **two} if one.get(name) != two.get(name))
+        raise MaskMismatchError(
+            f"{tuned.record.id} is no model of the mask: {other} has shape "
+            f"{two.get(other)}, in the base {one.get(other)}"
+        )
+    if not mask.num_selected():
+        raise MaskError("the mask selects nothing, so there is nothing to perturb")
+    if mask.num_selected() == mask.num_elements():
+        raise MaskError("the mask selects everything, so nothing is left to set it beside")
+    return mask
+
+
+@dataclass
+class _Subject:
+    """The model that is perturbed, and what it says unperturbed.
+
+    Attributes:
+        model: The model.
+        tokenizer: Of it.
+        questions: What it is asked.
+        passages: What it reads.
+        batch_size: Answers generated at a time.
+        logits: What it says of each passage, unperturbed.
+        bits: Fingerprint of its weights, unperturbed.
+        num_correct: Questions that it answers right, unperturbed.
+    """
+
+    model: Any
+    tokenizer: Any
+    questions: Questions | None
+    passages: Sequence[Sequence[int]]
+    batch_size: int
+    logits: list[Tensor]
+    bits: str
+    num_correct: int | None = None
+
+    @classmethod
+    def load(
+        cls,
+        of: BaseModel,
+        tokenizer: Any,
+        dtype: str,
+        questions: Questions | None,
+        passages: Sequence[Sequence[int]],
+        batch_size: int,
+    ) -> _Subject:
+        import torch
+
+        model = load_model(of, dtype, runtime.accelerator())
+        with torch.inference_mode():
+            logits = [next_logits(model, ids) for ids in passages]
+        subject = cls(model, tokenizer, questions, passages, batch_size, logits, fingerprint(model))
+        subject.num_correct = subject._answered()
+        return subject
+
+    def cell(self, arm: Arm, noise: str, level: float, seed: int) -> Cell:
+        """Perturb, measure, put everything back, and see that it is back.
+
+        Raises:
+            AnalysisError: The perturbed model predicts nothing finite.
+            RuntimeError: The weights are not what they were, bit for bit.
+        """
+        with perturbed(self.model, arm.elements, noise, level, seed=seed) as hit:
+            kl = self._divergence()
+            if not isfinite(kl):
+                raise AnalysisError(
+                    f"{noise} at level {level:g} ({arm.name}, seed {seed}): what the perturbed "
+                    "model predicts is not finite: lower the level"
+                )
+            num_correct = self._answered()
+        if fingerprint(self.model) != self.bits:
+            raise RuntimeError("the perturbed weights were not put back: a defect of trimtab")
+        return Cell(
+            noise=noise,
+            level=level,
+            arm=arm.name,
+            seed=seed,
+            num_chosen=hit.num_chosen,
+            num_in_mask=arm.num_in_mask,
+            num_changed=hit.num_changed,
+            relative_norm=hit.relative_norm,
+            num_correct=num_correct,
+            kl=kl,
+        )
+
+    def _divergence(self) -> float:
+        """KL(unperturbed || perturbed) of a token; what `forgetting.probe` measures."""
+        import torch
+
+        total = 0.0
+        with torch.inference_mode():
+            for ids, before in zip(self.passages, self.logits, strict=True):
+                total += sums_of(before, next_logits(self.model, ids), ids)[0]
+        return total / sum(len(ids) - 1 for ids in self.passages)
+
+    def _answered(self) -> int | None:
+        if self.questions is None:
+            return None
+        answers = ask(
+            self.model,
+            self.tokenizer,
+            self.questions,
+            seed=0,
+            num_samples=0,
+            batch_size=self.batch_size,
+        )
+        return answers.num_greedy_correct

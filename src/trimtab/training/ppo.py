@@ -1,0 +1,415 @@
+"""`PPOTrainer`: PPO with a critic (Schulman et al. 2017, arXiv 1707.06347) on the Trainer.
+
+trainer = PPOTrainer(model, PPOConfig("out"), train_dataset, tokenizer, reward_funcs=right)
+train_only(trainer, "mask.safetensors")   # or leave it out, to train everything
+trainer.train()
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
+from trimtab.training.rollouts.batches import (
+    Samples,
+    in_chunks,
+    token_log_probs,
+    whiten,
+    whole_inputs,
+)
+from trimtab.training.rollouts.rewards import RewardSource
+from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Rows, frozen_copy
+
+__all__ = [
+    "Critic",
+    "KLEstimator",
+    "PPOBatch",
+    "PPOConfig",
+    "PPOTrainer",
+    "advantages_and_returns",
+    "kl_estimate",
+    "policy_loss",
+    "token_rewards",
+    "value_loss",
+]
+
+
+def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
+    """Reward of each token: minus its penalty, and the score of the completion at the last.
+
+    Args:
+        scores: One for each completion. `[rows]`
+        penalties: For each token; what is subtracted from its reward. `[rows, tokens]`
+        mask: Tokens of the completions, which begin at the first column.
+
+    Source:
+        Ouyang et al. 2022 (arXiv 2203.02155), eq. 2, as one reward for each token.
+    """
+    last = torch.nn.functional.one_hot(mask.sum(1) - 1, mask.shape[1]).bool()
+    rewards = -penalties.masked_fill(~mask, 0.0)
+    return rewards + torch.where(last, scores.unsqueeze(1), 0.0)
+
+
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float
+) -> tuple[Tensor, Tensor]:
+    """Generalised advantage estimates, and the returns that the critic is to predict.
+
+    With `delta_t = r_t + gamma V_{t+1} - V_t`, the advantage is `A_t = delta_t + gamma lam A_{t+1}`
+    and the return `A_t + V_t`. Beyond the last token of a completion both are 0, also where the
+    length limit cut it: the task ends there.
+
+    Args:
+        rewards: Of each token. `[rows, tokens]`
+        values: What the critic expects before each token. `[rows, tokens]`
+        mask: Tokens of the completions, which begin at the first column.
+        gamma: Discount of what comes later.
+        lam: 0 trusts the critic, 1 the rewards.
+
+    Returns:
+        Advantages and returns, 0 where the mask is False. `[rows, tokens]`
+
+    Source:
+        Schulman et al. 2016 (arXiv 1506.02438), sec. 3, eq. 16; truncated as in Schulman et al.
+        2017 (arXiv 1707.06347), sec. 5, eqs. 11 and 12.
+    """
+    rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
+    advantages = torch.zeros_like(rewards)
+    following = following_value = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        delta = rewards[:, t] + gamma * following_value - values[:, t]
+        following = delta + gamma * lam * following
+        following_value = values[:, t]
+        advantages[:, t] = following
+    return advantages, advantages + values
+
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor]:
+    """The clipped loss of each token: `-min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)`.
+
+    Args:
+        log_probs: Under the policy, with gradient.
+        old_log_probs: Under the policy that sampled. Same shape.
+        advantages: Same shape.
+        cliprange: eps.
+
+    Returns:
+        The loss, and where it is clipped: the other term is smaller, so there is no gradient.
+
+    Source:
+        Schulman et al. 2017 (arXiv 1707.06347), sec. 3, eq. 7, as a loss.
+    """
+    ratio = (log_probs - old_log_probs).exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor]:
+    """Half the squared error of each value, the larger with and without clipping.
+
+    Args:
+        values: Of the critic, with gradient.
+        old_values: Of the critic when the completions were sampled. Same shape.
+        returns: What it is to predict. Same shape.
+        cliprange: How far a value can move from the old one before there is no gain in more.
+
+    Returns:
+        The loss, and where it is clipped.
+
+    Source:
+        The squared error is L^VF of Schulman et al. 2017 (arXiv 1707.06347), sec. 5, eq. 9. The
+        clip is not in that paper, but in its code: Engstrom et al. 2020 (arXiv 2005.12729), sec. 3.
+        The half is as in that code.
+    """
+    clipped_values = old_values + (values - old_values).clamp(-cliprange, cliprange)
+    unclipped = 0.5 * (values - returns) ** 2
+    clipped = 0.5 * (clipped_values - returns) ** 2
+    return torch.maximum(unclipped, clipped), clipped > unclipped
+
+
+def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: KLEstimator) -> Tensor:
+    """An estimate of KL(policy || reference) from one sampled token, for each token.
+
+    With `d = log_probs - ref_log_probs`: k1 is `d`, unbiased and of either sign; k2 is `d^2 / 2`,
+    biased, never negative; k3 is `exp(-d) - 1 + d`, unbiased and never negative. As a loss, k1 has
+    a gradient of expectation zero, and that of k2 is the gradient of the KL divergence.
+
+    Args:
+        log_probs: Under the policy that sampled the tokens.
+        ref_log_probs: Under the reference. Same shape.
+        estimator: Which.
+
+    Source:
+        J. Schulman, "Approximating KL Divergence", 2020 (joschu.net/blog/kl-approx.html).
+    """
+    difference = log_probs - ref_log_probs
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return 0.5 * difference**2
+    return (-difference).expm1() + difference
+
+
+class Critic(nn.Module):
+    """A transformer with a linear value head on its last hidden states.
+
+    The head starts at zero, so every value is 0 before the first step, whatever the seed; and the
+    transformer moves from the second step on.
+
+    Args:
+        policy: A causal language model of transformers; its transformer is copied.
+    """
+
+    def __init__(self, policy: Any) -> None:
+        super().__init__()
+        self.body = copy.deepcopy(policy.base_model)
+        self.head = nn.Linear(policy.config.get_text_config().hidden_size, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def activation_checkpointing_enable(self) -> None:
+        """Compute activations twice, and keep few of them."""
+        self.body.activation_checkpointing_enable()
+
+    def forward(self, samples: Samples) -> Tensor:
+        """What is expected from each completion token on, before that token is known.
+
+        Returns:
+            `[rows, completion width]`, fp32; 0 where the completion mask is False.
+        """
+        width = samples.completion_ids.shape[1]
+        hidden = self.body(**whole_inputs(self.body, samples)).last_hidden_state
+        with torch.autocast(hidden.device.type, enabled=False):
+            values = self.head(hidden[:, -width - 1 : -1].float()).squeeze(2)
+        return values.masked_fill(~samples.completion_mask, 0.0)
+
+
+@dataclass
+class PPOConfig(RolloutConfig):
+    """Settings of `PPOTrainer`, beside those of every `transformers.TrainingArguments`.
+
+    Attributes:
+        learning_rate: Peak of the policy's schedule. 3e-6, as in TRL until 1.12.
+        cliprange_value: How far values are moved with effect. 0.2, as in the code of the PPO paper
+            and in TRL until 1.12.
+        vf_coef: Factor of the critic's loss. The critic has an optimizer of its own, and AdamW
+            divides by the size of gradients: it acts only where they are clipped. 0.5, as in the
+            code of the PPO paper.
+        gamma: Discount of what comes later. 1: a completion is short, and its reward comes last.
+        lam: Lambda of the advantage estimates. 0.95, as Schulman et al. 2017, app. A.
+        kl_coef: Factor of the KL divergence from the reference; 0 for none, and no reference. 0.05,
+            as in TRL until 1.12.
+        kl_in: `reward`: subtracted from the reward of each token (Ouyang et al. 2022, eq. 2).
+            `loss`: added to the loss.
+        kl_estimator: `k1`, `k2` or `k3`. None: `k1` in the reward, as Ouyang et al.; `k3` in the
+            loss, as GRPO (Shao et al. 2024, eq. 4).
+        whiten_rewards: Whether rewards of tokens are scaled to variance 1 in each round.
+        missing_eos_penalty: Subtracted from the score of a completion that was cut by the length
+            limit; None for nothing.
+        critic_learning_rate: Peak of the critic's schedule; None for `learning_rate`.
+    """
+
+    learning_rate: float = 3e-6
+    cliprange_value: float = 0.2
+    vf_coef: float = 0.5
+    gamma: float = 1.0
+    lam: float = 0.95
+    kl_coef: float = 0.05
+    kl_in: Literal["reward", "loss"] = "reward"
+    kl_estimator: KLEstimator | None = None
+    whiten_rewards: bool = False
+    missing_eos_penalty: float | None = None
+    critic_learning_rate: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kl_estimator is None:
+            self.kl_estimator = "k1" if self.kl_in == "reward" else "k3"
+        super().__post_init__()
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if not self.cliprange_value > 0:
+            yield f"cliprange_value is {self.cliprange_value}, expected a number above 0"
+        for name in ("gamma", "lam"):
+            if not 0 <= (value := getattr(self, name)) <= 1:
+                yield f"{name} is {value}, expected a number from 0 to 1"
+        for name in ("vf_coef", "kl_coef", "missing_eos_penalty", "critic_learning_rate"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                yield f"{name} is {value}, expected a number that is not negative"
+        if self.kl_in not in ("reward", "loss"):
+            yield f"kl_in is {self.kl_in!r}, expected 'reward' or 'loss'"
+        if self.kl_estimator not in ("k1", "k2", "k3"):
+            yield f"kl_estimator is {self.kl_estimator!r}, expected 'k1', 'k2' or 'k3'"
+        if self.kl_coef and self.kl_in == "loss" and self.kl_estimator == "k1":
+            yield (
+                "kl_estimator = 'k1' has no effect on average in the loss: take 'k2' or 'k3', or "
+                "kl_in = 'reward'"
+            )
+
+
+@dataclass(frozen=True)
+class PPOBatch:
+    """Completions, and all that was known of them when they were sampled.
+
+    Attributes:
+        samples: The completions.
+        log_probs: Under the policy that sampled them. This and the following are 0 where the
+            completion mask is False. `[rows, tokens]`, fp32.
+        ref_log_probs: Under the reference; None without one.
+        values: Of the critic.
+        advantages: Of each token.
+        returns: What the critic is to predict.
+        num_tokens: Completion tokens of the mini-batch that these rows are a part of; losses are
+            averaged over them.
+    """
+
+    samples: Samples
+    log_probs: Tensor
+    ref_log_probs: Tensor | None
+    values: Tensor
+    advantages: Tensor
+    returns: Tensor
+    num_tokens: int
+
+
+class PPOTrainer(RolloutTrainer):
+    """Trains a policy by PPO: actor, critic, reference, and rewards.
+
+    Args:
+        model: The policy; `trainer.model`. Trained in place.
+        args: The settings.
+        train_dataset: Rows with a `prompt`, as text or messages, and what the rewards look at.
+        processing_class: The tokenizer.
+        reward_funcs: A reward function as TRL's, a reward model or its path, or a list of them;
+            their rewards are added.
+        callbacks: Trainer callbacks.
+        optimizers: As the Trainer's.
+        ref_model: The reference; by default a copy of `model` as it is now. Pass it in a script
+            that goes on from weights that were trained already.
+
+    Attributes:
+        critic: The critic, an `nn.Module` with fp32 weights.
+        reference: The frozen reference; None with `kl_coef = 0`.
+
+    Raises:
+        SettingsError: Something of it cannot be used; all is named at once.
+    """
+
+    args: PPOConfig
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        args: PPOConfig,
+        train_dataset: Any,
+        processing_class: Any,
+        reward_funcs: RewardSource | Sequence[RewardSource],
+        callbacks: Sequence[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        ref_model: PreTrainedModel | None = None,
+    ) -> None:
+        self.rows_per_round = args.round_size
+        super().__init__(
+            model, args, train_dataset, processing_class, reward_funcs, callbacks, optimizers
+        )
+        self.reference = None
+        if args.kl_coef:
+            self.reference = frozen_copy(self.model if ref_model is None else ref_model)
+            self.reference.to(args.device)
+        self._companion = AuxiliaryModel(
+            "critic",
+            Critic(self.model),
+            args,
+            learning_rate=(
+                args.learning_rate
+                if args.critic_learning_rate is None
+                else args.critic_learning_rate
+            ),
+            max_grad_norm=args.max_grad_norm,
+        )
+        self.critic = self._companion.model
+        self.companions.append(self._companion)
+
+    def make_round(self, rows: Rows) -> list[PPOBatch]:
+        """Sample, reward, and estimate advantages."""
+        args = self.args
+        samples, scores = self.sample_and_reward(rows)
+        mask = samples.completion_mask
+        if args.missing_eos_penalty is not None:
+            scores = scores - args.missing_eos_penalty * ~samples.has_ended
+        log_probs = self.log_probs(self.model, samples, args.temperature)
+        ref_log_probs, penalties = None, torch.zeros_like(log_probs)
+        if self.reference is not None:
+            ref_log_probs = self.log_probs(self.reference, samples, args.temperature)
+            kl = self._kl(log_probs, ref_log_probs)
+            self.means.add("kl", kl.sum(), samples.num_tokens)
+            if args.kl_in == "reward":
+                penalties = args.kl_coef * kl
+        rewards = token_rewards(scores, penalties, mask)
+        if args.whiten_rewards:
+            rewards = whiten(rewards, mask, shift_mean=False)
+        values = in_chunks(self._values, self.critic, samples, args.per_device_train_batch_size)
+        advantages, returns = advantages_and_returns(
+            rewards, values, mask, gamma=args.gamma, lam=args.lam
+        )
+        if args.whiten_advantages:
+            advantages = whiten(advantages, mask)
+        whole = PPOBatch(
+            samples, log_probs, ref_log_probs, values, advantages, returns, samples.num_tokens
+        )
+        return self.batches(whole)
+
+    def compute_loss(
+        self, model: Any, inputs: PPOBatch, return_outputs: bool = False, **_: Any
+    ) -> Tensor:
+        """The policy's loss on a batch, averaged over the tokens of its mini-batch."""
+        args, batch = self.args, inputs
+        log_probs = token_log_probs(model, batch.samples, args.temperature)
+        losses, is_clipped = policy_loss(
+            log_probs, batch.log_probs, batch.advantages, args.cliprange
+        )
+        if batch.ref_log_probs is not None and args.kl_in == "loss":
+            kl = self._kl(log_probs, batch.ref_log_probs)
+            losses = losses + args.kl_coef * kl
+        mask = batch.samples.completion_mask
+        self.means.add("clip_fraction", is_clipped[mask].sum(), batch.samples.num_tokens)
+        return self.scaled(losses[mask].sum() / batch.num_tokens)
+
+    def train_companions(self, batch: PPOBatch, is_last: bool) -> None:
+        """Train the critic on the same batch, and step when the policy does."""
+        values = self._values(batch.samples)
+        losses, is_clipped = value_loss(
+            values, batch.values, batch.returns, self.args.cliprange_value
+        )
+        mask = batch.samples.completion_mask
+        loss = losses[mask].sum()
+        torch.autograd.backward(self.args.vf_coef * loss / batch.num_tokens)
+        num_tokens = batch.samples.num_tokens
+        self.means.add("value_loss", loss.detach(), num_tokens)
+        self.means.add("value_clip_fraction", is_clipped[mask].sum(), num_tokens)
+        if is_last:
+            self.means.add("critic_grad_norm", self._companion.step(), 1)
+
+    def _kl(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
+        assert self.args.kl_estimator is not None, "the configuration has chosen one"
+        return kl_estimate(log_probs, ref_log_probs, self.args.kl_estimator)
+
+    def _values(self, samples: Samples) -> Tensor:
+        with self.autocast(self.critic):
+            values: Tensor = self.critic(samples)
+        return values

@@ -1,0 +1,257 @@
+"""A run that is being tracked: from its first step, or from the one it is resumed after."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from trimtab.compare.tracked_file import KindFigures, Part, StepFigures, pack_point
+from trimtab.elements.index_coding import EMPTY
+from trimtab.errors import CheckpointError, OutputExistsError
+from trimtab.training.layout import Layout
+from trimtab.training.tracker.file import (
+    BaseFile,
+    PointReached,
+    UpdateFile,
+    base_path,
+    check_header,
+    new_header,
+    write_base,
+)
+from trimtab.training.tracker.gradients import Gradients, Moment, Moments, see_gradients
+from trimtab.training.tracker.parts import Processes, find_parts, fitting_dtypes, tracked_parameters
+from trimtab.training.tracker.snapshot import Seen, Watched, look_at
+
+__all__ = ["KindTotals", "Session", "TrackerSettings"]
+
+
+class TrackerSettings(NamedTuple):
+    """What is tracked, and how.
+
+    Attributes:
+        path: The file.
+        every: Steps from point to point.
+        stored_dtype: In which fp32 weights are compared, as safetensors spells it; None for that
+            of the base.
+        force: Whether a new run may take the place of an old file.
+    """
+
+    path: Path
+    every: int
+    stored_dtype: str | None
+    force: bool
+
+
+class KindTotals(NamedTuple):
+    """What one point saw of a kind, for logs.
+
+    Attributes:
+        num_elements: Elements tracked.
+        changed: Differ from the base now.
+        ever: Differed from it at this point or one before.
+        figures: The rest.
+    """
+
+    num_elements: int
+    changed: int
+    ever: int
+    figures: KindFigures
+
+    @classmethod
+    def sum_of(cls, totals: Iterable[KindTotals]) -> KindTotals:
+        """All these elements together."""
+        num_elements, changed, ever, figures = zip(*totals, strict=True)
+        return cls(sum(num_elements), sum(changed), sum(ever), KindFigures.sum_of(figures))
+
+
+class Session:
+    """Takes the points of a run.
+
+    Attributes:
+        last_step: Step of the last point.
+        totals: What it saw, by kind; empty before the first, and in all processes but the first.
+    """
+
+    def __init__(self, settings: TrackerSettings, model: Any, step: int) -> None:
+        """Begin, or go on.
+
+        Args:
+            settings: What is tracked, and how.
+            model: The model: the base at step 0, and what training goes on from at any other.
+            step: Optimizer steps taken.
+
+        Raises:
+            OutputExistsError: A new run would replace a file.
+            SettingsError: A run is resumed that has tracked something else.
+            CheckpointError: A run is resumed and its base is gone, or it goes on from other
+                weights than the file knows.
+            ResultFormatError: A run is resumed whose file is gone or damaged.
+            OptimizerError: The parameters cannot be tracked.
+        """
+        self._settings = settings
+        self.last_step = step
+        self.totals: dict[str, KindTotals] = {}
+        self._parameters = tracked_parameters(model)
+        self._processes = Processes(self._parameters.values())
+        if not self._processes.takes_part:
+            return
+        self._base_path = base_path(settings.path, self._processes.number, self._processes.size)
+        self._pool = ThreadPoolExecutor(torch.get_num_threads())
+        self._gradients: Gradients | None = None
+        self._file: UpdateFile | None = None
+        if step:
+            self._go_on(model, step)
+        else:
+            self._begin(model)
+
+    def see_gradients(self, optimizer: Any) -> None:
+        """See the gradients before the step whose point will be taken."""
+        if self._processes.takes_part:
+            watched = [(of.part, self._parameters[of.part.parameter]) for of in self._watched]
+            self._gradients = see_gradients(optimizer, watched, self._pool)
+
+    def take_point(self, step: int, optimizer: Any = None) -> None:
+        """Take a point.
+
+        Args:
+            step: Optimizer steps taken.
+            optimizer: What took the last of them, just now, after `see_gradients`; None if more
+                has happened since.
+        """
+        if not self._processes.takes_part:
+            return
+        gradients, self._gradients = self._gradients, None
+        moments = None
+        if optimizer is not None and gradients is not None and self.last_step == step - 1:
+            moments = Moments(optimizer, self._parameters, gradients)
+        seen = self._look(moments)
+        parts = []
+        for number, (of, found) in enumerate(zip(self._watched, seen, strict=True)):
+            counts = None if gradients is None else gradients.counts[number]
+            figures = found.figures
+            if counts is not None:
+                figures = figures._replace(
+                    gradient_elements=counts.num_seen, gradient_nonzero=counts.num_nonzero
+                )
+            totals = KindTotals(of.before.size, found.num_changed, found.num_ever, figures)
+            parts.append((of.part.kind, totals, (found.coding, found.toggled)))
+        self.last_step = step
+        of_all = [part for of in self._processes.to_first(parts) for part in of]
+        if self._file is not None:
+            by_kind: dict[str, list[KindTotals]] = {}
+            for kind, totals, _ in of_all:
+                by_kind.setdefault(kind, []).append(totals)
+            self.totals = {kind: KindTotals.sum_of(of) for kind, of in by_kind.items()}
+            figures_of = {kind: of.figures for kind, of in self.totals.items()}
+            sets = [toggled for _, _, toggled in of_all]
+            self._file.append(pack_point(StepFigures(step, figures_of), sets))
+
+    def close(self, *, finished: bool) -> None:
+        """Let go of everything.
+
+        Args:
+            finished: Whether the run has taken all its steps: then nobody needs the base.
+        """
+        if not self._processes.takes_part:
+            return
+        self._pool.shutdown()
+        if finished:
+            self._base_path.unlink(missing_ok=True)
+
+    def _begin(self, model: Any) -> None:
+        settings, processes = self._settings, self._processes
+        processes.by_first(self._refuse_to_replace)
+        stored = settings.stored_dtype
+        if stored is None:
+            fit = set.intersection(*processes.together(lambda: fitting_dtypes(self._parameters)))
+            stored = next((name for name in ("BF16", "F16") if name in fit), "F32")
+        self._watch(model, stored)
+        write_base(self._base_path, (of.before for of in self._watched))
+        digests = processes.together(self._base_digest)
+        header = new_header(model, self._parameters, stored, settings.every, self._parts(), digests)
+        file = processes.by_first(lambda: UpdateFile.create(settings.path, header))
+        self._file = file if processes.is_first else None
+
+    def _go_on(self, model: Any, step: int) -> None:
+        settings, processes = self._settings, self._processes
+        reached = PointReached(settings.path, step, processes)
+        header = reached.header
+        self._watch(model, header["stored_dtype"])
+        parts = self._parts()
+        processes.by_first(
+            lambda: check_header(header, settings.every, settings.stored_dtype, parts)
+        )
+        processes.together(lambda: self._check_base(header["base_digests"][processes.number]))
+        for of, (changed, ever) in zip(self._watched, reached.sets(), strict=True):
+            of.changed[:], of.ever[:] = changed, ever
+        processes.together(self._check_weights)
+        version = header["format_version"]
+        file = processes.by_first(lambda: UpdateFile.go_on(settings.path, reached.end, version))
+        self._file = file if processes.is_first else None
+
+    def _watch(self, model: Any, stored: str) -> None:
+        config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
+        self._watched: list[Watched] = []
+        start = 0
+        for part in find_parts(self._parameters, Layout.of(model), stored, config):
+            of = Watched(part, part.of(self._parameters[part.parameter]), start)
+            self._watched.append(of)
+            start += of.num_bytes
+
+    def _parts(self) -> list[Part]:
+        """What is counted in all processes."""
+        number = self._processes.number
+        mine = [
+            Part(of.part.name, of.part.kind, of.part.dtype.name, of.before.size, number)
+            for of in self._watched
+        ]
+        return [part for parts in self._processes.together(lambda: mine) for part in parts]
+
+    def _look(self, moments: Moments | None) -> list[Seen]:
+        """Compare all weights; `moments` is None if it is not known what moved them."""
+
+        def chosen() -> Iterator[tuple[Watched, Tensor | None, Moment | None]]:
+            for of in self._watched:
+                parameter = self._parameters[of.part.parameter]
+                moment = None if moments is None else moments.of(of.part.parameter)
+                if moment is not None:
+                    moment = moment._replace(values=of.part.of(moment.values))
+                at_rest = not parameter.requires_grad and not of.ever.any()
+                yield of, None if at_rest else of.part.of(parameter), moment
+
+        with BaseFile(self._base_path) as base:
+            return look_at(chosen(), base, self._pool, knows_moments=moments is not None)
+
+    def _refuse_to_replace(self) -> None:
+        path = self._settings.path
+        if path.is_dir():
+            raise OutputExistsError(f"{path} is a folder: give UpdateTracker the name of a file")
+        if path.exists() and not self._settings.force:
+            raise OutputExistsError(
+                f"{path} exists already: give another name, or UpdateTracker(…, force=True) to "
+                "replace it; a run that is resumed goes on in it"
+            )
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def _base_digest(self) -> str:
+        with BaseFile(self._base_path) as base:
+            return base.digest()
+
+    def _check_base(self, digest: str) -> None:
+        if self._base_digest() != digest:
+            raise CheckpointError(
+                f"{self._base_path}: not the base that {self._settings.path} was begun with: put "
+                "that back, or train from the base"
+            )
+
+    def _check_weights(self) -> None:
+        if any(seen.coding != EMPTY for seen in self._look(None)):
+            raise CheckpointError(
+                f"the weights to go on from are not those that {self._settings.path} has a point "
+                f"of at step {self.last_step}: resume from the checkpoint of the same run"
+            )
