@@ -89,10 +89,11 @@ def command(
             ensure_free(path, force=force)
 
     from trimtab.masks import pruning
+    from trimtab.masks.pruning.norms import InputNorms
 
     norms = None
     if statistics is not None:
-        norms = pruning.InputNorms.load(statistics)
+        norms = InputNorms.load(statistics)
     elif method == "wanda":
         from trimtab.training.input_norms import measure_input_norms
 
