@@ -31,7 +31,8 @@ from trimtab.errors import (
 )
 from trimtab.masks import BaseTensor, Mask, extract_mask
 from trimtab.masks.mask_file import MaskFile
-from trimtab.masks.overlap import engine, overlap
+from trimtab.masks.overlap import engine as overlap_module
+from trimtab.masks.overlap.engine import overlap
 from trimtab.masks.overlap.result import Overlap
 from trimtab.masks.packed import PackedTensor
 
@@ -85,7 +86,7 @@ def test_the_size_of_a_chunk_does_not_matter(
 ) -> None:
     masks = [example_mask(0.3, seed) for seed in range(num_masks)]
     whole = overlap(*masks)
-    monkeypatch.setattr(engine, "CHUNK_WORDS", 1)
+    monkeypatch.setattr(overlap_module, "CHUNK_WORDS", 1)
     assert overlap(*masks, threads=1).tensors == whole.tensors
 
 
@@ -287,7 +288,7 @@ def test_with_a_base_too_the_files_are_read_once_and_not_far_ahead(
     num_read: Counter[str] = Counter()
     num_ahead: list[float] = []
     num_counted = 0
-    whole_tensor, whole_count = MaskFile._tensor, engine._count
+    whole_tensor, whole_count = MaskFile._tensor, overlap_module._count
 
     def tensor(self: MaskFile, name: str) -> PackedTensor:
         num_read[name] += 1
@@ -301,7 +302,7 @@ def test_with_a_base_too_the_files_are_read_once_and_not_far_ahead(
         return whole_count(sets)
 
     monkeypatch.setattr(MaskFile, "_tensor", tensor)
-    monkeypatch.setattr(engine, "_count", count)
+    monkeypatch.setattr(overlap_module, "_count", count)
     overlap(*paths, base=folder, threads=threads)
     assert num_read == dict.fromkeys(base, 2)
     # In work, waiting, under way to a thread that is done with its last one, and being read.

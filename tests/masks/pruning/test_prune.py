@@ -13,8 +13,10 @@ from safetensors import safe_open
 from tests.checkpoints.building import file_bytes, random_bits, tensors_bytes
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import AnalysisError, CheckpointError, MaskError, OutputExistsError
-from trimtab.masks.pruning import InputNorms, prune, rewriting, survivors
-from trimtab.masks.pruning.prune import RECORD
+from trimtab.masks.pruning import rewriting
+from trimtab.masks.pruning.norms import InputNorms
+from trimtab.masks.pruning.prune import RECORD, prune
+from trimtab.masks.pruning.survivors import survivors
 
 UP, DOWN, LATER = (
     f"model.layers.{place}.weight"
