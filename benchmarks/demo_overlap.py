@@ -17,7 +17,7 @@ from benchmarks.provenance import provenance
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.overlap import overlap
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 
 RUNS = ("grpo", "grpo-seed-1", "sft")
 

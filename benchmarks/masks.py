@@ -35,8 +35,8 @@ from benchmarks.provenance import provenance
 from trimtab.checkpoints import StoredTensor, open_checkpoint
 from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.masks import extract_mask
-from trimtab.masks.derived import DerivedMask
-from trimtab.masks.outline import MaskOutline
+from trimtab.masks.algebra import DerivedMask
+from trimtab.masks.header import MaskHeader
 from trimtab.masks.overlap import overlap
 from trimtab.masks.packed import PackedTensor, num_packed_bytes
 
@@ -73,7 +73,7 @@ def make_mask(path: Path, num_layers: int, seed: int) -> Path:
         bits = np.resize(block, num_packed_bytes(prod(of_model[name])))
         return PackedTensor.of(of_model[name], bits)
 
-    DerivedMask(MaskOutline(of_model, {}, {}), tensor).save(path)
+    DerivedMask(MaskHeader(of_model, {}, {}), tensor).save(path)
     return path
 
 

@@ -25,8 +25,7 @@ from benchmarks.compare import PEAK
 from benchmarks.provenance import provenance
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.prediction import score_prediction
-from trimtab.masks.prediction.result import PredictionScore
+from trimtab.masks.prediction import PredictionScore, score_prediction
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ScoreFile

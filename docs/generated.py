@@ -35,8 +35,8 @@ from trimtab.elements.dtypes import DTYPES
 from trimtab.example import write_example
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.identity import identity
+from trimtab.masks.mask import summarise
 from trimtab.masks.overlap import overlap
-from trimtab.masks.summary import summarise
 
 ROOT = Path(__file__).parent.parent
 WIDTH = 80

@@ -20,7 +20,7 @@ from docs.generated import ROOT, compact_json, rounded, rows, tiny_pair
 from trimtab.elements.counts import percent
 from trimtab.masks import extract_mask
 from trimtab.masks.structure import structure
-from trimtab.masks.structure.result import MaskStructure, Structure
+from trimtab.masks.structure_result import MaskStructure, Structure
 from trimtab.report.structure_wording import (
     FAMILY_NAMES,
     correlation_text,

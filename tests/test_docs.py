@@ -24,8 +24,8 @@ from docs import (
 from tests.docs import pages
 from trimtab import errors
 from trimtab.cli import trimtab as command_line
-from trimtab.masks.structure import Structure
-from trimtab.masks.summary import summarise
+from trimtab.masks.mask import summarise
+from trimtab.masks.structure_result import Structure
 from trimtab.results.schema import to_plain
 
 ROOT = Path(__file__).parent.parent

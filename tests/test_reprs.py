@@ -26,12 +26,12 @@ from tests.training.robustness.results import make_probe
 from trimtab.compare.tracked_file import KindFigures, StepFigures
 from trimtab.example import write_example
 from trimtab.masks import extract_mask, open_mask
-from trimtab.masks.derived import DerivedMask
-from trimtab.masks.outline import MaskOutline
+from trimtab.masks.algebra import DerivedMask
+from trimtab.masks.header import MaskHeader
 from trimtab.masks.prediction import score_prediction
-from trimtab.masks.pruning.norms import InputNorms
-from trimtab.masks.pruning.prune import prune
+from trimtab.masks.pruning import prune
 from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.wanda import InputNorms
 from trimtab.papers.results import PaperResult
 from trimtab.training.runs.settings import DataTable
 from trimtab.words import MAX_REPR, one_line, plural
@@ -67,7 +67,7 @@ def results(folder: Path) -> Iterator[Any]:
     with open_mask(folder / "mask.safetensors") as stored:
         yield [mask, stored, mask.base]
     yield StepFigures(3, {f"kind {number}": KindFigures() for number in range(100)})
-    yield DerivedMask(MaskOutline({}, {}, {}), lambda name: pytest.fail(name))
+    yield DerivedMask(MaskHeader({}, {}, {}), lambda name: pytest.fail(name))
     yield InputNorms({})
     yield Quotas.of_density(0.5, match="tensor", shapes={"w": (4, 4)})
     yield trimtab.parse_criterion("bits")

@@ -17,10 +17,10 @@ from trimtab.checkpoints.quantized import quantized_weights
 from trimtab.errors import CheckpointError, TrimtabError
 from trimtab.masks import extract_mask
 from trimtab.masks.identity import identity
-from trimtab.masks.makers.magnitude import low_magnitude
+from trimtab.masks.makers.weight_scores import low_magnitude
 from trimtab.masks.overlap import overlap
-from trimtab.masks.pruning.survivors import survivors
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.pruning import survivors
+from trimtab.masks.selection.quotas import random_matched
 from trimtab.masks.structure import structure
 
 W = "model.layers.0.self_attn.q_proj.weight"

@@ -11,7 +11,7 @@ import torch
 from tests.cli.conftest import Run
 from tests.compare.checkpoints import llama_tensors, moved, save
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.summary import summarise
+from trimtab.masks.mask import summarise
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.structure import Structure
+from trimtab.masks.structure_result import Structure
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 from tests.cli.conftest import Run
 from tests.compare.checkpoints import llama_tensors, save
 from trimtab.masks import Mask
-from trimtab.masks.pruning.norms import InputNorms
-from trimtab.masks.pruning.survivors import survivors
+from trimtab.masks.pruning import survivors
+from trimtab.masks.wanda import InputNorms
 
 MATRICES = 2 * (32 * 32 + 16 * 32 + 48 * 32 + 32 * 48)
 

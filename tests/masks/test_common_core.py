@@ -15,8 +15,8 @@ from tests.masks.test_algebra import elements, masks_of_a_model
 from tests.masks.test_stored import write_unnoticed
 from trimtab.errors import MaskError, MaskMismatchError, OutputExistsError
 from trimtab.masks import BaseTensor, Mask, open_mask
-from trimtab.masks.common_core import chance_of, part_files, split_tensor, write_parts
 from trimtab.masks.random import random_tensor
+from trimtab.masks.split import chance_of, part_files, split_tensor, write_parts
 
 
 @settings(max_examples=25)  # each writes up to five files

@@ -10,14 +10,13 @@ import torch
 
 from tests.compare.checkpoints import llama_tensors, moved, save
 from trimtab.masks import Mask, extract_mask, open_mask
-from trimtab.masks.common_core import write_parts
 from trimtab.masks.identity import identity
-from trimtab.masks.makers.agreed import agreed
-from trimtab.masks.naming import named_like
+from trimtab.masks.makers.counts import consensus
+from trimtab.masks.matching import named_like
 from trimtab.masks.overlap import overlap
 from trimtab.masks.prediction import score_prediction
-from trimtab.masks.random_matched import random_matched
-from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.quotas import Quotas, random_matched
+from trimtab.masks.split import write_parts
 from trimtab.masks.structure import structure
 from trimtab.masks.transfer import transferred
 
@@ -64,7 +63,7 @@ def test_set_algebra(model: Model) -> None:
     assert one & two == one == one | two
     assert (one ^ two).num_selected() == (one - two).num_selected() == 0
     with open_mask(model.file) as first, open_mask(model.file2) as second:
-        assert agreed([first, second], at_least=2) == one
+        assert consensus([first, second], at_least=2) == one
 
 
 def test_the_common_core(model: Model, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from trimtab.checkpoints import stream
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 
 BF16 = DTYPES["BF16"]
 

@@ -13,8 +13,7 @@ import pytest
 from tests.checkpoints.building import tensors_bytes
 from trimtab.errors import ResultFormatError
 from trimtab.masks import BaseTensor, Mask, open_mask
-from trimtab.masks.common_core import part_files, write_parts
-from trimtab.masks.split import Split
+from trimtab.masks.split import Split, part_files, write_parts
 
 
 @pytest.fixture

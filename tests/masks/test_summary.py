@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.masks.masks import SHAPES, example_mask
 from trimtab.masks import Mask
-from trimtab.masks.summary import summarise
+from trimtab.masks.mask import summarise
 
 
 def test_counts_add_up() -> None:

@@ -11,15 +11,15 @@ from hypothesis import given
 from tests.masks.masks import any_mask, example_mask
 from trimtab.errors import OutputExistsError
 from trimtab.masks import Mask
-from trimtab.masks.derived import tensor_of
-from trimtab.masks.outline import MaskOutline
+from trimtab.masks.algebra import tensor_of
+from trimtab.masks.header import MaskHeader
+from trimtab.masks.on_disk import mask_writer, write_mask_file
 from trimtab.masks.packed import PackedTensor
-from trimtab.masks.writing import mask_writer, write_mask_file
 
 
-def outline_of(mask: Mask) -> MaskOutline:
+def outline_of(mask: Mask) -> MaskHeader:
     """All of a mask but its bits."""
-    return MaskOutline({n: mask.shape(n) for n in mask}, mask.base, mask.provenance)
+    return MaskHeader({n: mask.shape(n) for n in mask}, mask.base, mask.provenance)
 
 
 @given(mask=any_mask())
@@ -68,7 +68,7 @@ def test_an_error_on_the_way_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_tensor_of_another_shape_is_a_bug(tmp_path: Path) -> None:
-    outline = MaskOutline({"w": (3,)}, {}, {})
+    outline = MaskHeader({"w": (3,)}, {}, {})
     wrong = PackedTensor.pack(np.ones(4, dtype=np.bool_))
     with pytest.raises(ValueError, match=r"w: \(4,\) is not \(3,\)"):
         write_mask_file(tmp_path / "m", outline, lambda _: wrong, force=False)
@@ -76,7 +76,7 @@ def test_a_tensor_of_another_shape_is_a_bug(tmp_path: Path) -> None:
 
 
 def test_a_missing_tensor_is_a_bug(tmp_path: Path) -> None:
-    outline = MaskOutline({"v": (3,), "w": (3,)}, {}, {})
+    outline = MaskHeader({"v": (3,), "w": (3,)}, {}, {})
     with (
         pytest.raises(KeyError, match="'w'"),
         mask_writer(tmp_path / "m", outline, force=False) as writer,

@@ -16,7 +16,7 @@ BESIDE = {
     "trimtab.inputs": "files of strangers",
     "trimtab.words": "counted nouns, and what Python shows",
     "trimtab.outputs": "files that are whole or absent",
-    "trimtab.masks.random_matched.random_matched": "as `mask make random --match magnitude`",
+    "trimtab.masks.selection.quotas.random_matched": "as `mask make random --match magnitude`",
     "trimtab.masks.overlap.overlap": "as `mask overlap`",
     "trimtab.results.records.made_now": "the provenance that every result has",
     "trimtab.results.schema": "reading and writing results",

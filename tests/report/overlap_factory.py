@@ -10,8 +10,7 @@ import numpy as np
 
 from tests.report.factory import make_record, tensor_shapes
 from trimtab.masks.identity.result import MaskRecord
-from trimtab.masks.overlap.counts import MagnitudeBins, OverlapCoverage, TensorOverlap
-from trimtab.masks.overlap.result import Overlap
+from trimtab.masks.overlap_result import MagnitudeBins, Overlap, OverlapCoverage, TensorOverlap
 
 
 def make_tensor(

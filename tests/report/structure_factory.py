@@ -10,7 +10,8 @@ import torch
 from tests.compare.checkpoints import save
 from tests.masks.structure.models import LLAMA, config_folder, llama_shapes, random_arrays
 from trimtab.masks import Mask
-from trimtab.masks.structure import Structure, structure
+from trimtab.masks.structure import structure
+from trimtab.masks.structure_result import Structure
 
 __all__ = ["make_structure"]
 

@@ -12,10 +12,8 @@ from tests.report.overlap_factory import make_overlap
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_comparison_table import cells
-from trimtab.masks.overlap.counts import OverlapCoverage
-from trimtab.masks.overlap.hypergeometric import Tail
-from trimtab.masks.overlap.result import Overlap
-from trimtab.masks.overlap.shared import NULLS, Shared
+from trimtab.masks.overlap_chance import NULLS, Shared
+from trimtab.masks.overlap_result import Overlap, OverlapCoverage
 from trimtab.report.html import render
 from trimtab.report.overlap_page import overlap_page
 from trimtab.report.overlap_table import render_overlap_table
@@ -30,6 +28,7 @@ from trimtab.report.overlap_wording import (
     shared_sentence,
     z_text,
 )
+from trimtab.results.urn import Tail
 
 
 def page_of(overlap: Overlap) -> Page:

@@ -13,8 +13,7 @@ from tests.compare.checkpoints import save
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from trimtab.masks import Mask
-from trimtab.masks.prediction import score_prediction
-from trimtab.masks.prediction.result import PredictionScore
+from trimtab.masks.prediction import PredictionScore, score_prediction
 from trimtab.masks.selection.scores import ArrayScores
 from trimtab.report.html import render
 from trimtab.report.prediction_page import prediction_page

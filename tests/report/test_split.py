@@ -11,7 +11,7 @@ from tests.report.page import Page
 from tests.report.split_factory import make_split
 from tests.report.test_comparison_page import HOSTILE
 from trimtab.masks import Mask
-from trimtab.masks.common_core import part_files, write_parts
+from trimtab.masks.split import part_files, write_parts
 from trimtab.report.html import render
 from trimtab.report.split_page import split_page
 from trimtab.report.split_table import render_split

@@ -14,8 +14,8 @@ from playwright.sync_api import Page as Tab
 from tests.report.page import Page
 from tests.report.structure_factory import make_structure
 from tests.report.test_comparison_page import HOSTILE
-from trimtab.masks.structure import Structure, structure
-from trimtab.masks.structure.result import Family, LeftOut
+from trimtab.masks.structure import structure
+from trimtab.masks.structure_result import Family, LeftOut, Structure
 from trimtab.report.html import render
 from trimtab.report.structure_page import structure_page
 from trimtab.report.structure_table import render_structure_table

@@ -20,7 +20,7 @@ from tests.report.split_factory import make_split
 from tests.report.structure_factory import make_structure
 from tests.report.trajectory_factory import make_trajectory
 from trimtab.errors import ResultFormatError, TrimtabError
-from trimtab.masks.prediction.result import PredictionScore, Ranking
+from trimtab.masks.prediction import PredictionScore, Ranking
 from trimtab.report import REPORTS, read_result, text_of
 
 ROOT = Path(__file__).parents[2]

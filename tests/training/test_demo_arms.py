@@ -14,7 +14,7 @@ from tests.training import tiny
 from trimtab.errors import MaskError, OutputExistsError, SettingsError
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.identity import identity
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 from trimtab.training import arm, demo
 from trimtab.training.arm import train_arm
 from trimtab.training.demo import DemoRun, train_demo

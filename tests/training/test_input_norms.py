@@ -14,8 +14,7 @@ from tests.training import tiny
 from tests.training.evaluation.conftest import CHARACTERS
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import SettingsError
-from trimtab.masks.pruning.matrices import matrices_of
-from trimtab.masks.pruning.prune import prune
+from trimtab.masks.pruning import matrices_of, prune
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.input_norms import measure_input_norms

@@ -15,8 +15,7 @@ from tests.training.tiny_trainers import Base
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask
-from trimtab.masks.pruning.prune import prune
-from trimtab.masks.pruning.survivors import is_zero, survivors
+from trimtab.masks.pruning import is_zero, prune, survivors
 from trimtab.training import train_only
 
 pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]

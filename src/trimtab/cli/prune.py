@@ -13,7 +13,7 @@ from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free, ensure_no_folder
 
 if TYPE_CHECKING:
-    from trimtab.masks.pruning.prune import Method
+    from trimtab.masks.pruning import Method
 
 __all__ = ["command"]
 
@@ -89,7 +89,7 @@ def command(
             ensure_free(path, force=force)
 
     from trimtab.masks import pruning
-    from trimtab.masks.pruning.norms import InputNorms
+    from trimtab.masks.wanda import InputNorms
 
     norms = None
     if statistics is not None:

@@ -2,7 +2,7 @@
 
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
+from trimtab.masks.on_disk import StoredMask, open_mask
 from trimtab.masks.packed import BaseTensor, PackedMask
-from trimtab.masks.stored import StoredMask, open_mask
 
 __all__ = ["BaseTensor", "Mask", "PackedMask", "StoredMask", "extract_mask", "open_mask"]

@@ -1,4 +1,4 @@
-"""Set algebra of masks: what both select, either, exactly one, or only the first; and parts.
+"""Masks made from others: what both select, either, exactly one, or only the first; and parts.
 
 Two masks are combined tensor by tensor, in packed bits. The result has the tensors of both; a
 tensor that one of them does not have has nothing selected there, as everywhere. The complement is
@@ -6,12 +6,19 @@ of the mask's own tensors, so `a - b` is `a & ~b` only where both have the same 
 
 The result was made against a base as far as the two do not contradict each other: the digest of a
 tensor is kept where both have the same or only one has any, and dropped where they differ.
+
+It is a `DerivedMask`, made in memory at once or straight into a file. Everything but the bits is
+known, and checked, before the first tensor is made. Saved from masks that are on disk, it needs
+memory for a few copies of the largest tensor's bits, and never for the mask.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import prod
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,14 +26,68 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import TensorPart, parts_of
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.derived import DerivedMask, tensor_of
-from trimtab.masks.naming import named_alike
-from trimtab.masks.outline import MaskOutline
-from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor
-from trimtab.masks.provenance import provenance_from, provenance_with
-from trimtab.words import first_few
+from trimtab.masks.header import MaskHeader, provenance_from, provenance_with
+from trimtab.masks.matching import named_alike
+from trimtab.masks.on_disk import write_mask_file
+from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor, num_packed_bytes
+from trimtab.words import first_few, one_line
 
-__all__ = ["OPERATIONS", "Operation", "Together", "combined", "complemented", "in_common"]
+__all__ = [
+    "OPERATIONS",
+    "DerivedMask",
+    "Operation",
+    "Together",
+    "combined",
+    "complemented",
+    "in_common",
+    "tensor_of",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class DerivedMask:
+    """A recipe for a mask; `Mask.of` follows it in memory, `save` on disk.
+
+    Attributes:
+        outline: Of the mask.
+        tensor: Makes the bits of a tensor, given its name; new ones at each call.
+    """
+
+    outline: MaskHeader
+    tensor: Callable[[str], PackedTensor]
+
+    __repr__ = one_line
+
+    def with_provenance(self, **told: Any) -> DerivedMask:
+        """The same mask with entries of its provenance set."""
+        provenance = {**self.outline.provenance, **told}
+        return replace(self, outline=replace(self.outline, provenance=provenance))
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> int:
+        """Make the mask and write it, whole or not at all, one tensor at a time.
+
+        Args:
+            path: The file; missing parent folders are made. It may be one of those that the mask
+                is made from.
+            force: Replace an existing file.
+
+        Returns:
+            How many elements the mask selects.
+
+        Raises:
+            OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+            MaskError: A mask that this one is made from was changed on disk.
+        """
+        return write_mask_file(path, self.outline, self.tensor, force=force)
+
+
+def tensor_of(mask: PackedMask, name: str, shape: tuple[int, ...]) -> PackedTensor:
+    """What a mask selects of a tensor of this shape: nothing if it does not have the tensor."""
+    if name not in mask:
+        return PackedTensor(shape, np.zeros(num_packed_bytes(prod(shape)), np.uint8), 0)
+    return PackedTensor(shape, mask.packed(name), mask.num_selected(name))
+
+
 __all__ += ["restricted"]
 
 Operation: TypeAlias = Literal["and", "or", "xor", "minus"]
@@ -77,7 +138,7 @@ def combined(operation: Operation, first: PackedMask, second: PackedMask) -> Der
     together = in_common([first, second])
     shapes = together.shapes
     step = {"step": operation, "base_differs": list(together.base_differs)}
-    outline = MaskOutline(shapes, together.base, provenance_from((first, second), step))
+    outline = MaskHeader(shapes, together.base, provenance_from((first, second), step))
 
     def tensor(name: str) -> PackedTensor:
         shape = shapes[name]
@@ -118,7 +179,7 @@ def complemented(mask: PackedMask) -> DerivedMask:
     shapes = {name: mask.shape(name) for name in mask}
     provenance = provenance_with(mask.provenance, {"step": "complement", "of": mask.digest})
     return DerivedMask(
-        MaskOutline(shapes, mask.base, provenance),
+        MaskHeader(shapes, mask.base, provenance),
         lambda name: tensor_of(mask, name, shapes[name]).complement(),
     )
 
@@ -168,7 +229,7 @@ def restricted(
     shapes = {name: mask.shape(name) for name in kept}
     step = {"step": "restrict", "of": mask.digest, **dict.fromkeys(conditions), **given}
     base = {name: mask.base[name] for name in kept if name in mask.base}
-    outline = MaskOutline(shapes, base, provenance_with(mask.provenance, step))
+    outline = MaskHeader(shapes, base, provenance_with(mask.provenance, step))
     return DerivedMask(outline, lambda name: tensor_of(mask, name, shapes[name]))
 
 

@@ -22,9 +22,9 @@ from trimtab.checkpoints.stream import Digests, Progress, Reading
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
+from trimtab.masks.header import provenance_of
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
-from trimtab.masks.provenance import provenance_of
 from trimtab.results.records import record_of
 
 __all__ = ["extract_mask"]

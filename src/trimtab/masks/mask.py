@@ -1,8 +1,9 @@
-"""`Mask`: which elements of which tensors are selected, one bit for each."""
+"""`Mask`: which elements of which tensors are selected, one bit for each; and its summary."""
 
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import cached_property
@@ -12,19 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.checkpoints import parts_of
 from trimtab.checkpoints.tensors import FilePool
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.algebra import Operation, combined, complemented, restricted
-from trimtab.masks.derived import DerivedMask
-from trimtab.masks.mask_file import read_mask_file
-from trimtab.masks.outline import MaskOutline
-from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor
-from trimtab.masks.provenance import provenance_with
+from trimtab.masks.algebra import DerivedMask, Operation, combined, complemented, restricted
+from trimtab.masks.header import MaskHeader, provenance_with
+from trimtab.masks.on_disk import FORMAT, read_mask_file, write_mask_file
+from trimtab.masks.packed import BaseTensor, MaskDigest, PackedMask, PackedTensor
 from trimtab.masks.random import random_tensor
-from trimtab.masks.writing import write_mask_file
 from trimtab.words import first_few, one_line, out_of, plural
 
-__all__ = ["Mask"]
+__all__ = ["Mask", "summarise"]
 
 
 class Mask:
@@ -54,7 +53,7 @@ class Mask:
         """
         self._tensors = dict(tensors)
         shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        self._outline = MaskOutline(shapes, base, provenance)
+        self._outline = MaskHeader(shapes, base, provenance)
         self._renamed_from: Mask | None = None
 
     @classmethod
@@ -346,3 +345,48 @@ class Mask:
     def __repr__(self) -> str:
         selected = out_of(self.num_selected(), self.num_elements(), "element")
         return one_line(self, f"{selected} in {plural(len(self), 'tensor')}, digest {self.digest}")
+
+
+def summarise(mask: PackedMask) -> dict[str, Any]:
+    """Count a mask, in the format of the docs page "Formats".
+
+    Kinds follow from names alone, so a fused tensor is one tensor of one kind.
+    """
+    tensors = [_tensor_summary(mask, name) for name in mask]
+    by_kind: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for tensor in tensors:
+        by_kind[tensor["kind"]].append(tensor)
+    return {
+        "format": f"{FORMAT}.summary",
+        "format_version": 1,
+        "digest": mask.digest,
+        "total": _group_summary(tensors),
+        "by_kind": {kind: _group_summary(members) for kind, members in by_kind.items()},
+        "tensors": tensors,
+        "provenance": dict(mask.provenance),
+    }
+
+
+def _tensor_summary(mask: PackedMask, name: str) -> dict[str, Any]:
+    (part,) = parts_of(name, mask.shape(name), {})
+    base = mask.base.get(name)
+    return {
+        "name": name,
+        "layer": part.layer,
+        "kind": part.kind,
+        "shape": list(mask.shape(name)),
+        "base": None if base is None else base._asdict(),
+        **_count_summary(mask.num_elements(name), mask.num_selected(name)),
+    }
+
+
+def _group_summary(tensors: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    num_elements, num_selected = (
+        sum(tensor[key] for tensor in tensors) for key in ("num_elements", "num_selected")
+    )
+    return {"num_tensors": len(tensors), **_count_summary(num_elements, num_selected)}
+
+
+def _count_summary(num_elements: int, num_selected: int) -> dict[str, Any]:
+    density = num_selected / num_elements if num_elements else None
+    return {"num_elements": num_elements, "num_selected": num_selected, "density": density}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab import Mask
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 from trimtab.papers.cells import Cell
 from trimtab.papers.measuring import Measuring
 

@@ -121,7 +121,7 @@ REPORTS: Mapping[str, Report] = {
         "overlap",
         "Overlap",
         (
-            "trimtab.masks.overlap.result",
+            "trimtab.masks.overlap_result",
             "overlap_table:render_overlap_table",
             "overlap_page:overlap_page",
         ),
@@ -137,7 +137,7 @@ REPORTS: Mapping[str, Report] = {
         "prediction",
         "PredictionScore",
         (
-            "trimtab.masks.prediction.result",
+            "trimtab.masks.prediction",
             "prediction_table:render_prediction_table",
             "prediction_page:prediction_page",
         ),
@@ -147,7 +147,7 @@ REPORTS: Mapping[str, Report] = {
         "structure",
         "Structure",
         (
-            "trimtab.masks.structure.result",
+            "trimtab.masks.structure_result",
             "structure_table:render_structure_table",
             "structure_page:structure_page",
         ),

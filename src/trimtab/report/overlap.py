@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trimtab.masks.overlap.result import Overlap
-from trimtab.masks.overlap.shared import Shared
+from trimtab.masks.overlap_chance import Shared
+from trimtab.masks.overlap_result import Overlap
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.charts import nice_ceiling, percent_floor
 from trimtab.report.overlap_charts import MEASURED, counts_by_mask, lift_dots, pair_matrix

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab.elements.counts import percent
-from trimtab.masks.overlap.result import Overlap
+from trimtab.masks.overlap_result import Overlap
 from trimtab.report.blocks import Section
 from trimtab.report.document import Document as Page
 from trimtab.report.document import Hero

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from trimtab.masks.overlap.counts import COVERAGE_LISTS
-from trimtab.masks.overlap.result import Overlap
+from trimtab.masks.overlap_result import COVERAGE_LISTS, Overlap
 from trimtab.report.blocks import Section, table
 from trimtab.report.overlap_wording import (
     letters,

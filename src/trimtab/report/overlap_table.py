@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from trimtab.masks.overlap.result import Overlap
-from trimtab.masks.overlap.shared import Null, Shared
+from trimtab.masks.overlap_chance import Null, Shared
+from trimtab.masks.overlap_result import Overlap
 from trimtab.report.overlap_wording import (
     NO_BASE,
     common_sentence,

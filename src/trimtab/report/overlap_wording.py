@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from trimtab.elements.counts import percent
-from trimtab.masks.overlap.result import LETTERS, Overlap
-from trimtab.masks.overlap.shared import (
+from trimtab.masks.overlap_chance import (
     INDEPENDENT,
     MAGNITUDE,
     PER_TENSOR,
@@ -14,6 +13,7 @@ from trimtab.masks.overlap.shared import (
     Null,
     Shared,
 )
+from trimtab.masks.overlap_result import LETTERS, Overlap
 from trimtab.report.wording import of_all, plural, printable
 from trimtab.words import are, were
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.masks.prediction.result import PredictionScore, Quality
+from trimtab.masks.prediction import PredictionScore, Quality
 from trimtab.report.blocks import Column, Figure, Key, Section, table
 from trimtab.report.document import Document as Page
 from trimtab.report.document import Hero

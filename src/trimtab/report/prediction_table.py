@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 
-from trimtab.masks.prediction.result import PredictionScore, Quality
+from trimtab.masks.prediction import PredictionScore, Quality
 from trimtab.report.overlap_wording import (
     mask_names,
     other_base_sentence,

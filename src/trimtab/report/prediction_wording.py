@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trimtab.masks.overlap.shared import INDEPENDENT, MAGNITUDE, PER_TENSOR
-from trimtab.masks.prediction.result import LOW_MAGNITUDE, PredictionScore, Quality
+from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR
+from trimtab.masks.prediction import LOW_MAGNITUDE, PredictionScore, Quality
 from trimtab.report.overlap_wording import lift_text, ratio_text
 from trimtab.report.wording import plural, printable
 

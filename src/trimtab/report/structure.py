@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from trimtab.masks.structure.result import Family, MaskStructure, Structure, Unit
+from trimtab.masks.structure_result import Family, MaskStructure, Structure, Unit
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, run_column, table
 from trimtab.report.charts import nice_ceiling
 from trimtab.report.records import checkpoints_table, settings_table

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from trimtab.elements.counts import percent
-from trimtab.masks.structure.result import ElementMap, MaskStructure, Profile
+from trimtab.masks.structure_result import ElementMap, MaskStructure, Profile
 from trimtab.report.blocks import Column, Figure, Key, Section, table
 from trimtab.report.charts import nice_ceiling
 from trimtab.report.structure_charts import block_map, line_profile, stripe_dots

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trimtab.elements.counts import percent
-from trimtab.masks.structure.result import Family, MaskStructure, Structure
+from trimtab.masks.structure_result import Family, MaskStructure, Structure
 from trimtab.report.document import Document as Page
 from trimtab.report.document import Hero
 from trimtab.report.structure import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable
 
-from trimtab.masks.structure.result import Family, MaskStructure, Structure, Unit
+from trimtab.masks.structure_result import Family, MaskStructure, Structure, Unit
 from trimtab.report.structure_wording import (
     FAMILY_NAMES,
     NULLS,

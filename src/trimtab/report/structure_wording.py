@@ -7,7 +7,7 @@ from math import sqrt
 from pathlib import PurePath
 
 from trimtab.elements.counts import percent
-from trimtab.masks.structure.result import (
+from trimtab.masks.structure_result import (
     FALSE_DISCOVERY_RATE,
     Family,
     LeftOut,

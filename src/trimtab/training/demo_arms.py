@@ -14,7 +14,7 @@ from pathlib import Path
 
 from trimtab.errors import MaskError, SettingsError
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 from trimtab.training.recipe import Recipe
 
 __all__ = ["ARMS", "FULL", "DemoArm", "demo_arms", "demo_masks", "mask_file"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError
-from trimtab.masks.pruning.norms import InputNorms
+from trimtab.masks.wanda import InputNorms
 from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer

@@ -22,7 +22,7 @@ from trimtab.checkpoints import StoredTensor
 from trimtab.checkpoints.names import match_stored
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask
-from trimtab.masks.naming import named_like
+from trimtab.masks.matching import named_like
 from trimtab.masks.packed import BaseTensor, PackedTensor
 from trimtab.training.pieces import Piece, find_pieces, revert_of
 

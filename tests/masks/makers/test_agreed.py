@@ -8,15 +8,15 @@ import pytest
 from tests.masks.masks import SHAPES, arrays, example_mask
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks import BaseTensor, Mask
-from trimtab.masks.makers import agreed as module
-from trimtab.masks.makers.agreed import CountScores, agreed
+from trimtab.masks.makers import counts as module
+from trimtab.masks.makers.counts import CountScores, consensus
 
 
 @pytest.mark.parametrize("at_least", [1, 2, 3, 4])
 def test_at_least_so_many(at_least: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 64)
     masks = [example_mask(0.5, seed) for seed in range(4)]
-    mask = agreed(masks, at_least)
+    mask = consensus(masks, at_least)
     for name, shape in SHAPES.items():
         counts = sum(arrays(0.5, seed)[name].astype(int) for seed in range(4))
         assert np.array_equal(mask.array(name), np.asarray(counts >= at_least).reshape(shape))
@@ -31,7 +31,7 @@ def test_at_least_so_many(at_least: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_tensor_that_a_mask_lacks_has_nothing_selected() -> None:
     first = Mask.from_arrays({"w": np.array([True, True]), "v": np.array([True])})
     second = Mask.from_arrays({"w": np.array([True, False])})
-    both = agreed([first, second], 2)
+    both = consensus([first, second], 2)
     assert both.array("w").tolist() == [True, False]
     assert both.array("v").tolist() == [False]
 
@@ -40,10 +40,10 @@ def test_other_models_and_other_bases_are_refused() -> None:
     w = np.array([True, False])
     one, two = (Mask.from_arrays({"w": w}, base={"w": BaseTensor("F32", d * 32)}) for d in "01")
     with pytest.raises(MaskMismatchError, match="w has other bytes in another base"):
-        agreed([one, two], 1)
+        consensus([one, two], 1)
     with pytest.raises(MaskMismatchError, match=r"w is \(2,\) and \(1, 2\)"):
-        agreed([one, Mask.from_arrays({"w": w[None]})], 1)
+        consensus([one, Mask.from_arrays({"w": w[None]})], 1)
     with pytest.raises(MaskError, match="expected 1 to 1"):
-        agreed([one], 2)
+        consensus([one], 2)
     with pytest.raises(MaskError, match="no masks to count"):
-        agreed([], 1)
+        consensus([], 1)

@@ -11,7 +11,7 @@ import torch
 from tests.compare.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks import Mask
-from trimtab.masks.makers.magnitude import high_magnitude, low_magnitude, no_preference
+from trimtab.masks.makers.weight_scores import high_magnitude, low_magnitude, no_preference
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 

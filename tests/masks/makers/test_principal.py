@@ -13,9 +13,8 @@ from tests.compare.checkpoints import save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError
 from trimtab.masks import Mask
-from trimtab.masks.makers.magnitude import low_magnitude
-from trimtab.masks.makers.principal import PrincipalScores
-from trimtab.masks.makers.safe import UnionScores, safe_scores
+from trimtab.masks.makers.principal import PrincipalScores, UnionScores, safe_scores
+from trimtab.masks.makers.weight_scores import low_magnitude
 from trimtab.masks.selection import scores, select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores, Scores

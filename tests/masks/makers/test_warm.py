@@ -9,7 +9,7 @@ import pytest
 
 from tests.compare.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
-from trimtab.masks.makers.warm import TimesScores, ever
+from trimtab.masks.makers.counts import TimesScores, ever
 from trimtab.masks.selection.scores import ArrayScores
 
 

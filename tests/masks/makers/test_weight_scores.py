@@ -15,9 +15,8 @@ from trimtab.checkpoints import Checkpoint, open_checkpoint
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks import BaseTensor
-from trimtab.masks.makers.magnitude import low_magnitude
 from trimtab.masks.makers.principal import PrincipalScores
-from trimtab.masks.makers.weight_scores import Lookup
+from trimtab.masks.makers.weight_scores import Lookup, low_magnitude
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 
-from trimtab.masks.overlap.consensus import Consensus, Counted
-from trimtab.masks.overlap.shared import one_urn
+from trimtab.masks.overlap_chance import Consensus, Counted, one_urn
 
 
 def counted(*rows: tuple[int, ...]) -> Counted:

@@ -30,10 +30,10 @@ from trimtab.errors import (
     ResultFormatError,
 )
 from trimtab.masks import BaseTensor, Mask, extract_mask
-from trimtab.masks.mask_file import MaskFile
-from trimtab.masks.overlap import engine as overlap_module
-from trimtab.masks.overlap.engine import overlap
-from trimtab.masks.overlap.result import Overlap
+from trimtab.masks import overlap as overlap_module
+from trimtab.masks.on_disk import MaskFile
+from trimtab.masks.overlap import overlap
+from trimtab.masks.overlap_result import Overlap
 from trimtab.masks.packed import PackedTensor
 
 Bools = dict[str, NDArray[np.bool_]]

@@ -12,8 +12,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trimtab.masks.overlap import hypergeometric
-from trimtab.masks.overlap.hypergeometric import Strata, tail
+from trimtab.results import urn
+from trimtab.results.urn import Strata, tail
 
 
 def strata_of(*rows: tuple[int, int, int]) -> Strata:
@@ -102,7 +102,7 @@ def test_exact_and_normal_agree_where_both_hold(monkeypatch: pytest.MonkeyPatch)
         shared = round(strata.expected + deviations * strata.variance**0.5)
         exact = tail(strata, shared)
         with monkeypatch.context() as patch:
-            patch.setattr(hypergeometric, "MOST_VALUES", 0)
+            patch.setattr(urn, "MOST_VALUES", 0)
             normal = tail(strata, shared)
         assert (exact.method, normal.method) == ("exact", "normal")
         # What is between them is the width of one value.
@@ -119,11 +119,11 @@ def log10_erfc(x: float) -> float:
 
 @pytest.mark.parametrize("x", [1.0, 3.5, 19.9, 20.0, 25.0, 100.0, 1e6])
 def test_the_normal_tail(x: float) -> None:
-    assert hypergeometric._log10_erfc(x) == pytest.approx(log10_erfc(x), rel=1e-10)
+    assert urn._log10_erfc(x) == pytest.approx(log10_erfc(x), rel=1e-10)
 
 
 def test_the_normal_tail_is_smooth_where_its_formula_changes() -> None:
-    below, above = (hypergeometric._log10_erfc(20 + step) for step in (-1e-9, 1e-9))
+    below, above = (urn._log10_erfc(20 + step) for step in (-1e-9, 1e-9))
     assert above < below < above + 1e-7
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from trimtab.errors import AnalysisError
-from trimtab.masks.overlap.hypergeometric import Strata
-from trimtab.masks.overlap.shared import NULLS, Shared
+from trimtab.masks.overlap_chance import NULLS, Shared
+from trimtab.results.urn import Strata
 
 TABLE_4 = {
     # Axis: densities of the two (1 - s), o1, o2 as printed; then derived by hand from these.

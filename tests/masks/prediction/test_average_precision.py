@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import MaskError
-from trimtab.masks.prediction.average_precision import LevelCounts, average_precision
+from trimtab.masks.prediction import LevelCounts, average_precision
 
 few = st.sampled_from([-2.0, -1.0, -0.0, 0.0, 0.5, 1.0, 1.0078125, float("inf")])
 any_float = st.floats(width=32, allow_nan=False)

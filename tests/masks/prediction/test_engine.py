@@ -17,9 +17,8 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError, ResultFormatError
 from trimtab.masks import BaseTensor, Mask, extract_mask
-from trimtab.masks.makers.magnitude import low_magnitude
-from trimtab.masks.prediction import score_prediction
-from trimtab.masks.prediction.result import PredictionScore
+from trimtab.masks.makers.weight_scores import low_magnitude
+from trimtab.masks.prediction import PredictionScore, score_prediction
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores, write_scores

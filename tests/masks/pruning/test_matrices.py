@@ -11,7 +11,7 @@ from tests.checkpoints.building import entry, file_bytes
 from tests.checkpoints.models import SETTINGS, build_model
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError
-from trimtab.masks.pruning.matrices import matrices_of
+from trimtab.masks.pruning import matrices_of
 
 
 def write(path: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> Path:

@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 from tests.checkpoints.building import entry, file_bytes, tensors_bytes
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError, MaskMismatchError, OutputExistsError
-from trimtab.masks.pruning.matrices import matrices_of
-from trimtab.masks.pruning.norms import InputNorms
+from trimtab.masks.pruning import matrices_of
+from trimtab.masks.wanda import InputNorms
 
 NAMES = [f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(2)]
 VECTORS = {

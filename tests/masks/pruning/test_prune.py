@@ -13,10 +13,9 @@ from safetensors import safe_open
 from tests.checkpoints.building import file_bytes, random_bits, tensors_bytes
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import AnalysisError, CheckpointError, MaskError, OutputExistsError
-from trimtab.masks.pruning import rewriting
-from trimtab.masks.pruning.norms import InputNorms
-from trimtab.masks.pruning.prune import RECORD, prune
-from trimtab.masks.pruning.survivors import survivors
+from trimtab.masks import pruning
+from trimtab.masks.pruning import RECORD, prune, survivors
+from trimtab.masks.wanda import InputNorms
 
 UP, DOWN, LATER = (
     f"model.layers.{place}.weight"
@@ -207,13 +206,13 @@ def test_nothing_is_left_of_a_pruning_that_fails(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = iter(range(2))  # the third tensor cannot be written
-    whole = rewriting._write
+    whole = pruning._write
 
     def breaks(*arguments: object) -> object:
         next(written)
         return whole(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(rewriting, "_write", breaks)
+    monkeypatch.setattr(pruning, "_write", breaks)
     with pytest.raises(StopIteration):
         prune(base, tmp_path / "out", sparsity=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]

@@ -11,7 +11,7 @@ import xxhash
 
 from tests.checkpoints.building import entry, file_bytes, random_bits, tensors_bytes
 from trimtab.elements.dtypes import DTYPES
-from trimtab.masks.pruning.survivors import is_zero, survivors
+from trimtab.masks.pruning import is_zero, survivors
 
 
 @pytest.mark.parametrize("name", DTYPES)

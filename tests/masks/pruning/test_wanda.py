@@ -14,9 +14,8 @@ from hypothesis.extra import numpy as hnp
 from tests.checkpoints.building import random_bits, tensors_bytes
 from trimtab.checkpoints import Checkpoint, open_checkpoint, stream
 from trimtab.errors import CheckpointError, MaskError
-from trimtab.masks.pruning.matrices import matrices_of
-from trimtab.masks.pruning.norms import InputNorms
-from trimtab.masks.pruning.wanda import kept_by_wanda, lowest_of_rows
+from trimtab.masks.pruning import matrices_of
+from trimtab.masks.wanda import InputNorms, kept_by_wanda, lowest_of_rows
 
 UP, DOWN = (f"model.layers.0.mlp.{kind}_proj.weight" for kind in ("up", "down"))
 SHAPES = {UP: (24, 17), DOWN: (17, 24)}

@@ -20,9 +20,9 @@ from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.masks.selection import scores, weights
-from trimtab.masks.selection.highest import ordered_keys, select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores
+from trimtab.masks.selection.top_k import ordered_keys, select
 
 floats = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0, -1.0])
 STEP = {"step": "test"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.masks.structure.chance import (
+from trimtab.results.urn import (
     Moments,
     discoveries,
     entropy,

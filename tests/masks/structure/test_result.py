@@ -10,7 +10,8 @@ import pytest
 
 from tests.masks.structure.models import config_folder, llama_shapes, random_mask
 from trimtab.errors import ResultFormatError
-from trimtab.masks.structure import Structure, structure
+from trimtab.masks.structure import structure
+from trimtab.masks.structure_result import Structure
 
 
 @pytest.fixture(scope="module")

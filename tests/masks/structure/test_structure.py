@@ -30,10 +30,10 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import exponent_bins
 from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.random_matched import random_matched
-from trimtab.masks.stored import open_mask
-from trimtab.masks.structure import Structure, structure
-from trimtab.masks.structure.result import FALSE_DISCOVERY_RATE, Family, Unit
+from trimtab.masks.on_disk import open_mask
+from trimtab.masks.selection.quotas import random_matched
+from trimtab.masks.structure import structure
+from trimtab.masks.structure_result import FALSE_DISCOVERY_RATE, Family, Structure, Unit
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arrays = Mapping[str, Array]
@@ -418,7 +418,7 @@ def test_nothing_and_everything_selected(config: Path) -> None:
 def test_more_units_than_are_listed(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = random_mask(llama_shapes())
     whole = family(structure(mask, config=config), "neuron")
-    monkeypatch.setattr("trimtab.masks.structure.families.MOST_LISTED", 100)
+    monkeypatch.setattr("trimtab.masks.structure_families.MOST_LISTED", 100)
     few = family(structure(mask, config=config), "neuron")
     assert not few.has_all_units
     by_z = sorted(whole.units, key=lambda u: -(u.z or 0.0))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from trimtab.masks import transfer
 from trimtab.masks.packed import PackedTensor
-from trimtab.masks.transfer import rows
-from trimtab.masks.transfer.rows import nearest, random_rows, row_counts, scaled_counts
+from trimtab.masks.transfer import nearest, random_rows, row_counts, scaled_counts
 
 ARRAYS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=13))
 
@@ -29,7 +29,7 @@ def test_rows_are_counted(array: NDArray[np.bool_]) -> None:
 
 
 def test_rows_are_counted_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(transfer, "CHUNK_ELEMENTS", 100)
     array = np.random.default_rng(0).random((45, 7)) < 0.3
     np.testing.assert_array_equal(row_counts(PackedTensor.pack(array)), array.sum(axis=1))
 
@@ -81,7 +81,7 @@ def test_random_rows_have_their_counts(data: st.DataObject) -> None:
 def test_random_rows_do_not_depend_on_the_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = np.random.default_rng(0).integers(0, 8, 45)
     whole = random_rows((45, 7), counts, seed=1, name="w")
-    monkeypatch.setattr(rows, "CHUNK_ELEMENTS", 100)
+    monkeypatch.setattr(transfer, "CHUNK_ELEMENTS", 100)
     np.testing.assert_array_equal(random_rows((45, 7), counts, seed=1, name="w").bits, whole.bits)
 
 

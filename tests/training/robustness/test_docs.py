@@ -15,7 +15,7 @@ from tests.checkpoints.building import tensors_bytes
 from tests.training.evaluation.results import make_evaluation
 from tests.training.robustness.results import make_probe
 from trimtab.cli.robustness import NOISES
-from trimtab.masks.pruning.prune import prune
+from trimtab.masks.pruning import prune
 from trimtab.report.robustness_wording import ARMS
 from trimtab.report.robustness_wording import NOISES as WORDS
 from trimtab.training.perturbation.noise import ARMS as SETS

@@ -17,7 +17,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.compare.tracked_points import TrackedPoints
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.identity import identity
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 from trimtab.masks.structure import structure
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.perturbation.noise import fingerprint, perturbed

@@ -8,7 +8,7 @@ import click
 
 from trimtab.cli.mask.options import mask_argument, save_derived, writes_a_mask
 from trimtab.masks.algebra import complemented
-from trimtab.masks.stored import open_mask
+from trimtab.masks.on_disk import open_mask
 from trimtab.outputs import ensure_free
 
 __all__ = ["command"]

@@ -25,7 +25,7 @@ def command(mask: Path, as_json: bool) -> None:
     """Show what MASK selects, by kind, and how it was made."""
     with open_mask(mask) as opened:
         if as_json:
-            from trimtab.masks.summary import summarise
+            from trimtab.masks.mask import summarise
 
             say(json.dumps(summarise(opened), indent=1))
             return

@@ -10,9 +10,9 @@ import click
 from trimtab.cli.paths import ensure_ending
 from trimtab.cli.terminal import say
 from trimtab.masks import Mask
-from trimtab.masks.derived import DerivedMask
-from trimtab.masks.naming import named_alike
-from trimtab.masks.stored import StoredMask
+from trimtab.masks.algebra import DerivedMask
+from trimtab.masks.matching import named_alike
+from trimtab.masks.on_disk import StoredMask
 from trimtab.words import first_few
 
 __all__ = [

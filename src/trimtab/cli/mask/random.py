@@ -9,7 +9,7 @@ import click
 from trimtab.cli.mask.options import mask_argument, write_mask, writes_a_mask
 from trimtab.cli.progress import byte_progress
 from trimtab.masks import Mask
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 from trimtab.outputs import ensure_free
 
 __all__ = ["command"]

@@ -9,7 +9,7 @@ import click
 
 from trimtab.cli.mask.options import save_derived, tell_of_bases, tell_of_names, writes_a_mask
 from trimtab.masks.algebra import Operation, combined
-from trimtab.masks.stored import open_mask
+from trimtab.masks.on_disk import open_mask
 from trimtab.outputs import ensure_free
 
 __all__ = ["commands"]

@@ -11,8 +11,8 @@ from trimtab.cli.mask.options import tell_of_bases, tell_of_names
 from trimtab.cli.progress import byte_progress
 from trimtab.cli.results import Outputs, to_json
 from trimtab.cli.terminal import say
-from trimtab.masks.common_core import part_files, write_parts
-from trimtab.masks.stored import open_mask
+from trimtab.masks.on_disk import open_mask
+from trimtab.masks.split import part_files, write_parts
 from trimtab.report.files import ensure_free, write_output
 
 __all__ = ["command"]

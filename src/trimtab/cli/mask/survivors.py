@@ -22,7 +22,7 @@ def command(typed: str, checkpoint: str, output: Path, force: bool) -> None:
     CHECKPOINT is a folder, a .safetensors or .bin file, or a hub id with an optional @revision.
     Both zeros count, +0 and -0.
     """
-    from trimtab.masks.pruning.survivors import survivors
+    from trimtab.masks.pruning import survivors
 
     ensure_free(output, force=force)
     with byte_progress("reading") as progress:

@@ -9,8 +9,8 @@ import click
 from trimtab.cli.mask.options import mask_argument, save_derived, writes_a_mask
 from trimtab.cli.progress import byte_progress
 from trimtab.cli.terminal import say
-from trimtab.masks.stored import open_mask
-from trimtab.masks.transfer.engine import MAPS, transferred
+from trimtab.masks.on_disk import open_mask
+from trimtab.masks.transfer import MAPS, transferred
 from trimtab.outputs import ensure_free
 
 __all__ = ["command"]

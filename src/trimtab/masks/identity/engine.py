@@ -24,7 +24,7 @@ from trimtab.elements.three_way import AgreementTally
 from trimtab.masks.identity.matching import Triple, coverage_of, match_tensors
 from trimtab.masks.identity.result import Identity, TensorIdentity, mask_record
 from trimtab.masks.mask import Mask
-from trimtab.masks.naming import named_as_in
+from trimtab.masks.matching import named_as_in
 from trimtab.results.records import made_now, record_of
 
 __all__ = ["identity"]

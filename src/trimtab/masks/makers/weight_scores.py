@@ -1,6 +1,11 @@
 """Scores that follow from the weights of a base alone: a few passes over it, and no data.
 
-A score that depends on one weight alone is looked up: bf16 has only 65,536 of them.
+A score that depends on one weight alone is looked up: bf16 has only 65,536 of them. The simplest
+are -|w|, |w| and 0: small or large weights first, or all alike. In bf16 a step moves a weight only
+if it is at least about |w| / 512, so which weights are small says most of which will change,
+whatever is learned. That makes low magnitude the control of every predictor, and a mask of its own.
+
+Source: arXiv 2511.08567 (low-magnitude mask, sec. 4 and Table 4); 2602.03839 (absorption).
 """
 
 from __future__ import annotations
@@ -22,7 +27,14 @@ from trimtab.masks.packed import BaseTensor
 from trimtab.masks.selection.weights import elements_of, read_weights
 from trimtab.words import first_few
 
-__all__ = ["ElementScores", "Lookup", "WeightScores"]
+__all__ = [
+    "ElementScores",
+    "Lookup",
+    "WeightScores",
+    "high_magnitude",
+    "low_magnitude",
+    "no_preference",
+]
 
 Function = Callable[[Bits, DType], NDArray[Any]]
 """Gives a value for each of some elements, given as bits."""
@@ -130,3 +142,30 @@ def _num_wrong(finite: bool, tensor: StoredTensor, chunks: Iterator[tuple[int, B
     if not finite:
         return sum(int(np.count_nonzero(dtype.is_nan(bits))) for _, bits in chunks)
     return sum(int(np.count_nonzero(~np.isfinite(dtype.decode(bits)))) for _, bits in chunks)
+
+
+def low_magnitude(
+    base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
+) -> ElementScores:
+    """-|w|: the smallest weights first. Arguments as for `WeightScores`."""
+    return ElementScores(
+        lambda bits, dtype: -_magnitude(bits, dtype), base, names, progress=progress
+    )
+
+
+def high_magnitude(
+    base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
+) -> ElementScores:
+    """|w|: the largest weights first. Arguments as for `WeightScores`."""
+    return ElementScores(_magnitude, base, names, progress=progress)
+
+
+def no_preference(
+    base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
+) -> ElementScores:
+    """0: a selection is random, however small the weights. Arguments as for `WeightScores`."""
+    return ElementScores(lambda bits, dtype: np.zeros(bits.shape), base, names, progress=progress)
+
+
+def _magnitude(bits: Bits, dtype: DType) -> NDArray[np.float64]:
+    return np.abs(dtype.decode(bits))

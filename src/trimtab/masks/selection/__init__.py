@@ -1,5 +1,5 @@
 """Masks of exactly so many elements, those with the highest scores."""
 
-from trimtab.masks.selection.highest import select
+from trimtab.masks.selection.top_k import select
 
 __all__ = ["select"]

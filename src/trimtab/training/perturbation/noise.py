@@ -45,7 +45,7 @@ from trimtab.checkpoints import Checkpoint
 from trimtab.masks import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.masks.random import random_tensor
-from trimtab.masks.random_matched import random_matched
+from trimtab.masks.selection.quotas import random_matched
 
 if TYPE_CHECKING:
     import torch

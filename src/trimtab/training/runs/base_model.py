@@ -20,7 +20,7 @@ from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.checkpoints.tensors import DataFile
 from trimtab.errors import CheckpointError, SettingsError, TrimtabError
 from trimtab.masks import BaseTensor, Mask, extract_mask
-from trimtab.masks.naming import named_like
+from trimtab.masks.matching import named_like
 from trimtab.results.records import CheckpointRecord, record_of
 from trimtab.training import runtime
 from trimtab.training.folders import read_json, write_json

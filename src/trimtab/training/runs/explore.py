@@ -22,7 +22,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.counts import percent
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
-from trimtab.masks.provenance import provenance_of
+from trimtab.masks.header import provenance_of
 from trimtab.outputs import new_folder
 from trimtab.training.folders import last_checkpoint, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights

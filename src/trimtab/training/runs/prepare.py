@@ -21,7 +21,7 @@ from typing import Any
 
 from trimtab.errors import SettingsError, TrimtabError
 from trimtab.masks import Mask
-from trimtab.masks.provenance import provenance_of
+from trimtab.masks.header import provenance_of
 from trimtab.masks.random import random_tensor
 from trimtab.training import runtime
 from trimtab.training.also import names_of, with_whole

@@ -9,9 +9,9 @@ import click
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.cli.mask.make.options import Making, makes_a_mask
-from trimtab.masks.makers.agreed import CountScores, agreed
+from trimtab.masks.makers.counts import CountScores, consensus
+from trimtab.masks.on_disk import open_mask
 from trimtab.masks.selection.scores import write_scores
-from trimtab.masks.stored import open_mask
 
 __all__ = ["command"]
 
@@ -43,7 +43,7 @@ def command(
             checkpoint = None if base is None else stack.enter_context(open_checkpoint(base))
             making.by_scores(scores, checkpoint, step, masks=opened_masks)
             return
-        mask = agreed(opened_masks, at_least)
+        mask = consensus(opened_masks, at_least)
         if making.scores is not None:
             write_scores(making.scores, scores, provenance=step, force=making.force)
     making.write(mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from trimtab.cli.mask.make.options import Making, base_option, makes_a_mask
-from trimtab.masks.makers.magnitude import high_magnitude, low_magnitude
+from trimtab.masks.makers.weight_scores import high_magnitude, low_magnitude
 
 __all__ = ["commands"]
 

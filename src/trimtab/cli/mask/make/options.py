@@ -15,9 +15,9 @@ from trimtab.cli.mask.options import write_mask, writes_a_mask
 from trimtab.cli.progress import byte_progress
 from trimtab.cli.terminal import say
 from trimtab.masks import Mask
-from trimtab.masks.naming import named_as_in, named_like
+from trimtab.masks.header import provenances_by_digest
+from trimtab.masks.matching import named_as_in, named_like
 from trimtab.masks.packed import PackedMask
-from trimtab.masks.provenance import provenances_by_digest
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import MATCHES, Match, Quotas
 from trimtab.masks.selection.scores import ScoreFile, Scores, write_scores

@@ -8,8 +8,7 @@ import click
 
 from trimtab.cli.mask.make.options import Making, base_option, makes_a_mask
 from trimtab.elements.spectrum import PRINCIPAL_SHARE
-from trimtab.masks.makers.principal import PrincipalScores
-from trimtab.masks.makers.safe import safe_scores
+from trimtab.masks.makers.principal import PrincipalScores, safe_scores
 
 __all__ = ["commands"]
 

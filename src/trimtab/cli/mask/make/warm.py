@@ -12,8 +12,7 @@ from trimtab.cli.progress import byte_progress
 from trimtab.compare.tracked_file import is_tracked
 from trimtab.compare.tracked_points import TrackedPoints
 from trimtab.masks import extract_mask
-from trimtab.masks.makers.agreed import CountScores
-from trimtab.masks.makers.warm import TimesScores, ever
+from trimtab.masks.makers.counts import CountScores, TimesScores, ever
 from trimtab.masks.selection.scores import Scores, write_scores
 
 __all__ = ["command"]

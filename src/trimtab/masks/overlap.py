@@ -1,7 +1,9 @@
 """`overlap`: do masks select the same elements, more often than chance would have it?
 
 One streaming pass over the masks, and over the base where magnitudes are to be matched. Each tensor
-is a task of its own; memory is the bits of the tensors under way, and a few buffers per thread.
+is a task of its own; memory is the bits of the tensors under way, and a few buffers per thread. A
+mask file is checked while it is read, tensor by tensor in the order of the names; only at its end
+is it known to be whole.
 """
 
 from __future__ import annotations
@@ -20,23 +22,229 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
+from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Digests, Progress, Reading
+from trimtab.checkpoints.tensors import FilePool
 from trimtab.elements.dtypes import exponent_place
-from trimtab.errors import AnalysisError
+from trimtab.errors import AnalysisError, MaskMismatchError
 from trimtab.masks.identity.result import mask_record
-from trimtab.masks.overlap.counts import MagnitudeBins, TensorOverlap, pairs_of
-from trimtab.masks.overlap.matching import (
-    check_digests,
-    check_shapes,
-    coverage_of,
-    names_in_all,
+from trimtab.masks.matching import named_alike
+from trimtab.masks.on_disk import MaskFile, StoredMask, read_mask_file
+from trimtab.masks.overlap_result import (
+    LETTERS,
+    MagnitudeBins,
+    Overlap,
+    OverlapCoverage,
+    TensorOverlap,
+    pairs_of,
 )
-from trimtab.masks.overlap.reading import Given, given_mask, in_one_naming, tensors_in_order
-from trimtab.masks.overlap.result import LETTERS, Overlap
 from trimtab.masks.packed import PackedMask, num_packed_bytes
 from trimtab.results.records import CheckpointRecord, made_now, record_of
+from trimtab.words import first_few, plural
 
-__all__ = ["overlap"]
+__all__ = [
+    "Given",
+    "check_digests",
+    "check_shapes",
+    "given_mask",
+    "in_one_naming",
+    "names_in_all",
+    "overlap",
+    "overlap_coverage",
+    "tensors_in_order",
+]
+
+
+class Given(NamedTuple):
+    """A mask, as it was given.
+
+    Attributes:
+        mask: The mask.
+        id: The path of its file, or None.
+        unchecked: Its file, if nobody has read that yet; then trust nothing but its header.
+    """
+
+    mask: PackedMask
+    id: str | None
+    unchecked: MaskFile | None
+
+
+def given_mask(mask: str | os.PathLike[str] | PackedMask, stack: ExitStack) -> Given:
+    """Take a mask as it is, or open its file for as long as the stack lasts.
+
+    Raises:
+        MaskError: It is no mask file.
+    """
+    if not isinstance(mask, str | os.PathLike):
+        return Given(mask, mask.path, None)
+    pool = FilePool()
+    stack.callback(pool.close)
+    file = read_mask_file(mask, pool)
+    return Given(StoredMask(file, pool), os.fspath(mask), file)
+
+
+def in_one_naming(masks: Sequence[Given], base: Checkpoint | None) -> list[Given]:
+    """The masks under one set of names; see `trimtab.masks.matching.named_alike`.
+
+    A file whose tensors get other names is checked now: its own order is not that of the others.
+
+    Raises:
+        MaskError: Such a file is damaged.
+    """
+    alike = named_alike([given.mask for given in masks], base)
+    found = []
+    for given, mask in zip(masks, alike, strict=True):
+        if mask is given.mask:
+            found.append(given)
+            continue
+        if given.unchecked is not None:
+            deque(given.unchecked.checked(), maxlen=0)
+        found.append(Given(mask, given.id, None))
+    return found
+
+
+def tensors_in_order(
+    masks: Sequence[Given], executor: Executor
+) -> Iterator[tuple[str, list[NDArray[np.uint8]]]]:
+    """Read each tensor of all masks once, sorted by name; files are checked by the end.
+
+    Args:
+        masks: The masks.
+        executor: Reads a tensor of all masks at the same time.
+
+    Yields:
+        A name, and the bits in each mask that has the tensor, as `Mask.packed` gives them. Those of
+        a damaged file can be anything.
+
+    Raises:
+        MaskError: A file is damaged; known at the end.
+    """
+    of_each = [_in_order(given) for given in masks]
+    for name in sorted({name for given in masks for name in given.mask}):
+        having = [
+            of_mask for of_mask, given in zip(of_each, masks, strict=True) if name in given.mask
+        ]
+        yield name, list(executor.map(next, having))
+    for of_mask in of_each:
+        deque(of_mask, maxlen=0)  # what a file says of all its tensors comes after the last
+
+
+def _in_order(given: Given) -> Iterator[NDArray[np.uint8]]:
+    if given.unchecked is None:
+        for name in sorted(given.mask):
+            yield given.mask.packed(name)
+    else:
+        for _, tensor in given.unchecked.checked():
+            yield tensor.bits
+
+
+def names_in_all(masks: Sequence[PackedMask]) -> list[str]:
+    """Tensors that all masks have, in the order of the first.
+
+    Raises:
+        MaskMismatchError: There are none, or their shapes differ.
+    """
+    names = [name for name in masks[0] if all(name in mask for mask in masks)]
+    if not names:
+        raise MaskMismatchError(
+            f"no tensor is in all {len(masks)} masks (the first has {first_few(list(masks[0]))}): "
+            "expected masks of one model"
+        )
+    every_name = dict.fromkeys(name for mask in masks for name in mask)
+    problems = []
+    for name in every_name:
+        shapes = {
+            letter: mask.shape(name)
+            for letter, mask in zip(LETTERS, masks, strict=False)
+            if name in mask
+        }
+        if len(set(shapes.values())) > 1:
+            said = ", ".join(f"{list(shape)} in {letter}" for letter, shape in shapes.items())
+            problems.append(f"{name} has shape {said}")
+    if problems:
+        raise MaskMismatchError(
+            f"{plural(len(problems), 'tensor')} of different shapes in the masks: "
+            f"{first_few(problems, '; ')}. Masks can be compared element by element only if they "
+            "are of models of one shape"
+        )
+    return names
+
+
+def check_shapes(masks: Sequence[PackedMask], names: Sequence[str], base: Checkpoint) -> None:
+    """Check that a base has the tensors that the masks have.
+
+    Raises:
+        MaskMismatchError: It lacks some, or they have other shapes.
+        CheckpointError: It is quantised, so that magnitudes are not known.
+    """
+    problems = []
+    for name in names:
+        shape = masks[0].shape(name)
+        if name not in base.tensors:
+            problems.append(f"{name} is not in it")
+        elif base.tensors[name].shape != shape:
+            problems.append(f"{name} has shape {list(base.tensors[name].shape)}, not {list(shape)}")
+    if problems:
+        raise MaskMismatchError(
+            f"the masks do not fit the base {base.id}, in {len(problems)} of {len(names)} tensors: "
+            f"{first_few(problems, '; ')}. Give the base that they were made from"
+        )
+    refuse_quantized(base.tensors, base.config, names, base.id)
+
+
+def check_digests(
+    masks: Sequence[PackedMask], names: Sequence[str], digests: Mapping[str, str], base: Checkpoint
+) -> None:
+    """Check that a base is the one that the masks say they were made against.
+
+    Args:
+        masks: Those that do not say of a tensor are not asked.
+        names: Tensors that all masks have.
+        digests: Name -> xxh3-128 of the stored bytes.
+        base: The base.
+
+    Raises:
+        MaskMismatchError: It is another one.
+    """
+    problems = [
+        f"{name} has the digest {digests[name]}, and {mask.base[name].digest} when mask {letter} "
+        "was made"
+        for letter, mask in zip(LETTERS, masks, strict=False)
+        for name in names
+        if name in mask.base and mask.base[name].digest != digests[name]
+    ]
+    if problems:
+        raise MaskMismatchError(
+            f"the masks were made against other weights than {base.id}: "
+            f"{first_few(problems, '; ')}. Give the base that they were made from"
+        )
+
+
+def overlap_coverage(masks: Sequence[PackedMask], names: Sequence[str]) -> OverlapCoverage:
+    """Sort the tensors of all masks into compared and not, and find disagreements on the base."""
+    in_all = set(names)
+    every_name = dict.fromkeys(name for mask in masks for name in mask)
+    not_compared = [
+        {
+            "name": name,
+            "shape": list(next(mask for mask in masks if name in mask).shape(name)),
+            "num_selected": [mask.num_selected(name) if name in mask else None for mask in masks],
+        }
+        for name in every_name
+        if name not in in_all
+    ]
+    other_base = []
+    for name in names:
+        recorded = [mask.base.get(name) for mask in masks]
+        if len({of.digest for of in recorded if of is not None}) > 1:
+            rows = [None if of is None else of._asdict() for of in recorded]
+            other_base.append({"name": name, "base": rows})
+    return OverlapCoverage(
+        num_compared=sum(masks[0].num_elements(name) for name in names),
+        not_compared=tuple(not_compared),
+        other_base=tuple(other_base),
+    )
+
 
 CHUNK_WORDS = 1 << 14
 """Words of each mask that are counted at once: a million elements, 128 KB."""
@@ -93,7 +301,7 @@ def overlap(
                 found = _with_base(given, names, checkpoint, executor, num_threads, progress)
         return Overlap(
             masks=tuple(mask_record(of.mask, of.id, found.digests) for of in given),
-            coverage=coverage_of(together, names),
+            coverage=overlap_coverage(together, names),
             tensors=tuple(_tensor(name, together[0].shape(name), found) for name in names),
             base=found.base,
             is_series=series,

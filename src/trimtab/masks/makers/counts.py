@@ -1,26 +1,32 @@
-"""What several masks agree on: the elements that at least so many of them select.
+"""Masks by how often an element was selected or moved: by several masks, or early in a run.
 
 A mask of one run holds what that run moved; what several runs of other seeds or data moved is the
-part that a new run will most likely move too.
+part that a new run will most likely move too. And what a run has moved early is mostly what it
+moves later, so a few steps of training predict the mask of all of them, at their cost.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.checkpoints import Checkpoint
+from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.masks.header import provenance_from, provenance_of
+from trimtab.masks.makers.weight_scores import WeightScores
 from trimtab.masks.mask import Mask
-from trimtab.masks.naming import named_alike
+from trimtab.masks.matching import named_alike
 from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor, unpacked
-from trimtab.masks.provenance import provenance_from
+from trimtab.masks.selection.scores import Scores
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 from trimtab.words import first_few
 
-__all__ = ["CountScores", "agreed"]
+__all__ = ["CountScores", "TimesScores", "consensus", "ever"]
 
 
 class CountScores:
@@ -76,7 +82,7 @@ class CountScores:
             yield counts
 
 
-def agreed(masks: Sequence[PackedMask], at_least: int) -> Mask:
+def consensus(masks: Sequence[PackedMask], at_least: int) -> Mask:
     """Select the elements that at least so many of some masks select.
 
     Args:
@@ -96,3 +102,39 @@ def agreed(masks: Sequence[PackedMask], at_least: int) -> Mask:
     }
     step = {"step": "consensus", "at_least": at_least}
     return Mask(tensors, scores.base, provenance_from(masks, step))
+
+
+class TimesScores(WeightScores):
+    """At how many points of a run an element differed from the base."""
+
+    def __init__(
+        self,
+        times: Callable[[str], NDArray[np.integer[Any]]],
+        base: Checkpoint,
+        names: Iterable[str] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """As for `WeightScores`; `times` gives the numbers of a tensor, flat."""
+        super().__init__(base, names, progress=progress)
+        self._times = times
+
+    def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
+        """As in `trimtab.masks.selection.scores.Scores`."""
+        times = self._times(name)
+        for start in range(0, len(times), CHUNK_ELEMENTS):
+            yield times[start : start + CHUNK_ELEMENTS].astype(np.float32)
+
+
+def ever(scores: Scores, provenance: Mapping[str, Any]) -> Mask:
+    """Select what has a score above 0: what moved at any point.
+
+    Args:
+        scores: How often elements had moved.
+        provenance: The step that made them.
+    """
+    tensors = {
+        name: PackedTensor.of_parts(shape, (chunk > 0 for chunk in scores.chunks(name)))
+        for name, shape in scores.shapes.items()
+    }
+    return Mask(tensors, scores.base, provenance_of([dict(provenance)]))

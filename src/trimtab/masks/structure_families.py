@@ -1,36 +1,56 @@
-"""All units of a family, gathered from the tensors that have a part in them; their statistics."""
+"""All units of a family, gathered from the tensors that have a part in them; their statistics.
+
+Also whether two masks favour the same units, and whether the rows or the columns of one matrix
+differ more than chance: stripes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.masks.structure.chance import (
+from trimtab.masks.structure_result import (
+    FALSE_DISCOVERY_RATE,
+    AxisStructure,
+    Common,
+    Concentration,
+    CurvePoint,
+    Family,
+    SharedUnits,
+    TensorStructure,
+    Test,
+    Unit,
+)
+from trimtab.masks.structure_units import FAMILIES, Axis, PartCounts, Units
+from trimtab.results.urn import (
     Moments,
+    Strata,
     discoveries,
     entropy,
     gini,
     hypergeometric,
     no_moments,
     probabilities,
+    spearman,
+    tail,
     z_scores,
 )
-from trimtab.masks.structure.result import (
-    FALSE_DISCOVERY_RATE,
-    Concentration,
-    CurvePoint,
-    Family,
-    Test,
-    Unit,
-)
-from trimtab.masks.structure.tensors import Units
-from trimtab.masks.structure.units import FAMILIES
 
-__all__ = ["AllUnits", "ExpertTensor", "Gathering", "family_of", "from_magnitude", "spread"]
+__all__ = [
+    "AllUnits",
+    "ExpertTensor",
+    "Gathering",
+    "family_of",
+    "from_magnitude",
+    "shared_units",
+    "spread",
+    "stripes_of",
+]
 
 MOST_LISTED = 8192
 """Units of a family up to which each of them is in the result."""
@@ -374,3 +394,112 @@ def _listed(units: AllUnits, columns: Mapping[str, Floats]) -> tuple[Unit, ...]:
         )
         for at in order.tolist()
     )
+
+
+def shared_units(families: Mapping[str, Sequence[AllUnits]]) -> tuple[SharedUnits, ...]:
+    """Set each mask beside each other one, family by family."""
+    return tuple(
+        _shared(name, first, second, units)
+        for name, units in families.items()
+        for first, second in combinations(range(len(units)), 2)
+    )
+
+
+def _shared(name: str, first: int, second: int, units: Sequence[AllUnits]) -> SharedUnits:
+    pair = (units[first], units[second])
+    z = [z_scores(of.selected, of.null) for of in pair]
+    control_z = [z_scores(of.control, of.control_null) for of in pair]
+    both = ~np.isnan(z[0]) & ~np.isnan(z[1])
+    common = list(_common("tensor", [(of.selected, of.null) for of in pair]))
+    matched_spearman = None
+    matched = [(of.selected, of.matched) for of in pair if of.matched is not None]
+    if len(matched) == 2:
+        common += _common("magnitude", matched)
+        matched_spearman = _correlation([z_scores(*of) for of in matched])
+    return SharedUnits(
+        first=first,
+        second=second,
+        family=name,
+        num_units=int(both.sum()),
+        spearman=_correlation(z),
+        control_spearman=_correlation(control_z),
+        matched_spearman=matched_spearman,
+        common=tuple(common),
+    )
+
+
+def _correlation(z: Sequence[NDArray[np.float64]]) -> float | None:
+    both = ~np.isnan(z[0]) & ~np.isnan(z[1])
+    return spearman(z[0][both], z[1][both]) if both.any() else None
+
+
+def _common(null: str, counted: Sequence[tuple[NDArray[np.int64], Moments]]) -> Iterator[Common]:
+    z = [z_scores(*of) for of in counted]
+    both = ~np.isnan(z[0]) & ~np.isnan(z[1])
+    q = [np.nan_to_num(discoveries(probabilities(*of)), nan=1.0) for of in counted]
+    num = int(both.sum())
+    for direction, sign in (("up", 1), ("down", -1)):
+        sets = [
+            both & (of_q <= FALSE_DISCOVERY_RATE) & (sign * of_z > 0)
+            for of_q, of_z in zip(q, z, strict=True)
+        ]
+        sizes = [int(of.sum()) for of in sets]
+        shared = int((sets[0] & sets[1]).sum())
+        strata = Strata(*(np.array([count]) for count in (num, *sizes)))
+        yield Common(
+            null=null,
+            direction=direction,
+            num_first=sizes[0],
+            num_second=sizes[1],
+            num_common=shared,
+            chance=strata.expected,
+            log10_p=tail(strata, shared).log10_p,
+        )
+
+
+def stripes_of(
+    name: str, shape: tuple[int, ...], counts: PartCounts, place: int
+) -> TensorStructure:
+    """How far the rows and the columns of a matrix, or of a part of it, differ.
+
+    Args:
+        name: Of the tensor.
+        shape: Of the tensor.
+        counts: Of the part.
+        place: Of the mask.
+    """
+    part = counts.part
+    axes: tuple[Axis, Axis] = ("rows", "columns")
+    rows, columns = (_axis(counts, axis, place) for axis in axes)
+    return TensorStructure(
+        name=part.name_in(name),
+        layer=part.layer,
+        kind=part.kind,
+        shape=part.shape_in(shape),
+        num_selected=int(counts.selected[place]),
+        rows=rows,
+        columns=columns,
+    )
+
+
+def _axis(counts: PartCounts, axis: Axis, place: int) -> AxisStructure:
+    lines = counts.lines(axis)
+    at_control = len(lines) // 2 + place
+    length = np.full(lines.shape[1], counts.line_length(axis), dtype=np.int64)
+    null = counts.null(length, place)
+    matched = counts.matched(axis, place)
+    return AxisStructure(
+        num_lines=lines.shape[1],
+        dispersion=_dispersion(lines[place], null),
+        spread=spread(lines[place], null),
+        control=_dispersion(lines[at_control], counts.null(length, at_control)),
+        matched=None if matched is None else _dispersion(lines[place], matched),
+        matched_spread=None if matched is None else spread(lines[place], matched),
+        from_magnitude=from_magnitude(null, matched),
+    )
+
+
+def _dispersion(counts: NDArray[np.int64], chance: Moments) -> float | None:
+    z = z_scores(counts, chance)
+    z = z[~np.isnan(z)]
+    return float(np.mean(z**2)) if len(z) else None

@@ -1,9 +1,10 @@
-"""`structure`: where in a network one mask or several masks live.
+"""`structure`: where in a network masks live: heads, neurons, channels, rows and columns.
 
 One streaming pass, tensor by tensor: the bits of a tensor are summed by row and by column, once
 for each mask and once for its random control, and its lines are gathered into units. Memory is the
 bits of the tensors at work, and what is kept of units; of a base, a few buffers and a small
-histogram of each row and column.
+histogram of each row and column. One matrix is drawn at the resolution of a screen: blocks of
+elements, and its rows and columns in order.
 """
 
 from __future__ import annotations
@@ -13,41 +14,198 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, open_checkpoint, parts_of
+from trimtab.checkpoints.folder import read_config, read_json
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress, Source, new_buffer
 from trimtab.elements.bits import Counters
 from trimtab.elements.fast import counters_for
-from trimtab.errors import MaskError
+from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
 from trimtab.masks.identity.result import mask_record
-from trimtab.masks.naming import named_alike
+from trimtab.masks.matching import named_alike
+from trimtab.masks.on_disk import open_mask
 from trimtab.masks.packed import PackedMask, num_packed_bytes
 from trimtab.masks.random import random_tensor
-from trimtab.masks.stored import open_mask
-from trimtab.masks.structure.families import ExpertTensor, Gathering, family_of
-from trimtab.masks.structure.inputs import check_digests, config_of, is_matrix, shapes_of
-from trimtab.masks.structure.maps import element_map
-from trimtab.masks.structure.result import (
+from trimtab.masks.structure_families import (
+    ExpertTensor,
+    Gathering,
+    family_of,
+    shared_units,
+    stripes_of,
+)
+from trimtab.masks.structure_result import (
     ElementMap,
     LeftOut,
     MaskStructure,
+    Profile,
     Structure,
     TensorStructure,
 )
-from trimtab.masks.structure.sharing import shared_units
-from trimtab.masks.structure.stripes import stripes_of
-from trimtab.masks.structure.tensors import PartCounts, Units, count_tensor
-from trimtab.masks.structure.units import Layout, belongings, expert_of
+from trimtab.masks.structure_units import (
+    Layout,
+    PartCounts,
+    Units,
+    belongings,
+    count_tensor,
+    expert_of,
+)
 from trimtab.results.records import made_now, record_of
-from trimtab.words import first_few
+from trimtab.words import first_few, plural
 
-__all__ = ["structure"]
+__all__ = [
+    "MOST_BLOCKS",
+    "Structure",
+    "check_structure_digests",
+    "config_of",
+    "element_map",
+    "is_matrix",
+    "shapes_of",
+    "structure",
+]
+
+
+def config_of(
+    base: Checkpoint | None, config: str | os.PathLike[str] | None
+) -> tuple[str | None, Mapping[str, Any]]:
+    """Where the config comes from, and the config; None and empty if there is none.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    if config is not None:
+        path = Path(config)
+        is_folder = path.is_dir() or not os.path.lexists(path)
+        found = read_config(path) if is_folder else read_json(path)
+        if not found:
+            raise CheckpointNotFoundError(f"{path}: expected a config.json, and there is none")
+        return str(path), found
+    if base is not None and base.config:
+        return base.id, base.config
+    return None, {}
+
+
+def shapes_of(masks: Sequence[PackedMask], base: Checkpoint | None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of all masks; a mask that lacks one selects nothing of it.
+
+    Raises:
+        MaskMismatchError: Two masks, or a mask and base, do not fit.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    problems = []
+    for mask in masks:
+        for name in mask:
+            expected = shapes.setdefault(name, mask.shape(name))
+            if mask.shape(name) != expected:
+                problems.append(f"{name} has shape {mask.shape(name)}, in the first {expected}")
+    if problems:
+        raise MaskMismatchError(
+            f"the masks are not of one model, in {plural(len(problems), 'tensor')}: "
+            f"{first_few(problems, '; ')}"
+        )
+    for name, shape in shapes.items() if base is not None else ():
+        assert base is not None
+        found = base.tensors[name].shape if name in base.tensors else None
+        is_empty = all(name not in mask or not mask.num_selected(name) for mask in masks)
+        if found != shape and not (found is None and is_empty):
+            where = "is not in base" if found is None else f"has shape {found} in base"
+            problems.append(f"{name} {where}, in the masks {shape}")
+    if problems:
+        raise MaskMismatchError(
+            f"the masks do not fit base, in {plural(len(problems), 'tensor')}: "
+            f"{first_few(problems, '; ')}. "
+            "Use the base that they were made from"
+        )
+    return shapes
+
+
+def is_matrix(shape: tuple[int, ...] | None) -> bool:
+    """Whether a tensor has rows and columns; None for one that is not there."""
+    return shape is not None and len(shape) > 1 and prod(shape) > 0
+
+
+def check_structure_digests(masks: Sequence[PackedMask], digests: Mapping[str, str]) -> None:
+    """Refuse weights that are not those that a mask was made against, now that they are read."""
+    problems = [
+        f"{name} has the digest {digests[name]}, and {of.digest} when the mask was made"
+        for mask in masks
+        for name, of in mask.base.items()
+        if name in digests and digests[name] != of.digest
+    ]
+    if problems:
+        raise MaskMismatchError(
+            f"base is not what the masks were made against: {first_few(problems, '; ')}. Use the "
+            "base that they were made from"
+        )
+
+
+MOST_BLOCKS = 96
+"""Most blocks of a map along either side: 7 or 8 pixels each on a page."""
+
+MOST_GROUPS = 240
+"""Most groups of lines in a profile: about 3 pixels each."""
+
+Counts = NDArray[np.int64]
+
+
+def element_map(
+    name: str,
+    shape: tuple[int, int],
+    bits: NDArray[np.uint8],
+    lines: tuple[Counts, Counts],
+    control_lines: tuple[Counts, Counts],
+    counters: Counters,
+) -> ElementMap:
+    """Draw a matrix together.
+
+    Args:
+        name: Of the tensor.
+        shape: Of its 2-D view.
+        bits: Its packed bits.
+        lines: Selected elements of its rows, and of its columns.
+        control_lines: The same of the random control.
+        counters: Do the counting.
+    """
+    row_edges, column_edges = (_edges(size, MOST_BLOCKS) for size in shape)
+    counts = []
+    for start, stop in pairwise(row_edges):
+        _, by_column = counters.bit_sums(bits, shape[1], range(start, stop), range(shape[1]))
+        counts.append(tuple(np.add.reduceat(by_column, column_edges[:-1]).tolist()))
+    return ElementMap(
+        name=name,
+        shape=shape,
+        num_selected=int(lines[0].sum()),
+        row_edges=tuple(row_edges),
+        column_edges=tuple(column_edges),
+        counts=tuple(counts),
+        rows=_profile(lines[0], control_lines[0], shape[1]),
+        columns=_profile(lines[1], control_lines[1], shape[0]),
+    )
+
+
+def _profile(counts: Counts, control: Counts, line_length: int) -> Profile:
+    starts = _edges(len(counts), MOST_GROUPS)[:-1]
+    return Profile(
+        starts=tuple(starts),
+        line_length=line_length,
+        lowest=tuple(np.minimum.reduceat(counts, starts).tolist()),
+        highest=tuple(np.maximum.reduceat(counts, starts).tolist()),
+        control_lowest=tuple(np.minimum.reduceat(control, starts).tolist()),
+        control_highest=tuple(np.maximum.reduceat(control, starts).tolist()),
+    )
+
+
+def _edges(size: int, most: int) -> list[int]:
+    """Where blocks of one size begin, and the end; the last may be smaller."""
+    return [*range(0, size, -(-size // most)), size]
+
 
 Packed = NDArray[np.uint8]
 
@@ -107,7 +265,7 @@ def structure(
         families = run.gathering.families()
         digests = run.digests
         if base is not None:
-            check_digests(opened, digests)
+            check_structure_digests(opened, digests)
         shown = map if map is not None else run.most_dispersed()
         return Structure(
             masks=tuple(

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.masks.header import provenance_of
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
-from trimtab.masks.provenance import provenance_of
 from trimtab.masks.random import Lots
 from trimtab.masks.selection.quotas import Group, Quotas
 from trimtab.masks.selection.scores import Scores

@@ -1,0 +1,482 @@
+"""The file of a mask: a safetensors file of packed bits, with what they mean in its metadata.
+
+Each tensor of the mask is a U8 tensor of its name, `[ceil(num_elements / 8)]`; shapes, counts and
+provenance are JSON in the metadata. A file is a claim by a stranger: the header is checked against
+the file's size, and every shape against the bytes that are there, before anything is allocated;
+then counts, unused bits and the digest against the bits, before anyone uses them.
+
+It is written tensor by tensor, so that the whole mask is never in memory. Names and shapes are
+known before and come first in the file; counts and the digest are known last. So the header is
+written with room for the largest counts, and once more at the end. Data lie in the order of the
+digest, by name: whoever reads the file from first byte to last can check it. The order of the
+mask's tensors is that in the metadata.
+
+A `StoredMask` leaves the bits on disk. Opening reads the file once from first byte to last, holding
+one tensor's bits at a time, and refuses what `Mask.load` would refuse. Afterwards a tensor's bits
+are in memory only while somebody holds them, so what works through it tensor by tensor needs memory
+for its largest tensor (1/8 byte for each element), however large the mask is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from reprlib import repr as short
+from types import MappingProxyType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints.safetensors import read_with_metadata
+from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
+from trimtab.errors import CheckpointError, MaskError
+from trimtab.inputs import parse_json
+from trimtab.masks.header import MaskHeader
+from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor, num_packed_bytes
+from trimtab.outputs import new_file
+from trimtab.words import first_few, one_line
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "MaskFile",
+    "MaskWriter",
+    "StoredMask",
+    "mask_writer",
+    "open_mask",
+    "read_mask_file",
+    "write_mask_file",
+]
+
+FORMAT = "trimtab.mask"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+MAX_DIMENSIONS = 64
+"""Most dimensions of an array, in NumPy and in PyTorch."""
+
+
+class _Damage(Exception):
+    """What is wrong with a file, without its name."""
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFile:
+    """A mask file whose header was checked; its bits are still on disk, and were not.
+
+    Attributes:
+        path: Where it is.
+        outline: Of the mask.
+        num_selected: Name -> how many bits are 1, as the header says.
+        digest: Of the mask, as the metadata says.
+        stored: Name -> where the bits are.
+    """
+
+    path: str
+    outline: MaskHeader
+    num_selected: Mapping[str, int]
+    digest: str
+    stored: Mapping[str, StoredTensor]
+
+    def renamed(self, names: Mapping[str, str]) -> MaskFile:
+        """The same file with other names for some of its tensors. `checked` must have passed."""
+        return MaskFile(
+            self.path,
+            self.outline.renamed(names),
+            {names.get(name, name): count for name, count in self.num_selected.items()},
+            self.digest,
+            {names.get(name, name): tensor for name, tensor in self.stored.items()},
+        )
+
+    def read(self, name: str) -> PackedTensor:
+        """Read the bits of a tensor and check them against the header. Any thread may call this.
+
+        Raises:
+            MaskError: They are not what the header says, or cannot be read.
+        """
+        tensor = self._tensor(name)
+        if problems := list(self._problems(name, tensor)):
+            raise self._damaged(problems)
+        return tensor
+
+    def checked(self) -> Iterator[tuple[str, PackedTensor]]:
+        """Read the bits of all tensors, sorted by name, and check everything about them.
+
+        Only at the end it is known that the mask is whole: use no tensor before.
+
+        Raises:
+            MaskError: Bits are not what the header says, listed for all tensors up to a handful;
+                or their digest is not the one that the file says.
+        """
+        problems: list[str] = []
+        digest = MaskDigest()
+        for name in sorted(self.outline.shapes):
+            tensor = self._tensor(name)
+            problems += self._problems(name, tensor)
+            digest.update(name, tensor)
+            yield name, tensor
+        if problems:
+            raise self._damaged(problems)
+        if (found := digest.hexdigest()) != self.digest:
+            raise MaskError(
+                f"{self.path}: damaged: its bits have the digest {found}, and the file says "
+                f"{self.digest[:32]!r}"
+            )
+
+    def _tensor(self, name: str) -> PackedTensor:
+        try:
+            return PackedTensor.of(self.outline.shapes[name], self.stored[name].read())
+        except CheckpointError as error:
+            raise MaskError(str(error)) from None
+
+    def _problems(self, name: str, tensor: PackedTensor) -> Iterator[str]:
+        if tensor.num_selected != (claimed := self.num_selected[name]):
+            yield (
+                f"{short(name)} says it selects {claimed} elements, "
+                f"and selects {tensor.num_selected}"
+            )
+        if not tensor.has_clean_padding:
+            yield f"{short(name)} has bits set after its last element"
+
+    def _damaged(self, problems: Iterable[str]) -> MaskError:
+        return MaskError(f"{self.path}: damaged: {first_few(list(problems), '; ')}")
+
+
+def read_mask_file(path: str | os.PathLike[str], pool: FilePool) -> MaskFile:
+    """Read the header of a mask file, and check all that can be known without the bits.
+
+    Args:
+        path: The file.
+        pool: Keeps it open; the caller closes it.
+
+    Raises:
+        MaskError: It is no mask file, or a damaged one; the message lists what is wrong.
+    """
+    try:
+        stored, metadata = read_with_metadata(DataFile(Path(path), pool))
+        return _parse(os.fspath(path), {tensor.name: tensor for tensor in stored}, metadata)
+    except CheckpointError as error:
+        raise MaskError(str(error)) from None
+    except _Damage as error:
+        raise MaskError(f"{os.fspath(path)}: {error}") from None
+
+
+def _parse(path: str, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> MaskFile:
+    if metadata.get("format") != FORMAT:
+        found = short(metadata["format"]) if "format" in metadata else "none"
+        raise _Damage(
+            f"not a mask: expected a file from `trimtab mask`, whose metadata has the format "
+            f"{FORMAT!r}; found {found}"
+        )
+    if metadata.get("format_version") != str(FORMAT_VERSION):
+        raise _Damage(
+            f"a mask of format version {short(metadata.get('format_version'))}; "
+            f"this trimtab reads version {FORMAT_VERSION}"
+        )
+    entries, provenance = (_json_object(metadata, key) for key in ("tensors", "provenance"))
+    _refuse(
+        [
+            *(f"{short(name)} has no bits" for name in entries if name not in stored),
+            *(f"{short(name)} has no shape" for name in stored if name not in entries),
+        ]
+    )
+    shapes, num_selected, base, problems = {}, {}, {}, []
+    for name, entry in entries.items():
+        try:
+            shapes[name] = _shape(entry, stored[name])
+            num_selected[name] = _count(entry, prod(shapes[name]))
+            if (of_base := _base(entry)) is not None:
+                base[name] = of_base
+        except _Damage as error:
+            problems.append(f"{short(name)} {error}")
+    _refuse(problems)
+    try:
+        outline = MaskHeader(shapes, base, provenance)
+    except MaskError as error:
+        raise _Damage(str(error)) from None
+    return MaskFile(path, outline, num_selected, metadata.get("digest", ""), stored)
+
+
+def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
+    """The shape of a tensor, once its bits are known to have the right number."""
+    if not isinstance(entry, dict) or not {"shape", "num_selected", "base"} <= entry.keys():
+        raise _Damage("lacks one of shape, num_selected, base")
+    shape = entry["shape"]
+    if (
+        not isinstance(shape, list)
+        or len(shape) > MAX_DIMENSIONS
+        or not all(type(size) is int and 0 <= size < 2**63 for size in shape)
+        or prod(max(size, 1) for size in shape) >= 2**63
+    ):
+        raise _Damage(f"has shape {short(shape)}; expected a list of sizes that fit a tensor")
+    expected = (num_packed_bytes(prod(shape)),)
+    if stored.dtype.name != "U8" or stored.shape != expected:
+        raise _Damage(
+            f"has bits of dtype {stored.dtype.name} and shape {short(list(stored.shape))}; "
+            f"expected U8 and {short(list(expected))} for a tensor of shape {short(shape)}"
+        )
+    return tuple(shape)
+
+
+def _count(entry: Mapping[str, Any], num_elements: int) -> int:
+    claimed = entry["num_selected"]
+    if type(claimed) is not int or not 0 <= claimed <= num_elements:
+        raise _Damage(
+            f"says it selects {short(claimed)} elements; expected a number from 0 to {num_elements}"
+        )
+    return claimed
+
+
+def _base(entry: Mapping[str, Any]) -> BaseTensor | None:
+    base = entry["base"]
+    if base is None:
+        return None
+    are_fields = isinstance(base, dict) and base.keys() == set(BaseTensor._fields)
+    if not are_fields or not all(isinstance(value, str) for value in base.values()):
+        raise _Damage(f"has base {short(base)}; expected dtype and digest, two strings")
+    return BaseTensor(**base)
+
+
+def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    try:
+        value = parse_json(metadata[key], strict=True)
+    except KeyError:
+        raise _Damage(f"its metadata lacks {key!r}") from None
+    except ValueError as error:
+        raise _Damage(f"its metadata {key!r} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise _Damage(f"its metadata {key!r} is no object")
+    return value
+
+
+def _refuse(problems: Iterable[str]) -> None:
+    if found := list(problems):
+        raise _Damage(f"damaged: {first_few(found, '; ')}")
+
+
+ALIGNMENT = 8
+"""The header is filled up with spaces to a multiple of this."""
+
+
+class MaskWriter:
+    """A mask file under way.
+
+    Attributes:
+        outline: Of the mask.
+        names: Names of its tensors, in the order in which they are to be added.
+        num_selected: Name -> selected elements, of the tensors that were added.
+    """
+
+    def __init__(self, file: BinaryIO, outline: MaskHeader) -> None:
+        self.outline = outline
+        self.names = sorted(outline.shapes)
+        self.num_selected: dict[str, int] = {}
+        self._file = file
+        self._digest = MaskDigest()
+        largest = {name: outline.num_elements(name) for name in self.names}
+        draft = self._header(largest, "0" * 32)
+        self._header_bytes = -(-len(draft) // ALIGNMENT) * ALIGNMENT
+        self._write_header(draft)
+
+    def add(self, tensor: PackedTensor) -> None:
+        """Write the next tensor of `names`."""
+        name = self.names[len(self.num_selected)]
+        if tensor.shape != self.outline.shapes[name]:
+            raise ValueError(f"{name}: {tensor.shape} is not {self.outline.shapes[name]}")
+        self._file.write(tensor.bits.data)
+        self._digest.update(name, tensor)
+        self.num_selected[name] = tensor.num_selected
+
+    def finish(self) -> None:
+        """Write the header with what is known by now; all tensors must have been added."""
+        header = self._header(self.num_selected, self._digest.hexdigest())
+        self._file.seek(0)
+        self._write_header(header)
+
+    def _write_header(self, header: bytes) -> None:
+        self._file.write(self._header_bytes.to_bytes(8, "little"))
+        self._file.write(header.ljust(self._header_bytes))
+
+    def _header(self, num_selected: Mapping[str, int], digest: str) -> bytes:
+        shapes, base = self.outline.shapes, self.outline.base
+        header: dict[str, Any] = {
+            "__metadata__": {
+                "format": FORMAT,
+                "format_version": str(FORMAT_VERSION),
+                "digest": digest,
+                "tensors": _compact(
+                    {
+                        name: {
+                            "shape": list(shape),
+                            "num_selected": num_selected[name],
+                            "base": base[name]._asdict() if name in base else None,
+                        }
+                        for name, shape in shapes.items()
+                    }
+                ),
+                "provenance": _compact(dict(self.outline.provenance)),
+            }
+        }
+        end = 0
+        for name in self.names:
+            begin, end = end, end + num_packed_bytes(self.outline.num_elements(name))
+            header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+        return _compact(header).encode()
+
+
+@contextmanager
+def mask_writer(
+    path: str | os.PathLike[str], outline: MaskHeader, *, force: bool
+) -> Iterator[MaskWriter]:
+    """Write a mask, atomically, in a block that adds every tensor; missing folders are made.
+
+    Raises:
+        OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+    """
+    with new_file(path, force=force) as file:
+        writer = MaskWriter(file, outline)
+        yield writer
+        writer.finish()
+
+
+def write_mask_file(
+    path: str | os.PathLike[str],
+    outline: MaskHeader,
+    tensor: Callable[[str], PackedTensor],
+    *,
+    force: bool,
+) -> int:
+    """Write a mask, atomically, holding one tensor at a time; missing parent folders are made.
+
+    Args:
+        path: The file.
+        outline: Of the mask.
+        tensor: Gives the bits of a tensor by name; called once for each, sorted by name.
+        force: Replace an existing file.
+
+    Returns:
+        How many elements the mask selects.
+
+    Raises:
+        OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+    """
+    with mask_writer(path, outline, force=force) as writer:
+        for name in writer.names:
+            writer.add(tensor(name))
+    return sum(writer.num_selected.values())
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)
+
+
+class StoredMask(Pooled):
+    """A mask whose bits are on disk: it is read like a `Mask`, a tensor at a time.
+
+    Use it as a context manager, or call `close`. Make one with `open_mask`.
+    """
+
+    def __init__(self, file: MaskFile, pool: FilePool) -> None:
+        self._file = file
+        self._pool = pool
+
+    @property
+    def path(self) -> str:
+        """The file, as it was given."""
+        return self._file.path
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, in order."""
+        return tuple(self._file.outline.shapes)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the mask comes from; `steps` lists how it was made, the first step first."""
+        return MappingProxyType(self._file.outline.provenance)
+
+    @property
+    def base(self) -> Mapping[str, BaseTensor]:
+        """What the tensors were that the mask was made against; empty if it is not known."""
+        return MappingProxyType(self._file.outline.base)
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask."""
+        return self._file.digest
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._file.outline.shapes[name]
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """Read the bits of a tensor, as `Mask.packed` gives them. Any thread may call this.
+
+        Returns:
+            A new array, uint8 `[ceil(num_elements / 8)]`; bits after the last element are 0.
+
+        Raises:
+            MaskError: The file was changed since it was opened, or cannot be read.
+        """
+        bits = self._file.read(name).bits
+        bits.flags.writeable = False
+        return bits
+
+    def num_selected(self, name: str | None = None) -> int:
+        """Selected elements of a tensor, or of all."""
+        counts = self._file.num_selected
+        return sum(counts.values()) if name is None else counts[name]
+
+    def num_elements(self, name: str | None = None) -> int:
+        """Elements of a tensor, or of all tensors of the mask."""
+        return self._file.outline.num_elements(name)
+
+    @property
+    def density(self) -> float:
+        """Selected / all elements of the mask's tensors; 0 for a mask without elements."""
+        return self.num_selected() / self.num_elements() if self.num_elements() else 0.0
+
+    def renamed(self, names: Mapping[str, str]) -> StoredMask:
+        """The same file with other names for some of its tensors, and the digest that it has.
+
+        It reads through the files of this one, and is closed with it.
+
+        Args:
+            names: Name of a tensor of this mask -> its new name.
+        """
+        return StoredMask(self._file.renamed(names), self._pool)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._file.outline.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.outline.shapes)
+
+    def __len__(self) -> int:
+        return len(self._file.outline.shapes)
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.path}, digest {self.digest}")
+
+
+def open_mask(path: str | os.PathLike[str]) -> StoredMask:
+    """Open a mask file, check all of it, and leave its bits on disk.
+
+    Raises:
+        MaskError: It is no mask file, or a damaged one.
+    """
+    pool = FilePool()
+    try:
+        file = read_mask_file(path, pool)
+        for _ in file.checked():
+            pass
+    except BaseException:
+        pool.close()
+        raise
+    return StoredMask(file, pool)

@@ -1,0 +1,472 @@
+"""How well a mask, or the scores that it was made by, predicts another mask.
+
+The result is an overlap of the two, PRED and TRUE, which are its masks A and B, with what an
+overlap does not know: how far the smallest weights alone would get, and how well a ranking puts
+what is true before the rest. Everything else is derived. The weights of a base are counted by
+magnitude, scores by level; each is one streaming pass.
+
+Average precision: going down a ranking, the precision is taken at every element of TRUE and
+averaged over them. Scores that tie have no order: they are taken together, with the precision below
+the last of them:
+
+    AP = Σ (recall_n - recall_{n-1}) precision_n    over the distinct scores n, the highest first
+
+A model's scores are not sorted but counted by their first 16 bits (sign, exponent and the first
+seven digits, as in bf16), so that scores closer than 0.8 % can count as tied. Scores of bf16
+weights, and whatever else bf16 holds, lose nothing by it.
+
+Source: the definition is that of scikit-learn's `average_precision_score`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint, StoredTensor, opened
+from trimtab.checkpoints.names import match_renamed
+from trimtab.checkpoints.stream import Progress
+from trimtab.elements.dtypes import Bits
+from trimtab.errors import MaskMismatchError
+from trimtab.masks.matching import named_like
+from trimtab.masks.on_disk import open_mask
+from trimtab.masks.overlap import overlap
+from trimtab.masks.overlap_chance import Shared
+from trimtab.masks.overlap_result import Overlap, TensorOverlap
+from trimtab.masks.packed import PackedMask, unpacked
+from trimtab.masks.selection.scores import ScoreFile, Scores
+from trimtab.masks.selection.top_k import ordered_keys
+from trimtab.masks.selection.weights import read_weights
+from trimtab.results.records import made_now
+from trimtab.results.schema import Amount, Provenance, Share, from_plain, to_plain
+from trimtab.words import first_few, one_line, out_of
+
+__all__ = [
+    "FORMAT",
+    "FORMAT_VERSION",
+    "LOW_MAGNITUDE",
+    "LevelCounts",
+    "PredictionScore",
+    "Quality",
+    "Ranking",
+    "average_precision",
+    "score_prediction",
+]
+
+LEVEL_BITS = 16
+
+
+def average_precision(num_elements: NDArray[np.int64], num_true: NDArray[np.int64]) -> float | None:
+    """Average precision from counts.
+
+    Args:
+        num_elements: Elements of each level, the lowest score first.
+        num_true: How many of them are true.
+
+    Returns:
+        None if nothing is true.
+    """
+    total = int(num_true.sum())
+    if not total:
+        return None
+    found = np.flatnonzero(num_true)[::-1]
+    seen, hits = (np.cumsum(of[::-1])[::-1][found] for of in (num_elements, num_true))
+    return float(np.sum(num_true[found] / total * (hits / seen)))
+
+
+class LevelCounts:
+    """Counts elements by score, those that are true apart.
+
+    Attributes:
+        is_exact: Whether no score had digits beyond those that are told apart.
+    """
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self.is_exact = True
+        self._counts = np.zeros((2, 1 << LEVEL_BITS), dtype=np.int64)
+
+    def add(self, name: str, scores: NDArray[np.float32], is_true: NDArray[np.bool_]) -> None:
+        """Count some elements.
+
+        Args:
+            name: Of their tensor, for the message.
+            scores: Of each.
+            is_true: Whether each is true.
+
+        Raises:
+            MaskError: A score is NaN.
+        """
+        levels = ordered_keys(name, scores) >> np.uint32(32 - LEVEL_BITS)
+        if self.is_exact:
+            rest = np.uint32((1 << 32 - LEVEL_BITS) - 1)
+            self.is_exact = not (scores.view(np.uint32) & rest).any()
+        self._counts[0] += np.bincount(levels, minlength=1 << LEVEL_BITS)
+        self._counts[1] += np.bincount(levels[is_true], minlength=1 << LEVEL_BITS)
+
+    def add_unranked(self, num_elements: int, num_true: int) -> None:
+        """Count elements that have no score, below all that have one."""
+        self._counts[:, 0] += num_elements, num_true
+
+    def add_all(self, other: LevelCounts) -> None:
+        """Take in what another has counted."""
+        self._counts += other._counts
+        self.is_exact &= other.is_exact
+
+    @property
+    def average_precision(self) -> float | None:
+        """Of what was counted; None if nothing was true."""
+        return average_precision(*self._counts)
+
+
+FORMAT = "trimtab.prediction"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+LOW_MAGNITUDE = "low-magnitude"
+"""What a lift is over, beside the nulls of an overlap: the smallest weights, as many per tensor."""
+
+
+@dataclass(frozen=True, eq=False)
+class Quality:
+    """How well PRED predicts TRUE in one scope.
+
+    Attributes:
+        shared: What the two share there, and would by chance.
+        num_low: Elements of TRUE among the smallest weights, as many in each tensor as PRED
+            selects; the mean over every way to break ties. None without a base.
+        ranked: Average precision of the ranking by scores; None without one, or where TRUE is
+            empty.
+    """
+
+    shared: Shared
+    num_low: float | None
+    ranked: float | None
+
+    def __repr__(self) -> str:
+        came_true = out_of(self.shared.intersection, self.shared.num_first, "predicted element")
+        return one_line(self, f"{came_true} came true, of {self.shared.num_second:,} to be found")
+
+    @property
+    def precision(self) -> float | None:
+        """Share of PRED that is in TRUE; None if PRED is empty."""
+        return self.shared.o1
+
+    @property
+    def recall(self) -> float | None:
+        """Share of TRUE that is in PRED; None if TRUE is empty."""
+        return self.shared.o2
+
+    @property
+    def density(self) -> float | None:
+        """Share of the elements that is in TRUE: the precision of any guess."""
+        shared = self.shared
+        return shared.num_second / shared.num_elements if shared.num_elements else None
+
+    @property
+    def binary(self) -> float | None:
+        """Average precision of PRED itself: what it selects tied before the rest, tied."""
+        if self.recall is None or self.density is None:
+            return None
+        return self.recall * (self.precision or 0.0) + (1 - self.recall) * self.density
+
+    @property
+    def average_precision(self) -> float | None:
+        """That of the ranking if there is one, else of PRED itself."""
+        return self.binary if self.ranked is None else self.ranked
+
+    @property
+    def lifts(self) -> dict[str, float | None]:
+        """What PRED and TRUE share, over what each null and the smallest weights would give."""
+        lifts: dict[str, float | None] = {
+            null: against.lift for null, against in self.shared.nulls.items()
+        }
+        if self.num_low is not None:
+            lifts[LOW_MAGNITUDE] = self.shared.intersection / self.num_low if self.num_low else None
+        return lifts
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "num_elements": self.shared.num_elements,
+            "num_predicted": self.shared.num_first,
+            "num_true": self.shared.num_second,
+            "num_both": self.shared.intersection,
+            "num_low": self.num_low,
+            "density": self.density,
+            "precision": self.precision,
+            "recall": self.recall,
+            "average_precision": self.average_precision,
+            "lifts": self.lifts,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """How well scores put the elements of TRUE before the others.
+
+    Attributes:
+        id: The file of the scores, as it was given.
+        is_exact: Whether scores were told apart wherever they differ; if not, where they differ in
+            their first 16 bits.
+        total: Average precision over all elements; None if TRUE is empty.
+        by_layer: The same within each layer; None for the tensors outside the layers.
+        by_kind: The same within each kind.
+        provenance: How the scores were made, as their file says.
+    """
+
+    id: str | None
+    is_exact: bool
+    total: Share | None
+    by_layer: Mapping[int | None, Share | None]
+    by_kind: Mapping[str, Share | None]
+    provenance: Mapping[str, Any]
+
+    __repr__ = one_line
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionScore:
+    """How well PRED predicts TRUE.
+
+    Attributes:
+        overlap: What the two share; its mask A is PRED, B is TRUE.
+        num_low: Name -> elements of TRUE among as many of the smallest weights of the tensor as
+            PRED selects; empty without a base.
+        ranking: What the scores say; None without them.
+        provenance: trimtab version, command, date.
+    """
+
+    PLAIN: ClassVar = (
+        *("provenance", "total=_plain_total", "by_layer=_plain_layers", "by_kind=_plain_kinds"),
+        *("ranking", "num_low", "overlap"),
+    )
+
+    overlap: Overlap
+    num_low: Mapping[str, Amount]
+    ranking: Ranking | None
+    provenance: Provenance = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        total = self.total.shared
+        came_true = out_of(total.intersection, total.num_first, "predicted element")
+        return one_line(self, f"{came_true} came true")
+
+    @property
+    def total(self) -> Quality:
+        """In all tensors."""
+        names = [tensor.name for tensor in self.overlap.tensors]
+        ranked = None if self.ranking is None else self.ranking.total
+        return Quality(self.overlap.total(), self._low(names), ranked)
+
+    def by_layer(self) -> dict[int | None, Quality]:
+        """By layer, ascending; None for the tensors outside the layers comes last."""
+        ranked = {} if self.ranking is None else self.ranking.by_layer
+        return {
+            layer: Quality(
+                shared,
+                self._low([t.name for t in self.overlap.tensors if t.layer == layer]),
+                ranked.get(layer),
+            )
+            for layer, shared in self.overlap.by_layer().items()
+        }
+
+    def by_kind(self) -> dict[str, Quality]:
+        """By kind, in the order in which the kinds first appear."""
+        ranked = {} if self.ranking is None else self.ranking.by_kind
+        return {
+            kind: Quality(
+                shared,
+                self._low([t.name for t in self.overlap.tensors if t.kind == kind]),
+                ranked.get(kind),
+            )
+            for kind, shared in self.overlap.by_kind().items()
+        }
+
+    def _low(self, names: list[str]) -> float | None:
+        if self.overlap.base is None:
+            return None
+        return sum(self.num_low[name] for name in names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def _plain_total(self) -> dict[str, Any]:
+        return self.total.to_dict()
+
+    def _plain_layers(self) -> dict[str, Any]:
+        return {
+            "outside" if layer is None else str(layer): quality.to_dict()
+            for layer, quality in self.by_layer().items()
+        }
+
+    def _plain_kinds(self) -> dict[str, Any]:
+        return {kind: quality.to_dict() for kind, quality in self.by_kind().items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> PredictionScore:
+        """The inverse of `to_dict`; what is derived is derived again.
+
+        Raises:
+            ResultFormatError: The data is no prediction, of another version, or damaged.
+        """
+        return from_plain(
+            cls,
+            data,
+            what="prediction",
+            format=FORMAT,
+            version=FORMAT_VERSION,
+            command="trimtab mask score",
+        )
+
+    def problems(self) -> Iterator[str]:
+        """What no prediction can score."""
+        tensors = {tensor.name: tensor for tensor in self.overlap.tensors}
+        if len(self.overlap.masks) != 2:
+            yield f"overlap is of {len(self.overlap.masks)} masks, expected 2"
+        elif self.num_low.keys() != (tensors.keys() if self.overlap.base else set()):
+            yield "num_low is not of the tensors of the overlap"
+        else:
+            for name, num in self.num_low.items():
+                if num > tensors[name].num_elements * (1 + 1e-9):
+                    yield f"num_low is {num} of {tensors[name].num_elements} ({name[:100]!a})"
+
+
+MAGNITUDE_BITS = 16
+"""First bits of a magnitude that are told apart: all of those of bf16 and fp16."""
+
+
+def score_prediction(
+    pred: str | os.PathLike[str] | PackedMask,
+    true: str | os.PathLike[str] | PackedMask,
+    *,
+    scores: str | os.PathLike[str] | Scores | None = None,
+    base: str | os.PathLike[str] | Checkpoint | None = None,
+    progress: Progress | None = None,
+) -> PredictionScore:
+    """Score one mask as a prediction of another.
+
+    Args:
+        pred: The prediction, or its file.
+        true: What came true, or its file.
+        scores: The scores that the prediction was made by, or their file; with them average
+            precision is that of the ranking. Elements that have none rank last.
+        base: The checkpoint that both were made against: a folder, a file, a hub id, or an open
+            checkpoint. With it, the prediction is set beside random ones of its magnitudes, and
+            beside the smallest weights.
+        progress: Called after each chunk that is read of base, from any thread.
+
+    Raises:
+        MaskError: A file is no mask or no scores, or a score is NaN.
+        MaskMismatchError: They are of different models, or were made against another base.
+        CheckpointError: The base cannot be read.
+    """
+    with ExitStack() as stack:
+        checkpoint = None if base is None else stack.enter_context(opened(base))[0]
+        shared = overlap(pred, true, base=checkpoint, progress=progress)
+        if isinstance(true, str | os.PathLike):
+            true = stack.enter_context(open_mask(true))
+        true = named_like(true, [tensor.name for tensor in shared.tensors])
+        num_low: dict[str, float] = {}
+        if checkpoint is not None:
+            num_predicted = {of.name: of.num_selected[0] for of in shared.tensors}
+            count = partial(_num_low, true, num_predicted)
+            num_low, _ = read_weights(checkpoint, num_predicted, count, progress=progress)
+        ranking = None
+        if scores is not None:
+            scores_id = None
+            if isinstance(scores, str | os.PathLike):
+                scores_id = os.fspath(scores)
+                scores = stack.enter_context(ScoreFile(scores))
+            ranking = _ranking(scores, true, shared.tensors, scores_id)
+    return PredictionScore(shared, num_low, ranking, made_now())
+
+
+def _num_low(
+    truth: PackedMask,
+    num_predicted: Mapping[str, int],
+    tensor: StoredTensor,
+    chunks: Iterator[tuple[int, Bits]],
+) -> float:
+    """True elements among so many of the smallest weights; the mean over ways to break ties."""
+    num_bits = 8 * tensor.dtype.num_bytes - 1
+    shift = tensor.dtype.bits.type(max(0, num_bits - MAGNITUDE_BITS))
+    sign = tensor.dtype.bits.type(1 << num_bits)
+    # Elements that are no floats have no magnitude, and all tie.
+    keep = ~sign if tensor.dtype.is_float else tensor.dtype.bits.type(0)
+    num_levels = 1 << min(num_bits, MAGNITUDE_BITS)
+    counts = np.zeros((2, num_levels), dtype=np.int64)
+    packed = truth.packed(tensor.name)
+    for start, bits in chunks:
+        levels = (bits & keep) >> shift
+        is_true = unpacked(packed, start, start + len(bits))
+        counts[0] += np.bincount(levels, minlength=num_levels)
+        counts[1] += np.bincount(levels[is_true], minlength=num_levels)
+    ends = np.cumsum(counts[0])
+    room = num_predicted[tensor.name]
+    edge = int(np.searchsorted(ends, room))  # the level in which the last of them is
+    if not room:
+        return 0.0
+    part = (room - (ends[edge] - counts[0, edge])) / counts[0, edge]
+    return float(counts[1, :edge].sum() + part * counts[1, edge])
+
+
+def _ranking(
+    scores: Scores, truth: PackedMask, tensors: Sequence[TensorOverlap], id: str | None
+) -> Ranking:
+    """Average precision of the scores, over all and within each layer and kind."""
+    problems = []
+    renamed = match_renamed([tensor.name for tensor in tensors], scores.shapes)
+    for tensor in tensors:
+        name = renamed.get(tensor.name, tensor.name)
+        shape = scores.shapes.get(name, tensor.shape)
+        if shape != tensor.shape:
+            problems.append(f"{tensor.name} has shape {tensor.shape}, its scores {shape}")
+        of = scores.base.get(name)
+        if of is not None and of != truth.base.get(tensor.name, of):
+            problems.append(f"{tensor.name} was another one when it was scored")
+    if problems:
+        raise MaskMismatchError(
+            f"the scores do not fit the masks, in {len(problems)} of {len(tensors)} tensors: "
+            f"{first_few(problems, '; ')}. Give those that were made from the base of the masks"
+        )
+    by_layer: dict[int | None, LevelCounts] = {}
+    by_kind: dict[str, LevelCounts] = {}
+    for tensor in tensors:
+        counts = _levels(scores, renamed.get(tensor.name, tensor.name), truth, tensor)
+        by_layer.setdefault(tensor.layer, LevelCounts()).add_all(counts)
+        by_kind.setdefault(tensor.kind, LevelCounts()).add_all(counts)
+    total = LevelCounts()
+    for counts in by_kind.values():
+        total.add_all(counts)
+    return Ranking(
+        id=id,
+        is_exact=total.is_exact,
+        total=total.average_precision,
+        by_layer={layer: counts.average_precision for layer, counts in by_layer.items()},
+        by_kind={kind: counts.average_precision for kind, counts in by_kind.items()},
+        provenance=dict(getattr(scores, "provenance", {})),
+    )
+
+
+def _levels(scores: Scores, name: str, truth: PackedMask, tensor: TensorOverlap) -> LevelCounts:
+    """Count the elements of a tensor by score; `name` is that of the scores for it."""
+    counts = LevelCounts()
+    packed = truth.packed(tensor.name)
+    if name not in scores.shapes:
+        counts.add_unranked(tensor.num_elements, tensor.num_selected[1])
+        return counts
+    start = 0
+    for chunk in scores.chunks(name):
+        is_true = unpacked(packed, start, start + len(chunk))
+        counts.add(tensor.name, chunk, is_true)
+        start += len(chunk)
+    return counts

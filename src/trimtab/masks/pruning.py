@@ -1,0 +1,410 @@
+"""`prune`: set a share of the weights to zero and write the checkpoint that is left.
+
+The base is read once or, by magnitude, five times to choose, and once more while it is written. In
+memory are a matrix per thread, and one bit for each weight that can be pruned. Every file of
+weights keeps its name, its header and the place of each tensor in it; a tensor is copied a million
+elements at a time, and the files beside the weights are copied.
+
+By default the matrices of the layers are pruned. Embeddings and the language-modelling head are
+left alone, as are norms, biases and routers: they are few, or what removing them costs is out of
+proportion (Sun et al. 2024, arXiv 2306.11695, sec. 4: "linear layers, excluding the first embedding
+layer and the final classification head").
+
+`survivors` is what pruning has left of a checkpoint: the elements that are not 0, of either sign,
+whoever made the others so. A mask of them is what keeps a pruned model pruned: training only
+`mask & survivors` never touches a zero.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, get_args
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint, DataFile, StoredTensor, opened, parts_of, tied_names
+from trimtab.checkpoints.architectures import TIED
+from trimtab.checkpoints.folder import ADAPTER, FILES
+from trimtab.checkpoints.hub import fetch_the_rest
+from trimtab.checkpoints.quantized import block_scales, refuse_quantized
+from trimtab.checkpoints.stream import Progress
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.errors import AnalysisError, CheckpointError
+from trimtab.masks.header import provenance_of
+from trimtab.masks.makers.weight_scores import high_magnitude
+from trimtab.masks.mask import Mask
+from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes, unpacked
+from trimtab.masks.selection import select
+from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.weights import elements_of, read_weights
+from trimtab.masks.wanda import InputNorms, kept_by_wanda
+from trimtab.outputs import ensure_no_folder, new_folder
+from trimtab.results.records import CheckpointRecord, made_now, record_of
+from trimtab.words import first_few, one_line, out_of
+
+__all__ = [
+    "METHODS",
+    "RECORD",
+    "InputNorms",
+    "Method",
+    "Pruning",
+    "ZeroCount",
+    "folder_of",
+    "is_zero",
+    "matrices_of",
+    "prune",
+    "survivors",
+    "write_zeroed",
+]
+
+
+def survivors(
+    checkpoint: str | os.PathLike[str] | Checkpoint, *, progress: Progress | None = None
+) -> Mask:
+    """Select the elements of a checkpoint that are not 0.
+
+    A tied tensor that is stored twice is in the mask once.
+
+    Args:
+        checkpoint: A folder, a file, a hub id (`org/name@revision`), or an open checkpoint.
+        progress: Called after each chunk, from any thread.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read, or its weights are packed into integers.
+    """
+    with opened(checkpoint) as (checkpoint,):
+        # A scale leaves a zero a zero; what trimtab does not know of could do anything.
+        block_scales(checkpoint.tensors, checkpoint.config, checkpoint.id)
+        tensors, digests = read_weights(
+            checkpoint, checkpoint.tensors, _survivors_of, progress=progress
+        )
+        copies = _stored_copies(checkpoint, digests)
+        step = {
+            "step": "survivors",
+            "checkpoint": record_of(checkpoint, digests).to_dict(),
+            "tied": [{"name": name, "tied_to": original} for name, original in copies.items()],
+        }
+        kept = {name: tensor for name, tensor in tensors.items() if name not in copies}
+        base = {
+            name: BaseTensor(checkpoint.tensors[name].dtype.name, digests[name]) for name in kept
+        }
+        return Mask(kept, base, provenance_of([step]))
+
+
+def is_zero(bits: Bits, dtype: DType) -> NDArray[np.bool_]:
+    """Which elements are 0: +0 and -0 of a float, and no exponent of a scale."""
+    if dtype.is_float:
+        bits = bits << dtype.bits.type(1)  # all but the sign
+    zero: NDArray[np.bool_] = bits == 0
+    return zero & (dtype.kind != "scale")
+
+
+def _survivors_of(tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> PackedTensor:
+    packed = np.zeros(num_packed_bytes(tensor.num_elements), dtype=np.uint8)
+    for start, bits in chunks:
+        part = np.packbits(~is_zero(bits, tensor.dtype), bitorder="little")
+        packed[start // 8 : start // 8 + len(part)] = part
+    return PackedTensor.of(tensor.shape, packed)
+
+
+def _stored_copies(checkpoint: Checkpoint, digests: dict[str, str]) -> dict[str, str]:
+    """Heads that the config ties to an embedding and that are stored all the same, bit for bit."""
+    names = checkpoint.tensors.keys() - set(TIED.values())
+    tied = tied_names(names, checkpoint.config)
+    return {
+        head: embedding
+        for head, embedding in tied.items()
+        if head in digests and digests[head] == digests[embedding]
+    }
+
+
+FLOATS = ("BF16", "F16", "F32", "F64")
+
+LEFT_ALONE = frozenset(
+    {"embed", "lm_head", "norm", "bias", "router", "scale", "buffer", "other"}
+    | {"vision", "audio", "projector", "sinks", "linear_attn.conv1d", "linear_attn.A_log"}
+)
+"""Kinds that are pruned only if they are asked for."""
+
+
+def matrices_of(base: Checkpoint, kinds: Sequence[str] | None = None) -> list[StoredTensor]:
+    """The tensors to prune.
+
+    Args:
+        base: An open checkpoint.
+        kinds: Which kinds; None for all but `LEFT_ALONE`. A fused tensor is taken if all of its
+            parts are.
+
+    Raises:
+        CheckpointError: There are none of a kind, or they are stored in a dtype that is not pruned,
+            or quantised.
+    """
+    found = {
+        name: {part.kind for part in parts_of(name, tensor.shape, base.config)}
+        for name, tensor in base.tensors.items()
+        if len(tensor.shape) >= 2
+    }
+    there = {kind for of in found.values() for kind in of}
+    wanted = there - LEFT_ALONE if kinds is None else set(kinds)
+    if absent := sorted(wanted - there):
+        raise CheckpointError(
+            f"{base.id} has no matrices of kind {first_few(absent)}: it has "
+            f"{', '.join(sorted(there)) or 'none'}"
+        )
+    chosen = [base.tensors[name] for name, of in found.items() if of <= wanted]
+    if not chosen:
+        raise CheckpointError(f"{base.id} has no matrices of layers to prune")
+    wrong = [f"{t.name} is {t.dtype.name}" for t in chosen if t.dtype.name not in FLOATS]
+    if wrong:
+        raise CheckpointError(
+            f"{base.id} cannot be pruned: {first_few(wrong)}; expected {', '.join(FLOATS)}. Save "
+            "the model in one of them first"
+        )
+    refuse_quantized(base.tensors, base.config, [tensor.name for tensor in chosen], base.id)
+    return chosen
+
+
+@dataclass(frozen=True)
+class ZeroCount:
+    """Zeros of a tensor, or of several; addable.
+
+    Attributes:
+        num_elements: Its elements.
+        num_before: Those that were 0, of either sign.
+        num_after: Those that are 0 now.
+    """
+
+    num_elements: int = 0
+    num_before: int = 0
+    num_after: int = 0
+
+    def __add__(self, other: ZeroCount) -> ZeroCount:
+        return ZeroCount(
+            self.num_elements + other.num_elements,
+            self.num_before + other.num_before,
+            self.num_after + other.num_after,
+        )
+
+
+def folder_of(base: Checkpoint, ref: str | os.PathLike[str]) -> Path:
+    """The folder of a checkpoint, with the files beside its weights.
+
+    Raises:
+        CheckpointError: It is a single file, or not of safetensors.
+    """
+    files = {tensor.file.path for tensor in base.tensors.values()}
+    if others := sorted(str(path.name) for path in files if path.suffix != ".safetensors"):
+        raise CheckpointError(
+            f"{base.id} is stored in {first_few(others)}: expected safetensors; save_pretrained "
+            "the model first"
+        )
+    if Path(ref).is_file():
+        raise CheckpointError(f"{ref}: expected the folder of a model, not a file")
+    if base.revision is not None:
+        fetch_the_rest(base.id, base.revision)
+    return base.folder
+
+
+def write_zeroed(
+    base: Checkpoint,
+    kept: Mask,
+    source: Path,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+) -> tuple[dict[str, ZeroCount], dict[str, str]]:
+    """Write a checkpoint with every element set to +0 that a mask has and does not select.
+
+    Args:
+        base: An open checkpoint of safetensors files.
+        kept: What keeps its bits; so does every tensor that the mask does not have.
+        source: Its folder.
+        target: An existing folder.
+        progress: Called after each tensor.
+
+    Returns:
+        Name -> zeros, and name -> xxh3-128 of the bytes in base, of every tensor.
+    """
+    for path in sorted(source.iterdir()):
+        if path.name not in ADAPTER and any(fnmatch(path.name, pattern) for pattern in FILES):
+            shutil.copyfile(path, target / path.name)
+    counts, digests = {}, {}
+    total = sum(tensor.num_bytes for tensor in base.tensors.values())
+    shards: dict[DataFile, list[StoredTensor]] = {}
+    for tensor in base.tensors.values():
+        shards.setdefault(tensor.file, []).append(tensor)
+    for shard, tensors in shards.items():
+        copy = target / shard.path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with copy.open("xb") as file:
+            file.write(shard.read(0, 8 + int.from_bytes(shard.read(0, 8), "little")))
+            for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
+                counts[tensor.name], digests[tensor.name] = _write(tensor, kept, file)
+                if progress is not None:
+                    progress(tensor.num_bytes, total)
+    return counts, digests
+
+
+def _write(tensor: StoredTensor, kept: Mask, file: BinaryIO) -> tuple[ZeroCount, str]:
+    packed = kept.packed(tensor.name) if tensor.name in kept else None
+    before = after = start = 0
+    hasher = xxhash.xxh3_128()
+    for bits in elements_of(tensor):
+        stop = start + len(bits)
+        hasher.update(bits.data)
+        before += int(np.count_nonzero(is_zero(bits, tensor.dtype)))
+        if packed is not None:
+            bits[~unpacked(packed, start, stop)] = 0
+        after += int(np.count_nonzero(is_zero(bits, tensor.dtype)))
+        file.write(bits.data)
+        start = stop
+    return ZeroCount(tensor.num_elements, before, after), hasher.hexdigest()
+
+
+Method = Literal["magnitude", "wanda"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+RECORD = "pruning.json"
+"""File of the pruned checkpoint that says how it was made."""
+
+FORMAT = "trimtab.pruning"
+FORMAT_VERSION = 1
+"""History: 1, the first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pruning:
+    """What pruning did.
+
+    Attributes:
+        base: The checkpoint that was pruned.
+        method: How the weights were chosen.
+        sparsity: Share of each matrix, or of each of its rows, that was asked for.
+        kinds: Kinds that were asked for; None for the matrices of the layers.
+        seed: What decided between equal magnitudes.
+        pruned: Name -> zeros, of each matrix that was pruned.
+        others: Zeros of all other tensors together, which keep their bits.
+        norms: How the input norms were measured, for `wanda`; None for other methods.
+        provenance: trimtab version, command, date.
+    """
+
+    base: CheckpointRecord
+    method: Method
+    sparsity: float
+    kinds: tuple[str, ...] | None
+    seed: int
+    pruned: Mapping[str, ZeroCount]
+    others: ZeroCount
+    norms: Mapping[str, Any] | None
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        zero = out_of(self.total.num_after, self.total.num_elements, "element")
+        return one_line(self, f"{self.base.id} by {self.method}: {zero} zero now")
+
+    @property
+    def total(self) -> ZeroCount:
+        """Zeros of all matrices that were pruned."""
+        return sum(self.pruned.values(), ZeroCount())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, in the format of the docs page "Formats"."""
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "provenance": {**self.provenance, "base": self.base.to_dict()},
+            "method": self.method,
+            "sparsity": self.sparsity,
+            "kinds": None if self.kinds is None else list(self.kinds),
+            "seed": self.seed,
+            "norms": None if self.norms is None else dict(self.norms),
+            "total": dict(self.total.__dict__),
+            "others": dict(self.others.__dict__),
+            "tensors": [{"name": name, **of.__dict__} for name, of in self.pruned.items()],
+        }
+
+
+def prune(
+    base: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    *,
+    sparsity: float,
+    method: Method = "magnitude",
+    norms: InputNorms | None = None,
+    kinds: Sequence[str] | None = None,
+    seed: int = 0,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Pruning:
+    """Write a checkpoint in which a share of the weights is zero.
+
+    `magnitude` prunes the smallest weights of each matrix, `wanda` those of each row that move its
+    output least (see `trimtab.masks.wanda`). Counts are exact; a weight that is 0 already
+    goes first. Dtypes, files and the places of tensors in them stay as they are.
+
+    Args:
+        base: A folder of safetensors, or a hub id with an optional `@revision`.
+        output: The folder to make; it must not exist. It is there whole or not at all.
+        sparsity: Share to prune, 0 to 1, rounded to a whole number of weights.
+        method: How to choose.
+        norms: Of the inputs of every matrix that is pruned, for `wanda`.
+        kinds: Kinds of tensors to prune, such as `up_proj`; by default the matrices of the layers:
+            no embeddings, head, norms, biases or routers.
+        seed: Decides which of equal magnitudes go.
+        command: Recorded as what made it.
+        progress: Called with bytes done since the last call, and bytes in all; from any thread.
+
+    Raises:
+        AnalysisError: Settings that do not go together.
+        OutputExistsError: The folder exists.
+        CheckpointError: The base cannot be read, or cannot be pruned so.
+        MaskError: A weight is NaN.
+        MaskMismatchError: The norms are not those of this base.
+    """
+    if not 0 <= sparsity <= 1:
+        raise AnalysisError(f"sparsity is {sparsity}, expected a number from 0 to 1")
+    if method not in METHODS:
+        raise AnalysisError(f"there is no method {method}: expected {' or '.join(METHODS)}")
+    if (norms is not None) != (method == "wanda"):
+        raise AnalysisError(f"{method} {'needs' if norms is None else 'does not use'} input norms")
+    ensure_no_folder(output)
+    with opened(base) as (checkpoint,):
+        source = folder_of(checkpoint, base)
+        matrices = matrices_of(checkpoint, kinds)
+        names = [matrix.name for matrix in matrices]
+        num_bytes = sum(tensor.num_bytes for tensor in (*matrices, *checkpoint.tensors.values()))
+
+        def tell(done: int, _: int) -> None:
+            if progress is not None:
+                progress(done, num_bytes)
+
+        if norms is None:
+            scores = high_magnitude(checkpoint, names, progress=tell)
+            quotas = Quotas.of_density(1 - sparsity, {m.name: m.shape for m in matrices})
+            kept = select(scores, quotas, seed=seed, provenance={"step": "high-magnitude"})
+        else:
+            kept = kept_by_wanda(checkpoint, matrices, sparsity, norms, progress=tell)
+        with new_folder(output) as draft:
+            counts, digests = write_zeroed(checkpoint, kept, source, draft, progress=tell)
+            pruning = Pruning(
+                base=record_of(checkpoint, digests),
+                method=method,
+                sparsity=sparsity,
+                kinds=None if kinds is None else tuple(kinds),
+                seed=seed,
+                pruned={name: counts.pop(name) for name in names},
+                others=sum(counts.values(), ZeroCount()),
+                norms=None if norms is None else dict(norms.provenance),
+                provenance=made_now(command=command),
+            )
+            text = json.dumps(pruning.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+            (draft / RECORD).write_text(f"{text}\n", encoding="utf-8")
+    return pruning

@@ -1,0 +1,522 @@
+"""Which units of a network the lines of a tensor belong to, and what each has selected.
+
+A weight matrix of a linear layer is stored as `[outputs, inputs]`: row `i` is all that makes output
+`i`, column `j` all that reads input `j`. So the rows of `q_proj` are those of the attention heads,
+the columns of `down_proj` those of the MLP neurons, and whatever reads or writes the residual
+stream has its channels on the other side. Only GPT-2 stores its matrices the other way round. What
+cannot be told from names, shapes and the config is left out, with the reason: a wrong unit would
+look like a finding.
+
+Counts are by row, by column and by unit, of one tensor of some masks. What chance would select is
+given by two nulls: as many as the tensor has, anywhere in it; and, where the base is at hand, as
+many as the tensor has of each exponent of the base weights. A fused tensor counts as its parts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import StoredTensor, TensorPart, parts_of
+from trimtab.checkpoints.architectures import FUSIONS
+from trimtab.checkpoints.names import language_config
+from trimtab.checkpoints.stream import Chunk, Source, chunks_of, new_buffer, overlaps
+from trimtab.elements.bits import Counters
+from trimtab.elements.dtypes import exponent_bins, num_exponent_bins
+from trimtab.masks.packed import unpacked
+from trimtab.results.urn import Moments, hypergeometric
+
+__all__ = [
+    "FAMILIES",
+    "Axis",
+    "BaseCounts",
+    "Belonging",
+    "Layout",
+    "PartCounts",
+    "TensorCounts",
+    "Units",
+    "belongings",
+    "count_base",
+    "count_tensor",
+    "expert_of",
+]
+
+FAMILIES: Mapping[str, str] = {
+    "head": "attention heads: rows of q_proj, columns of o_proj",
+    "kv_group": "KV groups: rows of k_proj and v_proj",
+    "neuron": "MLP neurons: rows of gate_proj and up_proj, columns of down_proj",
+    "channel": "residual channels: whatever reads or writes them, in all layers",
+    "token": "vocabulary rows: rows of the embedding and of the head",
+    "expert": "experts: all that belongs to one of them",
+}
+"""Family of units -> what they are made of, in the order of reports."""
+
+Axis = Literal["rows", "columns"]
+
+SIDES: Mapping[str, tuple[str | None, str | None]] = {
+    "q_proj": ("head", "channel"),
+    "k_proj": ("kv_group", "channel"),
+    "v_proj": ("kv_group", "channel"),
+    "o_proj": ("channel", "head"),
+    "gate_proj": ("neuron", "channel"),
+    "up_proj": ("neuron", "channel"),
+    "down_proj": ("channel", "neuron"),
+    "embed": ("token", "channel"),
+    "lm_head": ("token", "channel"),
+    "router": (None, "channel"),
+    "q_a_proj": (None, "channel"),
+    "kv_a_proj_with_mqa": (None, "channel"),
+    **{f"{which}.{name}": (None, "channel")
+       for which in ("expert", "shared_expert") for name in ("gate_proj", "up_proj")},
+    **{f"{which}.down_proj": ("channel", None) for which in ("expert", "shared_expert")},
+}  # fmt: skip
+"""Kind -> the family of its outputs (rows) and of its inputs (columns)."""
+
+STORED_AS_INPUTS_OUTPUTS = re.compile(
+    r"(?:^|\.)(?:attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\."
+)
+"""Names of GPT-2's matrices; other architectures use some of them for `[outputs, inputs]`."""
+
+FUSED_EXPERTS = frozenset(
+    model_type for model_type, fused in FUSIONS.items() if "experts.gate_up_proj" in fused
+)
+"""Model types whose experts, where one tensor has them all, are `[experts, outputs, inputs]`."""
+
+EXPERT = re.compile(r"(?:^|\.)experts\.(\d{1,9})\.")
+INSIDE_ATTENTION = re.compile(r"(?:^|\.)(?:self_attn|attn|attention)\.[^.]+\.(?:weight|bias)$")
+POSITIONS = re.compile(r"(?:^|\.)wpe\.")
+
+NO_CONFIG = "no config says how many heads there are: give --base or --config"
+
+
+class LeftOutError(Exception):
+    """Why an axis belongs to no unit, though one of its kind could."""
+
+
+class Belonging(NamedTuple):
+    """The lines (rows or columns) of a part of a tensor that are units of a family.
+
+    Attributes:
+        family: Key of `FAMILIES`.
+        layer: Of the units; None for units of the whole model.
+        axis: Which lines.
+        width: Neighbouring lines that are of one unit.
+        num_units: Line `i` is of unit `i // width % num_units`.
+    """
+
+    family: str
+    layer: int | None
+    axis: Axis
+    width: int
+    num_units: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a config says about the units of a model.
+
+    Attributes:
+        model_type: Of the config; empty without one.
+        num_heads: Attention heads of a layer, or None.
+        num_kv_groups: Heads of keys and values.
+        head_width: Rows of a head.
+        num_channels: Of the residual stream: by the config, or else by the embedding.
+    """
+
+    model_type: str
+    num_heads: int | None
+    num_kv_groups: int | None
+    head_width: int | None
+    num_channels: int | None
+
+    @classmethod
+    def of(
+        cls,
+        config: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        kinds: Mapping[str, str],
+    ) -> Layout:
+        """Read a config; without one the embedding alone says what it can.
+
+        Args:
+            config: The checkpoint's config, or empty.
+            shapes: Name -> shape of the tensors.
+            kinds: Name -> kind of them.
+        """
+        language = language_config(config)
+
+        def size(*keys: str) -> int | None:
+            found = (language.get(key) for key in keys)
+            return next((n for n in found if type(n) is int and n > 0), None)
+
+        heads, channels = size("num_attention_heads", "n_head"), size("hidden_size", "n_embd")
+        width = size("head_dim") or (channels // heads if channels and heads else None)
+        if channels is None:
+            widths = {
+                shapes[name][-1]
+                for name, kind in kinds.items()
+                if kind == "embed" and len(shapes[name]) == 2
+            }
+            channels = widths.pop() if len(widths) == 1 else None
+        return cls(
+            model_type=str(language.get("model_type") or ""),
+            num_heads=heads,
+            num_kv_groups=size("num_key_value_heads") or heads,
+            head_width=width,
+            num_channels=channels,
+        )
+
+
+def belongings(
+    name: str, part: TensorPart, shape: tuple[int, ...], layout: Layout
+) -> tuple[list[Belonging], list[tuple[str, str]]]:
+    """The units that the lines of a part of a tensor belong to.
+
+    Args:
+        name: Of the tensor.
+        part: The part, as `parts_of` gives it.
+        shape: Of the tensor.
+        layout: Of the model.
+
+    Returns:
+        What belongs to units, and for each family that could have been among them and is not, the
+        family and the reason.
+    """
+    found: list[Belonging] = []
+    reasons: list[tuple[str, str]] = []
+    families = _families(name, part, shape, layout)
+    if isinstance(families, str):
+        return [], [("all", families)]
+    axes: tuple[Axis, Axis] = ("rows", "columns")
+    for axis, family in zip(axes, families, strict=True):
+        if family is not None:
+            try:
+                found.append(_belonging(family, axis, name, part, shape, layout))
+            except LeftOutError as reason:
+                reasons.append((family, str(reason)))
+    if part.kind.startswith("expert.") and len(shape) == 3 and shape[0]:
+        # All experts of a layer in one tensor, one after the other.
+        found.append(Belonging("expert", part.layer, "rows", part.num_rows // shape[0], shape[0]))
+    if part.kind.startswith("expert."):
+        reasons.append(("neuron", "neurons of experts are not counted one by one"))
+    return found, reasons
+
+
+def _families(
+    name: str, part: TensorPart, shape: tuple[int, ...], layout: Layout
+) -> tuple[str | None, str | None] | str:
+    """Family of the rows and of the columns; or why nothing is known of them."""
+    if part.kind == "norm" and len(shape) == 1:
+        return None, "channel"
+    if len(shape) == 1:
+        return "vectors other than norms (biases) are of no unit"
+    if part.kind not in SIDES:
+        return f"what its rows and columns are is not known for the kind {part.kind}"
+    if POSITIONS.search(name):
+        return None, "channel"
+    if len(shape) == 3 and not (
+        part.kind.startswith("expert.") and layout.model_type in FUSED_EXPERTS
+    ):
+        return "three dimensions whose order is not known for this architecture"
+    rows, columns = SIDES[part.kind]
+    if STORED_AS_INPUTS_OUTPUTS.search(name):
+        if not layout.model_type:
+            return (
+                "its rows may be inputs or outputs, and no config says which (--base or --config)"
+            )
+        if layout.model_type == "gpt2":
+            return columns, rows
+    return rows, columns
+
+
+def _belonging(
+    family: str,
+    axis: Axis,
+    name: str,
+    part: TensorPart,
+    shape: tuple[int, ...],
+    layout: Layout,
+) -> Belonging:
+    """The units of one axis.
+
+    Raises:
+        LeftOutError: The shape does not fit what the config says.
+    """
+    extent = part.num_rows if axis == "rows" else part.num_columns
+    if family in ("head", "kv_group"):
+        number = layout.num_heads if family == "head" else layout.num_kv_groups
+        if number is None or layout.head_width is None:
+            raise LeftOutError(NO_CONFIG)
+        if number * layout.head_width != extent:
+            raise LeftOutError(
+                f"{axis} of {part.kind} are {extent}, and the config says {number} × "
+                f"{layout.head_width}"
+            )
+        return Belonging(family, part.layer, axis, layout.head_width, number)
+    if family == "channel":
+        if layout.num_channels is None:
+            raise LeftOutError("neither a config nor an embedding says how many channels there are")
+        if part.kind == "norm" and INSIDE_ATTENTION.search(name):
+            raise LeftOutError("norms inside attention do not act on the residual stream")
+        repeats = shape[0] if len(shape) == 3 and axis == "rows" else 1
+        if extent != repeats * layout.num_channels:
+            raise LeftOutError(
+                f"{axis} of {part.kind} are {extent // repeats}, and there are "
+                f"{layout.num_channels} channels"
+            )
+        return Belonging(family, None, axis, 1, layout.num_channels)
+    layer = None if family == "token" else part.layer
+    return Belonging(family, layer, axis, 1, extent)
+
+
+def expert_of(name: str, part: TensorPart) -> int | None:
+    """Number of the expert that a tensor of its own belongs to."""
+    match = EXPERT.search(name) if part.kind.startswith("expert.") else None
+    return int(match[1]) if match else None
+
+
+Counts = NDArray[np.int64]
+Packed = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class BaseCounts:
+    """The elements of a part of a tensor by the exponent of their base weight.
+
+    Only exponents that occur have a place.
+
+    Attributes:
+        exponents: Which exponents there are, ascending.
+        sizes: Elements of each exponent.
+        selected: How many of them each mask selects, `[masks, exponents]`.
+        by_row: Elements of each row, `[rows, exponents]`.
+        by_column: Elements of each column, `[columns, exponents]`.
+    """
+
+    exponents: Counts
+    sizes: Counts
+    selected: Counts
+    by_row: NDArray[np.int32]
+    by_column: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class PartCounts:
+    """A tensor, or a part of a fused one.
+
+    Attributes:
+        part: What it is, and where it lies.
+        rows: Selected elements of each row, `[2 · masks, rows]`: of the masks, then of their
+            controls.
+        columns: The same of each column.
+        base: By exponent, where the base is known.
+    """
+
+    part: TensorPart
+    rows: Counts
+    columns: Counts
+    base: BaseCounts | None
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the part."""
+        return self.part.num_rows * self.part.num_columns
+
+    @property
+    def selected(self) -> Counts:
+        """Selected elements, `[2 · masks]`."""
+        return self.rows.sum(axis=1, dtype=np.int64)
+
+    def lines(self, axis: Axis) -> Counts:
+        """Selected elements of each row or of each column, `[2 · masks, lines]`."""
+        return self.rows if axis == "rows" else self.columns
+
+    def line_length(self, axis: Axis) -> int:
+        """Elements of a row or of a column."""
+        return self.part.num_columns if axis == "rows" else self.part.num_rows
+
+    def null(self, of_unit: Counts, place: int) -> Moments:
+        """What chance selects of units of this part, of so many elements.
+
+        Args:
+            of_unit: Elements of each unit, `[units]`.
+            place: Of the mask or the control. A control has as many elements in each tensor as its
+                mask, but not in each part of a fused one.
+        """
+        size = np.array([self.num_elements], dtype=np.int64)
+        return hypergeometric(of_unit[:, None], size, self.selected[place : place + 1])
+
+    def matched(self, axis: Axis, place: int) -> Moments | None:
+        """What chance selects of each line where exponents count too; None without base."""
+        if self.base is None:
+            return None
+        by_line = self.base.by_row if axis == "rows" else self.base.by_column
+        return hypergeometric(by_line, self.base.sizes, self.base.selected[place])
+
+    def units(self, belonging: Belonging) -> Units:
+        """Gather the lines of one axis into units."""
+        counts, length = self.lines(belonging.axis), self.line_length(belonging.axis)
+        unit = np.arange(counts.shape[1]) // belonging.width % belonging.num_units
+        num, half = belonging.num_units, len(counts) // 2
+        elements = length * np.bincount(unit, minlength=num).astype(np.int64)
+        selected = np.stack([_summed(row, unit, num) for row in counts])
+        matched = None
+        if self.base is not None:
+            by_line = self.base.by_row if belonging.axis == "rows" else self.base.by_column
+            by_unit = np.stack([_summed(column, unit, num) for column in by_line.T], axis=1)
+            matched = [
+                hypergeometric(by_unit, self.base.sizes, self.base.selected[place])
+                for place in range(half)
+            ]
+        nulls = [self.null(elements, place) for place in range(2 * half)]
+        return Units(belonging.family, belonging.layer, elements, selected, nulls, matched)
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What a part of a tensor has of the units of a family in a layer.
+
+    Attributes:
+        family: Key of `FAMILIES`.
+        layer: Of the units, or None.
+        elements: Of each unit.
+        selected: `[2 · masks, units]`: of the masks, then of their controls.
+        nulls: What chance selects: for each of the masks, then for each of their controls.
+        matched: For each mask, where the exponents of the base count too; None without base.
+    """
+
+    family: str
+    layer: int | None
+    elements: Counts
+    selected: Counts
+    nulls: Sequence[Moments]
+    matched: Sequence[Moments] | None
+
+
+TensorCounts = tuple[PartCounts, ...]
+"""The parts of a tensor."""
+
+
+def count_tensor(
+    name: str,
+    shape: tuple[int, ...],
+    packed: Sequence[Packed],
+    config: Mapping[str, Any],
+    counters: Counters,
+    stored: StoredTensor | None,
+) -> tuple[TensorCounts, str | None]:
+    """Count the rows and the columns of all parts of a tensor.
+
+    Args:
+        name: Of the tensor.
+        shape: Of the tensor.
+        packed: Its bits in each of the masks, then in each of their controls.
+        config: Of the checkpoint, or empty.
+        counters: Do the work.
+        stored: The tensor in the base, or None.
+
+    Returns:
+        Its parts, and the xxh3-128 of the stored bytes.
+    """
+    parts = parts_of(name, shape, config)
+    masks = packed[: len(packed) // 2]
+    by_exponent: Sequence[BaseCounts | None] = [None] * len(parts)
+    digest = None
+    if stored is not None:
+        by_exponent, digest = count_base(stored, parts, masks, counters)
+    num_columns = shape[-1] if shape else 1
+    counted = []
+    for part, base in zip(parts, by_exponent, strict=True):
+        sums = [_part_sums(part, bits, num_columns, counters) for bits in packed]
+        rows, columns = (np.stack(lines) for lines in zip(*sums, strict=True))
+        counted.append(PartCounts(part, rows, columns, base))
+    return tuple(counted), digest
+
+
+def count_base(
+    stored: StoredTensor,
+    parts: Sequence[TensorPart],
+    masks: Sequence[Packed],
+    counters: Counters,
+) -> tuple[list[BaseCounts], str]:
+    """Count the elements of a tensor by the exponent of their base weight, in two passes.
+
+    The first finds which exponents there are, so that the second need not keep a count of each of
+    256 for every row.
+
+    Returns:
+        The counts of each part, and the xxh3-128 of the stored bytes.
+    """
+    num_bins = num_exponent_bins(stored.dtype)
+    counts = np.zeros((len(parts), len(masks), 2, num_bins), dtype=np.int64)
+    source = Source(stored, stored.dtype, None, new_buffer())
+    for chunk in chunks_of(stored.shape):
+        bins = exponent_bins(source.read(chunk), stored.dtype)
+        inside = [_selected(bits, stored.shape, chunk) for bits in masks]
+        for at_part, part in enumerate(parts):
+            for at, _, _ in overlaps(part.rectangles, chunk):
+                for of_mask, into in zip(inside, counts[at_part], strict=True):
+                    counters.count_bins(bins[at], of_mask[at], into)
+    digest = source.finish()
+    sizes, selected = counts[:, 0].sum(axis=1), counts[:, :, 1]
+    used = [np.flatnonzero(of_part) for of_part in sizes]
+    lines = [
+        [np.zeros((num, len(bins)), dtype=np.int32) for num in (part.num_rows, part.num_columns)]
+        for part, bins in zip(parts, used, strict=True)
+    ]
+    for chunk, bins in _exponents_again(stored):
+        for part, of_part, (by_row, by_column) in zip(parts, used, lines, strict=True):
+            places = np.zeros(num_bins, dtype=np.int64)
+            places[of_part] = np.arange(len(of_part))
+            for at, row, column in overlaps(part.rectangles, chunk):
+                inner = bins[at]
+                height, width = inner.shape
+                counters.count_by_bin(
+                    inner, places, by_row[row : row + height], by_column[column : column + width]
+                )
+    return [
+        BaseCounts(bins, sizes[at][bins], selected[at][:, bins], *lines[at])
+        for at, bins in enumerate(used)
+    ], digest
+
+
+def _exponents_again(stored: StoredTensor) -> Iterator[tuple[Chunk, NDArray[np.uint16]]]:
+    buffer = new_buffer()
+    position = 0
+    for chunk in chunks_of(stored.shape):
+        held = buffer[: chunk.num_rows * chunk.num_columns * stored.dtype.num_bytes]
+        stored.read_into(position, held)
+        position += len(held)
+        bits = held.view(stored.dtype.bits).reshape(chunk.num_rows, chunk.num_columns)
+        yield chunk, exponent_bins(bits, stored.dtype)
+
+
+def _selected(bits: Packed, shape: tuple[int, ...], chunk: Chunk) -> NDArray[np.bool_]:
+    columns = shape[-1] if shape else 1
+    start = chunk.row * columns + chunk.column
+    flat = unpacked(bits, start, start + chunk.num_rows * chunk.num_columns)
+    return flat.reshape(chunk.num_rows, chunk.num_columns)
+
+
+def _part_sums(
+    part: TensorPart, bits: Packed, num_columns: int, counters: Counters
+) -> tuple[Counts, Counts]:
+    """Set bits by row and by column of a part, whose rectangles stand one below the other."""
+    by_row = []
+    by_column = np.zeros(part.num_columns, dtype=np.int64)
+    for r in part.rectangles:
+        rows, columns = range(r.row_start, r.row_stop), range(r.column_start, r.column_stop)
+        of_rows, of_columns = counters.bit_sums(bits, num_columns, rows, columns)
+        by_row.append(of_rows)
+        by_column += of_columns
+    return np.concatenate(by_row), by_column
+
+
+def _summed(counts: NDArray[np.integer], unit: NDArray[np.int64], num_units: int) -> Counts:
+    """Sums of counts by unit; exact below 2**53."""
+    return np.bincount(unit, weights=counts, minlength=num_units).astype(np.int64)
