@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,10 @@ import xxhash
 
 from tests.checkpoints.building import random_bits, tensors_bytes
 from trimtab.checkpoints import StoredTensor, open_checkpoint, opened, stream
-from trimtab.checkpoints.stream import Digests, Reading
+from trimtab.checkpoints.align import Aligned, align, alone
+from trimtab.checkpoints.stream import Reader
 
 SHAPES = {"wide": (3, 50), "small": (7,), "tall": (90, 2), "empty": (0, 4), "number": ()}
-
-
-@dataclass(frozen=True, eq=False)
-class Both:
-    """A tensor in two files."""
-
-    stored: tuple[StoredTensor, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored[0].shape
 
 
 @pytest.fixture
@@ -57,22 +46,19 @@ def test_all_is_read_once_whatever_the_chunks(
         totals.add(total)
 
     with opened(*paths) as (first, second):
-        items = [Both((first.tensors[name], second.tensors[name])) for name in SHAPES]
-        apart = [(1, second.tensors["more"])]
-        reading = Reading(items, apart, threads=threads, progress=progress)
+        alignment = align(first, second)
+        assert alignment.apart == ((1, second.tensors["more"]),)
 
-        def count_equal(item: Both) -> tuple[int, Digests]:
-            one, other = reading.sources(item.stored, item.stored[0].dtype)
-            chunks = reading.chunks(item.stored, item.shape)
-            num_equal = sum(int(np.sum(one.read(at) == other.read(at))) for at in chunks)
-            return num_equal, (one.finish(), other.finish())
+        def count_equal(item: Aligned, reader: Reader) -> int:
+            return sum(int(np.sum(np.equal(*reader.read(at)))) for at in reader.chunks())
 
-        results, hashes = reading.run(count_equal)
-        assert list(results) == items
-        for item in items:
+        done = stream.stream(alignment, count_equal, threads=threads, progress=progress)
+        assert tuple(done.results) == alignment.items
+        assert [item.name for item in done.kept] == list(first.tensors)
+        for item in alignment.items:
             one, other = (tensor.read() for tensor in item.stored)
-            assert results[item] == np.sum(one == other)
-        assert hashes == tuple(
+            assert done.results[item] == np.sum(one == other)
+        assert done.hashes == tuple(
             {name: digest(tensor) for name, tensor in checkpoint.tensors.items()}
             for checkpoint in (first, second)
         )
@@ -87,23 +73,21 @@ def test_an_error_ends_the_other_tasks_at_their_next_chunk(
     monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 1)
     failed, went_on = threading.Event(), threading.Event()
     with open_checkpoint(paths[0]) as first:
-        items = [Both((first.tensors[name],)) for name in ("wide", "tall", "small")]
-        reading = Reading(items, [], threads=2, progress=None)
         num_chunks = 0
 
-        def task(item: Both) -> tuple[None, Digests]:
+        def task(item: Aligned, reader: Reader) -> None:
             nonlocal num_chunks
-            if item is items[0]:
+            if item.name == "wide":
                 failed.set()
                 raise ZeroDivisionError
             failed.wait(10)
-            for _ in reading.chunks(item.stored, item.shape):
+            for _ in reader.chunks():
                 num_chunks += 1
                 went_on.wait(0.2)  # ample for the first task's error to arrive
             raise AssertionError("read to the end")
 
         with pytest.raises(ZeroDivisionError):
-            reading.run(task)
+            stream.stream(alone(first, ("wide", "tall", "small")), task, threads=2)
     assert num_chunks < 20
 
 

@@ -380,10 +380,9 @@ def test_different_dtypes_are_refused_until_a_cast_is_asked_for(tmp_path: Path) 
     base, run = saved(tmp_path, [points[0], wide[1], points[2], wide[3]])
     with pytest.raises(TensorMismatchError) as error:
         trimtab.trajectory(base, run)
-    assert f"{run[0]}: " in str(error.value)
-    assert f"{run[2]}: " in str(error.value)
-    assert f"{run[1]}: " not in str(error.value)
-    assert "is BF16 in base and F32 in tuned" in str(error.value)
+    assert "12 tensors are stored in different dtypes: " in str(error.value)
+    assert f"is BF16 in base, F32 in {run[0]}, F32 in {run[2]}" in str(error.value)
+    assert f"{run[1]}" not in str(error.value)
     result = trimtab.trajectory(base, run, cast="bf16")
     assert [point.by_kind for point in result.points] == expected(points)
     assert result.conversion == "elements stored as BF16, F32 rounded to BF16"
@@ -416,7 +415,7 @@ def test_fp8_blocks_as_stored_and_dequantised(tmp_path: Path) -> None:
 def test_nothing_in_common(tmp_path: Path) -> None:
     base, run = saved(tmp_path, walk(2))
     other = save(tmp_path / "other", {"something.else": torch.zeros(3)}, None)
-    with pytest.raises(TensorMismatchError, match=r"other: .*no tensor in common"):
+    with pytest.raises(TensorMismatchError, match=r"other have no tensor in common"):
         trimtab.trajectory(base, [run[0], other])
     apart = [
         save(
@@ -428,7 +427,7 @@ def test_nothing_in_common(tmp_path: Path) -> None:
             LLAMA,
         ),
     ]
-    with pytest.raises(TensorMismatchError, match=r"no tensor of .* is in all of"):
+    with pytest.raises(TensorMismatchError, match=r"no tensor is in all of"):
         trimtab.trajectory(base, apart)
 
 

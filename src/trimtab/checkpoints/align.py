@@ -8,28 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
-from typing import TypeVar
 
 from trimtab.checkpoints.architectures import MODALITIES, TIED
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.names import match_renamed, tied_names, without_wrappers
 from trimtab.checkpoints.quantized import BlockScale, block_scales, quantized_weights, scales_of
-from trimtab.checkpoints.tensors import Counterparts, Hashes, StoredTensor
+from trimtab.checkpoints.tensors import Hashes, StoredTensor
 from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
-from trimtab.words import are
+from trimtab.words import are, first_few
 
 __all__ = [
-    "Pair",
-    "Pairing",
+    "Aligned",
+    "Alignment",
+    "Side",
+    "align",
+    "alone",
     "common_shape",
     "has_vocabulary_rows",
-    "may_repeat",
     "num_columns",
     "num_rows",
-    "pair_tensors",
     "without_tied_copies",
 ]
 
@@ -43,157 +43,282 @@ Of other embeddings (positions, patches, token types) and of wider layers row 7 
 row 7 of another.
 """
 
+MAX_SHOWN = 3
+"""Tensors of different dtypes that are named."""
+
 
 @dataclass(frozen=True, eq=False)
-class Pair:
-    """A tensor of base and its counterpart.
+class Aligned:
+    """A tensor of the model, as the base and every other checkpoint have it.
 
     Attributes:
         name: Name in base, or the tied name that stands for it there.
-        base: As stored in base.
-        tuned: As stored in tuned.
-        dtype: In which the two are compared.
-        shape: What is compared: base's shape, or the rows that both have.
-        base_scale: Scales to multiply into base first, or None.
-        tuned_scale: The same for tuned.
-        tied_to: On one side this name is only another name of that tensor, else None.
+        stored: As stored, in base first.
+        dtype: In which elements are compared.
+        shape: What is compared: the shape of all, or the rows that all have.
+        scales: Scales to multiply into each of `stored` first, or None.
+        is_tied: On some side this name is only another name of a tensor.
     """
 
     name: str
-    base: StoredTensor
-    tuned: StoredTensor
+    stored: tuple[StoredTensor, ...]
     dtype: DType
     shape: tuple[int, ...]
-    base_scale: BlockScale | None = None
-    tuned_scale: BlockScale | None = None
-    tied_to: str | None = None
+    scales: tuple[BlockScale | None, ...]
+    is_tied: bool = False
 
     @property
-    def stored(self) -> tuple[StoredTensor, StoredTensor]:
-        """As stored in base and in tuned."""
-        return self.base, self.tuned
+    def num_elements(self) -> int:
+        """Elements that are compared."""
+        return prod(self.shape)
+
+    @property
+    def is_resized(self) -> bool:
+        """Whether some checkpoint has rows of it that another does not have."""
+        return any(tensor.shape != self.shape for tensor in self.stored)
 
 
 @dataclass(frozen=True, eq=False)
-class Pairing:
-    """All stored tensors, sorted into what can be compared and what cannot.
+class Side:
+    """What the base and one other checkpoint have of each other.
 
     Attributes:
-        pairs: To compare, in base's order.
-        missing: Only in base.
-        extra: Only in tuned.
-        mismatched: In both, but of shapes that have nothing in common.
-        renamed: Name in base -> name in tuned, where they differ.
-        folded: Name of scales -> the weight that they are multiplied into.
-        scales: The same of everything that says what quantised weights are, multiplied or not.
+        shared: Name in base -> the tensor of the other that can be compared with it.
+        renamed: Name in base -> name in the other, where they differ.
+        missing: Name -> tensor of base that the other does not have.
+        extra: Tensors that only the other has.
+        mismatched: The two tensors of a name whose shapes have nothing in common.
+    """
+
+    shared: Mapping[str, StoredTensor]
+    renamed: Mapping[str, str]
+    missing: dict[str, StoredTensor]
+    extra: tuple[StoredTensor, ...]
+    mismatched: tuple[tuple[StoredTensor, StoredTensor], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Alignment:
+    """All stored tensors of some checkpoints, sorted into what can be compared and what cannot.
+
+    Attributes:
+        checkpoints: The base and the others.
+        items: To compare, in base's order.
+        apart: Tensors that are in no item, each after the place of its checkpoint; base is 0.
+        sides: For each checkpoint but base.
+        doubtful: Items that, a config says, only repeat another one.
+        scales: Name of what says what a quantised weight is -> that weight.
+        folded: Those of them that are multiplied into their weights.
         is_quantized: Whether there are tensors that are not the weights themselves.
         conversion: Words for what is done to elements before they are compared, or None.
     """
 
-    pairs: tuple[Pair, ...]
-    missing: tuple[StoredTensor, ...]
-    extra: tuple[StoredTensor, ...]
-    mismatched: tuple[tuple[StoredTensor, StoredTensor], ...]
-    renamed: dict[str, str]
-    folded: dict[str, str]
-    scales: dict[str, str]
-    is_quantized: bool
-    conversion: str | None
+    checkpoints: tuple[Checkpoint, ...]
+    items: tuple[Aligned, ...]
+    apart: tuple[tuple[int, StoredTensor], ...]
+    sides: tuple[Side, ...] = ()
+    doubtful: frozenset[Aligned] = frozenset()
+    scales: Mapping[str, str] = field(default_factory=dict)
+    folded: Mapping[str, str] = field(default_factory=dict)
+    is_quantized: bool = False
+    conversion: str | None = None
 
-    def apart(self, base: Checkpoint, tuned: Checkpoint) -> list[tuple[int, StoredTensor]]:
-        """Stored tensors that are in no pair, with 0 for those of base and 1 for those of tuned."""
-        rows = [*((0, tensor) for tensor in self.missing), *((1, tensor) for tensor in self.extra)]
-        for two in self.mismatched:
-            rows += enumerate(two)
-        for side, checkpoint in enumerate((base, tuned)):
-            names = checkpoint.tensors.keys() & self.folded.keys()
-            rows += ((side, checkpoint.tensors[name]) for name in sorted(names))
-        return rows
+    def conversion_given(self, hashes: Hashes) -> str | None:
+        """The words on conversion and, where scales lie apart from weights, how many differ.
+
+        Args:
+            hashes: Of all stored tensors.
+        """
+        compared = [item.stored for item in self.items if item.stored[0].name in self.scales]
+        num_apart = sum(
+            len({by_name[t.name] for by_name, t in zip(hashes, stored, strict=True)}) > 1
+            for stored in compared
+        )
+        if not num_apart:
+            return self.conversion
+        return (
+            f"{self.conversion}; {num_apart} of {len(compared)} scales differ, so weights differ "
+            "whose elements are the same"
+        )
 
 
-def pair_tensors(
-    base: Checkpoint, tuned: Checkpoint, *, cast: str | None = None, dequantize: bool = False
-) -> Pairing:
-    """Match the tensors of two checkpoints.
+def align(
+    base: Checkpoint,
+    *others: Checkpoint,
+    cast: str | None = None,
+    dequantize: bool = False,
+    exact: bool = False,
+    labels: Sequence[str] | None = None,
+) -> Alignment:
+    """Match the tensors of a base with those of other checkpoints, each by its name in base.
 
     Args:
         base: Before training.
-        tuned: After training.
-        cast: Name of a float dtype (`bf16`); every float tensor of both sides is rounded to it.
+        others: After it; at least one.
+        cast: Name of a float dtype (`bf16`); every float tensor of all is rounded to it.
         dequantize: Multiply quantised weights by their scales, to fp32 (or to `cast`).
+        exact: Leave apart what is not of one shape, where otherwise the rows are compared that all
+            sizes of a vocabulary have. No cast is offered in messages.
+        labels: What messages call each; by default "base" and the ids of the others.
 
     Raises:
-        TensorMismatchError: No tensor is in both, or some are stored in different dtypes and no
-            cast was asked for. Every such tensor is counted, the first few are named.
+        TensorMismatchError: Some have no tensor in common with base, or no tensor is in all; or
+            some are stored in different dtypes and no cast was asked for. All of it is counted,
+            the first few are named.
         CheckpointError: `cast` is not a float dtype, or a cast of quantised weights was asked for
             without dequantising them, or they cannot be dequantised.
     """
+    checkpoints = (base, *others)
     target = _cast_target(cast)
-    quantized = quantized_weights(base.tensors, base.config) | quantized_weights(
-        tuned.tensors, tuned.config
-    )
+    quantized: dict[str, str] = {}
+    scales: dict[str, str] = {}
+    for checkpoint in checkpoints:
+        quantized |= quantized_weights(checkpoint.tensors, checkpoint.config)
+        scales |= scales_of(checkpoint.tensors, checkpoint.config)
     if target is not None and quantized and not dequantize:
         name, how = next(iter(quantized.items()))
         raise CheckpointError(
             f"{name} is {how}: its elements mean nothing without their scales, so they cannot be "
             "cast alone; add dequantize=True (--dequantize)"
         )
-    scales = scales_of(base.tensors, base.config) | scales_of(tuned.tensors, tuned.config)
-    base_scales, tuned_scales = (
-        block_scales(of.tensors, of.config, of.id) if dequantize else {} for of in (base, tuned)
-    )
-    matches, renamed = _match_names(base, tuned)
-    pairs: list[Pair] = []
-    mismatched: list[tuple[StoredTensor, StoredTensor]] = []
-    for name, tuned_name in matches.items():
-        tied_to = None
-        base_tensor = base.tensors.get(name)
-        tuned_tensor = tuned.tensors.get(tuned_name)
-        if base_tensor is None:
-            tied_to = base.tied[name]
-            base_tensor = base.tensors[tied_to]
-        if tuned_tensor is None:
-            tied_to = tuned.tied[tuned_name]
-            tuned_tensor = tuned.tensors[tied_to]
-        if dequantize and (name in scales or tuned_name in scales):
+    folded = scales if dequantize else {}
+    block = [block_scales(c.tensors, c.config, c.id) if dequantize else {} for c in checkpoints]
+    sides = [_side(base, other, folded, exact) for other in others]
+
+    def compared_in(place: int, tensor: StoredTensor) -> DType:
+        return _compared_dtype(tensor, block[place].get(tensor.name), target)
+
+    opposite = list(zip(others, sides, strict=True))
+    problems = [
+        f"{base.id} and {other.id} have no tensor in common: expected checkpoints of one model, "
+        f"found names such as {_example(base)} and {_example(other)}"
+        for other, side in opposite
+        if not side.shared
+    ]
+    labels = labels or ("base", *(other.id for other in others))
+    items: list[Aligned] = []
+    mixed: list[str] = []
+    has_mixed_fp8 = False
+    for name in dict.fromkeys(name for side in sides for name in side.shared):
+        in_base = _stored(base, name)
+        dtype = compared_in(0, in_base)
+        found = [_counterpart(base, name, *each) for each in opposite]
+        unlike = [
+            f"{tensor.dtype.name} in {labels[place]}"
+            for place, tensor in enumerate(found, 1)
+            if tensor is not None and compared_in(place, tensor) != dtype
+        ]
+        stored = (in_base, *(tensor for tensor in found if tensor is not None))
+        if unlike:
+            before = f"{name} is {in_base.dtype.name} in {labels[0]}"
+            mixed.append(f"{before}{', ' if len(unlike) > 1 else ' and '}{first_few(unlike)}")
+            has_mixed_fp8 |= any(tensor.dtype.name.startswith("F8") for tensor in stored)
+        if None in found:
+            if name not in base.tensors:  # tied there, and stored in some of the others
+                for side, tensor in zip(sides, found, strict=True):
+                    if tensor is None:
+                        side.missing[name] = in_base
             continue
-        shape = common_shape(name, base_tensor.shape, tuned_tensor.shape)
-        if shape is None:
-            mismatched.append((base_tensor, tuned_tensor))
-            continue
-        base_scale = base_scales.get(base_tensor.name)
-        tuned_scale = tuned_scales.get(tuned_tensor.name)
-        pairs.append(
-            Pair(
+        shapes = [common_shape(name, in_base.shape, tensor.shape) for tensor in stored]
+        items.append(
+            Aligned(
                 name=name,
-                base=base_tensor,
-                tuned=tuned_tensor,
-                dtype=_compared_dtype(base_tensor, base_scale, target),
-                shape=shape,
-                base_scale=base_scale,
-                tuned_scale=tuned_scale,
-                tied_to=tied_to,
+                stored=stored,
+                dtype=dtype,
+                shape=min(shape for shape in shapes if shape is not None),  # they differ in rows
+                scales=tuple(of.get(t.name) for of, t in zip(block, stored, strict=True)),
+                is_tied=name not in base.tensors
+                or any(side.renamed.get(name, name) not in o.tensors for o, side in opposite),
             )
         )
-    if not pairs:
+    if mixed:
+        problems.append(_mixed_dtypes(mixed, exact=exact, has_fp8=has_mixed_fp8))
+    if problems:
+        raise TensorMismatchError(first_few(problems, "; "))
+    if not items:
+        one_shape = " with one shape" if exact else ""
         raise TensorMismatchError(
-            f"{base.id} and {tuned.id} have no tensor in common: expected two checkpoints of one "
-            f"model, found names such as {_example(base)} and {_example(tuned)}"
+            f"no tensor is in all of {first_few([c.id for c in checkpoints])}{one_shape}: expected "
+            "checkpoints of one model"
         )
-    _refuse_mixed_dtypes(pairs, target)
-    folded = scales if dequantize else {}
-    in_base, in_tuned = folded.keys() | matches.keys(), folded.keys() | set(matches.values())
-    return Pairing(
-        pairs=tuple(pairs),
-        missing=tuple(t for name, t in base.tensors.items() if name not in in_base),
-        extra=tuple(t for name, t in tuned.tensors.items() if name not in in_tuned),
-        mismatched=tuple(mismatched),
-        renamed=renamed,
-        folded=folded,
+    heads = {
+        head
+        for c in checkpoints
+        for head in tied_names(c.tensors.keys() - set(TIED.values()), c.config)
+    }
+    return Alignment(
+        checkpoints=checkpoints,
+        items=tuple(items),
+        apart=_apart(checkpoints, items),
+        sides=tuple(sides),
+        doubtful=frozenset(item for item in items if item.is_tied or item.name in heads),
         scales=scales,
+        folded=folded,
         is_quantized=bool(quantized),
-        conversion=_conversion(pairs, target, quantized, dequantize),
+        conversion=_conversion(items, target, quantized, dequantize),
     )
+
+
+def alone(base: Checkpoint, names: Iterable[str], *, is_all_hashed: bool = False) -> Alignment:
+    """Some tensors of one checkpoint, to be read as they are stored.
+
+    Args:
+        base: The checkpoint.
+        names: Of its tensors.
+        is_all_hashed: Whether the others are apart, and so hashed too.
+    """
+    items = [
+        Aligned(name, (tensor,), tensor.dtype, tensor.shape, (None,))
+        for name in names
+        for tensor in [base.tensors[name]]
+    ]
+    return Alignment((base,), tuple(items), _apart((base,), items) if is_all_hashed else ())
+
+
+def _apart(
+    checkpoints: Sequence[Checkpoint], items: Iterable[Aligned]
+) -> tuple[tuple[int, StoredTensor], ...]:
+    used = {id(tensor) for item in items for tensor in item.stored}
+    return tuple(
+        (place, tensor)
+        for place, checkpoint in enumerate(checkpoints)
+        for tensor in checkpoint.tensors.values()
+        if id(tensor) not in used
+    )
+
+
+def _side(base: Checkpoint, other: Checkpoint, folded: Collection[str], exact: bool) -> Side:
+    matches = _match_names(base, other)
+    shared, mismatched = {}, []
+    for name, its_name in matches.items():
+        if name in folded or its_name in folded:
+            continue
+        pair = _stored(base, name), _stored(other, its_name)
+        shapes = pair[0].shape, pair[1].shape
+        if shapes[0] == shapes[1] or not (exact or common_shape(name, *shapes) is None):
+            shared[name] = pair[1]
+        else:
+            mismatched.append(pair)
+    in_base, in_other = folded | matches.keys(), {*folded, *matches.values()}
+    return Side(
+        shared=shared,
+        renamed={name: its_name for name, its_name in matches.items() if name != its_name},
+        missing={name: t for name, t in base.tensors.items() if name not in in_base},
+        extra=tuple(t for name, t in other.tensors.items() if name not in in_other),
+        mismatched=tuple(mismatched),
+    )
+
+
+def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor:
+    """A tensor by its name, or by a name that is tied to it."""
+    return checkpoint.tensors[checkpoint.tied.get(name, name)]
+
+
+def _counterpart(base: Checkpoint, name: str, other: Checkpoint, side: Side) -> StoredTensor | None:
+    if name in side.shared or name not in other.tied:
+        return side.shared.get(name)
+    # Where both leave a tied name unsaid, it is no name that the two share.
+    return side.shared.get(base.tied.get(name, ""))
 
 
 def _cast_target(cast: str | None) -> DType | None:
@@ -207,31 +332,31 @@ def _cast_target(cast: str | None) -> DType | None:
     return target
 
 
-def _match_names(base: Checkpoint, tuned: Checkpoint) -> tuple[dict[str, str], dict[str, str]]:
-    """Name in base -> name in tuned, and those of them that differ."""
+def _match_names(base: Checkpoint, other: Checkpoint) -> dict[str, str]:
+    """Name in base -> name in the other, in base's order."""
     in_base = set(base.tensors) | set(base.tied)
-    in_tuned = set(tuned.tensors) | set(tuned.tied)
-    ordered = [*base.tensors, *(name for name in base.tied if name in tuned.tensors)]
-    left = [name for name in base.tensors if name not in in_tuned]
-    right = [name for name in tuned.tensors if name not in in_base]
+    in_other = set(other.tensors) | set(other.tied)
+    ordered = [*base.tensors, *(name for name in base.tied if name in other.tensors)]
+    left = [name for name in base.tensors if name not in in_other]
+    right = [name for name in other.tensors if name not in in_base]
     renamed = match_renamed(left, right)
     matches: dict[str, str] = {}
     for name in ordered:
-        if name in in_tuned and (name in base.tensors or name in tuned.tensors):
+        if name in in_other and (name in base.tensors or name in other.tensors):
             matches[name] = name
         elif name in renamed:
             matches[name] = renamed[name]
-    return matches, renamed
+    return matches
 
 
 def common_shape(
-    name: str, base: tuple[int, ...], tuned: tuple[int, ...]
+    name: str, base: tuple[int, ...], other: tuple[int, ...]
 ) -> tuple[int, ...] | None:
     """What two tensors of a name have in common: all, the first rows of a vocabulary, or None."""
-    if base == tuned:
+    if base == other:
         return base
-    if has_vocabulary_rows(name) and len(base) == len(tuned) == 2 and base[1] == tuned[1]:
-        return min(base[0], tuned[0]), base[1]
+    if has_vocabulary_rows(name) and len(base) == len(other) == 2 and base[1] == other[1]:
+        return min(base[0], other[0]), base[1]
     return None
 
 
@@ -242,39 +367,27 @@ def has_vocabulary_rows(name: str) -> bool:
     )
 
 
-def _compared_dtype(base: StoredTensor, scale: BlockScale | None, target: DType | None) -> DType:
-    dtype = DTYPES["F32"] if scale is not None else base.dtype
+def _compared_dtype(tensor: StoredTensor, scale: BlockScale | None, target: DType | None) -> DType:
+    dtype = DTYPES["F32"] if scale is not None else tensor.dtype
     return target if target is not None and dtype.is_float else dtype
 
 
-def _refuse_mixed_dtypes(pairs: Iterable[Pair], target: DType | None) -> None:
-    mixed = [
-        pair
-        for pair in pairs
-        if _compared_dtype(pair.tuned, pair.tuned_scale, target) != pair.dtype
-    ]
-    if not mixed:
-        return
-    shown = "; ".join(
-        f"{pair.name} is {pair.base.dtype.name} in base and {pair.tuned.dtype.name} in tuned"
-        for pair in mixed[:3]
+def _mixed_dtypes(mixed: Sequence[str], *, exact: bool, has_fp8: bool) -> str:
+    more = f" (and {len(mixed) - MAX_SHOWN} more)" if len(mixed) > MAX_SHOWN else ""
+    text = (
+        f"{are(len(mixed), 'tensor')} stored in different dtypes: "
+        f"{'; '.join(mixed[:MAX_SHOWN])}{more}. A cast would manufacture equal elements"
     )
-    more = f" (and {len(mixed) - 3} more)" if len(mixed) > 3 else ""
-    raise TensorMismatchError(
-        f"{are(len(mixed), 'tensor')} stored in different dtypes: {shown}{more}. A cast would "
-        "manufacture equal elements, so none is made unless you ask for it: cast='bf16' "
-        "(--cast bf16)" + _fp8_hint(mixed)
-    )
-
-
-def _fp8_hint(mixed: Iterable[Pair]) -> str:
-    if any(t.dtype.name.startswith("F8") for pair in mixed for t in (pair.base, pair.tuned)):
-        return ", with dequantize=True (--dequantize) for fp8 weights that have scales"
-    return ""
+    if exact:
+        return f"{text}: save all in one dtype"
+    text += ", so none is made unless you ask for it: cast='bf16' (--cast bf16)"
+    if has_fp8:
+        text += ", with dequantize=True (--dequantize) for fp8 weights that have scales"
+    return text
 
 
 def _conversion(
-    pairs: Iterable[Pair], target: DType | None, quantized: Mapping[str, str], dequantize: bool
+    items: Iterable[Aligned], target: DType | None, quantized: Mapping[str, str], dequantize: bool
 ) -> str | None:
     words = []
     if quantized:
@@ -286,23 +399,13 @@ def _conversion(
             f"scales: {name} is {how}"
         )
     if target is not None:
-        stored = sorted({t.dtype.name for p in pairs for t in (p.base, p.tuned)})
+        stored = sorted({tensor.dtype.name for item in items for tensor in item.stored})
         words.append(f"elements stored as {', '.join(stored)} rounded to {target.name}")
     return "; ".join(words) or None
 
 
 def _example(checkpoint: Checkpoint) -> str:
     return next(iter(checkpoint.tensors), "none at all")
-
-
-def may_repeat(pairs: Sequence[Pair], base: Checkpoint, tuned: Checkpoint) -> frozenset[Pair]:
-    """The pairs that, a config says, only repeat another one, stored or not."""
-    heads: set[str] = set()
-    for checkpoint in (base, tuned):
-        heads |= tied_names(
-            checkpoint.tensors.keys() - set(TIED.values()), checkpoint.config
-        ).keys()
-    return frozenset(pair for pair in pairs if pair.tied_to is not None or pair.name in heads)
 
 
 def num_columns(shape: tuple[int, ...]) -> int:
@@ -315,12 +418,9 @@ def num_rows(shape: tuple[int, ...]) -> int:
     return prod(shape[:-1])
 
 
-Item = TypeVar("Item", bound=Counterparts)
-
-
 def without_tied_copies(
-    items: Sequence[Item], doubtful: Collection[Item], hashes: Hashes
-) -> tuple[list[Item], list[tuple[Item, Item]]]:
+    items: Sequence[Aligned], doubtful: Collection[Aligned], hashes: Hashes
+) -> tuple[list[Aligned], list[tuple[Aligned, Aligned]]]:
     """Drop items that repeat another in all checkpoints, such as a stored copy of tied embeddings.
 
     Only hashes can tell: a checkpoint may say that two tensors are tied and store two that differ.
@@ -334,8 +434,8 @@ def without_tied_copies(
         The items that count, in the order given, and each that was dropped, before the one that it
         repeats.
     """
-    originals: dict[tuple[str, ...], Item] = {}
-    copies: dict[Item, Item] = {}
+    originals: dict[tuple[str, ...], Aligned] = {}
+    copies: dict[Aligned, Aligned] = {}
     # What an item would repeat comes before it.
     for item in sorted(items, key=doubtful.__contains__):
         key = tuple([of[tensor.name] for of, tensor in zip(hashes, item.stored, strict=True)])

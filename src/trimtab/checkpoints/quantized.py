@@ -25,7 +25,7 @@ MXFP4, NVFP4, …).
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
 from typing import Any
@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.tensors import Counterparts, Hashes, StoredTensor
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError
 from trimtab.words import first_few
@@ -46,7 +46,6 @@ __all__ = [
     "refuse_quantized",
     "scale_beside",
     "scales_of",
-    "with_scales",
 ]
 
 Tensors = Mapping[str, StoredTensor]
@@ -205,33 +204,6 @@ def scales_of(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, str]:
         if scale is not None:
             found[scale.name] = name
     return found
-
-
-def with_scales(
-    conversion: str | None,
-    items: Sequence[Counterparts],
-    scales: Collection[str],
-    hashes: Hashes,
-) -> str | None:
-    """Add to the words on how elements were compared how many stored scales differ.
-
-    Args:
-        conversion: The words.
-        items: Tensors of the model that are in all checkpoints.
-        scales: Names of scales in any of them.
-        hashes: Of all stored tensors.
-    """
-    compared = [item.stored for item in items if item.stored[0].name in scales]
-    num_apart = sum(
-        len({of[tensor.name] for of, tensor in zip(hashes, stored, strict=True)}) > 1
-        for stored in compared
-    )
-    if not num_apart:
-        return conversion
-    return (
-        f"{conversion}; {num_apart} of {len(compared)} scales differ, so weights differ whose "
-        "elements are the same"
-    )
 
 
 def dequantize_blocks(

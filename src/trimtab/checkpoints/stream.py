@@ -21,21 +21,22 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.align import num_columns, num_rows
+from trimtab.checkpoints.align import Aligned, Alignment, num_columns, num_rows, without_tied_copies
 from trimtab.checkpoints.names import Rectangle
 from trimtab.checkpoints.quantized import BlockScale, dequantize_blocks
-from trimtab.checkpoints.tensors import Counterparts, StoredTensor
+from trimtab.checkpoints.tensors import Hashes, StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 
 __all__ = [
     "Chunk",
-    "Digests",
     "Progress",
-    "Reading",
+    "Reader",
     "Source",
+    "Streamed",
     "chunks_of",
     "new_buffer",
     "overlaps",
+    "stream",
 ]
 
 CHUNK_ELEMENTS = 1 << 19
@@ -160,10 +161,6 @@ Progress = Callable[[int, int], None]
 Where matrices are decomposed, that counts as the bytes that take about as long to read.
 """
 
-Digests = tuple[str, ...]
-"""xxh3-128 of each of some counterparts."""
-
-Item = TypeVar("Item", bound=Counterparts)
 Result = TypeVar("Result")
 
 
@@ -171,125 +168,140 @@ class _StoppedError(Exception):
     """Ends a task for whose result nobody waits any more."""
 
 
-class _Buffers(threading.local):
-    """What a thread keeps from task to task."""
-
-    def __init__(self, num_buffers: int) -> None:
-        self.buffers = tuple(new_buffer() for _ in range(num_buffers))
-
-
-class Reading(Generic[Item]):
-    """The threads of one pass, and what its tasks share.
+class Reader:
+    """The tensors of an item under way, for the thread of its task.
 
     Attributes:
-        num_threads: Tasks at a time.
+        sources: One for each checkpoint, in base first.
     """
 
     def __init__(
         self,
-        items: Sequence[Item],
-        apart: Sequence[tuple[int, StoredTensor]],
-        *,
-        threads: int | None,
-        progress: Progress | None,
-        num_passes: int = 1,
-        more: int = 0,
-        buffers: Sequence[int] | None = None,
+        item: Aligned,
+        sources: tuple[Source, ...],
+        stop: threading.Event,
+        report: Callable[[int], None],
     ) -> None:
-        """Prepare to read.
+        self.sources = sources
+        self._item = item
+        self._stop = stop
+        self._report = report
+
+    def chunks(self, shape: tuple[int, ...] | None = None) -> Iterator[Chunk]:
+        """Tile what the tensors have in common, and report the progress of reading it.
 
         Args:
-            items: What each task reads; at least one.
-            apart: Tensors to hash only, each after the place of its checkpoint.
-            threads: Tasks at a time; by default the processors there are, at most 8.
-            progress: Called after each chunk, from any thread.
-            num_passes: How often the items are read in all, if others read them again.
-            more: What others will report beside, in bytes that take as long to read.
-            buffers: Which of a thread's buffers each checkpoint is read into, counted from 0, where
-                not every checkpoint needs one of its own.
+            shape: Another shape of as many elements to tile; by default the item's own.
         """
-        self.num_threads = threads or min(os.cpu_count() or 1, 8)
-        self._items = items
-        self._apart = apart
-        self._progress = progress
-        self._num_checkpoints = len(items[0].stored)
-        num_bytes = sum([tensor.num_bytes for item in items for tensor in item.stored])
-        self._num_bytes = num_passes * num_bytes
-        self._num_bytes += more + sum(tensor.num_bytes for _, tensor in apart)
-        self._buffer_of = range(self._num_checkpoints) if buffers is None else buffers
-        self._of_thread = _Buffers(1 + max(self._buffer_of))
-        self._stop = threading.Event()
-
-    def run(
-        self,
-        task: Callable[[Item], tuple[Result, Digests]],
-        *,
-        order: Iterable[Item] | None = None,
-    ) -> tuple[dict[Item, Result], tuple[dict[str, str], ...]]:
-        """Read all, once.
-
-        Args:
-            task: Reads the tensors of an item by `sources` and `chunks`, in any thread; returns
-                what it found, and what each source gave at its finish.
-            order: The items in the order in which tasks are given to the threads, as they come; by
-                default the largest first.
-
-        Returns:
-            What was found for each item, and for each checkpoint the hashes of its tensors by name.
-        """
-        executor = ThreadPoolExecutor(self.num_threads, thread_name_prefix="trimtab-read")
-        try:
-            # Large tensors first, so that no thread is left with one at the end.
-            by_size = sorted(self._items, key=lambda it: it.stored[0].num_bytes, reverse=True)
-            tasks = {item: executor.submit(task, item) for item in order or by_size}
-            hashed = [executor.submit(self._hash, tensor) for _, tensor in self._apart]
-            hashes: tuple[dict[str, str], ...] = tuple({} for _ in range(self._num_checkpoints))
-            for (place, tensor), future in zip(self._apart, hashed, strict=True):
-                hashes[place][tensor.name] = future.result()
-            results = {}
-            for item in self._items:
-                results[item], digests = tasks[item].result()
-                for of, tensor, digest in zip(hashes, item.stored, digests, strict=True):
-                    of[tensor.name] = digest
-        finally:
-            # After an error or Ctrl-C the tasks under way end at their next chunk.
-            self._stop.set()
-            executor.shutdown(cancel_futures=True)
-        return results, hashes
-
-    def sources(
-        self,
-        stored: Sequence[StoredTensor],
-        dtype: DType,
-        scales: Sequence[BlockScale | None] | None = None,
-    ) -> tuple[Source, ...]:
-        """Tensors of the checkpoints, one of each, for the task that this thread is at.
-
-        Args:
-            stored: The tensors.
-            dtype: In which their elements are read.
-            scales: Scales to multiply in, for each of the tensors.
-        """
-        scales = (None,) * len(stored) if scales is None else scales
-        buffers = self._of_thread.buffers
-        each = zip(stored, scales, self._buffer_of, strict=True)
-        return tuple([Source(tensor, dtype, scale, buffers[at]) for tensor, scale, at in each])
-
-    def chunks(self, stored: Sequence[StoredTensor], shape: tuple[int, ...]) -> Iterator[Chunk]:
-        """Tile what some tensors have in common, and tell the progress of reading them."""
-        bytes_per_element = sum([tensor.dtype.num_bytes for tensor in stored])
-        for chunk in chunks_of(shape):
+        bytes_per_element = sum([tensor.dtype.num_bytes for tensor in self._item.stored])
+        for chunk in chunks_of(self._item.shape if shape is None else shape):
             if self._stop.is_set():
                 raise _StoppedError
             yield chunk
-            self.report(chunk.num_rows * chunk.num_columns * bytes_per_element)
+            self._report(chunk.num_rows * chunk.num_columns * bytes_per_element)
 
-    def report(self, num_bytes: int) -> None:
-        """Tell that so many bytes are done."""
-        if self._progress is not None:
-            self._progress(num_bytes, self._num_bytes)
+    def read(self, chunk: Chunk) -> tuple[Bits, ...]:
+        """Elements of the next chunk in each checkpoint, valid until the next call."""
+        return tuple([source.read(chunk) for source in self.sources])
 
-    def _hash(self, tensor: StoredTensor) -> str:
-        digest = Source(tensor, tensor.dtype, None, self._of_thread.buffers[0]).finish()
-        self.report(tensor.num_bytes)
-        return digest
+
+@dataclass(frozen=True, eq=False)
+class Streamed(Generic[Result]):
+    """What one pass gave.
+
+    Attributes:
+        results: What the task returned for each item.
+        kept: The items that count, in base's order.
+        tied: Each item that only repeats another one, before that one.
+        hashes: For each checkpoint, name -> xxh3-128 of every stored tensor.
+        conversion: Words on how elements were read other than as stored, or None.
+        num_threads: Tasks at a time.
+        report: To be called with the bytes of what was announced as `more`.
+    """
+
+    results: dict[Aligned, Result]
+    kept: list[Aligned]
+    tied: list[tuple[Aligned, Aligned]]
+    hashes: Hashes
+    conversion: str | None
+    num_threads: int
+    report: Callable[[int], None]
+
+
+def stream(
+    alignment: Alignment,
+    task: Callable[[Aligned, Reader], Result],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    num_passes: int = 1,
+    more: int = 0,
+    buffers: Sequence[int] | None = None,
+    order: Iterable[Aligned] | None = None,
+) -> Streamed[Result]:
+    """Read all tensors of some checkpoints, once.
+
+    Args:
+        alignment: Of the checkpoints; what is in no item is only hashed.
+        task: Reads the tensors of an item, in any thread, and returns what it found. What it does
+            not read is hashed all the same.
+        threads: Tasks at a time; by default the processors there are, at most 8.
+        progress: Called after each chunk, from any thread.
+        num_passes: How often the items are read in all, if others read them again.
+        more: What others will report, in bytes that take as long to read.
+        buffers: Which of a thread's buffers each checkpoint is read into, counted from 0, where not
+            every checkpoint needs one of its own.
+        order: The items in the order in which tasks are given to the threads, as they come; by
+            default the largest first.
+    """
+    items, apart = alignment.items, alignment.apart
+    num_threads = threads or min(os.cpu_count() or 1, 8)
+    num_bytes = num_passes * sum([tensor.num_bytes for item in items for tensor in item.stored])
+    num_bytes += more + sum(tensor.num_bytes for _, tensor in apart)
+    buffer_of = range(len(alignment.checkpoints)) if buffers is None else buffers
+    stop = threading.Event()
+    of_thread = threading.local()
+
+    def buffer(number: int) -> NDArray[np.uint8]:
+        """One of this thread's buffers, which it keeps from task to task."""
+        if not hasattr(of_thread, "buffers"):
+            of_thread.buffers = [new_buffer() for _ in range(1 + max(buffer_of))]
+        kept: NDArray[np.uint8] = of_thread.buffers[number]
+        return kept
+
+    def report(num_bytes_done: int) -> None:
+        if progress is not None:
+            progress(num_bytes_done, num_bytes)
+
+    def one(item: Aligned) -> tuple[Result, tuple[str, ...]]:
+        each = zip(item.stored, item.scales, buffer_of, strict=True)
+        sources = tuple([Source(t, item.dtype, scale, buffer(at)) for t, scale, at in each])
+        result = task(item, Reader(item, sources, stop, report))
+        return result, tuple([source.finish() for source in sources])
+
+    def digest(tensor: StoredTensor) -> str:
+        hexadecimal = Source(tensor, tensor.dtype, None, buffer(0)).finish()
+        report(tensor.num_bytes)
+        return hexadecimal
+
+    executor = ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-read")
+    try:
+        # Large tensors first, so that no thread is left with one at the end.
+        by_size = sorted(items, key=lambda item: item.stored[0].num_bytes, reverse=True)
+        tasks = {item: executor.submit(one, item) for item in order or by_size}
+        hashed = [executor.submit(digest, tensor) for _, tensor in apart]
+        hashes: tuple[dict[str, str], ...] = tuple({} for _ in alignment.checkpoints)
+        for (place, tensor), future in zip(apart, hashed, strict=True):
+            hashes[place][tensor.name] = future.result()
+        results = {}
+        for item in items:
+            results[item], digests = tasks[item].result()
+            for by_name, tensor, hexadecimal in zip(hashes, item.stored, digests, strict=True):
+                by_name[tensor.name] = hexadecimal
+    finally:
+        # After an error or Ctrl-C the tasks under way end at their next chunk.
+        stop.set()
+        executor.shutdown(cancel_futures=True)
+    kept, tied = without_tied_copies(items, alignment.doubtful, hashes)
+    conversion = alignment.conversion_given(hashes)
+    return Streamed(results, kept, tied, hashes, conversion, num_threads, report)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from trimtab.errors import CheckpointError, CheckpointNotFoundError
 from trimtab.inputs import check_regular, identity_of, open_regular
 from trimtab.words import one_line
 
-__all__ = ["Counterparts", "DataFile", "FilePool", "Hashes", "Pooled", "StoredTensor"]
+__all__ = ["DataFile", "FilePool", "Hashes", "Pooled", "StoredTensor"]
 
 Hashes = Sequence[Mapping[str, str]]
 """Name -> xxh3-128 of every stored tensor, for each of several checkpoints."""
@@ -238,15 +238,3 @@ class StoredTensor:
         out: Bits = np.empty(self.shape, dtype=self.dtype.bits)
         self.read_into(0, out.reshape(-1).view(np.uint8))
         return out
-
-
-class Counterparts(Protocol):
-    """A tensor of the model, as each of several checkpoints has it."""
-
-    @property
-    def stored(self) -> tuple[StoredTensor, ...]:
-        """As stored, one in each checkpoint."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """What is compared: the shape of all, or the rows that all have."""

@@ -11,16 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.checkpoints import Checkpoint, opened, parts_of
-from trimtab.checkpoints.align import Pair, may_repeat, pair_tensors, without_tied_copies
-from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.stream import Digests, Progress, Reading, overlaps
-from trimtab.compare.accounting import coverage_of
+from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
+from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.stream import Progress, Reader, Streamed, overlaps, stream
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.matrices import analyse_matrices, work_of
 from trimtab.compare.precision import PrecisionProbe
 from trimtab.compare.rank import RankAnalysis
-from trimtab.compare.result import Comparison, Profile, TensorChange
+from trimtab.compare.result import Comparison, Coverage, Profile, TensorChange
 from trimtab.elements.criteria import Criterion, parse_criterion, with_defaults
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.fast import Scanners
@@ -82,55 +80,54 @@ def compare(
     """
     criterion = parse_criterion(changed)
     with opened(base, tuned) as (base, tuned):
-        pairing = pair_tensors(base, tuned, cast=cast, dequantize=dequantize)
-        if lr is not None and pairing.is_quantized:
+        labels = ("base", "tuned")
+        alignment = align(base, tuned, cast=cast, dequantize=dequantize, labels=labels)
+        if lr is not None and alignment.is_quantized:
             raise AnalysisError(
                 "the weights are quantised, and training computes their scales anew: what one "
                 "step can change is not known from the stored elements, so leave out lr (--lr)"
             )
         config = base.config or tuned.config
-        reading = Reading(
-            pairing.pairs,
-            pairing.apart(base, tuned),
-            threads=threads,
-            progress=progress,
-            more=sum(work_of(pair, config, rank + geometry) for pair in pairing.pairs),
-        )
-        run = _Run(
-            reading=reading,
-            scanners=Scanners(sum(pair.base.num_elements for pair in pairing.pairs)),
+        task = _Task(
+            scanners=Scanners(sum(item.stored[0].num_elements for item in alignment.items)),
             config=config,
             criteria=with_defaults([criterion]),
             keep_profiles=profiles,
             probe=None if lr is None else PrecisionProbe(lr, steps, betas),
-            doubtful=may_repeat(pairing.pairs, base, tuned),
+            doubtful=alignment.doubtful,
         )
-        results, hashes = reading.run(run.one)
-        kept, tied = without_tied_copies(pairing.pairs, run.doubtful, hashes)
+        done = stream(
+            alignment,
+            task,
+            threads=threads,
+            progress=progress,
+            more=sum(work_of(item, config, rank + geometry) for item in alignment.items),
+        )
         analyses: dict[str, Mapping[str, Any]] = {}
-        if run.probe is not None:
-            for pair in run.set_aside.keys() & set(kept):
-                run.add_probe(run.set_aside[pair])
-            analyses["precision"] = run.probe.to_dict()
+        if task.probe is not None:
+            for item in task.set_aside.keys() & set(done.kept):
+                task.probe += task.set_aside[item]
+            analyses["precision"] = task.probe.to_dict()
         matrix_analyses: dict[str, RankAnalysis | GeometryAnalysis] = {}
         if rank:
             matrix_analyses["rank"] = RankAnalysis(seed=seed)
         if geometry:
             matrix_analyses["geometry"] = GeometryAnalysis()
         if matrix_analyses:
-            analyse_matrices(kept, config, list(matrix_analyses.values()), reading.report)
+            analyse_matrices(done.kept, config, list(matrix_analyses.values()), done.report)
         analyses |= {name: analysis.to_dict() for name, analysis in matrix_analyses.items()}
+        hashes = done.hashes
         return Comparison(
             base=record_of(base, hashes[0]),
             tuned=record_of(tuned, hashes[1]),
-            coverage=coverage_of(base, tuned, pairing, kept, tied, hashes),
-            tensors=tuple(change for pair in kept for change in results[pair]),
+            coverage=_coverage(alignment, done),
+            tensors=tuple(change for item in done.kept for change in done.results[item]),
             criterion=criterion.key,
-            conversion=with_scales(pairing.conversion, pairing.pairs, pairing.scales, hashes),
+            conversion=done.conversion,
             provenance=made_now(
                 device="cpu",
                 seed=seed if rank else None,
-                threads=reading.num_threads,
+                threads=done.num_threads,
                 sums="fp64",
             ),
             analyses=analyses,
@@ -138,50 +135,48 @@ def compare(
 
 
 @dataclass(eq=False)
-class _Run:
-    """The settings of one comparison, and what its threads share."""
+class _Task:
+    """Compares one tensor; the settings of a comparison, and what its threads share."""
 
-    reading: Reading[Pair]
     scanners: Scanners
-    config: Any
+    config: Mapping[str, Any]
     criteria: Sequence[Criterion]
     keep_profiles: bool
     probe: PrecisionProbe | None
-    doubtful: frozenset[Pair]
-    set_aside: dict[Pair, PrecisionProbe] = field(default_factory=dict)
+    doubtful: frozenset[Aligned]
+    set_aside: dict[Aligned, PrecisionProbe] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def one(self, pair: Pair) -> tuple[tuple[TensorChange, ...], Digests]:
-        """Compare one pair of tensors: changes of its parts, and the hashes of both sides."""
-        stored, scales = pair.stored, (pair.base_scale, pair.tuned_scale)
-        base, tuned = self.reading.sources(stored, pair.dtype, scales)
+    def __call__(self, item: Aligned, reader: Reader) -> tuple[TensorChange, ...]:
+        """The changes of a tensor's parts."""
         scanner = self.scanners.scanner
         parts = [
-            (part, Tally(pair.dtype, self.criteria, part.num_rows, part.num_columns))
-            for part in parts_of(pair.name, pair.shape, self.config)
+            (part, Tally(item.dtype, self.criteria, part.num_rows, part.num_columns))
+            for part in parts_of(item.name, item.shape, self.config)
         ]
         # A probe of its own for each tensor, so that threads do not wait for each other.
         probe = None if self.probe is None else self.probe.empty()
-        for chunk in self.reading.chunks(stored, pair.shape):
-            base_bits, tuned_bits = base.read(chunk), tuned.read(chunk)
+        for chunk in reader.chunks():
+            base_bits, tuned_bits = reader.read(chunk)
             for part, tally in parts:
                 for inside, row, column in overlaps(part.rectangles, chunk):
                     before = _contiguous(base_bits, inside)
                     tally.add(before, _contiguous(tuned_bits, inside), row, column, scanner)
                     if probe is not None:
-                        probe.add(part.kind, before, pair.dtype)
-        base_hash, tuned_hash = base.finish(), tuned.finish()
+                        probe.add(part.kind, before, item.dtype)
         if probe is not None:
-            self._keep(probe, pair)
-        changes = tuple(
+            self._add(probe, item)
+        base, tuned = item.stored
+        base_hash, tuned_hash = (source.finish() for source in reader.sources)
+        return tuple(
             TensorChange(
-                name=part.name_in(pair.name),
+                name=part.name_in(item.name),
                 layer=part.layer,
                 kind=part.kind,
-                shape=part.shape_in(pair.shape),
-                dtype=pair.dtype.name,
-                base_dtype=pair.base.dtype.name,
-                tuned_dtype=pair.tuned.dtype.name,
+                shape=part.shape_in(item.shape),
+                dtype=item.dtype.name,
+                base_dtype=base.dtype.name,
+                tuned_dtype=tuned.dtype.name,
                 base_hash=base_hash,
                 tuned_hash=tuned_hash,
                 counts=tally.counts(scanner),
@@ -190,22 +185,76 @@ class _Run:
             )
             for part, tally in parts
         )
-        return changes, (base_hash, tuned_hash)
 
-    def _keep(self, probe: PrecisionProbe, pair: Pair) -> None:
+    def _add(self, probe: PrecisionProbe, item: Aligned) -> None:
         """Add to the probe of the model, or set aside where the tensor may not count in the end."""
         with self.lock:
-            if pair in self.doubtful:
-                self.set_aside[pair] = probe
-            else:
-                self.add_probe(probe)
-
-    def add_probe(self, probe: PrecisionProbe) -> None:
-        """Add to the probe of the model."""
-        assert self.probe is not None
-        self.probe += probe
+            if item in self.doubtful:
+                self.set_aside[item] = probe
+            elif self.probe is not None:
+                self.probe += probe
 
 
 def _contiguous(bits: Bits, inside: tuple[slice, slice]) -> Bits:
     part = bits[inside]
     return part if part.flags.c_contiguous else part.copy()
+
+
+def _coverage(alignment: Alignment, done: Streamed[Any]) -> Coverage:
+    """Sort every stored element into compared, tied, missing, extra, mismatched or folded."""
+    (side,), hashes = alignment.sides, done.hashes
+    sides = dict(zip(("base", "tuned"), alignment.checkpoints, strict=True))
+
+    def only_in(place: int, tensor: StoredTensor) -> dict[str, Any]:
+        return {
+            "name": tensor.name,
+            "shape": list(tensor.shape),
+            "dtype": tensor.dtype.name,
+            "num_elements": tensor.num_elements,
+            "hash": hashes[place][tensor.name],
+        }
+
+    def mismatch(stored: Sequence[StoredTensor], num_compared: int) -> dict[str, Any]:
+        base, tuned = stored
+        return {
+            "name": base.name,
+            "base_shape": list(base.shape),
+            "tuned_shape": list(tuned.shape),
+            "num_compared": num_compared,
+            "num_uncompared_base": base.num_elements - num_compared,
+            "num_uncompared_tuned": tuned.num_elements - num_compared,
+            "base_hash": hashes[0][base.name],
+            "tuned_hash": hashes[1][tuned.name],
+        }
+
+    num_base, num_tuned = (
+        sum(tensor.num_elements for tensor in tensors)
+        for tensors in zip(*(item.stored for item in done.kept), *side.mismatched, strict=True)
+    )
+    return Coverage(
+        num_base=num_base + sum(tensor.num_elements for tensor in side.missing.values()),
+        num_tuned=num_tuned + sum(tensor.num_elements for tensor in side.extra),
+        num_compared=sum(item.num_elements for item in done.kept),
+        tied=tuple(
+            {
+                "name": item.name,
+                "tied_to": original.name,
+                "num_elements": item.stored[0].num_elements,
+                "stored_in": [name for name, of in sides.items() if item.name in of.tensors],
+            }
+            for item, original in done.tied
+        ),
+        missing=tuple(only_in(0, tensor) for tensor in side.missing.values()),
+        extra=tuple(only_in(1, tensor) for tensor in side.extra),
+        shape_mismatch=(
+            *(mismatch(i.stored, i.num_elements) for i in done.kept if i.is_resized),
+            *(mismatch(pair, 0) for pair in side.mismatched),
+        ),
+        renamed=tuple({"base": base, "tuned": tuned} for base, tuned in side.renamed.items()),
+        folded=tuple(
+            {"name": name, "into": into, "num_elements": checkpoint.tensors[name].num_elements}
+            for name, into in alignment.folded.items()
+            for checkpoint in alignment.checkpoints
+            if name in checkpoint.tensors
+        ),
+    )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import TensorPart, parts_of
-from trimtab.checkpoints.align import Pair, num_columns, num_rows
+from trimtab.checkpoints.align import Aligned, num_columns, num_rows
 from trimtab.checkpoints.stream import Source, chunks_of, new_buffer
 from trimtab.compare.geometry import GeometryAnalysis
 from trimtab.compare.rank import RankAnalysis
@@ -27,30 +27,30 @@ READ_MEANWHILE = 4
 """Bytes that are read in about the time of a multiplication of a matrix's decomposition."""
 
 
-def work_of(pair: Pair, config: Mapping[str, Any], num_analyses: int) -> int:
-    """What analyses take of a pair of tensors, in bytes that take about as long to read.
+def work_of(item: Aligned, config: Mapping[str, Any], num_analyses: int) -> int:
+    """What analyses take of a tensor, in bytes that take about as long to read.
 
     A decomposition of m x n takes m·n·min(m, n) multiplications: by bytes alone, the last matrices
     of a model would look as quick as its embeddings.
 
     Args:
-        pair: The tensors.
+        item: The tensor.
         config: Of base, to split fused tensors.
         num_analyses: How many analyses there are.
     """
-    num_bytes = pair.base.num_bytes + pair.tuned.num_bytes
-    return num_analyses * (num_bytes + READ_MEANWHILE * _multiplications(pair, config))
+    num_bytes = sum(tensor.num_bytes for tensor in item.stored)
+    return num_analyses * (num_bytes + READ_MEANWHILE * _multiplications(item, config))
 
 
-def _multiplications(pair: Pair, config: Mapping[str, Any]) -> int:
-    if not pair.dtype.is_float or len(pair.shape) < 2 or _is_too_large(pair, LIMIT):
+def _multiplications(item: Aligned, config: Mapping[str, Any]) -> int:
+    if not item.dtype.is_float or len(item.shape) < 2 or _is_too_large(item, LIMIT):
         return 0
-    shapes = [part.shape_in(pair.shape) for part in parts_of(pair.name, pair.shape, config)]
+    shapes = [part.shape_in(item.shape) for part in parts_of(item.name, item.shape, config)]
     return sum(prod(shape) * min(shape[-2:]) for shape in shapes)
 
 
 def analyse_matrices(
-    pairs: Sequence[Pair],
+    items: Sequence[Aligned],
     config: Mapping[str, Any],
     analyses: Sequence[RankAnalysis | GeometryAnalysis],
     report: Callable[[int], None],
@@ -58,37 +58,39 @@ def analyse_matrices(
     """Give every float tensor, or part of a fused one, to the analyses.
 
     Args:
-        pairs: What was compared.
+        items: What was compared.
         config: Of base, to split fused tensors.
         analyses: Added to.
-        report: Called with the `work_of` of each pair when it is done.
+        report: Called with the `work_of` of each when it is done.
     """
     limit = max(analysis.max_elements for analysis in analyses)
     buffer = new_buffer()
-    for pair in pairs:
-        if pair.dtype.is_float:
-            _analyse(pair, config, analyses, limit, buffer)
-        report(work_of(pair, config, len(analyses)))
+    for item in items:
+        if item.dtype.is_float:
+            _analyse(item, config, analyses, limit, buffer)
+        report(work_of(item, config, len(analyses)))
 
 
 def _analyse(
-    pair: Pair,
+    item: Aligned,
     config: Mapping[str, Any],
     analyses: Sequence[RankAnalysis | GeometryAnalysis],
     limit: int,
     buffer: NDArray[np.uint8],
 ) -> None:
-    if _is_too_large(pair, limit):
-        reason = f"{prod(pair.shape):,} elements are more than the limit of {limit:,}"
+    if _is_too_large(item, limit):
+        reason = f"{prod(item.shape):,} elements are more than the limit of {limit:,}"
         for analysis in analyses:
-            analysis.skip(pair.name, pair.shape, reason)
+            analysis.skip(item.name, item.shape, reason)
         return
-    base = _values(pair, Source(pair.base, pair.dtype, pair.base_scale, buffer))
-    tuned = _values(pair, Source(pair.tuned, pair.dtype, pair.tuned_scale, buffer))
-    for part in parts_of(pair.name, pair.shape, config):
-        name = pair.name if part.label is None else f"{pair.name}[{part.label}]"
-        before = _part(base, part, pair.shape)
-        after = _part(tuned, part, pair.shape)
+    base, tuned = (
+        _values(item, Source(tensor, item.dtype, scale, buffer))
+        for tensor, scale in zip(item.stored, item.scales, strict=True)
+    )
+    for part in parts_of(item.name, item.shape, config):
+        name = item.name if part.label is None else f"{item.name}[{part.label}]"
+        before = _part(base, part, item.shape)
+        after = _part(tuned, part, item.shape)
         for analysis in analyses:
             if isinstance(analysis, RankAnalysis):
                 with np.errstate(invalid="ignore", over="ignore"):  # it lists what is not finite
@@ -98,19 +100,19 @@ def _analyse(
                 analysis.add(name, before, after)
 
 
-def _is_too_large(pair: Pair, limit: int) -> bool:
+def _is_too_large(item: Aligned, limit: int) -> bool:
     """A stack of experts is analysed matrix by matrix, but one matrix must fit the limit."""
-    return len(pair.shape) == 2 and prod(pair.shape) > limit
+    return len(item.shape) == 2 and prod(item.shape) > limit
 
 
-def _values(pair: Pair, source: Source) -> NDArray[np.floating[Any]]:
+def _values(item: Aligned, source: Source) -> NDArray[np.floating[Any]]:
     """All elements as numbers in the 2-D view: fp64 for fp64, else fp32, which holds the rest."""
-    dtype = np.float64 if pair.dtype.num_bytes == 8 else np.float32
-    values = np.empty((num_rows(pair.shape), num_columns(pair.shape)), dtype)
-    for chunk in chunks_of(pair.shape):
+    dtype = np.float64 if item.dtype.num_bytes == 8 else np.float32
+    values = np.empty((num_rows(item.shape), num_columns(item.shape)), dtype)
+    for chunk in chunks_of(item.shape):
         rows = slice(chunk.row, chunk.row + chunk.num_rows)
         columns = slice(chunk.column, chunk.column + chunk.num_columns)
-        values[rows, columns] = pair.dtype.decode(source.read(chunk))
+        values[rows, columns] = item.dtype.decode(source.read(chunk))
     return values
 
 

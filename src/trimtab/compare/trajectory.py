@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
-from trimtab.checkpoints.align import without_tied_copies
-from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.stream import Chunk, Digests, Progress, Reading, Source, overlaps
-from trimtab.compare.trajectory_matching import Followed, coverage_of, match_series
-from trimtab.compare.trajectory_result import Point, PointCounts, Trajectory
+from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.stream import Chunk, Progress, Reader, Source, Streamed, overlaps, stream
+from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.compare.trajectory_series import Ref, check_order, expand, spacing, step_of
 from trimtab.elements.fast import history_maker
 from trimtab.elements.series import COUNTED, HistoryMaker
@@ -64,41 +62,33 @@ def trajectory(
     refs = expand(checkpoints)
     check_order([ref.id if isinstance(ref, Checkpoint) else os.fspath(ref) for ref in refs])
     with opened(base, *refs) as (base, *series):
-        matching = match_series(base, series, cast=cast, dequantize=dequantize)
-        reading = Reading(
-            matching.followed,
-            matching.apart,
-            threads=threads,
-            progress=progress,
-            buffers=_buffers(len(series)),
+        alignment = align(base, *series, cast=cast, dequantize=dequantize)
+        num_followed = sum(item.num_elements for item in alignment.items)
+        task = partial(
+            _follow,
+            history_maker(len(series) * num_followed),
+            next((of.config for of in (base, *series) if of.config), {}),
         )
-        run = _Run(
-            reading=reading,
-            make_history=history_maker(
-                len(series) * sum(item.num_elements for item in matching.followed)
-            ),
-            config=next((of.config for of in (base, *series) if of.config), {}),
-        )
-        results, hashes = reading.run(run.one)
-        kept, tied = without_tied_copies(matching.followed, matching.doubtful, hashes)
-        counts = _by_kind([part for item in kept for part in results[item]])
+        buffers = _buffers(len(series))
+        done = stream(alignment, task, threads=threads, progress=progress, buffers=buffers)
+        counts = _by_kind([part for item in done.kept for part in done.results[item]])
         steps = [step_of(checkpoint.id) for checkpoint in series]
         return Trajectory(
-            base=record_of(base, hashes[0]),
+            base=record_of(base, done.hashes[0]),
             points=tuple(
                 Point(
                     label=checkpoint.id,
                     step=step,
                     by_kind={kind: points[place] for kind, points in counts.items()},
-                    checkpoint=record_of(checkpoint, hashes[1 + place]),
+                    checkpoint=record_of(checkpoint, done.hashes[1 + place]),
                 )
                 for place, (checkpoint, step) in enumerate(zip(series, steps, strict=True))
             ),
             observed="checkpoints",
             every=spacing(base.id, steps),
-            coverage=coverage_of(matching, kept, tied),
-            conversion=with_scales(matching.conversion, matching.followed, matching.scales, hashes),
-            provenance=made_now(device="cpu", threads=reading.num_threads),
+            coverage=_coverage(alignment, done),
+            conversion=done.conversion,
+            provenance=made_now(device="cpu", threads=done.num_threads),
         )
 
 
@@ -141,52 +131,100 @@ def _by_kind(parts: Sequence[_PartCounts]) -> dict[str, tuple[PointCounts, ...]]
     }
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """What the threads of one pass share."""
-
-    reading: Reading[Followed]
-    make_history: HistoryMaker
-    config: Mapping[str, Any]
-
-    def one(self, item: Followed) -> tuple[tuple[_PartCounts, ...], Digests]:
-        """Follow one tensor: the counts of its parts, and its hash in base and each checkpoint."""
-        sources = self.reading.sources(item.stored, item.dtype, item.scales)
-        parts = parts_of(item.name, item.shape, self.config)
-        found = tuple(
-            _PartCounts(
-                kind=part.kind,
-                num_elements=part.num_rows * part.num_columns,
-                counts=np.zeros((len(sources) - 1, len(COUNTED)), np.int64),
-            )
-            for part in parts
+def _follow(
+    make_history: HistoryMaker, config: Mapping[str, Any], item: Aligned, reader: Reader
+) -> tuple[_PartCounts, ...]:
+    """Follow one tensor: the counts of its parts."""
+    parts = parts_of(item.name, item.shape, config)
+    found = tuple(
+        _PartCounts(
+            kind=part.kind,
+            num_elements=part.num_rows * part.num_columns,
+            counts=np.zeros((len(item.stored) - 1, len(COUNTED)), np.int64),
         )
-        for chunk in self.reading.chunks(item.stored, item.shape):
-            places = [
-                (inside, part_counts.counts)
-                for part, part_counts in zip(parts, found, strict=True)
-                for inside, _, _ in overlaps(part.rectangles, chunk)
-            ]
-            self._follow(chunk, sources, places)
-        return found, tuple(source.finish() for source in sources)
-
-    def _follow(
-        self,
-        chunk: Chunk,
-        sources: Sequence[Source],
-        places: Sequence[tuple[tuple[slice, slice], NDArray[np.int64]]],
-    ) -> None:
-        """Follow a chunk through the series, adding to the counts of each place in it."""
-        base, *between, end = sources
-        first, last = base.read(chunk), end.read(chunk)
-        histories = [
-            self.make_history(*(np.ascontiguousarray(bits[inside]) for bits in (first, last)))
-            for inside, _ in places
+        for part in parts
+    )
+    for chunk in reader.chunks():
+        places = [
+            (inside, part_counts.counts)
+            for part, part_counts in zip(parts, found, strict=True)
+            for inside, _, _ in overlaps(part.rectangles, chunk)
         ]
-        before = first
-        for point, source in enumerate([*between, end]):
-            now = last if source is end else source.read(chunk)
-            for history, (inside, counts) in zip(histories, places, strict=True):
-                was, is_now = (np.ascontiguousarray(bits[inside]) for bits in (before, now))
-                history.advance(was, is_now, counts[point])
-            before = now
+        _follow_chunk(make_history, chunk, reader.sources, places)
+    return found
+
+
+def _follow_chunk(
+    make_history: HistoryMaker,
+    chunk: Chunk,
+    sources: Sequence[Source],
+    places: Sequence[tuple[tuple[slice, slice], NDArray[np.int64]]],
+) -> None:
+    """Follow a chunk through the series, adding to the counts of each place in it."""
+    base, *between, end = sources
+    first, last = base.read(chunk), end.read(chunk)
+    histories = [
+        make_history(*(np.ascontiguousarray(bits[inside]) for bits in (first, last)))
+        for inside, _ in places
+    ]
+    before = first
+    for point, source in enumerate([*between, end]):
+        now = last if source is end else source.read(chunk)
+        for history, (inside, counts) in zip(histories, places, strict=True):
+            was, is_now = (np.ascontiguousarray(bits[inside]) for bits in (before, now))
+            history.advance(was, is_now, counts[point])
+        before = now
+
+
+def _coverage(alignment: Alignment, done: Streamed[Any]) -> SeriesCoverage:
+    """Which stored elements are followed, and which are not in all checkpoints."""
+    others = [checkpoint.id for checkpoint in alignment.checkpoints[1:]]
+    not_compared, renamed = _Rows("why"), _Rows("renamed")
+    for item in alignment.items:
+        base, *series = item.stored
+        for label, tensor in zip(others, series, strict=True):
+            if tensor.shape != base.shape:
+                largest = max(tensor.num_elements, base.num_elements)
+                not_compared.add(item.name, "resized", label, largest - item.num_elements)
+    for label, side in zip(others, alignment.sides, strict=True):
+        for name, tensor in side.missing.items():
+            not_compared.add(name, "missing", label, tensor.num_elements)
+        for tensor in side.extra:
+            not_compared.add(tensor.name, "extra", label, tensor.num_elements)
+        for in_base, tensor in side.mismatched:
+            num_elements = max(in_base.num_elements, tensor.num_elements)
+            not_compared.add(in_base.name, "shape", label, num_elements)
+        for name, other in side.renamed.items():
+            renamed.add(name, other, label)
+    of_base = [tensor for place, tensor in alignment.apart if place == 0]
+    return SeriesCoverage(
+        num_base=sum(item.stored[0].num_elements for item in done.kept)
+        + sum(tensor.num_elements for tensor in of_base if tensor.name not in alignment.folded),
+        num_compared=sum(item.num_elements for item in done.kept),
+        not_compared=not_compared.rows(),
+        tied=tuple(
+            {"name": copy.name, "tied_to": original.name, "num_elements": copy.num_elements}
+            for copy, original in done.tied
+        ),
+        renamed=renamed.rows(),
+        folded=tuple({"name": name, "into": into} for name, into in alignment.folded.items()),
+    )
+
+
+class _Rows:
+    """Coverage rows, one for all checkpoints of which the same is to be said."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._rows: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def add(self, name: str, said: str, label: str, num_elements: int | None = None) -> None:
+        """Say it of a tensor in one checkpoint; the largest number counts."""
+        row = self._rows.setdefault((name, said), {"name": name, self._title: said, "points": []})
+        row["points"].append(label)
+        if num_elements is not None:
+            row["num_elements"] = max(num_elements, row.get("num_elements", 0))
+
+    def rows(self) -> tuple[Mapping[str, Any], ...]:
+        """All rows, in the order in which they came up."""
+        return tuple(self._rows.values())

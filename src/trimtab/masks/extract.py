@@ -9,16 +9,14 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
-from trimtab.checkpoints.align import Pair, Pairing, may_repeat, pair_tensors, without_tied_copies
-from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.stream import Digests, Progress, Reading
+from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
@@ -67,38 +65,39 @@ def extract_mask(
     """
     criterion = parse_criterion(changed)
     with opened(base, tuned) as (base, tuned):
-        pairing = pair_tensors(base, tuned, cast=cast, dequantize=dequantize)
-        apart = pairing.apart(base, tuned)
-        reading = Reading(pairing.pairs, apart, threads=threads, progress=progress)
-        tensors, hashes = reading.run(partial(_mark, reading, criterion))
-        doubtful = may_repeat(pairing.pairs, base, tuned)
-        kept, tied = without_tied_copies(pairing.pairs, doubtful, hashes)
+        alignment = align(base, tuned, cast=cast, dequantize=dequantize, labels=("base", "tuned"))
+        task = partial(_mark, criterion)
+        done = stream(alignment, task, threads=threads, progress=progress)
+        base_hashes, tuned_hashes = done.hashes
         step = {
             "step": "extract",
             "criterion": criterion.key,
-            "conversion": with_scales(pairing.conversion, pairing.pairs, pairing.scales, hashes),
-            "base": record_of(base, hashes[0]).to_dict(),
-            "tuned": record_of(tuned, hashes[1]).to_dict(),
-            "tied": [{"name": pair.name, "tied_to": original.name} for pair, original in tied],
-            **_gaps(pairing, kept),
+            "conversion": done.conversion,
+            "base": record_of(base, base_hashes).to_dict(),
+            "tuned": record_of(tuned, tuned_hashes).to_dict(),
+            "tied": [{"name": item.name, "tied_to": other.name} for item, other in done.tied],
+            **_gaps(alignment, done.kept),
         }
         return Mask(
-            {pair.name: tensors[pair] for pair in kept},
+            {item.name: done.results[item] for item in done.kept},
             {
-                pair.name: BaseTensor(pair.base.dtype.name, hashes[0][pair.base.name])
-                for pair in kept
+                item.name: BaseTensor(tensor.dtype.name, base_hashes[tensor.name])
+                for item in done.kept
+                for tensor in item.stored[:1]
             },
             provenance_of([step]),
         )
 
 
-def _gaps(pairing: Pairing, kept: Sequence[Pair]) -> dict[str, Any]:
+def _gaps(alignment: Alignment, kept: Sequence[Aligned]) -> dict[str, Any]:
     """Lists of what could not be compared, named as in the coverage of a comparison."""
+    (side,) = alignment.sides
 
-    def alone(tensor: StoredTensor) -> dict[str, Any]:
+    def only(tensor: StoredTensor) -> dict[str, Any]:
         return {"name": tensor.name, "shape": tensor.shape, "dtype": tensor.dtype.name}
 
-    def mismatch(base: StoredTensor, tuned: StoredTensor, num_compared: int) -> dict[str, Any]:
+    def mismatch(stored: Sequence[StoredTensor], num_compared: int) -> dict[str, Any]:
+        base, tuned = stored
         return {
             "name": base.name,
             "base_shape": base.shape,
@@ -107,18 +106,14 @@ def _gaps(pairing: Pairing, kept: Sequence[Pair]) -> dict[str, Any]:
         }
 
     return {
-        "missing": [alone(tensor) for tensor in pairing.missing],
-        "extra": [alone(tensor) for tensor in pairing.extra],
+        "missing": [only(tensor) for tensor in side.missing.values()],
+        "extra": [only(tensor) for tensor in side.extra],
         "shape_mismatch": [
-            *(mismatch(p.base, p.tuned, prod(p.shape)) for p in kept if _is_resized(p)),
-            *(mismatch(base, tuned, 0) for base, tuned in pairing.mismatched),
+            *(mismatch(item.stored, item.num_elements) for item in kept if item.is_resized),
+            *(mismatch(pair, 0) for pair in side.mismatched),
         ],
-        "renamed": [{"base": base, "tuned": tuned} for base, tuned in pairing.renamed.items()],
+        "renamed": [{"base": base, "tuned": tuned} for base, tuned in side.renamed.items()],
     }
-
-
-def _is_resized(pair: Pair) -> bool:
-    return pair.base.shape != pair.tuned.shape
 
 
 def _changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDArray[np.bool_]:
@@ -135,20 +130,18 @@ def _changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDA
     return differ
 
 
-def _mark(reading: Reading[Pair], criterion: Criterion, pair: Pair) -> tuple[PackedTensor, Digests]:
-    """Mark what changed in a pair of tensors; hash both."""
-    scales = (pair.base_scale, pair.tuned_scale)
-    base, tuned = reading.sources(pair.stored, pair.dtype, scales)
-    bits: NDArray[np.uint8] = np.zeros(num_packed_bytes(pair.base.num_elements), np.uint8)
+def _mark(criterion: Criterion, item: Aligned, reader: Reader) -> PackedTensor:
+    """Mark what changed in a tensor."""
+    in_base = item.stored[0]
+    bits: NDArray[np.uint8] = np.zeros(num_packed_bytes(in_base.num_elements), np.uint8)
     # Rows that both have come first in either tensor; seen flat, every chunk starts at a byte.
     # Scales lie in blocks of rows and columns, so those chunks are of the 2-D view, and what is
     # left of a chunk after its last whole byte waits for the next.
-    is_scaled = scales != (None, None)
-    shape = pair.shape if is_scaled else (prod(pair.shape),)
+    is_scaled = any(scale is not None for scale in item.scales)
     written, left = 0, np.zeros(0, np.bool_)
-    for chunk in reading.chunks(pair.stored, shape):
-        before, after = base.read(chunk).ravel(), tuned.read(chunk).ravel()
-        marked = _changed(before, after, pair.dtype, criterion)
+    for chunk in reader.chunks(item.shape if is_scaled else (item.num_elements,)):
+        before, after = (elements.ravel() for elements in reader.read(chunk))
+        marked = _changed(before, after, item.dtype, criterion)
         marked = np.concatenate([left, marked]) if len(left) else marked
         whole = len(marked) // 8 * 8
         packed = np.packbits(marked[:whole], bitorder="little")
@@ -156,4 +149,4 @@ def _mark(reading: Reading[Pair], criterion: Criterion, pair: Pair) -> tuple[Pac
         written, left = written + len(packed), marked[whole:]
     if len(left):
         bits[written] = np.packbits(left, bitorder="little")[0]
-    return PackedTensor.of(pair.base.shape, bits), (base.finish(), tuned.finish())
+    return PackedTensor.of(in_base.shape, bits)

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from math import prod
 from threading import Semaphore
 from typing import NamedTuple
@@ -21,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
+from trimtab.checkpoints import Checkpoint, opened, parts_of
+from trimtab.checkpoints.align import Aligned, alone
 from trimtab.checkpoints.quantized import refuse_quantized
-from trimtab.checkpoints.stream import Digests, Progress, Reading
+from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.checkpoints.tensors import FilePool
 from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError, MaskMismatchError
@@ -309,17 +309,6 @@ def overlap(
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Tensor:
-    """A tensor of the base that the masks have, as a task of `trimtab.checkpoints.stream`."""
-
-    stored: tuple[StoredTensor]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored[0].shape
-
-
 class _Counts(NamedTuple):
     """What masks share in a tensor.
 
@@ -430,52 +419,48 @@ def _with_base(
 
     The masks are read once, in the order of their names, a tensor ahead of the threads.
     """
-    items = {name: _Tensor((base.tensors[name],)) for name in names}
-    apart = [(0, tensor) for name, tensor in base.tensors.items() if name not in items]
-    reading = Reading(list(items.values()), apart, threads=num_threads, progress=progress)
-
-    bits: dict[_Tensor, list[NDArray[np.uint8]]] = {}
+    alignment = alone(base, names, is_all_hashed=True)
+    items = {item.name: item for item in alignment.items}
+    bits: dict[Aligned, list[NDArray[np.uint8]]] = {}
     room = Semaphore(num_threads + 1)
 
-    def read() -> Iterator[_Tensor]:
+    def read() -> Iterator[Aligned]:
         for name, sets in tensors_in_order(masks, executor):
             if name in items:
                 room.acquire()
                 bits[items[name]] = sets
                 yield items[name]
 
-    def one(item: _Tensor) -> tuple[tuple[_Counts, MagnitudeBins], Digests]:
+    def one(item: Aligned, reader: Reader) -> tuple[_Counts, MagnitudeBins]:
         try:
             sets = bits.pop(item)
-            bins, digest = _by_magnitude(reading, item, sets)
-            return (_count(sets), bins), (digest,)
+            return _count(sets), _by_magnitude(item, reader, sets)
         finally:
             room.release()
 
-    results, (digests,) = reading.run(one, order=read())
+    done = stream(alignment, one, threads=num_threads, progress=progress, order=read())
+    (digests,) = done.hashes
     check_digests([of.mask for of in masks], names, digests, base)
-    counts = {name: results[item][0] for name, item in items.items()}
-    bins = {name: results[item][1] for name, item in items.items()}
+    counts = {name: done.results[item][0] for name, item in items.items()}
+    bins = {name: done.results[item][1] for name, item in items.items()}
     return _Found(counts, bins, record_of(base, digests), digests)
 
 
 def _by_magnitude(
-    reading: Reading[_Tensor], item: _Tensor, sets: Sequence[NDArray[np.uint8]]
-) -> tuple[MagnitudeBins, str]:
-    """Count the masks of a tensor by exponent, and hash it."""
+    item: Aligned, reader: Reader, sets: Sequence[NDArray[np.uint8]]
+) -> MagnitudeBins:
+    """Count the masks of a tensor by exponent."""
     from trimtab.elements.set_kernels import count_by_bin
 
-    (tensor,) = item.stored
-    dtype = tensor.dtype
-    shift, largest = exponent_place(dtype)
-    (source,) = reading.sources(item.stored, dtype)
+    shift, largest = exponent_place(item.dtype)
+    (source,) = reader.sources
     counts = np.zeros((largest + 1, 1 + len(sets)), dtype=np.int64)
     # Seen flat, every chunk but the last is of whole words.
-    for chunk in reading.chunks(item.stored, (tensor.num_elements,)):
+    for chunk in reader.chunks((item.num_elements,)):
         bits = source.read(chunk).ravel()
         first, last = chunk.column // 8, -(-(chunk.column + len(bits)) // 8)
         words = _side_by_side([packed[first:last] for packed in sets])
         count_by_bin(bits, shift, largest.bit_length(), words, counts)
     found = np.flatnonzero(counts[:, 0])
     of_elements, *of_masks = (tuple(map(int, column)) for column in counts[found].T)
-    return MagnitudeBins(tuple(map(int, found)), of_elements, tuple(of_masks)), source.finish()
+    return MagnitudeBins(tuple(map(int, found)), of_elements, tuple(of_masks))

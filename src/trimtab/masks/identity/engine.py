@@ -8,23 +8,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
+from math import prod
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
-from trimtab.checkpoints.align import without_tied_copies
-from trimtab.checkpoints.quantized import with_scales
-from trimtab.checkpoints.stream import Chunk, Digests, Progress, Reading, overlaps
+from trimtab.checkpoints.align import Aligned, Alignment, align, num_columns
+from trimtab.checkpoints.stream import Chunk, Progress, Reader, Streamed, overlaps, stream
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.fast import Scanners
 from trimtab.elements.three_way import AgreementTally
-from trimtab.masks.identity.matching import Triple, coverage_of, match_tensors
-from trimtab.masks.identity.result import Identity, TensorIdentity, mask_record
+from trimtab.masks.identity.result import (
+    SIDES,
+    Identity,
+    IdentityCoverage,
+    TensorIdentity,
+    mask_record,
+)
 from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_as_in
+from trimtab.masks.packed import unpacked
 from trimtab.results.records import made_now, record_of
 
 __all__ = ["identity"]
@@ -70,72 +76,102 @@ def identity(
         mask = named_as_in(mask, base)
         shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
         mask.check(shapes)
-        matching = match_tensors(base, full, sub)
-        triples = matching.triples
-        reading = Reading(triples, matching.apart, threads=threads, progress=progress)
-        scanners = Scanners(sum(triple.stored[0].num_elements for triple in triples))
-        run = _Run(reading, scanners, mask, base.config or full.config or sub.config)
-        results, hashes = reading.run(run.one)
-        mask.check(shapes, hashes[0])
-        kept, tied = without_tied_copies(triples, matching.doubtful, hashes)
-        base_record, full_record, sub_record = map(record_of, checkpoints, hashes)
+        labels = [side.upper() for side in SIDES]
+        alignment = align(base, full, sub, exact=True, labels=labels)
+        scanners = Scanners(sum(item.num_elements for item in alignment.items))
+        config = base.config or full.config or sub.config
+        task = partial(_agreement, scanners, mask, config)
+        done = stream(alignment, task, threads=threads, progress=progress)
+        mask.check(shapes, done.hashes[0])
+        base_record, full_record, sub_record = map(record_of, checkpoints, done.hashes)
         return Identity(
             base=base_record,
             full=full_record,
             sub=sub_record,
-            mask=mask_record(mask, mask_id, hashes[0]),
-            coverage=coverage_of(matching, kept, tied, mask),
-            tensors=tuple(part for triple in kept for part in results[triple]),
-            conversion=with_scales(matching.conversion, triples, matching.scales, hashes),
-            provenance=made_now(device="cpu", threads=reading.num_threads, sums="fp64"),
+            mask=mask_record(mask, mask_id, done.hashes[0]),
+            coverage=_coverage(alignment, done, mask),
+            tensors=tuple(part for item in done.kept for part in done.results[item]),
+            conversion=done.conversion,
+            provenance=made_now(device="cpu", threads=done.num_threads, sums="fp64"),
         )
 
 
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """The settings of one check, and what its threads share."""
-
-    reading: Reading[Triple]
-    scanners: Scanners
-    mask: Mask
-    config: Mapping[str, Any]
-
-    def one(self, triple: Triple) -> tuple[tuple[TensorIdentity, ...], Digests]:
-        """Count one tensor of the model: its parts, and the hashes of the three."""
-        dtype = triple.stored[0].dtype
-        sources = self.reading.sources(triple.stored, dtype)
-        scanner = self.scanners.scanner
-        parts = [
-            (part, AgreementTally(dtype, DEFAULT_CRITERIA, part.num_rows, part.num_columns))
-            for part in parts_of(triple.name, triple.shape, self.config)
-        ]
-        for chunk in self.reading.chunks(triple.stored, triple.shape):
-            base, full, sub = (source.read(chunk) for source in sources)
-            selected = self.selected(triple, chunk)
-            for part, tally in parts:
-                for at, row, column in overlaps(part.rectangles, chunk):
-                    tally.add(base[at], full[at], sub[at], selected[at], row, column, scanner)
-        identities = tuple(
-            TensorIdentity(
-                name=part.name_in(triple.name),
-                layer=part.layer,
-                kind=part.kind,
-                shape=part.shape_in(triple.shape),
-                dtype=dtype.name,
-                agreement=tally.counts(scanner),
-            )
-            for part, tally in parts
+def _agreement(
+    scanners: Scanners, mask: Mask, config: Mapping[str, Any], item: Aligned, reader: Reader
+) -> tuple[TensorIdentity, ...]:
+    """Count one tensor of the model: its parts."""
+    scanner = scanners.scanner
+    parts = [
+        (part, AgreementTally(item.dtype, DEFAULT_CRITERIA, part.num_rows, part.num_columns))
+        for part in parts_of(item.name, item.shape, config)
+    ]
+    for chunk in reader.chunks():
+        base, full, sub = reader.read(chunk)
+        selected = _selected(mask, item, chunk)
+        for part, tally in parts:
+            for at, row, column in overlaps(part.rectangles, chunk):
+                tally.add(base[at], full[at], sub[at], selected[at], row, column, scanner)
+    return tuple(
+        TensorIdentity(
+            name=part.name_in(item.name),
+            layer=part.layer,
+            kind=part.kind,
+            shape=part.shape_in(item.shape),
+            dtype=item.dtype.name,
+            agreement=tally.counts(scanner),
         )
-        return identities, tuple(source.finish() for source in sources)
+        for part, tally in parts
+    )
 
-    def selected(self, triple: Triple, chunk: Chunk) -> NDArray[np.bool_]:
-        """Which elements of a chunk are in the mask, shape `[rows, columns]`."""
-        shape = chunk.num_rows, chunk.num_columns
-        if triple.name not in self.mask:
-            return np.zeros(shape, dtype=np.bool_)
-        columns = triple.shape[-1] if triple.shape else 1
-        start = chunk.row * columns + chunk.column
-        stop = start + chunk.num_rows * chunk.num_columns
-        first, last = start // 8, -(-stop // 8)
-        bits = np.unpackbits(self.mask.packed(triple.name)[first:last], bitorder="little")
-        return bits[start - 8 * first : stop - 8 * first].view(np.bool_).reshape(shape)
+
+def _selected(mask: Mask, item: Aligned, chunk: Chunk) -> NDArray[np.bool_]:
+    """Which elements of a chunk are in the mask, shape `[rows, columns]`."""
+    shape = chunk.num_rows, chunk.num_columns
+    if item.name not in mask:
+        return np.zeros(shape, dtype=np.bool_)
+    start = chunk.row * num_columns(item.shape) + chunk.column
+    return unpacked(mask.packed(item.name), start, start + prod(shape)).reshape(shape)
+
+
+def _coverage(alignment: Alignment, done: Streamed[Any], mask: Mask) -> IdentityCoverage:
+    """Sort every stored element into compared, tied or not compared, and the mask's beside it."""
+    num_compared = sum(item.num_elements for item in done.kept)
+    num_stored = [num_compared] * len(SIDES)
+    not_compared: dict[str, dict[str, Any]] = {}
+    for place, tensor in alignment.apart:
+        num_stored[place] += tensor.num_elements
+        row = not_compared.setdefault(
+            tensor.name,
+            {
+                "name": tensor.name,
+                **{f"{side}_shape": None for side in SIDES},
+                "num_selected": mask.num_selected(tensor.name) if tensor.name in mask else 0,
+            },
+        )
+        row[f"{SIDES[place]}_shape"] = list(tensor.shape)
+    to_full, to_sub = (side.renamed for side in alignment.sides)
+    return IdentityCoverage(
+        num_base=num_stored[0],
+        num_full=num_stored[1],
+        num_sub=num_stored[2],
+        num_compared=num_compared,
+        not_compared=tuple(not_compared.values()),
+        not_in_mask=tuple(
+            {"name": item.name, "num_elements": item.num_elements}
+            for item in done.kept
+            if item.name not in mask
+        ),
+        tied=tuple(
+            {"name": copy.name, "tied_to": original.name, "num_elements": copy.num_elements}
+            for copy, original in done.tied
+        ),
+        renamed=tuple(
+            {
+                "base": item.name,
+                "full": to_full.get(item.name, item.name),
+                "sub": to_sub.get(item.name, item.name),
+            }
+            for item in alignment.items
+            if item.name in to_full or item.name in to_sub
+        ),
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.stream import Digests, Progress, Reading
+from trimtab.checkpoints.align import Aligned, alone
+from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.elements.dtypes import Bits
 
 __all__ = ["CHUNK_ELEMENTS", "elements_of", "read_weights"]
@@ -18,17 +18,6 @@ CHUNK_ELEMENTS = 1 << 20
 """Elements that `elements_of` gives at once; a multiple of 8."""
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, eq=False)
-class _Weights:
-    """One tensor, as a task of `trimtab.checkpoints.stream`."""
-
-    stored: tuple[StoredTensor]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.stored[0].shape
 
 
 def read_weights(
@@ -52,22 +41,17 @@ def read_weights(
     Returns:
         Name -> what the task returned, and name -> xxh3-128 of the stored bytes.
     """
-    items = {name: _Weights((base.tensors[name],)) for name in names}
-    if not items:
+    alignment = alone(base, names)
+    if not alignment.items:
         return {}, {}
-    reading = Reading(
-        list(items.values()), (), threads=None, progress=progress, num_passes=num_passes
-    )
 
-    def one(item: _Weights) -> tuple[Result, Digests]:
-        (tensor,) = item.stored
-        (source,) = reading.sources(item.stored, tensor.dtype)
-        tiles = reading.chunks(item.stored, (tensor.num_elements,))
-        result = task(tensor, ((tile.column, source.read(tile).ravel()) for tile in tiles))
-        return result, (source.finish(),)
+    def one(item: Aligned, reader: Reader) -> Result:
+        (tensor,), (source,) = item.stored, reader.sources
+        tiles = reader.chunks((tensor.num_elements,))
+        return task(tensor, ((tile.column, source.read(tile).ravel()) for tile in tiles))
 
-    results, (digests,) = reading.run(one)
-    return {name: results[item] for name, item in items.items()}, digests
+    done = stream(alignment, one, progress=progress, num_passes=num_passes)
+    return {item.name: done.results[item] for item in done.results}, dict(done.hashes[0])
 
 
 def elements_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) -> Iterator[Bits]:
