@@ -26,7 +26,7 @@ import numpy as np
 
 import trimtab
 from trimtab import errors
-from trimtab.cli import VERBS, main
+from trimtab.cli import main
 from trimtab.cli import trimtab as command_line
 from trimtab.elements.absorption import rounding_reach
 from trimtab.elements.counts import percent
@@ -128,7 +128,13 @@ def help_of(*path: str) -> None:
 
 def verbs() -> None:
     """The verbs with what each does."""
-    rows(["command", "what it does"], ([f"`trimtab {verb}`", text] for verb, text in VERBS.items()))
+    rows(
+        ["command", "what it does"],
+        (
+            [f"`trimtab {name}`", str(verb.short_help)]
+            for name, verb in command_line.commands.items()
+        ),
+    )
 
 
 def rows(titles: Sequence[str], cells: Any) -> None:

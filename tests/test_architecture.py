@@ -6,10 +6,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import trimtab
+import trimtab.training
 from trimtab import errors
 
 SOURCE = Path(trimtab.__file__).parent
@@ -108,17 +110,35 @@ def test_only_training_imports_trl() -> None:
 
 @pytest.mark.parametrize("statement", ["import trimtab", "import trimtab.cli"])
 def test_a_light_import(statement: str) -> None:
-    heavy = ("torch", "transformers", "trl", "numba", "pandas", "rich", "huggingface_hub", "jinja2")
+    heavy = ["torch", "transformers", "trl", "numba", "pandas", "rich", "huggingface_hub", "jinja2"]
     code = f"{statement}; import sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
-def test_public_names() -> None:
-    assert sorted(trimtab.__all__) == trimtab.__all__
-    for name in trimtab.__all__:
-        assert getattr(trimtab, name).__doc__
-    assert callable(trimtab.compare)
+@pytest.mark.parametrize("package", [trimtab, trimtab.training])
+def test_public_names(package: ModuleType) -> None:
+    """The table of lazy names is what type checkers are shown, and no module hides a name."""
+    tree = ast.parse(Path(str(package.__file__)).read_text("utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    shown = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert shown == package._MODULES
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert value.__doc__
+        assert value.__module__.startswith("trimtab.")
+    assert {*package.__all__} <= {*dir(package)}
+    assert not {*package._MODULES} & {path.stem for path in Path(package.__path__[0]).iterdir()}
+
+
+def test_no_such_name() -> None:
+    with pytest.raises(AttributeError, match=r"module 'trimtab' has no attribute 'compere'"):
+        trimtab.__getattr__("compere")
 
 
 def test_every_error_refines_a_builtin() -> None:

@@ -11,7 +11,7 @@ from benchmarks import predictions
 from docs import generated_predictions
 from tests.compare.checkpoints import llama_tensors, moved, save
 from trimtab.cli import main
-from trimtab.cli.mask.make import KINDS
+from trimtab.cli.mask_make import make
 from trimtab.masks import extract_mask
 from trimtab.masks.prediction import score_prediction
 
@@ -74,7 +74,7 @@ def test_the_same_scores_by_magnitude(tmp_path: Path) -> None:
 
 def test_every_maker_is_a_kind_or_a_control() -> None:
     for maker in predictions.MAKERS:
-        assert maker.command[:2] == ("mask", "random") or maker.command[2] in KINDS
+        assert maker.command[:2] == ("mask", "random") or maker.command[2] in make.commands
 
 
 def test_a_row_replaces_that_of_its_name(report: dict[str, Any]) -> None:

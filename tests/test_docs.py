@@ -85,10 +85,7 @@ def test_every_error_class(name: str) -> None:
 
 @pytest.mark.parametrize("name", trimtab.__all__)
 def test_every_public_name(name: str) -> None:
-    assert re.search(rf"^::: trimtab\.(?:\w+\.)*{name}$", page("api.md"), re.MULTILINE)
-    assert f"::: trimtab.{name}\n" in page("api.md") or f'heading: "trimtab.{name}"' in page(
-        "api.md"
-    )
+    assert f'heading: "trimtab.{name}"' in page("api.md")
 
 
 def test_every_key_of_a_comparison() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.compare.checkpoints import llama_tensors, moved, save
-from trimtab.cli.stopping import stop_asked, stop_told, termination_interrupts
+from trimtab.cli.terminal import stop_asked, stop_told, termination_interrupts
 from trimtab.processes import Terminated
 
 

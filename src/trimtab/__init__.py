@@ -1,53 +1,127 @@
 """Measure, mask, train and ship the small part of a model's weights that RL fine-tuning moves.
 
-The public names are below, and `UpdateTracker`, which needs the train extra and is imported when
-it is asked for. Importing trimtab loads NumPy and nothing heavier: no torch, no compiled kernels,
-no hub client.
+What a user needs is `trimtab.X`, or `trimtab.training.X` for what trains and needs the train extra;
+anything deeper is private. A name is imported when it is first used: `import trimtab` loads no
+NumPy, no torch, no compiled kernels and no hub client.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from trimtab._version import __version__ as __version__
-from trimtab.checkpoints import Checkpoint, open_checkpoint
-from trimtab.compare import Comparison, PrecisionProbe, compare
-from trimtab.compare.trajectory import trajectory
-from trimtab.compare.trajectory_result import Trajectory
-from trimtab.elements.counts import ChangeCounts
-from trimtab.elements.criteria import Criterion, parse_criterion
-from trimtab.errors import TrimtabError
-from trimtab.masks import Mask
+from trimtab.compare.engine import compare as compare
+from trimtab.extras import lazy_names
 
 if TYPE_CHECKING:
-    from trimtab.training.tracker import UpdateTracker as UpdateTracker
+    from trimtab.checkpoints.checkpoint import Checkpoint as Checkpoint
+    from trimtab.checkpoints.checkpoint import open_checkpoint as open_checkpoint
+    from trimtab.checkpoints.tensors import StoredTensor as StoredTensor
+    from trimtab.compare.precision import PrecisionProbe as PrecisionProbe
+    from trimtab.compare.result import Comparison as Comparison
+    from trimtab.compare.tracked import read_steps as read_steps
+    from trimtab.compare.tracked import read_tracked as read_tracked
+    from trimtab.compare.trajectory import trajectory as trajectory
+    from trimtab.compare.trajectory_result import Trajectory as Trajectory
+    from trimtab.elements.counts import ChangeCounts as ChangeCounts
+    from trimtab.elements.criteria import Criterion as Criterion
+    from trimtab.elements.criteria import parse_criterion as parse_criterion
+    from trimtab.errors import TrimtabError as TrimtabError
+    from trimtab.masks.algebra import DerivedMask as DerivedMask
+    from trimtab.masks.algebra import combined as combined
+    from trimtab.masks.algebra import complemented as complemented
+    from trimtab.masks.algebra import restricted as restricted
+    from trimtab.masks.extract import extract_mask as extract_mask
+    from trimtab.masks.identity.engine import identity as identity
+    from trimtab.masks.identity.result import Identity as Identity
+    from trimtab.masks.makers.absorption import easily_moved as easily_moved
+    from trimtab.masks.makers.absorption import within_reach as within_reach
+    from trimtab.masks.makers.counts import consensus as consensus
+    from trimtab.masks.makers.principal import PrincipalScores as PrincipalScores
+    from trimtab.masks.makers.principal import safe_scores as safe_scores
+    from trimtab.masks.makers.weight_scores import high_magnitude as high_magnitude
+    from trimtab.masks.makers.weight_scores import low_magnitude as low_magnitude
+    from trimtab.masks.mask import Mask as Mask
+    from trimtab.masks.on_disk import StoredMask as StoredMask
+    from trimtab.masks.on_disk import open_mask as open_mask
+    from trimtab.masks.overlap import overlap as overlap
+    from trimtab.masks.overlap_result import Overlap as Overlap
+    from trimtab.masks.packed import BaseTensor as BaseTensor
+    from trimtab.masks.prediction import PredictionScore as PredictionScore
+    from trimtab.masks.prediction import score_prediction as score_prediction
+    from trimtab.masks.pruning import Pruning as Pruning
+    from trimtab.masks.pruning import prune as prune
+    from trimtab.masks.pruning import survivors as survivors
+    from trimtab.masks.selection.quotas import Quotas as Quotas
+    from trimtab.masks.selection.quotas import random_matched as random_matched
+    from trimtab.masks.selection.scores import ArrayScores as ArrayScores
+    from trimtab.masks.selection.scores import ScoreFile as ScoreFile
+    from trimtab.masks.selection.scores import Scores as Scores
+    from trimtab.masks.selection.scores import write_scores as write_scores
+    from trimtab.masks.selection.top_k import select as select
+    from trimtab.masks.split import Split as Split
+    from trimtab.masks.split import write_parts as write_parts
+    from trimtab.masks.structure import structure as structure
+    from trimtab.masks.structure_result import Structure as Structure
+    from trimtab.masks.transfer import transferred as transferred
+    from trimtab.masks.wanda import InputNorms as InputNorms
 
-__all__ = [
-    "ChangeCounts",
-    "Checkpoint",
-    "Comparison",
-    "Criterion",
-    "Mask",
-    "PrecisionProbe",
-    "Trajectory",
-    "TrimtabError",
-    "compare",
-    "open_checkpoint",
-    "parse_criterion",
-    "trajectory",
-]
+_MODULES = {
+    "consensus": "trimtab.masks.makers.counts",
+    "ArrayScores": "trimtab.masks.selection.scores",
+    "BaseTensor": "trimtab.masks.packed",
+    "ChangeCounts": "trimtab.elements.counts",
+    "Checkpoint": "trimtab.checkpoints.checkpoint",
+    "combined": "trimtab.masks.algebra",
+    "Comparison": "trimtab.compare.result",
+    "complemented": "trimtab.masks.algebra",
+    "Criterion": "trimtab.elements.criteria",
+    "DerivedMask": "trimtab.masks.algebra",
+    "easily_moved": "trimtab.masks.makers.absorption",
+    "extract_mask": "trimtab.masks.extract",
+    "high_magnitude": "trimtab.masks.makers.weight_scores",
+    "Identity": "trimtab.masks.identity.result",
+    "identity": "trimtab.masks.identity.engine",
+    "InputNorms": "trimtab.masks.wanda",
+    "low_magnitude": "trimtab.masks.makers.weight_scores",
+    "Mask": "trimtab.masks.mask",
+    "open_checkpoint": "trimtab.checkpoints.checkpoint",
+    "open_mask": "trimtab.masks.on_disk",
+    "Overlap": "trimtab.masks.overlap_result",
+    "overlap": "trimtab.masks.overlap",
+    "parse_criterion": "trimtab.elements.criteria",
+    "PrecisionProbe": "trimtab.compare.precision",
+    "PredictionScore": "trimtab.masks.prediction",
+    "PrincipalScores": "trimtab.masks.makers.principal",
+    "prune": "trimtab.masks.pruning",
+    "Pruning": "trimtab.masks.pruning",
+    "Quotas": "trimtab.masks.selection.quotas",
+    "random_matched": "trimtab.masks.selection.quotas",
+    "read_steps": "trimtab.compare.tracked",
+    "read_tracked": "trimtab.compare.tracked",
+    "restricted": "trimtab.masks.algebra",
+    "safe_scores": "trimtab.masks.makers.principal",
+    "score_prediction": "trimtab.masks.prediction",
+    "ScoreFile": "trimtab.masks.selection.scores",
+    "Scores": "trimtab.masks.selection.scores",
+    "select": "trimtab.masks.selection.top_k",
+    "Split": "trimtab.masks.split",
+    "StoredMask": "trimtab.masks.on_disk",
+    "StoredTensor": "trimtab.checkpoints.tensors",
+    "Structure": "trimtab.masks.structure_result",
+    "structure": "trimtab.masks.structure",
+    "survivors": "trimtab.masks.pruning",
+    "Trajectory": "trimtab.compare.trajectory_result",
+    "trajectory": "trimtab.compare.trajectory",
+    "transferred": "trimtab.masks.transfer",
+    "TrimtabError": "trimtab.errors",
+    "within_reach": "trimtab.masks.makers.absorption",
+    "write_parts": "trimtab.masks.split",
+    "write_scores": "trimtab.masks.selection.scores",
+}
+"""Public name -> the module that has it."""
 
+__all__ = ["compare", *_MODULES]
 
-def __getattr__(name: str) -> Any:
-    if name != "UpdateTracker":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from trimtab.extras import require
-
-    require("transformers", "pip install 'trimtab[train]'")
-    from trimtab.training.tracker import UpdateTracker
-
-    return UpdateTracker
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), "UpdateTracker"})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -15,7 +15,7 @@ import pytest
 
 import trimtab
 from tests.cli.conftest import Run
-from trimtab.cli import VERBS
+from trimtab.cli import trimtab as command_line
 
 
 def process(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -27,7 +27,7 @@ def process(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_version_and_help() -> None:
     assert process("--version").stdout == f"trimtab, version {trimtab.__version__}\n"
     shown = process("--help").stdout
-    for verb in VERBS:
+    for verb in command_line.commands:
         assert verb in shown
         assert "Example: trimtab" in process(verb, "--help").stdout
 

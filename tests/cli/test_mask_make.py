@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.compare.checkpoints import llama_tensors, moved, save
-from trimtab.cli.mask.make import KINDS
+from trimtab.cli.mask_make import make
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.prediction import score_prediction
 from trimtab.masks.selection.scores import ScoreFile
@@ -178,7 +178,7 @@ def test_nothing_is_overwritten_unasked(run: Run, base: Path, saved: Path) -> No
 
 def test_every_kind_has_a_command(run: Run) -> None:
     out = run("mask", "make", "--help").out
-    for kind in KINDS:
+    for kind in make.commands:
         assert f"  {kind} " in out
         code, text, _ = run("mask", "make", kind, "--help")
         assert code == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from trimtab.cli.paper.commands import in_its_own_process, in_this_process
+from trimtab.cli.paper_commands import in_its_own_process, in_this_process
 
 Command = Callable[[Sequence[str], Path], int]
 

@@ -16,7 +16,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.training.evaluation.conftest import Pair
 from tests.training.evaluation.conftest import pair as pair
-from trimtab.cli.robustness import NOISES
+from trimtab.cli.evaluate import NOISES
 from trimtab.masks import Mask, extract_mask
 
 pytestmark = pytest.mark.train

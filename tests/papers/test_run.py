@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from trimtab.cli import main
-from trimtab.cli.paper.commands import in_this_process
+from trimtab.cli.paper_commands import in_this_process
 from trimtab.errors import OutputExistsError
 from trimtab.masks import Mask
 from trimtab.papers import bases

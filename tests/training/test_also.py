@@ -206,11 +206,3 @@ def test_one_line_says_what_is_trained(
     monkeypatch.setattr(trainer, "is_world_process_zero", lambda: False)
     train_only(trainer, mask)
     assert capsys.readouterr().err == ""
-
-
-def test_public_names_are_listed() -> None:
-    import trimtab
-    from trimtab import training
-
-    assert {*training.__all__} <= {*dir(training)}
-    assert {*trimtab.__all__, "UpdateTracker"} <= {*dir(trimtab)}

@@ -1,4 +1,6 @@
-"""The `trimtab` command: one module per verb. The only place that prints or exits.
+"""The `trimtab` command: one module for each group of verbs. The only place that prints or exits.
+
+`trimtab --help` imports all of them, so what a verb needs is imported inside it.
 
 Exit codes: 0 done; 1 an expected error, told in one line; 2 wrong usage; 3 a check said no;
 130 interrupted; 143 terminated.
@@ -18,36 +20,17 @@ from typing import Any
 import click
 
 from trimtab._version import __version__
-from trimtab.cli.stopping import termination_interrupts
-from trimtab.cli.terminal import guarded, say
-from trimtab.cli.verbs import Verbs
+from trimtab.cli import demo, evaluate, example, mask, measure, paper, prune, report, train
+from trimtab.cli.options import Group
+from trimtab.cli.terminal import guarded, say, termination_interrupts
 from trimtab.errors import CheckpointWarning, CriterionError, TrimtabError
 from trimtab.processes import Terminated, end_with_parent
 
 __all__ = ["main"]
 
-VERBS = {
-    "example": "Write tiny checkpoints to try the other commands on.",
-    "compare": "Count what changed from a BASE to a TUNED checkpoint.",
-    "trajectory": "Show how it came about, over a series of checkpoints.",
-    "mask": "Make a mask of the elements that changed, and its controls.",
-    "identity": "Ask whether training only a mask gave the same model.",
-    "prune": "Zero the weights of least magnitude, or least effect.",
-    "train": "Train a model, or only a mask of it, as a file says.",
-    "sweep": "Run a grid of such runs, and put them into one table.",
-    "evaluate": "Ask models held-out questions, and measure what they forgot.",
-    "robustness": "Ask whether a mask is more fragile than other sets of its size.",
-    "demo": "See it happen: RL-tune a real model on this machine.",
-    "paper": "Run a paper's claims again, and say which of them hold.",
-    "report": "Draw the report of a saved result again.",
-}
-"""Verbs in the order of the work, with the line that `trimtab --help` shows."""
 
-
-@click.command(
-    cls=Verbs,
-    package="trimtab.cli",
-    verbs=VERBS,
+@click.group(
+    cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with: trimtab example",
 )
@@ -55,6 +38,24 @@ VERBS = {
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def trimtab(debug: bool) -> None:
     """Measure the small part of a language model's weights that RL fine-tuning moves."""
+
+
+for _verb in (  # in the order of the work
+    example.example,
+    measure.compare,
+    measure.trajectory,
+    mask.mask,
+    measure.identity,
+    prune.prune,
+    train.train,
+    train.sweep,
+    evaluate.evaluate,
+    evaluate.robustness,
+    demo.demo,
+    paper.paper,
+    report.report,
+):
+    trimtab.add_command(_verb)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -11,34 +11,36 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import trimtab
-from trimtab.cli.demo_record import demo_record, label_of
-from trimtab.cli.results import to_json
+from trimtab.cli.options import SEED, Command, command_line, to_json
 from trimtab.cli.terminal import say
-from trimtab.compare import Comparison
-from trimtab.masks.identity import identity
-from trimtab.masks.identity.result import Identity
-from trimtab.report.files import write_output
 
 if TYPE_CHECKING:
+    from trimtab.compare.result import Comparison
+    from trimtab.masks.identity.result import Identity
     from trimtab.training.demo import DemoRun
 
-__all__ = ["command"]
+__all__ = ["demo"]
 
 
-@click.command("demo", epilog="Example: trimtab demo --seed 1 --out demo-seed-1")
+@click.command(
+    "demo",
+    cls=Command,
+    short_help="See it happen: RL-tune a real model on this machine.",
+    epilog="Example: trimtab demo --seed 1 --out demo-seed-1",
+)
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Optimizer steps of each run.",
+    help="Number of optimizer steps of each run.",
 )
 @click.option(
     "--seed",
-    type=click.IntRange(min=0, max=2**32 - 1),
+    type=SEED,
     default=0,
     show_default=True,
-    help="Of the questions held out, their order, and the sampling.",
+    help="Seed of the questions held out, their order, and the sampling.",
 )
 @click.option(
     "--out",
@@ -53,8 +55,7 @@ __all__ = ["command"]
     help="Also train as many weights at random places, as many of each size, all weights outside "
     "the mask, and every weight under the next seed.",
 )
-@click.pass_obj
-def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> None:
+def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     """See sparse updates happen: RL-tune a real model on this machine, and compare.
 
     SmolLM2-135M-Instruct learns one-digit addition twice from the same start: by GRPO, and by SFT
@@ -63,8 +64,10 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
     had changed, and the two models are set side by side. Interrupt it when you like; the same
     command goes on where it was.
     """
+    from trimtab.cli.demo_record import demo_record, label_of
     from trimtab.report.comparison_page import demo_page
     from trimtab.report.demo_table import render_demo_table
+    from trimtab.report.files import write_output
     from trimtab.report.html import check_installed, render
     from trimtab.training.demo import train_demo
 
@@ -74,12 +77,10 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
         run = train_demo(out, controls=controls, steps=steps, seed=seed)
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)("the same command goes on where it was") from None
-    comparisons = {
-        name: _compare(run, name, typed) for name, arm in run.arms.items() if arm.mask is None
-    }
+    comparisons = {name: _compare(run, name) for name, arm in run.arms.items() if arm.mask is None}
     beside = [name for name in run.arms if name not in ("grpo", "sft")]
     beside.sort(key=lambda name: run.arms[name].mask is None)  # the mask first, the seed last
-    checks = {name: _check(run, name, typed) for name in beside}
+    checks = {name: _check(run, name) for name in beside}
     for name, comparison in comparisons.items():
         write_output(out / f"{name}.json", to_json(comparison), force=True)
     for name, check in checks.items():
@@ -104,7 +105,7 @@ def command(typed: str, steps: int, seed: int, out: Path, controls: bool) -> Non
     )
 
 
-def _compare(run: DemoRun, name: str, typed: str) -> Comparison:
+def _compare(run: DemoRun, name: str) -> Comparison:
     settings = run.arms[name].record["settings"]
     comparison = trimtab.compare(
         run.base,
@@ -115,18 +116,18 @@ def _compare(run: DemoRun, name: str, typed: str) -> Comparison:
     )
     told = {
         **comparison.provenance,
-        "command": typed,
+        "command": command_line(),
         "seed": settings["seed"],
     }
     return replace(comparison, provenance=told)
 
 
-def _check(run: DemoRun, name: str, typed: str) -> Identity:
+def _check(run: DemoRun, name: str) -> Identity:
     """A run against GRPO: in its own mask, or in that of GRPO if it trained every weight."""
     mask = run.arms[name].mask or run.arms["grpo-mask"].mask
     assert mask is not None
-    check = identity(run.base, run.arms["grpo"].folder, run.arms[name].folder, mask)
-    return replace(check, provenance={**check.provenance, "command": typed})
+    check = trimtab.identity(run.base, run.arms["grpo"].folder, run.arms[name].folder, mask)
+    return replace(check, provenance={**check.provenance, "command": command_line()})
 
 
 def _totals(result: Comparison | Identity) -> dict[str, Any]:

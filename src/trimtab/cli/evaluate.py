@@ -1,4 +1,4 @@
-"""`trimtab evaluate MODEL...`."""
+"""`trimtab evaluate MODEL...` and `trimtab robustness CHECKPOINT`: models that are asked."""
 
 from __future__ import annotations
 
@@ -7,52 +7,65 @@ from typing import Any
 
 import click
 
+import trimtab.training
+from trimtab.cli.options import (
+    PATH,
+    SEED,
+    Command,
+    Outputs,
+    batch_size_option,
+    names_of,
+    result_options,
+    seed_option,
+    text_option,
+)
 from trimtab.cli.questions import question_options, questions_of
-from trimtab.cli.results import Outputs, result_options
+from trimtab.cli.terminal import say
+from trimtab.outputs import is_stream
 
-__all__ = ["command"]
+__all__ = ["NOISES", "evaluate", "robustness"]
 
-_path = click.Path(path_type=Path)
-_seed = click.IntRange(min=0, max=2**32 - 1)
+NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
+"""Those of `trimtab.training.perturbation.noise`, which is not imported for `--help`."""
 
 
 @click.command(
-    "evaluate", epilog="Example: trimtab evaluate out/model --base base/ --run run.toml --samples 8"
+    "evaluate",
+    cls=Command,
+    short_help="Ask models held-out questions, and measure what they forgot.",
+    epilog="Example: trimtab evaluate out/model --base base/ --run run.toml --samples 8",
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--base", metavar="MODEL", help="What they were tuned from: also probe forgetting.")
+@click.option(
+    "--base", metavar="MODEL", help="Model that they were tuned from, to also probe forgetting."
+)
 @question_options
-@click.option("--by", metavar="NAME", help="Also by level: a column, or what a task tells.")
+@click.option("--by", metavar="NAME", help="Column, or level of a task, to also count by.")
 @click.option(
     "--samples",
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Sampled answers to each question, beside the greedy one.",
+    help="Number of sampled answers to each question, beside the greedy one.",
 )
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="Of the samples.")
-@click.option("--seed", type=_seed, default=0, show_default=True, help="Of the samples.")
 @click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Answers generated at a time.",
+    "--temperature", type=float, default=1.0, show_default=True, help="Sampling temperature."
 )
-@click.option("--text", type=_path, metavar="FILE", help="Read this in place of our neutral text.")
-@click.option("--suite", metavar="TASK,...", help="Also tasks of lm-evaluation-harness.")
-@click.option("--suite-folder", type=_path, help="YAML files of tasks, for --suite.")
-@click.option("--suite-limit", type=click.IntRange(min=1), help="Questions of each, at most.")
+@seed_option("Seed of the samples.", SEED)
+@batch_size_option
+@text_option
+@click.option("--suite", metavar="TASK,...", help="Tasks of lm-evaluation-harness to ask as well.")
+@click.option("--suite-folder", type=PATH, help="Folder of YAML files of tasks, for --suite.")
+@click.option(
+    "--suite-limit", type=click.IntRange(min=1), help="Number of questions of each task, at most."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "fp32"]),
-    help="Compute in this.  [default: bf16 if all are stored in it]",
+    help="Dtype to compute in.  [default: bf16 if all are stored in it]",
 )
 @result_options
-@click.pass_obj
-def command(
-    typed: str,
-    /,
+def evaluate(
     models: tuple[str, ...],
     base: str | None,
     by: str | None,
@@ -79,24 +92,132 @@ def command(
         raise click.UsageError("--suite-folder and --suite-limit are for --suite")
     questions = questions_of(by=by, **asked)
 
-    from trimtab.training.evaluation.evaluate import evaluate
     from trimtab.training.evaluation.suites import Suites
 
+    tasks = names_of(suite)
     try:
-        evaluation = evaluate(
+        evaluation = trimtab.training.evaluate(
             models,
             base=base,
             questions=questions,
             num_samples=samples,
             temperature=temperature,
             text=text,
-            suites=None
-            if suite is None
-            else Suites(tuple(map(str.strip, suite.split(","))), suite_folder, suite_limit),
+            suites=None if tasks is None else Suites(tuple(tasks), suite_folder, suite_limit),
             dtype=dtype,
             batch_size=batch_size,
             seed=seed,
         )
     except KeyboardInterrupt as interrupt:
         raise type(interrupt)("no answers are kept: the same command asks anew") from None
-    outputs.give(evaluation, typed)
+    outputs.give(evaluation)
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r}: expected numbers and commas between them") from None
+
+
+@click.command(
+    "robustness",
+    cls=Command,
+    short_help="Ask whether a mask is more fragile than other sets of its size.",
+    epilog="Example: trimtab robustness tuned/ --mask m.safetensors --base base/ --task addition",
+)
+@click.argument("checkpoint")
+@click.option("--mask", type=PATH, required=True, help="Mask whose elements to perturb first.")
+@click.option("--base", required=True, metavar="MODEL", help="Base that the mask was made against.")
+@click.option(
+    "--noise",
+    "noises",
+    multiple=True,
+    type=click.Choice(NOISES),
+    help="Kind of noise; may be repeated.  [default: all]",
+)
+@click.option(
+    "--levels",
+    default="0.1,0.3,1",
+    show_default=True,
+    callback=_numbers,
+    metavar="LEVEL,...",
+    help="Noise levels: relative size for Gaussian noise, fraction of elements otherwise.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Number of draws of elements and noise.",
+)
+@seed_option("Seed of the first draw.", SEED)
+@question_options
+@text_option
+@click.option(
+    "--passages", type=click.IntRange(min=1), help="Number of passages of the text, at most."
+)
+@batch_size_option
+@result_options
+def robustness(
+    checkpoint: str,
+    mask: Path,
+    base: str,
+    noises: tuple[str, ...],
+    levels: tuple[float, ...],
+    seeds: int,
+    seed: int,
+    text: Path | None,
+    passages: int | None,
+    batch_size: int,
+    outputs: Outputs,
+    **asked: Any,
+) -> None:
+    """Ask whether a subnetwork is more fragile than other weights of the model.
+
+    CHECKPOINT is a folder or a hub id with an optional @revision. Noise is put into the elements
+    of the mask; into as many of each tensor outside it; into as many at random; and into as many
+    at random that the base's weights match in magnitude. After each, a text is read beside the
+    unperturbed model (KL), and questions are asked if there are any. The files are not touched.
+
+    That is noises x levels x seeds x 4 sets: 144 conditions, unless you ask for fewer. After the
+    first it is told how long they take. With -o NAME.json, interrupt it when you like: the same
+    command goes on, and keeps what is finished. Without -o, nothing is kept, and a table is
+    printed.
+    """
+    questions = questions_of(**asked)
+
+    from trimtab.training.perturbation.noise import ARMS
+
+    output = outputs.output
+    keeps = output is not None and not is_stream(output)
+    unfinished = output.with_suffix(".partial.jsonl") if output is not None and keeps else None
+    if unfinished is None:
+        num = len(noises or NOISES) * len(levels) * seeds * len(ARMS)
+        say(
+            f"{num} conditions, of which nothing is kept if this is interrupted: with -o NAME.json "
+            "the same command goes on",
+            err=True,
+        )
+    try:
+        result = trimtab.training.robustness(
+            checkpoint,
+            base=base,
+            mask=mask,
+            questions=questions,
+            noises=noises or NOISES,
+            levels=levels,
+            num_seeds=seeds,
+            seed=seed,
+            text=text,
+            num_passages=passages,
+            batch_size=batch_size,
+            unfinished=unfinished,
+        )
+    except KeyboardInterrupt as interrupt:
+        if unfinished is None:
+            raise
+        raise type(interrupt)("the same command goes on, and keeps what is finished") from None
+    outputs.give(result)
+    if unfinished is not None:
+        unfinished.unlink()

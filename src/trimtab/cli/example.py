@@ -7,10 +7,10 @@ from textwrap import indent
 
 import click
 
+from trimtab.cli.options import Command
 from trimtab.cli.terminal import say
-from trimtab.example import EXAMPLE, write_example
 
-__all__ = ["command"]
+__all__ = ["example"]
 
 TRY = """\
 trimtab compare base tuned --lr 1e-5 --steps 20
@@ -18,9 +18,14 @@ trimtab mask extract base tuned -o mask.safetensors
 trimtab trajectory base run"""
 
 
-@click.command("example", epilog="Example: trimtab example try-it")
+@click.command(
+    "example",
+    cls=Command,
+    short_help="Write tiny checkpoints to try the other commands on.",
+    epilog="Example: trimtab example try-it",
+)
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False), default=Path())
-def command(folder: Path) -> None:
+def example(folder: Path) -> None:
     """Write tiny checkpoints to try the other commands on, into FOLDER or the current folder.
 
     They take a second and 600 kB, and are those that the documentation shows: `base` and `tuned`,
@@ -28,6 +33,8 @@ def command(folder: Path) -> None:
     `tuned`; and `run`, with eight checkpoints of a longer walk. No torch is needed. Nothing that
     exists is replaced.
     """
+    from trimtab.example import EXAMPLE, write_example
+
     written = write_example(folder)
     if written:
         width = max(map(len, EXAMPLE))

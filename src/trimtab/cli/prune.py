@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimtab.cli.paths import ensure_ending
+import trimtab
+from trimtab.cli.options import (
+    PATH,
+    Command,
+    MaskTarget,
+    command_line,
+    ensure_ending,
+    names_of,
+    seed_option,
+)
 from trimtab.cli.progress import byte_progress
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free, ensure_no_folder
@@ -15,14 +24,17 @@ from trimtab.outputs import ensure_free, ensure_no_folder
 if TYPE_CHECKING:
     from trimtab.masks.pruning import Method
 
-__all__ = ["command"]
-
-_path = click.Path(path_type=Path)
+__all__ = ["prune"]
 
 
-@click.command("prune", epilog="Example: trimtab prune base/ -o pruned/ --sparsity 0.5")
+@click.command(
+    "prune",
+    cls=Command,
+    short_help="Zero the weights of least magnitude, or least effect.",
+    epilog="Example: trimtab prune base/ -o pruned/ --sparsity 0.5",
+)
 @click.argument("base")
-@click.option("-o", "--output", type=_path, required=True, help="The folder to make.")
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to make.")
 @click.option(
     "--sparsity",
     type=click.FloatRange(0, 1),
@@ -36,22 +48,19 @@ _path = click.Path(path_type=Path)
     show_default=True,
     help="Which weights go: the smallest, or those that move the outputs least.",
 )
-@click.option("--statistics", type=_path, help="Norms of the inputs of each matrix, for wanda.")
-@click.option("--text", type=_path, help="Measure them on this text.  [default: a neutral one]")
-@click.option("--prompts", type=_path, help="Measure them on the prompts of a JSON Lines file.")
-@click.option("--save-statistics", type=_path, help="Also write what was measured to this file.")
+@click.option("--statistics", type=PATH, help="Norms of the inputs of each matrix, for wanda.")
+@click.option("--text", type=PATH, help="Text to measure the norms on.  [default: a neutral one]")
+@click.option("--prompts", type=PATH, help="JSON Lines file of prompts to measure the norms on.")
+@click.option("--save-statistics", type=PATH, help="File to write the measured norms to.")
 @click.option(
     "--kinds",
     metavar="KIND,...",
     help="Kinds of matrices to prune.  [default: those of the layers; not embed, lm_head, router]",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of equal magnitudes.")
-@click.option("--survivors", type=_path, help="Also write the mask of what is not zero.")
+@seed_option("Seed for choosing among equal magnitudes.")
+@click.option("--survivors", type=PATH, help="File to write the mask of what is not zero to.")
 @click.option("--force", is_flag=True, help="Replace output files that exist; never a folder.")
-@click.pass_obj
-def command(
-    typed: str,
-    /,
+def prune(
     base: str,
     output: Path,
     sparsity: float,
@@ -88,12 +97,9 @@ def command(
         if path is not None:
             ensure_free(path, force=force)
 
-    from trimtab.masks import pruning
-    from trimtab.masks.wanda import InputNorms
-
     norms = None
     if statistics is not None:
-        norms = InputNorms.load(statistics)
+        norms = trimtab.InputNorms.load(statistics)
     elif method == "wanda":
         from trimtab.training.input_norms import measure_input_norms
 
@@ -102,18 +108,19 @@ def command(
             norms.save(save_statistics, force=force)
             say(f"wrote {save_statistics}", err=True)
     with byte_progress("pruning") as progress:
-        done = pruning.prune(
+        done = trimtab.prune(
             base,
             output,
             sparsity=sparsity,
             method=method,
             norms=norms,
-            kinds=None if kinds is None else [kind.strip() for kind in kinds.split(",")],
+            kinds=names_of(kinds),
             seed=seed,
-            command=typed,
+            command=command_line(),
             progress=progress,
         )
-    from trimtab.report.wording import of_all, plural
+    from trimtab.report.wording import of_all
+    from trimtab.words import plural
 
     total, all_of_it = done.total, done.total + done.others
     matrices = plural(len(done.pruned), "matrix", "matrices")
@@ -124,8 +131,6 @@ def command(
         err=True,
     )
     if survivors is not None:
-        from trimtab.cli.mask.options import write_mask
-
         with byte_progress("reading") as progress:
-            mask = pruning.survivors(output, progress=progress)
-        write_mask(mask, survivors, typed, force=force)
+            mask = trimtab.survivors(output, progress=progress)
+        MaskTarget(survivors, force).write(mask)

@@ -3,62 +3,84 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from trimtab.cli.options import PATH, SEED, adding
+
 if TYPE_CHECKING:
     from trimtab.training.evaluation.questions import Questions
-    from trimtab.training.runs.settings import RewardTable
+    from trimtab.training.runs.settings import DataTable, RewardTable
 
-__all__ = ["question_options", "questions_of", "reward_table", "task_config"]
+__all__ = [
+    "answer_options",
+    "judging_options",
+    "question_options",
+    "questions_of",
+    "reward_table",
+    "task_options",
+    "task_table",
+]
 
-_path = click.Path(path_type=Path)
-_seed = click.IntRange(min=0, max=2**32 - 1)
-
-_OPTIONS = (
+task_options = adding(
+    click.option("--task", metavar="NAME", help="Task to ask: addition or reasoning_gym:NAME."),
     click.option(
-        "--run", type=_path, metavar="RUN.toml", help="Ask what this run was not trained on."
-    ),
-    click.option("--task", metavar="NAME", help="Ask a task: addition or reasoning_gym:NAME."),
-    click.option("--data", type=_path, metavar="FILE", help="Ask the rows of a JSON Lines file."),
-    click.option(
-        "--questions", type=click.IntRange(min=1), metavar="N", help="Ask so many, at most."
-    ),
-    click.option(
-        "--questions-seed", type=_seed, metavar="SEED", help="Which questions a task asks."
-    ),
-    click.option(
-        "--config", multiple=True, metavar="KEY=VALUE", help="Configure a reasoning-gym task."
+        "--config",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="Setting of a reasoning-gym task; may be repeated.",
     ),
     click.option("--chat", is_flag=True, help="Put a task's questions as messages of a user."),
+)
+
+judging_options = adding(
     click.option(
         "--verifier",
         type=click.Choice(["exact", "regex", "math"]),
-        help="When an answer is right, for --data.  [default: exact]",
+        help="How answers to rows of a file are judged.  [default: exact]",
     ),
-    click.option("--pattern", metavar="REGEX", help="Finds the answer, for --verifier regex."),
+    click.option(
+        "--pattern", metavar="REGEX", help="Expression that finds the answer, for --verifier regex."
+    ),
     click.option("--column", metavar="NAME", help="Column of the right answer.  [default: answer]"),
     click.option(
-        "--reward", metavar="FILE.py:NAME", help="A reward function; right if it gives 1."
-    ),
-    click.option("--stop", metavar="TEXT", help="Ends an answer, beside the end token."),
-    click.option(
-        "--max-tokens",
-        type=click.IntRange(min=1),
-        help="Of an answer.  [default: 256; addition 3]",
+        "--reward",
+        metavar="FILE.py:NAME",
+        help="Reward function, in place of a verifier; an answer is right if it gives 1.",
     ),
 )
 
+answer_options = adding(
+    click.option("--stop", metavar="TEXT", help="Text that ends an answer, beside the end token."),
+    click.option(
+        "--max-tokens",
+        type=click.IntRange(min=1),
+        help="Number of tokens of an answer, at most.  [default: 256; addition 3]",
+    ),
+)
 
-def question_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that `questions_of` takes."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+question_options = adding(
+    click.option(
+        "--run", type=PATH, metavar="RUN.toml", help="Run whose held-out questions to ask."
+    ),
+    click.option("--data", type=PATH, metavar="FILE", help="JSON Lines file of rows to ask."),
+    task_options,
+    click.option(
+        "--questions",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Number of questions, at most.",
+    ),
+    click.option(
+        "--questions-seed", type=SEED, metavar="SEED", help="Seed of the questions of a task."
+    ),
+    judging_options,
+    answer_options,
+)
+"""The options that `questions_of` takes."""
 
 
 def questions_of(
@@ -81,27 +103,35 @@ def questions_of(
     """
     options = {"by": by, "questions": questions, "stop": stop, "max_tokens": max_tokens, **more}
     given = {name for name, value in options.items() if value not in (None, (), False)}
-    of_task, of_data = (
-        {"questions_seed", "config", "chat"},
-        {"verifier", "pattern", "column", "reward"},
-    )
     if task is not None and (run is not None or data is not None):
         raise click.UsageError("--task stands alone: without --run and --data")
     if run is None and task is None and data is None:
         _refuse(given, "needs --run, --task or --data")
         return None
-    _refuse(given & of_task if task is None else set(), "is for --task")
-    _refuse(given & of_data if data is None or run is not None else set(), "is for --data alone")
-    if task is not None:
-        made = _of_task(task, by, questions, **{name: more[name] for name in of_task})
-    elif run is not None:
-        from trimtab.training.evaluation.questions import questions_of_run
-        from trimtab.training.runs.settings import Settings
+    if task is None:
+        _refuse(given & {"questions_seed", "config", "chat"}, "is for --task")
+    if data is None or run is not None:
+        _refuse(given & {"verifier", "pattern", "column", "reward"}, "is for --data alone")
 
+    from trimtab.training.evaluation.questions import (
+        file_questions,
+        questions_of_run,
+        questions_of_task,
+        reward_of,
+    )
+    from trimtab.training.runs.settings import Settings
+
+    if task is not None:
+        table = task_table(task, more["config"], chat=more["chat"])
+        seed = more["questions_seed"] or 0
+        made = questions_of_task(table, seed=seed, num=questions, by=by)
+    elif run is not None:
         made = questions_of_run(Settings.read(run), data=data, num=questions, by=by)
     else:
         assert data is not None
-        made = _of_data(data, by, **{name: more[name] for name in of_data}).first(questions)
+        judge = reward_table(more["verifier"], more["pattern"], more["column"], more["reward"])
+        reward = reward_of(judge, Path())
+        made = file_questions(data, reward, column=judge.column, by=by).first(questions)
     if stop is not None:
         made = replace(made, stop=stop)
     return made if max_tokens is None else replace(made, max_completion_length=max_tokens)
@@ -109,36 +139,28 @@ def questions_of(
 
 def _refuse(names: set[str], why: str) -> None:
     if names:
-        told = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
-        raise click.UsageError(f"{told} {why}")
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
+        raise click.UsageError(f"{flags} {why}")
 
 
-def _of_task(
-    task: str,
-    by: str | None,
-    num: int | None,
-    *,
-    questions_seed: int | None,
-    config: tuple[str, ...],
-    chat: bool,
-) -> Questions:
-    from trimtab.training.evaluation.questions import questions_of_task
-    from trimtab.training.runs.settings import DataTable
+def task_table(task: str | None, config: tuple[str, ...], **settings: Any) -> DataTable:
+    """The table `[data]` of a run file, as options say.
 
-    table = DataTable(task=task, chat=chat, config=task_config(config))
-    return questions_of_task(table, seed=questions_seed or 0, num=num, by=by)
-
-
-def task_config(pairs: tuple[str, ...]) -> dict[str, Any]:
-    """What `--config` says, of texts `KEY=VALUE`.
+    Args:
+        task: Name of the task, if there is one.
+        config: Its settings: texts `KEY=VALUE`.
+        settings: Other keys of the table.
 
     Raises:
-        UsageError: One of them is something else.
+        UsageError: A setting is something else.
     """
-    parted = [pair.partition("=") for pair in pairs]
-    if bad := [key for key, equals, _ in parted if not equals]:
+    from trimtab.training.runs.settings import DataTable
+
+    pairs = [pair.partition("=") for pair in config]
+    if bad := [key for key, equals, _ in pairs if not equals]:
         raise click.UsageError(f"--config {bad[0]}: expected KEY=VALUE")
-    return {key: _value(text) for key, _, text in parted}
+    values = {key: _value(text) for key, _, text in pairs}
+    return DataTable(task=task, config=values, **settings)
 
 
 def _value(text: str) -> Any:
@@ -149,25 +171,10 @@ def _value(text: str) -> Any:
         return text
 
 
-def _of_data(
-    data: Path,
-    by: str | None,
-    *,
-    verifier: Any,
-    pattern: str | None,
-    column: str | None,
-    reward: str | None,
-) -> Questions:
-    from trimtab.training.evaluation.questions import file_questions, reward_of
-
-    table = reward_table(verifier, pattern, column, reward)
-    return file_questions(data, reward_of(table, Path()), column=table.column, by=by)
-
-
 def reward_table(
     verifier: Any, pattern: str | None, column: str | None, reward: str | None
 ) -> RewardTable:
-    """What says when an answer is right.
+    """The table `[reward]` of a run file, as options say.
 
     Raises:
         UsageError: Options that do not go together.

@@ -8,36 +8,41 @@ from typing import Literal
 
 import click
 
-from trimtab.cli.paths import ensure_ending
+from trimtab.cli.options import PATH, Command, ensure_ending, force_option
 from trimtab.cli.terminal import say
 from trimtab.errors import ResultFormatError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
-from trimtab.outputs import new_file
+from trimtab.outputs import ensure_free, new_file
 from trimtab.report import Result, commands, document_of, read_result, text_of
-from trimtab.report.files import ensure_free, write_output
+from trimtab.report.files import write_output
 from trimtab.words import plural
 
-__all__ = ["command"]
+__all__ = ["report"]
 
 
-@click.command("report", epilog="Example: trimtab report cmp.json -o report.html")
-@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write HTML to this file.")
+@click.command(
+    "report",
+    cls=Command,
+    short_help="Draw the report of a saved result again.",
+    epilog="Example: trimtab report cmp.json -o report.html",
+)
+@click.argument("results", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", type=PATH, help="HTML file to write.")
 @click.option(
     "--figures",
-    type=click.Path(path_type=Path),
+    type=PATH,
     metavar="FOLDER",
-    help="Write every figure to a file of its own in this folder.",
+    help="Folder to write every figure to, each in a file of its own.",
 )
 @click.option(
     "--format",
     type=click.Choice(["svg", "png"]),
     default="svg",
     show_default=True,
-    help="Of the figures.",
+    help="Format of the figures.",
 )
-@click.option("--force", is_flag=True, help="Replace output files that exist.")
-def command(
+@force_option
+def report(
     results: tuple[Path, ...],
     output: Path | None,
     figures: Path | None,
@@ -65,7 +70,7 @@ def command(
         write_output(output, render(*pages), force=force)
         say(f"wrote {output}", err=True)
     if figures is not None:
-        drawn = {figures / of.name: of.content for of in figure_files(pages, format)}
+        drawn = {figures / file.name: file.content for file in figure_files(pages, format)}
         for path in drawn:
             ensure_free(path, force=force)
         for path, content in drawn.items():

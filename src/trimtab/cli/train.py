@@ -1,34 +1,44 @@
-"""`trimtab train RUN.toml`."""
+"""`trimtab train RUN.toml` and `trimtab sweep SWEEP.toml`."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from trimtab.cli.stopping import stop_asked
-from trimtab.cli.terminal import say
-from trimtab.elements.counts import percent
+from trimtab.cli.options import PATH, Command, command_line, json_option
+from trimtab.cli.terminal import say, stop_asked
+from trimtab.errors import TrimtabError
 from trimtab.processes import is_child
 
-__all__ = ["command"]
+if TYPE_CHECKING:
+    from trimtab.training.sweeps.cell import Cell
+
+__all__ = ["sweep", "train"]
 
 
-@click.command("train", epilog="Example: trimtab train examples/grpo.toml")
-@click.argument("run", type=click.Path(path_type=Path), metavar="RUN.toml")
+@click.command(
+    "train",
+    cls=Command,
+    short_help="Train a model, or only a mask of it, as a file says.",
+    epilog="Example: trimtab train examples/grpo.toml",
+)
+@click.argument("run", type=PATH, metavar="RUN.toml")
 @click.option(
     "--dry-run",
     is_flag=True,
     help="Check everything, say what the run is, print its settings, and stop.",
 )
-def command(run: Path, dry_run: bool) -> None:
+def train(run: Path, dry_run: bool) -> None:
     """Train a model as a file says, by SFT, RFT, DPO, ORPO, KTO, SimPO, PPO, GRPO, RLOO or PRIME.
 
     The whole model is trained, or only a mask of it. Interrupt it when you like: the step under way
     is finished and kept, and the same command goes on from there.
     """
+    from trimtab.elements.counts import percent
     from trimtab.training.progress import progress_bars
     from trimtab.training.runs.execute import MODEL, RESULT, execute, overview
     from trimtab.training.runs.prepare import prepare
@@ -42,17 +52,70 @@ def command(run: Path, dry_run: bool) -> None:
         return
     with progress_bars() as bars, stop_asked("finishing the step and saving it") as stop:
         result = execute(prepared, bars, stop=stop, waits=is_child())
+    update = result["update"]
+    changed = percent(update["num_changed"], update["num_elements"])
     say(
-        f"{result['steps']:,} steps in {result['seconds']['train']:.1f} s: {_changed(result)}.\n"
+        f"{result['steps']:,} steps in {result['seconds']['train']:.1f} s: {changed} of "
+        f"{update['num_elements']:,} elements changed (criterion: bits).\n"
         f"The model is in {prepared.output / MODEL}, all figures in {prepared.output / RESULT}."
     )
     for note in result["notes"]:
         say(note)
 
 
-def _changed(result: dict[str, Any]) -> str:
-    update = result["update"]
-    return (
-        f"{percent(update['num_changed'], update['num_elements'])} of {update['num_elements']:,} "
-        "elements changed (criterion: bits)"
-    )
+@click.command(
+    "sweep",
+    cls=Command,
+    short_help="Run a grid of such runs, and put them into one table.",
+    epilog="Example: trimtab sweep examples/sweep.toml --jobs 2",
+)
+@click.argument("sweep", type=PATH, metavar="SWEEP.toml")
+@click.option("--dry-run", is_flag=True, help="Check every cell, print the plan, and stop.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of cells that run at a time; they share the processors.",
+)
+@json_option
+def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
+    """Run a grid of runs as a file says, and put what came of them into one table.
+
+    Every cell is checked before any of them trains, and what the arms differ in is printed: what
+    was asked for, what follows from it, and what nobody asked for.
+
+    Interrupt it when you like: the same command goes on, and keeps the cells that are finished.
+    """
+    from trimtab.report.sweep_plan import render_plan
+    from trimtab.report.sweep_table import render_sweep_table
+    from trimtab.training.sweeps.execute import run_sweep
+    from trimtab.training.sweeps.plan import plan
+    from trimtab.training.sweeps.settings import SweepSettings
+
+    planned = plan(SweepSettings.read(sweep))
+    data = planned.to_dict()
+    if dry_run:
+        say(json.dumps(data, indent=1) if as_json else render_plan(data))
+        return
+    say(f"{render_plan(data)}\n", err=True)
+    names = [planned_cell.cell.name for planned_cell in planned.cells]
+
+    def tell(cell: Cell, event: str) -> None:
+        number = names.index(cell.name) + 1
+        say(f"[{number}/{len(names)}] {cell.name}: {event}", err=True)
+
+    with stop_asked("finishing the steps under way and saving them") as stop:
+        table = run_sweep(planned, jobs=jobs, told=tell, stop=stop, command=command_line())
+    if as_json:
+        say(json.dumps(table, indent=1))
+    else:
+        say(render_sweep_table(table, styled=sys.stdout.isatty()))
+        say(f"\nAll figures are in {planned.sweep.output}: table.csv, table.json.")
+    failed = [row for row in table["cells"] if row["status"] != "finished" or row["error"]]
+    if failed:
+        first = failed[0]
+        raise TrimtabError(
+            f"{len(failed)} of {len(names)} cells failed, the first of them {first['cell']}: "
+            f"{first['error']}"
+        )

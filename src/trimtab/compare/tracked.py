@@ -1,4 +1,4 @@
-"""Read what `trimtab.UpdateTracker` wrote while a run went on, as a trajectory.
+"""Read what `trimtab.training.UpdateTracker` wrote while a run went on, as a trajectory.
 
 From the elements that entered or left the set of those that differ from the base, step by step, all
 sets follow: what differed from the base at each point, what ever did, and what does so at the end.

@@ -314,7 +314,8 @@ def _read(path: Path, file: BinaryIO) -> TrackedFile:
     version = _version(file)
     if version is None:
         raise ResultFormatError(
-            f"{path}: not a file of tracked updates: expected one that trimtab.UpdateTracker wrote"
+            f"{path}: not a file of tracked updates: expected one that "
+            "trimtab.training.UpdateTracker wrote"
         )
     header: dict[str, Any] | None = None
     parts: tuple[Part, ...] = ()

@@ -1,47 +1,57 @@
 """Train a model, or only what a mask selects of it; the only place that imports TRL.
 
-Needs the train extra. Nothing here imports torch, transformers or TRL before it is called; the
-public names below are imported when they are asked for.
+Needs the train extra. Nothing here imports torch, transformers or TRL before a name is used.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trimtab.extras import lazy_names
 
 if TYPE_CHECKING:
-    from trimtab.training.masked_training import train_only
-    from trimtab.training.optimizers.adamw import SparseAdamW
-    from trimtab.training.optimizers.sgd import SparseSGD
-    from trimtab.training.ppo import PPOConfig, PPOTrainer
-    from trimtab.training.prime import PRIMEConfig, PRIMETrainer
-
-__all__ = [
-    "PPOConfig",
-    "PPOTrainer",
-    "PRIMEConfig",
-    "PRIMETrainer",
-    "SparseAdamW",
-    "SparseSGD",
-    "train_only",
-]
+    from trimtab.results.evaluation import Evaluation as Evaluation
+    from trimtab.training.evaluation.evaluate import evaluate as evaluate
+    from trimtab.training.evaluation.questions import file_questions as file_questions
+    from trimtab.training.evaluation.questions import questions_of_run as questions_of_run
+    from trimtab.training.evaluation.questions import questions_of_task as questions_of_task
+    from trimtab.training.input_norms import measure_input_norms as measure_input_norms
+    from trimtab.training.masked_training import MaskedTraining as MaskedTraining
+    from trimtab.training.masked_training import train_only as train_only
+    from trimtab.training.optimizers.adamw import SparseAdamW as SparseAdamW
+    from trimtab.training.optimizers.sgd import SparseSGD as SparseSGD
+    from trimtab.training.perturbation.probe import robustness as robustness
+    from trimtab.training.perturbation.result import Robustness as Robustness
+    from trimtab.training.ppo import PPOConfig as PPOConfig
+    from trimtab.training.ppo import PPOTrainer as PPOTrainer
+    from trimtab.training.prime import PRIMEConfig as PRIMEConfig
+    from trimtab.training.prime import PRIMETrainer as PRIMETrainer
+    from trimtab.training.runs.settings import DataTable as DataTable
+    from trimtab.training.tracker.callback import UpdateTracker as UpdateTracker
 
 _MODULES = {
+    "DataTable": "trimtab.training.runs.settings",
+    "evaluate": "trimtab.training.evaluation.evaluate",
+    "Evaluation": "trimtab.results.evaluation",
+    "file_questions": "trimtab.training.evaluation.questions",
+    "MaskedTraining": "trimtab.training.masked_training",
+    "measure_input_norms": "trimtab.training.input_norms",
     "PPOConfig": "trimtab.training.ppo",
     "PPOTrainer": "trimtab.training.ppo",
     "PRIMEConfig": "trimtab.training.prime",
     "PRIMETrainer": "trimtab.training.prime",
+    "questions_of_run": "trimtab.training.evaluation.questions",
+    "questions_of_task": "trimtab.training.evaluation.questions",
+    "Robustness": "trimtab.training.perturbation.result",
+    "robustness": "trimtab.training.perturbation.probe",
     "SparseAdamW": "trimtab.training.optimizers.adamw",
     "SparseSGD": "trimtab.training.optimizers.sgd",
     "train_only": "trimtab.training.masked_training",
+    "UpdateTracker": "trimtab.training.tracker.callback",
 }
+"""Public name -> the module that has it."""
 
+__all__ = [*_MODULES]
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_MODULES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:
+    __getattr__, __dir__ = lazy_names(__name__, _MODULES, "pip install 'trimtab[train]'")

@@ -14,7 +14,7 @@ from docs import generated_pruning, generated_robustness
 from tests.checkpoints.building import tensors_bytes
 from tests.training.evaluation.results import make_evaluation
 from tests.training.robustness.results import make_probe
-from trimtab.cli.robustness import NOISES
+from trimtab.cli.evaluate import NOISES
 from trimtab.masks.pruning import prune
 from trimtab.report.robustness_wording import ARMS
 from trimtab.report.robustness_wording import NOISES as WORDS

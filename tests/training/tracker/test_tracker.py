@@ -15,7 +15,6 @@ pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import trimtab  # noqa: E402
 from tests.training import tiny_trainers  # noqa: E402
 from tests.training.tiny_trainers import Base, build, model, start, train  # noqa: E402
 from tests.training.tracker.watching import Watcher  # noqa: E402
@@ -403,12 +402,6 @@ def test_weights_that_cannot_be_tracked(base: Base, tmp_path: Path) -> None:
     with pytest.raises(OptimizerError, match=r"model\.norm\.weight is float64"):
         train(trainer)
     assert not (tmp_path / "u").exists()
-
-
-def test_the_public_name() -> None:
-    assert trimtab.UpdateTracker is UpdateTracker
-    with pytest.raises(AttributeError, match="no attribute 'Tracker'"):
-        trimtab.Tracker  # noqa: B018
 
 
 def test_its_repr_is_short() -> None:

@@ -1,0 +1,489 @@
+"""`trimtab mask VERB`: make masks of what changed, their controls, and ask what masks share.
+
+The verbs of `trimtab mask make` are in `trimtab.cli.mask_make` and `trimtab.cli.mask_probe`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+import trimtab
+from trimtab.cli import mask_probe
+from trimtab.cli.mask_make import complement, make
+from trimtab.cli.options import (
+    PATH,
+    Group,
+    MaskTarget,
+    Outputs,
+    command_line,
+    conversion_options,
+    force_option,
+    json_option,
+    names_of,
+    result_options,
+    seed_option,
+    threads_option,
+    to_json,
+    writes_a_mask,
+)
+from trimtab.cli.progress import byte_progress
+from trimtab.cli.terminal import say
+from trimtab.outputs import ensure_free
+
+if TYPE_CHECKING:
+    from trimtab.masks.on_disk import StoredMask
+
+__all__ = ["mask"]
+
+SPLIT_RESULT = "split.json"
+"""The counts of `mask share`, beside the parts."""
+
+SPAN = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
+
+MOST_LAYERS = 100_000
+
+
+@click.group(
+    "mask",
+    cls=Group,
+    short_help="Make a mask of the elements that changed, and its controls.",
+    epilog="Example: trimtab mask extract base/ tuned/ -o m.safetensors",
+)
+def mask() -> None:
+    """Make a mask of the elements that changed, and its controls.
+
+    A mask says of each element of each tensor whether it is selected; it is a file of one bit for
+    each.
+    """
+
+
+@mask.command(
+    "extract",
+    short_help="Select the elements that changed.",
+    epilog="Example: trimtab mask extract base/ tuned/ -o m.safetensors",
+)
+@click.argument("base")
+@click.argument("tuned")
+@click.option(
+    "--changed",
+    default="bits",
+    show_default=True,
+    metavar="CRITERION",
+    help="Criterion of what changed: bits, value, atol=T, strict_atol=T or rel=T.",
+)
+@conversion_options
+@threads_option
+@writes_a_mask
+def extract(base: str, tuned: str, target: MaskTarget, **settings: Any) -> None:
+    """Select the elements that changed from a BASE to a TUNED checkpoint.
+
+    BASE and TUNED are each a folder, a .safetensors or .bin file, or a hub id with an optional
+    @revision. Both are streamed.
+    """
+    from trimtab.report.mask_steps import gaps_text
+
+    with byte_progress("extracting") as progress:
+        made = trimtab.extract_mask(base, tuned, progress=progress, **settings)
+    step = made.provenance["steps"][0]
+    if step["conversion"]:
+        say(f"compared: {step['conversion']}", err=True)
+    if gaps := gaps_text(step):
+        say(f"not compared in full: {gaps}; `trimtab mask info --json` lists them", err=True)
+    target.write(made)
+
+
+@mask.command(
+    "random",
+    short_help="Control: as many elements, at random places.",
+    epilog="Example: trimtab mask random m.safetensors --seed 1 -o r.safetensors",
+)
+@click.argument("mask", type=PATH)
+@click.option(
+    "--match",
+    type=click.Choice(["tensor", "magnitude"]),
+    default="tensor",
+    show_default=True,
+    help="As many in each tensor, or in each tensor × exponent of the base weight.",
+)
+@click.option("--base", help="Base that MASK was made against, for --match magnitude.")
+@seed_option("Seed of the places.")
+@writes_a_mask
+def random(mask: Path, match: str, base: str | None, seed: int, target: MaskTarget) -> None:
+    """Select as many elements in each tensor as MASK does, at random places.
+
+    Small weights are the ones that training can move at all in bf16, so most of what two masks
+    share is that both favour them. --match magnitude makes a control that favours them as much.
+    """
+    if (base is not None) != (match == "magnitude"):
+        raise click.UsageError("--match magnitude and --base BASE go together")
+    loaded = trimtab.Mask.load(mask)
+    if base is None:
+        target.write(loaded.random_like(seed))
+        return
+    with byte_progress("drawing") as progress:
+        control = trimtab.random_matched(loaded, base, seed, progress=progress)
+    target.write(control)
+
+
+mask.add_command(complement)
+mask.add_command(make)
+for _verb in (mask_probe.fisher, mask_probe.sign_consistency, mask_probe.snip):
+    make.add_command(_verb)
+
+
+@mask.command(
+    "survivors",
+    short_help="Select the elements that pruning has left: those that are not 0.",
+    epilog="Example: trimtab mask survivors pruned/ -o alive.safetensors",
+)
+@click.argument("checkpoint")
+@writes_a_mask
+def survivors(checkpoint: str, target: MaskTarget) -> None:
+    """Select the elements of a CHECKPOINT that are not 0, whatever made the others so.
+
+    CHECKPOINT is a folder, a .safetensors or .bin file, or a hub id with an optional @revision.
+    Both zeros count, +0 and -0.
+    """
+    with byte_progress("reading") as progress:
+        made = trimtab.survivors(checkpoint, progress=progress)
+    target.write(made)
+
+
+def _add_set_operation(
+    operation: Literal["and", "or", "xor", "minus"], short_help: str, selects: str
+) -> None:
+    """Add a verb that makes one mask of two."""
+
+    @mask.command(
+        operation,
+        help=f"{selects}\n\nBoth are masks of one model. What a mask does not have, it does not "
+        "select. They stay on disk: memory is that of the largest tensor.",
+        short_help=f"Combine two masks: {short_help}.",
+        epilog=f"Example: trimtab mask {operation} a.safetensors b.safetensors -o m.safetensors",
+    )
+    @click.argument("first", type=PATH)
+    @click.argument("second", type=PATH)
+    @writes_a_mask
+    def command(first: Path, second: Path, target: MaskTarget) -> None:
+        with trimtab.open_mask(first) as one, trimtab.open_mask(second) as other:
+            made = trimtab.combined(operation, one, other)
+            _say_names([one, other])
+            _say_bases(made.outline.provenance["steps"][-1]["base_differs"])
+            target.write_derived(made)
+
+
+_add_set_operation("and", "what both select", "Select the elements that both FIRST and SECOND do.")
+_add_set_operation(
+    "or", "what either selects", "Select the elements that FIRST or SECOND do, or both."
+)
+_add_set_operation(
+    "xor",
+    "what exactly one selects",
+    "Select the elements that one of FIRST and SECOND does and the other does not.",
+)
+_add_set_operation(
+    "minus",
+    "what only the first selects",
+    "Select the elements that FIRST does and SECOND does not.",
+)
+
+
+def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    """`0-3,7`: layers 0, 1, 2, 3 and 7."""
+    if value is None:
+        return None
+    layers: list[int] = []
+    for word in value.split(","):
+        match = SPAN.fullmatch(word.strip())
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < MOST_LAYERS:
+            raise click.BadParameter(f"{word!r} is no layer, such as 7, and no range, such as 0-3")
+        layers += range(first, last + 1)
+    return layers
+
+
+@mask.command(
+    "restrict",
+    short_help="Keep the part in some kinds, layers or tensors.",
+    epilog="Example: trimtab mask restrict m.safetensors --kinds q_proj,k_proj -o qk.safetensors",
+)
+@click.argument("mask", type=PATH)
+@click.option("--kinds", metavar="KIND,…", help="Kinds of tensors to keep, as in `mask info`.")
+@click.option("--layers", callback=_layers, metavar="N,N-N,…", help="Layers to keep.")
+@click.option(
+    "--tensors",
+    multiple=True,
+    metavar="PATTERN",
+    help="Tensor to keep, or pattern with * and ?; may be repeated.",
+)
+@writes_a_mask
+def restrict(
+    mask: Path,
+    kinds: str | None,
+    layers: list[int] | None,
+    tensors: tuple[str, ...],
+    target: MaskTarget,
+) -> None:
+    """Keep of MASK the tensors that meet every condition given, and leave out the others."""
+    if kinds is None and layers is None and not tensors:
+        raise click.UsageError("give at least one of --kinds, --layers and --tensors")
+    with trimtab.open_mask(mask) as opened:
+        made = trimtab.restricted(
+            opened, kinds=names_of(kinds), layers=layers, tensors=tensors or None
+        )
+        target.write_derived(made)
+
+
+@mask.command(
+    "share",
+    short_help="Split masks into what all select and what only one does.",
+    epilog="Example: trimtab mask share code.safetensors math.safetensors -o parts/",
+)
+@click.argument("masks", type=PATH, nargs=-1, required=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    metavar="FOLDER",
+    help=f"Folder to write the parts to, and {SPLIT_RESULT}.",
+)
+@click.option("--base", help="Base that MASKS were made against, for chance matched by magnitude.")
+@json_option
+@force_option
+def share(
+    masks: tuple[Path, ...], output: Path, base: str | None, as_json: bool, force: bool
+) -> None:
+    """Split MASKS, such as those of several tasks, into their common core and own parts.
+
+    The core is what all of them select; the own part of a mask is what it selects and no other
+    does. Each is a mask, in a file of its own, and is counted next to what chance gives: for masks
+    with as many elements in each tensor, and with --base also of each magnitude of its weights.
+
+    The counts are written beside them, for `trimtab report`.
+    """
+    from trimtab.masks.split import part_files
+    from trimtab.report.files import write_output
+    from trimtab.report.mask_table import share_text
+
+    if len(masks) < 2:
+        raise click.UsageError("give at least two masks")
+    result = output / SPLIT_RESULT
+    ensure_free(result, force=force)
+    with ExitStack() as stack:
+        opened = [stack.enter_context(trimtab.open_mask(mask)) for mask in masks]
+        _say_names(opened)
+        files = part_files(output, [mask.stem for mask in masks])
+        with byte_progress("counting") as progress:
+            split = trimtab.write_parts(
+                opened, files, base=base, progress=progress, command=command_line(), force=force
+            )
+    _say_bases(split.base_differs)
+    for part in split.parts:
+        selected = share_text(part.num_selected, split.num_elements)
+        say(f"wrote {part.file}: {selected} selected", err=True)
+    write_output(result, to_json(split), force=force)
+    say(f"wrote {result}", err=True)
+    Outputs(as_json, output=None, html=None, force=force).give(split)
+
+
+@mask.command(
+    "transfer",
+    short_help="Carry a mask to another checkpoint.",
+    epilog="Example: trimtab mask transfer m.safetensors --to other/ -o t.safetensors",
+)
+@click.argument("mask", type=PATH)
+@click.option("--to", required=True, metavar="OTHER", help="Checkpoint to carry it to.")
+@click.option(
+    "--map",
+    "maps",
+    type=click.Choice(["layers=interpolate", "units=density"]),
+    multiple=True,
+    help="Carry it to another depth, or to another width; can be given twice.",
+)
+@seed_option("Seed of the places, for --map units=density.")
+@writes_a_mask
+def transfer(mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: MaskTarget) -> None:
+    """Carry MASK to another checkpoint: a folder, a .safetensors or .bin file, or a hub id.
+
+    Tensors of the same names and shapes keep their bits, and a vocabulary of another size the rows
+    that both have. Another depth needs --map layers=interpolate: each layer gets the bits of the
+    one at the same relative depth. Another width needs --map units=density: each row gets as large
+    a share as the one at the same relative place, at random places. Anything else is refused.
+    """
+    from trimtab.report.mask_steps import carried_text
+
+    with trimtab.open_mask(mask) as opened:
+        with byte_progress("hashing") as progress:
+            made = trimtab.transferred(opened, to, maps=maps, seed=seed, progress=progress)
+        if summary := carried_text(made.outline.provenance["steps"][-1]):
+            say(summary, err=True)
+        target.write_derived(made)
+
+
+@mask.command(
+    "overlap",
+    short_help="Ask whether masks select the same elements, or do so by chance.",
+    epilog="Example: trimtab mask overlap seed-0.safetensors seed-1.safetensors --base base/",
+)
+@click.argument("masks", nargs=-1, required=True, metavar="A B [C …]", type=PATH)
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="Checkpoint that the masks were made against; with it, chance is also matched by the "
+    "magnitude of its weights.",
+)
+@click.option(
+    "--series",
+    is_flag=True,
+    help="The masks are in the order of time: set each against the last.",
+)
+@threads_option
+@result_options
+def overlap(masks: tuple[Path, ...], outputs: Outputs, **settings: Any) -> None:
+    """Ask whether masks select the same elements, beside what they would share by chance.
+
+    A, B, … are files of masks of one model. What two of them share is set against three nulls:
+    masks drawn at random with as many elements in all, in each tensor, and (with --base) in each
+    tensor at each magnitude of the base's weights. Of three masks or more, every pair is set side
+    by side, and what so many of them select is counted.
+
+    Without -o, a table is printed.
+    """
+    with byte_progress("counting") as progress:
+        result = trimtab.overlap(*masks, progress=progress, **settings)
+    outputs.give(result)
+
+
+@mask.command(
+    "score",
+    short_help="Ask how well a mask predicts another.",
+    epilog="Example: trimtab mask score predicted.safetensors m.safetensors --base base/",
+)
+@click.argument("pred", type=PATH)
+@click.argument("true", type=PATH)
+@click.option(
+    "--scores", type=PATH, help="Scores that PRED was selected by, to judge their whole ranking."
+)
+@click.option(
+    "--base",
+    metavar="BASE",
+    help="Checkpoint that both were made against; with it, PRED is set beside random masks of "
+    "its magnitudes, and beside the smallest weights.",
+)
+@result_options
+def score(pred: Path, true: Path, scores: Path | None, base: str | None, outputs: Outputs) -> None:
+    """Ask how well the mask PRED predicts the mask TRUE.
+
+    Precision is the share of PRED that is in TRUE, recall the share of TRUE that is in PRED, and
+    average precision that of the ranking by --scores, or of PRED alone. Beside them stands the
+    lift over random masks of as many elements in all, in each tensor and (with --base) in each
+    tensor at each magnitude, and over as many of the smallest weights.
+
+    Without -o, a table is printed.
+    """
+    with byte_progress("counting") as progress:
+        result = trimtab.score_prediction(pred, true, scores=scores, base=base, progress=progress)
+    outputs.give(result)
+
+
+@mask.command(
+    "structure",
+    short_help="Ask where in the network masks live, against chance.",
+    epilog="Example: trimtab mask structure m.safetensors --base base/ --html s.html",
+)
+@click.argument("masks", type=PATH, nargs=-1, required=True)
+@click.option("--base", metavar="BASE", help="Checkpoint that the masks were made against.")
+@click.option(
+    "--config",
+    type=PATH,
+    metavar="FOLDER",
+    help="Folder of the config.json, if BASE is not at hand.",
+)
+@click.option("--map", metavar="TENSOR", help="Name of the matrix to map.")
+@seed_option("Seed of the random control of the first mask.")
+@threads_option
+@result_options
+def structure(
+    masks: tuple[Path, ...],
+    base: str | None,
+    config: Path | None,
+    outputs: Outputs,
+    **settings: Any,
+) -> None:
+    """Ask where in the network masks live: by head, neuron, channel, row and column.
+
+    What each unit has is set against chance: as many elements as the mask has in each tensor,
+    anywhere in it, and beside a random control that does just that. With BASE (a folder, a file,
+    or a hub id with an optional @revision) also as many as it has of each magnitude, so that what
+    is left is not a matter of small weights. Several masks of one model are asked whether they
+    favour the same units.
+
+    Attention heads and KV groups need head counts, from BASE or --config. The tensor of the map is
+    by default the most dispersed one.
+
+    Without -o, a table is printed.
+    """
+    if base is not None and config is not None:
+        raise click.UsageError("--base and --config: give one of them; BASE has a config.")
+    with byte_progress("counting") as progress:
+        result = trimtab.structure(*masks, base=base, config=config, progress=progress, **settings)
+    outputs.give(result)
+
+
+@mask.command(
+    "info",
+    short_help="Show what a mask selects, and how it was made.",
+    epilog="Example: trimtab mask info m.safetensors",
+)
+@click.argument("mask", type=PATH)
+@json_option
+def info(mask: Path, as_json: bool) -> None:
+    """Show what MASK selects, by kind, and how it was made."""
+    from trimtab.masks.mask import summarise
+    from trimtab.report.mask_table import render_mask
+
+    with trimtab.open_mask(mask) as opened:
+        if as_json:
+            say(json.dumps(summarise(opened), indent=1))
+        else:
+            say(render_mask(opened, styled=sys.stdout.isatty()))
+
+
+def _say_names(masks: Sequence[StoredMask]) -> None:
+    """Say which tensors of some masks are taken for those that others call by another name."""
+    from trimtab.masks.matching import named_alike
+    from trimtab.words import first_few
+
+    pairs = [
+        f"{name} is {new_name}"
+        for mask, alike in zip(masks, named_alike(masks), strict=True)
+        for name, new_name in zip(mask, alike, strict=True)
+        if name != new_name
+    ]
+    if pairs:
+        say(
+            f"the masks name {len(pairs)} of the tensors differently, by a wrapper or a prefix: "
+            f"{first_few(pairs)}; they are taken as the same tensors",
+            err=True,
+        )
+
+
+def _say_bases(names: Sequence[str]) -> None:
+    """Say which tensors have lost their digest because masks were made against different bases."""
+    from trimtab.words import first_few
+
+    if names:
+        say(
+            f"made against different bases in {len(names)} of the tensors: {first_few(names)}; "
+            "the result says of these no longer what they were",
+            err=True,
+        )

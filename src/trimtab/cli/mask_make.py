@@ -1,0 +1,467 @@
+"""`trimtab mask make KIND`: masks predicted without having trained, and controls of some size.
+
+The kinds that ask gradients are in `trimtab.cli.mask_probe`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import trimtab
+from trimtab.cli.options import (
+    PATH,
+    Function,
+    Group,
+    MaskTarget,
+    adding,
+    seed_option,
+    writes_a_mask,
+)
+from trimtab.cli.progress import byte_progress
+from trimtab.cli.terminal import say
+from trimtab.outputs import ensure_free
+
+if TYPE_CHECKING:
+    from trimtab.checkpoints.checkpoint import Checkpoint
+    from trimtab.masks.mask import Mask
+    from trimtab.masks.packed import PackedMask
+    from trimtab.masks.selection.quotas import Match, Quotas
+    from trimtab.masks.selection.scores import Scores
+
+__all__ = ["Making", "base_option", "complement", "make", "makes_a_mask"]
+
+PRINCIPAL_SHARE = 0.1
+"""That of `trimtab.elements.spectrum`, which is not imported for `--help`."""
+
+base_option = click.option(
+    "--base", required=True, help="Checkpoint before training: a folder, a file or a hub id."
+)
+
+
+@click.group(
+    "make",
+    cls=Group,
+    short_help="Predict what training will change, without having trained.",
+    epilog="Example: trimtab mask make low-magnitude --base base/ --density 0.1 -o p.safetensors",
+)
+def make() -> None:
+    """Predict which elements training will change, without having trained, or make a control.
+
+    Each kind gives every element of the base a score and selects those with the highest, exactly as
+    many as are asked for; which of equal scores is random, by seed. `trimtab mask score` tells how
+    well a mask predicts another.
+    """
+
+
+@dataclass(frozen=True)
+class Making:
+    """How many elements a command selects, and where the mask goes.
+
+    Attributes:
+        density: Share of the elements to select; None to go by `like`.
+        like: A mask to select as many as; None to go by `density`.
+        match: In what as many are selected.
+        seed: Decides which of equal scores are selected.
+        scores: Also write the scores to this file.
+        target: Where the mask goes.
+    """
+
+    density: float | None
+    like: Mask | None
+    match: Match
+    seed: int
+    scores: Path | None
+    target: MaskTarget
+
+    @property
+    def is_sized(self) -> bool:
+        """Whether the number of elements was given, rather than following from the kind."""
+        return self.density is not None or self.like is not None
+
+    def names(self, base: Checkpoint) -> Iterable[str] | None:
+        """The tensors of base to score: those of the mask to be like, or None for all."""
+        from trimtab.masks.matching import named_as_in
+
+        if self.like is None:
+            return None
+        like = named_as_in(self.like, base)
+        return [name for name in base.tensors if name in like]
+
+    def quotas(self, shapes: Mapping[str, tuple[int, ...]], base: Checkpoint | None) -> Quotas:
+        """How many elements to select of tensors of these shapes."""
+        with byte_progress("counting") as progress:
+            if self.like is not None:
+                return trimtab.Quotas.like(
+                    self.like, shapes, match=self.match, base=base, progress=progress
+                )
+            if self.density is None:
+                raise click.UsageError("give --density D or --like MASK: how many to select")
+            return trimtab.Quotas.of_density(
+                self.density, shapes, match=self.match, base=base, progress=progress
+            )
+
+    def by_scores(
+        self,
+        scores: Scores,
+        base: Checkpoint | None,
+        step: Mapping[str, Any],
+        *,
+        masks: Sequence[PackedMask] = (),
+    ) -> None:
+        """Select by scores and write the mask, and the scores if asked to.
+
+        Args:
+            scores: Of the tensors to select from.
+            base: The open checkpoint that they are of, for `--match magnitude`.
+            step: What made them, for the provenance: `{"step": "low-magnitude", …}`.
+            masks: Those that the scores were made from, whose provenance is kept.
+        """
+        from trimtab.masks.matching import named_like
+
+        quotas = self.quotas(scores.shapes, base)
+        if self.like is not None:
+            digests = {name: tensor.digest for name, tensor in scores.base.items()}
+            named_like(self.like, scores.shapes).check(scores.shapes, digests)
+        if self.scores is None:
+            self._select(scores, quotas, step, masks)
+            return
+        self._write_scores(scores, step)
+        with trimtab.ScoreFile(self.scores) as written:
+            self._select(written, quotas, step, masks)
+
+    def by_weights(
+        self, base: str, scores: Callable[..., Scores], kind: str, **settings: Any
+    ) -> None:
+        """Select by scores that follow from the weights of a base.
+
+        Args:
+            base: The checkpoint, as typed.
+            scores: Makes the scores of the open checkpoint; its arguments are those of
+                `trimtab.masks.makers.weight_scores.WeightScores`, and `settings`.
+            kind: The kind of mask, for the provenance.
+            settings: Keyword arguments of `scores`, and part of the provenance.
+        """
+        with trimtab.open_checkpoint(base) as checkpoint:
+            with byte_progress("reading") as progress:
+                names = self.names(checkpoint)
+                made = scores(checkpoint, names, **settings, progress=progress)
+            self.by_scores(made, checkpoint, {"step": kind, **settings, **_id_of(checkpoint)})
+
+    def write(self, mask: Mask, scores: Callable[[], Scores], step: Mapping[str, Any]) -> None:
+        """Write a mask whose size follows from its kind, and its scores if asked to.
+
+        Args:
+            mask: The mask.
+            scores: Makes the scores.
+            step: What made them, for the provenance.
+        """
+        if self.scores is not None:
+            self._write_scores(scores(), step)
+        self.target.write(mask)
+
+    def _write_scores(self, scores: Scores, step: Mapping[str, Any]) -> None:
+        assert self.scores is not None
+        trimtab.write_scores(self.scores, scores, provenance=step, force=self.target.force)
+        say(f"wrote {self.scores}", err=True)
+
+    def _select(
+        self, scores: Scores, quotas: Quotas, step: Mapping[str, Any], masks: Sequence[PackedMask]
+    ) -> None:
+        from trimtab.masks.header import provenances_by_digest
+
+        with byte_progress("selecting") as progress:
+            mask = trimtab.select(
+                scores, quotas, seed=self.seed, provenance=step, progress=progress
+            )
+        if masks:
+            mask = mask.with_provenance(made_from=provenances_by_digest(masks))
+        self.target.write(mask)
+
+
+def makes_a_mask(function: Callable[..., None]) -> Function:
+    """Add the options of `Making` to a command, which is given it as its argument `making`."""
+
+    @wraps(function)
+    def with_making(
+        *,
+        density: float | None,
+        like: Path | None,
+        match: Match,
+        seed: int,
+        scores: Path | None,
+        target: MaskTarget,
+        **options: Any,
+    ) -> None:
+        if density is not None and like is not None:
+            raise click.UsageError("--density and --like both say how many to select: give one")
+        if scores is not None:
+            ensure_free(scores, force=target.force)
+        reference = None if like is None else trimtab.Mask.load(like)
+        function(making=Making(density, reference, match, seed, scores, target), **options)
+
+    return adding(
+        click.option("--density", type=float, help="Share of the elements to select, 0 to 1."),
+        click.option("--like", type=PATH, help="Mask to select as many elements as."),
+        click.option(
+            "--match",
+            type=click.Choice(["total", "tensor", "magnitude"]),
+            default="tensor",
+            show_default=True,
+            help="As many in all, in each tensor, or in each tensor × exponent of the base weight.",
+        ),
+        seed_option("Seed for breaking ties."),
+        click.option("--scores", type=PATH, help="File to write the score of every element to."),
+    )(writes_a_mask(with_making))
+
+
+@make.command(
+    "random",
+    short_help="Control: any elements.",
+    epilog="Example: trimtab mask make random --base base/ --density 0.1 -o r.safetensors",
+)
+@base_option
+@makes_a_mask
+def random(base: str, making: Making) -> None:
+    """Select any elements of BASE: all have the same score, and ties are broken at random.
+
+    With --like, the same as `trimtab mask random`.
+    """
+    from trimtab.masks.makers.weight_scores import no_preference
+
+    making.by_weights(base, no_preference, "random")
+
+
+@make.command(
+    "complement",
+    short_help="Control: the elements that a mask does not select.",
+    epilog="Example: trimtab mask complement m.safetensors -o c.safetensors",
+)
+@click.argument("mask", type=PATH)
+@writes_a_mask
+def complement(mask: Path, target: MaskTarget) -> None:
+    """Select the elements that MASK does not, of the same tensors."""
+    with trimtab.open_mask(mask) as opened:
+        target.write_derived(trimtab.complemented(opened))
+
+
+@make.command(
+    "low-magnitude",
+    short_help="The smallest weights.",
+    epilog="Example: trimtab mask make low-magnitude --base base/ --density 0.1 -o p.safetensors",
+)
+@base_option
+@makes_a_mask
+def low_magnitude(base: str, making: Making) -> None:
+    """Select the smallest weights of BASE.
+
+    They are the ones that a small step can change at all in bf16, so this is what every other
+    prediction has to be better than.
+    """
+    making.by_weights(base, trimtab.low_magnitude, "low-magnitude")
+
+
+@make.command(
+    "high-magnitude",
+    short_help="The largest weights.",
+    epilog="Example: trimtab mask make high-magnitude --base base/ --density 0.1 -o p.safetensors",
+)
+@base_option
+@makes_a_mask
+def high_magnitude(base: str, making: Making) -> None:
+    """Select the largest weights of BASE."""
+    making.by_weights(base, trimtab.high_magnitude, "high-magnitude")
+
+
+_rank_option = click.option(
+    "--rank",
+    type=float,
+    default=PRINCIPAL_SHARE,
+    show_default=True,
+    help="Number of principal directions, as a share of the smaller side of a matrix.",
+)
+
+
+@make.command(
+    "principal",
+    short_help="Elements that carry the principal directions of their matrix.",
+    epilog="Example: trimtab mask make principal --base base/ --density 0.5 -o p.safetensors",
+)
+@base_option
+@_rank_option
+@makes_a_mask
+def principal(base: str, rank: float, making: Making) -> None:
+    """Select the elements that carry the principal directions of their matrix.
+
+    An element's score is its magnitude in the best approximation of that rank. Whole matrices are
+    decomposed, once with --match tensor or magnitude or with --scores, else four times.
+    """
+    making.by_weights(base, trimtab.PrincipalScores, "principal", share=rank)
+
+
+@make.command(
+    "off-principal",
+    short_help="Elements that do not.",
+    epilog="Example: trimtab mask make off-principal --base base/ --density 0.5 -o p.safetensors",
+)
+@base_option
+@_rank_option
+@makes_a_mask
+def off_principal(base: str, rank: float, making: Making) -> None:
+    """Select the elements that do not carry the principal directions of their matrix.
+
+    The complement of `principal`: of density 0.3, it is what `principal` of density 0.7 leaves.
+    """
+    making.by_weights(base, trimtab.PrincipalScores, "off-principal", share=rank, off=True)
+
+
+@make.command(
+    "safe",
+    short_help="Small weights and elements off the principal directions.",
+    epilog="Example: trimtab mask make safe --base base/ --density 0.74 -o p.safetensors",
+)
+@base_option
+@_rank_option
+@makes_a_mask
+def safe(base: str, rank: float, making: Making) -> None:
+    """Select small weights and elements off the principal directions.
+
+    The union of `low-magnitude` and `off-principal`, both of the one density in each tensor that
+    makes the union as large as asked for.
+    """
+    making.by_weights(base, trimtab.safe_scores, "safe", share=rank)
+
+
+@make.command(
+    "absorption",
+    short_help="Elements that steps of size LR can change at all in the stored dtype.",
+    epilog="Example: trimtab mask make absorption --base base/ --lr 1e-6 -o p.safetensors",
+)
+@base_option
+@click.option(
+    "--lr", type=float, help="Learning rate: size of the step that selected elements feel."
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Steps of Adam that add up in a master of high precision, all one way; 1 without one.",
+)
+@makes_a_mask
+def absorption(base: str, lr: float | None, steps: int, making: Making) -> None:
+    """Select the elements that steps of size --lr can change at all in the stored dtype of BASE.
+
+    A bf16 weight of 0.1 stays what it is under every move below 0.0002: rounding absorbs it. How
+    many elements that leaves follows from --lr. With --density or --like instead, as many are
+    selected, those first that the smallest move changes.
+    """
+    from trimtab.masks.makers.absorption import absorption_distance
+
+    if (lr is None) != making.is_sized:
+        raise click.UsageError("give either --lr, or --density or --like")
+    if lr is None:
+        making.by_weights(base, trimtab.easily_moved, "absorption")
+        return
+    distance = absorption_distance(lr, steps)
+    with trimtab.open_checkpoint(base) as checkpoint:
+        step = {"step": "absorption", "lr": lr, "steps": steps, **_id_of(checkpoint)}
+        with byte_progress("reading") as progress:
+            mask = trimtab.within_reach(checkpoint, distance, provenance=step, progress=progress)
+        making.write(mask, lambda: trimtab.easily_moved(checkpoint), {"step": "absorption"})
+
+
+@make.command(
+    "consensus",
+    short_help="Elements that several masks agree on.",
+    epilog="Example: trimtab mask make consensus --at-least 2 a.safetensors b.safetensors "
+    "c.safetensors -o p.safetensors",
+)
+@click.argument("masks", nargs=-1, required=True, type=PATH)
+@click.option("--at-least", type=int, help="Number of MASKS that select an element, at least.")
+@click.option("--base", help="Base of MASKS, for --match magnitude.")
+@makes_a_mask
+def consensus(
+    masks: tuple[Path, ...], at_least: int | None, base: str | None, making: Making
+) -> None:
+    """Select the elements that several MASKS agree on, such as those of runs with other seeds.
+
+    How many that are follows from --at-least. With --density or --like instead, as many are
+    selected, those first that most masks select.
+    """
+    from trimtab.masks.makers.counts import CountScores
+
+    if (at_least is None) != making.is_sized:
+        raise click.UsageError("give either --at-least, or --density or --like")
+    with ExitStack() as stack:
+        opened = [stack.enter_context(trimtab.open_mask(path)) for path in masks]
+        scores = CountScores(opened)
+        step = {"step": "consensus", "of": [mask.digest for mask in opened]}
+        if at_least is None:
+            checkpoint = (
+                None if base is None else stack.enter_context(trimtab.open_checkpoint(base))
+            )
+            making.by_scores(scores, checkpoint, step, masks=opened)
+        else:
+            making.write(trimtab.consensus(opened, at_least), lambda: scores, step)
+
+
+@make.command(
+    "warm",
+    short_help="Elements that the first steps of a run moved.",
+    epilog="Example: trimtab mask make warm --base base/ updates.trimtab --steps 5 -o "
+    "p.safetensors",
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@base_option
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    help="Number of first steps of a tracked run to use.  [default: all]",
+)
+@makes_a_mask
+def warm(sources: tuple[str, ...], base: str, steps: int | None, making: Making) -> None:
+    """Select the elements that the first steps of a run moved.
+
+    SOURCE is a file that trimtab.training.UpdateTracker wrote, or one or more checkpoints of the
+    run. How many elements that is follows from them: all that differed from BASE at any point. With
+    --density or --like instead, as many are selected, those first that differed most often.
+    """
+    from trimtab.compare.tracked_file import is_tracked
+    from trimtab.compare.tracked_points import TrackedPoints
+    from trimtab.masks.makers.counts import CountScores, TimesScores, ever
+
+    is_file = len(sources) == 1 and is_tracked(sources[0])
+    if steps is not None and not is_file:
+        raise click.UsageError("--steps is for a file of tracked updates: give early checkpoints")
+    with trimtab.open_checkpoint(base) as checkpoint:
+        step = {"step": "warm", "criterion": "bits", **_id_of(checkpoint)}
+        scores: Scores
+        if is_file:
+            points = TrackedPoints(sources[0], checkpoint, steps)
+            with byte_progress("reading") as progress:
+                scores = TimesScores(points.times_changed, checkpoint, progress=progress)
+            points.check({name: tensor.digest for name, tensor in scores.base.items()})
+            step |= {"tracked": sources[0], "after_steps": points.steps[-1]}
+        else:
+            with byte_progress("extracting") as progress:
+                masks = [
+                    trimtab.extract_mask(checkpoint, tuned, progress=progress) for tuned in sources
+                ]
+            scores = CountScores(masks)
+            step["checkpoints"] = [mask.provenance["steps"][0]["tuned"] for mask in masks]
+        if making.is_sized:
+            making.by_scores(scores, checkpoint, step)
+        else:
+            making.write(ever(scores, step), lambda: scores, step)
+
+
+def _id_of(base: Checkpoint) -> dict[str, Any]:
+    """The base in a step of provenance; the hashes are in the mask."""
+    return {"base": {"id": base.id, "revision": base.revision}}

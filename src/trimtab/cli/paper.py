@@ -1,0 +1,153 @@
+"""`trimtab paper list | show | run`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from trimtab.cli.options import PATH, Group, Outputs, json_option, result_options
+from trimtab.cli.paper_commands import ask_to_stop, in_its_own_process, in_this_process
+from trimtab.cli.terminal import say, stop_told
+from trimtab.errors import TrimtabError
+
+__all__ = ["paper"]
+
+QUICK = 1.0
+"""Minutes of a run that is not worth a process of its own, which first loads torch."""
+
+
+@click.group(
+    "paper",
+    cls=Group,
+    short_help="Run a paper's claims again, and say which of them hold.",
+    epilog="Example: trimtab paper run mukherjee-2025 --scale tiny",
+)
+def paper() -> None:
+    """Run a paper's claims again, with the controls they lacked."""
+
+
+@paper.command("list", short_help="List the papers.", epilog="Example: trimtab paper list")
+def list_papers() -> None:
+    """List the papers, with how many claims of each are known."""
+    from trimtab.papers.library import paper_ids, papers_folder, read_paper
+
+    folder = papers_folder()
+    ids = paper_ids(folder)
+    width = max(map(len, ids))
+    for id in ids:
+        paper = read_paper(id, folder)
+        num = len(paper.claims) + len(paper.public)
+        say(f"{id.ljust(width)}  {num:>3} claims  {paper.title} ({paper.arxiv})")
+
+
+@paper.command(
+    "show",
+    short_help="Show what a paper claims, and by which runs that is tried.",
+    epilog="Example: trimtab paper show mukherjee-2025",
+)
+@click.argument("paper")
+@json_option
+def show(paper: str, as_json: bool) -> None:
+    """Show what a paper claims, and by which runs each claim is tried.
+
+    PAPER is an id of `trimtab paper list`.
+    """
+    from trimtab.papers.library import papers_folder, read_paper
+    from trimtab.report.paper_plan import render_claims
+
+    data = read_paper(paper, papers_folder()).to_dict()
+    say(json.dumps(data, indent=1, ensure_ascii=False) if as_json else render_claims(data))
+
+
+@paper.command(
+    "run",
+    short_help="Run what the claims need, and say which of them hold.",
+    epilog="Example: trimtab paper run mukherjee-2025 --scale small --dry-run",
+)
+@click.argument("paper")
+@click.option("--scale", default="tiny", show_default=True, help="Size of the runs: tiny or small.")
+@click.option(
+    "--checkpoints",
+    type=PATH,
+    metavar="MAP.toml",
+    help="File that says where published checkpoints are, to measure them, too.",
+)
+@click.option(
+    "--jobs",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of runs that train at a time.",
+)
+@click.option("--seeds", metavar="SEED,...", help="Seeds in place of those in the paper's config.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("papers-out"),
+    show_default=True,
+    help="Folder of all runs, which papers share.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and what it costs, and stop.")
+@click.option("--no-training", is_flag=True, help="Measure the runs that are finished.")
+@result_options
+def run(
+    paper: str,
+    scale: str,
+    checkpoints: Path | None,
+    jobs: int,
+    seeds: str | None,
+    out: Path,
+    dry_run: bool,
+    no_training: bool,
+    outputs: Outputs,
+) -> None:
+    """Run what a paper's claims need, measure it, and say which of them hold.
+
+    PAPER is an id of `trimtab paper list`. Interrupt it when you like: the same command goes on,
+    and keeps the runs that are finished.
+    """
+    from trimtab.papers.library import papers_folder, read_paper
+    from trimtab.papers.public import read_checkpoints
+    from trimtab.papers.run import plan_paper, run_paper
+    from trimtab.report.paper_plan import render_paper_plan
+
+    chosen = read_paper(paper, papers_folder())
+    pairs = [pair.id for pair in chosen.public]
+    plan = plan_paper(
+        chosen,
+        scale,
+        out,
+        seeds=None if seeds is None else _numbers(seeds),
+        checkpoints={} if checkpoints is None else read_checkpoints(checkpoints, pairs),
+    )
+    data = plan.to_dict()
+    if dry_run:
+        say(json.dumps(data, indent=1) if outputs.as_json else render_paper_plan(data))
+        return
+    say(f"{render_paper_plan(data)}\n", err=True)
+    is_quick = plan.scale.minutes < QUICK and jobs == 1
+    with stop_told(ask_to_stop):
+        try:
+            result = run_paper(
+                plan,
+                in_this_process if is_quick else in_its_own_process,
+                jobs=jobs,
+                trains=not no_training,
+                told=lambda message: say(message, err=True),
+            )
+        except KeyboardInterrupt as interrupt:
+            missing = f"{len(plan.missing)} of {len(plan.cells)} runs"
+            raise type(interrupt)(f"the same command goes on: {missing} are missing") from None
+    outputs.give(result)
+    if failed := result.scale["failed"]:
+        name, why = next(iter(failed.items()))
+        raise TrimtabError(f"{len(failed)} of the runs failed, the first of them {name}: {why}")
+
+
+def _numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdecimal() for part in parts):
+        raise click.UsageError(f"--seeds {text}: expected whole numbers, as in 0,1,2")
+    return [int(part) for part in parts]
