@@ -29,7 +29,7 @@ from trimtab.report.document import Document as ReportPage
 from trimtab.report.evaluation_page import evaluation_page
 from trimtab.report.html import render
 from trimtab.report.identity import identity_document
-from trimtab.report.overlap_page import overlap_page
+from trimtab.report.overlap import overlap_document
 from trimtab.report.paper_page import paper_page
 from trimtab.report.robustness_page import robustness_page
 from trimtab.report.structure_page import structure_page
@@ -181,7 +181,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
         comparison_page(make_comparison(30)),
         demo_page(demo, {"grpo": make_comparison(1), "sft": make_comparison(1)}, checks),
         trajectory_page(make_trajectory()),
-        overlap_page(make_overlap(12)),
+        overlap_document(make_overlap(12)),
         structure_page(make_structure(tmp_path)),
         evaluation_page(make_evaluation().to_dict()),
         robustness_page(make_probe().to_dict()),

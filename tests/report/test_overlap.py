@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -15,24 +16,26 @@ from tests.report.test_comparison_table import cells
 from trimtab.masks.overlap_chance import NULLS, Shared
 from trimtab.masks.overlap_result import Overlap, OverlapCoverage
 from trimtab.report.html import render
-from trimtab.report.overlap_page import overlap_page
-from trimtab.report.overlap_table import render_overlap_table
-from trimtab.report.overlap_wording import (
+from trimtab.report.overlap import lift_sentence, overlap_document, shared_sentence
+from trimtab.report.shared import (
     NO_BASE,
-    lift_sentence,
+    coverage_sentence,
     lift_text,
     other_base_sentence,
-    overlap_coverage_sentence,
     probability_text,
     ratio_text,
-    shared_sentence,
     z_text,
 )
+from trimtab.report.terminal import render_text
 from trimtab.results.urn import Tail
 
 
 def page_of(overlap: Overlap) -> Page:
-    return Page(render(overlap_page(overlap)))
+    return Page(render(overlap_document(overlap)))
+
+
+def text_of_overlap(overlap: Overlap, **how: Any) -> str:
+    return render_text(overlap_document(overlap), **how)
 
 
 def words(text: str) -> str:
@@ -55,7 +58,7 @@ def rows_of(text: str, title: str) -> dict[str, dict[str, str]]:
 
 def test_figures_are_those_of_the_result() -> None:
     overlap = make_overlap()
-    text = render_overlap_table(overlap, console_width=140)
+    text = text_of_overlap(overlap, console_width=140)
     total = overlap.total()
     assert shared_sentence(total, "A", "B") in words(text)
     for null, against in total.nulls.items():
@@ -74,25 +77,25 @@ def test_figures_are_those_of_the_result() -> None:
 def test_a_narrow_window_drops_columns_and_no_figure_is_cut() -> None:
     overlap = make_overlap()
     for width in (60, 80, 100):
-        text = render_overlap_table(overlap, console_width=width)
+        text = text_of_overlap(overlap, console_width=width)
         for null, against in overlap.total().nulls.items():
-            (line,) = (line for line in text.splitlines() if line.startswith(f"{null} "))
+            (line,) = (line for line in text.splitlines() if re.match(rf"{null}:? +\S* ?\d", line))
             assert lift_text(against.lift) in line
-    text = render_overlap_table(overlap, console_width=80)
+    text = text_of_overlap(overlap, console_width=80)
     assert max(map(len, text.splitlines())) <= 80
 
 
 def test_without_a_base_this_is_said() -> None:
     overlap = make_overlap(with_base=False)
-    for text in (render_overlap_table(overlap), page_of(overlap).text):
+    for text in (text_of_overlap(overlap), page_of(overlap).text):
         assert NO_BASE in words(text)
         assert not re.search("^magnitude-matched ", text, re.MULTILINE)
-    assert NO_BASE not in words(render_overlap_table(make_overlap()))
+    assert NO_BASE not in words(text_of_overlap(make_overlap()))
 
 
 def test_three_masks_are_set_pair_by_pair() -> None:
     overlap = make_overlap(3)
-    text = render_overlap_table(overlap, console_width=120)
+    text = text_of_overlap(overlap, console_width=120)
     lines = text.splitlines()
     start = lines.index("Lift over the magnitude-matched null")
     matrix = [line.split() for line in lines[start + 1 : start + 5]]
@@ -119,7 +122,7 @@ def test_three_masks_are_set_pair_by_pair() -> None:
 
 def test_a_series_is_set_against_the_last() -> None:
     overlap = make_overlap(3, is_series=True)
-    found = rows_of(render_overlap_table(overlap, console_width=120), "mask ")
+    found = rows_of(text_of_overlap(overlap, console_width=120), "mask ")
     assert list(found) == ["A", "B"]
     assert found["B"]["of C in it"] == ratio_text(overlap.total(1, 2).o2)
     page = page_of(overlap)
@@ -165,13 +168,13 @@ def test_gaps_and_other_bases_are_loud() -> None:
         ({"name": "v", "base": [{"dtype": "BF16", "digest": "0" * 32}, None]},),
     )
     overlap = replace(make_overlap(), coverage=coverage)
-    said = overlap_coverage_sentence(overlap)
+    said = coverage_sentence(overlap)
     assert said.startswith("INCOMPLETE: 10 elements were compared; 1 tensor not in all masks")
     assert said.endswith("2 of A, 0 of B")
     warning = other_base_sentence(overlap)
     assert warning is not None
     page = page_of(overlap)
-    for text in (render_overlap_table(overlap, console_width=400), page.text):
+    for text in (text_of_overlap(overlap, console_width=400), page.text):
         assert said in words(text)
         assert warning in words(text)
     assert ("p", "class", "notice warning") in page.attributes
@@ -184,11 +187,11 @@ def test_gaps_and_other_bases_are_loud() -> None:
 def test_masks_that_select_nothing() -> None:
     for num_masks in (2, 3):
         overlap = make_overlap(num_masks, density=0.0)
-        text = render_overlap_table(overlap, console_width=120)
+        text = text_of_overlap(overlap, console_width=120)
         assert "Nothing that was compared is selected" in text
         assert page_of(overlap).tables
     empty = replace(make_overlap(), tensors=())
-    assert render_overlap_table(empty, console_width=120)
+    assert text_of_overlap(empty, console_width=120)
 
 
 def test_names_from_files_stay_text() -> None:
@@ -198,7 +201,7 @@ def test_names_from_files_stay_text() -> None:
     hostile = replace(overlap, masks=masks, tensors=tensors)
     scripts = page_of(overlap).scripts
     assert page_of(hostile).scripts == scripts
-    assert "\x1b" not in render_overlap_table(hostile)
+    assert "\x1b" not in text_of_overlap(hostile)
 
 
 @pytest.mark.parametrize(
@@ -233,13 +236,13 @@ def test_small_figures_in_words() -> None:
 def test_every_chart_is_drawn(
     browse: Callable[[str], str], num_masks: int, num_charts: int
 ) -> None:
-    document = browse(render(overlap_page(make_overlap(num_masks))))
+    document = browse(render(overlap_document(make_overlap(num_masks))))
     states = re.findall(r'class="chart"[^>]*data-state="(\w+)"', document)
     assert states == ["drawn"] * num_charts
 
 
 @pytest.mark.browser
 def test_the_chart_of_a_series_is_drawn(browse: Callable[[str], str]) -> None:
-    document = browse(render(overlap_page(make_overlap(5, is_series=True))))
+    document = browse(render(overlap_document(make_overlap(5, is_series=True))))
     states = re.findall(r'class="chart"[^>]*data-state="(\w+)"', document)
     assert states == ["drawn"] * 4

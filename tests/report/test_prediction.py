@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ from trimtab.masks import Mask
 from trimtab.masks.prediction import PredictionScore, score_prediction
 from trimtab.masks.selection.scores import ArrayScores
 from trimtab.report.html import render
-from trimtab.report.prediction_page import prediction_page
-from trimtab.report.prediction_table import render_prediction_table
+from trimtab.report.prediction import prediction_document
+from trimtab.report.terminal import render_text
 
 NAMES = ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight")
+
+
+def text_of_score(score: PredictionScore, **how: Any) -> str:
+    return render_text(prediction_document(score), **how)
 
 
 def words(text: str) -> str:
@@ -42,7 +47,7 @@ def score(tmp_path: Path) -> PredictionScore:
 
 
 def test_the_table(score: PredictionScore) -> None:
-    text = render_prediction_table(score, console_width=140)
+    text = text_of_score(score, console_width=140)
     told = words(text)
     assert "100 % of TRUE is predicted, and 50.00 % of PRED came true: 2 weights." in told
     # Of two of four elements at random one is hit in two: 1 × 1/2 in each tensor. By magnitude
@@ -64,7 +69,7 @@ def test_the_table(score: PredictionScore) -> None:
 
 
 def test_without_base_and_scores() -> None:
-    told = words(render_prediction_table(score_prediction(*masks()), console_width=140))
+    told = words(text_of_score(score_prediction(*masks()), console_width=140))
     assert "Average precision 50.00 %, of PRED alone, which ranks in two steps" in told
     assert "No base was given" in told
     assert "magnitude smallest" not in told
@@ -74,19 +79,19 @@ def test_nothing_to_predict() -> None:
     pred, _ = masks()
     empty = Mask.from_arrays({name: np.zeros((2, 2), dtype=np.bool_) for name in NAMES})
     for sides, side in (((pred, empty), "TRUE"), ((empty, pred), "PRED")):
-        told = words(render_prediction_table(score_prediction(*sides), console_width=140))
+        told = words(text_of_score(score_prediction(*sides), console_width=140))
         assert f"Nothing that was compared is selected in {side}" in told
-        page = Page(render(prediction_page(score_prediction(*sides))))
+        page = Page(render(prediction_document(score_prediction(*sides))))
         assert f"{side} selects nothing" in page.text
 
 
 def test_the_page(score: PredictionScore) -> None:
-    page = Page(render(prediction_page(score)))
+    page = Page(render(prediction_document(score)))
     assert "Which weights will move?" in page.text
     table = page.table("By kind")
     assert [row[0] for row in table.body] == ["q_proj", "up_proj", "all"]
     assert table.body[0] == [
-        *("q_proj", "4", "25.00 %", "50.00 %", "100 %", "100 %", "2", "2", "1", "2")
+        *("q_proj", "4", "25.00 %", "50.00 %", "100 %", "100 %", "1", "2", "2", "1", "2")
     ]
     assert [row[0] for row in page.table("By layer").body] == ["0", "1"]
     (spec,) = page.specs
@@ -98,6 +103,6 @@ def test_the_page(score: PredictionScore) -> None:
 def test_names_from_files_stay_text(score: PredictionScore) -> None:
     hostile = [replace(mask, id=HOSTILE) for mask in score.overlap.masks]
     told = replace(score, overlap=replace(score.overlap, masks=tuple(hostile)))
-    page = Page(render(prediction_page(told)))
+    page = Page(render(prediction_document(told)))
     assert not [script for script in page.scripts if HOSTILE in script]
-    assert "\x1b" not in render_prediction_table(told, console_width=140)
+    assert "\x1b" not in text_of_score(told, console_width=140)

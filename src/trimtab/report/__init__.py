@@ -116,32 +116,14 @@ REPORTS: Mapping[str, Report] = {
         ),
     ),
     "trimtab.identity": Report("trimtab identity", "identity", "Identity"),
-    "trimtab.overlap": Report(
-        "trimtab mask overlap",
-        "overlap",
-        "Overlap",
-        (
-            "trimtab.masks.overlap_result",
-            "overlap_table:render_overlap_table",
-            "overlap_page:overlap_page",
-        ),
-    ),
+    "trimtab.overlap": Report("trimtab mask overlap", "overlap", "Overlap"),
     "trimtab.split": Report(
         "trimtab mask share",
         "split",
         "Split",
         ("trimtab.masks.split", "split_table:render_split", "split_page:split_page"),
     ),
-    "trimtab.prediction": Report(
-        "trimtab mask score",
-        "prediction",
-        "PredictionScore",
-        (
-            "trimtab.masks.prediction",
-            "prediction_table:render_prediction_table",
-            "prediction_page:prediction_page",
-        ),
-    ),
+    "trimtab.prediction": Report("trimtab mask score", "prediction", "PredictionScore"),
     "trimtab.structure": Report(
         "trimtab mask structure",
         "structure",

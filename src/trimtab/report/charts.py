@@ -15,6 +15,7 @@ from trimtab.report.vega import (
     arm_colours,
     category,
     chart,
+    dashed_at,
     dots,
     hover_box,
     layer,
@@ -27,11 +28,13 @@ from trimtab.report.wording import printable
 __all__ = [
     "Marks",
     "heat_map",
+    "lift_dots",
     "marks_of",
     "nice_ceiling",
     "percent_floor",
     "reference_dots",
     "run_keys",
+    "shares_over_time",
     "tolerance_sweep",
     "ulp_histogram",
 ]
@@ -326,3 +329,67 @@ def reference_dots(
         layers.insert(0, layer("bar", ends, height=7, fill="var(--span)", cornerRadius=3))
     height = max(26, 17 * len(labels)) * len(names)
     return chart(marks.rows, *layers, height=height)
+
+
+def lift_dots(marks: Marks, nulls: Sequence[str]) -> dict[str, Any]:
+    """The lift of each name over each null, on a log axis with a rule at 1.
+
+    Args:
+        marks: `arm` (one of `nulls`), `name`, `lift` above 0.
+        nulls: In order, so that each has its colour.
+    """
+    lifts = marks.values("lift")
+    names = list(dict.fromkeys(row["name"] for row in marks.rows))
+    domain = [min([0.9, *lifts]) / 1.1, max([1.1, *lifts]) * 1.1]
+    scale = {"type": "log", "domain": domain, "nice": False}
+    title = "shared ÷ expected by chance (lift)"
+    x = quantity("lift", title, scale=scale, tickCount=6, format="~r")
+    places = {
+        "x": x,
+        "y": category("name", names, labelLimit=220),
+        "color": arm_colours(nulls),
+        "tooltip": marks.tooltip,
+    }
+    return chart(
+        marks.rows,
+        layer("rule", {"x": x}, rows=[{"lift": 1}], color="var(--ink)", strokeWidth=1.5),
+        dots(places),
+        height=26 * len(names),
+    )
+
+
+_MANY = 60
+"""Points from which a line without dots reads better; the hover box stays."""
+
+
+def shares_over_time(
+    marks: Marks,
+    names: Sequence[str],
+    *,
+    time: str,
+    axis: str,
+    domain: tuple[float, float],
+    rule: float | None = None,
+) -> dict[str, Any]:
+    """A line for each of some shares of the weights.
+
+    Args:
+        marks: `arm` (one of `names`), `at` (step, or number of the point), `value` in percent.
+        names: In order, so that each has its colour.
+        time: Title of the axis of `at`.
+        axis: Title of the axis of values.
+        domain: Where that axis begins and ends.
+        rule: A percentage to draw a dashed line at.
+    """
+    scale = {"nice": False, "zero": False}
+    look: dict[str, Any] = {"grid": False, "tickMinStep": 1, "format": ",d", "labelFlush": False}
+    y = quantity("value", axis, domain, tickCount=5)
+    places = {"x": quantity("at", time, scale=scale, **look), "y": y, "color": arm_colours(names)}
+    is_dotted = len(marks.rows) <= _MANY * len(names)
+    return chart(
+        marks.rows,
+        *([] if rule is None else [dashed_at(rule, "y", y)]),
+        layer("line", places, strokeWidth=2),
+        dots({**places, "tooltip": marks.tooltip}, 50, opacity=int(is_dotted)),
+        height=200,
+    )

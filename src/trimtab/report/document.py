@@ -51,7 +51,7 @@ class Column(Generic[Row]):
     Attributes:
         heading: Its heading.
         cell: Text of a cell, from what the row is about; a `wording.Shown` keeps its number for
-            CSV files and data frames.
+            CSV files and data frames. Not used where the cells are given.
         role: How it is set.
         short: Heading in a terminal, if another one.
         drop: Place in the order in which columns give way in a narrow terminal, from 1; a column
@@ -61,7 +61,7 @@ class Column(Generic[Row]):
     """
 
     heading: str
-    cell: Callable[[Row], str]
+    cell: Callable[[Row], str] = str
     role: Role = "number"
     short: str = ""
     drop: int = 0
@@ -172,7 +172,7 @@ def table(
 
 def plain_table(
     title: str,
-    columns: Iterable[tuple[str, Role]],
+    columns: Iterable[Column[Any] | tuple[str, Role]],
     rows: Iterable[Sequence[str]],
     *,
     limit: int | None = None,
@@ -182,14 +182,14 @@ def plain_table(
 
     Args:
         title: Caption.
-        columns: Heading and role of each.
+        columns: Each one, or just its heading and its role.
         rows: Cells.
         limit: Show this many rows and count the rest.
         more: Further attributes of `Table`.
     """
     cells = tuple(tuple(row) for row in rows)
     shown = cells if limit is None else cells[:limit]
-    heads = tuple(Column[Any](heading, str, role) for heading, role in columns)
+    heads = tuple(c if isinstance(c, Column) else Column[Any](c[0], role=c[1]) for c in columns)
     return Table(title, heads, shown, num_left_out=len(cells) - len(shown), **more)
 
 

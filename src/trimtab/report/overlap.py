@@ -1,334 +1,555 @@
-"""Sections of the page on what masks share, beside what they would share by chance."""
+"""The report of an overlap: what masks share, beside what they would share by chance."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil, floor, log10
 from typing import Any
 
-from trimtab.masks.overlap_chance import Shared
+from trimtab.elements.counts import percent
+from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR, Null, Shared
 from trimtab.masks.overlap_result import Overlap
-from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
-from trimtab.report.charts import nice_ceiling, percent_floor
-from trimtab.report.overlap_charts import MEASURED, counts_by_mask, lift_dots, pair_matrix
-from trimtab.report.overlap_wording import (
-    common_sentence,
+from trimtab.report.charts import (
+    Marks,
+    lift_dots,
+    marks_of,
+    nice_ceiling,
+    percent_floor,
+    shares_over_time,
+)
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Hero,
+    Key,
+    Keyed,
+    Role,
+    Section,
+    Table,
+    plain_table,
+    table,
+)
+from trimtab.report.shared import (
+    MEASURED,
+    NO_BASE,
+    NULLS,
+    against_chance,
     count_text,
+    coverage_sentence,
     letters,
     lift_text,
-    null_cells,
-    null_note,
+    mask_names,
+    other_base_sentence,
+    overlap_coverage,
+    overlap_provenance,
     probability_text,
     ratio_text,
-    short_name,
+    selected,
     z_text,
 )
-from trimtab.report.trajectory_charts import shares_over_time
-from trimtab.report.wording import kinds_in_order, printable
+from trimtab.report.vega import WIDTH, arm_colours, category, chart, dots, layer, quantity
+from trimtab.report.wording import count, kinds_in_order, layer_text, plural, printable
+from trimtab.words import are
 
-__all__ = [
-    "against_chance",
-    "agreed",
-    "every_pair",
-    "lifts_by_kind",
-    "over_the_series",
-]
+__all__ = ["overlap_document"]
 
-_COUNTS: tuple[Column, ...] = (
-    ("in the first", "number"),
-    ("in the second", "number"),
-    ("shared", "number"),
-    ("o1", "number"),
-    ("o2", "number"),
-)
-_SHARES_NOTE = (
-    "“o1” is the share of the first mask that is in the second, “o2” that of the second in the "
-    "first. The last columns are the lift over each null: shared / expected."
-)
+_LIFTS = "The last columns are the lift over each null: shared / expected."
 
 
-def against_chance(overlap: Overlap) -> Section:
-    """Two masks: what they share, and under each null what chance gives."""
-    shared = overlap.total()
-    measured = (
-        MEASURED,
-        f"{shared.intersection:,}",
-        *map(ratio_text, shared.ratios),
-        *("",) * 5,
-    )
-    rows = [null_cells(null, against) for null, against in shared.nulls.items()]
-    columns: list[Column] = [("", "text"), ("shared", "number")]
-    columns += [(title, "number") for title in ("o1", "o2", "Jaccard", "lift", "z", "p")]
-    columns += [("most o1", "number"), ("most o2", "number")]
-    return Section(
-        "More than chance?",
-        blocks=(
-            table(
-                "Measured, and expected under each null",
-                columns,
-                [measured, *rows],
-                is_folded=False,
-                note=null_note(),
-            ),
+def overlap_document(overlap: Overlap) -> Document:
+    """What a report says about an overlap."""
+    names = dict(zip(letters(overlap), mask_names(overlap), strict=True))
+    texts = dict(zip(names, selected(overlap), strict=True))
+    first, *others = names.values()
+    base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
+    coverage, warning = coverage_sentence(overlap), other_base_sentence(overlap)
+    caveats = [NO_BASE] if overlap.base is None else []
+    if len(overlap.masks) > 2:
+        sentences = [common_sentence(overlap)]
+    else:
+        shared = overlap.total()
+        lifts = lift_sentence({null: against.lift for null, against in shared.nulls.items()})
+        sentences = [shared_sentence(shared, "A", "B"), *([lifts] if lifts else [])]
+    return Document(
+        title=f"{first} and {', '.join(others)}",
+        heading="Do the masks select the same weights?",
+        subtitle=(first, ", ".join(others)),
+        facts={letter: f"{name}: {texts[letter]}" for letter, name in names.items()} | base,
+        headlines=sentences[:1],
+        summary=sentences[1:],
+        heroes=_heroes(overlap),
+        warnings=[warning] if warning else [],
+        caveats=caveats,
+        coverage=coverage,
+        incomplete=[] if overlap.coverage.is_complete else [coverage],
+        paragraphs=(
+            "; ".join(f"{letter} is {name}: {texts[letter]}" for letter, name in names.items())
+            + ".",
+            " ".join(sentences),
+            *caveats,
         ),
+        sections=[
+            *_sections(overlap),
+            overlap_coverage(overlap),
+            overlap_provenance(overlap),
+        ],
+        source=f"masks {first} and {', '.join(others)} · magnitudes of "
+        f"{base.get('base', 'no base')}",
+        date=overlap.provenance.get("date", ""),
     )
 
 
-def lifts_by_kind(overlap: Overlap) -> Section:
+def _sections(overlap: Overlap) -> list[Section]:
+    if len(overlap.masks) == 2:
+        return [against_chance(overlap), _where(overlap)]
+    series = [_over_the_series(overlap)] if overlap.is_series else []
+    return [*series, _every_pair(overlap), _agreed(overlap)]
+
+
+def _counts(first: str, second: str) -> tuple[Column[Shared], ...]:
+    """Columns on what two masks share, by what these are called."""
+    return (
+        Column(f"in {first}", lambda shared: count(shared.num_first), drop=1),
+        Column(f"in {second}", lambda shared: count(shared.num_second), drop=2),
+        Column("shared", lambda shared: count(shared.intersection)),
+        Column(
+            "o1",
+            lambda shared: ratio_text(shared.o1),
+            drop=4,
+            note=f"“o1” is the share of {first} that is in {second}, “o2” that of {second} in "
+            f"{first}.",
+        ),
+        Column("o2", lambda shared: ratio_text(shared.o2), drop=5),
+    )
+
+
+def _lifts(overlap: Overlap) -> tuple[Column[Shared], ...]:
+    """A column for the lift over each null."""
+
+    def column(null: Null) -> Column[Shared]:
+        return Column(_short_name(null), lambda shared: lift_text(shared.nulls[null].lift))
+
+    return tuple(map(column, overlap.nulls))
+
+
+def _where(overlap: Overlap) -> Section:
     """Two masks: the lift of each kind over each null, and the same by layer."""
     by_kind = overlap.by_kind()
-    shares = {printable(kind): by_kind[kind] for kind in kinds_in_order(by_kind)}
-    shares["all"] = overlap.total()
-    rows: list[dict[str, Any]] = [
-        {
-            "arm": null,
-            "name": name,
-            "lift": against.lift,
-            "tip_0": name,
-            "tip_1": null,
-            "tip_2": lift_text(against.lift),
-            "tip_3": f"{shared.intersection:,}",
-            "tip_4": count_text(against.expected),
-            "tip_5": z_text(against.z),
-        }
-        for name, shared in shares.items()
-        for null, against in shared.nulls.items()
-        if against.lift
-    ]
+    kinds = [((kind,), by_kind[kind]) for kind in kinds_in_order(by_kind)]
+    kinds.append((("all",), overlap.total()))
+    elements = Column[Shared]("elements", lambda shared: count(shared.num_elements), drop=3)
+    columns = (elements, *_counts("A", "B"), *_lifts(overlap))
+    marks = marks_of(
+        [
+            ((*names, null), (shared, against))
+            for names, shared in kinds
+            for null, against in shared.nulls.items()
+        ],
+        ("kind", "null"),
+        (
+            Column("lift", lambda row: lift_text(row[1].lift)),
+            Column("shared", lambda row: count(row[0].intersection)),
+            Column("expected", lambda row: count_text(row[1].expected)),
+            Column("z", lambda row: z_text(row[1].z)),
+        ),
+        lambda names, row: (
+            {"name": printable(names[0]), "arm": names[1], "lift": row[1].lift}
+            if row[1].lift
+            else None
+        ),
+    )
     figure = Figure(
         "Lift by kind, over each null",
-        lift_dots(rows, overlap.nulls, list(shares)),
+        lift_dots(marks, overlap.nulls),
         "At 1 (the line) the masks share what the null expects. The axis is logarithmic: what is "
         "left at the magnitude-matched null is not explained by how large the weights were.",
         table(
             "By kind",
-            [("kind", "text"), *_COUNTS, *_lift_columns(overlap)],
-            [(name, *_cells(shared)) for name, shared in shares.items()],
+            kinds,
+            columns,
+            keys=("kind",),
             has_total=True,
             is_folded=False,
-            note=_SHARES_NOTE,
+            note=_LIFTS,
+            brief="By kind, with the lift over each null",
         ),
         tuple(Key(f"dot-{place}", null) for place, null in enumerate(overlap.nulls)),
     )
     layers = table(
         "By layer",
-        [("layer", "text"), *_COUNTS, *_lift_columns(overlap)],
-        [(_layer(layer), *_cells(shared)) for layer, shared in overlap.by_layer().items()],
-        note=_SHARES_NOTE,
+        [((layer_text(layer),), shared) for layer, shared in overlap.by_layer().items()],
+        columns,
+        keys=("layer",),
+        note=_LIFTS,
     )
     both = table(
         "By layer and kind",
-        [("layer", "text"), ("kind", "code"), *_COUNTS, *_lift_columns(overlap)],
         [
-            (_layer(layer), printable(kind), *_cells(shared))
+            ((layer_text(layer), kind), shared)
             for (layer, kind), shared in overlap.by_layer_kind().items()
         ],
-        note=_SHARES_NOTE,
+        columns,
+        keys=("layer", ("kind", "code")),
+        note=_LIFTS,
     )
     return Section("Where", blocks=(figure, layers, both))
 
 
-def _lift_columns(overlap: Overlap) -> list[Column]:
-    return [(short_name(null), "number") for null in overlap.nulls]
+Pair = tuple[Shared, float | None]
+"""What two masks share, and the share of the one that is in the other."""
 
 
-def _cells(shared: Shared) -> tuple[str, ...]:
-    """Cells of `_COUNTS` and `_lift_columns`."""
-    counts = shared.num_first, shared.num_second, shared.intersection
-    return (
-        *(f"{count:,}" for count in counts),
-        ratio_text(shared.o1),
-        ratio_text(shared.o2),
-        *(lift_text(against.lift) for against in shared.nulls.values()),
-    )
-
-
-def _layer(layer: int | None) -> str:
-    return "outside the layers" if layer is None else str(layer)
-
-
-def every_pair(overlap: Overlap) -> Section:
+def _every_pair(overlap: Overlap) -> Section:
     """Three masks or more: shares and lifts of every pair."""
-    names = letters(overlap)
+    names, finest = letters(overlap), overlap.nulls[-1]
     totals = {pair: overlap.total(*pair) for pair in overlap.pairs}
-    both_ways = [*totals, *((second, first) for first, second in totals)]
-    finest = overlap.nulls[-1]
-    shares, lifts = [], []
-    for row, column in sorted(both_ways):
-        shared = totals[min(row, column), max(row, column)]
-        share = shared.o1 if row < column else shared.o2
-        lift = shared.nulls[finest].lift
-        tips = (
-            f"{names[row]} in {names[column]}",
-            ratio_text(share),
-            f"{shared.intersection:,}",
-            *(lift_text(against.lift) for against in shared.nulls.values()),
+    pairs: dict[tuple[str, str], Pair] = {}
+    for (first, second), shared in totals.items():
+        pairs[names[first], names[second]] = shared, shared.o1
+        pairs[names[second], names[first]] = shared, shared.o2
+
+    def lift(null: Null) -> Callable[[Pair], float | None]:
+        return lambda pair: pair[0].nulls[null].lift
+
+    def lift_column(null: Null) -> Column[Pair]:
+        return Column(f"lift, {null}", lambda pair: lift_text(lift(null)(pair)))
+
+    columns: dict[str, Column[Pair]] = {
+        "Share of the mask of the row that is in that of the column": Column(
+            "share", lambda pair: ratio_text(pair[1])
+        ),
+        "Jaccard": Column("Jaccard", lambda pair: ratio_text(pair[0].jaccard)),
+        **{f"Lift over the {null} null": lift_column(null) for null in overlap.nulls},
+    }
+    hover = (*columns.values(), Column[Pair]("shared", lambda pair: count(pair[0].intersection)))
+
+    def squares(title: str, value: Callable[[Pair], float | None], low: float, high: float) -> Any:
+        marks = marks_of(
+            [((f"{row} in {column}",), pair) for (row, column), pair in sorted(pairs.items())],
+            ("share of",),
+            hover,
+            lambda key, pair: {
+                **dict(zip(("row", "column"), key[0].split(" in "), strict=True)),
+                "value": value(pair) or 0.0,
+                "label": columns[title].cell(pair),
+            },
         )
-        cell = {
-            "row": names[row],
-            "column": names[column],
-            **{f"tip_{place}": tip for place, tip in enumerate(tips)},
-        }
-        shares.append({**cell, "value": share or 0.0, "label": ratio_text(share)})
-        lifts.append({**cell, "value": lift or 0.0, "label": lift_text(lift)})
-    titles = ("share of", "share", "shared", *(f"lift, {null}" for null in overlap.nulls))
-    pairs = table(
-        "Every pair",
-        [("first", "text"), ("second", "text"), *_COUNTS, *_lift_columns(overlap)],
-        [
-            (names[first], names[second], *_cells(shared))
-            for (first, second), shared in totals.items()
-        ],
-        is_folded=False,
-        note=_SHARES_NOTE,
-    )
-    found = [shared.nulls[finest].lift or 0.0 for shared in totals.values()]
-    highest = nice_ceiling(max([1.1, *found]))
+        return _pair_matrix(marks, names, lowest=low, highest=high)
+
+    share_title, *_, lift_title = columns
+    ordered = [
+        ((names[first], names[second]), shared) for (first, second), shared in totals.items()
+    ]
+    highest = nice_ceiling(max([1.1, *(lift(finest)(pair) or 0.0 for pair in pairs.values())]))
+    matrices = [_matrix(names, pairs, title, column.cell) for title, column in columns.items()]
     return Section(
         "Every pair",
         blocks=(
+            *([] if overlap.is_series else matrices),
             Figure(
-                "Share of the mask of the row that is in that of the column",
-                pair_matrix(shares, names, lowest=0.0, highest=1.0, tips=titles),
+                share_title,
+                squares(share_title, lambda pair: pair[1], 0.0, 1.0),
                 "Two masks of different densities share different shares of each.",
-                pairs,
+                table(
+                    "Every pair",
+                    ordered,
+                    (*_counts("the first", "the second"), *_lifts(overlap)),
+                    keys=("first", "second"),
+                    is_folded=False,
+                    note=_LIFTS,
+                ),
             ),
             Figure(
-                f"Lift over the {finest} null",
-                pair_matrix(lifts, names, lowest=min(1.0, highest), highest=highest, tips=titles),
+                lift_title,
+                squares(lift_title, lift(finest), min(1.0, highest), highest),
                 "1 is what the null expects; the lifts over the other nulls are in the table.",
-                _lift_table(overlap, totals.values()),
+                _lift_table(ordered),
             ),
         ),
     )
 
 
-def _lift_table(overlap: Overlap, totals: Iterable[Shared]) -> Table:
-    names = letters(overlap)
+def _matrix(
+    names: Sequence[str],
+    pairs: Mapping[tuple[str, str], Pair],
+    title: str,
+    cell: Callable[[Pair], str],
+) -> Table:
+    """A figure of every pair, as a terminal shows it."""
+    rows = [
+        (row, *(cell(pairs[row, column]) if row != column else "" for column in names))
+        for row in names
+    ]
+    columns = (Column[Any]("", role="text"), *map(Column[Any], names))
+    return plain_table(title, columns, rows, brief=title, on_page=False)
+
+
+def _lift_table(pairs: Iterable[Keyed[Shared]]) -> Table:
     return table(
         "Every pair against each null",
         [
-            ("first", "text"),
-            ("second", "text"),
-            ("null", "text"),
-            *((title, "number") for title in ("shared", "expected", "lift", "z", "p")),
-        ],
-        [
-            (
-                names[first],
-                names[second],
-                null,
-                f"{shared.intersection:,}",
-                count_text(against.expected),
-                lift_text(against.lift),
-                z_text(against.z),
-                probability_text(against),
-            )
-            for (first, second), shared in zip(overlap.pairs, totals, strict=True)
+            ((*names, null), (shared, against))
+            for names, shared in pairs
             for null, against in shared.nulls.items()
         ],
-        note=null_note(),
+        (
+            Column("shared", lambda row: count(row[0].intersection)),
+            Column("expected", lambda row: count_text(row[1].expected)),
+            Column("lift", lambda row: lift_text(row[1].lift)),
+            Column("z", lambda row: z_text(row[1].z)),
+            Column("p", lambda row: probability_text(row[1])),
+        ),
+        keys=("first", "second", "null"),
+        note=NULLS,
     )
 
 
-def over_the_series(overlap: Overlap) -> Section:
+def _over_the_series(overlap: Overlap) -> Section:
     """Masks in the order of time: each set against the last."""
     names, last = letters(overlap), len(overlap.masks) - 1
-    shares = [overlap.total(place, last) for place in range(last)]
-    lines = {f"of it in {names[last]}": "o1", f"of {names[last]} in it": "o2"}
-    rows = [
-        {
-            "arm": title,
-            "at": place + 1,
-            "value": 100 * ratio,
-            "tip_0": names[place],
-            "tip_1": f"{ratio_text(ratio)} {title}",
-            "tip_2": f"{shared.intersection:,}",
-        }
-        for place, shared in enumerate(shares)
-        for title, key in lines.items()
-        if (ratio := getattr(shared, key)) is not None
-    ]
+    rows = [((names[place],), overlap.total(place, last)) for place in range(last)]
+    of_it, in_it = f"of it in {names[last]}", f"of {names[last]} in it"
+    lines = {of_it: "o1", in_it: "o2"}
+    marks = marks_of(
+        [((*key, title), shared) for key, shared in rows for title in lines],
+        ("mask", "share"),
+        (
+            Column[Shared]("o1", lambda shared: ratio_text(shared.o1)),
+            Column[Shared]("o2", lambda shared: ratio_text(shared.o2)),
+            Column[Shared]("weights", lambda shared: count(shared.intersection)),
+        ),
+        lambda key, shared: (
+            None
+            if (ratio := getattr(shared, lines[key[1]])) is None
+            else {"arm": key[1], "at": names.index(key[0]) + 1, "value": 100 * ratio}
+        ),
+    )
     figure = Figure(
         f"Each mask against the last, {names[last]}",
         shares_over_time(
-            rows,
+            marks,
             list(lines),
             time="mask, in the order given",
             axis="shared (%)",
-            domain=(percent_floor([row["value"] for row in rows]), 100.0),
+            domain=(percent_floor(marks.values("value")), 100.0),
         ),
         "How much of an early mask stays to the end, and how much of the last one it already has.",
         table(
             "Against the last",
-            [("first", "text"), *_COUNTS, *_lift_columns(overlap)],
-            [(names[place], *_cells(shared)) for place, shared in enumerate(shares)],
+            rows,
+            (
+                Column("selected", lambda shared: count(shared.num_first)),
+                Column("shared", lambda shared: count(shared.intersection), drop=1),
+                Column(of_it, lambda shared: ratio_text(shared.o1)),
+                Column(in_it, lambda shared: ratio_text(shared.o2)),
+                Column("Jaccard", lambda shared: ratio_text(shared.jaccard), drop=2),
+                *_lifts(overlap),
+            ),
+            keys=("mask",),
             is_folded=False,
-            note=_SHARES_NOTE,
+            note=_LIFTS,
+            brief=f"Each mask against the last, {names[last]}, with the lift over each null",
         ),
         tuple(Key(f"dot-{place}", title) for place, title in enumerate(lines)),
     )
     return Section("Early and late", blocks=(figure,))
 
 
-def agreed(overlap: Overlap) -> Section:
+def _agreed(overlap: Overlap) -> Section:
     """Three masks or more: how many weights are in exactly so many of them."""
-    consensus = overlap.consensus()
-    counts = [str(count) for count in range(len(consensus.num_by_count))]
+    consensus, by_kind = overlap.consensus(), overlap.consensus_by_kind()
     expected = {null: consensus.expected_by_count(null) for null in overlap.nulls}
-    arms = [MEASURED, *overlap.nulls]
-    rows = [
-        {
-            "arm": arm,
-            "count": count,
-            "weights": weights,
-            "tip_0": count,
-            "tip_1": arm,
-            "tip_2": f"{weights:,}" if arm == MEASURED else count_text(weights),
-            "tip_3": lift_text(consensus.num_by_count[int(count)] / weights),
-        }
-        for arm, numbers in ((MEASURED, consensus.num_by_count), *expected.items())
-        for count, weights in zip(counts, numbers, strict=True)
-        if weights > 0
-    ]
+    numbers: dict[str, Sequence[float]] = {MEASURED: consensus.num_by_count}
+    numbers |= {str(null): found for null, found in expected.items()}
+    nulls: list[tuple[str, Role]] = [(_short_name(null), "number") for null in overlap.nulls]
+    counts = [str(place) for place in range(len(consensus.num_by_count))]
+    title = "Weights in exactly so many masks"
+    marks = marks_of(
+        [
+            ((place, name), (consensus.num_by_count[int(place)], weights))
+            for name, found in numbers.items()
+            for place, weights in zip(counts, found, strict=True)
+        ],
+        ("masks", ""),
+        (
+            Column("weights", lambda row: count_text(row[1])),
+            Column("measured ÷ this", lambda row: lift_text(row[0] / row[1])),
+        ),
+        lambda names, row: (
+            {"count": names[0], "arm": names[1], "weights": row[1]} if row[1] > 0 else None
+        ),
+    )
     figure = Figure(
-        "Weights in exactly so many masks",
-        counts_by_mask(rows, arms, counts),
+        title,
+        _counts_by_mask(marks, list(numbers), counts),
         "A dot is what was measured, a tick what a null expects; the axis is logarithmic.",
-        table(
-            "Weights in exactly so many masks, and expected under each null",
-            [("masks", "text"), ("weights", "number"), *((null, "number") for null in expected)],
+        plain_table(
+            f"{title}, and expected under each null",
+            [("in so many masks", "text"), ("weights", "number"), *nulls],
             [
-                (
-                    count,
-                    f"{consensus.num_by_count[int(count)]:,}",
-                    *(count_text(numbers[int(count)]) for numbers in expected.values()),
-                )
-                for count in counts
+                (place, count(num), *(count_text(found[int(place)]) for found in expected.values()))
+                for place, num in zip(counts, consensus.num_by_count, strict=True)
             ],
             is_folded=False,
+            brief=f"{title}, and how many each null expects",
         ),
-        tuple(Key(f"dot-{place}", arm) for place, arm in enumerate(arms)),
+        tuple(Key(f"dot-{place}", name) for place, name in enumerate(numbers)),
     )
-    common = table(
+    groups = {printable(kind): by_kind[kind] for kind in kinds_in_order(by_kind)}
+    common = plain_table(
         "In all masks, by kind",
-        [("kind", "text"), ("in any", "number"), ("in all", "number"), *_lift_columns(overlap)],
-        _common_rows(overlap),
+        [("kind", "text"), ("in any", "number"), ("in all", "number"), *nulls],
+        [
+            (
+                name,
+                count(group.num_any),
+                count(group.num_common),
+                *(lift_text(group.common_lift(null)) for null in overlap.nulls),
+            )
+            for name, group in {**groups, "all": consensus}.items()
+        ],
         has_total=True,
         note="The last columns are the lift over each null: in all masks / expected.",
     )
     return Section("What all agree on", (common_sentence(overlap),), (figure, common))
 
 
-def _common_rows(overlap: Overlap) -> Sequence[tuple[str, ...]]:
-    by_kind = overlap.consensus_by_kind()
-    groups = {printable(kind): by_kind[kind] for kind in kinds_in_order(by_kind)}
-    groups["all"] = overlap.consensus()
-    return [
-        (
-            name,
-            f"{group.num_any:,}",
-            f"{group.num_common:,}",
-            *(lift_text(group.common_lift(null)) for null in overlap.nulls),
+def _pair_matrix(
+    marks: Marks, names: Sequence[str], *, lowest: float, highest: float
+) -> dict[str, Any]:
+    """A square for each pair of masks, its figure in it; the depth of one colour is its value.
+
+    Args:
+        marks: `row`, `column`, `value`, and as finished text `label`.
+        names: Of the masks, in order.
+        lowest: The value without colour.
+        highest: The value in full colour.
+    """
+    places = {
+        "x": category("column", names, padding=0.04, orient="top", labelAngle=0),
+        "y": category("row", names, padding=0.04),
+    }
+    depth = {
+        "field": "value",
+        "type": "quantitative",
+        "scale": {"domain": [lowest, highest], "range": [0.05, 0.6], "clamp": True},
+        "legend": None,
+    }
+    shaded = {**places, "fillOpacity": depth, "tooltip": marks.tooltip}
+    written = {**places, "text": {"field": "label", "type": "nominal"}}
+    return chart(
+        marks.rows,
+        layer("rect", shaded, fill="var(--accent)", cursor="help"),
+        layer("text", written, fontSize=11, fill="var(--ink)"),
+        width=min(WIDTH, 40 + 64 * len(names)),
+        height=30 * len(names),
+    )
+
+
+def _counts_by_mask(marks: Marks, arms: Sequence[str], counts: Sequence[str]) -> dict[str, Any]:
+    """Weights that are in so many masks: as a dot what was measured, as ticks what is expected.
+
+    Args:
+        marks: `arm` (measured, or a null), `count`, `weights` above 0.
+        arms: Labels in order, so that each has its colour.
+        counts: From left to right.
+    """
+    powers = [log10(weights) for weights in marks.values("weights")] or [0.0]
+    domain = [10.0 ** floor(min(powers)), 10.0 ** max(ceil(max(powers)), floor(min(powers)) + 1)]
+    scale = {"type": "log", "domain": domain}
+    places = {
+        "x": category("count", counts, "masks that select a weight", padding=None, labelAngle=0),
+        "y": quantity("weights", "weights", scale=scale, format="~s", tickCount=6),
+        "color": arm_colours(arms),
+        "tooltip": marks.tooltip,
+    }
+    is_measured = {"field": "arm", "equal": MEASURED}
+    tick: dict[str, Any] = {"thickness": 3, "width": 34, "orient": "horizontal"}
+    return chart(
+        marks.rows,
+        layer("tick", places, where={"not": is_measured}, **tick),
+        dots(places, where=is_measured),
+        height=240,
+    )
+
+
+def _heroes(overlap: Overlap) -> list[Hero]:
+    """How much of each mask is in the other, or in all of several."""
+    if len(overlap.masks) > 2:
+        consensus = overlap.consensus()
+        if not consensus.num_any:
+            return [Hero("", "–", "nothing is selected in any mask", 0.0, "nothing to share")]
+        figure = percent(consensus.num_common, consensus.num_any)
+        words = f"of {consensus.num_any:,} weights in any of {len(overlap.masks)} masks are in all"
+        under = f"{consensus.num_common:,} in all"
+        return [Hero("", figure, words, consensus.num_common / consensus.num_any, under)]
+    shared = overlap.total()
+    chance = list(shared.nulls.values())[-1].chance
+    finest = overlap.nulls[-1]
+    heroes = []
+    for key, whole, other, num in (
+        ("o1", "A", "B", shared.num_first),
+        ("o2", "B", "A", shared.num_second),
+    ):
+        ratio = getattr(shared, key)
+        if ratio is None:
+            heroes.append(Hero("", "–", f"{whole} selects nothing", 0.0, "nothing to share"))
+            continue
+        words = f"of {num:,} weights of {whole} are in {other}"
+        expected = ratio_text(getattr(chance, key))
+        under = f"{shared.intersection:,} shared; {expected} by chance ({finest})"
+        heroes.append(Hero("", ratio_text(ratio), words, ratio, under))
+    return heroes
+
+
+def shared_sentence(shared: Shared, first: str, second: str) -> str:
+    """The main figures of two masks."""
+    if not shared.num_first or not shared.num_second:
+        empty = " and ".join(
+            name
+            for name, num in ((first, shared.num_first), (second, shared.num_second))
+            if not num
         )
-        for name, group in groups.items()
+        return f"Nothing that was compared is selected in {empty}: there is nothing to share."
+    return (
+        f"{ratio_text(shared.o1)} of {first} is in {second}, and {ratio_text(shared.o2)} of "
+        f"{second} in {first}: {plural(shared.intersection, 'shared weight')}, "
+        f"{ratio_text(shared.jaccard)} of those in either."
+    )
+
+
+def lift_sentence(lifts: dict[Null, float | None]) -> str:
+    """Lifts over each null in one sentence; empty where nothing is expected."""
+    parts = {
+        INDEPENDENT: "what masks of these densities share by chance",
+        PER_TENSOR: "that with the densities kept in each tensor",
+        MAGNITUDE: "that with them kept in each tensor at each magnitude",
+    }
+    told = [
+        f"{lift_text(lift)} × {parts[null]}" for null, lift in lifts.items() if lift is not None
     ]
+    if not told:
+        return ""
+    *most, last = told
+    return f"This is {', '.join(most)} and {last}." if most else f"This is {last}."
+
+
+def common_sentence(overlap: Overlap) -> str:
+    """What all of several masks share."""
+    consensus = overlap.consensus()
+    num = len(overlap.masks)
+    if not consensus.num_any:
+        return "Nothing that was compared is selected in any of the masks."
+    lifts = {null: consensus.common_lift(null) for null in consensus.nulls}
+    sentence = (
+        f"{plural(consensus.num_common, 'weight')} "
+        f"{are(consensus.num_common)} in all {num} masks, "
+        f"{percent(consensus.num_common, consensus.num_any)} of those in any."
+    )
+    return f"{sentence} {lift_sentence(lifts)}".rstrip()
+
+
+def _short_name(null: Null) -> str:
+    """A null as the heading of a column."""
+    return "magnitude" if null == MAGNITUDE else null

@@ -7,8 +7,8 @@ from trimtab.masks.split import Split
 from trimtab.report.blocks import Column, Section, table
 from trimtab.report.document import Document as Page
 from trimtab.report.document import Hero
-from trimtab.report.overlap_wording import NO_BASE
 from trimtab.report.records import checkpoints_table, settings_table
+from trimtab.report.shared import NO_BASE
 from trimtab.report.split_wording import other_base_sentence, part_rows, parts_note, split_names
 from trimtab.report.wording import magnitude, of_all, plural, printable
 

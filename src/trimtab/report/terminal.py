@@ -18,6 +18,8 @@ __all__ = ["render_text"]
 GAP = "  "
 """Between two columns."""
 
+_NO_BREAK = "\N{NO-BREAK SPACE}"
+
 BOLD, DIM, YELLOW, ALARM = "1", "2", "33", "1;33"
 """SGR styles."""
 
@@ -148,10 +150,12 @@ class _Text:
             ]
             names = ", ".join(cell for role, _, cell in cells if role != "number")
             figures = ", ".join(
-                f"{heading} {cell}".strip() for role, heading, cell in cells if role == "number"
+                f"{heading} {cell}".strip().replace(" ", _NO_BREAK)
+                for role, heading, cell in cells
+                if role == "number"
             )
             lines += self._wrapped(f"{names}: {figures}" if names else figures)
-        return lines
+        return [line.replace(_NO_BREAK, " ") for line in lines]
 
 
 def _headings(table: Table) -> Sequence[str]:

@@ -18,9 +18,9 @@ from trimtab.compare.trajectory_result import (
 )
 from trimtab.elements.counts import percent
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
-from trimtab.report.charts import nice_ceiling, percent_floor
+from trimtab.report.charts import Marks, nice_ceiling, percent_floor, shares_over_time
 from trimtab.report.records import checkpoints_table, listed, settings_table
-from trimtab.report.trajectory_charts import ever_changed_bars, shares_over_time
+from trimtab.report.trajectory_charts import ever_changed_bars
 from trimtab.report.trajectory_wording import (
     FATES,
     RULE,
@@ -237,7 +237,7 @@ def _curves(
     return Figure(
         heading,
         shares_over_time(
-            rows,
+            Marks(rows, ("point", "share", "weights")),
             list(shares),
             time="optimizer step" if steps else "point, in the order given",
             axis=axis,

@@ -167,7 +167,7 @@ def category(
     names: Sequence[str],
     title: str | None = None,
     *,
-    padding: float = 0.25,
+    padding: float | None = 0.25,
     **look: Any,
 ) -> dict[str, Any]:
     """A channel for names, all of which have a place, in order.
@@ -176,13 +176,13 @@ def category(
         field: Name in the rows.
         names: From left to right, or from top to bottom.
         title: Of the axis.
-        padding: Between two of them, as a share of their distance.
+        padding: Between two of them, as a share of their distance; None for that of Vega.
         look: Of the axis.
     """
     return {
         "field": field,
         "type": "nominal",
-        "scale": {"domain": list(names), "padding": padding},
+        "scale": {"domain": list(names)} | ({} if padding is None else {"padding": padding}),
         "axis": plain_axis(title, **look),
     }
 

@@ -1,0 +1,238 @@
+"""The report of a prediction: how much came true, where, and beside what guesses would get."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR
+from trimtab.masks.prediction import LOW_MAGNITUDE, PredictionScore, Quality
+from trimtab.report.charts import lift_dots, marks_of
+from trimtab.report.document import Column, Document, Figure, Hero, Key, Section, table
+from trimtab.report.records import settings_table
+from trimtab.report.shared import (
+    against_chance,
+    count_text,
+    coverage_sentence,
+    lift_text,
+    mask_names,
+    other_base_sentence,
+    overlap_coverage,
+    overlap_provenance,
+    ratio_text,
+    selected,
+)
+from trimtab.report.wording import (
+    Shown,
+    count,
+    kinds_in_order,
+    layer_text,
+    plural,
+    printable,
+)
+
+__all__ = ["prediction_document"]
+
+LIFT_TITLES = {
+    INDEPENDENT: "random",
+    PER_TENSOR: "per tensor",
+    MAGNITUDE: "magnitude",
+    LOW_MAGNITUDE: "smallest",
+}
+"""What a lift is over -> the heading of its column."""
+
+NO_BASE = (
+    "No base was given, so the prediction is not set beside one by magnitude alone: where rounding "
+    "lets only small weights move, whatever favours small weights predicts well."
+)
+
+
+def prediction_document(score: PredictionScore) -> Document:
+    """What a report says about a prediction."""
+    overlap = score.overlap
+    pred, true = mask_names(overlap)
+    base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
+    coverage, warning = coverage_sentence(overlap), other_base_sentence(overlap)
+    sides = {
+        side: f"{name}: {text}"
+        for side, name, text in zip(("PRED", "TRUE"), (pred, true), selected(overlap), strict=True)
+    }
+    caveats = [NO_BASE] if overlap.base is None else []
+    sentence, lifts, ranking = _sentence(score), _lifts_sentence(score), _ranking_sentence(score)
+    return Document(
+        title=f"{pred} as a prediction of {true}",
+        heading="Which weights will move?",
+        subtitle=(pred, true),
+        facts=sides | base,
+        headlines=[sentence],
+        summary=[lifts, ranking],
+        heroes=_heroes(score),
+        warnings=[warning] if warning else [],
+        caveats=caveats,
+        coverage=coverage,
+        incomplete=[] if overlap.coverage.is_complete else [coverage],
+        paragraphs=(
+            "; ".join(f"{side} is {text}" for side, text in sides.items()) + ".",
+            f"{sentence} {lifts}".rstrip(),
+            ranking,
+            *caveats,
+        ),
+        sections=[
+            _where(score),
+            against_chance(overlap).page_only(),
+            overlap_coverage(overlap),
+            overlap_provenance(overlap),
+            _ranking(score),
+        ],
+        source=f"masks {pred} and {true} · magnitudes of {base.get('base', 'no base')}",
+        date=score.provenance.get("date", ""),
+    )
+
+
+def _heroes(score: PredictionScore) -> list[Hero]:
+    total = score.total
+    heroes = []
+    for ratio, whole, words, num in (
+        (total.recall, "TRUE", "was predicted", total.shared.num_second),
+        (total.precision, "PRED", "came true", total.shared.num_first),
+    ):
+        if ratio is None:
+            heroes.append(Hero("", "–", f"{whole} selects nothing", 0.0, "nothing to predict"))
+            continue
+        under = plural(total.shared.intersection, "hit")
+        heroes.append(
+            Hero("", ratio_text(ratio), f"of {num:,} weights of {whole} {words}", ratio, under)
+        )
+    return heroes
+
+
+def _where(score: PredictionScore) -> Section:
+    """By kind and by layer, with the lift over each guess."""
+    by_kind = score.by_kind()
+    kinds = [((kind,), by_kind[kind]) for kind in kinds_in_order(by_kind)]
+    kinds.append((("all",), score.total))
+    guesses = [key for key in LIFT_TITLES if key in score.total.lifts]
+    qualities = (
+        Column[Quality]("elements", lambda q: count(q.shared.num_elements), drop=1),
+        Column[Quality]("density", lambda q: ratio_text(q.density)),
+        Column[Quality]("precision", lambda q: ratio_text(q.precision)),
+        Column[Quality]("recall", lambda q: ratio_text(q.recall)),
+        Column[Quality]("AP", lambda q: ratio_text(q.average_precision)),
+    )
+    hits = Column[Quality]("hits", lambda q: count(q.shared.intersection))
+    lifts = (hits, *map(_lift_column, guesses))
+    marks = marks_of(
+        [((*names, key), (q, lift)) for names, q in kinds for key, lift in q.lifts.items() if lift],
+        ("kind", "guess"),
+        (
+            Column("lift", lambda row: lift_text(row[1])),
+            Column("hits", lambda row: hits.cell(row[0])),
+            Column("expected", lambda row: count_text(row[0].shared.intersection / row[1])),
+        ),
+        lambda names, row: {"name": printable(names[0]), "arm": names[1], "lift": row[1]},
+    )
+    note, title = _note(score), "Hits, and the lift over each guess"
+    figure = Figure(
+        "Hits over what each guess would hit",
+        lift_dots(marks, guesses),
+        "At 1 (the line) the prediction is as good as the guess. The axis is logarithmic.",
+        table(
+            "By kind",
+            kinds,
+            (*qualities, *lifts),
+            keys=("kind",),
+            has_total=True,
+            is_folded=False,
+            note=note,
+        ),
+        tuple(Key(f"dot-{place}", key) for place, key in enumerate(guesses)),
+    )
+    layers = table(
+        "By layer",
+        [((layer_text(layer),), quality) for layer, quality in score.by_layer().items()],
+        (*qualities, *lifts),
+        keys=("layer",),
+        note=note,
+    )
+    # A terminal is not as wide as all of that.
+    brief: dict[str, Any] = {"keys": ("kind",), "has_total": True, "on_page": False}
+    narrow = (
+        table("By kind", kinds, qualities, brief="By kind", **brief),
+        table(title, kinds, lifts, brief=title, note=note, **brief),
+    )
+    return Section("Where", blocks=(figure, layers, *narrow))
+
+
+def _lift_column(guess: str) -> Column[Quality]:
+    """The lift over one guess, as far as there is any."""
+
+    def cell(quality: Quality) -> Shown:
+        return lift_text(quality.lifts.get(guess))
+
+    return Column(LIFT_TITLES[guess], cell)
+
+
+def _ranking(score: PredictionScore) -> Section | None:
+    if score.ranking is None:
+        return None
+    entries = {"file": score.ranking.id, **score.ranking.provenance}
+    return Section("The scores", blocks=(settings_table("Scores", entries, is_folded=True),))
+
+
+def _sentence(score: PredictionScore) -> str:
+    """The main figures."""
+    total = score.total
+    if total.precision is None or total.recall is None:
+        empty = "PRED" if total.precision is None else "TRUE"
+        return f"Nothing that was compared is selected in {empty}: there is nothing to predict."
+    return (
+        f"{ratio_text(total.recall)} of TRUE is predicted, and {ratio_text(total.precision)} of "
+        f"PRED came true: {plural(total.shared.intersection, 'weight')}."
+    )
+
+
+def _lifts_sentence(score: PredictionScore) -> str:
+    """What the hits are times of; empty where there is nothing to compare with."""
+    parts = {
+        INDEPENDENT: "what as many weights at random would hit",
+        PER_TENSOR: "that with as many in each tensor",
+        MAGNITUDE: "that with as many in each tensor at each magnitude of the base's weights",
+        LOW_MAGNITUDE: "what as many of the smallest weights of each tensor would",
+    }
+    lifts = score.total.lifts
+    told = [
+        f"{lift_text(lifts[key])} × {parts[key]}" for key in parts if lifts.get(key) is not None
+    ]
+    if not told:
+        return ""
+    *most, last = told
+    return f"This is {', '.join(most)} and {last}." if most else f"This is {last}."
+
+
+def _ranking_sentence(score: PredictionScore) -> str:
+    """Average precision, and what it is of."""
+    total, ranking = score.total, score.ranking
+    figure = ratio_text(total.average_precision)
+    chance = f"a random ranking has {ratio_text(total.density)}"
+    if ranking is None:
+        return f"Average precision {figure}, of PRED alone, which ranks in two steps; {chance}."
+    resolution = "" if ranking.is_exact else ", told apart by the first 16 bits (0.8 %)"
+    return (
+        f"Average precision {figure}, of the ranking by {printable(ranking.id or 'scores')}"
+        f"{resolution}; {chance}."
+    )
+
+
+def _note(score: PredictionScore) -> str:
+    """How to read the columns."""
+    of = "PRED alone" if score.ranking is None else "the ranking by scores, within each row"
+    finer = (
+        "and in each tensor"
+        if score.overlap.base is None
+        else "in each tensor, and in each tensor at each magnitude; the last is over as many of "
+        "the smallest weights of each tensor"
+    )
+    return (
+        "“density” is the share of TRUE, which is the precision and the average precision of any "
+        f"guess. “AP” is average precision, of {of}. A lift is the number of hits over that of "
+        f"random masks of as many elements in all, {finer}."
+    )

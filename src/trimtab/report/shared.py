@@ -1,0 +1,227 @@
+"""What the reports of overlaps and of predictions share: masks against chance, and their words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR, AgainstNull
+from trimtab.masks.overlap_result import COVERAGE_LISTS, LETTERS, Overlap
+from trimtab.report.document import Column, Section, plain_table
+from trimtab.report.records import checkpoints_table, listed, settings_table
+from trimtab.report.wording import Shown, count, of_all, plural, printable, share
+from trimtab.words import were
+
+__all__ = [
+    "MEASURED",
+    "NO_BASE",
+    "NULLS",
+    "against_chance",
+    "count_text",
+    "coverage_sentence",
+    "letters",
+    "lift_text",
+    "mask_names",
+    "other_base_sentence",
+    "overlap_coverage",
+    "overlap_provenance",
+    "probability_text",
+    "ratio_text",
+    "selected",
+    "z_text",
+]
+
+MEASURED = "measured"
+"""The row, and the colour, of what is no null."""
+
+_TITLES = {
+    "not_compared": "Not in all masks, not compared",
+    "other_base": "Made against different bases",
+}
+KEPT = {
+    INDEPENDENT: "in all",
+    PER_TENSOR: "in each tensor",
+    MAGNITUDE: "in each tensor at each magnitude of the base's weights",
+}
+"""Where a null model selects as many weights as the masks do."""
+
+NO_BASE = (
+    "No base was given, so chance is not matched by magnitude: where rounding lets only small "
+    "weights move, masks share small weights whatever was learned, and these lifts include that."
+)
+
+NULLS = (
+    "Each null draws masks at random that select as many weights as these: "
+    + "; ".join(f"{what} ({null})" for null, what in KEPT.items())
+    + "."
+)
+
+
+def letters(overlap: Overlap) -> list[str]:
+    """What the masks are called: A, B, C, ..."""
+    return list(LETTERS[: len(overlap.masks)])
+
+
+def mask_names(overlap: Overlap) -> list[str]:
+    """Their files, or what stands for one."""
+    return ["not from a file" if mask.id is None else printable(mask.id) for mask in overlap.masks]
+
+
+def selected(overlap: Overlap) -> list[str]:
+    """How much each of them selects, in words."""
+    return [
+        f"{of_all(mask.num_selected, mask.num_elements)} weights selected" for mask in overlap.masks
+    ]
+
+
+def ratio_text(ratio: float | None) -> Shown:
+    """A share that was measured or is expected; a dash where there is none."""
+    return Shown("–", None) if ratio is None else share(ratio, 1.0)
+
+
+def lift_text(lift: float | None) -> Shown:
+    """A lift to four digits; a dash where there is none."""
+    if lift is None:
+        return Shown("–", None)
+    return Shown(f"{lift:,.0f}" if lift >= 1000 else f"{lift:.4g}", lift)
+
+
+def z_text(z: float | None) -> Shown:
+    """A number of standard deviations; a dash where there are none."""
+    if z is None:
+        return Shown("–", None)
+    text = f"{z:,.0f}" if abs(z) >= 100 else f"{z:.2f}"
+    return Shown("0.00" if text == "-0.00" else text, z)
+
+
+def count_text(expected: float) -> Shown:
+    """An expected number of elements."""
+    is_whole = expected >= 100 or expected == 0
+    return Shown(f"{expected:,.0f}" if is_whole else f"{expected:.3g}", expected)
+
+
+def probability_text(against: AgainstNull) -> Shown:
+    """A probability, by its power of ten where it is small; after ≈ if it is not exact."""
+    log10_p = against.probability.log10_p
+    if log10_p < -300:
+        return Shown("<1e-300", 10**log10_p)
+    sign = "" if against.probability.method == "exact" else "≈"
+    return Shown(f"{sign}{10**log10_p:.2g}", 10**log10_p)
+
+
+def coverage_sentence(overlap: Overlap) -> str:
+    """Which elements of the masks the figures speak of."""
+    coverage = overlap.coverage
+    if coverage.is_complete:
+        return f"complete: all {coverage.num_compared:,} elements of the masks were compared"
+    missed = [
+        sum(row["num_selected"][place] or 0 for row in coverage.not_compared)
+        for place in range(len(overlap.masks))
+    ]
+    told = ", ".join(
+        f"{num:,} of {name}" for num, name in zip(missed, letters(overlap), strict=True)
+    )
+    return (
+        f"INCOMPLETE: {were(coverage.num_compared, 'element')} compared; "
+        f"{plural(len(coverage.not_compared), 'tensor')} not in all masks, with selected elements: "
+        f"{told}"
+    )
+
+
+def other_base_sentence(overlap: Overlap) -> str | None:
+    """A warning where the masks were made against different bases; None where none is known."""
+    if not (others := overlap.coverage.other_base):
+        return None
+    return (
+        f"The masks say that they were made against different bases, in "
+        f"{len(others):,} of {plural(len(overlap.tensors), 'tensor')}: elements of one place were "
+        "compared, whatever their weights were."
+    )
+
+
+def against_chance(overlap: Overlap) -> Section:
+    """Two masks: what they share, and under each null what chance gives."""
+    shared = overlap.total()
+    most = "“most” is what such masks can share at best."
+    columns = (
+        Column[Any]("", role="text"),
+        *map(Column[Any], ("shared", "o1", "o2")),
+        Column[Any]("Jaccard", drop=4),
+        Column[Any]("lift", note="“lift” is shared / expected."),
+        Column[Any]("z", note="“z” is the excess in standard deviations."),
+        Column[Any](
+            "p",
+            drop=3,
+            note="“p” is its two-sided probability, after “≈” by the normal distribution.",
+        ),
+        Column[Any]("most o1", drop=1, note=most),
+        Column[Any]("most o2", drop=2, note=most),
+    )
+    measured = (MEASURED, count(shared.intersection), *map(ratio_text, shared.ratios), *5 * ("",))
+    expected = [
+        (
+            null,
+            count_text(against.expected),
+            *map(ratio_text, against.chance),
+            lift_text(against.lift),
+            z_text(against.z),
+            probability_text(against),
+            ratio_text(against.ceiling.o1),
+            ratio_text(against.ceiling.o2),
+        )
+        for null, against in shared.nulls.items()
+    ]
+    title = "Measured, and expected under each null"
+    numbers = plain_table(
+        title, columns, [measured, *expected], is_folded=False, note=NULLS, brief=""
+    )
+    return Section("More than chance?", blocks=(numbers,))
+
+
+def overlap_coverage(overlap: Overlap) -> Section:
+    """What was compared and what was not; every gap is listed."""
+    coverage = overlap.coverage
+    blocks = [
+        listed(_TITLES[name], _flat(rows, letters(overlap)))
+        for name in COVERAGE_LISTS
+        if (rows := getattr(coverage, name))
+    ]
+    sentence = f"Coverage is {coverage_sentence(overlap)}."
+    return Section("Coverage", (sentence,), tuple(blocks), not coverage.is_complete)
+
+
+def _flat(rows: Iterable[Any], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows with a column for each mask, in place of a list of what is true of each."""
+    flat = []
+    for row in rows:
+        told = {key: value for key, value in row.items() if key not in ("num_selected", "base")}
+        if "num_selected" in row:
+            counts = zip(names, row["num_selected"], strict=True)
+            told |= {f"num_selected in {name}": count for name, count in counts}
+        else:
+            bases = zip(names, row["base"], strict=True)
+            told |= {f"base of {name}": base and base["digest"] for name, base in bases}
+        flat.append(told)
+    return flat
+
+
+def overlap_provenance(overlap: Overlap) -> Section:
+    """The masks and how they were made, the base, and how the overlap was run."""
+    masks = plain_table(
+        "Masks",
+        [("", "text"), ("file", "code"), ("selected", "text"), ("digest", "code")],
+        [
+            (letter, name, told, mask.digest)
+            for letter, name, told, mask in zip(
+                letters(overlap), mask_names(overlap), selected(overlap), overlap.masks, strict=True
+            )
+        ],
+        is_folded=False,
+    )
+    made = [
+        settings_table(f"How {letter} was made", mask.provenance, is_folded=True)
+        for letter, mask in zip(letters(overlap), overlap.masks, strict=True)
+    ]
+    base = [] if overlap.base is None else [checkpoints_table({"base": overlap.base}, "Base")]
+    run = settings_table("Overlap", overlap.provenance)
+    return Section("Provenance", blocks=(masks, *made, *base, run))
