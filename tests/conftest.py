@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+
+from tests.golden.stored import Golden
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -26,9 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The switch of `tests/golden`."""
-    parser.addoption(
-        "--update-golden", action="store_true", help="write the golden files of tests/golden again"
-    )
+    parser.addoption("--update-golden", action="store_true", help="write the golden files again")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,3 +39,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gym"):
                 item.add_marker(pytest.mark.skip(reason="reasoning-gym is not installed"))
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that a page of the documentation supposes."""
+    from tests.docs import world
+
+    folder = tmp_path_factory.mktemp("shelf")
+    world.make_shelf(folder)
+    return folder
+
+
+@pytest.fixture
+def golden(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Golden]:
+    """The golden files of a name."""
+    folder, update = tmp_path_factory.getbasetemp(), request.config.getoption("--update-golden")
+    return lambda name: Golden(name, folder, update=bool(update))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.golden.stored import Compare, Golden
 from tests.report.page import Page
 from tests.training import tiny
 from trimtab.cli import main
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.train
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
+    return tmp_path_factory.mktemp("demo") / "demo"
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
@@ -36,11 +37,30 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     assert not exit_.value.code
 
 
+def compared(golden: Golden, out: Path, printed: str) -> Golden:
+    """Compare what is printed, what lies in the folder, and the record."""
+    golden.text("text.txt", printed, figures=False)
+    files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
+    golden.text("files.txt", "\n".join(map(str, files)))
+    record = json.loads((out / "demo.json").read_text("utf-8"))
+    results = {part: record.pop(part) for part in ("comparisons", "identities")}
+    golden.data("demo.json", record, figures=False)
+    golden.data(
+        "results.json", {part: list(map(list, of.values())) for part, of in results.items()}
+    )
+    return golden
+
+
 def test_demo_trains_the_mask(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    golden: Compare,
 ) -> None:
-    run(monkeypatch, "--out", str(out))
+    monkeypatch.chdir(out.parent)
+    run(monkeypatch, "--out", out.name)
     printed = capsys.readouterr().out
+    compared(golden("demo"), out, printed).check()
     assert "Training only the mask" in printed
     assert "--controls" in printed
     told = json.loads((out / "demo.json").read_text("utf-8"))
@@ -51,17 +71,24 @@ def test_demo_trains_the_mask(
     assert check.sub_stayed_outside
     assert check.full_stayed_outside
     assert check.provenance["command"].startswith("trimtab demo")
-    assert check.mask.id == str(out / "mask.safetensors")
+    assert check.mask.id == f"{out.name}/mask.safetensors"
     Comparison.from_dict(json.loads((out / "grpo.json").read_text("utf-8")))
     page = Page((out / "report.html").read_text("utf-8"))
     assert [row[0] for row in page.table("Beside GRPO").body] == ["GRPO", "GRPO mask"]
 
 
 def test_controls_stand_beside_it(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    golden: Compare,
 ) -> None:
-    run(monkeypatch, "--out", str(out), "--controls")
+    monkeypatch.chdir(out.parent)
+    run(monkeypatch, "--out", out.name, "--controls")
     printed = capsys.readouterr().out
+    drawn = compared(golden("demo-controls"), out, printed)
+    drawn.page((out / "report.html").read_text("utf-8"), figures=False)
+    drawn.check()
     runs = ["GRPO", "GRPO mask", "random mask", "matched mask", "complement mask", "GRPO seed 1"]
     for label in runs:
         assert f"after {label}" in printed

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Run
+from tests.golden.stored import Compare
 from tests.training import tiny
 from tests.training.runs.run_files import REWARD
 from tests.training.sweeps.sweep_files import write_sweep
@@ -149,10 +150,17 @@ def test_means_are_over_seeds(whole: Path) -> None:
         assert arm["accuracy"] is None
 
 
-def test_finished_cells_are_kept(run: Run, whole: Path) -> None:
+def test_finished_cells_are_kept(
+    run: Run, whole: Path, golden: Compare, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = table(whole)
-    code, out, err = run("sweep", whole / "sweep.toml")
+    monkeypatch.chdir(whole)
+    code, out, err = run("sweep", "sweep.toml")
     assert code == 0
+    compared = golden("sweep")
+    compared.text("text.txt", f"{out}\n{err}", figures=False)
+    compared.data("table.json", table(whole), figures=False)
+    compared.check()
     assert "4 cells in 2 arms, 4 finished." in err
     assert ": started" not in err
     assert table(whole)["cells"] == before["cells"]

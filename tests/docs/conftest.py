@@ -1,21 +1,10 @@
-"""The tiny world of the documentation, made once."""
+"""One thread for what the documentation shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-
-from tests.docs import world
-
-
-@pytest.fixture(scope="session")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with everything that a page supposes."""
-    folder = tmp_path_factory.mktemp("shelf")
-    world.make_shelf(folder)
-    return folder
 
 
 @pytest.fixture(scope="module", autouse=True)

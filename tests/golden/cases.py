@@ -46,7 +46,6 @@ STORED: Mapping[str, Sequence[str]] = {
     "evaluate": ("inputs/evaluation.json",),
     "evaluate-one": ("inputs/evaluation-one.json",),
     "robustness": ("inputs/robustness.json",),
-    "robustness-one-seed": ("inputs/robustness-one-seed.json",),
     "paper-balashov": ("papers/balashov-2025/results/small.json",),
     "paper-critics": ("papers/critics/results/small.json",),
     "paper-mukherjee": ("papers/mukherjee-2025/results/small.json",),
@@ -107,7 +106,12 @@ SESSIONS: Mapping[str, Sequence[str]] = {
         "mask info m/survivors.safetensors",
         "compare base pruned",
     ),
-    "paper": ("paper list", "paper show balashov-2025", "paper show critics"),
+    "paper": (
+        "paper list",
+        "paper show balashov-2025",
+        "paper show critics",
+        "paper run mukherjee-2025 --scale small --out papers-out --dry-run",
+    ),
     "errors": (
         "compare base nowhere",
         "compare base other",
@@ -121,3 +125,36 @@ SESSIONS: Mapping[str, Sequence[str]] = {
     ),
 }
 """Golden -> commands whose texts, and the bits of the masks that they write, are all there is."""
+
+TRAINING: Mapping[str, str] = {
+    "train": "train tune.toml",
+    "evaluate-live": "evaluate out/model other/model --base base --data rows.jsonl --by level "
+    "--samples 2 --max-tokens 3 --text text.txt --json",
+    "robustness-live": "robustness out/model --mask mask.safetensors --base base "
+    "--data rows.jsonl --questions 4 --max-tokens 3 --text text.txt --noise sign --levels 0.3,1 "
+    "--seeds 2 --json",
+    "tracked-live": "trajectory out/updates.trimtab --json",
+    "train-dry": "train tune.toml --dry-run",
+    "sweep-dry": "sweep sweep.toml --dry-run",
+    "sweep-dry-json": "sweep sweep.toml --dry-run --json",
+    "fisher": "mask make fisher --base base --prompts rows.jsonl --density 0.1 --num-prompts 2 "
+    "--samples 2 --max-tokens 3 -o fisher.safetensors",
+    "snip": "mask make snip --base base --prompts rows.jsonl --density 0.1 --loss sft --batches 2 "
+    "--batch-size 3 -o snip.safetensors",
+    "sign-consistency": "mask make sign-consistency --base base --prompts rows.jsonl "
+    "--density 0.1 --loss sft --batches 2 --batch-size 3 -o signs.safetensors",
+    "warm": "mask make warm --base base out/updates.trimtab --steps 5 -o warm.safetensors",
+    "prune-wanda": "prune base -o pruned --sparsity 0.5 --method wanda --text text.txt",
+}
+"""Golden -> a command that trains or asks, typed where the documentation's models are.
+
+What comes out is not the same on every machine: these golden files hold its shape.
+"""
+
+ELSEWHERE: Mapping[str, str] = {
+    "demo": "tests/cli/test_demo.py",
+    "demo-controls": "tests/cli/test_demo.py",
+    "sweep": "tests/cli/test_sweep.py",
+    "paper-run": "tests/papers/test_run.py",
+}
+"""Golden -> the tests that have trained what it holds, and compare it."""

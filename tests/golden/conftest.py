@@ -1,18 +1,15 @@
-"""The world of the golden files, made once, and a way to compare with them."""
+"""The world of the golden files, made once."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import chdir
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from tests.golden.stored import Golden
 from tests.golden.world import make_world
-
-Compare = Callable[[str], Golden]
 
 
 class World(NamedTuple):
@@ -35,9 +32,3 @@ def world(made: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setenv("COLUMNS", "120")
     with chdir(made.folder):
         yield made
-
-
-@pytest.fixture
-def golden(request: pytest.FixtureRequest) -> Compare:
-    """The golden files of a name."""
-    return lambda name: Golden(name, update=bool(request.config.getoption("--update-golden")))

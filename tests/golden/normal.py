@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 WIDTH = 110
@@ -27,7 +28,7 @@ _CHANGING = (
     (re.compile(r"(?<=threads \| )\d+$", re.MULTILINE), "<threads>"),
     (re.compile(r"trimtab \d+\.\d+\.\d+[\w.+-]*"), "trimtab <version>"),
 )
-_FREE_NUMBERS = re.compile(r"(?<![\w.])[+−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w]|\.\d)")
+_FIGURE = re.compile(r"(?<![\w.-])[+−-]?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?(?![\w]|\.\d)")
 _VOID = {"br", "hr", "img", "input", "link", "meta"}
 _DEEPER = {"main", "article", "header", "section", "figure", "details", "nav", "table", "footer"}
 _BLOCKS = _DEEPER | {"div", "h1", "h2", "h3", "p", "ul", "ol", "li", "summary", "figcaption", "tr"}
@@ -38,19 +39,22 @@ _UNSEEN = {"style", "title", "noscript", "sideways"}
 
 
 def text_of(text: str, folder: Path) -> str:
-    """A text without dates, versions and the folder in which it was made."""
-    text = text.replace(str(folder), "<folder>")
+    """A text without dates, versions and the folders that pytest made below `folder`."""
+    text = re.sub(re.escape(str(folder)) + r"/[^/\s]+", "<folder>", text)
     for pattern, word in _CHANGING:
         text = pattern.sub(word, text)
     return text
 
 
 def numberless(text: str) -> str:
-    """A text whose numbers are `#`, and whose columns have no width."""
-    text = _FREE_NUMBERS.sub("#", text)
-    return "".join(
-        re.sub(r"(?<=\S) {2,}", "  ", line.lstrip()) for line in text.splitlines(keepends=True)
-    )
+    """A text whose numbers are `#`."""
+    return _FIGURE.sub("#", text)
+
+
+def refilled(text: str) -> str:
+    """A text whose lines break elsewhere: where they did depends on the numbers."""
+    parts = [fill(" ".join(part.split()), WIDTH) for part in text.split("\n\n")]
+    return "\n\n".join(parts) + "\n"
 
 
 def data_of(data: Any, folder: Path) -> Any:
@@ -74,15 +78,26 @@ def _is_of_a_run(key: str, value: Any) -> bool:
 
 
 def shape_of(data: Any) -> Any:
-    """Plain data with the names of types in place of values, and of a list its distinct items."""
+    """Plain data with the names of types in place of values.
+
+    Of a list it has the distinct items, and of records of one shape their names and that shape.
+    """
     if isinstance(data, dict):
-        return {key: shape_of(value) for key, value in data.items()}
-    if isinstance(data, list):
-        shapes: list[Any] = []
-        for shape in map(shape_of, data):
-            if shape not in shapes:
-                shapes.append(shape)
+        shapes = {key: shape_of(value) for key, value in data.items()}
+        first = next(iter(shapes.values()), None)
+        if (
+            len(shapes) > 1
+            and isinstance(first, dict)
+            and all(of == first for of in shapes.values())
+        ):
+            return {"names": list(shapes), "of each": first}
         return shapes
+    if isinstance(data, list):
+        items: list[Any] = []
+        for shape in map(shape_of, data):
+            if shape not in items:
+                items.append(shape)
+        return items
     return "null" if data is None else type(data).__name__
 
 

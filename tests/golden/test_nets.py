@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.golden.conftest import World
-from tests.golden.normal import Skeleton, data_of, packed, same, text_of
+from tests.golden.normal import packed, same
 from tests.golden.stored import STORED, Golden
 from tests.golden.world import type_in
 
@@ -26,9 +26,8 @@ def page(made: World) -> str:
 
 
 def differences(name: str, page: str, folder: Path) -> Golden:
-    golden, skeleton = Golden(name, update=False), Skeleton(page)
-    golden.text("page.txt", text_of("\n".join([*skeleton.lines, ""]), folder))
-    golden.data("charts.json", data_of(skeleton.charts, folder))
+    golden = Golden(name, folder)
+    golden.page(page)
     golden.text("text.txt", (STORED / name / "text.txt").read_text("utf-8"))
     return golden
 

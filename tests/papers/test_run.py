@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import pytest
 
+from tests.golden.stored import Compare
 from trimtab.cli import main
 from trimtab.cli.paper_commands import in_this_process
 from trimtab.errors import OutputExistsError
@@ -143,7 +144,13 @@ def test_a_figure_that_cannot_be_read_is_told(out: Path) -> None:
     assert why == "sft/seed-0: no sparsity can be read from its comparison (KeyError('total'))"
 
 
-def test_the_report_draws_it_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report_draws_it_again(
+    out: Path, capsys: pytest.CaptureFixture[str], golden: Compare
+) -> None:
+    compared, data = golden("paper-run"), json.loads((out / "result.json").read_text("utf-8"))
+    compared.data("result.json", data, figures=False)
+    compared.data("claims.json", [claim["id"] for claim in data["claims"]])
+    compared.check()
     assert call("report", out / "result.json", "-o", out / "report.html") == 0
     assert call("report", out / "result.json") == 0
     text = capsys.readouterr().out
