@@ -117,12 +117,7 @@ REPORTS: Mapping[str, Report] = {
     ),
     "trimtab.identity": Report("trimtab identity", "identity", "Identity"),
     "trimtab.overlap": Report("trimtab mask overlap", "overlap", "Overlap"),
-    "trimtab.split": Report(
-        "trimtab mask share",
-        "split",
-        "Split",
-        ("trimtab.masks.split", "split_table:render_split", "split_page:split_page"),
-    ),
+    "trimtab.split": Report("trimtab mask share", "split", "Split"),
     "trimtab.prediction": Report("trimtab mask score", "prediction", "PredictionScore"),
     "trimtab.structure": Report(
         "trimtab mask structure",

@@ -1,0 +1,141 @@
+"""The report of masks that were split into a common core and own parts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trimtab.elements.counts import percent
+from trimtab.masks.split import Part, Split
+from trimtab.report.document import Column, Document, Hero, Section, plain_table, table
+from trimtab.report.records import checkpoints_table, settings_table
+from trimtab.report.shared import NO_BASE
+from trimtab.report.wording import Shown, count, magnitude, of_all, plural, printable, share
+
+__all__ = ["split_document"]
+
+_MEANING = (
+    "The share of the core is that of the smallest mask. By chance: the mean for random, "
+    "independent masks with as many elements in each tensor."
+)
+_MATCHED = "Matched: the same with as many of each tensor × exponent of the base's weights."
+
+
+def split_document(split: Split) -> Document:
+    """What a report says about a split."""
+    names = _names(split)
+    first, *others = names
+    warnings = _warnings(split)
+    base = "no base" if split.base is None else printable(split.base.id)
+    masks = ", ".join(
+        f"{name} ({percent(mask.num_selected, split.num_elements)})"
+        for name, mask in zip(names, split.masks, strict=True)
+    )
+    opening = (
+        f"{plural(len(split.masks), 'mask')} of {plural(split.num_elements, 'element')}: {masks}"
+    )
+    return Document(
+        title=f"What {', '.join(names)} share",
+        heading="What do the masks share?",
+        subtitle=(first, ", ".join(others)),
+        headlines=(opening,),
+        heroes=[_hero(split)],
+        warnings=warnings,
+        coverage=f"complete: all {plural(split.num_elements, 'element')} of the masks were split",
+        prints_coverage=False,
+        paragraphs=() if split.base else (NO_BASE,),
+        sections=[_parts(split, names), _provenance(split, names)],
+        source=f"masks {', '.join(names)} · magnitudes of {base}",
+        date=split.provenance.get("date", ""),
+    )
+
+
+def _names(split: Split) -> list[str]:
+    """What to call each mask: its file, without the folders, or its number."""
+    return [
+        f"mask {number}" if mask.id is None else printable(Path(mask.id).name)
+        for number, mask in enumerate(split.masks, 1)
+    ]
+
+
+def _warnings(split: Split) -> list[str]:
+    """Whether the masks were made against different bases, as far as it is known."""
+    if not split.base_differs:
+        return []
+    return [
+        "The masks say that they were made against different bases, in "
+        f"{plural(len(split.base_differs), 'tensor')}: elements of one place were set against each "
+        "other, whatever their weights were."
+    ]
+
+
+def _parts(split: Split, names: list[str]) -> Section:
+    matched = (
+        Column[Part]("matched", lambda part: _expected(part.matched_chance)),
+        Column[Part]("matched lift", lambda part: magnitude(part.matched_lift)),
+    )
+    parts = table(
+        "Core and own parts",
+        [
+            (("core" if part.mask is None else f"own of {names[part.mask]}",), part)
+            for part in split.parts
+        ],
+        (
+            Column("selected", lambda part: count(part.num_selected)),
+            Column("of the mask", lambda part: share(part.num_selected, split.whole(part))),
+            Column("by chance", lambda part: _expected(part.chance)),
+            Column("lift", lambda part: magnitude(part.lift)),
+            *(() if split.base is None else matched),
+            Column("file", lambda part: printable(part.file), "code", only="page"),
+        ),
+        keys=("part",),
+        is_folded=False,
+        note=_MEANING if split.base is None else f"{_MEANING} {_MATCHED}",
+        brief="",
+    )
+    return Section("The parts", blocks=(parts,))
+
+
+def _expected(number: float | None) -> Shown:
+    """An expected number of elements; a dash where there is none."""
+    return Shown("–" if number is None else f"{number:,.0f}", number)
+
+
+def _hero(split: Split) -> Hero:
+    """How much of the smallest mask all of them select."""
+    core, whole = split.core, split.whole(split.core)
+    if not whole:
+        return Hero("", "–", "a mask selects nothing", 0.0, "nothing to share")
+    lift, null = core.lift, "per-tensor"
+    if split.base is not None:
+        lift, null = core.matched_lift, "magnitude-matched"
+    return Hero(
+        "",
+        percent(core.num_selected, whole),
+        f"of {whole:,} weights of the smallest mask are in all {len(split.masks)}",
+        core.num_selected / whole,
+        f"{core.num_selected:,} in the core; {magnitude(lift)} × chance ({null})",
+    )
+
+
+def _provenance(split: Split, names: list[str]) -> Section:
+    """The masks and how they were made, the base, and how they were split."""
+    masks = plain_table(
+        "Masks",
+        [("file", "code"), ("selected", "text"), ("digest", "code")],
+        [
+            (
+                name if mask.id is None else printable(mask.id),
+                f"{of_all(mask.num_selected, mask.num_elements)} weights selected",
+                printable(mask.digest),
+            )
+            for name, mask in zip(names, split.masks, strict=True)
+        ],
+        is_folded=False,
+    )
+    made = [
+        settings_table(f"How {name} was made", mask.provenance, is_folded=True)
+        for name, mask in zip(names, split.masks, strict=True)
+    ]
+    base = [] if split.base is None else [checkpoints_table({"base": split.base}, "Base")]
+    run = settings_table("Split", split.provenance)
+    return Section("Provenance", blocks=(masks, *made, *base, run))
