@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "elements": BELOW - {"inputs"},
     "example": {"elements", "outputs", *BELOW},
     "checkpoints": {"elements", *BELOW},
-    "results": {"checkpoints", *BELOW},
+    "results": {"checkpoints", "outputs", *BELOW},
     "compare": {"results", "checkpoints", "elements", "outputs", *BELOW},
     "masks": {"results", "checkpoints", "elements", "outputs", *BELOW},
     "report": {"compare", "masks", "results", "elements", "outputs", *BELOW},

@@ -155,7 +155,7 @@ def test_nothing_else_opens_files_for_their_text() -> None:
     source = Path(trimtab.__file__).parent
     own = {
         "example.py",  # its own files again
-        *("report/html.py", "report/figures.py", "training/memory.py"),
+        *("report/html.py", "report/figures.py", "training/runtime.py"),
         *("papers/bases.py", "papers/cells.py", "papers/training.py", "papers/measuring.py"),
         "papers/run.py",
     }

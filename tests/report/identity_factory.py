@@ -10,12 +10,8 @@ import numpy as np
 from tests.report.factory import make_record, tensor_shapes
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.three_way import Agreement, SplitAgreement
-from trimtab.masks.identity.result import (
-    Identity,
-    IdentityCoverage,
-    MaskRecord,
-    TensorIdentity,
-)
+from trimtab.masks.identity.result import Identity, IdentityCoverage, TensorIdentity
+from trimtab.results.records import MaskRecord
 
 
 def make_agreement(num: int, num_sub: int, num_base: int, *, num_strays: int = 0) -> Agreement:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from tests.report.factory import make_record, tensor_shapes
-from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.overlap_result import MagnitudeBins, Overlap, OverlapCoverage, TensorOverlap
+from trimtab.results.records import MaskRecord
 
 
 def make_tensor(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.split import Part, Split
-from trimtab.results.records import CheckpointRecord
+from trimtab.results.records import CheckpointRecord, MaskRecord
 
 BASE = CheckpointRecord("base", None, None, 2, 10_000, {"BF16": 10_000}, "b" * 32)
 

@@ -16,7 +16,7 @@ def test_an_entry_leads_to_its_parts(format: str) -> None:
     report = REPORTS[format]
     module = import_module(f"trimtab.report.{report.kind}")
     result = getattr(module, report.result)
-    assert format == import_module(result.__module__).FORMAT
+    assert format == result.FORMAT
     assert callable(result.from_dict)
     assert callable(getattr(module, f"{report.kind}_document"))
 

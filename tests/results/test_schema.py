@@ -15,6 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from trimtab.errors import ResultFormatError
+from trimtab.results.result import Result
 from trimtab.results.schema import (
     NULL_IS_INFINITE,
     Amount,
@@ -202,13 +203,20 @@ def test_free_data_is_not_nested_deeply() -> None:
     assert re.match(r"free.a is \[\[\[.*expected plain data", what)
 
 
-def test_a_header_of_another_kind_or_version() -> None:
-    def read(plain: Any) -> Inner:
-        return from_plain(
-            Inner, plain, what="thing", format="f", version=1, command="trimtab thing"
-        )
+@dataclass(frozen=True)
+class Thing(Result):
+    """A result with a header."""
 
-    assert read({"format": "f", "format_version": 1, "num": 1, "of": 2}) == Inner(1, 2)
+    FORMAT = "f"
+    NAME = "thing"
+    COMMAND = "trimtab thing"
+
+    num: int
+
+
+def test_a_header_of_another_kind_or_version() -> None:
+    read = Thing.from_dict
+    assert read({"format": "f", "format_version": 1, "num": 1}) == Thing(1)
     plain: Any
     for plain in (None, [], {}, {"format": "g"}, {"format": ["f"]}):
         with pytest.raises(ResultFormatError, match="not a trimtab thing: expected format 'f'"):

@@ -6,27 +6,32 @@ years later) without opening a checkpoint again.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, NotRequired, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.compare.analyses import Analyses
 from trimtab.elements.counts import ChangeCounts
-from trimtab.results.records import CheckpointRecord
-from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
+from trimtab.results.by_tensor import (
+    by_kind,
+    by_layer,
+    by_layer_kind,
+    plain_layer_kinds,
+    plain_layers,
+)
+from trimtab.results.records import CheckpointRecord, Tied
+from trimtab.results.result import Result
+from trimtab.results.schema import Count, Like, Provenance, to_plain
 from trimtab.words import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "CheckpointRecord",
     "Comparison",
     "Coverage",
@@ -34,23 +39,8 @@ __all__ = [
     "TensorChange",
 ]
 
-FORMAT = "trimtab.comparison"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
-
 COVERAGE_LISTS = ("tied", "missing", "extra", "shape_mismatch", "renamed", "folded")
 """Lists of tensors that need a word, in the order in which reports show them."""
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-class Tied(TypedDict):
-    """A tensor that repeats another one."""
-
-    name: str
-    tied_to: str
-    num_elements: Count
-    stored_in: NotRequired[tuple[str, ...]]
 
 
 class Alone(TypedDict):
@@ -254,7 +244,7 @@ class TensorChange:
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Result):
     """What changed from a base to a tuned checkpoint.
 
     Attributes:
@@ -269,6 +259,9 @@ class Comparison:
         analyses: Optional sections by name (`precision`, `rank`, `geometry`), as plain data.
     """
 
+    FORMAT = "trimtab.comparison"
+    NAME = "comparison"
+    COMMAND = "trimtab compare"
     PLAIN: ClassVar = (
         *("criterion", "conversion", "provenance", "provenance.base=base"),
         *("provenance.tuned=tuned", "coverage", "total=_plain_total", "by_layer=_plain_layers"),
@@ -296,7 +289,7 @@ class Comparison:
     @property
     def total(self) -> ChangeCounts:
         """Counts of the whole model."""
-        return sum((tensor.counts for tensor in self.tensors), ChangeCounts())
+        return _counts(self.tensors)
 
     @property
     def sparsity(self) -> float | None:
@@ -305,17 +298,15 @@ class Comparison:
 
     def by_layer(self) -> dict[int | None, ChangeCounts]:
         """Counts by layer index, ascending; None for tensors outside the layers comes last."""
-        groups = self._grouped(lambda tensor: tensor.layer)
-        return dict(sorted(groups.items(), key=lambda item: _layer_order(item[0])))
+        return by_layer(self.tensors, _counts)
 
     def by_kind(self) -> dict[str, ChangeCounts]:
         """Counts by kind, in the order in which the kinds first appear."""
-        return self._grouped(lambda tensor: tensor.kind)
+        return by_kind(self.tensors, _counts)
 
     def by_layer_kind(self) -> dict[tuple[int | None, str], ChangeCounts]:
         """Counts by layer and kind, ordered by layer."""
-        groups = self._grouped(lambda tensor: (tensor.layer, tensor.kind))
-        return dict(sorted(groups.items(), key=lambda item: _layer_order(item[0][0])))
+        return by_layer_kind(self.tensors, _counts)
 
     def unweighted_mean_sparsity(
         self, criterion: str, tensors: Iterable[TensorChange] | None = None
@@ -332,48 +323,20 @@ class Comparison:
         ]
         return sum(values) / len(values) if values else None
 
-    def _grouped(self, key: Callable[[TensorChange], Key]) -> dict[Key, ChangeCounts]:
-        groups: dict[Key, ChangeCounts] = {}
-        for tensor in self.tensors:
-            group = key(tensor)
-            groups[group] = groups.get(group, ChangeCounts()) + tensor.counts
-        return groups
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
-
     def _plain_total(self) -> dict[str, Any]:
-        return self._plain_group(self.tensors, self.total)
+        return self._plain_group(self.tensors)
 
     def _plain_layers(self) -> dict[str, Any]:
-        members = self._members(lambda tensor: tensor.layer)
-        return {
-            _layer_key(layer): self._plain_group(members[layer], counts)
-            for layer, counts in self.by_layer().items()
-        }
+        return plain_layers(by_layer(self.tensors, self._plain_group))
 
     def _plain_kinds(self) -> dict[str, Any]:
-        members = self._members(lambda tensor: tensor.kind)
-        return {
-            kind: self._plain_group(members[kind], counts)
-            for kind, counts in self.by_kind().items()
-        }
+        return by_kind(self.tensors, self._plain_group)
 
     def _plain_layers_and_kinds(self) -> list[dict[str, Any]]:
-        members = self._members(lambda tensor: (tensor.layer, tensor.kind))
-        return [
-            {"layer": layer, "kind": kind, **self._plain_group(members[layer, kind], counts)}
-            for (layer, kind), counts in self.by_layer_kind().items()
-        ]
+        return plain_layer_kinds(by_layer_kind(self.tensors, self._plain_group))
 
-    def _members(self, key: Callable[[TensorChange], Key]) -> dict[Key, list[TensorChange]]:
-        members: dict[Key, list[TensorChange]] = defaultdict(list)
-        for tensor in self.tensors:
-            members[key(tensor)].append(tensor)
-        return members
-
-    def _plain_group(self, tensors: Sequence[TensorChange], counts: ChangeCounts) -> dict[str, Any]:
+    def _plain_group(self, tensors: Sequence[TensorChange]) -> dict[str, Any]:
+        counts = _counts(tensors)
         return {
             "num_tensors": len(tensors),
             **to_plain(counts),
@@ -396,22 +359,6 @@ class Comparison:
                 f"coverage.num_compared is {self.coverage.num_compared}, and its tensors have "
                 f"{num_elements} elements"
             )
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Comparison:
-        """The inverse of `to_dict`; what is derived is derived again.
-
-        Raises:
-            ResultFormatError: The data is not a comparison, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="comparison",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab compare",
-        )
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row per tensor: name, layer, kind, shape, dtype, elements, changed by criterion.
@@ -444,9 +391,5 @@ class Comparison:
         return rows
 
 
-def _layer_order(layer: int | None) -> tuple[bool, int]:
-    return layer is None, layer or 0
-
-
-def _layer_key(layer: int | None) -> str:
-    return "outside" if layer is None else str(layer)
+def _counts(tensors: Iterable[TensorChange]) -> ChangeCounts:
+    return sum((tensor.counts for tensor in tensors), ChangeCounts())

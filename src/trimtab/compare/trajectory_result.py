@@ -8,8 +8,6 @@ depend on the cadence: no figure of a trajectory is shown without it.
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,16 +23,12 @@ from typing import (
     get_args,
 )
 
-from trimtab.errors import ResultFormatError
-from trimtab.inputs import MAX_RESULT_BYTES, read_json
-from trimtab.outputs import new_file
-from trimtab.results.records import CheckpointRecord
-from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
+from trimtab.results.records import CheckpointRecord, Tied
+from trimtab.results.result import Result
+from trimtab.results.schema import Count, Like, Provenance
 from trimtab.words import one_line, out_of, plural
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "SETTLED_FROM",
     "Likeness",
     "Observed",
@@ -43,10 +37,6 @@ __all__ = [
     "SeriesCoverage",
     "Trajectory",
 ]
-
-FORMAT = "trimtab.trajectory"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
 
 SETTLED_FROM = 0.95
 """How much like the final mask the mask has to be, and stay, to count as settled."""
@@ -156,14 +146,6 @@ class NotFollowed(TypedDict):
     num_elements: Count
 
 
-class Tied(TypedDict):
-    """A tensor that repeats another one."""
-
-    name: str
-    tied_to: str
-    num_elements: Count
-
-
 class Renamed(TypedDict):
     """A tensor of another name."""
 
@@ -219,7 +201,7 @@ class SeriesCoverage:
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class Trajectory(Result):
     """What changed at each point of a series that starts from one base.
 
     Attributes:
@@ -235,6 +217,9 @@ class Trajectory:
         ValueError: The points are not those of one series.
     """
 
+    FORMAT = "trimtab.trajectory"
+    NAME = "trajectory"
+    COMMAND = "trimtab trajectory"
     PLAIN: ClassVar = (
         *("observed", "every", "conversion", "provenance", "provenance.base=base", "coverage"),
         *("settled=_plain_settled", "points"),
@@ -316,58 +301,6 @@ class Trajectory:
         unlike = [at for at, value in enumerate(values) if (value or 0.0) < SETTLED_FROM]
         return unlike[-1] + 1 if unlike else 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
-
     def _plain_settled(self) -> dict[str, Any]:
         measures = {measure: self.settled(measure) for measure in get_args(Likeness)}
         return {"from": SETTLED_FROM, **measures}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Trajectory:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ResultFormatError: The data is no trajectory, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="trajectory",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab trajectory",
-        )
-
-    def to_json(self) -> str:
-        """The trajectory as JSON text."""
-        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write `to_json`, whole or not at all.
-
-        Raises:
-            OutputExistsError: The file exists and `force` is not set, or the path is a folder.
-        """
-        with new_file(path, force=force) as file:
-            file.write(self.to_json().encode("utf-8", errors="backslashreplace"))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Trajectory:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultFormatError: The file is no JSON, or no trajectory of this version.
-        """
-        data = read_json(
-            path,
-            ResultFormatError,
-            limit=MAX_RESULT_BYTES,
-            strict=True,
-            expected="the JSON of a trajectory",
-        )
-        try:
-            return cls.from_dict(data)
-        except ResultFormatError as error:
-            raise ResultFormatError(f"{path}: {error}") from None

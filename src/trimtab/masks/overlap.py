@@ -27,7 +27,6 @@ from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.checkpoints.tensors import FilePool
 from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError, MaskMismatchError
-from trimtab.masks.identity.result import mask_record
 from trimtab.masks.matching import named_alike
 from trimtab.masks.on_disk import MaskFile, StoredMask, read_mask_file
 from trimtab.masks.overlap_result import (
@@ -38,7 +37,7 @@ from trimtab.masks.overlap_result import (
     TensorOverlap,
     pairs_of,
 )
-from trimtab.masks.packed import PackedMask, num_packed_bytes
+from trimtab.masks.packed import PackedMask, mask_record, num_packed_bytes
 from trimtab.results.records import CheckpointRecord, made_now, record_of
 from trimtab.words import first_few, plural
 

@@ -8,15 +8,14 @@ result that was read from a file is as sound as one that was just counted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import comb, prod
-from typing import Annotated, Any, ClassVar, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import numpy as np
 
-from trimtab.masks.identity.result import MaskRecord
 from trimtab.masks.overlap_chance import (
     INDEPENDENT,
     MAGNITUDE,
@@ -26,15 +25,21 @@ from trimtab.masks.overlap_chance import (
     Null,
     Shared,
 )
-from trimtab.results.records import CheckpointRecord
-from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
+from trimtab.results.by_tensor import (
+    by_kind,
+    by_layer,
+    by_layer_kind,
+    plain_layer_kinds,
+    plain_layers,
+)
+from trimtab.results.records import CheckpointRecord, MaskRecord
+from trimtab.results.result import Result
+from trimtab.results.schema import Count, Like, Provenance
 from trimtab.results.urn import Strata
 from trimtab.words import one_line, out_of, plural
 
 __all__ = [
     "COVERAGE_LISTS",
-    "FORMAT",
-    "FORMAT_VERSION",
     "LETTERS",
     "MagnitudeBins",
     "Overlap",
@@ -189,18 +194,12 @@ def _fit(bins: MagnitudeBins, num_elements: int, num_selected: Sequence[int]) ->
     )
 
 
-FORMAT = "trimtab.overlap"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
-
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 """What the masks are called, in the order in which they are given; there can be no more."""
 
-Key = TypeVar("Key", bound=Hashable)
-
 
 @dataclass(frozen=True, eq=False)
-class Overlap:
+class Overlap(Result):
     """What two or more masks share, and what they would share by chance.
 
     Attributes:
@@ -212,16 +211,17 @@ class Overlap:
         provenance: trimtab version, command, date, device, threads.
     """
 
+    FORMAT = "trimtab.overlap"
+    NAME = "overlap"
+    COMMAND = "trimtab mask overlap"
     PLAIN: ClassVar = (
-        *("format=_format", "format_version=_format_version", "is_series", "provenance"),
+        # These two also where an overlap is part of another result.
+        *("format=FORMAT", "format_version=FORMAT_VERSION", "is_series", "provenance"),
         *("provenance.masks=masks", "provenance.base=base"),
         *("coverage", "total?=_plain_total", "by_layer?=_plain_layers", "by_kind?=_plain_kinds"),
         *("by_layer_kind?=_plain_layers_and_kinds", "pairs?=_plain_pairs"),
         *("consensus?=_plain_consensus", "tensors"),
     )
-
-    _format: ClassVar = FORMAT
-    _format_version: ClassVar = FORMAT_VERSION
 
     masks: tuple[MaskRecord, ...]
     coverage: OverlapCoverage
@@ -256,22 +256,17 @@ class Overlap:
 
     def by_layer(self, first: int = 0, second: int = 1) -> dict[int | None, Shared]:
         """The same by layer, ascending; None for tensors outside the layers comes last."""
-        groups = self._grouped(lambda tensor: tensor.layer)
-        ordered = sorted(groups.items(), key=lambda item: (item[0] is None, item[0] or 0))
-        return {layer: self._shared(tensors, first, second) for layer, tensors in ordered}
+        return by_layer(self.tensors, lambda tensors: self._shared(tensors, first, second))
 
     def by_kind(self, first: int = 0, second: int = 1) -> dict[str, Shared]:
         """The same by kind, in the order in which the kinds first appear."""
-        groups = self._grouped(lambda tensor: tensor.kind)
-        return {kind: self._shared(tensors, first, second) for kind, tensors in groups.items()}
+        return by_kind(self.tensors, lambda tensors: self._shared(tensors, first, second))
 
     def by_layer_kind(
         self, first: int = 0, second: int = 1
     ) -> dict[tuple[int | None, str], Shared]:
         """The same by layer and kind, ordered by layer."""
-        groups = self._grouped(lambda tensor: (tensor.layer, tensor.kind))
-        keys = sorted(groups, key=lambda key: (key[0] is None, key[0] or 0))
-        return {key: self._shared(groups[key], first, second) for key in keys}
+        return by_layer_kind(self.tensors, lambda tensors: self._shared(tensors, first, second))
 
     def consensus(self) -> Consensus:
         """What all masks agree on in all tensors."""
@@ -279,14 +274,7 @@ class Overlap:
 
     def consensus_by_kind(self) -> dict[str, Consensus]:
         """The same by kind, in the order in which the kinds first appear."""
-        groups = self._grouped(lambda tensor: tensor.kind)
-        return {kind: self._consensus(tensors) for kind, tensors in groups.items()}
-
-    def _grouped(self, key: Callable[[TensorOverlap], Key]) -> dict[Key, list[TensorOverlap]]:
-        groups: dict[Key, list[TensorOverlap]] = {}
-        for tensor in self.tensors:
-            groups.setdefault(key(tensor), []).append(tensor)
-        return groups
+        return by_kind(self.tensors, self._consensus)
 
     def _shared(self, tensors: Sequence[TensorOverlap], first: int, second: int) -> Shared:
         pair = self.pairs.index((min(first, second), max(first, second)))
@@ -327,10 +315,6 @@ class Overlap:
         counts = np.array(list(rows), dtype=np.int64).reshape(-1, 1 + len(self.masks))
         return Counted(counts[:, 0], counts[:, 1:])
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return dict(to_plain(self))
-
     # For readers of the JSON: two masks as they are, more of them pair by pair.
 
     def _plain_total(self) -> dict[str, Any] | None:
@@ -345,10 +329,8 @@ class Overlap:
     def _plain_layers_and_kinds(self) -> list[dict[str, Any]] | None:
         if len(self.masks) != 2:
             return None
-        return [
-            {"layer": layer, "kind": kind, **shared.to_dict()}
-            for (layer, kind), shared in self.by_layer_kind().items()
-        ]
+        shared = self.by_layer_kind()
+        return plain_layer_kinds({key: of.to_dict() for key, of in shared.items()})
 
     def _plain_pairs(self) -> list[dict[str, Any]] | None:
         if len(self.masks) == 2:
@@ -368,28 +350,12 @@ class Overlap:
         }
 
     def _pair_dict(self, first: int, second: int) -> dict[str, Any]:
-        by_layer, by_kind = self.by_layer(first, second), self.by_kind(first, second)
+        layers, kinds = self.by_layer(first, second), self.by_kind(first, second)
         return {
             "total": self.total(first, second).to_dict(),
-            "by_layer": {_layer_key(layer): of.to_dict() for layer, of in by_layer.items()},
-            "by_kind": {kind: of.to_dict() for kind, of in by_kind.items()},
+            "by_layer": {layer: of.to_dict() for layer, of in plain_layers(layers).items()},
+            "by_kind": {kind: of.to_dict() for kind, of in kinds.items()},
         }
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Overlap:
-        """The inverse of `to_dict`; what is derived is derived again.
-
-        Raises:
-            ResultFormatError: The data is no overlap, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="overlap",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab mask overlap",
-        )
 
     def problems(self) -> Iterator[str]:
         """What no masks can share."""
@@ -407,7 +373,3 @@ class Overlap:
                 f"coverage.num_compared is {self.coverage.num_compared}, and its tensors have "
                 f"{num} elements"
             )
-
-
-def _layer_key(layer: int | None) -> str:
-    return "outside" if layer is None else str(layer)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any, NamedTuple, Protocol, Self
@@ -17,6 +17,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from trimtab.results.records import MaskRecord
 from trimtab.words import one_line
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "PackedMask",
     "PackedTensor",
     "count_bits",
+    "mask_record",
     "num_packed_bytes",
     "unpacked",
 ]
@@ -218,3 +220,22 @@ def unpacked(bits: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.bool_
 def _parts(bits: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     for start in range(0, len(bits), CHUNK_BYTES):
         yield start, bits[start : start + CHUNK_BYTES]
+
+
+def mask_record(mask: PackedMask, id: str | None, digests: Collection[str]) -> MaskRecord:
+    """Say what a mask was.
+
+    Args:
+        mask: The mask.
+        id: The path of its file as the user gave it, or None.
+        digests: Names of the tensors whose bytes were found to be those of its base.
+    """
+    return MaskRecord(
+        id=id,
+        digest=mask.digest,
+        num_tensors=len(mask),
+        num_elements=mask.num_elements(),
+        num_selected=mask.num_selected(),
+        num_checked=sum(name in digests for name in mask.base),
+        provenance=dict(mask.provenance),
+    )

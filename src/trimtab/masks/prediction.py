@@ -44,13 +44,13 @@ from trimtab.masks.packed import PackedMask, unpacked
 from trimtab.masks.selection.scores import ScoreFile, Scores
 from trimtab.masks.selection.top_k import ordered_keys
 from trimtab.masks.selection.weights import read_weights
+from trimtab.results.by_tensor import by_kind, by_layer, plain_layers
 from trimtab.results.records import made_now
-from trimtab.results.schema import Amount, Provenance, Share, from_plain, to_plain
+from trimtab.results.result import Result
+from trimtab.results.schema import Amount, Provenance, Share
 from trimtab.words import first_few, one_line, out_of
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "LOW_MAGNITUDE",
     "LevelCounts",
     "PredictionScore",
@@ -125,10 +125,6 @@ class LevelCounts:
         """Of what was counted; None if nothing was true."""
         return average_precision(*self._counts)
 
-
-FORMAT = "trimtab.prediction"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
 
 LOW_MAGNITUDE = "low-magnitude"
 """What a lift is over, beside the nulls of an overlap: the smallest weights, as many per tensor."""
@@ -233,7 +229,7 @@ class Ranking:
 
 
 @dataclass(frozen=True, eq=False)
-class PredictionScore:
+class PredictionScore(Result):
     """How well PRED predicts TRUE.
 
     Attributes:
@@ -244,6 +240,9 @@ class PredictionScore:
         provenance: trimtab version, command, date.
     """
 
+    FORMAT = "trimtab.prediction"
+    NAME = "prediction"
+    COMMAND = "trimtab mask score"
     PLAIN: ClassVar = (
         *("provenance", "total=_plain_total", "by_layer=_plain_layers", "by_kind=_plain_kinds"),
         *("ranking", "num_low", "overlap"),
@@ -262,70 +261,37 @@ class PredictionScore:
     @property
     def total(self) -> Quality:
         """In all tensors."""
-        names = [tensor.name for tensor in self.overlap.tensors]
         ranked = None if self.ranking is None else self.ranking.total
-        return Quality(self.overlap.total(), self._low(names), ranked)
+        return Quality(self.overlap.total(), self._low(self.overlap.tensors), ranked)
 
     def by_layer(self) -> dict[int | None, Quality]:
         """By layer, ascending; None for the tensors outside the layers comes last."""
+        low = by_layer(self.overlap.tensors, self._low)
         ranked = {} if self.ranking is None else self.ranking.by_layer
-        return {
-            layer: Quality(
-                shared,
-                self._low([t.name for t in self.overlap.tensors if t.layer == layer]),
-                ranked.get(layer),
-            )
-            for layer, shared in self.overlap.by_layer().items()
-        }
+        shared = self.overlap.by_layer()
+        return {layer: Quality(shared[layer], low[layer], ranked.get(layer)) for layer in shared}
 
     def by_kind(self) -> dict[str, Quality]:
         """By kind, in the order in which the kinds first appear."""
+        low = by_kind(self.overlap.tensors, self._low)
         ranked = {} if self.ranking is None else self.ranking.by_kind
-        return {
-            kind: Quality(
-                shared,
-                self._low([t.name for t in self.overlap.tensors if t.kind == kind]),
-                ranked.get(kind),
-            )
-            for kind, shared in self.overlap.by_kind().items()
-        }
+        shared = self.overlap.by_kind()
+        return {kind: Quality(shared[kind], low[kind], ranked.get(kind)) for kind in shared}
 
-    def _low(self, names: list[str]) -> float | None:
+    def _low(self, tensors: Sequence[TensorOverlap]) -> float | None:
         if self.overlap.base is None:
             return None
-        return sum(self.num_low[name] for name in names)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+        return sum(self.num_low[tensor.name] for tensor in tensors)
 
     def _plain_total(self) -> dict[str, Any]:
         return self.total.to_dict()
 
     def _plain_layers(self) -> dict[str, Any]:
-        return {
-            "outside" if layer is None else str(layer): quality.to_dict()
-            for layer, quality in self.by_layer().items()
-        }
+        layers = plain_layers(self.by_layer())
+        return {layer: quality.to_dict() for layer, quality in layers.items()}
 
     def _plain_kinds(self) -> dict[str, Any]:
         return {kind: quality.to_dict() for kind, quality in self.by_kind().items()}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> PredictionScore:
-        """The inverse of `to_dict`; what is derived is derived again.
-
-        Raises:
-            ResultFormatError: The data is no prediction, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="prediction",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab mask score",
-        )
 
     def problems(self) -> Iterator[str]:
         """What no prediction can score."""

@@ -16,7 +16,7 @@ years later) without opening a mask again.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import fsum, prod
@@ -30,20 +30,18 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import in_common, tensor_of
 from trimtab.masks.header import MaskHeader, provenance_from
-from trimtab.masks.identity.result import MaskRecord, mask_record
 from trimtab.masks.matching import named_alike
 from trimtab.masks.on_disk import mask_writer
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap_result import Overlap
-from trimtab.masks.packed import PackedMask, PackedTensor
+from trimtab.masks.packed import PackedMask, PackedTensor, mask_record
 from trimtab.outputs import ensure_free
-from trimtab.results.records import CheckpointRecord, made_now
-from trimtab.results.schema import Amount, Provenance, from_plain, to_plain
+from trimtab.results.records import CheckpointRecord, MaskRecord, made_now
+from trimtab.results.result import Result
+from trimtab.results.schema import Amount, Provenance, to_plain
 from trimtab.words import are, first_few, one_line, out_of, plural
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "Part",
     "Split",
     "chance_of",
@@ -51,10 +49,6 @@ __all__ = [
     "split_tensor",
     "write_parts",
 ]
-
-FORMAT = "trimtab.split"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ class Part:
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class Split(Result):
     """Several masks, split.
 
     Attributes:
@@ -105,6 +99,10 @@ class Split:
         base_differs: Tensors for which the masks do not agree what they were made against.
         provenance: trimtab version, command, date.
     """
+
+    FORMAT = "trimtab.split"
+    NAME = "split"
+    COMMAND = "trimtab mask share"
 
     num_elements: int
     masks: tuple[MaskRecord, ...]
@@ -132,10 +130,6 @@ class Split:
         whole = self.whole(part)
         return part.num_selected / whole if whole else None
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
-
     def plain_parts(self) -> list[dict[str, Any]]:
         """The parts with what is derived of them."""
         derived = (
@@ -143,22 +137,6 @@ class Split:
             for part in self.parts
         )
         return [to_plain(part) | of for part, of in zip(self.parts, derived, strict=True)]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Split:
-        """The inverse of `to_dict`; what is derived is derived again.
-
-        Raises:
-            ResultFormatError: The data is no split, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="split",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab mask share",
-        )
 
     def problems(self) -> Iterator[str]:
         """What `write_parts` does not make."""

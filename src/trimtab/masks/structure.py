@@ -29,10 +29,9 @@ from trimtab.checkpoints.stream import Progress, Source, new_buffer
 from trimtab.elements.bits import Counters
 from trimtab.elements.fast import counters_for
 from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
-from trimtab.masks.identity.result import mask_record
 from trimtab.masks.matching import named_alike
 from trimtab.masks.on_disk import open_mask
-from trimtab.masks.packed import PackedMask, num_packed_bytes
+from trimtab.masks.packed import PackedMask, mask_record, num_packed_bytes
 from trimtab.masks.random import random_tensor
 from trimtab.masks.structure_families import (
     ExpertTensor,

@@ -8,21 +8,19 @@ of the base weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from trimtab.masks.identity.result import MaskRecord
-from trimtab.results.records import CheckpointRecord
-from trimtab.results.schema import Provenance, from_plain, to_plain
+from trimtab.results.records import CheckpointRecord, MaskRecord
+from trimtab.results.result import Result
+from trimtab.results.schema import Provenance
 from trimtab.words import one_line, out_of, plural
 
 __all__ = [
     "FALSE_DISCOVERY_RATE",
-    "FORMAT",
-    "FORMAT_VERSION",
     "AxisStructure",
     "Common",
     "Concentration",
@@ -38,10 +36,6 @@ __all__ = [
     "Test",
     "Unit",
 ]
-
-FORMAT = "trimtab.structure"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
 
 FALSE_DISCOVERY_RATE = 0.05
 """Units with a q of at most this are called significant."""
@@ -444,7 +438,7 @@ class LeftOut:
 
 
 @dataclass(frozen=True, eq=False)
-class Structure:
+class Structure(Result):
     """Where one mask or several masks of a model live.
 
     Attributes:
@@ -456,6 +450,9 @@ class Structure:
         provenance: trimtab version, command, date, seed, device.
     """
 
+    FORMAT = "trimtab.structure"
+    NAME = "structure result"
+    COMMAND = "trimtab mask structure"
     PLAIN: ClassVar = (
         *("false_discovery_rate=_rate", "masks", "shared", "left_out"),
         *("config", "base", "provenance"),
@@ -475,10 +472,6 @@ class Structure:
             f"{plural(len(self.masks), 'mask')}: {', '.join(str(of.mask.id) for of in self.masks)}",
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
-
     def problems(self) -> Iterator[str]:
         """What no masks can be."""
         if not self.masks:
@@ -489,19 +482,3 @@ class Structure:
         names = [[family.name for family in of.families] for of in self.masks]
         if any(of != names[0] for of in names[1:]):
             yield "its masks have different families"
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Structure:
-        """The inverse of `to_dict`; what is derived is derived again.
-
-        Raises:
-            ResultFormatError: The data is no structure result, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="structure result",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab mask structure",
-        )

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NotRequired, TypedDict
 
-from trimtab.errors import ResultFormatError
-from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.papers import verdicts
 from trimtab.papers.measures import MEASURES
 from trimtab.papers.verdicts import estimate_of
-from trimtab.results.schema import Like, Provenance, from_plain, to_plain
+from trimtab.results.result import Result
+from trimtab.results.schema import Like, Provenance
 from trimtab.words import one_line, out_of
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "PaperResult"]
-
-FORMAT = "trimtab.paper"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
+__all__ = ["PaperResult"]
 
 OF_A_TRIAL = (
     *("about", "measure", "settings", "arms"),
@@ -102,7 +96,7 @@ class Claim(TypedDict):
 
 
 @dataclass(frozen=True)
-class PaperResult:
+class PaperResult(Result):
     """What came of a paper at a scale.
 
     Attributes:
@@ -113,6 +107,10 @@ class PaperResult:
         provenance: trimtab version, command, date, device and packages.
     """
 
+    FORMAT = "trimtab.paper"
+    NAME = "paper"
+    COMMAND = "trimtab paper run"
+    DERIVES = True
     PLAIN: ClassVar = ("paper", "scale", "verdicts=num_by_verdict", "claims", "provenance")
 
     paper: Annotated[Mapping[str, Any], Like(Paper, is_open=True)]
@@ -123,10 +121,6 @@ class PaperResult:
     def __repr__(self) -> str:
         hold = out_of(self.num_by_verdict()["holds"], len(self.claims), "claim")
         return one_line(self, f"{self.paper['id']}, {self.scale['name']}: {hold} found to hold")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with what is derived."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
 
     def plain_claims(self) -> list[dict[str, Any]]:
         """The claims with what is derived."""
@@ -144,29 +138,8 @@ class PaperResult:
         Raises:
             ResultFormatError: It is something else, or damaged.
         """
-        result = from_plain(
-            cls,
-            data,
-            what="paper",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab paper run",
-            derives=True,
-        )
+        result = super().from_dict(data)
         return replace(result, claims=tuple(map(_stored, result.claims)))
-
-    @classmethod
-    def load(cls, path: Path) -> PaperResult:
-        """Read a result.
-
-        Raises:
-            ResultFormatError: It cannot be read.
-        """
-        data = read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES, strict=True)
-        try:
-            return cls.from_dict(data)
-        except ResultFormatError as error:
-            raise ResultFormatError(f"{path}: {error}") from None
 
 
 def verdict_of(claim: Mapping[str, Any]) -> str:

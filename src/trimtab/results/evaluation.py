@@ -14,13 +14,12 @@ from typing import Annotated, Any, ClassVar, TypedDict
 
 from trimtab.results.answers import Answers, Forgetting, answers_difference
 from trimtab.results.records import CheckpointRecord
-from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
+from trimtab.results.result import Result
+from trimtab.results.schema import Count, Like, Provenance, to_plain
 from trimtab.results.statistics import CONFIDENCE, normal_interval
 from trimtab.words import one_line
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "AskedQuestions",
     "EvaluatedModel",
     "Evaluation",
@@ -68,11 +67,6 @@ def majority_baseline(answers: Iterable[Any]) -> MajorityBaseline:
         raise ValueError("no questions")
     answer = min(counts, key=lambda value: (-counts[value], value))
     return MajorityBaseline(answer, counts[answer], counts.total())
-
-
-FORMAT = "trimtab.evaluation"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
 
 
 @dataclass(frozen=True)
@@ -242,7 +236,7 @@ class EvaluatedModel:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Result):
     """Models beside each other: the first is what the others are set against.
 
     Attributes:
@@ -253,6 +247,10 @@ class Evaluation:
         provenance: trimtab version, command, date, device, versions.
     """
 
+    FORMAT = "trimtab.evaluation"
+    NAME = "evaluation"
+    COMMAND = "trimtab evaluate"
+    DERIVES = True
     PLAIN: ClassVar = (
         *("provenance", "settings", "confidence=_confidence", "questions", "text"),
         *("models", "by_level=_by_level"),
@@ -270,10 +268,6 @@ class Evaluation:
             self,
             ", ".join(repr(model).removeprefix("EvaluatedModel(")[:-1] for model in self.models),
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
 
     def plain_models(self) -> list[dict[str, Any]]:
         """The models, each with its difference from the first, and the intervals of suites."""
@@ -314,23 +308,6 @@ class Evaluation:
             }
             for level, places in self.questions.places_by_level().items()
         ]
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Evaluation:
-        """The inverse of `to_dict`; figures are computed anew.
-
-        Raises:
-            ResultFormatError: The data is no evaluation, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="evaluation",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab evaluate",
-            derives=True,
-        )
 
     def problems(self) -> Iterator[str]:
         """What `evaluate` does not make."""

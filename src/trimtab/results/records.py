@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NotRequired, TypedDict
 
 import xxhash
 
 from trimtab._version import __version__
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.words import one_line, plural
+from trimtab.results.schema import Count
+from trimtab.words import one_line, out_of, plural
 
-__all__ = ["CheckpointRecord", "content_hash", "made_now", "record_of"]
+__all__ = ["CheckpointRecord", "MaskRecord", "Tied", "content_hash", "made_now", "record_of"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,54 @@ class CheckpointRecord:
         """Plain data for JSON; without notes where there are none."""
         told = {**self.__dict__, "dtypes": dict(self.dtypes), "notes": list(self.notes)}
         return told if self.notes else {key: told[key] for key in told if key != "notes"}
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """What a mask was, so that a result can be traced to it.
+
+    Attributes:
+        id: The path as the user gave it; None for a mask that was not read from a file.
+        digest: The mask's identity: xxh3-128 over names, shapes and bits.
+        num_tensors: Tensors in the mask.
+        num_elements: Elements in those tensors.
+        num_selected: Elements selected.
+        num_checked: Tensors whose bytes in the base were found to be those that the mask was made
+            against. The mask does not say for the others.
+        provenance: How the mask was made, as it says.
+    """
+
+    id: str | None
+    digest: str
+    num_tensors: int
+    num_elements: int
+    num_selected: int
+    num_checked: int
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        selected = out_of(self.num_selected, self.num_elements, "element")
+        return one_line(self, f"{self.id or self.digest}: {selected} selected")
+
+    def problems(self) -> Iterator[str]:
+        """What no mask can be."""
+        if not 0 <= self.num_selected <= self.num_elements:
+            yield f"num_selected is {self.num_selected} of {self.num_elements}"
+        if not 0 <= self.num_checked <= self.num_tensors:
+            yield f"num_checked is {self.num_checked} of {self.num_tensors}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**self.__dict__, "provenance": dict(self.provenance)}
+
+
+class Tied(TypedDict):
+    """A tensor that repeats another one."""
+
+    name: str
+    tied_to: str
+    num_elements: Count
+    stored_in: NotRequired[tuple[str, ...]]
 
 
 def content_hash(rows: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:

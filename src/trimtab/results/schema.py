@@ -152,9 +152,6 @@ def from_plain(
     data: Any,
     *,
     what: str,
-    format: str | None = None,
-    version: int | None = None,
-    command: str = "",
     derives: bool = False,
 ) -> Made:
     """The inverse of `to_plain`.
@@ -163,18 +160,12 @@ def from_plain(
         kind: The dataclass.
         data: As JSON has it.
         what: The result in words: `comparison`.
-        format: What its key `format` must be; None if it has none.
-        version: What its `format_version` must be.
-        command: What makes such a result.
         derives: Whether to derive every figure, too: of values that are right one by one some do
             not exist.
 
     Raises:
-        ResultFormatError: It is something else, of another version, or damaged; the message lists
-            what is wrong with it.
+        ResultFormatError: It is something else, or damaged; the message lists what is wrong.
     """
-    if format is not None:
-        data = _without_header(data, what, format, version, command)
     reader = _Reader()
     made = reader.read(kind, data, "")
     if reader.problems:
@@ -187,20 +178,6 @@ def from_plain(
             why = escaped(short(str(error)))
             raise ResultFormatError(f"damaged {what}: its figures do not exist ({why})") from None
     return result
-
-
-def _without_header(
-    data: Any, what: str, format: str, version: int | None, command: str
-) -> dict[str, Any]:
-    if not isinstance(data, Mapping) or data.get("format") != format:
-        raise ResultFormatError(f"not a trimtab {what}: expected format {format!r}")
-    found = data.get("format_version")
-    if type(found) is not int or found != version:
-        raise ResultFormatError(
-            f"{what} of format version {short(found)}: this trimtab reads version {version}; run "
-            f"`{command}` again"
-        )
-    return {key: data[key] for key in data if key not in ("format", "format_version")}
 
 
 @dataclass(frozen=True)

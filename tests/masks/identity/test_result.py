@@ -16,7 +16,6 @@ from trimtab.errors import (
     ResultFormatError,
 )
 from trimtab.masks.identity import identity
-from trimtab.masks.identity import result as identity_result
 from trimtab.masks.identity.result import Identity
 
 
@@ -93,6 +92,6 @@ def test_what_is_no_result_is_refused(data: Any) -> None:
 
 
 def test_another_version_is_refused() -> None:
-    data = {"format": identity_result.FORMAT, "format_version": 99}
+    data = {"format": Identity.FORMAT, "format_version": 99}
     with pytest.raises(ResultFormatError, match="format version 99"):
         Identity.from_dict(data)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.masks.identity.result import MaskRecord
-from trimtab.results.records import CheckpointRecord
+from trimtab.results.records import CheckpointRecord, MaskRecord
 from trimtab.training.perturbation.result import Cell, Robustness
 
 KL = {"mask": 0.2, "outside": 0.1, "random": 0.2, "magnitude": 0.4}

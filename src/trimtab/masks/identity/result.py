@@ -6,96 +6,29 @@ later) without opening a checkpoint again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Annotated, Any, ClassVar, TypedDict, TypeVar
+from typing import Annotated, Any, ClassVar, TypedDict
 
 from trimtab.elements.three_way import SplitAgreement
-from trimtab.masks.packed import PackedMask
-from trimtab.results.records import CheckpointRecord
-from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
-from trimtab.words import one_line, out_of
+from trimtab.results.by_tensor import by_kind, by_layer, plain_layers
+from trimtab.results.records import CheckpointRecord, MaskRecord, Tied
+from trimtab.results.result import Result
+from trimtab.results.schema import Count, Like, Provenance
+from trimtab.words import one_line
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
     "Identity",
     "IdentityCoverage",
-    "MaskRecord",
     "TensorIdentity",
-    "mask_record",
 ]
-
-FORMAT = "trimtab.identity"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
 
 SIDES = ("base", "full", "sub")
 """The three checkpoints, in the order in which they are given."""
 
 COVERAGE_LISTS = ("not_compared", "not_in_mask", "tied", "renamed")
 """Lists of tensors that need a word, in the order in which reports show them."""
-
-Key = TypeVar("Key", bound=Hashable)
-
-
-@dataclass(frozen=True)
-class MaskRecord:
-    """What the mask was, so that a result can be traced to it.
-
-    Attributes:
-        id: The path as the user gave it; None for a mask that was not read from a file.
-        digest: The mask's identity: xxh3-128 over names, shapes and bits.
-        num_tensors: Tensors in the mask.
-        num_elements: Elements in those tensors.
-        num_selected: Elements selected.
-        num_checked: Tensors whose bytes in BASE were found to be those that the mask was made
-            against. The mask does not say for the others.
-        provenance: How the mask was made, as it says.
-    """
-
-    id: str | None
-    digest: str
-    num_tensors: int
-    num_elements: int
-    num_selected: int
-    num_checked: int
-    provenance: Mapping[str, Any]
-
-    def __repr__(self) -> str:
-        selected = out_of(self.num_selected, self.num_elements, "element")
-        return one_line(self, f"{self.id or self.digest}: {selected} selected")
-
-    def problems(self) -> Iterator[str]:
-        """What no mask can be."""
-        if not 0 <= self.num_selected <= self.num_elements:
-            yield f"num_selected is {self.num_selected} of {self.num_elements}"
-        if not 0 <= self.num_checked <= self.num_tensors:
-            yield f"num_checked is {self.num_checked} of {self.num_tensors}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        return {**self.__dict__, "provenance": dict(self.provenance)}
-
-
-def mask_record(mask: PackedMask, id: str | None, digests: Collection[str]) -> MaskRecord:
-    """Say what a mask was.
-
-    Args:
-        mask: The mask.
-        id: The path of its file as the user gave it, or None.
-        digests: Names of the tensors whose bytes were found to be those of its base.
-    """
-    return MaskRecord(
-        id=id,
-        digest=mask.digest,
-        num_tensors=len(mask),
-        num_elements=mask.num_elements(),
-        num_selected=mask.num_selected(),
-        num_checked=sum(name in digests for name in mask.base),
-        provenance=dict(mask.provenance),
-    )
 
 
 class NotCompared(TypedDict):
@@ -112,14 +45,6 @@ class NotInMask(TypedDict):
     """A tensor that is outside the mask as a whole."""
 
     name: str
-    num_elements: Count
-
-
-class Tied(TypedDict):
-    """A tensor that repeats another one."""
-
-    name: str
-    tied_to: str
     num_elements: Count
 
 
@@ -204,7 +129,7 @@ class TensorIdentity:
 
 
 @dataclass(frozen=True, eq=False)
-class Identity:
+class Identity(Result):
     """How far a model trained inside a mask is the model that training every weight gave.
 
     Attributes:
@@ -218,6 +143,9 @@ class Identity:
         provenance: trimtab version, command, date, device, threads.
     """
 
+    FORMAT = "trimtab.identity"
+    NAME = "identity result"
+    COMMAND = "trimtab identity"
     PLAIN: ClassVar = (
         *("conversion", "provenance", "provenance.base=base", "provenance.full=full"),
         *("provenance.sub=sub", "provenance.mask=mask", "coverage", "total"),
@@ -241,7 +169,7 @@ class Identity:
     @property
     def total(self) -> SplitAgreement:
         """The agreement of the whole model."""
-        return sum((tensor.agreement for tensor in self.tensors), SplitAgreement())
+        return _agreement(self.tensors)
 
     @property
     def sub_stayed_outside(self) -> bool:
@@ -255,29 +183,14 @@ class Identity:
 
     def by_layer(self) -> dict[int | None, SplitAgreement]:
         """Agreement by layer index, ascending; None for tensors outside the layers comes last."""
-        groups = self._grouped(lambda tensor: tensor.layer)
-        return dict(sorted(groups.items(), key=lambda item: (item[0] is None, item[0] or 0)))
+        return by_layer(self.tensors, _agreement)
 
     def by_kind(self) -> dict[str, SplitAgreement]:
         """Agreement by kind, in the order in which the kinds first appear."""
-        return self._grouped(lambda tensor: tensor.kind)
-
-    def _grouped(self, key: Callable[[TensorIdentity], Key]) -> dict[Key, SplitAgreement]:
-        groups: dict[Key, SplitAgreement] = {}
-        for tensor in self.tensors:
-            group = key(tensor)
-            groups[group] = groups.get(group, SplitAgreement()) + tensor.agreement
-        return groups
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+        return by_kind(self.tensors, _agreement)
 
     def _plain_layers(self) -> dict[str, SplitAgreement]:
-        return {
-            "outside" if layer is None else str(layer): agreement
-            for layer, agreement in self.by_layer().items()
-        }
+        return plain_layers(self.by_layer())
 
     def problems(self) -> Iterator[str]:
         """What no check can find."""
@@ -285,18 +198,6 @@ class Identity:
         if num != self.coverage.num_compared:
             yield f"coverage.num_compared is {self.coverage.num_compared}, its tensors have {num}"
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Identity:
-        """The inverse of `to_dict`.
 
-        Raises:
-            ResultFormatError: The data is no identity result, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="identity result",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab identity",
-        )
+def _agreement(tensors: Iterable[TensorIdentity]) -> SplitAgreement:
+    return sum((tensor.agreement for tensor in tensors), SplitAgreement())

@@ -12,17 +12,13 @@ from dataclasses import dataclass, field
 from math import exp, log
 from typing import Annotated, Any, ClassVar, TypedDict
 
-from trimtab.masks.identity.result import MaskRecord
-from trimtab.results.records import CheckpointRecord
-from trimtab.results.schema import Count, Like, Provenance, from_plain, to_plain
+from trimtab.results.records import CheckpointRecord, MaskRecord
+from trimtab.results.result import Result
+from trimtab.results.schema import Count, Like, Provenance
 from trimtab.results.statistics import CONFIDENCE, over_seeds
 from trimtab.words import one_line, plural
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "Cell", "Robustness"]
-
-FORMAT = "trimtab.robustness"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
+__all__ = ["Cell", "Robustness"]
 
 MASK_ARM = "mask"
 """The arm that the others are set beside."""
@@ -94,7 +90,7 @@ class Settings(TypedDict):
 
 
 @dataclass(frozen=True, eq=False)
-class Robustness:
+class Robustness(Result):
     """How a model bears noise inside a mask, and elsewhere.
 
     Attributes:
@@ -110,6 +106,10 @@ class Robustness:
         provenance: trimtab version, command, date, device, versions.
     """
 
+    FORMAT = "trimtab.robustness"
+    NAME = "robustness probe"
+    COMMAND = "trimtab robustness"
+    DERIVES = True
     PLAIN: ClassVar = (
         *("provenance", "provenance.checkpoint=checkpoint", "provenance.base=base"),
         *("provenance.mask=mask", "settings", "confidence=_confidence", "questions"),
@@ -211,27 +211,6 @@ class Robustness:
     def _over(self, values: Sequence[float] | Iterator[float]) -> dict[str, Any] | None:
         found = list(values)
         return over_seeds(found) if found else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
-
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Robustness:
-        """The inverse of `to_dict`; figures are computed anew.
-
-        Raises:
-            ResultFormatError: The data is no robustness probe, of another version, or damaged.
-        """
-        return from_plain(
-            cls,
-            data,
-            what="robustness probe",
-            format=FORMAT,
-            version=FORMAT_VERSION,
-            command="trimtab robustness",
-            derives=True,
-        )
 
     def problems(self) -> Iterator[str]:
         """What `robustness` does not make."""
