@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trimtab.masks.algebra import complemented as complemented
     from trimtab.masks.algebra import restricted as restricted
     from trimtab.masks.extract import extract_mask as extract_mask
+    from trimtab.masks.header import BaseTensor as BaseTensor
     from trimtab.masks.identity.engine import identity as identity
     from trimtab.masks.identity.result import Identity as Identity
     from trimtab.masks.makers.absorption import easily_moved as easily_moved
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from trimtab.masks.on_disk import open_mask as open_mask
     from trimtab.masks.overlap import overlap as overlap
     from trimtab.masks.overlap_result import Overlap as Overlap
-    from trimtab.masks.packed import BaseTensor as BaseTensor
     from trimtab.masks.prediction import PredictionScore as PredictionScore
     from trimtab.masks.prediction import score_prediction as score_prediction
     from trimtab.masks.pruning import Pruning as Pruning

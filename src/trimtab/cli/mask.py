@@ -176,7 +176,7 @@ def _add_set_operation(
         with trimtab.open_mask(first) as one, trimtab.open_mask(second) as other:
             made = trimtab.combined(operation, one, other)
             _say_names([one, other])
-            _say_bases(made.outline.provenance["steps"][-1]["base_differs"])
+            _say_bases(made.header.provenance["steps"][-1]["base_differs"])
             target.write_derived(made)
 
 
@@ -324,7 +324,7 @@ def transfer(mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: Mask
     with trimtab.open_mask(mask) as opened:
         with byte_progress("hashing") as progress:
             made = trimtab.transferred(opened, to, maps=maps, seed=seed, progress=progress)
-        if summary := carried_text(made.outline.provenance["steps"][-1]):
+        if summary := carried_text(made.header.provenance["steps"][-1]):
             say(summary, err=True)
         target.write_derived(made)
 

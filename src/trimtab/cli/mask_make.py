@@ -30,8 +30,8 @@ from trimtab.outputs import ensure_free
 
 if TYPE_CHECKING:
     from trimtab.checkpoints.checkpoint import Checkpoint
+    from trimtab.masks.header import PackedMask
     from trimtab.masks.mask import Mask
-    from trimtab.masks.packed import PackedMask
     from trimtab.masks.selection.quotas import Match, Quotas
     from trimtab.masks.selection.scores import Scores
 

@@ -324,7 +324,7 @@ class MaskTarget:
     def write_derived(self, mask: DerivedMask) -> None:
         """Make a mask from others on disk, straight into its file, and say what it selects."""
         made = mask.with_provenance(command=command_line())
-        self._say(made.save(self.path, force=self.force), made.outline.num_elements())
+        self._say(made.save(self.path, force=self.force), made.header.num_elements())
 
     def _say(self, num_selected: int, num_elements: int) -> None:
         from trimtab.report.mask_table import share_text

@@ -26,10 +26,16 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import TensorPart, parts_of
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.header import MaskHeader, provenance_from, provenance_with
+from trimtab.masks.header import (
+    BaseTensor,
+    MaskHeader,
+    PackedMask,
+    provenance_from,
+    provenance_with,
+)
 from trimtab.masks.matching import named_alike
 from trimtab.masks.on_disk import write_mask_file
-from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor, num_packed_bytes
+from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.words import first_few, one_line
 
 __all__ = [
@@ -49,19 +55,19 @@ class DerivedMask:
     """A recipe for a mask; `Mask.of` follows it in memory, `save` on disk.
 
     Attributes:
-        outline: Of the mask.
+        header: Of the mask.
         tensor: Makes the bits of a tensor, given its name; new ones at each call.
     """
 
-    outline: MaskHeader
+    header: MaskHeader
     tensor: Callable[[str], PackedTensor]
 
     __repr__ = one_line
 
     def with_provenance(self, **told: Any) -> DerivedMask:
         """The same mask with entries of its provenance set."""
-        provenance = {**self.outline.provenance, **told}
-        return replace(self, outline=replace(self.outline, provenance=provenance))
+        provenance = {**self.header.provenance, **told}
+        return replace(self, header=replace(self.header, provenance=provenance))
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> int:
         """Make the mask and write it, whole or not at all, one tensor at a time.
@@ -78,7 +84,7 @@ class DerivedMask:
             OutputExistsError: The file exists and `force` is not set, or the path is a folder.
             MaskError: A mask that this one is made from was changed on disk.
         """
-        return write_mask_file(path, self.outline, self.tensor, force=force)
+        return write_mask_file(path, self.header, self.tensor, force=force)
 
 
 def tensor_of(mask: PackedMask, name: str, shape: tuple[int, ...]) -> PackedTensor:
@@ -138,14 +144,14 @@ def combined(operation: Operation, first: PackedMask, second: PackedMask) -> Der
     together = in_common([first, second])
     shapes = together.shapes
     step = {"step": operation, "base_differs": list(together.base_differs)}
-    outline = MaskHeader(shapes, together.base, provenance_from((first, second), step))
+    header = MaskHeader(shapes, together.base, provenance_from((first, second), step))
 
     def tensor(name: str) -> PackedTensor:
         shape = shapes[name]
         bits = (tensor_of(mask, name, shape).bits for mask in (first, second))
         return PackedTensor.of(shape, OPERATIONS[operation](*bits))
 
-    return DerivedMask(outline, tensor)
+    return DerivedMask(header, tensor)
 
 
 def in_common(masks: Sequence[PackedMask]) -> Together:
@@ -229,8 +235,8 @@ def restricted(
     shapes = {name: mask.shape(name) for name in kept}
     step = {"step": "restrict", "of": mask.digest, **dict.fromkeys(conditions), **given}
     base = {name: mask.base[name] for name in kept if name in mask.base}
-    outline = MaskHeader(shapes, base, provenance_with(mask.provenance, step))
-    return DerivedMask(outline, lambda name: tensor_of(mask, name, shapes[name]))
+    header = MaskHeader(shapes, base, provenance_with(mask.provenance, step))
+    return DerivedMask(header, lambda name: tensor_of(mask, name, shapes[name]))
 
 
 def _there_is(key: str, parts: Mapping[str, TensorPart]) -> str:

@@ -20,9 +20,9 @@ from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
-from trimtab.masks.header import provenance_of
+from trimtab.masks.header import BaseTensor, provenance_of
 from trimtab.masks.mask import Mask
-from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes
+from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.results.records import record_of
 
 __all__ = ["extract_mask"]

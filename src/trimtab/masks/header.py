@@ -1,5 +1,7 @@
 """All of a mask but its bits: names and shapes, what it was made against, and how it was made.
 
+`PackedMask` is a mask wherever its bits are: a `Mask` has them in memory, a `StoredMask` on disk.
+
 How it was made are its steps, the first step first, each with the digests of what it used. A mask
 that was made from several others has in `made_from` what the provenance of each was, by digest, and
 that of those that they were made from: side by side, so that the masks of a long loop are not
@@ -9,24 +11,205 @@ nested in each other, and one that was used twice is there once.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
 
 from trimtab.errors import MaskError
-from trimtab.masks.packed import BaseTensor, PackedMask
-from trimtab.results.records import made_now
+from trimtab.results.records import MaskRecord, made_now
 from trimtab.words import first_few, one_line
 
 __all__ = [
+    "BaseTensor",
     "MaskHeader",
+    "PackedMask",
+    "mask_record",
     "plain_provenance",
     "provenance_from",
     "provenance_of",
     "provenance_with",
     "provenances_by_digest",
 ]
+
+
+HEX_DIGEST = re.compile("[0-9a-f]{32}")
+
+
+class BaseTensor(NamedTuple):
+    """What a tensor of a mask was when the mask was made.
+
+    Attributes:
+        dtype: Its safetensors name, such as `BF16`.
+        digest: xxh3-128 of the stored bytes of the whole tensor, hexadecimal.
+    """
+
+    dtype: str
+    digest: str
+
+    @property
+    def has_digest(self) -> bool:
+        """Whether the digest is 32 hexadecimal digits, as it has to be."""
+        return HEX_DIGEST.fullmatch(self.digest) is not None
+
+
+@dataclass(frozen=True, eq=False)
+class MaskHeader:
+    """What is known of a mask before its bits. Checked when made, and copied.
+
+    Attributes:
+        shapes: Name -> shape, in the mask's order.
+        base: Name -> what the tensor was when the mask was made; may lack any.
+        provenance: Plain data.
+
+    Raises:
+        MaskError: A name, the base or the provenance could not be stored in a file.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    base: Mapping[str, BaseTensor]
+    provenance: Mapping[str, Any]
+
+    __repr__ = one_line
+
+    def __post_init__(self) -> None:
+        # A name that no header may hold would make a file that cannot be read.
+        if bad := [n for n in self.shapes if n == "__metadata__" or not n.isprintable()]:
+            raise MaskError(f"{first_few([repr(name) for name in bad])}: not names of tensors")
+        if strangers := sorted(self.base.keys() - self.shapes.keys()):
+            raise MaskError(f"base has {first_few(strangers)}, which the mask does not have")
+        if bad := [name for name, of in self.base.items() if not of.has_digest]:
+            raise MaskError(f"base of {first_few(bad)}: a digest is not 32 hexadecimal digits")
+        object.__setattr__(self, "shapes", dict(self.shapes))
+        object.__setattr__(self, "base", dict(self.base))
+        object.__setattr__(self, "provenance", plain_provenance(self.provenance))
+
+    def renamed(self, names: Mapping[str, str]) -> MaskHeader:
+        """The same with other names for some of the tensors.
+
+        Raises:
+            MaskError: Two tensors would have one name.
+        """
+        shapes = {names.get(name, name): shape for name, shape in self.shapes.items()}
+        if len(shapes) < len(self.shapes):
+            raise MaskError(
+                f"two tensors cannot have one name: {first_few(sorted(names.values()))}"
+            )
+        base = {names.get(name, name): of for name, of in self.base.items()}
+        return MaskHeader(shapes, base, self.provenance)
+
+    def num_elements(self, name: str | None = None) -> int:
+        """Elements of a tensor, or of all."""
+        if name is not None:
+            return prod(self.shapes[name])
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+class PackedMask(ABC):
+    """A mask that is read tensor by tensor, wherever its bits are."""
+
+    def __init__(self, header: MaskHeader) -> None:
+        self._header = header
+
+    @property
+    def path(self) -> str | None:
+        """The file that the bits are read from, as it was given; None for a mask in memory."""
+        return None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tensors, in order."""
+        return tuple(self._header.shapes)
+
+    @property
+    def provenance(self) -> Mapping[str, Any]:
+        """Where the mask comes from; `steps` lists how it was made, the first step first."""
+        return MappingProxyType(self._header.provenance)
+
+    @property
+    def base(self) -> Mapping[str, BaseTensor]:
+        """What the tensors were that the mask was made against; empty if it is not known."""
+        return MappingProxyType(self._header.base)
+
+    @property
+    @abstractmethod
+    def digest(self) -> str:
+        """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask.
+
+        Neither the order of the tensors nor where the mask comes from is part of it.
+        """
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor."""
+        return self._header.shapes[name]
+
+    @abstractmethod
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """The bits of a tensor: element `i` in C order is bit `i % 8` of byte `i // 8`. Read-only.
+
+        Returns:
+            uint8 `[ceil(num_elements / 8)]`; bits after the last element are 0.
+        """
+
+    def packed_in_order(self) -> Iterator[NDArray[np.uint8]]:
+        """The bits of all tensors, as `packed` gives them, sorted by their names."""
+        for name in sorted(self):
+            yield self.packed(name)
+
+    @abstractmethod
+    def num_selected(self, name: str | None = None) -> int:
+        """Selected elements of a tensor, or of all."""
+
+    def num_elements(self, name: str | None = None) -> int:
+        """Elements of a tensor, or of all tensors of the mask."""
+        return self._header.num_elements(name)
+
+    @property
+    def density(self) -> float:
+        """Selected / all elements of the mask's tensors; 0 for a mask without elements."""
+        return self.num_selected() / self.num_elements() if self.num_elements() else 0.0
+
+    @abstractmethod
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same mask with other names for some of its tensors, and the digest that it had.
+
+        Args:
+            names: Name of a tensor of this mask -> its new name.
+        """
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._header.shapes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._header.shapes)
+
+    def __len__(self) -> int:
+        return len(self._header.shapes)
+
+
+def mask_record(mask: PackedMask, id: str | None, digests: Collection[str]) -> MaskRecord:
+    """Say what a mask was.
+
+    Args:
+        mask: The mask.
+        id: The path of its file as the user gave it, or None.
+        digests: Names of the tensors whose bytes were found to be those of its base.
+    """
+    return MaskRecord(
+        id=id,
+        digest=mask.digest,
+        num_tensors=len(mask),
+        num_elements=mask.num_elements(),
+        num_selected=mask.num_selected(),
+        num_checked=sum(name in digests for name in mask.base),
+        provenance=dict(mask.provenance),
+    )
 
 
 def provenance_of(steps: list[Any]) -> dict[str, Any]:
@@ -82,55 +265,3 @@ def plain_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise MaskError("the provenance has steps that are not a list of objects")
     return plain
-
-
-@dataclass(frozen=True, eq=False)
-class MaskHeader:
-    """What is known of a mask before its bits. Checked when made, and copied.
-
-    Attributes:
-        shapes: Name -> shape, in the mask's order.
-        base: Name -> what the tensor was when the mask was made; may lack any.
-        provenance: Plain data.
-
-    Raises:
-        MaskError: A name, the base or the provenance could not be stored in a file.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    base: Mapping[str, BaseTensor]
-    provenance: Mapping[str, Any]
-
-    __repr__ = one_line
-
-    def __post_init__(self) -> None:
-        # A name that no header may hold would make a file that cannot be read.
-        if bad := [n for n in self.shapes if n == "__metadata__" or not n.isprintable()]:
-            raise MaskError(f"{first_few([repr(name) for name in bad])}: not names of tensors")
-        if strangers := sorted(self.base.keys() - self.shapes.keys()):
-            raise MaskError(f"base has {first_few(strangers)}, which the mask does not have")
-        if bad := [name for name, of in self.base.items() if not of.has_digest]:
-            raise MaskError(f"base of {first_few(bad)}: a digest is not 32 hexadecimal digits")
-        object.__setattr__(self, "shapes", dict(self.shapes))
-        object.__setattr__(self, "base", dict(self.base))
-        object.__setattr__(self, "provenance", plain_provenance(self.provenance))
-
-    def renamed(self, names: Mapping[str, str]) -> MaskHeader:
-        """The same with other names for some of the tensors.
-
-        Raises:
-            MaskError: Two tensors would have one name.
-        """
-        shapes = {names.get(name, name): shape for name, shape in self.shapes.items()}
-        if len(shapes) < len(self.shapes):
-            raise MaskError(
-                f"two tensors cannot have one name: {first_few(sorted(names.values()))}"
-            )
-        base = {names.get(name, name): of for name, of in self.base.items()}
-        return MaskHeader(shapes, base, self.provenance)
-
-    def num_elements(self, name: str | None = None) -> int:
-        """Elements of a tensor, or of all."""
-        if name is not None:
-            return prod(self.shapes[name])
-        return sum(prod(shape) for shape in self.shapes.values())

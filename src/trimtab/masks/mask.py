@@ -4,29 +4,26 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import parts_of
-from trimtab.checkpoints.tensors import FilePool
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import DerivedMask, Operation, combined, complemented, restricted
-from trimtab.masks.header import MaskHeader, provenance_with
-from trimtab.masks.on_disk import FORMAT, read_mask_file, write_mask_file
-from trimtab.masks.packed import BaseTensor, MaskDigest, PackedMask, PackedTensor
+from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
+from trimtab.masks.on_disk import FORMAT, open_unchecked, write_mask_file
+from trimtab.masks.packed import MaskDigest, PackedTensor
 from trimtab.masks.random import random_tensor
 from trimtab.words import first_few, one_line, out_of, plural
 
 __all__ = ["Mask", "summarise"]
 
 
-class Mask:
+class Mask(PackedMask):
     """Which elements of which tensors are selected. Immutable.
 
     A tensor that the mask does not have has nothing selected. Two masks are equal when they have
@@ -53,7 +50,7 @@ class Mask:
         """
         self._tensors = dict(tensors)
         shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
-        self._outline = MaskHeader(shapes, base, provenance)
+        super().__init__(MaskHeader(shapes, base, provenance))
         self._renamed_from: Mask | None = None
 
     @classmethod
@@ -83,9 +80,9 @@ class Mask:
     @classmethod
     def of(cls, derived: DerivedMask) -> Mask:
         """Make a mask from others, in memory."""
-        outline = derived.outline
-        tensors = {name: derived.tensor(name) for name in outline.shapes}
-        return cls(tensors, outline.base, outline.provenance)
+        header = derived.header
+        tensors = {name: derived.tensor(name) for name in header.shapes}
+        return cls(tensors, header.base, header.provenance)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Mask:
@@ -94,11 +91,9 @@ class Mask:
         Raises:
             MaskError: It is no mask file, or a damaged one.
         """
-        with closing(FilePool()) as pool:
-            file = read_mask_file(path, pool)
-            tensors = dict(file.checked())
-        outline = file.outline
-        return cls({n: tensors[n] for n in outline.shapes}, outline.base, outline.provenance)
+        with open_unchecked(path) as stored:
+            tensors = dict(stored.checked())
+        return cls({name: tensors[name] for name in stored}, stored.base, stored.provenance)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
         """Write the mask to a file, whole or not at all; missing parent folders are made.
@@ -110,31 +105,7 @@ class Mask:
         Raises:
             OutputExistsError: The file exists and `force` is not set, or the path is a folder.
         """
-        write_mask_file(path, self._outline, self._tensors.__getitem__, force=force)
-
-    @property
-    def path(self) -> None:
-        """None: its bits are in memory. That of a `StoredMask` is its file."""
-        return None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors, in order."""
-        return tuple(self._tensors)
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Where the mask comes from; `steps` lists how it was made, the first step first."""
-        return MappingProxyType(self._outline.provenance)
-
-    @property
-    def base(self) -> Mapping[str, BaseTensor]:
-        """What the tensors were that the mask was made against; empty if it is not known."""
-        return MappingProxyType(self._outline.base)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._tensors[name].shape
+        write_mask_file(path, self._header, self._tensors.__getitem__, force=force)
 
     def packed(self, name: str) -> NDArray[np.uint8]:
         """The bits of a tensor: element `i` in C order is bit `i % 8` of byte `i // 8`. Read-only.
@@ -158,16 +129,6 @@ class Mask:
         """Selected elements of a tensor, or of all."""
         tensors = self._tensors.values() if name is None else (self._tensors[name],)
         return sum(tensor.num_selected for tensor in tensors)
-
-    def num_elements(self, name: str | None = None) -> int:
-        """Elements of a tensor, or of all tensors of the mask."""
-        tensors = self._tensors.values() if name is None else (self._tensors[name],)
-        return sum(tensor.num_elements for tensor in tensors)
-
-    @property
-    def density(self) -> float:
-        """Selected / all elements of the mask's tensors; 0 for a mask without elements."""
-        return self.num_selected() / self.num_elements() if self.num_elements() else 0.0
 
     @cached_property
     def digest(self) -> str:
@@ -240,16 +201,16 @@ class Mask:
             name: random_tensor(tensor.shape, tensor.num_selected, seed=seed, name=name)
             for name, tensor in self._tensors.items()
         }
-        return Mask(tensors, self._outline.base, self._after({"step": "random", "seed": seed}))
+        return Mask(tensors, self._header.base, self._after({"step": "random", "seed": seed}))
 
     def with_provenance(self, **told: Any) -> Mask:
         """The same mask with entries of its provenance set."""
-        return Mask(self._tensors, self._outline.base, {**self._outline.provenance, **told})
+        return Mask(self._tensors, self._header.base, {**self._header.provenance, **told})
 
     def with_base(self, base: Mapping[str, BaseTensor]) -> Mask:
         """The same mask, made against other tensors: those of `base` that it has."""
         known = {name: base[name] for name in self._tensors if name in base}
-        return Mask(self._tensors, known, self._outline.provenance)
+        return Mask(self._tensors, known, self._header.provenance)
 
     def renamed(self, names: Mapping[str, str]) -> Mask:
         """The same mask with other names for some of its tensors, and the digest that it had.
@@ -257,9 +218,9 @@ class Mask:
         Args:
             names: Name of a tensor of this mask -> its new name.
         """
-        outline = self._outline.renamed(names)
+        base = self._header.renamed(names).base
         tensors = {names.get(name, name): tensor for name, tensor in self._tensors.items()}
-        return self.in_other_tensors(tensors, outline.base)
+        return self.in_other_tensors(tensors, base)
 
     def in_other_tensors(
         self, tensors: Mapping[str, PackedTensor], base: Mapping[str, BaseTensor]
@@ -270,7 +231,7 @@ class Mask:
             tensors: Name -> bits of each tensor of which this mask has elements.
             base: What these tensors were when the mask was made; may lack any.
         """
-        mask = Mask(tensors, base, self._outline.provenance)
+        mask = Mask(tensors, base, self._header.provenance)
         mask._renamed_from = self
         return mask
 
@@ -299,8 +260,8 @@ class Mask:
                 problems.append(
                     f"{name} has shape {tuple(shapes[name])}, in the mask {tensor.shape}"
                 )
-            elif name in self._outline.base and name in (digests or {}):
-                expected, found = self._outline.base[name].digest, (digests or {})[name]
+            elif name in self._header.base and name in (digests or {}):
+                expected, found = self._header.base[name].digest, (digests or {})[name]
                 if found != expected:
                     problems.append(
                         f"{name} has the digest {found}, and {expected} when the mask was made"
@@ -319,7 +280,7 @@ class Mask:
 
     def _after(self, step: Mapping[str, Any]) -> dict[str, Any]:
         """The provenance of a mask made from this one."""
-        return provenance_with(self._outline.provenance, {**step, "of": self.digest})
+        return provenance_with(self._header.provenance, {**step, "of": self.digest})
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mask):
@@ -332,15 +293,6 @@ class Mask:
 
     def __hash__(self) -> int:
         return hash((frozenset(self._tensors), self.num_selected()))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
     def __repr__(self) -> str:
         selected = out_of(self.num_selected(), self.num_elements(), "element")

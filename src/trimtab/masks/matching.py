@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.names import match_stored
-from trimtab.masks.packed import PackedMask
+from trimtab.masks.header import PackedMask
 
 __all__ = ["named_alike", "named_as_in", "named_like"]
 

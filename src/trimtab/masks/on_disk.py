@@ -21,13 +21,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
 from math import prod
 from pathlib import Path
 from reprlib import repr as short
-from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -37,20 +36,20 @@ from trimtab.checkpoints.safetensors import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
-from trimtab.masks.header import MaskHeader
-from trimtab.masks.packed import BaseTensor, MaskDigest, PackedTensor, num_packed_bytes
+from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask
+from trimtab.masks.packed import MaskDigest, PackedTensor, num_packed_bytes
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
-    "MaskFile",
     "MaskWriter",
     "StoredMask",
     "mask_writer",
     "open_mask",
-    "read_mask_file",
+    "open_unchecked",
+    "opened_masks",
     "write_mask_file",
 ]
 
@@ -66,44 +65,106 @@ class _Damage(Exception):
     """What is wrong with a file, without its name."""
 
 
-@dataclass(frozen=True, eq=False)
-class MaskFile:
-    """A mask file whose header was checked; its bits are still on disk, and were not.
+class StoredMask(PackedMask, Pooled):
+    """A mask whose bits are on disk: it is read like a `Mask`, a tensor at a time.
 
-    Attributes:
-        path: Where it is.
-        outline: Of the mask.
-        num_selected: Name -> how many bits are 1, as the header says.
-        digest: Of the mask, as the metadata says.
-        stored: Name -> where the bits are.
+    Use it as a context manager, or call `close`. Make one with `open_mask`.
     """
 
-    path: str
-    outline: MaskHeader
-    num_selected: Mapping[str, int]
-    digest: str
-    stored: Mapping[str, StoredTensor]
+    def __init__(
+        self,
+        path: str,
+        header: MaskHeader,
+        digest: str,
+        num_selected: Mapping[str, int],
+        stored: Mapping[str, StoredTensor],
+        pool: FilePool,
+        *,
+        is_checked: bool = False,
+    ) -> None:
+        """Keep what a header says; the bits are claims until they were read.
 
-    def renamed(self, names: Mapping[str, str]) -> MaskFile:
-        """The same file with other names for some of its tensors. `checked` must have passed."""
-        return MaskFile(
-            self.path,
-            self.outline.renamed(names),
-            {names.get(name, name): count for name, count in self.num_selected.items()},
-            self.digest,
-            {names.get(name, name): tensor for name, tensor in self.stored.items()},
-        )
+        Args:
+            path: The file, as it was given.
+            header: Of the mask.
+            digest: Of the mask, as the metadata says.
+            num_selected: Name -> how many bits are 1, as the metadata says.
+            stored: Name -> where the bits are.
+            pool: Keeps the file open.
+            is_checked: Whether all bits were read, and are what the header says.
+        """
+        super().__init__(header)
+        self._path = path
+        self._digest = digest
+        self._num_selected = num_selected
+        self._stored = stored
+        self._pool = pool
+        self._is_checked = is_checked
 
-    def read(self, name: str) -> PackedTensor:
-        """Read the bits of a tensor and check them against the header. Any thread may call this.
+    @property
+    def path(self) -> str:
+        """The file, as it was given."""
+        return self._path
+
+    @property
+    def digest(self) -> str:
+        """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask."""
+        return self._digest
+
+    def packed(self, name: str) -> NDArray[np.uint8]:
+        """Read the bits of a tensor, as `Mask.packed` gives them. Any thread may call this.
+
+        Returns:
+            A new array, uint8 `[ceil(num_elements / 8)]`; bits after the last element are 0.
 
         Raises:
-            MaskError: They are not what the header says, or cannot be read.
+            MaskError: The file was changed since it was opened, or cannot be read.
         """
         tensor = self._tensor(name)
         if problems := list(self._problems(name, tensor)):
             raise self._damaged(problems)
-        return tensor
+        tensor.bits.flags.writeable = False
+        return tensor.bits
+
+    def packed_in_order(self) -> Iterator[NDArray[np.uint8]]:
+        """The bits of all tensors, sorted by their names; checked meanwhile if nobody has yet.
+
+        Raises:
+            MaskError: The file is damaged; known at the end.
+        """
+        if self._is_checked:
+            yield from super().packed_in_order()
+        else:
+            for _, tensor in self.checked():
+                yield tensor.bits
+
+    def num_selected(self, name: str | None = None) -> int:
+        """Selected elements of a tensor, or of all."""
+        return sum(self._num_selected.values()) if name is None else self._num_selected[name]
+
+    def renamed(self, names: Mapping[str, str]) -> StoredMask:
+        """The same file with other names for some of its tensors, and the digest that it has.
+
+        It reads through the files of this one, and is closed with it. A file of which nobody has
+        read the bits is checked now: the digest is of the names in the file.
+
+        Args:
+            names: Name of a tensor of this mask -> its new name.
+
+        Raises:
+            MaskError: The file is damaged.
+        """
+        if not self._is_checked:
+            deque(self.checked(), maxlen=0)
+        return StoredMask(
+            self.path,
+            self._header.renamed(names),
+            self.digest,
+            {names.get(name, name): count for name, count in self._num_selected.items()},
+            {names.get(name, name): tensor for name, tensor in self._stored.items()},
+            self._pool,
+            is_checked=True,
+        )
 
     def checked(self) -> Iterator[tuple[str, PackedTensor]]:
         """Read the bits of all tensors, sorted by name, and check everything about them.
@@ -116,7 +177,7 @@ class MaskFile:
         """
         problems: list[str] = []
         digest = MaskDigest()
-        for name in sorted(self.outline.shapes):
+        for name in sorted(self):
             tensor = self._tensor(name)
             problems += self._problems(name, tensor)
             digest.update(name, tensor)
@@ -128,15 +189,16 @@ class MaskFile:
                 f"{self.path}: damaged: its bits have the digest {found}, and the file says "
                 f"{self.digest[:32]!r}"
             )
+        self._is_checked = True
 
     def _tensor(self, name: str) -> PackedTensor:
         try:
-            return PackedTensor.of(self.outline.shapes[name], self.stored[name].read())
+            return PackedTensor.of(self.shape(name), self._stored[name].read())
         except CheckpointError as error:
             raise MaskError(str(error)) from None
 
     def _problems(self, name: str, tensor: PackedTensor) -> Iterator[str]:
-        if tensor.num_selected != (claimed := self.num_selected[name]):
+        if tensor.num_selected != (claimed := self._num_selected[name]):
             yield (
                 f"{short(name)} says it selects {claimed} elements, "
                 f"and selects {tensor.num_selected}"
@@ -147,27 +209,67 @@ class MaskFile:
     def _damaged(self, problems: Iterable[str]) -> MaskError:
         return MaskError(f"{self.path}: damaged: {first_few(list(problems), '; ')}")
 
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.path}, digest {self.digest}")
 
-def read_mask_file(path: str | os.PathLike[str], pool: FilePool) -> MaskFile:
-    """Read the header of a mask file, and check all that can be known without the bits.
 
-    Args:
-        path: The file.
-        pool: Keeps it open; the caller closes it.
+def open_mask(path: str | os.PathLike[str]) -> StoredMask:
+    """Open a mask file, check all of it, and leave its bits on disk.
+
+    Raises:
+        MaskError: It is no mask file, or a damaged one.
+    """
+    mask = open_unchecked(path)
+    try:
+        deque(mask.checked(), maxlen=0)
+    except BaseException:
+        mask.close()
+        raise
+    return mask
+
+
+def open_unchecked(path: str | os.PathLike[str]) -> StoredMask:
+    """Open a mask file and check its header alone: trust its bits only after `checked`.
 
     Raises:
         MaskError: It is no mask file, or a damaged one; the message lists what is wrong.
     """
+    pool = FilePool()
     try:
         stored, metadata = read_with_metadata(DataFile(Path(path), pool))
-        return _parse(os.fspath(path), {tensor.name: tensor for tensor in stored}, metadata)
-    except CheckpointError as error:
-        raise MaskError(str(error)) from None
-    except _Damage as error:
-        raise MaskError(f"{os.fspath(path)}: {error}") from None
+        return _parse(os.fspath(path), {tensor.name: tensor for tensor in stored}, metadata, pool)
+    except BaseException as error:
+        pool.close()
+        if isinstance(error, CheckpointError):
+            raise MaskError(str(error)) from None
+        if isinstance(error, _Damage):
+            raise MaskError(f"{os.fspath(path)}: {error}") from None
+        raise
 
 
-def _parse(path: str, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str]) -> MaskFile:
+def opened_masks(
+    masks: Iterable[str | os.PathLike[str] | PackedMask], stack: ExitStack, *, check: bool = True
+) -> list[PackedMask]:
+    """Masks as they are, and those of files opened for as long as the stack lasts.
+
+    Args:
+        masks: Masks, or the files of them.
+        stack: Closes the files.
+        check: Read and check all bits of the files; without it, `packed_in_order` does so.
+
+    Raises:
+        MaskError: A file is no mask, or a damaged one.
+    """
+    open_one = open_mask if check else open_unchecked
+    return [
+        stack.enter_context(open_one(mask)) if isinstance(mask, str | os.PathLike) else mask
+        for mask in masks
+    ]
+
+
+def _parse(
+    path: str, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str], pool: FilePool
+) -> StoredMask:
     if metadata.get("format") != FORMAT:
         found = short(metadata["format"]) if "format" in metadata else "none"
         raise _Damage(
@@ -197,10 +299,10 @@ def _parse(path: str, stored: Mapping[str, StoredTensor], metadata: Mapping[str,
             problems.append(f"{short(name)} {error}")
     _refuse(problems)
     try:
-        outline = MaskHeader(shapes, base, provenance)
+        header = MaskHeader(shapes, base, provenance)
     except MaskError as error:
         raise _Damage(str(error)) from None
-    return MaskFile(path, outline, num_selected, metadata.get("digest", ""), stored)
+    return StoredMask(path, header, metadata.get("digest", ""), num_selected, stored, pool)
 
 
 def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
@@ -268,18 +370,18 @@ class MaskWriter:
     """A mask file under way.
 
     Attributes:
-        outline: Of the mask.
+        header: Of the mask.
         names: Names of its tensors, in the order in which they are to be added.
         num_selected: Name -> selected elements, of the tensors that were added.
     """
 
-    def __init__(self, file: BinaryIO, outline: MaskHeader) -> None:
-        self.outline = outline
-        self.names = sorted(outline.shapes)
+    def __init__(self, file: BinaryIO, header: MaskHeader) -> None:
+        self.header = header
+        self.names = sorted(header.shapes)
         self.num_selected: dict[str, int] = {}
         self._file = file
         self._digest = MaskDigest()
-        largest = {name: outline.num_elements(name) for name in self.names}
+        largest = {name: header.num_elements(name) for name in self.names}
         draft = self._header(largest, "0" * 32)
         self._header_bytes = -(-len(draft) // ALIGNMENT) * ALIGNMENT
         self._write_header(draft)
@@ -287,8 +389,8 @@ class MaskWriter:
     def add(self, tensor: PackedTensor) -> None:
         """Write the next tensor of `names`."""
         name = self.names[len(self.num_selected)]
-        if tensor.shape != self.outline.shapes[name]:
-            raise ValueError(f"{name}: {tensor.shape} is not {self.outline.shapes[name]}")
+        if tensor.shape != self.header.shapes[name]:
+            raise ValueError(f"{name}: {tensor.shape} is not {self.header.shapes[name]}")
         self._file.write(tensor.bits.data)
         self._digest.update(name, tensor)
         self.num_selected[name] = tensor.num_selected
@@ -304,7 +406,7 @@ class MaskWriter:
         self._file.write(header.ljust(self._header_bytes))
 
     def _header(self, num_selected: Mapping[str, int], digest: str) -> bytes:
-        shapes, base = self.outline.shapes, self.outline.base
+        shapes, base = self.header.shapes, self.header.base
         header: dict[str, Any] = {
             "__metadata__": {
                 "format": FORMAT,
@@ -320,19 +422,19 @@ class MaskWriter:
                         for name, shape in shapes.items()
                     }
                 ),
-                "provenance": _compact(dict(self.outline.provenance)),
+                "provenance": _compact(dict(self.header.provenance)),
             }
         }
         end = 0
         for name in self.names:
-            begin, end = end, end + num_packed_bytes(self.outline.num_elements(name))
+            begin, end = end, end + num_packed_bytes(self.header.num_elements(name))
             header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
         return _compact(header).encode()
 
 
 @contextmanager
 def mask_writer(
-    path: str | os.PathLike[str], outline: MaskHeader, *, force: bool
+    path: str | os.PathLike[str], header: MaskHeader, *, force: bool
 ) -> Iterator[MaskWriter]:
     """Write a mask, atomically, in a block that adds every tensor; missing folders are made.
 
@@ -340,14 +442,14 @@ def mask_writer(
         OutputExistsError: The file exists and `force` is not set, or the path is a folder.
     """
     with new_file(path, force=force) as file:
-        writer = MaskWriter(file, outline)
+        writer = MaskWriter(file, header)
         yield writer
         writer.finish()
 
 
 def write_mask_file(
     path: str | os.PathLike[str],
-    outline: MaskHeader,
+    header: MaskHeader,
     tensor: Callable[[str], PackedTensor],
     *,
     force: bool,
@@ -356,7 +458,7 @@ def write_mask_file(
 
     Args:
         path: The file.
-        outline: Of the mask.
+        header: Of the mask.
         tensor: Gives the bits of a tensor by name; called once for each, sorted by name.
         force: Replace an existing file.
 
@@ -366,7 +468,7 @@ def write_mask_file(
     Raises:
         OutputExistsError: The file exists and `force` is not set, or the path is a folder.
     """
-    with mask_writer(path, outline, force=force) as writer:
+    with mask_writer(path, header, force=force) as writer:
         for name in writer.names:
             writer.add(tensor(name))
     return sum(writer.num_selected.values())
@@ -374,109 +476,3 @@ def write_mask_file(
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-class StoredMask(Pooled):
-    """A mask whose bits are on disk: it is read like a `Mask`, a tensor at a time.
-
-    Use it as a context manager, or call `close`. Make one with `open_mask`.
-    """
-
-    def __init__(self, file: MaskFile, pool: FilePool) -> None:
-        self._file = file
-        self._pool = pool
-
-    @property
-    def path(self) -> str:
-        """The file, as it was given."""
-        return self._file.path
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the tensors, in order."""
-        return tuple(self._file.outline.shapes)
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Where the mask comes from; `steps` lists how it was made, the first step first."""
-        return MappingProxyType(self._file.outline.provenance)
-
-    @property
-    def base(self) -> Mapping[str, BaseTensor]:
-        """What the tensors were that the mask was made against; empty if it is not known."""
-        return MappingProxyType(self._file.outline.base)
-
-    @property
-    def digest(self) -> str:
-        """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask."""
-        return self._file.digest
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-        return self._file.outline.shapes[name]
-
-    def packed(self, name: str) -> NDArray[np.uint8]:
-        """Read the bits of a tensor, as `Mask.packed` gives them. Any thread may call this.
-
-        Returns:
-            A new array, uint8 `[ceil(num_elements / 8)]`; bits after the last element are 0.
-
-        Raises:
-            MaskError: The file was changed since it was opened, or cannot be read.
-        """
-        bits = self._file.read(name).bits
-        bits.flags.writeable = False
-        return bits
-
-    def num_selected(self, name: str | None = None) -> int:
-        """Selected elements of a tensor, or of all."""
-        counts = self._file.num_selected
-        return sum(counts.values()) if name is None else counts[name]
-
-    def num_elements(self, name: str | None = None) -> int:
-        """Elements of a tensor, or of all tensors of the mask."""
-        return self._file.outline.num_elements(name)
-
-    @property
-    def density(self) -> float:
-        """Selected / all elements of the mask's tensors; 0 for a mask without elements."""
-        return self.num_selected() / self.num_elements() if self.num_elements() else 0.0
-
-    def renamed(self, names: Mapping[str, str]) -> StoredMask:
-        """The same file with other names for some of its tensors, and the digest that it has.
-
-        It reads through the files of this one, and is closed with it.
-
-        Args:
-            names: Name of a tensor of this mask -> its new name.
-        """
-        return StoredMask(self._file.renamed(names), self._pool)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._file.outline.shapes
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._file.outline.shapes)
-
-    def __len__(self) -> int:
-        return len(self._file.outline.shapes)
-
-    def __repr__(self) -> str:
-        return one_line(self, f"{self.path}, digest {self.digest}")
-
-
-def open_mask(path: str | os.PathLike[str]) -> StoredMask:
-    """Open a mask file, check all of it, and leave its bits on disk.
-
-    Raises:
-        MaskError: It is no mask file, or a damaged one.
-    """
-    pool = FilePool()
-    try:
-        file = read_mask_file(path, pool)
-        for _ in file.checked():
-            pass
-    except BaseException:
-        pool.close()
-        raise
-    return StoredMask(file, pool)

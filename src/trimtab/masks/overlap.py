@@ -24,11 +24,11 @@ from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.align import Aligned, alone
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress, Reader, stream
-from trimtab.checkpoints.tensors import FilePool
 from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError, MaskMismatchError
+from trimtab.masks.header import PackedMask, mask_record
 from trimtab.masks.matching import named_alike
-from trimtab.masks.on_disk import MaskFile, StoredMask, read_mask_file
+from trimtab.masks.on_disk import opened_masks
 from trimtab.masks.overlap_result import (
     LETTERS,
     MagnitudeBins,
@@ -37,73 +37,15 @@ from trimtab.masks.overlap_result import (
     TensorOverlap,
     pairs_of,
 )
-from trimtab.masks.packed import PackedMask, mask_record, num_packed_bytes
+from trimtab.masks.packed import num_packed_bytes
 from trimtab.results.records import CheckpointRecord, made_now, record_of
 from trimtab.words import first_few, plural
 
-__all__ = [
-    "Given",
-    "check_digests",
-    "check_shapes",
-    "given_mask",
-    "in_one_naming",
-    "names_in_all",
-    "overlap",
-    "overlap_coverage",
-    "tensors_in_order",
-]
-
-
-class Given(NamedTuple):
-    """A mask, as it was given.
-
-    Attributes:
-        mask: The mask.
-        id: The path of its file, or None.
-        unchecked: Its file, if nobody has read that yet; then trust nothing but its header.
-    """
-
-    mask: PackedMask
-    id: str | None
-    unchecked: MaskFile | None
-
-
-def given_mask(mask: str | os.PathLike[str] | PackedMask, stack: ExitStack) -> Given:
-    """Take a mask as it is, or open its file for as long as the stack lasts.
-
-    Raises:
-        MaskError: It is no mask file.
-    """
-    if not isinstance(mask, str | os.PathLike):
-        return Given(mask, mask.path, None)
-    pool = FilePool()
-    stack.callback(pool.close)
-    file = read_mask_file(mask, pool)
-    return Given(StoredMask(file, pool), os.fspath(mask), file)
-
-
-def in_one_naming(masks: Sequence[Given], base: Checkpoint | None) -> list[Given]:
-    """The masks under one set of names; see `trimtab.masks.matching.named_alike`.
-
-    A file whose tensors get other names is checked now: its own order is not that of the others.
-
-    Raises:
-        MaskError: Such a file is damaged.
-    """
-    alike = named_alike([given.mask for given in masks], base)
-    found = []
-    for given, mask in zip(masks, alike, strict=True):
-        if mask is given.mask:
-            found.append(given)
-            continue
-        if given.unchecked is not None:
-            deque(given.unchecked.checked(), maxlen=0)
-        found.append(Given(mask, given.id, None))
-    return found
+__all__ = ["overlap"]
 
 
 def tensors_in_order(
-    masks: Sequence[Given], executor: Executor
+    masks: Sequence[PackedMask], executor: Executor
 ) -> Iterator[tuple[str, list[NDArray[np.uint8]]]]:
     """Read each tensor of all masks once, sorted by name; files are checked by the end.
 
@@ -118,23 +60,12 @@ def tensors_in_order(
     Raises:
         MaskError: A file is damaged; known at the end.
     """
-    of_each = [_in_order(given) for given in masks]
-    for name in sorted({name for given in masks for name in given.mask}):
-        having = [
-            of_mask for of_mask, given in zip(of_each, masks, strict=True) if name in given.mask
-        ]
+    of_each = [mask.packed_in_order() for mask in masks]
+    for name in sorted({name for mask in masks for name in mask}):
+        having = [of_mask for of_mask, mask in zip(of_each, masks, strict=True) if name in mask]
         yield name, list(executor.map(next, having))
     for of_mask in of_each:
         deque(of_mask, maxlen=0)  # what a file says of all its tensors comes after the last
-
-
-def _in_order(given: Given) -> Iterator[NDArray[np.uint8]]:
-    if given.unchecked is None:
-        for name in sorted(given.mask):
-            yield given.mask.packed(name)
-    else:
-        for _, tensor in given.unchecked.checked():
-            yield tensor.bits
 
 
 def names_in_all(masks: Sequence[PackedMask]) -> list[str]:
@@ -287,21 +218,20 @@ def overlap(
         )
     num_threads = threads or min(os.cpu_count() or 1, 8)
     with ExitStack() as stack:
-        given = [given_mask(mask, stack) for mask in masks]
+        given = opened_masks(masks, stack, check=False)
         checkpoint = None if base is None else stack.enter_context(opened(base))[0]
-        given = in_one_naming(given, checkpoint)
-        together = [of.mask for of in given]
-        names = names_in_all(together)
+        given = named_alike(given, checkpoint)
+        names = names_in_all(given)
         with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-overlap") as executor:
             if checkpoint is None:
                 found = _without_base(given, names, executor, num_threads, progress)
             else:
-                check_shapes(together, names, checkpoint)
+                check_shapes(given, names, checkpoint)
                 found = _with_base(given, names, checkpoint, executor, num_threads, progress)
         return Overlap(
-            masks=tuple(mask_record(of.mask, of.id, found.digests) for of in given),
-            coverage=overlap_coverage(together, names),
-            tensors=tuple(_tensor(name, together[0].shape(name), found) for name in names),
+            masks=tuple(mask_record(mask, mask.path, found.digests) for mask in given),
+            coverage=overlap_coverage(given, names),
+            tensors=tuple(_tensor(name, given[0].shape(name), found) for name in names),
             base=found.base,
             is_series=series,
             provenance=made_now(device="cpu", threads=num_threads),
@@ -382,16 +312,14 @@ def _side_by_side(sets: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint64]:
 
 
 def _without_base(
-    masks: Sequence[Given],
+    masks: Sequence[PackedMask],
     names: Sequence[str],
     executor: Executor,
     num_threads: int,
     progress: Progress | None,
 ) -> _Found:
     """Count while the masks are read, which is once; a few tensors at a time are in memory."""
-    num_bytes = sum(
-        num_packed_bytes(of.mask.num_elements(name)) for of in masks for name in of.mask
-    )
+    num_bytes = sum(num_packed_bytes(mask.num_elements(name)) for mask in masks for name in mask)
     to_count = set(names)
     tasks: dict[str, Future[_Counts]] = {}
     under_way: deque[Future[_Counts]] = deque()
@@ -407,7 +335,7 @@ def _without_base(
 
 
 def _with_base(
-    masks: Sequence[Given],
+    masks: Sequence[PackedMask],
     names: Sequence[str],
     base: Checkpoint,
     executor: Executor,
@@ -439,7 +367,7 @@ def _with_base(
 
     done = stream(alignment, one, threads=num_threads, progress=progress, order=read())
     (digests,) = done.hashes
-    check_digests([of.mask for of in masks], names, digests, base)
+    check_digests(masks, names, digests, base)
     counts = {name: done.results[item][0] for name, item in items.items()}
     bins = {name: done.results[item][1] for name, item in items.items()}
     return _Found(counts, bins, record_of(base, digests), digests)

@@ -1,4 +1,4 @@
-"""A mask in packed bits, and one tensor of it: a bit for each element, eight to a byte.
+"""One tensor of a mask: a bit for each element, eight to a byte.
 
 Bit `i % 8` of byte `i // 8` is element `i` in C order (`np.packbits` with `bitorder="little"`);
 the bits after the last element are 0. A mask of a tensor takes 1/16 of its bytes in bf16.
@@ -7,92 +7,26 @@ the bits after the last element are 0. A mask of a tensor takes 1/16 of its byte
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from trimtab.results.records import MaskRecord
 from trimtab.words import one_line
 
 __all__ = [
-    "BaseTensor",
     "MaskDigest",
-    "PackedMask",
     "PackedTensor",
     "count_bits",
-    "mask_record",
     "num_packed_bytes",
     "unpacked",
 ]
 
 CHUNK_BYTES = 1 << 17
 """Packed bytes that are unpacked or counted at once: a million elements."""
-
-HEX_DIGEST = re.compile("[0-9a-f]{32}")
-
-
-class BaseTensor(NamedTuple):
-    """What a tensor of a mask was when the mask was made.
-
-    Attributes:
-        dtype: Its safetensors name, such as `BF16`.
-        digest: xxh3-128 of the stored bytes of the whole tensor, hexadecimal.
-    """
-
-    dtype: str
-    digest: str
-
-    @property
-    def has_digest(self) -> bool:
-        """Whether the digest is 32 hexadecimal digits, as it has to be."""
-        return HEX_DIGEST.fullmatch(self.digest) is not None
-
-
-class PackedMask(Protocol):
-    """A mask that is read tensor by tensor: a `Mask` in memory, or a `StoredMask` on disk."""
-
-    @property
-    def path(self) -> str | None:
-        """The file that its bits are in; None for a mask in memory."""
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """Where the mask comes from; `steps` lists how it was made, the first step first."""
-
-    @property
-    def base(self) -> Mapping[str, BaseTensor]:
-        """What the tensors were that the mask was made against; empty if it is not known."""
-
-    @property
-    def digest(self) -> str:
-        """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor."""
-
-    def packed(self, name: str) -> NDArray[np.uint8]:
-        """The bits of a tensor, `[ceil(num_elements / 8)]`, laid out as this module says."""
-
-    def num_selected(self, name: str | None = None) -> int:
-        """Selected elements of a tensor, or of all."""
-
-    def num_elements(self, name: str | None = None) -> int:
-        """Elements of a tensor, or of all tensors of the mask."""
-
-    def renamed(self, names: Mapping[str, str]) -> Self:
-        """The same mask with other names for some of its tensors, and the digest that it had."""
-
-    def __contains__(self, name: object) -> bool: ...
-
-    def __iter__(self) -> Iterator[str]: ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -220,22 +154,3 @@ def unpacked(bits: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.bool_
 def _parts(bits: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     for start in range(0, len(bits), CHUNK_BYTES):
         yield start, bits[start : start + CHUNK_BYTES]
-
-
-def mask_record(mask: PackedMask, id: str | None, digests: Collection[str]) -> MaskRecord:
-    """Say what a mask was.
-
-    Args:
-        mask: The mask.
-        id: The path of its file as the user gave it, or None.
-        digests: Names of the tensors whose bytes were found to be those of its base.
-    """
-    return MaskRecord(
-        id=id,
-        digest=mask.digest,
-        num_tensors=len(mask),
-        num_elements=mask.num_elements(),
-        num_selected=mask.num_selected(),
-        num_checked=sum(name in digests for name in mask.base),
-        provenance=dict(mask.provenance),
-    )

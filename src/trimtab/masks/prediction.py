@@ -35,12 +35,13 @@ from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskMismatchError
+from trimtab.masks.header import PackedMask
 from trimtab.masks.matching import named_like
-from trimtab.masks.on_disk import open_mask
+from trimtab.masks.on_disk import opened_masks
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap_chance import Shared
 from trimtab.masks.overlap_result import Overlap, TensorOverlap
-from trimtab.masks.packed import PackedMask, unpacked
+from trimtab.masks.packed import unpacked
 from trimtab.masks.selection.scores import ScoreFile, Scores
 from trimtab.masks.selection.top_k import ordered_keys
 from trimtab.masks.selection.weights import read_weights
@@ -338,8 +339,7 @@ def score_prediction(
     with ExitStack() as stack:
         checkpoint = None if base is None else stack.enter_context(opened(base))[0]
         shared = overlap(pred, true, base=checkpoint, progress=progress)
-        if isinstance(true, str | os.PathLike):
-            true = stack.enter_context(open_mask(true))
+        (true,) = opened_masks([true], stack)
         true = named_like(true, [tensor.name for tensor in shared.tensors])
         num_low: dict[str, float] = {}
         if checkpoint is not None:

@@ -38,10 +38,10 @@ from trimtab.checkpoints.quantized import block_scales, refuse_quantized
 from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import AnalysisError, CheckpointError
-from trimtab.masks.header import provenance_of
+from trimtab.masks.header import BaseTensor, provenance_of
 from trimtab.masks.makers.weight_scores import high_magnitude
 from trimtab.masks.mask import Mask
-from trimtab.masks.packed import BaseTensor, PackedTensor, num_packed_bytes, unpacked
+from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.weights import elements_of, read_weights

@@ -29,12 +29,12 @@ from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import in_common, tensor_of
-from trimtab.masks.header import MaskHeader, provenance_from
+from trimtab.masks.header import MaskHeader, PackedMask, mask_record, provenance_from
 from trimtab.masks.matching import named_alike
 from trimtab.masks.on_disk import mask_writer
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap_result import Overlap
-from trimtab.masks.packed import PackedMask, PackedTensor, mask_record
+from trimtab.masks.packed import PackedTensor
 from trimtab.outputs import ensure_free
 from trimtab.results.records import CheckpointRecord, MaskRecord, made_now
 from trimtab.results.result import Result
@@ -207,8 +207,8 @@ def write_parts(
         writers = []
         for file, step in zip(files, steps, strict=True):
             provenance = provenance_from(masks, {**step, **told}) | {"command": command}
-            outline = MaskHeader(together.shapes, together.base, provenance)
-            writers.append(stack.enter_context(mask_writer(file, outline, force=force)))
+            header = MaskHeader(together.shapes, together.base, provenance)
+            writers.append(stack.enter_context(mask_writer(file, header, force=force)))
         for name in writers[0].names:
             tensors = [tensor_of(mask, name, together.shapes[name]) for mask in masks]
             for place, part in enumerate(split_tensor(tensors)):

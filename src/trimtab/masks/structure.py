@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, open_checkpoint, parts_of
+from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.folder import read_config, read_json
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress, Source, new_buffer
 from trimtab.elements.bits import Counters
 from trimtab.elements.fast import counters_for
 from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
+from trimtab.masks.header import PackedMask, mask_record
 from trimtab.masks.matching import named_alike
-from trimtab.masks.on_disk import open_mask
-from trimtab.masks.packed import PackedMask, mask_record, num_packed_bytes
+from trimtab.masks.on_disk import opened_masks
+from trimtab.masks.packed import num_packed_bytes
 from trimtab.masks.random import random_tensor
 from trimtab.masks.structure_families import (
     ExpertTensor,
@@ -244,38 +245,34 @@ def structure(
     if not masks:
         raise MaskError("structure needs a mask")
     with ExitStack() as stack:
-        opened = [
-            stack.enter_context(open_mask(mask)) if isinstance(mask, str | os.PathLike) else mask
-            for mask in masks
-        ]
-        ids = [os.fspath(m) if isinstance(m, str | os.PathLike) else None for m in masks]
-        if base is not None and not isinstance(base, Checkpoint):
-            base = stack.enter_context(open_checkpoint(base))
-        opened = named_alike(opened, base)
+        given = opened_masks(masks, stack)
+        if base is not None:
+            (base,) = stack.enter_context(opened(base))
+        given = named_alike(given, base)
         origin, settings = config_of(base, config)
-        shapes = shapes_of(opened, base)
+        shapes = shapes_of(given, base)
         if base is not None:
             refuse_quantized(base.tensors, base.config, shapes, base.id)
         if map is not None and not is_matrix(shapes.get(map)):
             matrices = [name for name, shape in shapes.items() if is_matrix(shape)]
             raise MaskError(f"{map} is no matrix of the masks; those are {first_few(matrices)}")
-        run = _Run(opened, shapes, settings, base, seed, progress)
+        run = _Run(given, shapes, settings, base, seed, progress)
         run.count(threads or min(os.cpu_count() or 1, 8))
         families = run.gathering.families()
         digests = run.digests
         if base is not None:
-            check_structure_digests(opened, digests)
+            check_structure_digests(given, digests)
         shown = map if map is not None else run.most_dispersed()
         return Structure(
             masks=tuple(
                 MaskStructure(
-                    mask=mask_record(mask, id, digests),
+                    mask=mask_record(mask, mask.path, digests),
                     control_seed=seed + place,
                     families=tuple(family_of(units[place]) for units in families.values()),
                     tensors=tuple(run.tensors[place]),
                     map=run.map_of(place, shown),
                 )
-                for place, (mask, id) in enumerate(zip(opened, ids, strict=True))
+                for place, mask in enumerate(given)
             ),
             shared=shared_units(families),
             left_out=tuple(run.left_out.values()),

@@ -36,8 +36,8 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import DerivedMask, tensor_of
-from trimtab.masks.header import MaskHeader, provenance_with
-from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor, num_packed_bytes, unpacked
+from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
+from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.masks.selection.weights import read_weights
 from trimtab.results.records import record_of
 from trimtab.words import first_few
@@ -359,7 +359,7 @@ def transferred(
             name: BaseTensor(other.tensors[name].dtype.name, digests[name]) for name in plan.tensors
         }
     carried_shapes = {name: carried.shape for name, carried in plan.tensors.items()}
-    outline = MaskHeader(carried_shapes, base, provenance_with(mask.provenance, step))
+    header = MaskHeader(carried_shapes, base, provenance_with(mask.provenance, step))
 
     def tensor(name: str) -> PackedTensor:
         source, shape, how = plan.tensors[name]
@@ -368,7 +368,7 @@ def transferred(
             return _spread(before, shape, seed=seed, name=name)
         return before if how == "bits" else before.resized(shape)
 
-    return DerivedMask(outline, tensor)
+    return DerivedMask(header, tensor)
 
 
 def _read_past(_: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 
 from trimtab.elements.counts import percent
+from trimtab.masks.header import PackedMask
 from trimtab.masks.mask import summarise
-from trimtab.masks.packed import PackedMask
 from trimtab.report.mask_steps import steps_lines
 from trimtab.report.table import aligned
 from trimtab.report.wording import kinds_in_order, plural, printable

@@ -22,8 +22,9 @@ from trimtab.checkpoints import StoredTensor
 from trimtab.checkpoints.names import match_stored
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask
+from trimtab.masks.header import BaseTensor
 from trimtab.masks.matching import named_like
-from trimtab.masks.packed import BaseTensor, PackedTensor
+from trimtab.masks.packed import PackedTensor
 from trimtab.training.pieces import Piece, find_pieces, revert_of
 
 __all__ = ["STORED", "Layout", "layout_of", "module_of", "stored_values"]

@@ -31,7 +31,7 @@ from trimtab.errors import (
 )
 from trimtab.masks import BaseTensor, Mask, extract_mask
 from trimtab.masks import overlap as overlap_module
-from trimtab.masks.on_disk import MaskFile
+from trimtab.masks.on_disk import StoredMask
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap_result import Overlap
 from trimtab.masks.packed import PackedTensor
@@ -288,9 +288,9 @@ def test_with_a_base_too_the_files_are_read_once_and_not_far_ahead(
     num_read: Counter[str] = Counter()
     num_ahead: list[float] = []
     num_counted = 0
-    whole_tensor, whole_count = MaskFile._tensor, overlap_module._count
+    whole_tensor, whole_count = StoredMask._tensor, overlap_module._count
 
-    def tensor(self: MaskFile, name: str) -> PackedTensor:
+    def tensor(self: StoredMask, name: str) -> PackedTensor:
         num_read[name] += 1
         num_ahead.append(num_read.total() / 2 - num_counted)
         return whole_tensor(self, name)
@@ -301,7 +301,7 @@ def test_with_a_base_too_the_files_are_read_once_and_not_far_ahead(
         num_counted += 1
         return whole_count(sets)
 
-    monkeypatch.setattr(MaskFile, "_tensor", tensor)
+    monkeypatch.setattr(StoredMask, "_tensor", tensor)
     monkeypatch.setattr(overlap_module, "_count", count)
     overlap(*paths, base=folder, threads=threads)
     assert num_read == dict.fromkeys(base, 2)

@@ -21,10 +21,11 @@ from trimtab.checkpoints.stream import Chunk, Progress, Reader, Streamed, overla
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.fast import Scanners
 from trimtab.elements.three_way import AgreementTally
+from trimtab.masks.header import mask_record
 from trimtab.masks.identity.result import SIDES, Identity, IdentityCoverage, TensorIdentity
 from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_as_in
-from trimtab.masks.packed import mask_record, unpacked
+from trimtab.masks.packed import unpacked
 from trimtab.results.records import made_now, record_of
 
 __all__ = ["identity"]

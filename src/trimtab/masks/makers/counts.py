@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.header import provenance_from, provenance_of
+from trimtab.masks.header import BaseTensor, PackedMask, provenance_from, provenance_of
 from trimtab.masks.makers.weight_scores import WeightScores
 from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_alike
-from trimtab.masks.packed import BaseTensor, PackedMask, PackedTensor, unpacked
+from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.selection.scores import Scores
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 from trimtab.words import first_few

@@ -31,8 +31,8 @@ from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.stream import Progress
 from trimtab.elements.spectrum import PRINCIPAL_SHARE, principal_directions, principal_part
 from trimtab.errors import MaskError
+from trimtab.masks.header import BaseTensor
 from trimtab.masks.makers.weight_scores import WeightScores, low_magnitude
-from trimtab.masks.packed import BaseTensor
 from trimtab.masks.selection.scores import Scores, in_chunks
 from trimtab.masks.selection.top_k import ordered_keys
 from trimtab.masks.selection.weights import elements_of

@@ -23,7 +23,7 @@ from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
-from trimtab.masks.packed import BaseTensor
+from trimtab.masks.header import BaseTensor
 from trimtab.masks.selection.weights import elements_of, read_weights
 from trimtab.words import first_few
 

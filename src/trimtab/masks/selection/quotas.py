@@ -33,10 +33,10 @@ from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress
 from trimtab.elements.dtypes import Bits, exponent_bins, num_exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.header import provenance_with
+from trimtab.masks.header import BaseTensor, provenance_with
 from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_as_in, named_like
-from trimtab.masks.packed import BaseTensor, PackedTensor, unpacked
+from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.random import Lots
 from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of, read_weights
 from trimtab.words import first_few, one_line

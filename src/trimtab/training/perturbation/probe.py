@@ -35,7 +35,7 @@ from trimtab.errors import (
 )
 from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
 from trimtab.masks import Mask
-from trimtab.masks.packed import mask_record
+from trimtab.masks.header import mask_record
 from trimtab.outputs import append, lock, new_file
 from trimtab.results.records import made_now
 from trimtab.results.schema import from_plain
