@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "consensus": "trimtab.masks.makers.counts",
     "ArrayScores": "trimtab.masks.selection.scores",
-    "BaseTensor": "trimtab.masks.packed",
+    "BaseTensor": "trimtab.masks.header",
     "ChangeCounts": "trimtab.elements.counts",
     "Checkpoint": "trimtab.checkpoints.checkpoint",
     "combined": "trimtab.masks.algebra",
