@@ -27,16 +27,13 @@ from trimtab.masks.structure_result import (
     Unit,
 )
 from trimtab.masks.structure_units import FAMILIES, Axis, PartCounts, Units
+from trimtab.results.statistics import discoveries, entropy, gini, spearman
 from trimtab.results.urn import (
     Moments,
     Strata,
-    discoveries,
-    entropy,
-    gini,
     hypergeometric,
     no_moments,
     probabilities,
-    spearman,
     tail,
     z_scores,
 )

@@ -15,7 +15,7 @@ from trimtab.outputs import new_file
 from trimtab.papers.cells import Cell
 from trimtab.papers.library import Trial
 from trimtab.papers.measures import MEASURES
-from trimtab.papers.statistics import PAIR
+from trimtab.results.statistics import PAIR
 
 __all__ = ["SOURCES", "Command", "Measuring"]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trimtab.papers.statistics import Estimate, difference, mean
+from trimtab.results.statistics import Estimate, difference_over_seeds, mean_over_seeds
 
 __all__ = [
     "DOES_NOT_HOLD",
@@ -45,7 +45,7 @@ def estimate_of(trial: Mapping[str, Any]) -> Estimate | None:
     values, other = trial["values"], trial.get("other_values")
     if not values or other == {}:
         return None
-    return mean(values) if other is None else difference(values, other)
+    return mean_over_seeds(values) if other is None else difference_over_seeds(values, other)
 
 
 def of_trial(trial: Mapping[str, Any]) -> str | None:

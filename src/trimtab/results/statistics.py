@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals of 95 % of accuracies, differences and means, an exact test.
+"""How sure a figure is: intervals of 95 % of accuracies, differences and means; tests; ranks.
 
 Questions are the independent units of an accuracy. Several samples of one question are not
 independent, so what is averaged over samples is a mean of one share for each question, with a
@@ -9,20 +9,32 @@ t-interval.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import atan, comb, cos, inf, pi, sin, sqrt
-from statistics import NormalDist, fmean, stdev
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import atan, comb, cos, inf, log, pi, sin, sqrt
+from statistics import NormalDist, fmean, pvariance, stdev, variance
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 __all__ = [
     "CONFIDENCE",
+    "PAIR",
+    "Estimate",
     "Interval",
     "clustered_interval",
+    "difference_over_seeds",
+    "discoveries",
+    "entropy",
+    "gini",
     "mcnemar",
     "mean_interval",
+    "mean_over_seeds",
     "normal_interval",
     "over_seeds",
     "paired_interval",
+    "spearman",
     "standard_error",
     "student_t",
     "wilson",
@@ -30,6 +42,12 @@ __all__ = [
 
 CONFIDENCE = 0.95
 """Of every interval."""
+
+PAIR = "-"
+"""Between the two seeds that a value is of."""
+
+Values: TypeAlias = NDArray[np.float64]
+Counts: TypeAlias = NDArray[np.int64]
 
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
@@ -194,3 +212,136 @@ def _within(t: float, degrees: int) -> float:
         term *= squared * (k - 1) / k
         total += term
     return 2 / pi * (angle + sin(angle) * total) if odd else sin(angle) * total
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, and how sure it is.
+
+    Attributes:
+        n: Seeds that it is the mean of; of a difference, those of the smaller set.
+        value: The mean.
+        low: Lower end of its interval; None for a single value, of which nothing is known.
+        high: Upper end.
+        method: `t`, `paired t`, `Welch` or `jackknife`.
+    """
+
+    n: int
+    value: float
+    low: float | None
+    high: float | None
+    method: str
+
+
+def mean_over_seeds(values: Mapping[str, float]) -> Estimate:
+    """The mean over seeds.
+
+    Seeds are the independent units: the interval says where the mean of many more of them would
+    lie, if they are normally distributed. Pairs of seeds, as overlaps are of, are not independent:
+    ten pairs of five seeds know what five seeds know.
+
+    Args:
+        values: Seed -> value; at least one. Or two seeds, as `0-1`, of every two -> value.
+    """
+    if all(PAIR in seeds for seeds in values):
+        return _mean_of_pairs(values)
+    told = over_seeds(list(values.values()))
+    return Estimate(told["n"], told["mean"], told["low"], told["high"], "t")
+
+
+def _mean_of_pairs(values: Mapping[str, float]) -> Estimate:
+    """The mean over pairs of seeds, by the jackknife over seeds.
+
+    Each seed is left out once with all its pairs; how much that moves the mean is how much a seed
+    decides. Two seeds are one pair, of which nothing is known.
+
+    Source:
+        Arvesen 1969, "Jackknifing U-statistics", with n - 1 degrees of freedom.
+    """
+    pairs = [(seeds.split(PAIR), value) for seeds, value in values.items()]
+    seeds = sorted({seed for pair, _ in pairs for seed in pair})
+    value, n = fmean(values.values()), len(seeds)
+    if n < 3:
+        return Estimate(n, value, None, None, "jackknife")
+    without = [fmean(of for pair, of in pairs if seed not in pair) for seed in seeds]
+    half = student_t(n - 1) * sqrt((n - 1) * pvariance(without))
+    return Estimate(n, value, value - half, value + half, "jackknife")
+
+
+def difference_over_seeds(values: Mapping[str, float], other: Mapping[str, float]) -> Estimate:
+    """The mean of some values less that of others, over the seeds that both have.
+
+    The interval is the test, too: one that leaves out 0 is what a t-test at 5 % calls significant.
+    Runs of one seed share their data's order and their random numbers, so they are pairs. Only
+    where no seed is in both it is Welch's interval, with its degrees of freedom rounded down.
+
+    Args:
+        values: Seed -> value.
+        other: The same of what is subtracted.
+
+    Source:
+        Welch 1947, with the degrees of freedom of Satterthwaite 1946.
+    """
+    if values.keys() & other.keys():
+        pairs = mean_over_seeds(
+            {seed: values[seed] - other[seed] for seed in values if seed in other}
+        )
+        return Estimate(pairs.n, pairs.value, pairs.low, pairs.high, "paired t")
+    gap = fmean(values.values()) - fmean(other.values())
+    n = min(len(values), len(other))
+    if n < 2:
+        return Estimate(n, gap, None, None, "Welch")
+    parts = [variance(of.values()) / len(of) for of in (values, other)]
+    if not sum(parts):
+        return Estimate(n, gap, gap, gap, "Welch")
+    weighted = (part**2 / (len(of) - 1) for part, of in zip(parts, (values, other), strict=True))
+    degrees = int(sum(parts) ** 2 / sum(weighted))
+    half = student_t(degrees) * sqrt(sum(parts))
+    return Estimate(n, gap, gap - half, gap + half, "Welch")
+
+
+def discoveries(p: Values) -> Values:
+    """The q of each probability, by Benjamini and Hochberg (JRSS B 57, 1995); NaN stays NaN.
+
+    Calling all units with q <= 0.05 significant leaves 5 % of them false on average, at most.
+    """
+    q: Values = np.full(len(p), np.nan)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    ratios = p[order] * len(order) / np.arange(1, len(order) + 1)
+    q[order] = np.minimum(1.0, np.minimum.accumulate(ratios[::-1])[::-1])
+    return q
+
+
+def gini(counts: Counts) -> float | None:
+    """Gini coefficient: 0 where all units have the same count, near 1 where one has all."""
+    total, num = int(counts.sum()), len(counts)
+    if not total:
+        return None
+    ranks = np.arange(1, num + 1, dtype=np.float64)
+    weighted = float(np.dot(2 * ranks - num - 1, np.sort(counts).astype(np.float64)))
+    return weighted / (num * total)
+
+
+def entropy(counts: Counts) -> float | None:
+    """Entropy of the shares that units have of all counts, in units of its maximum: 1 is even."""
+    total, num = int(counts.sum()), len(counts)
+    if not total or num < 2:
+        return None
+    shares = counts[counts > 0] / total
+    return float(-np.dot(shares, np.log(shares)) / log(num))
+
+
+def spearman(first: Values, second: Values) -> float | None:
+    """Rank correlation; ties get the mean of their ranks. None where all of one are alike."""
+    ranks = [_ranks(values) for values in (first, second)]
+    centred = [values - values.mean() for values in ranks]
+    norm = sqrt(float(np.dot(centred[0], centred[0]) * np.dot(centred[1], centred[1])))
+    return float(np.dot(*centred)) / norm if norm else None
+
+
+def _ranks(values: Values) -> Values:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    middle: Values = (last - (counts - 1) / 2).astype(np.float64)
+    return middle[place.ravel()]

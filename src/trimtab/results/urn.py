@@ -32,13 +32,9 @@ __all__ = [
     "Moments",
     "Strata",
     "Tail",
-    "discoveries",
-    "entropy",
-    "gini",
     "hypergeometric",
     "no_moments",
     "probabilities",
-    "spearman",
     "tail",
     "z_scores",
 ]
@@ -323,50 +319,3 @@ def _upper_tail(z: Values, skewness: Values) -> Values:
     # Beyond the end of the distribution the cube root is negative, and the tail next to nothing.
     normal = np.where(skewed, 6 / g * (np.cbrt(1 + g * z / 2) - 1) + g / 6, z)
     return np.array([0.5 * erfc(value / sqrt(2)) for value in normal.tolist()], dtype=np.float64)
-
-
-def discoveries(p: Values) -> Values:
-    """The q of each probability, by Benjamini and Hochberg (JRSS B 57, 1995); NaN stays NaN.
-
-    Calling all units with q <= 0.05 significant leaves 5 % of them false on average, at most.
-    """
-    q: Values = np.full(len(p), np.nan)
-    tested = np.flatnonzero(~np.isnan(p))
-    order = tested[np.argsort(p[tested], kind="stable")]
-    ratios = p[order] * len(order) / np.arange(1, len(order) + 1)
-    q[order] = np.minimum(1.0, np.minimum.accumulate(ratios[::-1])[::-1])
-    return q
-
-
-def gini(counts: Counts) -> float | None:
-    """Gini coefficient: 0 where all units have the same count, near 1 where one has all."""
-    total, num = int(counts.sum()), len(counts)
-    if not total:
-        return None
-    ranks = np.arange(1, num + 1, dtype=np.float64)
-    weighted = float(np.dot(2 * ranks - num - 1, np.sort(counts).astype(np.float64)))
-    return weighted / (num * total)
-
-
-def entropy(counts: Counts) -> float | None:
-    """Entropy of the shares that units have of all counts, in units of its maximum: 1 is even."""
-    total, num = int(counts.sum()), len(counts)
-    if not total or num < 2:
-        return None
-    shares = counts[counts > 0] / total
-    return float(-np.dot(shares, np.log(shares)) / log(num))
-
-
-def spearman(first: Values, second: Values) -> float | None:
-    """Rank correlation; ties get the mean of their ranks. None where all of one are alike."""
-    ranks = [_ranks(values) for values in (first, second)]
-    centred = [values - values.mean() for values in ranks]
-    norm = sqrt(float(np.dot(centred[0], centred[0]) * np.dot(centred[1], centred[1])))
-    return float(np.dot(*centred)) / norm if norm else None
-
-
-def _ranks(values: Values) -> Values:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    middle: Values = (last - (counts - 1) / 2).astype(np.float64)
-    return middle[place.ravel()]

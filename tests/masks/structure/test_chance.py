@@ -9,17 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trimtab.results.urn import (
-    Moments,
-    discoveries,
-    entropy,
-    gini,
-    hypergeometric,
-    no_moments,
-    probabilities,
-    spearman,
-    z_scores,
-)
+from trimtab.results.statistics import discoveries, entropy, gini, spearman
+from trimtab.results.urn import Moments, hypergeometric, no_moments, probabilities, z_scores
 
 
 def pmf(size: int, drawn: int, own: int) -> np.ndarray:
