@@ -26,8 +26,9 @@ from tests.training.tiny_trainers import (
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.training import SparseAdamW, runtime, train_only
-from trimtab.training.also import names_of, newly_initialised, with_whole
+from trimtab.training.layout import names_of_whole, with_whole
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
+from trimtab.training.masked_training import newly_initialised
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings
 
@@ -56,12 +57,12 @@ def without_head(of: Any) -> Mask:
     ],
 )
 def test_whole_parts_of_names(also: Any, expected: list[str]) -> None:
-    assert names_of(also, NAMES) == expected
+    assert names_of_whole(also, NAMES) == expected
 
 
 def test_names_that_nothing_has_are_told_together() -> None:
     with pytest.raises(SettingsError, match=r"'scor': did you mean score\?; .* name ''"):
-        names_of(["scor", ""], NAMES)
+        names_of_whole(["scor", ""], NAMES)
 
 
 def test_the_wider_mask() -> None:
@@ -138,7 +139,7 @@ def test_it_is_the_mask_that_selects_them(base: Base, tmp_path: Path) -> None:
         of = model(base[0])
         mask = Mask.from_arrays(arrays(of))
         shapes = {name: tuple(p.shape) for name, p in of.named_parameters()}
-        names = names_of(["norm"], shapes)
+        names = names_of_whole(["norm"], shapes)
         optimizer = SparseAdamW(
             of.named_parameters(),
             with_whole(mask, shapes, names) if wide else mask,

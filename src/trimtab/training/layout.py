@@ -4,12 +4,17 @@ transformers stores other tensors than it holds: experts that are fused in memor
 files, parts of names differ, wrappers add to them. Masks go by the names in files, which every
 other tool sees; optimizers, probes and trackers see parameters. A `Layout` leads from one to the
 other, element by element; see `trimtab.training.pieces` for how it is found.
+
+Tensors that are trained whole beside a mask (`also=["score"]`, as PEFT's `modules_to_save`) make a
+wider mask, so that nothing else needs to know of them: the optimizer keeps state for their elements
+as for any, and vectors of a tensor that is selected whole have no positions.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,14 +25,23 @@ from torch import Tensor, nn
 
 from trimtab.checkpoints import StoredTensor
 from trimtab.checkpoints.names import match_stored
-from trimtab.errors import MaskMismatchError
+from trimtab.errors import MaskMismatchError, SettingsError
 from trimtab.masks import Mask
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.matching import named_like
 from trimtab.masks.packed import PackedTensor
 from trimtab.training.pieces import Piece, find_pieces, revert_of
 
-__all__ = ["STORED", "Layout", "layout_of", "module_of", "stored_values"]
+__all__ = [
+    "STORED",
+    "Layout",
+    "dtype_name",
+    "layout_of",
+    "module_of",
+    "names_of_whole",
+    "stored_values",
+    "with_whole",
+]
 
 STORED = {
     "F64": torch.float64,
@@ -290,3 +304,60 @@ def stored_values(tensor: StoredTensor) -> Tensor:
     """A stored tensor of a dtype in `STORED`, in that dtype, on the CPU."""
     signed = tensor.read().view(f"i{tensor.dtype.num_bytes}")
     return torch.from_numpy(signed).view(STORED[tensor.dtype.name])
+
+
+def names_of_whole(also: str | Iterable[str], names: Iterable[str]) -> list[str]:
+    """The tensors that are meant.
+
+    Args:
+        also: Names of modules or parameters, or the ends of such names, in whole parts: `score` is
+            `score.weight` and `model.score.bias`, and not `model.scores.weight`.
+        names: Names of all parameters.
+
+    Returns:
+        Those that are meant, in the order of all.
+
+    Raises:
+        SettingsError: Some name nothing.
+    """
+    names = list(names)
+    requested = [also] if isinstance(also, str) else list(also)
+    found: set[str] = set()
+    problems = []
+    for part in requested:
+        meant = [name for name in names if part and f".{part}." in f".{name}."]
+        found.update(meant)
+        if not meant:
+            modules = {name.rpartition(".")[0].rpartition(".")[2] for name in names}
+            near = get_close_matches(part, [*modules, *names], n=1)
+            hint = f": did you mean {near[0]}?" if near else ""
+            problems.append(
+                f"also: no module or parameter of the model has the name {part!r}{hint}"
+            )
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return [name for name in names if name in found]
+
+
+def with_whole(mask: Mask, shapes: Mapping[str, Sequence[int]], names: Sequence[str]) -> Mask:
+    """The mask with some tensors selected whole, whether it has them or not.
+
+    Args:
+        mask: The mask.
+        shapes: Name of a parameter -> its shape.
+        names: Keys of `shapes`.
+    """
+    if not names:
+        return mask
+    tensors = {
+        name: PackedTensor(mask.shape(name), mask.packed(name), mask.num_selected(name))
+        for name in mask
+    }
+    for name in names:
+        tensors[name] = PackedTensor.pack(np.ones(tuple(shapes[name]), dtype=np.bool_))
+    return Mask(tensors, mask.base, mask.provenance)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as records and messages name it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")

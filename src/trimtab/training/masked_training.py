@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
 from trimtab.training import runtime
-from trimtab.training.also import frozen_notice, newly_initialised
 from trimtab.training.folders import read_json
 from trimtab.training.masked_checkpoint import (
     RECORD_FILE,
@@ -34,6 +33,7 @@ from trimtab.training.masked_checkpoint import (
     load_converted,
     write_beside_weights,
 )
+from trimtab.words import first_few
 
 if TYPE_CHECKING:
     import torch
@@ -457,4 +457,27 @@ def _plain(value: Any) -> Any:
         return list(value)
     return (
         value if isinstance(value, int | float | str | None) else str(value).removeprefix("torch.")
+    )
+
+
+def newly_initialised(named_parameters: Iterable[tuple[str, Any]], mask: Mask) -> list[str]:
+    """Names of the parameters that no checkpoint had, as the new head of a classifier.
+
+    transformers marks every parameter that it has loaded. Where none is marked, a mask that was
+    made against a base tells. Whatever makes most of a model new is no news to who made it.
+    """
+    pairs = list(named_parameters)
+    loaded = {name for name, parameter in pairs if getattr(parameter, "_is_hf_initialized", False)}
+    known = loaded or (set(mask) if mask.base else set())
+    new = [name for name, _ in pairs if name not in known]
+    return new if 2 * len(new) < len(pairs) else []
+
+
+def frozen_notice(names: Sequence[str]) -> str:
+    """Say that parameters stay at what they were initialised with."""
+    modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
+    shown = ", ".join(f'"{module}"' for module in modules[:3])
+    return (
+        f"{first_few(list(names))}: no checkpoint has these weights, and the mask does not train "
+        f"them: they keep the values that they were initialised with. also=[{shown}] trains them"
     )

@@ -105,7 +105,7 @@ def train(
             loss.backward()
             kept = [name for name, p in model.named_parameters() if p.grad is not None]
             if optimizer._clip_by == "masked" and step >= freed_from:
-                assert not [name for name in kept if name in optimizer._elements or not freed_from]
+                assert not [name for name in kept if name in optimizer.elements or not freed_from]
             else:
                 assert kept
         optimizer.step()

@@ -227,7 +227,7 @@ def load_alone(folder: Path) -> tuple[worker.Model, SparseAdamW]:
 
 
 def masters_of(model: worker.Model, optimizer: SparseAdamW) -> dict[str, Tensor]:
-    elements = optimizer._elements
+    elements = optimizer.elements
     states = {name: optimizer.state[p] for name, p in model.named_parameters() if name in elements}
     return {
         name: of.export(of.read_lo16(states[name]["remainder"], states[name]["ties"]))

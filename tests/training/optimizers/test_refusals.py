@@ -14,7 +14,7 @@ from tests.training.optimizers.reference import bits, parameters_of, random_mask
 from trimtab.errors import MaskError, MaskMismatchError, OptimizerError
 from trimtab.masks import BaseTensor, Mask
 from trimtab.training import SparseAdamW, SparseSGD
-from trimtab.training.optimizers.elements import TAKEN
+from trimtab.training.optimizers.checks import TAKEN
 
 pytestmark = pytest.mark.train
 

@@ -221,8 +221,8 @@ def test_resume_with_ties() -> None:
         again.load_state_dict(saved)
         found = again.state_dict()["state"][0]
         assert torch.equal(found["ties"], saved["state"][0]["ties"])
-        masters = again._elements["w"].read_lo16(**again.state[parameters["w"]])
-        selected = again._elements["w"].export(masters)
+        masters = again.elements["w"].read_lo16(**again.state[parameters["w"]])
+        selected = again.elements["w"].export(masters)
         assert selected.tolist() == [1.0 + 2.0**-8] * k
         again.close()
 

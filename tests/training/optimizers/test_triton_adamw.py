@@ -420,14 +420,14 @@ COMPILE = """
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from trimtab.training.optimizers.kernels import Factors
+from trimtab.training.optimizers.kernels import AdamWFactors
 from trimtab.training.optimizers.cuda_kernels import BLOCK, OPTIONS, _step
 
 fixed = {"SELECTION": "positions", "MASTER": "lo16", "BLOCK": BLOCK, "master": None}
 types = {
     "weights": "*i16", "selection": "*i32", "gradient": "*fp32", "exp_avg": "*fp32",
     "exp_avg_sq": "*fp32", "remainder": "*i16", "ties": "*u8", "n": "i32",
-} | dict.fromkeys(Factors._fields, "fp32")
+} | dict.fromkeys(AdamWFactors._fields, "fp32")
 names = _step.arg_names
 source = ASTSource(
     _step,

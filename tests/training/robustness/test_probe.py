@@ -191,7 +191,7 @@ def test_weights_that_were_not_put_back_are_noticed_at_once(
             next(model.parameters())[0, 0] += 1
         yield Hit()
 
-    monkeypatch.setattr("trimtab.training.perturbation.noise.perturbed", sloppy)
+    monkeypatch.setattr("trimtab.training.perturbation.probe.perturbed", sloppy)
     file = tmp_path / "r.partial.jsonl"
     with pytest.raises(RuntimeError, match="not put back"):
         robustness(folders[1], base=folders[0], mask=mask, text=text, unfinished=file)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
+from trimtab.training.optimizers.checks import SparseOptions
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step
-from trimtab.training.optimizers.masters import Master
-from trimtab.training.optimizers.sparse import SparseOptimizer, Vectors
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from trimtab.training.optimizers.sparse import SparseOptimizer
 
 __all__ = ["SparseAdamW"]
 
@@ -63,17 +60,9 @@ class SparseAdamW(SparseOptimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
-        also: str | Iterable[str] = (),
-        max_grad_norm: float | None = None,
-        clip_by: Literal["masked", "full"] = "masked",
-        master: Master | None = None,
-        state_dtype: torch.dtype = torch.float32,
-        nonfinite: Literal["raise", "skip"] = "raise",
-        check_base: bool = True,
-        no_decay: Callable[[str], bool] | None = None,
-        process_group: ProcessGroup | None = None,
+        **options: Unpack[SparseOptions],
     ) -> None:
-        """Bind the mask to the parameters; see `SparseOptimizer` for the arguments it shares.
+        """Bind the mask to the parameters; see `SparseOptimizer` for errors.
 
         Args:
             named_parameters: `model.named_parameters()`, or the model.
@@ -82,15 +71,7 @@ class SparseAdamW(SparseOptimizer):
             betas: Decay of the running means of the gradient and of its square.
             eps: Added to the denominator.
             weight_decay: Decoupled weight decay, of the selected elements only.
-            also: Parameters to train whole, beside the mask.
-            max_grad_norm: Clip the gradient to this norm.
-            clip_by: Whose norm that is.
-            master: Precision of the weights between steps.
-            state_dtype: Dtype of the two means between steps.
-            nonfinite: What to do about NaN or infinity in the gradient.
-            check_base: Compare the weights with the base that the mask was made against.
-            no_decay: Names of the parameters that are exempt from weight decay.
-            process_group: The processes that train copies of the model.
+            **options: Clipping, precision, processes and the like: `SparseOptions`.
         """
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise SettingsError(f"betas must lie in [0, 1), not {betas}")
@@ -100,15 +81,9 @@ class SparseAdamW(SparseOptimizer):
             named_parameters,
             mask,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
-            also=also,
-            max_grad_norm=max_grad_norm,
-            clip_by=clip_by,
-            master=master,
-            state_dtype=state_dtype,
-            nonfinite=nonfinite,
-            check_base=check_base,
-            no_decay=no_decay,
-            process_group=process_group,
+            numbers=("step",),
+            moments=("exp_avg", "exp_avg_sq"),
+            **options,
         )
 
     def _step_elements(
@@ -121,29 +96,30 @@ class SparseAdamW(SparseOptimizer):
 
         state = self.state[elements.parameter]
         if not state:
-            state.update(self._new_state(elements))
+            state.update(self._form.new(elements, self._binding.masters[elements.name]))
         factors = _next_factors(group, state, clip)
         fused_adamw_step(elements.weights, elements.selection(), gradient, state, factors)
 
-    def _numbers(self) -> tuple[str, ...]:
-        return ("step",)
-
-    def _moments(self) -> tuple[str, ...]:
-        return "exp_avg", "exp_avg_sq"
-
     def _apply(
-        self, group: dict[str, Any], state: dict[str, Any], vectors: Vectors, *, first: bool
+        self,
+        group: dict[str, Any],
+        state: dict[str, Any],
+        weights: Tensor,
+        gradient: Tensor,
+        moments: list[Tensor],
+        *,
+        first: bool,
     ) -> None:
-        exp_avg, exp_avg_sq = vectors.moments
-        if vectors.weights.device.type in SINGLE_OPERATIONS:
+        exp_avg, exp_avg_sq = moments
+        if weights.device.type in SINGLE_OPERATIONS:
             factors = _next_factors(group, state, clip=1.0)
-            adamw_step(vectors.weights, vectors.gradient, exp_avg, exp_avg_sq, factors)
+            adamw_step(weights, gradient, exp_avg, exp_avg_sq, factors)
             return
         state["step"] += 1
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
-            [vectors.weights],
-            [vectors.gradient],
+            [weights],
+            [gradient],
             [exp_avg],
             [exp_avg_sq],
             [],

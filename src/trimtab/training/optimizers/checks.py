@@ -6,23 +6,27 @@ the mask was made against.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
 import xxhash
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from trimtab.errors import MaskError, OptimizerError, SettingsError
 from trimtab.masks import Mask
-from trimtab.training.layout import STORED, Layout
+from trimtab.training.layout import STORED, Layout, dtype_name
 from trimtab.training.optimizers.distributed import local, sharding_trouble, whole
-from trimtab.training.optimizers.elements import TAKEN
 from trimtab.training.optimizers.masters import POSSIBLE, Master, master_for
-from trimtab.training.optimizers.saved import dtype_name
 from trimtab.words import first_few
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 __all__ = [
+    "TAKEN",
+    "SparseOptions",
     "check_settings",
     "check_weights",
     "named_pairs",
@@ -31,6 +35,48 @@ __all__ = [
     "refuse_trivial_mask",
     "refuse_wrapped_model",
 ]
+
+TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
+
+
+class SparseOptions(TypedDict, total=False):
+    """Keyword arguments that `SparseAdamW` and `SparseSGD` share.
+
+    Attributes:
+        also: Parameters to train whole, beside the mask: names of modules or parameters, or the
+            ends of such names (`score`). For what the mask's base did not have, as a new head.
+        max_grad_norm: Clip the gradient to this norm; None, the default, to not clip.
+        clip_by: Norm to clip by: that of the selected elements ("masked", the default), or of the
+            whole gradient ("full"); see `SparseOptimizer`.
+        master: Precision of the weights between steps, see `trimtab.training.optimizers.masters`.
+            By default "lo16" for bf16 weights, "fp32" for fp16 and "none" for fp32.
+        state_dtype: Dtype in which the running means are kept between steps (fp32, the default, or
+            bf16). They are computed in fp32.
+        nonfinite: What `step` does when the gradient has NaN or infinity among the selected
+            elements (with `clip_by="full"`: anywhere). "raise", the default, raises OptimizerError,
+            "skip" leaves the step out and counts it; either way weights and state stay as they are
+            and the gradients are forgotten.
+        check_base: Compare the weights with the base that the mask was made against, where the
+            mask knows it; the default. Switch it off to train weights that were trained already.
+        no_decay: Predicate on the name of a parameter; True exempts it from weight decay. Such
+            parameters form the second of two groups. By default none.
+        process_group: The processes that train copies of the model, each on its part of a batch:
+            `step` averages the gradients of the selected elements between them. By default all
+            processes, if `torch.distributed` has been initialised. Without effect on parameters
+            that are sharded by FSDP2 (`fully_shard`), which know their processes.
+    """
+
+    also: str | Iterable[str]
+    max_grad_norm: float | None
+    clip_by: Literal["masked", "full"]
+    master: Master | None
+    state_dtype: torch.dtype
+    nonfinite: Literal["raise", "skip"]
+    check_base: bool
+    no_decay: Callable[[str], bool] | None
+    process_group: ProcessGroup | None
+
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "clip_by": ("masked", "full"),

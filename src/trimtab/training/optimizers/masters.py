@@ -1,4 +1,4 @@
-"""In which precision the weights are kept between steps.
+"""What the optimizer keeps of each parameter: its moments, and in which precision its weights.
 
 The arithmetic of a step is fp32 whatever the weights are. What differs is what is left of its
 result when the weights have fewer bits:
@@ -11,21 +11,21 @@ result when the weights have fewer bits:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from trimtab.training.optimizers.elements import Elements
-from trimtab.training.optimizers.saved import Kept
 
 __all__ = [
+    "Entry",
     "Master",
+    "StateForm",
     "follow_weights",
     "load_master",
     "master_for",
-    "master_kept",
-    "new_master",
     "store_master",
 ]
 
@@ -39,31 +39,66 @@ POSSIBLE: dict[torch.dtype, tuple[Master, ...]] = {
 """Dtypes of weights that can be trained -> masters that they can have, the default first."""
 
 
-def master_for(dtype: torch.dtype, asked: Master | None) -> Master:
+class Entry(NamedTuple):
+    """What the state of a parameter has under a key, when it is saved.
+
+    Attributes:
+        kind: A number, a vector of the selected elements, or ascending positions among them.
+        dtype: Its dtype, exactly.
+    """
+
+    kind: Literal["number", "vector", "positions"]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class StateForm:
+    """What the state of every parameter has.
+
+    Attributes:
+        numbers: Names of its fp32 numbers.
+        moments: Names of its running means, vectors.
+        dtype: Dtype of these between steps.
+    """
+
+    numbers: tuple[str, ...]
+    moments: tuple[str, ...]
+    dtype: torch.dtype
+
+    def entries(self, master: Master) -> dict[str, Entry]:
+        """What a saved state has for the elements of a parameter with such a master."""
+        entries = {key: Entry("number", torch.float32) for key in self.numbers}
+        entries |= {key: Entry("vector", self.dtype) for key in self.moments}
+        if master == "lo16":
+            entries["remainder"] = Entry("vector", torch.int16)
+            entries["ties"] = Entry("positions", torch.int32)
+        elif master == "fp32":
+            entries["master"] = Entry("vector", torch.float32)
+        return entries
+
+    def new(self, elements: Elements, master: Master) -> dict[str, Tensor]:
+        """The state of a parameter before its first step, when the masters are the weights."""
+        device = elements.parameter.device
+        state = {key: torch.zeros((), device=device) for key in self.numbers}
+        state |= {key: elements.new_vector(self.dtype) for key in self.moments}
+        if master == "lo16":
+            state["remainder"] = elements.new_vector(torch.int16)
+            state["ties"] = torch.empty(0, dtype=torch.int32, device=device)
+        elif master == "fp32":
+            state["master"] = elements.read()
+        return state
+
+
+def master_for(dtype: torch.dtype, requested: Master | None) -> Master:
     """The master of weights of a dtype.
 
     Args:
         dtype: Dtype of the weights, a key of `POSSIBLE`.
-        asked: What the user asked for; None for the default. Of no concern to fp32 weights, which
-            need no other master.
+        requested: What the user asked for; None for the default. Without effect on fp32 weights,
+            which need no other master.
     """
     possible = POSSIBLE[dtype]
-    return asked if asked in possible else possible[0]
-
-
-def master_kept(master: Master) -> dict[str, Kept]:
-    """What a saved state holds for a master."""
-    if master == "lo16":
-        return {"remainder": Kept("vector", torch.int16), "ties": Kept("positions", torch.int32)}
-    return {"master": Kept("vector", torch.float32)} if master == "fp32" else {}
-
-
-def new_master(elements: Elements, master: Master) -> dict[str, Tensor]:
-    """What the state has of the masters before the first step, when they are the weights."""
-    if master == "lo16":
-        ties = torch.empty(0, dtype=torch.int32, device=elements.parameter.device)
-        return {"remainder": elements.new_vector(torch.int16), "ties": ties}
-    return {"master": elements.read()} if master == "fp32" else {}
+    return requested if requested in possible else possible[0]
 
 
 def load_master(elements: Elements, master: Master, state: dict[str, Any]) -> Tensor:
@@ -77,8 +112,8 @@ def load_master(elements: Elements, master: Master, state: dict[str, Any]) -> Te
     if master == "lo16":
         return elements.read_lo16(state["remainder"], state["ties"])
     if master == "fp32":
-        kept: Tensor = state["master"]
-        return kept
+        values: Tensor = state["master"]
+        return values
     return elements.read()
 
 
@@ -96,5 +131,5 @@ def follow_weights(elements: Elements, master: Master, state: dict[str, Any]) ->
     A remainder goes with any weight, which it changes by less than half a step of bf16.
     """
     if master == "fp32":
-        kept, now = state["master"], elements.read()
-        state["master"] = torch.where(kept.to(elements.parameter.dtype) == now, kept, now)
+        before, now = state["master"], elements.read()
+        state["master"] = torch.where(before.to(elements.parameter.dtype) == now, before, now)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,29 +25,15 @@ import xxhash
 from torch import Tensor
 
 from trimtab.errors import OptimizerError
-from trimtab.masks import Mask
-from trimtab.training.optimizers.distributed import as_sharded, start_of
+from trimtab.training.layout import dtype_name
+from trimtab.training.optimizers.binding import Binding
+from trimtab.training.optimizers.distributed import as_sharded, box_of, start_of
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.kernels import ties_as_positions
+from trimtab.training.optimizers.masters import Entry, StateForm
 from trimtab.words import first_few
 
-__all__ = [
-    "FORMAT",
-    "KEY",
-    "Kept",
-    "Stretch",
-    "adopt_state",
-    "adopt_vectors",
-    "check_hashes",
-    "check_record",
-    "check_tensors",
-    "dtype_name",
-    "export_groups",
-    "export_state",
-    "export_vectors",
-    "hashes",
-    "own_states",
-]
+__all__ = ["KEY", "StateCodec", "Stretch"]
 
 KEY = "trimtab"
 """Where the record is, beside torch's `state` and `param_groups`."""
@@ -56,40 +42,203 @@ FORMAT = 1
 """Of the record and the state: 1 since 0.2.0."""
 
 
-class Kept(NamedTuple):
-    """What the state of a parameter has under a key.
+STARTED = "started"
+"""Key of a parameter's state for DCP: 1 once it has taken a step, 0 before."""
 
-    Attributes:
-        kind: A number, a vector of the selected elements, or ascending positions among them.
-        dtype: Its dtype, exactly.
+States = Mapping[Tensor, Mapping[str, Tensor]]
+"""State of parameters, as `torch.optim.Optimizer.state` has it."""
+
+
+class StateCodec:
+    """Writes the state of a sparse optimizer, and reads it.
+
+    Args:
+        optimizer: Its kind.
+        binding: What it trains.
+        form: What its state has.
+        groups: Names of the parameters of each of its groups.
     """
 
-    kind: Literal["number", "vector", "positions"]
-    dtype: torch.dtype
+    def __init__(
+        self, optimizer: str, binding: Binding, form: StateForm, groups: Sequence[Sequence[str]]
+    ) -> None:
+        self._optimizer = optimizer
+        self._binding = binding
+        self._form = form
+        self._groups = [list(names) for names in groups]
+        self._entries = {name: form.entries(master) for name, master in binding.masters.items()}
+
+    def record(self) -> dict[str, Any]:
+        """What a saved state must agree with."""
+        binding = self._binding
+        assert binding.fitted is not None
+        return {
+            "format": FORMAT,
+            "optimizer": self._optimizer,
+            "mask": binding.mask.digest if not binding.also else binding.fitted.digest,
+            "base": binding.base,
+            "state_dtype": dtype_name(self._form.dtype),
+            "tensors": {
+                name: [dtype_name(elements.parameter.dtype), binding.masters[name]]
+                for name, elements in binding.elements.items()
+            },
+            "groups": self._groups,
+        }
+
+    def boxes(self) -> dict[str, list[list[int]]]:
+        """Which part of each sharded parameter this process has: from where to where."""
+        return {
+            name: [[part.start, part.stop] for part in box_of(elements.parameter)]
+            for name, elements in self._binding.elements.items()
+            if as_sharded(elements.parameter) is not None
+        }
+
+    def export(self, states: States) -> dict[int, dict[str, Tensor]]:
+        """The state of each parameter that has any, by its number in the groups."""
+        names = [name for names in self._groups for name in names]
+        parameters = [self._binding.elements[name].parameter for name in names]
+        return {
+            number: self._export(name, states[parameter])
+            for number, (name, parameter) in enumerate(zip(names, parameters, strict=True))
+            if states.get(parameter)
+        }
+
+    def check(self, saved: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
+        """Check that `state_dict` of this optimizer wrote a saved state.
+
+        Returns:
+            Name of a parameter -> its state; for `adopt`.
+
+        Raises:
+            OptimizerError: It belongs to another mask, base or settings, or is damaged.
+        """
+        _check_record(saved, self.record() | {"boxes": self.boxes()})
+        states = _states_by_name(saved, self._groups)
+        problems = []
+        for name, state in states.items():
+            entries = self._entries[name]
+            num_selected = self._binding.elements[name].num_selected
+            if state.keys() != entries.keys():
+                problems.append(f"{name} has {sorted(state)}, not {sorted(entries)}")
+                continue
+            problems += [
+                f"{key} of {name} is not a {entry.kind} of {dtype_name(entry.dtype)} for "
+                f"{num_selected} elements"
+                for key, entry in entries.items()
+                if not _fits(state[key], entry, num_selected)
+            ]
+        if problems:
+            raise OptimizerError(f"the saved state is damaged: {first_few(problems, '; ')}")
+        return states
+
+    def adopt(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `export`, for one parameter.
+
+        Returns:
+            New tensors on the parameter's device, dtypes unchanged.
+        """
+        elements = self._binding.elements[name]
+        adopters = {"number": _same, "vector": elements.adopt, "positions": elements.adopt_ties}
+        device = elements.parameter.device
+        return {
+            key: adopters[entry.kind](state[key].to(device, copy=True))
+            for key, entry in self._entries[name].items()
+        }
+
+    def hashes(self) -> dict[str, Tensor]:
+        """A hash of each thing that a saved state must agree with."""
+        texts = {key: json.dumps(value, sort_keys=True) for key, value in self.record().items()}
+        return {
+            key: torch.tensor(list(xxhash.xxh3_128_digest(text.encode())), dtype=torch.uint8)
+            for key, text in texts.items()
+        }
+
+    def check_hashes(self, saved: Mapping[str, Tensor]) -> None:
+        """Check that a saved state belongs to this optimizer.
+
+        Raises:
+            OptimizerError: It does not; names every difference.
+        """
+        own = self.hashes()
+        if other := [key for key in own if not torch.equal(saved[key], own[key])]:
+            raise OptimizerError(
+                f"the saved state belongs to another run: it differs in {first_few(other)}. Use "
+                "the mask, base and settings that it was saved with, or start without it"
+            )
+
+    def export_sharded(self, states: States) -> dict[str, dict[str, Tensor]]:
+        """The state of each parameter, for DCP; zeros if it has none yet.
+
+        What can be is shared with the optimizer, not copied.
+
+        Raises:
+            OptimizerError: A parameter is sharded along another dimension than the first.
+        """
+        return {
+            name: self._export_sharded(elements, states.get(elements.parameter, {}))
+            for name, elements in self._binding.elements.items()
+        }
+
+    def adopt_sharded(self, name: str, content: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The inverse of `export_sharded`, for one parameter: new tensors."""
+        if not content[STARTED]:
+            return {}
+        state = {}
+        for key, entry in self._entries[name].items():
+            value = content[key]
+            value = value.part if isinstance(value, Stretch) else value
+            if entry.kind == "positions":
+                value = value.nonzero().flatten().to(entry.dtype)
+            state[key] = value
+        return self.adopt(name, state)
+
+    def _export(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state of a parameter as it is saved; what is not rearranged is not copied."""
+        elements = self._binding.elements[name]
+        exporters: dict[str, Callable[[Tensor], Tensor]] = {
+            "number": _same,
+            "vector": elements.export,
+            "positions": lambda ties: elements.export_ties(ties_as_positions(ties)),
+        }
+        return {
+            key: exporters[entry.kind](state[key]) for key, entry in self._entries[name].items()
+        }
+
+    def _export_sharded(self, elements: Elements, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        k, entries = elements.num_selected, self._entries[elements.name]
+        if state:
+            exported = self._export(elements.name, state)
+        else:
+            empty = {"number": (), "vector": (k,), "positions": (0,)}
+            exported = {
+                key: torch.zeros(empty[entry.kind], dtype=entry.dtype)
+                for key, entry in entries.items()
+            }
+        start, length = self._stretch(elements)
+        content = {STARTED: torch.tensor(int(bool(state)), dtype=torch.uint8)}
+        for key, entry in entries.items():
+            value = exported[key]
+            if entry.kind == "positions":
+                value = torch.zeros(k, dtype=torch.uint8, device=value.device)
+                value[exported[key].long()] = 1
+            whole = entry.kind == "number" or as_sharded(elements.parameter) is None
+            content[key] = value if whole else Stretch(value, start, length)
+        return content
+
+    def _stretch(self, elements: Elements) -> tuple[int, int]:
+        """Where the selected elements of this process begin among all; and the number of all."""
+        start = start_of(elements.parameter)
+        if start is None:
+            raise OptimizerError(
+                f"{elements.name} is sharded along another dimension than the first: save "
+                "state_dict() in each process instead, and go on with as many"
+            )
+        assert self._binding.fitted is not None
+        index = self._binding.fitted.indices(elements.name)
+        return int(np.searchsorted(index, start)), len(index)
 
 
-def export_state(
-    elements: Elements, state: Mapping[str, Tensor], kept: Mapping[str, Kept]
-) -> dict[str, Tensor]:
-    """The state of a parameter as it is saved; what is not rearranged is not copied."""
-    exporters: dict[str, Callable[[Tensor], Tensor]] = {
-        "number": _same,
-        "vector": elements.export,
-        "positions": lambda ties: elements.export_ties(ties_as_positions(ties)),
-    }
-    return {key: exporters[of.kind](state[key]) for key, of in kept.items()}
-
-
-def adopt_state(
-    elements: Elements, state: Mapping[str, Tensor], kept: Mapping[str, Kept]
-) -> dict[str, Tensor]:
-    """The inverse of `export_state`: new tensors on the parameter's device, dtypes unchanged."""
-    adopters = {"number": _same, "vector": elements.adopt, "positions": elements.adopt_ties}
-    device = elements.parameter.device
-    return {key: adopters[of.kind](state[key].to(device, copy=True)) for key, of in kept.items()}
-
-
-def check_record(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+def _check_record(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Check that a saved state belongs to an optimizer.
 
     Args:
@@ -136,41 +285,7 @@ def check_record(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
         )
 
 
-def check_tensors(
-    states: Mapping[str, Mapping[str, Any]],
-    expected: Mapping[str, tuple[int, Mapping[str, Kept]]],
-) -> None:
-    """Check the tensors of a saved state.
-
-    Args:
-        states: Name of a parameter -> its state.
-        expected: Name of a parameter -> its number of selected elements, and what is kept of them.
-
-    Raises:
-        OptimizerError: Tensors are missing, strange or of another dtype or shape; names them.
-    """
-    problems = []
-    for name, state in states.items():
-        num_selected, kept = expected[name]
-        if state.keys() != kept.keys():
-            problems.append(f"{name} has {sorted(state)}, not {sorted(kept)}")
-            continue
-        problems += [
-            f"{key} of {name} is not a {entry.kind} of {dtype_name(entry.dtype)} for "
-            f"{num_selected} elements"
-            for key, entry in kept.items()
-            if not _fits(state[key], entry, num_selected)
-        ]
-    if problems:
-        raise OptimizerError(f"the saved state is damaged: {first_few(problems, '; ')}")
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as records and messages name it: `bfloat16`."""
-    return str(dtype).removeprefix("torch.")
-
-
-def own_states(saved: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
+def _states_by_name(saved: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Sort the states of a saved state by the names of the parameters.
 
     Args:
@@ -185,8 +300,8 @@ def own_states(saved: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> dic
         raise OptimizerError("the saved state is damaged: its groups have other sizes")
     names = {
         number: name
-        for group, of in zip(numbers, groups, strict=True)
-        for number, name in zip(group, of, strict=True)
+        for group, own in zip(numbers, groups, strict=True)
+        for number, name in zip(group, own, strict=True)
     }
     if strangers := [str(number) for number in saved["state"] if number not in names]:
         raise OptimizerError(
@@ -195,12 +310,12 @@ def own_states(saved: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> dic
     return {names[number]: state for number, state in saved["state"].items()}
 
 
-def _fits(value: Any, kept: Kept, num_selected: int) -> bool:
-    if not isinstance(value, Tensor) or value.dtype != kept.dtype:
+def _fits(value: Any, entry: Entry, num_selected: int) -> bool:
+    if not isinstance(value, Tensor) or value.dtype != entry.dtype:
         return False
-    if kept.kind == "number":
+    if entry.kind == "number":
         return value.dim() == 0
-    if kept.kind == "vector":
+    if entry.kind == "vector":
         return tuple(value.shape) == (num_selected,)
     ascending = value.dim() == 1 and bool((value[1:] > value[:-1]).all())
     return ascending and (not len(value) or bool(value[0] >= 0 and value[-1] < num_selected))
@@ -208,10 +323,6 @@ def _fits(value: Any, kept: Kept, num_selected: int) -> bool:
 
 def _same(value: Tensor) -> Tensor:
     return value
-
-
-STARTED = "started"
-"""Key of a parameter's state: 1 once it has taken a step, 0 before."""
 
 
 class Stretch(torch.Tensor):
@@ -269,93 +380,3 @@ class Stretch(torch.Tensor):
 
     def __get_tensor_shard__(self, index: Any) -> Tensor:
         return self.part
-
-
-def export_vectors(
-    elements: Elements, mask: Mask, state: Mapping[str, Tensor], kept: Mapping[str, Kept]
-) -> dict[str, Tensor]:
-    """The state of a parameter; zeros if it has none yet.
-
-    What can be is shared with the optimizer, not copied.
-
-    Raises:
-        OptimizerError: The parameter is sharded along another dimension than the first.
-    """
-    k = elements.num_selected
-    if state:
-        exported = export_state(elements, state, kept)
-    else:
-        empty = {"number": (), "vector": (k,), "positions": (0,)}
-        exported = {key: torch.zeros(empty[of.kind], dtype=of.dtype) for key, of in kept.items()}
-    start, length = _stretch(elements, mask)
-    content = {STARTED: torch.tensor(int(bool(state)), dtype=torch.uint8)}
-    for key, of in kept.items():
-        value = exported[key]
-        if of.kind == "positions":
-            value = torch.zeros(k, dtype=torch.uint8, device=value.device)
-            value[exported[key].long()] = 1
-        whole = of.kind == "number" or as_sharded(elements.parameter) is None
-        content[key] = value if whole else Stretch(value, start, length)
-    return content
-
-
-def adopt_vectors(
-    elements: Elements, content: Mapping[str, Tensor], kept: Mapping[str, Kept]
-) -> dict[str, Tensor]:
-    """The inverse of `export_vectors`: new tensors."""
-    if not content[STARTED]:
-        return {}
-    state = {}
-    for key, of in kept.items():
-        value = content[key]
-        value = value.part if isinstance(value, Stretch) else value
-        if of.kind == "positions":
-            value = value.nonzero().flatten().to(of.dtype)
-        state[key] = value
-    return adopt_state(elements, state, kept)
-
-
-def export_groups(
-    groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]
-) -> dict[str, dict[str, Tensor]]:
-    """The settings of the groups, as fp64."""
-    return {
-        str(number): {key: torch.tensor(group[key], dtype=torch.float64) for key in defaults}
-        for number, group in enumerate(groups)
-    }
-
-
-def hashes(record: Mapping[str, Any]) -> dict[str, Tensor]:
-    """A hash of each thing that a saved state must agree with."""
-    texts = {key: json.dumps(value, sort_keys=True) for key, value in record.items()}
-    return {
-        key: torch.tensor(list(xxhash.xxh3_128_digest(text.encode())), dtype=torch.uint8)
-        for key, text in texts.items()
-    }
-
-
-def check_hashes(saved: Mapping[str, Tensor], own: Mapping[str, Any]) -> None:
-    """Check that a saved state belongs to an optimizer.
-
-    Raises:
-        OptimizerError: It does not; names every difference.
-    """
-    mine = hashes(own)
-    other = [key for key in mine if not torch.equal(saved[key], mine[key])]
-    if other:
-        raise OptimizerError(
-            f"the saved state belongs to another run: it differs in {first_few(other)}. Use the "
-            "mask, base and settings that it was saved with, or start without it"
-        )
-
-
-def _stretch(elements: Elements, mask: Mask) -> tuple[int, int]:
-    """Where the selected elements of this process begin among all, and how many those are."""
-    start = start_of(elements.parameter)
-    if start is None:
-        raise OptimizerError(
-            f"{elements.name} is sharded along another dimension than the first: save state_dict() "
-            "in each process instead, and go on with as many"
-        )
-    index = mask.indices(elements.name)
-    return int(np.searchsorted(index, start)), len(index)

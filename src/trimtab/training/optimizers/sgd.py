@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterable
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
 from trimtab.masks import Mask
-from trimtab.training.optimizers.masters import Master
-from trimtab.training.optimizers.sparse import SparseOptimizer, Vectors
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+from trimtab.training.optimizers.checks import SparseOptions
+from trimtab.training.optimizers.sparse import SparseOptimizer
 
 __all__ = ["SparseSGD"]
 
@@ -38,17 +35,9 @@ class SparseSGD(SparseOptimizer):
         lr: float,
         momentum: float = 0.0,
         weight_decay: float = 0.0,
-        also: str | Iterable[str] = (),
-        max_grad_norm: float | None = None,
-        clip_by: Literal["masked", "full"] = "masked",
-        master: Master | None = None,
-        state_dtype: torch.dtype = torch.float32,
-        nonfinite: Literal["raise", "skip"] = "raise",
-        check_base: bool = True,
-        no_decay: Callable[[str], bool] | None = None,
-        process_group: ProcessGroup | None = None,
+        **options: Unpack[SparseOptions],
     ) -> None:
-        """Bind the mask to the parameters; see `SparseOptimizer` for the arguments it shares.
+        """Bind the mask to the parameters; see `SparseOptimizer` for errors.
 
         Args:
             named_parameters: `model.named_parameters()`, or the model.
@@ -56,47 +45,32 @@ class SparseSGD(SparseOptimizer):
             lr: Learning rate.
             momentum: Decay of the running sum of gradients; 0 keeps none.
             weight_decay: L2 penalty, added to the gradient of the selected elements.
-            also: Parameters to train whole, beside the mask.
-            max_grad_norm: Clip the gradient to this norm.
-            clip_by: Whose norm that is.
-            master: Precision of the weights between steps.
-            state_dtype: Dtype of the running sum between steps.
-            nonfinite: What to do about NaN or infinity in the gradient.
-            check_base: Compare the weights with the base that the mask was made against.
-            no_decay: Names of the parameters that are exempt from weight decay.
-            process_group: The processes that train copies of the model.
+            **options: Clipping, precision, processes and the like: `SparseOptions`.
         """
         if momentum < 0.0:
             raise SettingsError(f"momentum must not be negative, as {momentum} is")
-        self._has_momentum = momentum > 0.0
         super().__init__(
             named_parameters,
             mask,
             {"lr": lr, "momentum": momentum, "weight_decay": weight_decay},
-            also=also,
-            max_grad_norm=max_grad_norm,
-            clip_by=clip_by,
-            master=master,
-            state_dtype=state_dtype,
-            nonfinite=nonfinite,
-            check_base=check_base,
-            no_decay=no_decay,
-            process_group=process_group,
+            moments=("momentum_buffer",) if momentum > 0.0 else (),
+            **options,
         )
 
-    def _numbers(self) -> tuple[str, ...]:
-        return ()
-
-    def _moments(self) -> tuple[str, ...]:
-        return ("momentum_buffer",) if self._has_momentum else ()
-
     def _apply(
-        self, group: dict[str, Any], state: dict[str, Any], vectors: Vectors, *, first: bool
+        self,
+        group: dict[str, Any],
+        state: dict[str, Any],
+        weights: Tensor,
+        gradient: Tensor,
+        moments: list[Tensor],
+        *,
+        first: bool,
     ) -> None:
         torch._fused_sgd_(
-            [vectors.weights],
-            [vectors.gradient],
-            vectors.moments,
+            [weights],
+            [gradient],
+            moments,
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,57 +14,34 @@ from torch import Tensor, nn
 from trimtab.elements.counts import percent
 from trimtab.errors import OptimizerError
 from trimtab.masks import Mask
-from trimtab.training.also import names_of, with_whole
-from trimtab.training.layout import layout_of, module_of
-from trimtab.training.optimizers.checks import (
-    check_settings,
-    check_weights,
-    named_pairs,
-    refuse_parameters,
-    refuse_trivial_mask,
-    refuse_wrapped_model,
-)
-from trimtab.training.optimizers.distributed import local, ranks_of
-from trimtab.training.optimizers.elements import (
-    Collector,
-    Elements,
-    bind,
-    groups_of,
-    root_of_sum,
-    sum_of_squares,
-)
+from trimtab.training.layout import dtype_name
+from trimtab.training.optimizers.binding import Binding, Collector
+from trimtab.training.optimizers.checks import check_settings, refuse_taken
+from trimtab.training.optimizers.distributed import local
+from trimtab.training.optimizers.elements import Elements, root_of_sum, sum_of_squares
 from trimtab.training.optimizers.masters import (
     Master,
+    StateForm,
+    follow_weights,
     load_master,
-    master_for,
     store_master,
 )
-from trimtab.training.optimizers.resumable import ResumableOptimizer
-from trimtab.training.optimizers.saved import dtype_name
+from trimtab.training.optimizers.saved import KEY, StateCodec
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["SparseOptimizer", "Vectors"]
+__all__ = ["SparseOptimizer"]
+
+COPIED = (
+    *("_binding", "_form", "_max_grad_norm", "_clip_by", "_nonfinite"),
+    *("_grad_norm", "num_skipped_steps"),
+)
+"""What a copy has of an optimizer beside what torch copies: no hooks, nor wrappers of schedules."""
 
 
-@dataclass(frozen=True)
-class Vectors:
-    """What a step works on: fp32 vectors of one length, written in place.
-
-    Attributes:
-        weights: The masters.
-        gradient: The gradient, clipped.
-        moments: The running means, in the order of `SparseOptimizer._moments`.
-    """
-
-    weights: Tensor
-    gradient: Tensor
-    moments: list[Tensor]
-
-
-class SparseOptimizer(ResumableOptimizer):
+class SparseOptimizer(torch.optim.Optimizer):
     """Trains the elements that a mask selects, with state for those only.
 
     The order of things, per step:
@@ -93,31 +70,15 @@ class SparseOptimizer(ResumableOptimizer):
     gradients that were collected and not used are not copied. A `GradScaler` is refused unless
     `clip_by="full"` leaves it the gradients.
 
-    Args that both optimizers share:
+    Args:
         named_parameters: `model.named_parameters()`, or the model. Through either, a mask finds
             its tensors also where files name or cut them otherwise than the model does; through
             other pairs of name and parameter, only where names differ by wrappers and prefixes.
         mask: Which elements to train, by name of the parameter.
-        also: Parameters to train whole, beside the mask: names of modules or parameters, or the
-            ends of such names (`score`). For what the mask's base did not have, as a new head.
-        max_grad_norm: Clip the gradient to this norm; None to not clip.
-        clip_by: See above.
-        master: Precision of the weights between steps, see `trimtab.training.optimizers.masters`.
-            By default "lo16" for bf16 weights, "fp32" for fp16 and "none" for fp32.
-        state_dtype: Dtype in which the running means are kept between steps (fp32 or bf16). They
-            are computed in fp32.
-        nonfinite: What `step` does when the gradient has NaN or infinity among the selected
-            elements (with `clip_by="full"`: anywhere). "raise" raises OptimizerError, "skip"
-            leaves the step out and counts it; either way weights and state stay as they are and
-            the gradients are forgotten.
-        check_base: Compare the weights with the base that the mask was made against, where the
-            mask knows it. Switch it off to go on from weights that are trained already.
-        process_group: The processes that train copies of the model, each on its part of a batch:
-            `step` averages the gradients of the selected elements between them. By default all
-            processes, if `torch.distributed` has been initialised. Of no concern to parameters
-            that are sharded by FSDP2 (`fully_shard`), which know their processes.
-        no_decay: Told a parameter's name, says whether it is exempt from weight decay. Such
-            parameters form the second of two groups.
+        defaults: Settings of groups, for `torch.optim.Optimizer`.
+        numbers: Names of the fp32 numbers that the state of a parameter has.
+        moments: Names of its running means.
+        also: See `SparseOptions`, as the following.
 
     Raises:
         MaskMismatchError: The mask was made for other parameters, or against other weights.
@@ -129,21 +90,25 @@ class SparseOptimizer(ResumableOptimizer):
         num_skipped_steps: Steps left out because of NaN or infinity.
     """
 
+    _collector: Collector | None = None
+
     def __init__(
         self,
         named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
         mask: Mask,
         defaults: dict[str, Any],
         *,
-        also: str | Iterable[str],
-        max_grad_norm: float | None,
-        clip_by: Literal["masked", "full"],
-        master: Master | None,
-        state_dtype: torch.dtype,
-        nonfinite: Literal["raise", "skip"],
-        check_base: bool,
-        no_decay: Callable[[str], bool] | None,
-        process_group: ProcessGroup | None,
+        numbers: tuple[str, ...] = (),
+        moments: tuple[str, ...] = (),
+        also: str | Iterable[str] = (),
+        max_grad_norm: float | None = None,
+        clip_by: Literal["masked", "full"] = "masked",
+        master: Master | None = None,
+        state_dtype: torch.dtype = torch.float32,
+        nonfinite: Literal["raise", "skip"] = "raise",
+        check_base: bool = True,
+        no_decay: Callable[[str], bool] | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_settings(
             {"lr": defaults["lr"], "weight_decay": defaults["weight_decay"]},
@@ -151,89 +116,34 @@ class SparseOptimizer(ResumableOptimizer):
             {"clip_by": clip_by, "master": master, "nonfinite": nonfinite},
             state_dtype,
         )
-        self._mask = mask
-        self._master = master
-        self._process_group = process_group
         self._max_grad_norm = max_grad_norm
         self._clip_by = clip_by
-        self._state_dtype = state_dtype
         self._nonfinite = nonfinite
+        self._form = StateForm(numbers, moments, state_dtype)
         self._grad_norm: Tensor | None = None
         self.num_skipped_steps = 0
-        self._collector: Collector | None = None
-        self._fitted: Mask | None = None  # what is trained, under the names of the parameters
-        self._asked = [also] if isinstance(also, str) else list(also)
-        self._bind(named_parameters, check_base=check_base)
-        super().__init__(groups_of(self._elements.values(), no_decay), defaults)
+        self._binding = Binding(
+            named_parameters,
+            mask,
+            also=also,
+            master=master,
+            process_group=process_group,
+            optimizer=type(self).__name__,
+            check_base=check_base,
+        )
+        super().__init__(self._binding.groups(no_decay), defaults)
         self._collector = self._new_collector()
-
-    def _bind(
-        self, named_parameters: nn.Module | Iterable[tuple[str, Tensor]], *, check_base: bool
-    ) -> None:
-        """Refuse what cannot be trained, and find the elements of what can."""
-        module = module_of(named_parameters)
-        if isinstance(named_parameters, nn.Module):
-            named_parameters = named_parameters.named_parameters(remove_duplicate=False)
-        parameters = named_pairs(named_parameters)
-        refuse_wrapped_model(parameters)
-        self._ranks = ranks_of(parameters, self._process_group)
-        if self._ranks is not None:  # first, so that what is refused is refused by all
-            self._ranks.check(parameters, [type(self).__name__, self._mask.digest, *self._asked])
-        layout = layout_of(parameters, module)
-        shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
-        if self._fitted is None:  # the same names always fit in the same way
-            self._also = names_of(self._asked, shapes)
-            self._fitted = with_whole(layout.in_memory(self._mask), shapes, self._also)
-        mask = self._fitted
-        mask.check(shapes)
-        refuse_trivial_mask(parameters, mask)
-        refuse_parameters(parameters, mask, self._master)
-        if check_base:
-            check_weights(parameters, layout.in_files(self._mask), layout)
-        trained, self._others = bind(parameters, mask)
-        self._elements = {elements.name: elements for elements in trained}
-        self._masters = {
-            name: master_for(elements.parameter.dtype, self._master)
-            for name, elements in self._elements.items()
-        }
-        self._base = {name: mask.base[name].digest for name in self._elements if name in mask.base}
-        self._num_selected = sum(mask.num_selected(name) for name in self._elements)
-        self._num_elements = sum({id(p): p.numel() for _, p in parameters}.values())
 
     def _new_collector(self) -> Collector:
-        trained = list(self._elements.values())
-        return Collector(self, trained, self._others, at_once=self._clip_by == "masked")
+        binding = self._binding
+        return Collector(
+            self, [*binding.elements.values()], binding.others, at_once=self._clip_by == "masked"
+        )
 
-    def rebind(self, named_parameters: nn.Module | Iterable[tuple[str, Tensor]]) -> None:
-        """Train other parameters of the same names from the first step on.
-
-        For a model that is wrapped after its optimizer is made: `fully_shard` puts sharded
-        parameters in the place of those that the optimizer knows. Gradients collected before are
-        forgotten. Weights are not compared with the base again.
-
-        accelerate's FSDP2 works in that order, and puts the new parameters into `param_groups`;
-        the first `step` finds them there and rebinds by itself.
-
-        Args:
-            named_parameters: `model.named_parameters()`, after wrapping.
-
-        Raises:
-            OptimizerError: A step has been taken already, or the parameters cannot be trained;
-                then the optimizer is closed.
-            MaskMismatchError: They are those of another model; then the optimizer is closed, too.
-        """
-        assert self._collector is not None
-        if any(self.state.values()):
-            raise OptimizerError(
-                "this optimizer has taken steps with the parameters that it has: rebind it before "
-                "its first step"
-            )
-        self._collector.close()
-        self._bind(named_parameters, check_base=False)
-        for group in self.param_groups:
-            group["params"] = [self._elements[name].parameter for name in group["param_names"]]
-        self.state.clear()
-        self._collector = self._new_collector()
+    @property
+    def elements(self) -> Mapping[str, Elements]:
+        """The elements that are trained, by name of their parameter."""
+        return MappingProxyType(self._binding.elements)
 
     @property
     def grad_norm(self) -> float | None:
@@ -242,10 +152,10 @@ class SparseOptimizer(ResumableOptimizer):
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, collected or not, of every parameter."""
-        for elements in self._elements.values():
+        for elements in self.elements.values():
             elements.clear()
             elements.parameter.grad = None
-        for _, parameter in self._others:
+        for _, parameter in self._binding.others:
             parameter.grad = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -324,31 +234,32 @@ class SparseOptimizer(ResumableOptimizer):
         Returns:
             Name of each parameter with a gradient -> the sum of its squares that counts.
         """
-        squares = {}
+        squares, ranks = {}, self._binding.ranks
         if self._clip_by == "full":
-            graded = [(name, e.parameter) for name, e in self._elements.items()] + self._others
-            if self._ranks is not None:
-                self._ranks.average_dense(graded)
+            graded = [(name, e.parameter) for name, e in self.elements.items()]
+            graded += self._binding.others
+            if ranks is not None:
+                ranks.average_dense(graded)
             for name, parameter in graded:
                 if parameter.grad is not None:
                     dense = local(parameter.grad.detach()).to_dense()
                     squares[name] = sum_of_squares(dense.reshape(-1))
-            for _, parameter in self._others:
+            for _, parameter in self._binding.others:
                 parameter.grad = None
-        for elements in self._elements.values():
+        for elements in self.elements.values():
             elements.take_gradient()
         if self._clip_by == "masked":
-            if self._ranks is not None:
-                present = self._ranks.any_has(
-                    {name: e.gradient is not None for name, e in self._elements.items()}
+            if ranks is not None:
+                present = ranks.any_has(
+                    {name: e.gradient is not None for name, e in self.elements.items()}
                 )
-                self._ranks.average(
-                    {name: e.take_zeros() for name, e in self._elements.items() if present[name]}
+                ranks.average(
+                    {name: e.take_zeros() for name, e in self.elements.items() if present[name]}
                 )
-            for name, elements in self._elements.items():
+            for name, elements in self.elements.items():
                 if elements.gradient is not None:
                     squares[name] = elements.sum_of_squares()
-        return squares if self._ranks is None else self._ranks.sum_over_parts(squares)
+        return squares if ranks is None else ranks.sum_over_parts(squares)
 
     def _follow_replaced_parameters(self) -> None:
         """Rebind if other parameters have been put into the groups."""
@@ -357,7 +268,7 @@ class SparseOptimizer(ResumableOptimizer):
             for group in self.param_groups
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
         ]
-        if all(parameter is self._elements[name].parameter for name, parameter in pairs):
+        if all(parameter is self.elements[name].parameter for name, parameter in pairs):
             return
         if self._clip_by == "full":  # parameters without selected elements are in no group
             raise OptimizerError(
@@ -365,9 +276,9 @@ class SparseOptimizer(ResumableOptimizer):
                 'the rest of the model is, and clip_by="full" needs its gradients: call '
                 "rebind(model.named_parameters()) after the model is wrapped"
             )
-        num_elements = self._num_elements
+        num_elements = self._binding.num_elements
         self.rebind(pairs)
-        self._num_elements = num_elements
+        self._binding.num_elements = num_elements
 
     def _refuse_nonfinite(self, squares: dict[str, Tensor]) -> None:
         self.zero_grad()
@@ -392,32 +303,46 @@ class SparseOptimizer(ResumableOptimizer):
             clip: What to multiply the gradient with: an fp32 number.
         """
         state = self.state[elements.parameter]
-        master = self._masters[elements.name]
+        master = self._binding.masters[elements.name]
         first = not state
         if first:
-            state.update(self._new_state(elements))
+            state.update(self._form.new(elements, master))
         if clip < 1.0:
             gradient.mul_(clip)
         weights = load_master(elements, master, state)
-        moments = [state[key].float() for key in self._moments()]  # no copy of fp32
-        self._apply(group, state, Vectors(weights, gradient, moments), first=first)
+        moments = [state[key].float() for key in self._form.moments]  # no copy of fp32
+        self._apply(group, state, weights, gradient, moments, first=first)
         store_master(elements, master, state, weights)
-        if self._state_dtype != torch.float32:
-            for key, moment in zip(self._moments(), moments, strict=True):
+        if self._form.dtype != torch.float32:
+            for key, moment in zip(self._form.moments, moments, strict=True):
                 state[key].copy_(moment)
 
     @abstractmethod
     def _apply(
-        self, group: dict[str, Any], state: dict[str, Any], vectors: Vectors, *, first: bool
+        self,
+        group: dict[str, Any],
+        state: dict[str, Any],
+        weights: Tensor,
+        gradient: Tensor,
+        moments: list[Tensor],
+        *,
+        first: bool,
     ) -> None:
-        """Step the vectors, in place.
+        """Step vectors of one length, fp32, in place.
 
         Args:
             group: The group of the parameter.
             state: The state of the parameter, for what is not a vector.
-            vectors: What to step.
+            weights: The masters.
+            gradient: The gradient, clipped; may be overwritten.
+            moments: The running means, in the order of `StateForm.moments`.
             first: Whether it is the first step of the parameter.
         """
+
+    def _in_groups(self) -> Iterator[tuple[dict[str, Any], Elements]]:
+        for group in self.param_groups:
+            for name in group["param_names"]:
+                yield group, self.elements[name]
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value!r}" for key, value in self.defaults.items())
@@ -425,13 +350,13 @@ class SparseOptimizer(ResumableOptimizer):
 
     def summary(self) -> str:
         """What is trained of what, and the memory that it takes in this process: a line."""
-        of = self.describe()
-        num_bytes = of["index_bytes"] + of["gradient_bytes"] + of["state_bytes"]
+        info = self.describe()
+        num_bytes = info["index_bytes"] + info["gradient_bytes"] + info["state_bytes"]
         memory = f"{num_bytes / 1e6:,.{0 if num_bytes > 1e8 else 2}f} MB"
-        part = percent(of["num_selected"], of["num_elements"])
-        also = f", with all of {first_few(self._also)}" if self._also else ""
+        part = percent(info["num_selected"], info["num_elements"])
+        also = f", with all of {first_few(self._binding.also)}" if self._binding.also else ""
         return (
-            f"{of['num_selected']:,} of {of['num_elements']:,} elements ({part}){also}, "
+            f"{info['num_selected']:,} of {info['num_elements']:,} elements ({part}){also}, "
             f"{memory} for their positions, gradient and state"
         )
 
@@ -440,27 +365,180 @@ class SparseOptimizer(ResumableOptimizer):
 
         Bytes are those of this process.
         """
-        trained = self._elements.values()
-        num_selected = self._num_selected
         return {
             "optimizer": type(self).__name__,
-            "mask": self._mask.digest,
-            "also": list(self._also),
-            "num_selected": num_selected,
-            "num_elements": self._num_elements,
-            "density": num_selected / self._num_elements,
-            "master": {dtype_name(e.parameter.dtype): self._masters[e.name] for e in trained},
-            "state_dtype": dtype_name(self._state_dtype),
+            **self._binding.describe(),
+            "state_dtype": dtype_name(self._form.dtype),
             "max_grad_norm": self._max_grad_norm,
             "clip_by": self._clip_by,
             "nonfinite": self._nonfinite,
             "num_skipped_steps": self.num_skipped_steps,
-            "index_bytes": sum(elements.num_index_bytes for elements in trained),
-            "gradient_bytes": sum(4 * elements.length for elements in trained),
-            "state_bytes": sum(
-                elements.length * of.dtype.itemsize
-                for elements in trained
-                for of in self._kept(elements).values()
-                if of.kind == "vector"
-            ),
+            **self._binding.num_bytes(self._form),
         }
+
+    def rebind(self, named_parameters: nn.Module | Iterable[tuple[str, Tensor]]) -> None:
+        """Train other parameters of the same names from the first step on.
+
+        For a model that is wrapped after its optimizer is made: `fully_shard` puts sharded
+        parameters in the place of those that the optimizer knows. Gradients collected before are
+        forgotten. Weights are not compared with the base again.
+
+        accelerate's FSDP2 works in that order, and puts the new parameters into `param_groups`;
+        the first `step` finds them there and rebinds by itself.
+
+        Args:
+            named_parameters: `model.named_parameters()`, after wrapping.
+
+        Raises:
+            OptimizerError: A step has been taken already, or the parameters cannot be trained;
+                then the optimizer is closed.
+            MaskMismatchError: They are those of another model; then the optimizer is closed, too.
+        """
+        if any(self.state.values()):
+            raise OptimizerError(
+                "this optimizer has taken steps with the parameters that it has: rebind it before "
+                "its first step"
+            )
+        self.close()
+        self._binding.bind(named_parameters)
+        for group in self.param_groups:
+            group["params"] = [self.elements[name].parameter for name in group["param_names"]]
+        self.state.clear()
+        self._collector = self._new_collector()
+
+    def close(self) -> None:
+        """Remove the hooks: the parameters are free for another optimizer."""
+        assert self._collector is not None
+        self._collector.close()
+
+    def reopen(self) -> None:
+        """Collect gradients again after `close`, with the state of then.
+
+        Weights that something else has changed in between are gone on from.
+
+        Raises:
+            OptimizerError: Another sparse optimizer has the parameters by now.
+        """
+        assert self._collector is not None
+        if not self._collector.is_open:
+            refuse_taken((name, e.parameter) for name, e in self.elements.items())
+            for name, elements in self.elements.items():
+                if state := self.state.get(elements.parameter):
+                    follow_weights(elements, self._binding.masters[name], state)
+            self._collector = self._new_collector()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has, and what a pickle holds: all but the hooks and the processes.
+
+        Raises:
+            OptimizerError: The optimizer is one of several processes.
+        """
+        if self._binding.ranks is not None:
+            raise OptimizerError(
+                "an optimizer of several processes cannot be copied or pickled: save its "
+                "state_dict(), and load that into a new optimizer"
+            )
+        own = {name: vars(self)[name] for name in COPIED if name in vars(self)}
+        is_open = self._collector is not None and self._collector.is_open
+        return {**super().__getstate__(), **own, "_is_open": is_open}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Become a copy, which collects the gradients of its own copies of the parameters.
+
+        Raises:
+            OptimizerError: It is one of `copy.copy`, which has the parameters of the original.
+        """
+        is_open = state.pop("_is_open", None)
+        super().__setstate__(state)
+        if is_open is None:  # torch's load_state_dict sets state and groups in this way
+            return
+        refuse_taken((name, e.parameter) for name, e in self.elements.items())
+        self._collector = self._new_collector()
+        if not is_open:
+            self.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as plain data and tensors that `torch.load(weights_only=True)` reads.
+
+        Beside torch's own keys, `trimtab` says which mask, base and settings it belongs to.
+        Gradients that are collected but not used are no part of it.
+
+        Of a parameter that is sharded, it is the state of the part that this process has: each
+        process saves its own, and as many can go on. See `sharded_state_dict` for another number.
+        """
+        content, codec = super().state_dict(), self._codec
+        content["state"] = codec.export(self.state)
+        content[KEY] = codec.record() | {
+            "boxes": codec.boxes(),
+            "num_skipped_steps": self.num_skipped_steps,
+        }
+        return content
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, bit for bit.
+
+        Raises:
+            OptimizerError: It belongs to another mask, base or settings, or is damaged. The
+                optimizer is left as it was.
+        """
+        codec = self._codec
+        states = codec.check(state_dict)
+        # torch casts state to the dtype of the weights, so it gets none to load.
+        super().load_state_dict({"state": {}, "param_groups": state_dict["param_groups"]})
+        for name, state in states.items():
+            self.state[self.elements[name].parameter] = codec.adopt(name, state)
+        self.num_skipped_steps = state_dict[KEY]["num_skipped_steps"]
+
+    def sharded_state_dict(self) -> dict[str, Any]:
+        """The state in the form for `torch.distributed.checkpoint` (DCP).
+
+        What is saved by some number of processes, `load_sharded_state_dict` loads in any other::
+
+            state = {"optimizer": optimizer.sharded_state_dict()}
+            dcp.save(state, checkpoint_id=folder)
+
+            state = {"optimizer": optimizer.sharded_state_dict()}  # of the new optimizer
+            dcp.load(state, checkpoint_id=folder)
+            optimizer.load_sharded_state_dict(state["optimizer"])
+
+        `dcp.load` writes into the tensors that it is given, which may be those of the optimizer:
+        load into one that has not taken a step.
+
+        Raises:
+            OptimizerError: A parameter is sharded along another dimension than its first.
+        """
+        return {
+            "record": self._codec.hashes(),
+            "groups": {
+                str(number): {
+                    key: torch.tensor(group[key], dtype=torch.float64) for key in self.defaults
+                }
+                for number, group in enumerate(self.param_groups)
+            },
+            "num_skipped_steps": torch.tensor(self.num_skipped_steps),
+            "state": self._codec.export_sharded(self.state),
+        }
+
+    def load_sharded_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `sharded_state_dict` was taken, in however many processes.
+
+        Args:
+            state_dict: What `sharded_state_dict` returned, after `torch.distributed.checkpoint`
+                has loaded into it.
+
+        Raises:
+            OptimizerError: It belongs to another mask, base or settings.
+        """
+        codec = self._codec
+        codec.check_hashes(state_dict["record"])
+        for number, group in enumerate(self.param_groups):
+            for key, value in state_dict["groups"][str(number)].items():
+                group[key] = tuple(value.tolist()) if value.dim() else value.item()
+        for name, elements in self.elements.items():
+            self.state[elements.parameter] = codec.adopt_sharded(name, state_dict["state"][name])
+        self.num_skipped_steps = int(state_dict["num_skipped_steps"])
+
+    @property
+    def _codec(self) -> StateCodec:
+        names = [group["param_names"] for group in self.param_groups]
+        return StateCodec(type(self).__name__, self._binding, self._form, names)

@@ -24,7 +24,6 @@ from trimtab.masks import Mask
 from trimtab.masks.header import provenance_of
 from trimtab.masks.random import random_tensor
 from trimtab.training import runtime
-from trimtab.training.also import names_of, with_whole
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.progress import Stage
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
@@ -123,9 +122,12 @@ class Run:
     @property
     def trained(self) -> Mask | None:
         """The mask, with the parameters that are trained whole beside it."""
+        from trimtab.training.layout import names_of_whole, with_whole
+
         if self.mask is None:
             return None
-        return with_whole(self.mask, self.base.shapes, names_of(self.file.also, self.base.shapes))
+        shapes = self.base.shapes
+        return with_whole(self.mask, shapes, names_of_whole(self.file.also, shapes))
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result, as plain data; a run goes on only with the same."""
@@ -204,7 +206,7 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
     if base is not None:
         dtype = problems.result(lambda: base.training_dtype(file.dtype)) or ""
         mask = problems.result(lambda: _mask(file, base))
-        problems.result(lambda: names_of(file.also, base.shapes))
+        problems.result(lambda: _also(file, base))
         if args is not None:
             problems.result(lambda: _check_dropout(file, base, args))
         if file.save_dtype == "fp32" and dtype == "bf16":
@@ -257,6 +259,12 @@ def _check_alone() -> None:
             "trimtab train runs in one process, and WORLD_SIZE is "
             f"{os.environ['WORLD_SIZE']}: use train_only in a script of your own"
         )
+
+
+def _also(file: Settings, base: BaseModel) -> list[str]:
+    from trimtab.training.layout import names_of_whole
+
+    return names_of_whole(file.also, base.shapes)
 
 
 def _base(file: Settings, bases: dict[Path, BaseModel]) -> BaseModel:

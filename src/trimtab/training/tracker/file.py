@@ -39,12 +39,11 @@ from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.errors import CheckpointError, ResultFormatError, SettingsError
 from trimtab.outputs import append, new_file
 from trimtab.results.records import CheckpointRecord, content_hash
-from trimtab.training.layout import Layout
+from trimtab.training.layout import Layout, dtype_name
 from trimtab.training.optimizers.distributed import whole
 from trimtab.training.tracker.parts import (
     CHUNK,
     Processes,
-    name_of,
     stored_bits,
     stored_name,
     stored_tensors,
@@ -146,7 +145,7 @@ def new_header(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": first.device.type,
             "threads": torch.get_num_threads(),
-            "trained_dtypes": sorted({name_of(of.dtype) for of in parameters.values()}),
+            "trained_dtypes": sorted({dtype_name(of.dtype) for of in parameters.values()}),
             "torch_version": torch.__version__,
         },
     }

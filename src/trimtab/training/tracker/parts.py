@@ -21,7 +21,7 @@ from trimtab.checkpoints.names import Rectangle, TensorPart, parts_of, without_w
 from trimtab.elements import step_kernels
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import OptimizerError, SettingsError, TrimtabError
-from trimtab.training.layout import Layout
+from trimtab.training.layout import Layout, dtype_name
 from trimtab.training.optimizers.checks import refuse_wrapped_model
 from trimtab.training.optimizers.distributed import as_sharded, box_of, local
 from trimtab.training.pieces import Piece
@@ -37,7 +37,6 @@ __all__ = [
     "buffer",
     "find_parts",
     "fitting_dtypes",
-    "name_of",
     "parse_stored_dtype",
     "stored_bits",
     "stored_name",
@@ -232,7 +231,7 @@ def tracked_parameters(model: Any) -> dict[str, Tensor]:
     parameters = {without_wrappers(name): p for name, p in model.named_parameters()}
     refuse_wrapped_model(list(parameters.items()))
     if bad := [
-        f"{name} is {name_of(p.dtype)}"
+        f"{name} is {dtype_name(p.dtype)}"
         for name, p in parameters.items()
         if p.dtype not in STORED.values()
     ]:
@@ -329,7 +328,7 @@ def parse_stored_dtype(text: str | None) -> str | None:
     """
     if text is None:
         return None
-    names = {name_of(dtype): name for name, dtype in STORED.items()}
+    names = {dtype_name(dtype): name for name, dtype in STORED.items()}
     name = names.get(text.lower(), text.upper())
     if name not in STORED:
         raise SettingsError(f"stored_dtype is one of {', '.join(names)}, not {text!r}")
@@ -346,11 +345,6 @@ def stored_name(parameter: Tensor, stored: str) -> str:
     if parameter.dtype == torch.float32:
         return stored
     return next(name for name, dtype in STORED.items() if dtype == parameter.dtype)
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """How torch spells a dtype."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _fits(flat: Tensor, name: str) -> bool:
