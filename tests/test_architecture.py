@@ -32,21 +32,21 @@ MAY_IMPORT = {
     "example": {"elements", "outputs", *BELOW},
     "checkpoints": {"elements", *BELOW},
     "results": {"checkpoints", "outputs", *BELOW},
-    "compare": {"results", "checkpoints", "elements", "outputs", *BELOW},
+    "measure": {"results", "checkpoints", "elements", "outputs", *BELOW},
     "masks": {"results", "checkpoints", "elements", "outputs", *BELOW},
-    "report": {"compare", "masks", "results", "elements", "outputs", *BELOW},
+    "report": {"measure", "masks", "results", "elements", "outputs", *BELOW},
     "training": {
-        *("results", "compare", "masks", "checkpoints", "elements", "outputs", "processes"),
+        *("results", "measure", "masks", "checkpoints", "elements", "outputs", "processes"),
         *BELOW,
     },
     # Of these papers use little: tests/papers
     "papers": {"results", "training", "masks", "checkpoints", "outputs", *BELOW},
     "cli": {
-        *("papers", "report", "training", "compare", "masks", "results", "example"),
+        *("papers", "report", "training", "measure", "masks", "results", "example"),
         *("checkpoints", "elements", "outputs", "processes", *BELOW),
     },
 }
-"""Layer -> the layers below it. `compare` and `masks` are siblings: they meet in `checkpoints`."""
+"""Layer -> the layers below it. `measure` and `masks` are siblings: they meet in `checkpoints`."""
 
 
 def modules_of(path: Path) -> set[str]:

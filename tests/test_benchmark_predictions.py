@@ -9,7 +9,7 @@ import pytest
 from benchmarks import predictions
 
 from docs import generated_predictions
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.cli import main
 from trimtab.cli.mask_make import make
 from trimtab.masks import extract_mask

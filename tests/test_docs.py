@@ -176,7 +176,7 @@ def test_every_key_of_a_gap_in_the_coverage_of_a_series(tmp_path: Path) -> None:
 
 def _with_gaps(folder: Path) -> tuple[Path, Path]:
     """A base and a checkpoint that do not fit each other in every way that is allowed."""
-    from tests.compare.checkpoints import llama_tensors, save
+    from tests.measure.checkpoints import llama_tensors, save
 
     base, tuned = llama_tensors(), llama_tensors(vocab=44)
     base["lm_head.weight"] = base["model.embed_tokens.weight"]

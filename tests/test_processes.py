@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.cli.terminal import stop_asked, stop_told, termination_interrupts
 from trimtab.processes import Terminated
 

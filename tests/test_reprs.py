@@ -23,7 +23,6 @@ from tests.report.structure_factory import make_structure
 from tests.report.trajectory_factory import make_trajectory
 from tests.training.evaluation.results import make_evaluation
 from tests.training.robustness.results import make_probe
-from trimtab.compare.tracked_file import KindFigures, StepFigures
 from trimtab.example import write_example
 from trimtab.masks import extract_mask, open_mask
 from trimtab.masks.algebra import DerivedMask
@@ -32,6 +31,7 @@ from trimtab.masks.prediction import score_prediction
 from trimtab.masks.pruning import prune
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.wanda import InputNorms
+from trimtab.measure.tracked_file import KindFigures, StepFigures
 from trimtab.papers.results import PaperResult
 from trimtab.training.runs.settings import DataTable
 from trimtab.words import MAX_REPR, one_line, plural

@@ -10,19 +10,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from trimtab._version import __version__ as __version__
-from trimtab.compare.engine import compare as compare
 from trimtab.extras import lazy_names
 
 if TYPE_CHECKING:
     from trimtab.checkpoints.checkpoint import Checkpoint as Checkpoint
     from trimtab.checkpoints.checkpoint import open_checkpoint as open_checkpoint
     from trimtab.checkpoints.tensors import StoredTensor as StoredTensor
-    from trimtab.compare.precision import PrecisionProbe as PrecisionProbe
-    from trimtab.compare.result import Comparison as Comparison
-    from trimtab.compare.tracked import read_steps as read_steps
-    from trimtab.compare.tracked import read_tracked as read_tracked
-    from trimtab.compare.trajectory import trajectory as trajectory
-    from trimtab.compare.trajectory_result import Trajectory as Trajectory
     from trimtab.elements.counts import ChangeCounts as ChangeCounts
     from trimtab.elements.criteria import Criterion as Criterion
     from trimtab.elements.criteria import parse_criterion as parse_criterion
@@ -33,8 +26,8 @@ if TYPE_CHECKING:
     from trimtab.masks.algebra import restricted as restricted
     from trimtab.masks.extract import extract_mask as extract_mask
     from trimtab.masks.header import BaseTensor as BaseTensor
-    from trimtab.masks.identity.engine import identity as identity
-    from trimtab.masks.identity.result import Identity as Identity
+    from trimtab.masks.identity import Identity as Identity
+    from trimtab.masks.identity import identity as identity
     from trimtab.masks.makers.absorption import easily_moved as easily_moved
     from trimtab.masks.makers.absorption import within_reach as within_reach
     from trimtab.masks.makers.counts import consensus as consensus
@@ -65,6 +58,13 @@ if TYPE_CHECKING:
     from trimtab.masks.structure_result import Structure as Structure
     from trimtab.masks.transfer import transferred as transferred
     from trimtab.masks.wanda import InputNorms as InputNorms
+    from trimtab.measure.compare import compare as compare
+    from trimtab.measure.compare_result import Comparison as Comparison
+    from trimtab.measure.precision import PrecisionProbe as PrecisionProbe
+    from trimtab.measure.tracked import read_steps as read_steps
+    from trimtab.measure.tracked import read_tracked as read_tracked
+    from trimtab.measure.trajectory import trajectory as trajectory
+    from trimtab.measure.trajectory_result import Trajectory as Trajectory
 
 _MODULES = {
     "consensus": "trimtab.masks.makers.counts",
@@ -73,15 +73,16 @@ _MODULES = {
     "ChangeCounts": "trimtab.elements.counts",
     "Checkpoint": "trimtab.checkpoints.checkpoint",
     "combined": "trimtab.masks.algebra",
-    "Comparison": "trimtab.compare.result",
+    "compare": "trimtab.measure.compare",
+    "Comparison": "trimtab.measure.compare_result",
     "complemented": "trimtab.masks.algebra",
     "Criterion": "trimtab.elements.criteria",
     "DerivedMask": "trimtab.masks.algebra",
     "easily_moved": "trimtab.masks.makers.absorption",
     "extract_mask": "trimtab.masks.extract",
     "high_magnitude": "trimtab.masks.makers.weight_scores",
-    "Identity": "trimtab.masks.identity.result",
-    "identity": "trimtab.masks.identity.engine",
+    "Identity": "trimtab.masks.identity",
+    "identity": "trimtab.masks.identity",
     "InputNorms": "trimtab.masks.wanda",
     "low_magnitude": "trimtab.masks.makers.weight_scores",
     "Mask": "trimtab.masks.mask",
@@ -90,15 +91,15 @@ _MODULES = {
     "Overlap": "trimtab.masks.overlap_result",
     "overlap": "trimtab.masks.overlap",
     "parse_criterion": "trimtab.elements.criteria",
-    "PrecisionProbe": "trimtab.compare.precision",
+    "PrecisionProbe": "trimtab.measure.precision",
     "PredictionScore": "trimtab.masks.prediction",
     "PrincipalScores": "trimtab.masks.makers.principal",
     "prune": "trimtab.masks.pruning",
     "Pruning": "trimtab.masks.pruning",
     "Quotas": "trimtab.masks.selection.quotas",
     "random_matched": "trimtab.masks.selection.quotas",
-    "read_steps": "trimtab.compare.tracked",
-    "read_tracked": "trimtab.compare.tracked",
+    "read_steps": "trimtab.measure.tracked",
+    "read_tracked": "trimtab.measure.tracked",
     "restricted": "trimtab.masks.algebra",
     "safe_scores": "trimtab.masks.makers.principal",
     "score_prediction": "trimtab.masks.prediction",
@@ -111,8 +112,8 @@ _MODULES = {
     "Structure": "trimtab.masks.structure_result",
     "structure": "trimtab.masks.structure",
     "survivors": "trimtab.masks.pruning",
-    "Trajectory": "trimtab.compare.trajectory_result",
-    "trajectory": "trimtab.compare.trajectory",
+    "Trajectory": "trimtab.measure.trajectory_result",
+    "trajectory": "trimtab.measure.trajectory",
     "transferred": "trimtab.masks.transfer",
     "TrimtabError": "trimtab.errors",
     "within_reach": "trimtab.masks.makers.absorption",
@@ -121,7 +122,7 @@ _MODULES = {
 }
 """Public name -> the module that has it."""
 
-__all__ = ["compare", *_MODULES]
+__all__ = list(_MODULES)
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import trimtab
-from tests.compare.checkpoints import LLAMA, save
+from tests.measure.checkpoints import LLAMA, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.quantized import quantized_weights
 from trimtab.errors import CheckpointError, TrimtabError

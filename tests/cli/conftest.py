@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.cli import main
 
 

@@ -13,8 +13,8 @@ from tests.golden.stored import Compare, Golden
 from tests.report.page import Page
 from tests.training import tiny
 from trimtab.cli import main
-from trimtab.compare import Comparison
-from trimtab.masks.identity.result import Identity
+from trimtab.masks.identity import Identity
+from trimtab.measure.compare_result import Comparison
 from trimtab.results.schema import to_plain
 from trimtab.training import demo
 

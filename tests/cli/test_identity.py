@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.cli.conftest import Run
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.masks import extract_mask
 from trimtab.masks.identity import identity
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.cli.conftest import Run
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.mask import summarise
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import Run
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.cli.mask_make import make
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.prediction import score_prediction

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.cli.conftest import Run
-from tests.compare.checkpoints import llama_tensors, save
+from tests.measure.checkpoints import llama_tensors, save
 from trimtab.masks import Mask
 from trimtab.masks.pruning import survivors
 from trimtab.masks.wanda import InputNorms

@@ -20,7 +20,7 @@ import pytest
 
 import trimtab.cli
 from tests.cli.conftest import Run
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.cli.terminal import guarded, say
 from trimtab.escaping import GuardedStream, escaped
 

@@ -9,7 +9,7 @@ import pytest
 
 import trimtab
 from tests.cli.conftest import Run
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import trimtab
-from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, moved, save, save_sharded
+from tests.measure.checkpoints import LLAMA, Tensors, llama_tensors, moved, save, save_sharded
 from trimtab.checkpoints import open_checkpoint, stream
 from trimtab.elements.criteria import changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.masks import Mask, extract_mask, open_mask
 from trimtab.masks.identity import identity
 from trimtab.masks.makers.counts import consensus

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
+from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
 from trimtab.checkpoints import stream
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError

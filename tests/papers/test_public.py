@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab import compare
 from trimtab.cli import main
 from trimtab.errors import SettingsError

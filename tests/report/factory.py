@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.compare.geometry import GeometryAnalysis
-from trimtab.compare.rank import RankAnalysis
-from trimtab.compare.result import CheckpointRecord, Comparison, Coverage, Profile, TensorChange
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import DEFAULT_CRITERIA
+from trimtab.measure.compare_result import Comparison, Coverage, Profile, TensorChange
+from trimtab.measure.geometry import GeometryAnalysis
+from trimtab.measure.rank import RankAnalysis
 from trimtab.report.demo import DemoRecord, Score
+from trimtab.results.records import CheckpointRecord
 from trimtab.results.statistics import wilson
 
 DENSITY = {"attention": 0.144, "mlp": 0.117, "embed": 0.025, "norm": 0.011}

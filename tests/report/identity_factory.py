@@ -10,7 +10,7 @@ import numpy as np
 from tests.report.factory import make_record, tensor_shapes
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.three_way import Agreement, SplitAgreement
-from trimtab.masks.identity.result import Identity, IdentityCoverage, TensorIdentity
+from trimtab.masks.identity import Identity, IdentityCoverage, TensorIdentity
 from trimtab.results.records import MaskRecord
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.compare.checkpoints import save
 from tests.masks.structure.models import LLAMA, config_folder, llama_shapes, random_arrays
+from tests.measure.checkpoints import save
 from trimtab.masks import Mask
 from trimtab.masks.structure import structure
 from trimtab.masks.structure_result import Structure

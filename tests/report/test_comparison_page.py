@@ -17,9 +17,9 @@ from tests.report.factory import (
     wrap,
 )
 from tests.report.page import Page
-from trimtab.compare.result import Comparison, Coverage
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.errors import MissingExtraError
+from trimtab.measure.compare_result import Comparison, Coverage
 from trimtab.report.comparison_page import comparison_page, demo_page
 from trimtab.report.html import _chart_library, render
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from tests.report.factory import make_comparison, make_counts, make_tensor, wrap
-from trimtab.compare.result import Coverage
 from trimtab.elements.counts import ChangeCounts, percent
+from trimtab.measure.compare_result import Coverage
 from trimtab.report.comparison_table import render_table
 
 

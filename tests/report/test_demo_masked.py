@@ -7,9 +7,9 @@ import pytest
 from tests.report.factory import make_comparison, make_demo, with_masked
 from tests.report.identity_factory import make_identity
 from tests.report.page import Page
-from trimtab.compare import Comparison
 from trimtab.elements.counts import percent
-from trimtab.masks.identity.result import Identity
+from trimtab.masks.identity import Identity
+from trimtab.measure.compare_result import Comparison
 from trimtab.report.comparison_page import demo_page
 from trimtab.report.demo_masked import mask_columns
 from trimtab.report.demo_table import render_demo_table

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.report.factory import make_comparison, make_demo
-from trimtab.compare import Comparison
+from trimtab.measure.compare_result import Comparison
 from trimtab.report.demo_table import render_demo_table
 
 LABELS = ("grpo", "sft")

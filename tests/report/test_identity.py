@@ -15,7 +15,7 @@ from tests.report.test_comparison_table import cells
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.three_way import Agreement, SplitAgreement
-from trimtab.masks.identity.result import Identity, IdentityCoverage, TensorIdentity
+from trimtab.masks.identity import Identity, IdentityCoverage, TensorIdentity
 from trimtab.report.html import render
 from trimtab.report.identity import (
     cosine_text,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compare.checkpoints import save
+from tests.measure.checkpoints import save
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from trimtab.masks import Mask

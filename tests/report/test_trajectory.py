@@ -11,8 +11,8 @@ from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_comparison_table import cells
 from tests.report.trajectory_factory import make_record, make_trajectory
-from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.elements.counts import percent
+from trimtab.measure.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.report.html import render
 from trimtab.report.trajectory_page import trajectory_page
 from trimtab.report.trajectory_table import evenly, render_trajectory_table

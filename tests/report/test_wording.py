@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from trimtab.compare.result import Coverage
 from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import DEFAULT_CRITERIA
+from trimtab.measure.compare_result import Coverage
 from trimtab.report.wording import (
     changed_means,
     coverage_sentence,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
+from trimtab.measure.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.results.records import CheckpointRecord
 
 SIZES = {"q_proj": 400, "down_proj": 700, "norm": 30}

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import trimtab
-from tests.compare.checkpoints import llama_tensors, moved, save
+from tests.measure.checkpoints import llama_tensors, moved, save
 from tests.report import factory
 from tests.report.identity_factory import make_identity
 from tests.report.overlap_factory import make_overlap

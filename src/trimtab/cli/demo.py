@@ -15,8 +15,8 @@ from trimtab.cli.options import SEED, Command, command_line, to_json
 from trimtab.cli.terminal import say
 
 if TYPE_CHECKING:
-    from trimtab.compare.result import Comparison
-    from trimtab.masks.identity.result import Identity
+    from trimtab.masks.identity import Identity
+    from trimtab.measure.compare_result import Comparison
     from trimtab.training.demo import DemoRun
 
 __all__ = ["demo"]

@@ -433,9 +433,9 @@ def warm(sources: tuple[str, ...], base: str, steps: int | None, making: Making)
     run. How many elements that is follows from them: all that differed from BASE at any point. With
     --density or --like instead, as many are selected, those first that differed most often.
     """
-    from trimtab.compare.tracked_file import is_tracked
-    from trimtab.compare.tracked_points import TrackedPoints
     from trimtab.masks.makers.counts import CountScores, TimesScores, ever
+    from trimtab.measure.tracked import TrackedPoints
+    from trimtab.measure.tracked_file import is_tracked
 
     is_file = len(sources) == 1 and is_tracked(sources[0])
     if steps is not None and not is_file:

@@ -100,7 +100,7 @@ REPORTS: Mapping[str, Report] = {
         "comparison",
         "Comparison",
         (
-            "trimtab.compare.result",
+            "trimtab.measure.compare_result",
             "comparison_table:render_table",
             "comparison_page:comparison_page",
         ),
@@ -110,7 +110,7 @@ REPORTS: Mapping[str, Report] = {
         "trajectory",
         "Trajectory",
         (
-            "trimtab.compare.trajectory_result",
+            "trimtab.measure.trajectory_result",
             "trajectory_table:render_trajectory_table",
             "trajectory_page:trajectory_page",
         ),

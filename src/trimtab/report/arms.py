@@ -10,8 +10,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from functools import cached_property
 
-from trimtab.compare.result import Comparison, TensorChange
 from trimtab.elements.counts import ChangeCounts
+from trimtab.measure.compare_result import Comparison, TensorChange
 from trimtab.report.wording import kinds_in_order
 
 __all__ = ["Arm"]

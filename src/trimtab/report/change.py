@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from trimtab.compare.result import TensorChange
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.ulps import label_order
+from trimtab.measure.compare_result import TensorChange
 from trimtab.report import charts
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.compare.result import Comparison
-from trimtab.masks.identity.result import Identity
+from trimtab.masks.identity import Identity
+from trimtab.measure.compare_result import Comparison
 from trimtab.report.arms import Arm
 from trimtab.report.blocks import Section
 from trimtab.report.causes import precision

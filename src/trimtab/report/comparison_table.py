@@ -6,9 +6,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trimtab.compare.result import Comparison, TensorChange
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
+from trimtab.measure.compare_result import Comparison, TensorChange
 from trimtab.report.arms import Arm
 from trimtab.report.causes import random_walk_text
 from trimtab.report.shape import RANKS, SHARES

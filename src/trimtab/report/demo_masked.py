@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from trimtab.compare.result import Comparison
-from trimtab.masks.identity.result import Identity
+from trimtab.masks.identity import Identity
+from trimtab.measure.compare_result import Comparison
 from trimtab.report.blocks import Column, Section, table
 from trimtab.report.demo import ArmRecord, DemoRecord, score_text
 from trimtab.report.identity import base_share, cosine_text, sub_share

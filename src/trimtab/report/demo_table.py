@@ -6,9 +6,9 @@ import textwrap
 from collections.abc import Mapping
 from shutil import get_terminal_size
 
-from trimtab.compare.result import Comparison
 from trimtab.elements.counts import percent
-from trimtab.masks.identity.result import Identity
+from trimtab.masks.identity import Identity
+from trimtab.measure.compare_result import Comparison
 from trimtab.report.arms import Arm
 from trimtab.report.causes import random_walk_text
 from trimtab.report.demo import DemoRecord, score_text

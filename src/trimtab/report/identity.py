@@ -12,7 +12,7 @@ from typing import Any
 from trimtab.elements.counts import percent
 from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.three_way import REGIONS, Agreement
-from trimtab.masks.identity.result import COVERAGE_LISTS, SIDES, Identity, IdentityCoverage
+from trimtab.masks.identity import COVERAGE_LISTS, SIDES, Identity, IdentityCoverage
 from trimtab.report import charts
 from trimtab.report.document import Column, Document, Figure, Hero, Key, Section, Table, table
 from trimtab.report.records import Covered, checkpoints_table, coverage_section, settings_table

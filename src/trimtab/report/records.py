@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from trimtab.compare.result import COVERAGE_LISTS
+from trimtab.measure.compare_result import COVERAGE_LISTS
 from trimtab.report.arms import Arm
 from trimtab.report.document import Section, Table, plain_table
 from trimtab.report.wording import coverage_sentence, named, printable

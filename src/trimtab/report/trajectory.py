@@ -10,13 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trimtab.compare.trajectory_result import (
-    COVERAGE_LISTS,
-    SETTLED_FROM,
-    PointCounts,
-    Trajectory,
-)
 from trimtab.elements.counts import percent
+from trimtab.measure.trajectory_result import COVERAGE_LISTS, SETTLED_FROM, PointCounts, Trajectory
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
 from trimtab.report.charts import Marks, nice_ceiling, percent_floor, shares_over_time
 from trimtab.report.records import checkpoints_table, listed, settings_table

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from trimtab.compare.trajectory_result import Trajectory
 from trimtab.elements.counts import percent
+from trimtab.measure.trajectory_result import Trajectory
 from trimtab.report.blocks import Section
 from trimtab.report.document import Document as Page
 from trimtab.report.document import Hero

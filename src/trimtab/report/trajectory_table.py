@@ -5,8 +5,8 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 
-from trimtab.compare.trajectory_result import PointCounts, Trajectory
 from trimtab.elements.counts import percent
+from trimtab.measure.trajectory_result import PointCounts, Trajectory
 from trimtab.report.table import aligned, told, wrapped
 from trimtab.report.trajectory_wording import (
     cadence,

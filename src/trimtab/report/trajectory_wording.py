@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from trimtab.compare.trajectory_result import (
+from trimtab.elements.counts import percent
+from trimtab.measure.trajectory_result import (
     SETTLED_FROM,
     Likeness,
     PointCounts,
     SeriesCoverage,
     Trajectory,
 )
-from trimtab.elements.counts import percent
 from trimtab.report.wording import plural, printable
 from trimtab.words import were
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Self
 
-from trimtab.compare.result import Comparison, Coverage
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
+from trimtab.measure.compare_result import Comparison, Coverage
 from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural, were
 

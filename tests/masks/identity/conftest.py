@@ -11,7 +11,7 @@ import torch
 import xxhash
 from numpy.typing import NDArray
 
-from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, moved, save
+from tests.measure.checkpoints import LLAMA, Tensors, llama_tensors, moved, save
 from trimtab.masks import BaseTensor, Mask
 
 

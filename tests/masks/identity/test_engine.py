@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
 from tests.masks.identity.conftest import Three, bits_of, saved, within
+from tests.measure.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
 from trimtab.checkpoints import open_checkpoint, stream
 from trimtab.elements import fast
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed
@@ -25,8 +25,7 @@ from trimtab.errors import (
     TensorMismatchError,
 )
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.identity import identity
-from trimtab.masks.identity.result import Identity
+from trimtab.masks.identity import Identity, identity
 
 BF16 = DTYPES["BF16"]
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

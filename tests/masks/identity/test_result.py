@@ -15,8 +15,7 @@ from tests.masks.identity.conftest import Three, saved
 from trimtab.errors import (
     ResultFormatError,
 )
-from trimtab.masks.identity import identity
-from trimtab.masks.identity.result import Identity
+from trimtab.masks.identity import Identity, identity
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compare.checkpoints import llama_tensors, save
+from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks import Mask
 from trimtab.masks.makers.weight_scores import high_magnitude, low_magnitude, no_preference

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compare.checkpoints import save
+from tests.measure.checkpoints import save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError
 from trimtab.masks import Mask

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.compare.checkpoints import llama_tensors, save
+from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks.makers.counts import TimesScores, ever
 from trimtab.masks.selection.scores import ArrayScores

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xxhash
 
-from tests.compare.checkpoints import llama_tensors, save
+from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import Checkpoint, open_checkpoint
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, MaskError

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
 from tests.masks.masks import SHAPES, arrays, example_mask
+from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import (

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from tests.compare.checkpoints import llama_tensors, save
 from tests.masks.masks import SHAPES, example_mask
+from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError

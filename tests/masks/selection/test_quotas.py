@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.compare.checkpoints import Tensors, llama_tensors, moved, save
 from tests.masks.masks import SHAPES, example_mask
+from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError

@@ -10,7 +10,7 @@ import pytest
 import torch
 import xxhash
 
-from tests.compare.checkpoints import llama_tensors, save
+from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import StoredTensor, open_checkpoint, stream
 from trimtab.elements.dtypes import Bits
 from trimtab.masks.selection import weights

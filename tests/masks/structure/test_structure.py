@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.compare.checkpoints import save
 from tests.masks.structure.models import (
     FFN,
     HEAD,
@@ -26,6 +25,7 @@ from tests.masks.structure.models import (
     random_arrays,
     random_mask,
 )
+from tests.measure.checkpoints import save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import exponent_bins
 from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError

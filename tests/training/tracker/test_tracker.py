@@ -18,8 +18,6 @@ from torch import Tensor  # noqa: E402
 from tests.training import tiny_trainers  # noqa: E402
 from tests.training.tiny_trainers import Base, build, model, start, train  # noqa: E402
 from tests.training.tracker.watching import Watcher  # noqa: E402
-from trimtab.compare.tracked import read_steps, read_tracked  # noqa: E402
-from trimtab.compare.tracked_file import KindFigures, StepFigures  # noqa: E402
 from trimtab.errors import (  # noqa: E402
     CheckpointError,
     OptimizerError,
@@ -27,6 +25,8 @@ from trimtab.errors import (  # noqa: E402
     ResultFormatError,
     SettingsError,
 )
+from trimtab.measure.tracked import read_steps, read_tracked  # noqa: E402
+from trimtab.measure.tracked_file import KindFigures, StepFigures  # noqa: E402
 from trimtab.training.tracker import UpdateTracker  # noqa: E402
 
 

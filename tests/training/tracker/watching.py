@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import TrainerCallback
 
-from trimtab.compare.tracked_file import KindFigures, StepFigures
-from trimtab.compare.trajectory_result import PointCounts
+from trimtab.measure.tracked_file import KindFigures, StepFigures
+from trimtab.measure.trajectory_result import PointCounts
 
 Bits = Mapping[str, NDArray[Any]]
 KINDS = ("embed", "norm", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")

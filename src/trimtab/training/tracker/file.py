@@ -24,7 +24,10 @@ from torch import Tensor
 
 from trimtab._version import __version__
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
-from trimtab.compare.tracked_file import (
+from trimtab.elements import step_kernels
+from trimtab.elements.dtypes import DTYPES, Bits
+from trimtab.errors import CheckpointError, ResultFormatError, SettingsError
+from trimtab.measure.tracked_file import (
     FORMAT,
     FORMAT_VERSION,
     MAGIC,
@@ -34,9 +37,6 @@ from trimtab.compare.tracked_file import (
     open_tracked,
     pack_record,
 )
-from trimtab.elements import step_kernels
-from trimtab.elements.dtypes import DTYPES, Bits
-from trimtab.errors import CheckpointError, ResultFormatError, SettingsError
 from trimtab.outputs import append, new_file
 from trimtab.results.records import CheckpointRecord, content_hash
 from trimtab.training.layout import Layout, dtype_name

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trimtab.compare.tracked_file import KindFigures, Part, StepFigures, pack_point
 from trimtab.elements.index_coding import EMPTY
 from trimtab.errors import CheckpointError, OutputExistsError
+from trimtab.measure.tracked_file import KindFigures, Part, StepFigures, pack_point
 from trimtab.training.layout import Layout
 from trimtab.training.tracker.file import (
     BaseFile,

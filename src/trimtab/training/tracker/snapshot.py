@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.compare.tracked_file import KindFigures
 from trimtab.elements import index_coding, step_kernels
 from trimtab.elements.dtypes import Bits
+from trimtab.measure.tracked_file import KindFigures
 from trimtab.training.tracker.file import BaseFile
 from trimtab.training.tracker.gradients import Moment
 from trimtab.training.tracker.parts import (

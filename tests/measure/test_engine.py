@@ -14,13 +14,13 @@ import torch
 import xxhash
 
 import trimtab
-from tests.compare.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
+from tests.measure.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
 from trimtab.checkpoints import stream
-from trimtab.compare.result import Comparison
 from trimtab.elements import fast
 from trimtab.errors import AnalysisError, CheckpointError, CriterionError, TensorMismatchError
 from trimtab.masks import extract_mask
 from trimtab.masks.identity import identity
+from trimtab.measure.compare_result import Comparison
 from trimtab.results.schema import to_plain
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from trimtab.compare.rank import RankAnalysis, random_control
 from trimtab.elements.spectrum import FIGURES, exact_ranks
+from trimtab.measure.rank import RankAnalysis, random_control
 
 
 def structured(shape: tuple[int, int], rows: int) -> NDArray[np.float32]:

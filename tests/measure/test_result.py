@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import trimtab
-from tests.compare.checkpoints import llama_tensors, moved, save
-from trimtab.compare.result import Comparison
+from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.errors import ResultFormatError
+from trimtab.measure.compare_result import Comparison
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
-from typing import (
-    Annotated,
-    Any,
-    ClassVar,
-    Literal,
-    NamedTuple,
-    TypeAlias,
-    TypedDict,
-    get_args,
-)
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, TypeAlias, TypedDict, get_args
 
 from trimtab.results.records import CheckpointRecord, Tied
 from trimtab.results.result import Result

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.compare.analyses import Analyses
 from trimtab.elements.counts import ChangeCounts
+from trimtab.measure.analyses import Analyses
 from trimtab.results.by_tensor import (
     by_kind,
     by_layer,
@@ -31,13 +31,7 @@ from trimtab.words import one_line
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "CheckpointRecord",
-    "Comparison",
-    "Coverage",
-    "Profile",
-    "TensorChange",
-]
+__all__ = ["CheckpointRecord", "Comparison", "Coverage", "Profile", "TensorChange"]
 
 COVERAGE_LISTS = ("tied", "missing", "extra", "shape_mismatch", "renamed", "folded")
 """Lists of tensors that need a word, in the order in which reports show them."""

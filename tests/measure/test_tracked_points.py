@@ -13,11 +13,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.compare.checkpoints import save
-from tests.compare.test_tracked import HEADER, point, write
+from tests.measure.checkpoints import save
+from tests.measure.test_tracked import HEADER, point, write
 from trimtab.checkpoints import Checkpoint, open_checkpoint
-from trimtab.compare.tracked_points import TrackedPoints
 from trimtab.errors import AnalysisError, ResultFormatError, TensorMismatchError
+from trimtab.measure.tracked import TrackedPoints
 from trimtab.results.records import record_of
 
 torch = pytest.importorskip("torch")

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from trimtab.compare.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.errors import OutputExistsError, ResultFormatError
+from trimtab.measure.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.results.records import CheckpointRecord
 
 BASE = CheckpointRecord("base", None, "LlamaForCausalLM", 2, 30, {"BF16": 30}, "ab" * 16)

@@ -8,9 +8,9 @@ from math import sqrt
 import numpy as np
 import pytest
 
-from trimtab.compare.precision import PrecisionProbe
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import AnalysisError
+from trimtab.measure.precision import PrecisionProbe
 
 BF16 = DTYPES["BF16"]
 PREDICTIONS = ("one_step", "random_walk", "straight_line", "adam_bound")

@@ -16,7 +16,7 @@ shown beside what it would be by chance, at which `lift` is 1:
 ====================  ======================================================================
 
 "Changed" is criterion `value` (Δ ≠ 0). Precision alone makes small weights change more often
-(`trimtab.compare.precision`): a random update of the size of an RL step, stored as bf16, has a
+(`trimtab.measure.precision`): a random update of the size of an RL step, stored as bf16, has a
 lift above 1 on the low-magnitude mask and below 1 on the principal one. Neither is by itself
 evidence of a preference.
 
@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.compare.rank import reason_to_skip
 from trimtab.elements.spectrum import (
     PRINCIPAL_SHARE,
     energy,
@@ -45,6 +44,7 @@ from trimtab.elements.spectrum import (
     singular_values,
 )
 from trimtab.errors import AnalysisError
+from trimtab.measure.rank import reason_to_skip
 
 __all__ = ["GeometryAnalysis", "mask_overlap"]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.compare.checkpoints import llama_tensors, save
+from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
-from trimtab.compare.trajectory_series import check_order, expand, spacing, step_of
 from trimtab.errors import AnalysisError
+from trimtab.measure.trajectory import check_order, expand, spacing, step_of
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The file of a tracked run, record by record; `trimtab.compare.tracked` makes a trajectory of it.
+"""The file of a tracked run, record by record; `trimtab.measure.tracked` makes a trajectory of it.
 
 The file is a series of records, written one after the other: the first says what is tracked, each
 other one is a point. A record is its head (the length of its content, and a hash of that length and

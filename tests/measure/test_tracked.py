@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.compare import tracked
-from trimtab.compare.tracked import read_steps, read_tracked
-from trimtab.compare.tracked_file import (
+from trimtab.elements import index_coding
+from trimtab.errors import ResultFormatError
+from trimtab.measure import tracked
+from trimtab.measure.tracked import read_steps, read_tracked
+from trimtab.measure.tracked_file import (
     FORMAT,
     MAGIC,
     MAGIC_1,
@@ -25,9 +27,7 @@ from trimtab.compare.tracked_file import (
     pack_point,
     pack_record,
 )
-from trimtab.compare.trajectory_result import PointCounts
-from trimtab.elements import index_coding
-from trimtab.errors import ResultFormatError
+from trimtab.measure.trajectory_result import PointCounts
 
 PARTS = (Part("a", "norm", "BF16", 100), Part("b", "embed", "BF16", 40, 1))
 BASE = {

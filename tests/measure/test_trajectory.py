@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trimtab
-from tests.compare.checkpoints import LLAMA, Tensors, llama_tensors, save, save_sharded
+from tests.measure.checkpoints import LLAMA, Tensors, llama_tensors, save, save_sharded
 from trimtab.checkpoints import checkpoint as checkpoint_module
 from trimtab.checkpoints import open_checkpoint, stream
-from trimtab.compare.trajectory_result import PointCounts, Trajectory
 from trimtab.elements import fast
 from trimtab.errors import AnalysisError, CheckpointError, TensorMismatchError
+from trimtab.measure.trajectory_result import PointCounts, Trajectory
 
 KINDS = {
     "model.embed_tokens.weight": "embed",

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from trimtab.compare.geometry import SHARES, GeometryAnalysis, mask_overlap
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import AnalysisError
+from trimtab.measure.geometry import SHARES, GeometryAnalysis, mask_overlap
 
 Matrix = NDArray[Any]
 

@@ -1,0 +1,1 @@
+"""What changed between checkpoints, how it came about over a series of them, and why."""

@@ -1,0 +1,232 @@
+"""Read what `trimtab.UpdateTracker` wrote while a run went on: as a trajectory, or place by place.
+
+From the elements that entered or left the set of those that differ from the base, step by step, all
+sets follow: what differed from the base at each point, what ever did, and what does so at the end.
+Only NumPy is needed, and memory for one part of the model at a time.
+
+A file of tracked updates has places for whole tensors only: what a process had of a sharded tensor,
+or a part of a fused one, is a row of elements whose places in the tensor it does not tell.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trimtab.checkpoints import Checkpoint
+from trimtab.checkpoints.names import match_stored
+from trimtab.errors import AnalysisError, ResultFormatError, TensorMismatchError
+from trimtab.measure.tracked_file import StepFigures, TrackedFile, damaged, open_tracked
+from trimtab.measure.trajectory_result import Point, PointCounts, Trajectory
+from trimtab.results.records import CheckpointRecord, content_hash
+from trimtab.words import first_few
+
+__all__ = ["TrackedPoints", "read_steps", "read_tracked"]
+
+SPARSE_ABOVE = 64
+"""Elements to a byte of its sets above which a part is replayed on those that ever moved only."""
+
+
+def read_tracked(path: str | os.PathLike[str]) -> Trajectory:
+    """Read a file of tracked updates as a trajectory, whose last point is the file's last.
+
+    Raises:
+        ResultFormatError: It is no such file, a damaged one, or has no point yet.
+    """
+    tracked = open_tracked(path)
+    if not tracked.points:
+        raise ResultFormatError(
+            f"{os.fspath(path)}: has no point yet: the run stopped before its first"
+        )
+    counts = {part.kind: np.zeros((len(tracked.points), 6), np.int64) for part in tracked.parts}
+    for number, part in enumerate(tracked.parts):
+        counts[part.kind][:, 1:] += _replay(tracked, number)
+        counts[part.kind][:, 0] += part.num_elements
+    points = [
+        Point(
+            label=f"step {point.figures.step}",
+            step=point.figures.step,
+            by_kind={
+                kind: _counts(of[row].tolist(), point.figures.by_kind[kind].stepped)
+                for kind, of in counts.items()
+            },
+        )
+        for row, point in enumerate(tracked.points)
+    ]
+    try:
+        return Trajectory(
+            base=CheckpointRecord(**tracked.header["base"]),
+            points=tuple(points),
+            observed="steps",
+            every=_cadence([point.figures.step for point in tracked.points]),
+            provenance=tracked.header["provenance"] | _cut_off(tracked),
+        )
+    except ValueError as error:
+        raise damaged(path, str(error)) from None
+
+
+def read_steps(path: str | os.PathLike[str]) -> tuple[StepFigures, ...]:
+    """Read what each point says of gradients, absorbed updates and norms.
+
+    Raises:
+        ResultFormatError: It is no file of tracked updates, or a damaged one.
+    """
+    return tuple(point.figures for point in open_tracked(path).points)
+
+
+def _replay(tracked: TrackedFile, number: int) -> NDArray[np.int64]:
+    """Changed, ever, returned, in_final and ever_in_final of a part, a row for each point."""
+    points = tracked.points
+    rows = np.zeros((len(points), 5), np.int64)
+    num_elements = tracked.parts[number].num_elements
+    num_bytes = sum(int(p.offsets[number + 1] - p.offsets[number]) for p in points)
+    if not num_bytes:
+        return rows
+    moved = None
+    if num_elements > SPARSE_ABOVE * num_bytes:
+        moved = np.unique(np.concatenate(list(tracked.toggles(number))))
+        num_elements = len(moved)
+
+    def toggles() -> Iterator[NDArray[np.int64]]:
+        for of in tracked.toggles(number):
+            yield of if moved is None else np.searchsorted(moved, of)
+
+    is_final = np.zeros(num_elements, np.bool_)
+    for of in toggles():
+        is_final[of] ^= True
+    is_changed = np.zeros(num_elements, np.bool_)
+    has_changed = np.zeros(num_elements, np.bool_)
+    counts = np.zeros(5, np.int64)
+    for row, of in zip(rows, toggles(), strict=True):
+        enters, final = ~is_changed[of], is_final[of]
+        is_new = enters & ~has_changed[of]
+        is_changed[of] = enters
+        has_changed[of] = True
+        num_entered, num_new = np.count_nonzero(enters), np.count_nonzero(is_new)
+        num_left = len(of) - num_entered
+        counts += (
+            num_entered - num_left,
+            num_new,
+            num_new - num_entered + num_left,
+            2 * np.count_nonzero(enters & final) - np.count_nonzero(final),
+            np.count_nonzero(is_new & final),
+        )
+        row[:] = counts
+    return rows
+
+
+def _counts(row: Sequence[int], stepped: int) -> PointCounts:
+    num_elements, changed, ever, returned, in_final, ever_in_final = row
+    return PointCounts(num_elements, changed, stepped, ever, returned, in_final, ever_in_final)
+
+
+def _cut_off(tracked: TrackedFile) -> dict[str, Any]:
+    """What the provenance says of a file that ends in a piece of a point."""
+    if not tracked.num_cut_off:
+        return {}
+    after = tracked.points[-1].figures.step
+    return {"cut_off": {"after_step": after, "num_bytes": tracked.num_cut_off}}
+
+
+def _cadence(steps: Sequence[int]) -> int | None:
+    """Steps from point to point, if it is always the same number."""
+    found = {after - before for before, after in pairwise([0, *steps])}
+    return found.pop() if len(found) == 1 else None
+
+
+class TrackedPoints:
+    """The points of a tracked run up to a step.
+
+    Attributes:
+        steps: Optimizer steps taken at each point, ascending.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], base: Checkpoint, last: int | None = None
+    ) -> None:
+        """Read a file but for its sets.
+
+        Args:
+            path: A file of tracked updates.
+            base: What the run started from.
+            last: Leave out points after this step; None for none.
+
+        Raises:
+            ResultFormatError: It is no such file, or a damaged one.
+            AnalysisError: It has no point up to that step.
+            TensorMismatchError: Its parts are not the tensors of base.
+        """
+        self._tracked = open_tracked(path)
+        self._base = base
+        self._points = tuple(
+            point for point in self._tracked.points if last is None or point.figures.step <= last
+        )
+        self.steps = tuple(point.figures.step for point in self._points)
+        if not self._points:
+            found = [str(point.figures.step) for point in self._tracked.points[:1]] or ["none"]
+            raise AnalysisError(
+                f"{os.fspath(path)}: no point up to step {last}: the first is {found[0]}"
+            )
+        tracked = [part.name for part in self._tracked.parts]
+        renamed = match_stored(tracked, base.tensors, base.tied)
+        names = [renamed.get(name, name) for name in tracked]
+        self._tracked_name = dict(zip(names, tracked, strict=True))
+        self._places = {name: place for place, name in enumerate(names)}
+        stored = {name: tensor.num_elements for name, tensor in base.tensors.items()}
+        sizes = (part.num_elements for part in self._tracked.parts)
+        parts = dict(zip(names, sizes, strict=True))
+        if parts != stored or len(parts) < len(self._tracked.parts):
+            differ = sorted(
+                name for name in {*parts, *stored} if parts.get(name) != stored.get(name)
+            )
+            raise TensorMismatchError(
+                f"{os.fspath(path)} does not track the whole tensors of {base.id}: "
+                f"{first_few(differ) or 'several processes tracked them'}. Use the base that the "
+                "run started from; of fused or sharded tensors the file does not tell places"
+            )
+
+    def check(self, digests: Mapping[str, str]) -> None:
+        """Check that the run started from these very weights.
+
+        Args:
+            digests: Name -> xxh3-128 of the stored bytes of each tensor of base.
+
+        Raises:
+            TensorMismatchError: It did not.
+        """
+        found = content_hash(
+            sorted(
+                (self._tracked_name[name], tensor.dtype.name, tensor.shape, digests[name])
+                for name, tensor in self._base.tensors.items()
+            )
+        )
+        tracked = self._tracked.header["base"]["content_hash"]
+        if found != tracked:
+            raise TensorMismatchError(
+                f"{self._tracked.path} tracks a run from weights with the hash {tracked}, and "
+                f"{self._base.id} has {found}: use the base that the run started from"
+            )
+
+    def times_changed(self, name: str) -> NDArray[np.int32]:
+        """At how many of the points each element of a tensor differs from the base; flat.
+
+        Raises:
+            ResultFormatError: The file is damaged.
+        """
+        place = self._places[name]
+        num_elements = self._tracked.parts[place].num_elements
+        times = np.zeros(num_elements, np.int32)
+        is_changed = np.zeros(num_elements, np.bool_)
+        num_points = len(self._points)
+        for number, of in enumerate(self._tracked.toggles(place, self._points)):
+            is_changed[of] ^= True
+            # What enters is there at this point and all after it, unless it leaves again.
+            times[of] += np.where(is_changed[of], num_points - number, number - num_points).astype(
+                np.int32
+            )
+        return times
