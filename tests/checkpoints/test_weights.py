@@ -11,10 +11,9 @@ import torch
 import xxhash
 
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import StoredTensor, open_checkpoint, stream
+from trimtab.checkpoints import StoredTensor, open_checkpoint, stream, weights
+from trimtab.checkpoints.weights import elements_of, read_weights
 from trimtab.elements.dtypes import Bits
-from trimtab.masks.selection import weights
-from trimtab.masks.selection.weights import elements_of, read_weights
 
 
 def bits_of(tensor: torch.Tensor) -> np.ndarray:

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
 from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.header import PackedMask
@@ -44,7 +45,6 @@ from trimtab.masks.overlap_result import Overlap, TensorOverlap
 from trimtab.masks.packed import unpacked
 from trimtab.masks.selection.scores import ScoreFile, Scores
 from trimtab.masks.selection.top_k import ordered_keys
-from trimtab.masks.selection.weights import read_weights
 from trimtab.results.by_tensor import by_kind, by_layer, plain_layers
 from trimtab.results.records import made_now
 from trimtab.results.result import Result

@@ -36,6 +36,7 @@ from trimtab.checkpoints.folder import ADAPTER, FILES
 from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.quantized import block_scales, refuse_quantized
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import elements_of, read_weights
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import AnalysisError, CheckpointError
 from trimtab.masks.header import BaseTensor, provenance_of
@@ -44,7 +45,6 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
-from trimtab.masks.selection.weights import elements_of, read_weights
 from trimtab.masks.wanda import InputNorms, kept_by_wanda
 from trimtab.outputs import ensure_no_folder, new_folder
 from trimtab.results.records import CheckpointRecord, made_now, record_of

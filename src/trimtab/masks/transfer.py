@@ -33,12 +33,12 @@ from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
 from trimtab.checkpoints.align import common_shape, has_vocabulary_rows
 from trimtab.checkpoints.names import LAYER, match_renamed
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import DerivedMask, tensor_of
 from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
-from trimtab.masks.selection.weights import read_weights
 from trimtab.results.records import record_of
 from trimtab.words import first_few
 

@@ -33,13 +33,13 @@ from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.safetensors import read_with_metadata
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import DataFile, FilePool
+from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.inputs import parse_json
 from trimtab.masks.header import BaseTensor, provenance_of
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
-from trimtab.masks.selection.weights import read_weights
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
 

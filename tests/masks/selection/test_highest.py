@@ -15,11 +15,11 @@ from hypothesis.extra import numpy as hnp
 
 from tests.masks.masks import SHAPES, example_mask
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints import open_checkpoint, weights
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks import BaseTensor, Mask
-from trimtab.masks.selection import scores, weights
+from trimtab.masks.selection import scores
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores
 from trimtab.masks.selection.top_k import ordered_keys, select

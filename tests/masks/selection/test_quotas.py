@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.masks.masks import SHAPES, example_mask
 from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints import open_checkpoint, weights
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.selection import quotas, weights
+from trimtab.masks.selection import quotas
 from trimtab.masks.selection.quotas import MATCHES, Quotas, count_bins
 
 BF16 = DTYPES["BF16"]

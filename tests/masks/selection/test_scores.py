@@ -10,9 +10,10 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from trimtab.checkpoints import weights
 from trimtab.errors import MaskError, OutputExistsError
 from trimtab.masks import BaseTensor
-from trimtab.masks.selection import scores, weights
+from trimtab.masks.selection import scores
 from trimtab.masks.selection.scores import ArrayScores, ScoreFile, write_scores
 
 BASE = {"w": BaseTensor("BF16", "0" * 32)}

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor
-from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 from trimtab.training.probes.measures import ElementSums
 
 pytestmark = pytest.mark.train

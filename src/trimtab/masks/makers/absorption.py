@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.absorption import adam_displacement_bound, rounding_reach
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
@@ -29,7 +30,6 @@ from trimtab.masks.header import provenance_of
 from trimtab.masks.makers.weight_scores import ElementScores, Lookup
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
-from trimtab.masks.selection.weights import read_weights
 
 __all__ = ["absorption_distance", "easily_moved", "smallest_reach", "within_reach"]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.header import BaseTensor, PackedMask, provenance_from, provenance_of
 from trimtab.masks.makers.weight_scores import WeightScores
@@ -23,7 +24,6 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_alike
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.selection.scores import Scores
-from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 from trimtab.words import first_few
 
 __all__ = ["CountScores", "TimesScores", "consensus", "ever"]

@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import elements_of
 from trimtab.elements.spectrum import PRINCIPAL_SHARE, principal_directions, principal_part
 from trimtab.errors import MaskError
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.makers.weight_scores import WeightScores, low_magnitude
 from trimtab.masks.selection.scores import Scores, in_chunks
 from trimtab.masks.selection.top_k import ordered_keys
-from trimtab.masks.selection.weights import elements_of
 
 __all__ = ["PrincipalScores", "UnionScores", "safe_scores"]
 

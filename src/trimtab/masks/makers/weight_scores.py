@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import elements_of, read_weights
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
 from trimtab.masks.header import BaseTensor
-from trimtab.masks.selection.weights import elements_of, read_weights
 from trimtab.words import first_few
 
 __all__ = [

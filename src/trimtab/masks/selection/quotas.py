@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of, read_weights
 from trimtab.elements.dtypes import Bits, exponent_bins, num_exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.header import BaseTensor, provenance_with
@@ -38,7 +39,6 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_as_in, named_like
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.random import Lots
-from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of, read_weights
 from trimtab.words import first_few, one_line
 
 __all__ = ["MATCHES", "Group", "Match", "Quotas", "count_bins", "random_matched"]

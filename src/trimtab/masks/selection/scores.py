@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints.safetensors import read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
+from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
 from trimtab.masks.header import BaseTensor
-from trimtab.masks.selection.weights import CHUNK_ELEMENTS, elements_of
 from trimtab.outputs import new_file
 from trimtab.results.records import made_now
 from trimtab.words import first_few

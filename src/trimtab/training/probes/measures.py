@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import SettingsError
 from trimtab.masks import BaseTensor
-from trimtab.masks.selection.weights import CHUNK_ELEMENTS
 
 __all__ = ["FISHER", "SIGN_CONSISTENCY", "SNIP", "ElementSums", "Measure"]
 

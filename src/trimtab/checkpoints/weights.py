@@ -1,4 +1,4 @@
-"""The weights of one checkpoint, read for a mask: flat, in C order, some at a time."""
+"""The weights of one checkpoint: read flat, in C order, some at a time; and written again."""
 
 from __future__ import annotations
 
