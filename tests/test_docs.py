@@ -43,6 +43,15 @@ def page(name: str) -> str:
     return (DOCS / name).read_text("utf-8")
 
 
+def documented(heading: str) -> set[str]:
+    """Names between backquotes in a section of the formats, by hand; of `parts.file` the last."""
+    level = heading.split()[0]
+    _, found, rest = page("formats.md").partition(f"\n{heading}")
+    assert found, heading
+    section = re.split(rf"\n#{{2,{len(level)}}} ", pages.by_hand(rest))[0]
+    return set(re.findall(r"`(?:\w+\.)*([\w=.-]+?)`", section))
+
+
 def test_generated_text_is_current() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "cogapp", "--check", "--diff", "-P", *map(str, PAGES)],
@@ -67,15 +76,33 @@ COMMANDS = dict(commands_below("trimtab", command_line))
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words != "trimtab"])
-def test_every_command_and_option(words: str) -> None:
-    command = COMMANDS[words]
+def test_every_command(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its section shows its own help of today, and the help tells of every option."""
     _, heading, rest = page("cli.md").partition(f"\n{'#' * len(words.split())} {words}\n")
     assert heading, words
     section = re.split(r"\n##+ ", rest)[0]
-    for parameter in command.params:
-        if isinstance(parameter, click.Option):
-            for flag in parameter.opts:
-                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", section), (words, flag)
+    generated.help_of(*words.split()[1:])
+    assert capsys.readouterr().out in section
+    options = [of for of in COMMANDS[words].params if isinstance(of, click.Option)]
+    assert all(option.help for option in options)
+
+
+FLAGS = sorted(
+    {
+        tuple(parameter.opts)
+        for command in COMMANDS.values()
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+    }
+)
+
+
+@pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
+def test_every_option(flags: tuple[str, ...]) -> None:
+    """Somebody wrote of it, or used it, on some page: the help that is printed there is no more."""
+    texts = [pages.by_hand(path.read_text("utf-8")) for path in PAGES]
+    uses = [rf"(?<![\w-]){flag}(?![\w-])" for flag in flags]
+    assert any(re.search(use, text) for use in uses for text in texts)
 
 
 @pytest.mark.parametrize("name", errors.__all__)
@@ -91,15 +118,10 @@ def test_every_public_name(name: str) -> None:
 def test_every_key_of_a_comparison() -> None:
     data = generated.example_comparison()
     assert {"precision", "rank", "geometry"} <= data.keys()
-    documented = set(re.findall(r"`(?:\w+\.)*([\w=.-]+?)`", page("formats.md")))
-    shown = set(re.findall(r'"([\w=.-]+)": ', page("formats.md")))
-    assert set(data) <= documented
-    assert not set(keys_of(data)) - documented - shown
+    assert not set(keys_of(data)) - documented("## The result of a comparison")
 
 
 def test_every_key_of_an_identity_check() -> None:
-    section = page("formats.md").partition("## The result of an identity check")[2]
-    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section.partition("\n## ")[0]))
     data = generated.example_identity()
     records = data["provenance"]
     # What a checkpoint is, and how a mask was made, is documented with a comparison and a mask.
@@ -108,26 +130,24 @@ def test_every_key_of_an_identity_check() -> None:
         "mask": {**records["mask"], "provenance": 0},
     }
     data = data | {"provenance": records | told}
-    assert not set(keys_of(data)) - documented
+    assert not set(keys_of(data)) - documented("## The result of an identity check")
 
 
 def test_every_key_of_a_trajectory() -> None:
-    section = page("formats.md").partition("## The result of a trajectory")[2]
-    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section.partition("\n## ")[0]))
     data = generated.example_trajectory()
     # What a checkpoint is, is documented with a comparison.
     told = {**data["provenance"], "base": None}
     points = [{**point, "checkpoint": None} for point in data["points"]]
-    assert not set(keys_of({**data, "provenance": told, "points": points})) - documented
+    keys = set(keys_of({**data, "provenance": told, "points": points}))
+    assert not keys - documented("## The result of a trajectory")
 
 
 def test_every_key_of_a_structure() -> None:
-    section = page("formats.md").partition("## The structure of masks")[2].partition("\n## ")[0]
-    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section))
     data = generated_structure.example_structure()
     # What a checkpoint is and what a mask was is documented elsewhere.
     masks = [{**of, "mask": None} for of in data["masks"]]
-    assert not set(keys_of({**data, "base": None, "masks": masks})) - documented
+    keys = set(keys_of({**data, "base": None, "masks": masks}))
+    assert not keys - documented("## The structure of masks")
 
 
 def test_a_structure_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,15 +165,14 @@ def test_a_structure_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_key_of_a_mask() -> None:
-    section = page("formats.md").partition("## The mask file")[2].partition("\n## ")[0]
-    documented = set(re.findall(r"`(?:\w+\.)*(\w+)`", section))
+    known = documented("## The mask file")
     metadata = generated.mask_metadata()
     metadata["tensors"] = list(metadata["tensors"].values())
     # What the base and the tuned checkpoint are is documented with a comparison.
     metadata["provenance"]["steps"][0] |= {"base": None, "tuned": None}
-    assert not set(keys_of(metadata)) - documented
+    assert not set(keys_of(metadata)) - known
     summary = summarise(generated.example_mask()) | {"provenance": None}
-    assert not set(keys_of(summary)) - documented
+    assert not set(keys_of(summary)) - known
 
 
 def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:
@@ -161,8 +180,7 @@ def test_every_key_of_a_gap_in_coverage(tmp_path: Path) -> None:
     coverage = to_plain(trimtab.compare(*sides).coverage)
     lists = ("tied", "missing", "extra", "shape_mismatch", "renamed")
     assert all(coverage[name] for name in lists)
-    documented = set(re.findall(r"`(\w+)`", page("formats.md").partition("### Coverage")[2]))
-    assert not set(keys_of(coverage)) - documented
+    assert not set(keys_of(coverage)) - documented("### Coverage {")
 
 
 def test_every_key_of_a_gap_in_the_coverage_of_a_series(tmp_path: Path) -> None:
@@ -170,8 +188,7 @@ def test_every_key_of_a_gap_in_the_coverage_of_a_series(tmp_path: Path) -> None:
     assert coverage is not None
     data = to_plain(coverage)
     assert all(data[name] for name in ("tied", "not_compared", "renamed"))
-    section = page("formats.md").partition("### Coverage of a series")[2].partition("\n## ")[0]
-    assert not set(keys_of(data)) - set(re.findall(r"`(\w+)`", section))
+    assert not set(keys_of(data)) - documented("### Coverage of a series")
 
 
 def _with_gaps(folder: Path) -> tuple[Path, Path]:

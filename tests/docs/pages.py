@@ -23,6 +23,14 @@ GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.S)
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.S | re.M)
 
 
+PRINTED = re.compile(r"(?P<asked>\[\[\[cog.*?\]\]\] -->).*?<!-- \[\[\[end\]\]\] -->", re.S)
+
+
+def by_hand(text: str) -> str:
+    """A text without what cog printed into it; what cog was asked for stays."""
+    return PRINTED.sub(r"\g<asked>", text)
+
+
 class Block(NamedTuple):
     """A fenced block."""
 
