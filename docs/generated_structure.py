@@ -21,17 +21,9 @@ from trimtab.elements.counts import percent
 from trimtab.masks import extract_mask
 from trimtab.masks.structure import structure
 from trimtab.masks.structure_result import MaskStructure, Structure
-from trimtab.report.structure_wording import (
-    FAMILY_NAMES,
-    correlation_text,
-    dispersion_text,
-    mask_labels,
-    shared_p_text,
-    spread_text,
-    stripes_by_kind,
-    unit_name,
-    z_text,
-)
+from trimtab.report.structure import correlation_text, mask_labels, shared_p_text
+from trimtab.report.structure_matrices import dispersion_text, spread_text, stripes_by_kind
+from trimtab.report.structure_units import FAMILY_NAMES, unit_name, z_text
 
 __all__ = [
     "by_magnitude",

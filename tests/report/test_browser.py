@@ -32,7 +32,7 @@ from trimtab.report.identity import identity_document
 from trimtab.report.overlap import overlap_document
 from trimtab.report.paper_page import paper_page
 from trimtab.report.robustness_page import robustness_page
-from trimtab.report.structure_page import structure_page
+from trimtab.report.structure import structure_document
 from trimtab.report.trajectory_page import trajectory_page
 
 pytestmark = pytest.mark.browser
@@ -182,7 +182,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
         demo_page(demo, {"grpo": make_comparison(1), "sft": make_comparison(1)}, checks),
         trajectory_page(make_trajectory()),
         overlap_document(make_overlap(12)),
-        structure_page(make_structure(tmp_path)),
+        structure_document(make_structure(tmp_path)),
         evaluation_page(make_evaluation().to_dict()),
         robustness_page(make_probe().to_dict()),
         paper_page(paper),

@@ -17,17 +17,10 @@ from tests.report.test_comparison_page import HOSTILE
 from trimtab.masks.structure import structure
 from trimtab.masks.structure_result import Family, LeftOut, Structure
 from trimtab.report.html import render
-from trimtab.report.structure_page import structure_page
-from trimtab.report.structure_table import render_structure_table
-from trimtab.report.structure_wording import (
-    mask_labels,
-    p_text,
-    ratio_text,
-    shared_p_text,
-    spread_text,
-    unit_name,
-    z_text,
-)
+from trimtab.report.structure import mask_labels, shared_p_text, structure_document
+from trimtab.report.structure_matrices import spread_text
+from trimtab.report.structure_units import p_text, ratio_text, unit_name, z_text
+from trimtab.report.terminal import render_text
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +38,10 @@ def family(result: Structure, name: str) -> Family:
     return found
 
 
+def text_of(result: Structure, width: int = 120, *, styled: bool = False) -> str:
+    return render_text(structure_document(result), console_width=width, styled=styled)
+
+
 def row_of(text: str, title: str, start: str) -> list[str]:
     """Cells of a line of the table under a title, apart from the first."""
     below = text.partition(title)[2]
@@ -53,7 +50,7 @@ def row_of(text: str, title: str, start: str) -> list[str]:
 
 
 def test_the_table_has_the_numbers(single: Structure) -> None:
-    text = render_structure_table(single, console_width=300)
+    text = text_of(single, width=300)
     mask = single.masks[0].mask
     assert f"{mask.num_selected:,} of {mask.num_elements:,} weights selected" in text
     assert "random control of seed 0" in text
@@ -64,7 +61,7 @@ def test_the_table_has_the_numbers(single: Structure) -> None:
         str(neurons.null.num_up),
         str(neurons.null.num_down),
     ]
-    assert cells[5:7] == spread_text(neurons.null.spread).split()
+    assert cells[4:6] == spread_text(neurons.null.spread).split()
     assert neurons.null.num_up > 10
     head = max(family(single, "head").units, key=lambda unit: unit.z or 0.0)
     assert unit_name("head", head) == "layer 1, head 2"
@@ -76,45 +73,52 @@ def test_the_table_has_the_numbers(single: Structure) -> None:
         z_text(head.control_z),
     ]
     assert "exponent" not in text
-    assert "favour the same" not in text
+    assert "in common" not in text
 
 
-def test_the_table_of_several_masks(several: Structure) -> None:
-    text = render_structure_table(several, console_width=200)
-    for label in ("mask-0", "mask-1", "mask-2"):
-        assert f"each tensor × exponent of the base weight: {label}" in text
+def test_the_tables_of_several_masks(several: Structure) -> None:
+    text = text_of(several, width=200)
+    matched = text.partition("each tensor × exponent of the base weight\n")[2].partition("\n\n")[0]
+    labels = [line.split()[0] for line in matched.splitlines()[1:16]]
+    assert labels == [label for label in mask_labels(several) for _ in range(5)]
     (shared,) = [s for s in several.shared if (s.family, s.first, s.second) == ("neuron", 0, 1)]
-    cells = row_of(text, "favour the same units?", "MLP neurons")
-    assert cells[:2] == ["mask-0,", "mask-1"]
-    assert cells[2:5] == [
-        f"{value:+.2f}"
-        for value in (shared.spearman, shared.control_spearman, shared.matched_spearman)
+    start = "MLP neurons        mask-0, mask-1"
+    assert row_of(text, "Rank correlation", start) == [
+        str(shared.num_units),
+        *(
+            f"{value:+.2f}"
+            for value in (shared.spearman, shared.matched_spearman, shared.control_spearman)
+        ),
     ]
     more, fewer = shared.common[2:]
     assert (more.null, more.direction, fewer.direction) == ("magnitude", "up", "down")
-    assert cells[5:8] == [str(more.num_common), f"{more.chance:.1f}", shared_p_text(more.log10_p)]
+    assert row_of(text, "two masks have in common", start) == [
+        *("magnitude", "more", str(more.num_first), str(more.num_second), str(more.num_common)),
+        f"{more.chance:.1f}",
+        shared_p_text(more.log10_p),
+    ]
 
 
 @pytest.mark.parametrize("width", [70, 80, 120])
 def test_no_line_is_wider_than_the_terminal(single: Structure, width: int) -> None:
-    text = render_structure_table(single, console_width=width)
+    text = text_of(single, width=width)
     assert max(map(len, text.splitlines())) <= width
     assert all(line == line.rstrip() for line in text.splitlines())
 
 
 def test_styled_text_has_the_same_words(several: Structure) -> None:
-    styled = render_structure_table(several, console_width=100, styled=True)
+    styled = text_of(several, width=100, styled=True)
     assert "\x1b[1m" in styled
     for code in ("1", "2", "33", "0"):
         styled = styled.replace(f"\x1b[{code}m", "")
-    assert styled == render_structure_table(several, console_width=100)
+    assert styled == text_of(several, width=100)
 
 
 def test_what_is_not_counted_is_said(single: Structure) -> None:
     gap = LeftOut("head", "q_proj", "no config", 3, 1200, "a.q_proj")
     unknown = LeftOut("all", "other", "who knows", 1, 1, "b")
     result = replace(single, left_out=(gap, unknown), config=None)
-    for text in (render_structure_table(result, console_width=500), Page(page_of(result)).text):
+    for text in (text_of(result, width=500), Page(page_of(result)).text):
         assert (
             "ot counted in attention heads: a.q_proj and 2 more (1,200 elements): no config."
             in text
@@ -124,7 +128,7 @@ def test_what_is_not_counted_is_said(single: Structure) -> None:
 
 
 def page_of(result: Structure) -> str:
-    return render(structure_page(result))
+    return render(structure_document(result))
 
 
 def test_sections_come_in_reading_order(single: Structure, several: Structure) -> None:
@@ -195,7 +199,7 @@ def test_several_masks_stand_side_by_side(several: Structure) -> None:
 def test_a_page_drawn_from_json_is_the_same(several: Structure) -> None:
     again = Structure.from_dict(json.loads(json.dumps(several.to_dict())))
     assert page_of(again) == page_of(several)
-    assert render_structure_table(again) == render_structure_table(several)
+    assert text_of(again) == text_of(several)
 
 
 def test_names_from_files_stay_text(single: Structure) -> None:
@@ -220,15 +224,15 @@ def test_names_from_files_stay_text(single: Structure) -> None:
     assert len(page.scripts) == 2
     assert not any(tag == "img" for tag, _, _ in page.attributes)
     escapes = replace(hostile, config="\x1b]0;hi\x07\n")
-    assert "\x1b" not in render_structure_table(escapes, console_width=120)
+    assert "\x1b" not in text_of(escapes, width=120)
 
 
 def test_nothing_known_is_said(tmp_path: Path) -> None:
     from tests.masks.structure.models import random_mask
 
     result = structure(random_mask({"strange": (4, 4)}), map=None)
-    text = render_structure_table(result, console_width=120)
-    assert "not counted in any unit: strange (16 elements)" in text
+    text = text_of(result, width=120)
+    assert "Not counted in any unit: strange (16 elements)" in text
     page = Page(page_of(result))
     assert "no tensor belongs to a known unit" in page.text
 

@@ -119,16 +119,7 @@ REPORTS: Mapping[str, Report] = {
     "trimtab.overlap": Report("trimtab mask overlap", "overlap", "Overlap"),
     "trimtab.split": Report("trimtab mask share", "split", "Split"),
     "trimtab.prediction": Report("trimtab mask score", "prediction", "PredictionScore"),
-    "trimtab.structure": Report(
-        "trimtab mask structure",
-        "structure",
-        "Structure",
-        (
-            "trimtab.masks.structure_result",
-            "structure_table:render_structure_table",
-            "structure_page:structure_page",
-        ),
-    ),
+    "trimtab.structure": Report("trimtab mask structure", "structure", "Structure"),
     "trimtab.evaluation": Report(
         "trimtab evaluate",
         "evaluation",

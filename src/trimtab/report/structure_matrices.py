@@ -1,31 +1,104 @@
-"""Sections of the page on matrices: stripes by kind, and one matrix in detail."""
+"""What the report of masks' structure says about matrices: stripes by kind, and one in detail."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import sqrt
+from typing import Any, NamedTuple
 
-from trimtab.elements.counts import percent
-from trimtab.masks.structure_result import ElementMap, MaskStructure, Profile
-from trimtab.report.blocks import Column, Figure, Key, Section, table
-from trimtab.report.charts import nice_ceiling
-from trimtab.report.structure_charts import block_map, line_profile, stripe_dots
-from trimtab.report.structure_wording import (
-    dispersion_text,
-    opened,
-    spread_text,
-    stripes_by_kind,
-)
-from trimtab.report.wording import named, printable
+from trimtab.masks.structure_result import ElementMap, MaskStructure, Profile, TensorStructure
+from trimtab.report.charts import Marks, marks_of, nice_ceiling, reference_dots
+from trimtab.report.document import Column, Figure, Key, Section, table
+from trimtab.report.vega import WIDTH, category, chart, layer, quantity
+from trimtab.report.wording import Shown, count, kinds_in_order, named, printable, share
 
-__all__ = ["one_matrix", "stripes"]
+__all__ = [
+    "Stripes",
+    "dispersion_text",
+    "one_matrix",
+    "opened",
+    "spread_text",
+    "stripes",
+    "stripes_by_kind",
+]
 
 _NUM_ROWS = 12
+_SIDES = ("rows", "columns")
+
+
+def opened(text: str) -> str:
+    """With a capital at its beginning, and the others as they are: `MLP neurons`."""
+    return text[:1].upper() + text[1:]
+
+
+def dispersion_text(value: float | None) -> Shown:
+    """A mean of z²: to two decimals, a large one to whole numbers."""
+    if value is None:
+        return Shown("–", None)
+    return Shown(f"{value:.2f}" if value < 100 else f"{value:,.0f}", value)
+
+
+def spread_text(value: float | None) -> Shown:
+    """A spread as a percentage of the expectation."""
+    return Shown("–" if value is None else f"{100 * value:.1f} %", value)
+
+
+class Stripes:
+    """The matrices of a kind: means over them, each counting alike."""
+
+    def __init__(self, tensors: Sequence[TensorStructure]) -> None:
+        self.num_tensors = len(tensors)
+        self._tensors = tensors
+
+    def mean(self, axis: str, figure: str) -> float | None:
+        """Mean of a figure of the rows or the columns; None where no matrix has it."""
+        values = self._known(axis, figure)
+        return sum(values) / len(values) if values else None
+
+    def spread(self, axis: str, figure: str = "spread") -> float | None:
+        """Root of the mean of squared spreads."""
+        values = self._known(axis, figure)
+        return sqrt(sum(value**2 for value in values) / len(values)) if values else None
+
+    def _known(self, axis: str, figure: str) -> list[float]:
+        values = (getattr(getattr(tensor, axis), figure) for tensor in self._tensors)
+        return [value for value in values if value is not None]
+
+
+def stripes_by_kind(tensors: Iterable[TensorStructure]) -> dict[str, Stripes]:
+    """The matrices of each kind, in reading order."""
+    groups: dict[str, list[TensorStructure]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.kind, []).append(tensor)
+    return {kind: Stripes(groups[kind]) for kind in kinds_in_order(groups)}
+
+
+_Lines = tuple[str, Stripes]
+"""The rows, or the columns, of the matrices of a kind."""
+
+_COMMON = (
+    Column[_Lines]("spread", lambda row: spread_text(row[1].spread(row[0]))),
+    Column[_Lines]("mean z²", lambda row: dispersion_text(row[1].mean(row[0], "dispersion"))),
+    Column[_Lines]("of control", lambda row: dispersion_text(row[1].mean(row[0], "control"))),
+)
+_MATCHED = (
+    Column[_Lines](
+        "spread by magnitude", lambda row: spread_text(row[1].spread(row[0], "matched_spread"))
+    ),
+    Column[_Lines](
+        "z² by magnitude",
+        lambda row: dispersion_text(row[1].mean(row[0], "matched")),
+        drop=1,
+        note="“By magnitude” is against chance with as many elements in each tensor × exponent of "
+        "the base weight.",
+    ),
+)
 
 
 def stripes(masks: Sequence[tuple[str, MaskStructure]]) -> Section | None:
     """How far the rows and the columns of the matrices of each kind differ."""
-    blocks = tuple(_stripes(label, of) for label, of in masks if of.tensors)
+    blocks = tuple(_stripes(label, mask) for label, mask in masks if mask.tensors)
     if not blocks:
         return None
     return Section(
@@ -39,202 +112,236 @@ def stripes(masks: Sequence[tuple[str, MaskStructure]]) -> Section | None:
     )
 
 
-def _stripes(label: str, of: MaskStructure) -> Figure:
-    kinds = stripes_by_kind(of.tensors)
-    has_base = any(tensor.rows.matched is not None for tensor in of.tensors)
+def _stripes(label: str, mask: MaskStructure) -> Figure:
+    kinds = stripes_by_kind(mask.tensors)
+    has_base = any(tensor.rows.matched is not None for tensor in mask.tensors)
     measured = "matched_spread" if has_base else "spread"
-    rows: list[dict[str, Any]] = []
-    cells = []
-    for kind, group in kinds.items():
-        for axis in ("rows", "columns"):
-            texts = (
-                printable(kind),
-                axis,
-                spread_text(group.spread(axis, measured)),
-                spread_text(group.spread(axis)),
-                dispersion_text(group.mean(axis, "dispersion")),
-                dispersion_text(group.mean(axis, "control")),
-            )
-            rows.append(
-                {
-                    "arm": axis,
-                    "name": printable(kind),
-                    "measured": 100 * (group.spread(axis, measured) or 0.0),
-                    "reference": 100 * (group.spread(axis) or 0.0),
-                    **{f"tip_{at}": text for at, text in enumerate(texts)},
-                }
-            )
-            cells.append((texts[0], f"{group.num_tensors:,}", *texts[1:]))
-    values = [row[field] for row in rows for field in ("measured", "reference")]
-    columns: list[Column] = [
-        ("kind", "text"),
-        ("matrices", "number"),
-        ("lines", "text"),
-        ("spread, magnitude" if has_base else "spread", "number"),
-        ("spread, tensor", "number"),
-        ("mean z², tensor", "number"),
-        ("of control", "number"),
-    ]
+    rows = [((kind, side), (side, group)) for kind, group in kinds.items() for side in _SIDES]
+    columns = (*_COMMON, *(_MATCHED if has_base else ()))
+    marks = marks_of(
+        rows,
+        ("kind", "lines"),
+        columns,
+        lambda names, row: {
+            "arm": names[1],
+            "name": printable(names[0]),
+            "measured": 100 * (row[1].spread(row[0], measured) or 0.0),
+            "reference": 100 * (row[1].spread(row[0]) or 0.0),
+        },
+    )
+    highest = nice_ceiling(max(marks.values("measured", "reference"), default=1.0))
+    title = named(label, "Rows and columns by kind")
     return Figure(
-        title=named(label, "Stripes by kind"),
-        spec=stripe_dots(
+        named(label, "Stripes by kind"),
+        reference_dots(
+            marks, _SIDES, axis="spread of lines beyond chance (%)", domain=(0, highest)
+        ),
+        "How far lines are from their expectation beyond chance, one standard deviation, over the "
+        "matrices of a kind. The dot is "
+        + ("what magnitudes do not explain, " if has_base else "the spread, ")
+        + "the tick the spread with as many elements in each tensor. A random mask has about 0.",
+        table(
+            title,
             rows,
-            [printable(kind) for kind in kinds],
-            highest=nice_ceiling(max(values, default=1.0)),
+            (Column("matrices", lambda row: count(row[1].num_tensors), drop=2), *columns),
+            keys=("kind", "lines"),
+            brief=title,
         ),
-        reading=(
-            "How far lines are from their expectation beyond chance, one standard deviation, "
-            "over the matrices of a kind. The dot is "
-            + ("what magnitudes do not explain, " if has_base else "the spread, ")
-            + "the tick the spread with as many elements in each tensor. A random mask has about 0."
-        ),
-        table=table("Rows and columns by kind", columns, cells),
-        keys=(
-            Key("dot-0", "rows"),
-            Key("dot-1", "columns"),
-            Key("tick", "as many in each tensor"),
-        ),
+        (Key("dot-0", "rows"), Key("dot-1", "columns"), Key("tick", "as many in each tensor")),
     )
 
 
 def one_matrix(masks: Sequence[tuple[str, MaskStructure]]) -> Section | None:
     """The map of a matrix, and its rows and columns in order."""
     blocks = [
-        figure for label, of in masks if of.map is not None for figure in _figures(label, of.map)
+        figure
+        for label, mask in masks
+        if (matrix := mask.map) is not None
+        for figure in (
+            _map(label, matrix),
+            _profile(label, matrix, matrix.rows, "rows", matrix.shape[0]),
+            _profile(label, matrix, matrix.columns, "columns", matrix.shape[1]),
+        )
     ]
     return Section("Inside a matrix", blocks=tuple(blocks)) if blocks else None
 
 
-def _figures(label: str, matrix: ElementMap) -> list[Figure]:
-    num_rows, num_columns = matrix.shape
-    return [
-        _map(label, matrix),
-        _profile(label, matrix, matrix.rows, "rows", num_rows),
-        _profile(label, matrix, matrix.columns, "columns", num_columns),
-    ]
+class _Block(NamedTuple):
+    """Rows `top` to before `bottom` and columns `left` to before `right` of a matrix."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    num_selected: int
+
+    @property
+    def size(self) -> int:
+        return (self.bottom - self.top) * (self.right - self.left)
+
+    @property
+    def text(self) -> str:
+        return f"{self.num_selected:,} of {self.size:,}"
+
+
+_BLOCK = (
+    Column[_Block]("rows", lambda block: _range(block.top, block.bottom)),
+    Column[_Block]("columns", lambda block: _range(block.left, block.right)),
+    Column[_Block]("selected", lambda block: block.text),
+    Column[_Block]("share", lambda block: share(block.num_selected, block.size)),
+)
 
 
 def _map(label: str, matrix: ElementMap) -> Figure:
-    blocks = []
-    for at_row, counts in enumerate(matrix.counts):
-        top, bottom = matrix.row_edges[at_row : at_row + 2]
-        for at_column, num_selected in enumerate(counts):
-            left, right = matrix.column_edges[at_column : at_column + 2]
-            size = (bottom - top) * (right - left)
-            if num_selected and size:
-                blocks.append((num_selected / size, num_selected, size, left, right, top, bottom))
-    drawn = [
-        (
-            left,
-            top,
-            float(f"{100 * share:.3g}"),
-            f"{num_selected:,} of {size:,}",
-        )
-        for share, num_selected, size, left, _, top, _ in blocks
-    ]
-    blocks.sort(key=lambda block: -block[0])
-    strongest = _ceiling([100 * share for share, *_ in blocks])
+    rows, columns = matrix.row_edges, matrix.column_edges
+    cells = (
+        _Block(top, bottom, left, right, num_selected)
+        for (top, bottom), counts in zip(pairwise(rows), matrix.counts, strict=True)
+        for (left, right), num_selected in zip(pairwise(columns), counts, strict=True)
+    )
+    blocks = [block for block in cells if block.num_selected and block.size]
+    shares = sorted(100 * block.num_selected / block.size for block in blocks)
+    # 1 block in 200 may be above the share in full colour, so that the rest is seen.
+    strongest = nice_ceiling(shares[int(0.995 * (len(shares) - 1))]) if shares else 1.0
+    densest = sorted(blocks, key=lambda block: -block.num_selected / block.size)
     return Figure(
-        title=named(label, f"Element map of {printable(matrix.name)}"),
-        spec=block_map(drawn, matrix.column_edges[:-1], matrix.row_edges[:-1], strongest=strongest),
-        reading=(
-            f"{matrix.shape[0]:,} × {matrix.shape[1]:,} elements, of which "
-            f"{matrix.num_selected:,} are selected, in blocks: the stronger the colour, the larger "
-            "the share of a block that is selected. A block without colour has none."
+        named(label, f"Element map of {printable(matrix.name)}"),
+        _block_map(blocks, columns[:-1], rows[:-1], strongest),
+        f"{matrix.shape[0]:,} × {matrix.shape[1]:,} elements, of which {matrix.num_selected:,} are "
+        "selected, in blocks: the stronger the colour, the larger the share of a block that is "
+        "selected. A block without colour has none.",
+        table(
+            "Densest blocks", [((), block) for block in densest], _BLOCK, keys=(), limit=_NUM_ROWS
         ),
-        table=table(
-            "Densest blocks",
-            [
-                ("rows", "number"),
-                ("columns", "number"),
-                ("selected", "number"),
-                ("share", "number"),
-            ],
-            [
-                (
-                    _range(top, bottom),
-                    _range(left, right),
-                    f"{num_selected:,} of {size:,}",
-                    percent(num_selected, size),
-                )
-                for _, num_selected, size, left, right, top, bottom in blocks
-            ],
-            limit=_NUM_ROWS,
-        ),
-        keys=(Key("ramp", "0 %", f"{strongest:g} % of a block"),),
+        (Key("ramp", "0 %", f"{strongest:g} % of a block"),),
     )
 
 
-def _ceiling(shares: Sequence[float]) -> float:
-    """The share drawn in full colour: 1 block in 200 may be above it, so that the rest is seen."""
-    ordered = sorted(shares)
-    return nice_ceiling(ordered[int(0.995 * (len(ordered) - 1))]) if ordered else 1.0
+def _block_map(
+    blocks: Sequence[_Block], columns: Sequence[int], rows: Sequence[int], strongest: float
+) -> dict[str, Any]:
+    """The blocks that have selected elements; the depth of one colour is their share.
+
+    There are thousands of blocks, and lists are smaller than objects: first column, first row,
+    share in percent, and selected elements as text.
+    """
+    width = max(2, min(12, (WIDTH - 70) // max(len(columns), 1)))
+    height = max(2, min(width, 480 // max(len(rows), 1)))
+
+    def place(field: str, title: str, edges: Sequence[int]) -> dict[str, Any]:
+        shown = list(edges[:: max(1, len(edges) // 8)])
+        look: dict[str, Any] = {"values": shown, "labelAngle": 0, "labelOverlap": True}
+        return category(field, edges, title, padding=0, **look)
+
+    values = [
+        [block.left, block.top, float(f"{100 * block.num_selected / block.size:.3g}"), block.text]
+        for block in blocks
+    ]
+    return chart(
+        [],
+        data={"values": values},
+        width={"step": width},
+        height={"step": height},
+        mark={"type": "rect", "fill": "var(--accent)", "aria": False},
+        encoding={
+            "x": place("0", "columns", columns),
+            "y": place("1", "rows", rows),
+            "fillOpacity": {
+                "field": "2",
+                "type": "quantitative",
+                "scale": {"domain": [0, strongest], "range": [0, 1], "clamp": True},
+                "legend": None,
+            },
+            "tooltip": [
+                {"field": field, "type": "nominal", "title": title}
+                for field, title in (("1", "rows from"), ("0", "columns from"), ("3", "selected"))
+            ],
+        },
+    )
+
+
+class _Group(NamedTuple):
+    """Neighbouring lines of a matrix, and the fewest and most selected elements of one of them."""
+
+    start: int
+    stop: int
+    lowest: int
+    highest: int
+    control_lowest: int
+    control_highest: int
 
 
 def _profile(
     label: str, matrix: ElementMap, profile: Profile, lines: str, num_lines: int
 ) -> Figure:
     stops = [*profile.starts[1:], num_lines]
-    rows = []
-    cells = []
-    length = profile.line_length
-    groups = zip(
-        profile.starts,
-        stops,
-        profile.lowest,
-        profile.highest,
-        profile.control_lowest,
-        profile.control_highest,
-        strict=True,
+    bounds = (profile.lowest, profile.highest, profile.control_lowest, profile.control_highest)
+    groups = [
+        ((_range(start, stop),), _Group(start, stop, *extremes))
+        for start, stop, *extremes in zip(profile.starts, stops, *bounds, strict=True)
+    ]
+    columns = (
+        Column[_Group]("fewest to most selected", lambda row: f"{row.lowest:,} to {row.highest:,}"),
+        Column[_Group](
+            "of the control", lambda row: f"{row.control_lowest:,} to {row.control_highest:,}"
+        ),
+        Column[_Group]("elements of a line", lambda _: count(profile.line_length)),
     )
-    for start, stop, lowest, highest, control_lowest, control_highest in groups:
-        texts = (
-            _range(start, stop),
-            f"{lowest:,} to {highest:,}",
-            f"{control_lowest:,} to {control_highest:,}",
-            f"{length:,}",
-        )
-        rows.append(
-            {
-                "at": start,
-                "lowest": _percentage(lowest, length),
-                "highest": _percentage(highest, length),
-                "control_lowest": _percentage(control_lowest, length),
-                "control_highest": _percentage(control_highest, length),
-                **{f"tip_{at}": text for at, text in enumerate(texts)},
-            }
-        )
-        cells.append((highest, texts))
-    cells.sort(key=lambda cell: -cell[0])
+
+    def percentage(num: int) -> float:
+        return round(100 * num / profile.line_length, 3) if profile.line_length else 0.0
+
+    marks = marks_of(
+        groups,
+        (lines,),
+        columns,
+        lambda _, row: {
+            "at": row.start,
+            **{field: percentage(getattr(row, field)) for field in _Group._fields[2:]},
+        },
+    )
     return Figure(
-        title=named(label, f"{opened(lines)} of {printable(matrix.name)}"),
-        spec=line_profile(
-            rows,
-            lines=lines,
-            last=num_lines,
-            highest=nice_ceiling(max((row["highest"] for row in rows), default=1.0)),
-        ),
-        reading=(
-            f"From the emptiest to the fullest of neighbouring {lines}, in order, over the same of "
-            f"the random control in grey. Peaks and gaps beyond the grey are stripes."
-        ),
-        table=table(
+        named(label, f"{opened(lines)} of {printable(matrix.name)}"),
+        _line_profile(marks, lines, num_lines),
+        f"From the emptiest to the fullest of neighbouring {lines}, in order, over the same of "
+        "the random control in grey. Peaks and gaps beyond the grey are stripes.",
+        table(
             f"Groups with the fullest {lines}",
-            [
-                (lines, "number"),
-                ("fewest to most selected", "number"),
-                ("of the control", "number"),
-                ("elements of a line", "number"),
-            ],
-            [texts for _, texts in cells],
+            sorted(groups, key=lambda group: -group[1].highest),
+            columns,
+            keys=((lines, "number"),),
             limit=_NUM_ROWS,
         ),
-        keys=(Key("dot-0", "mask"), Key("dot-ink", "random control")),
+        (Key("dot-0", "mask"), Key("dot-ink", "random control")),
     )
 
 
-def _percentage(num: int, length: int) -> float:
-    return round(100 * num / length, 3) if length else 0.0
+def _line_profile(marks: Marks, lines: str, last: int) -> dict[str, Any]:
+    """Bands from the emptiest to the fullest line of each group, in percent of a line."""
+    highest = nice_ceiling(max(marks.values("highest"), default=1.0))
+    x = quantity("at", lines, (0, last), grid=False, format=",d", labelFlush=False)
+
+    def y(field: str) -> dict[str, Any]:
+        return quantity(field, "selected of a line (%)", (0, highest), tickCount=4)
+
+    def band(prefix: str, colour: str, opacity: float) -> dict[str, Any]:
+        ends = {"x": x, "y": y(f"{prefix}lowest"), "y2": {"field": f"{prefix}highest"}}
+        return layer("area", ends, interpolate="step", color=colour, opacity=opacity)
+
+    def edge(field: str) -> dict[str, Any]:
+        look: dict[str, Any] = {"strokeWidth": 1, "color": "var(--arm-0)", "interpolate": "step"}
+        return layer("line", {"x": x, "y": y(field)}, **look)
+
+    whole = {"x": x, "y": {"datum": 0}, "y2": {"datum": highest}, "tooltip": marks.tooltip}
+    return chart(
+        marks.rows,
+        band("", "var(--arm-0)", 0.3),
+        edge("lowest"),
+        edge("highest"),
+        band("control_", "var(--soft)", 0.7),
+        layer("rule", whole, strokeWidth=4, opacity=0, aria=False),
+        height=130,
+    )
 
 
 def _range(start: int, stop: int) -> str:

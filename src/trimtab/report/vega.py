@@ -164,7 +164,7 @@ def quantity(
 
 def category(
     field: str,
-    names: Sequence[str],
+    names: Sequence[str] | Sequence[int],
     title: str | None = None,
     *,
     padding: float | None = 0.25,
