@@ -65,9 +65,9 @@ if TYPE_CHECKING:
     from trimtab.measure.tracked import read_tracked as read_tracked
     from trimtab.measure.trajectory import trajectory as trajectory
     from trimtab.measure.trajectory_result import Trajectory as Trajectory
+    from trimtab.report import load_result as load_result
 
 _MODULES = {
-    "consensus": "trimtab.masks.makers.counts",
     "ArrayScores": "trimtab.masks.selection.scores",
     "BaseTensor": "trimtab.masks.header",
     "ChangeCounts": "trimtab.elements.counts",
@@ -76,6 +76,7 @@ _MODULES = {
     "compare": "trimtab.measure.compare",
     "Comparison": "trimtab.measure.compare_result",
     "complemented": "trimtab.masks.algebra",
+    "consensus": "trimtab.masks.makers.counts",
     "Criterion": "trimtab.elements.criteria",
     "DerivedMask": "trimtab.masks.algebra",
     "easily_moved": "trimtab.masks.makers.absorption",
@@ -84,6 +85,7 @@ _MODULES = {
     "Identity": "trimtab.masks.identity",
     "identity": "trimtab.masks.identity",
     "InputNorms": "trimtab.masks.wanda",
+    "load_result": "trimtab.report",
     "low_magnitude": "trimtab.masks.makers.weight_scores",
     "Mask": "trimtab.masks.mask",
     "open_checkpoint": "trimtab.checkpoints.checkpoint",

@@ -46,7 +46,7 @@ def test_what_is_read_is_never_replaced(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("report", "cmp.json", "-o", "x.csv"), "x.csv: HTML is written, and .csv says CSV"),
+        (("report", "cmp.json", "-o", "x.tsv"), "x.tsv: HTML is written, and .tsv says TSV"),
         (("report", "cmp.json", "-o", "x.json"), "give a name that ends in .html"),
         (("compare", "base", "tuned", "-o", "x.html"), "JSON is written, and .html says HTML"),
         (("compare", "base", "tuned", "--html", "x.PDF"), "HTML is written, and .pdf says PDF"),

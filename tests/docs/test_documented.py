@@ -82,7 +82,9 @@ def test_every_command_has_a_page(words: str) -> None:
 def formats() -> Iterator[str]:
     """Names of all formats that are written."""
     for path in (ROOT / "src").rglob("*.py"):
-        yield from re.findall(r'^FORMAT = "(trimtab\.[\w.]+)"$', path.read_text("utf-8"), re.M)
+        yield from re.findall(
+            r'^(?:    )?FORMAT = "(trimtab\.[\w.]+)"$', path.read_text("utf-8"), re.M
+        )
 
 
 @pytest.mark.parametrize("name", sorted(formats()))

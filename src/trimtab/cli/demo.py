@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import trimtab
-from trimtab.cli.options import SEED, Command, command_line, to_json
+from trimtab.cli.options import SEED, Command, command_line
 from trimtab.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -82,9 +82,9 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     beside.sort(key=lambda name: run.arms[name].mask is None)  # the mask first, the seed last
     checks = {name: _check(run, name) for name in beside}
     for name, comparison in comparisons.items():
-        write_output(out / f"{name}.json", to_json(comparison), force=True)
+        comparison.save(out / f"{name}.json", force=True)
     for name, check in checks.items():
-        write_output(out / f"identity-{name}.json", to_json(check), force=True)
+        check.save(out / f"identity-{name}.json", force=True)
     by_label = {label_of(name): comparison for name, comparison in comparisons.items()}
     identities = {label_of(name): check for name, check in checks.items()}
     record = demo_record(run)

@@ -31,7 +31,6 @@ from trimtab.cli.options import (
     result_options,
     seed_option,
     threads_option,
-    to_json,
     writes_a_mask,
 )
 from trimtab.cli.progress import byte_progress
@@ -271,7 +270,6 @@ def share(
     The counts are written beside them, for `trimtab report`.
     """
     from trimtab.masks.split import part_files
-    from trimtab.report.files import write_output
     from trimtab.report.mask_table import share_text
 
     if len(masks) < 2:
@@ -290,7 +288,7 @@ def share(
     for part in split.parts:
         selected = share_text(part.num_selected, split.num_elements)
         say(f"wrote {part.file}: {selected} selected", err=True)
-    write_output(result, to_json(split), force=force)
+    split.save(result, force=force)
     say(f"wrote {result}", err=True)
     Outputs(as_json, output=None, html=None, force=force).give(split)
 

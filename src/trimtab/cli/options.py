@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
@@ -19,12 +18,13 @@ import click
 from trimtab.cli.terminal import say
 from trimtab.errors import CheckpointError, OutputExistsError
 from trimtab.outputs import ensure_distinct, ensure_free, is_same_file, is_stream
-from trimtab.report import Result, html_of, text_of
+from trimtab.report import html_of, text_of
 from trimtab.report.files import write_output
 
 if TYPE_CHECKING:
     from trimtab.masks.algebra import DerivedMask
     from trimtab.masks.mask import Mask
+    from trimtab.results.result import Result
 
 __all__ = [
     "PATH",
@@ -45,7 +45,6 @@ __all__ = [
     "seed_option",
     "text_option",
     "threads_option",
-    "to_json",
     "writes_a_mask",
 ]
 
@@ -253,7 +252,7 @@ class Outputs:
         provenance = {**result.provenance, "command": command_line()}
         result = replace(result, provenance=provenance)  # type: ignore[type-var]
         if self.output is not None:
-            write_output(self.output, to_json(result), force=self.force)
+            result.save(self.output, force=self.force)
             say(f"wrote {self.output}", err=True)
         if self.html is not None:
             write_output(self.html, html_of(result), force=self.force)
@@ -261,7 +260,7 @@ class Outputs:
             if self.is_opened and not webbrowser.open(self.html.absolute().as_uri()):
                 say(f"no browser was found to open {self.html}", err=True)
         if self.as_json:
-            say(to_json(result), nl=False)
+            say(result.to_json(), nl=False)
         elif self.output is None:
             say(text_of(result, styled=sys.stdout.isatty()))
 
@@ -297,11 +296,6 @@ def result_options(function: Callable[..., None]) -> Function:
         ),
         force_option,
     )(with_outputs)
-
-
-def to_json(result: Result) -> str:
-    """A result as JSON text."""
-    return json.dumps(result.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)

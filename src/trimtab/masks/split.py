@@ -103,6 +103,7 @@ class Split(Result):
     FORMAT = "trimtab.split"
     NAME = "split"
     COMMAND = "trimtab mask share"
+    ROWS = "parts"
 
     num_elements: int
     masks: tuple[MaskRecord, ...]

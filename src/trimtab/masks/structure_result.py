@@ -453,6 +453,7 @@ class Structure(Result):
     FORMAT = "trimtab.structure"
     NAME = "structure result"
     COMMAND = "trimtab mask structure"
+    ROWS = "masks"
     PLAIN: ClassVar = (
         *("false_discovery_rate=_rate", "masks", "shared", "left_out"),
         *("config", "base", "provenance"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict
+from typing import Annotated, Any, ClassVar, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,6 @@ from trimtab.results.records import CheckpointRecord, Tied
 from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance, to_plain
 from trimtab.words import one_line
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 __all__ = ["CheckpointRecord", "Comparison", "Coverage", "Profile", "TensorChange"]
 
@@ -353,36 +350,6 @@ class Comparison(Result):
                 f"coverage.num_compared is {self.coverage.num_compared}, and its tensors have "
                 f"{num_elements} elements"
             )
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row per tensor: name, layer, kind, shape, dtype, elements, changed by criterion.
-
-        Raises:
-            MissingExtraError: pandas is not installed.
-        """
-        from trimtab.extras import require
-
-        frame = require("pandas", "pip install pandas").DataFrame
-        rows: pd.DataFrame = frame(
-            [
-                {
-                    "name": tensor.name,
-                    "layer": tensor.layer,
-                    "kind": tensor.kind,
-                    "shape": tensor.shape,
-                    "dtype": tensor.dtype,
-                    "num_elements": tensor.counts.num_elements,
-                    **{
-                        f"num_changed[{key}]": count
-                        for key, count in tensor.counts.num_changed.items()
-                    },
-                    "update_l2": tensor.counts.update_l2,
-                    "update_max_abs": tensor.counts.update_max_abs,
-                }
-                for tensor in self.tensors
-            ]
-        )
-        return rows
 
 
 def _counts(tensors: Iterable[TensorChange]) -> ChangeCounts:

@@ -211,6 +211,7 @@ class Trajectory(Result):
     FORMAT = "trimtab.trajectory"
     NAME = "trajectory"
     COMMAND = "trimtab trajectory"
+    ROWS = "points"
     PLAIN: ClassVar = (
         *("observed", "every", "conversion", "provenance", "provenance.base=base", "coverage"),
         *("settled=_plain_settled", "points"),

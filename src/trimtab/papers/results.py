@@ -110,6 +110,7 @@ class PaperResult(Result):
     FORMAT = "trimtab.paper"
     NAME = "paper"
     COMMAND = "trimtab paper run"
+    ROWS = "claims"
     DERIVES = True
     PLAIN: ClassVar = ("paper", "scale", "verdicts=num_by_verdict", "claims", "provenance")
 

@@ -5,41 +5,30 @@ Nothing here opens a checkpoint. The module of a result is loaded when it is nee
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from reprlib import repr as short
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import ResultFormatError
 
 if TYPE_CHECKING:
     from trimtab.report.document import Document
+    from trimtab.results.result import Result
 
 __all__ = [
     "REPORTS",
     "Report",
-    "Result",
     "commands",
     "document_of",
     "html_of",
+    "load_result",
     "read_result",
     "report_of",
     "text_of",
 ]
-
-
-class Result(Protocol):
-    """What a command measured: a frozen dataclass."""
-
-    @property
-    def provenance(self) -> Mapping[str, Any]:
-        """How it was made."""
-        ...
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, with `format` and `format_version`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -197,6 +186,20 @@ def read_result(data: Any) -> Result:
             f"expected a result of {commands()}; found the format {short(format)}"
         )
     return REPORTS[format].load(data)
+
+
+def load_result(path: str | os.PathLike[str]) -> Result:
+    """Read a result that `save`, or `-o` of a command, wrote.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ResultFormatError: The file is no JSON, or no result of this version.
+    """
+    from trimtab.results.result import read_result_file
+
+    return read_result_file(path, read_result, expected=f"JSON from -o of {commands()}")
 
 
 def commands() -> str:

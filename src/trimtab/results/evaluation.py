@@ -250,6 +250,7 @@ class Evaluation(Result):
     FORMAT = "trimtab.evaluation"
     NAME = "evaluation"
     COMMAND = "trimtab evaluate"
+    ROWS = "models"
     DERIVES = True
     PLAIN: ClassVar = (
         *("provenance", "settings", "confidence=_confidence", "questions", "text"),

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib import import_module
 from reprlib import repr as short
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 
 from trimtab.errors import ResultFormatError
+from trimtab.extras import require
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import new_file
 from trimtab.results.schema import from_plain, to_plain
 
-__all__ = ["Result"]
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Result", "read_result_file"]
+
+Made = TypeVar("Made")
 
 
 class Result:
     """Base of the dataclasses of results.
 
     A result is complete in itself: tables and reports are drawn from it, or from its JSON, without
-    opening a checkpoint or a mask again.
+    opening a checkpoint or a mask again. `trimtab.report`, which draws it, is loaded when it is
+    needed: nothing else looks up from a lower layer.
 
     Attributes:
         FORMAT: What the key `format` of its JSON says.
@@ -29,6 +37,7 @@ class Result:
         COMMAND: The command that makes it.
         DERIVES: Whether reading derives every figure too, because of values that are right one by
             one some do not exist.
+        ROWS: The list in its JSON that a data frame has a row for each entry of.
     """
 
     FORMAT: ClassVar[str]
@@ -36,6 +45,13 @@ class Result:
     NAME: ClassVar[str]
     COMMAND: ClassVar[str]
     DERIVES: ClassVar[bool] = False
+    ROWS: ClassVar[str] = "tensors"
+
+    if TYPE_CHECKING:  # a field of every result
+
+        @property
+        def provenance(self) -> Mapping[str, Any]:
+            """How it was made."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
@@ -79,14 +95,58 @@ class Result:
         Raises:
             ResultFormatError: The file is no JSON, or no such result of this version.
         """
-        data = read_json(
-            path,
-            ResultFormatError,
-            limit=MAX_RESULT_BYTES,
-            strict=True,
-            expected=f"the JSON of a {cls.NAME}",
-        )
-        try:
-            return cls.from_dict(data)
-        except ResultFormatError as error:
-            raise ResultFormatError(f"{os.fspath(path)}: {error}") from None
+        return read_result_file(path, cls.from_dict, expected=f"the JSON of a {cls.NAME}")
+
+    def to_dataframe(self, table: str | None = None) -> pd.DataFrame:
+        """The result as a data frame.
+
+        Args:
+            table: Title of a table of the report. By default there is a row for each tensor (of a
+                trajectory for each point, of an evaluation for each model, and so on), with the
+                figures of the JSON under its keys: `num_elements`, `num_changed[bits]`, ...
+
+        Raises:
+            KeyError: The report has no such table; the message names those it has.
+            MissingExtraError: pandas is not installed.
+        """
+        frame = require("pandas", "pip install pandas").DataFrame
+        if table is None:
+            return frame([_flat(row) for row in self.to_dict()[self.ROWS]])
+        return import_module("trimtab.report.tables").frame_of(self, table)
+
+    def _repr_html_(self) -> str:
+        """Headline and tables, for a notebook."""
+        return import_module("trimtab.report.tables").fragment_of(self)
+
+
+def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row whose objects are spread over columns: `num_changed[bits]`."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{key}[{inner}]": each for inner, each in _flat(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def read_result_file(
+    path: str | os.PathLike[str], read: Callable[[Any], Made], *, expected: str
+) -> Made:
+    """Read the JSON of a result.
+
+    Args:
+        path: The file.
+        read: Makes the result of its data.
+        expected: What the file should be, in words.
+
+    Raises:
+        ResultFormatError: The file is no JSON, or no such result of this version.
+    """
+    data = read_json(
+        path, ResultFormatError, limit=MAX_RESULT_BYTES, strict=True, expected=expected
+    )
+    try:
+        return read(data)
+    except ResultFormatError as error:
+        raise ResultFormatError(f"{os.fspath(path)}: {error}") from None

@@ -109,6 +109,7 @@ class Robustness(Result):
     FORMAT = "trimtab.robustness"
     NAME = "robustness probe"
     COMMAND = "trimtab robustness"
+    ROWS = "cells"
     DERIVES = True
     PLAIN: ClassVar = (
         *("provenance", "provenance.checkpoint=checkpoint", "provenance.base=base"),
