@@ -125,7 +125,7 @@ REPORTS: Mapping[str, Report] = {
         "robustness",
         "Robustness",
         (
-            "trimtab.training.perturbation.result",
+            "trimtab.results.robustness",
             "robustness_table:render_robustness_table",
             "robustness_page:robustness_page",
         ),

@@ -11,6 +11,7 @@ from trimtab.extras import lazy_names
 
 if TYPE_CHECKING:
     from trimtab.results.evaluation import Evaluation as Evaluation
+    from trimtab.results.robustness import Robustness as Robustness
     from trimtab.training.evaluation.evaluate import evaluate as evaluate
     from trimtab.training.evaluation.questions import file_questions as file_questions
     from trimtab.training.evaluation.questions import questions_of_run as questions_of_run
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from trimtab.training.optimizers.adamw import SparseAdamW as SparseAdamW
     from trimtab.training.optimizers.sgd import SparseSGD as SparseSGD
     from trimtab.training.perturbation.probe import robustness as robustness
-    from trimtab.training.perturbation.result import Robustness as Robustness
     from trimtab.training.ppo import PPOConfig as PPOConfig
     from trimtab.training.ppo import PPOTrainer as PPOTrainer
     from trimtab.training.prime import PRIMEConfig as PRIMEConfig
@@ -42,7 +42,7 @@ _MODULES = {
     "PRIMETrainer": "trimtab.training.prime",
     "questions_of_run": "trimtab.training.evaluation.questions",
     "questions_of_task": "trimtab.training.evaluation.questions",
-    "Robustness": "trimtab.training.perturbation.result",
+    "Robustness": "trimtab.results.robustness",
     "robustness": "trimtab.training.perturbation.probe",
     "SparseAdamW": "trimtab.training.optimizers.adamw",
     "SparseSGD": "trimtab.training.optimizers.sgd",

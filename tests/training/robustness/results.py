@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from trimtab.results.records import CheckpointRecord, MaskRecord
-from trimtab.training.perturbation.result import Cell, Robustness
+from trimtab.results.robustness import Cell, Robustness
 
 KL = {"mask": 0.2, "outside": 0.1, "random": 0.2, "magnitude": 0.4}
 RIGHT = {"mask": 4, "outside": 6, "random": 5, "magnitude": 3}

@@ -23,6 +23,7 @@ from trimtab.errors import (
     SettingsError,
 )
 from trimtab.masks import Mask, extract_mask
+from trimtab.results.robustness import Cell, Robustness
 from trimtab.training import runtime
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
@@ -30,7 +31,6 @@ from trimtab.training.evaluation.forgetting import pieces, probe, read_text
 from trimtab.training.evaluation.questions import Questions, addition_questions
 from trimtab.training.perturbation.noise import ARMS, Hit, noisy
 from trimtab.training.perturbation.probe import _Subject, robustness
-from trimtab.training.perturbation.result import Cell, Robustness
 
 pytestmark = pytest.mark.train
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.training.robustness.results import make_probe
 from trimtab.errors import ResultFormatError
-from trimtab.training.perturbation.result import Robustness
+from trimtab.results.robustness import Robustness
 
 
 def told(probe: Robustness, noise: str, level: float, arm: str) -> dict[str, Any]:

@@ -38,6 +38,7 @@ from trimtab.masks import Mask
 from trimtab.masks.header import mask_record
 from trimtab.outputs import append, lock, new_file
 from trimtab.results.records import made_now
+from trimtab.results.robustness import Cell, Robustness
 from trimtab.results.schema import from_plain
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
@@ -58,7 +59,6 @@ from trimtab.training.perturbation.noise import (
     level_problem,
     perturbed,
 )
-from trimtab.training.perturbation.result import Cell, Robustness
 from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.dotted import differences
