@@ -1,4 +1,4 @@
-"""Read the header of a safetensors file, strictly.
+"""The header of a safetensors file: read strictly, and written.
 
 The file is 8 bytes of header length (little-endian), a JSON header, then the data of all tensors
 without holes (format: https://github.com/huggingface/safetensors#format). trimtab has a reader of
@@ -8,7 +8,8 @@ implementation. A header is a claim by a stranger: nothing is allocated by what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from math import prod
 from reprlib import repr as short
 from typing import Any, TypeAlias
@@ -19,13 +20,24 @@ from trimtab.errors import CheckpointError
 from trimtab.inputs import parse_json
 from trimtab.words import first_few
 
-__all__ = ["MAX_HEADER_BYTES", "read_safetensors", "read_with_metadata"]
+__all__ = [
+    "MAX_DIMENSIONS",
+    "MAX_HEADER_BYTES",
+    "are_sizes",
+    "file_start",
+    "read_safetensors",
+    "read_with_metadata",
+]
 
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that is read, as in the reference implementation."""
 
 MAX_DIMENSIONS = 64
 """Most dimensions of an array, in NumPy and in PyTorch."""
+
+
+ALIGNMENT = 8
+"""A header is filled up with spaces to a multiple of this, as the reference implementation does."""
 
 
 class _HeaderError(Exception):
@@ -114,11 +126,11 @@ def _parse_entry(name: str, entry: Any) -> Entry:
         known = ", ".join(DTYPES)
         raise _HeaderError(f"has dtype {short(entry['dtype'])}; expected one of {known}")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
+    if not are_sizes(shape) or len(shape) > MAX_DIMENSIONS:
         raise _HeaderError(f"has shape {short(shape)}; expected at most {MAX_DIMENSIONS} sizes")
     if prod(max(size, 1) for size in shape) * dtype.num_bytes >= 2**63:
         raise _HeaderError(f"has shape {short(shape)}, which overflows 64 bits")
-    if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+    if not are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _HeaderError(
             f"has data_offsets {short(offsets)}; expected [begin, end] with begin <= end"
         )
@@ -131,7 +143,8 @@ def _parse_entry(name: str, entry: Any) -> Entry:
     return dtype, tuple(shape), begin, end
 
 
-def _are_sizes(value: Any) -> bool:
+def are_sizes(value: Any) -> bool:
+    """Whether a value from JSON is a list of sizes or offsets, each of at most 63 bits."""
     # `type`, not isinstance: JSON's true is no size.
     return isinstance(value, list) and all(
         type(size) is int and 0 <= size < 2**63 for size in value
@@ -162,3 +175,29 @@ def _layout_problems(spans: Sequence[tuple[int, int, str]], data_bytes: int) -> 
     elif expected < data_bytes:
         problems.append(f"{data_bytes - expected} bytes at its end belong to no tensor")
     return problems
+
+
+def file_start(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    metadata: Mapping[str, str],
+    *,
+    num_bytes: int | None = None,
+) -> bytes:
+    """The beginning of a file: the length of its header and the header.
+
+    Whoever writes a file goes on with the data of the tensors in the order given, without holes.
+
+    Args:
+        tensors: Name -> safetensors name of the dtype, and shape.
+        metadata: Strings of `__metadata__`.
+        num_bytes: How long the beginning is to be, where one of that length was written before it
+            was known what it says; it must suffice.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, (dtype, shape) in tensors.items():
+        begin, end = end, end + prod(shape) * DTYPES[dtype].num_bytes
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+    raw = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    length = -(-len(raw) // ALIGNMENT) * ALIGNMENT if num_bytes is None else num_bytes - 8
+    return length.to_bytes(8, "little") + raw.ljust(length)

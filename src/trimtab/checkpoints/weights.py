@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import xxhash
 
-from trimtab.checkpoints import Checkpoint, StoredTensor
 from trimtab.checkpoints.align import Aligned, alone
+from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.checkpoints.folder import ADAPTER, FILES
+from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.stream import Progress, Reader, stream
+from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.elements.dtypes import Bits
+from trimtab.errors import CheckpointError
+from trimtab.words import first_few
 
-__all__ = ["CHUNK_ELEMENTS", "elements_of", "read_weights"]
+__all__ = ["CHUNK_ELEMENTS", "elements_of", "ensure_rewritable", "read_weights", "rewrite"]
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements that `elements_of` gives at once; a multiple of 8."""
@@ -67,3 +77,74 @@ def elements_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) -
         bits: Bits = np.empty(min(CHUNK_ELEMENTS, stop - at), dtype=tensor.dtype.bits)
         tensor.read_into(at * tensor.dtype.num_bytes, bits.view(np.uint8))
         yield bits
+
+
+def ensure_rewritable(base: Checkpoint, ref: str | os.PathLike[str]) -> None:
+    """Check that `rewrite` can write a checkpoint again, and bring the files beside its weights.
+
+    Args:
+        base: The checkpoint, opened.
+        ref: How it was given.
+
+    Raises:
+        CheckpointError: It is a single file, or not of safetensors.
+    """
+    files = {tensor.file.path for tensor in base.tensors.values()}
+    if others := sorted(str(path.name) for path in files if path.suffix != ".safetensors"):
+        raise CheckpointError(
+            f"{base.id} is stored in {first_few(others)}: expected safetensors; save_pretrained "
+            "the model first"
+        )
+    if Path(ref).is_file():
+        raise CheckpointError(f"{ref}: expected the folder of a model, not a file")
+    if base.revision is not None:
+        fetch_the_rest(base.id, base.revision)
+
+
+def rewrite(
+    base: Checkpoint,
+    target: Path,
+    change: Callable[[StoredTensor, int, Bits], None],
+    *,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Write a checkpoint again with some of its elements changed, and nothing else.
+
+    Every file of weights keeps its name, its header and the place of each tensor in it; a tensor is
+    copied a million elements at a time. The files beside the weights are copied.
+
+    Args:
+        base: An open checkpoint that is a folder of safetensors files.
+        target: An existing folder.
+        change: Given a tensor, a position in it and the elements from there on, which it may write
+            to. Called for every element once, in order.
+        progress: Called after each tensor.
+
+    Returns:
+        Name -> xxh3-128 of the bytes in base, of every tensor.
+    """
+    for path in sorted(base.folder.iterdir()):
+        if path.name not in ADAPTER and any(fnmatch(path.name, pattern) for pattern in FILES):
+            shutil.copyfile(path, target / path.name)
+    digests = {}
+    num_bytes = sum(tensor.num_bytes for tensor in base.tensors.values())
+    shards: dict[DataFile, list[StoredTensor]] = {}
+    for tensor in base.tensors.values():
+        shards.setdefault(tensor.file, []).append(tensor)
+    for shard, tensors in shards.items():
+        copy = target / shard.path.relative_to(base.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        with copy.open("xb") as file:
+            file.write(shard.read(0, 8 + int.from_bytes(shard.read(0, 8), "little")))
+            for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
+                hasher = xxhash.xxh3_128()
+                start = 0
+                for bits in elements_of(tensor):
+                    hasher.update(bits.data)
+                    change(tensor, start, bits)
+                    file.write(bits.data)
+                    start += len(bits)
+                digests[tensor.name] = hasher.hexdigest()
+                if progress is not None:
+                    progress(tensor.num_bytes, num_bytes)
+    return digests

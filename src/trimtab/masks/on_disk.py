@@ -32,7 +32,12 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.safetensors import read_with_metadata
+from trimtab.checkpoints.safetensors import (
+    MAX_DIMENSIONS,
+    are_sizes,
+    file_start,
+    read_with_metadata,
+)
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
@@ -56,9 +61,6 @@ __all__ = [
 FORMAT = "trimtab.mask"
 FORMAT_VERSION = 1
 """History: 1, the first."""
-
-MAX_DIMENSIONS = 64
-"""Most dimensions of an array, in NumPy and in PyTorch."""
 
 
 class _Damage(Exception):
@@ -311,9 +313,8 @@ def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
         raise _Damage("lacks one of shape, num_selected, base")
     shape = entry["shape"]
     if (
-        not isinstance(shape, list)
+        not are_sizes(shape)
         or len(shape) > MAX_DIMENSIONS
-        or not all(type(size) is int and 0 <= size < 2**63 for size in shape)
         or prod(max(size, 1) for size in shape) >= 2**63
     ):
         raise _Damage(f"has shape {short(shape)}; expected a list of sizes that fit a tensor")
@@ -362,10 +363,6 @@ def _refuse(problems: Iterable[str]) -> None:
         raise _Damage(f"damaged: {first_few(found, '; ')}")
 
 
-ALIGNMENT = 8
-"""The header is filled up with spaces to a multiple of this."""
-
-
 class MaskWriter:
     """A mask file under way.
 
@@ -382,9 +379,8 @@ class MaskWriter:
         self._file = file
         self._digest = MaskDigest()
         largest = {name: header.num_elements(name) for name in self.names}
-        draft = self._header(largest, "0" * 32)
-        self._header_bytes = -(-len(draft) // ALIGNMENT) * ALIGNMENT
-        self._write_header(draft)
+        # With room for the largest counts, which are known only at the end.
+        self._num_start_bytes = file.write(self._start(largest, "0" * 32))
 
     def add(self, tensor: PackedTensor) -> None:
         """Write the next tensor of `names`."""
@@ -397,39 +393,36 @@ class MaskWriter:
 
     def finish(self) -> None:
         """Write the header with what is known by now; all tensors must have been added."""
-        header = self._header(self.num_selected, self._digest.hexdigest())
         self._file.seek(0)
-        self._write_header(header)
+        digest = self._digest.hexdigest()
+        self._file.write(self._start(self.num_selected, digest, self._num_start_bytes))
 
-    def _write_header(self, header: bytes) -> None:
-        self._file.write(self._header_bytes.to_bytes(8, "little"))
-        self._file.write(header.ljust(self._header_bytes))
-
-    def _header(self, num_selected: Mapping[str, int], digest: str) -> bytes:
+    def _start(
+        self, num_selected: Mapping[str, int], digest: str, num_bytes: int | None = None
+    ) -> bytes:
         shapes, base = self.header.shapes, self.header.base
-        header: dict[str, Any] = {
-            "__metadata__": {
+        tensors = {
+            name: {
+                "shape": list(shape),
+                "num_selected": num_selected[name],
+                "base": base[name]._asdict() if name in base else None,
+            }
+            for name, shape in shapes.items()
+        }
+        return file_start(
+            {
+                name: ("U8", (num_packed_bytes(self.header.num_elements(name)),))
+                for name in self.names
+            },
+            {
                 "format": FORMAT,
                 "format_version": str(FORMAT_VERSION),
                 "digest": digest,
-                "tensors": _compact(
-                    {
-                        name: {
-                            "shape": list(shape),
-                            "num_selected": num_selected[name],
-                            "base": base[name]._asdict() if name in base else None,
-                        }
-                        for name, shape in shapes.items()
-                    }
-                ),
+                "tensors": _compact(tensors),
                 "provenance": _compact(dict(self.header.provenance)),
-            }
-        }
-        end = 0
-        for name in self.names:
-            begin, end = end, end + num_packed_bytes(self.header.num_elements(name))
-            header[name] = {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
-        return _compact(header).encode()
+            },
+            num_bytes=num_bytes,
+        )
 
 
 @contextmanager

@@ -19,24 +19,19 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, DataFile, StoredTensor, opened, parts_of, tied_names
+from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of, tied_names
 from trimtab.checkpoints.architectures import TIED
-from trimtab.checkpoints.folder import ADAPTER, FILES
-from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.quantized import block_scales, refuse_quantized
 from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.weights import elements_of, read_weights
+from trimtab.checkpoints.weights import ensure_rewritable, read_weights, rewrite
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import AnalysisError, CheckpointError
 from trimtab.masks.header import BaseTensor, provenance_of
@@ -57,7 +52,6 @@ __all__ = [
     "Method",
     "Pruning",
     "ZeroCount",
-    "folder_of",
     "is_zero",
     "matrices_of",
     "prune",
@@ -194,79 +188,31 @@ class ZeroCount:
         )
 
 
-def folder_of(base: Checkpoint, ref: str | os.PathLike[str]) -> Path:
-    """The folder of a checkpoint, with the files beside its weights.
-
-    Raises:
-        CheckpointError: It is a single file, or not of safetensors.
-    """
-    files = {tensor.file.path for tensor in base.tensors.values()}
-    if others := sorted(str(path.name) for path in files if path.suffix != ".safetensors"):
-        raise CheckpointError(
-            f"{base.id} is stored in {first_few(others)}: expected safetensors; save_pretrained "
-            "the model first"
-        )
-    if Path(ref).is_file():
-        raise CheckpointError(f"{ref}: expected the folder of a model, not a file")
-    if base.revision is not None:
-        fetch_the_rest(base.id, base.revision)
-    return base.folder
-
-
 def write_zeroed(
-    base: Checkpoint,
-    kept: Mask,
-    source: Path,
-    target: Path,
-    *,
-    progress: Progress | None = None,
+    base: Checkpoint, kept: Mask, target: Path, *, progress: Progress | None = None
 ) -> tuple[dict[str, ZeroCount], dict[str, str]]:
     """Write a checkpoint with every element set to +0 that a mask has and does not select.
 
     Args:
         base: An open checkpoint of safetensors files.
         kept: What keeps its bits; so does every tensor that the mask does not have.
-        source: Its folder.
         target: An existing folder.
         progress: Called after each tensor.
 
     Returns:
         Name -> zeros, and name -> xxh3-128 of the bytes in base, of every tensor.
     """
-    for path in sorted(source.iterdir()):
-        if path.name not in ADAPTER and any(fnmatch(path.name, pattern) for pattern in FILES):
-            shutil.copyfile(path, target / path.name)
-    counts, digests = {}, {}
-    total = sum(tensor.num_bytes for tensor in base.tensors.values())
-    shards: dict[DataFile, list[StoredTensor]] = {}
-    for tensor in base.tensors.values():
-        shards.setdefault(tensor.file, []).append(tensor)
-    for shard, tensors in shards.items():
-        copy = target / shard.path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with copy.open("xb") as file:
-            file.write(shard.read(0, 8 + int.from_bytes(shard.read(0, 8), "little")))
-            for tensor in sorted(tensors, key=lambda tensor: (tensor.offset, tensor.num_bytes)):
-                counts[tensor.name], digests[tensor.name] = _write(tensor, kept, file)
-                if progress is not None:
-                    progress(tensor.num_bytes, total)
+    counts = dict.fromkeys(base.tensors, ZeroCount())
+
+    def change(tensor: StoredTensor, start: int, bits: Bits) -> None:
+        num_before = int(np.count_nonzero(is_zero(bits, tensor.dtype)))
+        if tensor.name in kept:
+            bits[~unpacked(kept.packed(tensor.name), start, start + len(bits))] = 0
+        num_after = int(np.count_nonzero(is_zero(bits, tensor.dtype)))
+        counts[tensor.name] += ZeroCount(len(bits), num_before, num_after)
+
+    digests = rewrite(base, target, change, progress=progress)
     return counts, digests
-
-
-def _write(tensor: StoredTensor, kept: Mask, file: BinaryIO) -> tuple[ZeroCount, str]:
-    packed = kept.packed(tensor.name) if tensor.name in kept else None
-    before = after = start = 0
-    hasher = xxhash.xxh3_128()
-    for bits in elements_of(tensor):
-        stop = start + len(bits)
-        hasher.update(bits.data)
-        before += int(np.count_nonzero(is_zero(bits, tensor.dtype)))
-        if packed is not None:
-            bits[~unpacked(packed, start, stop)] = 0
-        after += int(np.count_nonzero(is_zero(bits, tensor.dtype)))
-        file.write(bits.data)
-        start = stop
-    return ZeroCount(tensor.num_elements, before, after), hasher.hexdigest()
 
 
 Method = Literal["magnitude", "wanda"]
@@ -377,7 +323,7 @@ def prune(
         raise AnalysisError(f"{method} {'needs' if norms is None else 'does not use'} input norms")
     ensure_no_folder(output)
     with opened(base) as (checkpoint,):
-        source = folder_of(checkpoint, base)
+        ensure_rewritable(checkpoint, base)
         matrices = matrices_of(checkpoint, kinds)
         names = [matrix.name for matrix in matrices]
         num_bytes = sum(tensor.num_bytes for tensor in (*matrices, *checkpoint.tensors.values()))
@@ -393,7 +339,7 @@ def prune(
         else:
             kept = kept_by_wanda(checkpoint, matrices, sparsity, norms, progress=tell)
         with new_folder(output) as draft:
-            counts, digests = write_zeroed(checkpoint, kept, source, draft, progress=tell)
+            counts, digests = write_zeroed(checkpoint, kept, draft, progress=tell)
             pruning = Pruning(
                 base=record_of(checkpoint, digests),
                 method=method,

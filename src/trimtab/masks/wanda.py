@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor
-from trimtab.checkpoints.safetensors import read_with_metadata
+from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import DataFile, FilePool
 from trimtab.checkpoints.weights import read_weights
@@ -97,21 +97,16 @@ class InputNorms:
         Raises:
             OutputExistsError: It exists and `force` is not set, or the path is a folder.
         """
-        header: dict[str, Any] = {
-            "__metadata__": {
+        start = file_start(
+            {name: ("F32", vector.shape) for name, vector in self.vectors.items()},
+            {
                 "format": FORMAT,
                 "format_version": str(FORMAT_VERSION),
                 "provenance": json.dumps(dict(self.provenance), allow_nan=False),
-            }
-        }
-        end = 0
-        for name, vector in self.vectors.items():
-            begin, end = end, end + 4 * len(vector)
-            header[name] = {"dtype": "F32", "shape": [len(vector)], "data_offsets": [begin, end]}
-        raw = json.dumps(header, separators=(",", ":")).encode()
-        raw += b" " * (-len(raw) % 8)
+            },
+        )
         with new_file(path, force=force) as file:
-            file.write(len(raw).to_bytes(8, "little") + raw)
+            file.write(start)
             for vector in self.vectors.values():
                 file.write(vector.astype("<f4").data)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from safetensors import safe_open
 
 from tests.checkpoints.building import file_bytes, random_bits, tensors_bytes
 from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints import weights as checkpoint_weights
+from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.elements.dtypes import Bits
 from trimtab.errors import AnalysisError, CheckpointError, MaskError, OutputExistsError
-from trimtab.masks import pruning
 from trimtab.masks.pruning import RECORD, prune, survivors
 from trimtab.masks.wanda import InputNorms
 
@@ -206,13 +209,13 @@ def test_nothing_is_left_of_a_pruning_that_fails(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = iter(range(2))  # the third tensor cannot be written
-    whole = pruning._write
+    whole = checkpoint_weights.elements_of
 
-    def breaks(*arguments: object) -> object:
+    def breaks(tensor: StoredTensor) -> Iterator[Bits]:
         next(written)
-        return whole(*arguments)  # type: ignore[arg-type]
+        return whole(tensor)
 
-    monkeypatch.setattr(pruning, "_write", breaks)
+    monkeypatch.setattr(checkpoint_weights, "elements_of", breaks)
     with pytest.raises(StopIteration):
         prune(base, tmp_path / "out", sparsity=0.5)
     assert [path.name for path in tmp_path.iterdir()] == ["base"]

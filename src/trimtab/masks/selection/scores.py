@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from math import prod
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Protocol
@@ -19,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.safetensors import read_with_metadata
+from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of
 from trimtab.errors import CheckpointError, MaskError
@@ -42,9 +41,6 @@ __all__ = [
 FORMAT = "trimtab.scores"
 FORMAT_VERSION = 1
 """History: 1, the first."""
-
-ALIGNMENT = 8
-"""The header is filled up with spaces to a multiple of this."""
 
 
 class Scores(Protocol):
@@ -119,22 +115,17 @@ def write_scores(
         MaskError: A score is NaN.
         OutputExistsError: The file exists and `force` is not set, or the path is a folder.
     """
-    header: dict[str, Any] = {
-        "__metadata__": {
+    start = file_start(
+        {name: ("F32", shape) for name, shape in scores.shapes.items()},
+        {
             "format": FORMAT,
             "format_version": str(FORMAT_VERSION),
             "base": json.dumps({name: base._asdict() for name, base in scores.base.items()}),
             "provenance": json.dumps(made_now(**provenance), allow_nan=False),
-        }
-    }
-    end = 0
-    for name, shape in scores.shapes.items():
-        begin, end = end, end + 4 * prod(shape)
-        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % ALIGNMENT)
+        },
+    )
     with new_file(path, force=force) as file:
-        file.write(len(raw).to_bytes(8, "little") + raw)
+        file.write(start)
         for name in scores.shapes:
             for chunk in scores.chunks(name):
                 if np.isnan(chunk).any():
