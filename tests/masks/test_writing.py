@@ -11,7 +11,6 @@ from hypothesis import given
 from tests.masks.masks import any_mask, example_mask
 from trimtab.errors import OutputExistsError
 from trimtab.masks import Mask
-from trimtab.masks.algebra import tensor_of
 from trimtab.masks.header import MaskHeader
 from trimtab.masks.on_disk import mask_writer, write_mask_file
 from trimtab.masks.packed import PackedTensor
@@ -29,7 +28,7 @@ def test_a_tensor_at_a_time(tmp_path_factory: pytest.TempPathFactory, mask: Mask
 
     def tensor(name: str) -> PackedTensor:
         asked.append(name)
-        return tensor_of(mask, name, mask.shape(name))
+        return mask.tensor(name, mask.shape(name))
 
     assert write_mask_file(path, outline_of(mask), tensor, force=False) == mask.num_selected()
     assert asked == sorted(mask)
@@ -57,7 +56,7 @@ def test_an_error_on_the_way_leaves_the_old_file(tmp_path: Path) -> None:
     def failing(name: str) -> PackedTensor:
         if name == "nothing":
             raise OSError("disk on fire")
-        return tensor_of(example_mask(), name, example_mask().shape(name))
+        return example_mask().tensor(name, example_mask().shape(name))
 
     with pytest.raises(OSError, match="disk on fire"):
         write_mask_file(path, outline_of(example_mask()), failing, force=True)

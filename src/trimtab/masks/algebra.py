@@ -18,35 +18,30 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from math import prod
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import TensorPart, parts_of
-from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.errors import MaskError
 from trimtab.masks.header import (
-    BaseTensor,
     MaskHeader,
     PackedMask,
     provenance_from,
     provenance_with,
 )
-from trimtab.masks.matching import named_alike
+from trimtab.masks.matching import in_common, named_alike
 from trimtab.masks.on_disk import write_mask_file
-from trimtab.masks.packed import PackedTensor, num_packed_bytes
+from trimtab.masks.packed import PackedTensor
 from trimtab.words import first_few, one_line
 
 __all__ = [
     "OPERATIONS",
     "DerivedMask",
     "Operation",
-    "Together",
     "combined",
     "complemented",
-    "in_common",
-    "tensor_of",
 ]
 
 
@@ -87,13 +82,6 @@ class DerivedMask:
         return write_mask_file(path, self.header, self.tensor, force=force)
 
 
-def tensor_of(mask: PackedMask, name: str, shape: tuple[int, ...]) -> PackedTensor:
-    """What a mask selects of a tensor of this shape: nothing if it does not have the tensor."""
-    if name not in mask:
-        return PackedTensor(shape, np.zeros(num_packed_bytes(prod(shape)), np.uint8), 0)
-    return PackedTensor(shape, mask.packed(name), mask.num_selected(name))
-
-
 __all__ += ["restricted"]
 
 Operation: TypeAlias = Literal["and", "or", "xor", "minus"]
@@ -107,20 +95,6 @@ OPERATIONS: Mapping[Operation, Callable[[_Bits, _Bits], _Bits]] = {
     "minus": lambda first, second: first & ~second,
 }
 """What is done to the bits of two masks. Unused bits, 0 in both, stay 0 in all of them."""
-
-
-class Together(NamedTuple):
-    """The model that several masks are of.
-
-    Attributes:
-        shapes: Name -> shape, of the tensors of all, those of the first before the others.
-        base: Name -> what it was when the masks were made, where those that say it agree.
-        base_differs: Names of those for which they do not.
-    """
-
-    shapes: Mapping[str, tuple[int, ...]]
-    base: Mapping[str, BaseTensor]
-    base_differs: tuple[str, ...]
 
 
 def combined(operation: Operation, first: PackedMask, second: PackedMask) -> DerivedMask:
@@ -148,36 +122,10 @@ def combined(operation: Operation, first: PackedMask, second: PackedMask) -> Der
 
     def tensor(name: str) -> PackedTensor:
         shape = shapes[name]
-        bits = (tensor_of(mask, name, shape).bits for mask in (first, second))
+        bits = (mask.tensor(name, shape).bits for mask in (first, second))
         return PackedTensor.of(shape, OPERATIONS[operation](*bits))
 
     return DerivedMask(header, tensor)
-
-
-def in_common(masks: Sequence[PackedMask]) -> Together:
-    """Check that masks are of one model, and say of which; see `named_alike` for their names.
-
-    Raises:
-        MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    base: dict[str, BaseTensor] = {}
-    wrong: dict[str, str] = {}
-    differs: dict[str, None] = {}
-    for place, mask in enumerate(masks, 1):
-        for name in mask:
-            if mask.shape(name) != shapes.setdefault(name, mask.shape(name)):
-                wrong[name] = f"{name} is {shapes[name]}, and {mask.shape(name)} in mask {place}"
-            if name in mask.base and mask.base[name] != base.setdefault(name, mask.base[name]):
-                differs[name] = None
-    if wrong:
-        raise MaskMismatchError(
-            f"masks of different models: {len(wrong)} of {len(shapes)} tensors differ in shape: "
-            f"{first_few(list(wrong.values()), '; ')}. Transfer one to the model of the other "
-            "first (`trimtab mask transfer`)"
-        )
-    kept = {name: base[name] for name in shapes if name in base and name not in differs}
-    return Together(shapes, kept, tuple(differs))
 
 
 def complemented(mask: PackedMask) -> DerivedMask:
@@ -186,7 +134,7 @@ def complemented(mask: PackedMask) -> DerivedMask:
     provenance = provenance_with(mask.provenance, {"step": "complement", "of": mask.digest})
     return DerivedMask(
         MaskHeader(shapes, mask.base, provenance),
-        lambda name: tensor_of(mask, name, shapes[name]).complement(),
+        lambda name: mask.tensor(name, shapes[name]).complement(),
     )
 
 
@@ -236,7 +184,7 @@ def restricted(
     step = {"step": "restrict", "of": mask.digest, **dict.fromkeys(conditions), **given}
     base = {name: mask.base[name] for name in kept if name in mask.base}
     header = MaskHeader(shapes, base, provenance_with(mask.provenance, step))
-    return DerivedMask(header, lambda name: tensor_of(mask, name, shapes[name]))
+    return DerivedMask(header, lambda name: mask.tensor(name, shapes[name]))
 
 
 def _there_is(key: str, parts: Mapping[str, TensorPart]) -> str:

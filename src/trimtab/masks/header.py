@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.errors import MaskError
+from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.results.records import MaskRecord, made_now
 from trimtab.words import first_few, one_line
 
@@ -156,6 +157,12 @@ class PackedMask(ABC):
         Returns:
             uint8 `[ceil(num_elements / 8)]`; bits after the last element are 0.
         """
+
+    def tensor(self, name: str, shape: tuple[int, ...]) -> PackedTensor:
+        """What the mask selects of a tensor of this shape: nothing of one that it does not have."""
+        if name not in self:
+            return PackedTensor(shape, np.zeros(num_packed_bytes(prod(shape)), np.uint8), 0)
+        return PackedTensor(shape, self.packed(name), self.num_selected(name))
 
     def packed_in_order(self) -> Iterator[NDArray[np.uint8]]:
         """The bits of all tensors, as `packed` gives them, sorted by their names."""

@@ -1,4 +1,4 @@
-"""One model, several ways to name its tensors: masks under the names of what they meet.
+"""Masks of one model: brought to one set of names, and checked against each other and a base.
 
 A file that was saved inside or outside a wrapper, without the head, or by another version of
 transformers names the same tensors differently (`trimtab.checkpoints.names.core_name`). Whatever
@@ -9,13 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.names import match_stored
-from trimtab.masks.header import PackedMask
+from trimtab.checkpoints.quantized import refuse_quantized
+from trimtab.errors import MaskMismatchError
+from trimtab.masks.header import BaseTensor, PackedMask
+from trimtab.words import first_few
 
-__all__ = ["named_alike", "named_as_in", "named_like"]
+__all__ = [
+    "Together",
+    "check_digests",
+    "check_shapes",
+    "in_common",
+    "named_alike",
+    "named_as_in",
+    "named_like",
+]
 
 AMask = TypeVar("AMask", bound=PackedMask)
 
@@ -56,3 +67,91 @@ def named_alike(masks: Sequence[AMask], base: Checkpoint | None = None) -> list[
         alike.append(named_like(mask, names, base.tied if base is not None else {}))
         names.update(alike[-1])
     return alike
+
+
+class Together(NamedTuple):
+    """The model that several masks are of.
+
+    Attributes:
+        shapes: Name -> shape, of the tensors of all, those of the first before the others.
+        base: Name -> what it was when the masks were made, where those that say it agree.
+        base_differs: Names of those for which they do not.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    base: Mapping[str, BaseTensor]
+    base_differs: tuple[str, ...]
+
+
+def in_common(masks: Sequence[PackedMask]) -> Together:
+    """Check that masks are of one model, and say of which; see `named_alike` for their names.
+
+    Raises:
+        MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    base: dict[str, BaseTensor] = {}
+    wrong: dict[str, str] = {}
+    differs: dict[str, None] = {}
+    for place, mask in enumerate(masks, 1):
+        for name in mask:
+            if mask.shape(name) != shapes.setdefault(name, mask.shape(name)):
+                wrong[name] = f"{name} is {shapes[name]}, and {mask.shape(name)} in mask {place}"
+            if name in mask.base and mask.base[name] != base.setdefault(name, mask.base[name]):
+                differs[name] = None
+    if wrong:
+        raise MaskMismatchError(
+            f"masks of different models: {len(wrong)} of {len(shapes)} tensors differ in shape: "
+            f"{first_few(list(wrong.values()), '; ')}. Transfer one to the model of the other "
+            "first (`trimtab mask transfer`)"
+        )
+    kept = {name: base[name] for name in shapes if name in base and name not in differs}
+    return Together(shapes, kept, tuple(differs))
+
+
+def check_shapes(shapes: Mapping[str, tuple[int, ...]], base: Checkpoint) -> None:
+    """Check that a base has the tensors of masks, as weights and not as parts of quantised ones.
+
+    Raises:
+        MaskMismatchError: It lacks some, or they have other shapes.
+        CheckpointError: It is quantised, so that magnitudes are not known.
+    """
+    problems = []
+    for name, shape in shapes.items():
+        if name not in base.tensors:
+            problems.append(f"{name} is not in it")
+        elif base.tensors[name].shape != tuple(shape):
+            problems.append(f"{name} has shape {list(base.tensors[name].shape)}, not {list(shape)}")
+    if problems:
+        raise MaskMismatchError(
+            f"the base {base.id} does not fit, in {len(problems)} of {len(shapes)} tensors: "
+            f"{first_few(problems, '; ')}. Give the base that the masks were made from"
+        )
+    refuse_quantized(base.tensors, base.config, shapes, base.id)
+
+
+def check_digests(
+    masks: Sequence[PackedMask], digests: Mapping[str, str], base: Checkpoint
+) -> None:
+    """Check that a base is the one that the masks say they were made against, now that it is read.
+
+    Args:
+        masks: Those that do not say of a tensor are not asked.
+        digests: Name -> xxh3-128 of the stored bytes.
+        base: The base.
+
+    Raises:
+        MaskMismatchError: It is another one.
+    """
+    problems = [
+        f"{name} has the digest {digests[name]}, and {made_against.digest} when mask {place} was "
+        "made"
+        for place, mask in enumerate(masks, 1)
+        for name, made_against in mask.base.items()
+        if digests.get(name, made_against.digest) != made_against.digest
+    ]
+    if problems:
+        raise MaskMismatchError(
+            f"the masks were made against other weights than {base.id}: "
+            f"{first_few(problems, '; ')}. Give the base that they were made from"
+        )

@@ -22,12 +22,11 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.align import Aligned, alone
-from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError, MaskMismatchError
 from trimtab.masks.header import PackedMask, mask_record
-from trimtab.masks.matching import named_alike
+from trimtab.masks.matching import check_digests, check_shapes, in_common, named_alike
 from trimtab.masks.on_disk import opened_masks
 from trimtab.masks.overlap_result import (
     LETTERS,
@@ -39,7 +38,7 @@ from trimtab.masks.overlap_result import (
 )
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.results.records import CheckpointRecord, made_now, record_of
-from trimtab.words import first_few, plural
+from trimtab.words import first_few
 
 __all__ = ["overlap"]
 
@@ -72,7 +71,7 @@ def names_in_all(masks: Sequence[PackedMask]) -> list[str]:
     """Tensors that all masks have, in the order of the first.
 
     Raises:
-        MaskMismatchError: There are none, or their shapes differ.
+        MaskMismatchError: There are none.
     """
     names = [name for name in masks[0] if all(name in mask for mask in masks)]
     if not names:
@@ -80,74 +79,7 @@ def names_in_all(masks: Sequence[PackedMask]) -> list[str]:
             f"no tensor is in all {len(masks)} masks (the first has {first_few(list(masks[0]))}): "
             "expected masks of one model"
         )
-    every_name = dict.fromkeys(name for mask in masks for name in mask)
-    problems = []
-    for name in every_name:
-        shapes = {
-            letter: mask.shape(name)
-            for letter, mask in zip(LETTERS, masks, strict=False)
-            if name in mask
-        }
-        if len(set(shapes.values())) > 1:
-            said = ", ".join(f"{list(shape)} in {letter}" for letter, shape in shapes.items())
-            problems.append(f"{name} has shape {said}")
-    if problems:
-        raise MaskMismatchError(
-            f"{plural(len(problems), 'tensor')} of different shapes in the masks: "
-            f"{first_few(problems, '; ')}. Masks can be compared element by element only if they "
-            "are of models of one shape"
-        )
     return names
-
-
-def check_shapes(masks: Sequence[PackedMask], names: Sequence[str], base: Checkpoint) -> None:
-    """Check that a base has the tensors that the masks have.
-
-    Raises:
-        MaskMismatchError: It lacks some, or they have other shapes.
-        CheckpointError: It is quantised, so that magnitudes are not known.
-    """
-    problems = []
-    for name in names:
-        shape = masks[0].shape(name)
-        if name not in base.tensors:
-            problems.append(f"{name} is not in it")
-        elif base.tensors[name].shape != shape:
-            problems.append(f"{name} has shape {list(base.tensors[name].shape)}, not {list(shape)}")
-    if problems:
-        raise MaskMismatchError(
-            f"the masks do not fit the base {base.id}, in {len(problems)} of {len(names)} tensors: "
-            f"{first_few(problems, '; ')}. Give the base that they were made from"
-        )
-    refuse_quantized(base.tensors, base.config, names, base.id)
-
-
-def check_digests(
-    masks: Sequence[PackedMask], names: Sequence[str], digests: Mapping[str, str], base: Checkpoint
-) -> None:
-    """Check that a base is the one that the masks say they were made against.
-
-    Args:
-        masks: Those that do not say of a tensor are not asked.
-        names: Tensors that all masks have.
-        digests: Name -> xxh3-128 of the stored bytes.
-        base: The base.
-
-    Raises:
-        MaskMismatchError: It is another one.
-    """
-    problems = [
-        f"{name} has the digest {digests[name]}, and {mask.base[name].digest} when mask {letter} "
-        "was made"
-        for letter, mask in zip(LETTERS, masks, strict=False)
-        for name in names
-        if name in mask.base and mask.base[name].digest != digests[name]
-    ]
-    if problems:
-        raise MaskMismatchError(
-            f"the masks were made against other weights than {base.id}: "
-            f"{first_few(problems, '; ')}. Give the base that they were made from"
-        )
 
 
 def overlap_coverage(masks: Sequence[PackedMask], names: Sequence[str]) -> OverlapCoverage:
@@ -222,11 +154,12 @@ def overlap(
         checkpoint = None if base is None else stack.enter_context(opened(base))[0]
         given = named_alike(given, checkpoint)
         names = names_in_all(given)
+        shapes = in_common(given).shapes
         with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-overlap") as executor:
             if checkpoint is None:
                 found = _without_base(given, names, executor, num_threads, progress)
             else:
-                check_shapes(given, names, checkpoint)
+                check_shapes({name: shapes[name] for name in names}, checkpoint)
                 found = _with_base(given, names, checkpoint, executor, num_threads, progress)
         return Overlap(
             masks=tuple(mask_record(mask, mask.path, found.digests) for mask in given),
@@ -367,7 +300,7 @@ def _with_base(
 
     done = stream(alignment, one, threads=num_threads, progress=progress, order=read())
     (digests,) = done.hashes
-    check_digests(masks, names, digests, base)
+    check_digests(masks, digests, base)
     counts = {name: done.results[item][0] for name, item in items.items()}
     bins = {name: done.results[item][1] for name, item in items.items()}
     return _Found(counts, bins, record_of(base, digests), digests)

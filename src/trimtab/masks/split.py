@@ -28,9 +28,8 @@ import numpy as np
 from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.algebra import in_common, tensor_of
 from trimtab.masks.header import MaskHeader, PackedMask, mask_record, provenance_from
-from trimtab.masks.matching import named_alike
+from trimtab.masks.matching import in_common, named_alike
 from trimtab.masks.on_disk import mask_writer
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap_result import Overlap
@@ -211,7 +210,7 @@ def write_parts(
             header = MaskHeader(together.shapes, together.base, provenance)
             writers.append(stack.enter_context(mask_writer(file, header, force=force)))
         for name in writers[0].names:
-            tensors = [tensor_of(mask, name, together.shapes[name]) for mask in masks]
+            tensors = [mask.tensor(name, together.shapes[name]) for mask in masks]
             for place, part in enumerate(split_tensor(tensors)):
                 writers[place].add(part)
             means = chance_of(tensors[0].num_elements, [one.num_selected for one in tensors])

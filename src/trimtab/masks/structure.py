@@ -24,13 +24,12 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.folder import read_config, read_json
-from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress, Source, new_buffer
 from trimtab.elements.bits import Counters
 from trimtab.elements.fast import counters_for
-from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
+from trimtab.errors import CheckpointNotFoundError, MaskError
 from trimtab.masks.header import PackedMask, mask_record
-from trimtab.masks.matching import named_alike
+from trimtab.masks.matching import check_digests, check_shapes, in_common, named_alike
 from trimtab.masks.on_disk import opened_masks
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.masks.random import random_tensor
@@ -58,16 +57,14 @@ from trimtab.masks.structure_units import (
     expert_of,
 )
 from trimtab.results.records import made_now, record_of
-from trimtab.words import first_few, plural
+from trimtab.words import first_few
 
 __all__ = [
     "MOST_BLOCKS",
     "Structure",
-    "check_structure_digests",
     "config_of",
     "element_map",
     "is_matrix",
-    "shapes_of",
     "structure",
 ]
 
@@ -92,58 +89,9 @@ def config_of(
     return None, {}
 
 
-def shapes_of(masks: Sequence[PackedMask], base: Checkpoint | None) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of all masks; a mask that lacks one selects nothing of it.
-
-    Raises:
-        MaskMismatchError: Two masks, or a mask and base, do not fit.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-    problems = []
-    for mask in masks:
-        for name in mask:
-            expected = shapes.setdefault(name, mask.shape(name))
-            if mask.shape(name) != expected:
-                problems.append(f"{name} has shape {mask.shape(name)}, in the first {expected}")
-    if problems:
-        raise MaskMismatchError(
-            f"the masks are not of one model, in {plural(len(problems), 'tensor')}: "
-            f"{first_few(problems, '; ')}"
-        )
-    for name, shape in shapes.items() if base is not None else ():
-        assert base is not None
-        found = base.tensors[name].shape if name in base.tensors else None
-        is_empty = all(name not in mask or not mask.num_selected(name) for mask in masks)
-        if found != shape and not (found is None and is_empty):
-            where = "is not in base" if found is None else f"has shape {found} in base"
-            problems.append(f"{name} {where}, in the masks {shape}")
-    if problems:
-        raise MaskMismatchError(
-            f"the masks do not fit base, in {plural(len(problems), 'tensor')}: "
-            f"{first_few(problems, '; ')}. "
-            "Use the base that they were made from"
-        )
-    return shapes
-
-
 def is_matrix(shape: tuple[int, ...] | None) -> bool:
     """Whether a tensor has rows and columns; None for one that is not there."""
     return shape is not None and len(shape) > 1 and prod(shape) > 0
-
-
-def check_structure_digests(masks: Sequence[PackedMask], digests: Mapping[str, str]) -> None:
-    """Refuse weights that are not those that a mask was made against, now that they are read."""
-    problems = [
-        f"{name} has the digest {digests[name]}, and {of.digest} when the mask was made"
-        for mask in masks
-        for name, of in mask.base.items()
-        if name in digests and digests[name] != of.digest
-    ]
-    if problems:
-        raise MaskMismatchError(
-            f"base is not what the masks were made against: {first_few(problems, '; ')}. Use the "
-            "base that they were made from"
-        )
 
 
 MOST_BLOCKS = 96
@@ -250,9 +198,12 @@ def structure(
             (base,) = stack.enter_context(opened(base))
         given = named_alike(given, base)
         origin, settings = config_of(base, config)
-        shapes = shapes_of(given, base)
+        shapes = in_common(given).shapes
         if base is not None:
-            refuse_quantized(base.tensors, base.config, shapes, base.id)
+            stored = base.tensors
+            # What base lacks is let pass where nothing of it is selected.
+            selected = {name for mask in given for name in mask if mask.num_selected(name)}
+            check_shapes({n: shapes[n] for n in shapes if n in stored or n in selected}, base)
         if map is not None and not is_matrix(shapes.get(map)):
             matrices = [name for name, shape in shapes.items() if is_matrix(shape)]
             raise MaskError(f"{map} is no matrix of the masks; those are {first_few(matrices)}")
@@ -261,7 +212,7 @@ def structure(
         families = run.gathering.families()
         digests = run.digests
         if base is not None:
-            check_structure_digests(given, digests)
+            check_digests(given, digests, base)
         shown = map if map is not None else run.most_dispersed()
         return Structure(
             masks=tuple(
@@ -345,18 +296,12 @@ class _Run:
         in_base = self._base is not None and name in self._base.tensors
         return num + (self._base.tensors[name].num_bytes if self._base and in_base else 0)
 
-    def _bits(self, place: int, name: str) -> Packed:
-        mask = self._masks[place]
-        if name in mask:
-            return mask.packed(name)
-        return np.zeros(num_packed_bytes(prod(self._shapes[name])), dtype=np.uint8)
-
-    def _control_bits(self, place: int, name: str) -> Packed:
-        mask = self._masks[place]
-        num_selected = mask.num_selected(name) if name in mask else 0
-        return random_tensor(
-            self._shapes[name], num_selected, seed=self._seed + place, name=name
-        ).bits
+    def _bits(self, place: int, name: str) -> tuple[Packed, Packed]:
+        """Of a tensor in a mask, and in its random control."""
+        shape = self._shapes[name]
+        tensor = self._masks[place].tensor(name, shape)
+        control = random_tensor(shape, tensor.num_selected, seed=self._seed + place, name=name)
+        return tensor.bits, control.bits
 
     def _one(self, name: str) -> _Counted:
         stored = None if self._base is None else self._base.tensors.get(name)
@@ -366,8 +311,8 @@ class _Run:
             return _Counted(hashed, [], [], [], [])
         shape = self._shapes[name]
         places = range(len(self._masks))
-        packed = [self._bits(place, name) for place in places]
-        packed += [self._control_bits(place, name) for place in places]
+        bits = [self._bits(place, name) for place in places]
+        packed = [of[which] for which in (0, 1) for of in bits]
         parts, digest = count_tensor(name, shape, packed, self._config, self._counters, stored)
         tensors = [
             [stripes_of(name, shape, counts, place) for counts in parts if is_matrix(shape)]
@@ -427,12 +372,12 @@ class _Run:
             return None
         shape = self._shapes[name]
         matrix = prod(shape[:-1]), shape[-1]
-        bits = self._bits(place, name)
+        packed = self._bits(place, name)
         lines, control_lines = (
-            self._counters.bit_sums(of, matrix[1], range(matrix[0]), range(matrix[1]))
-            for of in (bits, self._control_bits(place, name))
+            self._counters.bit_sums(bits, matrix[1], range(matrix[0]), range(matrix[1]))
+            for bits in packed
         )
-        return element_map(name, matrix, bits, lines, control_lines, self._counters)
+        return element_map(name, matrix, packed[0], lines, control_lines, self._counters)
 
 
 def _of_expert(expert: int, counts: PartCounts) -> ExpertTensor:

@@ -36,7 +36,7 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.algebra import DerivedMask, tensor_of
+from trimtab.masks.algebra import DerivedMask
 from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.results.records import record_of
@@ -363,7 +363,7 @@ def transferred(
 
     def tensor(name: str) -> PackedTensor:
         source, shape, how = plan.tensors[name]
-        before = tensor_of(mask, source, mask.shape(source))
+        before = mask.tensor(source, mask.shape(source))
         if how == "density":
             return _spread(before, shape, seed=seed, name=name)
         return before if how == "bits" else before.resized(shape)

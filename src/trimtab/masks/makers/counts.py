@@ -18,10 +18,10 @@ from trimtab.checkpoints import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.header import BaseTensor, PackedMask, provenance_from, provenance_of
+from trimtab.masks.header import PackedMask, provenance_from, provenance_of
 from trimtab.masks.makers.weight_scores import WeightScores
 from trimtab.masks.mask import Mask
-from trimtab.masks.matching import named_alike
+from trimtab.masks.matching import in_common, named_alike
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.selection.scores import Scores
 from trimtab.words import first_few
@@ -46,25 +46,15 @@ class CountScores:
         """
         if not masks:
             raise MaskError("no masks to count: expected one or more")
-        masks = self._masks = named_alike(masks)
-        shapes: dict[str, tuple[int, ...]] = {}
-        base: dict[str, BaseTensor] = {}
-        problems: dict[str, None] = {}
-        for mask in masks:
-            for name in mask:
-                if shapes.setdefault(name, mask.shape(name)) != mask.shape(name):
-                    problems[f"{name} is {shapes[name]} and {mask.shape(name)}"] = None
-                elif (
-                    name in mask.base and base.setdefault(name, mask.base[name]) != mask.base[name]
-                ):
-                    problems[f"{name} has other bytes in another base"] = None
-        if problems:
+        self._masks = named_alike(masks)
+        together = in_common(self._masks)
+        if together.base_differs:
             raise MaskMismatchError(
-                f"masks of different models or bases: {first_few(list(problems), '; ')}. Count "
-                "masks that were made against one base"
+                f"masks made against different bases: {first_few(list(together.base_differs))} had "
+                "other bytes. Count masks that were made against one base"
             )
-        self.shapes: Mapping[str, tuple[int, ...]] = shapes
-        self.base: Mapping[str, BaseTensor] = base
+        self.shapes = together.shapes
+        self.base = together.base
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """As in `trimtab.masks.selection.scores.Scores`."""

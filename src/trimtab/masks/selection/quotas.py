@@ -29,17 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import Checkpoint, StoredTensor, opened
-from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of, read_weights
 from trimtab.elements.dtypes import Bits, exponent_bins, num_exponent_bins
-from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.errors import MaskError
 from trimtab.masks.header import BaseTensor, provenance_with
 from trimtab.masks.mask import Mask
-from trimtab.masks.matching import named_as_in, named_like
+from trimtab.masks.matching import check_shapes, named_as_in, named_like
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.random import Lots
-from trimtab.words import first_few, one_line
+from trimtab.words import one_line
 
 __all__ = ["MATCHES", "Group", "Match", "Quotas", "count_bins", "random_matched"]
 
@@ -203,18 +202,7 @@ def count_bins(
         MaskMismatchError: The base does not have the tensors in these shapes.
         CheckpointError: The base is quantised.
     """
-    wrong = [
-        f"{name} has shape {shape}"
-        + (f", in the base {base.tensors[name].shape}" if name in base.tensors else "; not there")
-        for name, shape in shapes.items()
-        if name not in base.tensors or base.tensors[name].shape != tuple(shape)
-    ]
-    if wrong:
-        raise MaskMismatchError(
-            f"the base {base.id} does not have {len(wrong)} of the tensors to select from: "
-            f"{first_few(wrong, '; ')}. Use the base that they come from"
-        )
-    refuse_quantized(base.tensors, base.config, shapes, base.id)
+    check_shapes(shapes, base)
     count = partial(_count_bins_of, mask)
     return read_weights(base, shapes, count, num_passes=num_passes, progress=progress)
 
