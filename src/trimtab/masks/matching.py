@@ -20,6 +20,7 @@ from trimtab.words import first_few
 
 __all__ = [
     "Together",
+    "base_tensors",
     "check_digests",
     "check_shapes",
     "in_common",
@@ -155,3 +156,13 @@ def check_digests(
             f"the masks were made against other weights than {base.id}: "
             f"{first_few(problems, '; ')}. Give the base that they were made from"
         )
+
+
+def base_tensors(base: Checkpoint, digests: Mapping[str, str]) -> dict[str, BaseTensor]:
+    """What a mask says of the tensors that it is made against.
+
+    Args:
+        base: Their checkpoint.
+        digests: Name -> xxh3-128 of the stored bytes, of each of them.
+    """
+    return {name: BaseTensor(base.tensors[name].dtype.name, digests[name]) for name in digests}

@@ -37,7 +37,8 @@ from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.algebra import DerivedMask
-from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
+from trimtab.masks.header import MaskHeader, PackedMask, provenance_with
+from trimtab.masks.matching import base_tensors
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.results.records import record_of
 from trimtab.words import first_few
@@ -355,9 +356,7 @@ def transferred(
             "to": record_of(other, digests).to_dict(),
             **_account(mask, plan, seed),
         }
-        base = {
-            name: BaseTensor(other.tensors[name].dtype.name, digests[name]) for name in plan.tensors
-        }
+        base = base_tensors(other, {name: digests[name] for name in plan.tensors})
     carried_shapes = {name: carried.shape for name, carried in plan.tensors.items()}
     header = MaskHeader(carried_shapes, base, provenance_with(mask.provenance, step))
 

@@ -39,9 +39,9 @@ def test_a_tensor_that_a_mask_lacks_has_nothing_selected() -> None:
 def test_other_models_and_other_bases_are_refused() -> None:
     w = np.array([True, False])
     one, two = (Mask.from_arrays({"w": w}, base={"w": BaseTensor("F32", d * 32)}) for d in "01")
-    with pytest.raises(MaskMismatchError, match="w has other bytes in another base"):
+    with pytest.raises(MaskMismatchError, match="different bases: w had other bytes"):
         consensus([one, two], 1)
-    with pytest.raises(MaskMismatchError, match=r"w is \(2,\) and \(1, 2\)"):
+    with pytest.raises(MaskMismatchError, match=r"w is \(2,\), and \(1, 2\) in mask 2"):
         consensus([one, Mask.from_arrays({"w": w[None]})], 1)
     with pytest.raises(MaskError, match="expected 1 to 1"):
         consensus([one], 2)

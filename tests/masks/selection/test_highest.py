@@ -150,7 +150,7 @@ def test_what_cannot_be_selected_is_refused(tmp_path: Path) -> None:
         Quotas.of_density(0.5, held.shapes, match="magnitude")
     with (
         open_checkpoint(save(tmp_path / "base", llama_tensors())) as base,
-        pytest.raises(MaskMismatchError, match=r"w has shape \(3,\); not there"),
+        pytest.raises(MaskMismatchError, match="w is not in it"),
     ):
         Quotas.of_density(0.5, held.shapes, match="magnitude", base=base)
 

@@ -17,7 +17,7 @@ from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
 from trimtab.masks import Mask, extract_mask
 from trimtab.masks.selection import quotas
-from trimtab.masks.selection.quotas import MATCHES, Quotas, count_bins
+from trimtab.masks.selection.quotas import MATCHES, Quotas
 
 BF16 = DTYPES["BF16"]
 
@@ -112,12 +112,14 @@ def test_another_base_is_refused(saved: tuple[Path, Tensors, Mask], tmp_path: Pa
 def test_bins_are_counted_with_a_mask_or_without(saved: tuple[Path, Tensors, Mask]) -> None:
     folder, tensors, mask = saved
     name = "model.norm.weight"
+    shapes = {name: (32,)}
     with open_checkpoint(folder) as base:
-        counted, digests = count_bins(base, {name: (32,)}, mask)
-        alone, _ = count_bins(base, {name: (32,)}, None)
+        only = mask.restrict(tensors=[name])
+        like = Quotas.like(only, shapes, match="magnitude", base=base)
+        none = Quotas.of_density(0, shapes, match="magnitude", base=base)
     bins = bins_of(tensors[name])
-    assert np.array_equal(counted[name][0], np.bincount(bins, minlength=256))
-    assert np.array_equal(counted[name][1], np.bincount(bins[mask.array(name)], minlength=256))
-    assert np.array_equal(alone[name][0], counted[name][0])
-    assert not alone[name][1].any()
-    assert digests == {name: mask.base[name].digest}
+    assert np.array_equal(like.groups[0].sizes, np.bincount(bins, minlength=256))
+    assert np.array_equal(like.groups[0].nums, np.bincount(bins[mask.array(name)], minlength=256))
+    assert np.array_equal(none.groups[0].sizes, like.groups[0].sizes)
+    assert not none.groups[0].nums.any()
+    assert like.digests == {name: mask.base[name].digest}

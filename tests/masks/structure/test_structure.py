@@ -386,18 +386,16 @@ def test_base_is_checked_and_recorded(base: Path, tmp_path: Path) -> None:
     assert result.base.id == result.config == str(base)
     assert result.masks[0].mask.num_checked == len(mask)
     assert result.base.content_hash == mask.provenance["steps"][0]["base"]["content_hash"]
-    with pytest.raises(
-        MaskMismatchError, match="base is not what the masks were made against: model"
-    ):
+    with pytest.raises(MaskMismatchError, match=r"made against other weights than .*: model"):
         structure(mask, base=tuned)
 
 
 def test_what_does_not_fit_is_told_at_once(base: Path, config: Path, tmp_path: Path) -> None:
     shapes = llama_shapes()
     other = {**shapes, "model.norm.weight": (7,), "model.embed_tokens.weight": (9, 9)}
-    with pytest.raises(MaskMismatchError, match=r"not of one model, in 2 tensors: .*norm.*first"):
+    with pytest.raises(MaskMismatchError, match=r"different models: 2 of .*norm.* in mask 2"):
         structure(random_mask(shapes), random_mask(other), config=config)
-    with pytest.raises(MaskMismatchError, match=r"do not fit base, in 3 tensors: .*not in base"):
+    with pytest.raises(MaskMismatchError, match=r"does not fit, in 3 of .*is not in it"):
         structure(random_mask({**other, "new": (50, 50)}), base=base)
     assert structure(random_mask({**shapes, "new": (50, 50)}, 0.0), base=base)
     with pytest.raises(MaskError, match="structure needs a mask"):

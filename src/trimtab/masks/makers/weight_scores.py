@@ -25,6 +25,7 @@ from trimtab.checkpoints.weights import elements_of, read_weights
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
 from trimtab.masks.header import BaseTensor
+from trimtab.masks.matching import base_tensors
 from trimtab.words import first_few
 
 __all__ = [
@@ -83,9 +84,7 @@ class WeightScores(ABC):
         self.shapes: Mapping[str, tuple[int, ...]] = {
             name: base.tensors[name].shape for name in chosen
         }
-        self.base: Mapping[str, BaseTensor] = {
-            name: BaseTensor(base.tensors[name].dtype.name, digests[name]) for name in chosen
-        }
+        self.base: Mapping[str, BaseTensor] = base_tensors(base, digests)
 
     @abstractmethod
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from typing import Any, Literal, get_args
@@ -33,14 +33,14 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of, read_weights
 from trimtab.elements.dtypes import Bits, exponent_bins, num_exponent_bins
 from trimtab.errors import MaskError
-from trimtab.masks.header import BaseTensor, provenance_with
+from trimtab.masks.header import provenance_with
 from trimtab.masks.mask import Mask
-from trimtab.masks.matching import check_shapes, named_as_in, named_like
+from trimtab.masks.matching import base_tensors, check_shapes, named_as_in, named_like
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.random import Lots
 from trimtab.words import one_line
 
-__all__ = ["MATCHES", "Group", "Match", "Quotas", "count_bins", "random_matched"]
+__all__ = ["MATCHES", "Group", "Match", "Quotas", "random_matched"]
 
 Match = Literal["total", "tensor", "magnitude"]
 MATCHES: tuple[Match, ...] = get_args(Match)
@@ -119,15 +119,16 @@ class Quotas:
         """
         if not 0 <= density <= 1:
             raise MaskError(f"density {density}: expected a number from 0 to 1")
-        counted, digests = _strata(shapes, None, match, base, 1, progress)
-        groups = []
-        for names, sizes, _ in _grouped(match, counted):
+
+        def share_of(sizes: Counts) -> Counts:
             # Rounding the running sum keeps the sum of all strata rounded too.
             ends = np.floor(density * np.cumsum(sizes) + 0.5).astype(np.int64)
-            groups.append(Group(names, sizes, np.diff(ends, prepend=0)))
+            return np.diff(ends, prepend=0)
+
+        groups, digests = _groups(shapes, None, match, base, 1, progress)
+        groups = tuple(replace(group, nums=share_of(group.sizes)) for group in groups)
         origin = {"match": match, "density": density}
-        strata_of = base if match == "magnitude" else None
-        return cls(match, tuple(groups), dict(shapes), origin, strata_of, digests)
+        return cls(match, groups, shapes, origin, base if match == "magnitude" else None, digests)
 
     @classmethod
     def like(
@@ -159,12 +160,10 @@ class Quotas:
         mask = named_like(mask, shapes)
         mask.check(shapes)
         own = {name: shape for name, shape in shapes.items() if name in mask}
-        counted, digests = _strata(own, mask, match, base, num_passes, progress)
+        groups, digests = _groups(own, mask, match, base, num_passes, progress)
         mask.check(shapes, digests)
-        groups = tuple(Group(names, sizes, nums) for names, sizes, nums in _grouped(match, counted))
         origin = {"match": match, "like": mask.digest}
-        strata_of = base if match == "magnitude" else None
-        return cls(match, groups, own, origin, strata_of, digests)
+        return cls(match, groups, own, origin, base if match == "magnitude" else None, digests)
 
     @property
     def num_selected(self) -> int:
@@ -185,31 +184,50 @@ def _one_stratum(num_elements: int) -> Iterator[NDArray[np.uint16]]:
     return (zeros[: num_elements - at] for at in range(0, num_elements, CHUNK_ELEMENTS))
 
 
-def count_bins(
-    base: Checkpoint,
+def _groups(
     shapes: Mapping[str, tuple[int, ...]],
     mask: Mask | None,
-    *,
-    num_passes: int = 1,
-    progress: Progress | None = None,
-) -> tuple[dict[str, tuple[Counts, Counts]], dict[str, str]]:
-    """Count the elements of each exponent bin of tensors of a base, and those that a mask selects.
-
-    Returns:
-        Name -> elements and selected ones by bin, and name -> xxh3-128 of the stored bytes.
+    match: Match,
+    base: Checkpoint | None,
+    num_passes: int,
+    progress: Progress | None,
+) -> tuple[tuple[Group, ...], Mapping[str, str]]:
+    """Elements of each stratum and those that a mask selects, and the digests of what was read.
 
     Raises:
+        MaskError: `magnitude` has no base.
         MaskMismatchError: The base does not have the tensors in these shapes.
         CheckpointError: The base is quantised.
     """
-    check_shapes(shapes, base)
-    count = partial(_count_bins_of, mask)
-    return read_weights(base, shapes, count, num_passes=num_passes, progress=progress)
+    if match == "magnitude":
+        if base is None:
+            raise MaskError(
+                "matching by magnitude needs the base whose weights the elements are: add --base"
+            )
+        check_shapes(shapes, base)
+        counted, digests = read_weights(
+            base, shapes, partial(_count_bins, mask), num_passes=num_passes, progress=progress
+        )
+        return tuple(Group((name,), *counts) for name, counts in counted.items()), digests
+    sizes = [prod(shape) for shape in shapes.values()]
+    nums = [0 if mask is None else mask.num_selected(name) for name in shapes]
+    if match == "total":
+        return (Group(tuple(shapes), _only(sum(sizes)), _only(sum(nums))),), {}
+    return tuple(
+        Group((name,), _only(size), _only(num))
+        for name, size, num in zip(shapes, sizes, nums, strict=True)
+    ), {}
 
 
-def _count_bins_of(
+def _only(num: int) -> Counts:
+    """The counts where there is a single stratum."""
+    return np.array([num], dtype=np.int64)
+
+
+def _count_bins(
     mask: Mask | None, tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]
 ) -> tuple[Counts, Counts]:
+    """Elements of a tensor in each exponent bin, and those that a mask selects."""
     num_bins = num_exponent_bins(tensor.dtype)
     sizes, nums = np.zeros(num_bins, dtype=np.int64), np.zeros(num_bins, dtype=np.int64)
     for start, bits in chunks:
@@ -219,40 +237,6 @@ def _count_bins_of(
             selected = unpacked(mask.packed(tensor.name), start, start + len(bins))
             nums += np.bincount(bins[selected], minlength=num_bins)
     return sizes, nums
-
-
-def _strata(
-    shapes: Mapping[str, tuple[int, ...]],
-    mask: Mask | None,
-    match: Match,
-    base: Checkpoint | None,
-    num_passes: int,
-    progress: Progress | None,
-) -> tuple[dict[str, tuple[Counts, Counts]], dict[str, str]]:
-    """Elements and selected ones of each stratum of each tensor."""
-    if match == "magnitude":
-        if base is None:
-            raise MaskError(
-                "matching by magnitude needs the base whose weights the elements are: add --base"
-            )
-        return count_bins(base, shapes, mask, num_passes=num_passes, progress=progress)
-    return {
-        name: (
-            np.array([prod(shape)], dtype=np.int64),
-            np.array([0 if mask is None else mask.num_selected(name)], dtype=np.int64),
-        )
-        for name, shape in shapes.items()
-    }, {}
-
-
-def _grouped(
-    match: Match, counted: Mapping[str, tuple[Counts, Counts]]
-) -> list[tuple[tuple[str, ...], Counts, Counts]]:
-    if match != "total":
-        return [((name,), sizes, nums) for name, (sizes, nums) in counted.items()]
-    none = np.zeros(1, dtype=np.int64)
-    sizes, nums = (sum((pair[at] for pair in counted.values()), start=none) for at in (0, 1))
-    return [(tuple(counted), sizes, nums)]
 
 
 def random_matched(
@@ -292,18 +276,8 @@ def random_matched(
             return PackedTensor.of_parts(tensor.shape, parts)
 
         drawn, _ = read_weights(base, quotas.shapes, draw, num_passes=2, progress=progress)
-        empty = {  # what base lacks; nothing of it is selected
-            name: PackedTensor.of(mask.shape(name), np.zeros_like(mask.packed(name)))
-            for name in mask
-            if name not in drawn
-        }
-        of_base = {
-            name: BaseTensor(base.tensors[name].dtype.name, digest)
-            for name, digest in quotas.digests.items()
-        }
+        made_against = {**mask.base, **base_tensors(base, quotas.digests)}
+    # Of what base lacks, the mask selects nothing.
+    tensors = {n: drawn[n] if n in drawn else mask.tensor(n, mask.shape(n)) for n in mask}
     step = {"step": "random", "match": "magnitude", "seed": seed, "of": mask.digest}
-    return Mask(
-        {name: (drawn | empty)[name] for name in mask},
-        {**mask.base, **of_base},
-        provenance_with(mask.provenance, step),
-    )
+    return Mask(tensors, made_against, provenance_with(mask.provenance, step))
