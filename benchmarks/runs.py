@@ -210,7 +210,7 @@ def _run_trainer(file: Settings) -> Any:
     """What `trimtab train` makes of a run file."""
     from rich.progress import Progress
 
-    from trimtab.training.progress import stage
+    from trimtab.progress import stage
     from trimtab.training.runs.prepare import build_trainer, follow, prepare
 
     run = prepare(file)

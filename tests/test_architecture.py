@@ -28,22 +28,23 @@ MAY_IMPORT = {
     "inputs": {"errors"},
     "outputs": {"errors"},
     "processes": set(),
+    "progress": {"escaping"},
     "elements": BELOW - {"inputs"},
-    "example": {"elements", "outputs", *BELOW},
     "checkpoints": {"elements", *BELOW},
+    "example": {"checkpoints", "elements", "outputs", *BELOW},
     "results": {"checkpoints", "outputs", *BELOW},
     "measure": {"results", "checkpoints", "elements", "outputs", *BELOW},
     "masks": {"results", "checkpoints", "elements", "outputs", *BELOW},
     "report": {"measure", "masks", "results", "elements", "outputs", *BELOW},
     "training": {
         *("results", "measure", "masks", "checkpoints", "elements", "outputs", "processes"),
-        *BELOW,
+        *("progress", *BELOW),
     },
     # Of these papers use little: tests/papers
     "papers": {"results", "training", "masks", "checkpoints", "outputs", *BELOW},
     "cli": {
         *("papers", "report", "training", "measure", "masks", "results", "example"),
-        *("checkpoints", "elements", "outputs", "processes", *BELOW),
+        *("checkpoints", "elements", "outputs", "processes", "progress", *BELOW),
     },
 }
 """Layer -> the layers below it. `measure` and `masks` are siblings: they meet in `checkpoints`."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trimtab.checkpoints.safetensors import file_start
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import OutputExistsError
 from trimtab.outputs import new_folder
@@ -144,18 +144,12 @@ def _rounded(values: Values) -> Values:
 
 def _files(values: Values, dtype: str = "BF16") -> dict[str, bytes]:
     """A checkpoint folder as `save_pretrained` writes it: name of each file -> its bytes."""
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, of in values.items():
-        begin, end = end, end + DTYPES[dtype].num_bytes * prod(of.shape)
-        header[name] = {"dtype": dtype, "shape": list(of.shape), "data_offsets": [begin, end]}
-    raw = json.dumps(header, separators=(",", ":")).encode()
-    raw += b" " * (-len(raw) % 8)
+    start = file_start({name: (dtype, of.shape) for name, of in values.items()}, {"format": "pt"})
     data = b"".join(DTYPES[dtype].encode(of).tobytes() for of in values.values())
     config = {**CONFIG, "dtype": "float32"} if dtype == "F32" else CONFIG
     return {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),
-        "model.safetensors": len(raw).to_bytes(8, "little") + raw + data,
+        "model.safetensors": start + data,
     }
 
 

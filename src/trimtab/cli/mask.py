@@ -33,9 +33,9 @@ from trimtab.cli.options import (
     threads_option,
     writes_a_mask,
 )
-from trimtab.cli.progress import byte_progress
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free
+from trimtab.progress import byte_progress
 
 if TYPE_CHECKING:
     from trimtab.masks.on_disk import StoredMask

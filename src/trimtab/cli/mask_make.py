@@ -24,9 +24,9 @@ from trimtab.cli.options import (
     seed_option,
     writes_a_mask,
 )
-from trimtab.cli.progress import byte_progress
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free
+from trimtab.progress import byte_progress
 
 if TYPE_CHECKING:
     from trimtab.checkpoints.checkpoint import Checkpoint

@@ -17,7 +17,7 @@ from trimtab.cli.options import (
     seed_option,
     threads_option,
 )
-from trimtab.cli.progress import byte_progress
+from trimtab.progress import byte_progress
 
 __all__ = ["compare", "identity", "trajectory"]
 

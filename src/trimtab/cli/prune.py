@@ -17,9 +17,9 @@ from trimtab.cli.options import (
     names_of,
     seed_option,
 )
-from trimtab.cli.progress import byte_progress
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free, ensure_no_folder
+from trimtab.progress import byte_progress
 
 if TYPE_CHECKING:
     from trimtab.masks.pruning import Method

@@ -39,7 +39,7 @@ def train(run: Path, dry_run: bool) -> None:
     is finished and kept, and the same command goes on from there.
     """
     from trimtab.elements.counts import percent
-    from trimtab.training.progress import progress_bars
+    from trimtab.progress import progress_bars
     from trimtab.training.runs.execute import MODEL, RESULT, execute, overview
     from trimtab.training.runs.prepare import prepare
     from trimtab.training.runs.settings import Settings

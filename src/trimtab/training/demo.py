@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError
 from trimtab.masks import Mask
+from trimtab.progress import progress_bars, stage
 from trimtab.results.answers import Answers
 from trimtab.results.evaluation import MajorityBaseline, majority_baseline
 from trimtab.results.schema import from_plain
@@ -31,7 +32,6 @@ from trimtab.training.demo_arms import ARMS, DemoArm, demo_arms, demo_masks, mas
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.questions import addition_questions
 from trimtab.training.folders import read_json, write_json
-from trimtab.training.progress import progress_bars, stage
 from trimtab.training.recipe import Recipe
 from trimtab.training.smollm2 import export_base
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError
 from trimtab.masks.wanda import InputNorms
+from trimtab.progress import progress_bars, stage
 from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import passage_length, pieces, read_text
-from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import open_base
 from trimtab.training.runs.data import prompt_ids, read_rows
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trimtab.training.progress import progress_bars
+from trimtab.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings

@@ -9,7 +9,7 @@ from string import printable
 import pytest
 
 from tests.training import tiny
-from trimtab.training.progress import progress_bars
+from trimtab.progress import progress_bars
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import Run, prepare

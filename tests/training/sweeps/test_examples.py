@@ -9,7 +9,7 @@ import pytest
 
 from tests.training.runs.test_examples import EXAMPLES
 from tests.training.runs.test_examples import reader as reader
-from trimtab.training.progress import progress_bars
+from trimtab.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.sweeps.plan import Plan, plan

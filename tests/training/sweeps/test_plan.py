@@ -9,8 +9,8 @@ import pytest
 
 from tests.training.sweeps.sweep_files import planned
 from trimtab.errors import CheckpointNotFoundError, OutputExistsError, SettingsError
+from trimtab.progress import progress_bars
 from trimtab.report.sweep_plan import render_plan
-from trimtab.training.progress import progress_bars
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare

@@ -9,8 +9,8 @@ import pytest
 
 from tests.training.sweeps.sweep_files import planned, tell_nobody
 from trimtab.errors import CheckpointError
+from trimtab.progress import progress_bars
 from trimtab.training.evaluation.evaluate import evaluate
-from trimtab.training.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.sweeps import cell

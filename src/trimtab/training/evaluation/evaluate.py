@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.errors import SettingsError, TrimtabError
+from trimtab.progress import Stage, progress_bars, stage
 from trimtab.results.answers import Answers
 from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation
 from trimtab.results.records import made_now
@@ -29,7 +30,6 @@ from trimtab.training.evaluation.forgetting import (
 )
 from trimtab.training.evaluation.questions import Questions
 from trimtab.training.evaluation.suites import Suites
-from trimtab.training.progress import Stage, progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runtime import give_back_unused
 

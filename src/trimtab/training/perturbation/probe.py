@@ -37,6 +37,7 @@ from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
 from trimtab.masks import Mask
 from trimtab.masks.header import mask_record
 from trimtab.outputs import append, lock, new_file
+from trimtab.progress import progress_bars, stage
 from trimtab.results.records import made_now
 from trimtab.results.robustness import Cell, Robustness
 from trimtab.results.schema import from_plain
@@ -59,7 +60,6 @@ from trimtab.training.perturbation.noise import (
     level_problem,
     perturbed,
 )
-from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.dotted import differences
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import SettingsError
+from trimtab.progress import progress_bars, stage
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.layout import Layout
@@ -26,7 +27,6 @@ from trimtab.training.pieces import Piece
 from trimtab.training.probes.data import ProbeData
 from trimtab.training.probes.losses import Losses, Term
 from trimtab.training.probes.measures import ElementSums, Measure
-from trimtab.training.progress import progress_bars, stage
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.data import check_lengths
 from trimtab.training.runtime import PeakMemory, give_back_unused

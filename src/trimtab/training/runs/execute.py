@@ -27,11 +27,11 @@ from trimtab.elements.counts import percent
 from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.outputs import is_draft, lock, new_folder, told_where
 from trimtab.processes import Interrupted
+from trimtab.progress import stage
 from trimtab.training import runtime
 from trimtab.training.folders import complete_checkpoints, last_unfinished, read_json, write_json
 from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
-from trimtab.training.progress import stage
 from trimtab.training.runs.base_model import count_update, save_weights, saved_dtypes
 from trimtab.training.runs.dotted import differences
 from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask, notes_of

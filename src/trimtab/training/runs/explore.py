@@ -24,9 +24,9 @@ from trimtab.errors import SettingsError
 from trimtab.masks import Mask
 from trimtab.masks.header import provenance_of
 from trimtab.outputs import new_folder
+from trimtab.progress import note, stage
 from trimtab.training.folders import last_checkpoint, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE, write_beside_weights
-from trimtab.training.progress import note, stage
 from trimtab.training.runs.base_model import load_model_of
 from trimtab.training.runs.prepare import Run, Stop, build_trainer, follow
 from trimtab.training.runs.settings import Settings

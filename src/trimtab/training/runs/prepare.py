@@ -23,9 +23,9 @@ from trimtab.errors import SettingsError, TrimtabError
 from trimtab.masks import Mask
 from trimtab.masks.header import provenance_of
 from trimtab.masks.random import random_tensor
+from trimtab.progress import Stage
 from trimtab.training import runtime
 from trimtab.training.masked_training import MaskedTraining, train_only
-from trimtab.training.progress import Stage
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.base_model import DTYPES, BaseModel, open_base
 from trimtab.training.runs.data import Rows, check_lengths, read_rows

@@ -27,8 +27,8 @@ import xxhash
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.outputs import append
+from trimtab.progress import stage
 from trimtab.training.addition import ANSWER_END
-from trimtab.training.progress import stage
 from trimtab.training.runs.algorithms import Made
 from trimtab.training.runs.data import Rows, prompt_ids
 from trimtab.training.runs.prepare import Run, Stop

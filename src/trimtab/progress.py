@@ -1,8 +1,9 @@
-"""Progress bars on stderr, for people: none is drawn where stderr is not a terminal."""
+"""Progress on stderr, for people: nothing is drawn where stderr is not a terminal."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -15,29 +16,59 @@ if TYPE_CHECKING:
 WORTH_TELLING = 300
 """Seconds from which on it is said how long work will take."""
 
-__all__ = ["Stage", "note", "progress_bars", "stage"]
+__all__ = ["Stage", "byte_progress", "note", "progress_bars", "stage"]
+
+
+@contextmanager
+def byte_progress(
+    title: str, *, is_work: bool = False
+) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar over bytes read, as `trimtab.compare` reports them; None when stderr is no terminal.
+
+    Args:
+        title: What is done.
+        is_work: What is reported are not bytes alone: shown as a share, with the time that is left.
+    """
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich import progress as rich
+    from rich.console import Console
+
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}", markup=False),
+        rich.BarColumn(),
+        *(
+            (rich.TaskProgressColumn(),)
+            if is_work
+            else (rich.DownloadColumn(), rich.TransferSpeedColumn())
+        ),
+        rich.TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(escaped(title), total=None)
+
+        def advance(num_bytes: int, total: int) -> None:
+            bar.update(task, advance=num_bytes, total=total)
+
+        yield advance
 
 
 def progress_bars() -> Progress:
-    """A rich progress display on stderr, to be used with `with`."""
+    """A rich progress display of stages, to be used with `with`."""
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
     console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description:<28}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}", markup=False),
+    return rich.Progress(
+        rich.TextColumn("{task.description:<28}", markup=False),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}", markup=False),
         console=console,
         disable=not console.is_terminal,
     )

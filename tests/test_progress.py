@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from trimtab.training.progress import progress_bars, stage
+from trimtab.progress import progress_bars, stage
 
 
 def test_a_stage_shows_its_steps_and_last_metric() -> None:
@@ -42,7 +42,7 @@ def test_where_nothing_is_drawn_long_work_says_how_long_it_takes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = iter([0.0, 30.0])  # seconds when 2 steps are done, and when 3 are
-    monkeypatch.setattr("trimtab.training.progress.perf_counter", lambda: next(now))
+    monkeypatch.setattr("trimtab.progress.perf_counter", lambda: next(now))
     with progress_bars() as bars, stage(bars, "robustness", total=144) as line:
         for completed in (2, 3, 4):
             line.step(completed, {})
