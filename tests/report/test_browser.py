@@ -24,7 +24,8 @@ from trimtab.elements.counts import percent
 from trimtab.papers.library import papers_folder
 from trimtab.papers.results import PaperResult
 from trimtab.report.blocks import Figure
-from trimtab.report.comparison_page import comparison_page, demo_page
+from trimtab.report.comparison import comparison_document
+from trimtab.report.demo import demo_document
 from trimtab.report.document import Document as ReportPage
 from trimtab.report.evaluation_page import evaluation_page
 from trimtab.report.html import render
@@ -51,7 +52,7 @@ def drawn(document: str) -> list[str]:
 
 def test_every_chart_is_drawn_with_its_numbers(browse: Browse) -> None:
     comparison = make_comparison(num_layers=4, analysed=True)
-    document = browse(render(comparison_page(comparison)))
+    document = browse(render(comparison_document(comparison)))
     assert drawn(document) == ["drawn"] * 6
     assert len(Page(document).specs) == 6
     cells = re.findall(r'aria-roledescription="rect mark"', document)
@@ -67,13 +68,13 @@ def test_every_chart_of_a_demo_is_drawn(browse: Browse) -> None:
     comparisons = {
         name: make_comparison(2, seed, analysed=True) for seed, name in enumerate(("grpo", "sft"))
     }
-    assert drawn(browse(render(demo_page(make_demo(), comparisons)))) == ["drawn"] * 10
+    assert drawn(browse(render(demo_document(make_demo(), comparisons)))) == ["drawn"] * 10
 
 
 def test_every_chart_of_a_demo_with_a_mask_is_drawn(browse: Browse) -> None:
     comparisons = {name: make_comparison(2, analysed=True) for name in ("grpo", "sft")}
     demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity()}
-    assert drawn(browse(render(demo_page(demo, comparisons, checks)))) == ["drawn"] * 11
+    assert drawn(browse(render(demo_document(demo, comparisons, checks)))) == ["drawn"] * 11
 
 
 def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:
@@ -106,7 +107,7 @@ def test_every_chart_of_a_paper_is_drawn(open_page: OpenPage) -> None:
 
 
 def test_hover_shows_exact_counts(open_page: OpenPage) -> None:
-    text = render(comparison_page(make_comparison(num_layers=2)))
+    text = render(comparison_document(make_comparison(num_layers=2)))
     tab = open_page(text)
     tab.locator(".chart .mark-rect path").first.hover()
     shown = tab.locator("#vg-tooltip-element td.value").all_inner_texts()
@@ -116,7 +117,7 @@ def test_hover_shows_exact_counts(open_page: OpenPage) -> None:
 
 def test_the_filter_of_a_long_table(open_page: OpenPage) -> None:
     comparison = make_comparison(num_layers=8)
-    tab = open_page(render(comparison_page(comparison)))
+    tab = open_page(render(comparison_document(comparison)))
     table = tab.locator("details", has_text="Every layer and kind").first
     table.locator("summary").click()
     rows = table.locator("tbody tr:visible")
@@ -135,7 +136,7 @@ def test_the_filter_of_a_long_table(open_page: OpenPage) -> None:
 
 
 def test_the_keyboard_reaches_the_result_and_every_table(open_page: OpenPage) -> None:
-    tab = open_page(render(comparison_page(make_comparison(num_layers=2))))
+    tab = open_page(render(comparison_document(make_comparison(num_layers=2))))
     tab.keyboard.press("Tab")
     assert tab.evaluate("document.activeElement.textContent") == "Skip to the result"
     reached = set()
@@ -150,7 +151,7 @@ def test_the_keyboard_reaches_the_result_and_every_table(open_page: OpenPage) ->
 
 
 def test_several_results_on_one_page(open_page: OpenPage) -> None:
-    pages = [comparison_page(make_comparison(num_layers=2)), identity_document(make_identity())]
+    pages = [comparison_document(make_comparison(num_layers=2)), identity_document(make_identity())]
     tab = open_page(render(*pages))
     assert drawn(tab.content()) == ["drawn"] * 4
     ids = re.findall(r' id="([^"]*)"', tab.content().split("<script>")[0])
@@ -161,7 +162,7 @@ def test_several_results_on_one_page(open_page: OpenPage) -> None:
 
 
 def test_dark_light_and_paper(open_page: OpenPage) -> None:
-    tab = open_page(render(comparison_page(make_comparison(num_layers=2))))
+    tab = open_page(render(comparison_document(make_comparison(num_layers=2))))
     ground = "getComputedStyle(document.body).backgroundColor"
     seen = []
     for scheme in ("light", "dark"):
@@ -178,8 +179,8 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
     demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity()}
     paper = PaperResult.load(papers_folder() / "critics" / "results" / "small.json").to_dict()
     pages = [
-        comparison_page(make_comparison(30)),
-        demo_page(demo, {"grpo": make_comparison(1), "sft": make_comparison(1)}, checks),
+        comparison_document(make_comparison(30)),
+        demo_document(demo, {"grpo": make_comparison(1), "sft": make_comparison(1)}, checks),
         trajectory_page(make_trajectory()),
         overlap_document(make_overlap(12)),
         structure_document(make_structure(tmp_path)),
@@ -203,7 +204,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
     ("page", "told"),
     [
         (evaluation_page(make_evaluation().to_dict()), "95 % interval"),
-        (demo_page(make_demo(), {"grpo": make_comparison(1)}), "95 % interval"),
+        (demo_document(make_demo(), {"grpo": make_comparison(1)}), "95 % interval"),
         (robustness_page(make_probe().to_dict()), "least to most of the seeds"),
     ],
 )
@@ -218,7 +219,7 @@ def test_error_bars_are_in_the_legend_and_in_the_caption(page: ReportPage, told:
 
 
 def test_a_chart_is_drawn_again_for_another_width(open_page: OpenPage) -> None:
-    tab = open_page(render(comparison_page(make_comparison(30))))
+    tab = open_page(render(comparison_document(make_comparison(30))))
 
     def widths() -> list[float]:
         return [float(svg.get_attribute("width") or 0) for svg in tab.locator(".chart svg").all()]
@@ -233,7 +234,7 @@ def test_a_chart_is_drawn_again_for_another_width(open_page: OpenPage) -> None:
 
 
 def test_a_table_that_is_wider_than_the_screen_says_so(open_page: OpenPage) -> None:
-    tab = open_page(render(comparison_page(make_comparison(2, analysed=True))), width=NARROW)
+    tab = open_page(render(comparison_document(make_comparison(2, analysed=True))), width=NARROW)
     for details in tab.locator("details").all():
         details.evaluate("node => { node.open = true }")
     frame = tab.locator(".frame", has=tab.get_by_role("region", name="By kind", exact=True))
@@ -255,7 +256,7 @@ def test_a_table_that_is_wider_than_the_screen_says_so(open_page: OpenPage) -> N
 
 def test_hostile_names_stay_text_even_without_the_policy(open_page: OpenPage) -> None:
     policy = r'<meta http-equiv="Content-Security-Policy"[^>]*>'
-    text = re.sub(policy, "", render(comparison_page(hostile_comparison())), count=1)
+    text = re.sub(policy, "", render(comparison_document(hostile_comparison())), count=1)
     tab = open_page(text)
     tab.locator(".chart .mark-rect path").first.hover()
     assert "</script>" in tab.locator("#vg-tooltip-element").inner_text()
@@ -272,7 +273,7 @@ def test_the_attack_works_on_a_page_that_does_not_escape(browser: Browser) -> No
 
 
 def test_the_policy_stops_a_script_that_was_not_escaped(browser: Browser, tmp_path: Path) -> None:
-    text = render(comparison_page(make_comparison(num_layers=1)))
+    text = render(comparison_document(make_comparison(num_layers=1)))
     path = tmp_path / "page.html"
     path.write_text(text.replace("</main>", f"{HOSTILE}</main>"), "utf-8")
     tab = browser.new_page()

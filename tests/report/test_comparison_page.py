@@ -20,7 +20,8 @@ from tests.report.page import Page
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.errors import MissingExtraError
 from trimtab.measure.compare_result import Comparison, Coverage
-from trimtab.report.comparison_page import comparison_page, demo_page
+from trimtab.report.comparison import comparison_document
+from trimtab.report.demo import demo_document
 from trimtab.report.html import _chart_library, render
 
 MEGABYTE = 1_000_000
@@ -34,7 +35,7 @@ def comparison() -> Comparison:
 
 @pytest.fixture(scope="module")
 def text(comparison: Comparison) -> str:
-    return render(comparison_page(comparison))
+    return render(comparison_document(comparison))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_sections_come_in_reading_order(page: Page) -> None:
 
 
 def test_sections_that_were_not_analysed_are_left_out() -> None:
-    sections = Page(render(comparison_page(make_comparison(num_layers=1)))).sections
+    sections = Page(render(comparison_document(make_comparison(num_layers=1)))).sections
     assert {"Rank of the update", "What precision alone predicts"}.isdisjoint(sections)
 
 
@@ -94,8 +95,8 @@ def test_kinds_equal_the_comparison(page: Page, comparison: Comparison) -> None:
             f"{counts.num_elements:,}",
             f"{counts.num_changed['bits']:,}",
             share(counts, "bits"),
-            percent(mean, 1),
             percent(row["num_elements"] - row["random_walk"], row["num_elements"]),
+            percent(mean, 1),
         ]
 
 
@@ -182,7 +183,8 @@ def test_0_and_100_percent_are_exact() -> None:
         make_tensor("one", 1, "k_proj", (num,), one),
     ]
     rows = {
-        row[0]: row for row in Page(render(comparison_page(wrap(tensors)))).table("By kind").body
+        row[0]: row
+        for row in Page(render(comparison_document(wrap(tensors)))).table("By kind").body
     }
     assert [rows[kind][4] for kind in ("q_proj", "k_proj", "all")] == [
         "100 %",
@@ -194,7 +196,7 @@ def test_0_and_100_percent_are_exact() -> None:
 def test_incomplete_coverage_is_loud_and_listed() -> None:
     gap = {"name": HOSTILE, "shape": [3, 4], "dtype": "BF16", "num_elements": 12, "hash": "ab"}
     coverage = Coverage(num_base=112, num_tuned=100, num_compared=100, missing=(gap,) * 100)
-    page = Page(render(comparison_page(make_comparison(num_layers=1, coverage=coverage))))
+    page = Page(render(comparison_document(make_comparison(num_layers=1, coverage=coverage))))
     warnings = [value for _, name, value in page.attributes if name == "class"]
     assert warnings.count("notice warning") == 2
     assert "Coverage is INCOMPLETE: 100 elements were compared, 89.29 % of base" in page.text
@@ -206,19 +208,21 @@ def test_incomplete_coverage_is_loud_and_listed() -> None:
 
 def test_a_conversion_is_said_in_every_section() -> None:
     page = Page(
-        render(comparison_page(make_comparison(num_layers=1, conversion="F32 cast to BF16")))
+        render(comparison_document(make_comparison(num_layers=1, conversion="F32 cast to BF16")))
     )
     assert all("after conversion: F32 cast to BF16" in title for title in page.sections)
 
 
 def test_nothing_compared_is_a_page_too() -> None:
-    page = Page(render(comparison_page(wrap([]))))
+    page = Page(render(comparison_document(wrap([]))))
     assert "no weights were compared" in page.text
 
 
 def test_identical_checkpoints_have_no_movers() -> None:
     counts = make_counts(100, 0.0, np.random.default_rng(0))
-    page = Page(render(comparison_page(wrap([make_tensor("a", 0, "q_proj", (10, 10), counts)]))))
+    page = Page(
+        render(comparison_document(wrap([make_tensor("a", 0, "q_proj", (10, 10), counts)])))
+    )
     assert "100 % of 100 weights are bit-identical" in " ".join(page.text.split())
     assert "No tensor changed." in page.text
     assert "How far the changed weights moved" not in page.sections
@@ -226,7 +230,7 @@ def test_identical_checkpoints_have_no_movers() -> None:
 
 def test_a_result_read_back_from_json_gives_the_same_page(comparison: Comparison) -> None:
     again = Comparison.from_dict(json.loads(json.dumps(comparison.to_dict())))
-    assert render(comparison_page(again)) == render(comparison_page(comparison))
+    assert render(comparison_document(again)) == render(comparison_document(comparison))
 
 
 def test_every_chart_has_a_table_and_a_caption(text: str) -> None:
@@ -239,8 +243,8 @@ def test_every_chart_has_a_table_and_a_caption(text: str) -> None:
 
 def all_pages() -> list[str]:
     comparison = make_comparison(num_layers=2, analysed=True)
-    demo = render(demo_page(make_demo(), {"grpo": comparison, "sft": comparison}))
-    return [render(comparison_page(comparison)), demo]
+    demo = render(demo_document(make_demo(), {"grpo": comparison, "sft": comparison}))
+    return [render(comparison_document(comparison)), demo]
 
 
 def test_nothing_is_fetched() -> None:
@@ -286,7 +290,7 @@ def hostile_comparison() -> Comparison:
 
 
 def test_names_from_files_stay_text() -> None:
-    text = render(comparison_page(hostile_comparison()))
+    text = render(comparison_document(hostile_comparison()))
     page = Page(text)
     assert len(page.scripts) == 2
     assert not any(tag == "img" for tag, _, _ in page.attributes)
@@ -298,15 +302,15 @@ def test_names_from_files_stay_text() -> None:
 
 def test_a_7b_model_stays_below_3_megabytes() -> None:
     comparison = make_comparison(32, hidden=4096, ffn=11008, kv=1024, analysed=True)
-    assert len(render(comparison_page(comparison)).encode()) < 3 * MEGABYTE
-    demo = render(demo_page(make_demo(), {"grpo": comparison, "sft": comparison}))
+    assert len(render(comparison_document(comparison)).encode()) < 3 * MEGABYTE
+    demo = render(demo_document(make_demo(), {"grpo": comparison, "sft": comparison}))
     assert len(demo.encode()) < 3 * MEGABYTE
 
 
 def test_a_mixture_of_experts_is_aggregated() -> None:
     comparison = make_comparison(61, experts=256, hidden=2048, ffn=768)
     assert len(comparison.tensors) > 46_000
-    text = render(comparison_page(comparison))
+    text = render(comparison_document(comparison))
     assert len(text.encode()) < 3 * MEGABYTE
     rows = {row[0]: row for row in Page(text).table("By kind").body}
     assert number(rows["expert.up_proj"][1]) == 61 * 256
@@ -316,7 +320,7 @@ def test_a_mixture_of_experts_is_aggregated() -> None:
 def test_a_demo_page_sets_the_runs_side_by_side() -> None:
     grpo, sft = make_comparison(2, analysed=True), make_comparison(2, seed=1, analysed=True)
     demo = make_demo()
-    page = Page(render(demo_page(demo, {"grpo": grpo, "sft": sft})))
+    page = Page(render(demo_document(demo, {"grpo": grpo, "sft": sft})))
     assert page.sections[:2] == ["Did they learn?", "Where the changes are"]
     assert "What the runs took" in page.sections
     assert demo["model_note"] in page.text
@@ -342,7 +346,7 @@ def test_a_loss_that_is_not_finite_does_not_break_the_page() -> None:
     demo: Any = make_demo()
     demo["arms"]["sft"]["history"][3]["loss"] = float("nan")
     comparison = make_comparison(1)
-    page = Page(render(demo_page(demo, {"grpo": comparison, "sft": comparison})))
+    page = Page(render(demo_document(demo, {"grpo": comparison, "sft": comparison})))
     assert len(page.table("Loss of the batch, step by step").body) == 19
 
 
@@ -352,7 +356,7 @@ def test_without_the_chart_library_the_cure_is_named(
     _chart_library.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'trimtab\[report\]'"):
-        render(comparison_page(comparison))
+        render(comparison_document(comparison))
 
 
 def test_every_colour_is_defined_for_light_and_dark() -> None:

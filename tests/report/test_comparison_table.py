@@ -1,14 +1,20 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.report.factory import make_comparison, make_counts, make_tensor, wrap
 from trimtab.elements.counts import ChangeCounts, percent
-from trimtab.measure.compare_result import Coverage
-from trimtab.report.comparison_table import render_table
+from trimtab.measure.compare_result import Comparison, Coverage
+from trimtab.report.comparison import comparison_document
+from trimtab.report.terminal import render_text
+
+
+def text_of_comparison(comparison: Comparison, **how: Any) -> str:
+    return render_text(comparison_document(comparison), **how)
 
 
 def cells(line: str) -> list[str]:
@@ -18,7 +24,7 @@ def cells(line: str) -> list[str]:
 
 def test_shows_the_counts_of_the_comparison() -> None:
     comparison = make_comparison(num_layers=2, analysed=True)
-    lines = render_table(comparison, console_width=120).splitlines()
+    lines = text_of_comparison(comparison, console_width=120).splitlines()
     total = comparison.total
     unchanged = total.num_elements - total.num_changed["bits"]
     assert lines[:2] == ["base   demo/base", "tuned  demo/grpo"]
@@ -44,7 +50,7 @@ def test_shows_the_counts_of_the_comparison() -> None:
 
 @pytest.mark.parametrize("width", [40, 56, 80, 120])
 def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    text = render_table(make_comparison(analysed=True), console_width=width)
+    text = text_of_comparison(make_comparison(analysed=True), console_width=width)
     assert max(map(len, text.splitlines())) <= width
     assert all(line == line.rstrip() for line in text.splitlines())
     row = next(line for line in text.splitlines() if line.startswith("all"))
@@ -53,8 +59,8 @@ def test_no_line_is_wider_than_the_terminal(width: int) -> None:
 
 def test_plain_text_has_no_escapes_and_styled_text_the_same_words() -> None:
     comparison = make_comparison(num_layers=1)
-    plain = render_table(comparison, console_width=100)
-    styled = render_table(comparison, console_width=100, styled=True)
+    plain = text_of_comparison(comparison, console_width=100)
+    styled = text_of_comparison(comparison, console_width=100, styled=True)
     assert "\x1b" not in plain
     assert "\x1b[1m" in styled
     for code in ("1", "2", "33", "1;33", "0"):
@@ -72,14 +78,14 @@ def test_incomplete_coverage_and_conversion_are_always_said() -> None:
     comparison = make_comparison(
         num_layers=1, coverage=coverage, conversion="F32 cast to BF16", criterion="atol=1e-05"
     )
-    text = render_table(comparison, console_width=200)
+    text = text_of_comparison(comparison, console_width=200)
     assert "Coverage INCOMPLETE: 28,000,000 elements were compared, 93.33 % of base" in text
     assert "Converted before comparing: F32 cast to BF16." in text
     assert "weights are within 1e-05 of the base (criterion: atol=1e-05)" in text
 
 
 def test_a_prediction_is_not_set_beside_a_tolerance() -> None:
-    text = render_table(
+    text = text_of_comparison(
         make_comparison(num_layers=1, analysed=True, criterion="atol=1e-05"), console_width=120
     )
     assert "predicted" not in text
@@ -87,7 +93,7 @@ def test_a_prediction_is_not_set_beside_a_tolerance() -> None:
 
 def test_rank_and_geometry_stand_beside_their_controls() -> None:
     comparison = make_comparison(num_layers=2, analysed=True)
-    text = render_table(comparison, console_width=100)
+    text = text_of_comparison(comparison, console_width=100)
     rank, geometry = (comparison.analyses[name]["summary"] for name in ("rank", "geometry"))
     of_rank, of_mask = rank["stable_rank"], geometry["low_magnitude_mask"]
     told = [percent(of_rank[key], 1) for key in ("mean", "random_mean", "min", "random_min")]
@@ -99,19 +105,19 @@ def test_rank_and_geometry_stand_beside_their_controls() -> None:
         percent(of_mask["chance"], 1),
     ]
     assert line.endswith(f" {of_mask['lift']:.2f}")
-    assert "Rank of" not in render_table(make_comparison(num_layers=2), console_width=100)
+    assert "Rank of" not in text_of_comparison(make_comparison(num_layers=2), console_width=100)
 
 
 def test_names_cannot_steer_the_terminal() -> None:
     counts = ChangeCounts(num_elements=4, num_changed={"bits": 1, "atol=0": 1})
     tensor = make_tensor("a", 0, "\x1b]0;hi\x07\nkind", (4,), counts)
-    text = render_table(wrap([tensor]), console_width=80)
+    text = text_of_comparison(wrap([tensor]), console_width=80)
     assert "\x1b" not in text
     assert "\\x1b]0;hi\\x07\\nkind" in text
 
 
 def test_nothing_compared() -> None:
-    text = render_table(wrap([]), console_width=80)
+    text = text_of_comparison(wrap([]), console_width=80)
     assert "no weights were compared" in text
 
 
@@ -119,5 +125,5 @@ def test_all_or_nothing_changed_is_exact() -> None:
     rng = np.random.default_rng(0)
     for density, figure in ((0.0, "100 %"), (1.0, "0 %")):
         counts = make_counts(100, density, rng)
-        text = render_table(wrap([make_tensor("a", 0, "q_proj", (10, 10), counts)]))
+        text = text_of_comparison(wrap([make_tensor("a", 0, "q_proj", (10, 10), counts)]))
         assert f"{figure} of 100 weights" in text

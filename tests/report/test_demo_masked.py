@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.report.factory import make_comparison, make_demo, with_masked
@@ -10,13 +12,16 @@ from tests.report.page import Page
 from trimtab.elements.counts import percent
 from trimtab.masks.identity import Identity
 from trimtab.measure.compare_result import Comparison
-from trimtab.report.comparison_page import demo_page
-from trimtab.report.demo_masked import mask_columns
-from trimtab.report.demo_table import render_demo_table
+from trimtab.report.demo import demo_document
 from trimtab.report.html import render
 from trimtab.report.identity import sub_share
+from trimtab.report.terminal import render_text
 
 SECTIONS = ["Training only the mask", "Did the subnetwork give the same model?"]
+
+
+def text_of_demo(*parts: Any, **how: Any) -> str:
+    return render_text(demo_document(*parts), **how)
 
 
 def arms(*labels: str) -> dict[str, Comparison]:
@@ -29,7 +34,7 @@ def test_page_sets_a_masked_run_beside_the_full_one() -> None:
         arms("grpo", "sft"),
         make_identity(),
     )
-    page = Page(render(demo_page(demo, comparisons, {"mask": check})))
+    page = Page(render(demo_document(demo, comparisons, {"mask": check})))
     assert page.sections[:4] == ["Did they learn?", *SECTIONS, "Where the changes are"]
     table = page.table("Beside grpo")
     full, mask = (dict(zip(table.headings, row, strict=True)) for row in table.body)
@@ -65,25 +70,25 @@ def test_another_full_run_is_no_subnetwork() -> None:
     demo = with_masked(make_demo(), "seed 1", "mask")
     stray = make_identity(num_strays=1)
     checks = {"seed 1": stray, "mask": make_identity()}
-    page = Page(render(demo_page(demo, arms("grpo", "sft", "seed 1"), checks)))
+    page = Page(render(demo_document(demo, arms("grpo", "sft", "seed 1"), checks)))
     assert [row[0] for row in page.table("Beside grpo").body] == ["grpo", "seed 1", "mask"]
     regions = page.table("Inside the mask, outside it, and all")
     assert {row[0] for row in regions.body} == {"mask"}
     assert "OUTSIDE" not in page.text
-    text = render_demo_table(demo, arms("grpo", "sft", "seed 1"), checks, console_width=120)
+    text = text_of_demo(demo, arms("grpo", "sft", "seed 1"), checks, console_width=120)
     assert "OUTSIDE" not in text
 
 
 def test_moves_outside_a_mask_are_an_alarm() -> None:
     demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity(num_strays=1)}
-    assert "OUTSIDE the mask" in Page(render(demo_page(demo, arms("grpo", "sft"), checks))).text
-    assert "OUTSIDE" in render_demo_table(demo, arms("grpo", "sft"), checks, console_width=120)
+    assert "OUTSIDE the mask" in Page(render(demo_document(demo, arms("grpo", "sft"), checks))).text
+    assert "OUTSIDE" in text_of_demo(demo, arms("grpo", "sft"), checks, console_width=120)
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_terminal_has_the_same_figures_as_far_as_they_fit(width: int) -> None:
     demo, check = with_masked(make_demo(), "mask"), make_identity()
-    text = render_demo_table(demo, arms("grpo", "sft"), {"mask": check}, console_width=width)
+    text = text_of_demo(demo, arms("grpo", "sft"), {"mask": check}, console_width=width)
     assert all(len(line) <= width for line in text.splitlines())
     _, _, block = text.partition("Training only the mask: ")
     title, table = block.split("\nrun ", 1)
@@ -95,12 +100,12 @@ def test_terminal_has_the_same_figures_as_far_as_they_fit(width: int) -> None:
     assert "18 of 21" in mask
     assert ("1.20 MB" in mask) == ("optimizer" in heading)
     assert "changed" in heading or width < 120
-    assert ("“Cosine”" in " ".join(notes)) == ("cosine" in heading)
+    assert ("“cosine”" in " ".join(notes)) == ("cosine" in heading)
 
 
 def test_without_checks_nothing_is_said_of_masks() -> None:
-    text = render_demo_table(make_demo(), arms("grpo", "sft"), console_width=100)
-    page = Page(render(demo_page(make_demo(), arms("grpo", "sft"))))
+    text = text_of_demo(make_demo(), arms("grpo", "sft"), console_width=100)
+    page = Page(render(demo_document(make_demo(), arms("grpo", "sft"))))
     assert "mask" not in text
     assert not set(SECTIONS) & set(page.sections)
 
@@ -111,7 +116,7 @@ def test_every_run_keeps_its_colour() -> None:
         label: make_identity(seed=seed)
         for seed, label in enumerate(("mask", "random", "complement", "more"))
     }
-    page = Page(render(demo_page(demo, arms("grpo", "sft"), checks)))
+    page = Page(render(demo_document(demo, arms("grpo", "sft"), checks)))
     found = set()
     for spec in page.specs:
         for layer in spec.get("layer", ()):
@@ -125,5 +130,8 @@ def test_every_run_keeps_its_colour() -> None:
 def test_a_run_that_trained_nothing_told_has_dashes() -> None:
     demo = make_demo()
     demo["full"] = "grpo"
-    columns = mask_columns(demo, arms("grpo"), {"sft": make_identity()})
-    assert columns["optimizer"] == columns["trained"] == columns["same answers"] == ["–", "–"]
+    page = Page(render(demo_document(demo, arms("grpo"), {"sft": make_identity()})))
+    table = page.table("Beside grpo")
+    for heading in ("optimizer", "trained", "same answers"):
+        place = table.headings.index(heading)
+        assert [row[place] for row in table.body] == ["–", "–"]

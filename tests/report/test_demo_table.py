@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.report.factory import make_comparison, make_demo
 from trimtab.measure.compare_result import Comparison
-from trimtab.report.demo_table import render_demo_table
+from trimtab.report.demo import demo_document
+from trimtab.report.terminal import render_text
 
 LABELS = ("grpo", "sft")
+
+
+def text_of_demo(*parts: Any, **how: Any) -> str:
+    return render_text(demo_document(*parts), **how)
 
 
 def arms() -> dict[str, Comparison]:
@@ -18,7 +25,7 @@ def arms() -> dict[str, Comparison]:
 @pytest.mark.parametrize("width", [60, 120])
 def test_every_score_and_sparsity_is_there(width: int) -> None:
     demo, comparisons = make_demo(), arms()
-    text = render_demo_table(demo, comparisons, console_width=width)
+    text = text_of_demo(demo, comparisons, console_width=width)
     assert all(len(line) <= width for line in text.splitlines())
     assert "(criterion: bits)" in text
     for label, comparison in comparisons.items():
@@ -31,6 +38,6 @@ def test_every_score_and_sparsity_is_there(width: int) -> None:
 def test_intervals_are_those_of_the_record_and_say_what_they_are() -> None:
     demo, comparisons = make_demo(), arms()
     demo["before"]["accuracy_sampled"] = {"correct": 84, "total": 256, "interval": [0.22, 0.45]}
-    text = render_demo_table(demo, comparisons, console_width=100)
+    text = text_of_demo(demo, comparisons, console_width=100)
     assert "32.8 % [22.0, 45.0]" in text
     assert "Held-out accuracy [95 % interval]\n" in text

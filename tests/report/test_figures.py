@@ -11,7 +11,8 @@ from tests.report.identity_factory import make_identity
 from tests.report.page import unpacked
 from tests.report.test_comparison_page import HOSTILE, hostile_comparison
 from trimtab.report.blocks import Figure
-from trimtab.report.comparison_page import comparison_page, demo_page
+from trimtab.report.comparison import comparison_document
+from trimtab.report.demo import demo_document
 from trimtab.report.document import Document as Page
 from trimtab.report.figures import figure_files
 from trimtab.report.identity import identity_document
@@ -32,9 +33,9 @@ def texts(svg: bytes) -> list[str]:
 def test_every_figure_is_a_file_with_title_legend_and_source() -> None:
     comparison = make_comparison(num_layers=2, analysed=True)
     pages = [
-        comparison_page(comparison),
+        comparison_document(comparison),
         identity_document(make_identity()),
-        demo_page(make_demo(), {"grpo": comparison, "sft": comparison}),
+        demo_document(make_demo(), {"grpo": comparison, "sft": comparison}),
     ]
     files = list(figure_files(pages))
     figures = [(page, figure) for page in pages for figure in figures_of(page)]
@@ -48,13 +49,13 @@ def test_every_figure_is_a_file_with_title_legend_and_source() -> None:
 
 
 def test_the_name_says_which_result_and_figure() -> None:
-    names = [file.name for file in figure_files([comparison_page(make_comparison(1))] * 2)]
+    names = [file.name for file in figure_files([comparison_document(make_comparison(1))] * 2)]
     assert names[0] == "1-1-changed-elements-by-layer-and-kind.svg"
     assert [name[:3] for name in names] == [f"{n}-{m}" for n in (1, 2) for m in (1, 2, 3)]
 
 
 def test_png_has_the_size_of_the_svg_twice() -> None:
-    pages = [comparison_page(make_comparison(num_layers=1))]
+    pages = [comparison_document(make_comparison(num_layers=1))]
     for svg, png in zip(figure_files(pages), figure_files(pages, "png"), strict=True):
         assert png.content.startswith(b"\x89PNG\r\n\x1a\n")
         size = [int.from_bytes(png.content[at : at + 4], "big") for at in (16, 20)]
@@ -63,7 +64,7 @@ def test_png_has_the_size_of_the_svg_twice() -> None:
 
 
 def test_a_hostile_name_stays_text() -> None:
-    for file in figure_files([comparison_page(hostile_comparison())]):
+    for file in figure_files([comparison_document(hostile_comparison())]):
         root = ElementTree.fromstring(file.content)
         assert not [of for of in root.iter() if of.tag.endswith(("script", "img", "foreignObject"))]
         assert HOSTILE.encode() not in file.content
@@ -71,7 +72,7 @@ def test_a_hostile_name_stays_text() -> None:
 
 def test_rows_are_packed_without_loss() -> None:
     for page in (
-        comparison_page(make_comparison(num_layers=3)),
+        comparison_document(make_comparison(num_layers=3)),
         identity_document(make_identity()),
     ):
         for figure in figures_of(page):

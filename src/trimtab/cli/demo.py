@@ -65,10 +65,10 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     command goes on where it was.
     """
     from trimtab.cli.demo_record import demo_record, label_of
-    from trimtab.report.comparison_page import demo_page
-    from trimtab.report.demo_table import render_demo_table
+    from trimtab.report.demo import demo_document
     from trimtab.report.files import write_output
     from trimtab.report.html import check_installed, render
+    from trimtab.report.terminal import render_text
     from trimtab.training.demo import train_demo
 
     check_installed()
@@ -96,9 +96,9 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
         "identities": {label: _totals(of) for label, of in identities.items()},
     }
     write_output(out / "demo.json", json.dumps(told, indent=1, allow_nan=False) + "\n", force=True)
-    page = render(demo_page(record, by_label, identities))
-    write_output(out / "report.html", page, force=True)
-    say(render_demo_table(record, by_label, identities))
+    document = demo_document(record, by_label, identities)
+    write_output(out / "report.html", render(document), force=True)
+    say(render_text(document))
     say(
         f"\n{perf_counter() - started:.0f} s in all. Open {out / 'report.html'}; "
         f"the numbers are in {out / 'demo.json'}.",

@@ -84,16 +84,7 @@ class Report:
 
 
 REPORTS: Mapping[str, Report] = {
-    "trimtab.comparison": Report(
-        "trimtab compare",
-        "comparison",
-        "Comparison",
-        (
-            "trimtab.measure.compare_result",
-            "comparison_table:render_table",
-            "comparison_page:comparison_page",
-        ),
-    ),
+    "trimtab.comparison": Report("trimtab compare", "comparison", "Comparison"),
     "trimtab.trajectory": Report(
         "trimtab trajectory",
         "trajectory",

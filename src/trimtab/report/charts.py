@@ -11,7 +11,6 @@ from trimtab.report.document import Column, Key, Keyed
 from trimtab.report.vega import (
     NUM_COLOURS,
     WIDTH,
-    Rows,
     arm_colours,
     category,
     chart,
@@ -22,11 +21,13 @@ from trimtab.report.vega import (
     plain_axis,
     quantity,
     ticks,
+    whiskers,
 )
-from trimtab.report.wording import printable
+from trimtab.report.wording import kinds_in_order, printable
 
 __all__ = [
     "Marks",
+    "accuracy_dots",
     "heat_map",
     "lift_dots",
     "marks_of",
@@ -90,7 +91,7 @@ def marks_of(
 
 
 def run_keys(
-    labels: Iterable[str], runs: Sequence[str], *, single: str = "", symbol: str = "dot"
+    labels: Iterable[str], runs: Sequence[str], *, single: str = "", before: str = ""
 ) -> tuple[Key, ...]:
     """Legend of the runs' colours.
 
@@ -98,10 +99,13 @@ def run_keys(
         labels: Of the runs that are drawn.
         runs: Those of all runs of the page, in order.
         single: What the dots are where the only run has no label.
-        symbol: The sign.
+        before: What stands before each label.
     """
     return tuple(
-        Key(f"{symbol}-{runs.index(label) % NUM_COLOURS}", printable(label) or single)
+        Key(
+            f"dot-{runs.index(label) % NUM_COLOURS}",
+            f"{before} {printable(label)}".strip() or single,
+        )
         for label in labels
     )
 
@@ -121,173 +125,124 @@ def percent_floor(values: Sequence[float]) -> float:
     return 0.0 if lowest < 40 else float(max(0, 5 * floor((lowest - 2) / 5)))
 
 
-def heat_map(
-    rows: Rows, layers: Sequence[int], kinds: Sequence[str], *, has_outside: bool, highest: float
-) -> dict[str, Any]:
+def heat_map(marks: Marks, layers: Sequence[int], highest: float) -> dict[str, Any]:
     """Update density of every layer × kind; the depth of one colour, from 0 to `highest` percent.
 
     Args:
-        rows: `layer` (text; `out` beyond the layers), `kind`, `density` in percent; tips.
+        marks: `layer` (text; `out` beyond the layers), `kind`, `density` in percent.
         layers: Columns, ascending.
-        kinds: Rows from top to bottom.
-        has_outside: Whether there is a column for tensors outside the layers.
         highest: The percentage drawn in full colour.
     """
+    kinds = kinds_in_order(row["kind"] for row in marks.rows)
     columns = [str(layer) for layer in layers]
     every = 1 if len(columns) <= 36 else 5
     labels = [name for name in columns[: len(columns) - 2 * (every > 1)] if int(name) % every == 0]
-    if has_outside:
+    if any(row["layer"] == "out" for row in marks.rows):
         columns += [" ", "out"] if columns else ["out"]
         labels.append("out")
-    names = 20 + 7 * min(20, max(map(len, kinds), default=0))
+    names = 20 + 7 * min(20, max(map(len, kinds)))
+    look: dict[str, Any] = {"values": labels, "labelAngle": 0, "labelOverlap": False}
     return chart(
-        rows,
+        marks.rows,
         width=min(WIDTH, names + 40 * len(columns)),
         height=22 * len(kinds),
-        autosize={"type": "fit-x", "contains": "padding"},
         mark={"type": "rect", "fill": "var(--accent)", "stroke": "var(--rule)", "cursor": "help"},
         encoding={
-            "x": {
-                "field": "layer",
-                "type": "nominal",
-                "scale": {"domain": columns, "padding": 0.04},
-                "axis": plain_axis("layer", values=labels, labelAngle=0, labelOverlap=False),
-            },
-            "y": {
-                "field": "kind",
-                "type": "nominal",
-                "scale": {"domain": list(kinds), "padding": 0.04},
-                "axis": plain_axis(None),
-            },
+            "x": category("layer", columns, "layer", padding=0.04, **look),
+            "y": category("kind", kinds, padding=0.04),
             "fillOpacity": {
                 "field": "density",
                 "type": "quantitative",
                 "scale": {"domain": [0, highest], "range": [0, 1]},
                 "legend": None,
             },
-            "tooltip": hover_box("layer", "kind", "changed"),
+            "tooltip": marks.tooltip,
         },
     )
 
 
-def tolerance_sweep(rows: Rows, arms: Sequence[str], *, smallest: float) -> dict[str, Any]:
+def tolerance_sweep(marks: Marks, labels: Sequence[str], smallest: float) -> dict[str, Any]:
     """Update sparsity against absolute tolerance, on a log axis with a place for 0 at its left.
 
     Args:
-        rows: `arm`, `tolerance`, `unchanged` in percent, and as finished text `label`; tips.
-        arms: Labels, in order.
+        marks: `arm`, `tolerance`, `unchanged` in percent, and as finished text `label`.
+        labels: Of the runs, in order.
         smallest: The smallest tolerance above 0; 0 is drawn one decade below it.
     """
     zero = smallest / 10
-    placed = [{**row, "place": row["tolerance"] or zero} for row in rows]
-    highest = max(row["place"] for row in placed)
+    rows = [{**row, "place": row["tolerance"] or zero} for row in marks.rows]
+    highest = max(row["place"] for row in rows)
     decades = range(ceil(log10(smallest) - 1e-9), ceil(log10(highest) - 1e-9) + 1)
-    x = {
-        "field": "place",
-        "type": "quantitative",
-        "scale": {"type": "log", "domain": [zero / 2.5, 10.0 ** decades[-1] * 2.5], "nice": False},
-        "axis": plain_axis(
-            "absolute tolerance",
-            values=[zero, *(10.0**decade for decade in decades)],
-            labelExpr=f"datum.value < {smallest / 2!r} ? '0' : format(datum.value, '~e')",
-            grid=False,
-        ),
-    }
-    y = {
-        "field": "unchanged",
-        "type": "quantitative",
-        "scale": {"domain": [percent_floor([row["unchanged"] for row in rows]), 100]},
-        "axis": plain_axis("unchanged (%)", tickCount=6),
-    }
-    lines = {"x": x, "y": y, "color": arm_colours(arms)}
-    above = [row for row in placed if row["tolerance"]]
-    joint = [row for row in placed if row["place"] <= smallest]
+    x = quantity(
+        "place",
+        "absolute tolerance",
+        scale={"type": "log", "domain": [zero / 2.5, 10.0 ** decades[-1] * 2.5], "nice": False},
+        values=[zero, *(10.0**decade for decade in decades)],
+        labelExpr=f"datum.value < {smallest / 2!r} ? '0' : format(datum.value, '~e')",
+        grid=False,
+    )
+    scale = {"domain": [percent_floor(marks.values("unchanged")), 100]}
+    places = {"x": x, "y": quantity("unchanged", "unchanged (%)", scale=scale, tickCount=6)}
+    coloured = {**places, "color": arm_colours(labels)}
+    names = [
+        layer(
+            "text",
+            {**places, "text": {"field": "label", "type": "nominal"}},
+            where={"field": "arm", "equal": label},
+            align="left" if place % 2 else "right",
+            dx=-8 if place % 2 else 8,
+            dy=17 if place % 2 else -13,
+            fontSize=11,
+            fill="var(--soft)",
+        )
+        for place, label in enumerate(labels)
+    ]
+    joint = [row for row in rows if row["place"] <= smallest]
+    above = [row for row in rows if row["tolerance"]]
     return chart(
-        placed,
-        width=WIDTH,
+        rows,
+        layer("line", coloured, rows=joint, strokeDash=[3, 4], strokeWidth=1.5),
+        layer("line", coloured, rows=above, strokeWidth=2),
+        dots({**coloured, "tooltip": marks.tooltip}, 70),
+        *names,
         height=240,
-        autosize={"type": "fit-x", "contains": "padding"},
-        layer=[
-            {
-                "data": {"values": joint},
-                "mark": {"type": "line", "strokeDash": [3, 4], "strokeWidth": 1.5},
-                "encoding": lines,
-            },
-            {
-                "data": {"values": above},
-                "mark": {"type": "line", "strokeWidth": 2},
-                "encoding": lines,
-            },
-            {
-                "mark": {"type": "point", "filled": True, "size": 70, "opacity": 1},
-                "encoding": {**lines, "tooltip": hover_box("tolerance", "unchanged")},
-            },
-            *(
-                {
-                    "transform": [{"filter": {"field": "arm", "equal": arm}}],
-                    "mark": {
-                        "type": "text",
-                        "align": "left" if place % 2 else "right",
-                        "dx": -8 if place % 2 else 8,
-                        "dy": 17 if place % 2 else -13,
-                        "fontSize": 11,
-                        "fill": "var(--soft)",
-                    },
-                    "encoding": {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}},
-                }
-                for place, arm in enumerate(arms)
-            ),
-        ],
     )
 
 
-def ulp_histogram(rows: Rows, arms: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+def ulp_histogram(marks: Marks, labels: Sequence[str], distances: Sequence[str]) -> dict[str, Any]:
     """Changed elements by signed distance in ulp.
 
     Args:
-        rows: `arm`, `distance`, `changed`; tips.
-        arms: Labels, in order.
-        labels: Bins in ascending order.
+        marks: `arm`, `distance`, `changed`.
+        labels: Of the runs, in order.
+        distances: Bins in ascending order.
     """
-    below = [label for label in labels if label.startswith("-")]
-    domain = [*below, " ", *labels[len(below) :]]
-    axis = plain_axis(
-        "distance in ulp (steps of the stored number format)",
-        values=list(labels),
-        labelAngle=-55 if len(labels) < 40 else -90,
-        labelOverlap=len(labels) >= 40,
-    )
-    x = {"field": "distance", "type": "nominal", "scale": {"domain": domain, "paddingInner": 0.16}}
+    below = [label for label in distances if label.startswith("-")]
+    is_crowded = len(distances) >= 40
+    places: dict[str, Any] = {
+        "x": {
+            "field": "distance",
+            "type": "nominal",
+            "scale": {"domain": [*below, " ", *distances[len(below) :]], "paddingInner": 0.16},
+            "axis": plain_axis(
+                "distance in ulp (steps of the stored number format)",
+                values=list(distances),
+                labelAngle=-90 if is_crowded else -55,
+                labelOverlap=is_crowded,
+            ),
+        }
+    }
+    if len(labels) > 1:
+        places["xOffset"] = {"field": "arm", "type": "nominal", "scale": {"domain": list(labels)}}
     y = {"type": "quantitative", "axis": plain_axis("changed elements", format="~s", tickCount=5)}
-    offset: dict[str, Any] = {}
-    if len(arms) > 1:
-        offset["xOffset"] = {"field": "arm", "type": "nominal", "scale": {"domain": list(arms)}}
-    tallest = max((row["changed"] for row in rows), default=0)
-    common = {"x": {**x, "axis": axis}, **offset}
+    tallest = {"datum": max(marks.values("changed"), default=0), **y}
+    bars = {**places, "y": {"field": "changed", **y}, "color": arm_colours(labels)}
     return chart(
-        rows,
-        width=WIDTH,
+        marks.rows,
+        layer("bar", bars),
+        # As high as the chart and not seen: the shortest bars can be hovered over too.
+        layer("bar", {**places, "y": tallest, "tooltip": marks.tooltip}, opacity=0),
         height=230,
-        autosize={"type": "fit-x", "contains": "padding"},
-        layer=[
-            {
-                "mark": {"type": "bar"},
-                "encoding": {
-                    **common,
-                    "y": {"field": "changed", **y},
-                    "color": arm_colours(arms),
-                },
-            },
-            {
-                # As high as the chart and not seen: the shortest bars can be hovered over too.
-                "mark": {"type": "bar", "opacity": 0},
-                "encoding": {
-                    **common,
-                    "y": {"datum": tallest, **y},
-                    "tooltip": hover_box("distance", "changed"),
-                },
-            },
-        ],
     )
 
 
@@ -329,6 +284,50 @@ def reference_dots(
         layers.insert(0, layer("bar", ends, height=7, fill="var(--span)", cornerRadius=3))
     height = max(26, 17 * len(labels)) * len(names)
     return chart(marks.rows, *layers, height=height)
+
+
+def accuracy_dots(
+    marks: Marks, models: Sequence[str], labels: Sequence[str], *, baseline: float | None
+) -> dict[str, Any]:
+    """Held-out accuracy of each model, greedy (dot) and sampled (ring), each with its interval.
+
+    Args:
+        marks: `model`, `arm` (empty for the base), `way` (`greedy` or `sampled`), and in percent
+            `accuracy`, `low`, `high`.
+        models: Rows from top to bottom.
+        labels: Of the runs, in order.
+        baseline: Percentage of the majority answer, drawn as a dashed line.
+    """
+    colour = arm_colours(labels)
+    scale = colour["scale"]
+    colour["scale"] = {
+        "domain": ["", *scale["domain"]],
+        "range": ["var(--soft)", *scale["range"]],
+    }
+    ways = {"domain": ["greedy", "sampled"]}
+    places = {
+        "y": category("model", models, padding=0.3),
+        "yOffset": {"field": "way", "type": "nominal", "scale": ways},
+        "color": colour,
+    }
+
+    def x(field: str) -> dict[str, Any]:
+        title = "held-out questions answered correctly (%)"
+        return quantity(field, title, scale={"domain": [0, 100]}, tickCount=6, labelFlush=False)
+
+    def answers(way: str, **look: Any) -> dict[str, Any]:
+        rows = [row for row in marks.rows if row["way"] == way]
+        shown = {**places, "x": x("accuracy"), "tooltip": marks.tooltip}
+        return dots(shown, 80, rows=rows, strokeWidth=2, **look)
+
+    return chart(
+        marks.rows,
+        *([] if baseline is None else [dashed_at(baseline, "x", x("rule"))]),
+        whiskers({**places, "x": x("low"), "x2": {"field": "high"}}),
+        answers("greedy"),
+        answers("sampled", filled=False, fill="var(--paper)"),
+        height=42 * len(models),
+    )
 
 
 def lift_dots(marks: Marks, nulls: Sequence[str]) -> dict[str, Any]:

@@ -1,31 +1,40 @@
-"""The sections of a demo page that a comparison does not know: did the runs learn, at what cost.
+"""The report of a demo: did the runs learn, what did they change, at what cost.
 
 The record of a demo is plain data, `DemoRecord`, so that it is saved as JSON beside the page and
-the page can be drawn again from it.
+the page can be drawn again from it. Runs inside a mask are set beside FULL, the run of every weight
+whose changes are the mask. Each comes with an identity check against it: in the mask that the run
+trained, or, for another run of every weight, in the mask of FULL.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite, nan
 from typing import Any, NotRequired, TypedDict
 
 from trimtab.elements.counts import percent
-from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
+from trimtab.masks.identity import Identity
+from trimtab.measure.compare_result import Comparison
+from trimtab.report.changes import Run
+from trimtab.report.charts import Marks, accuracy_dots, marks_of, run_keys
+from trimtab.report.comparison import compared, comparison_sections, frame
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Key,
+    Lines,
+    Role,
+    Section,
+    plain_table,
+    table,
+)
 from trimtab.report.evaluation_wording import interval_text, share_text
-from trimtab.report.learning_charts import accuracy_dots, learning_curve
-from trimtab.report.vega import NUM_COLOURS
-from trimtab.report.wording import printable
+from trimtab.report.identity import base_share, cosine_text, same_model, stray_sentence, sub_share
+from trimtab.report.vega import arm_colours, chart, dots, layer, quantity
+from trimtab.report.wording import Shown, count, labelled, plural, printable, share
 
-__all__ = [
-    "ArmRecord",
-    "DemoRecord",
-    "OptimizerRecord",
-    "Score",
-    "cost",
-    "learned",
-    "score_text",
-]
+__all__ = ["ArmRecord", "DemoRecord", "OptimizerRecord", "Score", "demo_document"]
 
 
 class Score(TypedDict):
@@ -120,9 +129,56 @@ class DemoRecord(TypedDict):
     mask_notes: NotRequired[Sequence[str]]
 
 
-def _share_text(score: Score) -> str:
-    share = percent(score["correct"], score["total"], digits=1)
-    return f"{share} ({score['correct']:,} of {score['total']:,})"
+def demo_document(
+    demo: DemoRecord,
+    comparisons: Mapping[str, Comparison],
+    identities: Mapping[str, Identity] | None = None,
+) -> Document:
+    """What a report says about a demo: runs from one base, side by side.
+
+    Args:
+        demo: What the runs did, by label.
+        comparisons: Each run of every weight compared with the base, by label.
+        identities: The others, and further runs of every weight, checked against FULL, by label.
+    """
+    identities = identities or {}
+    runs = [Run(label, comparison) for label, comparison in comparisons.items()]
+    labels = ", ".join(map(printable, demo["arms"]))
+    base = printable(demo["base_id"])
+    task = f" trained on {demo['task']}" if "task" in demo else " trained"
+    opening = (
+        f"Starting from {base}, {plural(len(demo['arms']), 'run')}{task}. This page "
+        "shows whether each learned, which weights it changed, and how many weights the size of "
+        "its steps alone would lead one to expect."
+    )
+    inside = {label: check for label, check in identities.items() if label not in comparisons}
+    masked: list[Section] = []
+    if identities:
+        opening += (
+            " Where and how far weights moved is shown for the runs that trained every weight."
+        )
+        masked.append(_only_the_mask(demo, comparisons, identities))
+        masked += [same_model(inside, runs=list(demo["arms"])).page_only()] if inside else []
+    return frame(
+        runs,
+        title=f"trimtab demo: {labels}",
+        heading="What training changed, run by run",
+        subtitle=(base, labels),
+        summary=(f"{base}. {demo['model_note']}",),
+        paragraphs=(opening, demo["model_note"], compared(runs)),
+        warnings=[
+            labelled(label, stray)
+            for label, check in inside.items()
+            if (stray := stray_sentence(check)) is not None
+        ],
+        prints_coverage=False,
+        sections=(_learned(demo), *masked, *comparison_sections(runs), _cost(demo)),
+    )
+
+
+def _share_text(score: Score) -> Shown:
+    text = share(score["correct"], score["total"], 1)
+    return Shown(f"{text} ({score['correct']:,} of {score['total']:,})", text.value)
 
 
 def _interval_text(score: Score) -> str:
@@ -130,53 +186,55 @@ def _interval_text(score: Score) -> str:
     return "–" if interval is None else interval_text(interval)
 
 
-def score_text(score: Score) -> str:
+def _score_text(score: Score) -> str:
     """A score with its interval, in percent: `81.2 % [64.7, 91.1]`."""
     return share_text(score["correct"], score["total"], score.get("interval"))
 
 
-def learned(demo: DemoRecord) -> Section:
+def _learned(demo: DemoRecord) -> Section:
     """Held-out accuracy before and after, and the learning curves."""
+    baseline, labels = demo["majority_baseline"], list(demo["arms"])
+    answer = printable(baseline["answer"])
     models: list[tuple[str, str, BeforeRecord]] = [
         ("base", "", demo["before"]),
         *((f"after {label}", label, arm) for label, arm in demo["arms"].items()),
     ]
-    rows: list[dict[str, Any]] = []
-    for model, arm, record in models:
-        scores = {"greedy": record["accuracy_greedy"], "sampled": record["accuracy_sampled"]}
-        for way, score in scores.items():
-            share = score["correct"] / score["total"] if score["total"] else 0.0
-            low, high = score.get("interval") or (share, share)
-            rows.append(
-                {
-                    "model": model,
-                    "arm": arm,
-                    "way": way,
-                    "accuracy": 100 * share,
-                    "low": 100 * low,
-                    "high": 100 * high,
-                    "tip_0": model,
-                    "tip_1": way,
-                    "tip_2": _share_text(score),
-                    "tip_3": _interval_text(score),
-                }
+    marks = marks_of(
+        [
+            ((model, way, label), score)
+            for model, label, record in models
+            for way, score in (
+                ("greedy", record["accuracy_greedy"]),
+                ("sampled", record["accuracy_sampled"]),
             )
-    baseline = demo["majority_baseline"]
-    labels = list(demo["arms"])
-    total = baseline["total"]
+        ],
+        ("model", "decoding"),
+        (Column("correct", _share_text), Column("95 % interval", _interval_text)),
+        lambda names, score: _placed(names[0], names[1], names[2], score),
+    )
     figure = Figure(
         "Held-out accuracy before and after training",
         accuracy_dots(
-            rows,
+            marks,
             [model for model, _, _ in models],
             labels,
-            baseline=100 * baseline["correct"] / total if total else None,
+            baseline=100 * baseline["correct"] / baseline["total"] if baseline["total"] else None,
         ),
         "Filled dots are greedy answers, rings are sampled ones. Whiskers are 95 % intervals "
         "(Wilson's), over questions: several samples of one question are not independent. A model "
-        f"that learned nothing but the most frequent answer ({printable(baseline['answer'])}) "
-        "would stand on the dashed line.",
-        _scores(models, baseline),
+        f"that learned nothing but the most frequent answer ({answer}) would stand on the dashed "
+        "line.",
+        table(
+            "Accuracy on the held-out questions",
+            [
+                *(((model,), record) for model, _, record in models),
+                ((f"always “{baseline['answer']}”",), baseline),
+            ],
+            _accuracy_columns(),
+            keys=("model",),
+            is_folded=False,
+            brief="Held-out accuracy [95 % interval]",
+        ),
         (
             Key("dot-ink", "greedy"),
             Key("ring-ink", "sampled"),
@@ -184,77 +242,193 @@ def learned(demo: DemoRecord) -> Section:
             Key("dashed", f"majority answer, {_share_text(baseline)}"),
         ),
     )
-    curves = [
-        curve
-        for measure in ("reward", "loss")
-        if (curve := _curve(demo, labels, measure)) is not None
-    ]
+    curves = [curve for measure in ("reward", "loss") if (curve := _curve(demo, measure))]
     return Section("Did they learn?", blocks=(figure, *curves))
 
 
-def _scores(models: Iterable[tuple[str, str, BeforeRecord]], baseline: Baseline) -> Table:
-    rows = [
-        (
-            model,
-            _share_text(record["accuracy_greedy"]),
-            _interval_text(record["accuracy_greedy"]),
-            _share_text(record["accuracy_sampled"]),
-            _interval_text(record["accuracy_sampled"]),
-        )
-        for model, _, record in models
+def _placed(model: str, way: str, label: str, score: Score) -> dict[str, Any]:
+    """Where the mark of a score is."""
+    value = score["correct"] / score["total"] if score["total"] else 0.0
+    low, high = score.get("interval") or (value, value)
+    ends = {"accuracy": 100 * value, "low": 100 * low, "high": 100 * high}
+    return {"model": model, "arm": label, "way": way, **ends}
+
+
+def _accuracy_columns() -> list[Column[Any]]:
+    """Of a record with both scores, or of the score of a constant answer."""
+
+    def greedy(row: Any) -> Any:
+        return row.get("accuracy_greedy", row)
+
+    def sampled(text: Any, row: Any, otherwise: str) -> Any:
+        return text(row["accuracy_sampled"]) if "accuracy_sampled" in row else otherwise
+
+    return [
+        Column("greedy", lambda row: _share_text(greedy(row)), only="page"),
+        Column("95 % interval", lambda row: _interval_text(greedy(row)), only="page"),
+        Column("sampled", lambda row: sampled(_share_text, row, "–"), only="page"),
+        Column("95 % interval", lambda row: sampled(_interval_text, row, "–"), only="page"),
+        Column("greedy", lambda row: _score_text(greedy(row)), only="terminal"),
+        Column("sampled, T = 1", lambda row: sampled(_score_text, row, ""), only="terminal"),
+        Column(
+            "loss tokens",
+            lambda row: count(row["loss_tokens"]) if "loss_tokens" in row else "",
+            drop=2,
+            only="terminal",
+        ),
+        Column(
+            "seconds",
+            lambda row: f"{row['seconds']:.0f}" if "seconds" in row else "",
+            drop=1,
+            only="terminal",
+        ),
     ]
-    answer = f"always “{printable(baseline['answer'])}”"
-    return table(
-        "Accuracy on the held-out questions",
-        [
-            ("model", "text"),
-            ("greedy", "number"),
-            ("95 % interval", "number"),
-            ("sampled", "number"),
-            ("95 % interval", "number"),
-        ],
-        [*rows, (answer, _share_text(baseline), "–", "–", "–")],
-        is_folded=False,
-    )
 
 
-def _curve(demo: DemoRecord, labels: Sequence[str], measure: str) -> Figure | None:
+def _curve(demo: DemoRecord, measure: str) -> Figure | None:
     points = [
-        (label, int(entry["step"]), entry[measure])
-        for label in labels
-        for entry in demo["arms"][label]["history"]
+        ((label, str(int(entry["step"]))), entry[measure])
+        for label, arm in demo["arms"].items()
+        for entry in arm["history"]
         if isfinite(entry.get(measure, nan))
     ]
     if not points:
         return None
-    runs = list(dict.fromkeys(label for label, _, _ in points))
-    spec = learning_curve(
-        [
-            {
-                "arm": label,
-                "step": step,
-                "value": value,
-                "tip_0": label,
-                "tip_1": str(step),
-                "tip_2": f"{value:.4g}",
-            }
-            for label, step, value in points
-        ],
-        labels,
-        measure,
+    labels = list(demo["arms"])
+    columns = (Column[float](measure, lambda value: Shown(f"{value:.4g}", value)),)
+    keys: Any = ("run", ("step", "number"))
+    marks = marks_of(
+        points,
+        ("run", "step"),
+        columns,
+        lambda names, value: {"arm": names[0], "step": int(names[1]), "value": value},
     )
     what = {"reward": "Mean reward of the batch", "loss": "Loss of the batch"}[measure]
-    numbers = table(
-        f"{what}, step by step",
-        [("run", "text"), ("step", "number"), (measure, "number")],
-        [(label, str(step), f"{value:.4g}") for label, step, value in points],
+    return Figure(
+        f"{what} at every step",
+        _learning_curve(marks, labels, measure),
+        "One dot for each training step, on the questions of that step.",
+        table(f"{what}, step by step", points, columns, keys=keys),
+        run_keys(dict.fromkeys(names[0] for names, _ in points), labels),
     )
-    keys = tuple(Key(f"dot-{labels.index(run) % NUM_COLOURS}", run) for run in runs)
-    reading = "One dot for each training step, on the questions of that step."
-    return Figure(f"{what} at every step", spec, reading, numbers, keys)
 
 
-def cost(demo: DemoRecord) -> Section:
+def _learning_curve(marks: Marks, labels: Sequence[str], measure: str) -> dict[str, Any]:
+    """A training measure at every step.
+
+    Args:
+        marks: `arm`, `step`, `value`.
+        labels: Of all runs of the page, in order, so that each keeps its colour.
+        measure: Title of the axis.
+    """
+    look: dict[str, Any] = {"grid": False, "tickMinStep": 1, "format": "d", "labelFlush": False}
+    places = {
+        "x": quantity("step", "step", scale={"nice": False}, **look),
+        "y": quantity("value", measure, scale={"zero": True}, tickCount=4),
+        "color": arm_colours(labels),
+    }
+    return chart(
+        marks.rows,
+        layer("line", places, strokeWidth=1.5),
+        dots({**places, "tooltip": marks.tooltip}, 45),
+        height=150,
+    )
+
+
+Masked = tuple[ArmRecord, int, Identity | None]
+"""A run, how many weights it changed, and its check against FULL."""
+
+
+def _only_the_mask(
+    demo: DemoRecord, comparisons: Mapping[str, Comparison], identities: Mapping[str, Identity]
+) -> Section:
+    """What the runs inside a mask trained and learned, beside FULL."""
+    full = demo["full"]
+    rows: list[tuple[Sequence[str], Masked]] = [
+        ((full,), (demo["arms"][full], comparisons[full].total.num_changed["bits"], None)),
+        *(
+            ((label,), (demo["arms"][label], check.total.all.num_sub_moved, check))
+            for label, check in identities.items()
+        ),
+    ]
+    about = [
+        f"{label}: {demo['arms'][label]['about']}"
+        for label in identities
+        if "about" in demo["arms"][label]
+    ]
+    notes = tuple(map(printable, demo.get("mask_notes", ())))
+    title = "Training only the mask"
+    brief = title
+    if check := next((of for label, of in identities.items() if label not in comparisons), None):
+        num, total = check.mask.num_selected, check.mask.num_elements
+        brief += f": {num:,} of {total:,} weights ({percent(num, total)})"
+    numbers = table(
+        f"Beside {full}", rows, _mask_columns(full), keys=("run",), is_folded=False, brief=brief
+    )
+    paragraphs = (*map(printable, about), *notes)
+    return Section(title, paragraphs, (numbers, Lines("", notes, is_wrapped=True)))
+
+
+def _mask_columns(full: str) -> list[Column[Masked]]:
+    def checked(text: Any) -> Any:
+        return lambda row: "–" if row[2] is None else text(row[2])
+
+    counted = "“trained” and “changed” count weights, changed by criterion bits."
+    return [
+        Column("greedy", lambda row: _score_text(row[0]["accuracy_greedy"]), only="page"),
+        Column("trained", _trained, drop=2, note=counted),
+        Column("changed", lambda row: count(row[1]), drop=1, note=counted),
+        Column(
+            "SUB = FULL",
+            checked(lambda check: sub_share(check.total.inside)),
+            note=f"FULL is {full}, SUB the run: bit equality inside the mask that the run trained, "
+            f"or, for another run of every weight, inside that of {full}.",
+        ),
+        Column(
+            "BASE = FULL",
+            checked(lambda check: base_share(check.total.inside)),
+            note="“BASE = FULL” is what doing nothing scores there.",
+        ),
+        Column(
+            "cosine",
+            checked(lambda check: cosine_text(check.total.all.cosine)),
+            drop=3,
+            note="“cosine” is that of the two whole updates.",
+        ),
+        Column(
+            "same answers",
+            _same_answers,
+            note=f"“same answers” are held-out questions with the greedy answer of {full}.",
+        ),
+        Column(
+            "optimizer",
+            _optimizer_text,
+            drop=4,
+            note="“optimizer” is the memory of its running means, 8 bytes a weight, and of the "
+            "positions of the weights where it needs them.",
+        ),
+    ]
+
+
+def _trained(row: Masked) -> str:
+    optimizer = row[0].get("optimizer")
+    return count(optimizer["num_selected"] if optimizer else None)
+
+
+def _same_answers(row: Masked) -> str:
+    same = row[0].get("same_answers")
+    return f"{same['correct']:,} of {same['total']:,}" if same else "–"
+
+
+def _optimizer_text(row: Masked) -> str:
+    optimizer = row[0].get("optimizer")
+    if not optimizer:
+        return "–"
+    size = optimizer["state_bytes"] + optimizer["index_bytes"]
+    return Shown(f"{size / 1e6:,.{0 if size > 1e8 else 2}f} MB", size)
+
+
+def _cost(demo: DemoRecord) -> Section:
     """Time, trained tokens and settings of the runs side by side; what all share stands apart."""
     records = list(demo["arms"].values())
     rows = {
@@ -269,12 +443,14 @@ def cost(demo: DemoRecord) -> Section:
             shared[name] = cells[0]
         else:
             rows[name] = cells
-    columns: list[Column] = [("", "text"), *((label, "number") for label in demo["arms"])]
+    columns: list[tuple[str, Role]] = [("", "text"), *((label, "number") for label in demo["arms"])]
     lines = [(name, *cells) for name, cells in rows.items()]
-    blocks = [table("The runs", columns, lines, is_folded=False)]
+    blocks = [plain_table("The runs", columns, lines, is_folded=False)]
     if shared:
-        settings: list[Column] = [("", "text"), ("every run", "text")]
-        blocks.append(table("The same in every run", settings, shared.items(), is_folded=False))
+        settings: list[tuple[str, Role]] = [("", "text"), ("every run", "text")]
+        blocks.append(
+            plain_table("The same in every run", settings, shared.items(), is_folded=False)
+        )
     return Section("What the runs took", blocks=tuple(blocks))
 
 

@@ -236,7 +236,8 @@ class Lines:
     Attributes:
         title: Above them, or empty.
         lines: In order.
-        is_wrapped: Whether lines are indented and wrapped; otherwise they stay as they are.
+        is_wrapped: Whether lines are wrapped, and indented below a title; otherwise they stay as
+            they are.
     """
 
     title: str

@@ -7,6 +7,7 @@ from typing import Any
 
 from trimtab.elements.counts import percent
 from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
+from trimtab.report.charts import Marks, accuracy_dots
 from trimtab.report.evaluation_wording import (
     Columns,
     accuracy_columns,
@@ -25,7 +26,6 @@ from trimtab.report.evaluation_wording import (
     task_text,
     text_sentence,
 )
-from trimtab.report.learning_charts import accuracy_dots
 from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.wording import printable
 from trimtab.results.records import CheckpointRecord
@@ -92,7 +92,12 @@ def _accuracy_figure(evaluation: Data) -> Figure:
     keys.append(Key("whisker", f"{confidence} interval"))
     return Figure(
         "Answers that are right",
-        accuracy_dots(rows, names, coloured, baseline=constant),
+        accuracy_dots(
+            Marks(rows, ("model", "decoding", "correct", "95 % interval")),
+            names,
+            coloured,
+            baseline=constant,
+        ),
         f"Whiskers are {confidence} intervals (Wilson's), over questions: several samples of one "
         "question are not independent. Models answer the same questions, so the differences below "
         "are sharper than two whiskers beside each other.",

@@ -5,31 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from trimtab.measure.compare_result import COVERAGE_LISTS
-from trimtab.report.arms import Arm
 from trimtab.report.document import Section, Table, plain_table
-from trimtab.report.wording import coverage_sentence, named, printable
+from trimtab.report.wording import named, printable
 from trimtab.results.records import CheckpointRecord
 
 __all__ = [
     "Covered",
     "checkpoints_table",
-    "coverage",
     "coverage_section",
     "listed",
-    "provenance",
     "settings_table",
 ]
 
 _NUM_LISTED = 40
-_TITLES = {
-    "tied": "Tied tensors, counted once",
-    "missing": "Only in base",
-    "extra": "Only in tuned",
-    "shape_mismatch": "Of another shape",
-    "renamed": "Matched under another name",
-    "folded": "Block scales multiplied into their weights",
-}
 
 
 class Coverage(Protocol):
@@ -78,19 +66,6 @@ def coverage_section(runs: Mapping[str, Covered], titles: Mapping[str, str]) -> 
     )
 
 
-def coverage(arms: Sequence[Arm]) -> Section:
-    """What was compared and what was not; every gap is listed."""
-    return coverage_section(
-        {
-            arm.label: Covered(
-                coverage_sentence(arm.comparison.coverage), arm.comparison.coverage, COVERAGE_LISTS
-            )
-            for arm in arms
-        },
-        _TITLES,
-    )
-
-
 def listed(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     """A list of a coverage as a table of the keys that its rows have."""
     # Hashes are for machines, which read the JSON; here they would leave names no room.
@@ -116,15 +91,6 @@ def _cell(value: object) -> str:
     if isinstance(value, list | tuple):
         return " × ".join(map(str, value)) or "scalar"
     return printable(str(value))
-
-
-def provenance(arms: Sequence[Arm]) -> Section:
-    """Ids, revisions, hashes, dtypes and how the comparison was run."""
-    records: dict[str, CheckpointRecord] = {}
-    for arm in arms:
-        records.setdefault("base", arm.comparison.base)
-        records[arm.label or "tuned"] = arm.comparison.tuned
-    return Section("Provenance", blocks=(checkpoints_table(records), *(_run(arm) for arm in arms)))
 
 
 def checkpoints_table(records: Mapping[str, CheckpointRecord], title: str = "Checkpoints") -> Table:
@@ -153,16 +119,6 @@ def _dtypes(dtypes: Mapping[str, int]) -> str:
     if len(dtypes) == 1:
         return printable(next(iter(dtypes)))
     return ", ".join(f"{printable(name)} ({num:,})" for name, num in dtypes.items()) or "–"
-
-
-def _run(arm: Arm) -> Table:
-    comparison = arm.comparison
-    entries: dict[str, object] = {
-        "criterion of the headline": comparison.criterion,
-        "conversion": comparison.conversion or "none: compared as stored",
-        **comparison.provenance,
-    }
-    return settings_table(named(arm.label, "Comparison"), entries, is_folded=bool(arm.label))
 
 
 def settings_table(title: str, entries: Mapping[str, object], *, is_folded: bool = False) -> Table:

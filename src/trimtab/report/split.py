@@ -70,7 +70,7 @@ def _warnings(split: Split) -> list[str]:
 
 def _parts(split: Split, names: list[str]) -> Section:
     matched = (
-        Column[Part]("matched", lambda part: _expected(part.matched_chance)),
+        Column[Part]("matched", lambda part: _expected(part.matched_chance), drop=2),
         Column[Part]("matched lift", lambda part: magnitude(part.matched_lift)),
     )
     parts = table(
@@ -82,7 +82,7 @@ def _parts(split: Split, names: list[str]) -> Section:
         (
             Column("selected", lambda part: count(part.num_selected)),
             Column("of the mask", lambda part: share(part.num_selected, split.whole(part))),
-            Column("by chance", lambda part: _expected(part.chance)),
+            Column("by chance", lambda part: _expected(part.chance), drop=1),
             Column("lift", lambda part: magnitude(part.lift)),
             *(() if split.base is None else matched),
             Column("file", lambda part: printable(part.file), "code", only="page"),

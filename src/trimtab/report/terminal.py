@@ -97,7 +97,8 @@ class _Text:
     def _lines(self, block: Lines) -> list[str]:
         lines = self._wrapped(block.title, BOLD)
         for line in block.lines:
-            lines += self._wrapped(line, indent=GAP) if block.is_wrapped else [line]
+            indent = GAP if block.title else ""
+            lines += self._wrapped(line, indent=indent) if block.is_wrapped else [line]
         return lines
 
     def _table(self, table: Table, title: str) -> list[str]:

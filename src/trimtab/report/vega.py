@@ -26,6 +26,7 @@ __all__ = [
     "plain_axis",
     "quantity",
     "ticks",
+    "whiskers",
 ]
 
 Rows = Sequence[dict[str, Any]]
@@ -120,6 +121,11 @@ def dots(encoding: Mapping[str, Any], size: int = 90, **more: Any) -> dict[str, 
 def ticks(encoding: Mapping[str, Any], **more: Any) -> dict[str, Any]:
     """A layer of short dark lines: what dots are to be read against."""
     return layer("tick", encoding, thickness=2, color="var(--ink)", **more)
+
+
+def whiskers(encoding: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """A layer of error bars."""
+    return layer("rule", encoding, **{"strokeWidth": 2, "opacity": 0.55, **more})
 
 
 def dashed_at(value: float, channel: str, scale: Mapping[str, Any]) -> dict[str, Any]:

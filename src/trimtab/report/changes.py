@@ -1,0 +1,495 @@
+"""What changed between checkpoints: where, by how much, and which tensors most.
+
+Each section takes one comparison or several runs from the same base, side by side. A single run is
+printed in a terminal too; several are in the words of whoever sets them beside each other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from trimtab.elements.counts import ChangeCounts, percent
+from trimtab.elements.criteria import parse_criterion
+from trimtab.elements.ulps import label_order
+from trimtab.measure.compare_result import Comparison, TensorChange
+from trimtab.report.charts import (
+    heat_map,
+    marks_of,
+    nice_ceiling,
+    run_keys,
+    tolerance_sweep,
+    ulp_histogram,
+)
+from trimtab.report.document import Column, Figure, Key, Role, Section, Table, plain_table, table
+from trimtab.report.wording import (
+    Shown,
+    count,
+    kinds_in_order,
+    labelled,
+    layer_text,
+    magnitude,
+    named,
+    of_all,
+    plural,
+    printable,
+    rule,
+    share,
+    sparsity_text,
+    unchanged,
+)
+
+__all__ = ["Run", "how_far", "how_large", "largest_movers", "where"]
+
+_NUM_MOVERS = 12
+_HEAT_MAP = (
+    "Each cell is all tensors of one kind in one layer; the stronger its colour, the larger the "
+    "share of their elements that changed. A cell without colour is nearly or fully untouched; "
+    "where there is no cell, there is no such tensor. “out” holds what is outside the layers."
+)
+_TOLERANCES = (
+    "A higher tolerance forgives larger moves, so the share that counts as unchanged grows to the "
+    "right. Tolerances are on a log scale; 0, which no log scale has, stands at its left end "
+    "behind a dotted line. The vertical axis does not begin at 0 unless it says so."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """One comparison of a report, rolled up once.
+
+    A mixture-of-experts checkpoint has tens of thousands of tensors; a report shows kinds, layers
+    and the largest movers, never every tensor.
+
+    Attributes:
+        label: What the run is called (`grpo`); empty where a report has a single one.
+        comparison: Its result.
+    """
+
+    label: str
+    comparison: Comparison
+
+    @property
+    def criterion(self) -> str:
+        """Key of the criterion of the headlines."""
+        return self.comparison.criterion
+
+    @property
+    def measured_by(self) -> str:
+        """The criterion to set beside a prediction, which has no tolerance: `bits` or `value`."""
+        return self.criterion if self.criterion in ("bits", "value") else "value"
+
+    @cached_property
+    def by_layer_kind(self) -> dict[tuple[int | None, str], ChangeCounts]:
+        """Counts by layer and kind, ordered by layer."""
+        return self.comparison.by_layer_kind()
+
+    @cached_property
+    def by_kind(self) -> dict[str, ChangeCounts]:
+        """Counts by kind, in reading order."""
+        counts: defaultdict[str, ChangeCounts] = defaultdict(ChangeCounts)
+        for (_, kind), group in self.by_layer_kind.items():
+            counts[kind] += group
+        return {kind: counts[kind] for kind in kinds_in_order(counts)}
+
+    @cached_property
+    def by_layer(self) -> dict[int | None, ChangeCounts]:
+        """Counts by layer, ascending; None for tensors outside the layers comes last."""
+        counts: defaultdict[int | None, ChangeCounts] = defaultdict(ChangeCounts)
+        for (layer, _), group in self.by_layer_kind.items():
+            counts[layer] += group
+        return dict(counts)
+
+    @cached_property
+    def total(self) -> ChangeCounts:
+        """Counts of the whole model."""
+        return sum(self.by_kind.values(), ChangeCounts())
+
+    @cached_property
+    def tensors_by_kind(self) -> dict[str, list[TensorChange]]:
+        """The tensors of each kind, in reading order."""
+        groups: defaultdict[str, list[TensorChange]] = defaultdict(list)
+        for tensor in self.comparison.tensors:
+            groups[tensor.kind].append(tensor)
+        return {kind: groups[kind] for kind in kinds_in_order(groups)}
+
+    def kind(self, kind: str | None) -> ChangeCounts | None:
+        """Counts of a kind, or of all; None where there is no such tensor."""
+        return self.total if kind is None else self.by_kind.get(kind)
+
+    def random_walk(self, kind: str | None) -> Shown | None:
+        """Sparsity that a directionless walk predicts for a kind, or for all; None if not analysed.
+
+        Also None under a criterion with a tolerance, which the prediction cannot be compared with.
+        """
+        section = self.comparison.analyses.get("precision")
+        if section is None or self.measured_by != self.criterion:
+            return None
+        row = section["total"] if kind is None else section["by_kind"].get(kind)
+        return None if row is None else predicted_share(row, "random_walk")
+
+
+def predicted_share(row: Mapping[str, Any], model: str) -> Shown:
+    """The share that one of the models of a precision analysis leaves unchanged."""
+    return share(row["num_elements"] - row[model], row["num_elements"])
+
+
+def _counts(criterion: str) -> tuple[Column[ChangeCounts], ...]:
+    """The columns of most tables."""
+    return (
+        Column("elements", lambda counts: count(counts.num_elements)),
+        Column("changed", lambda counts: count(counts.num_changed.get(criterion, 0))),
+        Column("unchanged", lambda counts: sparsity_text(counts, criterion)),
+    )
+
+
+def where(runs: Sequence[Run]) -> Section:
+    """Table by kind, and a heat map of layer × kind for each run."""
+    densities = [
+        100 * (counts.density(run.criterion) or 0)
+        for run in runs
+        for counts in run.by_layer_kind.values()
+        if counts.num_elements
+    ]
+    highest = nice_ceiling(max(densities, default=0))
+    maps = [_heat_map(run, highest, is_first=run is runs[0]) for run in runs if run.by_kind]
+    return Section(
+        "Where the changes are",
+        blocks=(
+            *([_side_by_side(runs)] if len(runs) > 1 else []),
+            *(_by_kind(run, is_single=len(runs) == 1) for run in runs),
+            *(figure for figure in maps if figure is not None),
+            *map(_by_layer, runs),
+        ),
+    )
+
+
+def _side_by_side(runs: Sequence[Run]) -> Table:
+    """Runs from one base; in a terminal with what the size of their steps alone predicts."""
+    kinds: list[str | None] = [*kinds_in_order(kind for run in runs for kind in run.by_kind), None]
+    predicts = any(run.random_walk(None) for run in runs)
+    columns: list[Column[str | None]] = [
+        Column("elements", lambda kind: count(_elements(runs, kind)), only="page")
+    ]
+    for run in runs:
+        columns += _of_run(run, predicts=predicts)
+    if all(run.random_walk(None) for run in runs):
+        section = runs[0].comparison.analyses["precision"]
+        note = (
+            f"“predicted” knows only the base weights, their dtype, and that {section['steps']} "
+            f"steps of {section['lr']:g} go at random up or down: it is the same for every run."
+        )
+        predicted = Column[str | None](
+            "predicted",
+            lambda kind: runs[0].random_walk(kind) or "–",
+            drop=1,
+            note=note,
+            only="terminal",
+        )
+        columns.append(predicted)
+    return table(
+        f"Unchanged elements by kind ({unchanged(runs[0].criterion)})",
+        [((kind or "all",), kind) for kind in kinds],
+        columns,
+        keys=("kind",),
+        has_total=True,
+        is_folded=False,
+        brief=f"Weights left as they were (criterion: {runs[0].criterion})",
+    )
+
+
+def _elements(runs: Sequence[Run], kind: str | None) -> int:
+    return max(group.num_elements for run in runs if (group := run.kind(kind)))
+
+
+def _of_run(run: Run, *, predicts: bool) -> list[Column[str | None]]:
+    def measured(kind: str | None) -> str:
+        group = run.kind(kind)
+        return "–" if group is None else sparsity_text(group, run.criterion)
+
+    columns: list[Column[str | None]] = [
+        Column(f"{run.label} unchanged", measured, short=run.label)
+    ]
+    if predicts:
+        walk = Column[str | None](
+            f"{run.label} random walk",
+            lambda kind: run.random_walk(kind) or "–",
+            note="“random walk” is the share that steps of this size without any direction would "
+            "leave unchanged, see “What precision alone predicts”.",
+            only="page",
+        )
+        columns.append(walk)
+    return columns
+
+
+def _by_kind(run: Run, *, is_single: bool) -> Table:
+    def tensors(kind: str | None) -> Sequence[TensorChange]:
+        return run.comparison.tensors if kind is None else run.tensors_by_kind[kind]
+
+    def mean(kind: str | None) -> str:
+        value = run.comparison.unweighted_mean_sparsity(run.criterion, tensors(kind))
+        return "–" if value is None else share(value, 1)
+
+    elements, changed, unchanged = _counts(run.criterion)
+    columns: list[Column[str | None]] = [
+        Column("tensors", lambda kind: count(len(tensors(kind))), drop=1),
+        Column("elements", lambda kind: elements.cell(run.kind(kind) or ChangeCounts()), drop=5),
+        Column("changed", lambda kind: changed.cell(run.kind(kind) or ChangeCounts()), drop=3),
+        Column("unchanged", lambda kind: unchanged.cell(run.kind(kind) or ChangeCounts())),
+    ]
+    if run.random_walk(None) is not None:
+        section = run.comparison.analyses["precision"]
+        note = (
+            f"“predicted” is what a random walk of {section['steps']:,} steps of {section['lr']:g} "
+            "would leave unchanged in the stored dtype."
+        )
+        predicted = Column[str | None](
+            "predicted", lambda kind: run.random_walk(kind) or "–", drop=4, note=note
+        )
+        columns.append(predicted)
+    note = "“unchanged” is weighted by elements, “mean of tensors” counts each alike."
+    columns.append(Column("mean of tensors", mean, drop=2, note=note))
+    return table(
+        named(run.label, "By kind"),
+        [((kind or "all",), kind) for kind in (*run.by_kind, None)],
+        columns,
+        keys=("kind",),
+        has_total=True,
+        is_folded=not is_single,
+        brief="" if is_single and run.by_kind else None,
+    )
+
+
+def _heat_map(run: Run, highest: float, *, is_first: bool) -> Figure | None:
+    cells = {key: counts for key, counts in run.by_layer_kind.items() if counts.num_elements}
+    if not cells:
+        return None
+    changed = Column[ChangeCounts](
+        "changed", lambda counts: of_all(counts.num_changed[run.criterion], counts.num_elements)
+    )
+    marks = marks_of(
+        [((layer_text(layer), kind), counts) for (layer, kind), counts in cells.items()],
+        ("layer", "kind"),
+        (changed,),
+        lambda names, counts: {
+            "layer": names[0] if names[0].isdigit() else "out",
+            "kind": printable(names[1]),
+            "density": 100 * (counts.density(run.criterion) or 0),
+        },
+    )
+    return Figure(
+        named(run.label, "Changed elements by layer and kind"),
+        heat_map(marks, [layer for layer in run.by_layer if layer is not None], highest),
+        _HEAT_MAP if is_first else "To be read as the map above, on the same scale.",
+        table(
+            named(run.label, "Every layer and kind"),
+            [
+                (("–" if layer is None else str(layer), kind), counts)
+                for (layer, kind), counts in cells.items()
+            ],
+            _counts(run.criterion),
+            keys=("layer", "kind"),
+        ),
+        (Key("ramp", "0 % changed", f"{highest:g} %"),),
+    )
+
+
+def _by_layer(run: Run) -> Table:
+    return table(
+        named(run.label, "By layer"),
+        [((layer_text(layer),), counts) for layer, counts in run.by_layer.items()],
+        (
+            *_counts(run.criterion),
+            Column("L2 of update", lambda counts: magnitude(counts.update_l2)),
+            Column("largest |update|", lambda counts: magnitude(counts.update_max_abs)),
+        ),
+        keys=("layer",),
+    )
+
+
+def how_large(runs: Sequence[Run]) -> Section:
+    """Sparsity against tolerance, and under every other criterion."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.total.num_changed))
+    tolerances = {
+        key: criterion.tolerance
+        for key in keys
+        if (criterion := parse_criterion(key)).rule == "atol"
+    }
+    columns: list[tuple[str, Role]] = [("criterion", "text"), ("unchanged if", "text")]
+    for run in runs:
+        columns += [
+            (f"{run.label} changed".strip(), "number"),
+            (f"{run.label} unchanged".strip(), "number"),
+        ]
+    numbers = plain_table(
+        "Under every criterion",
+        columns,
+        [
+            (
+                key,
+                rule(key),
+                *(column.cell(run.total) for run in runs for column in _counts(key)[1:]),
+            )
+            for key in keys
+        ],
+    )
+    title, brief = "How large a move counts", _sweep(runs, tolerances)
+    positive = [tolerance for tolerance in tolerances.values() if tolerance]
+    if not positive or not any(run.total.num_elements for run in runs):
+        return Section(title, blocks=(numbers, *brief))
+    marks = marks_of(
+        [
+            ((key, run.label), (key, run.total))
+            for run in runs
+            for key in run.total.num_changed
+            if key in tolerances and run.total.num_elements
+        ],
+        ("tolerance", "run"),
+        (Column[tuple[str, ChangeCounts]]("unchanged", lambda row: _unchanged_of_all(*row)),),
+        lambda names, row: {
+            "arm": names[1],
+            "tolerance": tolerances[row[0]],
+            "unchanged": 100 * (row[1].sparsity(row[0]) or 0),
+            "label": sparsity_text(row[1], row[0]),
+        },
+    )
+    labels = [run.label for run in runs]
+    figure = Figure(
+        "Unchanged elements against tolerance",
+        tolerance_sweep(marks, labels, min(positive)),
+        _TOLERANCES,
+        numbers,
+        run_keys(labels, labels) if len(runs) > 1 else (),
+    )
+    intro = (
+        "“Sparse” depends on what counts as a change. The same two checkpoints, counted again "
+        "with an absolute tolerance (inclusive, as in arXiv 2505.11711):"
+    )
+    return Section(title, (intro,), (figure, *brief))
+
+
+def _unchanged_of_all(criterion: str, counts: ChangeCounts) -> str:
+    return of_all(counts.num_elements - counts.num_changed[criterion], counts.num_elements)
+
+
+def _sweep(runs: Sequence[Run], tolerances: Mapping[str, float]) -> list[Table]:
+    """The tolerances of a single run side by side, for a terminal."""
+    if len(runs) > 1 or not tolerances:
+        return []
+    title = "Unchanged by absolute tolerance, |tuned − base| ≤"
+    heads: list[tuple[str, Role]] = [
+        ("0" if tolerance == 0 else key.partition("=")[2], "number")
+        for key, tolerance in tolerances.items()
+    ]
+    cells = [sparsity_text(runs[0].total, key) for key in tolerances]
+    return [plain_table(title, heads, [cells], brief=title, on_page=False)]
+
+
+def how_far(runs: Sequence[Run]) -> Section | None:
+    """Histogram of the signed distance in ulp; None where nothing has one."""
+    histograms = {run.label: run.total.ulp_histogram for run in runs}
+    distances = label_order(Counter({key: 1 for bins in histograms.values() for key in bins}))
+    if not distances:
+        return None
+    totals = {label: sum(histogram.values()) for label, histogram in histograms.items()}
+    marks = marks_of(
+        [
+            ((distance, label), (histogram[distance], totals[label]))
+            for label, histogram in histograms.items()
+            for distance in distances
+            if distance in histogram
+        ],
+        ("distance in ulp", "run"),
+        (Column("changed", lambda bin: of_all(*bin)),),
+        lambda names, bin: {"arm": names[1], "distance": names[0], "changed": bin[0]},
+    )
+    columns: list[tuple[str, Role]] = [("distance in ulp", "number")]
+    for label in histograms:
+        columns += [(f"{label} {what}".strip(), "number") for what in ("elements", "share")]
+    numbers = plain_table(
+        "Elements by distance",
+        columns,
+        [
+            (
+                distance,
+                *(
+                    cell
+                    for label, histogram in histograms.items()
+                    for num in (histogram.get(distance, 0),)
+                    for cell in (count(num), share(num, totals[label]))
+                ),
+            )
+            for distance in distances
+        ],
+    )
+    labels = list(histograms)
+    figure = Figure(
+        "Changed elements by signed distance",
+        ulp_histogram(marks, labels, distances),
+        "One ulp is the step from one representable number to the next, the smallest change that "
+        "can be stored. Negative distances are decreases. Unchanged elements are not drawn.",
+        numbers,
+        run_keys(labels, labels) if len(runs) > 1 else (),
+    )
+    sentences = tuple(labelled(run.label, _directions(run.total)) for run in runs)
+    return Section("How far the changed weights moved", sentences, (figure,))
+
+
+def _directions(counts: ChangeCounts) -> str:
+    moved = counts.num_increased + counts.num_decreased
+    text = (
+        f"Of {plural(moved, 'element')} that moved, {counts.num_increased:,} increased "
+        f"({percent(counts.num_increased, moved)}) and {counts.num_decreased:,} decreased. "
+        f"The update has an L2 norm of {magnitude(counts.update_l2)}; its largest element is "
+        f"{magnitude(counts.update_max_abs)}."
+    )
+    if counts.num_zero_sign_flips:
+        flips = plural(counts.num_zero_sign_flips, "zero")
+        text += f" {flips} changed sign only, which has no distance."
+    if counts.num_nonfinite_updates:
+        updates = plural(counts.num_nonfinite_updates, "update")
+        text += f" {updates} that are NaN or infinite are left out of the norm."
+    return text
+
+
+def largest_movers(runs: Sequence[Run]) -> Section:
+    """The tensors with the largest share of changed elements, and with the largest update."""
+    blocks: list[Table] = []
+    still = []
+    for run in runs:
+        criterion = run.criterion
+        moved = [t for t in run.comparison.tensors if t.counts.num_changed.get(criterion)]
+        if not moved:
+            still.append(named(run.label, "No tensor changed") + ".")
+            continue
+        orders: dict[str, Any] = {
+            "By share of changed elements": lambda t, key=criterion: t.counts.density(key) or 0,
+            "By largest |update| of one element": lambda t: t.counts.update_max_abs,
+        }
+        blocks += [
+            table(
+                named(run.label, title),
+                [((tensor.name,), tensor) for tensor in sorted(moved, key=by, reverse=True)],
+                _mover_columns(criterion),
+                keys=(("tensor", "code"),),
+                is_folded=bool(run.label),
+                limit=_NUM_MOVERS,
+            )
+            for title, by in orders.items()
+        ]
+    return Section("Largest movers", tuple(still), tuple(blocks))
+
+
+def _mover_columns(criterion: str) -> tuple[Column[TensorChange], ...]:
+    return (
+        Column("shape", lambda tensor: " × ".join(map(str, tensor.shape))),
+        Column("changed", lambda tensor: count(tensor.counts.num_changed[criterion])),
+        Column(
+            "share",
+            lambda t: share(t.counts.num_changed[criterion], t.counts.num_elements),
+        ),
+        Column("largest |update|", lambda tensor: magnitude(tensor.counts.update_max_abs)),
+    )
