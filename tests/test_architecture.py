@@ -111,7 +111,10 @@ def test_only_training_imports_trl() -> None:
 
 @pytest.mark.parametrize("statement", ["import trimtab", "import trimtab.cli"])
 def test_a_light_import(statement: str) -> None:
-    heavy = ["torch", "transformers", "trl", "numba", "pandas", "rich", "huggingface_hub", "jinja2"]
+    heavy = (
+        *("numpy", "torch", "transformers", "trl", "numba"),
+        *("pandas", "rich", "huggingface_hub", "jinja2"),
+    )
     code = f"{statement}; import sys; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
