@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from trimtab.elements.criteria import parse_criterion as parse_criterion
     from trimtab.errors import TrimtabError as TrimtabError
     from trimtab.masks.algebra import DerivedMask as DerivedMask
-    from trimtab.masks.algebra import combined as combined
-    from trimtab.masks.algebra import complemented as complemented
-    from trimtab.masks.algebra import restricted as restricted
+    from trimtab.masks.algebra import combine as combine
+    from trimtab.masks.algebra import complement as complement
+    from trimtab.masks.algebra import restrict as restrict
     from trimtab.masks.extract import extract_mask as extract_mask
     from trimtab.masks.header import BaseTensor as BaseTensor
     from trimtab.masks.identity import Identity as Identity
     from trimtab.masks.identity import identity as identity
-    from trimtab.masks.makers.absorption import easily_moved as easily_moved
-    from trimtab.masks.makers.absorption import within_reach as within_reach
+    from trimtab.masks.makers.absorption import absorption_mask as absorption_mask
+    from trimtab.masks.makers.absorption import absorption_scores as absorption_scores
     from trimtab.masks.makers.counts import consensus as consensus
     from trimtab.masks.makers.principal import PrincipalScores as PrincipalScores
     from trimtab.masks.makers.principal import safe_scores as safe_scores
-    from trimtab.masks.makers.weight_scores import high_magnitude as high_magnitude
-    from trimtab.masks.makers.weight_scores import low_magnitude as low_magnitude
+    from trimtab.masks.makers.weight_scores import high_magnitude_scores as high_magnitude_scores
+    from trimtab.masks.makers.weight_scores import low_magnitude_scores as low_magnitude_scores
     from trimtab.masks.mask import Mask as Mask
     from trimtab.masks.on_disk import StoredMask as StoredMask
     from trimtab.masks.on_disk import open_mask as open_mask
@@ -53,10 +53,10 @@ if TYPE_CHECKING:
     from trimtab.masks.selection.scores import write_scores as write_scores
     from trimtab.masks.selection.top_k import select as select
     from trimtab.masks.split import Split as Split
-    from trimtab.masks.split import write_parts as write_parts
+    from trimtab.masks.split import share as share
     from trimtab.masks.structure import structure as structure
     from trimtab.masks.structure_result import Structure as Structure
-    from trimtab.masks.transfer import transferred as transferred
+    from trimtab.masks.transfer import transfer as transfer
     from trimtab.masks.wanda import InputNorms as InputNorms
     from trimtab.measure.compare import compare as compare
     from trimtab.measure.compare_result import Comparison as Comparison
@@ -68,25 +68,26 @@ if TYPE_CHECKING:
     from trimtab.report import load_result as load_result
 
 _MODULES = {
+    "absorption_mask": "trimtab.masks.makers.absorption",
+    "absorption_scores": "trimtab.masks.makers.absorption",
     "ArrayScores": "trimtab.masks.selection.scores",
     "BaseTensor": "trimtab.masks.header",
     "ChangeCounts": "trimtab.elements.counts",
     "Checkpoint": "trimtab.checkpoints.checkpoint",
-    "combined": "trimtab.masks.algebra",
+    "combine": "trimtab.masks.algebra",
     "compare": "trimtab.measure.compare",
     "Comparison": "trimtab.measure.compare_result",
-    "complemented": "trimtab.masks.algebra",
+    "complement": "trimtab.masks.algebra",
     "consensus": "trimtab.masks.makers.counts",
     "Criterion": "trimtab.elements.criteria",
     "DerivedMask": "trimtab.masks.algebra",
-    "easily_moved": "trimtab.masks.makers.absorption",
     "extract_mask": "trimtab.masks.extract",
-    "high_magnitude": "trimtab.masks.makers.weight_scores",
+    "high_magnitude_scores": "trimtab.masks.makers.weight_scores",
     "Identity": "trimtab.masks.identity",
     "identity": "trimtab.masks.identity",
     "InputNorms": "trimtab.masks.wanda",
     "load_result": "trimtab.report",
-    "low_magnitude": "trimtab.masks.makers.weight_scores",
+    "low_magnitude_scores": "trimtab.masks.makers.weight_scores",
     "Mask": "trimtab.masks.mask",
     "open_checkpoint": "trimtab.checkpoints.checkpoint",
     "open_mask": "trimtab.masks.on_disk",
@@ -102,12 +103,13 @@ _MODULES = {
     "random_matched": "trimtab.masks.selection.quotas",
     "read_steps": "trimtab.measure.tracked",
     "read_tracked": "trimtab.measure.tracked",
-    "restricted": "trimtab.masks.algebra",
+    "restrict": "trimtab.masks.algebra",
     "safe_scores": "trimtab.masks.makers.principal",
     "score_prediction": "trimtab.masks.prediction",
     "ScoreFile": "trimtab.masks.selection.scores",
     "Scores": "trimtab.masks.selection.scores",
     "select": "trimtab.masks.selection.top_k",
+    "share": "trimtab.masks.split",
     "Split": "trimtab.masks.split",
     "StoredMask": "trimtab.masks.on_disk",
     "StoredTensor": "trimtab.checkpoints.tensors",
@@ -116,10 +118,8 @@ _MODULES = {
     "survivors": "trimtab.masks.pruning",
     "Trajectory": "trimtab.measure.trajectory_result",
     "trajectory": "trimtab.measure.trajectory",
-    "transferred": "trimtab.masks.transfer",
+    "transfer": "trimtab.masks.transfer",
     "TrimtabError": "trimtab.errors",
-    "within_reach": "trimtab.masks.makers.absorption",
-    "write_parts": "trimtab.masks.split",
     "write_scores": "trimtab.masks.selection.scores",
 }
 """Public name -> the module that has it."""

@@ -17,7 +17,7 @@ from trimtab.checkpoints.quantized import quantized_weights
 from trimtab.errors import CheckpointError, TrimtabError
 from trimtab.masks import extract_mask
 from trimtab.masks.identity import identity
-from trimtab.masks.makers.weight_scores import low_magnitude
+from trimtab.masks.makers.weight_scores import low_magnitude_scores
 from trimtab.masks.overlap import overlap
 from trimtab.masks.pruning import survivors
 from trimtab.masks.selection.quotas import random_matched
@@ -277,7 +277,7 @@ def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, format: str) 
     with open_checkpoint(folder) as checkpoint:
         assert quantized_weights(checkpoint.tensors, checkpoint.config)
         for make in (
-            lambda: low_magnitude(checkpoint),
+            lambda: low_magnitude_scores(checkpoint),
             lambda: overlap(mask, mask, base=checkpoint),
             lambda: structure(mask, base=checkpoint),
             lambda: survivors(checkpoint),

@@ -13,7 +13,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.masks import Mask, extract_mask
-from trimtab.masks.transfer import transferred
+from trimtab.masks.transfer import transfer
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_transfer(run: Run, saved: tuple[Path, Path], pair: tuple[Path, Path]) -
     assert err.startswith(f"wrote {path}: ")
     made = Mask.load(path)
     assert made == mask
-    assert made.base == Mask.of(transferred(mask, pair[1])).base != mask.base
+    assert made.base == Mask.of(transfer(mask, pair[1])).base != mask.base
     last = run("mask", "info", path).out.splitlines()[-1]
     assert last == f"- transfer: {mask.digest} on the tensors of {pair[1]}"
 
@@ -135,7 +135,7 @@ def test_transfer_by_maps(run: Run, tmp_path: Path) -> None:
     assert "layers interpolated to " in err
     assert "the densities of rows, at random places, in " in err
     assert "(seed 3)" in err
-    expected = transferred(
+    expected = transfer(
         Mask.load(path), other, maps=["layers=interpolate", "units=density"], seed=3
     )
     assert Mask.load(tmp_path / "t") == Mask.of(expected)

@@ -17,7 +17,7 @@ from hypothesis.extra import numpy as hnp
 from tests.masks.masks import SHAPES, arrays, example_mask
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks import BaseTensor, Mask, open_mask
-from trimtab.masks.algebra import OPERATIONS, Operation, combined, complemented, restricted
+from trimtab.masks.algebra import OPERATIONS, Operation, combine, complement, restrict
 
 Elements: TypeAlias = set[tuple[str, int]]
 Operator: TypeAlias = Callable[[Mask, Mask], Mask]
@@ -85,7 +85,7 @@ def test_from_file_to_file(tmp_path: Path, operation: Operation) -> None:
     first.save(tmp_path / "first")
     second.save(tmp_path / "second")
     with open_mask(tmp_path / "first") as one, open_mask(tmp_path / "second") as other:
-        made = combined(operation, one, other).with_provenance(command="typed")
+        made = combine(operation, one, other).with_provenance(command="typed")
         num_selected = made.save(tmp_path / "new" / "made")
     loaded = Mask.load(tmp_path / "new" / "made")
     assert loaded == OPERATORS[operation](first, second)
@@ -97,7 +97,7 @@ def test_a_file_can_be_replaced_by_what_is_made_of_it(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     example_mask().save(path)
     with open_mask(path) as stored:
-        complemented(stored).save(path, force=True)
+        complement(stored).save(path, force=True)
     assert Mask.load(path) == ~example_mask()
 
 
@@ -178,8 +178,8 @@ def test_memory_is_that_of_a_few_tensors(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with open_mask(tmp_path / "0") as first, open_mask(tmp_path / "1") as second:
-            combined("xor", first, second).save(tmp_path / "xor")
-            complemented(first).save(tmp_path / "complement")
+            combine("xor", first, second).save(tmp_path / "xor")
+            complement(first).save(tmp_path / "complement")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -243,7 +243,7 @@ def test_restricted_to_some_tensors(
 def test_conditions_that_nothing_meets(conditions: dict[str, list[object]], words: str) -> None:
     mask = Mask.from_arrays({name: np.ones(shape, np.bool_) for name, shape in LLAMA.items()})
     with pytest.raises(MaskError, match=words.replace("*", r"\*")):
-        restricted(mask, **conditions)  # type: ignore[arg-type]
+        restrict(mask, **conditions)  # type: ignore[arg-type]
 
 
 def test_names_that_look_like_patterns_are_names() -> None:

@@ -16,7 +16,7 @@ from tests.masks.test_stored import write_unnoticed
 from trimtab.errors import MaskError, MaskMismatchError, OutputExistsError
 from trimtab.masks import BaseTensor, Mask, open_mask
 from trimtab.masks.random import random_tensor
-from trimtab.masks.split import chance_of, part_files, split_tensor, write_parts
+from trimtab.masks.split import chance_of, part_files, share, split_tensor
 
 
 @settings(max_examples=25)  # each writes up to five files
@@ -25,7 +25,7 @@ def test_the_parts_are_those_of_sets(
     tmp_path_factory: pytest.TempPathFactory, masks: list[Mask]
 ) -> None:
     files = part_files(tmp_path_factory.mktemp("parts"), ["m"] * len(masks))
-    split = write_parts(masks, files)
+    split = share(masks, files)
     sets = [elements(mask) for mask in masks]
     core, *own = (Mask.load(file) for file in files)
     assert elements(core) == reduce(set.intersection, sets)
@@ -49,7 +49,7 @@ def test_chance_by_hand(tmp_path: Path) -> None:
     def mask(first: int, second: int) -> Mask:
         return Mask.from_arrays({"a": np.arange(8) < first, "b": np.arange(4) < second})
 
-    split = write_parts([mask(4, 2), mask(2, 2), mask(8, 0)], part_files(tmp_path, "xyz"))
+    split = share([mask(4, 2), mask(2, 2), mask(8, 0)], part_files(tmp_path, "xyz"))
     assert [part.chance for part in split.parts] == [
         8 / 8 + 0,
         0 + 4 / 4,  # in b: 1/2 · 1/2 · 1
@@ -88,7 +88,7 @@ def test_chance_matched_by_magnitude(tmp_path: Path) -> None:
     first = Mask.from_arrays({"w": np.isin(np.arange(10), [0, 1, 4, 5, 6])})
     second = Mask.from_arrays({"w": np.isin(np.arange(10), [0, 1, 2, 4])})
     files = part_files(tmp_path, "xy")
-    split = write_parts([first, second], files, base=tmp_path / "base.safetensors")
+    split = share([first, second], files, base=tmp_path / "base.safetensors")
     assert [part.num_selected for part in split.parts] == [3, 2, 1]
     assert [part.chance for part in split.parts] == pytest.approx([2, 3, 2])
     matched = [2 * 3 / 4 + 3 * 1 / 6, 2 * 1 / 4 + 3 * 5 / 6, 2 * 3 / 4 + 3 * 1 / 6]
@@ -96,13 +96,13 @@ def test_chance_matched_by_magnitude(tmp_path: Path) -> None:
     assert split.parts[0].matched_lift == pytest.approx(1.5)
     other = Mask.from_arrays({"w": second.array("w"), "v": np.array(True)})
     with pytest.raises(MaskMismatchError, match="1 tensor is not in all masks: v"):
-        write_parts([first, other], files, base=tmp_path / "base.safetensors", force=True)
+        share([first, other], files, base=tmp_path / "base.safetensors", force=True)
     assert Mask.load(files[0]) == first & second
 
 
 def test_a_part_that_chance_would_not_have(tmp_path: Path) -> None:
     empty = Mask.from_arrays({"a": np.zeros(5, dtype=np.bool_), "b": np.ones((0, 3), np.bool_)})
-    split = write_parts([empty, ~empty], part_files(tmp_path, "xy"))
+    split = share([empty, ~empty], part_files(tmp_path, "xy"))
     assert [(part.chance, part.lift) for part in split.parts] == [(0, None), (0, None), (5, 1)]
 
 
@@ -121,7 +121,7 @@ def test_provenance_says_of_which_masks(tmp_path: Path) -> None:
         "own-1-first.safetensors",
         "own-2-second.safetensors",
     ]
-    assert write_parts(masks, files, command="typed").base_differs == ("w",)
+    assert share(masks, files, command="typed").base_differs == ("w",)
     told = {"of": [mask.digest for mask in masks], "base_differs": ["w"]}
     steps: list[dict[str, object]] = [{"step": "core"}, {"step": "own", "mask": 0}]
     steps.append({"step": "own", "mask": 1})
@@ -138,19 +138,19 @@ def test_nothing_is_written_where_something_is_in_the_way(tmp_path: Path) -> Non
     files = part_files(tmp_path, "xy")
     files[2].write_text("mine")
     with pytest.raises(OutputExistsError):
-        write_parts(masks, files)
+        share(masks, files)
     assert list(tmp_path.iterdir()) == [files[2]]
-    write_parts(masks, files, force=True)
+    share(masks, files, force=True)
     assert Mask.load(files[2]).indices("w").tolist() == [2]
 
 
 def test_masks_that_cannot_be_split(tmp_path: Path) -> None:
     mask = Mask.from_arrays({"w": np.arange(5) < 2})
     with pytest.raises(MaskError, match="expected at least two"):
-        write_parts([mask], part_files(tmp_path, "x"))
+        share([mask], part_files(tmp_path, "x"))
     other = Mask.from_arrays({"w": np.arange(6) < 2})
     with pytest.raises(MaskMismatchError, match=r"w is \(5,\), and \(6,\) in mask 3"):
-        write_parts([mask, mask, other], part_files(tmp_path, "xyz"))
+        share([mask, mask, other], part_files(tmp_path, "xyz"))
     assert not list(tmp_path.iterdir())
 
 
@@ -160,5 +160,5 @@ def test_a_mask_that_is_damaged_on_the_way_leaves_nothing(tmp_path: Path) -> Non
     with open_mask(path) as stored:
         write_unnoticed(path, path.stat().st_size - 1, b"\xff")
         with pytest.raises(MaskError, match="'b' says it selects 9 elements"):
-            write_parts([stored, stored], part_files(tmp_path / "parts", "xy"))
+            share([stored, stored], part_files(tmp_path / "parts", "xy"))
     assert not list((tmp_path / "parts").iterdir())

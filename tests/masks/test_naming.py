@@ -16,9 +16,9 @@ from trimtab.masks.matching import named_like
 from trimtab.masks.overlap import overlap
 from trimtab.masks.prediction import score_prediction
 from trimtab.masks.selection.quotas import Quotas, random_matched
-from trimtab.masks.split import write_parts
+from trimtab.masks.split import share
 from trimtab.masks.structure import structure
-from trimtab.masks.transfer import transferred
+from trimtab.masks.transfer import transfer
 
 
 def headless(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -69,7 +69,7 @@ def test_set_algebra(model: Model) -> None:
 def test_the_common_core(model: Model, tmp_path: Path) -> None:
     files = [tmp_path / f"{n}.safetensors" for n in range(3)]
     with open_mask(model.file) as first, open_mask(model.file2) as second:
-        split = write_parts([first, second], files, base=model.base)
+        split = share([first, second], files, base=model.base)
     selected = model.mask.num_selected()
     assert [part.num_selected for part in split.parts] == [selected, 0, 0]
 
@@ -107,7 +107,7 @@ def test_controls_and_quotas(model: Model) -> None:
 
 
 def test_transfer(model: Model) -> None:
-    assert Mask.of(transferred(model.mask2, model.base)) == model.mask
+    assert Mask.of(transfer(model.mask2, model.base)) == model.mask
 
 
 def test_a_mask_of_a_head_for_a_checkpoint_that_stores_the_embedding(tmp_path: Path) -> None:

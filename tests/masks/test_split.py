@@ -13,7 +13,7 @@ import pytest
 from tests.checkpoints.building import tensors_bytes
 from trimtab.errors import ResultFormatError
 from trimtab.masks import BaseTensor, Mask, open_mask
-from trimtab.masks.split import Split, part_files, write_parts
+from trimtab.masks.split import Split, part_files, share
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def data(tmp_path: Path) -> dict[str, Any]:
     second = Mask.from_arrays({"w": np.isin(np.arange(10), [0, 1, 2, 4])})
     files = part_files(tmp_path, "xy")
     base = tmp_path / "base.safetensors"
-    split = write_parts([first, second], files, base=base, command="typed")
+    split = share([first, second], files, base=base, command="typed")
     told: dict[str, Any] = json.loads(json.dumps(split.to_dict(), allow_nan=False))
     return told
 
@@ -61,7 +61,7 @@ def test_the_masks_are_recorded(tmp_path: Path) -> None:
         Mask.from_arrays({"w": np.array([True, False])}, base=base).save(tmp_path / name)
     in_memory = Mask.from_arrays({"w": np.array([True, True])})
     with open_mask(tmp_path / "a") as first, open_mask(tmp_path / "b") as second:
-        split = write_parts([first, second, in_memory], part_files(tmp_path, "abc"))
+        split = share([first, second, in_memory], part_files(tmp_path, "abc"))
         assert [mask.digest for mask in split.masks] == [
             first.digest, second.digest, in_memory.digest,
         ]  # fmt: skip

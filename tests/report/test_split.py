@@ -12,7 +12,7 @@ from tests.report.page import Page
 from tests.report.split_factory import make_split
 from tests.report.test_comparison_page import HOSTILE
 from trimtab.masks import Mask
-from trimtab.masks.split import Split, part_files, write_parts
+from trimtab.masks.split import Split, part_files, share
 from trimtab.report.html import render
 from trimtab.report.split import split_document
 from trimtab.report.terminal import render_text
@@ -83,7 +83,7 @@ def test_the_page_without_a_base() -> None:
 
 def test_masks_in_memory_that_select_nothing(tmp_path: Path) -> None:
     empty = Mask.from_arrays({})
-    split = write_parts([empty, empty], part_files(tmp_path, "xy"))
+    split = share([empty, empty], part_files(tmp_path, "xy"))
     assert "own of mask 2         0            –          0     –" in text_of_split(split)
     assert "a mask selects nothing" in Page(render(split_document(split))).text
 

@@ -173,7 +173,7 @@ def _add_set_operation(
     @writes_a_mask
     def command(first: Path, second: Path, target: MaskTarget) -> None:
         with trimtab.open_mask(first) as one, trimtab.open_mask(second) as other:
-            made = trimtab.combined(operation, one, other)
+            made = trimtab.combine(operation, one, other)
             _say_names([one, other])
             _say_bases(made.header.provenance["steps"][-1]["base_differs"])
             target.write_derived(made)
@@ -235,7 +235,7 @@ def restrict(
     if kinds is None and layers is None and not tensors:
         raise click.UsageError("give at least one of --kinds, --layers and --tensors")
     with trimtab.open_mask(mask) as opened:
-        made = trimtab.restricted(
+        made = trimtab.restrict(
             opened, kinds=names_of(kinds), layers=layers, tensors=tensors or None
         )
         target.write_derived(made)
@@ -281,7 +281,7 @@ def share(
         _say_names(opened)
         files = part_files(output, [mask.stem for mask in masks])
         with byte_progress("counting") as progress:
-            split = trimtab.write_parts(
+            split = trimtab.share(
                 opened, files, base=base, progress=progress, command=command_line(), force=force
             )
     _say_bases(split.base_differs)
@@ -321,7 +321,7 @@ def transfer(mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: Mask
 
     with trimtab.open_mask(mask) as opened:
         with byte_progress("hashing") as progress:
-            made = trimtab.transferred(opened, to, maps=maps, seed=seed, progress=progress)
+            made = trimtab.transfer(opened, to, maps=maps, seed=seed, progress=progress)
         if summary := carried_text(made.header.provenance["steps"][-1]):
             say(summary, err=True)
         target.write_derived(made)

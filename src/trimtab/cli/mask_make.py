@@ -248,7 +248,7 @@ def random(base: str, making: Making) -> None:
 def complement(mask: Path, target: MaskTarget) -> None:
     """Select the elements that MASK does not, of the same tensors."""
     with trimtab.open_mask(mask) as opened:
-        target.write_derived(trimtab.complemented(opened))
+        target.write_derived(trimtab.complement(opened))
 
 
 @make.command(
@@ -264,7 +264,7 @@ def low_magnitude(base: str, making: Making) -> None:
     They are the ones that a small step can change at all in bf16, so this is what every other
     prediction has to be better than.
     """
-    making.by_weights(base, trimtab.low_magnitude, "low-magnitude")
+    making.by_weights(base, trimtab.low_magnitude_scores, "low-magnitude")
 
 
 @make.command(
@@ -276,7 +276,7 @@ def low_magnitude(base: str, making: Making) -> None:
 @makes_a_mask
 def high_magnitude(base: str, making: Making) -> None:
     """Select the largest weights of BASE."""
-    making.by_weights(base, trimtab.high_magnitude, "high-magnitude")
+    making.by_weights(base, trimtab.high_magnitude_scores, "high-magnitude")
 
 
 _rank_option = click.option(
@@ -367,14 +367,14 @@ def absorption(base: str, lr: float | None, steps: int, making: Making) -> None:
     if (lr is None) != making.is_sized:
         raise click.UsageError("give either --lr, or --density or --like")
     if lr is None:
-        making.by_weights(base, trimtab.easily_moved, "absorption")
+        making.by_weights(base, trimtab.absorption_scores, "absorption")
         return
     distance = absorption_distance(lr, steps)
     with trimtab.open_checkpoint(base) as checkpoint:
         step = {"step": "absorption", "lr": lr, "steps": steps, **_id_of(checkpoint)}
         with byte_progress("reading") as progress:
-            mask = trimtab.within_reach(checkpoint, distance, provenance=step, progress=progress)
-        making.write(mask, lambda: trimtab.easily_moved(checkpoint), {"step": "absorption"})
+            mask = trimtab.absorption_mask(checkpoint, distance, provenance=step, progress=progress)
+        making.write(mask, lambda: trimtab.absorption_scores(checkpoint), {"step": "absorption"})
 
 
 @make.command(

@@ -40,8 +40,8 @@ __all__ = [
     "OPERATIONS",
     "DerivedMask",
     "Operation",
-    "combined",
-    "complemented",
+    "combine",
+    "complement",
 ]
 
 
@@ -82,7 +82,7 @@ class DerivedMask:
         return write_mask_file(path, self.header, self.tensor, force=force)
 
 
-__all__ += ["restricted"]
+__all__ += ["restrict"]
 
 Operation: TypeAlias = Literal["and", "or", "xor", "minus"]
 
@@ -138,7 +138,7 @@ def complemented(mask: PackedMask) -> DerivedMask:
     )
 
 
-def restricted(
+def restrict(
     mask: PackedMask,
     *,
     kinds: Sequence[str] | None = None,

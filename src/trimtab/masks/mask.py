@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints import parts_of
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks.algebra import DerivedMask, Operation, combined, complemented, restricted
+from trimtab.masks.algebra import DerivedMask, Operation, combine, complement, restrict
 from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
 from trimtab.masks.on_disk import FORMAT, open_unchecked, write_mask_file
 from trimtab.masks.packed import MaskDigest, PackedTensor
@@ -145,7 +145,7 @@ class Mask(PackedMask):
 
     def complement(self) -> Mask:
         """The elements that this mask does not select, of the same tensors."""
-        return Mask.of(complemented(self))
+        return Mask.of(complement(self))
 
     def restrict(
         self,
@@ -168,7 +168,7 @@ class Mask(PackedMask):
             MaskError: There is no condition; or a kind, layer or name fits no tensor, or no tensor
                 meets all conditions.
         """
-        return Mask.of(restricted(self, kinds=kinds, layers=layers, tensors=tensors))
+        return Mask.of(restrict(self, kinds=kinds, layers=layers, tensors=tensors))
 
     def __and__(self, other: Mask) -> Mask:
         """What both select."""
@@ -276,7 +276,7 @@ class Mask(PackedMask):
     def _combined(self, operation: Operation, other: Mask) -> Mask:
         if not isinstance(other, Mask):
             return NotImplemented
-        return Mask.of(combined(operation, self, other))
+        return Mask.of(combine(operation, self, other))
 
     def _after(self, step: Mapping[str, Any]) -> dict[str, Any]:
         """The provenance of a mask made from this one."""

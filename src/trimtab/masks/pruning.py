@@ -35,7 +35,7 @@ from trimtab.checkpoints.weights import ensure_rewritable, read_weights, rewrite
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import AnalysisError, CheckpointError
 from trimtab.masks.header import BaseTensor, provenance_of
-from trimtab.masks.makers.weight_scores import high_magnitude
+from trimtab.masks.makers.weight_scores import high_magnitude_scores
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.masks.selection import select
@@ -333,7 +333,7 @@ def prune(
                 progress(done, num_bytes)
 
         if norms is None:
-            scores = high_magnitude(checkpoint, names, progress=tell)
+            scores = high_magnitude_scores(checkpoint, names, progress=tell)
             quotas = Quotas.of_density(1 - sparsity, {m.name: m.shape for m in matrices})
             kept = select(scores, quotas, seed=seed, provenance={"step": "high-magnitude"})
         else:

@@ -40,14 +40,7 @@ from trimtab.results.result import Result
 from trimtab.results.schema import Amount, Provenance, to_plain
 from trimtab.words import are, first_few, one_line, out_of, plural
 
-__all__ = [
-    "Part",
-    "Split",
-    "chance_of",
-    "part_files",
-    "split_tensor",
-    "write_parts",
-]
+__all__ = ["Part", "Split", "chance_of", "part_files", "share", "split_tensor"]
 
 
 @dataclass(frozen=True)
@@ -139,7 +132,7 @@ class Split(Result):
         return [to_plain(part) | of for part, of in zip(self.parts, derived, strict=True)]
 
     def problems(self) -> Iterator[str]:
-        """What `write_parts` does not make."""
+        """What `share` does not make."""
         if [part.mask for part in self.parts] != [None, *range(len(self.masks))]:
             yield "its parts are not a core and an own part of each mask"
         elif len(self.masks) < 2:
@@ -158,7 +151,7 @@ def part_files(folder: str | os.PathLike[str], ids: Sequence[str]) -> tuple[Path
     return tuple(Path(folder) / f"{name}.safetensors" for name in names)
 
 
-def write_parts(
+def share(
     masks: Sequence[PackedMask],
     files: Sequence[str | os.PathLike[str]],
     *,

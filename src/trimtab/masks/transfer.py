@@ -55,7 +55,7 @@ __all__ = [
     "random_rows",
     "row_counts",
     "scaled_counts",
-    "transferred",
+    "transfer",
 ]
 
 CHUNK_ELEMENTS = 1 << 20
@@ -315,7 +315,7 @@ MAPS = (INTERPOLATE, DENSITY)
 """The maps there are."""
 
 
-def transferred(
+def transfer(
     mask: PackedMask,
     to: str | os.PathLike[str] | Checkpoint,
     *,

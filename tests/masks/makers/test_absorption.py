@@ -12,7 +12,7 @@ from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.absorption import adam_displacement_bound
 from trimtab.errors import MaskError
-from trimtab.masks.makers.absorption import absorption_distance, easily_moved, within_reach
+from trimtab.masks.makers.absorption import absorption_distance, absorption_mask, absorption_scores
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 
@@ -23,7 +23,7 @@ def test_what_a_step_can_change(tmp_path: Path, dtype: torch.dtype, lr: float) -
     tensors = llama_tensors(dtype=dtype)
     step = {"step": "absorption", "lr": lr}
     with open_checkpoint(save(tmp_path / "base", tensors)) as base:
-        mask = within_reach(base, lr, provenance=step)
+        mask = absorption_mask(base, lr, provenance=step)
     for name, tensor in tensors.items():
         exact = tensor.double()  # a sum of two such numbers is rounded once
         moved = [(exact + sign * lr).to(dtype).double() != exact for sign in (-1, 1)]
@@ -35,8 +35,8 @@ def test_what_a_step_can_change(tmp_path: Path, dtype: torch.dtype, lr: float) -
 def test_with_a_size_the_easiest_come_first(tmp_path: Path) -> None:
     tensors = llama_tensors()
     with open_checkpoint(save(tmp_path / "base", tensors)) as base:
-        reached = within_reach(base, 2e-5, provenance={})
-        scores = easily_moved(base)
+        reached = absorption_mask(base, 2e-5, provenance={})
+        scores = absorption_scores(base)
         sized = select(scores, Quotas.like(reached, scores.shapes), seed=0, provenance={})
         # A tie that rounds back is one fp64 step farther, which fp32 does not tell apart.
         for name in tensors:

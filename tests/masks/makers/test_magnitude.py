@@ -11,7 +11,11 @@ import torch
 from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.masks import Mask
-from trimtab.masks.makers.weight_scores import high_magnitude, low_magnitude, no_preference
+from trimtab.masks.makers.weight_scores import (
+    high_magnitude_scores,
+    low_magnitude_scores,
+    no_preference,
+)
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 
@@ -20,7 +24,7 @@ from trimtab.masks.selection.quotas import Quotas
 def test_the_smallest_and_the_largest_are_selected(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = llama_tensors(dtype=dtype)
     with open_checkpoint(save(tmp_path / "base", tensors)) as base:
-        for make, sign in ((low_magnitude, 1), (high_magnitude, -1)):
+        for make, sign in ((low_magnitude_scores, 1), (high_magnitude_scores, -1)):
             scores = make(base)
             quotas = Quotas.of_density(0.3, scores.shapes)
             mask = select(scores, quotas, seed=0, provenance={"step": "x"})

@@ -14,7 +14,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError
 from trimtab.masks import Mask
 from trimtab.masks.makers.principal import PrincipalScores, UnionScores, safe_scores
-from trimtab.masks.makers.weight_scores import low_magnitude
+from trimtab.masks.makers.weight_scores import low_magnitude_scores
 from trimtab.masks.selection import scores, select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores, Scores
@@ -84,7 +84,7 @@ def test_a_union_is_of_two_masks_of_one_density(tmp_path: Path) -> None:
     tensors = {name: matrices()[name] for name in ("wide", "tall")}
     with open_checkpoint(save(tmp_path / "base", tensors, None)) as base:
         safe = safe_scores(base, share=0.25)
-        low, off = low_magnitude(base), PrincipalScores(base, share=0.25, off=True)
+        low, off = low_magnitude_scores(base), PrincipalScores(base, share=0.25, off=True)
         made = selected(safe, 0.5)
         for name in tensors:
             num, size = made.num_selected(name), made.num_elements(name)

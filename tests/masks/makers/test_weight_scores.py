@@ -16,7 +16,7 @@ from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks import BaseTensor
 from trimtab.masks.makers.principal import PrincipalScores
-from trimtab.masks.makers.weight_scores import Lookup, low_magnitude
+from trimtab.masks.makers.weight_scores import Lookup, low_magnitude_scores
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def opened_mixed(tmp_path: Path) -> Iterator[Checkpoint]:
 
 
 def test_float_tensors_are_scored_and_hashed(opened_mixed: Checkpoint) -> None:
-    scores = low_magnitude(opened_mixed)
+    scores = low_magnitude_scores(opened_mixed)
     assert scores.shapes == {"w": (4, 3)}
     raw = torch.ones(12, dtype=torch.bfloat16).view(torch.int16).numpy().tobytes()
     assert scores.base == {"w": BaseTensor("BF16", xxhash.xxh3_128_hexdigest(raw))}
@@ -38,7 +38,7 @@ def test_only_the_named_tensors_are_read(tmp_path: Path) -> None:
     tensors["model.norm.weight"][3] = float("nan")
     name = "model.layers.0.mlp.up_proj.weight"
     with open_checkpoint(save(tmp_path / "base", tensors)) as base:
-        assert list(low_magnitude(base, [name]).shapes) == [name]
+        assert list(low_magnitude_scores(base, [name]).shapes) == [name]
 
 
 def test_every_nan_is_told_at_once(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_nan_is_told_at_once(tmp_path: Path) -> None:
         open_checkpoint(save(tmp_path / "base", tensors)) as base,
         pytest.raises(MaskError) as refused,
     ):
-        low_magnitude(base)
+        low_magnitude_scores(base)
     assert "model.norm.weight has 1" in str(refused.value)
     assert "up_proj.weight has 2" in str(refused.value)
 
@@ -57,7 +57,7 @@ def test_every_nan_is_told_at_once(tmp_path: Path) -> None:
 def test_infinity_has_a_place_by_magnitude_and_none_in_a_spectrum(tmp_path: Path) -> None:
     weight = torch.tensor([[1.0, float("inf")], [0.5, 2.0]])
     with open_checkpoint(save(tmp_path / "base", {"w": weight}, None)) as base:
-        (scores,) = low_magnitude(base).chunks("w")
+        (scores,) = low_magnitude_scores(base).chunks("w")
         assert scores.tolist() == [-1.0, -np.inf, -0.5, -2.0]
         with pytest.raises(MaskError, match="NaN or infinite have no place in an order: w has 1"):
             PrincipalScores(base)
@@ -72,7 +72,7 @@ def test_fp8_with_block_scales_is_refused(tmp_path: Path) -> None:
             CheckpointError, match=r"is quantised: w \(F8_E4M3 with scales in w_scale_inv"
         ),
     ):
-        low_magnitude(base)
+        low_magnitude_scores(base)
 
 
 @pytest.mark.parametrize("name", ["BF16", "F16", "F8_E4M3", "F32"])

@@ -17,7 +17,7 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError, ResultFormatError
 from trimtab.masks import BaseTensor, Mask, extract_mask
-from trimtab.masks.makers.weight_scores import low_magnitude
+from trimtab.masks.makers.weight_scores import low_magnitude_scores
 from trimtab.masks.prediction import PredictionScore, score_prediction
 from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
@@ -106,7 +106,7 @@ def test_the_smallest_weights_are_the_mean_over_ties(tmp_path: Path, dtype: torc
 
 def test_the_low_magnitude_mask_has_the_lift_of_itself(case: Case) -> None:
     with open_checkpoint(case.folder) as base:
-        scores = low_magnitude(base)
+        scores = low_magnitude_scores(base)
         quotas = Quotas.like(case.true, scores.shapes)
         drawn = [select(scores, quotas, seed=s, provenance={}) for s in range(20)]
         found = [score_prediction(m, case.true, base=base).total for m in drawn]

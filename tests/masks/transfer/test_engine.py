@@ -15,7 +15,7 @@ from tests.checkpoints.building import random_bits, tensors_bytes
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks import BaseTensor, Mask, open_mask
-from trimtab.masks.transfer import transferred
+from trimtab.masks.transfer import transfer
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -69,7 +69,7 @@ def test_the_same_shapes_keep_their_bits(tmp_path: Path) -> None:
     arrays = arrays_of(model())
     other = saved(tmp_path / "other", dict(reversed(model().items())))
     mask = mask_of(arrays)
-    made = Mask.of(transferred(mask, other))
+    made = Mask.of(transfer(mask, other))
     assert made == mask
     assert made.names == tuple(reversed(mask.names))
     assert made.base == base_of(other)
@@ -96,8 +96,8 @@ def test_from_file_to_file(tmp_path: Path) -> None:
     other = saved(tmp_path / "other", model(3, 16))
     maps = ["layers=interpolate", "units=density"]
     with open_mask(tmp_path / "m") as stored:
-        transferred(stored, other, maps=maps, seed=4).save(tmp_path / "t")
-    made = Mask.of(transferred(mask, other, maps=maps, seed=4))
+        transfer(stored, other, maps=maps, seed=4).save(tmp_path / "t")
+    made = Mask.of(transfer(mask, other, maps=maps, seed=4))
     assert Mask.load(tmp_path / "t") == made
     assert Mask.load(tmp_path / "t").base == made.base == base_of(other)
 
@@ -106,7 +106,7 @@ def test_from_file_to_file(tmp_path: Path) -> None:
 def test_another_vocabulary_keeps_the_rows_of_its_tokens(tmp_path: Path, vocabulary: int) -> None:
     arrays = arrays_of(model(width=7, head=True))
     other = saved(tmp_path / "other", model(width=7, vocabulary=vocabulary, head=True))
-    made = Mask.of(transferred(mask_of(arrays), other))
+    made = Mask.of(transfer(mask_of(arrays), other))
     common = min(21, vocabulary)
     resized = ["model.embed_tokens.weight", "lm_head.weight"]
     for name in made:
@@ -136,7 +136,7 @@ def test_layers_are_interpolated_when_asked_to(
 ) -> None:
     arrays = arrays_of(model())
     other = saved(tmp_path / "other", model(depth))
-    made = Mask.of(transferred(mask_of(arrays), other, maps=["layers=interpolate"]))
+    made = Mask.of(transfer(mask_of(arrays), other, maps=["layers=interpolate"]))
     assert set(made) == set(model(depth))
     for name in made:
         source = name
@@ -155,7 +155,7 @@ def test_a_layer_far_out_costs_nothing(tmp_path: Path) -> None:
     """Indices are words of a stranger: nothing is allocated by them."""
     far = {name.replace(".2.", ".999999999."): shape for name, shape in model(3).items()}
     other = saved(tmp_path / "other", far)
-    made = Mask.of(transferred(mask_of(arrays_of(model())), other, maps=["layers=interpolate"]))
+    made = Mask.of(transfer(mask_of(arrays_of(model())), other, maps=["layers=interpolate"]))
     assert made.provenance["steps"][1]["layers"] == {"0": 0, "1": 0, "999999999": 4}
     assert set(made) == set(far)
 
@@ -167,7 +167,7 @@ def test_densities_of_rows_are_carried_when_asked_to(tmp_path: Path) -> None:
     arrays[up] = np.arange(12)[:, None] * np.ones(8) > np.full((12, 8), np.arange(8) * 1.5)
     wider = model(width=16, inner=23, vocabulary=30)
     other = saved(tmp_path / "other", wider)
-    made = Mask.of(transferred(mask_of(arrays), other, maps=["units=density"], seed=3))
+    made = Mask.of(transfer(mask_of(arrays), other, maps=["units=density"], seed=3))
     # Row i of 23 stands for row i·11/22 of 12, rounded half up.
     before = arrays[up].sum(axis=1)[[(i + 1) // 2 for i in range(23)]]
     np.testing.assert_array_equal(made.array(up).sum(axis=1), 2 * before)
@@ -183,9 +183,9 @@ def test_densities_of_rows_are_carried_when_asked_to(tmp_path: Path) -> None:
     step = made.provenance["steps"][1]
     assert (step["maps"], step["seed"]) == (["units=density"], 3)
     assert step["by_density"] == list(wider)
-    again = transferred(mask_of(arrays), other, maps=["units=density"], seed=3)
+    again = transfer(mask_of(arrays), other, maps=["units=density"], seed=3)
     assert Mask.of(again) == made
-    assert Mask.of(transferred(mask_of(arrays), other, maps=["units=density"])) != made
+    assert Mask.of(transfer(mask_of(arrays), other, maps=["units=density"])) != made
 
 
 def test_no_width_loses_what_is_rare(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_no_width_loses_what_is_rare(tmp_path: Path) -> None:
     arrays = arrays_of({"w": (40, 8)}, density=0)
     arrays["w"][:, 5] = True
     other = saved(tmp_path / "other", {"w": (40, 4)})
-    made = Mask.of(transferred(Mask.from_arrays(arrays), other, maps=["units=density"]))
+    made = Mask.of(transfer(Mask.from_arrays(arrays), other, maps=["units=density"]))
     assert made.num_selected() == 20
     assert made.array("w").sum(axis=1).max() == 1
 
@@ -203,7 +203,7 @@ def test_experts_stay_apart(tmp_path: Path) -> None:
     arrays = {"experts.up_proj": np.zeros((3, 4, 5), dtype=np.bool_)}
     arrays["experts.up_proj"][1] = True
     other = saved(tmp_path / "other", {"experts.up_proj": (3, 7, 10)})
-    made = Mask.of(transferred(Mask.from_arrays(arrays), other, maps=["units=density"]))
+    made = Mask.of(transfer(Mask.from_arrays(arrays), other, maps=["units=density"]))
     assert made.array("experts.up_proj").sum(axis=(1, 2)).tolist() == [0, 70, 0]
 
 
@@ -211,7 +211,7 @@ def test_a_tensor_without_elements_is_carried(tmp_path: Path) -> None:
     for before, after in (((0, 3), (2, 4)), ((2, 3), (2, 0)), ((2, 0), (2, 5))):
         other = saved(tmp_path / f"{before}{after}", {"w": after, "v": (2,)})
         arrays = {"w": np.ones(before, np.bool_), "v": np.ones(2, np.bool_)}
-        made = Mask.of(transferred(Mask.from_arrays(arrays), other, maps=["units=density"]))
+        made = Mask.of(transfer(Mask.from_arrays(arrays), other, maps=["units=density"]))
         assert (made.shape("w"), made.num_selected("w")) == (after, 0)
 
 
@@ -220,7 +220,7 @@ def test_what_only_one_side_has_is_told(tmp_path: Path) -> None:
     arrays = arrays_of(shapes)
     buffer = {"rotary.inv_freq": np.zeros(4, dtype=np.bool_)}
     other = saved(tmp_path / "other", model(head=True))
-    made = Mask.of(transferred(mask_of(arrays | buffer), other))
+    made = Mask.of(transfer(mask_of(arrays | buffer), other))
     assert set(made) == set(shapes)
     step = made.provenance["steps"][1]
     assert step["not_in_mask"] == ["lm_head.weight"]
@@ -269,7 +269,7 @@ def test_what_cannot_be_carried_is_refused(
 ) -> None:
     folder = saved(tmp_path / "other", other)
     with pytest.raises(MaskMismatchError) as caught:
-        transferred(mask_of(arrays_of(model())), folder, maps=maps)
+        transfer(mask_of(arrays_of(model())), folder, maps=maps)
     message = str(caught.value).replace(str(folder), "OTHER")
     assert message.startswith("the mask does not transfer to OTHER: ")
     for word in words:
@@ -282,25 +282,25 @@ def test_a_tied_head_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(
         MaskMismatchError, match=r"lm_head\.weight is not there, where model\.embed"
     ):
-        transferred(mask, other)
+        transfer(mask, other)
 
 
 def test_a_mask_of_nothing_that_is_there(tmp_path: Path) -> None:
     other = saved(tmp_path / "other", model())
     with pytest.raises(MaskMismatchError, match="it has no tensor that could be carried"):
-        transferred(Mask.from_arrays({"w": np.zeros(3, dtype=np.bool_)}), other)
+        transfer(Mask.from_arrays({"w": np.zeros(3, dtype=np.bool_)}), other)
 
 
 def test_an_unknown_map(tmp_path: Path) -> None:
     with pytest.raises(MaskError, match="no map 'layers=nearest': expected layers=interpolate or"):
-        transferred(mask_of(arrays_of(model())), tmp_path, maps=["layers=nearest"])
+        transfer(mask_of(arrays_of(model())), tmp_path, maps=["layers=nearest"])
 
 
 def test_shares_of_the_whole_are_kept(tmp_path: Path) -> None:
     """Of every tensor, within half an element, whatever the widths."""
     arrays = arrays_of({"a.weight": (50, 30), "b.weight": (7, 101), "c.bias": (64,)}, 0.07)
     other = saved(tmp_path / "other", {"a.weight": (50, 47), "b.weight": (7, 13), "c.bias": (99,)})
-    made = Mask.of(transferred(Mask.from_arrays(arrays), other, maps=["units=density"]))
+    made = Mask.of(transfer(Mask.from_arrays(arrays), other, maps=["units=density"]))
     for name, array in arrays.items():
         expected = Fraction(int(array.sum()) * made.num_elements(name), array.size)
         assert abs(made.num_selected(name) - expected) <= Fraction(1, 2)

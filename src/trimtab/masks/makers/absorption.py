@@ -31,7 +31,7 @@ from trimtab.masks.makers.weight_scores import ElementScores, Lookup
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 
-__all__ = ["absorption_distance", "easily_moved", "smallest_reach", "within_reach"]
+__all__ = ["absorption_distance", "absorption_mask", "absorption_scores", "smallest_reach"]
 
 BETAS = (0.9, 0.999)
 """Adam's betas, for which `absorption_distance` is stated; the usual ones."""
@@ -54,7 +54,7 @@ def absorption_distance(lr: float, steps: int = 1) -> float:
     return lr * adam_displacement_bound(steps, BETAS)
 
 
-def easily_moved(
+def absorption_scores(
     base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
 ) -> ElementScores:
     """The weights first that the smallest move changes. Arguments as for `WeightScores`."""
@@ -63,7 +63,7 @@ def easily_moved(
     )
 
 
-def within_reach(
+def absorption_mask(
     base: Checkpoint,
     distance: float,
     names: Iterable[str] | None = None,
@@ -86,7 +86,7 @@ def within_reach(
         MaskError: A weight is NaN.
         CheckpointError: Weights are quantised.
     """
-    weights = easily_moved(base, names, progress=progress)
+    weights = absorption_scores(base, names, progress=progress)
     moves = Lookup(lambda bits, dtype: smallest_reach(bits, dtype) <= distance)
 
     def one(tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> PackedTensor:

@@ -33,7 +33,7 @@ from trimtab.checkpoints.weights import elements_of
 from trimtab.elements.spectrum import PRINCIPAL_SHARE, principal_directions, principal_part
 from trimtab.errors import MaskError
 from trimtab.masks.header import BaseTensor
-from trimtab.masks.makers.weight_scores import WeightScores, low_magnitude
+from trimtab.masks.makers.weight_scores import WeightScores, low_magnitude_scores
 from trimtab.masks.selection.scores import Scores, in_chunks
 from trimtab.masks.selection.top_k import ordered_keys
 
@@ -125,7 +125,7 @@ def safe_scores(
 ) -> UnionScores:
     """The safe elements of a base first. Arguments as for `PrincipalScores`."""
     off = PrincipalScores(base, names, share=share, off=True, progress=progress)
-    return UnionScores(low_magnitude(base, off.shapes, progress=progress), off)
+    return UnionScores(low_magnitude_scores(base, off.shapes, progress=progress), off)
 
 
 class UnionScores:

@@ -32,8 +32,8 @@ __all__ = [
     "ElementScores",
     "Lookup",
     "WeightScores",
-    "high_magnitude",
-    "low_magnitude",
+    "high_magnitude_scores",
+    "low_magnitude_scores",
     "no_preference",
 ]
 
@@ -143,7 +143,7 @@ def _num_wrong(finite: bool, tensor: StoredTensor, chunks: Iterator[tuple[int, B
     return sum(int(np.count_nonzero(~np.isfinite(dtype.decode(bits)))) for _, bits in chunks)
 
 
-def low_magnitude(
+def low_magnitude_scores(
     base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
 ) -> ElementScores:
     """-|w|: the smallest weights first. Arguments as for `WeightScores`."""
@@ -152,7 +152,7 @@ def low_magnitude(
     )
 
 
-def high_magnitude(
+def high_magnitude_scores(
     base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
 ) -> ElementScores:
     """|w|: the largest weights first. Arguments as for `WeightScores`."""
