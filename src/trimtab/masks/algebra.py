@@ -97,7 +97,7 @@ OPERATIONS: Mapping[Operation, Callable[[_Bits, _Bits], _Bits]] = {
 """What is done to the bits of two masks. Unused bits, 0 in both, stay 0 in all of them."""
 
 
-def combined(operation: Operation, first: PackedMask, second: PackedMask) -> DerivedMask:
+def combine(operation: Operation, first: PackedMask, second: PackedMask) -> DerivedMask:
     """Combine two masks.
 
     Args:
@@ -128,7 +128,7 @@ def combined(operation: Operation, first: PackedMask, second: PackedMask) -> Der
     return DerivedMask(header, tensor)
 
 
-def complemented(mask: PackedMask) -> DerivedMask:
+def complement(mask: PackedMask) -> DerivedMask:
     """The elements that a mask does not select, of the same tensors."""
     shapes = {name: mask.shape(name) for name in mask}
     provenance = provenance_with(mask.provenance, {"step": "complement", "of": mask.digest})
