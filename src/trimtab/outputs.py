@@ -25,7 +25,7 @@ from secrets import token_hex
 from time import sleep
 from typing import Any, BinaryIO, cast
 
-from trimtab.errors import OutputExistsError, WriteError
+from trimtab.errors import OutputExistsError, TrimtabError, WriteError
 
 if sys.platform == "win32":  # no locks: what a killed writer left stays
     fcntl: Any = None
@@ -37,6 +37,8 @@ __all__ = [
     "ensure_distinct",
     "ensure_free",
     "ensure_no_folder",
+    "ensure_same_settings",
+    "flat",
     "is_draft",
     "is_same_file",
     "is_stream",
@@ -186,6 +188,47 @@ def ensure_no_folder(path: str | os.PathLike[str]) -> None:
         raise OutputExistsError(
             f"{os.fspath(path)} exists already: choose another folder, or delete it first"
         )
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted name -> value, of every entry that is no table; empty tables have none."""
+    entries: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            entries |= flat(value, f"{prefix}{key}.")
+        else:
+            entries[f"{prefix}{key}"] = value
+    return entries
+
+
+def ensure_same_settings(
+    found: Any,
+    wanted: Mapping[str, Any],
+    *,
+    holds: str,
+    cure: str,
+    error: type[TrimtabError] = OutputExistsError,
+) -> None:
+    """Check that what an output holds already was made with the settings of now.
+
+    Args:
+        found: The settings that it was made with, as plain data; anything, if it was altered.
+        wanted: Those of now.
+        holds: What holds what: `OUT holds an unfinished run`.
+        cure: What to do, if they differ.
+        error: Class of the error.
+
+    Raises:
+        TrimtabError: Of the class `error`; it names every setting that differs.
+    """
+    before, now = flat(found if isinstance(found, Mapping) else {}), flat(wanted)
+    differ = [
+        f"{name}={before.get(name)!r} (now {now.get(name)!r})"
+        for name in {**now, **before}
+        if before.get(name) != now.get(name)
+    ]
+    if differ:
+        raise error(f"{holds} with {', '.join(differ)}: {cure}")
 
 
 def append(path: str | os.PathLike[str], content: bytes, *, syncs: bool = False) -> None:

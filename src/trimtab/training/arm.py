@@ -16,9 +16,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal
 
-from trimtab.errors import CheckpointError, OutputExistsError
+from trimtab.errors import CheckpointError
 from trimtab.masks import Mask
-from trimtab.outputs import new_folder
+from trimtab.outputs import ensure_same_settings, new_folder
 from trimtab.training import grpo, runtime, sft
 from trimtab.training.addition import Split
 from trimtab.training.folders import (
@@ -31,7 +31,6 @@ from trimtab.training.folders import (
 )
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.recipe import Recipe, trainer_arguments
-from trimtab.training.runs.dotted import differences
 from trimtab.training.runs.prepare import order_by_epoch
 
 __all__ = ["ALGORITHMS", "CHECKPOINT_EVERY", "RUN", "check_settings", "train_arm"]
@@ -312,8 +311,9 @@ def _history(state: Any) -> list[dict[str, Any]]:
 
 
 def _refuse_other(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    if differ := differences(found, wanted):
-        raise OutputExistsError(
-            f"{folder} belongs to a run with {', '.join(differ)}: "
-            "use the same settings to go on, or another output folder"
-        )
+    ensure_same_settings(
+        found,
+        wanted,
+        holds=f"{folder} belongs to a run",
+        cure="use the same settings to go on, or another output folder",
+    )

@@ -15,8 +15,8 @@ from typing import Any
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
 from trimtab.masks import Mask
+from trimtab.outputs import ensure_same_settings
 from trimtab.training.folders import read_json, write_json
-from trimtab.training.runs.dotted import differences
 from trimtab.words import first_few
 
 __all__ = [
@@ -139,11 +139,13 @@ def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> Non
             f"{folder} was trained with the mask {digest}, and this run has {mask.digest}: "
             f"go on with {folder / MASK_FILE}"
         )
-    if differ := differences(found, settings):
-        raise SettingsError(
-            f"{folder} belongs to a run with {', '.join(differ)}: use the same settings to go on, "
-            "or train from the base"
-        )
+    ensure_same_settings(
+        found,
+        settings,
+        holds=f"{folder} belongs to a run",
+        cure="use the same settings to go on, or train from the base",
+        error=SettingsError,
+    )
     check_complete(folder)
 
 

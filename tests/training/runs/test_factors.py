@@ -11,9 +11,9 @@ import pytest
 
 from tests.training.runs.run_files import content, train, write
 from trimtab.errors import SettingsError
+from trimtab.outputs import flat
 from trimtab.training.folders import WEIGHTS, read_json
 from trimtab.training.runs.algorithms import ALGORITHMS
-from trimtab.training.runs.dotted import flat
 from trimtab.training.runs.factors import FACTORS, KEYS_THEMSELVES
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings

@@ -36,7 +36,7 @@ from trimtab.errors import (
 from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
 from trimtab.masks import Mask
 from trimtab.masks.header import mask_record
-from trimtab.outputs import append, lock, new_file
+from trimtab.outputs import append, ensure_same_settings, lock, new_file
 from trimtab.progress import progress_bars, stage
 from trimtab.results.records import made_now
 from trimtab.results.robustness import Cell, Robustness
@@ -61,7 +61,6 @@ from trimtab.training.perturbation.noise import (
     perturbed,
 )
 from trimtab.training.runs.base_model import BaseModel, open_base
-from trimtab.training.runs.dotted import differences
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -176,18 +175,18 @@ def _read(
 ) -> dict[Key, Cell]:
     try:
         found, *rows = map(json.loads, lines)
-        differ = differences(found, opening)
-        cells = [] if differ else [from_plain(Cell, row, what="cell") for row in rows]
+        ensure_same_settings(
+            found,
+            opening,
+            holds=f"{path} holds the finished part of a probe",
+            cure="use the same to go on, or delete the file to begin anew",
+        )
+        cells = [from_plain(Cell, row, what="cell") for row in rows]
         for cell in cells:
             if problems := list(cell.problems_with(num_questions)):
                 raise ValueError(problems[0])
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _damaged(path, repr(error)) from None
-    if differ:
-        raise OutputExistsError(
-            f"{path} holds the finished part of a probe with {', '.join(differ)}: use the same to "
-            "go on, or delete the file to begin anew"
-        )
     return {key_of(cell): cell for cell in cells}
 
 

@@ -5,28 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-__all__ = ["differences", "flat", "look_up", "with_keys"]
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of every entry that is no table; empty tables have none."""
-    entries: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            entries |= flat(value, f"{prefix}{key}.")
-        else:
-            entries[f"{prefix}{key}"] = value
-    return entries
-
-
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What settings were and what they are now, where that differs: `seed=0 (now 1)`."""
-    before, now = flat(found), flat(wanted)
-    return [
-        f"{name}={before.get(name)!r} (now {now.get(name)!r})"
-        for name in {**now, **before}
-        if before.get(name) != now.get(name)
-    ]
+__all__ = ["look_up", "with_keys"]
 
 
 def look_up(content: Mapping[str, Any], key: str, default: Any = None) -> Any:

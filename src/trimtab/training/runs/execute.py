@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.elements.counts import percent
 from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
-from trimtab.outputs import is_draft, lock, new_folder, told_where
+from trimtab.outputs import ensure_same_settings, is_draft, lock, new_folder, told_where
 from trimtab.processes import Interrupted
 from trimtab.progress import stage
 from trimtab.training import runtime
@@ -33,7 +33,6 @@ from trimtab.training.folders import complete_checkpoints, last_unfinished, read
 from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.runs.base_model import count_update, save_weights, saved_dtypes
-from trimtab.training.runs.dotted import differences
 from trimtab.training.runs.explore import EXPLORED, FOUND, find_mask, notes_of
 from trimtab.training.runs.prepare import Run, Stop, build_trainer, follow
 from trimtab.training.runs.samples import SAMPLES, UNFINISHED, sampled_rows
@@ -226,21 +225,18 @@ def check_output(run: Run) -> None:
             ) from None
         begun = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
         if any(begun) or any((output / file).exists() for file in (FOUND, SAMPLES, UNFINISHED)):
-            _refuse_other(found, run.settings(), output)
+            ensure_same_settings(
+                found,
+                run.settings(),
+                holds=f"output: {output} holds an unfinished run",
+                cure="go on with the same settings, or choose another folder",
+            )
 
 
 def _counts(path: Path) -> bool:
     """Whether there is more in a folder than what a run leaves that was killed as it began."""
     is_empty = path.name == CHECKPOINTS and path.is_dir() and not any(path.iterdir())
     return not (path.name == LOCK or is_draft(path) or is_empty)
-
-
-def _refuse_other(found: Any, wanted: Mapping[str, Any], folder: Path) -> None:
-    if differ := differences(found if isinstance(found, dict) else {}, wanted):
-        raise OutputExistsError(
-            f"output: {folder} holds an unfinished run with {', '.join(differ)}: go on with the "
-            "same settings, or choose another folder"
-        )
 
 
 def _optimizer(run: Run, training: MaskedTraining | None) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from statistics import fmean
 from typing import Any
 
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError, TrimtabError
+from trimtab.outputs import flat
 from trimtab.training.folders import read_json
 from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.data import prompt_ids
-from trimtab.training.runs.dotted import flat
 from trimtab.training.runs.execute import RESOLVED, RESULT, check_output
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.prepare import Run, prepare

@@ -13,10 +13,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from trimtab.outputs import flat
 from trimtab.results.records import made_now
 from trimtab.results.statistics import CONFIDENCE, over_seeds
 from trimtab.training import runtime
-from trimtab.training.runs.dotted import flat
 from trimtab.training.sweeps.cell import MEASURED, Outcome, measured
 from trimtab.training.sweeps.plan import Plan, PlannedCell
 
