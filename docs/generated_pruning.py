@@ -10,7 +10,7 @@ from typing import Any
 
 from docs.generated import rows
 
-from trimtab.report.evaluation_wording import accuracy_columns, difference_columns, interval_text
+from trimtab.report.evaluation import points_text, share_text
 from trimtab.results.answers import Answers, answers_difference
 from trimtab.results.schema import from_plain
 
@@ -32,17 +32,20 @@ def accuracy(report: Report | None) -> None:
     """What each model answers, and how that differs from the base."""
     if report is None:
         return
-    told, beside = accuracy_columns(report), difference_columns(report)
-    sampled = next(heading for heading in told if heading.startswith("sampled"))
-    differences = dict(zip(beside["model"], beside["sampled"], strict=True))
     rows(
         ["", "right, greedily", "right, of the samples", "difference from the base, in points"],
         (
-            [NAMES[name], greedy, share, differences.get(name, "")]
-            for name, greedy, share in zip(
-                told["model"], told["greedy"], told[sampled], strict=True
-            )
-            if name in NAMES
+            [
+                NAMES[name],
+                share_text(answers["greedy_accuracy"], 1, answers["greedy_interval"]),
+                share_text(answers["sampled_accuracy"], 1, answers["sampled_interval"]),
+                ""
+                if difference is None
+                else points_text(difference["sampled_difference"], difference["sampled_interval"]),
+            ]
+            for model in report["models"]
+            if (name := model["checkpoint"]["id"]) in NAMES
+            for answers, difference in [(model["answers"], model["difference"])]
         ),
     )
 
@@ -59,15 +62,15 @@ def beside(report: Report | None) -> None:
     for control, words in zip(controls, ("at random", "of the same magnitudes"), strict=True):
         if control in answers and trained in answers:
             told = answers_difference(answers[control], answers[trained])
+            greedy, sampled = (
+                points_text(told[f"{way}_difference"], told[f"{way}_interval"])
+                for way in ("greedy", "sampled")
+            )
             print(
                 f"- as many survivors of each tensor {words}: "
-                f"{_points(told['greedy_difference'], told['greedy_interval'])} points greedily, "
-                f"{_points(told['sampled_difference'], told['sampled_interval'])} of the samples"
+                f"{greedy} points greedily, "
+                f"{sampled} of the samples"
             )
-
-
-def _points(value: float, interval: list[float]) -> str:
-    return f"{100 * value:+.1f} [{interval_text(interval, '+')}]"
 
 
 def measured(report: Report | None) -> None:

@@ -27,7 +27,7 @@ from trimtab.report.blocks import Figure
 from trimtab.report.comparison import comparison_document
 from trimtab.report.demo import demo_document
 from trimtab.report.document import Document as ReportPage
-from trimtab.report.evaluation_page import evaluation_page
+from trimtab.report.evaluation import evaluation_document
 from trimtab.report.html import render
 from trimtab.report.identity import identity_document
 from trimtab.report.overlap import overlap_document
@@ -184,7 +184,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
         trajectory_page(make_trajectory()),
         overlap_document(make_overlap(12)),
         structure_document(make_structure(tmp_path)),
-        evaluation_page(make_evaluation().to_dict()),
+        evaluation_document(make_evaluation()),
         robustness_page(make_probe().to_dict()),
         paper_page(paper),
     ]
@@ -203,7 +203,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("page", "told"),
     [
-        (evaluation_page(make_evaluation().to_dict()), "95 % interval"),
+        (evaluation_document(make_evaluation()), "95 % interval"),
         (demo_document(make_demo(), {"grpo": make_comparison(1)}), "95 % interval"),
         (robustness_page(make_probe().to_dict()), "least to most of the seeds"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
@@ -11,20 +10,23 @@ from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_identity import table_row
 from tests.training.evaluation.results import make_evaluation
-from trimtab.report.evaluation_page import evaluation_page
-from trimtab.report.evaluation_table import render_evaluation_table
-from trimtab.report.evaluation_wording import share_text
+from trimtab.report.evaluation import evaluation_document, share_text
 from trimtab.report.html import render
+from trimtab.report.terminal import render_text
 from trimtab.results.evaluation import Evaluation
 from trimtab.results.statistics import paired_interval, wilson
 
 
-def told(**settings: Any) -> dict[str, Any]:
-    return make_evaluation(**settings).to_dict()
+def text_of(evaluation: Evaluation, width: int = 120, *, styled: bool = False) -> str:
+    return render_text(evaluation_document(evaluation), console_width=width, styled=styled)
+
+
+def page_of(evaluation: Evaluation) -> Page:
+    return Page(render(evaluation_document(evaluation)))
 
 
 def test_accuracy_beside_the_constant_answer() -> None:
-    text = render_evaluation_table(told(), console_width=120)
+    text = text_of(make_evaluation())
     low, high = wilson(2 / 6, 6)
     row = table_row(text, "model", "base")
     assert row["greedy"] == f"33.3 % [{100 * low:.1f}, {100 * high:.1f}]"
@@ -37,8 +39,8 @@ def test_accuracy_beside_the_constant_answer() -> None:
 
 
 def test_difference_on_the_same_questions() -> None:
-    text = render_evaluation_table(told(), console_width=120)
-    row = table_row(text[text.index("Difference") :], "model", "tuned")
+    text = text_of(make_evaluation())
+    row = table_row(text[text.index("Differences") :], "model", "tuned")
     low, high = paired_interval(3, 0, 6)
     assert row == {
         "model": "tuned",
@@ -53,18 +55,18 @@ def test_difference_on_the_same_questions() -> None:
 
 
 def test_a_single_model_has_no_difference() -> None:
-    text = render_evaluation_table(told(names=("base",)), console_width=120)
+    text = text_of(make_evaluation(names=("base",)))
     assert "Difference" not in text
 
 
 def test_greedy_only() -> None:
-    text = render_evaluation_table(told(num_samples=0), console_width=120)
+    text = text_of(make_evaluation(num_samples=0))
     assert "sampled" not in text
     assert "Asked greedily; at most 8 tokens an answer, 32 at a time, computed in bf16." in text
 
 
 def test_levels() -> None:
-    text = render_evaluation_table(told(levels=(1, 1, 1, 2, 2, 2)), console_width=120)
+    text = text_of(make_evaluation(levels=(1, 1, 1, 2, 2, 2)))
     assert "Accuracy by level" in text
     first, second = (table_row(text, "level", level) for level in ("1", "2"))
     assert (first["questions"], first["always"]) == ("3", "66.7 %")
@@ -74,7 +76,7 @@ def test_levels() -> None:
 
 
 def test_forgetting() -> None:
-    text = render_evaluation_table(told(), console_width=120)
+    text = text_of(make_evaluation())
     assert "Forgetting [95 % interval]: 40 tokens of a text, in 2 passages" in text
     base, tuned = (
         table_row(text[text.index("Forgetting") :], "model", name) for name in ("base", "tuned")
@@ -85,7 +87,7 @@ def test_forgetting() -> None:
 
 
 def test_suites() -> None:
-    text = render_evaluation_table(told(suites=True), console_width=120)
+    text = text_of(make_evaluation(suites=True))
     row = table_row(text, "task", "arc_easy")
     assert row == {
         "task": "arc_easy",
@@ -99,10 +101,10 @@ def test_suites() -> None:
 def test_forgetting_alone() -> None:
     whole = make_evaluation()
     models = tuple(replace(model, answers=None) for model in whole.models)
-    data = replace(whole, questions=None, models=models).to_dict()
-    text = render_evaluation_table(data, console_width=120)
+    data = replace(whole, questions=None, models=models)
+    text = text_of(data)
     assert text.startswith("Forgetting")
-    page = Page(render(evaluation_page(data)))
+    page = page_of(data)
     assert page.sections == ["Forgetting", "Provenance"]
 
 
@@ -110,13 +112,13 @@ def test_questions_that_the_run_had_seen_are_told() -> None:
     whole = make_evaluation()
     assert whole.questions is not None
     asked = replace(whole.questions, record={**whole.questions.record, "num_seen": 3})
-    text = render_evaluation_table(replace(whole, questions=asked).to_dict(), console_width=120)
+    text = text_of(replace(whole, questions=asked))
     assert "6 questions (3 more were left out: the run was trained on them)" in text
 
 
 def test_a_model_may_be_called_as_a_column_is() -> None:
-    data = told(levels=(1, 1, 1, 2, 2, 2), names=("always", "questions"), suites=True)
-    text = render_evaluation_table(data, console_width=120)
+    data = make_evaluation(levels=(1, 1, 1, 2, 2, 2), names=("always", "questions"), suites=True)
+    text = text_of(data)
     row = table_row(text[text.index("Accuracy by") :], "level", "1")
     assert list(row) == ["level", "questions", "always", "./always", "./questions"]
     assert row["questions"] == "3"
@@ -124,8 +126,8 @@ def test_a_model_may_be_called_as_a_column_is() -> None:
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_lines_fit_and_end_without_spaces(width: int) -> None:
-    data = told(levels=(1, 1, 2, 2, 3, 3), suites=True)
-    for line in render_evaluation_table(data, console_width=width).splitlines():
+    data = make_evaluation(levels=(1, 1, 2, 2, 3, 3), suites=True)
+    for line in text_of(data, width).splitlines():
         assert line == line.rstrip()
         assert "   " not in line[:1]
         if width >= 80:
@@ -140,13 +142,13 @@ def test_0_and_100_percent_are_exact(num: int, figure: str) -> None:
 
 
 def test_styles_only_if_asked() -> None:
-    assert "\x1b[" not in render_evaluation_table(told(), console_width=100)
-    assert "\x1b[1m" in render_evaluation_table(told(), console_width=100, styled=True)
+    assert "\x1b[" not in text_of(make_evaluation(), 100)
+    assert "\x1b[1m" in text_of(make_evaluation(), 100, styled=True)
 
 
 def test_the_page_has_what_the_table_has() -> None:
-    data = told(levels=(1, 1, 1, 2, 2, 2), suites=True)
-    page = Page(render(evaluation_page(data)))
+    data = make_evaluation(levels=(1, 1, 1, 2, 2, 2), suites=True)
+    page = page_of(data)
     assert page.sections == [
         "Held-out accuracy",
         "Forgetting",
@@ -154,26 +156,28 @@ def test_the_page_has_what_the_table_has() -> None:
         "Answers",
         "Provenance",
     ]
-    text = render_evaluation_table(data, console_width=120)
-    accuracy = page.table("Accuracy [95 % interval]")
+    text = text_of(data)
+    accuracy = page.table("Held-out accuracy [95 % interval]")
     assert accuracy.headings == ["model", "greedy", "sampled, T = 1", "cut off"]
     assert accuracy.body[1][1] == table_row(text, "model", "tuned")["greedy"]
-    assert page.table("Differences on the same questions").body[0][1:3] == ["3", "0"]
+    differences = page.table("Differences on the same questions [95 % interval]")
+    assert differences.body[0][1:3] == ["3", "0"]
     assert [row[0] for row in page.table("Accuracy by level").body] == ["1", "2"]
     assert page.table("Greedy answers").body[0] == ["question 0", "a", "✓ right", "✓ right"]
     assert page.table("Greedy answers").body[1] == ["question 1", "a", "✗ wrong", "✓ right"]
 
 
 def test_whiskers_are_the_intervals() -> None:
-    data = told()
-    (spec,) = Page(render(evaluation_page(data))).specs
+    data = make_evaluation()
+    (spec,) = page_of(data).specs
     rows = {(row["model"], row["way"]): row for row in spec["data"]["values"]}
     assert set(rows) == {(name, way) for name in ("base", "tuned") for way in ("greedy", "sampled")}
     for (name, way), row in rows.items():
-        answers = data["models"][name == "tuned"]["answers"]
-        expected = [100 * end for end in answers[f"{way}_interval"]]
+        answers = data.models[name == "tuned"].answers
+        assert answers is not None
+        expected = [100 * end for end in getattr(answers, f"{way}_interval")]
         assert [row["low"], row["high"]] == pytest.approx(expected)
-        assert row["accuracy"] == pytest.approx(100 * answers[f"{way}_accuracy"])
+        assert row["accuracy"] == pytest.approx(100 * getattr(answers, f"{way}_accuracy"))
 
 
 def hostile() -> Evaluation:
@@ -189,9 +193,9 @@ def hostile() -> Evaluation:
 
 
 def test_text_from_files_stays_text() -> None:
-    data = hostile().to_dict()
-    page = Page(render(evaluation_page(data)))
+    data = hostile()
+    page = page_of(data)
     assert len(page.scripts) == 2
     assert not [attribute for attribute in page.attributes if attribute[1].startswith("on")]
-    text = render_evaluation_table(data, console_width=120)
+    text = text_of(data)
     assert text.replace("\n", "").isprintable()

@@ -100,17 +100,7 @@ REPORTS: Mapping[str, Report] = {
     "trimtab.split": Report("trimtab mask share", "split", "Split"),
     "trimtab.prediction": Report("trimtab mask score", "prediction", "PredictionScore"),
     "trimtab.structure": Report("trimtab mask structure", "structure", "Structure"),
-    "trimtab.evaluation": Report(
-        "trimtab evaluate",
-        "evaluation",
-        "Evaluation",
-        (
-            "trimtab.results.evaluation",
-            "evaluation_table:render_evaluation_table",
-            "evaluation_page:evaluation_page",
-        ),
-        is_drawn_from_data=True,
-    ),
+    "trimtab.evaluation": Report("trimtab evaluate", "evaluation", "Evaluation"),
     "trimtab.robustness": Report(
         "trimtab robustness",
         "robustness",

@@ -1,192 +1,416 @@
-"""Sections of the page on what models answered, and what they forgot."""
+"""The report of an evaluation: what models answered, and what they forgot."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from trimtab.elements.counts import percent
-from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
-from trimtab.report.charts import Marks, accuracy_dots
-from trimtab.report.evaluation_wording import (
-    Columns,
-    accuracy_columns,
-    always_text,
-    asked_sentence,
-    difference_columns,
-    difference_note,
-    forgetting_columns,
-    forgetting_note,
-    interval_text,
-    level_columns,
-    level_note,
-    model_names,
-    share_text,
-    suite_columns,
-    task_text,
-    text_sentence,
+from trimtab.report.charts import accuracy_dots, marks_of
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Hero,
+    Key,
+    Section,
+    Table,
+    plain_table,
+    table,
 )
 from trimtab.report.records import checkpoints_table, settings_table
-from trimtab.report.wording import printable
-from trimtab.results.records import CheckpointRecord
+from trimtab.report.wording import Shown, count, magnitude, plural, printable, share
+from trimtab.results.answers import Answers, Forgetting, answers_difference
+from trimtab.results.evaluation import AskedQuestions, Evaluation
+from trimtab.results.statistics import CONFIDENCE, normal_interval
 
-__all__ = ["accuracy", "evaluation_provenance", "forgetting", "given_answers", "suites"]
-
-Data = Mapping[str, Any]
+__all__ = ["evaluation_document", "interval_text", "points_text", "share_text"]
 
 _NUM_ANSWERS = 40
-_WORDS = ("model", "level", "task", "metric")
+_CONFIDENCE = f"{100 * CONFIDENCE:g} %"
+_Ends = Sequence[float] | None
 
 
-def accuracy(evaluation: Data) -> Section | None:
-    """Accuracy of each model, differences and levels; None if nothing was asked."""
-    if evaluation["questions"] is None:
-        return None
-    blocks: list[Figure | Table] = [_accuracy_figure(evaluation)]
-    if len(evaluation["models"]) > 1:
-        note = difference_note(evaluation)
-        blocks.append(
-            _table("Differences on the same questions", difference_columns(evaluation), note)
+def interval_text(interval: Sequence[float], sign: str = "") -> str:
+    """The ends of an interval, in percent or points."""
+    low, high = (f"{100 * end:{sign}.1f}" for end in interval)
+    return f"{low}, {high}"
+
+
+def share_text(part: float, whole: float, interval: _Ends, digits: int = 1) -> Shown:
+    """A share with its interval, in percent: `81.2 % [64.7, 91.1]`."""
+    figure = share(part, whole, digits)
+    return Shown(figure + (f" [{interval_text(interval)}]" if interval else ""), figure.value)
+
+
+def points_text(difference: float | None, interval: _Ends) -> Shown:
+    """A difference of shares in points: `+31.2 [+9.6, +49.1]`; a dash where there is none."""
+    if difference is None:
+        return Shown("–", None)
+    ends = f" [{interval_text(interval, '+')}]" if interval else ""
+    return Shown(f"{100 * difference:+.1f}{ends}", difference)
+
+
+def _with_ends(value: float, interval: _Ends, write: Callable[[float], str]) -> Shown:
+    ends = f" [{', '.join(map(write, interval))}]" if interval else ""
+    return Shown(f"{write(value)}{ends}", value)
+
+
+def evaluation_document(evaluation: Evaluation) -> Document:
+    """What a report says about an evaluation."""
+    first, *others = names = _names(evaluation)
+    asked = evaluation.questions
+    task = "" if asked is None else _task(asked)
+    return Document(
+        title=", ".join((*others, first)),
+        heading="What the models forgot" if asked is None else "What the models answered",
+        subtitle=(first, ", ".join(others) or "no other model"),
+        headlines=[f"{task}."] if asked else [],
+        summary=[_asked(evaluation, asked)] if asked else [],
+        heroes=_heroes(evaluation),
+        coverage="complete: every model was given the same questions and texts",
+        prints_coverage=False,
+        sections=[
+            _accuracy(evaluation),
+            _forgetting(evaluation),
+            _suites(evaluation),
+            _given_answers(evaluation),
+            _provenance(evaluation),
+        ],
+        source=(f"{task} · " if asked else "") + ", ".join(names),
+        date=evaluation.provenance.get("date", ""),
+    )
+
+
+def _names(evaluation: Evaluation) -> list[str]:
+    """What the models are called: as they were given."""
+    return [printable(model.record.id) for model in evaluation.models]
+
+
+def _answered(evaluation: Evaluation) -> list[tuple[str, Answers]]:
+    """The models that were asked, and what they answered."""
+    models = zip(_names(evaluation), evaluation.models, strict=True)
+    return [(name, model.answers) for name, model in models if model.answers is not None]
+
+
+def _task(asked: AskedQuestions) -> str:
+    """What was asked: `addition: 32 questions`."""
+    text = f"{printable(asked.record['source'])}: {plural(len(asked.prompts), 'question')}"
+    if num := asked.record["num_seen"]:
+        text += f" ({num:,} more were left out: the run was trained on them)"
+    return text
+
+
+def _asked(evaluation: Evaluation, asked: AskedQuestions) -> str:
+    """How the questions were asked."""
+    settings = evaluation.settings
+    sampled = ""
+    if settings["num_samples"]:
+        sampled = (
+            f", and {plural(settings['num_samples'], 'sample')} of each at temperature "
+            f"{settings['temperature']:g}, seed {settings['seed']}"
         )
-    if evaluation["by_level"] is not None:
-        by = printable(evaluation["questions"]["by"])
-        blocks.append(_table(f"Accuracy by {by}", level_columns(evaluation), level_note()))
-    opening = f"{task_text(evaluation)}. {asked_sentence(evaluation)}"
+    tokens = plural(asked.record["max_completion_length"], "token")
+    return (
+        f"Asked greedily{sampled}; at most {tokens} an answer, {settings['batch_size']:,} at a "
+        f"time, computed in {settings['dtype']}."
+    )
+
+
+def _heroes(evaluation: Evaluation) -> list[Hero]:
+    """The greedy accuracy of each model, or of those that are set against the first."""
+    models = _answered(evaluation)
+    beside = ""
+    if len(models) > 1:
+        first, answers = models.pop(0)
+        beside = f"; {share(answers.greedy_accuracy, 1, 1)} by {first}"
+    return [
+        Hero(
+            name,
+            share(answers.greedy_accuracy, 1, 1),
+            f"of {answers.num_questions:,} questions are answered right, greedily{beside}",
+            answers.greedy_accuracy,
+            f"{answers.num_greedy_correct:,} right",
+        )
+        for name, answers in models
+    ]
+
+
+def _accuracy(evaluation: Evaluation) -> Section | None:
+    """Accuracy of each model, differences and levels; None if nothing was asked."""
+    asked = evaluation.questions
+    if asked is None:
+        return None
+    blocks: list[Figure | Table] = [_accuracy_figure(evaluation, asked)]
+    if len(evaluation.models) > 1:
+        blocks.append(_differences(evaluation))
+    if asked.by is not None:
+        blocks.append(_levels(evaluation, asked))
+    opening = f"{_task(asked)}. {_asked(evaluation, asked)}"
     return Section("Held-out accuracy", (opening,), tuple(blocks))
 
 
-def _accuracy_figure(evaluation: Data) -> Figure:
-    names = model_names(evaluation)
+_Scored = Answers | Mapping[str, Any]
+"""The answers of a model, or what the best constant answer scores."""
+
+
+def _greedy(row: _Scored) -> Shown:
+    if isinstance(row, Answers):
+        return share_text(row.num_greedy_correct, row.num_questions, row.greedy_interval)
+    return share(row["num_correct"], row["num_questions"], 1)
+
+
+def _sampled(row: _Scored) -> str:
+    if not isinstance(row, Answers):
+        return ""
+    if row.sampled_accuracy is None:
+        return Shown("–", None)
+    return share_text(row.sampled_accuracy, 1, row.sampled_interval)
+
+
+def _cut_off(row: _Scored) -> str:
+    return count(row.num_questions - sum(row.greedy_ended)) if isinstance(row, Answers) else ""
+
+
+def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> Figure:
+    answered = _answered(evaluation)
+    names = [name for name, _ in answered]
     coloured = names[1:] or names
-    rows: list[dict[str, Any]] = []
-    for name, model in zip(names, evaluation["models"], strict=True):
-        for way in ("greedy", "sampled"):
-            share, interval = (
-                model["answers"][f"{way}_{what}"] for what in ("accuracy", "interval")
-            )
-            if share is not None:
-                low, high = interval
-                rows.append(
-                    {
-                        "model": name,
-                        "arm": name if name in coloured else "",
-                        "way": way,
-                        "accuracy": 100 * share,
-                        "low": 100 * low,
-                        "high": 100 * high,
-                        "tip_0": name,
-                        "tip_1": way,
-                        "tip_2": share_text(share, 1, None),
-                        "tip_3": interval_text(interval),
-                    }
-                )
-    baseline = evaluation["questions"]["majority_baseline"]
-    constant = None if baseline is None else 100 * baseline["accuracy"]
+    intervals = [
+        ((name, way), (share(accuracy, 1, 1), interval))
+        for name, answers in answered
+        for way, accuracy, interval in (
+            ("greedy", answers.greedy_accuracy, answers.greedy_interval),
+            ("sampled", answers.sampled_accuracy, answers.sampled_interval),
+        )
+        if accuracy is not None and interval is not None
+    ]
+    marks = marks_of(
+        intervals,
+        ("model", "decoding"),
+        (
+            Column("correct", lambda row: row[0]),
+            Column(f"{_CONFIDENCE} interval", lambda row: interval_text(row[1])),
+        ),
+        lambda called, row: {
+            "model": called[0],
+            "arm": called[0] if called[0] in coloured else "",
+            "way": called[1],
+            "accuracy": 100 * (row[0].value or 0.0),
+            "low": 100 * row[1][0],
+            "high": 100 * row[1][1],
+        },
+    )
+    rows: list[tuple[Sequence[str], _Scored]] = [((name,), answers) for name, answers in answered]
+    columns = [Column[_Scored]("greedy", _greedy), Column[_Scored]("cut off", _cut_off)]
     keys = [Key("dot-ink", "greedy")]
-    if evaluation["settings"]["num_samples"]:
+    if evaluation.settings["num_samples"]:
+        title = f"sampled, T = {evaluation.settings['temperature'] or 0:g}"
+        columns.insert(1, Column(title, _sampled))
         keys.append(Key("ring-ink", "sampled"))
-    if baseline is not None:
-        share = percent(baseline["num_correct"], baseline["num_questions"], 1)
-        keys.append(Key("dashed", f"{always_text(baseline)}, {share}"))
-    confidence = f"{100 * evaluation['confidence']:g} %"
-    keys.append(Key("whisker", f"{confidence} interval"))
+    if baseline := asked.baseline():
+        rows.append(((_always(baseline),), baseline))
+        keys.append(Key("dashed", f"{_always(baseline)}, {_greedy(baseline)}"))
+    title = f"Held-out accuracy [{_CONFIDENCE} interval]"
+    constant = 100 * baseline["accuracy"] if baseline else None
     return Figure(
         "Answers that are right",
-        accuracy_dots(
-            Marks(rows, ("model", "decoding", "correct", "95 % interval")),
-            names,
-            coloured,
-            baseline=constant,
-        ),
-        f"Whiskers are {confidence} intervals (Wilson's), over questions: several samples of one "
+        accuracy_dots(marks, names, coloured, baseline=constant),
+        f"Whiskers are {_CONFIDENCE} intervals (Wilson's), over questions: several samples of one "
         "question are not independent. Models answer the same questions, so the differences below "
         "are sharper than two whiskers beside each other.",
-        _table(f"Accuracy [{confidence} interval]", accuracy_columns(evaluation)),
-        tuple(keys),
+        table(title, rows, columns, keys=("model",), is_folded=False, brief=title),
+        (*keys, Key("whisker", f"{_CONFIDENCE} interval")),
     )
 
 
-def forgetting(evaluation: Data) -> Section | None:
+def _always(baseline: Mapping[str, Any]) -> str:
+    """What the constant answer says."""
+    answer = " ".join(str(baseline["answer"]).split())
+    return f"always “{printable(answer if len(answer) <= 20 else f'{answer[:19]}…')}”"
+
+
+def _differences(evaluation: Evaluation) -> Table:
+    """Each model against the first, on the same questions."""
+    (first, reference), *others = _answered(evaluation)
+    title = f"Differences on the same questions [{_CONFIDENCE} interval]"
+    columns = [
+        Column[Any]("gained", lambda row: count(row["num_gained"])),
+        Column[Any]("lost", lambda row: count(row["num_lost"])),
+        Column[Any](
+            "greedy", lambda row: points_text(row["greedy_difference"], row["greedy_interval"])
+        ),
+        Column[Any]("p", lambda row: _p(row["p_value"])),
+    ]
+    if evaluation.settings["num_samples"]:
+        columns.append(
+            Column(
+                "sampled",
+                lambda row: points_text(row["sampled_difference"], row["sampled_interval"]),
+            )
+        )
+    return table(
+        title,
+        [((name,), answers_difference(reference, answers)) for name, answers in others],
+        columns,
+        keys=("model",),
+        is_folded=False,
+        note=f"In points, from {first}. “gained” are questions that only the model answers, “lost” "
+        f"those that only {first} does; “p” is McNemar's exact test, two-sided.",
+        brief=title,
+    )
+
+
+def _p(value: float) -> Shown:
+    return Shown("<0.0001" if value < 0.0001 else f"{value:.4f}", value)
+
+
+def _headings(evaluation: Evaluation, *others: str) -> list[str]:
+    """A heading for each model, other than those of the other columns and of each other."""
+    headings: list[str] = []
+    for heading in _names(evaluation):
+        while heading in (*others, *headings):
+            heading = f"./{heading}"
+        headings.append(heading)
+    return headings
+
+
+def _levels(evaluation: Evaluation, asked: AskedQuestions) -> Table:
+    """Greedy accuracy of each model at each level."""
+    by = printable(asked.by or "")
+    rows = [
+        (
+            (printable(str(level)),),
+            (asked.baseline(places), [answers.of(places) for _, answers in _answered(evaluation)]),
+        )
+        for level, places in asked.places_by_level().items()
+    ]
+    columns: list[Column[Any]] = [
+        Column("questions", lambda row: count(row[1][0].num_questions)),
+        Column("always", lambda row: Shown("–", None) if row[0] is None else _greedy(row[0])),
+    ]
+    note = "Greedy. “always” is the best constant answer of each level."
+    if not any(baseline for _, (baseline, _) in rows):
+        columns.pop()
+        note = "Greedy."
+    for place, heading in enumerate(_headings(evaluation, "level", "questions", "always")):
+        columns.append(Column(heading, partial(lambda at, row: _greedy(row[1][at]), place)))
+    title = f"Accuracy by {by}"
+    return table(title, rows, columns, keys=("level",), is_folded=False, note=note, brief=title)
+
+
+def _forgetting(evaluation: Evaluation) -> Section | None:
     """Divergence from the base on a neutral text; None without a base."""
-    if evaluation["text"] is None:
+    if evaluation.text is None:
         return None
-    opening = f"Read beside the base: {text_sentence(evaluation)}."
-    columns = forgetting_columns(evaluation)
-    return Section(
-        "Forgetting",
-        (opening,),
-        (_table("On neutral text [95 % interval]", columns, forgetting_note()),),
+    base = next(model.forgetting for model in evaluation.models if model.forgetting is not None)
+    read = (
+        f"{plural(sum(base.num_tokens), 'token')} of {printable(evaluation.text['source'])}, in "
+        f"{plural(len(base.num_tokens), 'passage')}"
     )
+    columns = (
+        Column[Forgetting | None]("KL(base ‖ model)", _kl),
+        Column[Forgetting | None](
+            "perplexity",
+            lambda row: _perplexity(row.tuned_perplexity if row else base.base_perplexity),
+        ),
+    )
+    models = zip(_names(evaluation), evaluation.models, strict=True)
+    numbers = table(
+        f"On neutral text [{_CONFIDENCE} interval]",
+        [((name,), model.forgetting) for name, model in models],
+        columns,
+        keys=("model",),
+        is_folded=False,
+        note="“KL” is in nats a token, 0 for a model that predicts as the base does; its interval "
+        "is over passages.",
+        brief=f"Forgetting [{_CONFIDENCE} interval]: {read}",
+    )
+    return Section("Forgetting", (f"Read beside the base: {read}.",), (numbers,))
 
 
-def suites(evaluation: Data) -> Section | None:
+def _kl(row: Forgetting | None) -> Shown:
+    return Shown("–", None) if row is None else _with_ends(row.kl, row.kl_interval, magnitude)
+
+
+def _perplexity(value: float) -> Shown:
+    return Shown(f"{value:.4g}", value)
+
+
+def _suites(evaluation: Evaluation) -> Section | None:
     """Metrics of lm-evaluation-harness; None if none were computed."""
-    if evaluation["models"][0]["suites"] is None:
+    all_suites = [model.suites for model in evaluation.models if model.suites is not None]
+    if not all_suites:
         return None
-    return Section(
-        "lm-evaluation-harness",
-        blocks=(_table("Metrics [95 % interval]", suite_columns(evaluation)),),
-    )
+    rows = [
+        (
+            (printable(task), printable(metric)),
+            [suites[task]["metrics"][metric] for suites in all_suites],
+        )
+        for task, suite in all_suites[0].items()
+        for metric in suite["metrics"]
+    ]
+    columns = [
+        Column[list[Any]](heading, partial(lambda at, row: _metric(row[at]), place))
+        for place, heading in enumerate(_headings(evaluation, "task", "metric"))
+    ]
+    title = f"lm-evaluation-harness [{_CONFIDENCE} interval]"
+    keys = ("task", "metric")
+    metrics = table(title, rows, columns, keys=keys, is_folded=False, brief=title)
+    return Section("lm-evaluation-harness", blocks=(metrics,))
 
 
-def given_answers(evaluation: Data) -> Section | None:
+def _metric(metric: Mapping[str, Any]) -> Shown:
+    value, error = metric["value"], metric["standard_error"]
+    interval = None if error is None else normal_interval(value, error)
+    return _with_ends(value, interval, "{:.4g}".format)
+
+
+def _given_answers(evaluation: Evaluation) -> Section | None:
     """The greedy answers to the first questions; None if nothing was asked."""
-    if evaluation["questions"] is None:
+    asked = evaluation.questions
+    if asked is None:
         return None
-    names = model_names(evaluation)
-    columns: list[Column] = [("question", "code"), ("right", "code")]
-    told = table(
+    answered = _answered(evaluation)
+    questions = zip(asked.prompts, asked.answers, range(_NUM_ANSWERS), strict=False)
+    answers = plain_table(
         "Greedy answers",
-        [*columns, *((name, "code") for name in names)],
+        [("question", "code"), ("right", "code"), *((name, "code") for name, _ in answered)],
         [
             (
-                _short(_asked(row["prompt"]), from_end=True),
-                "–" if row["answer"] is None else _short(str(row["answer"])),
-                *(_given(model["answers"]["answers"][place]) for model in evaluation["models"]),
+                _short(prompt if isinstance(prompt, str) else prompt[-1]["content"], is_end=True),
+                "–" if answer is None else _short(str(answer)),
+                *(_marked(answers, place) for _, answers in answered),
             )
-            for place, row in enumerate(evaluation["questions"]["rows"][:_NUM_ANSWERS])
+            for prompt, answer, place in questions
         ],
         note=f"The first {_NUM_ANSWERS} questions at most; ✓ marks what is right. All are in the "
         "JSON.",
     )
-    return Section("Answers", blocks=(told,))
+    return Section("Answers", blocks=(answers,))
 
 
-def _asked(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else str(prompt[-1]["content"])
+def _marked(answers: Answers, place: int) -> str:
+    return f"{'✓' if answers.greedy_correct[place] else '✗'} {_short(answers.greedy[place])}"
 
 
-def _given(answer: Data) -> str:
-    return f"{'✓' if answer['correct'] else '✗'} {_short(answer['greedy'])}"
-
-
-def _short(text: str, *, from_end: bool = False) -> str:
+def _short(text: str, *, is_end: bool = False) -> str:
     """One line of a text: its beginning, or its end, where what is asked stands."""
     line = printable(" ".join(text.split()))
     if len(line) <= 60:
         return line
-    return f"…{line[-59:]}" if from_end else f"{line[:59]}…"
+    return f"…{line[-59:]}" if is_end else f"{line[:59]}…"
 
 
-def evaluation_provenance(evaluation: Data) -> Section:
+def _provenance(evaluation: Evaluation) -> Section:
     """Ids, hashes and how the evaluation was run."""
-    models = zip(model_names(evaluation), evaluation["models"], strict=True)
-    records = {name: CheckpointRecord(**model["checkpoint"]) for name, model in models}
-    entries = {**evaluation["settings"], **evaluation["provenance"]}
-    blocks = [checkpoints_table(records), settings_table("Evaluation", entries, is_folded=False)]
-    if evaluation["questions"] is not None:
-        record = evaluation["questions"]["record"]
-        blocks.append(settings_table("Questions", record, is_folded=False))
-    if evaluation["text"] is not None:
-        blocks.append(settings_table("Text", evaluation["text"], is_folded=False))
+    models = zip(_names(evaluation), evaluation.models, strict=True)
+    blocks = [
+        checkpoints_table({name: model.record for name, model in models}),
+        settings_table("Evaluation", {**evaluation.settings, **evaluation.provenance}),
+    ]
+    if evaluation.questions is not None:
+        blocks.append(settings_table("Questions", evaluation.questions.record))
+    if evaluation.text is not None:
+        blocks.append(settings_table("Text", evaluation.text))
     return Section("Provenance", blocks=tuple(blocks))
-
-
-def _table(title: str, columns: Columns, note: str = "") -> Table:
-    return table(
-        title,
-        [(name, "text" if name in _WORDS else "number") for name in columns],
-        list(zip(*columns.values(), strict=True)),
-        is_folded=False,
-        note=note,
-    )

@@ -91,7 +91,8 @@ def structure_document(structure: Structure) -> Document:
     """What a report says about where masks live."""
     labels = mask_labels(structure)
     masks = list(zip(labels if len(labels) > 1 else [""], structure.masks, strict=True))
-    base = "no base weights" if structure.base is None else f"base {printable(structure.base.id)}"
+    weights = "none" if structure.base is None else printable(structure.base.id)
+    base = "no base weights" if structure.base is None else f"base {weights}"
     heads = "no config" if structure.config is None else printable(structure.config)
     families = structure.masks[0].families
     num_units = sum(family.num_units for family in families)
@@ -109,8 +110,9 @@ def structure_document(structure: Structure) -> Document:
         subtitle=(base, ", ".join(labels)),
         heroes=_heroes(masks),
         paragraphs=sentences,
+        facts={"head counts": heads, "base weights": weights},
         headlines=sentences,
-        summary=(f"Head counts: {heads}; {base}.", _TESTED),
+        summary=(_TESTED,),
         caveats=gaps,
         coverage=coverage + (f"; {plural(len(gaps), 'gap')} listed below" if gaps else ""),
         prints_coverage=False,
