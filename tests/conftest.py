@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,9 +23,14 @@ os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["NO_COLOR"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 os.environ.setdefault("TRITON_INTERPRET", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+NO_BROWSER = "no browser: install Chromium or Google Chrome, or run `playwright install chromium`"
+"""Why a test of a page was left out."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,6 +44,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gym"):
                 item.add_marker(pytest.mark.skip(reason="reasoning-gym is not installed"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter,
+) -> Generator[None, None, None]:
+    """Say in the last lines that pages were not opened, where there was no browser."""
+    yield
+    skipped = terminalreporter.stats.get("skipped", [])
+    if num := sum(NO_BROWSER in str(report.longrepr) for report in skipped):
+        terminalreporter.write_line(f"{num} tests of pages were left out, {NO_BROWSER}", red=True)
 
 
 @pytest.fixture(scope="session")

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from math import prod
 from pathlib import Path
 
@@ -54,30 +50,45 @@ def test_a_table_json_and_a_page(run: Run, common: tuple[object, ...], tmp_path:
     assert drawn.read_text() == page.read_text()
 
 
+INTERRUPTING = """
+import os, signal
+from itertools import count
+from pathlib import Path
+
+calls = count(1)
+
+def interrupting(completions, **columns):
+    marker = Path(__file__).with_name("interrupted")
+    if next(calls) == 6 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGINT)
+    return [float(len(text)) for text in completions]
+"""
+
+
 def test_a_probe_that_was_interrupted_goes_on(
     run: Run, common: tuple[object, ...], tmp_path: Path
 ) -> None:
-    """With a real Ctrl-C in a process of its own."""
-    options = (*common, "--passages", 1, "--levels", "0.3,1", "-o")
+    """By a real Ctrl-C, while answers are judged."""
+    (tmp_path / "mine.py").write_text(INTERRUPTING)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    judged = ("--data", tmp_path / "rows.jsonl", "--reward", f"{tmp_path / 'mine.py'}:interrupting")
+    options = (*common, *judged, "--max-tokens", 2, "--passages", 1, "--levels", "0.3,1", "-o")
     path, kept = tmp_path / "r.json", tmp_path / "r.partial.jsonl"
-    command = [sys.executable, "-m", "trimtab", *map(str, options), str(path)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and not (kept.exists() and kept.read_bytes().count(b"\n") > 3):
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        said = process.communicate()[1]
+    code, out, err = run(*options, path)
     how = "the same command goes on, and keeps what is finished"
-    assert (process.returncode, said.strip()) == (130, f"trimtab: interrupted: {how}")
+    assert (code, out) == (130, "")
+    assert err.splitlines()[-1] == f"trimtab: interrupted: {how}"
     assert not path.exists()
-    finished = kept.read_bytes().splitlines()[1:-1]
-    assert 0 < len(finished) < 4 * 2 * 3 * 4
+    finished = kept.read_bytes().splitlines()[1:]
+    assert 0 < len(finished) < 6
     code, _, err = run(*options, path, "--levels", "0.7")
     assert (code, err.count("\n")) == (1, 1)
     assert f"{kept} holds the finished part of a probe with settings.levels=" in err
     for file in (path, tmp_path / "whole.json"):
         code, out, err = run(*options, file)
         assert (code, out, err.splitlines()[-1]) == (0, "", f"wrote {file}")
-    assert not list(tmp_path.glob("*.jsonl"))
+    assert not list(tmp_path.glob("*.partial.jsonl"))
     told, wanted = (json.loads(file.read_text()) for file in (path, tmp_path / "whole.json"))
     for data in (told, wanted):
         data["provenance"] |= {"date": "", "command": ""}

@@ -1,4 +1,4 @@
-"""A real browser, driven by Playwright: Debian's Chromium, opened once for all tests."""
+"""A real browser, driven by Playwright: Chromium or Google Chrome, opened once for all tests."""
 
 from __future__ import annotations
 
@@ -10,17 +10,21 @@ import pytest
 from playwright.sync_api import Browser, sync_playwright
 from playwright.sync_api import Page as Tab
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+from tests.conftest import NO_BROWSER
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 DRAWN = "document.documentElement.dataset.charts === 'done'"
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("chromium is not on PATH")
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        own = playwright.chromium.executable_path
+        found = next(filter(None, map(shutil.which, (*NAMES, own))), None)
+        if found is None:
+            pytest.skip(NO_BROWSER)
+        chromium = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -288,16 +288,19 @@ def test_with_a_base_too_the_files_are_read_once_and_not_far_ahead(
     num_read: Counter[str] = Counter()
     num_ahead: list[float] = []
     num_counted = 0
+    too_far = Event()
     whole_tensor, whole_count = StoredMask._tensor, overlap_module._count
 
     def tensor(self: StoredMask, name: str) -> PackedTensor:
         num_read[name] += 1
         num_ahead.append(num_read.total() / 2 - num_counted)
+        if num_ahead[-1] > threads + 3:
+            too_far.set()
         return whole_tensor(self, name)
 
     def count(sets: Any) -> Any:
         nonlocal num_counted
-        time.sleep(0.01)  # so that reading could run ahead
+        too_far.wait(0 if num_counted else 0.2)  # reading may run ahead as far as it will
         num_counted += 1
         return whole_count(sets)
 
