@@ -10,10 +10,10 @@ elements, and its rows and columns in order.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -49,6 +49,7 @@ from trimtab.masks.structure_result import (
     TensorStructure,
 )
 from trimtab.masks.structure_units import (
+    Belonging,
     Layout,
     PartCounts,
     Units,
@@ -59,14 +60,7 @@ from trimtab.masks.structure_units import (
 from trimtab.results.records import made_now, record_of
 from trimtab.words import first_few
 
-__all__ = [
-    "MOST_BLOCKS",
-    "Structure",
-    "config_of",
-    "element_map",
-    "is_matrix",
-    "structure",
-]
+__all__ = ["structure"]
 
 
 def config_of(
@@ -207,177 +201,172 @@ def structure(
         if map is not None and not is_matrix(shapes.get(map)):
             matrices = [name for name, shape in shapes.items() if is_matrix(shape)]
             raise MaskError(f"{map} is no matrix of the masks; those are {first_few(matrices)}")
-        run = _Run(given, shapes, settings, base, seed, progress)
-        run.count(threads or min(os.cpu_count() or 1, 8))
-        families = run.gathering.families()
-        digests = run.digests
+        counting = _Counting(
+            masks=given,
+            shapes=shapes,
+            config=settings,
+            layout=Layout.of(
+                settings, shapes, {n: parts_of(n, shape, {})[0].kind for n, shape in shapes.items()}
+            ),
+            base=base,
+            seed=seed,
+            counters=counters_for(sum(prod(shape) for shape in shapes.values())),
+        )
+        gathering = Gathering(len(given), seed)
+        tensors: dict[str, list[list[TensorStructure]]] = {}
+        left_out: list[LeftOut] = []
+        digests: dict[str, str] = {}
+        for name, counted in counting.run(threads or min(os.cpu_count() or 1, 8), progress):
+            for belonging, units in counted.units:
+                gathering.add(belonging.family, belonging.layer, units)
+            for expert in counted.experts:
+                gathering.add_expert(expert)
+            tensors[name] = counted.tensors
+            left_out += counted.left_out
+            if counted.digest is not None:
+                digests[name] = counted.digest
         if base is not None:
             check_digests(given, digests, base)
-        shown = map if map is not None else run.most_dispersed()
+        families = gathering.families()
+        shown = map if map is not None else _most_dispersed(tensors)
         return Structure(
             masks=tuple(
                 MaskStructure(
                     mask=mask_record(mask, mask.path, digests),
                     control_seed=seed + place,
-                    families=tuple(family_of(units[place]) for units in families.values()),
-                    tensors=tuple(run.tensors[place]),
-                    map=run.map_of(place, shown),
+                    families=tuple(family_of(units, place) for units in families),
+                    tensors=tuple(part[place] for parts in tensors.values() for part in parts),
+                    map=None if shown is None else counting.map_of(place, shown),
                 )
                 for place, mask in enumerate(given)
             ),
             shared=shared_units(families),
-            left_out=tuple(run.left_out.values()),
+            left_out=_summed(left_out),
             config=origin,
             base=None if base is None else record_of(base, digests),
             provenance=made_now(device="cpu", seed=seed),
         )
 
 
-@dataclass(frozen=True, eq=False)
+def _most_dispersed(tensors: Mapping[str, Sequence[Sequence[TensorStructure]]]) -> str | None:
+    """Name of the matrix of the first mask whose lines differ most."""
+
+    def highest(name: str) -> float:
+        axes = [axis for part in tensors[name] for axis in (part[0].rows, part[0].columns)]
+        return max((axis.dispersion for axis in axes if axis.dispersion is not None), default=0.0)
+
+    return max((name for name in tensors if tensors[name]), key=highest, default=None)
+
+
+def _summed(left_out: Iterable[LeftOut]) -> tuple[LeftOut, ...]:
+    """One row for all tensors of a kind that are left out for the same reason."""
+    rows: dict[tuple[str, str, str], LeftOut] = {}
+    for gap in left_out:
+        key = gap.family, gap.kind, gap.reason
+        if key in rows:
+            gap = replace(
+                rows[key],
+                num_tensors=rows[key].num_tensors + 1,
+                num_elements=rows[key].num_elements + gap.num_elements,
+            )
+        rows[key] = gap
+    return tuple(rows.values())
+
+
+@dataclass(eq=False)
 class _Counted:
-    """What a thread found in one tensor."""
+    """What a thread found in one tensor.
+
+    Attributes:
+        digest: xxh3-128 of its stored bytes; None without base.
+        tensors: For each of its parts, the stripes in each mask; none unless it is a matrix.
+        units: What its parts have of some units.
+        experts: Its parts that are of one expert as a whole.
+        left_out: Units that could not be found.
+    """
 
     digest: str | None
-    tensors: list[list[TensorStructure]]
-    units: list[Units]
-    experts: list[ExpertTensor]
-    left_out: list[LeftOut]
+    tensors: list[list[TensorStructure]] = field(default_factory=list)
+    units: list[tuple[Belonging, Units]] = field(default_factory=list)
+    experts: list[ExpertTensor] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
 
 
-class _Run:
-    """The settings of one call, and what is kept of its tensors."""
+@dataclass(frozen=True, eq=False)
+class _Counting:
+    """The settings of one call, which its threads share."""
 
-    def __init__(
-        self,
-        masks: Sequence[PackedMask],
-        shapes: Mapping[str, tuple[int, ...]],
-        config: Mapping[str, Any],
-        base: Checkpoint | None,
-        seed: int,
-        progress: Progress | None,
-    ) -> None:
-        self._masks = masks
-        self._shapes = shapes
-        self._config = config
-        self._base = base
-        self._seed = seed
-        self._progress = progress
-        self._counters: Counters = counters_for(sum(prod(shape) for shape in shapes.values()))
-        kinds = {name: parts_of(name, shape, {})[0].kind for name, shape in shapes.items()}
-        self._layout = Layout.of(config, shapes, kinds)
-        self.gathering = Gathering(len(masks), seed)
-        self.tensors: list[list[TensorStructure]] = [[] for _ in masks]
-        self.left_out: dict[tuple[str, str, str], LeftOut] = {}
-        self.digests: dict[str, str] = {}
-        self._dispersion: dict[str, float] = {}
+    masks: Sequence[PackedMask]
+    shapes: Mapping[str, tuple[int, ...]]
+    config: Mapping[str, Any]
+    layout: Layout
+    base: Checkpoint | None
+    seed: int
+    counters: Counters
 
-    def count(self, num_threads: int) -> None:
-        """Go through all tensors; what is found is added up in their order."""
-        names = [*self._shapes, *(n for n in self._others() if n not in self._shapes)]
-        sizes = [self._num_bytes(name) for name in names]
+    def run(self, num_threads: int, progress: Progress | None) -> Iterator[tuple[str, _Counted]]:
+        """Count all tensors of the masks; those of base alone are hashed, so that all is known."""
+        stored = {} if self.base is None else self.base.tensors
+        names = [*self.shapes, *(name for name in stored if name not in self.shapes)]
+        num_bytes = [
+            len(self.masks) * num_packed_bytes(prod(self.shapes.get(name, (0,))))
+            + (stored[name].num_bytes if name in stored else 0)
+            for name in names
+        ]
         with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-structure") as executor:
             try:
-                for name, found, size in zip(
-                    names, executor.map(self._one, names), sizes, strict=True
-                ):
-                    self._add(name, found)
-                    if self._progress is not None:
-                        self._progress(size, sum(sizes))
+                counted = executor.map(self.one, names)
+                for name, found, size in zip(names, counted, num_bytes, strict=True):
+                    yield name, found
+                    if progress is not None:
+                        progress(size, sum(num_bytes))
             except BaseException:
                 executor.shutdown(cancel_futures=True)
                 raise
 
-    def _others(self) -> Sequence[str]:
-        """Tensors of base that are in no mask: they are hashed, so that all of base is known."""
-        return () if self._base is None else tuple(self._base.tensors)
-
-    def _num_bytes(self, name: str) -> int:
-        num = len(self._masks) * num_packed_bytes(prod(self._shapes.get(name, (0,))))
-        in_base = self._base is not None and name in self._base.tensors
-        return num + (self._base.tensors[name].num_bytes if self._base and in_base else 0)
-
-    def _bits(self, place: int, name: str) -> tuple[Packed, Packed]:
-        """Of a tensor in a mask, and in its random control."""
-        shape = self._shapes[name]
-        tensor = self._masks[place].tensor(name, shape)
-        control = random_tensor(shape, tensor.num_selected, seed=self._seed + place, name=name)
-        return tensor.bits, control.bits
-
-    def _one(self, name: str) -> _Counted:
-        stored = None if self._base is None else self._base.tensors.get(name)
-        if name not in self._shapes:
+    def one(self, name: str) -> _Counted:
+        """Count one tensor: its lines, and what it has of units."""
+        stored = None if self.base is None else self.base.tensors.get(name)
+        if name not in self.shapes:
             assert stored is not None
-            hashed = Source(stored, stored.dtype, None, new_buffer()).finish()
-            return _Counted(hashed, [], [], [], [])
-        shape = self._shapes[name]
-        places = range(len(self._masks))
-        bits = [self._bits(place, name) for place in places]
-        packed = [of[which] for which in (0, 1) for of in bits]
-        parts, digest = count_tensor(name, shape, packed, self._config, self._counters, stored)
-        tensors = [
-            [stripes_of(name, shape, counts, place) for counts in parts if is_matrix(shape)]
-            for place in places
-        ]
-        found = _Counted(digest, tensors, [], [], [])
+            return _Counted(Source(stored, stored.dtype, None, new_buffer()).finish())
+        shape = self.shapes[name]
+        bits = [self.bits(place, name) for place in range(len(self.masks))]
+        packed = [of_mask for of_mask, _ in bits] + [of_control for _, of_control in bits]
+        parts, digest = count_tensor(name, shape, packed, self.config, self.counters, stored)
+        found = _Counted(digest)
         for counts in parts:
-            self._sort(name, shape, counts, found)
+            part = counts.part
+            if is_matrix(shape):
+                found.tensors.append(stripes_of(name, shape, counts, len(self.masks)))
+            expert = expert_of(name, part)
+            if expert is not None:
+                found.experts.append(_of_expert(expert, counts))
+            belonging, reasons = belongings(name, part, shape, self.layout)
+            found.units += [(lines, counts.units(lines)) for lines in belonging]
+            found.left_out += [
+                LeftOut(family, part.kind, reason, 1, counts.num_elements, part.name_in(name))
+                for family, reason in reasons
+            ]
         return found
 
-    def _sort(self, name: str, shape: tuple[int, ...], counts: PartCounts, into: _Counted) -> None:
-        """Find the units of a part of a tensor."""
-        part = counts.part
-        expert = expert_of(name, part)
-        if expert is not None:
-            into.experts.append(_of_expert(expert, counts))
-        found, reasons = belongings(name, part, shape, self._layout)
-        into.units.extend(counts.units(belonging) for belonging in found)
-        into.left_out.extend(
-            LeftOut(family, part.kind, reason, 1, counts.num_elements, part.name_in(name))
-            for family, reason in reasons
-        )
+    def bits(self, place: int, name: str) -> tuple[Packed, Packed]:
+        """The bits of a tensor in a mask, and in its random control."""
+        shape = self.shapes[name]
+        tensor = self.masks[place].tensor(name, shape)
+        control = random_tensor(shape, tensor.num_selected, seed=self.seed + place, name=name)
+        return tensor.bits, control.bits
 
-    def _add(self, name: str, found: _Counted) -> None:
-        for units in found.units:
-            self.gathering.add(units)
-        for expert in found.experts:
-            self.gathering.add_expert(expert)
-        for gap in found.left_out:
-            key = gap.family, gap.kind, gap.reason
-            before = self.left_out.get(key)
-            self.left_out[key] = (
-                gap
-                if before is None
-                else replace(
-                    before,
-                    num_tensors=before.num_tensors + 1,
-                    num_elements=before.num_elements + gap.num_elements,
-                )
-            )
-        if found.digest is not None:
-            self.digests[name] = found.digest
-        for kept, new in zip(self.tensors, found.tensors, strict=False):
-            kept.extend(new)
-        for told in found.tensors[0] if found.tensors else ():
-            axes = (told.rows.dispersion, told.columns.dispersion)
-            highest = max((value for value in axes if value is not None), default=0.0)
-            self._dispersion[name] = max(self._dispersion.get(name, 0.0), highest)
-
-    def most_dispersed(self) -> str | None:
-        """Name of the matrix of the first mask whose lines differ most."""
-        return max(self._dispersion, key=self._dispersion.__getitem__, default=None)
-
-    def map_of(self, place: int, name: str | None) -> ElementMap | None:
+    def map_of(self, place: int, name: str) -> ElementMap:
         """Draw a matrix of a mask."""
-        if name is None:
-            return None
-        shape = self._shapes[name]
+        shape = self.shapes[name]
         matrix = prod(shape[:-1]), shape[-1]
-        packed = self._bits(place, name)
+        packed = self.bits(place, name)
         lines, control_lines = (
-            self._counters.bit_sums(bits, matrix[1], range(matrix[0]), range(matrix[1]))
+            self.counters.bit_sums(bits, matrix[1], range(matrix[0]), range(matrix[1]))
             for bits in packed
         )
-        return element_map(name, matrix, packed[0], lines, control_lines, self._counters)
+        return element_map(name, matrix, packed[0], lines, control_lines, self.counters)
 
 
 def _of_expert(expert: int, counts: PartCounts) -> ExpertTensor:

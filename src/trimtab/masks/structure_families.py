@@ -6,8 +6,9 @@ differ more than chance: stripes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from math import sqrt
 
@@ -26,28 +27,18 @@ from trimtab.masks.structure_result import (
     Test,
     Unit,
 )
-from trimtab.masks.structure_units import FAMILIES, Axis, PartCounts, Units
+from trimtab.masks.structure_units import FAMILIES, Belonging, PartCounts, Units, stacked
 from trimtab.results.statistics import discoveries, entropy, gini, spearman
 from trimtab.results.urn import (
     Moments,
     Strata,
     hypergeometric,
-    no_moments,
     probabilities,
     tail,
     z_scores,
 )
 
-__all__ = [
-    "AllUnits",
-    "ExpertTensor",
-    "Gathering",
-    "family_of",
-    "from_magnitude",
-    "shared_units",
-    "spread",
-    "stripes_of",
-]
+__all__ = ["ExpertTensor", "Gathering", "family_of", "shared_units", "stripes_of"]
 
 MOST_LISTED = 8192
 """Units of a family up to which each of them is in the result."""
@@ -62,30 +53,121 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
+class Against:
+    """Counts of units, or of the lines of a matrix, beside what chance gives.
+
+    Attributes:
+        counts: Selected elements of each.
+        chance: Of each count.
+    """
+
+    counts: Counts
+    chance: Moments
+
+    @cached_property
+    def z(self) -> Floats:
+        """Standard deviations by which each is above its expectation; NaN where it cannot vary."""
+        return z_scores(self.counts, self.chance)
+
+    @cached_property
+    def p(self) -> Floats:
+        """Two-sided probability of each; NaN where it cannot vary."""
+        return probabilities(self.counts, self.chance)
+
+    @cached_property
+    def q(self) -> Floats:
+        """Of Benjamini and Hochberg over all that can vary; NaN for others."""
+        return discoveries(self.p)
+
+    def significant(self, sign: int) -> NDArray[np.bool_]:
+        """Which have significantly more than expected (1), or fewer (-1)."""
+        is_far: NDArray[np.bool_] = np.nan_to_num(self.q, nan=1.0) <= FALSE_DISCOVERY_RATE
+        return is_far & (sign * self.z > 0)
+
+    @property
+    def dispersion(self) -> float | None:
+        """Mean of z²: 1 where nothing clusters; None where nothing can vary."""
+        z = self.z[~np.isnan(self.z)]
+        return float(np.mean(z**2)) if len(z) else None
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of count / expected, weighted by expected², less chance's."""
+        counts, chance = self.counts, self.chance
+        free = chance.variance > 0
+        scale = float(np.sum(chance.mean[free] ** 2))
+        if not scale:
+            return None
+        apart = float(np.sum((counts[free] - chance.mean[free]) ** 2 - chance.variance[free]))
+        return sqrt(max(0.0, apart) / scale)
+
+    def test(self) -> Test:
+        """The units of a family against one null."""
+        return Test(
+            num_tested=int(np.count_nonzero(~np.isnan(self.z))),
+            num_up=int(np.count_nonzero(self.significant(1))),
+            num_down=int(np.count_nonzero(self.significant(-1))),
+            overdispersion=self.dispersion,
+            spread=self.spread,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class OfMask:
+    """Units of one mask.
+
+    Attributes:
+        mask: The mask's counts, beside what chance selects.
+        control: Those of its random control; chance is another one only in fused tensors.
+        matched: The mask's, beside what chance selects where exponents of the base count too; None
+            without base.
+    """
+
+    mask: Against
+    control: Against
+    matched: Against | None
+
+    @classmethod
+    def of(cls, units: Units, place: int) -> OfMask:
+        """Take those of the mask at a place."""
+        at_control = len(units.selected) // 2 + place
+        mask, control = (
+            Against(units.selected[at], units.null.of_set(at)) for at in (place, at_control)
+        )
+        if units.matched is None:
+            return cls(mask, control, None)
+        return cls(mask, control, Against(mask.counts, units.matched.of_set(place)))
+
+    @property
+    def from_magnitude(self) -> float | None:
+        """Mean of z² that a mask would have which is random but for its counts by exponent."""
+        if self.matched is None:
+            return None
+        null, matched = self.mask.chance, self.matched.chance
+        free = null.variance > 0
+        if not free.any():
+            return None
+        apart = (matched.mean[free] - null.mean[free]) ** 2 + matched.variance[free]
+        return float(np.mean(apart / null.variance[free]))
+
+
+@dataclass(frozen=True, eq=False)
 class AllUnits:
-    """The units of a family of one mask, layer after layer.
+    """The units of a family, layer after layer.
 
     Attributes:
         name: Of the family.
         layers: Of each unit; -1 for units of the whole model.
         indices: Number of each in its layer.
         elements: Of each.
-        selected: By the mask.
-        control: By its random control.
-        null: What chance selects for the mask.
-        control_null: What it selects for the control: another one only in fused tensors.
-        matched: What it selects for the mask where exponents of the base count too, or None.
+        masks: What each mask selects of them.
     """
 
     name: str
     layers: Counts
     indices: Counts
     elements: Counts
-    selected: Counts
-    control: Counts
-    null: Moments
-    control_null: Moments
-    matched: Moments | None
+    masks: tuple[OfMask, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,97 +198,47 @@ class ExpertTensor:
     selected_sizes: Counts
 
 
-class _Sum:
-    """The units of a family in a layer, to which tensors are added."""
-
-    def __init__(self, num_masks: int) -> None:
-        self.elements = np.zeros(0, dtype=np.int64)
-        self.selected = np.zeros((2 * num_masks, 0), dtype=np.int64)
-        self.nulls = [no_moments(0)] * 2 * num_masks
-        self.matched: list[Moments] | None = None
-
-    def add(self, units: Units) -> None:
-        """Add what a tensor has of them.
-
-        One tensor can have more units than another: a head pads its vocabulary.
-        """
-        num = max(len(self.elements), len(units.elements))
-        self.elements = _padded(self.elements, num) + _padded(units.elements, num)
-        self.selected = _padded(self.selected, num) + _padded(units.selected, num)
-        self.nulls = _plus(self.nulls, units.nulls, num)
-        if units.matched is not None:
-            before = self.matched or [no_moments(0)] * len(units.matched)
-            self.matched = _plus(before, units.matched, num)
-
-
 class Gathering:
     """The units of all families of some masks."""
 
     def __init__(self, num_masks: int, seed: int) -> None:
         self._num_masks = num_masks
         self._seed = seed
-        self._sums: dict[tuple[str, int], _Sum] = {}
+        self._units: dict[tuple[str, int], Units] = {}
         self._experts: dict[tuple[int | None, str], list[ExpertTensor]] = {}
 
-    def add(self, units: Units) -> None:
-        """Add what a part of a tensor has of some units."""
-        key = units.family, -1 if units.layer is None else units.layer
-        self._sums.setdefault(key, _Sum(self._num_masks)).add(units)
+    def add(self, family: str, layer: int | None, units: Units) -> None:
+        """Add what a part of a tensor has of the units of a family in a layer."""
+        key = family, -1 if layer is None else layer
+        self._units[key] = self._units[key] + units if key in self._units else units
 
     def add_expert(self, tensor: ExpertTensor) -> None:
         """Add a tensor that is of one expert."""
         self._experts.setdefault((tensor.layer, tensor.kind), []).append(tensor)
 
-    def families(self) -> dict[str, list[AllUnits]]:
-        """Family -> its units, for each mask. Those without units are left out."""
+    def families(self) -> list[AllUnits]:
+        """The families that have units."""
         generator = np.random.Generator(np.random.PCG64(self._seed))
-        for tensors in self._experts.values():
-            self.add(_pooled(tensors, self._num_masks, generator))
+        for (layer, _), tensors in self._experts.items():
+            self.add("expert", layer, _pooled(tensors, self._num_masks, generator))
         self._experts.clear()
-        found = {}
+        found = []
         for name in FAMILIES:
-            layers = sorted(layer for family, layer in self._sums if family == name)
+            layers = sorted(layer for family, layer in self._units if family == name)
             if layers:
-                sums = [self._sums[name, layer] for layer in layers]
-                found[name] = [
-                    _all_units(name, layers, sums, place, self._num_masks)
-                    for place in range(self._num_masks)
-                ]
+                each = [self._units[name, layer] for layer in layers]
+                sizes = [len(units.elements) for units in each]
+                units = Units.joined(each)
+                found.append(
+                    AllUnits(
+                        name=name,
+                        layers=np.repeat(np.array(layers, dtype=np.int64), sizes),
+                        indices=np.concatenate([np.arange(num, dtype=np.int64) for num in sizes]),
+                        elements=units.elements,
+                        masks=tuple(OfMask.of(units, at) for at in range(self._num_masks)),
+                    )
+                )
         return found
-
-
-def _all_units(
-    name: str, layers: Sequence[int], sums: Sequence[_Sum], place: int, num_masks: int
-) -> AllUnits:
-    sizes = [len(of.elements) for of in sums]
-    has_base = all(of.matched is not None for of in sums)
-    return AllUnits(
-        name=name,
-        layers=np.repeat(np.array(layers, dtype=np.int64), sizes),
-        indices=np.concatenate([np.arange(size, dtype=np.int64) for size in sizes]),
-        elements=np.concatenate([of.elements for of in sums]),
-        selected=np.concatenate([of.selected[place] for of in sums]),
-        control=np.concatenate([of.selected[num_masks + place] for of in sums]),
-        null=_joined(of.nulls[place] for of in sums),
-        control_null=_joined(of.nulls[num_masks + place] for of in sums),
-        matched=_joined(of.matched[place] for of in sums if of.matched) if has_base else None,
-    )
-
-
-def _joined(moments: Iterable[Moments]) -> Moments:
-    return Moments(*(np.concatenate(parts) for parts in zip(*moments, strict=True)))
-
-
-def _padded(counts: NDArray[np.int64], num: int) -> NDArray[np.int64]:
-    width = [(0, 0)] * (counts.ndim - 1) + [(0, num - counts.shape[-1])]
-    return np.pad(counts, width)
-
-
-def _plus(one: Sequence[Moments], another: Sequence[Moments], num: int) -> list[Moments]:
-    def padded(moments: Moments) -> Moments:
-        return Moments(*(np.pad(values, (0, num - len(values))) for values in moments))
-
-    return [padded(a).plus(padded(b)) for a, b in zip(one, another, strict=True)]
 
 
 def _pooled(
@@ -223,7 +255,7 @@ def _pooled(
     for place, total in enumerate(totals.tolist()):
         selected[num_masks + place] = spread_at_random(elements, total, generator)
     size = np.array([elements.sum()])
-    nulls = [hypergeometric(elements[:, None], size, total[None]) for total in totals] * 2
+    null = stacked([hypergeometric(elements[:, None], size, total[None]) for total in totals] * 2)
     matched = None
     if any(len(tensor.exponents) for tensor in tensors):
         num_bins = 1 + max(int(tensor.exponents.max(initial=0)) for tensor in tensors)
@@ -232,8 +264,9 @@ def _pooled(
         for tensor in tensors:
             of_expert[tensor.expert, tensor.exponents] += tensor.sizes
             drawn[:, tensor.exponents] += tensor.selected_sizes
-        matched = [hypergeometric(of_expert, of_expert.sum(axis=0), row) for row in drawn]
-    return Units("expert", tensors[0].layer, elements, selected, nulls, matched)
+        sizes = of_expert.sum(axis=0)
+        matched = stacked([hypergeometric(of_expert, sizes, row) for row in drawn])
+    return Units(elements, selected, null, matched)
 
 
 def spread_at_random(sizes: Counts, num: int, generator: np.random.Generator) -> Counts:
@@ -257,97 +290,48 @@ MOST_AT_ONCE = 1 << 16
 """Elements moved between two looks at what is left."""
 
 
-def family_of(units: AllUnits) -> Family:
-    """The statistics of a family of one mask."""
-    z, p = z_scores(units.selected, units.null), probabilities(units.selected, units.null)
-    control_z = z_scores(units.control, units.control_null)
-    q = discoveries(p)
-    columns: dict[str, Floats] = {"z": z, "p": p, "q": q, "control_z": control_z}
-    matched = None
-    if units.matched is not None:
-        matched_z = z_scores(units.selected, units.matched)
-        matched_p = probabilities(units.selected, units.matched)
-        matched_q = discoveries(matched_p)
-        columns |= {"matched_expected": units.matched.mean, "matched_z": matched_z}
-        columns |= {"matched_p": matched_p, "matched_q": matched_q}
-        matched = _test(units.selected, units.matched, matched_z, matched_q)
-    control_q = discoveries(probabilities(units.control, units.control_null))
+def family_of(units: AllUnits, place: int) -> Family:
+    """The statistics of a family of the mask at a place."""
+    of_mask = units.masks[place]
+    mask, control, matched = of_mask.mask, of_mask.control, of_mask.matched
     return Family(
         name=units.name,
-        num_units=len(z),
+        num_units=len(units.elements),
         num_elements=int(units.elements.sum()),
-        num_selected=int(units.selected.sum()),
-        null=_test(units.selected, units.null, z, q),
-        control=_test(units.control, units.control_null, control_z, control_q),
-        matched=matched,
-        from_magnitude=from_magnitude(units.null, units.matched),
-        concentration=Concentration(gini(units.selected), entropy(units.selected)),
-        control_concentration=Concentration(gini(units.control), entropy(units.control)),
-        curve=_curve(units),
-        units=_listed(units, columns),
+        num_selected=int(mask.counts.sum()),
+        null=mask.test(),
+        control=control.test(),
+        matched=None if matched is None else matched.test(),
+        from_magnitude=of_mask.from_magnitude,
+        concentration=Concentration(gini(mask.counts), entropy(mask.counts)),
+        control_concentration=Concentration(gini(control.counts), entropy(control.counts)),
+        curve=_curve(mask, control),
+        units=_listed(units, of_mask),
     )
 
 
-def _test(counts: Counts, chance: Moments, z: Floats, q: Floats) -> Test:
-    tested = ~np.isnan(z)
-    significant = tested & (np.nan_to_num(q, nan=1.0) <= FALSE_DISCOVERY_RATE)
-    return Test(
-        num_tested=int(tested.sum()),
-        num_up=int(np.count_nonzero(significant & (z > 0))),
-        num_down=int(np.count_nonzero(significant & (z < 0))),
-        overdispersion=float(np.mean(z[tested] ** 2)) if tested.any() else None,
-        spread=spread(counts, chance),
-    )
-
-
-def spread(counts: Counts, chance: Moments) -> float | None:
-    """Standard deviation of count / expected over units, weighted by expected², less chance's."""
-    free = chance.variance > 0
-    scale = float(np.sum(chance.mean[free] ** 2))
-    if not scale:
-        return None
-    apart = float(np.sum((counts[free] - chance.mean[free]) ** 2 - chance.variance[free]))
-    return sqrt(max(0.0, apart) / scale)
-
-
-def from_magnitude(null: Moments, matched: Moments | None) -> float | None:
-    """Mean of z² that a mask would have which is random but for its counts by exponent."""
-    if matched is None:
-        return None
-    free = null.variance > 0
-    if not free.any():
-        return None
-    apart = (matched.mean[free] - null.mean[free]) ** 2 + matched.variance[free]
-    return float(np.mean(apart / null.variance[free]))
-
-
-def _curve(units: AllUnits) -> tuple[CurvePoint, ...]:
+def _curve(mask: Against, control: Against) -> tuple[CurvePoint, ...]:
     """Units of both in the order of selected / expected."""
-    masks, controls = (
-        _by_ratio(counts, chance.mean)
-        for counts, chance in (
-            (units.selected, units.null),
-            (units.control, units.control_null),
-        )
-    )
+    masks, controls = _by_ratio(mask), _by_ratio(control)
     num = min(len(masks), len(controls))
     return tuple(
         CurvePoint(
             rank=rank + 1,
-            num_selected=int(units.selected[own]),
-            expected=float(units.null.mean[own]),
-            control_num_selected=int(units.control[other]),
-            control_expected=float(units.control_null.mean[other]),
+            num_selected=int(mask.counts[own]),
+            expected=float(mask.chance.mean[own]),
+            control_num_selected=int(control.counts[other]),
+            control_expected=float(control.chance.mean[other]),
         )
         for rank in (_ranks(num).tolist() if num else ())
         for own, other in [(masks[rank], controls[rank])]
     )
 
 
-def _by_ratio(counts: Counts, expected: Floats) -> Counts:
+def _by_ratio(units: Against) -> Counts:
     """Units of which any element is expected, highest selected / expected first."""
+    expected = units.chance.mean
     some = np.flatnonzero(expected > 0)
-    ordered: Counts = some[np.argsort(-counts[some] / expected[some], kind="stable")]
+    ordered: Counts = some[np.argsort(-units.counts[some] / expected[some], kind="stable")]
     return ordered
 
 
@@ -359,17 +343,16 @@ def _ranks(num: int) -> NDArray[np.int64]:
     return np.unique(places.round().astype(np.int64))
 
 
-def _listed(units: AllUnits, columns: Mapping[str, Floats]) -> tuple[Unit, ...]:
+def _listed(units: AllUnits, of_mask: OfMask) -> tuple[Unit, ...]:
+    mask, control, matched = of_mask.mask, of_mask.control, of_mask.matched
     order = np.arange(len(units.elements))
     if len(order) > MOST_LISTED:
-        z = columns["z"]
-        by_z = np.argsort(-z, kind="stable")  # NaN comes last
-        by_z = by_z[: np.count_nonzero(~np.isnan(z))]
+        by_z = np.argsort(-mask.z, kind="stable")  # NaN comes last
+        by_z = by_z[: np.count_nonzero(~np.isnan(mask.z))]
         order = np.unique(np.concatenate([by_z[:NUM_FURTHEST], by_z[-NUM_FURTHEST:]]))
-        order = order[np.argsort(-z[order], kind="stable")]
+        order = order[np.argsort(-mask.z[order], kind="stable")]
 
-    def number(name: str, at: int) -> float | None:
-        values = columns.get(name)
+    def number(values: Floats | None, at: int) -> float | None:
         return None if values is None or np.isnan(values[at]) else float(values[at])
 
     return tuple(
@@ -377,126 +360,113 @@ def _listed(units: AllUnits, columns: Mapping[str, Floats]) -> tuple[Unit, ...]:
             layer=None if units.layers[at] < 0 else int(units.layers[at]),
             index=int(units.indices[at]),
             num_elements=int(units.elements[at]),
-            num_selected=int(units.selected[at]),
-            expected=float(units.null.mean[at]),
-            z=number("z", at),
-            p=number("p", at),
-            q=number("q", at),
-            control_num_selected=int(units.control[at]),
-            control_z=number("control_z", at),
-            matched_expected=number("matched_expected", at),
-            matched_z=number("matched_z", at),
-            matched_p=number("matched_p", at),
-            matched_q=number("matched_q", at),
+            num_selected=int(mask.counts[at]),
+            expected=float(mask.chance.mean[at]),
+            z=number(mask.z, at),
+            p=number(mask.p, at),
+            q=number(mask.q, at),
+            control_num_selected=int(control.counts[at]),
+            control_z=number(control.z, at),
+            matched_expected=number(matched.chance.mean if matched else None, at),
+            matched_z=number(matched.z if matched else None, at),
+            matched_p=number(matched.p if matched else None, at),
+            matched_q=number(matched.q if matched else None, at),
         )
         for at in order.tolist()
     )
 
 
-def shared_units(families: Mapping[str, Sequence[AllUnits]]) -> tuple[SharedUnits, ...]:
+def shared_units(families: Iterable[AllUnits]) -> tuple[SharedUnits, ...]:
     """Set each mask beside each other one, family by family."""
     return tuple(
-        _shared(name, first, second, units)
-        for name, units in families.items()
-        for first, second in combinations(range(len(units)), 2)
+        _shared(units.name, first, second, units.masks[first], units.masks[second])
+        for units in families
+        for first, second in combinations(range(len(units.masks)), 2)
     )
 
 
-def _shared(name: str, first: int, second: int, units: Sequence[AllUnits]) -> SharedUnits:
-    pair = (units[first], units[second])
-    z = [z_scores(of.selected, of.null) for of in pair]
-    control_z = [z_scores(of.control, of.control_null) for of in pair]
-    both = ~np.isnan(z[0]) & ~np.isnan(z[1])
-    common = list(_common("tensor", [(of.selected, of.null) for of in pair]))
+def _shared(name: str, first: int, second: int, one: OfMask, other: OfMask) -> SharedUnits:
+    masks = one.mask, other.mask
+    common = list(_common("tensor", *masks))
     matched_spearman = None
-    matched = [(of.selected, of.matched) for of in pair if of.matched is not None]
-    if len(matched) == 2:
-        common += _common("magnitude", matched)
-        matched_spearman = _correlation([z_scores(*of) for of in matched])
+    if one.matched is not None and other.matched is not None:
+        common += _common("magnitude", one.matched, other.matched)
+        matched_spearman = _correlation(one.matched, other.matched)
     return SharedUnits(
         first=first,
         second=second,
         family=name,
-        num_units=int(both.sum()),
-        spearman=_correlation(z),
-        control_spearman=_correlation(control_z),
+        num_units=int(_both_vary(*masks).sum()),
+        spearman=_correlation(*masks),
+        control_spearman=_correlation(one.control, other.control),
         matched_spearman=matched_spearman,
         common=tuple(common),
     )
 
 
-def _correlation(z: Sequence[NDArray[np.float64]]) -> float | None:
-    both = ~np.isnan(z[0]) & ~np.isnan(z[1])
-    return spearman(z[0][both], z[1][both]) if both.any() else None
+def _both_vary(one: Against, other: Against) -> NDArray[np.bool_]:
+    both: NDArray[np.bool_] = ~np.isnan(one.z) & ~np.isnan(other.z)
+    return both
 
 
-def _common(null: str, counted: Sequence[tuple[NDArray[np.int64], Moments]]) -> Iterator[Common]:
-    z = [z_scores(*of) for of in counted]
-    both = ~np.isnan(z[0]) & ~np.isnan(z[1])
-    q = [np.nan_to_num(discoveries(probabilities(*of)), nan=1.0) for of in counted]
-    num = int(both.sum())
+def _correlation(one: Against, other: Against) -> float | None:
+    both = _both_vary(one, other)
+    return spearman(one.z[both], other.z[both]) if both.any() else None
+
+
+def _common(null: str, one: Against, other: Against) -> Iterator[Common]:
+    both = _both_vary(one, other)
     for direction, sign in (("up", 1), ("down", -1)):
-        sets = [
-            both & (of_q <= FALSE_DISCOVERY_RATE) & (sign * of_z > 0)
-            for of_q, of_z in zip(q, z, strict=True)
-        ]
-        sizes = [int(of.sum()) for of in sets]
-        shared = int((sets[0] & sets[1]).sum())
-        strata = Strata(*(np.array([count]) for count in (num, *sizes)))
+        sets = [both & units.significant(sign) for units in (one, other)]
+        sizes = [int(members.sum()) for members in sets]
+        num_common = int((sets[0] & sets[1]).sum())
+        strata = Strata(*(np.array([count]) for count in (int(both.sum()), *sizes)))
         yield Common(
             null=null,
             direction=direction,
             num_first=sizes[0],
             num_second=sizes[1],
-            num_common=shared,
+            num_common=num_common,
             chance=strata.expected,
-            log10_p=tail(strata, shared).log10_p,
+            log10_p=tail(strata, num_common).log10_p,
         )
 
 
 def stripes_of(
-    name: str, shape: tuple[int, ...], counts: PartCounts, place: int
-) -> TensorStructure:
-    """How far the rows and the columns of a matrix, or of a part of it, differ.
+    name: str, shape: tuple[int, ...], counts: PartCounts, num_masks: int
+) -> list[TensorStructure]:
+    """How far the rows and the columns of a matrix, or of a part of it, differ, for each mask.
 
     Args:
         name: Of the tensor.
         shape: Of the tensor.
         counts: Of the part.
-        place: Of the mask.
+        num_masks: How many masks were counted.
     """
     part = counts.part
-    axes: tuple[Axis, Axis] = ("rows", "columns")
-    rows, columns = (_axis(counts, axis, place) for axis in axes)
-    return TensorStructure(
-        name=part.name_in(name),
-        layer=part.layer,
-        kind=part.kind,
-        shape=part.shape_in(shape),
-        num_selected=int(counts.selected[place]),
-        rows=rows,
-        columns=columns,
-    )
+    rows = counts.units(Belonging("", part.layer, "rows", 1, part.num_rows))
+    columns = counts.units(Belonging("", part.layer, "columns", 1, part.num_columns))
+    return [
+        TensorStructure(
+            name=part.name_in(name),
+            layer=part.layer,
+            kind=part.kind,
+            shape=part.shape_in(shape),
+            num_selected=int(counts.selected[place]),
+            rows=_axis(OfMask.of(rows, place)),
+            columns=_axis(OfMask.of(columns, place)),
+        )
+        for place in range(num_masks)
+    ]
 
 
-def _axis(counts: PartCounts, axis: Axis, place: int) -> AxisStructure:
-    lines = counts.lines(axis)
-    at_control = len(lines) // 2 + place
-    length = np.full(lines.shape[1], counts.line_length(axis), dtype=np.int64)
-    null = counts.null(length, place)
-    matched = counts.matched(axis, place)
+def _axis(lines: OfMask) -> AxisStructure:
     return AxisStructure(
-        num_lines=lines.shape[1],
-        dispersion=_dispersion(lines[place], null),
-        spread=spread(lines[place], null),
-        control=_dispersion(lines[at_control], counts.null(length, at_control)),
-        matched=None if matched is None else _dispersion(lines[place], matched),
-        matched_spread=None if matched is None else spread(lines[place], matched),
-        from_magnitude=from_magnitude(null, matched),
+        num_lines=len(lines.mask.counts),
+        dispersion=lines.mask.dispersion,
+        spread=lines.mask.spread,
+        control=lines.control.dispersion,
+        matched=None if lines.matched is None else lines.matched.dispersion,
+        matched_spread=None if lines.matched is None else lines.matched.spread,
+        from_magnitude=lines.from_magnitude,
     )
-
-
-def _dispersion(counts: NDArray[np.int64], chance: Moments) -> float | None:
-    z = z_scores(counts, chance)
-    z = z[~np.isnan(z)]
-    return float(np.mean(z**2)) if len(z) else None

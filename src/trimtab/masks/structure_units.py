@@ -15,7 +15,7 @@ many as the tensor has of each exponent of the base weights. A fused tensor coun
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -33,17 +33,14 @@ from trimtab.results.urn import Moments, hypergeometric
 
 __all__ = [
     "FAMILIES",
-    "Axis",
-    "BaseCounts",
     "Belonging",
     "Layout",
     "PartCounts",
-    "TensorCounts",
     "Units",
     "belongings",
-    "count_base",
     "count_tensor",
     "expert_of",
+    "stacked",
 ]
 
 FAMILIES: Mapping[str, str] = {
@@ -332,74 +329,93 @@ class PartCounts:
         """Selected elements, `[2 · masks]`."""
         return self.rows.sum(axis=1, dtype=np.int64)
 
-    def lines(self, axis: Axis) -> Counts:
-        """Selected elements of each row or of each column, `[2 · masks, lines]`."""
-        return self.rows if axis == "rows" else self.columns
-
-    def line_length(self, axis: Axis) -> int:
-        """Elements of a row or of a column."""
-        return self.part.num_columns if axis == "rows" else self.part.num_rows
-
-    def null(self, of_unit: Counts, place: int) -> Moments:
-        """What chance selects of units of this part, of so many elements.
-
-        Args:
-            of_unit: Elements of each unit, `[units]`.
-            place: Of the mask or the control. A control has as many elements in each tensor as its
-                mask, but not in each part of a fused one.
-        """
-        size = np.array([self.num_elements], dtype=np.int64)
-        return hypergeometric(of_unit[:, None], size, self.selected[place : place + 1])
-
-    def matched(self, axis: Axis, place: int) -> Moments | None:
-        """What chance selects of each line where exponents count too; None without base."""
-        if self.base is None:
-            return None
-        by_line = self.base.by_row if axis == "rows" else self.base.by_column
-        return hypergeometric(by_line, self.base.sizes, self.base.selected[place])
-
     def units(self, belonging: Belonging) -> Units:
-        """Gather the lines of one axis into units."""
-        counts, length = self.lines(belonging.axis), self.line_length(belonging.axis)
-        unit = np.arange(counts.shape[1]) // belonging.width % belonging.num_units
-        num, half = belonging.num_units, len(counts) // 2
+        """Gather the lines of one axis into units, beside what chance gives them.
+
+        A control has as many elements in each tensor as its mask, but not in each part of a fused
+        one: so each has a null of its own.
+        """
+        base, is_rows = self.base, belonging.axis == "rows"
+        counts, length = self.rows, self.part.num_columns
+        if not is_rows:
+            counts, length = self.columns, self.part.num_rows
+        num = belonging.num_units
+        unit = np.arange(counts.shape[1]) // belonging.width % num
         elements = length * np.bincount(unit, minlength=num).astype(np.int64)
         selected = np.stack([_summed(row, unit, num) for row in counts])
+        size = np.array([self.num_elements], dtype=np.int64)
+        null = [hypergeometric(elements[:, None], size, total[None]) for total in self.selected]
         matched = None
-        if self.base is not None:
-            by_line = self.base.by_row if belonging.axis == "rows" else self.base.by_column
+        if base is not None:
+            by_line = base.by_row if is_rows else base.by_column
             by_unit = np.stack([_summed(column, unit, num) for column in by_line.T], axis=1)
-            matched = [
-                hypergeometric(by_unit, self.base.sizes, self.base.selected[place])
-                for place in range(half)
-            ]
-        nulls = [self.null(elements, place) for place in range(2 * half)]
-        return Units(belonging.family, belonging.layer, elements, selected, nulls, matched)
+            drawn = [hypergeometric(by_unit, base.sizes, selected) for selected in base.selected]
+            matched = stacked(drawn)
+        return Units(elements, selected, stacked(null), matched)
 
 
 @dataclass(frozen=True, eq=False)
 class Units:
-    """What a part of a tensor has of the units of a family in a layer.
+    """What a part of a tensor, or all tensors, have of some units.
 
     Attributes:
-        family: Key of `FAMILIES`.
-        layer: Of the units, or None.
         elements: Of each unit.
         selected: `[2 · masks, units]`: of the masks, then of their controls.
-        nulls: What chance selects: for each of the masks, then for each of their controls.
-        matched: For each mask, where the exponents of the base count too; None without base.
+        null: What chance selects, `[2 · masks, units]`.
+        matched: The same where the exponents of the base count too, `[masks, units]`; None without
+            base.
     """
 
-    family: str
-    layer: int | None
     elements: Counts
     selected: Counts
-    nulls: Sequence[Moments]
-    matched: Sequence[Moments] | None
+    null: Moments
+    matched: Moments | None
+
+    def __add__(self, other: Units) -> Units:
+        """What both have of the same units.
+
+        One tensor can have more units than another: a head pads its vocabulary.
+        """
+        num = max(len(self.elements), len(other.elements))
+
+        def total(arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+            widths = [[(0, 0)] * (a.ndim - 1) + [(0, num - a.shape[-1])] for a in arrays]
+            summed: NDArray[Any] = np.sum(list(map(np.pad, arrays, widths)), axis=0)
+            return summed
+
+        matched = [units.matched for units in (self, other) if units.matched is not None]
+        return _merged([self, other], matched, total)
+
+    @classmethod
+    def joined(cls, layers: Sequence[Units]) -> Units:
+        """The units of several layers, one layer after the other."""
+        matched = [units.matched for units in layers if units.matched is not None]
+        if len(matched) < len(layers):
+            matched = []
+        return _merged(layers, matched, lambda arrays: np.concatenate(arrays, axis=-1))
 
 
-TensorCounts = tuple[PartCounts, ...]
-"""The parts of a tensor."""
+def _merged(
+    units: Sequence[Units],
+    matched: Sequence[Moments],
+    merge: Callable[[Sequence[NDArray[Any]]], NDArray[Any]],
+) -> Units:
+    """Units put together array by array."""
+
+    def moments(of_each: Sequence[Moments]) -> Moments:
+        return Moments(*(merge(values) for values in zip(*of_each, strict=True)))
+
+    return Units(
+        merge([of.elements for of in units]),
+        merge([of.selected for of in units]),
+        moments([of.null for of in units]),
+        moments(matched) if matched else None,
+    )
+
+
+def stacked(of_each: Sequence[Moments]) -> Moments:
+    """The moments of several sets of counts, one set after the other."""
+    return Moments(*(np.stack(values) for values in zip(*of_each, strict=True)))
 
 
 def count_tensor(
@@ -409,7 +425,7 @@ def count_tensor(
     config: Mapping[str, Any],
     counters: Counters,
     stored: StoredTensor | None,
-) -> tuple[TensorCounts, str | None]:
+) -> tuple[tuple[PartCounts, ...], str | None]:
     """Count the rows and the columns of all parts of a tensor.
 
     Args:

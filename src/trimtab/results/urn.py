@@ -244,7 +244,7 @@ Counts = NDArray[np.int64]
 
 
 class Moments(NamedTuple):
-    """Of the count of each unit; each `[units]`.
+    """Of the count of each unit; each `[units]`, or `[sets, units]` for several sets of counts.
 
     Attributes:
         mean: Expected selected elements.
@@ -259,6 +259,10 @@ class Moments(NamedTuple):
     def plus(self, other: Moments) -> Moments:
         """Of the sums of two independent counts."""
         return Moments(*(one + another for one, another in zip(self, other, strict=True)))
+
+    def of_set(self, place: int) -> Moments:
+        """Of one of several sets."""
+        return Moments(*(values[place] for values in self))
 
 
 def no_moments(num_units: int) -> Moments:
