@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.elements.counts import ChangeCounts
-from trimtab.measure.analyses import Analyses
+from trimtab.measure.geometry import Geometry
+from trimtab.measure.precision import Precision
+from trimtab.measure.rank import Rank
 from trimtab.results.by_tensor import (
     by_kind,
     by_layer,
@@ -70,6 +72,14 @@ class Folded(TypedDict):
     name: str
     into: str
     num_elements: Count
+
+
+class Analyses(TypedDict, total=False):
+    """The optional sections by name."""
+
+    precision: Precision
+    rank: Rank
+    geometry: Geometry
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ Source: arXiv 2511.08567 sec. 4. The defaults of k (a share of min(m, n)) and α
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import ceil, sqrt
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,8 @@ from trimtab.elements.spectrum import (
     singular_values,
 )
 from trimtab.errors import AnalysisError
-from trimtab.measure.rank import reason_to_skip
+from trimtab.measure.rank import Skipped, reason_to_skip
+from trimtab.results.schema import Amount, Count, Share
 
 __all__ = ["GeometryAnalysis", "mask_overlap"]
 
@@ -57,6 +58,55 @@ SHARES = (
 )
 
 Matrix = NDArray[np.floating[Any]]
+
+
+class ShareOfUpdate(TypedDict):
+    """A share of an update beside its chance."""
+
+    share: Share
+    chance: Share
+    lift: Amount
+
+
+class GeometrySummary(TypedDict):
+    """The shares over the matrices."""
+
+    energy_left: ShareOfUpdate | None
+    energy_right: ShareOfUpdate | None
+    energy_both: ShareOfUpdate | None
+    low_magnitude_mask: ShareOfUpdate | None
+    principal_mask: ShareOfUpdate | None
+    spectral_shift: Amount | None
+    relative_update: Amount | None
+
+
+class GeometryOfMatrix(GeometrySummary):
+    """The shares of one matrix."""
+
+    shape: tuple[Count, ...]
+    num_elements: Count
+    num_changed: Count
+    k: Count | None
+
+
+def _no_more_changed(row: GeometryOfMatrix) -> str | None:
+    if row["num_changed"] <= row["num_elements"]:
+        return None
+    return f"has {row['num_changed']} changed of {row['num_elements']} elements"
+
+
+class Geometry(TypedDict):
+    """What `GeometryAnalysis.to_dict` gives."""
+
+    principal: Share
+    mask: Share
+    max_rank: Count
+    max_elements: Count
+    num_matrices: Count
+    num_zero_updates: Count
+    skipped: tuple[Skipped, ...]
+    summary: GeometrySummary
+    by_tensor: Mapping[str, Annotated[GeometryOfMatrix, _no_more_changed]]
 
 
 def mask_overlap(score: Matrix, changed: NDArray[np.bool_], fraction: float) -> float:

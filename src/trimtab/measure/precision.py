@@ -25,10 +25,10 @@ LR, number of steps and the Adam betas alone:
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import fsum, isfinite, sqrt
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,8 +43,55 @@ from trimtab.elements.absorption import (
 )
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import AnalysisError
+from trimtab.results.schema import Amount, Count, Share
 
 __all__ = ["PrecisionProbe"]
+
+
+class Predicted(TypedDict):
+    """What precision alone predicts of some elements, beside what it leaves unchanged."""
+
+    num_elements: Count
+    num_nonfinite: Count
+    num_not_float: Count
+    dtypes: Mapping[str, Count]
+    one_step: Count
+    random_walk: Amount
+    straight_line: Count
+    adam_bound: Count
+    sparsity: Mapping[str, Share | None]
+
+
+def _no_more_than_there_are(row: Predicted) -> str | None:
+    counts = {
+        "num_nonfinite": row["num_nonfinite"],
+        "num_not_float": row["num_not_float"],
+        "one_step": row["one_step"],
+        "random_walk": row["random_walk"],
+        "straight_line": row["straight_line"],
+        "adam_bound": row["adam_bound"],
+    }
+    # The random walk is a sum of chances, so its last bits may be above a whole number.
+    most = row["num_elements"] * (1 + 1e-9)
+    for name, count in counts.items():
+        if count > most:
+            return f"has {name} {count} of {row['num_elements']} elements"
+    return None
+
+
+PredictedCounts = Annotated[Predicted, _no_more_than_there_are]
+
+
+class Precision(TypedDict):
+    """What `PrecisionProbe.to_dict` gives."""
+
+    lr: Amount
+    steps: Count
+    betas: tuple[float, float]
+    adam_step_bound: Amount
+    adam_displacement_bound: Amount
+    by_kind: Mapping[str, PredictedCounts]
+    total: PredictedCounts
 
 
 @dataclass

@@ -9,9 +9,10 @@ Ranks are never averaged in silence: each has its tensor, its method and its err
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import sqrt
-from typing import Any
+from typing import Annotated, Any, TypedDict
 from zlib import crc32
 
 import numpy as np
@@ -28,12 +29,77 @@ from trimtab.elements.spectrum import (
     rank_tolerance,
     singular_values,
 )
+from trimtab.results.schema import Amount, Count
 from trimtab.words import are, plural
 
 __all__ = ["RankAnalysis", "random_control", "reason_to_skip"]
 
 PROBES, STEPS = 8, 96
 """Of the estimate for matrices that are too large for exact singular values."""
+
+
+class Skipped(TypedDict):
+    """A tensor that was not analysed."""
+
+    name: str
+    shape: tuple[Count, ...]
+    reason: str
+
+
+class RankFigure(TypedDict):
+    """A rank of a matrix; `fraction` is of the most that its shape allows."""
+
+    value: Amount
+    fraction: Amount
+    error: Amount
+
+
+class RankSummary(TypedDict):
+    """A rank over the matrices."""
+
+    min: Amount | None
+    mean: Amount | None
+    random_min: Amount | None
+    random_mean: Amount | None
+
+
+class Ranks(TypedDict):
+    """All ranks of a matrix, and of the same elements in random order."""
+
+    shape: tuple[Count, ...]
+    method: str
+    update: Mapping[str, RankFigure]
+    random: Mapping[str, RankFigure]
+
+
+def _same_figures(ranks: Ranks) -> str | None:
+    wanted = {"matrix_rank", "rank_atol=1e-06", "energy_rank", "entropy_rank", "stable_rank"}
+    for side in (ranks["update"], ranks["random"]):
+        if side.keys() != wanted:
+            return f"expected the figures {', '.join(sorted(wanted))}"
+    return None
+
+
+class RankMethod(TypedDict):
+    """How ranks were found."""
+
+    exact_up_to: Count
+    max_elements: Count
+    estimate: str
+    random: str
+    seed: int
+
+
+class Rank(TypedDict):
+    """What `RankAnalysis.to_dict` gives."""
+
+    tolerance: Mapping[str, str | float]
+    method: RankMethod
+    num_matrices: Count
+    num_zero_updates: Count
+    skipped: tuple[Skipped, ...]
+    summary: Mapping[str, RankSummary]
+    by_tensor: Mapping[str, Annotated[Ranks, _same_figures]]
 
 
 def reason_to_skip(matrix: NDArray[Any], max_elements: int) -> str | None:
