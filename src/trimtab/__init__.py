@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from trimtab.masks.on_disk import StoredMask as StoredMask
     from trimtab.masks.on_disk import open_mask as open_mask
     from trimtab.masks.overlap import overlap as overlap
+    from trimtab.masks.overlap_chance import Shared as Shared
     from trimtab.masks.overlap_result import Overlap as Overlap
     from trimtab.masks.prediction import PredictionScore as PredictionScore
     from trimtab.masks.prediction import score_prediction as score_prediction
@@ -110,6 +111,7 @@ _MODULES = {
     "Scores": "trimtab.masks.selection.scores",
     "select": "trimtab.masks.selection.top_k",
     "share": "trimtab.masks.split",
+    "Shared": "trimtab.masks.overlap_chance",
     "Split": "trimtab.masks.split",
     "StoredMask": "trimtab.masks.on_disk",
     "StoredTensor": "trimtab.checkpoints.tensors",

@@ -32,23 +32,22 @@ def quoted(text: str) -> set[str]:
     return set(re.findall(r"`(?:[\w…]*\.)*(\w+)`", text))
 
 
-LISTED = set(re.findall(r"^::: trimtab\.(?:\w+\.)*(\w+)$", TEXTS["docs/api.md"], re.M))
-"""Names on the page on Python."""
-
-
 @pytest.mark.parametrize("name", trimtab.training.__all__)
 def test_every_public_name_of_training(name: str) -> None:
     assert f'heading: "trimtab.training.{name}"' in TEXTS["docs/api.md"]
 
 
-def test_everything_that_a_shown_block_imports() -> None:
-    names = set()
+def test_what_is_shown_imports_public_names_only() -> None:
+    public = {"trimtab": trimtab.__all__, "trimtab.training": trimtab.training.__all__}
+    num = 0
     for page in PAGES:
-        for block in blocks(page, "python", "diff"):
-            for imported in re.findall(r"^\+?from trimtab[\w.]* import (.+)$", block.text, re.M):
-                names |= {*imported.split(", ")}
-    assert len(names) > 10
-    assert names <= LISTED
+        for block in blocks(page, "python", "pycon", "diff"):
+            for module, names in re.findall(
+                r"^(?:\+|>>> )?from (trimtab[\w.]*) import (.+)$", block.text, re.M
+            ):
+                num += 1
+                assert {*names.split(", ")} <= {*public.get(module, ())}, (page, module, names)
+    assert num > 10
 
 
 def test_every_exit_code() -> None:

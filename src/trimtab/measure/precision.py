@@ -131,15 +131,16 @@ class PrecisionProbe:
         """A probe of the same settings that has seen nothing."""
         return PrecisionProbe(self.lr, self.steps, self.betas)
 
-    def add(self, kind: str, bits: Bits, dtype: DType) -> None:
+    def add(self, kind: str, bits: Bits, dtype: DType | str) -> None:
         """Take in some elements of the base checkpoint.
 
         Args:
             kind: Kind of their tensor, such as `q_proj`.
             bits: Elements as unsigned integers. Any shape.
-            dtype: What the bits mean. Elements that are no floating-point numbers are counted,
-                and never predicted to move.
+            dtype: What the bits mean, or its safetensors name: `BF16`. Elements that are no
+                floating-point numbers are counted, and never predicted to move.
         """
+        dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         if not dtype.is_float:
             self._not_float[kind] += bits.size
             return
