@@ -34,7 +34,7 @@ from trimtab.report.overlap import overlap_document
 from trimtab.report.paper_page import paper_page
 from trimtab.report.robustness_page import robustness_page
 from trimtab.report.structure import structure_document
-from trimtab.report.trajectory_page import trajectory_page
+from trimtab.report.trajectory import trajectory_document
 
 pytestmark = pytest.mark.browser
 
@@ -87,7 +87,7 @@ def test_the_chart_of_an_identity_check_is_drawn(browse: Browse) -> None:
 
 def test_every_chart_of_a_trajectory_is_drawn(browse: Browse) -> None:
     for trajectory in (make_trajectory(), make_trajectory(1), make_trajectory(100)):
-        document = browse(render(trajectory_page(trajectory)))
+        document = browse(render(trajectory_document(trajectory)))
         assert drawn(document) == ["drawn"] * 5
         labels = re.findall(r"<text[^>]*>([^<]*)</text>", document)
         assert {*trajectory.final.by_kind, "all", "optimizer step"} <= set(labels)
@@ -181,7 +181,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
     pages = [
         comparison_document(make_comparison(30)),
         demo_document(demo, {"grpo": make_comparison(1), "sft": make_comparison(1)}, checks),
-        trajectory_page(make_trajectory()),
+        trajectory_document(make_trajectory()),
         overlap_document(make_overlap(12)),
         structure_document(make_structure(tmp_path)),
         evaluation_document(make_evaluation()),

@@ -85,16 +85,7 @@ class Report:
 
 REPORTS: Mapping[str, Report] = {
     "trimtab.comparison": Report("trimtab compare", "comparison", "Comparison"),
-    "trimtab.trajectory": Report(
-        "trimtab trajectory",
-        "trajectory",
-        "Trajectory",
-        (
-            "trimtab.measure.trajectory_result",
-            "trajectory_table:render_trajectory_table",
-            "trajectory_page:trajectory_page",
-        ),
-    ),
+    "trimtab.trajectory": Report("trimtab trajectory", "trajectory", "Trajectory"),
     "trimtab.identity": Report("trimtab identity", "identity", "Identity"),
     "trimtab.overlap": Report("trimtab mask overlap", "overlap", "Overlap"),
     "trimtab.split": Report("trimtab mask share", "split", "Split"),

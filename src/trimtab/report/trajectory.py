@@ -1,43 +1,73 @@
-"""Sections of the page on how a subnetwork forms over a series of checkpoints or steps.
+"""The report of a trajectory: how a subnetwork forms over a series of checkpoints or steps.
 
-Figures 2, 5, 6 and 7b of arXiv 2505.11711 are drawn here, by bits instead of within 1e-5, and each
-with the cadence in its title. Figure 6 has two readings there, a share of the weights that ever
-changed and one of the model; both are drawn.
+Figures 2, 5, 6 and 7b of arXiv 2505.11711 are drawn here, by bits instead of within 1e-5. Figure 6
+has two readings there, a share of the weights that ever changed and one of the model; both are
+drawn. Every title of figures gives the cadence: what moves and comes back between two points is
+seen by neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from trimtab.elements.counts import percent
-from trimtab.measure.trajectory_result import COVERAGE_LISTS, SETTLED_FROM, PointCounts, Trajectory
-from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
-from trimtab.report.charts import Marks, nice_ceiling, percent_floor, shares_over_time
+from trimtab.measure.trajectory_result import (
+    COVERAGE_LISTS,
+    SETTLED_FROM,
+    Likeness,
+    PointCounts,
+    Trajectory,
+)
+from trimtab.report.charts import (
+    Marks,
+    marks_of,
+    nice_ceiling,
+    percent_floor,
+    shares_over_time,
+)
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Hero,
+    Key,
+    Keyed,
+    Role,
+    Section,
+    Table,
+    plain_table,
+    table,
+)
 from trimtab.report.records import checkpoints_table, listed, settings_table
-from trimtab.report.trajectory_charts import ever_changed_bars
-from trimtab.report.trajectory_wording import (
+from trimtab.report.trajectory_words import (
     FATES,
     RULE,
     cadence,
+    cadence_sentence,
+    endpoints_of,
     fates,
+    fates_sentence,
+    likeness_text,
     outside_sentence,
     point_title,
     series_coverage_sentence,
     settled_sentence,
     settled_text,
 )
-from trimtab.report.wording import kinds_in_order, printable
+from trimtab.report.vega import arm_colours, category, chart, quantity
+from trimtab.report.wording import (
+    Shown,
+    changed_means,
+    count,
+    kinds_in_order,
+    printable,
+    share,
+)
 from trimtab.results.records import CheckpointRecord
 
-__all__ = [
-    "coverage_text",
-    "final_subnetwork",
-    "over_time",
-    "trajectory_coverage",
-    "trajectory_provenance",
-    "what_became",
-]
+__all__ = ["trajectory_document"]
 
 _TITLES = {
     "not_compared": "Not in all checkpoints with one shape, not followed",
@@ -45,80 +75,166 @@ _TITLES = {
     "renamed": "Matched under another name",
     "folded": "Block scales multiplied into their weights",
 }
+_MOST_POINTS = 24
+"""Points that a terminal shows; of a longer series, some at even distances."""
 
 Part = Callable[[PointCounts], int]
 Share = tuple[Part, Part]
 """What is counted, and of how many."""
 
 
+def trajectory_document(trajectory: Trajectory) -> Document:
+    """What a report says about a trajectory."""
+    base, last = endpoints_of(trajectory)
+    coverage = _coverage_text(trajectory)
+    is_complete = trajectory.coverage is None or trajectory.coverage.is_complete
+    has_weights = trajectory.final.total.num_elements > 0
+    return Document(
+        title=f"{base} to {last}, observed {cadence(trajectory)}",
+        heading="How the subnetwork formed",
+        subtitle=(base, last),
+        facts={"base": base, "last": last},
+        headlines=(fates_sentence(trajectory),),
+        summary=(
+            cadence_sentence(trajectory),
+            settled_sentence(trajectory),
+            outside_sentence(trajectory),
+        ),
+        heroes=_heroes(trajectory),
+        conversion=printable(trajectory.conversion or ""),
+        incomplete=[] if is_complete else [coverage],
+        coverage=coverage,
+        prints_coverage=trajectory.coverage is not None,
+        paragraphs=(cadence_sentence(trajectory), changed_means("bits")),
+        sections=[
+            *([Section("", blocks=(_points(trajectory),))] if has_weights else []),
+            _what_became(trajectory),
+            _over_time(trajectory),
+            _final_subnetwork(trajectory),
+            _coverage(trajectory),
+            _provenance(trajectory),
+        ],
+        source=f"criterion bits, observed {cadence(trajectory)} · {base} → {last}",
+        date=trajectory.provenance.get("date", ""),
+    )
+
+
+def _heroes(trajectory: Trajectory) -> list[Hero]:
+    """What became of the weights: effective, cancelled, untouched."""
+    total = trajectory.final.total
+    if not total.num_elements:
+        return [Hero("", "–", "no weights were followed", 0.0, "nothing to follow")]
+    numbers = fates(total)
+    return [
+        Hero(
+            label=fate.capitalize(),
+            figure=percent(numbers[fate], total.num_elements),
+            words=f"of {total.num_elements:,} weights: {FATES[fate]}",
+            filled=numbers[fate] / total.num_elements,
+            under=f"{numbers[fate]:,} (criterion: bits; observed {cadence(trajectory)})",
+        )
+        for fate in ("effective", "cancelled", "untouched")
+    ]
+
+
 def _all(now: PointCounts) -> int:
     return now.num_elements
 
 
-def what_became(trajectory: Trajectory) -> Section:
+def _what_became(trajectory: Trajectory) -> Section:
     """Untouched, cancelled and effective weights, whole model and by kind."""
     kinds: list[str | None] = [*kinds_in_order(trajectory.final.by_kind), None]
-    rows: list[dict[str, Any]] = []
-    cells: list[tuple[str, ...]] = []
-    for kind in kinds:
-        name = "all" if kind is None else printable(kind)
-        last = trajectory.series(kind)[-1]
-        numbers = fates(last)
-        shares = {fate: percent(num, last.num_elements) for fate, num in numbers.items()}
-        cells.append(
-            (
-                name,
-                f"{last.num_elements:,}",
-                *shares.values(),
-                percent(last.outside_final, last.ever),
-                settled_text(trajectory, "coverage", kind),
-                settled_text(trajectory, "jaccard", kind),
-            )
+    rows: list[Keyed[tuple[str | None, PointCounts]]] = [
+        ((kind or "all",), (kind, trajectory.series(kind)[-1])) for kind in kinds
+    ]
+
+    def fate(name: str) -> Column[tuple[str | None, PointCounts]]:
+        return Column(
+            name,
+            lambda row: share(fates(row[1])[name], row[1].num_elements),
+            drop=3 if name == "cancelled" else 0,
         )
-        start = 0.0
-        for fate in ("effective", "cancelled"):
-            end = start + 100 * numbers[fate] / max(1, last.num_elements)
-            tips = {"tip_0": name, "tip_1": fate, "tip_2": shares[fate]}
-            tips["tip_3"] = f"{numbers[fate]:,}"
-            rows.append({"name": name, "arm": fate, "from": start, "to": end, **tips})
-            start = end
-    spec = ever_changed_bars(
+
+    title = f"What became of the weights, observed {cadence(trajectory)}"
+    numbers = table(
+        f"Untouched, cancelled, effective (observed {cadence(trajectory)})",
         rows,
-        ("effective", "cancelled"),
-        list(dict.fromkeys(row["name"] for row in rows)),
-        highest=min(100.0, nice_ceiling(max(row["to"] for row in rows))),
-    )
-    columns: list[Column] = [("kind", "text"), ("elements", "number")]
-    columns += [(fate, "number") for fate in FATES]
-    columns += [("cancelled, of ever changed", "number")]
-    columns += [("settled by coverage", "number"), ("by Jaccard", "number")]
-    meanings = " ".join(f"{fate.capitalize()}: {meaning}." for fate, meaning in FATES.items())
-    return Section(
-        "What became of the weights",
-        (meanings,),
         (
-            Figure(
-                f"Weights that ever changed, by kind (observed {cadence(trajectory)})",
-                spec,
-                "The length of a bar is the share of the weights that differed from the base at "
-                "some point; the rest is untouched.",
-                table(
-                    f"Untouched, cancelled, effective (observed {cadence(trajectory)})",
-                    columns,
-                    cells,
-                    has_total=True,
-                    is_folded=False,
-                    note="“Settled” is the first point from which coverage of the final "
-                    "subnetwork, or Jaccard similarity with it, stays at "
-                    f"{RULE} or above to the end.",
-                ),
-                (Key("dot-0", "effective"), Key("dot-1", "cancelled")),
+            Column("elements", lambda row: count(row[1].num_elements), drop=2),
+            *map(fate, FATES),
+            Column(
+                "cancelled, of ever changed",
+                lambda row: share(row[1].outside_final, row[1].ever),
+                short="outside/ever",
+                drop=1,
+            ),
+            Column(
+                "settled by coverage",
+                lambda row: settled_text(trajectory, "coverage", row[0]),
+                short="settled",
+                note="“settled” is the first point from which coverage of the final subnetwork, or "
+                f"Jaccard similarity with it, stays at {RULE} or above to the end.",
+            ),
+            Column(
+                "by Jaccard",
+                lambda row: settled_text(trajectory, "jaccard", row[0]),
+                only="page",
             ),
         ),
+        keys=("kind",),
+        has_total=True,
+        is_folded=False,
+        brief=title if trajectory.final.total.num_elements else None,
+    )
+    meanings = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in FATES.items())
+    figure = Figure(
+        f"Weights that ever changed, by kind (observed {cadence(trajectory)})",
+        _ever_changed_bars(rows),
+        "The length of a bar is the share of the weights that differed from the base at some "
+        "point; the rest is untouched.",
+        numbers,
+        (Key("dot-0", "effective"), Key("dot-1", "cancelled")),
+    )
+    return Section("What became of the weights", (meanings,), (figure,))
+
+
+def _ever_changed_bars(rows: Sequence[Keyed[tuple[str | None, PointCounts]]]) -> dict[str, Any]:
+    """The weights of each kind that ever changed, by what became of them."""
+    drawn = ("effective", "cancelled")
+
+    def place(names: Sequence[str], counts: PointCounts) -> dict[str, Any]:
+        start = 0 if names[1] == drawn[0] else counts.changed
+        whole = max(1, counts.num_elements)
+        ends = {"from": 100 * start / whole, "to": 100 * (start + fates(counts)[names[1]]) / whole}
+        return {"name": printable(names[0]), "arm": names[1], **ends}
+
+    marks = marks_of(
+        [((*names, fate), (counts, fate)) for names, (_, counts) in rows for fate in drawn],
+        ("kind", "what became of them"),
+        (
+            Column("share", lambda row: share(fates(row[0])[row[1]], row[0].num_elements)),
+            Column("weights", lambda row: count(fates(row[0])[row[1]])),
+        ),
+        lambda names, row: place(names, row[0]),
+    )
+    names = list(dict.fromkeys(row["name"] for row in marks.rows))
+    highest = min(100.0, nice_ceiling(max(marks.values("to"))))
+    look: dict[str, Any] = {"tickCount": 6, "labelFlush": False}
+    return chart(
+        marks.rows,
+        height=24 * len(names),
+        mark={"type": "bar", "height": {"band": 0.7}},
+        encoding={
+            "y": category("name", names, padding=None, labelLimit=220),
+            "x": quantity("from", "ever changed (%)", (0, highest), **look),
+            "x2": {"field": "to"},
+            "color": arm_colours(drawn),
+            "tooltip": marks.tooltip,
+        },
     )
 
 
-def over_time(trajectory: Trajectory) -> Section:
+def _over_time(trajectory: Trajectory) -> Section:
     """Update sparsity at each point, and what changed from one point to the next."""
     unchanged: dict[str, Share] = {
         "unchanged": (lambda now: now.num_elements - now.changed, _all),
@@ -151,7 +267,7 @@ def over_time(trajectory: Trajectory) -> Section:
     )
 
 
-def final_subnetwork(trajectory: Trajectory) -> Section | None:
+def _final_subnetwork(trajectory: Trajectory) -> Section | None:
     """When the final mask was there, and what lies outside it; None where nothing changed."""
     final = trajectory.final.total.changed
     if not final:
@@ -192,6 +308,67 @@ def final_subnetwork(trajectory: Trajectory) -> Section | None:
     )
 
 
+def _points(trajectory: Trajectory) -> Table:
+    """Points at even distances, as a terminal shows them."""
+    num = len(trajectory.points)
+    most = min(num, _MOST_POINTS)
+    places = sorted({round((at + 1) * num / most) - 1 for at in range(most)})
+
+    def column(heading: str, part: Part, note: str = "", **more: Any) -> Column[int]:
+        def cell(at: int) -> Shown:
+            now = trajectory.points[at].total
+            return share(part(now), now.num_elements)
+
+        return Column(heading, cell, note=note, **more)
+
+    def likeness(heading: str, measure: Likeness, note: str, drop: int) -> Column[int]:
+        cell: Callable[[int], str] = lambda at: likeness_text(trajectory, measure, at)  # noqa: E731
+        return Column(heading, cell, note=note, drop=drop)
+
+    def outside_of_ever(at: int) -> str:
+        now = trajectory.points[at].total
+        return share(now.outside_final, now.ever)
+
+    steps = trajectory.steps
+    title = f"Over time, observed {cadence(trajectory)}"
+    shown = table(
+        title,
+        [
+            ((point_title(trajectory, at) if steps is None else f"{steps[at]:,}",), at)
+            for at in places
+        ],
+        (
+            column(
+                "unchanged",
+                lambda now: now.num_elements - now.changed,
+                "“unchanged”: equal to the base at this point;",
+            ),
+            column("untouched", lambda now: now.untouched, "“untouched”: at every point so far;"),
+            column("cancelled", lambda now: now.returned, drop=4),
+            column("moved", lambda now: now.stepped, "“moved”: differs from the point before;"),
+            likeness(
+                "coverage",
+                "coverage",
+                "“coverage”: share of the final subnetwork that differs from the base already;",
+                0,
+            ),
+            likeness("Jaccard", "jaccard", "“Jaccard”: similarity with the final mask;", 3),
+            Column(
+                "outside/ever",
+                outside_of_ever,
+                drop=2,
+                note="“outside”: differed so far and is not in the final subnetwork, as a share of "
+                "what ever changed, and of all.",
+            ),
+            column("outside/all", lambda now: now.outside_final, drop=1),
+        ),
+        keys=(("step", "number") if steps else "point",),
+        brief=title,
+        on_page=False,
+    )
+    return replace(shown, num_left_out=num - len(places))
+
+
 def _curves(
     trajectory: Trajectory,
     title: str,
@@ -206,24 +383,26 @@ def _curves(
 ) -> Figure:
     """Shares of the whole model at every point, as lines and as a table."""
     steps = trajectory.steps
-    columns: list[Column] = [("point", "text")]
-    for name in shares:
-        columns += [(name, "number"), ("weights", "number")]
-    rows: list[dict[str, Any]] = []
-    cells: list[tuple[str, ...]] = []
-    for place, now in enumerate(trajectory.series()):
-        name = point_title(trajectory, place)
-        row = [name]
+    places: list[int] = list(range(len(trajectory.points)))
+    series = trajectory.series()
+    names = [point_title(trajectory, place) for place in places]
+    columns: list[tuple[str, Role]] = [("point", "text")]
+    for line in shares:
+        columns += [(line, "number"), ("weights", "number")]
+    cells = []
+    drawn: list[dict[str, Any]] = []
+    for place, now in zip(places, series, strict=True):
+        row = [names[place]]
         for line, (part, whole) in shares.items():
-            text, number = percent(part(now), whole(now)), f"{part(now):,}"
+            text, number = share(part(now), whole(now)), count(part(now))
             row += [text, number]
-            if whole(now):
+            if text.value is not None:
+                tips = {"tip_0": names[place], "tip_1": f"{text} {line}", "tip_2": number}
                 at = place + 1 if steps is None else steps[place]
-                value = 100 * part(now) / whole(now)
-                tips = {"tip_0": name, "tip_1": f"{text} {line}", "tip_2": number}
-                rows.append({"arm": line, "at": at, "value": value, **tips})
-        cells.append(tuple(row))
-    values = [row["value"] for row in rows]
+                drawn.append({"arm": line, "at": at, "value": 100 * text.value, **tips})
+        cells.append(row)
+    marks = Marks(drawn, ("point", "share", "weights"))
+    values = marks.values("value")
     if domain is None:
         top = min(100.0, nice_ceiling(max(values, default=0.0)))
         domain = (0.0, top) if from_zero else (percent_floor(values), 100.0)
@@ -232,7 +411,7 @@ def _curves(
     return Figure(
         heading,
         shares_over_time(
-            Marks(rows, ("point", "share", "weights")),
+            marks,
             list(shares),
             time="optimizer step" if steps else "point, in the order given",
             axis=axis,
@@ -240,31 +419,31 @@ def _curves(
             rule=rule,
         ),
         reading,
-        table(heading, columns, cells),
+        plain_table(heading, columns, cells),
         (*(keys if len(keys) > 1 else ()), *more),
     )
 
 
-def trajectory_coverage(trajectory: Trajectory) -> Section:
+def _coverage(trajectory: Trajectory) -> Section:
     """What was followed and what was not; every gap is listed."""
     coverage = trajectory.coverage
     if coverage is None:
-        return Section("Coverage", (f"Coverage is {coverage_text(trajectory)}.",))
+        return Section("Coverage", (f"Coverage is {_coverage_text(trajectory)}.",))
     blocks = [
         listed(_TITLES[name], rows) for name in COVERAGE_LISTS if (rows := getattr(coverage, name))
     ]
-    sentence = f"Coverage is {coverage_text(trajectory)}."
+    sentence = f"Coverage is {_coverage_text(trajectory)}."
     return Section("Coverage", (sentence,), tuple(blocks), not coverage.is_complete)
 
 
-def coverage_text(trajectory: Trajectory) -> str:
+def _coverage_text(trajectory: Trajectory) -> str:
     """Which weights the figures speak of, to follow "coverage is"."""
     if trajectory.coverage is not None:
         return series_coverage_sentence(trajectory.coverage)
     return f"that of the tracker: {trajectory.final.total.num_elements:,} weights of the model"
 
 
-def trajectory_provenance(trajectory: Trajectory) -> Section:
+def _provenance(trajectory: Trajectory) -> Section:
     """Ids, hashes and how the series was followed."""
     records: dict[str, CheckpointRecord] = {"base": trajectory.base}
     last = trajectory.final.checkpoint
@@ -279,13 +458,13 @@ def trajectory_provenance(trajectory: Trajectory) -> Section:
     blocks: list[Table] = [checkpoints_table(records)]
     if last is not None:
         blocks.append(_points_table(trajectory))
-    blocks.append(settings_table("Trajectory", entries, is_folded=False))
+    blocks.append(settings_table("Trajectory", entries))
     return Section("Provenance", blocks=tuple(blocks))
 
 
 def _points_table(trajectory: Trajectory) -> Table:
     """Which checkpoint each point was."""
-    return table(
+    return plain_table(
         "Points",
         [
             ("checkpoint", "code"),

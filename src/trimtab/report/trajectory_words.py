@@ -1,4 +1,4 @@
-"""How a trajectory is put into words, the same in the terminal and in the HTML report.
+"""How a trajectory is put into words.
 
 Every title of figures gives the cadence too: what moves and comes back between two points is seen
 by neither.
@@ -16,7 +16,7 @@ from trimtab.measure.trajectory_result import (
     SeriesCoverage,
     Trajectory,
 )
-from trimtab.report.wording import plural, printable
+from trimtab.report.wording import Shown, endpoint, plural, printable, share
 from trimtab.words import were
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "fates_sentence",
     "likeness_text",
     "outside_sentence",
-    "point_name",
     "point_title",
     "series_coverage_sentence",
     "settled_sentence",
@@ -98,7 +97,7 @@ def _noun(trajectory: Trajectory) -> str:
     return "checkpoint" if trajectory.observed == "checkpoints" else "point"
 
 
-def point_name(trajectory: Trajectory, at: int) -> str:
+def _point_name(trajectory: Trajectory, at: int) -> str:
     """A point in few words: its step, or its number where steps do not tell points apart."""
     steps = trajectory.steps
     return f"point {at + 1:,}" if steps is None else f"step {steps[at]:,}"
@@ -107,14 +106,12 @@ def point_name(trajectory: Trajectory, at: int) -> str:
 def point_title(trajectory: Trajectory, at: int) -> str:
     """A point as a row of a table: its step, or its number and what it was given as."""
     label = printable(trajectory.points[at].label)
-    return f"{at + 1:,}: {label}" if trajectory.steps is None else point_name(trajectory, at)
+    return f"{at + 1:,}: {label}" if trajectory.steps is None else _point_name(trajectory, at)
 
 
 def endpoints_of(trajectory: Trajectory) -> tuple[str, str]:
     """The base with its revision, and the last point."""
-    base = trajectory.base
-    name = base.id if base.revision is None else f"{base.id}@{base.revision}"
-    return printable(name), printable(trajectory.final.label)
+    return endpoint(trajectory.base), printable(trajectory.final.label)
 
 
 def fates_sentence(trajectory: Trajectory) -> str:
@@ -149,7 +146,7 @@ def settled_text(trajectory: Trajectory, measure: Likeness, kind: str | None = N
         return "–"
     if at == len(trajectory.points) - 1:
         return "not before the end"
-    return point_name(trajectory, at)
+    return _point_name(trajectory, at)
 
 
 def settled_sentence(trajectory: Trajectory) -> str | None:
@@ -168,16 +165,16 @@ def _settled(trajectory: Trajectory, measure: Likeness) -> str:
     at = trajectory.settled(measure)
     assert at is not None, "something is changed at the end"
     if at < len(trajectory.points) - 1:
-        return f"from {point_name(trajectory, at)} on"
+        return f"from {_point_name(trajectory, at)} on"
     before = likeness_text(trajectory, measure, at - 1)
     return f"not before the last point ({before} at the one before)"
 
 
-def likeness_text(trajectory: Trajectory, measure: Likeness, at: int) -> str:
+def likeness_text(trajectory: Trajectory, measure: Likeness, at: int) -> Shown:
     """How much like the final mask the mask is at a point."""
     now, final = trajectory.points[at].total, trajectory.final.total.changed
     union = now.changed + final - now.in_final
-    return percent(now.in_final, final if measure == "coverage" else union)
+    return share(now.in_final, final if measure == "coverage" else union)
 
 
 def series_coverage_sentence(coverage: SeriesCoverage) -> str:
