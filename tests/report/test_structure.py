@@ -249,6 +249,9 @@ def test_nothing_known_is_said(tmp_path: Path) -> None:
         (shared_p_text(-0.3010299957), "0.5"),
         (ratio_text(3, 0.0), "–"),
         (ratio_text(3, 2.0), "1.50 ×"),
+        (spread_text(None), "–"),
+        (spread_text(0.1234), "12.3 %"),
+        (spread_text(10.08), "1,008 %"),
     ],
 )
 def test_wording(text: str, expected: str) -> None:

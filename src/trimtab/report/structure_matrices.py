@@ -40,8 +40,10 @@ def dispersion_text(value: float | None) -> Shown:
 
 
 def spread_text(value: float | None) -> Shown:
-    """A spread as a percentage of the expectation."""
-    return Shown("–" if value is None else f"{100 * value:.1f} %", value)
+    """A spread as a percentage of the expectation: to one decimal, a large one without."""
+    if value is None:
+        return Shown("–", None)
+    return Shown(f"{100 * value:.1f} %" if value < 10 else f"{100 * value:,.0f} %", value)
 
 
 class Stripes:

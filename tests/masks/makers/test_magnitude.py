@@ -20,7 +20,7 @@ from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_smallest_and_the_largest_are_selected(tmp_path: Path, dtype: torch.dtype) -> None:
     tensors = llama_tensors(dtype=dtype)
     with open_checkpoint(save(tmp_path / "base", tensors)) as base:

@@ -131,7 +131,9 @@ class ElementScores(WeightScores):
 
 
 def _fp32(scores: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # what is too large for fp32 comes first or last, as it should
+    # What is too large for fp32 comes first or last, as it should; weights are no NaN, but a table
+    # of all that a dtype has holds some.
+    with np.errstate(over="ignore", invalid="ignore"):
         return scores.astype(np.float32)
 
 
