@@ -66,8 +66,14 @@ def of_ppo() -> Names:
 
 def of_train() -> Names:
     model = tiny_trainers.model(Path("base"))
+    plain = tiny_trainers.build(
+        "plain", tiny_trainers.model(Path("base")), Path("base"), Path("out")
+    )
     return {
+        "args": plain.args,
         "mask": Mask.load("mask.safetensors"),
+        "model": plain.model,
+        "rows": plain.train_dataset,
         "train_only": train_only,
         "trainer": tiny_trainers.build("sft", model, Path("base"), Path("out")),
     }

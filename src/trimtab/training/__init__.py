@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trimtab.training.prime import PRIMETrainer as PRIMETrainer
     from trimtab.training.runs.settings import DataTable as DataTable
     from trimtab.training.tracker.callback import UpdateTracker as UpdateTracker
+    from trimtab.training.trainer_callback import MaskedTrainingCallback as MaskedTrainingCallback
+    from trimtab.training.trainer_callback import sparse_adamw as sparse_adamw
 
 _MODULES = {
     "DataTable": "trimtab.training.runs.settings",
@@ -35,6 +37,7 @@ _MODULES = {
     "Evaluation": "trimtab.results.evaluation",
     "file_questions": "trimtab.training.evaluation.questions",
     "MaskedTraining": "trimtab.training.masked_training",
+    "MaskedTrainingCallback": "trimtab.training.trainer_callback",
     "measure_input_norms": "trimtab.training.input_norms",
     "PPOConfig": "trimtab.training.ppo",
     "PPOTrainer": "trimtab.training.ppo",
@@ -46,6 +49,7 @@ _MODULES = {
     "robustness": "trimtab.training.perturbation.probe",
     "SparseAdamW": "trimtab.training.optimizers.adamw",
     "SparseSGD": "trimtab.training.optimizers.sgd",
+    "sparse_adamw": "trimtab.training.trainer_callback",
     "train_only": "trimtab.training.masked_training",
     "UpdateTracker": "trimtab.training.tracker.callback",
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
@@ -19,11 +19,15 @@ from trimtab.outputs import ensure_same_settings
 from trimtab.training.folders import read_json, write_json
 from trimtab.words import first_few
 
+if TYPE_CHECKING:
+    from trimtab.training.pieces import Piece
+
 __all__ = [
     "MASK_FILE",
     "RECORD_FILE",
     "check_complete",
     "check_same_run",
+    "converted_pieces",
     "load_converted",
     "write_beside_weights",
 ]
@@ -149,6 +153,24 @@ def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> Non
     check_complete(folder)
 
 
+def converted_pieces(model: Any) -> dict[str, Piece]:
+    """The stored tensors of a model that files name or cut otherwise than it does.
+
+    Those of sharded parameters are left out.
+    """
+    from trimtab.training.layout import Layout
+    from trimtab.training.optimizers.distributed import as_sharded
+
+    parameters = dict(model.named_parameters())
+    layout = Layout.of(model)
+    return {
+        name: piece
+        for name, piece in layout.stored.items()
+        if layout.stored_name.get(name) != name
+        and not any(as_sharded(parameters[source]) is not None for source in piece.sources)
+    }
+
+
 def load_converted(folder: Path, model: Any) -> None:
     """Load what transformers' Trainer leaves out when it loads the weights of a checkpoint.
 
@@ -162,17 +184,10 @@ def load_converted(folder: Path, model: Any) -> None:
     Raises:
         CheckpointError: The checkpoint cannot be read, or lacks such a tensor.
     """
-    from trimtab.training.layout import Layout, stored_values
-    from trimtab.training.optimizers.distributed import as_sharded
+    from trimtab.training.layout import stored_values
 
     parameters = dict(model.named_parameters())
-    layout = Layout.of(model)
-    converted = {
-        name: piece
-        for name, piece in layout.stored.items()
-        if layout.stored_name.get(name) != name
-        and not any(as_sharded(parameters[source]) is not None for source in piece.sources)
-    }
+    converted = converted_pieces(model)
     if not converted:
         return
     with open_checkpoint(folder) as saved:

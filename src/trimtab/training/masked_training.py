@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     import torch
 
     from trimtab.training.optimizers.masters import Master
+    from trimtab.training.optimizers.sparse import SparseOptimizer
 
 __all__ = [
     "MaskedTraining",
@@ -78,27 +79,29 @@ class OptimizerSettings:
     max_grad_norm: float | None
 
 
-def optimizer_settings(trainer: Any) -> OptimizerSettings:
+def optimizer_settings(
+    args: Any, model: Any, class_and_keywords: tuple[Any, Mapping[str, Any]] | None = None
+) -> OptimizerSettings:
     """Read the optimizer's settings as the Trainer's own `create_optimizer` would.
 
     Args:
-        trainer: A transformers `Trainer`.
+        args: The Trainer's arguments.
+        model: Its model.
+        class_and_keywords: Its `optimizer_cls_and_kwargs`.
 
     Raises:
         SettingsError: They ask for something that the sparse optimizers do not do.
     """
     import torch
+    from transformers import Trainer
 
-    args = trainer.args
     name = getattr(args.optim, "value", args.optim)
-    if trainer.optimizer_cls_and_kwargs is None and name not in NAMES:
+    if class_and_keywords is None and name not in NAMES:
         raise SettingsError(
             f"optim={name!r} has no form that trains only a mask: "
             f"expected {', '.join(map(repr, NAMES))}"
         )
-    cls, keywords = trainer.optimizer_cls_and_kwargs or trainer.get_optimizer_cls_and_kwargs(
-        args, trainer.model
-    )
+    cls, keywords = class_and_keywords or Trainer.get_optimizer_cls_and_kwargs(args, model)
     algorithm = ALGORITHMS.get(getattr(cls, "__name__", ""))
     if algorithm is None or cls is not getattr(torch.optim, cls.__name__):
         raise SettingsError(
@@ -268,7 +271,9 @@ class MaskedTraining:
         self.mask = Layout.of(trainer.model).in_files(mask)
         self.optimizer: Any = None
         self._options = options
-        self._settings = optimizer_settings(trainer)
+        self._settings = optimizer_settings(
+            trainer.args, trainer.model, trainer.optimizer_cls_and_kwargs
+        )
         # All that the optimizer refuses is refused now, at the line that the user wrote.
         trial = self._new_optimizer(trainer.model, check_base=check_base)
         self._described = trial.describe()
@@ -307,14 +312,10 @@ class MaskedTraining:
         """What is recorded beside the weights that the model has now, apart from the mask."""
         if self._of_best is not None:
             return self._of_best
-        config = getattr(self.trainer.model, "config", None)
         return {
             "settings": self.settings(),
             "optimizer": self._described if self.optimizer is None else self.optimizer.describe(),
-            "base": {
-                "id": getattr(config, "_name_or_path", None),
-                "revision": getattr(config, "_commit_hash", None),
-            },
+            "base": base_of(self.trainer.model),
             "trainer": type(self.trainer).__name__,
             "step": self.trainer.state.global_step,
             "versions": runtime.versions(),
@@ -345,7 +346,7 @@ class MaskedTraining:
             self.optimizer.zero_grad()  # what a step that was interrupted had gathered
             self.optimizer.reopen()
         if self._options["clip_by"] == "masked":
-            self._frozen += self._freeze()
+            self._frozen += freeze_others(self.trainer.model, self.optimizer)
         return self.trainer.optimizer
 
     def clip_grad_norm_(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:
@@ -438,17 +439,27 @@ class MaskedTraining:
         if self.optimizer is not None:
             self.trainer.optimizer = None
 
-    def _freeze(self) -> list[Any]:
-        """Switch off the gradients of parameters without a masked element: nothing reads them."""
-        trained = {id(elements.parameter) for elements in self.optimizer.elements.values()}
-        frozen = [
-            parameter
-            for parameter in self.trainer.model.parameters()
-            if parameter.requires_grad and id(parameter) not in trained
-        ]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        return frozen
+
+def freeze_others(model: Any, optimizer: SparseOptimizer) -> list[Any]:
+    """Switch off the gradients of parameters without a masked element: nothing reads them.
+
+    Returns:
+        The parameters whose gradients were on.
+    """
+    trained = {id(elements.parameter) for elements in optimizer.elements.values()}
+    frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    return frozen
+
+
+def base_of(model: Any) -> dict[str, Any]:
+    """The checkpoint that a model was loaded from, as it is recorded."""
+    config = getattr(model, "config", None)
+    return {
+        "id": getattr(config, "_name_or_path", None),
+        "revision": getattr(config, "_commit_hash", None),
+    }
 
 
 def _plain(value: Any) -> Any:

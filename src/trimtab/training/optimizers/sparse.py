@@ -141,6 +141,11 @@ class SparseOptimizer(torch.optim.Optimizer):
         )
 
     @property
+    def mask(self) -> Mask:
+        """What is trained, as it was given."""
+        return self._binding.mask
+
+    @property
     def elements(self) -> Mapping[str, Elements]:
         """The elements that are trained, by name of their parameter."""
         return MappingProxyType(self._binding.elements)

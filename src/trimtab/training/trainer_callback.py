@@ -1,0 +1,162 @@
+"""Train only a mask by the Trainer's own means: `optimizers=` and a callback.
+
+::
+
+    trainer = Trainer(
+        model,
+        args,
+        train_dataset=rows,
+        optimizers=(sparse_adamw(model, "mask.safetensors", args), None),
+        callbacks=[MaskedTrainingCallback()],
+    )
+
+This suffices where a Trainer takes its optimizer ready-made and saves by `save_strategy`. What only
+`train_only` does needs more than a callback is told: see docs/train.md.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from transformers import Trainer, TrainerCallback
+
+from trimtab.errors import SettingsError
+from trimtab.masks.mask import Mask
+from trimtab.training import runtime
+from trimtab.training.layout import Layout
+from trimtab.training.masked_checkpoint import converted_pieces, write_beside_weights
+from trimtab.training.masked_training import base_of, freeze_others, optimizer_settings
+from trimtab.training.optimizers.adamw import SparseAdamW
+from trimtab.training.optimizers.sparse import SparseOptimizer
+from trimtab.training.tracker.gradients import unwrapped
+
+__all__ = ["MaskedTrainingCallback", "sparse_adamw"]
+
+
+def sparse_adamw(
+    model: Any, mask: Mask | str | os.PathLike[str], args: Any = None, **options: Any
+) -> SparseAdamW:
+    """Make the optimizer that a Trainer takes as `optimizers=(sparse_adamw(…), None)`.
+
+    Args:
+        model: The model; on the device where it is trained.
+        mask: The mask, or its file.
+        args: A `TrainingArguments`, of which learning rate, betas, epsilon, weight decay (and which
+            parameters have none) and `max_grad_norm` are taken; None to give them as `options`.
+        **options: Arguments of `SparseAdamW`; they take precedence over `args`.
+
+    Raises:
+        SettingsError: `args` ask for another optimizer, or for what a mask has no form of; or the
+            Trainer would clip the gradient a second time.
+        MaskError: No mask file; or it selects nothing, or everything.
+        MaskMismatchError: The mask is one for another model, or for other weights.
+        OptimizerError: Parameters that the mask selects cannot be trained so.
+    """
+    if not isinstance(mask, Mask):
+        mask = Mask.load(mask)
+    settings: dict[str, Any] = {}
+    if args is not None:
+        found = optimizer_settings(args, model)
+        if found.algorithm != "adamw":
+            raise SettingsError(f"optim={args.optim!r}: make a SparseSGD, with lr and momentum")
+        decayed = set(Trainer.get_decay_parameter_names(Trainer, model))
+        settings = {
+            **found.keywords,
+            "weight_decay": found.weight_decay,
+            "no_decay": lambda name: name not in decayed,
+            "max_grad_norm": found.max_grad_norm,
+        }
+    if options.get("clip_by") == "full" and args is not None and args.max_grad_norm:
+        raise SettingsError(
+            'clip_by="full" leaves the gradients in place, and the Trainer clips them, too: use '
+            "train_only, or set max_grad_norm=0 in its arguments and give it here"
+        )
+    return SparseAdamW(model, mask, **{**settings, **options})
+
+
+class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
+    """What a Trainer with a sparse optimizer does beside its steps.
+
+    While it trains, parameters without a masked element get no gradient (in one process); in its
+    logs, `grad_norm` is the norm of the masked gradient, where the Trainer found none to measure;
+    in each checkpoint, mask and record are written beside the weights; and at the end the optimizer
+    is closed, so that the model is an ordinary one again.
+    """
+
+    def __init__(self) -> None:
+        self._optimizer: SparseOptimizer | None = None
+        self._mask: Mask | None = None
+        self._frozen: list[Tensor] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Find the optimizer, and freeze what it does not train.
+
+        Raises:
+            SettingsError: The Trainer has another optimizer; or it resumes a model whose weights
+                files store otherwise than it does, of which it would load only some.
+        """
+        model, optimizer = kwargs["model"], unwrapped(kwargs["optimizer"])
+        if not isinstance(optimizer, SparseOptimizer):
+            raise SettingsError(
+                f"the Trainer has a {type(optimizer).__name__}, which trains every element: give "
+                "it optimizers=(sparse_adamw(model, mask, args), None)"
+            )
+        if state.global_step and converted_pieces(model):
+            raise SettingsError(
+                "transformers stores tensors of this model otherwise than it holds them, and its "
+                "Trainer passes over them when it resumes: use train_only, which loads them"
+            )
+        optimizer.reopen()
+        self._optimizer = optimizer
+        self._mask = Layout.of(model).in_files(optimizer.mask)
+        if args.world_size == 1 and optimizer.describe()["clip_by"] == "masked":
+            self._frozen = freeze_others(model, optimizer)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Put the norm of the masked gradient in place of the Trainer's, which found none."""
+        norm = None if self._optimizer is None else self._optimizer.grad_norm
+        if logs is not None and "grad_norm" in logs and norm is not None:
+            logs["grad_norm"] = norm
+            if state.log_history and state.log_history[-1].get("step") == state.global_step:
+                state.log_history[-1]["grad_norm"] = norm
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write mask and record beside the weights of a checkpoint."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if args.should_save and self._optimizer is not None and self._mask is not None:
+            record = {
+                "settings": _settings(self._optimizer),
+                "optimizer": self._optimizer.describe(),
+                "base": base_of(kwargs["model"]),
+                "trainer": None,
+                "step": state.global_step,
+                "versions": runtime.versions(),
+            }
+            write_beside_weights(folder, self._mask, record)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Make an ordinary model of it: no hooks, and no parameter frozen by us."""
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
+        self._frozen = []
+        if self._optimizer is not None:
+            self._optimizer.close()
+
+
+def _settings(optimizer: SparseOptimizer) -> dict[str, Any]:
+    """All that decides what a step does, as `train_only` records it."""
+    info = optimizer.describe()
+    names = ("lr", "betas", "eps", "momentum", "weight_decay")
+    numbers = {name: optimizer.defaults[name] for name in names if name in optimizer.defaults}
+    options = ("max_grad_norm", "master", "state_dtype", "clip_by", "nonfinite")
+    return {
+        "algorithm": "adamw" if isinstance(optimizer, SparseAdamW) else "sgd",
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in numbers.items()},
+        **{name: info[name] for name in options},
+        **({"also": info["also"]} if info["also"] else {}),
+    }
