@@ -12,8 +12,8 @@ from docs.generated import rows
 
 from trimtab.cli.demo_record import label_of
 from trimtab.elements.counts import percent
-from trimtab.report.evaluation import share_text
 from trimtab.report.identity import cosine_text
+from trimtab.report.wording import share_text
 
 __all__ = ["accuracies", "beside", "demo"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from docs.generated import rows
 
-from trimtab.report.evaluation import points_text, share_text
+from trimtab.report.wording import points_text, share_text
 from trimtab.results.answers import Answers, answers_difference
 from trimtab.results.schema import from_plain
 

@@ -10,14 +10,9 @@ from typing import Any
 
 from docs.generated import rows
 
-from trimtab.report.robustness_wording import (
-    ARMS,
-    columns_of,
-    mask_text,
-    noise_text,
-    verdict,
-)
+from trimtab.report.robustness import ARMS, columns, mask_text, noise_text, rows_of, verdict
 from trimtab.report.wording import of_all
+from trimtab.results.records import MaskRecord
 
 __all__ = ["answer", "measured", "tables"]
 
@@ -58,13 +53,15 @@ def tables(report: Report | None) -> None:
     if report is None:
         return
     for noise in dict.fromkeys(summary["noise"] for summary in _summaries(report)):
-        columns: dict[str, list[str]] = {}
-        for probe in report["probes"]:
-            if noise in probe["settings"]["noises"]:
-                for heading, cells in columns_of(probe, noise).items():
-                    columns.setdefault(heading, []).extend(cells)
+        shown = columns(has_questions=True)
         print(f"**`{noise}`**: {noise_text(noise)}.\n")
-        rows(list(columns), (list(cells) for cells in zip(*columns.values(), strict=True)))
+        rows(
+            ["level", "noise in", *(column.heading for column in shown)],
+            (
+                [*names, *(column.cell(arm) for column in shown)]
+                for names, arm in rows_of(list(_summaries(report)), noise)
+            ),
+        )
         print()
 
 
@@ -79,8 +76,9 @@ def measured(report: Report | None) -> None:
         f"{len(probe['settings']['seeds'])} for `{'`, `'.join(probe['settings']['noises'])}`"
         for probe in report["probes"]
     )
+    mask = MaskRecord(**told["mask"])
     print(
-        f"{mask_text(first)}; every set has {' or '.join(f'{size:,}' for size in sorted(sizes))} "
+        f"{mask_text(mask)}; every set has {' or '.join(f'{size:,}' for size in sorted(sizes))} "
         f"weights. {of_all(first['num_correct'], asked['num_questions'])} held-out sums are right "
         f"without noise. KL on {text['num_tokens']} tokens of {text['source']}. Seeds: "
         f"{', '.join(seeds)}. "

@@ -32,7 +32,7 @@ from trimtab.report.html import render
 from trimtab.report.identity import identity_document
 from trimtab.report.overlap import overlap_document
 from trimtab.report.paper_page import paper_page
-from trimtab.report.robustness_page import robustness_page
+from trimtab.report.robustness import robustness_document
 from trimtab.report.structure import structure_document
 from trimtab.report.trajectory import trajectory_document
 
@@ -185,7 +185,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
         overlap_document(make_overlap(12)),
         structure_document(make_structure(tmp_path)),
         evaluation_document(make_evaluation()),
-        robustness_page(make_probe().to_dict()),
+        robustness_document(make_probe()),
         paper_page(paper),
     ]
     tab = open_page(render(*pages), width=NARROW)
@@ -205,7 +205,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
     [
         (evaluation_document(make_evaluation()), "95 % interval"),
         (demo_document(make_demo(), {"grpo": make_comparison(1)}), "95 % interval"),
-        (robustness_page(make_probe().to_dict()), "least to most of the seeds"),
+        (robustness_document(make_probe()), "least to most of the seeds"),
     ],
 )
 def test_error_bars_are_in_the_legend_and_in_the_caption(page: ReportPage, told: str) -> None:

@@ -10,9 +10,10 @@ from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_identity import table_row
 from tests.training.evaluation.results import make_evaluation
-from trimtab.report.evaluation import evaluation_document, share_text
+from trimtab.report.evaluation import evaluation_document
 from trimtab.report.html import render
 from trimtab.report.terminal import render_text
+from trimtab.report.wording import share_text
 from trimtab.results.evaluation import Evaluation
 from trimtab.results.statistics import paired_interval, wilson
 

@@ -92,17 +92,7 @@ REPORTS: Mapping[str, Report] = {
     "trimtab.prediction": Report("trimtab mask score", "prediction", "PredictionScore"),
     "trimtab.structure": Report("trimtab mask structure", "structure", "Structure"),
     "trimtab.evaluation": Report("trimtab evaluate", "evaluation", "Evaluation"),
-    "trimtab.robustness": Report(
-        "trimtab robustness",
-        "robustness",
-        "Robustness",
-        (
-            "trimtab.results.robustness",
-            "robustness_table:render_robustness_table",
-            "robustness_page:robustness_page",
-        ),
-        is_drawn_from_data=True,
-    ),
+    "trimtab.robustness": Report("trimtab robustness", "robustness", "Robustness"),
     "trimtab.paper": Report(
         "trimtab paper run",
         "paper",

@@ -29,10 +29,18 @@ from trimtab.report.document import (
     plain_table,
     table,
 )
-from trimtab.report.evaluation import interval_text, share_text
 from trimtab.report.identity import base_share, cosine_text, same_model, stray_sentence, sub_share
 from trimtab.report.vega import arm_colours, chart, dots, layer, quantity
-from trimtab.report.wording import Shown, count, labelled, plural, printable, share
+from trimtab.report.wording import (
+    Shown,
+    count,
+    interval_text,
+    labelled,
+    plural,
+    printable,
+    share,
+    share_text,
+)
 
 __all__ = ["ArmRecord", "DemoRecord", "OptimizerRecord", "Score", "demo_document"]
 

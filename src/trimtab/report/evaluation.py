@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,41 +19,26 @@ from trimtab.report.document import (
     table,
 )
 from trimtab.report.records import checkpoints_table, settings_table
-from trimtab.report.wording import Shown, count, magnitude, plural, printable, share
+from trimtab.report.wording import (
+    Shown,
+    count,
+    interval_text,
+    magnitude,
+    plural,
+    points_text,
+    printable,
+    share,
+    share_text,
+    with_ends,
+)
 from trimtab.results.answers import Answers, Forgetting, answers_difference
 from trimtab.results.evaluation import AskedQuestions, Evaluation
 from trimtab.results.statistics import CONFIDENCE, normal_interval
 
-__all__ = ["evaluation_document", "interval_text", "points_text", "share_text"]
+__all__ = ["evaluation_document"]
 
 _NUM_ANSWERS = 40
 _CONFIDENCE = f"{100 * CONFIDENCE:g} %"
-_Ends = Sequence[float] | None
-
-
-def interval_text(interval: Sequence[float], sign: str = "") -> str:
-    """The ends of an interval, in percent or points."""
-    low, high = (f"{100 * end:{sign}.1f}" for end in interval)
-    return f"{low}, {high}"
-
-
-def share_text(part: float, whole: float, interval: _Ends, digits: int = 1) -> Shown:
-    """A share with its interval, in percent: `81.2 % [64.7, 91.1]`."""
-    figure = share(part, whole, digits)
-    return Shown(figure + (f" [{interval_text(interval)}]" if interval else ""), figure.value)
-
-
-def points_text(difference: float | None, interval: _Ends) -> Shown:
-    """A difference of shares in points: `+31.2 [+9.6, +49.1]`; a dash where there is none."""
-    if difference is None:
-        return Shown("–", None)
-    ends = f" [{interval_text(interval, '+')}]" if interval else ""
-    return Shown(f"{100 * difference:+.1f}{ends}", difference)
-
-
-def _with_ends(value: float, interval: _Ends, write: Callable[[float], str]) -> Shown:
-    ends = f" [{', '.join(map(write, interval))}]" if interval else ""
-    return Shown(f"{write(value)}{ends}", value)
 
 
 def evaluation_document(evaluation: Evaluation) -> Document:
@@ -330,7 +315,7 @@ def _forgetting(evaluation: Evaluation) -> Section | None:
 
 
 def _kl(row: Forgetting | None) -> Shown:
-    return Shown("–", None) if row is None else _with_ends(row.kl, row.kl_interval, magnitude)
+    return Shown("–", None) if row is None else with_ends(row.kl, row.kl_interval, magnitude)
 
 
 def _perplexity(value: float) -> Shown:
@@ -363,7 +348,7 @@ def _suites(evaluation: Evaluation) -> Section | None:
 def _metric(metric: Mapping[str, Any]) -> Shown:
     value, error = metric["value"], metric["standard_error"]
     interval = None if error is None else normal_interval(value, error)
-    return _with_ends(value, interval, "{:.4g}".format)
+    return with_ends(value, interval, "{:.4g}".format)
 
 
 def _given_answers(evaluation: Evaluation) -> Section | None:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any
 
-from trimtab.report.wording import within
 from trimtab.words import are, plural
 
 __all__ = [
@@ -49,7 +48,7 @@ def possible(interval: Sequence[float], value: float, unit: str) -> tuple[float,
     """
     least, most = RANGES.get(unit, (-inf, inf))
     ends = interval[0], interval[1]
-    return within(*ends, least, most) if least <= value <= most else ends
+    return (max(least, ends[0]), min(most, ends[1])) if least <= value <= most else ends
 
 
 def verdicts_text(verdicts: Mapping[str, int]) -> str:

@@ -1,84 +1,292 @@
-"""Sections of the page on what noise in a mask does, and what it does elsewhere."""
+"""The report of a robustness probe: what noise in a mask does, and what it does elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
-from trimtab.report.blocks import Figure, Key, Section, Table, table
+from trimtab.report.charts import Marks, marks_of, run_keys
+from trimtab.report.document import Column, Document, Figure, Hero, Key, Keyed, Section, table
 from trimtab.report.records import checkpoints_table, settings_table
-from trimtab.report.robustness_charts import divergence_by_level
-from trimtab.report.robustness_wording import ARMS, columns_of, noise_text, notes_text
-from trimtab.report.wording import printable
-from trimtab.results.records import CheckpointRecord
+from trimtab.report.vega import arm_colours, chart, dots, layer, quantity, whiskers
+from trimtab.report.wording import (
+    Shown,
+    endpoint,
+    magnitude,
+    of_all,
+    plural,
+    points_text,
+    printable,
+    share,
+    share_text,
+    with_ends,
+    within,
+)
+from trimtab.results.records import MaskRecord
+from trimtab.results.robustness import Robustness
+from trimtab.results.statistics import CONFIDENCE
 
-__all__ = ["noises", "robustness_provenance"]
+__all__ = [
+    "ARMS",
+    "NOISES",
+    "Arm",
+    "columns",
+    "mask_text",
+    "noise_text",
+    "robustness_document",
+    "rows_of",
+    "verdict",
+    "verdict_counts",
+]
 
-Data = Mapping[str, Any]
+Arm = Mapping[str, Any]
+"""What one condition did to one set of weights: an entry of `arms` in `Robustness.summaries`."""
 
-_WORDS = ("level", "noise in")
+ARMS: Mapping[str, str] = {
+    "mask": "the mask",
+    "outside": "outside it",
+    "random": "at random",
+    "magnitude": "magnitude-matched",
+}
+"""Set of weights -> what it is called."""
+
+_BESIDE = {
+    "outside": "outside it",
+    "random": "at random",
+    "magnitude": "of the same magnitudes",
+}
+
+NOISES: Mapping[str, str] = {
+    "gaussian": "Gaussian noise, its norm relative to that of the weights it hits",
+    "gaussian-absolute": "Gaussian noise, relative to the root mean square of the whole tensor",
+    "sign": "signs flipped in a share of the weights",
+    "bitflip": "one bit of the mantissa flipped in a share of the weights",
+}
 
 
-def noises(probe: Data) -> Section:
-    """A figure and a table for each kind of noise."""
-    figures = tuple(_figure(probe, noise) for noise in probe["settings"]["noises"])
-    return Section("Noise", (notes_text(probe),), figures)
-
-
-def _figure(probe: Data, noise: str) -> Figure:
-    mask, *others = (ARMS.get(arm, printable(arm)) for arm in probe["arms"])
-    names = [*others, mask]  # so that each set has the colour of its headline
-    columns = columns_of(probe, noise)
-    rows: list[dict[str, Any]] = []
-    summaries = [told for told in probe["summaries"] if told["noise"] == noise]
-    cells = [(summary, told) for summary in summaries for told in summary["arms"]]
-    for place, (summary, told) in enumerate(cells):
-        if told["kl"]["least"] > 0:  # a logarithm has no place for what rounding took
-            rows.append(
-                {
-                    "arm": ARMS.get(told["arm"], printable(told["arm"])),
-                    "level": summary["level"],
-                    "kl": told["kl"]["mean"],
-                    "least": told["kl"]["least"],
-                    "most": told["kl"]["most"],
-                    "tip_0": columns["noise in"][place],
-                    "tip_1": f"{summary['level']:g}",
-                    "tip_2": columns["KL"][place],
-                    "tip_3": columns["correct"][place] if "correct" in columns else "–",
-                }
-            )
-    return Figure(
-        f"{printable(noise)}: {noise_text(noise)}",
-        divergence_by_level(rows, names),
-        "Higher is more fragile. Points are means over seeds, whiskers go from the least to the "
-        "most of them. Both axes are logarithmic.",
-        _table(columns),
-        (
-            *(Key(f"dot-{place}", name) for place, name in enumerate(names)),
-            Key("whisker", "least to most of the seeds"),
-        ),
+def robustness_document(probe: Robustness) -> Document:
+    """What a report says about a robustness probe."""
+    name = endpoint(probe.checkpoint)
+    mask = mask_text(probe.mask)
+    return Document(
+        title=name,
+        heading="Is the mask more fragile?",
+        subtitle=(name, mask),
+        facts={"checkpoint": name, "mask": mask},
+        headlines=[_beside(probe, arm) for arm in probe.arms[1:]],
+        summary=[_asked(probe)],
+        heroes=[_hero(probe, arm) for arm in probe.arms[1:]],
+        paragraphs=(_asked(probe),),
+        coverage="complete: every set of weights was given the same noise, text and questions",
+        prints_coverage=False,
+        sections=[
+            Section("Noise", blocks=tuple(_figures(probe))),
+            _provenance(probe),
+        ],
+        source=f"{name} · {mask}",
+        date=probe.provenance.get("date", ""),
     )
 
 
-def _table(columns: Mapping[str, list[str]]) -> Table:
-    return table(
-        "The same in figures",
-        [(name, "text" if name in _WORDS else "number") for name in columns],
-        list(zip(*columns.values(), strict=True)),
+def mask_text(mask: MaskRecord) -> str:
+    """What the mask selects, and of what."""
+    name = "a mask" if mask.id is None else printable(mask.id)
+    return f"{name}: {of_all(mask.num_selected, mask.num_elements)} weights selected"
+
+
+def _asked(probe: Robustness) -> str:
+    """What was measured, on what, how often."""
+    parts = []
+    if probe.questions is not None:
+        num = probe.questions["num_questions"]
+        parts.append(
+            f"{printable(str(probe.questions['source']))}: {plural(num, 'question')}, "
+            f"{of_all(probe.num_correct or 0, num)} right before any noise."
+        )
+    parts.append(
+        f"KL from the unperturbed model on {plural(probe.text['num_tokens'], 'token')} of "
+        f"{printable(probe.text['source'])}. {plural(len(probe.settings['seeds']), 'seed')}, "
+        f"computed in {probe.settings['dtype']}."
     )
+    return " ".join(parts)
 
 
-def robustness_provenance(probe: Data) -> Section:
-    """Ids, hashes and how the probe was run."""
-    told = dict(probe["provenance"])
-    records = {name: CheckpointRecord(**told.pop(name)) for name in ("checkpoint", "base")}
-    mask = {key: value for key, value in told.pop("mask").items() if key != "provenance"}
-    blocks = [
-        checkpoints_table(records),
-        settings_table("Mask", mask, is_folded=False),
-        settings_table("Probe", {**probe["settings"], **told}, is_folded=False),
-        settings_table("Text", probe["text"], is_folded=False),
+def noise_text(noise: str) -> str:
+    """What a kind of noise is."""
+    return NOISES.get(noise, printable(noise))
+
+
+def verdict(arm: Arm) -> str:
+    """Whether the mask is more fragile than a set: by the interval of the ratio of divergences."""
+    ratio = None if arm["mask_beside_it"] is None else arm["mask_beside_it"]["kl_ratio"]
+    if ratio is None or ratio["low"] is None:
+        return "open"
+    if ratio["low"] > 1:
+        return "more"
+    return "less" if ratio["high"] < 1 else "open"
+
+
+def verdict_counts(probe: Robustness, name: str) -> dict[str, int]:
+    """In how many conditions the mask is more or less fragile than a set, or neither is shown."""
+    verdicts = [
+        verdict(arm)
+        for summary in probe.summaries()
+        for arm in summary["arms"]
+        if arm["arm"] == name
     ]
-    if probe["questions"] is not None:
-        blocks.append(settings_table("Questions", probe["questions"], is_folded=False))
+    return {each: verdicts.count(each) for each in ("more", "less", "open")}
+
+
+def _beside(probe: Robustness, arm: str) -> str:
+    """The mask beside one set, over all conditions, as a sentence."""
+    counts = verdict_counts(probe, arm)
+    return (
+        f"Beside as many weights {_BESIDE[arm]}, noise in the mask moves the model more in "
+        f"{counts['more']}, less in {counts['less']} of {plural(sum(counts.values()), 'condition')}"
+        f"{'; ' + str(counts['open']) + ' open' if counts['open'] else ''}."
+    )
+
+
+def _hero(probe: Robustness, arm: str) -> Hero:
+    counts = verdict_counts(probe, arm)
+    num = sum(counts.values())
+    more = counts["more"]
+    return Hero("", f"{more} of {num}", _beside(probe, arm), more / num, "more fragile")
+
+
+def _share(over: Arm | None) -> Shown:
+    if over is None:
+        return Shown("–", None)
+    return share_text(over["mean"], 1, within(over, 0.0, 1.0), digits=2)
+
+
+def _points(over: Arm | None) -> Shown:
+    if over is None:
+        return Shown("–", None)
+    return points_text(over["mean"], within(over, -1.0, 1.0))
+
+
+def _amount(over: Arm | None) -> Shown:
+    """Of what is never negative, though its t-interval can be."""
+    if over is None:
+        return Shown("–", None)
+    return with_ends(over["mean"], within(over, 0.0, inf), magnitude)
+
+
+def _paired(arm: Arm, figure: str) -> Arm | None:
+    known: Arm | None = arm["mask_beside_it"][figure]
+    return known
+
+
+def columns(*, has_questions: bool) -> list[Column[Arm]]:
+    """What noise did, to be read under the level and the set that it hit."""
+    every: list[Column[Arm]] = [
+        Column("in mask", lambda arm: share(arm["share_in_mask"]["mean"], 1), drop=1),
+        Column(
+            "norm",
+            lambda arm: magnitude(arm["relative_norm"] and arm["relative_norm"]["mean"]),
+            drop=2,
+            note="“norm” is the norm of the noise ÷ that of the weights it could hit, as stored.",
+        ),
+        Column("correct", lambda arm: _share(arm["accuracy"]), drop=4),
+        Column("KL", lambda arm: _amount(arm["kl"])),
+        Column(
+            "mask ÷ it",
+            lambda arm: _amount(_paired(arm, "kl_ratio")) if arm["mask_beside_it"] else "",
+            note="“mask ÷ it” is the KL of noise in the mask ÷ the KL of the same noise there "
+            "(geometric mean): above 1 the mask is more fragile.",
+        ),
+        Column(
+            "correct, mask − it",
+            lambda arm: (
+                _points(_paired(arm, "accuracy_difference")) if arm["mask_beside_it"] else ""
+            ),
+            drop=3,
+            note="“correct, mask − it” is the difference in points, seed by seed.",
+        ),
+    ]
+    return [column for column in every if has_questions or "correct" not in column.heading]
+
+
+def rows_of(summaries: Sequence[Mapping[str, Any]], noise: str) -> Iterator[Keyed[Arm]]:
+    """The conditions of one kind of noise, set by set."""
+    for summary in summaries:
+        if summary["noise"] == noise:
+            for arm in summary["arms"]:
+                name = ARMS.get(arm["arm"], printable(arm["arm"]))
+                yield (f"{summary['level']:g}", name), arm
+
+
+def _figures(probe: Robustness) -> Iterator[Figure]:
+    """A figure and a table for each kind of noise."""
+    mask, *others = (ARMS.get(arm, printable(arm)) for arm in probe.arms)
+    names = [*others, mask]  # so that each set has the colour of its headline
+    summaries = probe.summaries()
+    keys = ("level", "noise in")
+    shown = columns(has_questions=probe.questions is not None)
+    for noise in probe.settings["noises"]:
+        rows = list(rows_of(summaries, noise))
+        hover = [column for column in shown if column.heading in ("KL", "correct")]
+        title = f"{printable(noise)}: {noise_text(noise)}"
+        yield Figure(
+            title,
+            _divergence_by_level(marks_of(rows, keys, hover, _place), names),
+            "Higher is more fragile. Points are means over seeds, whiskers go from the least to "
+            "the most of them. Both axes are logarithmic.",
+            table(
+                "The same in figures",
+                rows,
+                shown,
+                keys=keys,
+                note=f"In brackets: {100 * CONFIDENCE:g} % t-intervals over seeds, cut where no "
+                "figure can be, each with sets and noise of its own, of one condition at a time; "
+                "the questions are the same.",
+                brief=title,
+            ),
+            (*run_keys(names, names), Key("whisker", "least to most of the seeds")),
+        )
+
+
+def _place(names: Sequence[str], arm: Arm) -> dict[str, Any] | None:
+    """Where a mean is drawn; a logarithm has no place for what rounding took."""
+    if arm["kl"]["least"] <= 0:
+        return None
+    kl = {"kl": arm["kl"]["mean"], "least": arm["kl"]["least"], "most": arm["kl"]["most"]}
+    return {"arm": names[1], "level": float(names[0]), **kl}
+
+
+def _divergence_by_level(marks: Marks, names: Sequence[str]) -> dict[str, Any]:
+    """KL at every level, for each set of weights; both axes are logarithmic."""
+
+    def log(field: str, title: str, **look: Any) -> dict[str, Any]:
+        scale = {"type": "log", "nice": False, "padding": 12}
+        return quantity(field, title, scale=scale, labelFlush=False, format="~g", **look)
+
+    def y(field: str) -> dict[str, Any]:
+        return log(field, "KL from the unperturbed model (nats a token)", tickCount=5)
+
+    levels = sorted(set(marks.values("level")))
+    x = log("level", "level of the noise", values=levels, grid=False)
+    places = {"x": x, "y": y("kl"), "color": arm_colours(names)}
+    return chart(
+        marks.rows,
+        layer("line", places, strokeWidth=1.5),
+        whiskers({**places, "y": y("least"), "y2": {"field": "most"}}),
+        dots({**places, "tooltip": marks.tooltip}, 60),
+        height=260,
+    )
+
+
+def _provenance(probe: Robustness) -> Section:
+    """Ids, hashes and how the probe was run."""
+    mask = {key: value for key, value in probe.mask.to_dict().items() if key != "provenance"}
+    blocks = [
+        checkpoints_table({"checkpoint": probe.checkpoint, "base": probe.base}),
+        settings_table("Mask", mask),
+        settings_table("Probe", {**probe.settings, **probe.provenance}),
+        settings_table("Text", probe.text),
+    ]
+    if probe.questions is not None:
+        blocks.append(settings_table("Questions", probe.questions))
     return Section("Provenance", blocks=tuple(blocks))

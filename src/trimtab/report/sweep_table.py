@@ -95,5 +95,5 @@ def _mean(known: Mapping[str, Any] | None, *, share: bool = False) -> str:
         return mean
     if not share:
         return f"{mean} [{known['low']:.4g}, {known['high']:.4g}]"
-    low, high = within(known["low"], known["high"], 0.0, 1.0)
+    low, high = within(known, 0.0, 1.0) or (0.0, 1.0)
     return f"{mean} [{100 * low:.2f}, {100 * high:.2f}]"

@@ -6,8 +6,8 @@ Every phrase about change names its criterion. Text that comes from files passes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Self
 
 from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
@@ -16,6 +16,7 @@ from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural, were
 
 __all__ = [
+    "Ends",
     "Shown",
     "changed_means",
     "count",
@@ -23,6 +24,7 @@ __all__ = [
     "endpoint",
     "endpoints",
     "headline",
+    "interval_text",
     "kinds_in_order",
     "labelled",
     "layer_text",
@@ -30,13 +32,20 @@ __all__ = [
     "named",
     "of_all",
     "plural",
+    "points_text",
     "printable",
     "rule",
     "share",
+    "share_text",
     "sparsity_text",
     "unchanged",
+    "with_ends",
     "within",
 ]
+
+
+Ends = Sequence[float] | None
+"""An interval; None where there is none."""
 
 
 class Shown(str):
@@ -160,9 +169,46 @@ def headline(counts: ChangeCounts, criterion: str) -> tuple[str, str]:
     return figure, f"of {counts.num_elements:,} weights are {unchanged(criterion)}"
 
 
-def within(low: float, high: float, least: float, most: float) -> tuple[float, float]:
-    """A t-interval cut at what a figure can be: of a normal distribution it knows no such ends."""
-    return max(least, low), min(most, high)
+def interval_text(interval: Sequence[float], sign: str = "") -> str:
+    """The ends of an interval, in percent or points."""
+    low, high = (f"{100 * end:{sign}.1f}" for end in interval)
+    return f"{low}, {high}"
+
+
+def share_text(part: float, whole: float, interval: Ends, digits: int = 1) -> Shown:
+    """A share with its interval, in percent: `81.2 % [64.7, 91.1]`."""
+    figure = share(part, whole, digits)
+    return Shown(figure + (f" [{interval_text(interval)}]" if interval else ""), figure.value)
+
+
+def points_text(difference: float | None, interval: Ends) -> Shown:
+    """A difference of shares in points: `+31.2 [+9.6, +49.1]`; a dash where there is none."""
+    if difference is None:
+        return Shown("–", None)
+    ends = f" [{interval_text(interval, '+')}]" if interval else ""
+    return Shown(f"{100 * difference:+.1f}{ends}", difference)
+
+
+def with_ends(value: float, interval: Ends, write: Callable[[float], str]) -> Shown:
+    """A number with its interval, all written alike: `0.015 [0.0101, 0.0199]`."""
+    ends = f" [{', '.join(map(write, interval))}]" if interval else ""
+    return Shown(f"{write(value)}{ends}", value)
+
+
+def within(over: Mapping[str, Any], least: float, most: float) -> Ends:
+    """A t-interval cut at what a figure can be: of a normal distribution it knows no such ends.
+
+    Args:
+        over: A mean over seeds, as `trimtab.results.statistics.over_seeds` gives it.
+        least: The least that the figure can be.
+        most: The most.
+
+    Returns:
+        The ends; None for one seed.
+    """
+    if over["low"] is None:
+        return None
+    return max(least, over["low"]), min(most, over["high"])
 
 
 def coverage_sentence(coverage: Coverage) -> str:

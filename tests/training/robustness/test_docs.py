@@ -16,8 +16,8 @@ from tests.training.evaluation.results import make_evaluation
 from tests.training.robustness.results import make_probe
 from trimtab.cli.evaluate import NOISES
 from trimtab.masks.pruning import prune
-from trimtab.report.robustness_wording import ARMS
-from trimtab.report.robustness_wording import NOISES as WORDS
+from trimtab.report.robustness import ARMS
+from trimtab.report.robustness import NOISES as WORDS
 from trimtab.training.perturbation.noise import ARMS as SETS
 
 DOCS = Path(__file__).parents[3] / "docs"
