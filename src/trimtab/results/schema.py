@@ -49,17 +49,20 @@ import numpy as np
 
 from trimtab.errors import ResultFormatError
 from trimtab.escaping import escaped
-from trimtab.words import first_few
+from trimtab.words import first_few, plural
 
 __all__ = [
+    "BAD",
     "MAX_DEPTH",
     "NULL_IS_INFINITE",
     "Amount",
     "Count",
     "Like",
     "Provenance",
+    "Reader",
     "Share",
     "from_plain",
+    "nearest",
     "to_plain",
 ]
 
@@ -106,7 +109,9 @@ Provenance: TypeAlias = Annotated[Mapping[str, Any], Like(_Provenance, is_open=T
 """What every result says of its making; whatever else it says is plain data."""
 
 Made = TypeVar("Made")
-_BAD: Any = object()
+BAD: Any = object()
+"""In place of a value that could not be read."""
+
 _NONE: Any = object()
 
 
@@ -166,7 +171,7 @@ def from_plain(
     Raises:
         ResultFormatError: It is something else, or damaged; the message lists what is wrong.
     """
-    reader = _Reader()
+    reader = Reader()
     made = reader.read(kind, data, "")
     if reader.problems:
         raise ResultFormatError(f"damaged {what}: {first_few(reader.problems, '; ')}")
@@ -233,14 +238,22 @@ class _Broken(_Taken):
     """In place of what is no object, which was told."""
 
 
-class _Reader:
-    """Reads data by its annotation and collects what is wrong with it."""
+class Reader:
+    """Reads data by its annotation and collects what is wrong with it.
+
+    Attributes:
+        problems: What is wrong, each with its path.
+        scalars: Types of single values -> whether data is one, and what it is called.
+    """
+
+    scalars: Mapping[type, tuple[Callable[[Any], bool], str]]
 
     def __init__(self) -> None:
+        self.scalars = SCALARS
         self.problems: list[str] = []
 
     def read(self, hint: Any, data: Any, path: str) -> Any:
-        """The value, or `_BAD` after a problem was noted."""
+        """The value, or `BAD` after a problem was noted."""
         origin = get_origin(hint)
         if origin is Annotated:
             return self._annotated(hint, data, path)
@@ -252,8 +265,8 @@ class _Reader:
             return data if _is_plain(data) else self._wrong(path, data, "plain data")
         if hint in (None, NoneType):
             return None if data is None else self._wrong(path, data, "null")
-        if isinstance(hint, type) and hint in _SCALARS:
-            is_right, expected = _SCALARS[hint]
+        if isinstance(hint, type) and hint in self.scalars:
+            is_right, expected = self.scalars[hint]
             return data if is_right(data) else self._wrong(path, data, expected)
         if is_dataclass(hint):
             return self._object(hint, data, path)
@@ -262,28 +275,47 @@ class _Reader:
         if isinstance(hint, type) and issubclass(hint, Enum):
             values = {member.value: member for member in hint}
             known = self._literal(tuple(values), data, path)
-            return known if known is _BAD else values[known]
+            return known if known is BAD else values[known]
         if isinstance(hint, type) and issubclass(hint, tuple):
             return self._named_tuple(hint, data, path)
         if origin is np.ndarray:
             listed = self._list((int, ...), data, path)
-            return listed if listed is _BAD else np.asarray(listed, dtype=np.int64)
+            return listed if listed is BAD else np.asarray(listed, dtype=np.int64)
         if origin is tuple:
             return self._list(get_args(hint), data, path)
         if origin in (list, Sequence):
             listed = self._list((*get_args(hint), ...), data, path)
-            return listed if listed is _BAD else list(listed)
+            return listed if listed is BAD else list(listed)
         if origin in (dict, Mapping):
             keys, values = get_args(hint)
             return self._mapping(keys, values, data, path)
         raise TypeError(f"{path}: no data is of the type {hint}")
 
-    def _wrong(self, path: str, data: Any, expected: str) -> Any:
-        return self._problem(path, f"is {_shown(data)}, expected {expected}")
+    def shown(self, data: Any) -> str:
+        """Data as messages have it."""
+        return _shown(data)
 
-    def _problem(self, path: str, what: str) -> Any:
+    def expected(self, hint: Any) -> str:
+        """What an annotation asks for, in words."""
+        origin = get_origin(hint)
+        if isinstance(hint, type) and hint in self.scalars:
+            return self.scalars[hint][1]
+        if origin in (Union, UnionType):
+            return self._any_of(get_args(hint))
+        if origin is Literal:
+            return " or ".join(map(self.shown, get_args(hint)))
+        return "a list" if origin in (list, tuple, Sequence) else "an object"
+
+    def _any_of(self, options: Iterable[Any]) -> str:
+        return " or ".join(dict.fromkeys(filter(None, map(self.expected, options))))
+
+    def problem(self, path: str, what: str) -> Any:
+        """Note what is wrong; returns `BAD`."""
         self.problems.append(f"{path or 'it'} {what}")
-        return _BAD
+        return BAD
+
+    def _wrong(self, path: str, data: Any, expected: str) -> Any:
+        return self.problem(path, f"is {self.shown(data)}, expected {expected}")
 
     def _annotated(self, hint: Any, data: Any, path: str) -> Any:
         kind, *marks = get_args(hint)
@@ -294,10 +326,10 @@ class _Reader:
             value = self._typed_dict(like.kind, data, path, is_open=like.is_open)
         else:
             value = self.read(kind, data, path)
-        if value is not _BAD:
+        if value is not BAD:
             for check in marks:
                 if callable(check) and (what := check(value)) is not None:
-                    return self._problem(path, what)
+                    return self.problem(path, what)
         return value
 
     def _union(self, options: tuple[Any, ...], data: Any, path: str) -> Any:
@@ -306,18 +338,19 @@ class _Reader:
         options = tuple(option for option in options if option is not NoneType)
         if len(options) == 1:
             return self.read(options[0], data, path)
-        for option in options:
-            attempt = _Reader()
+        # A whole number is taken as one, where one is meant.
+        for option in sorted(options, key=lambda option: option is not int):
+            attempt = type(self)()
             value = attempt.read(option, data, path)
             if not attempt.problems:
                 return value
-        return self._wrong(path, data, " or ".join(map(_named, options)))
+        return self._wrong(path, data, self._any_of(options))
 
     def _literal(self, choices: tuple[Any, ...], data: Any, path: str) -> Any:
         for choice in choices:
             if type(choice) is type(data) and choice == data:
                 return choice
-        return self._wrong(path, data, " or ".join(map(repr, choices)))
+        return self._wrong(path, data, " or ".join(map(self.shown, choices)))
 
     def _list(self, items: tuple[Any, ...], data: Any, path: str) -> Any:
         if not isinstance(data, list | tuple):
@@ -325,28 +358,30 @@ class _Reader:
         if items[1:] == (...,):
             items = (items[0],) * len(data)
         elif len(items) != len(data):
-            return self._problem(path, f"has {len(data)} entries, expected {len(items)}")
+            return self.problem(
+                path, f"has {plural(len(data), 'entry', 'entries')}, expected {len(items)}"
+            )
         read = [
             self.read(item, value, f"{path}[{place}]")
             for place, (item, value) in enumerate(zip(items, data, strict=True))
         ]
-        return _BAD if any(value is _BAD for value in read) else tuple(read)
+        return BAD if any(value is BAD for value in read) else tuple(read)
 
     def _mapping(self, keys: Any, values: Any, data: Any, path: str) -> Any:
         if keys is not str and isinstance(data, list | tuple):  # as pairs: JSON's keys are strings
             pairs = self._list((tuple[keys, values], ...), data, path)
-            return pairs if pairs is _BAD else dict(pairs)
+            return pairs if pairs is BAD else dict(pairs)
         if keys is not str or not isinstance(data, Mapping):
             return self._wrong(path, data, "an object" if keys is str else "a list of pairs")
         read = {key: self.read(values, value, _at(path, key)) for key, value in data.items()}
-        return _BAD if any(value is _BAD for value in read.values()) else read
+        return BAD if any(value is BAD for value in read.values()) else read
 
     def _typed_dict(self, kind: Any, data: Any, path: str, *, is_open: bool) -> Any:
         if not isinstance(data, Mapping):
             return self._wrong(path, data, "an object")
         before, hints = len(self.problems), _hints(kind)
         for name in sorted(_required(kind) - data.keys()):
-            self._problem(_at(path, name), "is missing")
+            self.problem(_at(path, name), "is missing")
         for key, value in data.items():
             if key in hints:
                 self.read(hints[key], value, _at(path, key))
@@ -354,7 +389,7 @@ class _Reader:
                 self._unknown(path, key, hints)
             elif not _is_plain(value):
                 self._wrong(_at(path, key), value, "plain data")
-        return _BAD if len(self.problems) > before else dict(data)
+        return BAD if len(self.problems) > before else dict(data)
 
     def _named_tuple(self, kind: Any, data: Any, path: str) -> Any:
         if not isinstance(data, Mapping):
@@ -367,8 +402,8 @@ class _Reader:
             if name in data:
                 values[name] = self.read(hint, data[name], _at(path, name))
             else:
-                self._problem(_at(path, name), "is missing")
-        return _BAD if len(self.problems) > before else self._made(kind, values, path)
+                self.problem(_at(path, name), "is missing")
+        return BAD if len(self.problems) > before else self._made(kind, values, path)
 
     def _object(self, kind: Any, data: Any, path: str) -> Any:
         if not isinstance(data, Mapping):
@@ -387,16 +422,14 @@ class _Reader:
                 self._unknown(path, key, [entry.path[-1] for entry in _layout(of) if entry.path])
 
     def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
-        near = get_close_matches(key[:100], list(known), n=1)
-        self._problem(
-            _at(path, key), f"is no key of it{f': did you mean {near[0]}?' if near else ''}"
-        )
+        near = nearest(key, known)
+        self.problem(_at(path, key), f"is no key of it{f': did you mean {near}?' if near else ''}")
 
     def _take(self, kind: Any, left: _Taken, path: str) -> Any:
         """Read the object of a class out of the keys of a JSON object."""
         if hasattr(kind, "READ_AS"):
             rows = self._take(kind.READ_AS, left, path)
-            return _BAD if rows is _BAD else rows.made()
+            return BAD if rows is BAD else rows.made()
         before, values, hints = len(self.problems), {}, _hints(kind)
         # The longest paths first: what stays of an object that holds them is a mapping itself.
         for entry in sorted(_layout(kind), key=lambda entry: -len(entry.path)):
@@ -404,14 +437,14 @@ class _Reader:
                 values[entry.attribute] = self._take_inline(hints[entry.attribute], left, path)
                 continue
             held, where = self._pop(entry, left, path)
-            if held is _BAD or not entry.is_field:  # told already, or derived
+            if held is BAD or not entry.is_field:  # told already, or derived
                 continue
             if held is not _NONE:
                 values[entry.attribute] = self.read(hints[entry.attribute], held, where)
             elif not entry.is_optional:
-                self._problem(where, "is missing")
+                self.problem(where, "is missing")
         if len(self.problems) > before:
-            return _BAD
+            return BAD
         return self._made(kind, values, path)
 
     def _take_inline(self, hint: Any, left: _Taken, path: str) -> Any:
@@ -433,7 +466,7 @@ class _Reader:
                 self._wrong(path, inner, "an object")
                 inner = left[outer] = _Broken()
             if isinstance(inner, _Broken):
-                return _BAD, path
+                return BAD, path
             if not isinstance(inner, _Taken):
                 left[outer] = _Taken(inner)
             left = left[outer]
@@ -444,11 +477,11 @@ class _Reader:
         try:
             made = kind(**values)
         except (ValueError, TypeError) as error:
-            return self._problem(path, f"cannot be: {error}")
+            return self.problem(path, f"cannot be: {error}")
         wrong = list(made.problems()) if hasattr(made, "problems") else []
         for what in wrong:
             self.problems.append(f"{path}: {what}" if path else what)
-        return _BAD if wrong else made
+        return BAD if wrong else made
 
 
 _LARGEST = 2**63
@@ -462,12 +495,17 @@ def _is_float(data: Any) -> bool:
     return _is_int(data) or (type(data) is float and isfinite(data))
 
 
-_SCALARS: dict[type, tuple[Callable[[Any], bool], str]] = {
+SCALARS: Mapping[type, tuple[Callable[[Any], bool], str]] = {
     bool: (lambda data: isinstance(data, bool), "true or false"),
     int: (_is_int, "a whole number"),
     float: (_is_float, "a finite number"),
     str: (lambda data: isinstance(data, str), "a string"),
 }
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known key that was probably meant, if one is near."""
+    return next(iter(get_close_matches(key[:100], list(known), n=1)), None)
 
 
 def _is_plain(data: Any, depth: int = 0) -> bool:
@@ -492,7 +530,3 @@ def _shown(data: Any) -> str:
     if isinstance(data, bool):
         return "true" if data else "false"
     return "null" if data is None else escaped(short(data))
-
-
-def _named(hint: Any) -> str:
-    return _SCALARS[hint][1] if isinstance(hint, type) and hint in _SCALARS else "an object"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
+from trimtab.results.tables import check_table
 from trimtab.training.runs.algorithms import ALGORITHMS
-from trimtab.training.runs.checking import check_table
 from trimtab.training.runs.dotted import look_up, with_keys
 
 __all__ = ["FACTORS", "KEYS_THEMSELVES", "Factor", "FactorsTable", "expand", "with_factors"]

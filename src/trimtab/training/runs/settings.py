@@ -14,8 +14,8 @@ from typing import Any, Literal
 
 from trimtab.errors import SettingsError
 from trimtab.inputs import read_toml
+from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
-from trimtab.training.runs.checking import check_table, unknown_key
 from trimtab.training.runs.factors import with_factors
 
 __all__ = [

@@ -17,10 +17,10 @@ import xxhash
 
 from trimtab.errors import SettingsError
 from trimtab.extras import require
+from trimtab.results.tables import check_table, unknown_key
 from trimtab.training import addition
 from trimtab.training.addition import ANSWER_END, Question, split_questions
 from trimtab.training.rollouts.rewards import checked_reward
-from trimtab.training.runs.checking import check_table, unknown_key
 from trimtab.training.runs.data import Rows
 from trimtab.training.runs.rewards import Reward, text_of
 from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable

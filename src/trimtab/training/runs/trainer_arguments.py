@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import SettingsError
+from trimtab.results.tables import check_table, shown
 from trimtab.training import runtime
 from trimtab.training.runs.algorithms import DEFAULTS, Algorithm
-from trimtab.training.runs.checking import check_table, shown
 from trimtab.training.runs.settings import AutoTable, Settings
 
 __all__ = ["CHECKPOINTS", "SAVING", "SET_ELSEWHERE", "trainer_arguments"]

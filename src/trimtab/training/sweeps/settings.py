@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from trimtab.errors import SettingsError
 from trimtab.inputs import read_toml
-from trimtab.training.runs.checking import check_table, unknown_key
+from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from trimtab.training.runs.checking import check_table, unknown_key
+from trimtab.results.tables import check_table, unknown_key
 
 
 @dataclass
@@ -78,12 +78,12 @@ def test_a_whole_number_becomes_a_float_where_one_is_expected() -> None:
         ({"on": 1}, "t.on is 1, expected true or false"),
         ({"on": "true"}, 't.on is "true", expected true or false'),
         ({"choice": "stop"}, 't.choice is "stop", expected "raise" or "skip"'),
-        ({"weights": ["a"]}, "t.weights is a list, expected a list, each entry a number"),
-        ({"bounds": ["a"]}, "t.bounds is a list, expected a list, each entry a number"),
-        ({"styles": "a"}, 't.styles is "a", expected a list, each entry a string'),
+        ({"weights": ["a"]}, 't.weights[0] is "a", expected a number'),
+        ({"bounds": ["a"]}, "t.bounds has 1 entry, expected 2"),
+        ({"styles": "a"}, 't.styles is "a", expected a list'),
         ({"anything": 1}, "t.anything is 1, expected a list"),
         ({"day": "today"}, "t.day takes what cannot be written in a run file"),
-        ({"weights": {}}, "t.weights is a table, expected a list, each entry a number"),
+        ({"weights": {}}, "t.weights is a table, expected a list"),
         ({"either": 0.5}, "t.either is 0.5, expected a whole number or a string"),
         ({"off_or_name": True}, "t.off_or_name is true, expected a string or false"),
         ({"derived": 1}, "there is no key t.derived"),
