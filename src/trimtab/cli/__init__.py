@@ -26,8 +26,6 @@ from trimtab.cli.terminal import guarded, say, termination_interrupts
 from trimtab.errors import CheckpointWarning, CriterionError, TrimtabError
 from trimtab.processes import Terminated, end_with_parent
 
-__all__ = ["main"]
-
 
 @click.group(
     cls=Group,

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from trimtab.measure.compare_result import Comparison
     from trimtab.training.demo import DemoRun
 
-__all__ = ["demo"]
-
 
 @click.command(
     "demo",

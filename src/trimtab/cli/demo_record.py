@@ -11,8 +11,6 @@ if TYPE_CHECKING:
     from trimtab.results.answers import Answers
     from trimtab.training.demo import ArmResult, DemoRun
 
-__all__ = ["demo_record", "label_of"]
-
 LABELS = {
     "grpo": "GRPO",
     "sft": "SFT",

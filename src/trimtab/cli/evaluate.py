@@ -23,8 +23,6 @@ from trimtab.cli.questions import question_options, questions_of
 from trimtab.cli.terminal import say
 from trimtab.outputs import is_stream
 
-__all__ = ["NOISES", "evaluate", "robustness"]
-
 NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
 """Those of `trimtab.training.perturbation.noise`, which is not imported for `--help`."""
 

@@ -10,8 +10,6 @@ import click
 from trimtab.cli.options import Command
 from trimtab.cli.terminal import say
 
-__all__ = ["example"]
-
 TRY = """\
 trimtab compare base tuned --lr 1e-5 --steps 20
 trimtab mask extract base tuned -o mask.safetensors

@@ -40,8 +40,6 @@ from trimtab.progress import byte_progress
 if TYPE_CHECKING:
     from trimtab.masks.on_disk import StoredMask
 
-__all__ = ["mask"]
-
 SPLIT_RESULT = "split.json"
 """The counts of `mask share`, beside the parts."""
 

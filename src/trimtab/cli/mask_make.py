@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from trimtab.masks.selection.quotas import Match, Quotas
     from trimtab.masks.selection.scores import Scores
 
-__all__ = ["Making", "base_option", "complement", "make", "makes_a_mask"]
-
 PRINCIPAL_SHARE = 0.1
 """That of `trimtab.elements.spectrum`, which is not imported for `--help`."""
 

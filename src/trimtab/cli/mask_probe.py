@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from trimtab.training.probes.losses import Losses
     from trimtab.training.probes.measures import Measure
 
-__all__ = ["fisher", "sign_consistency", "snip"]
-
 _probing_options = adding(
     base_option,
     click.option(

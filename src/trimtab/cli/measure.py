@@ -19,8 +19,6 @@ from trimtab.cli.options import (
 )
 from trimtab.progress import byte_progress
 
-__all__ = ["compare", "identity", "trajectory"]
-
 
 @click.command(
     "compare",

@@ -26,28 +26,6 @@ if TYPE_CHECKING:
     from trimtab.masks.mask import Mask
     from trimtab.results.result import Result
 
-__all__ = [
-    "PATH",
-    "SEED",
-    "Command",
-    "Group",
-    "MaskTarget",
-    "Outputs",
-    "adding",
-    "batch_size_option",
-    "command_line",
-    "conversion_options",
-    "ensure_ending",
-    "force_option",
-    "json_option",
-    "names_of",
-    "result_options",
-    "seed_option",
-    "text_option",
-    "threads_option",
-    "writes_a_mask",
-]
-
 PATH = click.Path(path_type=Path)
 
 SEED = click.IntRange(min=0, max=2**32 - 1)

@@ -12,8 +12,6 @@ from trimtab.cli.paper_commands import ask_to_stop, in_its_own_process, in_this_
 from trimtab.cli.terminal import say, stop_told
 from trimtab.errors import TrimtabError
 
-__all__ = ["paper"]
-
 QUICK = 1.0
 """Minutes of a run that is not worth a process of its own, which first loads torch."""
 

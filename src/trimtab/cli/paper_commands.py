@@ -9,8 +9,6 @@ from pathlib import Path
 
 from trimtab.processes import Terminated, start_trimtab
 
-__all__ = ["ask_to_stop", "in_its_own_process", "in_this_process"]
-
 
 def in_its_own_process(arguments: Sequence[str], log: Path) -> int:
     """Run it where it can take no other with it, and leaves no memory behind."""

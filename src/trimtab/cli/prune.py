@@ -24,8 +24,6 @@ from trimtab.progress import byte_progress
 if TYPE_CHECKING:
     from trimtab.masks.pruning import Method
 
-__all__ = ["prune"]
-
 
 @click.command(
     "prune",

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from trimtab.training.evaluation.questions import Questions
     from trimtab.training.runs.settings import DataTable, RewardTable
 
-__all__ = [
-    "answer_options",
-    "judging_options",
-    "question_options",
-    "questions_of",
-    "reward_table",
-    "task_options",
-    "task_table",
-]
-
 task_options = adding(
     click.option("--task", metavar="NAME", help="Task to ask: addition or reasoning_gym:NAME."),
     click.option(

@@ -15,8 +15,6 @@ from trimtab.report import document_of, html_of, load_result, text_of
 from trimtab.report.files import write_output
 from trimtab.words import plural
 
-__all__ = ["report"]
-
 
 @click.command(
     "report",

@@ -20,8 +20,6 @@ import click
 from trimtab.escaping import GuardedStream
 from trimtab.processes import Terminated
 
-__all__ = ["guarded", "say", "stop_asked", "stop_told", "termination_interrupts"]
-
 Handler = Callable[[int, FrameType | None], Any]
 
 

@@ -17,8 +17,6 @@ from trimtab.processes import is_child
 if TYPE_CHECKING:
     from trimtab.training.sweeps.cell import Cell
 
-__all__ = ["sweep", "train"]
-
 
 @click.command(
     "train",
