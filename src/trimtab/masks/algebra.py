@@ -36,13 +36,7 @@ from trimtab.masks.on_disk import write_mask_file
 from trimtab.masks.packed import PackedTensor
 from trimtab.words import first_few, one_line
 
-__all__ = [
-    "OPERATIONS",
-    "DerivedMask",
-    "Operation",
-    "combine",
-    "complement",
-]
+__all__ = ["OPERATIONS", "DerivedMask", "Operation", "combine", "complement"]
 
 
 @dataclass(frozen=True, eq=False)

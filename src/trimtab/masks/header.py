@@ -32,7 +32,6 @@ __all__ = [
     "MaskHeader",
     "PackedMask",
     "mask_record",
-    "plain_provenance",
     "provenance_from",
     "provenance_of",
     "provenance_with",

@@ -19,7 +19,6 @@ from trimtab.masks.header import BaseTensor, PackedMask
 from trimtab.words import first_few
 
 __all__ = [
-    "Together",
     "base_tensors",
     "check_digests",
     "check_shapes",

@@ -48,8 +48,6 @@ from trimtab.words import first_few, one_line
 
 __all__ = [
     "FORMAT",
-    "FORMAT_VERSION",
-    "MaskWriter",
     "StoredMask",
     "mask_writer",
     "open_mask",

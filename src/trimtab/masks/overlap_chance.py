@@ -42,7 +42,6 @@ __all__ = [
     "Consensus",
     "Counted",
     "Null",
-    "Ratios",
 ]
 
 __all__ += ["Shared", "one_urn"]

@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 
 from trimtab.words import one_line
 
-__all__ = [
-    "MaskDigest",
-    "PackedTensor",
-    "count_bits",
-    "num_packed_bytes",
-    "unpacked",
-]
+__all__ = ["MaskDigest", "PackedTensor", "num_packed_bytes", "unpacked"]
 
 CHUNK_BYTES = 1 << 17
 """Packed bytes that are unpacked or counted at once: a million elements."""

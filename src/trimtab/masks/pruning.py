@@ -46,9 +46,7 @@ from trimtab.results.records import CheckpointRecord, made_now, record_of
 from trimtab.words import first_few, one_line, out_of
 
 __all__ = [
-    "METHODS",
     "RECORD",
-    "InputNorms",
     "Method",
     "Pruning",
     "ZeroCount",
@@ -56,7 +54,6 @@ __all__ = [
     "matrices_of",
     "prune",
     "survivors",
-    "write_zeroed",
 ]
 
 

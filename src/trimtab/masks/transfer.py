@@ -43,20 +43,7 @@ from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.results.records import record_of
 from trimtab.words import first_few
 
-__all__ = [
-    "DENSITY",
-    "HOW",
-    "INTERPOLATE",
-    "MAPS",
-    "Carried",
-    "TransferPlan",
-    "nearest",
-    "plan_transfer",
-    "random_rows",
-    "row_counts",
-    "scaled_counts",
-    "transfer",
-]
+__all__ = ["nearest", "random_rows", "row_counts", "scaled_counts", "transfer"]
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements unpacked or drawn at once, if a row has no more."""

@@ -43,7 +43,7 @@ from trimtab.masks.packed import PackedTensor
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
 
-__all__ = ["FORMAT", "FORMAT_VERSION", "InputNorms", "kept_by_wanda", "lowest_of_rows"]
+__all__ = ["InputNorms", "kept_by_wanda", "lowest_of_rows"]
 
 FORMAT = "trimtab.input_norms"
 FORMAT_VERSION = 1

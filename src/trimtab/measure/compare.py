@@ -39,7 +39,7 @@ from trimtab.measure.precision import PrecisionProbe
 from trimtab.measure.rank import RankAnalysis
 from trimtab.results.records import made_now, record_of
 
-__all__ = ["analyse_matrices", "compare", "work_of"]
+__all__ = ["compare"]
 
 LIMIT = RankAnalysis.max_elements
 

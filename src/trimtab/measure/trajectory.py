@@ -31,7 +31,7 @@ from trimtab.errors import AnalysisError
 from trimtab.measure.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.results.records import made_now, record_of
 
-__all__ = ["Ref", "check_order", "expand", "spacing", "step_of", "trajectory"]
+__all__ = ["check_order", "expand", "spacing", "step_of", "trajectory"]
 
 Ref: TypeAlias = str | os.PathLike[str] | Checkpoint
 """A checkpoint as a caller gives it."""

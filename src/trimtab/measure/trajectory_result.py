@@ -19,15 +19,7 @@ from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance
 from trimtab.words import one_line, out_of, plural
 
-__all__ = [
-    "SETTLED_FROM",
-    "Likeness",
-    "Observed",
-    "Point",
-    "PointCounts",
-    "SeriesCoverage",
-    "Trajectory",
-]
+__all__ = ["SETTLED_FROM", "Likeness", "Point", "PointCounts", "SeriesCoverage", "Trajectory"]
 
 SETTLED_FROM = 0.95
 """How much like the final mask the mask has to be, and stay, to count as settled."""

@@ -31,7 +31,7 @@ from trimtab.masks.makers.weight_scores import ElementScores, Lookup
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 
-__all__ = ["absorption_distance", "absorption_mask", "absorption_scores", "smallest_reach"]
+__all__ = ["absorption_distance", "absorption_mask", "absorption_scores"]
 
 BETAS = (0.9, 0.999)
 """Adam's betas, for which `absorption_distance` is stated; the usual ones."""

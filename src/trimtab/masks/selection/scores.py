@@ -28,15 +28,7 @@ from trimtab.outputs import new_file
 from trimtab.results.records import made_now
 from trimtab.words import first_few
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "ArrayScores",
-    "ScoreFile",
-    "Scores",
-    "in_chunks",
-    "write_scores",
-]
+__all__ = ["ArrayScores", "ScoreFile", "Scores", "in_chunks", "write_scores"]
 
 FORMAT = "trimtab.scores"
 FORMAT_VERSION = 1
