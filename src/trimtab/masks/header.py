@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from reprlib import repr as short
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
 
@@ -31,6 +32,7 @@ __all__ = [
     "BaseTensor",
     "MaskHeader",
     "PackedMask",
+    "check_format",
     "mask_record",
     "provenance_from",
     "provenance_of",
@@ -271,3 +273,31 @@ def plain_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise MaskError("the provenance has steps that are not a list of objects")
     return plain
+
+
+def check_format(
+    metadata: Mapping[str, str], format: str, version: int, what: str, source: str
+) -> None:
+    """Check that the metadata of a safetensors file are those of a format of trimtab.
+
+    Args:
+        metadata: Of the file.
+        format: The one expected.
+        version: The one that is read.
+        what: The file in words: `a mask`.
+        source: What writes such files.
+
+    Raises:
+        MaskError: They are not; the message lacks the name of the file.
+    """
+    if metadata.get("format") != format:
+        found = short(metadata["format"]) if "format" in metadata else "none"
+        raise MaskError(
+            f"not {what}: expected a file from {source}, whose metadata has the format {format!r}; "
+            f"found {found}"
+        )
+    if metadata.get("format_version") != str(version):
+        raise MaskError(
+            f"{what} of format version {short(metadata.get('format_version'))}; this trimtab reads "
+            f"version {version}"
+        )

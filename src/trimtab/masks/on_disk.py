@@ -41,7 +41,7 @@ from trimtab.checkpoints.safetensors import (
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
-from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask
+from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, check_format
 from trimtab.masks.packed import MaskDigest, PackedTensor, num_packed_bytes
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
@@ -59,10 +59,6 @@ __all__ = [
 FORMAT = "trimtab.mask"
 FORMAT_VERSION = 1
 """History: 1, the first."""
-
-
-class _Damage(Exception):
-    """What is wrong with a file, without its name."""
 
 
 class StoredMask(PackedMask, Pooled):
@@ -242,7 +238,7 @@ def open_unchecked(path: str | os.PathLike[str]) -> StoredMask:
         pool.close()
         if isinstance(error, CheckpointError):
             raise MaskError(str(error)) from None
-        if isinstance(error, _Damage):
+        if isinstance(error, MaskError):
             raise MaskError(f"{os.fspath(path)}: {error}") from None
         raise
 
@@ -270,17 +266,7 @@ def opened_masks(
 def _parse(
     path: str, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str], pool: FilePool
 ) -> StoredMask:
-    if metadata.get("format") != FORMAT:
-        found = short(metadata["format"]) if "format" in metadata else "none"
-        raise _Damage(
-            f"not a mask: expected a file from `trimtab mask`, whose metadata has the format "
-            f"{FORMAT!r}; found {found}"
-        )
-    if metadata.get("format_version") != str(FORMAT_VERSION):
-        raise _Damage(
-            f"a mask of format version {short(metadata.get('format_version'))}; "
-            f"this trimtab reads version {FORMAT_VERSION}"
-        )
+    check_format(metadata, FORMAT, FORMAT_VERSION, "a mask", "`trimtab mask`")
     entries, provenance = (_json_object(metadata, key) for key in ("tensors", "provenance"))
     _refuse(
         [
@@ -295,30 +281,27 @@ def _parse(
             num_selected[name] = _count(entry, prod(shapes[name]))
             if (of_base := _base(entry)) is not None:
                 base[name] = of_base
-        except _Damage as error:
+        except MaskError as error:
             problems.append(f"{short(name)} {error}")
     _refuse(problems)
-    try:
-        header = MaskHeader(shapes, base, provenance)
-    except MaskError as error:
-        raise _Damage(str(error)) from None
+    header = MaskHeader(shapes, base, provenance)
     return StoredMask(path, header, metadata.get("digest", ""), num_selected, stored, pool)
 
 
 def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
     """The shape of a tensor, once its bits are known to have the right number."""
     if not isinstance(entry, dict) or not {"shape", "num_selected", "base"} <= entry.keys():
-        raise _Damage("lacks one of shape, num_selected, base")
+        raise MaskError("lacks one of shape, num_selected, base")
     shape = entry["shape"]
     if (
         not are_sizes(shape)
         or len(shape) > MAX_DIMENSIONS
         or prod(max(size, 1) for size in shape) >= 2**63
     ):
-        raise _Damage(f"has shape {short(shape)}; expected a list of sizes that fit a tensor")
+        raise MaskError(f"has shape {short(shape)}; expected a list of sizes that fit a tensor")
     expected = (num_packed_bytes(prod(shape)),)
     if stored.dtype.name != "U8" or stored.shape != expected:
-        raise _Damage(
+        raise MaskError(
             f"has bits of dtype {stored.dtype.name} and shape {short(list(stored.shape))}; "
             f"expected U8 and {short(list(expected))} for a tensor of shape {short(shape)}"
         )
@@ -328,7 +311,7 @@ def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
 def _count(entry: Mapping[str, Any], num_elements: int) -> int:
     claimed = entry["num_selected"]
     if type(claimed) is not int or not 0 <= claimed <= num_elements:
-        raise _Damage(
+        raise MaskError(
             f"says it selects {short(claimed)} elements; expected a number from 0 to {num_elements}"
         )
     return claimed
@@ -340,7 +323,7 @@ def _base(entry: Mapping[str, Any]) -> BaseTensor | None:
         return None
     are_fields = isinstance(base, dict) and base.keys() == set(BaseTensor._fields)
     if not are_fields or not all(isinstance(value, str) for value in base.values()):
-        raise _Damage(f"has base {short(base)}; expected dtype and digest, two strings")
+        raise MaskError(f"has base {short(base)}; expected dtype and digest, two strings")
     return BaseTensor(**base)
 
 
@@ -348,17 +331,17 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
     try:
         value = parse_json(metadata[key], strict=True)
     except KeyError:
-        raise _Damage(f"its metadata lacks {key!r}") from None
+        raise MaskError(f"its metadata lacks {key!r}") from None
     except ValueError as error:
-        raise _Damage(f"its metadata {key!r} is not JSON ({error})") from None
+        raise MaskError(f"its metadata {key!r} is not JSON ({error})") from None
     if not isinstance(value, dict):
-        raise _Damage(f"its metadata {key!r} is no object")
+        raise MaskError(f"its metadata {key!r} is no object")
     return value
 
 
 def _refuse(problems: Iterable[str]) -> None:
     if found := list(problems):
-        raise _Damage(f"damaged: {first_few(found, '; ')}")
+        raise MaskError(f"damaged: {first_few(found, '; ')}")
 
 
 class MaskWriter:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +22,7 @@ from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
-from trimtab.masks.header import BaseTensor
+from trimtab.masks.header import BaseTensor, check_format
 from trimtab.outputs import new_file
 from trimtab.results.records import made_now
 from trimtab.words import first_few
@@ -152,10 +151,10 @@ class ScoreFile(Pooled):
             self._tensors = {tensor.name: tensor for tensor in stored}
             try:
                 self.provenance, self.base = _metadata(metadata)
+            except MaskError as error:
+                raise MaskError(f"{os.fspath(path)}: {error}") from None
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise MaskError(f"{os.fspath(path)}: damaged file of scores: {error!r}") from None
-            except _NoScoresError as error:
-                raise MaskError(f"{os.fspath(path)}: {error}") from None
             wrong = [
                 *(
                     f"{tensor.name} is {tensor.dtype.name}, expected F32"
@@ -185,22 +184,9 @@ class ScoreFile(Pooled):
         return (bits.view(np.float32) for bits in elements_of(self._tensors[name]))
 
 
-class _NoScoresError(Exception):
-    """The file is another one than was expected."""
-
-
 def _metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, BaseTensor]]:
-    if metadata.get("format") != FORMAT:
-        found = short(metadata["format"]) if "format" in metadata else "none"
-        raise _NoScoresError(
-            "not a file of scores: expected one from `trimtab mask make … --scores`, whose "
-            f"metadata has the format {FORMAT!r}; found {found}"
-        )
-    if metadata.get("format_version") != str(FORMAT_VERSION):
-        raise _NoScoresError(
-            f"scores of format version {short(metadata.get('format_version'))}; this trimtab reads "
-            f"version {FORMAT_VERSION}"
-        )
+    source = "`trimtab mask make … --scores`"
+    check_format(metadata, FORMAT, FORMAT_VERSION, "a file of scores", source)
     provenance, base = (parse_json(metadata[key], strict=True) for key in ("provenance", "base"))
     return dict(provenance.items()), {
         name: BaseTensor(dtype=str(of["dtype"]), digest=str(of["digest"]))
