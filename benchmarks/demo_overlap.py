@@ -15,7 +15,8 @@ from typing import Any
 
 from benchmarks.provenance import provenance
 from trimtab.checkpoints import open_checkpoint
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.overlap import overlap
 from trimtab.masks.selection.quotas import random_matched
 

@@ -34,8 +34,8 @@ from benchmarks.compare import child_peak, make_pair, pair_of_blocks, timed
 from benchmarks.provenance import provenance
 from trimtab.checkpoints import StoredTensor, open_checkpoint
 from trimtab.checkpoints.stream import Source, new_buffer
-from trimtab.masks import extract_mask
 from trimtab.masks.algebra import DerivedMask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.header import MaskHeader
 from trimtab.masks.overlap import overlap
 from trimtab.masks.packed import PackedTensor, num_packed_bytes

@@ -24,11 +24,12 @@ from typing import Any, NamedTuple
 from benchmarks.compare import PEAK
 from benchmarks.provenance import provenance
 from trimtab.checkpoints import open_checkpoint
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.prediction import PredictionScore, score_prediction
-from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ScoreFile
+from trimtab.masks.selection.top_k import select
 
 
 class Maker(NamedTuple):

@@ -33,9 +33,9 @@ from trimtab.elements.counts import percent
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
 from trimtab.example import write_example
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
-from trimtab.masks.mask import summarise
+from trimtab.masks.mask import Mask, summarise
 from trimtab.masks.overlap import overlap
 
 ROOT = Path(__file__).parent.parent

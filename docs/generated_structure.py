@@ -18,7 +18,7 @@ from typing import Any
 from docs.generated import ROOT, compact_json, rounded, rows, tiny_pair
 
 from trimtab.elements.counts import percent
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.structure import structure
 from trimtab.masks.structure_result import MaskStructure, Structure
 from trimtab.report.structure import correlation_text, mask_labels, shared_p_text

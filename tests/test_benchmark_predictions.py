@@ -12,7 +12,7 @@ from docs import generated_predictions
 from tests.measure.checkpoints import llama_tensors, moved, save
 from trimtab.cli import main
 from trimtab.cli.mask_make import make
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.prediction import score_prediction
 
 TOLD = {

@@ -14,7 +14,7 @@ from trimtab.checkpoints.hub import MADE_BY
 from trimtab.cli import main
 from trimtab.errors import CheckpointNotFoundError, OutputExistsError
 from trimtab.example import EXAMPLE, example_checkpoints, write_example
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 
 
 def written(arguments: list[str]) -> object:

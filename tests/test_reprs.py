@@ -24,9 +24,10 @@ from tests.report.trajectory_factory import make_trajectory
 from tests.training.evaluation.results import make_evaluation
 from tests.training.robustness.results import make_probe
 from trimtab.example import write_example
-from trimtab.masks import extract_mask, open_mask
 from trimtab.masks.algebra import DerivedMask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.header import MaskHeader
+from trimtab.masks.on_disk import open_mask
 from trimtab.masks.prediction import score_prediction
 from trimtab.masks.pruning import prune
 from trimtab.masks.selection.quotas import Quotas

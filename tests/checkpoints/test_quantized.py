@@ -15,7 +15,7 @@ from tests.measure.checkpoints import LLAMA, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.quantized import quantized_weights
 from trimtab.errors import CheckpointError, TrimtabError
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
 from trimtab.masks.makers.weight_scores import low_magnitude_scores
 from trimtab.masks.overlap import overlap

@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.measure.checkpoints import llama_tensors, moved, save
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
 
 

@@ -10,8 +10,8 @@ import torch
 
 from tests.cli.conftest import Run
 from tests.measure.checkpoints import llama_tensors, moved, save
-from trimtab.masks import Mask, extract_mask
-from trimtab.masks.mask import summarise
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask, summarise
 
 
 @pytest.fixture

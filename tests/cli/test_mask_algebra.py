@@ -12,7 +12,8 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.measure.checkpoints import llama_tensors, moved, save
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.transfer import transfer
 
 

@@ -12,7 +12,8 @@ import pytest
 from tests.cli.conftest import Run
 from tests.measure.checkpoints import llama_tensors, moved, save
 from tests.training import tiny, tiny_trainers
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection.scores import ScoreFile
 
 pytestmark = pytest.mark.train

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 
 
 def test_two_outputs_are_never_one_file(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:

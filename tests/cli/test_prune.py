@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.pruning import survivors
 from trimtab.masks.wanda import InputNorms
 

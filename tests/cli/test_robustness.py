@@ -13,7 +13,8 @@ from tests.cli.conftest import Run
 from tests.training.evaluation.conftest import Pair
 from tests.training.evaluation.conftest import pair as pair
 from trimtab.cli.evaluate import NOISES
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 
 pytestmark = pytest.mark.train
 

@@ -21,7 +21,7 @@ from tests.golden.stored import Compare
 from tests.training import tiny
 from tests.training.runs.run_files import REWARD
 from tests.training.sweeps.sweep_files import write_sweep
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.training.folders import WEIGHTS
 
 pytestmark = pytest.mark.train

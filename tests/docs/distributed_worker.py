@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.docs import world
 from tests.training import tiny_trainers
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 
 PAGE = "docs/distributed.md"
 STEPS = 2

@@ -17,7 +17,8 @@ from torch.multiprocessing.spawn import spawn
 from tests.docs import distributed_worker, world
 from tests.docs.pages import PAGES, blocks
 from tests.training import tiny, tiny_trainers
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.training import runtime, train_only
 
 pytestmark = pytest.mark.train

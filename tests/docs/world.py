@@ -15,7 +15,7 @@ from tests.docs.pages import ROOT, blocks
 from tests.training import tiny
 from tests.training.runs.run_files import content, train, write
 from tests.training.tiny_trainers import reward_model
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 
 TUNED = "out/model"
 OTHER = "other/model"

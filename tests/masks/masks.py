@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 
 SHAPES = {
     "model.embed_tokens.weight": (40, 32),

@@ -16,8 +16,10 @@ from hypothesis.extra import numpy as hnp
 
 from tests.masks.masks import SHAPES, arrays, example_mask
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks import BaseTensor, Mask, open_mask
 from trimtab.masks.algebra import OPERATIONS, Operation, combine, complement, restrict
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
+from trimtab.masks.on_disk import open_mask
 
 Elements: TypeAlias = set[tuple[str, int]]
 Operator: TypeAlias = Callable[[Mask, Mask], Mask]

@@ -14,7 +14,9 @@ from tests.checkpoints.building import tensors_bytes
 from tests.masks.test_algebra import elements, masks_of_a_model
 from tests.masks.test_stored import write_unnoticed
 from trimtab.errors import MaskError, MaskMismatchError, OutputExistsError
-from trimtab.masks import BaseTensor, Mask, open_mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
+from trimtab.masks.on_disk import open_mask
 from trimtab.masks.random import random_tensor
 from trimtab.masks.split import chance_of, part_files, share, split_tensor
 

@@ -20,7 +20,9 @@ from trimtab.checkpoints import open_checkpoint, stream
 from trimtab.elements.criteria import changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, CriterionError, TensorMismatchError
-from trimtab.masks import Mask, extract, extract_mask
+from trimtab.masks import extract
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 
 EMBED = "model.embed_tokens.weight"
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

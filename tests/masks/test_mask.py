@@ -13,7 +13,9 @@ from hypothesis import given
 
 from tests.masks.masks import SHAPES, any_mask, arrays, example_mask
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks import BaseTensor, Mask, packed
+from trimtab.masks import packed
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 
 
 def test_says_what_its_arrays_say(monkeypatch: pytest.MonkeyPatch) -> None:

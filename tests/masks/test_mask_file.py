@@ -18,7 +18,9 @@ from safetensors.numpy import load_file
 from tests.checkpoints.building import entry, file_bytes
 from tests.masks.masks import example_mask
 from trimtab.errors import MaskError, OutputExistsError
-from trimtab.masks import BaseTensor, Mask, open_mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
+from trimtab.masks.on_disk import open_mask
 
 Header = dict[str, Any]
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tests.measure.checkpoints import llama_tensors, moved, save
-from trimtab.masks import Mask, extract_mask, open_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
 from trimtab.masks.makers.counts import consensus
+from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_like
+from trimtab.masks.on_disk import open_mask
 from trimtab.masks.overlap import overlap
 from trimtab.masks.prediction import score_prediction
 from trimtab.masks.selection.quotas import Quotas, random_matched

@@ -12,7 +12,9 @@ import pytest
 
 from tests.checkpoints.building import tensors_bytes
 from trimtab.errors import ResultFormatError
-from trimtab.masks import BaseTensor, Mask, open_mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
+from trimtab.masks.on_disk import open_mask
 from trimtab.masks.split import Split, part_files, share
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 
 from tests.masks.masks import any_mask, example_mask
 from trimtab.errors import MaskError
-from trimtab.masks import Mask, StoredMask, open_mask
+from trimtab.masks.mask import Mask
+from trimtab.masks.on_disk import StoredMask, open_mask
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ import json
 import numpy as np
 
 from tests.masks.masks import SHAPES, example_mask
-from trimtab.masks import Mask
-from trimtab.masks.mask import summarise
+from trimtab.masks.mask import Mask, summarise
 
 
 def test_counts_add_up() -> None:

@@ -10,8 +10,8 @@ from hypothesis import given
 
 from tests.masks.masks import any_mask, example_mask
 from trimtab.errors import OutputExistsError
-from trimtab.masks import Mask
 from trimtab.masks.header import MaskHeader
+from trimtab.masks.mask import Mask
 from trimtab.masks.on_disk import mask_writer, write_mask_file
 from trimtab.masks.packed import PackedTensor
 

@@ -18,7 +18,7 @@ from tests.measure.checkpoints import LLAMA, llama_tensors, moved, save, save_sh
 from trimtab.checkpoints import stream
 from trimtab.elements import fast
 from trimtab.errors import AnalysisError, CheckpointError, CriterionError, TensorMismatchError
-from trimtab.masks import extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
 from trimtab.measure.compare_result import Comparison
 from trimtab.results.schema import to_plain

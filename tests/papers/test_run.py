@@ -13,7 +13,7 @@ from tests.golden.stored import Compare
 from trimtab.cli import main
 from trimtab.cli.paper_commands import in_this_process
 from trimtab.errors import OutputExistsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.papers import bases
 from trimtab.papers.cells import Cell
 from trimtab.papers.library import papers_folder, read_paper

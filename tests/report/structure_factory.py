@@ -9,7 +9,7 @@ import torch
 
 from tests.masks.structure.models import LLAMA, config_folder, llama_shapes, random_arrays
 from tests.measure.checkpoints import save
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.structure import structure
 from trimtab.masks.structure_result import Structure
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.report.mask_steps import carried_text, steps_lines
 
 

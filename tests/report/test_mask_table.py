@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from tests.masks.masks import example_mask
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.report.mask_steps import gaps_text
 from trimtab.report.mask_table import render_mask, selected_text
 

@@ -13,7 +13,7 @@ import torch
 from tests.measure.checkpoints import save
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.prediction import PredictionScore, score_prediction
 from trimtab.masks.selection.scores import ArrayScores
 from trimtab.report.html import render

@@ -11,7 +11,7 @@ import pytest
 from tests.report.page import Page
 from tests.report.split_factory import make_split
 from tests.report.test_comparison_page import HOSTILE
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.split import Split, part_files, share
 from trimtab.report.html import render
 from trimtab.report.split import split_document

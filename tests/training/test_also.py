@@ -24,7 +24,8 @@ from tests.training.tiny_trainers import (
     weights,
 )
 from trimtab.errors import SettingsError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, runtime, train_only
 from trimtab.training.layout import names_of_whole, with_whole
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import SettingsError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, SparseSGD
 from trimtab.training.auto_mask import (
     GradientSums,

@@ -12,8 +12,9 @@ import pytest
 
 from tests.training import tiny
 from trimtab.errors import MaskError, OutputExistsError, SettingsError
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection.quotas import random_matched
 from trimtab.training import arm, demo
 from trimtab.training.arm import train_arm

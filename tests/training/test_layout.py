@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.training.architectures import FUSED, MODELS, build
 from trimtab.errors import MaskMismatchError
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW
 from trimtab.training.layout import Layout
 from trimtab.training.pieces import Piece, find_pieces

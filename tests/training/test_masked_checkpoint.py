@@ -21,7 +21,7 @@ from tests.training.tiny_trainers import (
     weights,
 )
 from trimtab.errors import CheckpointError, MaskMismatchError, OptimizerError, SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
 

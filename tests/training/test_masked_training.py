@@ -25,7 +25,7 @@ from tests.training.tiny_trainers import (
     weights,
 )
 from trimtab.errors import MaskError, MaskMismatchError, SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import runtime, train_only
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
@@ -324,7 +324,7 @@ def test_a_mask_of_another_model_is_refused_at_once(base: Base, tmp_path: Path) 
 def test_weights_other_than_those_of_the_mask_are_refused_at_once(
     base: Base, tmp_path: Path
 ) -> None:
-    from trimtab.masks import BaseTensor
+    from trimtab.masks.header import BaseTensor
 
     of = model(base[0])
     name = "model.norm.weight"

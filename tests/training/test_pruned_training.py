@@ -14,7 +14,7 @@ from tests.training.runs import run_files
 from tests.training.tiny_trainers import Base
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskMismatchError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.pruning import is_zero, prune, survivors
 from trimtab.training import train_only
 

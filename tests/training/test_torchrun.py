@@ -12,7 +12,7 @@ import torch
 
 from tests.training import plain_script
 from tests.training.tiny_trainers import Base, arrays, assert_same_bits, model, moved, weights
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import runtime
 from trimtab.training.folders import WEIGHTS, read_json
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE

@@ -11,7 +11,7 @@ import pytest
 
 from tests.training.tiny_trainers import arrays, build, model
 from trimtab.errors import SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import train_only
 
 pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]

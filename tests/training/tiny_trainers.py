@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tests.training import tiny
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import runtime, train_only
 from trimtab.training.masked_training import MaskedTraining
 

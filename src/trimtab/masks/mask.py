@@ -29,7 +29,7 @@ class Mask(PackedMask):
     A tensor that the mask does not have has nothing selected. Two masks are equal when they have
     the same tensors, shapes and bits, however they were made.
 
-    Make one with `Mask.from_arrays`, `Mask.load` or `trimtab.masks.extract_mask`.
+    Make one with `Mask.from_arrays`, `Mask.load` or `trimtab.extract_mask`.
     """
 
     def __init__(

@@ -38,8 +38,8 @@ from trimtab.masks.header import BaseTensor, provenance_of
 from trimtab.masks.makers.weight_scores import high_magnitude_scores
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
-from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.top_k import select
 from trimtab.masks.wanda import InputNorms, kept_by_wanda
 from trimtab.outputs import ensure_no_folder, new_folder
 from trimtab.results.records import CheckpointRecord, made_now, record_of

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 from trimtab.errors import CheckpointError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.outputs import ensure_same_settings, new_folder
 from trimtab.training import grpo, runtime, sft
 from trimtab.training.addition import Split

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from trimtab.checkpoints import StoredTensor
 from trimtab.errors import SettingsError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.training.layout import STORED, Layout, stored_values
 from trimtab.training.optimizers.saved import KEY

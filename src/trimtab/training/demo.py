@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from trimtab.errors import CheckpointError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.progress import progress_bars, stage
 from trimtab.results.answers import Answers
 from trimtab.results.evaluation import MajorityBaseline, majority_baseline

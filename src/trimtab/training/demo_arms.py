@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.errors import MaskError, SettingsError
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection.quotas import random_matched
 from trimtab.training.recipe import Recipe
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from trimtab.checkpoints import StoredTensor
 from trimtab.checkpoints.names import match_stored
 from trimtab.errors import MaskMismatchError, SettingsError
-from trimtab.masks import Mask
 from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_like
 from trimtab.masks.packed import PackedTensor
 from trimtab.training.pieces import Piece, find_pieces, revert_of

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.outputs import ensure_same_settings
 from trimtab.training.folders import read_json, write_json
 from trimtab.words import first_few

@@ -12,7 +12,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from tests.measure.checkpoints import LLAMA, Tensors, llama_tensors, moved, save
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 
 
 class Three(NamedTuple):

@@ -24,8 +24,9 @@ from trimtab.errors import (
     MaskMismatchError,
     TensorMismatchError,
 )
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import Identity, identity
+from trimtab.masks.mask import Mask
 
 BF16 = DTYPES["BF16"]
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

@@ -13,8 +13,8 @@ from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.absorption import adam_displacement_bound
 from trimtab.errors import MaskError
 from trimtab.masks.makers.absorption import absorption_distance, absorption_mask, absorption_scores
-from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.top_k import select
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

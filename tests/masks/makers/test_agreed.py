@@ -7,9 +7,10 @@ import pytest
 
 from tests.masks.masks import SHAPES, arrays, example_mask
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
 from trimtab.masks.makers import counts as module
 from trimtab.masks.makers.counts import CountScores, consensus
+from trimtab.masks.mask import Mask
 
 
 @pytest.mark.parametrize("at_least", [1, 2, 3, 4])

@@ -10,14 +10,14 @@ import torch
 
 from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint
-from trimtab.masks import Mask
 from trimtab.masks.makers.weight_scores import (
     high_magnitude_scores,
     low_magnitude_scores,
     no_preference,
 )
-from trimtab.masks.selection import select
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.top_k import select
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

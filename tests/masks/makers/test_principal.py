@@ -12,12 +12,13 @@ import torch
 from tests.measure.checkpoints import save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError
-from trimtab.masks import Mask
 from trimtab.masks.makers.principal import PrincipalScores, UnionScores, safe_scores
 from trimtab.masks.makers.weight_scores import low_magnitude_scores
-from trimtab.masks.selection import scores, select
+from trimtab.masks.mask import Mask
+from trimtab.masks.selection import scores
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores, Scores
+from trimtab.masks.selection.top_k import select
 
 
 def matrices() -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import Checkpoint, open_checkpoint
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, MaskError
-from trimtab.masks import BaseTensor
+from trimtab.masks.header import BaseTensor
 from trimtab.masks.makers.principal import PrincipalScores
 from trimtab.masks.makers.weight_scores import Lookup, low_magnitude_scores
 

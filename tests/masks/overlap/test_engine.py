@@ -29,8 +29,10 @@ from trimtab.errors import (
     MaskMismatchError,
     ResultFormatError,
 )
-from trimtab.masks import BaseTensor, Mask, extract_mask
 from trimtab.masks import overlap as overlap_module
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.masks.on_disk import StoredMask
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap_result import Overlap

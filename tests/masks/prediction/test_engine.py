@@ -16,12 +16,14 @@ from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError, ResultFormatError
-from trimtab.masks import BaseTensor, Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.header import BaseTensor
 from trimtab.masks.makers.weight_scores import low_magnitude_scores
+from trimtab.masks.mask import Mask
 from trimtab.masks.prediction import PredictionScore, score_prediction
-from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores, write_scores
+from trimtab.masks.selection.top_k import select
 
 Arrays = Mapping[str, np.ndarray]
 

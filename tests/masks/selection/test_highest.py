@@ -18,7 +18,8 @@ from tests.measure.checkpoints import llama_tensors, save
 from trimtab.checkpoints import open_checkpoint, weights
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection import scores
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.scores import ArrayScores

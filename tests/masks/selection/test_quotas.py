@@ -15,7 +15,8 @@ from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
 from trimtab.checkpoints import open_checkpoint, weights
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection import quotas
 from trimtab.masks.selection.quotas import MATCHES, Quotas
 

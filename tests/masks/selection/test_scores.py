@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from trimtab.checkpoints import weights
 from trimtab.errors import MaskError, OutputExistsError
-from trimtab.masks import BaseTensor
+from trimtab.masks.header import BaseTensor
 from trimtab.masks.selection import scores
 from trimtab.masks.selection.scores import ArrayScores, ScoreFile, write_scores
 

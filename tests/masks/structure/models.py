@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

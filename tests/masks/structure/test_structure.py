@@ -29,7 +29,8 @@ from tests.measure.checkpoints import save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import exponent_bins
 from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.on_disk import open_mask
 from trimtab.masks.selection.quotas import random_matched
 from trimtab.masks.structure import structure

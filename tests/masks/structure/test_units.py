@@ -10,7 +10,7 @@ import pytest
 
 from tests.checkpoints.models import SETTINGS
 from tests.masks.structure.models import LLAMA, config_folder, llama_shapes, random_arrays
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.structure import structure
 from trimtab.masks.structure_families import spread_at_random
 from trimtab.masks.structure_result import Structure

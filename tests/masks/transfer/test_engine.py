@@ -14,7 +14,9 @@ import xxhash
 from tests.checkpoints.building import random_bits, tensors_bytes
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks import BaseTensor, Mask, open_mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
+from trimtab.masks.on_disk import open_mask
 from trimtab.masks.transfer import transfer
 
 Shapes = dict[str, tuple[int, ...]]

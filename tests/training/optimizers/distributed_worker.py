@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.training.optimizers.reference import random_mask
 from trimtab.errors import TrimtabError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW
 from trimtab.training.optimizers.sparse import SparseOptimizer
 

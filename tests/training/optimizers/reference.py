@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 
 Parameters = dict[str, torch.nn.Parameter]
 Gradients = Mapping[str, Tensor]

@@ -12,7 +12,8 @@ from torch import nn
 
 from tests.training.optimizers.reference import bits, parameters_of, random_mask
 from trimtab.errors import MaskError, MaskMismatchError, OptimizerError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, SparseSGD
 from trimtab.training.optimizers.checks import TAKEN
 

@@ -22,7 +22,8 @@ from tests.training.optimizers.reference import (
     random_mask,
 )
 from trimtab.errors import OptimizerError
-from trimtab.masks import BaseTensor, Mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, SparseSGD
 from trimtab.training.optimizers import elements
 from trimtab.training.optimizers.sparse import SparseOptimizer

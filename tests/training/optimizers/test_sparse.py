@@ -22,7 +22,7 @@ from tests.training.optimizers.reference import (
     random_mask,
 )
 from trimtab.errors import OptimizerError, SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, SparseSGD
 
 pytestmark = pytest.mark.train

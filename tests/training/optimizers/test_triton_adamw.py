@@ -28,7 +28,7 @@ from tests.training.optimizers.reference import (
     parameters_of,
     random_mask,
 )
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW
 from trimtab.training.optimizers import adamw, elements, kernels
 from trimtab.training.optimizers.kernels import AdamWFactors

@@ -13,7 +13,7 @@ from tests.training.rollouts.test_prompts import TEMPLATE
 from tests.training.rollouts.test_rewards import classifier
 from tests.training.rollouts.trainers import ROWS, high, logged, ppo
 from tests.training.tiny_trainers import arrays, assert_same_bits, moved, train, weights
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import train_only
 
 pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]

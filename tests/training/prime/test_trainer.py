@@ -13,7 +13,7 @@ from tests.training import tiny
 from tests.training.ppo.test_trainer import log_probs_by_hand, unlike
 from tests.training.rollouts.trainers import ROWS, high, logged, prime
 from tests.training.tiny_trainers import arrays, assert_same_bits, moved, train, weights
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import train_only
 
 pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]

@@ -16,8 +16,8 @@ from torch import Tensor
 from tests.training import tiny
 from tests.training.architectures import build
 from trimtab.errors import SettingsError
-from trimtab.masks.selection import select
 from trimtab.masks.selection.quotas import Quotas
+from trimtab.masks.selection.top_k import select
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.layout import Layout

@@ -12,7 +12,7 @@ import torch
 
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import SettingsError
-from trimtab.masks import BaseTensor
+from trimtab.masks.header import BaseTensor
 from trimtab.training.probes.measures import ElementSums
 
 pytestmark = pytest.mark.train

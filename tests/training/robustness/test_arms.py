@@ -10,7 +10,7 @@ import pytest
 
 from tests.checkpoints.building import random_bits, tensors_bytes
 from trimtab.checkpoints import Checkpoint, open_checkpoint
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.perturbation.noise import ARMS, arms_of
 
 SHAPES = {"a.weight": (60, 50), "b.weight": (40,), "c.weight": (9, 9), "full.weight": (5, 5)}

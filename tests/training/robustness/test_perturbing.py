@@ -10,7 +10,7 @@ import torch
 
 from tests.training import tiny
 from trimtab.errors import MaskMismatchError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.perturbation.noise import NOISES, fingerprint, noisy, perturbed
 
 pytestmark = pytest.mark.train

@@ -22,7 +22,8 @@ from trimtab.errors import (
     OutputExistsError,
     SettingsError,
 )
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.mask import Mask
 from trimtab.results.robustness import Cell, Robustness
 from trimtab.training import runtime
 from trimtab.training.addition import split_questions

@@ -12,7 +12,7 @@ from tests.training import tiny
 from tests.training.rollouts.trainers import BUILDERS, logged, ppo
 from tests.training.tiny_trainers import arrays, assert_same_bits, train, weights
 from trimtab.errors import CheckpointError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training import train_only
 
 pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]

@@ -14,8 +14,9 @@ from tests.training import tiny
 from tests.training.architectures import build
 from tests.training.runs.run_files import after, content, train, write
 from trimtab.checkpoints import open_checkpoint
-from trimtab.masks import Mask, extract_mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection.quotas import random_matched
 from trimtab.masks.structure import structure
 from trimtab.measure.tracked import TrackedPoints

@@ -40,7 +40,7 @@ def test_shapes_and_hashes_are_those_of_the_model(base: Base) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from trimtab.masks import extract_mask
+    from trimtab.masks.extract import extract_mask
     from trimtab.training import runtime
 
     found = open_base(str(base[0]), Path())

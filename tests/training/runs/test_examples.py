@@ -69,7 +69,7 @@ def test_example_trains(algorithm: str, reader: Path, tmp_path: Path) -> None:
 
 
 def test_example_of_a_pruned_model(base: tuple[Path, object], tmp_path: Path) -> None:
-    from trimtab.masks import Mask
+    from trimtab.masks.mask import Mask
     from trimtab.masks.pruning import prune, survivors
 
     file = Settings.read(EXAMPLES / "pruned.toml")

@@ -14,7 +14,7 @@ from tests.test_outputs import room
 from tests.training.runs.run_files import SAMPLES, after, content, train, write
 from tests.training.runs.test_base_model import stored_as
 from trimtab.errors import CheckpointError, OutputExistsError, SettingsError, WriteError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.measure.tracked import read_tracked
 from trimtab.outputs import lock
 from trimtab.training.folders import WEIGHTS, read_json, write_json

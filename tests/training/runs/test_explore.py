@@ -14,7 +14,7 @@ from tests.training.runs.test_execute import bits
 from trimtab.cli import main
 from trimtab.elements.counts import percent
 from trimtab.errors import OutputExistsError, SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.folders import WEIGHTS, read_json
 from trimtab.training.runs import explore
 

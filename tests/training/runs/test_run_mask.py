@@ -11,7 +11,7 @@ import pytest
 
 from tests.training.runs.test_base_model import stored_as
 from trimtab.errors import MaskError, MaskMismatchError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.runs.base_model import open_base
 from trimtab.training.runs.prepare import load_mask, random_mask
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from tests.training import tiny, tiny_trainers
 from tests.training.tracker.watching import Watcher, whole
 from trimtab.errors import TrimtabError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.measure.tracked import read_steps, read_tracked
 from trimtab.training import SparseAdamW
 from trimtab.training.tracker import UpdateTracker

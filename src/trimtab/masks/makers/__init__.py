@@ -1,1 +1,1 @@
-"""What predicts a mask: scores for `trimtab.masks.selection.select`, one module for each family."""
+"""What predicts a mask: scores from which `trimtab.select` selects, one module for each family."""

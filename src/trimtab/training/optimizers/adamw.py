@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.optimizers.checks import SparseOptions
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.layout import dtype_name, layout_of, module_of, names_of_whole, with_whole
 from trimtab.training.optimizers.checks import (
     TAKEN,

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from trimtab.errors import MaskError, OptimizerError, SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.layout import STORED, Layout, dtype_name
 from trimtab.training.optimizers.distributed import local, sharding_trouble, whole
 from trimtab.training.optimizers.masters import POSSIBLE, Master, master_for

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from trimtab.errors import OptimizerError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.optimizers.distributed import box_of, local, placements_of
 from trimtab.training.optimizers.kernels import DenseKernels, Kernels, num_padding
 

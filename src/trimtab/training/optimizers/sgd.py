@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.optimizers.checks import SparseOptions
 from trimtab.training.optimizers.sparse import SparseOptimizer
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trimtab.elements.counts import percent
 from trimtab.errors import OptimizerError
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.training.layout import dtype_name
 from trimtab.training.optimizers.binding import Binding, Collector
 from trimtab.training.optimizers.checks import check_settings, refuse_taken

@@ -42,7 +42,7 @@ import numpy as np
 import xxhash
 
 from trimtab.checkpoints import Checkpoint
-from trimtab.masks import Mask
+from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.masks.random import random_tensor
 from trimtab.masks.selection.quotas import random_matched

@@ -34,8 +34,8 @@ from trimtab.errors import (
     ResultFormatError,
 )
 from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
-from trimtab.masks import Mask
 from trimtab.masks.header import mask_record
+from trimtab.masks.mask import Mask
 from trimtab.outputs import append, ensure_same_settings, lock, new_file
 from trimtab.progress import progress_bars, stage
 from trimtab.results.records import made_now

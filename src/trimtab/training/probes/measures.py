@@ -27,7 +27,7 @@ from torch import Tensor
 
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import SettingsError
-from trimtab.masks import BaseTensor
+from trimtab.masks.header import BaseTensor
 
 __all__ = ["FISHER", "SIGN_CONSISTENCY", "SNIP", "ElementSums", "Measure"]
 

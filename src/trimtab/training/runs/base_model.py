@@ -19,7 +19,9 @@ from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.checkpoints.tensors import DataFile
 from trimtab.errors import CheckpointError, SettingsError, TrimtabError
-from trimtab.masks import BaseTensor, Mask, extract_mask
+from trimtab.masks.extract import extract_mask
+from trimtab.masks.header import BaseTensor
+from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_like
 from trimtab.results.records import CheckpointRecord, record_of
 from trimtab.training import runtime

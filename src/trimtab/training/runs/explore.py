@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.counts import percent
 from trimtab.errors import SettingsError
-from trimtab.masks import Mask
 from trimtab.masks.header import provenance_of
+from trimtab.masks.mask import Mask
 from trimtab.outputs import new_folder
 from trimtab.progress import note, stage
 from trimtab.training.folders import last_checkpoint, read_json

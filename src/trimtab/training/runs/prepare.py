@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import SettingsError, TrimtabError
-from trimtab.masks import Mask
 from trimtab.masks.header import provenance_of
+from trimtab.masks.mask import Mask
 from trimtab.masks.random import random_tensor
 from trimtab.progress import Stage
 from trimtab.training import runtime
