@@ -113,6 +113,21 @@ def test_a_report_of_several_results_and_their_figures(
     assert (figures / names[0].replace(".svg", ".png")).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("ending", "start"),
+    [(".csv", "table,kind,"), (".md", "# "), (".tex", "% \\usepackage{booktabs}\n")],
+)
+def test_a_report_as_tables(
+    run: Run, pair: tuple[Path, Path], tmp_path: Path, ending: str, start: str
+) -> None:
+    saved, tables = tmp_path / "cmp.json", tmp_path / f"tables{ending}"
+    assert run("compare", *pair, "-o", saved).code == 0
+    assert run("report", saved, "-o", tables) == (0, "", f"wrote {tables}\n")
+    assert tables.read_text("utf-8").startswith(start)
+    code, _, err = run("report", saved, "-o", tables)
+    assert (code, "exists already" in err) == (1, True)
+
+
 def test_open_shows_the_page(
     run: Run, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
