@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from trimtab.masks.mask import Mask
-from trimtab.report.mask_steps import carried_text, steps_lines
+from trimtab.report.mask import carried_text, steps_lines
 
 
 def mask(seed: int) -> Mask:

@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from tests.masks.masks import example_mask
 from trimtab.masks.mask import Mask
-from trimtab.report.mask_steps import gaps_text
-from trimtab.report.mask_table import render_mask, selected_text
+from trimtab.report.mask import gaps_text, mask_document, share_text
+from trimtab.report.terminal import render_text
+
+
+def text_of_mask(mask: Mask, **how: Any) -> str:
+    return render_text(mask_document(mask), **how)
 
 
 def test_the_whole_table() -> None:
@@ -15,7 +21,7 @@ def test_the_whole_table() -> None:
     }
     mask = Mask.from_arrays(arrays, provenance={"steps": [{"step": "by hand", "author": "me"}]})
     made = mask.random_like(7).complement()
-    assert render_mask(made, console_width=80).splitlines() == [
+    assert text_of_mask(made, console_width=80).splitlines() == [
         "39,800 of 40,003 elements (99.49 %) in 2 tensors",
         f"digest {made.digest}",
         "",
@@ -42,7 +48,7 @@ def test_an_extraction_in_words() -> None:
         "shape_mismatch": [],
     }
     mask = Mask.from_arrays({}, provenance={"steps": [step]})
-    assert render_mask(mask).splitlines()[-1] == (
+    assert text_of_mask(mask).splitlines()[-1] == (
         "- extract: changed from org/base@abc to tuned (criterion: atol=1e-05); not compared in "
         "full: 1 tensor only in base, 2 tensors only in tuned"
     )
@@ -72,7 +78,7 @@ def test_masks_that_runs_found_in_words() -> None:
     }
     unknown = {"step": "new", "of": {"a": 1}, "share": 0.5}
     mask = Mask.from_arrays({}, provenance={"steps": [moved, gradients, unknown]})
-    assert render_mask(mask).splitlines()[-3:] == [
+    assert text_of_mask(mask).splitlines()[-3:] == [
         "- moved: what 20 steps of grpo from org/base changed (criterion: bits); after step 10: "
         "1,234 elements; after step 20: 1,500 elements, 25.00 % of them new; peak 3,210 MB of "
         "resident memory",
@@ -83,7 +89,7 @@ def test_masks_that_runs_found_in_words() -> None:
 
 
 def test_a_mask_without_provenance_or_tensors() -> None:
-    text = render_mask(Mask.from_arrays({}))
+    text = text_of_mask(Mask.from_arrays({}))
     assert "How it was made" not in text
     assert text.startswith("0 of 0 elements in 0 tensors\n")
 
@@ -102,21 +108,19 @@ def test_strangers_cannot_move_the_cursor() -> None:
         {"\x1b[2J": "\udc80"},
     )
     for step in steps:
-        text = render_mask(Mask.from_arrays({}, provenance={"steps": [step]}))
+        text = text_of_mask(Mask.from_arrays({}, provenance={"steps": [step]}))
         assert "\x1b" not in text
         assert "\\x1b[2J" in text
         assert "\udc80" not in text
 
 
 def test_style_adds_no_characters_that_show() -> None:
-    plain = render_mask(example_mask())
-    styled = render_mask(example_mask(), styled=True)
+    plain = text_of_mask(example_mask())
+    styled = text_of_mask(example_mask(), styled=True)
     for code in ("\x1b[0m", "\x1b[1m", "\x1b[2m"):
         styled = styled.replace(code, "")
     assert styled == plain
 
 
 def test_how_much_in_words() -> None:
-    assert selected_text(Mask.from_arrays({"w": np.ones(3, dtype=np.bool_)})) == (
-        "3 of 3 elements (100 %)"
-    )
+    assert share_text(3, 3) == "3 of 3 elements (100 %)"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from trimtab.report.sweep_plan import render_plan
-from trimtab.report.sweep_table import render_sweep_table
+from trimtab.report.sweep import plan_document, sweep_document
+from trimtab.report.terminal import render_text
 
 
 def row(cell: str, **known: Any) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def test_table() -> None:
             arm("b", num_cells=1, num_finished=0),
         ],
     }
-    assert render_sweep_table(table, console_width=100).splitlines() == [
+    assert render_text(sweep_document(table), console_width=100).splitlines() == [
         "Unchanged by bits, in the dtype that was saved",
         "cell      unchanged   saved  learning rate  steps   loss  right  seconds",
         "a,seed=0   >99.99 %    BF16          1e-06     20  1.235    3/8    1,234",
@@ -79,10 +79,8 @@ def test_table() -> None:
 
 def test_narrow_table_keeps_the_figure() -> None:
     cells = [finished("a", 5)]
-    text = render_sweep_table({"confidence": 0.95, "cells": cells, "arms": [arm("a")]})
-    narrow = render_sweep_table(
-        {"confidence": 0.95, "cells": cells, "arms": [arm("a")]}, console_width=50
-    )
+    document = sweep_document({"confidence": 0.95, "cells": cells, "arms": [arm("a")]})
+    text, narrow = render_text(document), render_text(document, console_width=50)
     assert "Over seeds" not in text  # each arm is one cell
     assert "seconds" not in narrow
     assert ">99.99 %" in narrow
@@ -116,7 +114,7 @@ def test_plan() -> None:
             "work_of_a_step": {"why": "run file", "of": [], "values": [{"value": work}]},
         },
     }
-    assert render_plan(plan).splitlines() == [
+    assert render_text(plan_document(plan)).splitlines() == [
         "2 cells in 2 arms, 1 finished.",
         "  a  (finished)",
         "  b\\x1b",

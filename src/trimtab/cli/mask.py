@@ -85,7 +85,7 @@ def extract(base: str, tuned: str, target: MaskTarget, **settings: Any) -> None:
     BASE and TUNED are each a folder, a .safetensors or .bin file, or a hub id with an optional
     @revision. Both are streamed.
     """
-    from trimtab.report.mask_steps import gaps_text
+    from trimtab.report.mask import gaps_text
 
     with byte_progress("extracting") as progress:
         made = trimtab.extract_mask(base, tuned, progress=progress, **settings)
@@ -268,7 +268,7 @@ def share(
     The counts are written beside them, for `trimtab report`.
     """
     from trimtab.masks.split import part_files
-    from trimtab.report.mask_table import share_text
+    from trimtab.report.mask import share_text
 
     if len(masks) < 2:
         raise click.UsageError("give at least two masks")
@@ -315,7 +315,7 @@ def transfer(mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: Mask
     one at the same relative depth. Another width needs --map units=density: each row gets as large
     a share as the one at the same relative place, at random places. Anything else is refused.
     """
-    from trimtab.report.mask_steps import carried_text
+    from trimtab.report.mask import carried_text
 
     with trimtab.open_mask(mask) as opened:
         with byte_progress("hashing") as progress:
@@ -445,13 +445,14 @@ def structure(
 def info(mask: Path, as_json: bool) -> None:
     """Show what MASK selects, by kind, and how it was made."""
     from trimtab.masks.mask import summarise
-    from trimtab.report.mask_table import render_mask
+    from trimtab.report.mask import mask_document
+    from trimtab.report.terminal import render_text
 
     with trimtab.open_mask(mask) as opened:
         if as_json:
             say(json.dumps(summarise(opened), indent=1))
         else:
-            say(render_mask(opened, styled=sys.stdout.isatty()))
+            say(render_text(mask_document(opened), styled=sys.stdout.isatty()))
 
 
 def _say_names(masks: Sequence[StoredMask]) -> None:

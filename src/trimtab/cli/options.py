@@ -299,7 +299,7 @@ class MaskTarget:
         self._say(made.save(self.path, force=self.force), made.header.num_elements())
 
     def _say(self, num_selected: int, num_elements: int) -> None:
-        from trimtab.report.mask_table import share_text
+        from trimtab.report.mask import share_text
 
         say(f"wrote {self.path}: {share_text(num_selected, num_elements)} selected", err=True)
 

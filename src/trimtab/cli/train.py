@@ -85,18 +85,19 @@ def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
 
     Interrupt it when you like: the same command goes on, and keeps the cells that are finished.
     """
-    from trimtab.report.sweep_plan import render_plan
-    from trimtab.report.sweep_table import render_sweep_table
+    from trimtab.report.sweep import plan_document, sweep_document
+    from trimtab.report.terminal import render_text
     from trimtab.training.sweeps.execute import run_sweep
     from trimtab.training.sweeps.plan import plan
     from trimtab.training.sweeps.settings import SweepSettings
 
     planned = plan(SweepSettings.read(sweep))
     data = planned.to_dict()
+    text = render_text(plan_document(data))
     if dry_run:
-        say(json.dumps(data, indent=1) if as_json else render_plan(data))
+        say(json.dumps(data, indent=1) if as_json else text)
         return
-    say(f"{render_plan(data)}\n", err=True)
+    say(f"{text}\n", err=True)
     names = [planned_cell.cell.name for planned_cell in planned.cells]
 
     def tell(cell: Cell, event: str) -> None:
@@ -108,7 +109,7 @@ def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
     if as_json:
         say(json.dumps(table, indent=1))
     else:
-        say(render_sweep_table(table, styled=sys.stdout.isatty()))
+        say(render_text(sweep_document(table), styled=sys.stdout.isatty()))
         say(f"\nAll figures are in {planned.sweep.output}: table.csv, table.json.")
     failed = [row for row in table["cells"] if row["status"] != "finished" or row["error"]]
     if failed:

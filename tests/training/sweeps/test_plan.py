@@ -10,7 +10,8 @@ import pytest
 from tests.training.sweeps.sweep_files import planned
 from trimtab.errors import CheckpointNotFoundError, OutputExistsError, SettingsError
 from trimtab.progress import progress_bars
-from trimtab.report.sweep_plan import render_plan
+from trimtab.report.sweep import plan_document
+from trimtab.report.terminal import render_text
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
@@ -96,7 +97,7 @@ def test_what_nobody_asked_for_is_pointed_out(base: Base, tmp_path: Path) -> Non
         "trainer.warmup_steps": ((0, 1), ()),
         "trainer.max_steps": ((2, 5), ()),
     }
-    text = render_plan(plan.to_dict())
+    text = render_text(plan_document(plan.to_dict()))
     assert "Not asked for: the run files differ in it" in text
     assert "trainer.warmup_steps  0 (1 cell); 1.0 (1 cell)" in text
     assert "steps            DIFFERENT, and not asked for: 2; 5" in text
@@ -131,7 +132,7 @@ def test_other_algorithms(base: Base, tmp_path: Path) -> None:
     unasked = found(plan, "run file")
     assert unasked["algorithm"] == (("sft", "grpo"), ())
     assert unasked["trainer.num_generations"] == ((4,), ())  # SFT has none
-    text = render_plan(plan.to_dict())
+    text = render_text(plan_document(plan.to_dict()))
     assert "num_generations" not in text
     assert " settings that only some of the algorithms have" in text
     assert "steps            2 in every cell" in text

@@ -1,7 +1,7 @@
-"""How a mask was made, in words: the steps of its provenance.
+"""The report of a mask: what it selects, by kind, and how it was made, step by step.
 
-Steps come from files, so any of their values can be anything; what is not what it should be is
-shown as it is, or as an ellipsis.
+The steps of its provenance come from files, so any of their values can be anything; what is not
+what it should be is shown as it is, or as an ellipsis.
 """
 
 from __future__ import annotations
@@ -10,9 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from trimtab.elements.counts import percent
-from trimtab.report.wording import plural, printable
+from trimtab.masks.header import PackedMask
+from trimtab.masks.mask import summarise
+from trimtab.report.document import Column, Document, Lines, Section, Table, table
+from trimtab.report.wording import count, kinds_in_order, plural, printable, share
 
-__all__ = ["carried_text", "gaps_text", "steps_lines"]
+__all__ = ["carried_text", "gaps_text", "mask_document", "share_text", "steps_lines"]
 
 Step: TypeAlias = Mapping[str, Any]
 
@@ -26,6 +29,42 @@ _GAPS = {
     "extra": "only in tuned",
     "shape_mismatch": "of another shape",
 }
+
+
+def mask_document(mask: PackedMask) -> Document:
+    """What `trimtab mask info` says about a mask."""
+    selected = share_text(mask.num_selected(), mask.num_elements())
+    steps = tuple(steps_lines(mask.provenance))
+    made = [Lines("How it was made:", steps)] if steps else []
+    return Document(
+        headlines=(f"{selected} in {plural(len(mask), 'tensor')}",),
+        summary=(f"digest {mask.digest}",),
+        sections=[Section("", blocks=(_by_kind(mask), *made))],
+    )
+
+
+def share_text(num_selected: int, num_elements: int) -> str:
+    """How much some elements are of others: `1,834 of 10,592 elements (17.31 %)`."""
+    selected = f" ({percent(num_selected, num_elements)})" if num_elements else ""
+    return f"{num_selected:,} of {num_elements:,} elements{selected}"
+
+
+def _by_kind(mask: PackedMask) -> Table:
+    summary = summarise(mask)
+    groups = [((kind,), summary["by_kind"][kind]) for kind in kinds_in_order(summary["by_kind"])]
+    return table(
+        "By kind",
+        [*groups, (("all",), summary["total"])],
+        (
+            Column("tensors", lambda group: count(group["num_tensors"]), drop=1),
+            Column("elements", lambda group: count(group["num_elements"]), drop=2),
+            Column("selected", lambda group: count(group["num_selected"])),
+            Column("density", lambda group: share(group["num_selected"], group["num_elements"])),
+        ),
+        keys=("kind",),
+        has_total=True,
+        brief="",
+    )
 
 
 def steps_lines(provenance: Mapping[str, Any]) -> list[str]:

@@ -1,0 +1,186 @@
+"""What `trimtab sweep` prints: before it trains its plan, and afterwards its cells and its arms."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trimtab.elements.counts import percent
+from trimtab.report.document import Column, Document, Lines, Section, Table, plain_table
+from trimtab.report.wording import count, plural, printable, share, within
+
+__all__ = ["plan_document", "sweep_document"]
+
+NONE = "–"
+
+TITLES = {
+    "asked": "Asked for",
+    "consequence": "Follows from it",
+    "run file": "Not asked for: the run files differ in it",
+}
+
+MOST_NAMES = 40
+LONGEST = 40
+
+
+def sweep_document(sweep: Mapping[str, Any]) -> Document:
+    """What is printed of a sweep when it is done.
+
+    Args:
+        sweep: The table of its cells and arms, as plain data.
+    """
+    cells, arms = sweep["cells"], sweep["arms"]
+    criteria = sorted({row["criterion"] for row in cells if row["criterion"]})
+    measure = f"Unchanged by {', '.join(criteria)}, in the dtype that was saved" if criteria else ""
+    blocks: list[Table | Lines] = [_table(measure, list(map(_cell, cells)))]
+    if len(arms) < len(cells):
+        confidence = f"{100 * sweep['confidence']:g} %"
+        title = f"Over seeds: mean [{confidence} t-interval, of shares cut at 0 and 100 %]"
+        blocks.append(_table(title, list(map(_arm, arms))))
+    failed = [row for row in cells if row["error"]]
+    if failed:
+        lines = (f"{printable(row['cell'])}: {printable(row['error'])}" for row in failed)
+        blocks.append(Lines(f"{plural(len(failed), 'cell')} failed", tuple(lines)))
+    return Document(sections=[Section("", blocks=tuple(blocks))])
+
+
+def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+    """A table of the columns of which anything is known; the first says what a row is about."""
+    known = [name for name in rows[0] if {row[name] for row in rows} != {NONE}]
+    columns = [
+        Column[Any](name, role="number" if place else "text", drop=int(name == "seconds"))
+        for place, name in enumerate(known)
+    ]
+    return plain_table(title, columns, [[row[name] for name in known] for row in rows], brief=title)
+
+
+def _cell(row: Mapping[str, Any]) -> dict[str, str]:
+    num = row["num_elements"]
+    return {
+        "cell": printable(row["cell"]),
+        "unchanged": NONE if num is None else share(num - row["num_changed"], num),
+        "saved": row["saved_dtype"] or row["status"],
+        "learning rate": f"{row['peak_learning_rate']:g}",
+        "steps": count(row["num_steps"]),
+        "loss": _number(row["loss_last"], ".4g"),
+        "reward": _number(row["reward_last"], ".3f"),
+        "right": (
+            NONE if row["num_questions"] is None else f"{row['num_right']}/{row['num_questions']}"
+        ),
+        "seconds": _number(row["seconds_train"], ",.0f"),
+    }
+
+
+def _arm(arm: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "arm": printable(arm["arm"]),
+        "n": f"{arm['num_finished']}/{arm['num_cells']}",
+        "unchanged": _mean(arm["sparsity"], is_share=True),
+        "loss": _mean(arm["loss_last"]),
+        "reward": _mean(arm["reward_last"]),
+        "accuracy": _mean(arm["accuracy"], is_share=True),
+    }
+
+
+def _number(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+def _mean(known: Mapping[str, Any] | None, *, is_share: bool = False) -> str:
+    """A mean with its interval; of shares in percent."""
+    if known is None:
+        return NONE
+    mean = percent(known["mean"], 1) if is_share else f"{known['mean']:.4g}"
+    if known["high"] is None:
+        return mean
+    if not is_share:
+        return f"{mean} [{known['low']:.4g}, {known['high']:.4g}]"
+    low, high = within(known, 0.0, 1.0) or (0.0, 1.0)
+    return f"{mean} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def plan_document(plan: Mapping[str, Any]) -> Document:
+    """What is printed of a sweep before it trains: the cells, and how they differ.
+
+    Args:
+        plan: Its plain data.
+    """
+    cells = plan["cells"]
+    num_arms = len({cell["arm"] for cell in cells})
+    num_finished = sum(cell["is_finished"] for cell in cells)
+    opening = f"{plural(len(cells), 'cell')} in {plural(num_arms, 'arm')}"
+    names = [
+        f"  {printable(cell['name'])}{'  (finished)' if cell['is_finished'] else ''}"
+        for cell in cells[:MOST_NAMES]
+    ]
+    if len(cells) > MOST_NAMES:
+        names.append(f"  … and {len(cells) - MOST_NAMES} more")
+    finished = f", {num_finished} finished" if num_finished else ""
+    blocks = [Lines(f"{opening}{finished}.", tuple(names))]
+    for why, title in TITLES.items():
+        found = [row for row in plan["differences"] if row["why"] == why]
+        if found:
+            blocks.append(Lines(title, tuple(_differences(found, len(cells)))))
+    blocks.append(Lines("Matched", tuple(_matched(plan["matched"]))))
+    return Document(sections=[Section("", blocks=tuple(blocks))])
+
+
+def _differences(found: Sequence[Mapping[str, Any]], num_cells: int) -> list[str]:
+    """One line for each setting; those that nobody asked for and not all have are counted."""
+    shared = [row for row in found if row["of"] or _num_cells(row) == num_cells]
+    lines = []
+    width = max((len(row["setting"]) for row in shared), default=0)
+    for row in shared:
+        values = "; ".join(
+            f"{_value(known['value'])} ({plural(len(known['cells']), 'cell')})"
+            for known in row["values"]
+        )
+        by = f"  [{', '.join(_key(key) for key in row['of'])}]" if row["of"] else ""
+        lines.append(f"  {printable(row['setting']).ljust(width)}  {values}{by}")
+    if only := len(found) - len(shared):
+        lines.append(f"  and {plural(only, 'setting')} that only some of the algorithms have")
+    return lines
+
+
+def _num_cells(difference: Mapping[str, Any]) -> int:
+    return sum(len(known["cells"]) for known in difference["values"])
+
+
+def _matched(matched: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Whether the cells take the same learning rate, steps and tokens."""
+    texts: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "learning_rate": ("learning rate", _value),
+        "steps": ("steps", _steps),
+        "work_of_a_step": ("tokens per step", _tokens),
+    }
+    lines = []
+    for key, (name, text) in texts.items():
+        values = "; ".join(text(known["value"]) for known in matched[key]["values"])
+        said = {
+            "equal": f"{values} in every cell",
+            "asked": f"as asked: {values}",
+            "consequence": f"follows from {', '.join(map(_key, matched[key]['of']))}: {values}",
+            "run file": f"DIFFERENT, and not asked for: {values}",
+        }[matched[key]["why"]]
+        lines.append(f"  {name.ljust(15)}  {said}")
+    return lines
+
+
+def _steps(steps: Mapping[str, Any]) -> str:
+    return f"{steps['steps']:,}" if "steps" in steps else f"{steps['epochs']:g} epochs of the data"
+
+
+def _tokens(work: Mapping[str, Any]) -> str:
+    how = "at most about" if work["is_bound"] else "about"
+    return f"{how} {work['tokens']:,} in {plural(work['sequences'], 'sequence')}"
+
+
+def _key(key: str) -> str:
+    return printable(key.removeprefix("factors."))
+
+
+def _value(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = printable(text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
