@@ -36,7 +36,9 @@ PAIRS = (
 def figures(folder: Path) -> dict[str, Any]:
     """Overlaps of every pair, and what the three runs agree on."""
     base_folder = folder / "base"
-    masks: dict[str, Mask] = {run: extract_mask(base_folder, folder / run) for run in RUNS}
+    masks: dict[str, Mask] = {
+        run: extract_mask(base_folder, folder / run / "model") for run in RUNS
+    }
     with open_checkpoint(base_folder) as base:
         masks["as grpo, at random in each tensor"] = masks["grpo"].random_like(CONTROL_SEED)
         masks["as grpo, at random at each magnitude"] = random_matched(

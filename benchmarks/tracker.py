@@ -29,12 +29,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM
+from trimtab.training.recipe import Recipe
 
 from benchmarks.contestants import random_mask
 from benchmarks.processes import in_own_process, peak_resident, reset_peak, resident_after_trim
 from benchmarks.provenance import provenance
 from trimtab.training import SparseAdamW
-from trimtab.training.recipe import Recipe
 from trimtab.training.tracker.run import KindTotals, Session, TrackerSettings
 
 PARTS = ("speed", "memory")

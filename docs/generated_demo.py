@@ -10,7 +10,7 @@ from typing import Any
 
 from docs.generated import rows
 
-from trimtab.cli.demo_record import label_of
+from trimtab.cli.demo import label_of
 from trimtab.elements.counts import percent
 from trimtab.report.identity import cosine_text
 from trimtab.report.wording import share_text

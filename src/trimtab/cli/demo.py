@@ -1,9 +1,14 @@
-"""`trimtab demo`: train, compare, train only the mask, report."""
+"""`trimtab demo`: train, compare, train only the mask, report.
+
+What the page cannot know of a run, its label and what it is, is said here.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from operator import eq
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -12,12 +17,80 @@ import click
 
 import trimtab
 from trimtab.cli.options import SEED, Command, command_line
-from trimtab.cli.terminal import say
+from trimtab.cli.terminal import say, stop_asked
 
 if TYPE_CHECKING:
     from trimtab.masks.identity import Identity
     from trimtab.measure.compare_result import Comparison
-    from trimtab.training.demo import DemoRun
+    from trimtab.report.demo import DemoRecord, Score
+    from trimtab.results.answers import Answers
+    from trimtab.training.demo import DemoRun, TrainedRun
+
+LABELS = {
+    "grpo": "GRPO",
+    "sft": "SFT",
+    "grpo-mask": "GRPO mask",
+    "grpo-random": "random mask",
+    "grpo-matched": "matched mask",
+    "grpo-complement": "complement mask",
+}
+ABOUT = {
+    "grpo-mask": "GRPO again, from the same base and with the same questions, order and seed, "
+    "training only the weights that GRPO changed. All others keep the value of the base. In every "
+    "run weights are fp32 while they are trained, and rounded to bf16 once, when they are saved; "
+    "the mask is what changed in the saved bf16. Gradients are clipped by the norm of the whole "
+    "gradient, as they are where every weight is trained.",
+    "grpo-random": "the same with as many weights of each tensor, at random places.",
+    "grpo-matched": "the same with as many weights of each tensor and each bf16 exponent, at "
+    "random places: as many small and as many large ones.",
+    "grpo-complement": "the same with all the weights that GRPO did not change.",
+}
+ABOUT_SEED = (
+    "GRPO of every weight again, on the same questions under another seed: how far two such runs "
+    "agree."
+)
+MEASURES = {"grpo": "reward", "sft": "loss"}
+"""What tells of learning; the loss of GRPO hovers around zero by construction."""
+
+ON_SAMPLES = (
+    "GRPO learns from answers that it samples itself. As soon as one weight differs so do the "
+    "answers, and with them what is learned from: a run in the mask is not the other one bit for "
+    "bit. What counts is its accuracy, and the identity beside that of doing nothing and of the "
+    "controls."
+)
+ON_CONTROLS = (
+    "Whether it matters which weights are trained, only controls can tell: “trimtab demo "
+    "--controls” adds them."
+)
+ON_RANDOM = (
+    "The random mask has as many weights in each tensor as that of GRPO, but they are larger: bf16 "
+    "cannot store a small step on a large weight, and saving rounds it away. “Changed” says what "
+    "was left. Whether these weights matter, or only that they are small, the matched mask tells: "
+    "it has as many of each size."
+)
+
+SETTINGS = {
+    "algorithm": "algorithm",
+    "steps": "trainer.max_steps",
+    "seed": "seed",
+    "sequences a step": "trainer.per_device_train_batch_size",
+    "answers to a question": "trainer.num_generations",
+    "tokens of an answer": "trainer.max_completion_length",
+    "temperature": "trainer.temperature",
+    "loss": "trainer.loss_type",
+    "KL coefficient": "trainer.beta",
+    "optimizer": "trainer.optim",
+    "learning rate": "trainer.learning_rate",
+    "schedule": "trainer.lr_scheduler_type",
+    "beta 1": "trainer.adam_beta1",
+    "beta 2": "trainer.adam_beta2",
+    "epsilon": "trainer.adam_epsilon",
+    "weight decay": "trainer.weight_decay",
+    "gradient norm": "trainer.max_grad_norm",
+    "clipped by": "optimizer.clip_by",
+    "mask": "mask",
+}
+"""What the page lists of the settings of a run -> where `resolved.json` has it."""
 
 
 @click.command(
@@ -62,7 +135,6 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     had changed, and the two models are set side by side. Interrupt it when you like; the same
     command goes on where it was.
     """
-    from trimtab.cli.demo_record import demo_record, label_of
     from trimtab.report.demo import demo_document
     from trimtab.report.files import write_output
     from trimtab.report.html import check_installed, render
@@ -72,12 +144,14 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     check_installed()
     started = perf_counter()
     try:
-        run = train_demo(out, controls=controls, steps=steps, seed=seed)
+        with stop_asked("finishing the step and saving it") as stop:
+            run = train_demo(out, controls=controls, steps=steps, seed=seed, stop=stop)
     except KeyboardInterrupt as interrupt:
-        raise type(interrupt)("the same command goes on where it was") from None
-    comparisons = {name: _compare(run, name) for name, arm in run.arms.items() if arm.mask is None}
-    beside = [name for name in run.arms if name not in ("grpo", "sft")]
-    beside.sort(key=lambda name: run.arms[name].mask is None)  # the mask first, the seed last
+        why = interrupt.args or ("the same command goes on where it was",)
+        raise type(interrupt)(*why) from None
+    comparisons = {name: _compare(run, name) for name, of in run.runs.items() if of.mask is None}
+    beside = [name for name in run.runs if name not in ("grpo", "sft")]
+    beside.sort(key=lambda name: run.runs[name].mask is None)  # the mask first, the seed last
     checks = {name: _check(run, name) for name in beside}
     for name, comparison in comparisons.items():
         comparison.save(out / f"{name}.json", force=True)
@@ -104,30 +178,108 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
 
 
 def _compare(run: DemoRun, name: str) -> Comparison:
-    settings = run.arms[name].record["settings"]
+    settings = run.runs[name].run.settings()
+    trainer = settings["trainer"]
     comparison = trimtab.compare(
         run.base,
-        run.arms[name].folder,
-        lr=settings["learning_rate"],
-        steps=settings["steps"],
-        betas=(settings["beta1"], settings["beta2"]),
+        run.runs[name].folder,
+        lr=trainer["learning_rate"],
+        steps=trainer["max_steps"],
+        betas=(trainer["adam_beta1"], trainer["adam_beta2"]),
     )
-    told = {
-        **comparison.provenance,
-        "command": command_line(),
-        "seed": settings["seed"],
-    }
-    return replace(comparison, provenance=told)
+    provenance = {**comparison.provenance, "command": command_line(), "seed": settings["seed"]}
+    return replace(comparison, provenance=provenance)
 
 
 def _check(run: DemoRun, name: str) -> Identity:
     """A run against GRPO: in its own mask, or in that of GRPO if it trained every weight."""
-    mask = run.arms[name].mask or run.arms["grpo-mask"].mask
+    mask = run.runs[name].mask or run.runs["grpo-mask"].mask
     assert mask is not None
-    check = trimtab.identity(run.base, run.arms["grpo"].folder, run.arms[name].folder, mask)
+    check = trimtab.identity(run.base, run.runs["grpo"].folder, run.runs[name].folder, mask)
     return replace(check, provenance={**check.provenance, "command": command_line()})
 
 
 def _totals(result: Comparison | Identity) -> dict[str, Any]:
     data = result.to_dict()
     return {"total": data["total"], "by_kind": data["by_kind"]}
+
+
+def label_of(name: str) -> str:
+    """What an arm is called in tables and charts."""
+    return LABELS.get(name) or f"GRPO seed {name.rpartition('-')[2]}"
+
+
+def demo_record(run: DemoRun) -> DemoRecord:
+    """Everything but the comparisons and identity checks, as plain data."""
+    majority = run.majority
+    record: Any = {
+        "base_id": run.origin["model"],
+        "model_note": f"Its weights are {run.origin['note']}: they are not bit for bit those that "
+        "the model was published with.",
+        "task": "one-digit addition with a verifiable reward",
+        "before": _scores(run.before),
+        "majority_baseline": {
+            "correct": majority["num_correct"],
+            "total": majority["num_questions"],
+            "answer": str(majority["answer"]),
+        },
+        "arms": {label_of(name): _arm(run, name, of) for name, of in run.runs.items()},
+        "full": LABELS["grpo"],
+        "mask_notes": [
+            ON_SAMPLES,
+            ON_RANDOM if "grpo-random" in run.runs else ON_CONTROLS,
+        ],
+    }
+    demo: DemoRecord = record
+    return demo
+
+
+def _arm(run: DemoRun, name: str, of: TrainedRun) -> dict[str, Any]:
+    from trimtab.outputs import flat
+
+    settings, result = flat(of.run.settings()), of.result
+    measure = MEASURES[settings["algorithm"]]
+    shown = {
+        label: settings[key] for label, key in SETTINGS.items() if settings.get(key) is not None
+    }
+    if "mask" in shown:
+        shown["mask"] = f"{shown['mask'][:8]}…"  # a table has no room for whole digests
+    record: dict[str, Any] = {
+        **_scores(of.answers),
+        "history": [{key: row[key] for key in ("step", measure)} for row in result["history"]],
+        "seconds": result["seconds"]["train"],
+        "loss_tokens": of.tokens["num_loss"],
+        "settings": {
+            **shown,
+            **{f"{what} precision": dtype for what, dtype in result["precision"].items()},
+            "forward tokens": of.tokens["num_forward"],
+        },
+        "optimizer": result["optimizer"],
+    }
+    if name not in ("grpo", "sft"):
+        record["about"] = ABOUT.get(name, ABOUT_SEED)
+        record["same_answers"] = _same_answers(of.answers, run.runs["grpo"].answers)
+    return record
+
+
+def _same_answers(answers: Answers, full: Answers) -> Score:
+    from trimtab.results.statistics import wilson
+
+    same, total = sum(map(eq, answers.greedy, full.greedy)), full.num_questions
+    return {"correct": same, "total": total, "interval": list(wilson(same / total, total))}
+
+
+def _scores(answers: Answers) -> Mapping[str, Any]:
+    told = answers.to_dict()
+    return {
+        "accuracy_greedy": {
+            "correct": told["num_greedy_correct"],
+            "total": told["num_questions"],
+            "interval": told["greedy_interval"],
+        },
+        "accuracy_sampled": {
+            "correct": sum(answer["num_sampled_correct"] for answer in told["answers"]),
+            "total": told["num_questions"] * told["num_samples"],
+            "interval": told["sampled_interval"],
+        },
+    }

@@ -1,89 +1,113 @@
-"""The demo's training half: one base, and the arms that are trained from it.
+"""The demo: three run files, the runs that they describe, and what their models answer.
 
-Every stage leaves its result in the output folder and is skipped when it is there::
+The run files are in `demo_runs/`, and are written into the output folder: `trimtab train` trains
+each of them alone. What is there already is kept::
 
     out/base/             the base checkpoint, bf16            (origin.json)
-    out/grpo/, out/sft/   the trained checkpoints, bf16        (run.json)
+    out/grpo.toml, …      the run files
+    out/grpo/, …          what each run leaves                 (model/, result.json)
     out/mask.safetensors  what GRPO changed
-    out/grpo-mask/        trained again, only there            (run.json)
-    out/evaluation.json   held-out answers of all of them
-    out/.work/            Trainer checkpoints of an unfinished arm
+    out/evaluation.json   held-out answers of all models, as `trimtab evaluate` writes them
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import CheckpointError
+from trimtab.errors import MaskError, ResultFormatError, SettingsError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
+from trimtab.outputs import new_file
+from trimtab.processes import Interrupted
 from trimtab.progress import progress_bars, stage
-from trimtab.results.answers import Answers
-from trimtab.results.evaluation import MajorityBaseline, majority_baseline
-from trimtab.results.schema import from_plain
+from trimtab.results.evaluation import Evaluation
 from trimtab.training import runtime
-from trimtab.training.addition import Question
-from trimtab.training.arm import check_settings, train_arm
-from trimtab.training.demo_arms import ARMS, DemoArm, demo_arms, demo_masks, mask_file
-from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
+from trimtab.training.addition import split_questions
+from trimtab.training.evaluation.answering import load_tokenizer
+from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import addition_questions
-from trimtab.training.folders import read_json, write_json
-from trimtab.training.recipe import Recipe
+from trimtab.training.folders import write_json
+from trimtab.training.runs.base_model import BaseModel, open_base
+from trimtab.training.runs.execute import MODEL, RESULT, execute, state_of
+from trimtab.training.runs.prepare import Run, Stop, prepare
+from trimtab.training.runs.settings import Settings
 from trimtab.training.smollm2 import export_base
+from trimtab.training.sweeps.cell import MaskKind, derived_mask
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["ArmResult", "DemoRun", "train_demo"]
+    from trimtab.results.answers import Answers
+
+__all__ = ["MASKED", "DemoRun", "TrainedRun", "run_files", "train_demo"]
+
+FULL = "grpo"
+"""The run whose changes are the mask."""
+
+MASKED: Mapping[str, MaskKind] = {
+    "grpo-mask": "own",
+    "grpo-random": "random",
+    "grpo-matched": "matched",
+    "grpo-complement": "complement",
+}
+"""Run in a mask -> which mask of what `FULL` changed; see `derived_mask`."""
 
 NUM_SAMPLES = 8
 """Sampled answers to each held-out question, beside the greedy one."""
 
-_EVALUATION = "evaluation.json"
-_EVALUATION_VERSION = 2
-"""History: 1 had no `ended`, and no number."""
-_WORK = ".work"
+EVALUATION = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class ArmResult:
-    """A trained arm of the demo.
+class TrainedRun:
+    """A run of the demo.
 
     Attributes:
-        algorithm: `grpo` or `sft`.
-        folder: The trained checkpoint.
+        run: What it trained.
+        result: Its `result.json`.
         mask: The file of the mask that it trained only; None if it trained every weight.
-        record: Its `run.json`: settings, precision, optimizer, tokens, history, seconds, versions,
-            device.
         answers: To the held-out questions.
+        num_prompt_tokens: Tokens of each prompt.
     """
 
-    algorithm: str
-    folder: Path
+    run: Run
+    result: Mapping[str, Any]
     mask: Path | None
-    record: Mapping[str, Any]
     answers: Answers
+    num_prompt_tokens: int
 
     @property
-    def num_forward_tokens(self) -> int:
-        """Tokens that went forward and backward in training, prompts included."""
-        return int(self.record["tokens"]["num_forward"])
+    def folder(self) -> Path:
+        """The trained checkpoint."""
+        return self.run.output / MODEL
 
     @property
-    def num_loss_tokens(self) -> int:
-        """Completion tokens: those that the loss is taken on."""
-        return int(self.record["tokens"]["num_loss"])
+    def tokens(self) -> dict[str, int]:
+        """Tokens that went forward and backward, and those of completions: with a loss."""
+        num_sequences = self.result["steps"] * self.run.args.per_device_train_batch_size
+        forward = self.result["num_input_tokens"]
+        return {
+            "num_sequences": num_sequences,
+            "num_prompt_tokens_each": self.num_prompt_tokens,
+            "num_forward": forward,
+            "num_loss": forward - num_sequences * self.num_prompt_tokens,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        settings = self.run.settings()
         return {
             "folder": str(self.folder),
             "mask": None if self.mask is None else str(self.mask),
-            "record": dict(self.record),
+            "record": {**self.result, "settings": settings, "tokens": self.tokens},
             "evaluation": self.answers.to_dict(),
         }
 
@@ -95,206 +119,209 @@ class DemoRun:
     Attributes:
         base: Folder of the base checkpoint.
         origin: Its record: where the weights come from and what was done to them.
-        before: Answers of the base to the held-out questions.
-        heldout: The held-out questions.
-        majority: What the best constant answer scores on them.
-        arms: The trained arms, by name; those of every weight come first.
-        seconds: Wall time of each stage in this call; one that was finished before takes no time.
-        num_train_questions: Questions that the arms were trained on.
+        evaluation: The held-out questions, and what the base and the runs answer to them.
+        runs: The trained runs, by name; those of every weight come first.
+        num_train_questions: Questions that the runs were trained on.
     """
 
     base: Path
     origin: Mapping[str, Any]
-    before: Answers
-    heldout: tuple[Question, ...]
-    majority: MajorityBaseline
-    arms: Mapping[str, ArmResult]
-    seconds: Mapping[str, float]
+    evaluation: Evaluation
+    runs: Mapping[str, TrainedRun]
     num_train_questions: int
+
+    @property
+    def before(self) -> Answers:
+        """What the base answers."""
+        answers = self.evaluation.models[0].answers
+        assert answers is not None
+        return answers
+
+    @property
+    def majority(self) -> Mapping[str, Any]:
+        """What the best constant answer scores."""
+        questions = self.evaluation.questions
+        baseline = None if questions is None else questions.baseline()
+        assert baseline is not None
+        return baseline
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        assert self.evaluation.questions is not None
         return {
             "base": str(self.base),
             "origin": dict(self.origin),
             "num_train_questions": self.num_train_questions,
-            "heldout": list(map(str, self.heldout)),
-            "majority_baseline": self.majority.to_dict(),
+            "heldout": list(self.evaluation.questions.prompts),
+            "majority_baseline": dict(self.majority),
             "before": self.before.to_dict(),
-            "arms": {name: arm.to_dict() for name, arm in self.arms.items()},
-            "seconds": dict(self.seconds),
+            "arms": {name: of.to_dict() for name, of in self.runs.items()},
         }
+
+
+def run_files(steps: int = 20, seed: int = 0, *, controls: bool = False) -> dict[str, str]:
+    """Run files as text, by the name of the run, in the order in which they are trained.
+
+    All but `sft` are GRPO on the questions of `grpo`. Those in a mask differ from it in nothing but
+    what they train.
+
+    Args:
+        steps: Optimizer steps of each.
+        seed: Of the questions held out, their order, and the sampling.
+        controls: Add the controls of the mask, and `grpo` of every weight under the next seed.
+    """
+    shipped = files("trimtab.training") / "demo_runs"
+    grpo, sft, mask = (
+        _with((shipped / f"{name}.toml").read_text("utf-8"), seed=seed, max_steps=steps)
+        for name in (FULL, "sft", "grpo-mask")
+    )
+    runs = {FULL: grpo, "sft": sft}
+    if controls:
+        other = (seed + 1) % 2**32
+        name = f"grpo-seed-{other}"
+        again = _with(grpo, output=name, seed=other)
+        runs[name] = again.replace("[data]\n", f"[data]\nseed = {seed}\n")
+    runs["grpo-mask"] = mask
+    if controls:
+        for name, kind in list(MASKED.items())[1:]:
+            runs[name] = _with(mask, output=name, mask=f"mask-{kind}.safetensors")
+    return runs
+
+
+def _with(text: str, **values: str | int) -> str:
+    """A run file with other values of some keys."""
+    for key, value in values.items():
+        shown = f'"{value}"' if isinstance(value, str) else str(value)
+        text, num = re.subn(rf'(?m)^{key} = ("[^"]*"|\S+)', f"{key} = {shown}", text, count=1)
+        assert num, f"the file has no {key}"
+    return text
 
 
 def train_demo(
     out: str | Path,
     *,
-    arms: Sequence[str] = ARMS,
     controls: bool = False,
     steps: int = 20,
     seed: int = 0,
     progress: Progress | None = None,
+    stop: Stop = lambda: False,
     make_base: Callable[[Path], dict[str, Any]] = export_base,
 ) -> DemoRun:
-    """Make the base, train the arms, and ask all of them the held-out questions.
+    """Make the base, train the runs, and ask all of them the held-out questions.
 
-    Can be interrupted at any time and called again with the same arguments: finished stages are
-    kept and an unfinished arm goes on from its last checkpoint.
+    An interrupted call is resumed by the next one; what is finished is kept.
 
     Args:
-        out: Output folder; made if it does not exist.
-        arms: Which arms to train, any of `ARMS`; `grpo-mask` needs `grpo`.
-        controls: Train the controls of the mask, too: as many weights at random places, as many of
-            each size, all that are not in it, and every weight under the next seed.
-        steps: Optimizer steps of each arm.
-        seed: Of the split, the order of the questions and the sampling.
-        progress: A running rich progress display to add lines to; by default an own one on
-            stderr, which is silent where that is no terminal.
-        make_base: Makes the base checkpoint in a folder, or returns the record of a finished one.
-
-    Returns:
-        Folders, accuracies, token counts and times.
+        out: Folder for everything.
+        controls: Also train the controls of the mask.
+        steps: Optimizer steps of each run.
+        seed: Of the questions held out, their order, and the sampling.
+        progress: A running display to add lines to; by default an own one on stderr.
+        stop: Asked after every step whether to stop.
+        make_base: Makes the base in a folder and returns its record.
 
     Raises:
-        SettingsError: An unknown arm, one that needs another, or steps or seed out of range.
+        SettingsError: Steps or seed are out of range.
         MissingExtraError: The train extra or the package of the model is not installed.
         OutputExistsError: `out` holds a run with other settings.
         CheckpointError: A folder in `out` is not what an earlier call wrote.
         MaskError: GRPO changed nothing, so there is nothing to retrain.
+        Interrupted: It was asked to stop.
     """
-    recipe = Recipe(steps=steps, seed=seed)
-    wanted = demo_arms(recipe, arms, controls=controls)
+    if steps < 1:
+        raise SettingsError(f"steps is {steps}, expected at least 1")
     runtime.start()
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    split = recipe.split()
+    wanted = run_files(steps, seed, controls=controls)
+    bases: dict[Path, BaseModel] = {}
+    runs: dict[str, tuple[Run, Mapping[str, Any]]] = {}
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
-        run = _Run(out, recipe, split.heldout, bars)
-        origin = run.base(make_base)
-        # Also of arms that are not asked for: `out` is one run. Those in a mask wait for it.
-        for arm in demo_arms(recipe, controls=True):
-            if arm.mask is None:
-                run.check(arm, origin)
-        before = run.answers("base", origin)
-        results = {}
-        masks: dict[str, Mask] = {}
-        for arm in wanted:
-            if arm.mask is not None and not masks:
-                masks = run.masks([other.mask for other in wanted if other.mask is not None])
-            mask = None if arm.mask is None else masks[arm.mask]
-            record = run.arm(arm, origin, mask)
-            results[arm.name] = ArmResult(
-                arm.algorithm,
-                out / arm.name,
-                None if arm.mask is None else mask_file(out, arm.mask),
-                record,
-                run.answers(arm.name, record),
+        with stage(bars, "base: de-quantise, save as bf16"):
+            origin = make_base(out / "base")
+        # Also of runs that are not asked for: the folder is one demo. A mask is yet to be made.
+        for name, text in run_files(steps, seed, controls=True).items():
+            if name not in MASKED:
+                state_of(prepare(Settings.of(out / f"{name}.toml", tomllib.loads(text)), bases))
+        for name, text in wanted.items():
+            if stop():
+                raise Interrupted(f"the same command goes on with {name}")
+            path = out / f"{name}.toml"
+            with new_file(path, force=True) as file:
+                file.write(text.encode())
+            if name in MASKED and not MASKED.keys() & runs.keys():
+                with stage(bars, "mask: what GRPO changed"):
+                    _make_masks(out, [MASKED[of] for of in wanted if of in MASKED], seed)
+            run = prepare(Settings.read(path), bases)
+            is_finished = state_of(run) == "finished"
+            runs[name] = (
+                run,
+                _json(run.output / RESULT) if is_finished else execute(run, bars, stop=stop),
             )
-        run.clear()
-    return DemoRun(
-        base=out / "base",
-        origin=origin,
-        before=before,
-        heldout=split.heldout,
-        majority=majority_baseline(question.answer for question in split.heldout),
-        arms=results,
-        seconds=run.seconds,
-        num_train_questions=len(split.train),
-    )
+        if stop():
+            raise Interrupted("the same command goes on with the held-out questions")
+        evaluation = _evaluation(out, [run.output / MODEL for run, _ in runs.values()], seed, bars)
+    train = split_questions(seed).train
+    tokenizer = load_tokenizer(out / "base")
+    num_prompt_tokens = max(len(tokenizer(of.prompt)["input_ids"]) for of in train)
+    trained = {}
+    for (name, (run, result)), model in zip(runs.items(), evaluation.models[1:], strict=True):
+        mask = out / run.file.mask if name in MASKED else None
+        assert model.answers is not None
+        trained[name] = TrainedRun(run, result, mask, model.answers, num_prompt_tokens)
+    return DemoRun(out / "base", origin, evaluation, trained, len(train))
 
 
-@dataclass
-class _Run:
-    """The stages of one call, with their progress lines and times."""
+def _make_masks(out: Path, kinds: list[MaskKind], seed: int) -> None:
+    """Make masks of what `FULL` changed and keep each in a file, unless the file holds it."""
+    changed = extract_mask(out / "base", out / FULL / MODEL, changed="bits")
+    if not changed.num_selected():
+        raise MaskError(f"{out / FULL} is the base bit for bit, so there is no mask: train longer")
+    for kind in kinds:
+        path = out / ("mask.safetensors" if kind == "own" else f"mask-{kind}.safetensors")
+        mask = derived_mask(kind, changed, out / "base", seed)
+        if not _holds(path, mask):
+            mask.save(path, force=True)
 
-    out: Path
-    recipe: Recipe
-    heldout: Sequence[Question]
-    bars: Progress
-    seconds: dict[str, float] = field(default_factory=dict)
 
-    def work(self, arm: DemoArm) -> Path:
-        return self.out / _WORK / arm.name
+def _holds(path: Path, mask: Mask) -> bool:
+    try:
+        return path.exists() and Mask.load(path) == mask
+    except MaskError:
+        return False  # damaged: it is written again
 
-    def clear(self) -> None:
-        """Remove the folder of unfinished state, unless another arm still has some there."""
-        work = self.out / _WORK
-        if work.is_dir() and not any(work.iterdir()):
-            work.rmdir()
 
-    def base(self, make_base: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
-        with self._timed("base"), stage(self.bars, "base: de-quantise, save as bf16"):
-            return make_base(self.out / "base")
+def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Evaluation:
+    """What the base and the models answer, or answered to an earlier call.
 
-    def check(self, arm: DemoArm, origin: Mapping[str, Any]) -> None:
-        """Refuse what another run left of an arm that trains every weight."""
-        check_settings(arm.algorithm, arm.recipe, origin, self.out / arm.name, self.work(arm))
-
-    def masks(self, wanted: Sequence[str]) -> dict[str, Mask]:
-        with self._timed("masks"), stage(self.bars, "mask: what GRPO changed"):
-            return demo_masks(self.out, wanted, self.recipe.seed)
-
-    def arm(self, arm: DemoArm, origin: Mapping[str, Any], mask: Mask | None) -> dict[str, Any]:
-        with (
-            self._timed(arm.name),
-            stage(self.bars, f"{arm.name}: train", arm.recipe.steps) as line,
+    The saved bf16 weights are asked, so accuracy and sparsity are those of the same file.
+    """
+    path = out / EVALUATION
+    asked = [out / "base", *models]
+    questions = addition_questions(split_questions(seed).heldout, seed=seed)
+    if path.exists():
+        known = Evaluation.from_dict(_json(path))
+        hashes = [open_base(str(model), Path()).record.content_hash for model in asked]
+        if (
+            [model.record.content_hash for model in known.models] == hashes
+            and known.questions is not None
+            and dict(known.questions.record) == questions.describe()
+            and known.settings["seed"] == seed
         ):
-            return train_arm(
-                arm.algorithm,
-                arm.recipe,
-                self.out / "base",
-                origin,
-                self.out / arm.name,
-                self.work(arm),
-                mask=mask,
-                on_step=line.step,
-            )
+            return known
+    evaluation = evaluate(
+        list(map(str, asked)),
+        questions=questions,
+        num_samples=NUM_SAMPLES,
+        dtype="bf16",
+        batch_size=len(questions) * NUM_SAMPLES,
+        seed=seed,
+        progress=bars,
+    )
+    write_json(path, evaluation.to_dict())
+    return evaluation
 
-    def answers(self, name: str, record: Mapping[str, Any]) -> Answers:
-        """The answers of one checkpoint; kept ones count for the same weights and seed only."""
-        path = self.out / _EVALUATION
-        try:
-            kept = read_json(path)
-        except FileNotFoundError:
-            kept = {}
-        except ValueError as error:
-            raise CheckpointError(f"{path} is not JSON ({error}): delete it") from error
-        key = {
-            "version": _EVALUATION_VERSION,
-            "weights": record["weights"]["xxh3_128"],
-            "seed": self.recipe.seed,
-        }
-        entry = kept.get(name, {})
-        if {field: entry.get(field) for field in key} == key:
-            told = {field: value for field, value in entry.items() if field not in key}
-            return from_plain(Answers, told, what=f"entry {name} of {path}")
-        with self._timed(f"{name}: evaluation"), stage(self.bars, f"{name}: held-out questions"):
-            answers = self._ask(self.out / name)
-        write_json(path, {**kept, name: {**key, **answers.to_dict()}})
-        return answers
 
-    def _ask(self, checkpoint: Path) -> Answers:
-        """Ask the saved bf16 weights, not the fp32 ones of the trainer.
-
-        The accuracy then belongs to the same file as the sparsity.
-        """
-        questions = replace(
-            addition_questions(self.heldout),
-            max_completion_length=self.recipe.max_completion_tokens,
-        )
-        with runtime.quiet():
-            return ask(
-                load_model(checkpoint, "bf16", "cpu"),
-                load_tokenizer(checkpoint),
-                questions,
-                seed=self.recipe.seed,
-                num_samples=NUM_SAMPLES,
-                batch_size=len(self.heldout) * NUM_SAMPLES,
-            )
-
-    @contextmanager
-    def _timed(self, name: str) -> Iterator[None]:
-        started = perf_counter()
-        yield
-        self.seconds[name] = perf_counter() - started
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES)
+    return content

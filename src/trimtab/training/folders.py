@@ -1,4 +1,4 @@
-"""Folders that are either whole or absent, with a record of what was put in them.
+"""What folders of runs hold: checkpoints of a Trainer, and records in JSON.
 
 A checkpoint folder is filled under another name and renamed when it is complete (`new_folder` of
 `trimtab.outputs`), so whatever carries its name was finished. Its record (a JSON file) names the
@@ -23,6 +23,7 @@ from trimtab.outputs import new_file
 
 __all__ = [
     "WEIGHTS",
+    "complete_checkpoints",
     "last_checkpoint",
     "last_unfinished",
     "read_json",

@@ -19,7 +19,7 @@ import resource
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
 from logging import INFO, NOTSET, WARNING, getLogger
@@ -33,8 +33,8 @@ __all__ = [
     "PeakMemory",
     "accelerator",
     "device",
-    "fast_products",
     "give_back_unused",
+    "needs_fast_products",
     "quiet",
     "say",
     "start",
@@ -83,17 +83,11 @@ def say(text: str) -> None:
         print(f"[trimtab] {text}", file=sys.stderr)
 
 
-def fast_products() -> AbstractContextManager[Any]:
-    """A context in which bf16 products are fast, on a CPU that would be slow; else one of nothing.
-
-    See `trimtab.training.bf16_products`.
-    """
+def needs_fast_products(device: Any) -> bool:
+    """Whether bf16 products are slow on a device: a CPU that has no instructions for them."""
     import torch
 
-    from trimtab.training.bf16_products import fast_bf16
-
-    is_fast = torch.accelerator.is_available() or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return nullcontext() if is_fast else fast_bf16()
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 @contextmanager

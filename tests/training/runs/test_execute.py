@@ -286,7 +286,7 @@ def test_a_run_that_was_killed_before_its_result(base: Base, tmp_path: Path, kep
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:  # the instant at which a kill would come
-        patch.setattr("trimtab.training.runs.base_model.save_weights", kill)
+        patch.setattr("trimtab.training.runs.execute.save_weights", kill)
         with pytest.raises(KeyboardInterrupt):
             train(run)
     again = train(run)

@@ -227,10 +227,10 @@ def questions_of_run(
     if data is not None:
         raise SettingsError(f"{file.path} trains on the task {file.data.task}: leave --data out")
     if not file.data.is_gym:
-        return questions_of_task(file.data, seed=file.seed, num=num, by=by)
+        return questions_of_task(file.data, seed=file.task_seed, num=num, by=by)
     # The tasks seed question i with seed + i: the training questions are the first ones.
-    seen = gym_questions(file.data, file.seed)
-    asked = questions_of_task(file.data, seed=file.seed + file.data.size, num=num, by=by)
+    seen = gym_questions(file.data, file.task_seed)
+    asked = questions_of_task(file.data, seed=file.task_seed + file.data.size, num=num, by=by)
     return asked.unseen(row["prompt"] for row in gym_rows(seen, file.data, ("prompt",)).rows)
 
 

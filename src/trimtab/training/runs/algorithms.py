@@ -18,24 +18,7 @@ from trimtab.training.addition import end_token
 from trimtab.training.runs.data import Rows, prompt_ids
 from trimtab.training.runs.rewards import Reward
 
-__all__ = [
-    "ALGORITHMS",
-    "DPO",
-    "GRPO",
-    "KTO",
-    "ORPO",
-    "PAIRS",
-    "PPO",
-    "PRIME",
-    "RFT",
-    "RLOO",
-    "SFT",
-    "SIMPO",
-    "Algorithm",
-    "Made",
-    "OnlineAlgorithm",
-    "RolloutAlgorithm",
-]
+__all__ = ["ALGORITHMS", "DEFAULTS", "PAIRS", "Algorithm", "Made"]
 
 Made = Literal["completions", "pairs", "labels"]
 """What is made of samples: good ones, pairs of a good and a bad one, or both with a label."""
@@ -125,17 +108,32 @@ class Algorithm:
         return _load(self.trainer)(
             model=model,
             args=args,
-            train_dataset=self.dataset(rows.rows, tokenizer, args.seed),
+            train_dataset=self.dataset(
+                rows.rows, tokenizer, args.seed, ends_with_line=rows.ends_with_line
+            ),
             processing_class=tokenizer,
             callbacks=list(callbacks),
             **self.more(model, tokenizer, rows, reward),
         )
 
-    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
+    def dataset(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        seed: int,
+        *,
+        ends_with_line: bool = False,
+    ) -> Any:
         """The rows as the trainer is given them; most shuffle and tokenize them themselves.
 
         Where no reward looks at them, other columns are left out: TRL would train on `input_ids` in
         place of prompt and completion, end no text that has a `text` beside it, and so on.
+
+        Args:
+            rows: The rows.
+            tokenizer: Of the model.
+            seed: Of the run.
+            ends_with_line: Whether completions end with their line, and not with an end token.
         """
         from trimtab.training.runs.exact_dataset import ExactDataset
 
@@ -193,58 +191,48 @@ class RolloutAlgorithm(OnlineAlgorithm):
         return steps
 
 
-SFT = Algorithm(
-    name="sft",
-    trainer="trl:SFTTrainer",
-    config="trl:SFTConfig",
-    columns=("prompt", "completion"),
-)
+class _SFT(Algorithm):
+    """TRL's loss on given completions, or on samples of the model.
 
+    TRL ends a completion with the end token, and tokenizes the text of a sample again. So rows that
+    say themselves which tokens are learned are tokenized here: samples, to the very tokens that
+    were drawn; and completions that end with their line, as those that GRPO samples do.
+    """
 
-class _RFT(Algorithm):
-    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
-        """Tokens of prompt and sample; only the sample is learned."""
+    def dataset(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        seed: int,
+        *,
+        ends_with_line: bool = False,
+    ) -> Any:
+        """Tokens of prompt and completion where the data has them; only the latter is learned."""
         from datasets import Dataset
 
-        return Dataset.from_list(
-            [_labelled(prompt_ids(tokenizer, row["prompt"]), row["completion_ids"]) for row in rows]
-        )
+        if not (ends_with_line or self.needs_samples):
+            return super().dataset(rows, tokenizer, seed)
 
+        def tokens(row: Mapping[str, Any]) -> dict[str, list[int]]:
+            prompt: list[int] = prompt_ids(tokenizer, row["prompt"])
+            if self.needs_samples:
+                ids = row["completion_ids"]
+            else:
+                ids = tokenizer(row["completion"], add_special_tokens=False)["input_ids"]
+            return {"input_ids": [*prompt, *ids], "labels": [-100] * len(prompt) + ids}
 
-def _labelled(prompt: list[int], completion: list[int]) -> dict[str, list[int]]:
-    return {"input_ids": [*prompt, *completion], "labels": [-100] * len(prompt) + completion}
-
-
-RFT = _RFT(
-    name="rft",
-    trainer="trl:SFTTrainer",
-    config="trl:SFTConfig",
-    columns=("prompt", "completion"),
-    made_of_samples="completions",
-    needs_samples=True,
-)
-
-
-DPO = Algorithm(
-    name="dpo",
-    trainer="trl:DPOTrainer",
-    config="trl:DPOConfig",
-    columns=PAIRS,
-    made_of_samples="pairs",
-)
-
-
-ORPO = Algorithm(
-    name="orpo",
-    trainer="trl.experimental.orpo:ORPOTrainer",
-    config="trl.experimental.orpo:ORPOConfig",
-    columns=PAIRS,
-    defaults={"remove_unused_columns": False},  # its collator reads them; TRL would warn and do so
-    made_of_samples="pairs",
-)
+        return Dataset.from_list(list(map(tokens, rows)))
 
 
 class _KTO(Algorithm):
+    """Completions that are good or bad, each by itself.
+
+    TRL estimates the KL term from the completions of neighbours in a batch, and therefore takes the
+    rows in the order in which they are given, in every epoch. So they are shuffled here, by the
+    seed, and both rows of a pair are made before: TRL would put all chosen ones before all rejected
+    ones.
+    """
+
     def problems(self, args: Any) -> Iterator[str]:
         """A batch of one has no neighbour to estimate the KL term from."""
         if args.per_device_train_batch_size < 2:
@@ -253,7 +241,14 @@ class _KTO(Algorithm):
                 "KTO compares the completions of a batch with each other: expected at least 2"
             )
 
-    def dataset(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, seed: int) -> Any:
+    def dataset(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        seed: int,
+        *,
+        ends_with_line: bool = False,
+    ) -> Any:
         """Two rows of each pair, all shuffled."""
         ordered = [single for row in rows for single in _singles(row)]
         Random(seed).shuffle(ordered)
@@ -270,68 +265,105 @@ def _singles(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     ]
 
 
-KTO = _KTO(
-    name="kto",
-    trainer="trl:KTOTrainer",
-    config="trl:KTOConfig",
-    columns=("prompt", "completion", "label"),
-    or_columns=PAIRS,
-    made_of_samples="labels",
+_ALL = (
+    # The loss is that of the completion, given the prompt.
+    _SFT(
+        name="sft",
+        trainer="trl:SFTTrainer",
+        config="trl:SFTConfig",
+        columns=("prompt", "completion"),
+    ),
+    # SFT on those of the model's own samples that the reward accepts. It is the control for what
+    # SFT does when its data comes from the model: same loss, other data.
+    _SFT(
+        name="rft",
+        trainer="trl:SFTTrainer",
+        config="trl:SFTConfig",
+        columns=("prompt", "completion"),
+        made_of_samples="completions",
+        needs_samples=True,
+    ),
+    # The reference is the base: TRL loads it again from the folder that the model came from, in the
+    # same dtype, also when a run is resumed.
+    Algorithm(
+        name="dpo",
+        trainer="trl:DPOTrainer",
+        config="trl:DPOConfig",
+        columns=PAIRS,
+        made_of_samples="pairs",
+    ),
+    # It needs no reference model.
+    Algorithm(
+        name="orpo",
+        trainer="trl.experimental.orpo:ORPOTrainer",
+        config="trl.experimental.orpo:ORPOConfig",
+        columns=PAIRS,
+        defaults={"remove_unused_columns": False},  # its collator reads them; TRL would drop them
+        made_of_samples="pairs",
+    ),
+    _KTO(
+        name="kto",
+        trainer="trl:KTOTrainer",
+        config="trl:KTOConfig",
+        columns=("prompt", "completion", "label"),
+        or_columns=PAIRS,
+        made_of_samples="labels",
+    ),
+    # The loss of TRL's CPOTrainer without the cloning term. `CPOConfig` keeps `cpo_alpha = 1.0`
+    # when only `loss_type` is set, which is another algorithm, CPO-SimPO, so what makes it SimPO is
+    # fixed. TRL's `beta = 0.1` is DPO's; SimPO divides by the length and needs a larger one. Ours,
+    # and the margin of half of it, are those that its authors trained Llama-3-Base with and
+    # recommend to start from (README of princeton-nlp/SimPO).
+    Algorithm(
+        name="simpo",
+        trainer="trl.experimental.cpo:CPOTrainer",
+        config="trl.experimental.cpo:CPOConfig",
+        columns=PAIRS,
+        defaults={
+            "beta": 2.0,
+            "simpo_gamma": 1.0,
+            "remove_unused_columns": False,  # its collator reads them; TRL would drop them
+        },
+        fixed={"loss_type": "simpo", "cpo_alpha": 0.0, "alpha": 0.0},
+        made_of_samples="pairs",
+    ),
+    # trimtab's own trainer: TRL has none since 1.13. The reference is the base, copied before the
+    # first step, also when a run is resumed.
+    RolloutAlgorithm(
+        name="ppo",
+        trainer="trimtab.training:PPOTrainer",
+        config="trimtab.training:PPOConfig",
+        columns=("prompt",),
+        takes_reward=True,
+    ),
+    # Advantages within the group, a clipped ratio for each token.
+    OnlineAlgorithm(
+        name="grpo",
+        trainer="trl:GRPOTrainer",
+        config="trl:GRPOConfig",
+        columns=("prompt",),
+        takes_reward=True,
+    ),
+    # Each sample against the mean of the others, a ratio for the whole. Its KL penalty is in the
+    # reward and on by default (`beta`): the reference is the base, which TRL loads again from the
+    # folder that the model came from.
+    OnlineAlgorithm(
+        name="rloo",
+        trainer="trl:RLOOTrainer",
+        config="trl:RLOOConfig",
+        columns=("prompt",),
+        takes_reward=True,
+    ),
+    # trimtab's own trainer: TRL never had it, and verl's recipe no longer runs. The reward model
+    # begins as the base; so does its reference, also when a run is resumed.
+    RolloutAlgorithm(
+        name="prime",
+        trainer="trimtab.training:PRIMETrainer",
+        config="trimtab.training:PRIMEConfig",
+        columns=("prompt",),
+        takes_reward=True,
+    ),
 )
 
-
-SIMPO = Algorithm(
-    name="simpo",
-    trainer="trl.experimental.cpo:CPOTrainer",
-    config="trl.experimental.cpo:CPOConfig",
-    columns=PAIRS,
-    defaults={
-        "beta": 2.0,
-        "simpo_gamma": 1.0,
-        "remove_unused_columns": False,  # its collator reads them; TRL would warn and do so
-    },
-    fixed={"loss_type": "simpo", "cpo_alpha": 0.0, "alpha": 0.0},
-    made_of_samples="pairs",
-)
-
-
-PPO = RolloutAlgorithm(
-    name="ppo",
-    trainer="trimtab.training:PPOTrainer",
-    config="trimtab.training:PPOConfig",
-    columns=("prompt",),
-    takes_reward=True,
-)
-
-
-GRPO = OnlineAlgorithm(
-    name="grpo",
-    trainer="trl:GRPOTrainer",
-    config="trl:GRPOConfig",
-    columns=("prompt",),
-    takes_reward=True,
-)
-
-
-RLOO = OnlineAlgorithm(
-    name="rloo",
-    trainer="trl:RLOOTrainer",
-    config="trl:RLOOConfig",
-    columns=("prompt",),
-    takes_reward=True,
-)
-
-
-PRIME = RolloutAlgorithm(
-    name="prime",
-    trainer="trimtab.training:PRIMETrainer",
-    config="trimtab.training:PRIMEConfig",
-    columns=("prompt",),
-    takes_reward=True,
-)
-
-
-ALGORITHMS: Mapping[str, Algorithm] = {
-    algorithm.name: algorithm
-    for algorithm in (SFT, RFT, DPO, ORPO, KTO, SIMPO, PPO, GRPO, RLOO, PRIME)
-}
+ALGORITHMS: Mapping[str, Algorithm] = {algorithm.name: algorithm for algorithm in _ALL}
+"""Name in run files -> the algorithm."""

@@ -21,7 +21,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.elements.counts import percent
 from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
@@ -29,7 +29,12 @@ from trimtab.outputs import ensure_same_settings, is_draft, lock, new_folder, to
 from trimtab.processes import Interrupted
 from trimtab.progress import stage
 from trimtab.training import runtime
-from trimtab.training.folders import complete_checkpoints, last_unfinished, read_json, write_json
+from trimtab.training.folders import (
+    complete_checkpoints,
+    last_unfinished,
+    read_json,
+    write_json,
+)
 from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.runs.base_model import count_update, save_weights, saved_dtypes
@@ -43,7 +48,7 @@ from trimtab.words import plural
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["MODEL", "RESOLVED", "RESULT", "check_output", "execute", "goes_on", "overview"]
+__all__ = ["MODEL", "RESOLVED", "RESULT", "execute", "goes_on", "overview", "state_of"]
 
 RESOLVED = "resolved.json"
 RESULT = "result.json"
@@ -138,7 +143,8 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             if checkpoint is not None:
                 check_complete(checkpoint)
                 load_converted(checkpoint, trainer.model)
-            with told_where(run.output / CHECKPOINTS, "make room, and the same command goes on"):
+            room = told_where(run.output / CHECKPOINTS, "make room, and the same command goes on")
+            with room, run.products():
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 load_converted(Path(trainer.state.best_model_checkpoint), trainer.model)
@@ -147,7 +153,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
     trained = perf_counter()
     peak_memory = peak.read()
     # Both are read from tensors that saving rounds to the dtypes of the base.
-    precision, optimizer = _precision(run, trainer), _optimizer(run, training)
+    precision, optimizer = _precision(run, trainer), _optimizer(run, training, trainer)
     shutil.rmtree(run.output / MODEL, ignore_errors=True)  # left by a call that ended just here
     with new_folder(run.output / MODEL) as draft:
         if training is not None:
@@ -162,6 +168,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
         "notes": [] if run.mask is None else notes_of(run.mask, run.file),
         "update": count_update(run.base, run.output / MODEL, run.file.save_dtype, run.trained),
         "peak_memory": peak_memory,
+        "num_input_tokens": int(trainer.state.num_input_tokens_seen) or None,
         "history": [log for log in trainer.state.log_history if "loss" in log],
         "seconds": {
             "load": loaded - started,
@@ -169,7 +176,10 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             "save": perf_counter() - trained,
         },
         "versions": runtime.versions(),
-        "device": runtime.device(trainer.args.device),
+        "device": {
+            **runtime.device(trainer.args.device),
+            **({"bf16_products": "by fp32 kernels"} if run.has_fast_products else {}),
+        },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(run.output / RESULT, result)
@@ -200,37 +210,51 @@ def _track(run: Run, trainer: Any) -> None:
     tracker.attach(trainer)
 
 
+def state_of(run: Run) -> Literal["new", "begun", "finished"]:
+    """What the folder of a run holds of it.
+
+    Raises:
+        OutputExistsError: It holds another run, or something else.
+        CheckpointError: It holds a damaged run.
+    """
+    output = run.output
+    is_finished = (output / RESULT).exists()
+    if not output.exists() or (output.is_dir() and not any(map(_counts, output.iterdir()))):
+        return "new"
+    try:
+        found = read_json(output / RESOLVED)["settings"]
+    except (FileNotFoundError, NotADirectoryError):
+        raise OutputExistsError(
+            f"output: {output} exists and holds no run: choose another folder"
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise CheckpointError(
+            f"{output / RESOLVED} cannot be read ({error!r}): delete the folder to start anew"
+        ) from None
+    begun = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
+    kept = (FOUND, SAMPLES, UNFINISHED)
+    if not (is_finished or any(begun) or any((output / file).exists() for file in kept)):
+        return "new"  # it was stopped before there was anything to keep
+    ensure_same_settings(
+        found,
+        run.settings(),
+        holds=f"output: {output} holds {'a finished' if is_finished else 'an unfinished'} run",
+        cure="use the same settings, or choose another folder",
+    )
+    return "finished" if is_finished else "begun"
+
+
 def check_output(run: Run) -> None:
-    """Check that the folder of a run is free, or holds this very run, begun.
+    """Check that a run can be trained in its folder: that it is new there, or begun.
 
     Raises:
         OutputExistsError: It holds another run, or a finished one, or something else.
         CheckpointError: It holds a damaged run.
     """
-    output = run.output
-    if (output / RESULT).exists():
+    if state_of(run) == "finished":
         raise OutputExistsError(
-            f"output: {output} holds a finished run: choose another folder, or delete this one"
+            f"output: {run.output} holds a finished run: choose another folder, or delete this one"
         )
-    if output.exists() and (not output.is_dir() or any(map(_counts, output.iterdir()))):
-        try:
-            found = read_json(output / RESOLVED)["settings"]
-        except (FileNotFoundError, NotADirectoryError):
-            raise OutputExistsError(
-                f"output: {output} exists and holds no run: choose another folder"
-            ) from None
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise CheckpointError(
-                f"{output / RESOLVED} cannot be read ({error!r}): delete the folder to start anew"
-            ) from None
-        begun = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
-        if any(begun) or any((output / file).exists() for file in (FOUND, SAMPLES, UNFINISHED)):
-            ensure_same_settings(
-                found,
-                run.settings(),
-                holds=f"output: {output} holds an unfinished run",
-                cure="go on with the same settings, or choose another folder",
-            )
 
 
 def _counts(path: Path) -> bool:
@@ -239,23 +263,36 @@ def _counts(path: Path) -> bool:
     return not (path.name == LOCK or is_draft(path) or is_empty)
 
 
-def _optimizer(run: Run, training: MaskedTraining | None) -> dict[str, Any]:
-    if training is None:
+def _optimizer(run: Run, training: MaskedTraining | None, trainer: Any = None) -> dict[str, Any]:
+    """What the optimizer trains; and, of a trainer that has trained, what it keeps for that."""
+    if training is not None:
+        optimizer: dict[str, Any] = training.describe()["optimizer"]
+        return optimizer
+    if trainer is None:
         return {"optimizer": run.args.optim}
-    optimizer: dict[str, Any] = training.describe()["optimizer"]
-    return optimizer
+    num_elements = sum(parameter.numel() for parameter in trainer.model.parameters())
+    return {
+        "optimizer": run.args.optim,
+        "num_selected": num_elements,
+        "num_elements": num_elements,
+        "index_bytes": 0,
+        "state_bytes": sum(moment.nbytes for moment in _moments(trainer)),
+    }
+
+
+def _moments(trainer: Any) -> list[Any]:
+    states = trainer.optimizer.state.values()
+    return [state[key] for state in states for key in MOMENTS if key in state]
 
 
 def _precision(run: Run, trainer: Any) -> dict[str, str]:
     """The dtypes that a run really had, read from the trainer before it is saved."""
-    states = trainer.optimizer.state.values()
-    moments = [state[key] for state in states for key in MOMENTS if key in state]
     weights = _dtypes(trainer.model.parameters())
     return {
         "base": ", ".join(sorted(run.base.record.dtypes)),
         "weights": weights,
         "compute": "bfloat16 autocast" if trainer.args.bf16 else weights,
-        "optimizer_state": _dtypes(moments),
+        "optimizer_state": _dtypes(_moments(trainer)),
         "saved": saved_dtypes(run.base, run.file.save_dtype),
     }
 

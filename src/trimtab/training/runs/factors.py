@@ -4,20 +4,19 @@ A factor says in one word what takes another key in every algorithm, or several 
 together. It is nothing but a name for those keys: `with_factors` writes them into the content of a
 run file before anything reads it, and refuses a factor beside a key that it stands for. So a run
 with a factor is the run with its keys, and no factor can touch more than its own.
+
+A dotted key names an entry of a table: `trainer.beta` is the key `beta` of the table `trainer`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from trimtab.results.tables import check_table
 from trimtab.training.runs.algorithms import ALGORITHMS
-from trimtab.training.runs.dotted import look_up, with_keys
-
-__all__ = ["FACTORS", "KEYS_THEMSELVES", "Factor", "FactorsTable", "expand", "with_factors"]
 
 ONLINE = ("ppo", "grpo", "rloo", "prime")
 """Algorithms that sample while they train."""
@@ -330,3 +329,35 @@ def expand(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         except _CannotBe as error:
             problems.append(f"factors.{name} {error}")
     return settings
+
+
+def look_up(content: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a key of a run file, or the default if it is not there."""
+    table, _, name = key.rpartition(".")
+    place = content.get(table) if table else content
+    return place.get(name, default) if isinstance(place, Mapping) else default
+
+
+def with_keys(
+    content: Mapping[str, Any], settings: Mapping[str, Any], without: Iterable[str] = ()
+) -> dict[str, Any]:
+    """A run file with other values of some keys.
+
+    Args:
+        content: As TOML has it; it is not changed. What should be a table and is none stays what
+            it is, to be told of when the run file is checked.
+        settings: Dotted keys -> values.
+        without: Dotted keys to take away before.
+    """
+    whole = {key: dict(of) if isinstance(of, dict) else of for key, of in content.items()}
+    for key in without:
+        table, _, name = key.rpartition(".")
+        place = whole.get(table) if table else whole
+        if isinstance(place, dict):
+            place.pop(name, None)
+    for key, value in settings.items():
+        table, _, name = key.rpartition(".")
+        place = whole.setdefault(table, {}) if table else whole
+        if isinstance(place, dict):
+            place[name] = value
+    return whole

@@ -46,6 +46,7 @@ class DataTable:
         size: Questions of a reasoning-gym task.
         chat: Whether its questions are messages of a user, and not texts.
         config: Passed to the configuration of a reasoning-gym task.
+        seed: Decides the questions of a task; None for the seed of the run.
     """
 
     file: str | None = None
@@ -53,6 +54,7 @@ class DataTable:
     size: int = 500
     chat: bool = False
     config: dict[str, Any] | None = None
+    seed: int | None = None
 
     @property
     def is_gym(self) -> bool:
@@ -200,6 +202,10 @@ def _of_data(data: DataTable) -> Iterator[str]:
             ("size", "chat", "config"),
             f'without a task "{REASONING_GYM}…"',
         )
+    if data.seed is not None and data.task is None:
+        yield "data.seed has no effect without a task"
+    elif not 0 <= (data.seed or 0) < 2**32:
+        yield f"data.seed is {data.seed}, expected 0 to 2**32 - 1"
     if data.size < 1:
         yield f"data.size is {data.size}, expected at least 1"
 
@@ -386,6 +392,11 @@ class Settings:
     def resolve(self, name: str) -> Path:
         """A path of the file, relative to the folder of the file."""
         return self.path.parent / Path(name).expanduser()
+
+    @property
+    def task_seed(self) -> int:
+        """Decides the questions of a task."""
+        return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def density(self) -> float | None:

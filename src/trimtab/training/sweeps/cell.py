@@ -13,12 +13,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import xxhash
 
+from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import read_toml
+from trimtab.masks import Mask
+from trimtab.masks.makers.weight_scores import low_magnitude_scores
+from trimtab.masks.selection.quotas import Quotas, random_matched
+from trimtab.masks.selection.top_k import select
 from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import (
     Questions,
@@ -29,9 +34,8 @@ from trimtab.training.evaluation.questions import (
 )
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.runs.data import read_rows
-from trimtab.training.runs.dotted import with_keys
 from trimtab.training.runs.execute import MODEL, RESULT
-from trimtab.training.runs.factors import FACTORS
+from trimtab.training.runs.factors import FACTORS, with_keys
 from trimtab.training.runs.settings import DataTable, RewardTable, Settings
 from trimtab.training.sweeps.settings import Arm, SweepSettings
 
@@ -43,8 +47,10 @@ __all__ = [
     "RUN",
     "Cell",
     "Examiner",
+    "MaskKind",
     "Outcome",
     "cells_of",
+    "derived_mask",
     "measured",
     "questions_of_cell",
     "read_cell",
@@ -61,6 +67,8 @@ OUT = "out"
 
 FORMAT = "trimtab.cell"
 FORMAT_VERSION = 1
+
+MaskKind = Literal["own", "random", "matched", "complement", "low-magnitude"]
 
 SEED = "seed"
 """The key over whose values an arm is averaged."""
@@ -154,6 +162,36 @@ def read_cell(path: Path) -> Settings:
             raise
         raise SettingsError(f"{path}: not the run of a cell ({error!r})") from None
     return Settings.of(run, {**content, "output": str((path.parent / OUT).resolve())})
+
+
+def derived_mask(kind: MaskKind, changed: Mask, base: Path, seed: int) -> Mask:
+    """A mask of what a run changed, or another one of its size to set it against.
+
+    Args:
+        kind: `own` is what it changed. `random` has as many elements of each tensor, `matched` as
+            many of each tensor and binary exponent of the base's weight, `low-magnitude` as many of
+            each tensor, the smallest. `complement` is everything else.
+        changed: What the run changed.
+        base: The base.
+        seed: Decides what is drawn.
+    """
+    match kind:
+        case "own":
+            return changed
+        case "random":
+            return changed.random_like(seed)
+        case "complement":
+            return changed.complement()
+        case "matched":
+            return random_matched(changed, base, seed)
+        case "low-magnitude":
+            with open_checkpoint(base) as checkpoint:
+                scores = low_magnitude_scores(
+                    checkpoint, [n for n in checkpoint.tensors if n in changed]
+                )
+                quotas = Quotas.like(changed, scores.shapes, match="tensor", base=checkpoint)
+                step = {"step": kind, "base": {"id": checkpoint.id}}
+                return select(scores, quotas, seed=0, provenance=step)
 
 
 def cells_of(sweep: SweepSettings) -> list[Cell]:
@@ -354,4 +392,4 @@ def questions_of_cell(sweep: SweepSettings, cell: Cell) -> Questions:
         return asked.first(table.questions)
     if table.task is None or table.task == file.data.task:
         return questions_of_run(file, num=table.questions)
-    return questions_of_task(DataTable(task=table.task), seed=file.seed, num=table.questions)
+    return questions_of_task(DataTable(task=table.task), seed=file.task_seed, num=table.questions)

@@ -15,12 +15,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from trimtab.errors import CheckpointError, OutputExistsError, SettingsError, TrimtabError
+from trimtab.errors import SettingsError, TrimtabError
 from trimtab.outputs import flat
-from trimtab.training.folders import read_json
 from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.data import prompt_ids
-from trimtab.training.runs.execute import RESOLVED, RESULT, check_output
+from trimtab.training.runs.execute import RESULT, state_of
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.prepare import Run, prepare
 from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured, questions_of_cell
@@ -222,24 +221,9 @@ def plan(sweep: SweepSettings) -> Plan:
 
 def _planned(cell: Cell, bases: dict[Path, BaseModel]) -> PlannedCell:
     run = prepare(cell.file(), bases)
-    settings, out = run.settings(), cell.out
-    if (out / RESULT).exists():
-        try:
-            found = flat(read_json(out / RESOLVED)["settings"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{out / RESOLVED} cannot be read ({error!r}): delete {cell.folder} to train anew"
-            ) from None
-        now = flat(settings)
-        if other := [name for name in {**now, **found} if now.get(name) != found.get(name)]:
-            raise OutputExistsError(
-                f"{out} holds a finished run with another {', '.join(other)}: choose another "
-                "output for the sweep, or delete the folder of the cell"
-            )
+    if state_of(run) == "finished":
         measured(cell)  # better to hear now that it cannot be read
-    else:
-        check_output(run)
-    return PlannedCell(cell, flat(settings), run.describe(), work_of_a_step(run))
+    return PlannedCell(cell, flat(run.settings()), run.describe(), work_of_a_step(run))
 
 
 class _Problems:
