@@ -13,7 +13,8 @@ import pytest
 
 from trimtab.errors import CheckpointError, MissingExtraError
 from trimtab.training import smollm2
-from trimtab.training.smollm2 import ORIGIN, convert_gguf, export_base, find_gguf
+from trimtab.training.folders import ORIGIN
+from trimtab.training.smollm2 import convert_gguf, export_base, find_gguf
 
 HIDDEN, INTERMEDIATE, HEADS = 32, 48, 2
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.outputs import new_folder
-from trimtab.training.folders import read_record, seal
-from trimtab.training.smollm2 import ORIGIN
+from trimtab.training.folders import ORIGIN, read_record, seal
 
 CHARACTERS = "0123456789+=\n"
 

@@ -40,7 +40,8 @@ from trimtab.training.runs.execute import MODEL, RESULT, execute, state_of
 from trimtab.training.runs.prepare import Run, Stop, prepare
 from trimtab.training.runs.settings import Settings
 from trimtab.training.smollm2 import export_base
-from trimtab.training.sweeps.cell import MaskKind, derived_mask
+from trimtab.training.sweeps.cell import derived_mask
+from trimtab.training.sweeps.settings import MaskKind
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -156,6 +157,7 @@ class DemoRun:
             "majority_baseline": dict(self.majority),
             "before": self.before.to_dict(),
             "arms": {name: of.to_dict() for name, of in self.runs.items()},
+            "seconds": {name: sum(of.result["seconds"].values()) for name, of in self.runs.items()},
         }
 
 

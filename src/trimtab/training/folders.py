@@ -22,6 +22,7 @@ from trimtab.errors import CheckpointError, CheckpointNotFoundError
 from trimtab.outputs import new_file
 
 __all__ = [
+    "ORIGIN",
     "WEIGHTS",
     "complete_checkpoints",
     "last_checkpoint",
@@ -33,6 +34,9 @@ __all__ = [
 ]
 
 WEIGHTS = "model.safetensors"
+
+ORIGIN = "origin.json"
+"""The record in the folder of a base that was made here: where its weights come from."""
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:

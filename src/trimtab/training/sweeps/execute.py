@@ -1,10 +1,10 @@
 """`run_sweep`: run the cells that a plan has left to run, and write its table.
 
 A cell is `python -m trimtab train CELL/run.json` in a process of its own, so that one that fails
-takes no other with it; what it prints is kept in `CELL/log.txt`. Children have sessions of their
-own, so that Ctrl-C reaches this process alone. They are asked to stop by SIGTERM, since a shell
-that starts a sweep in the background has SIGINT ignored, and end with this process, whatever ends
-it.
+takes no other with it (but for those that need it); what it prints is kept in `CELL/log.txt`.
+Children have sessions of their own, so that Ctrl-C reaches this process alone. They are asked to
+stop by SIGTERM, since a shell that starts a sweep in the background has SIGINT ignored, and end
+with this process, whatever ends it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.outputs import lock, new_file
 from trimtab.processes import Interrupted, start_trimtab
 from trimtab.training.folders import write_json
-from trimtab.training.runs.execute import RESULT
+from trimtab.training.progress import progress_bars
+from trimtab.training.runs.execute import execute
+from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
-from trimtab.training.sweeps.cell import Cell, Outcome
+from trimtab.training.sweeps.cell import RUN, Cell, Outcome
 from trimtab.training.sweeps.plan import Plan
 from trimtab.training.sweeps.table import as_csv, sweep_table
 
@@ -63,35 +65,67 @@ def num_processors() -> int:
 
 
 def run_cells(
-    cells: Sequence[Cell], *, jobs: int, told: Told, stop: Callable[[], bool]
+    cells: Sequence[Cell],
+    *,
+    jobs: int,
+    told: Told,
+    stop: Callable[[], bool],
+    here: bool = False,
 ) -> dict[str, Outcome]:
-    """Run cells, some at a time, in their order.
+    """Run cells, some at a time, in their order; each after those that it needs.
 
     Args:
         cells: None of them finished.
         jobs: Processes at a time. With several, each has its share of the processors.
         told: Told when a cell starts and ends.
         stop: Whether to stop: what runs then finishes its step and keeps it, and nothing starts.
+        here: Run them in this process, one at a time: where a process that loads torch first would
+            take longer than they do.
 
     Returns:
         Name of the cell -> what became of it. Cells that were not started are not in it.
     """
-    waiting, running = list(reversed(cells)), list[_Running]()
+    waiting, running = list(cells), list[_Running]()
     outcomes: dict[str, Outcome] = {}
     stopping = False
     environment = dict(os.environ)
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, num_processors() // jobs))
+
+    def end(cell: Cell, outcome: Outcome, started: float) -> None:
+        outcomes[cell.name] = outcome
+        told(cell, f"{outcome.error or outcome.status} ({monotonic() - started:.0f} s)")
+
     try:
         while running or (waiting and not stopping):
             if not stopping and stop():
                 stopping = True
                 for of in running:
                     of.process.terminate()
-            while waiting and len(running) < jobs and not stopping:
-                cell = waiting.pop()
-                running.append(_start(cell, environment))
-                told(cell, "started")
+            for cell in list(waiting) if not stopping else ():
+                begun = monotonic()
+                pending = {of.name for of in (*waiting, *(one.cell for one in running))}
+                needed = [of.name for of in cell.needs if not of.is_finished]
+                if bad := [name for name in needed if name not in pending]:
+                    waiting.remove(cell)
+                    end(cell, Outcome("failed", f"needs {', '.join(bad)}"), begun)
+                elif not needed and len(running) < jobs:
+                    waiting.remove(cell)
+                    told(cell, "started")
+                    try:
+                        cell.write()
+                        if not here:
+                            running.append(_start(cell, environment))
+                            continue
+                        with progress_bars() as bars:
+                            execute(prepare(cell.file()), bars, stop=stop)
+                        end(cell, Outcome("finished"), begun)
+                    except Interrupted:
+                        stopping = True
+                        end(cell, Outcome("interrupted"), begun)
+                        break
+                    except TrimtabError as error:
+                        end(cell, Outcome("failed", str(error)), begun)
             for of in running:
                 if of.kept_more():
                     told(of.cell, f"{of.num_steps:,} steps done and kept")
@@ -99,11 +133,9 @@ def run_cells(
                 running.remove(of)
                 with of.process:  # closes the pipe to it
                     pass
-                outcome = _outcome(of, stopping)
-                outcomes[of.cell.name] = outcome
-                seconds = monotonic() - of.started
-                told(of.cell, f"{outcome.error or outcome.status} ({seconds:.0f} s)")
-            sleep(POLL_SECONDS)
+                end(of.cell, _outcome(of, stopping), of.started)
+            if running:
+                sleep(POLL_SECONDS)
     finally:
         for of in running:  # only if this process is to end at once
             with of.process:
@@ -112,11 +144,11 @@ def run_cells(
 
 
 def _start(cell: Cell, environment: Mapping[str, str]) -> _Running:
-    run = cell.write()
     path = cell.folder / LOG
     path.unlink(missing_ok=True)  # what a process of a killed sweep still says is not for this one
     with path.open("xb") as log:
-        process = start_trimtab(["train", str(run)], log, environment, has_own_session=True)
+        run = str(cell.folder / RUN)
+        process = start_trimtab(["train", run], log, environment, has_own_session=True)
     return _Running(cell, process, monotonic(), _num_steps_kept(cell))
 
 
@@ -128,7 +160,7 @@ def _num_steps_kept(cell: Cell) -> int:
 
 
 def _outcome(of: _Running, stopping: bool) -> Outcome:
-    if (of.cell.out / RESULT).exists():
+    if of.cell.is_finished:
         return Outcome("finished")
     if stopping:
         return Outcome("interrupted")

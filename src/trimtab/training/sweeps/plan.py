@@ -19,13 +19,22 @@ from trimtab.errors import SettingsError, TrimtabError
 from trimtab.outputs import flat
 from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.data import prompt_ids
-from trimtab.training.runs.execute import RESULT, state_of
+from trimtab.training.runs.execute import state_of
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.prepare import Run, prepare
 from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured, questions_of_cell
 from trimtab.training.sweeps.settings import SweepSettings
 
-__all__ = ["Difference", "Plan", "PlannedCell", "differences", "matched", "plan", "work_of_a_step"]
+__all__ = [
+    "Difference",
+    "Plan",
+    "PlannedCell",
+    "checked",
+    "differences",
+    "matched",
+    "plan",
+    "work_of_a_step",
+]
 
 MOST_ROWS = 1000
 """Whose tokens are counted; the mean of so many is near enough to compare arms by."""
@@ -118,7 +127,7 @@ class PlannedCell:
     @property
     def is_finished(self) -> bool:
         """Whether an earlier call trained it."""
-        return (self.cell.out / RESULT).exists()
+        return self.cell.is_finished
 
 
 @dataclass(frozen=True)
@@ -219,11 +228,29 @@ def plan(sweep: SweepSettings) -> Plan:
     return Plan(sweep, tuple(planned), tuple(differences(planned)), matched(planned), asked)
 
 
-def _planned(cell: Cell, bases: dict[Path, BaseModel]) -> PlannedCell:
+def checked(cell: Cell, bases: dict[Path, BaseModel]) -> Run:
+    """The run of a cell, ready as far as it can be before the cells that it needs.
+
+    Args:
+        cell: The cell.
+        bases: Models that have been opened before; added to.
+
+    Raises:
+        OutputExistsError: It was trained, or begun, with other settings.
+        TrimtabError: It cannot be used.
+    """
     run = prepare(cell.file(), bases)
-    if state_of(run) == "finished":
+    if cell.is_ready and state_of(run) == "finished":
         measured(cell)  # better to hear now that it cannot be read
-    return PlannedCell(cell, flat(run.settings()), run.describe(), work_of_a_step(run))
+    return run
+
+
+def _planned(cell: Cell, bases: dict[Path, BaseModel]) -> PlannedCell:
+    run = checked(cell, bases)
+    settings, about = {**run.settings(), **cell.from_others}, run.describe()
+    if cell.of is not None:
+        about["mask"] = {**about["mask"], "source": cell.from_others["mask"]}
+    return PlannedCell(cell, flat(settings), about, work_of_a_step(run))
 
 
 class _Problems:

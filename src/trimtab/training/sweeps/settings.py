@@ -1,13 +1,14 @@
 """`SweepSettings`: which runs a TOML file asks for, checked as far as it alone allows.
 
 A sweep takes a run file, or several, and sets keys of it: those of `[set]` everywhere, and every
-combination of the lists of `[sweep]`, in each `[[arm]]`. Its own paths are relative to it; those
+combination of the lists of `[sweep]`, in each `[[arm]]`. An arm may need another one, whose cells
+give its own what they train or start from. Its own paths are relative to it; those
 that it sets in a run file are relative to the run file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
@@ -19,7 +20,7 @@ from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.settings import Settings
 
-__all__ = ["Arm", "EvaluateTable", "SweepSettings"]
+__all__ = ["Arm", "EvaluateTable", "MaskKind", "SweepSettings"]
 
 MOST_CELLS = 1_000
 
@@ -34,6 +35,10 @@ ALONE = tuple(
 """Keys of a run file that are in no table, and can be set."""
 
 
+MaskKind = Literal["own", "random", "matched", "complement", "low-magnitude"]
+"""What is trained of what another run changed: that, or something else of its size."""
+
+
 @dataclass(frozen=True)
 class Arm:
     """Some cells of a sweep that have something in common.
@@ -42,11 +47,32 @@ class Arm:
         name: As the file has it; None for the only arm of a file that names none.
         run: The run file.
         settings: Dotted keys of the run file -> values, for all its cells.
+        mask: What its cells train only, of what those of arm `of` changed.
+        of: The arm whose changes the mask is made of.
+        start: The arm whose models its cells train on; None for the model of the run file.
     """
 
     name: str | None
     run: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mask: MaskKind | None = None
+    of: str | None = None
+    start: str | None = None
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Arms that must be finished before, each under the same values of `[sweep]`."""
+        return tuple(name for name in (self.of, self.start) if name is not None)
+
+    def problems(self, before: Iterable[str]) -> Iterator[str]:
+        """What cannot be meant of its needs, given the names of the arms before it."""
+        if missing := [name for name in self.needs if name not in before]:
+            yield f"arm {self.name} needs {', '.join(missing)}, expected an arm before it"
+        if (self.mask is None) != (self.of is None):
+            yield f"arm {self.name}: expected both of mask and of, or neither"
+        for key, other in (("mask", self.of), ("model", self.start)):
+            if other is not None and key in self.settings:
+                yield f"arm {self.name}: its {key} is that of arm {other}, and {key} is set, too"
 
 
 @dataclass(frozen=True)
@@ -131,6 +157,9 @@ class _ArmTable:
     name: str
     run: str | None = None
     set: dict[str, Any] | None = None
+    mask: MaskKind | None = None
+    of: str | None = None
+    start: str | None = None
 
 
 _TOP = tuple(of.name for of in fields(_Top))
@@ -180,7 +209,10 @@ def _arms(
         else:
             where = f"arm {good['name']}"
             settings = _settings(good.get("set") or {}, f"{where}: set", problems)
-            arms.append(Arm(good["name"], folder / Path(own).expanduser(), {**common, **settings}))
+            needs = {key: good.get(key) for key in ("mask", "of", "start")}
+            place = folder / Path(own).expanduser()
+            arms.append(Arm(good["name"], place, {**common, **settings}, **needs))
+            problems += arms[-1].problems([arm.name for arm in arms[:-1] if arm.name is not None])
     names = [arm.name for arm in arms]
     problems += [
         f"two arms are named {name}" for name in dict.fromkeys(names) if names.count(name) > 1
