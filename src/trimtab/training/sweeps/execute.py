@@ -23,8 +23,8 @@ from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.outputs import lock, new_file
 from trimtab.processes import Interrupted, start_trimtab
+from trimtab.progress import progress_bars
 from trimtab.training.folders import write_json
-from trimtab.training.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.trainer_arguments import CHECKPOINTS
