@@ -67,8 +67,9 @@ def test_what_is_left_behind(finished: Any, base: Base) -> None:
     samples = {"samples.jsonl"} if algorithm == "rft" else set()
     files = {"model", "resolved.json", "result.json"} | samples
     assert {path.name for path in out.iterdir()} == files
+    copied = {path.name for path in base[0].iterdir()} - {"origin.json"}
     ours = {"trimtab_mask.safetensors", "trimtab.json"}
-    assert {p.name for p in (out / "model").iterdir()} == {p.name for p in base[0].iterdir()} | ours
+    assert {p.name for p in (out / "model").iterdir()} == copied | ours
     assert (out / "model" / "config.json").read_bytes() == (base[0] / "config.json").read_bytes()
     assert read_json(out / "result.json") == json.loads(json.dumps(result))
     resolved = read_json(out / "resolved.json")
@@ -175,7 +176,14 @@ def test_mask_of_a_file_gives_the_run_of_that_mask(
 
 def test_without_a_mask_everything_is_trained_by_torch(base: Base, tmp_path: Path) -> None:
     result = train(write(tmp_path, content("sft", base[0], mask="none")))
-    assert result["optimizer"] == {"optimizer": "adamw_torch_fused"}
+    num_elements = result["update"]["num_elements"]
+    assert result["optimizer"] == {
+        "optimizer": "adamw_torch_fused",
+        "num_selected": num_elements,
+        "num_elements": num_elements,
+        "index_bytes": 0,
+        "state_bytes": 4 * num_elements,  # two numbers in bf16
+    }
     assert result["precision"]["optimizer_state"] == "bfloat16"  # torch keeps the weights' dtype
     assert result["update"]["num_changed"] > 0.9 * result["update"]["num_elements"]
     assert result["update"]["num_changed_outside_mask"] == 0
@@ -354,7 +362,7 @@ def test_settings_that_are_no_table(base: Base, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(run, stop=after(1))
     write_json(tmp_path / "out" / "resolved.json", {"settings": 3})
-    with pytest.raises(OutputExistsError, match="unfinished run"):
+    with pytest.raises(OutputExistsError, match="belongs to another run"):
         train(run)
 
 
