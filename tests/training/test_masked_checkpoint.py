@@ -122,7 +122,7 @@ def test_saved_weights_are_those_of_the_base_outside_the_mask(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"learning_rate": 2e-3}, r"checkpoint-2 belongs to another run: lr=0\.001 \(now 0\.002\)"),
+        ({"learning_rate": 2e-3}, r"checkpoint-2 belongs to a run with lr=0\.001 \(now 0\.002\)"),
         ({"max_grad_norm": 0.0}, r"max_grad_norm=1\.0 \(now None\)"),
         ({"master": "none"}, r"master\.bfloat16='lo16' \(now 'none'\)"),
         ({"optim": "sgd"}, r"algorithm='adamw' \(now 'sgd'\).*betas=.* \(now None\)"),

@@ -362,7 +362,7 @@ def test_settings_that_are_no_table(base: Base, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(run, stop=after(1))
     write_json(tmp_path / "out" / "resolved.json", {"settings": 3})
-    with pytest.raises(OutputExistsError, match="belongs to another run"):
+    with pytest.raises(OutputExistsError, match="unfinished run"):
         train(run)
 
 

@@ -230,7 +230,7 @@ def test_a_finished_cell_of_other_settings_is_refused(base: Base, tmp_path: Path
     with pytest.raises(OutputExistsError) as error:
         planned(tmp_path, text + "\n[set]\nclip = 0.5", base[0])
     assert "seed=0: " in str(error.value)
-    assert "belongs to another run: trainer.max_grad_norm=1.0 (now 0.5)" in str(error.value)
+    assert "holds a finished run with trainer.max_grad_norm=1.0 (now 0.5)" in str(error.value)
 
 
 def test_questions_need_something_to_judge_by(base: Base, tmp_path: Path) -> None:
