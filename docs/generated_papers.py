@@ -16,8 +16,13 @@ from docs.generated import rows
 from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.results import PaperResult
 from trimtab.report.figures import figure_files
-from trimtab.report.paper_page import paper_page
-from trimtab.report.paper_wording import bound_text, expected_text, measured_text, seeds_text
+from trimtab.report.paper import (
+    bound_text,
+    expected_text,
+    measured_text,
+    paper_document,
+    seeds_text,
+)
 
 __all__ = [
     "chosen",
@@ -186,7 +191,7 @@ def picture(paper: str, file: str, *, scale: str = "small") -> None:
         scale: Of the runs.
     """
     (drawn,) = (
-        of for of in figure_files([paper_page(_result(paper, scale))]) if of.name.endswith(file)
+        of for of in figure_files([paper_document(_read(paper, scale))]) if of.name.endswith(file)
     )
     marks = _marks(drawn.content.decode())
     path = IMAGES / f"{paper}-{file}"
@@ -321,5 +326,9 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+def _read(paper: str, scale: str) -> PaperResult:
+    return PaperResult.load(papers_folder() / paper / "results" / f"{scale}.json")
+
+
 def _result(paper: str, scale: str) -> dict[str, Any]:
-    return PaperResult.load(papers_folder() / paper / "results" / f"{scale}.json").to_dict()
+    return _read(paper, scale).to_dict()

@@ -31,7 +31,7 @@ from trimtab.report.evaluation import evaluation_document
 from trimtab.report.html import render
 from trimtab.report.identity import identity_document
 from trimtab.report.overlap import overlap_document
-from trimtab.report.paper_page import paper_page
+from trimtab.report.paper import paper_document
 from trimtab.report.robustness import robustness_document
 from trimtab.report.structure import structure_document
 from trimtab.report.trajectory import trajectory_document
@@ -95,7 +95,7 @@ def test_every_chart_of_a_trajectory_is_drawn(browse: Browse) -> None:
 
 def test_every_chart_of_a_paper_is_drawn(open_page: OpenPage) -> None:
     path = papers_folder() / "critics" / "results" / "small.json"
-    page = paper_page(PaperResult.load(path).to_dict())
+    page = paper_document(PaperResult.load(path))
     tab = open_page(render(page))
     assert drawn(tab.content()) == ["drawn"] * 4
     labels = tab.locator(".chart text").all_text_contents()
@@ -177,7 +177,7 @@ def test_dark_light_and_paper(open_page: OpenPage) -> None:
 def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -> None:
     """No mark, no name of an axis and no part of a legend is out of sight."""
     demo, checks = with_masked(make_demo(), "mask"), {"mask": make_identity()}
-    paper = PaperResult.load(papers_folder() / "critics" / "results" / "small.json").to_dict()
+    paper = PaperResult.load(papers_folder() / "critics" / "results" / "small.json")
     pages = [
         comparison_document(make_comparison(30)),
         demo_document(demo, {"grpo": make_comparison(1), "sft": make_comparison(1)}, checks),
@@ -186,7 +186,7 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
         structure_document(make_structure(tmp_path)),
         evaluation_document(make_evaluation()),
         robustness_document(make_probe()),
-        paper_page(paper),
+        paper_document(paper),
     ]
     tab = open_page(render(*pages), width=NARROW)
     assert tab.evaluate("document.documentElement.scrollWidth") == NARROW

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.papers.test_results import result, trial
-from trimtab.report.paper_plan import render_paper_plan
-from trimtab.report.paper_table import render_paper_table
-from trimtab.report.paper_wording import (
+from trimtab.report.paper import (
     bound_text,
     expected_text,
     figure_text,
-    ours_text,
+    paper_document,
+    plan_document,
     verdicts_text,
 )
+from trimtab.report.terminal import render_text
 
 
 @pytest.mark.parametrize(
@@ -76,46 +77,48 @@ def test_verbs_agree_with_their_number(verdicts: dict[str, int], text: str) -> N
 
 def test_a_claim_is_told_with_theirs_ours_and_the_verdict() -> None:
     control = trial(about="control: sft", bound={}, values={"0": 0.5}, missing=["sft/seed-1"])
-    text = render_paper_table(result(trial(), control).to_dict(), console_width=120)
+    text = render_text(paper_document(result(trial(), control)), console_width=120)
     assert "a (Table 1): HOLDS" in text
     assert "theirs: RL 68.5 %" in text
     assert "ours: sparsity of grpo: 91.00 % [88.52, 93.48], n = 3, asked for: above 50 %" in text
     assert "ours: control: sft: 50.00 %, n = 1 (1 run to come)" in text
-    assert text.endswith("1 claim: 1 holds.")
+    assert "1 claim: 1 holds." in text
 
 
 def test_what_was_not_run_has_a_dash() -> None:
-    text = render_paper_table(result(trial(values={})).to_dict(), console_width=120)
+    text = render_text(paper_document(result(trial(values={}))), console_width=120)
     assert "a (Table 1): NOT YET RUN" in text and "ours: sparsity of grpo: –, n = 0" in text
 
 
 def test_what_cannot_be_tested_is_named_by_reason() -> None:
-    (claim,) = result().to_dict()["claims"]
-    data = {
-        **result().to_dict(),
-        "claims": [{**claim, "id": id, "why": "no network"} for id in "ab"],
-    }
-    text = render_paper_table(data, console_width=120)
-    assert "Not testable here: no network\n  a, b\n" in text
+    (claim,) = result().claims
+    claims = tuple({**claim, "id": id, "why": "no network"} for id in "ab")
+    text = render_text(paper_document(replace(result(), claims=claims)), console_width=120)
+    assert text.endswith("Not testable here: no network\n  a, b")
     assert "It is sparse." not in text
 
 
 def test_lines_are_as_wide_as_asked() -> None:
-    text = render_paper_table(result(trial(), trial()).to_dict(), console_width=60)
+    text = render_text(paper_document(result(trial(), trial())), console_width=60)
     assert max(map(len, text.splitlines())) <= 60
 
 
 def test_ours_is_every_figure_that_decides() -> None:
-    (claim,) = result(trial(), trial(bound={}), trial(about="and sft")).to_dict()["claims"]
+    def ours(*trials: dict[str, Any]) -> str:
+        (numbers, *_) = paper_document(result(*trials)).tables()
+        return numbers.rows[0][2]
+
     figure = "91.00 % [88.52, 93.48], n = 3, asked for: above 50 %"
-    assert ours_text(claim) == f"sparsity of grpo: {figure}; and sft: {figure}"
-    assert ours_text({"trials": []}) == "–"
+    assert ours(trial(), trial(bound={}), trial(about="and sft")) == (
+        f"sparsity of grpo: {figure}; and sft: {figure}"
+    )
+    assert ours() == "–"
     assert expected_text({"expected": {}, "unit": "%"}) == "–"
 
 
-def plan(**more: Any) -> dict[str, Any]:
+def plan(**more: Any) -> str:
     """The plan of a paper with two runs, one of them finished."""
-    return {
+    told = {
         "paper": "one-2025",
         "scale": "small",
         "seeds": [0, 1],
@@ -125,21 +128,23 @@ def plan(**more: Any) -> dict[str, Any]:
         "public": [],
         **more,
     }
+    return render_text(plan_document(told), console_width=120)
 
 
 def test_a_plan_says_what_is_left_and_what_it_costs() -> None:
-    assert render_paper_plan(plan()).splitlines() == [
+    assert plan().splitlines() == [
         "one-2025 at scale small: 4 claims, 2 runs (seeds 0, 1), 1 finished.",
+        "",
         "To train: 1 run, about 3 minutes on one CPU core, each kept as soon as it is finished:",
         "  grpo/seed-1",
     ]
-    assert "about 2.5 hours" in render_paper_plan(plan(minutes=150))
-    assert "about 1 minute on" in render_paper_plan(plan(minutes=0.2))
+    assert "about 2.5 hours" in plan(minutes=150)
+    assert "about 1 minute on" in plan(minutes=0.2)
 
 
 def test_a_plan_of_what_is_finished_names_nothing() -> None:
-    told = plan(cells={"grpo/seed-0": True}, public=["tulu"])
-    assert render_paper_plan(told).splitlines() == [
+    assert plan(cells={"grpo/seed-0": True}, public=["tulu"]).splitlines() == [
         "one-2025 at scale small: 4 claims, 1 run (seeds 0, 1), 1 finished.",
+        "",
         "Published checkpoints to compare: tulu.",
     ]

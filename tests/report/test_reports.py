@@ -11,11 +11,11 @@ from trimtab.errors import ResultFormatError
 from trimtab.report import REPORTS, read_result
 
 
-@pytest.mark.parametrize("format", [key for key, report in REPORTS.items() if not report.old])
+@pytest.mark.parametrize("format", REPORTS)
 def test_an_entry_leads_to_its_parts(format: str) -> None:
     report = REPORTS[format]
     module = import_module(f"trimtab.report.{report.kind}")
-    result = getattr(module, report.result)
+    result = getattr(import_module(report.module or module.__name__), report.result)
     assert format == result.FORMAT
     assert callable(result.from_dict)
     assert callable(getattr(module, f"{report.kind}_document"))

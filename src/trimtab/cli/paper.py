@@ -53,10 +53,15 @@ def show(paper: str, as_json: bool) -> None:
     PAPER is an id of `trimtab paper list`.
     """
     from trimtab.papers.library import papers_folder, read_paper
-    from trimtab.report.paper_plan import render_claims
+    from trimtab.report.paper import claims_document
+    from trimtab.report.terminal import render_text
 
     data = read_paper(paper, papers_folder()).to_dict()
-    say(json.dumps(data, indent=1, ensure_ascii=False) if as_json else render_claims(data))
+    say(
+        json.dumps(data, indent=1, ensure_ascii=False)
+        if as_json
+        else render_text(claims_document(data))
+    )
 
 
 @paper.command(
@@ -109,7 +114,8 @@ def run(
     from trimtab.papers.library import papers_folder, read_paper
     from trimtab.papers.public import read_checkpoints
     from trimtab.papers.run import plan_paper, run_paper
-    from trimtab.report.paper_plan import render_paper_plan
+    from trimtab.report.paper import plan_document
+    from trimtab.report.terminal import render_text
 
     chosen = read_paper(paper, papers_folder())
     pairs = [pair.id for pair in chosen.public]
@@ -122,9 +128,9 @@ def run(
     )
     data = plan.to_dict()
     if dry_run:
-        say(json.dumps(data, indent=1) if outputs.as_json else render_paper_plan(data))
+        say(json.dumps(data, indent=1) if outputs.as_json else render_text(plan_document(data)))
         return
-    say(f"{render_paper_plan(data)}\n", err=True)
+    say(f"{render_text(plan_document(data))}\n", err=True)
     is_quick = plan.scale.minutes < QUICK and jobs == 1
     with stop_told(ask_to_stop):
         try:

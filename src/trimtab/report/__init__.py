@@ -39,15 +39,13 @@ class Report:
         command: Which makes it.
         kind: Module of `trimtab.report` that imports its class and has its `<kind>_document`.
         result: Name of its class, which has `from_dict`.
-        old: For those that are not in this form yet: module of the class, and functions that draw
-            text and page, which take `to_dict()` where `is_drawn_from_data`.
+        module: Where the class is, if `trimtab.report` may not import it.
     """
 
     command: str
     kind: str
     result: str
-    old: tuple[str, str, str] | None = None
-    is_drawn_from_data: bool = False
+    module: str = ""
 
     def load(self, data: Mapping[str, Any]) -> Result:
         """Read a result back.
@@ -55,15 +53,12 @@ class Report:
         Raises:
             ResultFormatError: It is damaged, or of another version.
         """
-        module = self.old[0] if self.old else f"trimtab.report.{self.kind}"
+        module = self.module or f"trimtab.report.{self.kind}"
         result: Result = getattr(import_module(module), self.result).from_dict(data)
         return result
 
     def document(self, result: Any) -> Document:
         """Describe a result."""
-        if self.old:
-            old: Document = self._old(self.old[2], result)
-            return old
         describe = getattr(import_module(f"trimtab.report.{self.kind}"), f"{self.kind}_document")
         document: Document = describe(result)
         return document
@@ -72,15 +67,7 @@ class Report:
         """Draw a result for a terminal."""
         from trimtab.report.terminal import render_text
 
-        if self.old:
-            old: str = self._old(self.old[1], result, styled=styled)
-            return old
         return render_text(self.document(result), styled=styled)
-
-    def _old(self, place: str, result: Any, **how: Any) -> Any:
-        module, name = place.split(":")
-        drawn = result.to_dict() if self.is_drawn_from_data else result
-        return getattr(import_module(f"trimtab.report.{module}"), name)(drawn, **how)
 
 
 REPORTS: Mapping[str, Report] = {
@@ -93,13 +80,7 @@ REPORTS: Mapping[str, Report] = {
     "trimtab.structure": Report("trimtab mask structure", "structure", "Structure"),
     "trimtab.evaluation": Report("trimtab evaluate", "evaluation", "Evaluation"),
     "trimtab.robustness": Report("trimtab robustness", "robustness", "Robustness"),
-    "trimtab.paper": Report(
-        "trimtab paper run",
-        "paper",
-        "PaperResult",
-        ("trimtab.papers.results", "paper_table:render_paper_table", "paper_page:paper_page"),
-        is_drawn_from_data=True,
-    ),
+    "trimtab.paper": Report("trimtab paper run", "paper", "PaperResult", "trimtab.papers.results"),
 }
 """Format of a result file -> what reads and draws it. A new kind of result is one entry here."""
 

@@ -1,31 +1,56 @@
-"""Sections of the page of a paper's result: its claims, and every figure behind them."""
+"""The report of a paper's result: which claims hold, and every figure behind them.
+
+`claims_document` and `plan_document` are what `trimtab paper show` and `run` print before anything
+is measured. All of them are drawn from plain data, since what follows from the stored figures is
+derived by `to_dict`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
 from typing import Any
 
-from trimtab.report.blocks import Column, Figure, Key, Section, Table, table
-from trimtab.report.paper_charts import forest, learned_beside_unchanged
-from trimtab.report.paper_wording import (
-    bound_text,
-    expected_text,
-    measured_text,
-    ours_text,
-    possible,
-    seeds_text,
+from trimtab.report.charts import Marks, marks_of
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Hero,
+    Key,
+    Lines,
+    Section,
+    Table,
+    table,
 )
+from trimtab.report.paper_charts import forest, learned_beside_unchanged
+from trimtab.report.wording import Shown, plural, printable
+from trimtab.results.result import Result
+from trimtab.words import are
 
-__all__ = ["TRIED", "claims_section", "figures_section", "frontier_section"]
+__all__ = [
+    "bound_text",
+    "claims_document",
+    "expected_text",
+    "figure_text",
+    "measured_text",
+    "paper_document",
+    "plan_document",
+    "seeds_text",
+    "verdicts_text",
+]
 
 Data = Mapping[str, Any]
 
-TRIED = ("holds", "does not hold", "not settled")
+NONE = "–"
+_MOST_NAMES = 12
+_TRIED = ("holds", "does not hold", "not settled")
 """Verdicts of claims that something was measured for."""
 
 _CONTROL = "control"
-_LOOKS = {TRIED[0]: "0", TRIED[1]: "1", TRIED[2]: "3", _CONTROL: "ink"}
+_LOOKS = {_TRIED[0]: "0", _TRIED[1]: "1", _TRIED[2]: "3", _CONTROL: "ink"}
 """Verdict of a figure, or that it is a control -> its sign in the legend."""
+
 _COLOURS = {
     verdict: "var(--soft)" if look == "ink" else f"var(--arm-{look})"
     for verdict, look in _LOOKS.items()
@@ -38,14 +63,175 @@ _UNITS = {
 """Unit of a figure -> title of its chart, and unit of the axis. Claims in the same unit are of the
 same thing; others write theirs out, as in "% of the most"."""
 
+_SIGNS = {"share": " %", "points": " points", "factor": ""}
+"""Unit of a figure -> what stands behind it; all but factors are stored as shares of 1."""
 
-def claims_section(claims: Sequence[Data]) -> Section:
+_RANGES = {"share": (0.0, 1.0), "points": (-1.0, 1.0)}
+"""Unit -> what its figures can be."""
+
+
+def figure_text(value: float | None, interval: Sequence[float] | None, unit: str) -> Shown:
+    """A mean with its interval: `8.1 % [7.2, 9.0]`; a dash for none."""
+    if value is None:
+        return Shown(NONE, None)
+    write = "{:.3f}".format if unit == "factor" else _percent
+    text = f"{write(value)}{_SIGNS[unit]}"
+    if interval is not None:
+        text += f" [{', '.join(map(write, _possible(interval, value, unit)))}]"
+    return Shown(text, value)
+
+
+def _possible(interval: Sequence[float], value: float, unit: str) -> tuple[float, float]:
+    """An interval cut where no share, and no difference of shares, can be.
+
+    A mean that is beyond them itself is of no share, whatever its unit says, and is left alone.
+    """
+    low, high = interval
+    least, most = _RANGES.get(unit, (-inf, inf))
+    return (max(least, low), min(most, high)) if least <= value <= most else (low, high)
+
+
+def _percent(share: float) -> str:
+    """A share, or a difference of shares, in percent; 0 and 100 only where that is exactly so."""
+    text = f"{100 * share:.2f}"
+    if text == "100.00" and share < 1:
+        return ">99.99"
+    if text in ("0.00", "-0.00") and share:
+        return "<0.01" if share > 0 else ">-0.01"
+    return text
+
+
+def measured_text(trial: Data) -> Shown:
+    """The figure of a trial."""
+    return figure_text(trial["value"], trial["interval"], trial["unit"])
+
+
+def seeds_text(trial: Data) -> Shown:
+    """How many seeds a figure is of, and whether there will be more."""
+    missing = len(trial["missing"])
+    more = f" ({plural(missing, 'run')} to come)" if missing else ""
+    return Shown(f"{trial['n']}{more}", trial["n"])
+
+
+def bound_text(trial: Data) -> str:
+    """What a trial asks of its figure, and whether that is a premise; empty for a control."""
+    (kind, bound), *_ = trial["bound"].items() or [("", 0.0)]
+    scale = 1 if trial["unit"] == "factor" else 100
+    shown = f"{bound * scale:g}{_SIGNS[trial['unit']]}"
+    asked = {
+        "": "",
+        "above": f"above {shown}",
+        "below": f"below {shown}",
+        "within": f"within ± {shown}",
+        "equals": f"{shown}, as printed",
+    }[kind]
+    return f"{asked}{', a premise' if trial['premise'] else ''}"
+
+
+def _trial_text(trial: Data) -> str:
+    """What is measured, the figure, of how many seeds, and what is asked of it, if anything is."""
+    asked = f", asked for: {bound_text(trial)}" if trial["bound"] else ""
+    return f"{trial['about']}: {measured_text(trial)}, n = {seeds_text(trial)}{asked}"
+
+
+def expected_text(claim: Data) -> str:
+    """What a paper says, as it is printed there."""
+    figures = "; ".join(f"{label} {figure}" for label, figure in claim["expected"].items())
+    return f"{figures} {claim['unit']}".rstrip() if figures else NONE
+
+
+def verdicts_text(verdicts: Mapping[str, int]) -> str:
+    """How many claims have each verdict: `2 hold, 1 does not hold and 4 are not settled`."""
+    parts = [f"{num} {_agreeing(verdict, num)}" for verdict, num in verdicts.items() if num]
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _agreeing(verdict: str, num: int) -> str:
+    """A verdict on so many claims as the end of a sentence."""
+    match verdict.split():
+        case ["holds"]:
+            return "holds" if num == 1 else "hold"
+        case ["does", *rest]:
+            return " ".join(["does" if num == 1 else "do", *rest])
+        case words:
+            return " ".join([are(num), *words])
+
+
+def _place(claim: Data) -> str:
+    return f"{claim['source']}, {claim['place']}" if claim["source"] else str(claim["place"])
+
+
+def paper_document(result: Result) -> Document:
+    """What a report says about a paper's result."""
+    data = result.to_dict()
+    paper, scale, claims = data["paper"], data["scale"], data["claims"]
+    cells = scale["cells"].values()
+    number: str = paper["arxiv"]
+    papers = f"arXiv {number}" if number[:1].isdigit() else f"{number} papers"
+    verdicts = f"{plural(len(claims), 'claim')}: {verdicts_text(data['verdicts'])}."
+    return Document(
+        title=f"Which claims hold: {paper['title']}",
+        heading=paper["title"],
+        subtitle=(f"{papers} ({paper['status']})", f"our runs, scale {scale['name']}"),
+        headlines=[f"{paper['title']} ({papers}, {paper['status']})", verdicts],
+        summary=[
+            f"Scale {scale['name']}, {sum(cells)} of {len(cells)} runs finished. Figures are means "
+            "over seeds with 95 % intervals: t-intervals, of overlaps a jackknife, cut where no "
+            "share can be. Differences are paired by seed."
+        ],
+        heroes=[_hero(data["verdicts"])],
+        sections=[_claims(claims), _frontiers(claims), _figures(claims)],
+        source=f"{papers} · scale {scale['name']}",
+        date=data["provenance"].get("date", ""),
+        coverage=f"{sum(cells)} of {len(cells)} planned runs",
+        prints_coverage=False,
+        warnings=[printable(f"{name} failed: {why}") for name, why in scale["failed"].items()],
+    )
+
+
+def _hero(verdicts: Mapping[str, int]) -> Hero:
+    held, refuted, unsettled = (verdicts[verdict] for verdict in _TRIED)
+    num_tried = held + refuted + unsettled
+    return Hero(
+        "",
+        f"{held} of {num_tried}",
+        f"claims that we could try {'holds' if held == 1 else 'hold'} in our runs; {refuted} "
+        f"{'does' if refuted == 1 else 'do'} not, and {unsettled} {are(unsettled)} not settled",
+        held / max(1, num_tried),
+        "hold",
+    )
+
+
+_CLAIM = (
+    Column[Data]("theirs", expected_text, "prose"),
+    Column[Data](
+        "ours",
+        lambda claim: "; ".join(_trial_text(t) for t in claim["trials"] if t["bound"]) or NONE,
+        "prose",
+    ),
+    Column[Data]("verdict", lambda claim: claim["verdict"], "word"),
+    Column[Data](
+        "to know",
+        lambda claim: " ".join(filter(None, (claim["why"] and f"{claim['why']}.", claim["note"]))),
+        "prose",
+    ),
+)
+
+
+def _claims(claims: Sequence[Data]) -> Section:
     """A row for each claim: what was tried in full view, the others folded by why not."""
-    tried = [claim for claim in claims if claim["verdict"] in TRIED]
-    others: dict[str, list[Data]] = {}
+    by_verdict: dict[str, list[Data]] = {}
     for claim in claims:
-        if claim["verdict"] not in TRIED:
-            others.setdefault(claim["verdict"], []).append(claim)
+        title = "" if claim["verdict"] in _TRIED else claim["verdict"]
+        by_verdict.setdefault(title, []).append(claim)
+    tried = by_verdict.pop("", [])
+    blocks: list[Table | Lines] = [_paragraph(claim) for claim in claims if not claim["why"]]
+    blocks += _untestable(claims)
+    if tried:
+        blocks.append(_claims_table("Tried: their figures and ours", tried, is_folded=False))
+    for verdict, others in by_verdict.items():
+        title = f"{verdict[0].upper()}{verdict[1:]}: {len(others)}"
+        blocks.append(_claims_table(title, others, is_folded=True))
     return Section(
         "Claims",
         (
@@ -53,108 +239,86 @@ def claims_section(claims: Sequence[Data]) -> Section:
             "where all of it is on the other; one with the bound in it, or of one seed, settles "
             "nothing.",
         ),
-        (
-            *([_claims("Tried: their figures and ours", tried, is_folded=False)] if tried else []),
-            *(
-                _claims(f"{verdict[0].upper()}{verdict[1:]}: {len(of)}", of, is_folded=True)
-                for verdict, of in others.items()
-            ),
-        ),
+        tuple(blocks),
     )
 
 
-def _claims(title: str, claims: Sequence[Data], *, is_folded: bool) -> Table:
-    columns: list[Column] = [
-        ("claim", "prose"),
-        ("theirs", "prose"),
-        ("ours", "prose"),
-        ("verdict", "word"),
-        ("to know", "prose"),
+def _claims_table(title: str, claims: Sequence[Data], *, is_folded: bool) -> Table:
+    rows = [((f"{claim['claim']} ({_place(claim)})",), claim) for claim in claims]
+    return table(title, rows, _CLAIM, keys=(("claim", "prose"),), is_folded=is_folded)
+
+
+def _paragraph(claim: Data) -> Lines:
+    """A claim with every figure behind it, for a terminal."""
+    lines = [
+        claim["claim"],
+        f"theirs: {expected_text(claim)}",
+        *(f"ours: {_trial_text(trial)}" for trial in claim["trials"]),
+        *([claim["note"]] if claim["note"] else []),
     ]
-    rows = [
-        (
-            f"{claim['claim']} ({_place(claim)})",
-            expected_text(claim),
-            ours_text(claim),
-            claim["verdict"],
-            " ".join(filter(None, (claim["why"] and f"{claim['why']}.", claim["note"]))),
-        )
-        for claim in claims
-    ]
-    return table(title, columns, rows, is_folded=is_folded)
+    title = f"{claim['id']} ({_place(claim)}): {claim['verdict'].upper()}"
+    return Lines(printable(title), tuple(map(printable, lines)), is_wrapped=True)
 
 
-def _place(claim: Data) -> str:
-    return f"{claim['source']}, {claim['place']}" if claim["source"] else str(claim["place"])
+def _untestable(claims: Sequence[Data]) -> Iterator[Lines]:
+    """A paragraph for each reason why claims cannot be tested, with their ids."""
+    for why in dict.fromkeys(claim["why"] for claim in claims if claim["why"]):
+        ids = ", ".join(claim["id"] for claim in claims if claim["why"] == why)
+        title = printable(f"Not testable here: {why}")
+        yield Lines(title, (printable(ids),), is_wrapped=True)
 
 
-def figures_section(claims: Sequence[Data]) -> Section | None:
+_Measured = tuple[Data, Data]
+"""A claim, and one of its trials that has a figure."""
+
+
+def _figures(claims: Sequence[Data]) -> Section | None:
     """A chart for each unit with every figure of it that was measured, controls too."""
+    measured = [
+        (claim, trial)
+        for claim in claims
+        for trial in claim["trials"]
+        if trial["value"] is not None
+    ]
     figures = tuple(
-        _figure(unit, of)
-        for unit in ("share", "points", "factor")
-        if (of := [(claim, trial) for claim, trial in _measured(claims) if trial["unit"] == unit])
+        _figure(unit, trials)
+        for unit in _UNITS
+        if (trials := [pair for pair in measured if pair[1]["unit"] == unit])
     )
     return Section("Figures", (), figures) if figures else None
 
 
-def _measured(claims: Iterable[Data]) -> Iterable[tuple[Data, Data]]:
-    for claim in claims:
-        for trial in claim["trials"]:
-            if trial["value"] is not None:
-                yield claim, trial
+_TRIAL = (
+    Column[Data]("mean [95 % interval]", measured_text, "text"),
+    Column[Data]("n", seeds_text, "text"),
+    Column[Data]("asked for", lambda trial: bound_text(trial) or _CONTROL, "text"),
+)
 
 
-def _figure(unit: str, of: Sequence[tuple[Data, Data]]) -> Figure:
+def _figure(unit: str, trials: Sequence[_Measured]) -> Figure:
     title, axis = _UNITS[unit]
-    scale = 1 if unit == "factor" else 100
-    is_log = unit == "factor" and all(min(_ends(trial)) > 0 for _, trial in of)
-    rows: list[dict[str, Any]] = []
-    shown: dict[str, tuple[Data, Data]] = {}
-    for claim, trial in of:  # one row for a figure; where it is asked something, that is shown
-        if trial["about"] not in shown or (
-            trial["bound"] and not shown[trial["about"]][1]["bound"]
-        ):
-            shown[trial["about"]] = claim, trial
-    for name, (claim, trial) in shown.items():
-        low, high = _ends(trial)
-        rows.append(
-            {
-                **_mark(name, "ours", scale * trial["value"]),
-                "low": scale * low,
-                "high": scale * high,
-                "arm": trial["verdict"] or _CONTROL,
-                **_tips(
-                    name,
-                    "ours",
-                    measured_text(trial),
-                    seeds_text(trial),
-                    trial["verdict"] or _CONTROL,
-                ),
-            }
-        )
-        for bound in _bounds(trial):
-            tips = _tips(name, "asked for", bound_text(trial), "–", "–")
-            rows.append({**_mark(name, "asked", scale * bound), **tips})
-        if trial is claim["trials"][0] and axis and claim["unit"] == axis:
-            rows += [
-                {
-                    **_mark(name, "theirs", value),
-                    **_tips(name, label, f"{value:g} {claim['unit']}", "–", "–"),
-                }
-                for label, value in claim["expected"].items()
-                if isinstance(value, int | float)
-            ]
-    keys = [Key(f"dot-{look}", verdict) for verdict, look in _LOOKS.items()]
+    shown: dict[str, _Measured] = {}
+    for claim, trial in trials:  # one row for a figure; where it is asked something, that is shown
+        about = trial["about"]
+        if about not in shown or (trial["bound"] and not shown[about][1]["bound"]):
+            shown[about] = claim, trial
+    marks = [mark for pair in shown.values() for mark in _marks(*pair, axis)]
+    is_log = unit == "factor" and all(min(_ends(trial)) > 0 for _, trial in trials)
+    tips = ("figure", "", "value", "seeds", "verdict")
     return Figure(
         title,
-        forest(rows, list(shown), _COLOURS, title=axis, is_log=is_log),
+        forest(Marks(marks, tips), list(shown), _COLOURS, title=axis, is_log=is_log),
         "Dots are means over seeds, with their 95 % t-intervals (of overlaps a jackknife), cut "
         "where no share can be. A tick is the bound that the whole interval must be beyond; two "
         "ticks are bounds that it must be between. Rings are the paper's figures, of other models.",
-        _every(title, of),
+        table(
+            f"{title}, controls too",
+            [((claim["id"], trial["about"]), trial) for claim, trial in trials],
+            _TRIAL,
+            keys=(("claim", "code"), "figure"),
+        ),
         (
-            *keys,
+            *(Key(f"dot-{look}", verdict) for verdict, look in _LOOKS.items()),
             Key("whisker", "95 % interval"),
             Key("tick", "asked for"),
             Key("ring-ink", "theirs"),
@@ -162,12 +326,26 @@ def _figure(unit: str, of: Sequence[tuple[Data, Data]]) -> Figure:
     )
 
 
-def _mark(name: str, kind: str, value: float) -> dict[str, Any]:
-    return {"name": name, "kind": kind, "value": value}
+def _marks(claim: Data, trial: Data, axis: str) -> Iterator[dict[str, Any]]:
+    """The dot of a figure, the ticks of its bound, and the rings of what the paper has."""
+    scale = 1 if trial["unit"] == "factor" else 100
+    verdict = trial["verdict"] or _CONTROL
+    low, high = _ends(trial)
 
+    def mark(kind: str, value: float, *texts: str, **more: Any) -> dict[str, Any]:
+        tips = {f"tip_{at}": text for at, text in enumerate((trial["about"], *texts))}
+        return {"name": trial["about"], "kind": kind, "value": value, **more, **tips}
 
-def _tips(*texts: str) -> dict[str, str]:
-    return {f"tip_{place}": text for place, text in enumerate(texts)}
+    ends = {"low": scale * low, "high": scale * high}
+    texts = ("ours", measured_text(trial), seeds_text(trial), verdict)
+    yield mark("ours", scale * trial["value"], *texts, **ends, arm=verdict)
+    for kind, bound in trial["bound"].items():
+        for sign in (-1, 1) if kind == "within" else (1,) if kind != "digits" else ():
+            yield mark("asked", scale * sign * bound, "asked for", bound_text(trial), NONE, NONE)
+    if trial is claim["trials"][0] and axis and claim["unit"] == axis:
+        for label, value in claim["expected"].items():
+            if isinstance(value, int | float):
+                yield mark("theirs", value, label, f"{value:g} {claim['unit']}", NONE, NONE)
 
 
 def _ends(trial: Data) -> tuple[float, float]:
@@ -175,44 +353,20 @@ def _ends(trial: Data) -> tuple[float, float]:
     value: float = trial["value"]
     if trial["interval"] is None:
         return value, value
-    return possible(trial["interval"], value, trial["unit"])
+    return _possible(trial["interval"], value, trial["unit"])
 
 
-def _bounds(trial: Data) -> list[float]:
-    """Where the bound lies on the axis: at a distance from 0 on both sides."""
-    return [
-        sign * value
-        for kind, value in trial["bound"].items()
-        if kind != "digits"
-        for sign in ((-1, 1) if kind == "within" else (1,))
-    ]
-
-
-def _every(title: str, of: Sequence[tuple[Data, Data]]) -> Table:
-    columns: list[Column] = [
-        ("claim", "code"),
-        ("figure", "text"),
-        ("mean [95 % interval]", "text"),
-        ("n", "text"),
-        ("asked for", "text"),
-    ]
-    rows = [
-        (
-            claim["id"],
-            trial["about"],
-            measured_text(trial),
-            seeds_text(trial),
-            bound_text(trial) or _CONTROL,
-        )
-        for claim, trial in of
-    ]
-    return table(f"{title}, controls too", columns, rows)
-
-
-def frontier_section(claims: Sequence[Data]) -> Section | None:
+def _frontiers(claims: Sequence[Data]) -> Section | None:
     """Runs by what they left unchanged and what they learned, of claims that ask for both."""
     figures = tuple(figure for claim in claims if (figure := _frontier(claim)) is not None)
     return Section("Sparsity and learning", (), figures) if figures else None
+
+
+_RUN = (
+    Column[tuple[Data, Data]]("unchanged", lambda row: measured_text(row[0]), "text"),
+    Column[tuple[Data, Data]]("gained", lambda row: measured_text(row[1]), "text"),
+    Column[tuple[Data, Data]]("n", lambda row: seeds_text(row[0]), "text"),
+)
 
 
 def _frontier(claim: Data) -> Figure | None:
@@ -220,28 +374,29 @@ def _frontier(claim: Data) -> Figure | None:
     for trial in claim["trials"]:
         if trial["value"] is not None and trial["measure"] in ("sparsity", "gain"):
             by_arm.setdefault(trial["arms"][0], {})[trial["measure"]] = trial
-    both = {arm: of for arm, of in by_arm.items() if len(of) == 2}
-    if len(both) < 2:
+    rows = [
+        ((arm,), (known["sparsity"], known["gain"]))
+        for arm, known in by_arm.items()
+        if len(known) == 2
+    ]
+    if len(rows) < 2:
         return None
-    rows, cells = [], []
-    for arm, of in both.items():
-        sparsity, gain = of["sparsity"], of["gain"]
-        cells.append((arm, measured_text(sparsity), measured_text(gain), seeds_text(sparsity)))
-        rows.append(
-            {
-                "name": arm,
-                **_percents("unchanged", sparsity),
-                **_percents("gained", gain),
-                **_tips(*cells[-1]),
-            }
-        )
-    columns: list[Column] = [("runs", "code"), ("unchanged", "text"), ("gained", "text")]
+    marks = marks_of(
+        rows,
+        ("runs",),
+        _RUN,
+        lambda names, row: {
+            "name": names[0],
+            **_percents("unchanged", row[0]),
+            **_percents("gained", row[1]),
+        },
+    )
     return Figure(
         f"{claim['id']}: accuracy gained, weights unchanged",
-        learned_beside_unchanged(rows),
+        learned_beside_unchanged(marks),
         "Sparse and learned is to the upper right; sparse and nothing learned is to the lower "
         "right. Lines are 95 % t-intervals over seeds.",
-        table("Runs", [*columns, ("n", "text")], cells),
+        table("Runs", rows, _RUN, keys=(("runs", "code"),)),
         (Key("whisker", "95 % interval"),),
     )
 
@@ -250,3 +405,75 @@ def _percents(name: str, trial: Data) -> dict[str, float]:
     low, high = _ends(trial)
     values = {name: trial["value"], f"{name}_low": low, f"{name}_high": high}
     return {key: 100 * value for key, value in values.items()}
+
+
+def claims_document(paper: Data) -> Document:
+    """What a paper claims, and how it is tried.
+
+    Args:
+        paper: Its plain data.
+    """
+    blocks = [
+        Lines(
+            f"{claim['id']}  ({claim['place']})",
+            (
+                claim["claim"],
+                *([f"theirs: {expected_text(claim)}"] if claim["expected"] else []),
+                *(
+                    f"tried at {', '.join(trial['scales'])}: {trial['about']}"
+                    for trial in claim["trials"]
+                ),
+                *([f"not testable here: {claim['untestable']}"] if claim["untestable"] else []),
+            ),
+            is_wrapped=True,
+        )
+        for claim in paper["claims"]
+    ]
+    if paper["public"]:
+        pairs = (
+            f"{pair['id']}  {pair['base']} → {pair['tuned']} ({pair['place']})"
+            for pair in paper["public"]
+        )
+        title = "Published checkpoints, to be named in --checkpoints MAP.toml:"
+        blocks.append(Lines(title, tuple(pairs), is_wrapped=True))
+    return Document(
+        headlines=[paper["title"]],
+        summary=[f"arXiv {paper['arxiv']}, {paper['status']}"],
+        sections=[Section("Claims", blocks=tuple(blocks))],
+    )
+
+
+def plan_document(plan: Data) -> Document:
+    """The plan of a paper's runs.
+
+    Args:
+        plan: Its plain data.
+    """
+    cells = plan["cells"]
+    missing = [name for name, is_done in cells.items() if not is_done]
+    blocks = []
+    if missing:
+        names = missing[:_MOST_NAMES]
+        if more := len(missing) - len(names):
+            names.append(f"… and {more} more")
+        title = (
+            f"To train: {plural(len(missing), 'run')}, about {_duration(plan['minutes'])} on one "
+            "CPU core, each kept as soon as it is finished:"
+        )
+        blocks.append(Lines(title, tuple(names), is_wrapped=True))
+    if plan["public"]:
+        blocks.append(Lines(f"Published checkpoints to compare: {', '.join(plan['public'])}.", ()))
+    return Document(
+        headlines=[
+            f"{plan['paper']} at scale {plan['scale']}: {plural(plan['num_claims'], 'claim')}, "
+            f"{plural(len(cells), 'run')} (seeds {', '.join(map(str, plan['seeds']))}), "
+            f"{len(cells) - len(missing)} finished."
+        ],
+        sections=[Section("Plan", blocks=tuple(blocks))],
+    )
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 90:
+        return plural(max(1, round(minutes)), "minute")
+    return f"{minutes / 60:.1f} hours"

@@ -1,93 +1,71 @@
-"""The charts of a paper's result. How they are drawn in general stands in `trimtab.report.vega`."""
+"""The charts of a paper's result. What all charts have in common is in `trimtab.report.vega`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
-from trimtab.report.vega import WIDTH, Rows, chart, hover_box, plain_axis
+from trimtab.report.charts import Marks
+from trimtab.report.vega import WIDTH, Rows, category, chart, dots, layer, quantity, ticks, whiskers
 
 __all__ = ["forest", "learned_beside_unchanged"]
 
-_POINT = {"type": "point", "size": 70, "opacity": 1, "strokeWidth": 2}
-
 
 def forest(
-    rows: Rows, names: Sequence[str], colours: Mapping[str, str], *, title: str, is_log: bool
+    marks: Marks, names: Sequence[str], colours: Mapping[str, str], *, title: str, is_log: bool
 ) -> dict[str, Any]:
     """A mean with its interval in each row, what is asked of it, and what others published.
 
     Args:
-        rows: `name`, `kind` (`ours`, `theirs` or `asked`) and `value`; of ours `arm` (a key of
-            `colours`), `low` and `high`; tips.
+        marks: `name`, `kind` (`ours`, `theirs` or `asked`) and `value`; of ours `arm` (a key of
+            `colours`), `low` and `high`.
         names: From top to bottom.
         colours: Arm -> CSS colour.
         title: Of the axis.
         is_log: Whether the axis is; its values must be above 0.
     """
-    y = {
-        "field": "name",
-        "type": "nominal",
-        "scale": {"domain": list(names), "padding": 0.25},
-        "axis": plain_axis(None, labelLimit=330),
-    }
     scale = {"type": "log", "nice": False, "padding": 12} if is_log else {"padding": 12}
-    look = plain_axis(title, tickCount=6, labelFlush=False, format="~r")
 
     def x(field: str) -> dict[str, Any]:
-        return {"field": field, "type": "quantitative", "scale": scale, "axis": look}
+        look: dict[str, Any] = {"tickCount": 6, "labelFlush": False, "format": "~r"}
+        return quantity(field, title, scale=scale, **look)
 
+    y = category("name", names, labelLimit=330)
     colour = {
         "field": "arm",
         "type": "nominal",
         "scale": {"domain": list(colours), "range": list(colours.values())},
         "legend": None,
     }
-    tooltip = hover_box("figure", "", "value", "seeds", "verdict")
-    asked = {"type": "tick", "thickness": 2, "height": 17, "color": "var(--ink)"}
-    whisker = {"type": "rule", "strokeWidth": 2, "opacity": 0.55}
-    ring = {**_POINT, "filled": False, "color": "var(--soft)"}
-    at = {"x": x("value"), "y": y, "tooltip": tooltip}
+    at = {"x": x("value"), "y": y, "tooltip": marks.tooltip}
+    ours = {**at, "color": colour}
     between = {"x": x("low"), "x2": {"field": "high"}, "y": y, "color": colour}
-    layers = (
-        ("asked", asked, at),
-        ("ours", whisker, between),
-        ("theirs", ring, at),
-        ("ours", {**_POINT, "filled": True}, {**at, "color": colour}),
-    )
-    present = {row["kind"] for row in rows}  # a layer without rows would have no scale
-    return chart(
-        rows,
-        width=WIDTH,
-        height=24 * len(names),
-        autosize={"type": "fit-x", "contains": "padding"},
-        layer=[
-            {
-                "transform": [{"filter": {"field": "kind", "equal": kind}}],
-                "mark": mark,
-                "encoding": encoding,
-            }
-            for kind, mark, encoding in layers
-            if kind in present
-        ],
-    )
+    ring = {"filled": False, "color": "var(--soft)"}
+    present = {row["kind"] for row in marks.rows}  # a layer without rows would have no scale
+
+    def of(kind: str) -> dict[str, Any]:
+        return {"where": {"field": "kind", "equal": kind}}
+
+    layers = [
+        ticks(at, height=17, **of("asked")) if "asked" in present else None,
+        whiskers(between, **of("ours")),
+        dots(at, 70, strokeWidth=2, **ring, **of("theirs")) if "theirs" in present else None,
+        dots(ours, 70, strokeWidth=2, **of("ours")),
+    ]
+    return chart(marks.rows, *filter(None, layers), height=24 * len(names))
 
 
-def learned_beside_unchanged(rows: Rows) -> dict[str, Any]:
+def learned_beside_unchanged(marks: Marks) -> dict[str, Any]:
     """Runs as points: what is unchanged to the right, what was learned upwards.
 
     Args:
-        rows: `name`; in percent and points `unchanged` and `gained`, each with an interval
-            `…_low` to `…_high`; tips.
+        marks: `name`; in percent and points `unchanged` and `gained`, each with an interval
+            `…_low` to `…_high`.
     """
 
     def axis(field: str, title: str) -> dict[str, Any]:
-        return {
-            "field": field,
-            "type": "quantitative",
-            "scale": {"zero": False, "nice": False, "padding": 40},
-            "axis": plain_axis(title, tickCount=6, labelFlush=False, format="~r"),
-        }
+        scale = {"zero": False, "nice": False, "padding": 40}
+        return quantity(field, title, scale=scale, tickCount=6, labelFlush=False, format="~r")
 
     def x(end: str = "") -> dict[str, Any]:
         return axis(f"unchanged{end}", "unchanged, by bits (%)")
@@ -95,42 +73,32 @@ def learned_beside_unchanged(rows: Rows) -> dict[str, Any]:
     def y(end: str = "") -> dict[str, Any]:
         return axis(f"gained{end}", "sampled accuracy gained (points)")
 
-    whisker = {"type": "rule", "strokeWidth": 1.5, "opacity": 0.4, "color": "var(--accent)"}
-    label = {"type": "text", "fontSize": 11, "fill": "var(--ink)"}
-    placed = [{**row, "side": side} for row, side in zip(rows, _sides(rows), strict=True)]
-    labels = [
-        {
-            "transform": [{"filter": {"field": "side", "equal": side}}],
-            "mark": label | _SIDES[side],
-            "encoding": {"x": x(), "y": y(), "text": {"field": "name", "type": "nominal"}},
-        }
-        for side in _SIDES
-        if any(row["side"] == side for row in placed)
-    ]
+    look: dict[str, Any] = {"strokeWidth": 1.5, "opacity": 0.4, "color": "var(--accent)"}
+    named = {"x": x(), "y": y(), "text": {"field": "name", "type": "nominal"}}
+    sides = _sides(marks.rows)
     return chart(
-        placed,
-        width=WIDTH,
+        [{**row, "side": side} for row, side in zip(marks.rows, sides, strict=True)],
+        whiskers({"x": x("_low"), "x2": {"field": "unchanged_high"}, "y": y()}, **look),
+        whiskers({"x": x(), "y": y("_low"), "y2": {"field": "gained_high"}}, **look),
+        dots(
+            {"x": x(), "y": y(), "tooltip": marks.tooltip},
+            70,
+            strokeWidth=2,
+            color="var(--accent)",
+        ),
+        *(
+            layer(
+                "text",
+                named,
+                where={"field": "side", "equal": side},
+                fontSize=11,
+                fill="var(--ink)",
+                **where,
+            )
+            for side, where in _SIDES.items()
+            if side in sides
+        ),
         height=_HEIGHT,
-        autosize={"type": "fit-x", "contains": "padding"},
-        layer=[
-            {
-                "mark": whisker,
-                "encoding": {"x": x("_low"), "x2": {"field": "unchanged_high"}, "y": y()},
-            },
-            {
-                "mark": whisker,
-                "encoding": {"x": x(), "y": y("_low"), "y2": {"field": "gained_high"}},
-            },
-            {
-                "mark": {**_POINT, "filled": True, "color": "var(--accent)"},
-                "encoding": {
-                    "x": x(),
-                    "y": y(),
-                    "tooltip": hover_box("runs", "unchanged", "gained", "seeds"),
-                },
-            },
-            *labels,
-        ],
     )
 
 
