@@ -29,7 +29,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from transformers import LlamaConfig, LlamaForCausalLM
-from trimtab.training.recipe import Recipe
 
 from benchmarks.contestants import random_mask
 from benchmarks.processes import in_own_process, peak_resident, reset_peak, resident_after_trim
@@ -46,7 +45,12 @@ STEPS = 3
 DENSITY = 0.2
 SEED = 0
 
-RECIPE = Recipe()
+LEARNING_RATE = 1e-5
+WEIGHT_DECAY = 0.0
+MAX_GRAD_NORM = 1.0
+SEQUENCES = 32
+"""Of a step, as in the demo."""
+
 SEQUENCE = 20
 """Tokens of a sequence: the demo's 17 of the prompt and, mostly, 3 of the answer."""
 
@@ -89,7 +93,7 @@ def dense(shape: dict[str, Any]) -> Training:
     """The demo's way: everything, in fp32."""
     model = new_model(torch.float32, shape)
     optimizer = torch.optim.AdamW(
-        model.parameters(), RECIPE.learning_rate, weight_decay=RECIPE.weight_decay, fused=True
+        model.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True
     )
     return Training(model, optimizer, clips=True)
 
@@ -100,8 +104,8 @@ def masked(shape: dict[str, Any]) -> Training:
     optimizer = SparseAdamW(
         model.named_parameters(),
         random_mask(model, DENSITY),
-        lr=RECIPE.learning_rate,
-        max_grad_norm=RECIPE.max_grad_norm,
+        lr=LEARNING_RATE,
+        max_grad_norm=MAX_GRAD_NORM,
         check_base=False,
     )
     return Training(model, optimizer, clips=False)
@@ -116,7 +120,7 @@ TRAININGS: dict[str, Callable[[dict[str, Any]], Training]] = {
 def batch(step: int) -> Tensor:
     """Sequences of random tokens."""
     generator = torch.Generator().manual_seed(step)
-    size = (RECIPE.sequences_per_step, SEQUENCE)
+    size = (SEQUENCES, SEQUENCE)
     return torch.randint(SMOLLM2["vocab_size"], size, generator=generator)
 
 
@@ -132,7 +136,7 @@ def take_step(training: Training, number: int, session: Session | None, point: i
         loss = training.model(input_ids=tokens, labels=tokens).loss
     loss.backward()
     if training.clips:
-        clip_grad_norm_(training.model.parameters(), RECIPE.max_grad_norm)
+        clip_grad_norm_(training.model.parameters(), MAX_GRAD_NORM)
     times.append(perf_counter())
     if session is not None:
         session.see_gradients(training.optimizer)
@@ -258,7 +262,7 @@ def main() -> None:
     report: dict[str, Any] = {}
     if options.output is not None and options.output.exists():
         report = json.loads(options.output.read_text("utf-8"))
-    report["sequences"], report["tokens"] = RECIPE.sequences_per_step, SEQUENCE
+    report["sequences"], report["tokens"] = SEQUENCES, SEQUENCE
     for part, measure in zip(PARTS, (speed, memory), strict=True):
         if part in options.parts:
             print(f"measuring {part}", file=sys.stderr)
