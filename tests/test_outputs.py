@@ -22,6 +22,7 @@ from trimtab.outputs import (
     lock,
     new_file,
     new_folder,
+    write_text,
 )
 
 
@@ -35,6 +36,13 @@ def test_writes_exactly_the_bytes(tmp_path: Path) -> None:
     write(path, b"\r\n\0\xff")
     assert path.read_bytes() == b"\r\n\0\xff"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_text_is_utf_8_and_what_is_not_unicode_is_escaped(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "a", "a\nü − 1\n")
+    assert (tmp_path / "new" / "a").read_bytes() == "a\nü − 1\n".encode()
+    write_text(tmp_path / "b", "x\udc80")
+    assert (tmp_path / "b").read_text() == "x\\udc80"
 
 
 def test_an_existing_file_stays_without_force(tmp_path: Path) -> None:

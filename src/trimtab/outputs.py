@@ -46,6 +46,7 @@ __all__ = [
     "new_file",
     "new_folder",
     "told_where",
+    "write_text",
 ]
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -155,6 +156,23 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
         os.fsync(file.fileno())
         ensure_free(path, force=force)  # it may have appeared while the draft was written
         draft.replace(target)
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) -> None:
+    """Write text as UTF-8, whole or not at all.
+
+    Args:
+        path: The file to write.
+        text: Its content. Characters that UTF-8 cannot hold (from file names that are not text)
+            are written as escapes.
+        force: Replace an existing file.
+
+    Raises:
+        OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+        WriteError: There is no room for it.
+    """
+    with new_file(path, force=force) as file:
+        file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import click
 import trimtab
 from trimtab.cli.options import SEED, Command, command_line
 from trimtab.cli.terminal import say, stop_asked
+from trimtab.outputs import write_text
 
 if TYPE_CHECKING:
     from trimtab.masks.identity import Identity
@@ -136,7 +137,6 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     command goes on where it was.
     """
     from trimtab.report.demo import demo_document
-    from trimtab.report.files import write_output
     from trimtab.report.html import check_installed, render
     from trimtab.report.terminal import render_text
     from trimtab.training.demo import train_demo
@@ -167,9 +167,9 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
         "comparisons": {label: _totals(of) for label, of in by_label.items()},
         "identities": {label: _totals(of) for label, of in identities.items()},
     }
-    write_output(out / "demo.json", json.dumps(told, indent=1, allow_nan=False) + "\n", force=True)
+    write_text(out / "demo.json", json.dumps(told, indent=1, allow_nan=False) + "\n", force=True)
     document = demo_document(record, by_label, identities)
-    write_output(out / "report.html", render(document), force=True)
+    write_text(out / "report.html", render(document), force=True)
     say(render_text(document))
     say(
         f"\n{perf_counter() - started:.0f} s in all. Open {out / 'report.html'}; "

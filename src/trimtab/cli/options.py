@@ -17,9 +17,8 @@ import click
 
 from trimtab.cli.terminal import say
 from trimtab.errors import CheckpointError, OutputExistsError
-from trimtab.outputs import ensure_distinct, ensure_free, is_same_file, is_stream
+from trimtab.outputs import ensure_distinct, ensure_free, is_same_file, is_stream, write_text
 from trimtab.report import html_of, text_of
-from trimtab.report.files import write_output
 
 if TYPE_CHECKING:
     from trimtab.masks.algebra import DerivedMask
@@ -233,7 +232,7 @@ class Outputs:
             result.save(self.output, force=self.force)
             say(f"wrote {self.output}", err=True)
         if self.html is not None:
-            write_output(self.html, html_of(result), force=self.force)
+            write_text(self.html, html_of(result), force=self.force)
             say(f"wrote {self.html}", err=True)
             if self.is_opened and not webbrowser.open(self.html.absolute().as_uri()):
                 say(f"no browser was found to open {self.html}", err=True)

@@ -10,9 +10,8 @@ import click
 
 from trimtab.cli.options import PATH, Command, ensure_ending, force_option
 from trimtab.cli.terminal import say
-from trimtab.outputs import ensure_free, new_file
+from trimtab.outputs import ensure_free, new_file, write_text
 from trimtab.report import document_of, html_of, load_result, text_of
-from trimtab.report.files import write_output
 from trimtab.words import plural
 
 
@@ -70,7 +69,7 @@ def report(
         return
     if output is not None:
         ensure_free(output, force=force)
-        write_output(output, draw(*loaded), force=force)
+        write_text(output, draw(*loaded), force=force)
         say(f"wrote {output}", err=True)
     if figures is not None:
         files = figure_files([document_of(result) for result in loaded], format)

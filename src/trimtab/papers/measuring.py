@@ -11,7 +11,7 @@ from typing import Any
 from trimtab.errors import ResultFormatError, TrimtabError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.masks.overlap import overlap
-from trimtab.outputs import new_file
+from trimtab.outputs import write_text
 from trimtab.papers.cells import Cell
 from trimtab.papers.library import Trial
 from trimtab.papers.measures import MEASURES
@@ -142,8 +142,7 @@ class Measuring:
         path = one.root / OVERLAPS / f"{'--'.join(names)}.json"
         if not path.exists():
             told = overlap(one.changed, two.changed, base=one.base).to_dict()
-            with new_file(path, force=True) as file:
-                file.write((json.dumps(told, indent=1) + "\n").encode())
+            write_text(path, json.dumps(told, indent=1) + "\n", force=True)
         return self._json(path)
 
     def _json(self, path: Path) -> Any:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from trimtab import Comparison, compare
 from trimtab.errors import ResultFormatError, SettingsError, TrimtabError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json, read_toml
-from trimtab.outputs import new_file
+from trimtab.outputs import write_text
 from trimtab.papers.library import PublicPair
 
 __all__ = ["Checkpoints", "public_claims", "read_checkpoints"]
@@ -97,8 +97,7 @@ def _compared(path: Path, base: str, tuned: str) -> Comparison:
         if (known.base.id, known.tuned.id) == (base, tuned):
             return known
     comparison = compare(base, tuned)
-    with new_file(path, force=True) as file:
-        file.write((json.dumps(comparison.to_dict()) + "\n").encode())
+    write_text(path, json.dumps(comparison.to_dict()) + "\n", force=True)
     return comparison
 
 

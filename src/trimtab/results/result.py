@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 from trimtab.errors import ResultFormatError
 from trimtab.extras import require
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
-from trimtab.outputs import new_file
+from trimtab.outputs import write_text
 from trimtab.results.schema import from_plain, to_plain
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ class Result:
         Raises:
             OutputExistsError: The file exists and `force` is not set, or the path is a folder.
         """
-        with new_file(path, force=force) as file:
-            file.write(self.to_json().encode("utf-8", errors="backslashreplace"))
+        write_text(path, self.to_json(), force=force)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -19,7 +19,7 @@ import xxhash
 
 from trimtab import inputs
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
-from trimtab.outputs import new_file
+from trimtab.outputs import write_text
 
 __all__ = [
     "ORIGIN",
@@ -143,8 +143,7 @@ def read_json(path: Path) -> Any:
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file in one step: a reader sees the old one or the new one."""
-    with new_file(path, force=True) as file:
-        file.write((json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", force=True)
 
 
 def _hash(path: Path) -> str:

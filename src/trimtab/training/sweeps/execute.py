@@ -21,7 +21,7 @@ from typing import Any
 
 from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
-from trimtab.outputs import lock, new_file
+from trimtab.outputs import lock, write_text
 from trimtab.processes import Interrupted, start_trimtab
 from trimtab.progress import progress_bars
 from trimtab.training.folders import write_json
@@ -220,8 +220,7 @@ def run_sweep(
         table = sweep_table(plan, outcomes, answers)
         table["provenance"]["command"] = command
         write_json(output / JSON, table)
-        with new_file(output / CSV, force=True) as file:
-            file.write(as_csv(table).encode())
+        write_text(output / CSV, as_csv(table), force=True)
     if stop():
         num = sum(of.is_finished for of in plan.cells)
         raise Interrupted(
