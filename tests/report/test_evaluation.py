@@ -185,11 +185,13 @@ def hostile() -> Evaluation:
     """Names, questions and answers that would be more than text."""
     whole = make_evaluation(levels=(HOSTILE,) * 6, names=(HOSTILE, f"{HOSTILE}2"), suites=True)
     assert whole.questions is not None
-    asked = replace(whole.questions, prompts=(HOSTILE,) * 6, answers=(HOSTILE,) * 6, by=HOSTILE)
+    rows = tuple(replace(row, prompt=HOSTILE, answer=HOSTILE) for row in whole.questions.rows)
+    asked = replace(whole.questions, rows=rows, by=HOSTILE)
     models = []
     for model in whole.models:
         assert model.answers is not None
-        models.append(replace(model, answers=replace(model.answers, greedy=(HOSTILE,) * 6)))
+        said = tuple(replace(answer, greedy=HOSTILE) for answer in model.answers.answers)
+        models.append(replace(model, answers=replace(model.answers, answers=said)))
     return replace(whole, questions=asked, models=tuple(models))
 
 

@@ -31,7 +31,7 @@ from trimtab.report.wording import (
     share_text,
     with_ends,
 )
-from trimtab.results.answers import Answers, Forgetting, answers_difference
+from trimtab.results.answers import Answer, Answers, Forgetting, answers_difference
 from trimtab.results.evaluation import AskedQuestions, Evaluation
 from trimtab.results.statistics import CONFIDENCE, normal_interval
 
@@ -80,7 +80,7 @@ def _answered(evaluation: Evaluation) -> list[tuple[str, Answers]]:
 
 def _task(asked: AskedQuestions) -> str:
     """What was asked: `addition: 32 questions`."""
-    text = f"{printable(asked.record['source'])}: {plural(len(asked.prompts), 'question')}"
+    text = f"{printable(asked.record['source'])}: {plural(asked.num_questions, 'question')}"
     if num := asked.record["num_seen"]:
         text += f" ({num:,} more were left out: the run was trained on them)"
     return text
@@ -154,7 +154,7 @@ def _sampled(row: _Scored) -> str:
 
 
 def _cut_off(row: _Scored) -> str:
-    return count(row.num_questions - sum(row.greedy_ended)) if isinstance(row, Answers) else ""
+    return count(row.num_greedy_not_ended) if isinstance(row, Answers) else ""
 
 
 def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> Figure:
@@ -290,8 +290,8 @@ def _forgetting(evaluation: Evaluation) -> Section | None:
         return None
     base = next(model.forgetting for model in evaluation.models if model.forgetting is not None)
     read = (
-        f"{plural(sum(base.num_tokens), 'token')} of {printable(evaluation.text['source'])}, in "
-        f"{plural(len(base.num_tokens), 'passage')}"
+        f"{plural(base.num_tokens, 'token')} of {printable(evaluation.text['source'])}, in "
+        f"{plural(len(base.passages), 'passage')}"
     )
     columns = (
         Column[Forgetting | None]("KL(base ‖ model)", _kl),
@@ -357,17 +357,19 @@ def _given_answers(evaluation: Evaluation) -> Section | None:
     if asked is None:
         return None
     answered = _answered(evaluation)
-    questions = zip(asked.prompts, asked.answers, range(_NUM_ANSWERS), strict=False)
     answers = plain_table(
         "Greedy answers",
         [("question", "code"), ("right", "code"), *((name, "code") for name, _ in answered)],
         [
             (
-                _short(prompt if isinstance(prompt, str) else prompt[-1]["content"], is_end=True),
-                "–" if answer is None else _short(str(answer)),
-                *(_marked(answers, place) for _, answers in answered),
+                _short(
+                    row.prompt if isinstance(row.prompt, str) else row.prompt[-1]["content"],
+                    is_end=True,
+                ),
+                "–" if row.answer is None else _short(str(row.answer)),
+                *(_marked(answers.answers[place]) for _, answers in answered),
             )
-            for prompt, answer, place in questions
+            for place, row in enumerate(asked.rows[:_NUM_ANSWERS])
         ],
         note=f"The first {_NUM_ANSWERS} questions at most; ✓ marks what is right. All are in the "
         "JSON.",
@@ -375,8 +377,8 @@ def _given_answers(evaluation: Evaluation) -> Section | None:
     return Section("Answers", blocks=(answers,))
 
 
-def _marked(answers: Answers, place: int) -> str:
-    return f"{'✓' if answers.greedy_correct[place] else '✗'} {_short(answers.greedy[place])}"
+def _marked(answer: Answer) -> str:
+    return f"{'✓' if answer.correct else '✗'} {_short(answer.greedy)}"
 
 
 def _short(text: str, *, is_end: bool = False) -> str:

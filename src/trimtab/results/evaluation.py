@@ -24,6 +24,7 @@ __all__ = [
     "EvaluatedModel",
     "Evaluation",
     "MajorityBaseline",
+    "Question",
     "majority_baseline",
 ]
 
@@ -69,67 +70,9 @@ def majority_baseline(answers: Iterable[Any]) -> MajorityBaseline:
     return MajorityBaseline(answer, counts[answer], counts.total())
 
 
-@dataclass(frozen=True)
-class AskedQuestions:
-    """What the models were asked.
-
-    Attributes:
-        prompts: Texts, or lists of messages.
-        answers: The right answer of each, as written; None where there is no single one.
-        levels: The level of each; None if the questions have none.
-        by: What the levels are.
-        record: Where they come from, how answers were drawn and judged.
-    """
-
-    READ_AS: ClassVar[type]
-
-    prompts: tuple[Any, ...]
-    answers: tuple[Any, ...]
-    levels: tuple[Any, ...] | None
-    by: str | None
-    record: Mapping[str, Any]
-
-    __repr__ = one_line
-
-    def places_by_level(self) -> dict[Any, list[int]]:
-        """Level -> places of its questions; numbers in their order, then texts in theirs."""
-        groups: dict[Any, list[int]] = {}
-        for place, level in enumerate(self.levels or ()):
-            groups.setdefault(level, []).append(place)
-        return dict(sorted(groups.items(), key=lambda item: _level_order(item[0])))
-
-    def baseline(self, places: Sequence[int] | None = None) -> dict[str, Any] | None:
-        """What the best constant answer scores; None where a question has no single answer."""
-        chosen = self.answers if places is None else [self.answers[place] for place in places]
-        if any(answer is None for answer in chosen):
-            return None
-        return majority_baseline(chosen).to_dict()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON."""
-        levels = self.levels or (None,) * len(self.prompts)
-        rows = zip(self.prompts, self.answers, levels, strict=True)
-        return {
-            "num_questions": len(self.prompts),
-            "by": self.by,
-            "majority_baseline": self.baseline(),
-            "record": dict(self.record),
-            "rows": [dict(zip(("prompt", "answer", "level"), row, strict=True)) for row in rows],
-        }
-
-
 class _Message(TypedDict):
     role: str
     content: str
-
-
-@dataclass(frozen=True)
-class _Question:
-    """A row of the JSON."""
-
-    prompt: str | list[Annotated[Mapping[str, Any], Like(_Message, is_open=True)]]
-    answer: Any
-    level: str | float | None
 
 
 class _Record(TypedDict):
@@ -139,16 +82,59 @@ class _Record(TypedDict):
 
 
 @dataclass(frozen=True)
-class _Questions:
-    """Questions as the JSON has them."""
+class Question:
+    """One question.
 
-    PLAIN: ClassVar = (
-        *("num_questions=_derived", "by", "majority_baseline=_derived", "record", "rows"),
-    )
+    Attributes:
+        prompt: A text, or a list of messages.
+        answer: The right answer, as written; None where there is no single one.
+        level: Its level, if it has one.
+    """
+
+    prompt: str | list[Annotated[Mapping[str, Any], Like(_Message, is_open=True)]]
+    answer: Any
+    level: str | float | None = None
+
+
+@dataclass(frozen=True)
+class AskedQuestions:
+    """What the models were asked.
+
+    Attributes:
+        by: What the levels are; None if the questions have none.
+        record: Where they come from, how answers were drawn and judged.
+        rows: The questions.
+    """
+
+    PLAIN: ClassVar = ("num_questions", "by", "majority_baseline=_baseline", "record", "rows")
 
     by: str | None
     record: Annotated[Mapping[str, Any], Like(_Record, is_open=True)]
-    rows: tuple[_Question, ...]
+    rows: tuple[Question, ...]
+
+    __repr__ = one_line
+
+    @property
+    def num_questions(self) -> int:
+        """Questions asked."""
+        return len(self.rows)
+
+    def places_by_level(self) -> dict[Any, list[int]]:
+        """Level -> places of its questions; numbers in their order, then texts in theirs."""
+        groups: dict[Any, list[int]] = {}
+        for place, row in enumerate(self.rows if self.by is not None else ()):
+            groups.setdefault(row.level, []).append(place)
+        return dict(sorted(groups.items(), key=lambda item: _level_order(item[0])))
+
+    def baseline(self, places: Sequence[int] | None = None) -> dict[str, Any] | None:
+        """What the best constant answer scores; None where a question has no single answer."""
+        rows = self.rows if places is None else [self.rows[place] for place in places]
+        if any(row.answer is None for row in rows):
+            return None
+        return majority_baseline(row.answer for row in rows).to_dict()
+
+    def _baseline(self) -> dict[str, Any] | None:
+        return self.baseline()
 
     def problems(self) -> Iterator[str]:
         """What cannot have been asked."""
@@ -156,19 +142,6 @@ class _Questions:
             yield "it has no rows"
         if self.by is not None and any(row.level is None for row in self.rows):
             yield f"a question has no level, and by is {self.by[:40]!a}"
-
-    def made(self) -> AskedQuestions:
-        """The questions by column."""
-        return AskedQuestions(
-            prompts=tuple(row.prompt for row in self.rows),
-            answers=tuple(row.answer for row in self.rows),
-            levels=None if self.by is None else tuple(row.level for row in self.rows),
-            by=self.by,
-            record=self.record,
-        )
-
-
-AskedQuestions.READ_AS = _Questions
 
 
 def _level_order(level: Any) -> tuple[bool, Any]:
@@ -318,7 +291,7 @@ class Evaluation(Result):
         first, *others = self.models
         if len({model.record.id for model in self.models}) < len(self.models):
             yield "two models have one name"
-        asked = None if self.questions is None else len(self.questions.prompts)
+        asked = None if self.questions is None else self.questions.num_questions
         for model in self.models:
             name, answers = ascii(model.record.id[:100]), model.answers
             answered = None if answers is None else answers.num_questions

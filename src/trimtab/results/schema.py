@@ -15,9 +15,6 @@ order. An entry is one of
 
 A field is written and read; `plain_name`, if the class has it, says how it is written. Any other
 attribute is derived: it is written, and computed anew, not believed, when the file is read.
-
-A class whose JSON is turned over (rows in place of columns) writes itself with `to_dict`, and is
-read as the dataclass that its attribute `READ_AS` names, whose `made()` gives the object.
 """
 
 from __future__ import annotations
@@ -117,8 +114,6 @@ _NONE: Any = object()
 
 def to_plain(value: Any) -> Any:
     """Data for JSON: objects become objects of their keys, tuples and arrays lists."""
-    if hasattr(value, "READ_AS"):
-        return value.to_dict()
     if is_dataclass(value) and not isinstance(value, type):
         plain: dict[str, Any] = {}
         for entry in _layout(type(value)):
@@ -418,8 +413,7 @@ class Reader:
             if isinstance(value, _Taken):
                 self._left_over(value, kind, _at(path, key))
             else:
-                of = getattr(kind, "READ_AS", kind)
-                self._unknown(path, key, [entry.path[-1] for entry in _layout(of) if entry.path])
+                self._unknown(path, key, [entry.path[-1] for entry in _layout(kind) if entry.path])
 
     def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
         near = nearest(key, known)
@@ -427,9 +421,6 @@ class Reader:
 
     def _take(self, kind: Any, left: _Taken, path: str) -> Any:
         """Read the object of a class out of the keys of a JSON object."""
-        if hasattr(kind, "READ_AS"):
-            rows = self._take(kind.READ_AS, left, path)
-            return BAD if rows is BAD else rows.made()
         before, values, hints = len(self.problems), {}, _hints(kind)
         # The longest paths first: what stays of an object that holds them is a mapping itself.
         for entry in sorted(_layout(kind), key=lambda entry: -len(entry.path)):

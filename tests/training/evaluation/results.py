@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from trimtab.results.answers import Answers, Forgetting
-from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation
+from trimtab.results.answers import Answer, Answers, Forgetting, Passage
+from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation, Question
 from trimtab.results.records import CheckpointRecord
 
 RIGHT = {
     "base": (True, False, False, True, False, False),
     "tuned": (True, True, True, True, False, True),
 }
+
+
+def answers_of(
+    greedy: Sequence[str],
+    correct: Sequence[bool],
+    ended: Sequence[bool],
+    num_samples: int = 0,
+    num_sampled_correct: Sequence[int] = (),
+) -> Answers:
+    """Answers by column."""
+    sampled = num_sampled_correct or (0,) * len(greedy)
+    return Answers(num_samples, tuple(map(Answer, greedy, correct, ended, sampled)))
+
+
+def forgetting_of(*columns: Sequence[Any]) -> Forgetting:
+    """Forgetting by column."""
+    return Forgetting(tuple(map(Passage, *columns)))
 
 
 def make_evaluation(
@@ -28,14 +46,14 @@ def make_evaluation(
         models.append(
             EvaluatedModel(
                 record=CheckpointRecord(name, None, "Llama", 2, 10, {"BF16": 10}, f"{place}" * 32),
-                answers=Answers(
-                    greedy=tuple("right" if is_right else "wrong" for is_right in right),
-                    greedy_correct=right,
-                    greedy_ended=(True, True, True, True, True, bool(place)),
-                    num_samples=num_samples,
-                    num_sampled_correct=(4, 1, place, 2, 0, place)[: 6 if num_samples else 0],
+                answers=answers_of(
+                    ["right" if is_right else "wrong" for is_right in right],
+                    right,
+                    (True, True, True, True, True, bool(place)),
+                    num_samples,
+                    (4, 1, place, 2, 0, place) if num_samples else (0,) * 6,
                 ),
-                forgetting=Forgetting((10, 30), (0.1, 0.5), (20.0, 60.0), (24.0, 72.0))
+                forgetting=forgetting_of((10, 30), (0.1, 0.5), (20.0, 60.0), (24.0, 72.0))
                 if place
                 else None,
                 suites={
@@ -61,11 +79,14 @@ def make_evaluation(
     return Evaluation(
         models=tuple(models),
         questions=AskedQuestions(
-            prompts=tuple(f"question {place}" for place in range(6)),
-            answers=("a", "a", "b", "b", "b", "c"),
-            levels=levels,
             by=None if levels is None else "level",
             record=record,
+            rows=tuple(
+                Question(f"question {place}", answer, level)
+                for place, (answer, level) in enumerate(
+                    zip("aabbbc", levels or (None,) * 6, strict=True)
+                )
+            ),
         ),
         text={"source": "a text", "xxh3_128": "e" * 32, "num_passages": 2}
         if len(names) > 1

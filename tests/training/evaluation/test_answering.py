@@ -11,6 +11,7 @@ import pytest
 
 from tests.training.evaluation.conftest import Pair
 from trimtab.errors import CheckpointError, SettingsError
+from trimtab.results.answers import Answers
 from trimtab.training.addition import end_token, is_correct, split_questions
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.questions import Questions, addition_questions
@@ -45,6 +46,10 @@ def tokenizer(pair: Pair) -> Any:
 PROMPTS = ("a", "to be or not", "12+", "x" * 30, "q?")
 
 
+def column(answers: Answers, name: str) -> tuple[Any, ...]:
+    return tuple(getattr(answer, name) for answer in answers.answers)
+
+
 def likeliest(model: Any, tokenizer: Any, prompt: str, num: int) -> tuple[str, bool]:
     """Greedy decoding of a single prompt, from the start for every token."""
     import torch
@@ -67,19 +72,19 @@ def test_greedy_answers_do_not_depend_on_the_batch(
 ) -> None:
     told = ask(model, tokenizer, questions(PROMPTS), seed=0, num_samples=0, batch_size=batch_size)
     expected = [likeliest(model, tokenizer, prompt, 6) for prompt in PROMPTS]
-    assert list(zip(told.greedy, told.greedy_ended, strict=True)) == expected
-    assert told.greedy_correct == tuple("e" in text for text, _ in expected)
-    assert told.num_sampled_correct == ()
+    assert list(zip(column(told, "greedy"), column(told, "ended"), strict=True)) == expected
+    assert column(told, "correct") == tuple("e" in text for text, _ in expected)
+    assert column(told, "num_sampled_correct") == (0,) * len(PROMPTS)
 
 
 def test_samples_are_those_of_their_seed(model: Any, tokenizer: Any) -> None:
     asked = questions(PROMPTS)
     first = ask(model, tokenizer, asked, seed=1, num_samples=6)
-    assert all(0 <= correct <= 6 for correct in first.num_sampled_correct)
+    assert all(0 <= correct <= 6 for correct in column(first, "num_sampled_correct"))
     assert ask(model, tokenizer, asked, seed=1, num_samples=6) == first
     other = ask(model, tokenizer, asked, seed=2, num_samples=6)
-    assert other.greedy == first.greedy
-    assert other.num_sampled_correct != first.num_sampled_correct
+    assert column(other, "greedy") == column(first, "greedy")
+    assert column(other, "num_sampled_correct") != column(first, "num_sampled_correct")
 
 
 def test_samples_stay_with_their_question(model: Any, tokenizer: Any) -> None:
@@ -89,7 +94,7 @@ def test_samples_stay_with_their_question(model: Any, tokenizer: Any) -> None:
         return [float(prompt == "12+") for prompt in prompts]
 
     told = ask(model, tokenizer, questions(PROMPTS, for_one), seed=0, num_samples=5, batch_size=3)
-    assert told.num_sampled_correct == (0, 0, 5, 0, 0)
+    assert column(told, "num_sampled_correct") == (0, 0, 5, 0, 0)
 
 
 def test_sampling_follows_the_model(model: Any, tokenizer: Any) -> None:
@@ -106,7 +111,7 @@ def test_sampling_follows_the_model(model: Any, tokenizer: Any) -> None:
     spread = (expected * (1 - expected) / 4000) ** 0.5
     assert told.sampled_accuracy == pytest.approx(expected, abs=5 * spread)
     cold = ask(model, tokenizer, asked, seed=0, num_samples=8, temperature=1e-6)
-    assert cold.num_sampled_correct == (8 * told.greedy_correct[0],)
+    assert column(cold, "num_sampled_correct") == (8 * column(told, "correct")[0],)
 
 
 def test_random_state_is_left_alone(model: Any, tokenizer: Any) -> None:
@@ -140,18 +145,18 @@ def test_a_stop_ends_the_answer_and_is_no_part_of_it(
     stop = whole[2 : 2 + length]
     asked = questions(["to be or not"], stop=stop)
     told = ask(model, tokenizer, asked, seed=0, num_samples=0)
-    assert told.greedy == (whole[: whole.index(stop)],)
-    assert told.greedy_ended == (True,)
+    assert column(told, "greedy") == (whole[: whole.index(stop)],)
+    assert column(told, "ended") == (True,)
 
 
 def test_addition_is_judged_as_in_training(model: Any, tokenizer: Any) -> None:
     heldout = split_questions(0).heldout[:6]
     told = ask(model, tokenizer, addition_questions(heldout), seed=1, num_samples=4)
-    assert told.greedy_correct == tuple(
+    assert column(told, "correct") == tuple(
         is_correct(text, question.answer)
-        for text, question in zip(told.greedy, heldout, strict=True)
+        for text, question in zip(column(told, "greedy"), heldout, strict=True)
     )
-    assert not any("\n" in text for text in told.greedy)
+    assert not any("\n" in text for text in column(told, "greedy"))
 
 
 def test_messages_are_written_by_the_chat_template(model: Any, pair: Pair) -> None:
@@ -166,14 +171,14 @@ def test_messages_are_written_by_the_chat_template(model: Any, pair: Pair) -> No
 
     asked = questions([[{"role": "user", "content": "a"}]], note)
     told = ask(model, tokenizer, asked, seed=0, num_samples=0)
-    assert told.greedy == (likeliest(model, tokenizer, "a", 6)[0],)
-    assert seen == [[{"role": "assistant", "content": told.greedy[0]}]]
+    assert column(told, "greedy") == (likeliest(model, tokenizer, "a", 6)[0],)
+    assert seen == [[{"role": "assistant", "content": column(told, "greedy")[0]}]]
 
 
 @pytest.mark.parametrize(("value", "is_right"), [(0.99, False), (1.0, True), (2.0, True)])
 def test_right_is_a_reward_of_one(model: Any, tokenizer: Any, value: float, is_right: bool) -> None:
     asked = questions(["a"], lambda completions, **_: [value] * len(completions))
-    assert ask(model, tokenizer, asked, seed=0, num_samples=0).greedy_correct == (is_right,)
+    assert ask(model, tokenizer, asked, seed=0, num_samples=0).answers[0].correct == is_right
 
 
 def test_a_reward_that_fails_is_told(model: Any, tokenizer: Any) -> None:

@@ -8,18 +8,15 @@ from typing import Any
 
 import pytest
 
+from tests.training.evaluation.results import answers_of
 from trimtab.results.answers import Answers, answers_difference
 from trimtab.results.schema import from_plain
 from trimtab.results.statistics import mcnemar, paired_interval, wilson
 
-FOUR = Answers(
-    greedy=("2", "4", "6", "9"),
-    greedy_correct=(True, True, True, False),
-    greedy_ended=(True, True, False, True),
-    num_samples=2,
-    num_sampled_correct=(2, 2, 0, 0),
+FOUR = answers_of(
+    ("2", "4", "6", "9"), (True, True, True, False), (True, True, False, True), 2, (2, 2, 0, 0)
 )
-GREEDY = Answers(("2", "5"), (True, False), (True, True), 0, ())
+GREEDY = answers_of(("2", "5"), (True, False), (True, True))
 
 
 def test_accuracies_and_standard_errors() -> None:
@@ -41,7 +38,7 @@ def test_without_samples_there_is_no_sampled_figure() -> None:
 
 
 def test_one_question_has_no_spread() -> None:
-    single = Answers(("2",), (True,), (True,), 4, (3,))
+    single = answers_of(("2",), (True,), (True,), 4, (3,))
     assert single.sampled_accuracy == 0.75
     assert single.sampled_standard_error is None
     assert single.sampled_interval == wilson(0.75, 1)
@@ -49,16 +46,17 @@ def test_one_question_has_no_spread() -> None:
 
 def test_some_of_the_answers() -> None:
     part = FOUR.of([3, 0])
-    assert part == Answers(("9", "2"), (False, True), (True, True), 2, (0, 2))
-    assert GREEDY.of([1]) == Answers(("5",), (False,), (True,), 0, ())
+    assert part == answers_of(("9", "2"), (False, True), (True, True), 2, (0, 2))
+    assert GREEDY.of([1]) == answers_of(("5",), (False,), (True,))
 
 
 @pytest.mark.parametrize("answers", [FOUR, GREEDY])
 def test_round_trip_through_json(answers: Answers) -> None:
     data = json.loads(json.dumps(answers.to_dict(), allow_nan=False))
     assert from_plain(Answers, data, what="answers") == answers
-    assert data["num_greedy_correct"] == sum(answers.greedy_correct)
-    assert data["num_greedy_not_ended"] == answers.num_questions - sum(answers.greedy_ended)
+    assert data["num_greedy_correct"] == sum(answer.correct for answer in answers.answers)
+    ended = sum(answer.ended for answer in answers.answers)
+    assert data["num_greedy_not_ended"] == answers.num_questions - ended
 
 
 def test_more_right_samples_than_samples_are_refused() -> None:
@@ -69,10 +67,10 @@ def test_more_right_samples_than_samples_are_refused() -> None:
 
 
 def test_difference_counts_pairs() -> None:
-    before = Answers(
+    before = answers_of(
         ("",) * 6, (True, True, False, False, False, True), (True,) * 6, 2, (2, 1, 0, 0, 1, 2)
     )
-    after = Answers(
+    after = answers_of(
         ("",) * 6, (True, False, True, True, False, True), (True,) * 6, 2, (2, 0, 2, 1, 1, 2)
     )
     told = answers_difference(before, after)

@@ -81,8 +81,8 @@ def test_our_own_text_is_read_by_default(pair: Pair) -> None:
     assert forgetting is not None
     # One token for each character, so that passages are longer than the limit and are cut.
     cut = pieces(load_tokenizer(pair.base), read_text(), PASSAGE)
-    assert forgetting.num_tokens == tuple(len(piece) - 1 for piece in cut)
-    assert max(forgetting.num_tokens) == PASSAGE - 1
+    assert [p.num_tokens for p in forgetting.passages] == [len(piece) - 1 for piece in cut]
+    assert max(p.num_tokens for p in forgetting.passages) == PASSAGE - 1
 
 
 @pytest.fixture

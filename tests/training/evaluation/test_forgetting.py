@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from tests.training.evaluation.conftest import Pair
+from tests.training.evaluation.results import forgetting_of
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.results.answers import Forgetting
-from trimtab.results.schema import from_plain
+from trimtab.results.schema import from_plain, to_plain
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import (
     NeutralText,
@@ -23,7 +24,7 @@ from trimtab.training.evaluation.forgetting import (
 
 pytestmark = pytest.mark.train
 
-THREE = Forgetting((2, 3, 5), (0.2, 0.3, 1.5), (2.0, 3.0, 5.0), (4.0, 6.0, 10.0))
+THREE = forgetting_of((2, 3, 5), (0.2, 0.3, 1.5), (2.0, 3.0, 5.0), (4.0, 6.0, 10.0))
 
 
 def test_figures_by_hand() -> None:
@@ -34,21 +35,21 @@ def test_figures_by_hand() -> None:
     assert THREE.kl_interval == pytest.approx((0.0520, 0.3480), abs=1e-4)
     assert THREE.base_perplexity == pytest.approx(math.e)
     assert THREE.tuned_perplexity == pytest.approx(math.e**2)
-    single = Forgetting((2,), (0.2,), (1.0,), (1.0,))
+    single = forgetting_of((2,), (0.2,), (1.0,), (1.0,))
     assert single.kl_standard_error is None
     assert single.kl_interval is None
-    assert single.to_dict()["kl_interval"] is None
+    assert to_plain(single)["kl_interval"] is None
 
 
 def test_round_trip_through_json() -> None:
-    data = json.loads(json.dumps(THREE.to_dict(), allow_nan=False))
+    data = json.loads(json.dumps(to_plain(THREE), allow_nan=False))
     assert from_plain(Forgetting, data, what="passages") == THREE
     assert data["num_tokens"] == 10
     assert len(data["passages"]) == 3
 
 
 def test_equal_passages_have_the_standard_error_of_a_mean() -> None:
-    told = Forgetting((4, 4, 4), (1.0, 2.0, 6.0), (1.0,) * 3, (1.0,) * 3)
+    told = forgetting_of((4, 4, 4), (1.0, 2.0, 6.0), (1.0,) * 3, (1.0,) * 3)
     means = [0.25, 0.5, 1.5]
     spread = math.sqrt(sum((mean - 0.75) ** 2 for mean in means) / 2)
     assert told.kl_standard_error == pytest.approx(spread / math.sqrt(3))
@@ -63,7 +64,7 @@ def test_probe_is_the_dense_divergence(pair: Pair, dtype: str) -> None:
     passages = [list(range(3, 40)), [5, 6], [(7 * place) % 90 + 2 for place in range(150)]]
     seen: list[tuple[int, int]] = []
     told = probe(base, tuned, passages, lambda done, total: seen.append((done, total)))
-    assert told.num_tokens == (36, 1, 149)
+    assert [passage.num_tokens for passage in told.passages] == [36, 1, 149]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     for place, ids in enumerate(passages):
         with torch.no_grad():
@@ -76,9 +77,9 @@ def test_probe_is_the_dense_divergence(pair: Pair, dtype: str) -> None:
             divergence += float((p[step] * (p[step] / q[step]).log()).sum())
             surprise_p -= math.log(float(p[step, token]))
             surprise_q -= math.log(float(q[step, token]))
-        assert told.divergence[place] == pytest.approx(divergence, rel=1e-9)
-        assert told.base_surprise[place] == pytest.approx(surprise_p, rel=1e-9)
-        assert told.tuned_surprise[place] == pytest.approx(surprise_q, rel=1e-9)
+        assert told.passages[place].divergence == pytest.approx(divergence, rel=1e-9)
+        assert told.passages[place].base_surprise == pytest.approx(surprise_p, rel=1e-9)
+        assert told.passages[place].tuned_surprise == pytest.approx(surprise_q, rel=1e-9)
     assert told.kl > 1e-5
 
 

@@ -24,7 +24,7 @@ def test_levels_are_in_their_order_and_add_up() -> None:
     for row in data["by_level"]:
         for model, told in zip(evaluation.models, row["models"], strict=True):
             assert model.answers is not None
-            right = [model.answers.greedy_correct[place] for place in places[row["level"]]]
+            right = [model.answers.answers[place].correct for place in places[row["level"]]]
             assert told["num_greedy_correct"] == sum(right)
             assert told["num_questions"] == len(right)
     for place, model in enumerate(data["models"]):
@@ -57,7 +57,8 @@ def test_the_baseline_is_of_the_questions_that_it_stands_beside() -> None:
 def test_without_written_answers_there_is_no_baseline() -> None:
     evaluation = make_evaluation()
     assert evaluation.questions is not None
-    asked = replace(evaluation.questions, answers=("a", None, "b", "b", "b", "c"))
+    first, *others = evaluation.questions.rows
+    asked = replace(evaluation.questions, rows=(replace(first, answer=None), *others))
     assert replace(evaluation, questions=asked).to_dict()["questions"]["majority_baseline"] is None
 
 

@@ -112,7 +112,7 @@ def test_figures_are_those_of_a_model_perturbed_by_hand(
     assert cell.num_correct == answers.num_greedy_correct
     before = ask(whole, tokenizer, questions(), seed=0, num_samples=0)
     assert result.num_correct == before.num_greedy_correct
-    assert result.text["num_tokens"] == sum(told.num_tokens)
+    assert result.text["num_tokens"] == told.num_tokens
     flips = [c for c in result.cells if (c.noise, c.level) == ("sign", 0.5)]
     assert len({c.num_changed for c in flips}) == 1  # a share of as many elements of each tensor
     assert {c.num_chosen for c in result.cells} == {mask.num_selected()}

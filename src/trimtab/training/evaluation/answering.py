@@ -14,7 +14,7 @@ from typing import Any
 
 from trimtab.checkpoints.folder import check_files
 from trimtab.errors import CheckpointError
-from trimtab.results.answers import Answers
+from trimtab.results.answers import Answer, Answers
 from trimtab.training.evaluation.questions import Questions
 from trimtab.training.runs.base_model import BaseModel, load_model_of
 from trimtab.training.runs.data import prompt_ids
@@ -106,12 +106,10 @@ def ask(
     num_right = [0] * len(questions)
     for place, (_, _, is_right) in zip(repeated, sampled, strict=True):
         num_right[place] += is_right
+    rows = zip(greedy, num_right, strict=True)
     return Answers(
-        greedy=tuple(text for text, _, _ in greedy),
-        greedy_correct=tuple(is_right for _, _, is_right in greedy),
-        greedy_ended=tuple(has_ended for _, has_ended, _ in greedy),
-        num_samples=num_samples,
-        num_sampled_correct=tuple(num_right) if num_samples else (),
+        num_samples,
+        tuple(Answer(text, is_right, ended, num) for (text, ended, is_right), num in rows),
     )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from trimtab.errors import SettingsError, TrimtabError
 from trimtab.progress import Stage, progress_bars, stage
 from trimtab.results.answers import Answers
-from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation
+from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation, Question
 from trimtab.results.records import made_now
 from trimtab.training import runtime
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
@@ -189,13 +189,9 @@ def _raise(errors: Sequence[TrimtabError]) -> None:
 
 
 def _asked(questions: Questions) -> AskedQuestions:
-    return AskedQuestions(
-        questions.prompts,
-        questions.answers,
-        questions.levels,
-        questions.by,
-        questions.describe(),
-    )
+    levels = questions.levels or (None,) * len(questions)
+    rows = zip(questions.prompts, questions.answers, levels, strict=True)
+    return AskedQuestions(questions.by, questions.describe(), tuple(Question(*row) for row in rows))
 
 
 @dataclass(frozen=True)

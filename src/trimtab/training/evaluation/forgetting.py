@@ -23,7 +23,7 @@ import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
-from trimtab.results.answers import Forgetting
+from trimtab.results.answers import Forgetting, Passage
 from trimtab.words import one_line
 
 if TYPE_CHECKING:
@@ -168,10 +168,10 @@ def probe(
                 "the divergence from the base is not finite: a model rules out what the other "
                 "expects, or its arithmetic overflows (try fp32)"
             )
-        rows.append((len(ids) - 1, *sums))
+        rows.append(Passage(len(ids) - 1, *sums))
         if progress is not None:
             progress(number, len(passages))
-    return Forgetting(*zip(*rows, strict=True))
+    return Forgetting(tuple(rows))
 
 
 def next_logits(model: Any, ids: Sequence[int]) -> Tensor:
