@@ -42,7 +42,9 @@ def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
     assert list(finished.runs) == [*FULL, *MASKED]
     questions = finished.evaluation.questions
     assert questions is not None
-    assert questions.prompts == tuple(of.prompt for of in split_questions(0).heldout)
+    assert [row.prompt for row in questions.rows] == [
+        question.prompt for question in split_questions(0).heldout
+    ]
     assert finished.majority == questions.baseline()
     assert finished.before.num_samples == 8
     assert finished.num_train_questions == 64

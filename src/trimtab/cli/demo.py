@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
-from operator import eq
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -265,7 +264,8 @@ def _arm(run: DemoRun, name: str, of: TrainedRun) -> dict[str, Any]:
 def _same_answers(answers: Answers, full: Answers) -> Score:
     from trimtab.results.statistics import wilson
 
-    same, total = sum(map(eq, answers.greedy, full.greedy)), full.num_questions
+    pairs = zip(answers.answers, full.answers, strict=True)
+    same, total = sum(one.greedy == two.greedy for one, two in pairs), full.num_questions
     return {"correct": same, "total": total, "interval": list(wilson(same / total, total))}
 
 

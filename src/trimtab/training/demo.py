@@ -153,7 +153,7 @@ class DemoRun:
             "base": str(self.base),
             "origin": dict(self.origin),
             "num_train_questions": self.num_train_questions,
-            "heldout": list(self.evaluation.questions.prompts),
+            "heldout": [row.prompt for row in self.evaluation.questions.rows],
             "majority_baseline": dict(self.majority),
             "before": self.before.to_dict(),
             "arms": {name: of.to_dict() for name, of in self.runs.items()},
