@@ -105,6 +105,15 @@ def test_every_option(flags: tuple[str, ...]) -> None:
     assert any(re.search(use, text) for use in uses for text in texts)
 
 
+def test_help_of_options_can_be_read_alone() -> None:
+    for words, command in COMMANDS.items():
+        for option in command.params:
+            if isinstance(option, click.Option):
+                help = option.help or ""
+                assert re.match(r"(?!Of |Or |And )[A-Z]", help), (words, option.name, help)
+                assert len(help) <= 120, (words, option.name, help)
+
+
 @pytest.mark.parametrize("name", errors.__all__)
 def test_every_error_class(name: str) -> None:
     assert f"### {name}\n" in page("errors.md")

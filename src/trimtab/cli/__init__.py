@@ -20,7 +20,7 @@ from typing import Any
 import click
 
 from trimtab._version import __version__
-from trimtab.cli import demo, evaluate, example, mask, measure, paper, prune, report, train
+from trimtab.cli import demo, evaluate, mask, measure, paper, prune, report, train
 from trimtab.cli.options import Group
 from trimtab.cli.terminal import guarded, say, termination_interrupts
 from trimtab.errors import CheckpointWarning, CriterionError, TrimtabError
@@ -39,7 +39,7 @@ def trimtab(debug: bool) -> None:
 
 
 for _verb in (  # in the order of the work
-    example.example,
+    demo.example,
     measure.compare,
     measure.trajectory,
     mask.mask,
