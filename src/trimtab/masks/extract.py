@@ -22,7 +22,7 @@ from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.masks.header import BaseTensor, provenance_of
 from trimtab.masks.mask import Mask
-from trimtab.masks.packed import PackedTensor, num_packed_bytes
+from trimtab.masks.packed import PackedTensor
 from trimtab.results.records import record_of
 
 __all__ = ["extract_mask"]
@@ -132,21 +132,11 @@ def _changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDA
 
 def _mark(criterion: Criterion, item: Aligned, reader: Reader) -> PackedTensor:
     """Mark what changed in a tensor."""
-    in_base = item.stored[0]
-    bits: NDArray[np.uint8] = np.zeros(num_packed_bytes(in_base.num_elements), np.uint8)
-    # Rows that both have come first in either tensor; seen flat, every chunk starts at a byte.
-    # Scales lie in blocks of rows and columns, so those chunks are of the 2-D view, and what is
-    # left of a chunk after its last whole byte waits for the next.
+    # Rows that both have come first in either tensor, and those only in base are not selected. Seen
+    # flat, chunks are of whole bytes; scales lie in blocks of rows and columns of the 2-D view.
     is_scaled = any(scale is not None for scale in item.scales)
-    written, left = 0, np.zeros(0, np.bool_)
-    for chunk in reader.chunks(item.shape if is_scaled else (item.num_elements,)):
-        before, after = (elements.ravel() for elements in reader.read(chunk))
-        marked = _changed(before, after, item.dtype, criterion)
-        marked = np.concatenate([left, marked]) if len(left) else marked
-        whole = len(marked) // 8 * 8
-        packed = np.packbits(marked[:whole], bitorder="little")
-        bits[written : written + len(packed)] = packed
-        written, left = written + len(packed), marked[whole:]
-    if len(left):
-        bits[written] = np.packbits(left, bitorder="little")[0]
-    return PackedTensor.of(in_base.shape, bits)
+    pairs = map(reader.read, reader.chunks(item.shape if is_scaled else (item.num_elements,)))
+    marked = (
+        _changed(before.ravel(), after.ravel(), item.dtype, criterion) for before, after in pairs
+    )
+    return PackedTensor.of_parts(item.stored[0].shape, marked)

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import MaskError
+from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.results.records import MaskRecord, made_now
 from trimtab.words import first_few, one_line
@@ -190,6 +190,42 @@ class PackedMask(ABC):
         Args:
             names: Name of a tensor of this mask -> its new name.
         """
+
+    def check(
+        self, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str] | None = None
+    ) -> None:
+        """Check that the mask fits the tensors of a model.
+
+        A tensor that the model does not have is let pass where nothing of it is selected:
+        checkpoints can hold buffers that no model trains.
+
+        Args:
+            shapes: Name -> shape of the model's tensors.
+            digests: Name -> xxh3-128 of the bytes of those tensors, as stored; compared with
+                `base` for the names that both have.
+
+        Raises:
+            MaskMismatchError: It does not fit; the message names every tensor, up to a handful.
+        """
+        problems = []
+        for name, shape in self._header.shapes.items():
+            if name not in shapes:
+                if self.num_selected(name):
+                    problems.append(f"{name} is not in the model")
+            elif tuple(shapes[name]) != shape:
+                problems.append(f"{name} has shape {tuple(shapes[name])}, in the mask {shape}")
+            elif name in self._header.base and name in (digests or {}):
+                expected, found = self._header.base[name].digest, (digests or {})[name]
+                if found != expected:
+                    problems.append(
+                        f"{name} has the digest {found}, and {expected} when the mask was made"
+                    )
+        if problems:
+            raise MaskMismatchError(
+                f"the mask does not fit the model, in {len(problems)} of its {len(self)} tensors: "
+                f"{first_few(problems, '; ')}. Use the base that the mask was made from, or make a "
+                "mask from this one"
+            )
 
     def __contains__(self, name: object) -> bool:
         return name in self._header.shapes

@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from typing import Annotated, Any, ClassVar, TypedDict
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trimtab.checkpoints import Checkpoint, opened, parts_of
-from trimtab.checkpoints.align import Aligned, Alignment, align, num_columns
-from trimtab.checkpoints.stream import Chunk, Progress, Reader, Streamed, overlaps, stream
+from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.stream import Progress, Reader, Streamed, overlaps, stream
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.fast import Scanners
 from trimtab.elements.three_way import AgreementTally, SplitAgreement
-from trimtab.masks.header import mask_record
-from trimtab.masks.mask import Mask
+from trimtab.masks.header import PackedMask, mask_record
 from trimtab.masks.matching import named_as_in
-from trimtab.masks.packed import unpacked
+from trimtab.masks.on_disk import opened_masks
+from trimtab.masks.packed import unpacked_block
 from trimtab.results.by_tensor import by_kind, by_layer, plain_layers
 from trimtab.results.records import CheckpointRecord, MaskRecord, Tied, made_now, record_of
 from trimtab.results.result import Result
@@ -219,7 +217,7 @@ def identity(
     base: str | os.PathLike[str] | Checkpoint,
     full: str | os.PathLike[str] | Checkpoint,
     sub: str | os.PathLike[str] | Checkpoint,
-    mask: str | os.PathLike[str] | Mask,
+    mask: str | os.PathLike[str] | PackedMask,
     *,
     threads: int | None = None,
     progress: Progress | None = None,
@@ -248,11 +246,10 @@ def identity(
         MaskMismatchError: The mask is of another model, or was made against another base. The
             second is only known once BASE has been read.
     """
-    with opened(base, full, sub) as checkpoints:
+    with opened(base, full, sub) as checkpoints, ExitStack() as stack:
         base, full, sub = checkpoints
-        mask_id = None if isinstance(mask, Mask) else os.fspath(mask)
-        mask = mask if isinstance(mask, Mask) else Mask.load(mask)
-        mask = named_as_in(mask, base)
+        (given,) = opened_masks([mask], stack)
+        mask = named_as_in(given, base)
         shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
         mask.check(shapes)
         labels = [side.upper() for side in SIDES]
@@ -267,7 +264,7 @@ def identity(
             base=base_record,
             full=full_record,
             sub=sub_record,
-            mask=mask_record(mask, mask_id, done.hashes[0]),
+            mask=mask_record(mask, mask.path, done.hashes[0]),
             coverage=_coverage(alignment, done, mask),
             tensors=tuple(part for item in done.kept for part in done.results[item]),
             conversion=done.conversion,
@@ -276,17 +273,18 @@ def identity(
 
 
 def _count_tensor(
-    scanners: Scanners, mask: Mask, config: Mapping[str, Any], item: Aligned, reader: Reader
+    scanners: Scanners, mask: PackedMask, config: Mapping[str, Any], item: Aligned, reader: Reader
 ) -> tuple[TensorIdentity, ...]:
     """Count one tensor of the model: its parts."""
     scanner = scanners.scanner
+    packed = mask.tensor(item.name, item.shape).bits
     parts = [
         (part, AgreementTally(item.dtype, DEFAULT_CRITERIA, part.num_rows, part.num_columns))
         for part in parts_of(item.name, item.shape, config)
     ]
     for chunk in reader.chunks():
         base, full, sub = reader.read(chunk)
-        selected = _selected(mask, item, chunk)
+        selected = unpacked_block(packed, item.shape, chunk)
         for part, tally in parts:
             for at, row, column in overlaps(part.rectangles, chunk):
                 tally.add(base[at], full[at], sub[at], selected[at], row, column, scanner)
@@ -303,16 +301,7 @@ def _count_tensor(
     )
 
 
-def _selected(mask: Mask, item: Aligned, chunk: Chunk) -> NDArray[np.bool_]:
-    """Which elements of a chunk are in the mask, shape `[rows, columns]`."""
-    shape = chunk.num_rows, chunk.num_columns
-    if item.name not in mask:
-        return np.zeros(shape, dtype=np.bool_)
-    start = chunk.row * num_columns(item.shape) + chunk.column
-    return unpacked(mask.packed(item.name), start, start + prod(shape)).reshape(shape)
-
-
-def _coverage(alignment: Alignment, done: Streamed[Any], mask: Mask) -> IdentityCoverage:
+def _coverage(alignment: Alignment, done: Streamed[Any], mask: PackedMask) -> IdentityCoverage:
     """Sort every stored element into compared, tied or not compared, and the mask's beside it."""
     num_compared = sum(item.num_elements for item in done.kept)
     num_stored = [num_compared] * len(SIDES)

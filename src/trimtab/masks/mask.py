@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import parts_of
-from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.errors import MaskError
 from trimtab.masks.algebra import DerivedMask, Operation, combine, complement, restrict
 from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
 from trimtab.masks.on_disk import FORMAT, open_unchecked, write_mask_file
@@ -234,44 +234,6 @@ class Mask(PackedMask):
         mask = Mask(tensors, base, self._header.provenance)
         mask._renamed_from = self
         return mask
-
-    def check(
-        self, shapes: Mapping[str, tuple[int, ...]], digests: Mapping[str, str] | None = None
-    ) -> None:
-        """Check that the mask fits the tensors of a model.
-
-        A tensor that the model does not have is let pass where nothing of it is selected:
-        checkpoints can hold buffers that no model trains.
-
-        Args:
-            shapes: Name -> shape of the model's tensors.
-            digests: Name -> xxh3-128 of the bytes of those tensors, as stored; compared with
-                `base` for the names that both have.
-
-        Raises:
-            MaskMismatchError: It does not fit; the message names every tensor, up to a handful.
-        """
-        problems = []
-        for name, tensor in self._tensors.items():
-            if name not in shapes:
-                if tensor.num_selected:
-                    problems.append(f"{name} is not in the model")
-            elif tuple(shapes[name]) != tensor.shape:
-                problems.append(
-                    f"{name} has shape {tuple(shapes[name])}, in the mask {tensor.shape}"
-                )
-            elif name in self._header.base and name in (digests or {}):
-                expected, found = self._header.base[name].digest, (digests or {})[name]
-                if found != expected:
-                    problems.append(
-                        f"{name} has the digest {found}, and {expected} when the mask was made"
-                    )
-        if problems:
-            raise MaskMismatchError(
-                f"the mask does not fit the model, in {len(problems)} of its {len(self)} tensors: "
-                f"{first_few(problems, '; ')}. Use the base that the mask was made from, or make a "
-                "mask from this one"
-            )
 
     def _combined(self, operation: Operation, other: Mask) -> Mask:
         if not isinstance(other, Mask):

@@ -15,9 +15,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from trimtab.checkpoints.align import num_columns
+from trimtab.checkpoints.stream import Chunk
 from trimtab.words import one_line
 
-__all__ = ["MaskDigest", "PackedTensor", "num_packed_bytes", "unpacked"]
+__all__ = ["MaskDigest", "PackedTensor", "num_packed_bytes", "unpacked", "unpacked_block"]
 
 CHUNK_BYTES = 1 << 17
 """Packed bytes that are unpacked or counted at once: a million elements."""
@@ -51,13 +53,17 @@ class PackedTensor:
 
     @classmethod
     def of_parts(cls, shape: tuple[int, ...], parts: Iterable[NDArray[np.bool_]]) -> PackedTensor:
-        """Pack the elements of a tensor that come flat, in order, all but the last in eights."""
+        """Pack the elements of a tensor that come flat, in order; what does not come is 0."""
         bits = np.zeros(num_packed_bytes(prod(shape)), dtype=np.uint8)
-        filled = 0
+        filled, left = 0, np.zeros(0, dtype=np.bool_)
         for part in parts:
-            packed = np.packbits(part, bitorder="little")
+            selected = np.concatenate([left, part]) if len(left) else part
+            whole = len(selected) // 8 * 8  # what is left after the last byte waits for the next
+            packed = np.packbits(selected[:whole], bitorder="little")
             bits[filled : filled + len(packed)] = packed
-            filled += len(packed)
+            filled, left = filled + len(packed), selected[whole:]
+        if len(left):
+            bits[filled] = np.packbits(left, bitorder="little")[0]
         return cls.of(shape, bits)
 
     @property
@@ -143,6 +149,21 @@ def unpacked(bits: NDArray[np.uint8], start: int, stop: int) -> NDArray[np.bool_
     first = start // 8
     whole = np.unpackbits(bits[first : -(-stop // 8)], bitorder="little")
     return whole[start - 8 * first : stop - 8 * first].view(np.bool_)
+
+
+def unpacked_block(
+    bits: NDArray[np.uint8], shape: tuple[int, ...], chunk: Chunk
+) -> NDArray[np.bool_]:
+    """The bits of a chunk of a tensor's 2-D view, as a bool array `[rows, columns]`.
+
+    Args:
+        bits: Of the tensor.
+        shape: Of the tensor.
+        chunk: Contiguous in the tensor.
+    """
+    start = chunk.row * num_columns(shape) + chunk.column
+    flat = unpacked(bits, start, start + chunk.num_rows * chunk.num_columns)
+    return flat.reshape(chunk.num_rows, chunk.num_columns)
 
 
 def _parts(bits: NDArray[np.uint8]) -> Iterator[tuple[int, NDArray[np.uint8]]]:

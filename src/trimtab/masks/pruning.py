@@ -22,7 +22,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,15 +34,17 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.weights import ensure_rewritable, read_weights, rewrite
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import AnalysisError, CheckpointError
-from trimtab.masks.header import BaseTensor, provenance_of
+from trimtab.masks.header import provenance_of
 from trimtab.masks.makers.weight_scores import high_magnitude_scores
 from trimtab.masks.mask import Mask
-from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
+from trimtab.masks.matching import base_tensors
+from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.selection.top_k import select
 from trimtab.masks.wanda import InputNorms, kept_by_wanda
 from trimtab.outputs import ensure_no_folder, new_folder
 from trimtab.results.records import CheckpointRecord, made_now, record_of
+from trimtab.results.schema import to_plain
 from trimtab.words import first_few, one_line, out_of
 
 __all__ = [
@@ -84,9 +86,7 @@ def survivors(
             "tied": [{"name": name, "tied_to": original} for name, original in copies.items()],
         }
         kept = {name: tensor for name, tensor in tensors.items() if name not in copies}
-        base = {
-            name: BaseTensor(checkpoint.tensors[name].dtype.name, digests[name]) for name in kept
-        }
+        base = base_tensors(checkpoint, {name: digests[name] for name in kept})
         return Mask(kept, base, provenance_of([step]))
 
 
@@ -99,11 +99,7 @@ def is_zero(bits: Bits, dtype: DType) -> NDArray[np.bool_]:
 
 
 def _survivors_of(tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> PackedTensor:
-    packed = np.zeros(num_packed_bytes(tensor.num_elements), dtype=np.uint8)
-    for start, bits in chunks:
-        part = np.packbits(~is_zero(bits, tensor.dtype), bitorder="little")
-        packed[start // 8 : start // 8 + len(part)] = part
-    return PackedTensor.of(tensor.shape, packed)
+    return PackedTensor.of_parts(tensor.shape, (~is_zero(bits, tensor.dtype) for _, bits in chunks))
 
 
 def _stored_copies(checkpoint: Checkpoint, digests: dict[str, str]) -> dict[str, str]:
@@ -239,6 +235,11 @@ class Pruning:
         provenance: trimtab version, command, date.
     """
 
+    PLAIN: ClassVar = (
+        *("provenance", "provenance.base=base", "method", "sparsity", "kinds", "seed", "norms"),
+        *("total", "others", "tensors=_plain_tensors"),
+    )
+
     base: CheckpointRecord
     method: Method
     sparsity: float
@@ -260,19 +261,10 @@ class Pruning:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "provenance": {**self.provenance, "base": self.base.to_dict()},
-            "method": self.method,
-            "sparsity": self.sparsity,
-            "kinds": None if self.kinds is None else list(self.kinds),
-            "seed": self.seed,
-            "norms": None if self.norms is None else dict(self.norms),
-            "total": dict(self.total.__dict__),
-            "others": dict(self.others.__dict__),
-            "tensors": [{"name": name, **of.__dict__} for name, of in self.pruned.items()],
-        }
+        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
+
+    def _plain_tensors(self) -> list[dict[str, Any]]:
+        return [{"name": name, **to_plain(zeros)} for name, zeros in self.pruned.items()]
 
 
 def prune(

@@ -28,7 +28,7 @@ from trimtab.checkpoints.names import language_config
 from trimtab.checkpoints.stream import Chunk, Source, chunks_of, new_buffer, overlaps
 from trimtab.elements.bits import Counters
 from trimtab.elements.dtypes import exponent_bins, num_exponent_bins
-from trimtab.masks.packed import unpacked
+from trimtab.masks.packed import unpacked_block
 from trimtab.results.urn import Moments, hypergeometric
 
 __all__ = [
@@ -473,7 +473,7 @@ def count_base(
     source = Source(stored, stored.dtype, None, new_buffer())
     for chunk in chunks_of(stored.shape):
         bins = exponent_bins(source.read(chunk), stored.dtype)
-        inside = [_selected(bits, stored.shape, chunk) for bits in masks]
+        inside = [unpacked_block(bits, stored.shape, chunk) for bits in masks]
         for at_part, part in enumerate(parts):
             for at, _, _ in overlaps(part.rectangles, chunk):
                 for of_mask, into in zip(inside, counts[at_part], strict=True):
@@ -510,13 +510,6 @@ def _exponents_again(stored: StoredTensor) -> Iterator[tuple[Chunk, NDArray[np.u
         position += len(held)
         bits = held.view(stored.dtype.bits).reshape(chunk.num_rows, chunk.num_columns)
         yield chunk, exponent_bins(bits, stored.dtype)
-
-
-def _selected(bits: Packed, shape: tuple[int, ...], chunk: Chunk) -> NDArray[np.bool_]:
-    columns = shape[-1] if shape else 1
-    start = chunk.row * columns + chunk.column
-    flat = unpacked(bits, start, start + chunk.num_rows * chunk.num_columns)
-    return flat.reshape(chunk.num_rows, chunk.num_columns)
 
 
 def _part_sums(

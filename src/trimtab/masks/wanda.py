@@ -37,8 +37,9 @@ from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.inputs import parse_json
-from trimtab.masks.header import BaseTensor, provenance_of
+from trimtab.masks.header import provenance_of
 from trimtab.masks.mask import Mask
+from trimtab.masks.matching import base_tensors
 from trimtab.masks.packed import PackedTensor
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
@@ -219,7 +220,7 @@ def kept_by_wanda(
     }
     return Mask(
         tensors,
-        {name: BaseTensor(base.tensors[name].dtype.name, digests[name]) for name in names},
+        base_tensors(base, digests),
         provenance_of([step]),
     )
 
