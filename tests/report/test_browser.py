@@ -23,10 +23,10 @@ from tests.training.robustness.results import make_probe
 from trimtab.elements.counts import percent
 from trimtab.papers.library import papers_folder
 from trimtab.papers.results import PaperResult
-from trimtab.report.blocks import Figure
 from trimtab.report.comparison import comparison_document
 from trimtab.report.demo import demo_document
 from trimtab.report.document import Document as ReportPage
+from trimtab.report.document import Figure
 from trimtab.report.evaluation import evaluation_document
 from trimtab.report.html import render
 from trimtab.report.identity import identity_document

@@ -10,10 +10,10 @@ from tests.report.factory import make_comparison, make_demo
 from tests.report.identity_factory import make_identity
 from tests.report.page import unpacked
 from tests.report.test_comparison_page import HOSTILE, hostile_comparison
-from trimtab.report.blocks import Figure
 from trimtab.report.comparison import comparison_document
 from trimtab.report.demo import demo_document
 from trimtab.report.document import Document as Page
+from trimtab.report.document import Figure
 from trimtab.report.figures import figure_files
 from trimtab.report.identity import identity_document
 from trimtab.report.vega import packed

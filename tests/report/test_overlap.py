@@ -16,7 +16,7 @@ from tests.report.test_comparison_table import cells
 from trimtab.masks.overlap_chance import NULLS, Shared
 from trimtab.masks.overlap_result import Overlap, OverlapCoverage
 from trimtab.report.html import render
-from trimtab.report.overlap import lift_sentence, overlap_document, shared_sentence
+from trimtab.report.overlap import CHANCES, overlap_document, shared_sentence
 from trimtab.report.shared import (
     NO_BASE,
     coverage_sentence,
@@ -24,6 +24,7 @@ from trimtab.report.shared import (
     other_base_sentence,
     probability_text,
     ratio_text,
+    times_sentence,
     z_text,
 )
 from trimtab.report.terminal import render_text
@@ -225,8 +226,8 @@ def test_small_figures_in_words() -> None:
         (Tail(0.0, "exact"), "1"),
     ):
         assert probability_text(replace(against, probability=tail)) == text
-    assert lift_sentence({"independent": None}) == ""
-    assert lift_sentence({"independent": 2.0}) == (
+    assert times_sentence({"independent": None}, CHANCES) == ""
+    assert times_sentence({"independent": 2.0}, CHANCES) == (
         "This is 2 × what masks of these densities share by chance."
     )
 

@@ -64,8 +64,8 @@ def test_the_page() -> None:
     assert [row[0] for row in table.body] == ["core", "own of math", "own of code"]
     assert table.body[0] == ["core", "1,500", "75.00 %", "800", "1.87", "1,450", "1.03", "p/core"]
     masks = page.table("Masks").body
-    assert [row[0] for row in masks] == ["runs/math", "runs/code"]
-    assert masks[0][1] == "2,000 of 10,000 (20.00 %) weights selected"
+    assert [row[1] for row in masks] == ["runs/math", "runs/code"]
+    assert masks[0][2] == "2,000 of 10,000 (20.00 %) weights selected"
 
 
 @pytest.mark.browser

@@ -24,7 +24,17 @@ from trimtab.report.charts import (
     tolerance_sweep,
     ulp_histogram,
 )
-from trimtab.report.document import Column, Figure, Key, Role, Section, Table, plain_table, table
+from trimtab.report.document import (
+    Column,
+    Figure,
+    Key,
+    Role,
+    Section,
+    Table,
+    plain_table,
+    rows_by_layer,
+    table,
+)
 from trimtab.report.wording import (
     Shown,
     count,
@@ -300,7 +310,7 @@ def _heat_map(run: Run, highest: float, *, is_first: bool) -> Figure | None:
 def _by_layer(run: Run) -> Table:
     return table(
         named(run.label, "By layer"),
-        [((layer_text(layer),), counts) for layer, counts in run.by_layer.items()],
+        rows_by_layer(run.by_layer),
         (
             *_counts(run.criterion),
             Column("L2 of update", lambda counts: magnitude(counts.update_l2)),

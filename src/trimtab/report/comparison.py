@@ -15,6 +15,7 @@ from trimtab.report.wording import (
     coverage_sentence,
     endpoints,
     headline,
+    labelled,
     magnitude,
     named,
     plural,
@@ -73,17 +74,17 @@ def frame(runs: Sequence[Run], **parts: Any) -> Document:
         printable(run.comparison.conversion) for run in runs if run.comparison.conversion
     )
     criteria = ", ".join(dict.fromkeys(run.criterion for run in runs))
+    gaps = [run for run in runs if not run.comparison.coverage.is_complete]
     return Document(
         **parts,
         source=f"criterion {criteria} · {' → '.join(parts['subtitle'])}",
         heroes=[_hero(run) for run in runs],
         conversion="; ".join(conversions),
-        incomplete=[
-            coverage_sentence(run.comparison.coverage)
-            for run in runs
-            if not run.comparison.coverage.is_complete
-        ],
-        coverage=coverage_sentence(runs[0].comparison.coverage),
+        coverage="; ".join(
+            labelled(run.label if gaps else "", coverage_sentence(run.comparison.coverage))
+            for run in gaps or runs[:1]
+        ),
+        is_complete=not gaps,
         date=runs[0].comparison.provenance.get("date", ""),
     )
 

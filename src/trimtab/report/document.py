@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from trimtab.report.wording import printable
+from trimtab.report.wording import kinds_in_order, layer_text, printable
 
 __all__ = [
     "Column",
@@ -29,6 +29,8 @@ __all__ = [
     "Section",
     "Table",
     "plain_table",
+    "rows_by_kind",
+    "rows_by_layer",
     "table",
 ]
 
@@ -170,6 +172,16 @@ def table(
     )
 
 
+def rows_by_kind(groups: Mapping[str, Row], total: Row) -> list[Keyed[Row]]:
+    """A row for each kind, in reading order, and one for all."""
+    return [*(((kind,), groups[kind]) for kind in kinds_in_order(groups)), (("all",), total)]
+
+
+def rows_by_layer(groups: Mapping[int | None, Row]) -> list[Keyed[Row]]:
+    """A row for each layer, in the order given."""
+    return [((layer_text(layer),), group) for layer, group in groups.items()]
+
+
 def plain_table(
     title: str,
     columns: Iterable[Column[Any] | tuple[str, Role]],
@@ -302,7 +314,7 @@ class Hero:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a report says about one result, in order.
+    """What a report says about one result, in order; a sentence of None is left out.
 
     Attributes:
         title: Of the browser's tab.
@@ -317,7 +329,7 @@ class Document:
         caveats: Sentences of the text on what the figures do not say.
         conversion: Words on a cast, if there was one.
         coverage: One sentence on what was looked at.
-        incomplete: What was not compared, if anything; shown at the top.
+        is_complete: Whether all was; otherwise it is shown as a warning.
         prints_coverage: Whether the text has it too.
         sections: In order; None where there is nothing to say.
         source: What every figure is of: criterion, checkpoints, date. It stands below each figure.
@@ -328,15 +340,15 @@ class Document:
     heading: str = ""
     subtitle: tuple[str, str] = ("", "")
     heroes: Sequence[Hero] = ()
-    paragraphs: Sequence[str] = ()
+    paragraphs: Sequence[str | None] = ()
     facts: Mapping[str, str] = field(default_factory=dict)
     headlines: Sequence[str] = ()
     summary: Sequence[str | None] = ()
-    warnings: Sequence[str] = ()
-    caveats: Sequence[str] = ()
+    warnings: Sequence[str | None] = ()
+    caveats: Sequence[str | None] = ()
     conversion: str = ""
     coverage: str = ""
-    incomplete: Sequence[str] = ()
+    is_complete: bool = True
     prints_coverage: bool = True
     sections: Sequence[Section | None] = ()
     source: str = ""

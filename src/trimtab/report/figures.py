@@ -14,8 +14,7 @@ from html import escape
 from typing import Any, Literal, NamedTuple
 
 from trimtab._version import __version__
-from trimtab.report.blocks import Figure, Key
-from trimtab.report.document import Document as Page
+from trimtab.report.document import Document, Figure, Key
 from trimtab.report.html import check_installed, template_text
 
 __all__ = ["FigureFile", "figure_files"]
@@ -43,21 +42,20 @@ class FigureFile(NamedTuple):
 
 
 def figure_files(
-    pages: Sequence[Page], format: Literal["svg", "png"] = "svg"
+    documents: Sequence[Document], format: Literal["svg", "png"] = "svg"
 ) -> Iterator[FigureFile]:
-    """Draw every figure of some pages.
+    """Draw every figure of some documents.
 
     Args:
-        pages: In order.
+        documents: In order.
         format: `svg`, or `png` at twice the size in pixels.
 
     Raises:
         MissingExtraError: The chart library is not installed.
     """
     vl_convert = check_installed()
-    for place, page in enumerate(pages, 1):
-        blocks = [block for section in page.shown for block in section.blocks]
-        figures = [block for block in blocks if isinstance(block, Figure)]
+    for place, page in enumerate(documents, 1):
+        figures = [block for block in page.blocks() if isinstance(block, Figure)]
         for number, figure in enumerate(figures, 1):
             svg = _svg(figure, page, vl_convert)
             title = re.sub(r"[^a-z0-9]+", "-", figure.title.lower()).strip("-")[:60].strip("-")
@@ -65,7 +63,7 @@ def figure_files(
             yield FigureFile(f"{place}-{number}-{title}.{format}", content)
 
 
-def _svg(figure: Figure, page: Page, vl_convert: Any) -> str:
+def _svg(figure: Figure, page: Document, vl_convert: Any) -> str:
     """Title, legend, chart and source below each other."""
     drawn: str = vl_convert.vegalite_to_svg(json.loads(_coloured(json.dumps(figure.spec))))
     opening = _OPENING.search(drawn)

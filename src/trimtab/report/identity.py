@@ -14,7 +14,17 @@ from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.three_way import REGIONS, Agreement
 from trimtab.masks.identity import COVERAGE_LISTS, SIDES, Identity, IdentityCoverage
 from trimtab.report import charts
-from trimtab.report.document import Column, Document, Figure, Hero, Key, Section, Table, table
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Hero,
+    Key,
+    Section,
+    Table,
+    rows_by_layer,
+    table,
+)
 from trimtab.report.records import Covered, checkpoints_table, coverage_section, settings_table
 from trimtab.report.wording import (
     Shown,
@@ -22,7 +32,6 @@ from trimtab.report.wording import (
     endpoint,
     kinds_in_order,
     labelled,
-    layer_text,
     magnitude,
     named,
     plural,
@@ -109,7 +118,6 @@ def identity_document(identity: Identity) -> Document:
     checks = {"": identity}
     names = {side: endpoint(getattr(identity, side)) for side in SIDES}
     mask = _mask_text(identity)
-    stray = stray_sentence(identity)
     coverage = _coverage_sentence(identity.coverage)
     return Document(
         title=f"{names['sub']} against {names['full']}",
@@ -120,10 +128,10 @@ def identity_document(identity: Identity) -> Document:
         summary=(outside_sentence(identity),),
         heroes=_heroes(identity),
         paragraphs=(f"Base: {names['base']}. Mask {mask}.",),
-        warnings=[stray] if stray else [],
+        warnings=(stray_sentence(identity),),
         conversion=printable(identity.conversion or ""),
         coverage=coverage,
-        incomplete=[] if identity.coverage.is_complete else [coverage],
+        is_complete=identity.coverage.is_complete,
         sections=[
             same_model(checks),
             _least_alike(checks),
@@ -169,10 +177,9 @@ def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> S
         blocks += [
             table(
                 named(printable(label), "Inside the mask, by layer"),
-                [
-                    ((layer_text(layer),), split.inside)
-                    for layer, split in identity.by_layer().items()
-                ],
+                rows_by_layer(
+                    {layer: split.inside for layer, split in identity.by_layer().items()}
+                ),
                 _COLUMNS,
                 keys=("layer",),
             )

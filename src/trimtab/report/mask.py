@@ -12,8 +12,16 @@ from typing import Any, TypeAlias
 from trimtab.elements.counts import percent
 from trimtab.masks.header import PackedMask
 from trimtab.masks.mask import summarise
-from trimtab.report.document import Column, Document, Lines, Section, Table, table
-from trimtab.report.wording import count, kinds_in_order, plural, printable, share
+from trimtab.report.document import (
+    Column,
+    Document,
+    Lines,
+    Section,
+    Table,
+    rows_by_kind,
+    table,
+)
+from trimtab.report.wording import count, plural, printable, share
 
 __all__ = ["carried_text", "gaps_text", "mask_document", "share_text", "steps_lines"]
 
@@ -51,10 +59,9 @@ def share_text(num_selected: int, num_elements: int) -> str:
 
 def _by_kind(mask: PackedMask) -> Table:
     summary = summarise(mask)
-    groups = [((kind,), summary["by_kind"][kind]) for kind in kinds_in_order(summary["by_kind"])]
     return table(
         "By kind",
-        [*groups, (("all",), summary["total"])],
+        rows_by_kind(summary["by_kind"], summary["total"]),
         (
             Column("tensors", lambda group: count(group["num_tensors"]), drop=1),
             Column("elements", lambda group: count(group["num_elements"]), drop=2),

@@ -28,6 +28,8 @@ from trimtab.report.document import (
     Section,
     Table,
     plain_table,
+    rows_by_kind,
+    rows_by_layer,
     table,
 )
 from trimtab.report.shared import (
@@ -46,6 +48,7 @@ from trimtab.report.shared import (
     probability_text,
     ratio_text,
     selected,
+    times_sentence,
     z_text,
 )
 from trimtab.report.vega import WIDTH, arm_colours, category, chart, dots, layer, quantity
@@ -63,13 +66,13 @@ def overlap_document(overlap: Overlap) -> Document:
     texts = dict(zip(names, selected(overlap), strict=True))
     first, *others = names.values()
     base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
-    coverage, warning = coverage_sentence(overlap), other_base_sentence(overlap)
-    caveats = [NO_BASE] if overlap.base is None else []
+    caveat = NO_BASE if overlap.base is None else None
     if len(overlap.masks) > 2:
         sentences = [common_sentence(overlap)]
     else:
         shared = overlap.total()
-        lifts = lift_sentence({null: against.lift for null, against in shared.nulls.items()})
+        found = {null: against.lift for null, against in shared.nulls.items()}
+        lifts = times_sentence(found, CHANCES)
         sentences = [shared_sentence(shared, "A", "B"), *([lifts] if lifts else [])]
     return Document(
         title=f"{first} and {', '.join(others)}",
@@ -79,15 +82,15 @@ def overlap_document(overlap: Overlap) -> Document:
         headlines=sentences[:1],
         summary=sentences[1:],
         heroes=_heroes(overlap),
-        warnings=[warning] if warning else [],
-        caveats=caveats,
-        coverage=coverage,
-        incomplete=[] if overlap.coverage.is_complete else [coverage],
+        warnings=(other_base_sentence(overlap),),
+        caveats=(caveat,),
+        coverage=coverage_sentence(overlap),
+        is_complete=overlap.coverage.is_complete,
         paragraphs=(
             "; ".join(f"{letter} is {name}: {texts[letter]}" for letter, name in names.items())
             + ".",
             " ".join(sentences),
-            *caveats,
+            caveat,
         ),
         sections=[
             *_sections(overlap),
@@ -135,9 +138,7 @@ def _lifts(overlap: Overlap) -> tuple[Column[Shared], ...]:
 
 def _where(overlap: Overlap) -> Section:
     """Two masks: the lift of each kind over each null, and the same by layer."""
-    by_kind = overlap.by_kind()
-    kinds = [((kind,), by_kind[kind]) for kind in kinds_in_order(by_kind)]
-    kinds.append((("all",), overlap.total()))
+    kinds = rows_by_kind(overlap.by_kind(), overlap.total())
     elements = Column[Shared]("elements", lambda shared: count(shared.num_elements), drop=3)
     columns = (elements, *_counts("A", "B"), *_lifts(overlap))
     marks = marks_of(
@@ -178,7 +179,7 @@ def _where(overlap: Overlap) -> Section:
     )
     layers = table(
         "By layer",
-        [((layer_text(layer),), shared) for layer, shared in overlap.by_layer().items()],
+        rows_by_layer(overlap.by_layer()),
         columns,
         keys=("layer",),
         note=_LIFTS,
@@ -519,20 +520,11 @@ def shared_sentence(shared: Shared, first: str, second: str) -> str:
     )
 
 
-def lift_sentence(lifts: dict[Null, float | None]) -> str:
-    """Lifts over each null in one sentence; empty where nothing is expected."""
-    parts = {
-        INDEPENDENT: "what masks of these densities share by chance",
-        PER_TENSOR: "that with the densities kept in each tensor",
-        MAGNITUDE: "that with them kept in each tensor at each magnitude",
-    }
-    told = [
-        f"{lift_text(lift)} × {parts[null]}" for null, lift in lifts.items() if lift is not None
-    ]
-    if not told:
-        return ""
-    *most, last = told
-    return f"This is {', '.join(most)} and {last}." if most else f"This is {last}."
+CHANCES: Mapping[Null, str] = {
+    INDEPENDENT: "what masks of these densities share by chance",
+    PER_TENSOR: "that with the densities kept in each tensor",
+    MAGNITUDE: "that with them kept in each tensor at each magnitude",
+}
 
 
 def common_sentence(overlap: Overlap) -> str:
@@ -547,7 +539,7 @@ def common_sentence(overlap: Overlap) -> str:
         f"{are(consensus.num_common)} in all {num} masks, "
         f"{percent(consensus.num_common, consensus.num_any)} of those in any."
     )
-    return f"{sentence} {lift_sentence(lifts)}".rstrip()
+    return f"{sentence} {times_sentence(lifts, CHANCES)}".rstrip()
 
 
 def _short_name(null: Null) -> str:

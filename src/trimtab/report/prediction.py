@@ -7,7 +7,17 @@ from typing import Any
 from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR
 from trimtab.masks.prediction import LOW_MAGNITUDE, PredictionScore, Quality
 from trimtab.report.charts import lift_dots, marks_of
-from trimtab.report.document import Column, Document, Figure, Hero, Key, Section, table
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Hero,
+    Key,
+    Section,
+    rows_by_kind,
+    rows_by_layer,
+    table,
+)
 from trimtab.report.records import settings_table
 from trimtab.report.shared import (
     against_chance,
@@ -20,12 +30,11 @@ from trimtab.report.shared import (
     overlap_provenance,
     ratio_text,
     selected,
+    times_sentence,
 )
 from trimtab.report.wording import (
     Shown,
     count,
-    kinds_in_order,
-    layer_text,
     plural,
     printable,
 )
@@ -40,6 +49,14 @@ LIFT_TITLES = {
 }
 """What a lift is over -> the heading of its column."""
 
+_GUESSES = {
+    INDEPENDENT: "what as many weights at random would hit",
+    PER_TENSOR: "that with as many in each tensor",
+    MAGNITUDE: "that with as many in each tensor at each magnitude of the base's weights",
+    LOW_MAGNITUDE: "what as many of the smallest weights of each tensor would",
+}
+"""The same -> what it would hit."""
+
 NO_BASE = (
     "No base was given, so the prediction is not set beside one by magnitude alone: where rounding "
     "lets only small weights move, whatever favours small weights predicts well."
@@ -51,13 +68,16 @@ def prediction_document(score: PredictionScore) -> Document:
     overlap = score.overlap
     pred, true = mask_names(overlap)
     base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
-    coverage, warning = coverage_sentence(overlap), other_base_sentence(overlap)
     sides = {
         side: f"{name}: {text}"
         for side, name, text in zip(("PRED", "TRUE"), (pred, true), selected(overlap), strict=True)
     }
-    caveats = [NO_BASE] if overlap.base is None else []
-    sentence, lifts, ranking = _sentence(score), _lifts_sentence(score), _ranking_sentence(score)
+    caveat = NO_BASE if overlap.base is None else None
+    sentence, lifts, ranking = (
+        _sentence(score),
+        times_sentence(score.total.lifts, _GUESSES),
+        _ranking_sentence(score),
+    )
     return Document(
         title=f"{pred} as a prediction of {true}",
         heading="Which weights will move?",
@@ -66,15 +86,15 @@ def prediction_document(score: PredictionScore) -> Document:
         headlines=[sentence],
         summary=[lifts, ranking],
         heroes=_heroes(score),
-        warnings=[warning] if warning else [],
-        caveats=caveats,
-        coverage=coverage,
-        incomplete=[] if overlap.coverage.is_complete else [coverage],
+        warnings=(other_base_sentence(overlap),),
+        caveats=(caveat,),
+        coverage=coverage_sentence(overlap),
+        is_complete=overlap.coverage.is_complete,
         paragraphs=(
             "; ".join(f"{side} is {text}" for side, text in sides.items()) + ".",
             f"{sentence} {lifts}".rstrip(),
             ranking,
-            *caveats,
+            caveat,
         ),
         sections=[
             _where(score),
@@ -107,9 +127,7 @@ def _heroes(score: PredictionScore) -> list[Hero]:
 
 def _where(score: PredictionScore) -> Section:
     """By kind and by layer, with the lift over each guess."""
-    by_kind = score.by_kind()
-    kinds = [((kind,), by_kind[kind]) for kind in kinds_in_order(by_kind)]
-    kinds.append((("all",), score.total))
+    kinds = rows_by_kind(score.by_kind(), score.total)
     guesses = [key for key in LIFT_TITLES if key in score.total.lifts]
     qualities = (
         Column[Quality]("elements", lambda q: count(q.shared.num_elements), drop=1),
@@ -148,7 +166,7 @@ def _where(score: PredictionScore) -> Section:
     )
     layers = table(
         "By layer",
-        [((layer_text(layer),), quality) for layer, quality in score.by_layer().items()],
+        rows_by_layer(score.by_layer()),
         (*qualities, *lifts),
         keys=("layer",),
         note=note,
@@ -188,24 +206,6 @@ def _sentence(score: PredictionScore) -> str:
         f"{ratio_text(total.recall)} of TRUE is predicted, and {ratio_text(total.precision)} of "
         f"PRED came true: {plural(total.shared.intersection, 'weight')}."
     )
-
-
-def _lifts_sentence(score: PredictionScore) -> str:
-    """What the hits are times of; empty where there is nothing to compare with."""
-    parts = {
-        INDEPENDENT: "what as many weights at random would hit",
-        PER_TENSOR: "that with as many in each tensor",
-        MAGNITUDE: "that with as many in each tensor at each magnitude of the base's weights",
-        LOW_MAGNITUDE: "what as many of the smallest weights of each tensor would",
-    }
-    lifts = score.total.lifts
-    told = [
-        f"{lift_text(lifts[key])} × {parts[key]}" for key in parts if lifts.get(key) is not None
-    ]
-    if not told:
-        return ""
-    *most, last = told
-    return f"This is {', '.join(most)} and {last}." if most else f"This is {last}."
 
 
 def _ranking_sentence(score: PredictionScore) -> str:

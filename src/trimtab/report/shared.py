@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR, AgainstNull
 from trimtab.masks.overlap_result import COVERAGE_LISTS, LETTERS, Overlap
-from trimtab.report.document import Column, Section, plain_table
+from trimtab.report.document import Column, Section, Table, plain_table
 from trimtab.report.records import checkpoints_table, listed, settings_table
 from trimtab.report.wording import Shown, count, of_all, plural, printable, share
+from trimtab.results.records import CheckpointRecord, MaskRecord
 from trimtab.words import were
 
 __all__ = [
@@ -22,12 +23,14 @@ __all__ = [
     "letters",
     "lift_text",
     "mask_names",
+    "masks_provenance",
     "other_base_sentence",
     "overlap_coverage",
     "overlap_provenance",
     "probability_text",
     "ratio_text",
     "selected",
+    "times_sentence",
     "z_text",
 ]
 
@@ -64,14 +67,12 @@ def letters(overlap: Overlap) -> list[str]:
 
 def mask_names(overlap: Overlap) -> list[str]:
     """Their files, or what stands for one."""
-    return ["not from a file" if mask.id is None else printable(mask.id) for mask in overlap.masks]
+    return list(map(_file, overlap.masks))
 
 
 def selected(overlap: Overlap) -> list[str]:
     """How much each of them selects, in words."""
-    return [
-        f"{of_all(mask.num_selected, mask.num_elements)} weights selected" for mask in overlap.masks
-    ]
+    return list(map(_selected, overlap.masks))
 
 
 def ratio_text(ratio: float | None) -> Shown:
@@ -207,21 +208,57 @@ def _flat(rows: Iterable[Any], names: Sequence[str]) -> list[dict[str, Any]]:
 
 def overlap_provenance(overlap: Overlap) -> Section:
     """The masks and how they were made, the base, and how the overlap was run."""
-    masks = plain_table(
-        "Masks",
-        [("", "text"), ("file", "code"), ("selected", "text"), ("digest", "code")],
-        [
-            (letter, name, told, mask.digest)
-            for letter, name, told, mask in zip(
-                letters(overlap), mask_names(overlap), selected(overlap), overlap.masks, strict=True
-            )
-        ],
-        is_folded=False,
+    masks = dict(zip(letters(overlap), overlap.masks, strict=True))
+    return masks_provenance(masks, overlap.base, settings_table("Overlap", overlap.provenance))
+
+
+def masks_provenance(
+    masks: Mapping[str, MaskRecord], base: CheckpointRecord | None, run: Table
+) -> Section:
+    """Where masks come from, by what they are called, their base, and how they were counted."""
+    return Section(
+        "Provenance",
+        blocks=(
+            plain_table(
+                "Masks",
+                [("", "text"), ("file", "code"), ("selected", "text"), ("digest", "code")],
+                [
+                    (name, _file(mask), _selected(mask), printable(mask.digest))
+                    for name, mask in masks.items()
+                ],
+                is_folded=False,
+            ),
+            *(
+                settings_table(f"How {name} was made", mask.provenance, is_folded=True)
+                for name, mask in masks.items()
+            ),
+            *([] if base is None else [checkpoints_table({"base": base}, "Base")]),
+            run,
+        ),
     )
-    made = [
-        settings_table(f"How {letter} was made", mask.provenance, is_folded=True)
-        for letter, mask in zip(letters(overlap), overlap.masks, strict=True)
+
+
+def _file(mask: MaskRecord) -> str:
+    return "not from a file" if mask.id is None else printable(mask.id)
+
+
+def _selected(mask: MaskRecord) -> str:
+    return f"{of_all(mask.num_selected, mask.num_elements)} weights selected"
+
+
+def times_sentence(lifts: Mapping[Any, float | None], chances: Mapping[Any, str]) -> str:
+    """Lifts in one sentence; empty where there is none.
+
+    Args:
+        lifts: By what they are over.
+        chances: What that is, in words, in order.
+    """
+    found = [
+        f"{lift_text(lifts[key])} × {words}"
+        for key, words in chances.items()
+        if lifts.get(key) is not None
     ]
-    base = [] if overlap.base is None else [checkpoints_table({"base": overlap.base}, "Base")]
-    run = settings_table("Overlap", overlap.provenance)
-    return Section("Provenance", blocks=(masks, *made, *base, run))
+    if not found:
+        return ""
+    *most, last = found
+    return f"This is {', '.join(most)} and {last}." if most else f"This is {last}."

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from trimtab.elements.counts import percent
 from trimtab.masks.split import Part, Split
-from trimtab.report.document import Column, Document, Hero, Section, plain_table, table
-from trimtab.report.records import checkpoints_table, settings_table
-from trimtab.report.shared import NO_BASE
-from trimtab.report.wording import Shown, count, magnitude, of_all, plural, printable, share
+from trimtab.report.document import Column, Document, Hero, Section, table
+from trimtab.report.records import settings_table
+from trimtab.report.shared import NO_BASE, masks_provenance
+from trimtab.report.wording import Shown, count, magnitude, plural, printable, share
 
 __all__ = ["split_document"]
 
@@ -43,7 +43,14 @@ def split_document(split: Split) -> Document:
         coverage=f"complete: all {plural(split.num_elements, 'element')} of the masks were split",
         prints_coverage=False,
         paragraphs=() if split.base else (NO_BASE,),
-        sections=[_parts(split, names), _provenance(split, names)],
+        sections=[
+            _parts(split, names),
+            masks_provenance(
+                dict(zip(names, split.masks, strict=True)),
+                split.base,
+                settings_table("Split", split.provenance),
+            ),
+        ],
         source=f"masks {', '.join(names)} · magnitudes of {base}",
         date=split.provenance.get("date", ""),
     )
@@ -115,27 +122,3 @@ def _hero(split: Split) -> Hero:
         core.num_selected / whole,
         f"{core.num_selected:,} in the core; {magnitude(lift)} × chance ({null})",
     )
-
-
-def _provenance(split: Split, names: list[str]) -> Section:
-    """The masks and how they were made, the base, and how they were split."""
-    masks = plain_table(
-        "Masks",
-        [("file", "code"), ("selected", "text"), ("digest", "code")],
-        [
-            (
-                name if mask.id is None else printable(mask.id),
-                f"{of_all(mask.num_selected, mask.num_elements)} weights selected",
-                printable(mask.digest),
-            )
-            for name, mask in zip(names, split.masks, strict=True)
-        ],
-        is_folded=False,
-    )
-    made = [
-        settings_table(f"How {name} was made", mask.provenance, is_folded=True)
-        for name, mask in zip(names, split.masks, strict=True)
-    ]
-    base = [] if split.base is None else [checkpoints_table({"base": split.base}, "Base")]
-    run = settings_table("Split", split.provenance)
-    return Section("Provenance", blocks=(masks, *made, *base, run))

@@ -75,7 +75,7 @@ class _Text:
         if document.conversion:
             sentences.append((f"Converted before comparing: {document.conversion}.", YELLOW))
         if document.coverage and document.prints_coverage:
-            style = ALARM if document.incomplete else ""
+            style = "" if document.is_complete else ALARM
             sentences.append((f"Coverage {document.coverage}.", style))
         for sentence, style in sentences:
             lines += self._wrapped(sentence or "", style)

@@ -86,8 +86,6 @@ Share = tuple[Part, Part]
 def trajectory_document(trajectory: Trajectory) -> Document:
     """What a report says about a trajectory."""
     base, last = endpoints_of(trajectory)
-    coverage = _coverage_text(trajectory)
-    is_complete = trajectory.coverage is None or trajectory.coverage.is_complete
     has_weights = trajectory.final.total.num_elements > 0
     return Document(
         title=f"{base} to {last}, observed {cadence(trajectory)}",
@@ -102,8 +100,8 @@ def trajectory_document(trajectory: Trajectory) -> Document:
         ),
         heroes=_heroes(trajectory),
         conversion=printable(trajectory.conversion or ""),
-        incomplete=[] if is_complete else [coverage],
-        coverage=coverage,
+        coverage=_coverage_text(trajectory),
+        is_complete=trajectory.coverage is None or trajectory.coverage.is_complete,
         prints_coverage=trajectory.coverage is not None,
         paragraphs=(cadence_sentence(trajectory), changed_means("bits")),
         sections=[
