@@ -10,8 +10,8 @@ import torch
 from tests.training import tiny
 from trimtab.errors import SettingsError
 from trimtab.training.probes.data import (
+    JudgedSampler,
     ProbeData,
-    Sampler,
     given_completions,
     one_by_one,
     padded_samples,
@@ -78,7 +78,7 @@ def test_samples_depend_on_seed_and_batch() -> None:
 
     def drawn(seed: int, number: int) -> list[list[int]]:
         ids: list[list[int]] = (
-            Sampler(model, tokenizer, data, seed).draw(rows, number).completion_ids.tolist()
+            JudgedSampler(model, tokenizer, data, seed).draw(rows, number).completion_ids.tolist()
         )
         return ids
 
@@ -94,7 +94,7 @@ def test_the_end_of_a_line_ends_a_sample() -> None:
     data = read_data(DataTable(task="addition"), "rewards", max_completion_length=40)
     tokenizer = tiny.tokenizer()
     (line,) = tokenizer("\n")["input_ids"]
-    samples = Sampler(tiny.model(), tokenizer, data, 0).draw(data.rows.rows[:16], 0)
+    samples = JudgedSampler(tiny.model(), tokenizer, data, 0).draw(data.rows.rows[:16], 0)
     ended = 0
     for ids, mask in zip(samples.completion_ids, samples.completion_mask, strict=True):
         said = ids[mask].tolist()
@@ -106,4 +106,4 @@ def test_the_end_of_a_line_ends_a_sample() -> None:
 def test_a_stop_of_several_tokens() -> None:
     data = read_data(DataTable(task="addition"), "prompts", stop="12")
     with pytest.raises(SettingsError, match="'12' that ends a completion has 2 tokens"):
-        Sampler(tiny.model(), tiny.tokenizer(), data, 0)
+        JudgedSampler(tiny.model(), tiny.tokenizer(), data, 0)

@@ -21,7 +21,7 @@ from trimtab.masks.selection.top_k import select
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.layout import Layout
-from trimtab.training.probes.data import ProbeData, Sampler, read_data, row_order
+from trimtab.training.probes.data import JudgedSampler, ProbeData, read_data, row_order
 from trimtab.training.probes.engine import _chosen, _Work, probe
 from trimtab.training.probes.losses import AnswerLoss, Losses, OwnSamples, RewardLoss
 from trimtab.training.probes.measures import FISHER, SIGN_CONSISTENCY, SNIP, ElementSums, Measure
@@ -79,13 +79,13 @@ def check(found: Arrays, expected: Mapping[str, Any]) -> None:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Samples]:
     """All samples that a probe draws."""
     batches: list[Samples] = []
-    draw = Sampler.draw
+    draw = JudgedSampler.draw
 
     def noting(self: Any, *args: Any) -> Samples:
         batches.append(draw(self, *args))
         return batches[-1]
 
-    monkeypatch.setattr(Sampler, "draw", noting)
+    monkeypatch.setattr(JudgedSampler, "draw", noting)
     return batches
 
 

@@ -17,12 +17,12 @@ TEMPLATE = (
 
 
 def test_text_and_messages() -> None:
-    from trimtab.training.rollouts.sampling import tokenize
+    from trimtab.training.runs.data import prompt_ids
 
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = TEMPLATE
-    assert tokenize(tokenizer, "12=") == [3, 4, 13]
-    assert tokenize(tokenizer, [{"role": "user", "content": "12"}]) == [3, 4, 13]
+    assert prompt_ids(tokenizer, "12=") == [3, 4, 13]
+    assert prompt_ids(tokenizer, [{"role": "user", "content": "12"}]) == [3, 4, 13]
 
 
 @pytest.mark.parametrize(

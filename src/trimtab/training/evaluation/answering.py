@@ -91,16 +91,13 @@ def ask(
     Raises:
         SettingsError: The reward fails, or the model has no end token.
     """
-    import torch
+    from trimtab.training.rollouts.sampling import seeded
 
     each = list(range(len(questions)))
     repeated = [place for place in each for _ in range(num_samples)]
     total = ceil(len(each) / batch_size) + ceil(len(repeated) / batch_size)
     asker = _Asker(model, tokenizer, questions, batch_size, total, progress)
-    device = model.device
-    devices = [] if device.type == "cpu" else [device]
-    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-        torch.manual_seed(seed)
+    with seeded(model.device, seed):
         greedy = asker.complete(each, 0.0)
         sampled = asker.complete(repeated, temperature)
     num_right = [0] * len(questions)
@@ -125,21 +122,18 @@ class _Asker:
         total: int,
         progress: Progress | None,
     ) -> None:
-        from trimtab.training.rollouts.sampling import end_tokens
+        from trimtab.training.rollouts.sampling import Sampler
 
-        self._model = model
-        self._tokenizer = tokenizer
+        # A stop of several tokens cannot end the sampling; the text is cut at it all the same.
+        self._sampler = Sampler(
+            model, tokenizer, questions.max_completion_length, stop=questions.stop
+        )
         self._questions = questions
         self._batch_size = batch_size
         self._total = total
         self._done = 0
         self._progress = progress
         self._ids = [prompt_ids(tokenizer, prompt) for prompt in questions.prompts]
-        self._ends = end_tokens(model, tokenizer)
-        if questions.stop is not None:
-            ids = tokenizer(questions.stop, add_special_tokens=False)["input_ids"]
-            # A stop of several tokens cannot end the sampling; the text is cut at it all the same.
-            self._ends += tuple(ids) if len(ids) == 1 else ()
 
     def complete(self, places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
         """A completion of each question: its text, whether it ended, and whether it is right."""
@@ -152,21 +146,11 @@ class _Asker:
         return told
 
     def _batch(self, places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
-        from trimtab.training.rollouts.sampling import Sampling, sample
+        from trimtab.training.rollouts.sampling import ids_of
 
-        pad = self._tokenizer.pad_token_id
-        sampling = Sampling(
-            max_completion_length=self._questions.max_completion_length,
-            temperature=temperature,
-            top_p=1.0,
-            end_tokens=self._ends,
-            pad_token=self._ends[0] if pad is None else pad,
-        )
-        samples = sample(self._model, [self._ids[place] for place in places], sampling)
-        pairs = zip(samples.completion_ids, samples.completion_mask, strict=True)
-        texts = self._tokenizer.batch_decode(
-            [ids[mask] for ids, mask in pairs], skip_special_tokens=True
-        )
+        prompts = [self._ids[place] for place in places]
+        samples = self._sampler.sample(prompts, temperature=temperature)
+        texts = self._sampler.texts(ids_of(samples))
         ended = samples.has_ended.tolist()
         if self._questions.stop is not None:
             parts = [text.partition(self._questions.stop) for text in texts]

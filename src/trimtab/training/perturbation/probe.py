@@ -33,11 +33,12 @@ from trimtab.errors import (
     OutputExistsError,
     ResultFormatError,
 )
-from trimtab.inputs import MAX_RESULT_BYTES, open_regular, read_bytes
+from trimtab.inputs import open_regular
 from trimtab.masks.header import mask_record
 from trimtab.masks.mask import Mask
-from trimtab.outputs import append, ensure_same_settings, lock, new_file
+from trimtab.outputs import ensure_same_settings, lock
 from trimtab.progress import progress_bars, stage
+from trimtab.results.journal import Journal
 from trimtab.results.records import made_now
 from trimtab.results.robustness import Cell, Robustness
 from trimtab.results.schema import from_plain
@@ -122,29 +123,25 @@ class Unfinished:
             ResultFormatError: It is no such file, or a damaged one.
         """
         self.cells: dict[Key, Cell] = {}
-        self._path = path
+        self._journal: Journal | None = None
         if path is None:
             return
+        self._journal = journal = Journal(path, ResultFormatError)
         opening = {"format": FORMAT, "format_version": FORMAT_VERSION, **probed}
-        first = _line(opening)
-        is_ours = _is_ours(path)
-        content = read_bytes(path, ResultFormatError, limit=MAX_RESULT_BYTES) if is_ours else b""
-        if first.startswith(content):  # also what is left of a first line that was cut short
-            with new_file(path, force=True) as file:
-                file.write(first)
+        lines = journal.lines() if _is_ours(path) else []
+        if not lines:  # also where the first one was cut short
+            journal.begin(opening)
             return
-        end = content.rfind(b"\n") + 1
-        lines = content[:end].splitlines()
-        self.cells = _read(path, lines, json.loads(first), num_questions)
+        self.cells = _read(path, lines, json.loads(json.dumps(opening)), num_questions)
         if self.cells.keys() - set(wanted):
             raise _damaged(path, "cells that this probe does not have")
-        os.truncate(path, end)
+        journal.keep(lines)
 
     def add(self, cell: Cell) -> None:
         """Keep a finished cell."""
         self.cells[key_of(cell)] = cell
-        if self._path is not None:
-            append(self._path, _line(cell.__dict__), syncs=True)
+        if self._journal is not None:
+            self._journal.append(cell.__dict__, syncs=True)
 
 
 def _is_ours(path: Path) -> bool:
@@ -164,10 +161,6 @@ def _is_ours(path: Path) -> bool:
             "this is no such file: move it, or give -o another name"
         )
     return True
-
-
-def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(row).encode() + b"\n"
 
 
 def _read(
@@ -256,69 +249,70 @@ def robustness(
     mask = mask if isinstance(mask, Mask) else Mask.load(mask)
     tuned, origin = open_base(os.fspath(checkpoint), Path()), open_base(os.fspath(base), Path())
     mask = _fitted(mask, origin, tuned)
-    digests = {name: of.digest for name, of in origin.tensors.items()}
     if questions is not None:
         questions.check(tuned)
-    read = read_text(text)
-    tokenizer = load_tokenizer(tuned.folder)
-    length = passage_length(tuned.folder)
-    passages = pieces(tokenizer, read, length)[:num_passages]
-    dtype, seeds = tuned.training_dtype(None), range(seed, seed + num_seeds)
-    settings = {
+    read = _Reading.of(tuned, text, num_passages)
+    settings: dict[str, Any] = {
         "noises": list(noises),
         "levels": list(levels),
-        "seeds": list(seeds),
-        "dtype": dtype,
+        "seeds": list(range(seed, seed + num_seeds)),
+        "dtype": tuned.training_dtype(None),
         "batch_size": batch_size,
     }
     asked = None if questions is None else {"num_questions": len(questions), **questions.describe()}
-    told = {
-        **read.describe(),
-        "num_passages": len(passages),
-        "num_tokens": sum(len(ids) - 1 for ids in passages),
-        "max_passage_tokens": length,
-    }
     where = {"device": runtime.device(runtime.accelerator()), "versions": runtime.versions()}
     probed = {
         "checkpoint": tuned.record.content_hash,
         "base": origin.record.content_hash,
         "mask": mask.digest,
         "questions": asked,
-        "text": told,
-        "tokens": xxhash.xxh3_128_hexdigest(json.dumps(passages).encode()),
+        "text": read.record,
+        "tokens": xxhash.xxh3_128_hexdigest(json.dumps(read.passages).encode()),
         "settings": settings,
         **where,
     }
-    keys = list(product(seeds, noises, levels, ARMS))
+    keys = list(product(settings["seeds"], noises, levels, ARMS))
     with ExitStack() as stack:
         if unfinished is not None:
             stack.enter_context(held(unfinished))
-        num_questions = None if questions is None else len(questions)
-        finished = Unfinished(unfinished, probed, keys, num_questions)
+        finished = Unfinished(
+            unfinished, probed, keys, None if questions is None else len(questions)
+        )
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
-        opened = stack.enter_context(open_checkpoint(origin.folder))
-        subject = _Subject.load(tuned, tokenizer, dtype, questions, passages, batch_size)
-        line = stack.enter_context(stage(bars, "robustness", len(keys)))
-        left = [key for key in keys if key not in finished.cells]
-        line.step(len(finished.cells), {})
-        for number, of_seed in groupby(left, key=itemgetter(0)):
-            arms = arms_of(mask, opened, number)
-            for _, noise, level, arm in of_seed:
-                finished.add(subject.cell(arms[arm], noise, level, number))
-                line.step(len(finished.cells), {})
+        subject = _Subject.load(tuned, questions, read, batch_size)
+        _measure(subject, mask, origin, keys, finished, bars)
     return Robustness(
         checkpoint=tuned.record,
         base=origin.record,
-        mask=mask_record(mask, mask_id, digests),
+        mask=mask_record(mask, mask_id, {name: of.digest for name, of in origin.tensors.items()}),
         questions=asked,
         num_correct=subject.num_correct,
-        text=told,
+        text=read.record,
         arms=ARMS,
         cells=tuple(finished.cells[key] for key in keys),
         settings=settings,
         provenance=made_now(**where),
     )
+
+
+def _measure(
+    subject: _Subject,
+    mask: Mask,
+    origin: BaseModel,
+    keys: Sequence[Key],
+    finished: Unfinished,
+    bars: Progress,
+) -> None:
+    """Measure the cells that are not finished yet, one seed after the other."""
+    left = [key for key in keys if key not in finished.cells]
+    with open_checkpoint(origin.folder) as base, stage(bars, "robustness", len(keys)) as line:
+        line.step(len(finished.cells), {})
+        for seed, of_seed in groupby(left, key=itemgetter(0)):
+            arms = arms_of(mask, base, seed)
+            for _, noise, level, arm in of_seed:
+                finished.add(subject.cell(arms[arm], noise, level, seed))
+                line.step(len(finished.cells), {})
 
 
 def _problems(
@@ -367,15 +361,42 @@ def _fitted(mask: Mask, base: BaseModel, tuned: BaseModel) -> Mask:
     return mask
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """What the models read.
+
+    Attributes:
+        tokenizer: Of both models.
+        passages: Token ids.
+        record: What is recorded of them.
+    """
+
+    tokenizer: Any
+    passages: list[list[int]]
+    record: dict[str, Any]
+
+    @classmethod
+    def of(cls, model: BaseModel, text: Path | None, num_passages: int | None) -> _Reading:
+        read = read_text(text)
+        tokenizer, length = load_tokenizer(model.folder), passage_length(model.folder)
+        passages = pieces(tokenizer, read, length)[:num_passages]
+        record = {
+            **read.describe(),
+            "num_passages": len(passages),
+            "num_tokens": sum(len(ids) - 1 for ids in passages),
+            "max_passage_tokens": length,
+        }
+        return cls(tokenizer, passages, record)
+
+
 @dataclass
 class _Subject:
     """The model that is perturbed, and what it says unperturbed.
 
     Attributes:
         model: The model.
-        tokenizer: Of it.
         questions: What it is asked.
-        passages: What it reads.
+        read: What it reads.
         batch_size: Answers generated at a time.
         logits: What it says of each passage, unperturbed.
         bits: Fingerprint of its weights, unperturbed.
@@ -383,9 +404,8 @@ class _Subject:
     """
 
     model: Any
-    tokenizer: Any
     questions: Questions | None
-    passages: Sequence[Sequence[int]]
+    read: _Reading
     batch_size: int
     logits: list[Tensor]
     bits: str
@@ -393,20 +413,14 @@ class _Subject:
 
     @classmethod
     def load(
-        cls,
-        of: BaseModel,
-        tokenizer: Any,
-        dtype: str,
-        questions: Questions | None,
-        passages: Sequence[Sequence[int]],
-        batch_size: int,
+        cls, checkpoint: BaseModel, questions: Questions | None, read: _Reading, batch_size: int
     ) -> _Subject:
         import torch
 
-        model = load_model(of, dtype, runtime.accelerator())
+        model = load_model(checkpoint, checkpoint.training_dtype(None), runtime.accelerator())
         with torch.inference_mode():
-            logits = [next_logits(model, ids) for ids in passages]
-        subject = cls(model, tokenizer, questions, passages, batch_size, logits, fingerprint(model))
+            logits = [next_logits(model, ids) for ids in read.passages]
+        subject = cls(model, questions, read, batch_size, logits, fingerprint(model))
         subject.num_correct = subject._answered()
         return subject
 
@@ -446,16 +460,16 @@ class _Subject:
 
         total = 0.0
         with torch.inference_mode():
-            for ids, before in zip(self.passages, self.logits, strict=True):
+            for ids, before in zip(self.read.passages, self.logits, strict=True):
                 total += sums_of(before, next_logits(self.model, ids), ids)[0]
-        return total / sum(len(ids) - 1 for ids in self.passages)
+        return total / self.read.record["num_tokens"]
 
     def _answered(self) -> int | None:
         if self.questions is None:
             return None
         answers = ask(
             self.model,
-            self.tokenizer,
+            self.read.tokenizer,
             self.questions,
             seed=0,
             num_samples=0,

@@ -19,7 +19,7 @@ from trimtab.errors import SettingsError
 from trimtab.training.addition import ANSWER_END
 from trimtab.training.evaluation.questions import reward_of
 from trimtab.training.rollouts.batches import Samples
-from trimtab.training.rollouts.sampling import Sampling, end_tokens, left_padded, sample
+from trimtab.training.rollouts.sampling import Sampler, ids_of, left_padded, seeded
 from trimtab.training.runs.data import Rows, prompt_ids, read_rows
 from trimtab.training.runs.rewards import Reward
 from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable, RewardTable
@@ -33,9 +33,9 @@ from trimtab.training.runs.tasks import (
 from trimtab.words import first_few
 
 __all__ = [
+    "JudgedSampler",
     "Needs",
     "ProbeData",
-    "Sampler",
     "Tokens",
     "given_completions",
     "one_by_one",
@@ -144,7 +144,7 @@ Tokens = tuple[list[int], list[int]]
 """Token ids of a prompt, and of its completion."""
 
 
-class Sampler:
+class JudgedSampler:
     """A model that completes prompts, and the judge of what it says."""
 
     def __init__(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> None:
@@ -157,23 +157,15 @@ class Sampler:
             seed: With the number of a batch it decides what is drawn.
 
         Raises:
-            SettingsError: Nothing ends a completion.
+            SettingsError: Nothing ends a completion, or what does is no single token.
         """
-        self._model = model
+        if data.stop is not None:
+            _check_stop(tokenizer, data.stop)
+        self._sampler = Sampler(model, tokenizer, data.max_completion_length, stop=data.stop)
+        self._device = model.device
         self._tokenizer = tokenizer
         self._data = data
         self._seed = seed
-        ends = end_tokens(model, tokenizer)
-        if data.stop is not None:
-            ends = (*ends, _stop_token(tokenizer, data.stop))
-        pad = tokenizer.pad_token_id
-        self._sampling = Sampling(
-            max_completion_length=data.max_completion_length,
-            temperature=1.0,
-            top_p=1.0,
-            end_tokens=ends,
-            pad_token=ends[0] if pad is None else pad,
-        )
 
     def draw(self, rows: Sequence[Mapping[str, Any]], number: int) -> Samples:
         """A completion of each row's prompt. The random state is left as it was.
@@ -182,12 +174,10 @@ class Sampler:
             rows: A row counts as often as it is there.
             number: Of the batch.
         """
-        device = self._model.device
-        devices = [] if device.type == "cpu" else [device]
         ids = [prompt_ids(self._tokenizer, row["prompt"]) for row in rows]
-        with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
-            torch.manual_seed(xxhash.xxh3_64_intdigest(f"{self._seed}/{number}".encode()))
-            return sample(self._model, ids, self._sampling)
+        seed = xxhash.xxh3_64_intdigest(f"{self._seed}/{number}".encode())
+        with seeded(self._device, seed):
+            return self._sampler.sample(ids)
 
     def rewards(self, rows: Sequence[Mapping[str, Any]], samples: Samples) -> list[float]:
         """What the completions are worth.
@@ -200,11 +190,7 @@ class Sampler:
             SettingsError: The reward fails.
         """
         assert self._data.reward is not None, "the data was read with a reward"
-        pairs = zip(samples.completion_ids, samples.completion_mask, strict=True)
-        texts = self._tokenizer.batch_decode(
-            [ids[mask] for ids, mask in pairs], skip_special_tokens=True
-        )
-        return self._data.reward.of(rows, texts)
+        return self._data.reward.of(rows, self._sampler.texts(ids_of(samples)))
 
 
 def given_completions(tokenizer: Any, data: ProbeData) -> list[Tokens]:
@@ -260,12 +246,10 @@ def one_by_one(samples: Samples) -> Iterator[Samples]:
         yield padded_samples([(prompt.tolist(), completion.tolist())], samples.prompt_ids.device)
 
 
-def _stop_token(tokenizer: Any, stop: str) -> int:
+def _check_stop(tokenizer: Any, stop: str) -> None:
     ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise SettingsError(
             f"the text {stop!r} that ends a completion has {len(ids)} tokens: give one of a single "
             "token, or none"
         )
-    token: int = ids[0]
-    return token

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from trimtab.errors import SettingsError
 from trimtab.training.probes.data import (
+    JudgedSampler,
     Needs,
     ProbeData,
-    Sampler,
     given_completions,
     one_by_one,
     padded_samples,
@@ -100,7 +100,7 @@ class OwnSamples:
 
     def terms(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> Iterator[Term]:
         """One for each completion, those of a prompt after each other."""
-        sampler = Sampler(model, tokenizer, data, seed)
+        sampler = JudgedSampler(model, tokenizer, data, seed)
         places = islice(row_order(len(data.rows.rows), seed), self._num_prompts(data))
         rows = [data.rows.rows[place] for place in places for _ in range(self.num_samples)]
         for start in range(0, len(rows), self.batch_size):
@@ -191,7 +191,7 @@ class RewardLoss:
 
     def terms(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> Iterator[Term]:
         """One for each batch; prompts come again when all have been there."""
-        sampler = Sampler(model, tokenizer, data, seed)
+        sampler = JudgedSampler(model, tokenizer, data, seed)
         order = row_order(len(data.rows.rows), seed)
         num_groups = self.batch_size // self.num_samples
         for number in range(self.num_batches):

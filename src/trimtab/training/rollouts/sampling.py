@@ -10,35 +10,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils import data
 
 from trimtab.errors import SettingsError
 from trimtab.training.rollouts.batches import Samples
+from trimtab.training.runs.data import prompt_ids
 from trimtab.words import first_few
 
 __all__ = [
     "RoundSampler",
+    "Sampler",
     "Sampling",
     "end_tokens",
+    "ids_of",
     "left_padded",
     "prompt_problems",
     "sample",
-    "tokenize",
+    "seeded",
 ]
-
-
-def tokenize(tokenizer: Any, prompt: Any) -> list[int]:
-    """Token ids of a prompt: a text, or messages that the chat template turns into one."""
-    is_text = isinstance(prompt, str)
-    if not is_text:
-        prompt = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-    ids: list[int] = tokenizer(prompt, add_special_tokens=is_text)["input_ids"]
-    return ids
 
 
 def prompt_problems(
@@ -67,7 +61,7 @@ def prompt_problems(
         return
     wrong = []
     for number, row in enumerate(rows):
-        length = len(tokenize(tokenizer, row["prompt"]))
+        length = len(prompt_ids(tokenizer, row["prompt"]))
         if not length:
             wrong.append(f"the prompt of row {number} has no tokens")
         elif room is not None and length > room:
@@ -79,7 +73,7 @@ def prompt_problems(
         yield f"train_dataset: {first_few(wrong, '; ')}"
 
 
-class RoundSampler(Sampler[int]):
+class RoundSampler(data.Sampler[int]):
     """Order of the rows of a data set: round by round, in an order of its own in every epoch.
 
     The rows of a round are repeated, because the Trainer fetches them anew for each of the batches
@@ -131,6 +125,81 @@ class Sampling:
     top_p: float
     end_tokens: tuple[int, ...]
     pad_token: int
+
+
+class Sampler:
+    """A model with its tokenizer, ready to complete prompts.
+
+    Args:
+        model: A causal language model of transformers.
+        tokenizer: Of the model.
+        max_completion_length: Tokens of a completion, at most.
+        temperature: Logits are divided by it; 0 takes the likeliest token, and draws none.
+        top_p: Share of the probability that tokens are drawn from; 1 for all of it.
+        stop: A text that ends a completion, too, where it is a single token.
+
+    Raises:
+        SettingsError: Nothing ends a completion.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_completion_length: int,
+        *,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        stop: str | None = None,
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        ends = end_tokens(model, tokenizer)
+        if stop is not None:
+            ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
+            ends = (*ends, *ids) if len(ids) == 1 else ends
+        pad = tokenizer.pad_token_id
+        self._sampling = Sampling(
+            max_completion_length, temperature, top_p, ends, ends[0] if pad is None else pad
+        )
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, temperature: float | None = None
+    ) -> Samples:
+        """Sample a completion of each prompt, with torch's random state.
+
+        Args:
+            prompts: Token ids of each prompt.
+            temperature: In place of that of the sampler.
+        """
+        sampling = self._sampling
+        if temperature is not None:
+            sampling = replace(sampling, temperature=temperature)
+        return sample(self._model, prompts, sampling)
+
+    def texts(self, completions: Sequence[Any]) -> list[str]:
+        """Completions as text, without special tokens.
+
+        Args:
+            completions: Token ids of each, as `ids_of` gives them.
+        """
+        texts: list[str] = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
+        return texts
+
+
+def ids_of(samples: Samples) -> list[list[int]]:
+    """Token ids of each completion, with the one that ended it."""
+    pairs = zip(samples.completion_ids, samples.completion_mask, strict=True)
+    return [ids[mask].tolist() for ids, mask in pairs]
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Draw by a seed while the block runs; the random state is left as it was."""
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
+        torch.manual_seed(seed)
+        yield
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:

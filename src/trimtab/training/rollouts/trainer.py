@@ -33,14 +33,8 @@ from trimtab.training.rollouts.batches import (
     token_log_probs,
 )
 from trimtab.training.rollouts.rewards import Rewards, RewardSource, reward_problems
-from trimtab.training.rollouts.sampling import (
-    RoundSampler,
-    Sampling,
-    end_tokens,
-    prompt_problems,
-    sample,
-    tokenize,
-)
+from trimtab.training.rollouts.sampling import RoundSampler, Sampler, ids_of, prompt_problems
+from trimtab.training.runs.data import prompt_ids
 
 __all__ = ["Means", "RolloutConfig", "RolloutTrainer", "Rows", "frozen_copy"]
 
@@ -186,14 +180,12 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         self.model_accepts_loss_kwargs = False  # losses are scaled in `scaled` alone
         self.companions: list[AuxiliaryModel] = []
         self._rewards = Rewards(sources, processing_class, args.device)
-        ends = end_tokens(model, processing_class)
-        pad = processing_class.pad_token_id
-        self._sampling = Sampling(
+        self._sampler = Sampler(
+            model,
+            processing_class,
             args.max_completion_length,
-            args.temperature,
-            args.top_p,
-            ends,
-            ends[0] if pad is None else pad,
+            temperature=args.temperature,
+            top_p=args.top_p,
         )
         self.means = Means()
         self._round: list[Any] | None = None
@@ -312,14 +304,11 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         Returns:
             The completions, and the reward of each: `[rows]`, fp32.
         """
-        prompts = [tokenize(self.processing_class, row["prompt"]) for row in rows]
+        prompts = [prompt_ids(self.processing_class, row["prompt"]) for row in rows]
         with self.autocast(self.model):
-            samples = sample(self.model, prompts, self._sampling)
-        ids = [
-            row[mask].tolist()
-            for row, mask in zip(samples.completion_ids, samples.completion_mask, strict=True)
-        ]
-        texts = self.processing_class.batch_decode(ids, skip_special_tokens=True)
+            samples = self._sampler.sample(prompts)
+        ids = ids_of(samples)
+        texts = self._sampler.texts(ids)
         completions = [
             text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)

@@ -15,7 +15,6 @@ first ones are as random a choice as any.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -26,8 +25,8 @@ import xxhash
 
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
-from trimtab.outputs import append
 from trimtab.progress import stage
+from trimtab.results.journal import Journal
 from trimtab.training.addition import ANSWER_END
 from trimtab.training.runs.algorithms import Made
 from trimtab.training.runs.data import Rows, prompt_ids
@@ -190,33 +189,23 @@ def _read(path: Path, content: bytes, num_samples: int) -> list[Sample]:
 
 def _draw(run: Run, table: SamplesTable, bars: Progress, stop: Stop) -> None:
     """Write a line for every sample, a batch of prompts at a time."""
-    unfinished = run.output / UNFINISHED
+    unfinished = Journal(run.output / UNFINISHED, CheckpointError)
     per_batch = max(1, table.batch_size // table.num)
     rows = run.data.rows
     batches = [rows[start : start + per_batch] for start in range(0, len(rows), per_batch)]
-    first = _whole_batches(unfinished, per_batch * table.num)
+    lines = unfinished.lines()
+    first = len(lines) // (per_batch * table.num)
+    unfinished.path.touch()
+    unfinished.keep(lines[: first * per_batch * table.num])
     sampler = _Sampler(run, table)
-    unfinished.touch()
     with stage(bars, f"{run.algorithm.name}: sample", len(batches)) as line:
         for number, batch in enumerate(batches[first:], start=first):
             if stop():
                 raise KeyboardInterrupt
-            drawn = sampler.batch(batch, number)
-            lines = [json.dumps(asdict(sample)) + "\n" for sample in drawn]
-            append(unfinished, "".join(lines).encode())
+            unfinished.append(*(asdict(sample) for sample in sampler.batch(batch, number)))
             line.step(number + 1, {})
     del sampler
     give_back_unused()  # the model; another one is trained
-
-
-def _whole_batches(path: Path, num_lines: int) -> int:
-    """How many batches a file holds; what comes after them is removed."""
-    if not path.exists():
-        return 0
-    lines = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES).split(b"\n")[:-1]
-    num_batches = len(lines) // num_lines
-    os.truncate(path, sum(len(line) + 1 for line in lines[: num_batches * num_lines]))
-    return num_batches
 
 
 class _Sampler:
@@ -225,24 +214,20 @@ class _Sampler:
     def __init__(self, run: Run, table: SamplesTable) -> None:
         from transformers import AutoTokenizer
 
-        from trimtab.training.rollouts.sampling import Sampling, end_tokens
+        from trimtab.training.rollouts.sampling import Sampler
 
         self._run = run
         self._num = table.num
         self._stop = ANSWER_END if run.data.ends_with_line else table.stop
         self._tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
-        self._model = run.base.load(run.dtype).to(run.args.device)
-        ends = end_tokens(self._model, self._tokenizer)
-        if self._stop is not None:
-            ids = self._tokenizer(self._stop, add_special_tokens=False)["input_ids"]
-            ends = (*ends, *ids) if len(ids) == 1 else ends
-        pad = self._tokenizer.pad_token_id
-        self._sampling = Sampling(
-            max_completion_length=table.max_completion_length,
+        model = run.base.load(run.dtype).to(run.args.device)
+        self._device = model.device
+        self._sampler = Sampler(
+            model,
+            self._tokenizer,
+            table.max_completion_length,
             temperature=table.temperature,
-            top_p=1.0,
-            end_tokens=ends,
-            pad_token=ends[0] if pad is None else pad,
+            stop=self._stop,
         )
 
     def batch(self, rows: Sequence[Mapping[str, Any]], number: int) -> Iterator[Sample]:
@@ -252,25 +237,20 @@ class _Sampler:
             rows: Have the prompts, and what the reward looks at.
             number: Of the batch; decides, with the seed of the run, what is drawn.
         """
-        import torch
-
-        from trimtab.training.rollouts.sampling import sample
+        from trimtab.training.rollouts.sampling import ids_of, seeded
 
         repeated = [row for row in rows for _ in range(self._num)]
-        prompts = [row["prompt"] for row in repeated]
-        with torch.random.fork_rng():
-            seed = f"{self._run.file.seed}/{number}".encode()
-            torch.manual_seed(xxhash.xxh3_64_intdigest(seed))
-            ids = [prompt_ids(self._tokenizer, prompt) for prompt in prompts]
-            samples = sample(self._model, ids, self._sampling)
-        pairs = zip(samples.completion_ids, samples.completion_mask, strict=True)
-        completions = [row[mask].tolist() for row, mask in pairs]
+        ids = [prompt_ids(self._tokenizer, row["prompt"]) for row in repeated]
+        seed = xxhash.xxh3_64_intdigest(f"{self._run.file.seed}/{number}".encode())
+        with seeded(self._device, seed):
+            samples = self._sampler.sample(ids)
+        completions = ids_of(samples)
         ended = samples.has_ended.tolist()
         if self._stop is not None:
             cut = [self._up_to_stop(row) for row in completions]
             completions = [row for row, _ in cut]
             ended = [has or is_cut for has, (_, is_cut) in zip(ended, cut, strict=True)]
-        texts: list[Any] = self._texts(completions)
+        texts: list[Any] = self._sampler.texts(completions)
         assert self._run.reward is not None, "the run file was checked for it"
         rewards = self._run.reward.of(repeated, texts)
         if self._run.data.has_messages:
@@ -280,16 +260,12 @@ class _Sampler:
     def _up_to_stop(self, completion: list[int]) -> tuple[list[int], bool]:
         """The tokens up to the one that completes the text that ends a sample, if it has it."""
         assert self._stop is not None
-        if self._stop in self._texts([completion])[0]:
+        if self._stop in self._sampler.texts([completion])[0]:
             for length in range(1, len(completion)):
-                if self._stop in self._texts([completion[:length]])[0]:
+                if self._stop in self._sampler.texts([completion[:length]])[0]:
                     return completion[:length], True
             return completion, True
         return completion, False
-
-    def _texts(self, completions: Sequence[Sequence[int]]) -> list[str]:
-        texts: list[str] = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
-        return texts
 
 
 def _nothing_left(run: Run, drawn: Sequence[Sample]) -> str:
