@@ -1,4 +1,4 @@
-"""A real browser, driven by Playwright: Chromium or Google Chrome, opened once for all tests."""
+"""A result of each kind; and a real browser, Chromium or Google Chrome, opened once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from playwright.sync_api import Browser, sync_playwright
 from playwright.sync_api import Page as Tab
 
 from tests.conftest import NO_BROWSER
+from tests.report.results import RESULTS
+from trimtab.results.result import Result
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 DRAWN = "document.documentElement.dataset.charts === 'done'"
+
+
+@pytest.fixture(params=RESULTS, scope="session")
+def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A result of each kind."""
+    return RESULTS[request.param](tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="session")

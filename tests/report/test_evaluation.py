@@ -13,7 +13,6 @@ from tests.training.evaluation.results import make_evaluation
 from trimtab.report.evaluation import evaluation_document
 from trimtab.report.html import render
 from trimtab.report.terminal import render_text
-from trimtab.report.wording import share_text
 from trimtab.results.evaluation import Evaluation
 from trimtab.results.statistics import paired_interval, wilson
 
@@ -123,28 +122,6 @@ def test_a_model_may_be_called_as_a_column_is() -> None:
     row = table_row(text[text.index("Accuracy by") :], "level", "1")
     assert list(row) == ["level", "questions", "always", "./always", "./questions"]
     assert row["questions"] == "3"
-
-
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_lines_fit_and_end_without_spaces(width: int) -> None:
-    data = make_evaluation(levels=(1, 1, 2, 2, 3, 3), suites=True)
-    for line in text_of(data, width).splitlines():
-        assert line == line.rstrip()
-        assert "   " not in line[:1]
-        if width >= 80:
-            assert len(line) <= width
-
-
-@pytest.mark.parametrize(
-    ("num", "figure"), [(0, "0 %"), (1, "<0.1 %"), (9999, ">99.9 %"), (10000, "100 %")]
-)
-def test_0_and_100_percent_are_exact(num: int, figure: str) -> None:
-    assert share_text(num, 10_000, None) == figure
-
-
-def test_styles_only_if_asked() -> None:
-    assert "\x1b[" not in text_of(make_evaluation(), 100)
-    assert "\x1b[1m" in text_of(make_evaluation(), 100, styled=True)
 
 
 def test_the_page_has_what_the_table_has() -> None:

@@ -98,11 +98,6 @@ def test_what_cannot_be_tested_is_named_by_reason() -> None:
     assert "It is sparse." not in text
 
 
-def test_lines_are_as_wide_as_asked() -> None:
-    text = render_text(paper_document(result(trial(), trial())), console_width=60)
-    assert max(map(len, text.splitlines())) <= 60
-
-
 def test_ours_is_every_figure_that_decides() -> None:
     def ours(*trials: dict[str, Any]) -> str:
         (numbers, *_) = paper_document(result(*trials)).tables()

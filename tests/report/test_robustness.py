@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pytest
-
 from tests.report.page import Page
 from tests.report.test_comparison_page import HOSTILE
 from tests.training.robustness.results import make_probe
@@ -104,21 +102,6 @@ def test_without_questions() -> None:
     assert "correct" not in text
     assert "KL from the unperturbed model on 50 tokens" in text
     assert "correct" not in page_of(probe).tables[0].headings
-
-
-@pytest.mark.parametrize("width", [80, 120])
-def test_lines_fit(width: int) -> None:
-    lines = text_of(make_probe(), width).splitlines()
-    assert max(map(len, lines)) <= width
-    assert all(line == line.rstrip() for line in lines)
-
-
-def test_bold_and_dim_change_no_word() -> None:
-    import re
-
-    styled = text_of(make_probe(), styled=True)
-    plain = text_of(make_probe())
-    assert re.sub(r"\x1b\[[0-9;]*m", "", styled) == plain != styled
 
 
 def test_a_page_has_every_figure_in_a_table() -> None:

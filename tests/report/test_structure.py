@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -99,21 +98,6 @@ def test_the_tables_of_several_masks(several: Structure) -> None:
     ]
 
 
-@pytest.mark.parametrize("width", [70, 80, 120])
-def test_no_line_is_wider_than_the_terminal(single: Structure, width: int) -> None:
-    text = text_of(single, width=width)
-    assert max(map(len, text.splitlines())) <= width
-    assert all(line == line.rstrip() for line in text.splitlines())
-
-
-def test_styled_text_has_the_same_words(several: Structure) -> None:
-    styled = text_of(several, width=100, styled=True)
-    assert "\x1b[1m" in styled
-    for code in ("1", "2", "33", "0"):
-        styled = styled.replace(f"\x1b[{code}m", "")
-    assert styled == text_of(several, width=100)
-
-
 def test_what_is_not_counted_is_said(single: Structure) -> None:
     gap = LeftOut("head", "q_proj", "no config", 3, 1200, "a.q_proj")
     unknown = LeftOut("all", "other", "who knows", 1, 1, "b")
@@ -194,12 +178,6 @@ def test_several_masks_stand_side_by_side(several: Structure) -> None:
     correlations = page.table("Rank correlation of z over units").body
     assert len(correlations) == len(several.shared) == 15
     assert len(page.table("Significant units that two masks have in common").body) == 15 * 4
-
-
-def test_a_page_drawn_from_json_is_the_same(several: Structure) -> None:
-    again = Structure.from_dict(json.loads(json.dumps(several.to_dict())))
-    assert page_of(again) == page_of(several)
-    assert text_of(again) == text_of(several)
 
 
 def test_names_from_files_stay_text(single: Structure) -> None:

@@ -13,49 +13,10 @@ from typing import Any
 import pytest
 
 import trimtab
-from tests.report.factory import make_comparison
 from tests.report.identity_factory import make_identity
-from tests.report.overlap_factory import make_overlap
-from tests.report.split_factory import make_split
-from tests.report.structure_factory import make_structure
-from tests.report.trajectory_factory import make_trajectory
-from tests.training.evaluation.results import make_evaluation
-from tests.training.robustness.results import make_probe
 from trimtab.errors import ResultFormatError
 from trimtab.report.tables import WRITERS, tables_of
 from trimtab.results.result import Result
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(
-    params=[
-        "comparison",
-        "trajectory",
-        "identity",
-        "overlap",
-        "split",
-        "structure",
-        "evaluation",
-        "robustness",
-        "paper",
-    ]
-)
-def result(request: pytest.FixtureRequest, tmp_path: Path) -> Result:
-    """A result of each kind."""
-    made: dict[str, Any] = {
-        "comparison": lambda: make_comparison(analysed=True),
-        "trajectory": make_trajectory,
-        "identity": make_identity,
-        "overlap": lambda: make_overlap(3),
-        "split": make_split,
-        "structure": lambda: make_structure(tmp_path / "structure", 2, has_base=True),
-        "evaluation": lambda: make_evaluation(suites=True),
-        "robustness": make_probe,
-        "paper": lambda: trimtab.load_result(ROOT / "papers/critics/results/small.json"),
-    }
-    one: Result = made[request.param]()
-    return one
 
 
 def test_a_result_is_saved_and_loaded(result: Result, tmp_path: Path) -> None:
@@ -71,7 +32,9 @@ def test_a_result_is_saved_and_loaded(result: Result, tmp_path: Path) -> None:
 
 def test_a_frame_has_a_row_for_each_entry_and_the_keys_of_the_json(result: Result) -> None:
     frame = result.to_dataframe()
-    rows = result.to_dict()[result.ROWS]
+    rows: Any = result.to_dict()
+    for key in result.ROWS.split("."):
+        rows = rows[key]
     assert len(frame) == len(rows)
     for key, value in rows[0].items():
         if isinstance(value, dict):

@@ -13,6 +13,7 @@ from trimtab.report.wording import (
     plural,
     printable,
     rule,
+    share,
     unchanged,
 )
 
@@ -65,6 +66,15 @@ def test_small_words() -> None:
     assert plural(2, "matrix", "matrices") == "2 matrices"
     assert (magnitude(None), magnitude(0.0), magnitude(0.23456)) == ("–", "0", "0.235")
     assert magnitude(-0.0000862) == "-8.62e-05"
+
+
+@pytest.mark.parametrize(
+    ("part", "figure"), [(0, "0 %"), (1, "<0.1 %"), (9999, ">99.9 %"), (10_000, "100 %")]
+)
+def test_a_share_is_0_or_100_percent_only_when_exact(part: int, figure: str) -> None:
+    assert share(part, 10_000, 1) == figure
+    assert share(part, 10_000, 1).value == part / 10_000
+    assert share(1, 0) == "–"
 
 
 def test_invisible_characters_become_escapes() -> None:

@@ -244,6 +244,7 @@ class PredictionScore(Result):
     FORMAT = "trimtab.prediction"
     NAME = "prediction"
     COMMAND = "trimtab mask score"
+    ROWS = "overlap.tensors"
     PLAIN: ClassVar = (
         *("provenance", "total=_plain_total", "by_layer=_plain_layers", "by_kind=_plain_kinds"),
         *("ranking", "num_low", "overlap"),

@@ -203,7 +203,7 @@ def rank(runs: Sequence[Run]) -> Section | None:
     )
     details = [_ranks_by_tensor(label, section) for label, section in sections]
     return Section(
-        "Rank of the update", (intro, *analysed), (figure, *details, *_skipped(sections))
+        "Rank of the update", (intro, *analysed), (figure, *details, *_skipped(sections, "rank"))
     )
 
 
@@ -303,13 +303,15 @@ def geometry(runs: Sequence[Run]) -> Section | None:
         )
         for label, section in sections
     ]
-    return Section("Geometry of the update", tuple(texts), (figure, *_skipped(sections)))
+    return Section(
+        "Geometry of the update", tuple(texts), (figure, *_skipped(sections, "geometry"))
+    )
 
 
-def _skipped(sections: Sequence[Analysed]) -> list[Table]:
+def _skipped(sections: Sequence[Analysed], analysis: str) -> list[Table]:
     return [
         plain_table(
-            named(label, f"Left out ({len(section['skipped']):,})"),
+            named(label, f"Left out of the {analysis} ({len(section['skipped']):,})"),
             [("tensor", "code"), ("shape", "number"), ("reason", "text")],
             [
                 (

@@ -235,7 +235,7 @@ def _figures(probe: Robustness) -> Iterator[Figure]:
             "Higher is more fragile. Points are means over seeds, whiskers go from the least to "
             "the most of them. Both axes are logarithmic.",
             table(
-                "The same in figures",
+                f"{printable(noise)}: the same in figures",
                 rows,
                 shown,
                 keys=keys,

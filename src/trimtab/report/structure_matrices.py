@@ -213,7 +213,11 @@ def _map(label: str, matrix: ElementMap) -> Figure:
         "selected, in blocks: the stronger the colour, the larger the share of a block that is "
         "selected. A block without colour has none.",
         table(
-            "Densest blocks", [((), block) for block in densest], _BLOCK, keys=(), limit=_NUM_ROWS
+            named(label, "Densest blocks"),
+            [((), block) for block in densest],
+            _BLOCK,
+            keys=(),
+            limit=_NUM_ROWS,
         ),
         (Key("ramp", "0 %", f"{strongest:g} % of a block"),),
     )
@@ -308,7 +312,7 @@ def _profile(
         f"From the emptiest to the fullest of neighbouring {lines}, in order, over the same of "
         "the random control in grey. Peaks and gaps beyond the grey are stripes.",
         table(
-            f"Groups with the fullest {lines}",
+            named(label, f"Groups with the fullest {lines}"),
             sorted(groups, key=lambda group: -group[1].highest),
             columns,
             keys=((lines, "number"),),

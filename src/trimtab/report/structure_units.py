@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from trimtab.masks.structure_result import CurvePoint, Family, MaskStructure, Unit
@@ -169,7 +168,7 @@ def _grid(label: str, family: Family, is_matched: bool) -> Figure:
         f"Each cell is one {name}: the stronger its colour, the further its selected elements are "
         f"from what chance with {NULLS['magnitude' if is_matched else 'tensor']} expects. A cell "
         "without colour has what is expected.",
-        _furthest(family, is_matched),
+        _furthest(label, family, is_matched),
         (
             Key("dot-0", f"more than expected, up to {1 + strongest:g} ×"),
             Key("dot-1", f"fewer, down to {max(0.0, 1 - strongest):g} ×"),
@@ -212,14 +211,17 @@ def _unit_grid(marks: Marks, family: Family, strongest: float) -> dict[str, Any]
     )
 
 
-def _furthest(family: Family, is_matched: bool) -> Table:
+def _furthest(label: str, family: Family, is_matched: bool) -> Table:
     """The single units furthest from one of the nulls, in either direction."""
     distances = [
         (abs(z), unit) for unit in family.units if (z := _expected(unit, is_matched)[1]) is not None
     ]
     distances.sort(key=lambda pair: -pair[0])
+    title = f"{opened(units_name(family.name))} furthest from chance"
+    if is_matched:
+        title += " by tensor × exponent"
     return table(
-        f"{opened(units_name(family.name))} furthest from chance",
+        named(label, title),
         [((unit_name(family.name, unit),), unit) for _, unit in distances],
         (
             _SELECTED,
@@ -247,8 +249,7 @@ def in_order(masks: Labelled) -> Section | None:
         if any(family.curve for _, family in families):
             blocks.append(_ordered(name, families))
             if name not in _GRIDS:
-                tables = ((label, _furthest(family, False)) for label, family in families)
-                blocks += [replace(one, title=named(label, one.title)) for label, one in tables]
+                blocks += [_furthest(label, family, False) for label, family in families]
     blocks += [highest for label, one in masks if (highest := _highest(label, one))]
     return Section("Units in order", blocks=tuple(blocks)) if blocks else None
 
@@ -311,7 +312,7 @@ def _ordered(name: str, families: Sequence[tuple[str, Family]]) -> Figure:
         "elements in each tensor. If nothing clustered, the line would lie on that of the random "
         "control; where every unit had exactly its share, on the dashed one.",
         table(
-            "The same as numbers",
+            f"{opened(units_name(name))} in order",
             [
                 ((label,), (family, point))
                 for label, family in families

@@ -37,7 +37,8 @@ class Result:
         COMMAND: The command that makes it.
         DERIVES: Whether reading derives every figure too, because of values that are right one by
             one some do not exist.
-        ROWS: The list in its JSON that a data frame has a row for each entry of.
+        ROWS: The list in its JSON that a data frame has a row for each entry of; keys in keys are
+            joined by dots.
     """
 
     FORMAT: ClassVar[str]
@@ -110,7 +111,10 @@ class Result:
         """
         frame = require("pandas", "pip install pandas").DataFrame
         if table is None:
-            return frame([_flat(row) for row in self.to_dict()[self.ROWS]])
+            rows: Any = self.to_dict()
+            for key in self.ROWS.split("."):
+                rows = rows[key]
+            return frame(list(map(_flat, rows)))
         return import_module("trimtab.report.tables").frame_of(self, table)
 
     def _repr_html_(self) -> str:
