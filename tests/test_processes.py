@@ -8,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.measure.checkpoints import llama_tensors, moved, save
-from trimtab.cli.terminal import stop_asked, stop_told, termination_interrupts
+from trimtab.cli.terminal import stop_asked, termination_interrupts
 from trimtab.processes import Terminated
 
 
@@ -77,18 +76,10 @@ def test_what_the_shell_has_ignored_stays_ignored() -> None:
         assert stop()
 
 
-def test_others_are_told_first() -> None:
-    for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
-        told: list[bool] = []
-        with pytest.raises(kind), stop_told(partial(told.append, True)):
-            send(number)
-        assert told == [True]
-
-
 PARENT = """
 import sys, time
 from trimtab.processes import start_trimtab
-child = start_trimtab(sys.argv[1:], sys.stdout.buffer, has_own_session=True)
+child = start_trimtab(sys.argv[1:], sys.stdout.buffer)
 print("started", flush=True)
 child.wait()
 """

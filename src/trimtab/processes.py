@@ -36,16 +36,13 @@ def start_trimtab(
     arguments: Sequence[str],
     log: IO[bytes],
     environment: Mapping[str, str] | None = None,
-    *,
-    has_own_session: bool = False,
 ) -> subprocess.Popen[bytes]:
-    """Start a command of trimtab that ends with this process.
+    """Start a command of trimtab that ends with this process, and that Ctrl-C does not reach.
 
     Args:
         arguments: Of `trimtab`.
         log: Where its talk goes.
         environment: In place of that of this process.
-        has_own_session: Keep Ctrl-C of the terminal from it.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "trimtab", *arguments],
@@ -53,7 +50,7 @@ def start_trimtab(
         stdout=log,
         stderr=subprocess.STDOUT,
         env={**(os.environ if environment is None else environment), IS_CHILD: "1"},
-        start_new_session=has_own_session,
+        start_new_session=True,
     )
 
 

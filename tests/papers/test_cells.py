@@ -7,41 +7,36 @@ from pathlib import Path
 
 import pytest
 
-from trimtab.errors import OutputExistsError, SettingsError
-from trimtab.papers.cells import Cell, cells_of
-from trimtab.papers.library import papers_folder
-from trimtab.papers.scale import Scale
-from trimtab.training.runs.settings import Settings
+from trimtab.errors import SettingsError
+from trimtab.papers.library import PaperCell, Scale, cells_of, papers_folder
 
 SMALL = Scale.read(papers_folder() / "scales" / "small")
 SCALES = sorted(path.parent for path in papers_folder().glob("scales/*/scale.toml"))
 
 
-def cell(name: str, seed: int = 0, root: Path = Path("out/small")) -> Cell:
+def cell(name: str, seed: int = 0, root: Path = Path("out/small")) -> PaperCell:
     """A cell of the scale `small`."""
-    return Cell(SMALL, SMALL.arms[name], seed, root)
+    return cells_of(SMALL, [name], [seed], root)[-1]
 
 
 def test_a_cell_is_its_run_file_with_keys_set() -> None:
-    content = cell("grpo-lr-3e-5", seed=2).content()
+    content = cell("grpo-lr-3e-5", seed=2).cell.content
     plain = tomllib.loads((SMALL.folder / "runs" / "grpo.toml").read_text("utf-8"))
     assert content["trainer"] == {**plain["trainer"], "learning_rate": 3e-5}
     assert content["seed"] == 2
-    assert content["model"] == "../../../base"
-    assert content["data"]["file"] == "../../../data/addition-prompts.jsonl"
-    assert content["output"] == "out"
+    assert content["model"] == str(Path("out/small/base").resolve())
+    assert content["data"] == plain["data"]
 
 
-def test_a_masked_cell_names_its_mask() -> None:
-    of = cell("grpo-matched", seed=1)
-    assert of.content()["mask"] == "mask.safetensors"
-    assert [other.name for other in of.needs()] == ["grpo/seed-1"]
+def test_a_masked_cell_names_what_its_mask_is_of() -> None:
+    of = cell("grpo-matched", seed=1).cell
+    assert (of.mask, of.from_others) == ("matched", {"mask": "matched of grpo"})
+    assert [other.name for other in of.needs] == ["grpo/seed-1"]
 
 
-def test_a_cell_that_goes_on_from_another() -> None:
+def test_a_cell_that_starts_from_another() -> None:
     of = cell("grpo-after-sft", seed=1)
-    assert of.content()["model"] == "../../sft/seed-1/out/model"
-    assert of.start == Path("out/small/cells/sft/seed-1/out/model")
+    assert of.cell.starts_from() == Path("out/small/cells/sft/seed-1/out/model")
     assert of.base == Path("out/small/base")
 
 
@@ -88,11 +83,10 @@ def test_more_seeds_where_they_can_be_afforded(tmp_path: Path) -> None:
 def test_every_cell_is_a_run_that_can_be_meant(folder: Path, tmp_path: Path) -> None:
     scale = Scale.read(folder)
     for of in cells_of(scale, scale.arms, [0], tmp_path):
-        of.write()
-        read = Settings.read(of.run)
-        assert read.resolve(read.model) == of.run.parent / of.content()["model"]
-        assert (folder / "data" / Path(of.content()["data"]["file"]).name).is_file()
-        assert (folder / "data" / of.questions.name).is_file()
+        read = of.cell.file()
+        assert read.resolve(read.model) == (tmp_path / "base").resolve()
+        assert read.data.file is not None and read.resolve(read.data.file).is_file()
+        assert of.questions.is_file()
 
 
 @pytest.mark.parametrize("folder", SCALES, ids=lambda folder: folder.name)
@@ -127,15 +121,6 @@ def test_answers_are_right(path: Path) -> None:
         assert row.get("level", len(right)) == len(right)
 
 
-def test_a_cell_of_another_run_is_refused(tmp_path: Path) -> None:
-    of = cell("grpo", root=tmp_path)
-    of.write()
-    of.write()
-    of.run.write_text(of.run.read_text("utf-8").replace("20", "21"), "utf-8")
-    with pytest.raises(OutputExistsError, match="another run"):
-        of.write()
-
-
 def scale(folder: Path, text: str) -> Scale:
     """A scale of this description."""
     (folder / "run.toml").write_text("", "utf-8")
@@ -153,9 +138,12 @@ def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
     [[arm]]
     name = "a"
     run = "run.toml"
+    more_seeds = [1, -1]
+    [[arm]]
+    name = "b"
+    run = "run.toml"
     mask = "odd"
     of = "a"
-    more_seeds = [1, -1]
     minutes = "two"
     [[arm]]
     name = "c"
@@ -166,16 +154,16 @@ def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
         scale(tmp_path, text)
     message = str(caught.value)
     for part in (
-        "'huge'",
-        "no.toml",
+        'base is "huge"',
+        "no.toml is no file",
         "needs b",
         "both of mask and of",
         "two arms",
-        "'odd'",
+        'mask is "odd"',
         "more_seeds is [1, -1]",
         "more_seeds is 3",
-        "minutes is 'two'",
+        'minutes is "two"',
         "[evaluate]",
-        "minutes",
+        "the scale lacks minutes",
     ):
         assert part in message

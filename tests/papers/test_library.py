@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from trimtab.errors import SettingsError
-from trimtab.papers.library import Paper, paper_ids, papers_folder, read_paper
+from trimtab.papers.library import Paper, Scale, paper_ids, papers_folder, read_paper
 from trimtab.papers.measures import MEASURES
-from trimtab.papers.scale import Scale
 
 FOLDER = papers_folder()
 

@@ -5,24 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from tests.golden.stored import Compare
+from trimtab import compare
 from trimtab.cli import main
-from trimtab.cli.paper_commands import in_this_process
 from trimtab.errors import OutputExistsError
-from trimtab.masks.mask import Mask
-from trimtab.papers import bases
-from trimtab.papers.cells import Cell
+from trimtab.papers import bases, measuring
 from trimtab.papers.library import papers_folder, read_paper
-from trimtab.papers.masks import make_mask
-from trimtab.papers.measuring import Measuring
-from trimtab.papers.names import MaskName
 from trimtab.papers.run import plan_paper, run_paper
-from trimtab.papers.scale import Arm, Scale
-from trimtab.papers.training import train_cells
+from trimtab.processes import Interrupted
 
 pytestmark = pytest.mark.train
 
@@ -87,42 +81,39 @@ def test_a_second_call_trains_nothing(out: Path, capsys: pytest.CaptureFixture[s
     plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
     assert plan.missing == [] and plan.minutes == 0
 
-    def command(arguments: Any, log: Path) -> int:
-        raise AssertionError(f"{arguments} was run again")
-
-    again = run_paper(plan, command).to_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("compare", "evaluate", "overlap"):
+            patch.setattr(measuring, name, None)  # it would fail
+        again = run_paper(plan).to_dict()
     first = json.loads((out / "result.json").read_text("utf-8"))
     assert again["claims"] == first["claims"]
 
 
-def test_runs_of_other_settings_or_data_are_refused(out: Path, tmp_path: Path) -> None:
+def test_runs_of_other_settings_are_refused(out: Path) -> None:
     """Also where nothing is trained: figures of other runs would be told as those of these."""
-    run = out / "tiny/cells/sft/seed-1/run.toml"
-    before = run.read_text("utf-8")
-    run.write_text(before.replace("max_steps = 20", "max_steps = 40"), "utf-8")
+    path = out / "tiny/cells/sft/seed-1/out/resolved.json"
+    before = path.read_text("utf-8")
+    path.write_text(before.replace('"max_steps": 20', '"max_steps": 40'), "utf-8")
     plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
-    with pytest.raises(OutputExistsError, match="another run"):
-        run_paper(plan, lambda arguments, log: 1, trains=False)
-    run.write_text(before, "utf-8")
-    (tmp_path / "tiny" / "data").mkdir(parents=True)
-    (tmp_path / "tiny" / "data" / "addition-gold.jsonl").write_text("{}\n", "utf-8")
-    with pytest.raises(OutputExistsError, match="as it is now"):
-        run_paper(plan_paper(PAPER, "tiny", tmp_path), lambda arguments, log: 1)
+    with pytest.raises(OutputExistsError, match=r"trainer.max_steps=40 \(now 20\)"):
+        run_paper(plan, trains=False)
+    path.write_text(before, "utf-8")
 
 
 def test_what_another_run_finishes_meanwhile_is_not_measured(out: Path) -> None:
     """A result says of each cell one thing: it is finished and measured, or neither."""
-    late = out / "tiny/cells/sft/seed-1/changed.safetensors"
+    late = out / "tiny/cells/sft/seed-1/out/result.json"
     hidden = late.rename(late.with_suffix(".hidden"))
     comparison = out / "tiny/cells/grpo/seed-0/comparison.json"
     comparison.unlink()
 
-    def command(arguments: Any, log: Path) -> int:
+    def comparing(*arguments: Any, **more: Any) -> Any:
         hidden.rename(late)
-        return in_this_process(arguments, log)
+        return compare(*arguments, **more)
 
-    plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
-    data = run_paper(plan, command, trains=False).to_dict()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "compare", comparing)
+        data = run_paper(plan_paper(PAPER, "tiny", out, seeds=[0, 1]), trains=False).to_dict()
     assert late.exists()
     assert [name for name, is_done in data["scale"]["cells"].items() if not is_done] == [
         "sft/seed-1"
@@ -133,12 +124,23 @@ def test_what_another_run_finishes_meanwhile_is_not_measured(out: Path) -> None:
     assert difference["other_values"].keys() == {"0"}
 
 
+def test_an_interrupted_call_keeps_what_is_finished(out: Path, tmp_path: Path) -> None:
+    asked = iter([False, True])  # before the first claim is measured, and before the second
+
+    def stop() -> bool:
+        return next(asked, True)
+
+    plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
+    with pytest.raises(Interrupted, match="the same command goes on: 0 of 4 runs are missing"):
+        run_paper(plan, trains=False, stop=stop)
+
+
 def test_a_figure_that_cannot_be_read_is_told(out: Path) -> None:
     path = out / "tiny/cells/sft/seed-0/comparison.json"
     before = path.read_text("utf-8")
     path.write_text("{}", "utf-8")
     plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
-    data = run_paper(plan, lambda arguments, log: 1, trains=False).to_dict()
+    data = run_paper(plan, trains=False).to_dict()
     path.write_text(before, "utf-8")
     (why,) = {why for name, why in data["scale"]["failed"].items() if name.endswith("of sft")}
     assert why == "sft/seed-0: no sparsity can be read from its comparison (KeyError('total'))"
@@ -162,7 +164,7 @@ def test_the_report_draws_it_again(
 def test_what_was_not_run_is_said(tmp_path: Path) -> None:
     """Without training nothing is invented: no figure, no verdict, and what is missing named."""
     plan = plan_paper(PAPER, "tiny", tmp_path)
-    data = run_paper(plan, lambda arguments, log: 1, trains=False).to_dict()
+    data = run_paper(plan, trains=False).to_dict()
     claim = data["claims"][0]
     assert (claim["verdict"], claim["measured"], claim["n"]) == ("not yet run", None, 0)
     assert "grpo/seed-0" in claim["trials"][0]["missing"]
@@ -201,73 +203,3 @@ def test_wrong_use(
 ) -> None:
     assert call("paper", "run", *arguments) == code
     assert message in capsys.readouterr().err
-
-
-SCALE = Scale.read(papers_folder() / "scales" / "tiny")
-
-
-def masked(out: Path, mask: Any) -> Cell:
-    """A cell that trains what `grpo` of the same seed changed, or a control of it."""
-    arm = Arm("grpo-masked", "runs/grpo.toml", mask=mask, of="grpo")
-    scale = Scale(SCALE.folder, "tiny", 1.0, SCALE.evaluate, {**SCALE.arms, arm.name: arm})
-    return Cell(scale, arm, 1, out / "tiny")
-
-
-@pytest.mark.parametrize("kind", get_args(MaskName))
-def test_masks_and_their_controls(out: Path, kind: str) -> None:
-    cell = masked(out, kind)
-    cell.write()
-    make_mask(cell, Measuring(in_this_process))
-    changed, mask = (
-        Mask.load(out / "tiny/cells/grpo/seed-1/changed.safetensors"),
-        Mask.load(cell.mask),
-    )
-    cell.mask.unlink()
-    cell.run.unlink()
-    counts = [{name: of.num_selected(name) for name in of} for of in (changed, mask)]
-    if kind == "complement":
-        assert mask == changed.complement()
-    else:
-        assert counts[0] == counts[1]
-        assert (mask == changed) == (kind == "own")
-
-
-def test_what_a_failed_cell_needs_is_not_tried(out: Path, tmp_path: Path) -> None:
-    cells = [Cell(masked(out, "own").scale, SCALE.arms["grpo"], 5, tmp_path)]
-    cells.append(Cell(cells[0].scale, masked(out, "own").arm, 5, tmp_path))
-    for cell in cells:
-        cell.write()
-
-    def command(arguments: Any, log: Path) -> int:
-        log.write_text("trimtab: no luck\n", "utf-8")
-        return 1
-
-    failed = train_cells(cells, Measuring(command), jobs=1, told=lambda _: None)
-    assert failed == {
-        "grpo/seed-5": "grpo/seed-5: trimtab train: trimtab: no luck",
-        "grpo-masked/seed-5": "needs grpo/seed-5",
-    }
-
-
-def test_several_at_a_time_wait_for_what_they_need(tmp_path: Path, out: Path) -> None:
-    scale = masked(out, "own").scale
-    cells = [
-        Cell(scale, scale.arms[name], seed, tmp_path)
-        for seed in (0, 1)
-        for name in ("grpo", "grpo-masked", "sft")
-    ]
-    for cell in cells:
-        cell.write()
-    done: list[str] = []
-
-    def command(arguments: Any, log: Path) -> int:
-        cell = next(of for of in cells if of.folder == log.parent)
-        if arguments[0] == "train":
-            assert all(other.is_done for other in cell.needs())
-            done.append(cell.name)
-            return 0
-        Mask.load(out / "tiny/cells/grpo/seed-0/changed.safetensors").save(cell.changed)
-        return 0
-
-    assert train_cells(cells, Measuring(command), jobs=3, told=lambda _: None) == {}
-    assert sorted(done) == sorted(cell.name for cell in cells)

@@ -8,12 +8,8 @@ from pathlib import Path
 import click
 
 from trimtab.cli.options import PATH, Group, Outputs, json_option, result_options
-from trimtab.cli.paper_commands import ask_to_stop, in_its_own_process, in_this_process
-from trimtab.cli.terminal import say, stop_told
+from trimtab.cli.terminal import say, stop_asked
 from trimtab.errors import TrimtabError
-
-QUICK = 1.0
-"""Minutes of a run that is not worth a process of its own, which first loads torch."""
 
 
 @click.group(
@@ -131,19 +127,14 @@ def run(
         say(json.dumps(data, indent=1) if outputs.as_json else render_text(plan_document(data)))
         return
     say(f"{render_text(plan_document(data))}\n", err=True)
-    is_quick = plan.scale.minutes < QUICK and jobs == 1
-    with stop_told(ask_to_stop):
-        try:
-            result = run_paper(
-                plan,
-                in_this_process if is_quick else in_its_own_process,
-                jobs=jobs,
-                trains=not no_training,
-                told=lambda message: say(message, err=True),
-            )
-        except KeyboardInterrupt as interrupt:
-            missing = f"{len(plan.missing)} of {len(plan.cells)} runs"
-            raise type(interrupt)(f"the same command goes on: {missing} are missing") from None
+    with stop_asked("finishing the steps under way and saving them") as stop:
+        result = run_paper(
+            plan,
+            jobs=jobs,
+            trains=not no_training,
+            told=lambda message: say(message, err=True),
+            stop=stop,
+        )
     outputs.give(result)
     if failed := result.scale["failed"]:
         name, why = next(iter(failed.items()))

@@ -95,22 +95,6 @@ def termination_interrupts() -> Iterator[None]:
 
 
 @contextmanager
-def stop_told(tell: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM as interrupts that child processes are told of first.
-
-    Args:
-        tell: Tells them.
-    """
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        tell()
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-    with _handled(interrupt, signal.SIGINT, signal.SIGTERM):
-        yield
-
-
-@contextmanager
 def _handled(handler: Handler, *signals: signal.Signals) -> Iterator[None]:
     """Handle signals while the block runs; ignored ones (a shell's `&` ignores some) stay so."""
     with ExitStack() as stack:

@@ -7,14 +7,14 @@ answers, gives them half of the time, and has something left to learn.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from trimtab.outputs import new_folder
-from trimtab.papers.names import BaseName
+from trimtab.papers.library import BaseName
 from trimtab.training import runtime
+from trimtab.training.folders import read_json, write_json
 from trimtab.training.smollm2 import export_base
 
 __all__ = ["make_base", "make_tiny_base"]
@@ -124,6 +124,4 @@ def _end_with_the_line(folder: Path) -> None:
         ("tokenizer_config.json", "eos_token", tokenizer.convert_ids_to_tokens(end)),
         ("generation_config.json", "eos_token_id", end),
     ):
-        path = folder / file
-        content = json.loads(path.read_text("utf-8"))
-        path.write_text(json.dumps({**content, key: value}, indent=1) + "\n", "utf-8")
+        write_json(folder / file, {**read_json(folder / file), key: value})

@@ -1,26 +1,255 @@
-"""`Paper`: what a paper claims and how each claim is tried, as `papers/<id>/` says.
+"""`Paper`: what a paper claims and how each claim is tried, as `papers/<id>/` says; and `Scale`.
 
-`expected.json` is what the paper says, `config.toml` what we do about it. They are the project's
-`papers/`, which a wheel carries as data: see `papers_folder`.
+`expected.json` is what the paper says, `config.toml` what we do about it. A scale, described in
+`papers/scales/<name>`, has the runs that papers share, from one base model. Its arms are those of a
+sweep: a run file with some keys set, which may need another arm. Papers name arms, so two papers
+that ask for the same arm share its cells. All of it is the project's `papers/`, which a wheel
+carries as data: see `papers_folder`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import trimtab
 from trimtab.errors import SettingsError
 from trimtab.inputs import read_json, read_toml
 from trimtab.papers.measures import MEASURES
-from trimtab.papers.scale import Scale
 from trimtab.papers.verdicts import BOUNDS
+from trimtab.results.tables import made_from_table
+from trimtab.training.sweeps.cell import CELLS, Cell, made_cell
+from trimtab.training.sweeps.settings import Arm, ArmTable
 
-__all__ = ["Claim", "Paper", "PublicPair", "Trial", "paper_ids", "papers_folder", "read_paper"]
+__all__ = [
+    "BASE",
+    "BaseName",
+    "Claim",
+    "Paper",
+    "PaperArm",
+    "PaperCell",
+    "PublicPair",
+    "Scale",
+    "Trial",
+    "cells_of",
+    "paper_ids",
+    "papers_folder",
+    "read_paper",
+]
 
-CONFIG, EXPECTED, SCALES = "config.toml", "expected.json", "scales"
+CONFIG, EXPECTED, SCALES, SCALE = "config.toml", "expected.json", "scales", "scale.toml"
+
+BASE = "base"
+"""The base of all cells, in the folder of a scale's runs."""
+
+Made = TypeVar("Made")
+
+BaseName = Literal["smollm2", "tiny"]
+"""Which base a scale starts from."""
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What every trained model is asked.
+
+    Attributes:
+        file: JSON Lines with `prompt` and `answer`, in the folder of the scale.
+        pattern: Regular expression whose first group is the answer.
+        max_tokens: Of an answer.
+        samples: Sampled answers to each question, beside the greedy one.
+    """
+
+    file: str
+    pattern: str
+    max_tokens: int
+    samples: int
+
+
+@dataclass(frozen=True)
+class PaperArm(Arm):
+    """An arm of a sweep, with what a paper has to know of it besides.
+
+    Attributes:
+        asked: What its models are asked in place of what the others are.
+        more_seeds: Seeds beside those that a paper asks for: where more can be afforded.
+        minutes: That a cell takes, where it is not as those of the others.
+    """
+
+    asked: str | None = None
+    more_seeds: tuple[int, ...] = ()
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class _PaperArmTable(ArmTable):
+    """`[[arm]]` of a scale, as TOML has it."""
+
+    asked: str | None = None
+    more_seeds: tuple[int, ...] = ()
+    minutes: float | None = None
+
+
+@dataclass(frozen=True)
+class _Top:
+    """Keys of a scale that are in no table."""
+
+    base: BaseName
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The arms of one scale.
+
+    Attributes:
+        folder: Where it is described.
+        base: Which base model is made.
+        minutes: That a cell takes, roughly, on one CPU core.
+        evaluate: What the models are asked.
+        arms: By name, those that are needed before those that need them.
+    """
+
+    folder: Path
+    base: BaseName
+    minutes: float
+    evaluate: Evaluate
+    arms: Mapping[str, PaperArm]
+
+    @property
+    def name(self) -> str:
+        """Of the scale: that of its folder."""
+        return self.folder.name
+
+    @classmethod
+    def read(cls, folder: Path) -> Scale:
+        """Read and check the description of a scale.
+
+        Raises:
+            SettingsError: It cannot be read, or names what there is not; all problems at once.
+        """
+        path = folder / SCALE
+        content = read_toml(path, SettingsError)
+        problems: list[str] = []
+        tables = ("evaluate", "arm")
+        rest = {key: value for key, value in content.items() if key not in tables}
+        top = made_from_table(_Top, rest, "the scale", problems)
+        evaluate = made_from_table(Evaluate, content.get("evaluate"), "[evaluate]", problems)
+        arms: dict[str, PaperArm] = {}
+        for number, given in enumerate(content.get("arm", []), start=1):
+            where = f"arm {given.get('name', number)}"
+            table = made_from_table(_PaperArmTable, given, where, problems)
+            if table is None or table.run is None:
+                if table is not None:
+                    problems.append(f"{where} lacks run")
+                continue
+            own = {key: of for key, of in vars(table).items() if key not in ("run", "set")}
+            arm = PaperArm(run=folder / table.run, settings=table.set or {}, **own)
+            if table.name in arms:
+                problems.append(f"two arms are named {table.name}")
+            if not arm.run.is_file():
+                problems.append(f"{where}: {arm.run} is no file")
+            if any(seed < 0 for seed in arm.more_seeds):
+                problems.append(f"{where}: more_seeds is {list(arm.more_seeds)}, expected no sign")
+            problems += arm.problems(arms)
+            arms[table.name] = arm
+        if problems:
+            raise SettingsError(f"{path}: {'; '.join(problems)}")
+        assert top is not None and evaluate is not None
+        return cls(folder, top.base, top.minutes, evaluate, arms)
+
+
+@dataclass(frozen=True)
+class PaperCell:
+    """An arm of a scale under one seed.
+
+    Attributes:
+        scale: Whose arm it is.
+        arm: The arm.
+        seed: Its seed.
+        root: Folder of the scale's cells and base.
+        cell: The run.
+    """
+
+    scale: Scale
+    arm: PaperArm
+    seed: int
+    root: Path
+    cell: Cell
+
+    @property
+    def name(self) -> str:
+        """Arm and seed."""
+        return self.cell.name
+
+    @property
+    def base(self) -> Path:
+        """The base of the scale."""
+        return self.root / BASE
+
+    @property
+    def questions(self) -> Path:
+        """What its model is asked."""
+        return self.scale.folder / (self.arm.asked or self.scale.evaluate.file)
+
+    @property
+    def minutes(self) -> float:
+        """What its training takes, roughly, on one CPU core."""
+        return self.scale.minutes if self.arm.minutes is None else self.arm.minutes
+
+    @property
+    def is_saved_as_fp32(self) -> bool:
+        """Whether its model is stored as it was trained, and not in the dtype of the base."""
+        return self.arm.settings.get("save_dtype") == "fp32"
+
+
+def cells_of(
+    scale: Scale,
+    arms: Iterable[str],
+    seeds: Sequence[int],
+    root: Path,
+    *,
+    with_more_seeds: bool = False,
+) -> list[PaperCell]:
+    """Cells of some arms and of all that these need, each after those that it needs.
+
+    Cells of one seed come together, so that a comparison of arms is whole as soon as it can be.
+
+    Args:
+        scale: Whose arms they are.
+        arms: Their names.
+        seeds: Of every arm.
+        root: Folder of the scale's cells and base.
+        with_more_seeds: Also run an arm under the further seeds that the scale has for it.
+    """
+    wanted: dict[str, set[int]] = {}
+
+    def add(name: str, under: Iterable[int]) -> None:
+        for other in scale.arms[name].needs:
+            add(other, under)
+        wanted.setdefault(name, set()).update(under)
+
+    for name in arms:
+        add(name, [*seeds, *(scale.arms[name].more_seeds if with_more_seeds else ())])
+    contents = {name: read_toml(scale.arms[name].run, SettingsError) for name in wanted}
+    cells: list[PaperCell] = []
+    for seed in dict.fromkeys([*seeds, *sorted(set().union(*wanted.values()))]):
+        of_seed: dict[str, Cell] = {}
+        for name in (name for name, under in wanted.items() if seed in under):
+            arm = scale.arms[name]
+            base = {} if arm.start else {"model": str((root / BASE).resolve())}
+            of_seed[name] = made_cell(
+                arm,
+                contents[name],
+                {**arm.settings, "seed": seed, **base},
+                of_seed,
+                name=f"{name}/seed-{seed}",
+                arm_name=name,
+                folder=root / CELLS / name / f"seed-{seed}",
+            )
+            cells.append(PaperCell(scale, arm, seed, root, of_seed[name]))
+    return cells
 
 
 @dataclass(frozen=True)
@@ -95,7 +324,17 @@ class Trial:
     other: str | None = None
     premise: bool = False
     bound: Mapping[str, float] = field(default_factory=dict)
-    scales: Sequence[str] = ("small",)
+    scales: tuple[str, ...] = ("small",)
+
+    def problems(self) -> Iterator[str]:
+        """What cannot be meant."""
+        if len(self.bound) > 1:
+            yield f"a trial of {self.claim} has {' and '.join(self.bound)}: expected one"
+        measure = MEASURES.get(self.measure)
+        if measure is None:
+            yield f"there is no measure {self.measure}, only {', '.join(MEASURES)}"
+        elif strangers := self.settings.keys() - set(measure.settings):
+            yield f"the measure {self.measure} has no setting {', '.join(strangers)}"
 
     def describe(self) -> str:
         """What it is, in a few words."""
@@ -103,7 +342,7 @@ class Trial:
         if self.other:
             is_one = self.arm == self.other
             arms = f"two seeds of {self.arm}" if is_one else f"{self.arm} and {self.other}"
-        return f"{MEASURES[self.measure].words(**self.settings)} ({arms})"
+        return f"{MEASURES[self.measure].describe(self.settings)} ({arms})"
 
     @property
     def arms(self) -> tuple[str, ...]:
@@ -216,11 +455,13 @@ def read_paper(id: str, folder: Path) -> Paper:
     known = paper_ids(folder)
     if id not in known:
         raise SettingsError(f"there is no paper {id}, only {', '.join(known)}")
-    expected, config = _json(folder / id / EXPECTED), read_toml(folder / id / CONFIG, SettingsError)
+    expected = read_json(folder / id / EXPECTED, SettingsError)
+    config = read_toml(folder / id / CONFIG, SettingsError)
     problems: list[str] = []
-    claims = tuple(_made(Claim, table, "claim", problems) for table in expected["claims"])
-    public = tuple(_made(PublicPair, table, "public", problems) for table in expected["public"])
-    trials = tuple(_trial(table, problems) for table in config.get("trial", []))
+    claims = _all_made(Claim, expected["claims"], "claim", problems)
+    public = _all_made(PublicPair, expected["public"], "pair", problems)
+    trials = _all_made(Trial, map(_with_bound, config.get("trial", [])), "trial of", problems)
+    problems += [problem for trial in trials for problem in trial.problems()]
     ids = [claim.id for claim in claims] + [pair.id for pair in public]
     problems += [f"two claims have the id {id}" for id in {id for id in ids if ids.count(id) > 1}]
     problems += [
@@ -231,36 +472,23 @@ def read_paper(id: str, folder: Path) -> Paper:
     if problems:
         raise SettingsError(f"{folder / id}: {'; '.join(problems)}")
     seeds = {scale: table["seeds"] for scale, table in config["scale"].items()}
-    about = {key: expected[key] for key in ("title", "arxiv", "status")}
-    return Paper(folder / id, **about, claims=claims, trials=trials, public=public, seeds=seeds)
+    about = (expected["title"], expected["arxiv"], expected["status"])
+    return Paper(folder / id, *about, claims, trials, public, seeds)
 
 
-def _trial(table: Mapping[str, Any], problems: list[str]) -> Trial:
+def _all_made(
+    cls: type[Made], tables: Iterable[Mapping[str, Any]], what: str, problems: list[str]
+) -> tuple[Made, ...]:
+    """Tables as objects, but for those with a problem."""
+    made = [
+        made_from_table(cls, table, f"{what} {table.get('id', table.get('claim'))}", problems)
+        for table in tables
+    ]
+    return tuple(of for of in made if of is not None)
+
+
+def _with_bound(table: Mapping[str, Any]) -> dict[str, Any]:
+    """A trial as TOML has it, with its bound in one place."""
     bound = {key: table[key] for key in BOUNDS if key in table}
     rest = {key: value for key, value in table.items() if key not in bound}
-    if len(bound) > 1:
-        problems.append(f"a trial of {table.get('claim')} has {' and '.join(bound)}: expected one")
-    trial = _made(Trial, {**rest, "bound": bound}, "trial", problems)
-    measure = MEASURES.get(trial.measure)
-    if measure is None:
-        problems.append(f"there is no measure {trial.measure}, only {', '.join(MEASURES)}")
-    elif strangers := trial.settings.keys() - set(measure.settings):
-        problems.append(f"the measure {trial.measure} has no setting {', '.join(strangers)}")
-    return trial
-
-
-def _made(cls: type[Any], table: Mapping[str, Any], what: str, problems: list[str]) -> Any:
-    names = [of.name for of in fields(cls)]
-    problems += [
-        f"a {what} has a key {key}, expected some of {', '.join(names)}"
-        for key in table.keys() - set(names)
-    ]
-    try:
-        return cls(**{key: value for key, value in table.items() if key in names})
-    except TypeError as error:
-        raise SettingsError(f"a {what} lacks a key: {error} in {dict(table)}") from None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = read_json(path, SettingsError)
-    return content
+    return {**rest, "bound": bound} if bound else rest

@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 from trimtab.errors import SettingsError
-from trimtab.papers import words
 
 __all__ = ["MEASURES", "Measure"]
 
@@ -28,7 +27,8 @@ class Measure:
     Attributes:
         source: The file that it is in, a key of `trimtab.papers.measuring.SOURCES`.
         read: Takes the content of the file and the settings of the measure.
-        words: Takes the same settings, and says in a few words what is measured.
+        words: Takes all settings, and says in a few words what is measured; the arms come after
+            its words: "unchanged by bits (grpo − sft)".
         unit: `share`, of 1; `points`, the difference of two shares; or `factor`.
         shares: Values of its setting `figure` that are shares, whatever the others are.
     """
@@ -47,7 +47,17 @@ class Measure:
     @property
     def settings(self) -> list[str]:
         """Names of the settings that it takes, and of none it needs more."""
-        return list(signature(self.words).parameters)
+        return list(signature(self.read).parameters)[1:]
+
+    def describe(self, settings: Mapping[str, Any]) -> str:
+        """What is measured, with these settings and the defaults of the others.
+
+        Raises:
+            TypeError: A setting is missing that has no default.
+        """
+        bound = signature(self.read).bind(None, **settings)
+        bound.apply_defaults()
+        return self.words(*list(bound.arguments.values())[1:])
 
 
 def _sparsity(data: Data, criterion: str = "bits", kind: str | None = None) -> float:
@@ -206,29 +216,121 @@ def _geometry(data: Data, figure: str) -> float:
     return lift
 
 
+def _of(part: str) -> str:
+    return "" if part == "all" else f", {part} the mask"
+
+
+def _rank_words(figure: str, of: str) -> str:
+    control, _, which = of.rpartition("_")
+    shuffled = ", its elements in random order" if control else ""
+    words = {
+        "matrix_rank": "rank of an update",
+        "energy_rank": "rank of 99 % of the energy of an update",
+    }
+    return f"{'least' if which == 'min' else which} {words[figure]}{shuffled}"
+
+
+def _overlap_words(figure: str, null: str) -> str:
+    if figure == "explained":
+        return "share of the overlap that magnitude explains"
+    return f"lift over {_NULLS[null]}" if figure == "lift" else figure
+
+
+_NULLS = {
+    "independent": "independent masks",
+    "per-tensor": "masks of the same count in each tensor",
+    "magnitude-matched": "masks of the same magnitudes",
+}
+
+
 MEASURES: Mapping[str, Measure] = {
-    "sparsity": Measure("comparison", _sparsity, words.sparsity),
-    "tolerance-gain": Measure("comparison", _tolerance_gain, words.tolerance_gain, "points"),
-    "layer-spread": Measure("comparison", _layer_spread, words.layer_spread, "points"),
-    "norm-excess": Measure("comparison", _norm_excess, words.norm_excess, "points"),
-    "accuracy": Measure("evaluation", _accuracy, words.accuracy),
-    "level-gap": Measure("evaluation", _level_gap, words.level_gap, "points"),
-    "gain": Measure("evaluation", _gain, words.gain, "points"),
-    "above-majority": Measure("evaluation", _above_majority, words.above_majority, "points"),
-    "equal": Measure("identity", _equal, words.equal),
-    "relative-l2": Measure("identity", _relative_l2, words.relative_l2, "factor"),
-    "cosine": Measure("identity", _cosine, words.cosine, "factor"),
-    "untouched": Measure("trajectory", _untouched, words.untouched),
-    "cancelled": Measure("trajectory", _cancelled, words.cancelled),
-    "effective": Measure("trajectory", _effective, words.effective),
-    "stepped": Measure("trajectory", _stepped, words.stepped),
-    "sparsity-at": Measure("trajectory", _sparsity_at, words.sparsity_at),
-    "reward-at": Measure("result", _reward_at, words.reward_at),
-    "flattening": Measure("trajectory", _flattening, words.flattening),
-    "gradient-density": Measure("result", _gradient_density, words.gradient_density),
-    "rank": Measure("rank", _rank, words.rank),
-    "geometry": Measure("geometry", _geometry, words.geometry, "factor"),
+    "sparsity": Measure(
+        "comparison",
+        _sparsity,
+        lambda criterion, kind: f"unchanged{f' of kind {kind}' if kind else ''} by {criterion}",
+    ),
+    "tolerance-gain": Measure(
+        "comparison",
+        _tolerance_gain,
+        lambda wide, narrow: f"unchanged by {wide} and not by {narrow}",
+        "points",
+    ),
+    "layer-spread": Measure(
+        "comparison",
+        _layer_spread,
+        lambda criterion: f"unchanged by {criterion}, the sparsest layer less the densest",
+        "points",
+    ),
+    "norm-excess": Measure(
+        "comparison",
+        _norm_excess,
+        lambda criterion: f"unchanged by {criterion}, norms less all",
+        "points",
+    ),
+    "accuracy": Measure(
+        "evaluation",
+        _accuracy,
+        lambda answers, level: f"{answers} accuracy{'' if level is None else f' at level {level}'}",
+    ),
+    "level-gap": Measure(
+        "evaluation",
+        _level_gap,
+        lambda hard, easy, answers: f"{answers} accuracy at level {hard} less that at level {easy}",
+        "points",
+    ),
+    "gain": Measure("evaluation", _gain, lambda answers: f"{answers} accuracy gained", "points"),
+    "above-majority": Measure(
+        "evaluation",
+        _above_majority,
+        lambda: "greedy accuracy above the best constant answer",
+        "points",
+    ),
+    "equal": Measure(
+        "identity",
+        _equal,
+        lambda part, criterion, to: (
+            f"{'the base, ' if to == 'base' else ''}equal to the full run by {criterion}{_of(part)}"
+        ),
+    ),
+    "relative-l2": Measure(
+        "identity",
+        _relative_l2,
+        lambda part: f"distance to the full run, of its update{_of(part)}",
+        "factor",
+    ),
+    "cosine": Measure(
+        "identity",
+        _cosine,
+        lambda part: f"cosine with the update of the full run{_of(part)}",
+        "factor",
+    ),
+    "untouched": Measure("trajectory", _untouched, lambda: "never moved"),
+    "cancelled": Measure(
+        "trajectory",
+        _cancelled,
+        lambda of: f"moved and came back, of {'all' if of == 'model' else 'what ever moved'}",
+    ),
+    "effective": Measure("trajectory", _effective, lambda: "moved and stayed"),
+    "stepped": Measure("trajectory", _stepped, lambda: "changed by one step"),
+    "sparsity-at": Measure(
+        "trajectory", _sparsity_at, lambda step: f"unchanged after {step} steps"
+    ),
+    "reward-at": Measure(
+        "result",
+        _reward_at,
+        lambda step, over: f"reward of the {over} steps until step {step}, on training questions",
+    ),
+    "flattening": Measure(
+        "trajectory",
+        _flattening,
+        lambda: "fall of the sparsity in the last quarter, to that in the first",
+    ),
+    "gradient-density": Measure("result", _gradient_density, lambda: "gradients that are not 0"),
+    "rank": Measure("rank", _rank, _rank_words),
+    "geometry": Measure(
+        "geometry", _geometry, lambda figure: f"lift of {figure} over chance", "factor"
+    ),
     "overlap": Measure(
-        "overlap", _overlap, words.overlap, "factor", ("o1", "o2", "jaccard", "explained")
+        "overlap", _overlap, _overlap_words, "factor", ("o1", "o2", "jaccard", "explained")
     ),
 }

@@ -1,78 +1,68 @@
-"""The files that measures are read from: each is made by one command, once, beside its cell."""
+"""The files that measures are read from: each is made once, beside its cell, by one function."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trimtab import compare, identity, overlap, read_tracked
 from trimtab.errors import ResultFormatError, TrimtabError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
-from trimtab.masks.overlap import overlap
-from trimtab.outputs import write_text
-from trimtab.papers.cells import Cell
-from trimtab.papers.library import Trial
+from trimtab.papers.library import PaperCell, Trial
 from trimtab.papers.measures import MEASURES
 from trimtab.results.statistics import PAIR
+from trimtab.training import evaluate, file_questions
+from trimtab.training.evaluation.questions import reward_of
+from trimtab.training.runs.settings import RewardTable
 
-__all__ = ["SOURCES", "Command", "Measuring"]
-
-Command = Callable[[Sequence[str], Path], int]
-"""Runs `trimtab` with some arguments, its talk going to a log; returns its exit code."""
+__all__ = ["SOURCES", "Measuring"]
 
 OVERLAPS = "overlaps"
 
 
-def _compare(cell: Cell) -> list[str]:
+def _compare(of: PaperCell, *, rank: bool = False, geometry: bool = False) -> Any:
     # fp32 weights are compared as such: fp32 has every value of the base.
-    cast = ["--cast", "fp32"] if cell.is_saved_as_fp32 else []
-    return ["compare", str(cell.start), str(cell.model), *cast]
+    cast = "fp32" if of.is_saved_as_fp32 else None
+    return compare(of.cell.starts_from(), of.cell.model, cast=cast, rank=rank, geometry=geometry)
 
 
-def _evaluate(cell: Cell) -> list[str]:
-    asked = cell.scale.evaluate
-    return [
-        *("evaluate", str(cell.base), str(cell.model), "--data", str(cell.questions)),
-        *("--verifier", "regex", "--pattern", asked.pattern, "--max-tokens", str(asked.max_tokens)),
-        *("--samples", str(asked.samples), "--seed", str(cell.seed)),
-    ]
+def _evaluate(of: PaperCell) -> Any:
+    asked = of.scale.evaluate
+    judge = RewardTable(kind="regex", pattern=asked.pattern)
+    questions = file_questions(of.questions, reward_of(judge, Path()))
+    return evaluate(
+        [str(of.base), str(of.cell.model)],
+        questions=replace(questions, max_completion_length=asked.max_tokens),
+        num_samples=asked.samples,
+        seed=of.seed,
+    )
 
 
-def _identity(cell: Cell) -> list[str]:
-    (full,) = (other for other in cell.needs() if other.arm.name == cell.arm.of)
-    checkpoints = map(str, (cell.base, full.model, cell.model))
-    return ["identity", *checkpoints, "--mask", str(cell.mask)]
+def _identity(of: PaperCell) -> Any:
+    assert of.cell.of is not None, "a run in a mask"
+    return identity(of.base, of.cell.of.model, of.cell.model, of.cell.mask_file)
 
 
-def _trajectory(cell: Cell) -> list[str]:
-    return ["trajectory", str(cell.result.with_name("updates.trimtab"))]
-
-
-SOURCES: Mapping[str, Callable[[Cell], list[str]]] = {
+SOURCES: Mapping[str, Callable[[PaperCell], Any]] = {
     "comparison": _compare,
-    "rank": lambda cell: [*_compare(cell), "--rank"],
-    "geometry": lambda cell: [*_compare(cell), "--geometry"],
+    "rank": lambda of: _compare(of, rank=True),
+    "geometry": lambda of: _compare(of, geometry=True),
     "evaluation": _evaluate,
     "identity": _identity,
-    "trajectory": _trajectory,
+    "trajectory": lambda of: read_tracked(of.cell.out / "updates.trimtab"),
 }
-"""Name of a file -> the command that makes it."""
+"""Name of a file -> what makes the result that is written to it."""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """Makes what is missing and reads figures.
+    """Makes what is missing and reads figures."""
 
-    Attributes:
-        command: Runs `trimtab`.
-    """
-
-    command: Command
     _read: dict[Path, Any] = field(default_factory=dict, repr=False)
 
-    def values(self, trial: Trial, cells: Mapping[str, Sequence[Cell]]) -> dict[str, Any]:
+    def values(self, trial: Trial, cells: Mapping[str, Sequence[PaperCell]]) -> dict[str, Any]:
         """The figures of a trial.
 
         Args:
@@ -82,6 +72,9 @@ class Measuring:
         Returns:
             `values` and, if it has another arm to subtract, `other_values`: seed -> figure; for an
             overlap, both seeds.
+
+        Raises:
+            TrimtabError: Something cannot be measured.
         """
         if trial.other is not None:
             return {"values": self._overlaps(trial, cells)}
@@ -90,13 +83,13 @@ class Measuring:
             values["other_values"] = self._figures(trial, cells[trial.than])
         return values
 
-    def _figures(self, trial: Trial, cells: Sequence[Cell]) -> dict[str, float]:
+    def _figures(self, trial: Trial, cells: Sequence[PaperCell]) -> dict[str, float]:
         return {
-            str(cell.seed): _figure(trial, self.read(cell, MEASURES[trial.measure].source), cell)
-            for cell in cells
+            str(of.seed): _figure(trial, self._source(of, MEASURES[trial.measure].source), of)
+            for of in cells
         }
 
-    def _overlaps(self, trial: Trial, cells: Mapping[str, Sequence[Cell]]) -> dict[str, float]:
+    def _overlaps(self, trial: Trial, cells: Mapping[str, Sequence[PaperCell]]) -> dict[str, float]:
         """Of masks of one arm, every two seeds; of those of two arms, the same seed of both."""
         assert trial.other is not None
         first, second = cells[trial.arm], cells[trial.other]
@@ -113,49 +106,32 @@ class Measuring:
             for one, two in pairs
         }
 
-    def read(self, cell: Cell, source: str) -> Any:
-        """The content of a file of a trained cell, made if it is not there.
-
-        Raises:
-            TrimtabError: The command that makes it failed.
-        """
+    def _source(self, of: PaperCell, source: str) -> Any:
+        """The content of a file of a trained cell, made if it is not there."""
         if source == "result":
-            return self._json(cell.result)
-        path = cell.folder / f"{source}.json"
-        if not path.exists():
-            self.run([*SOURCES[source](cell), "-o", str(path)], cell)
-        return self._json(path)
+            return self._json(of.cell.result)
+        return self._json(of.cell.folder / f"{source}.json", lambda: SOURCES[source](of))
 
-    def run(self, arguments: Sequence[str], cell: Cell) -> None:
-        """Run a command for a cell.
-
-        Raises:
-            TrimtabError: It failed; the end of its log says why.
-        """
-        log = cell.folder / "log.txt"
-        if self.command(arguments, log):
-            said = [line for line in log.read_text("utf-8").splitlines() if line.strip()]
-            raise TrimtabError(f"{cell.name}: trimtab {arguments[0]}: {said[-1] if said else log}")
-
-    def _overlap(self, one: Cell, two: Cell) -> Any:
-        names = (cell.name.replace("/seed-", "-") for cell in (one, two))
+    def _overlap(self, one: PaperCell, two: PaperCell) -> Any:
+        names = (of.name.replace("/seed-", "-") for of in (one, two))
         path = one.root / OVERLAPS / f"{'--'.join(names)}.json"
-        if not path.exists():
-            told = overlap(one.changed, two.changed, base=one.base).to_dict()
-            write_text(path, json.dumps(told, indent=1) + "\n", force=True)
-        return self._json(path)
+        return self._json(
+            path, lambda: overlap(one.cell.changed(), two.cell.changed(), base=one.base)
+        )
 
-    def _json(self, path: Path) -> Any:
+    def _json(self, path: Path, make: Callable[[], Any] | None = None) -> Any:
         if path not in self._read:
+            if make is not None and not path.exists():
+                make().save(path, force=True)
             self._read[path] = read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES)
         return self._read[path]
 
 
-def _figure(trial: Trial, data: Any, cell: Cell) -> float:
+def _figure(trial: Trial, data: Any, of: PaperCell) -> float:
     measure = MEASURES[trial.measure]
     try:
         return measure.read(data, **trial.settings)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise TrimtabError(
-            f"{cell.name}: no {trial.measure} can be read from its {measure.source} ({error!r})"
+            f"{of.name}: no {trial.measure} can be read from its {measure.source} ({error!r})"
         ) from None

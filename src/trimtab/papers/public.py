@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from trimtab import Comparison, compare
-from trimtab.errors import ResultFormatError, SettingsError, TrimtabError
-from trimtab.inputs import MAX_RESULT_BYTES, read_json, read_toml
-from trimtab.outputs import write_text
+from trimtab.errors import SettingsError, TrimtabError
+from trimtab.inputs import read_toml
 from trimtab.papers.library import PublicPair
 
 __all__ = ["Checkpoints", "public_claims", "read_checkpoints"]
@@ -91,13 +89,11 @@ def public_claims(
 def _compared(path: Path, base: str, tuned: str) -> Comparison:
     """Compare two checkpoints, or read what an earlier call found of the same two."""
     if path.exists():
-        known = Comparison.from_dict(
-            read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES, strict=True)
-        )
+        known = Comparison.load(path)
         if (known.base.id, known.tuned.id) == (base, tuned):
             return known
     comparison = compare(base, tuned)
-    write_text(path, json.dumps(comparison.to_dict()) + "\n", force=True)
+    comparison.save(path, force=True)
     return comparison
 
 

@@ -1,4 +1,13 @@
-"""`run_paper`: train what is missing, measure it, and set it against what the paper says."""
+"""`run_paper`: train what is missing, measure it, and set it against what the paper says.
+
+::
+
+    OUT/small/base/                     the base of all cells
+    OUT/small/cells/grpo/seed-0/        a cell of a sweep: `trimtab train run.json` trains it
+        comparison.json, evaluation.json, …
+    OUT/small/overlaps/                 of masks of two cells
+    OUT/public/                         comparisons of published checkpoints
+"""
 
 from __future__ import annotations
 
@@ -9,21 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from trimtab.errors import TrimtabError
-from trimtab.papers.cells import Cell, cells_of
-from trimtab.papers.library import Claim, Paper, Trial
+from trimtab.papers.bases import make_base
+from trimtab.papers.library import BASE, Claim, Paper, PaperCell, Scale, Trial, cells_of
 from trimtab.papers.measures import MEASURES
-from trimtab.papers.measuring import Command, Measuring
+from trimtab.papers.measuring import Measuring
 from trimtab.papers.public import Checkpoints, public_claims
 from trimtab.papers.results import PaperResult
-from trimtab.papers.scale import Scale
-from trimtab.papers.training import prepare, train_cells
+from trimtab.processes import Interrupted
 from trimtab.results.records import made_now
+from trimtab.training.folders import read_json
+from trimtab.training.runs.base_model import BaseModel
+from trimtab.training.sweeps.execute import run_cells
+from trimtab.training.sweeps.plan import checked
 
 __all__ = ["PaperPlan", "plan_paper", "run_paper"]
 
 
 PUBLIC = "public"
 """Folder of the comparisons of published checkpoints, in that of all runs."""
+
+QUICK = 1.0
+"""Minutes of a run that is not worth a process of its own, which first loads torch."""
 
 
 @dataclass(frozen=True)
@@ -42,19 +57,19 @@ class PaperPlan:
     paper: Paper
     scale: Scale
     seeds: Sequence[int]
-    cells: Sequence[Cell]
+    cells: Sequence[PaperCell]
     checkpoints: Checkpoints
     out: Path
 
     @property
-    def missing(self) -> list[Cell]:
+    def missing(self) -> list[PaperCell]:
         """Cells that are yet to be trained."""
-        return [cell for cell in self.cells if not cell.is_done]
+        return [of for of in self.cells if not of.cell.is_finished]
 
     @property
     def minutes(self) -> float:
         """What that takes, roughly, on one CPU core."""
-        return sum(cell.minutes for cell in self.missing)
+        return sum(of.minutes for of in self.missing)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -62,7 +77,7 @@ class PaperPlan:
             "paper": self.paper.id,
             "scale": self.scale.name,
             "seeds": list(self.seeds),
-            "cells": {cell.name: cell.is_done for cell in self.cells},
+            "cells": {of.name: of.cell.is_finished for of in self.cells},
             "num_missing": len(self.missing),
             "minutes": self.minutes,
             "num_claims": len(self.paper.claims) + len(self.paper.public),
@@ -100,38 +115,52 @@ def plan_paper(
 
 def run_paper(
     plan: PaperPlan,
-    command: Command,
     *,
     jobs: int = 1,
     trains: bool = True,
     told: Callable[[str], None] = lambda _: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> PaperResult:
     """Train the cells that are missing, measure all, and say what follows.
 
-    Cells that fail are left out, and told; the others are measured all the same.
+    Cells that fail are left out, and reported; the others are measured all the same.
 
     Args:
         plan: From `plan_paper`.
-        command: Runs `trimtab`.
         jobs: Cells that train at a time.
         trains: Whether to train at all; without, what is missing is said to be not yet run.
         told: Told what happens, in a few words.
+        stop: Whether to stop.
 
     Raises:
-        OutputExistsError: A cell is there and is of another run, or of other data.
+        OutputExistsError: A cell is there and belongs to another run.
         TrimtabError: The base cannot be made.
+        Interrupted: It was asked to stop.
     """
-    measuring = Measuring(command)
+    measuring = Measuring()
     failed: dict[str, str] = {}
-    for cell in plan.cells:
-        cell.check()
     if trains and plan.missing:
-        prepare(plan.cells)
-        failed = train_cells(plan.cells, measuring, jobs=jobs, told=told)
+        make_base(plan.scale.base, plan.out / plan.scale.name / BASE)
+    bases: dict[Path, BaseModel] = {}
+    for of in plan.cells:
+        if of.cell.out.exists():
+            checked(of.cell, bases)
+    if trains:
+        outcomes = run_cells(
+            [of.cell for of in plan.missing],
+            jobs=jobs,
+            told=lambda cell, what: told(f"{cell.name}: {what}"),
+            stop=stop,
+            here=plan.scale.minutes < QUICK and jobs == 1,
+        )
+        failed = {name: of.error for name, of in outcomes.items() if of.error is not None}
     # Another run may finish more of them meanwhile: what is measured is what is finished now.
-    done = {cell.name: cell.is_done for cell in plan.cells}
+    done = {of.name: of.cell.is_finished for of in plan.cells}
     claims = []
     for claim in plan.paper.claims:
+        if stop():
+            missing = f"{len(plan.missing)} of {len(plan.cells)} runs"
+            raise Interrupted(f"the same command goes on: {missing} are missing")
         told(f"measuring {claim.id}")
         trials = [of for of in plan.paper.trials_at(plan.scale.name) if of.claim == claim.id]
         claims.append(
@@ -157,9 +186,9 @@ def run_paper(
     )
 
 
-def _made_by(cells: Sequence[Cell]) -> dict[str, Any]:
+def _made_by(cells: Sequence[PaperCell]) -> dict[str, Any]:
     """On what the finished cells were trained, and how long that took in all."""
-    results = [json.loads(of.result.read_text("utf-8")) for of in cells if of.is_done]
+    results = [read_json(of.cell.result) for of in cells if of.cell.is_finished]
     return {
         "versions": results[0]["versions"] if results else {},
         "devices": list({json.dumps(of["device"]): of["device"] for of in results}.values()),
@@ -187,7 +216,7 @@ def _told(claim: Claim, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _measured(
     trial: Trial,
-    cells: Sequence[Cell],
+    cells: Sequence[PaperCell],
     done: Mapping[str, bool],
     measuring: Measuring,
     failed: dict[str, str],

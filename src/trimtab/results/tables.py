@@ -7,15 +7,17 @@ key of either is answered with the nearest one that exists.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from enum import Enum
 from math import isnan
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from trimtab.results.schema import BAD, SCALARS, Reader, nearest
 
-__all__ = ["check_table", "shown", "unknown_key"]
+__all__ = ["check_table", "made_from_table", "shown", "unknown_key"]
+
+Made = TypeVar("Made")
 
 MAX_TEXT = 4096
 """Characters of a text: as many as a path can have."""
@@ -51,6 +53,33 @@ def check_table(
         if not reader.problems:
             good[key] = read if isinstance(read, float) else value
     return good
+
+
+def made_from_table(cls: type[Made], given: Any, where: str, problems: list[str]) -> Made | None:
+    """An object of a dataclass from a table that has all its keys but those with defaults.
+
+    Args:
+        cls: The dataclass.
+        given: The table as TOML has it.
+        where: What it is, for messages: `claim table-1`.
+        problems: One sentence is added for each key that is missing, unknown or has a wrong value.
+
+    Returns:
+        The object; None if there is a problem.
+    """
+    if not isinstance(given, Mapping):
+        problems.append(f"{where} is not a table")
+        return None
+    before = len(problems)
+    good = check_table(cls, given, f"{where}: ", problems)
+    needed = [
+        field.name
+        for field in fields(cls)  # type: ignore[arg-type]
+        if field.default is MISSING and field.default_factory is MISSING
+    ]
+    if missing := [name for name in needed if name not in given]:
+        problems.append(f"{where} lacks {', '.join(missing)}")
+    return None if len(problems) > before else cls(**good)
 
 
 def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
@@ -121,7 +150,7 @@ def _can_be_written(hint: Any) -> bool:
         hint is Any
         or hint in SCALARS
         or hint in _BARE
-        or origin in (Literal, list, tuple, dict, Sequence)
+        or origin in (Literal, list, tuple, dict, Sequence, Mapping)
     )
 
 

@@ -136,6 +136,11 @@ class Cell:
         return self.out / RESULT
 
     @property
+    def mask_file(self) -> Path:
+        """The mask that it trains, if it is made of what another one changed."""
+        return self.folder / MASK
+
+    @property
     def is_finished(self) -> bool:
         """Whether its run is finished."""
         return self.result.exists()
@@ -175,8 +180,8 @@ class Cell:
         """
         content = {**self.content, "output": str(self.out.resolve())}
         if self.of is not None:
-            path = self.folder / MASK
-            content["mask"] = str(path.resolve()) if path.exists() else "all"
+            is_made = self.mask_file.exists()
+            content["mask"] = str(self.mask_file.resolve()) if is_made else "all"
         if self.start is not None:
             model = self.start.model if self.start.is_finished else self.start.starts_from()
             content["model"] = str(model.resolve() if isinstance(model, Path) else model)
@@ -199,12 +204,11 @@ class Cell:
         return path
 
     def _make_mask(self, of: Cell) -> None:
-        path = self.folder / MASK
-        if not path.exists():
+        if not self.mask_file.exists():
             assert self.mask is not None, "the arm was checked for it"
             changed = Mask.load(of.changed())
             base, seed = of.starts_from(), self.content.get("seed", 0)
-            derived_mask(self.mask, changed, base, seed).save(path)
+            derived_mask(self.mask, changed, base, seed).save(self.mask_file)
 
     def changed(self) -> Path:
         """The mask of what it changed, by bits in the dtype of the base; made once."""

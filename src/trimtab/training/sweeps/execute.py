@@ -148,7 +148,7 @@ def _start(cell: Cell, environment: Mapping[str, str]) -> _Running:
     path.unlink(missing_ok=True)  # what a process of a killed sweep still says is not for this one
     with path.open("xb") as log:
         run = str(cell.folder / RUN)
-        process = start_trimtab(["train", run], log, environment, has_own_session=True)
+        process = start_trimtab(["train", run], log, environment)
     return _Running(cell, process, monotonic(), _num_steps_kept(cell))
 
 

@@ -20,7 +20,7 @@ from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.settings import Settings
 
-__all__ = ["Arm", "EvaluateTable", "MaskKind", "SweepSettings"]
+__all__ = ["Arm", "ArmTable", "EvaluateTable", "MaskKind", "SweepSettings"]
 
 MOST_CELLS = 1_000
 
@@ -151,7 +151,7 @@ class _Top:
 
 
 @dataclass(frozen=True)
-class _ArmTable:
+class ArmTable:
     """Types of the keys of `[[arm]]`."""
 
     name: str
@@ -200,7 +200,7 @@ def _arms(
         return ()
     arms = []
     for number, table in enumerate(given, 1):
-        good = check_table(_ArmTable, table, f"arm {number}: ", problems)
+        good = check_table(ArmTable, table, f"arm {number}: ", problems)
         own = good.get("run", run)
         if not good.get("name"):
             problems.append(f"arm {number} has no name")
