@@ -17,8 +17,6 @@ from trimtab.training import runtime
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.smollm2 import export_base
 
-__all__ = ["make_base", "make_tiny_base"]
-
 CHARACTERS = "0123456789+="
 STEPS, BATCH, LEARNING_RATE = 200, 128, 5e-3
 RIGHT = 0.5

@@ -23,22 +23,6 @@ from trimtab.results.tables import made_from_table
 from trimtab.training.sweeps.cell import CELLS, Cell, made_cell
 from trimtab.training.sweeps.settings import Arm, ArmTable
 
-__all__ = [
-    "BASE",
-    "BaseName",
-    "Claim",
-    "Paper",
-    "PaperArm",
-    "PaperCell",
-    "PublicPair",
-    "Scale",
-    "Trial",
-    "cells_of",
-    "paper_ids",
-    "papers_folder",
-    "read_paper",
-]
-
 CONFIG, EXPECTED, SCALES, SCALE = "config.toml", "expected.json", "scales", "scale.toml"
 
 BASE = "base"

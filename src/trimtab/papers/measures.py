@@ -15,8 +15,6 @@ from typing import Any
 
 from trimtab.errors import SettingsError
 
-__all__ = ["MEASURES", "Measure"]
-
 Data = Mapping[str, Any]
 
 

@@ -17,8 +17,6 @@ from trimtab.training import evaluate, file_questions
 from trimtab.training.evaluation.questions import reward_of
 from trimtab.training.runs.settings import RewardTable
 
-__all__ = ["SOURCES", "Measuring"]
-
 OVERLAPS = "overlaps"
 
 

@@ -11,8 +11,6 @@ from trimtab.errors import SettingsError, TrimtabError
 from trimtab.inputs import read_toml
 from trimtab.papers.library import PublicPair
 
-__all__ = ["Checkpoints", "public_claims", "read_checkpoints"]
-
 Checkpoints: TypeAlias = Mapping[str, Mapping[str, str]]
 """Id of a pair -> `base` and `tuned`: each a hub id with an optional `@revision`, or a folder."""
 

@@ -17,8 +17,6 @@ from trimtab.results.result import Result
 from trimtab.results.schema import Like, Provenance
 from trimtab.words import one_line, out_of
 
-__all__ = ["PaperResult"]
-
 OF_A_TRIAL = (
     *("about", "measure", "settings", "arms"),
     *("unit", "bound", "premise", "values", "missing"),

@@ -31,9 +31,6 @@ from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.sweeps.execute import run_cells
 from trimtab.training.sweeps.plan import checked
 
-__all__ = ["PaperPlan", "plan_paper", "run_paper"]
-
-
 PUBLIC = "public"
 """Folder of the comparisons of published checkpoints, in that of all runs."""
 

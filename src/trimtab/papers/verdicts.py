@@ -12,18 +12,6 @@ from typing import Any
 
 from trimtab.results.statistics import Estimate, difference_over_seeds, mean_over_seeds
 
-__all__ = [
-    "DOES_NOT_HOLD",
-    "HOLDS",
-    "NOT_RUN",
-    "NOT_SETTLED",
-    "NOT_TESTABLE",
-    "VERDICTS",
-    "estimate_of",
-    "of_claim",
-    "of_trial",
-]
-
 HOLDS = "holds"
 DOES_NOT_HOLD = "does not hold"
 NOT_SETTLED = "not settled"

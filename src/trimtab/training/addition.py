@@ -23,17 +23,6 @@ from typing import Any
 
 from trimtab.errors import CheckpointError
 
-__all__ = [
-    "ANSWER_END",
-    "SHOTS",
-    "Question",
-    "Split",
-    "end_token",
-    "is_correct",
-    "reward",
-    "split_questions",
-]
-
 ANSWER_END = "\n"
 """Ends an answer; a single token of the tokenizer."""
 

@@ -16,8 +16,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["fast_bf16"]
-
 PRODUCTS = {
     torch.ops.aten.mm.default: 0,
     torch.ops.aten.addmm.default: 1,

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
 
     from trimtab.results.answers import Answers
 
-__all__ = ["MASKED", "DemoRun", "TrainedRun", "run_files", "train_demo"]
-
 FULL = "grpo"
 """The run whose changes are the mask."""
 

@@ -21,18 +21,6 @@ from trimtab import inputs
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 from trimtab.outputs import write_text
 
-__all__ = [
-    "ORIGIN",
-    "WEIGHTS",
-    "complete_checkpoints",
-    "last_checkpoint",
-    "last_unfinished",
-    "read_json",
-    "read_record",
-    "seal",
-    "write_json",
-]
-
 WEIGHTS = "model.safetensors"
 
 ORIGIN = "origin.json"

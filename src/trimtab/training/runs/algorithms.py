@@ -18,8 +18,6 @@ from trimtab.training.addition import end_token
 from trimtab.training.runs.data import Rows, prompt_ids
 from trimtab.training.runs.rewards import Reward
 
-__all__ = ["ALGORITHMS", "DEFAULTS", "PAIRS", "Algorithm", "Made"]
-
 Made = Literal["completions", "pairs", "labels"]
 """What is made of samples: good ones, pairs of a good and a bad one, or both with a label."""
 

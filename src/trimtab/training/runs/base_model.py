@@ -31,18 +31,6 @@ from trimtab.words import first_few
 if TYPE_CHECKING:
     from trimtab.training.layout import Layout
 
-__all__ = [
-    "DTYPES",
-    "BaseModel",
-    "count_update",
-    "load_model_of",
-    "loading",
-    "open_base",
-    "refuse_adapter",
-    "save_weights",
-    "saved_dtypes",
-]
-
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
 """Dtypes of training, as torch calls them."""
 

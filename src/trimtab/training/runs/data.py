@@ -20,8 +20,6 @@ from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.rewards import SAID_BY_TRAINERS, Reward
 from trimtab.words import first_few
 
-__all__ = ["TEXTS", "Rows", "check_lengths", "prompt_ids", "read_rows"]
-
 TEXTS = ("prompt", "completion", "chosen", "rejected")
 """Columns whose values are texts; any other column is what the reward makes of it."""
 

@@ -15,8 +15,6 @@ from typing import Any
 
 from datasets import Dataset
 
-__all__ = ["ExactDataset"]
-
 
 class ExactDataset(Dataset):  # type: ignore[misc]
     """A `datasets.Dataset` whose rows equal those that it was made of.

@@ -48,8 +48,6 @@ from trimtab.words import plural
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["MODEL", "RESOLVED", "RESULT", "execute", "goes_on", "overview", "state_of"]
-
 RESOLVED = "resolved.json"
 RESULT = "result.json"
 UPDATES = "updates.trimtab"

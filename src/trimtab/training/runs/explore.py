@@ -37,8 +37,6 @@ from trimtab.words import first_few
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["EXPLORED", "FOUND", "find_mask", "notes_of"]
-
 EXPLORED = "explored"
 """Folder of the first phase, in the folder of the run; gone when it is over."""
 

@@ -40,17 +40,6 @@ from trimtab.training.runs.tasks import (
 )
 from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
 
-__all__ = [
-    "Run",
-    "Stop",
-    "build_trainer",
-    "follow",
-    "load_mask",
-    "order_by_epoch",
-    "prepare",
-    "random_mask",
-]
-
 
 def load_mask(path: Path, base: BaseModel) -> Mask:
     """Load a mask that was made against this very base.

@@ -30,8 +30,6 @@ from trimtab.training.rollouts.rewards import checked_reward
 from trimtab.training.runs.base_model import loading, refuse_adapter
 from trimtab.training.runtime import INSTALL
 
-__all__ = ["Reward", "comparison", "load_function", "model_reward", "text_of"]
-
 NOT_PASSED = ("prompt", "completion", "completion_ids")
 """Columns that a reward function is not given as such, as with TRL."""
 

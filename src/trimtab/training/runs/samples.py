@@ -37,8 +37,6 @@ from trimtab.training.runtime import give_back_unused
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["SAMPLES", "UNFINISHED", "Sample", "sampled_rows", "select"]
-
 
 @dataclass(frozen=True)
 class Sample:

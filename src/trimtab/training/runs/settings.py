@@ -18,18 +18,6 @@ from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.factors import with_factors
 
-__all__ = [
-    "ADDITION",
-    "REASONING_GYM",
-    "AutoTable",
-    "DataTable",
-    "OptimizerTable",
-    "RewardTable",
-    "SamplesTable",
-    "Settings",
-    "contradictions",
-]
-
 ADDITION = "addition"
 
 REASONING_GYM = "reasoning_gym:"

@@ -25,14 +25,6 @@ from trimtab.training.runs.data import Rows
 from trimtab.training.runs.rewards import Reward, text_of
 from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable
 
-__all__ = [
-    "addition_reward",
-    "addition_rows",
-    "gym_questions",
-    "gym_reward",
-    "gym_rows",
-]
-
 INSTALL = "pip install 'trimtab[tasks]'"
 
 

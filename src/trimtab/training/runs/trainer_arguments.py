@@ -14,8 +14,6 @@ from trimtab.training import runtime
 from trimtab.training.runs.algorithms import DEFAULTS, Algorithm
 from trimtab.training.runs.settings import AutoTable, Settings
 
-__all__ = ["CHECKPOINTS", "SAVING", "SET_ELSEWHERE", "trainer_arguments"]
-
 CHECKPOINTS = "checkpoints"
 """Folder of the Trainer's checkpoints, in the folder of the run."""
 

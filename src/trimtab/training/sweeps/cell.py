@@ -40,23 +40,6 @@ from trimtab.training.runs.factors import FACTORS, with_keys
 from trimtab.training.runs.settings import DataTable, RewardTable, Settings
 from trimtab.training.sweeps.settings import Arm, MaskKind, SweepSettings
 
-__all__ = [
-    "ANSWERS",
-    "CELLS",
-    "MEASURED",
-    "OUT",
-    "RUN",
-    "Cell",
-    "Examiner",
-    "Outcome",
-    "cells_of",
-    "derived_mask",
-    "made_cell",
-    "measured",
-    "questions_of_cell",
-    "read_cell",
-]
-
 CELLS = "cells"
 """Folder of the cells, in that of the sweep."""
 

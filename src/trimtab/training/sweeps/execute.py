@@ -32,8 +32,6 @@ from trimtab.training.sweeps.cell import RUN, Cell, Outcome
 from trimtab.training.sweeps.plan import Plan
 from trimtab.training.sweeps.table import as_csv, sweep_table
 
-__all__ = ["CSV", "JSON", "LOG", "Told", "num_processors", "run_cells", "run_sweep"]
-
 LOG = "log.txt"
 """What the process of a cell said, in the folder of the cell."""
 

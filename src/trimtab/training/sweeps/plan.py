@@ -25,17 +25,6 @@ from trimtab.training.runs.prepare import Run, prepare
 from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured, questions_of_cell
 from trimtab.training.sweeps.settings import SweepSettings
 
-__all__ = [
-    "Difference",
-    "Plan",
-    "PlannedCell",
-    "checked",
-    "differences",
-    "matched",
-    "plan",
-    "work_of_a_step",
-]
-
 MOST_ROWS = 1000
 """Whose tokens are counted; the mean of so many is near enough to compare arms by."""
 

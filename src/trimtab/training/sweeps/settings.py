@@ -20,8 +20,6 @@ from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.settings import Settings
 
-__all__ = ["Arm", "ArmTable", "EvaluateTable", "MaskKind", "SweepSettings"]
-
 MOST_CELLS = 1_000
 
 TABLES = ("data", "reward", "samples", "optimizer", "auto", "trainer")

@@ -20,8 +20,6 @@ from trimtab.training import runtime
 from trimtab.training.sweeps.cell import MEASURED, Outcome, measured
 from trimtab.training.sweeps.plan import Plan, PlannedCell
 
-__all__ = ["COLUMNS", "FORMAT", "FORMAT_VERSION", "METRICS", "as_csv", "sweep_table"]
-
 FORMAT = "trimtab.sweep"
 FORMAT_VERSION = 1
 """History: 1, the first."""
