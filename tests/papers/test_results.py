@@ -10,8 +10,7 @@ import pytest
 
 from trimtab.errors import ResultFormatError
 from trimtab.papers.library import papers_folder, read_paper
-from trimtab.papers.results import PaperResult
-from trimtab.papers.verdicts import VERDICTS
+from trimtab.papers.results import VERDICTS, PaperResult
 
 COMMITTED = sorted(papers_folder().glob("*/results/*.json"))
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from trimtab.papers.verdicts import (
+from trimtab.papers.results import (
     DOES_NOT_HOLD,
     HOLDS,
     NOT_RUN,
     NOT_SETTLED,
     NOT_TESTABLE,
-    of_claim,
-    of_trial,
+    verdict_of_trial,
+    verdict_of_trials,
 )
 
 
@@ -44,18 +44,18 @@ def trial(*values: float, **more: Any) -> dict[str, Any]:
 def test_the_whole_interval_decides(
     bound: dict[str, float], values: tuple[float, ...], verdict: str
 ) -> None:
-    assert of_trial(trial(*values, bound=bound)) == verdict
+    assert verdict_of_trial(trial(*values, bound=bound)) == verdict
 
 
 def test_a_control_has_no_verdict() -> None:
-    assert of_trial(trial(0.5, 0.6, bound={})) is None
+    assert verdict_of_trial(trial(0.5, 0.6, bound={})) is None
 
 
 def test_a_difference_needs_both_arms() -> None:
     alone = trial(0.5, 0.6, bound={"above": 0}, other_values={})
-    assert of_trial(alone) == NOT_RUN
+    assert verdict_of_trial(alone) == NOT_RUN
     both = trial(0.5, 0.6, bound={"above": 0}, other_values={"0": 0.1, "1": 0.2})
-    assert of_trial(both) == HOLDS
+    assert verdict_of_trial(both) == HOLDS
 
 
 @pytest.mark.parametrize(
@@ -78,4 +78,4 @@ def test_a_difference_needs_both_arms() -> None:
 def test_a_claim_is_as_good_as_its_worst_trial(
     trials: list[tuple[str | None, bool]], verdict: str
 ) -> None:
-    assert of_claim(trials) == verdict
+    assert verdict_of_trials(trials) == verdict

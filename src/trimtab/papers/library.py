@@ -18,7 +18,7 @@ import trimtab
 from trimtab.errors import SettingsError
 from trimtab.inputs import read_json, read_toml
 from trimtab.papers.measures import MEASURES
-from trimtab.papers.verdicts import BOUNDS
+from trimtab.papers.results import BOUNDS
 from trimtab.results.tables import made_from_table
 from trimtab.training.sweeps.cell import CELLS, Cell, made_cell
 from trimtab.training.sweeps.settings import Arm, ArmTable
