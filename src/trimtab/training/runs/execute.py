@@ -176,7 +176,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
         "versions": runtime.versions(),
         "device": {
             **runtime.device(trainer.args.device),
-            **({"bf16_products": "by fp32 kernels"} if run.has_fast_products else {}),
+            "bf16_products": "by fp32 kernels" if run.has_fast_products else "by torch",
         },
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
