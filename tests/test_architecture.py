@@ -42,7 +42,7 @@ MAY_IMPORT = {
         *("progress", *BELOW),
     },
     # Of these papers use little: tests/papers
-    "papers": {"results", "training", "masks", "checkpoints", "outputs", *BELOW},
+    "papers": {"results", "training", "masks", "checkpoints", "outputs", "processes", *BELOW},
     "cli": {
         *("papers", "report", "training", "measure", "masks", "results", "example"),
         *("checkpoints", "elements", "outputs", "processes", "progress", *BELOW),

@@ -186,7 +186,7 @@ def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:
     assert "mukherjee-2025" in capsys.readouterr().out
     assert call("paper", "show", "critics") == 0
     text = capsys.readouterr().out
-    assert "razor-fp32-dense" in text and "Tried at small: unchanged by bits (grpo-fp32)" in text
+    assert "razor-fp32-dense" in text and "tried at small: unchanged by bits (grpo-fp32)" in text
 
 
 @pytest.mark.parametrize(
