@@ -58,15 +58,11 @@ class CountScores:
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """As in `trimtab.masks.selection.scores.Scores`."""
-        return (counts.astype(np.float32) for counts in self.counts(name))
-
-    def counts(self, name: str) -> Iterator[NDArray[np.int64]]:
-        """How many masks select each element of a tensor, in chunks of `CHUNK_ELEMENTS`."""
         num_elements = prod(self.shapes[name])
         packed = [mask.packed(name) for mask in self._masks if name in mask]
         for start in range(0, num_elements, CHUNK_ELEMENTS):
             stop = min(start + CHUNK_ELEMENTS, num_elements)
-            counts = np.zeros(stop - start, dtype=np.int64)
+            counts = np.zeros(stop - start, dtype=np.float32)
             for bits in packed:
                 counts += unpacked(bits, start, stop)
             yield counts
@@ -86,12 +82,8 @@ def consensus(masks: Sequence[PackedMask], at_least: int) -> Mask:
     scores = CountScores(masks)
     if not 1 <= at_least <= len(masks):
         raise MaskError(f"in at least {at_least} of {len(masks)} masks: expected 1 to {len(masks)}")
-    tensors = {
-        name: PackedTensor.of_parts(shape, (counts >= at_least for counts in scores.counts(name)))
-        for name, shape in scores.shapes.items()
-    }
     step = {"step": "consensus", "at_least": at_least}
-    return Mask(tensors, scores.base, provenance_from(masks, step))
+    return _with_at_least(scores, at_least, provenance_from(masks, step))
 
 
 class TimesScores(WeightScores):
@@ -123,8 +115,12 @@ def ever(scores: Scores, provenance: Mapping[str, Any]) -> Mask:
         scores: How often elements had moved.
         provenance: The step that made them.
     """
+    return _with_at_least(scores, 1, provenance_of([dict(provenance)]))
+
+
+def _with_at_least(scores: Scores, count: int, provenance: Mapping[str, Any]) -> Mask:
     tensors = {
-        name: PackedTensor.of_parts(shape, (chunk > 0 for chunk in scores.chunks(name)))
+        name: PackedTensor.of_parts(shape, (chunk >= count for chunk in scores.chunks(name)))
         for name, shape in scores.shapes.items()
     }
-    return Mask(tensors, scores.base, provenance_of([dict(provenance)]))
+    return Mask(tensors, scores.base, provenance)
