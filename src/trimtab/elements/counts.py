@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from math import floor, sqrt
-from typing import Annotated, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from trimtab.elements.criteria import is_criterion
 from trimtab.elements.ulps import label_order
 from trimtab.words import one_line, out_of
 
-__all__ = ["ChangeCounts", "Overflowing", "added", "percent"]
+__all__ = ["ChangeCounts", "Overflowing", "added", "percent", "summed"]
 
 
 Overflowing: TypeAlias = Annotated[float, "null is infinite"]
 """JSON has no infinity; only sums over huge doubles can overflow to it."""
+
+Counts = TypeVar("Counts")
 
 ULP_LABEL = re.compile(r"-?[0-9]{1,20}(\.\.-?[0-9]{1,20})?")
 
@@ -79,20 +81,7 @@ class ChangeCounts:
 
     def __add__(self, other: ChangeCounts) -> ChangeCounts:
         """Counts of both sets of elements together."""
-        return ChangeCounts(
-            num_elements=self.num_elements + other.num_elements,
-            num_changed=added(self.num_changed, other.num_changed),
-            num_zero_sign_flips=self.num_zero_sign_flips + other.num_zero_sign_flips,
-            num_nan=self.num_nan + other.num_nan,
-            num_increased=self.num_increased + other.num_increased,
-            num_decreased=self.num_decreased + other.num_decreased,
-            num_nonfinite_updates=self.num_nonfinite_updates + other.num_nonfinite_updates,
-            ulp_histogram=added(self.ulp_histogram, other.ulp_histogram),
-            update_sum=self.update_sum + other.update_sum,
-            update_sum_abs=self.update_sum_abs + other.update_sum_abs,
-            update_sum_squares=self.update_sum_squares + other.update_sum_squares,
-            update_max_abs=max(self.update_max_abs, other.update_max_abs),
-        )
+        return summed(self, other, largest=("update_max_abs",))
 
     def density(self, criterion: str = "bits") -> float | None:
         """Update density: changed / all, or None where there are no elements."""
@@ -153,6 +142,25 @@ class ChangeCounts:
             yield f"ulp_histogram has the key {odd[0][:40]!a}, which is no distance"
         if min(self.update_sum_abs, self.update_sum_squares, self.update_max_abs) < 0:
             yield "a sum or a largest of magnitudes is negative"
+
+
+def summed(first: Counts, second: Counts, *, largest: Collection[str] = ()) -> Counts:
+    """Two dataclasses of counts together: numbers are added, those of mappings key by key.
+
+    Args:
+        first: Counts.
+        second: The same of other elements.
+        largest: Fields of which the larger value counts.
+    """
+
+    def together(name: str) -> Any:
+        one, other = getattr(first, name), getattr(second, name)
+        if name in largest:
+            return max(one, other)
+        return added(one, other) if isinstance(one, Mapping) else one + other
+
+    names = [field.name for field in fields(first)]  # type: ignore[arg-type]
+    return type(first)(**{name: together(name) for name in names})
 
 
 def added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.elements.counts import Overflowing, added
+from trimtab.elements.counts import Overflowing, summed
 from trimtab.elements.criteria import Criterion, is_criterion
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.scan import Scanner, Tally
@@ -77,19 +77,7 @@ class Agreement:
 
     def __add__(self, other: Agreement) -> Agreement:
         """Both sets of elements together."""
-        return Agreement(
-            num_elements=self.num_elements + other.num_elements,
-            num_sub_equal=added(self.num_sub_equal, other.num_sub_equal),
-            num_base_equal=added(self.num_base_equal, other.num_base_equal),
-            num_sub_moved=self.num_sub_moved + other.num_sub_moved,
-            num_nonfinite=self.num_nonfinite + other.num_nonfinite,
-            difference_sum_squares=self.difference_sum_squares + other.difference_sum_squares,
-            full_update_sum_squares=self.full_update_sum_squares + other.full_update_sum_squares,
-            sub_update_sum_squares=self.sub_update_sum_squares + other.sub_update_sum_squares,
-            update_dot=self.update_dot + other.update_dot,
-            difference_max_abs=max(self.difference_max_abs, other.difference_max_abs),
-            full_update_max_abs=max(self.full_update_max_abs, other.full_update_max_abs),
-        )
+        return summed(self, other, largest=("difference_max_abs", "full_update_max_abs"))
 
     @property
     def num_full_moved(self) -> int:
@@ -148,7 +136,7 @@ class SplitAgreement:
 
     def __add__(self, other: SplitAgreement) -> SplitAgreement:
         """Both sets of elements together, region by region."""
-        return SplitAgreement(self.inside + other.inside, self.outside + other.outside)
+        return summed(self, other)
 
     @property
     def all(self) -> Agreement:

@@ -317,45 +317,36 @@ class Overlap(Result):
 
     # For readers of the JSON: two masks as they are, more of them pair by pair.
 
-    def _plain_total(self) -> dict[str, Any] | None:
-        return self.total().to_dict() if len(self.masks) == 2 else None
+    def _plain_total(self) -> Shared | None:
+        return self.total() if len(self.masks) == 2 else None
 
-    def _plain_layers(self) -> dict[str, Any] | None:
-        return self._pair_dict(0, 1)["by_layer"] if len(self.masks) == 2 else None
+    def _plain_layers(self) -> dict[str, Shared] | None:
+        return plain_layers(self.by_layer()) if len(self.masks) == 2 else None
 
-    def _plain_kinds(self) -> dict[str, Any] | None:
-        return self._pair_dict(0, 1)["by_kind"] if len(self.masks) == 2 else None
+    def _plain_kinds(self) -> dict[str, Shared] | None:
+        return self.by_kind() if len(self.masks) == 2 else None
 
     def _plain_layers_and_kinds(self) -> list[dict[str, Any]] | None:
-        if len(self.masks) != 2:
-            return None
-        shared = self.by_layer_kind()
-        return plain_layer_kinds({key: of.to_dict() for key, of in shared.items()})
+        return plain_layer_kinds(self.by_layer_kind()) if len(self.masks) == 2 else None
 
     def _plain_pairs(self) -> list[dict[str, Any]] | None:
         if len(self.masks) == 2:
             return None
         return [
-            {"first": first, "second": second, **self._pair_dict(first, second)}
+            {
+                "first": first,
+                "second": second,
+                "total": self.total(first, second),
+                "by_layer": plain_layers(self.by_layer(first, second)),
+                "by_kind": self.by_kind(first, second),
+            }
             for first, second in self.pairs
         ]
 
     def _plain_consensus(self) -> dict[str, Any] | None:
         if len(self.masks) == 2:
             return None
-        by_kind = self.consensus_by_kind()
-        return {
-            "total": self.consensus().to_dict(),
-            "by_kind": {kind: consensus.to_dict() for kind, consensus in by_kind.items()},
-        }
-
-    def _pair_dict(self, first: int, second: int) -> dict[str, Any]:
-        layers, kinds = self.by_layer(first, second), self.by_kind(first, second)
-        return {
-            "total": self.total(first, second).to_dict(),
-            "by_layer": {layer: of.to_dict() for layer, of in plain_layers(layers).items()},
-            "by_kind": {kind: of.to_dict() for kind, of in kinds.items()},
-        }
+        return {"total": self.consensus(), "by_kind": self.consensus_by_kind()}
 
     def problems(self) -> Iterator[str]:
         """What no masks can share."""

@@ -246,7 +246,7 @@ class PredictionScore(Result):
     COMMAND = "trimtab mask score"
     ROWS = "overlap.tensors"
     PLAIN: ClassVar = (
-        *("provenance", "total=_plain_total", "by_layer=_plain_layers", "by_kind=_plain_kinds"),
+        *("provenance", "total", "by_layer=_plain_layers", "by_kind"),
         *("ranking", "num_low", "overlap"),
     )
 
@@ -285,15 +285,8 @@ class PredictionScore(Result):
             return None
         return sum(self.num_low[tensor.name] for tensor in tensors)
 
-    def _plain_total(self) -> dict[str, Any]:
-        return self.total.to_dict()
-
-    def _plain_layers(self) -> dict[str, Any]:
-        layers = plain_layers(self.by_layer())
-        return {layer: quality.to_dict() for layer, quality in layers.items()}
-
-    def _plain_kinds(self) -> dict[str, Any]:
-        return {kind: quality.to_dict() for kind, quality in self.by_kind().items()}
+    def _plain_layers(self) -> dict[str, Quality]:
+        return plain_layers(self.by_layer())
 
     def problems(self) -> Iterator[str]:
         """What no prediction can score."""

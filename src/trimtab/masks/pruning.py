@@ -17,7 +17,6 @@ whoever made the others so. A mask of them is what keeps a pruned model pruned: 
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.quantized import block_scales, refuse_quantized
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.weights import ensure_rewritable, read_weights, rewrite
+from trimtab.elements.counts import summed
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import AnalysisError, CheckpointError
 from trimtab.masks.header import provenance_of
@@ -44,6 +44,7 @@ from trimtab.masks.selection.top_k import select
 from trimtab.masks.wanda import InputNorms, kept_by_wanda
 from trimtab.outputs import ensure_no_folder, new_folder
 from trimtab.results.records import CheckpointRecord, made_now, record_of
+from trimtab.results.result import Result
 from trimtab.results.schema import to_plain
 from trimtab.words import first_few, one_line, out_of
 
@@ -174,11 +175,7 @@ class ZeroCount:
     num_after: int = 0
 
     def __add__(self, other: ZeroCount) -> ZeroCount:
-        return ZeroCount(
-            self.num_elements + other.num_elements,
-            self.num_before + other.num_before,
-            self.num_after + other.num_after,
-        )
+        return summed(self, other)
 
 
 def write_zeroed(
@@ -214,13 +211,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 RECORD = "pruning.json"
 """File of the pruned checkpoint that says how it was made."""
 
-FORMAT = "trimtab.pruning"
-FORMAT_VERSION = 1
-"""History: 1, the first."""
-
 
 @dataclass(frozen=True, eq=False)
-class Pruning:
+class Pruning(Result):
     """What pruning did.
 
     Attributes:
@@ -235,6 +228,9 @@ class Pruning:
         provenance: trimtab version, command, date.
     """
 
+    FORMAT = "trimtab.pruning"
+    NAME = "pruning"
+    COMMAND = "trimtab prune"
     PLAIN: ClassVar = (
         *("provenance", "provenance.base=base", "method", "sparsity", "kinds", "seed", "norms"),
         *("total", "others", "tensors=_plain_tensors"),
@@ -259,12 +255,8 @@ class Pruning:
         """Zeros of all matrices that were pruned."""
         return sum(self.pruned.values(), ZeroCount())
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": FORMAT, "format_version": FORMAT_VERSION, **to_plain(self)}
-
     def _plain_tensors(self) -> list[dict[str, Any]]:
-        return [{"name": name, **to_plain(zeros)} for name, zeros in self.pruned.items()]
+        return [{"name": name, **to_plain(count)} for name, count in self.pruned.items()]
 
 
 def prune(
@@ -340,6 +332,5 @@ def prune(
                 norms=None if norms is None else dict(norms.provenance),
                 provenance=made_now(command=command),
             )
-            text = json.dumps(pruning.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-            (draft / RECORD).write_text(f"{text}\n", encoding="utf-8")
+            pruning.save(draft / RECORD, force=True)  # base may have one
     return pruning

@@ -8,7 +8,7 @@ from math import exp, sqrt
 from statistics import fmean
 from typing import Any, ClassVar
 
-from trimtab.results.schema import Amount, to_plain
+from trimtab.results.schema import Amount, fields_to_plain
 from trimtab.results.statistics import (
     Interval,
     clustered_interval,
@@ -130,12 +130,11 @@ class Answers:
 
     def figures(self) -> dict[str, Any]:
         """Counts and accuracies with their intervals, as plain data."""
-        return {key: value for key, value in to_plain(self).items() if key != "answers"}
+        return {key: value for key, value in fields_to_plain(self).items() if key != "answers"}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: the figures, and every answer."""
-        plain: dict[str, Any] = to_plain(self)
-        return plain
+        return fields_to_plain(self)
 
     def plain_greedy_interval(self) -> list[float]:
         """As JSON has it."""

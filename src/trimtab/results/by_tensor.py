@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
+from trimtab.results.schema import to_plain
+
 __all__ = ["by_kind", "by_layer", "by_layer_kind", "plain_layer_kinds", "plain_layers"]
 
 
@@ -59,11 +61,12 @@ def plain_layers(figures: Mapping[int | None, Figure]) -> dict[str, Figure]:
     return {"outside" if layer is None else str(layer): figure for layer, figure in figures.items()}
 
 
-def plain_layer_kinds(
-    figures: Mapping[tuple[int | None, str], Mapping[str, Any]],
-) -> list[dict[str, Any]]:
+def plain_layer_kinds(figures: Mapping[tuple[int | None, str], Any]) -> list[dict[str, Any]]:
     """Figures of kinds in layers as rows of JSON."""
-    return [{"layer": layer, "kind": kind, **row} for (layer, kind), row in figures.items()]
+    return [
+        {"layer": layer, "kind": kind, **to_plain(figure)}
+        for (layer, kind), figure in figures.items()
+    ]
 
 
 def _order(layer: int | None) -> tuple[bool, int]:

@@ -11,7 +11,7 @@ import xxhash
 
 from trimtab._version import __version__
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.results.schema import Count
+from trimtab.results.schema import Count, fields_to_plain
 from trimtab.words import one_line, out_of, plural
 
 __all__ = ["CheckpointRecord", "MaskRecord", "Tied", "content_hash", "made_now", "record_of"]
@@ -64,8 +64,7 @@ class CheckpointRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; without notes where there are none."""
-        told = {**self.__dict__, "dtypes": dict(self.dtypes), "notes": list(self.notes)}
-        return told if self.notes else {key: told[key] for key in told if key != "notes"}
+        return fields_to_plain(self)
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class MaskRecord:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**self.__dict__, "provenance": dict(self.provenance)}
+        return fields_to_plain(self)
 
 
 class Tied(TypedDict):

@@ -13,7 +13,7 @@ from trimtab.errors import ResultFormatError
 from trimtab.extras import require
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.outputs import write_text
-from trimtab.results.schema import from_plain, to_plain
+from trimtab.results.schema import fields_to_plain, from_plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +56,8 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
-        return {"format": self.FORMAT, "format_version": self.FORMAT_VERSION, **to_plain(self)}
+        header = {"format": self.FORMAT, "format_version": self.FORMAT_VERSION}
+        return {**header, **fields_to_plain(self)}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:

@@ -15,6 +15,8 @@ order. An entry is one of
 
 A field is written and read; `plain_name`, if the class has it, says how it is written. Any other
 attribute is derived: it is written, and computed anew, not believed, when the file is read.
+
+A class with a method `to_dict` writes itself.
 """
 
 from __future__ import annotations
@@ -58,6 +60,7 @@ __all__ = [
     "Provenance",
     "Reader",
     "Share",
+    "fields_to_plain",
     "from_plain",
     "nearest",
     "to_plain",
@@ -114,22 +117,10 @@ _NONE: Any = object()
 
 def to_plain(value: Any) -> Any:
     """Data for JSON: objects become objects of their keys, tuples and arrays lists."""
+    if hasattr(value, "to_dict"):
+        return to_plain(value.to_dict())
     if is_dataclass(value) and not isinstance(value, type):
-        plain: dict[str, Any] = {}
-        for entry in _layout(type(value)):
-            held: Any = getattr(value, f"plain_{entry.attribute}", None)
-            held = getattr(value, entry.attribute) if held is None else held
-            held = to_plain(held() if callable(held) else held)
-            if entry.may_overflow and isinstance(held, float) and not isfinite(held):
-                held = None
-            target = plain
-            for outer in entry.path[:-1]:
-                target = target.setdefault(outer, {})
-            if not entry.path:
-                target.update(held)
-            elif not (entry.is_optional and _is_nothing(getattr(value, entry.attribute), held)):
-                target[entry.path[-1]] = held
-        return plain
+        return fields_to_plain(value)
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return to_plain(value._asdict())
     if isinstance(value, Mapping):
@@ -141,6 +132,26 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return [to_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def fields_to_plain(value: Any) -> dict[str, Any]:
+    """A dataclass as data for JSON, laid out by its attribute `PLAIN`."""
+    plain: dict[str, Any] = {}
+    kind: Any = type(value)
+    for entry in _layout(kind):
+        held: Any = getattr(value, f"plain_{entry.attribute}", None)
+        held = getattr(value, entry.attribute) if held is None else held
+        held = to_plain(held() if callable(held) else held)
+        if entry.may_overflow and isinstance(held, float) and not isfinite(held):
+            held = None
+        target = plain
+        for outer in entry.path[:-1]:
+            target = target.setdefault(outer, {})
+        if not entry.path:
+            target.update(held)
+        elif not (entry.is_optional and _is_nothing(getattr(value, entry.attribute), held)):
+            target[entry.path[-1]] = held
+    return plain
 
 
 def _is_nothing(attribute: Any, plain: Any) -> bool:

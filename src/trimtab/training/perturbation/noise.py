@@ -42,6 +42,7 @@ import numpy as np
 import xxhash
 
 from trimtab.checkpoints import Checkpoint
+from trimtab.elements.counts import summed
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.masks.random import random_tensor
@@ -143,12 +144,7 @@ class Hit:
     squared_weights: float = 0.0
 
     def __add__(self, other: Hit) -> Hit:
-        return Hit(
-            self.num_chosen + other.num_chosen,
-            self.num_changed + other.num_changed,
-            self.squared_noise + other.squared_noise,
-            self.squared_weights + other.squared_weights,
-        )
+        return summed(self, other)
 
     @property
     def relative_norm(self) -> float | None:
