@@ -2,7 +2,8 @@
 
 All take AdamW steps without weight decay and clip the gradient to one norm. The peers are written
 as frugally as their method allows: a mask is kept as bool and applied in place, a bf16 gradient is
-freed as soon as its fp32 copy exists, and torch's fused kernels do the steps.
+freed as soon as its fp32 copy exists, and torch's fused kernels do the steps. PEFT is imported by
+those who need it: that takes seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from peft import LoraConfig, ShiraConfig, SupertuningConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 from torch.optim import AdamW
@@ -220,6 +220,8 @@ class Sparse(Contestant):
 
 def lora(model: nn.Module, mask: Mask) -> Contestant:
     """PEFT's LoRA on all linear layers but the head, as is its custom; knows no mask."""
+    from peft import LoraConfig, get_peft_model
+
     return Dense(get_peft_model(model, LoraConfig(r=LORA_RANK, target_modules="all-linear")))
 
 
@@ -228,6 +230,8 @@ def shira(model: nn.Module, mask: Mask) -> Contestant:
 
     It trains rank × (rows + columns) elements of each, and has one rank for all.
     """
+    from peft import ShiraConfig, get_peft_model
+
     shapes = [m.weight.shape for m in model.modules() if isinstance(m, nn.Linear)]
     num_elements = sum(shape.numel() for shape in shapes)
     rank = round(mask.density * num_elements / sum(sum(shape) for shape in shapes))
@@ -237,6 +241,8 @@ def shira(model: nn.Module, mask: Mask) -> Contestant:
 
 def supertuning(model: nn.Module, mask: Mask) -> Contestant:
     """PEFT's Supertuning, which chooses the elements of the linear layers by magnitude."""
+    from peft import SupertuningConfig, get_peft_model
+
     config = SupertuningConfig(sparsity=1 - mask.density, target_modules=LINEAR)
     return Dense(get_peft_model(model, config))
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from benchmarks import tracker
 
-pytest.importorskip("peft")
+from docs import generated_tracker
+
 pytestmark = [
     pytest.mark.train,
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
 ]
-
-from benchmarks import tracker  # noqa: E402
-
-from docs import generated_tracker  # noqa: E402
 
 TINY = tracker.SMOLLM2 | {
     "vocab_size": 1024,
