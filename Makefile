@@ -1,9 +1,10 @@
 # Each target makes its own environment, and is quick once that is done.
-.PHONY: demo papers test lint docs bench bench-compare bench-masks bench-optimizer bench-tracker bench-training setup clean
+.PHONY: demo papers test test-fast lint docs bench bench-compare bench-masks bench-optimizer bench-tracker bench-training setup clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SYSTEM_PYTHON ?= python3
+WORKERS ?= 2
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -14,8 +15,11 @@ demo: setup ## RL-tune a real model, compare it with its base, write demo/report
 papers: setup ## Run claims of a paper again, at the scale that takes a minute
 	$(VENV)/bin/trimtab paper run mukherjee-2025 --scale tiny $(PAPERS_ARGS)
 
+test-fast: setup ## Run the tests that neither train a model nor open a browser
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) -m "not train and not browser" $(TEST_ARGS)
+
 test: setup ## Run all tests
-	$(PYTHON) -m pytest $(TEST_ARGS)
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) $(TEST_ARGS)
 
 lint: setup ## Format check, lint and types
 	$(VENV)/bin/ruff format --check .

@@ -7,11 +7,13 @@ pages; `--check` instead of `-r` says whether they are up to date. Every functio
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import io
 import json
 import os
 import shlex
+import shutil
 import tempfile
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,6 +57,15 @@ CONVENTIONS = {
 """What happens to a bf16 element -> its bits before and after."""
 
 
+@cache
+def _example() -> str:
+    """A folder with what `trimtab example` writes, made once for all pages."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    write_example(folder)
+    return folder
+
+
 @contextlib.contextmanager
 def tiny_pair() -> Iterator[None]:
     """Work in a folder with what `trimtab example` writes, which goes away again."""
@@ -64,7 +75,7 @@ def tiny_pair() -> Iterator[None]:
         contextlib.chdir(folder),
         patch.dict(os.environ, settings),
     ):
-        write_example()
+        shutil.copytree(_example(), folder, dirs_exist_ok=True)
         yield
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -326,9 +327,11 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
+@cache
 def _read(paper: str, scale: str) -> PaperResult:
     return PaperResult.load(papers_folder() / paper / "results" / f"{scale}.json")
 
 
+@cache
 def _result(paper: str, scale: str) -> dict[str, Any]:
     return _read(paper, scale).to_dict()

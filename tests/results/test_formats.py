@@ -19,6 +19,8 @@ from tests.report.overlap_factory import make_overlap
 from tests.report.split_factory import make_split
 from tests.report.structure_factory import make_structure
 from tests.report.trajectory_factory import make_trajectory
+from tests.training.evaluation.results import make_evaluation
+from tests.training.robustness.results import make_probe
 from trimtab.errors import ResultFormatError, TrimtabError
 from trimtab.masks.prediction import PredictionScore, Ranking
 from trimtab.report import REPORTS, read_result, text_of
@@ -78,11 +80,11 @@ def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
         *(comparison, make_trajectory(), make_identity(), overlap, make_split()),
         PredictionScore(overlap, low, ranking, {"command": None}),
         make_structure(tmp_path_factory.mktemp("structure"), 2, has_base=True),
+        make_evaluation(levels=(1, 1, 2, 2, 2, 3), suites=True),
+        make_probe(),
     ]
     found = [result.to_dict() for result in made]
-    for name in ("benchmarks/results/evaluation", "benchmarks/results/robustness"):
-        found += list(results_in(json.loads((ROOT / f"{name}.json").read_text("utf-8"))))[:1]
-    found.append(json.loads((ROOT / "papers/critics/results/small.json").read_text("utf-8")))
+    found.append(json.loads((ROOT / "papers/balashov-2025/results/small.json").read_text("utf-8")))
     by_format = {data["format"]: json.loads(json.dumps(data)) for data in found}
     assert by_format.keys() == REPORTS.keys()
     return by_format
