@@ -8,23 +8,15 @@ trainer.train()
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
-from trimtab.training.rollouts.batches import (
-    Samples,
-    in_chunks,
-    token_log_probs,
-    whiten,
-    whole_inputs,
-)
-from trimtab.training.rollouts.rewards import RewardSource
+from trimtab.training.rollouts.batches import PolicyBatch, Samples, in_chunks, whiten, whole_inputs
 from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Rows, frozen_copy
 
 __all__ = [
@@ -35,7 +27,6 @@ __all__ = [
     "PPOTrainer",
     "advantages_and_returns",
     "kl_estimate",
-    "policy_loss",
     "token_rewards",
     "value_loss",
 ]
@@ -92,29 +83,6 @@ def advantages_and_returns(
 
 
 KLEstimator = Literal["k1", "k2", "k3"]
-
-
-def policy_loss(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, cliprange: float
-) -> tuple[Tensor, Tensor]:
-    """The clipped loss of each token: `-min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)`.
-
-    Args:
-        log_probs: Under the policy, with gradient.
-        old_log_probs: Under the policy that sampled. Same shape.
-        advantages: Same shape.
-        cliprange: eps.
-
-    Returns:
-        The loss, and where it is clipped: the other term is smaller, so there is no gradient.
-
-    Source:
-        Schulman et al. 2017 (arXiv 1707.06347), sec. 3, eq. 7, as a loss.
-    """
-    ratio = (log_probs - old_log_probs).exp()
-    unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
-    return torch.maximum(unclipped, clipped), clipped > unclipped
 
 
 def value_loss(
@@ -262,48 +230,28 @@ class PPOConfig(RolloutConfig):
             )
 
 
-@dataclass(frozen=True)
-class PPOBatch:
+@dataclass(frozen=True, kw_only=True)
+class PPOBatch(PolicyBatch):
     """Completions, and all that was known of them when they were sampled.
 
     Attributes:
-        samples: The completions.
-        log_probs: Under the policy that sampled them. This and the following are 0 where the
-            completion mask is False. `[rows, tokens]`, fp32.
-        ref_log_probs: Under the reference; None without one.
+        ref_log_probs: Under the reference; None without one. This and the following are 0 where
+            the completion mask is False. `[rows, tokens]`, fp32.
         values: Of the critic.
-        advantages: Of each token.
         returns: What the critic is to predict.
-        num_tokens: Completion tokens of the mini-batch that these rows are a part of; losses are
-            averaged over them.
     """
 
-    samples: Samples
-    log_probs: Tensor
     ref_log_probs: Tensor | None
     values: Tensor
-    advantages: Tensor
     returns: Tensor
-    num_tokens: int
 
 
 class PPOTrainer(RolloutTrainer):
     """Trains a policy by PPO: actor, critic, reference, and rewards.
 
-    Args:
-        model: The policy; `trainer.model`. Trained in place.
-        args: The settings.
-        train_dataset: Rows with a `prompt`, as text or messages, and what the rewards look at.
-        processing_class: The tokenizer.
-        reward_funcs: A reward function as TRL's, a reward model or its path, or a list of them;
-            their rewards are added.
-        callbacks: Trainer callbacks.
-        optimizers: As the Trainer's.
-        ref_model: The reference; by default a copy of `model` as it is now. Pass it in a script
-            that goes on from weights that were trained already.
+    The arguments are those of `RolloutTrainer`.
 
     Attributes:
-        critic: The critic, an `nn.Module` with fp32 weights.
         reference: The frozen reference; None with `kl_coef = 0`.
 
     Raises:
@@ -312,38 +260,26 @@ class PPOTrainer(RolloutTrainer):
 
     args: PPOConfig
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        args: PPOConfig,
-        train_dataset: Any,
-        processing_class: Any,
-        reward_funcs: RewardSource | Sequence[RewardSource],
-        callbacks: Sequence[Any] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        ref_model: PreTrainedModel | None = None,
-    ) -> None:
-        self.rows_per_round = args.round_size
-        super().__init__(
-            model, args, train_dataset, processing_class, reward_funcs, callbacks, optimizers
-        )
-        self.reference = None
-        if args.kl_coef:
-            self.reference = frozen_copy(self.model if ref_model is None else ref_model)
-            self.reference.to(args.device)
-        self._companion = AuxiliaryModel(
+    @property
+    def critic(self) -> Critic:
+        """The critic, with fp32 weights."""
+        critic: Critic = self.auxiliary.model
+        return critic
+
+    def make_reference(self, model: Any) -> Any:
+        """See `RolloutTrainer`."""
+        return frozen_copy(model).to(self.args.device) if self.args.kl_coef else None
+
+    def make_auxiliary(self) -> AuxiliaryModel:
+        """The critic."""
+        args, rate = self.args, self.args.critic_learning_rate
+        return AuxiliaryModel(
             "critic",
             Critic(self.model),
             args,
-            learning_rate=(
-                args.learning_rate
-                if args.critic_learning_rate is None
-                else args.critic_learning_rate
-            ),
+            learning_rate=args.learning_rate if rate is None else rate,
             max_grad_norm=args.max_grad_norm,
         )
-        self.critic = self._companion.model
-        self.companions.append(self._companion)
 
     def make_round(self, rows: Rows) -> list[PPOBatch]:
         """Sample, reward, and estimate advantages."""
@@ -370,27 +306,23 @@ class PPOTrainer(RolloutTrainer):
         if args.whiten_advantages:
             advantages = whiten(advantages, mask)
         whole = PPOBatch(
-            samples, log_probs, ref_log_probs, values, advantages, returns, samples.num_tokens
+            samples=samples,
+            log_probs=log_probs,
+            ref_log_probs=ref_log_probs,
+            values=values,
+            advantages=advantages,
+            returns=returns,
+            num_tokens=samples.num_tokens,
         )
         return self.batches(whole)
 
-    def compute_loss(
-        self, model: Any, inputs: PPOBatch, return_outputs: bool = False, **_: Any
-    ) -> Tensor:
-        """The policy's loss on a batch, averaged over the tokens of its mini-batch."""
-        args, batch = self.args, inputs
-        log_probs = token_log_probs(model, batch.samples, args.temperature)
-        losses, is_clipped = policy_loss(
-            log_probs, batch.log_probs, batch.advantages, args.cliprange
-        )
-        if batch.ref_log_probs is not None and args.kl_in == "loss":
-            kl = self._kl(log_probs, batch.ref_log_probs)
-            losses = losses + args.kl_coef * kl
-        mask = batch.samples.completion_mask
-        self.means.add("clip_fraction", is_clipped[mask].sum(), batch.samples.num_tokens)
-        return self.scaled(losses[mask].sum() / batch.num_tokens)
+    def add_to_losses(self, losses: Tensor, log_probs: Tensor, batch: PPOBatch) -> Tensor:
+        """With the KL divergence from the reference, where it is part of the loss."""
+        if batch.ref_log_probs is None or self.args.kl_in != "loss":
+            return losses
+        return losses + self.args.kl_coef * self._kl(log_probs, batch.ref_log_probs)
 
-    def train_companions(self, batch: PPOBatch, is_last: bool) -> None:
+    def train_auxiliary(self, batch: PPOBatch, is_last: bool) -> None:
         """Train the critic on the same batch, and step when the policy does."""
         values = self._values(batch.samples)
         losses, is_clipped = value_loss(
@@ -403,7 +335,7 @@ class PPOTrainer(RolloutTrainer):
         self.means.add("value_loss", loss.detach(), num_tokens)
         self.means.add("value_clip_fraction", is_clipped[mask].sum(), num_tokens)
         if is_last:
-            self.means.add("critic_grad_norm", self._companion.step(), 1)
+            self.means.add("critic_grad_norm", self.auxiliary.step(), 1)
 
     def _kl(self, log_probs: Tensor, ref_log_probs: Tensor) -> Tensor:
         assert self.args.kl_estimator is not None, "the configuration has chosen one"

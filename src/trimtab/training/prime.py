@@ -10,7 +10,7 @@ token is `q_t = beta log(pi_rm / pi_ref)`, and of a completion the sum of these.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Any, Literal
@@ -18,24 +18,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
 
 from trimtab.errors import SettingsError
-from trimtab.training.ppo import policy_loss
 from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
 from trimtab.training.rollouts.batches import (
     EPSILON,
+    PolicyBatch,
     Samples,
     split_rows,
     take_rows,
     token_log_probs,
     whiten,
 )
-from trimtab.training.rollouts.rewards import RewardSource
 from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Rows, frozen_copy
 
 __all__ = [
-    "PRIMEBatch",
     "PRIMEConfig",
     "PRIMETrainer",
     "cross_entropy_loss",
@@ -269,8 +266,8 @@ class PRIMEConfig(RolloutConfig):
     oversample_factor: float = 4.0
 
     @property
-    def num_prompts_sampled(self) -> int:
-        """Prompts that a round samples, before some are left out."""
+    def rows_per_round(self) -> int:
+        """Rows of the data that a round takes: prompts are sampled, and some are left out."""
         return ceil(self.round_size // self.num_generations * self.oversample_factor)
 
     def _problems(self) -> Iterator[str]:
@@ -311,25 +308,6 @@ class PRIMEConfig(RolloutConfig):
 
 
 @dataclass(frozen=True)
-class PRIMEBatch:
-    """Completions, and all that was known of them when they were sampled.
-
-    Attributes:
-        samples: The completions.
-        log_probs: Under the policy that sampled them, 0 where the completion mask is False.
-            `[rows, tokens]`, fp32.
-        advantages: Of each token, likewise.
-        num_tokens: Completion tokens of the mini-batch that these rows are a part of; the loss is
-            averaged over them.
-    """
-
-    samples: Samples
-    log_probs: Tensor
-    advantages: Tensor
-    num_tokens: int
-
-
-@dataclass(frozen=True)
 class _Judged:
     """Completions with their outcomes, for the reward model to learn from."""
 
@@ -341,21 +319,10 @@ class _Judged:
 class PRIMETrainer(RolloutTrainer):
     """Trains a policy by PRIME: outcomes, and process rewards of a model that learns from them.
 
-    Args:
-        model: The policy; `trainer.model`. Trained in place.
-        args: The settings.
-        train_dataset: Rows with a `prompt`, as text or messages, and what the rewards look at.
-        processing_class: The tokenizer.
-        reward_funcs: Says how right a completion is, from 0 to 1: a reward function as TRL's, a
-            reward model or its path, or a list of them; their rewards are added.
-        callbacks: Trainer callbacks.
-        optimizers: As the Trainer's.
-        ref_model: The reference, of which the reward model begins as a copy; by default a copy of
-            `model` as it is now. Pass it in a script that goes on from weights that were trained
-            already.
+    The arguments are those of `RolloutTrainer`. `reward_funcs` says how right a completion is, from
+    0 to 1; the reward model begins as a copy of the reference.
 
     Attributes:
-        reward_model: The implicit process reward model, with fp32 weights.
         reference: The frozen reference, with fp32 weights: the ratio of the two is 1 at first.
 
     Raises:
@@ -364,39 +331,31 @@ class PRIMETrainer(RolloutTrainer):
 
     args: PRIMEConfig
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        args: PRIMEConfig,
-        train_dataset: Any,
-        processing_class: Any,
-        reward_funcs: RewardSource | Sequence[RewardSource],
-        callbacks: Sequence[Any] | None = None,
-        optimizers: tuple[Any, Any] = (None, None),
-        ref_model: PreTrainedModel | None = None,
-    ) -> None:
-        self.rows_per_round = args.num_prompts_sampled
-        super().__init__(
-            model, args, train_dataset, processing_class, reward_funcs, callbacks, optimizers
-        )
-        self.reference = frozen_copy(self.model if ref_model is None else ref_model)
-        self.reference.to(device=args.device, dtype=torch.float32)
-        self._companion = AuxiliaryModel(
+    @property
+    def reward_model(self) -> Any:
+        """The implicit process reward model, with fp32 weights."""
+        return self.auxiliary.model
+
+    def make_reference(self, model: Any) -> Any:
+        """See `RolloutTrainer`."""
+        return frozen_copy(model).to(device=self.args.device, dtype=torch.float32)
+
+    def make_auxiliary(self) -> AuxiliaryModel:
+        """The reward model."""
+        return AuxiliaryModel(
             "reward_model",
             frozen_copy(self.reference),
-            args,
-            learning_rate=args.reward_learning_rate,
-            max_grad_norm=args.reward_max_grad_norm,
+            self.args,
+            learning_rate=self.args.reward_learning_rate,
+            max_grad_norm=self.args.reward_max_grad_norm,
         )
-        self.reward_model = self._companion.model
-        self.companions.append(self._companion)
 
-    def companion_steps(self, num_training_steps: int) -> int:
+    def auxiliary_steps(self, num_training_steps: int) -> int:
         """The reward model goes through the completions of each round once."""
         args = self.args
         return ceil(num_training_steps / args.steps_per_round) * args.num_mini_batches
 
-    def make_round(self, rows: Rows) -> list[PRIMEBatch]:
+    def make_round(self, rows: Rows) -> list[PolicyBatch]:
         """Sample, judge, leave prompts out, train the reward model, and compare."""
         args = self.args
         judged = self._judge(rows)
@@ -419,20 +378,7 @@ class PRIMETrainer(RolloutTrainer):
         if args.whiten_advantages:
             advantages = whiten(advantages, mask)
         log_probs = self.log_probs(self.model, samples, args.temperature)
-        return self.batches(PRIMEBatch(samples, log_probs, advantages, samples.num_tokens))
-
-    def compute_loss(
-        self, model: Any, inputs: PRIMEBatch, return_outputs: bool = False, **_: Any
-    ) -> Tensor:
-        """The policy's loss on a batch, averaged over the tokens of its mini-batch."""
-        args, batch = self.args, inputs
-        log_probs = token_log_probs(model, batch.samples, args.temperature)
-        losses, is_clipped = policy_loss(
-            log_probs, batch.log_probs, batch.advantages, args.cliprange
-        )
-        mask = batch.samples.completion_mask
-        self.means.add("clip_fraction", is_clipped[mask].sum(), batch.samples.num_tokens)
-        return self.scaled(losses[mask].sum() / batch.num_tokens)
+        return self.batches(PolicyBatch(samples, log_probs, advantages, samples.num_tokens))
 
     def _judge(self, rows: Rows) -> _Judged:
         """Sample some completions of each prompt, and choose the prompts of the round."""
@@ -480,4 +426,4 @@ class PRIMETrainer(RolloutTrainer):
                     losses = dpo_loss(rewards, batch.outcomes, opposites[rows])
                 torch.autograd.backward(losses.sum() / len(mini_batch))
                 self.means.add("reward_model_loss", losses.detach().sum(), len(rows))
-            self.means.add("reward_model_grad_norm", self._companion.step(), 1)
+            self.means.add("reward_model_grad_norm", self.auxiliary.step(), 1)

@@ -128,7 +128,7 @@ def test_a_round_by_plain_loops(kl_in: str, whiten: bool, tmp_path: Path) -> Non
     trainer.current_gradient_accumulation_steps = 1
     loss = trainer.compute_loss(trainer.model, batch).item()
     trainer.means.take()
-    trainer.train_companions(batch, is_last=False)
+    trainer.train_auxiliary(batch, is_last=False)
     with torch.no_grad():
         new_values = trainer.critic(samples).tolist()
     new = log_probs_by_hand(copy.deepcopy(trainer.model), samples, 0.7)

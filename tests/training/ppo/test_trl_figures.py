@@ -50,11 +50,10 @@ def test_figures(estimator: Any, whitened: bool) -> None:
     from trimtab.training.ppo import (
         advantages_and_returns,
         kl_estimate,
-        policy_loss,
         token_rewards,
         value_loss,
     )
-    from trimtab.training.rollouts.batches import whiten
+    from trimtab.training.rollouts.batches import policy_loss, whiten
 
     def tensor(*rows: list[float]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.float64)

@@ -53,7 +53,7 @@ def test_sizes(tmp_path: Path) -> None:
             oversample_factor=1.3,
         )
     )
-    assert (args.round_size, args.num_prompts_sampled) == (24, 11)  # 10.4, rounded up
+    assert (args.round_size, args.rows_per_round) == (24, 11)  # 10.4, rounded up
 
 
 def test_too_few_prompts_for_a_round(tmp_path: Path) -> None:

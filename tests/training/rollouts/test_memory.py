@@ -23,7 +23,7 @@ def test_checkpointing_of_activations_changes_nothing(name: str, tmp_path: Path)
             tiny.model(), tmp_path, activation_checkpointing=checkpointing, max_steps=4
         )
         train(trainer)
-        (companion,) = trainer.companions
+        companion = trainer.auxiliary
         modules = list(companion.model.modules())
         assert any(getattr(of, "gradient_checkpointing", False) for of in modules) is checkpointing
         assert companion.model.training

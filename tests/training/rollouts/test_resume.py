@@ -27,7 +27,7 @@ def build(request: pytest.FixtureRequest) -> Builder:
 
 
 def all_weights(trainer: Any) -> dict[str, Any]:
-    models = {"policy": trainer.model, **{of.name: of.model for of in trainer.companions}}
+    models = {"policy": trainer.model, trainer.auxiliary.name: trainer.auxiliary.model}
     return {f"{of} {name}": w for of, model in models.items() for name, w in weights(model).items()}
 
 
@@ -111,4 +111,4 @@ def test_a_checkpoint_without_optimizer_has_no_companion(build: Builder, tmp_pat
     train(trainer)
     names = {file.name for file in (tmp_path / "checkpoint-2").iterdir()}
     assert "model.safetensors" in names
-    assert not any(name.startswith(of.name) for name in names for of in trainer.companions)
+    assert not any(name.startswith(trainer.auxiliary.name) for name in names)

@@ -12,9 +12,11 @@ from torch import Tensor
 
 __all__ = [
     "Batch",
+    "PolicyBatch",
     "Samples",
     "in_chunks",
     "masked_mean",
+    "policy_loss",
     "split_rows",
     "take_rows",
     "token_log_probs",
@@ -65,6 +67,25 @@ class Samples:
     def num_tokens(self) -> int:
         """Completion tokens of all rows."""
         return int(self.completion_mask.sum())
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """Completions, and what the policy's loss needs of when they were sampled.
+
+    Attributes:
+        samples: The completions.
+        log_probs: Under the policy that sampled them, 0 where the completion mask is False.
+            `[rows, tokens]`, fp32.
+        advantages: Of each token, likewise.
+        num_tokens: Completion tokens of the mini-batch that these rows are a part of; losses are
+            averaged over them.
+    """
+
+    samples: Samples
+    log_probs: Tensor
+    advantages: Tensor
+    num_tokens: int
 
 
 def take_rows(batch: Batch, rows: Tensor) -> Batch:
@@ -181,3 +202,26 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     if mask.sum() > 1:
         centred = centred * (variance + EPSILON).rsqrt()
     return (centred if shift_mean else centred + mean).masked_fill(~mask, 0.0)
+
+
+def policy_loss(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, cliprange: float
+) -> tuple[Tensor, Tensor]:
+    """The clipped loss of each token: `-min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)`.
+
+    Args:
+        log_probs: Under the policy, with gradient.
+        old_log_probs: Under the policy that sampled. Same shape.
+        advantages: Same shape.
+        cliprange: eps.
+
+    Returns:
+        The loss, and where it is clipped: the other term is smaller, so there is no gradient.
+
+    Source:
+        Schulman et al. 2017 (arXiv 1707.06347), sec. 3, eq. 7, as a loss.
+    """
+    ratio = (log_probs - old_log_probs).exp()
+    unclipped = -advantages * ratio
+    clipped = -advantages * ratio.clamp(1 - cliprange, 1 + cliprange)
+    return torch.maximum(unclipped, clipped), clipped > unclipped

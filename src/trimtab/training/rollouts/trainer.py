@@ -26,8 +26,10 @@ from trimtab.errors import SettingsError
 from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
 from trimtab.training.rollouts.batches import (
     Batch,
+    PolicyBatch,
     Samples,
     in_chunks,
+    policy_loss,
     split_rows,
     take_rows,
     token_log_probs,
@@ -90,6 +92,11 @@ class RolloutConfig(TrainingArguments):  # type: ignore[misc]
         return self.mini_batch_size * self.num_mini_batches
 
     @property
+    def rows_per_round(self) -> int:
+        """Rows of the data that a round takes."""
+        return self.round_size
+
+    @property
     def steps_per_round(self) -> int:
         """Optimizer steps of a round."""
         return self.num_ppo_epochs * self.num_mini_batches
@@ -136,16 +143,30 @@ DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
 class RolloutTrainer(Trainer):  # type: ignore[misc]
     """Samples completions in rounds, and takes some optimizer steps on each round.
 
-    Subclasses say how many rows of the data a round takes (`rows_per_round`), what a round is
-    (`make_round`), and what is lost on a batch of it (`compute_loss`).
+    Subclasses say which models there are beside the policy (`make_reference`, `make_auxiliary`),
+    and what a round is (`make_round`).
+
+    Args:
+        model: The policy; `trainer.model`. Trained in place.
+        args: The settings.
+        train_dataset: Rows with a `prompt`, as text or messages, and what the rewards look at.
+        processing_class: The tokenizer.
+        reward_funcs: A reward function as TRL's, a reward model or its path, or a list of them;
+            their rewards are added.
+        callbacks: Trainer callbacks.
+        optimizers: As the Trainer's.
+        ref_model: The reference; by default a copy of `model` as it is now. Pass it in a script
+            that goes on from weights that were trained already.
 
     Attributes:
-        companions: Models that are trained beside the policy; saved in the Trainer's checkpoints.
-        rows_per_round: Rows of the data that a round takes.
+        reference: The frozen reference; None without one.
+        auxiliary: The model that is trained beside the policy; saved in the Trainer's checkpoints.
+
+    Raises:
+        SettingsError: Something of it cannot be used; all is named at once.
     """
 
     args: RolloutConfig
-    rows_per_round: int
 
     def __init__(
         self,
@@ -156,12 +177,13 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         reward_funcs: RewardSource | Sequence[RewardSource],
         callbacks: Sequence[Any] | None = None,
         optimizers: tuple[Any, Any] = (None, None),
+        ref_model: PreTrainedModel | None = None,
     ) -> None:
         sources: list[Any] = [reward_funcs]
         if isinstance(reward_funcs, list | tuple):
             sources = list(reward_funcs)
         problems = [
-            *_problems(model, args, train_dataset, processing_class, self.rows_per_round),
+            *_problems(model, args, train_dataset, processing_class),
             *reward_problems(sources),
         ]
         if problems:
@@ -177,8 +199,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
             callbacks=None if callbacks is None else list(callbacks),
             optimizers=optimizers,
         )
-        self.model_accepts_loss_kwargs = False  # losses are scaled in `scaled` alone
-        self.companions: list[AuxiliaryModel] = []
+        self.model_accepts_loss_kwargs = False  # losses are scaled in `compute_loss` alone
         self._rewards = Rewards(sources, processing_class, args.device)
         self._sampler = Sampler(
             model,
@@ -191,22 +212,36 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         self._round: list[Any] | None = None
         self._batch: Any = None
         self._num_batches = 0  # of the optimizer step under way, so far
+        self.reference = self.make_reference(self.model if ref_model is None else ref_model)
+        self.auxiliary = self.make_auxiliary()
+
+    @abstractmethod
+    def make_reference(self, model: Any) -> Any:
+        """The frozen reference, a copy of a model; None for none."""
+
+    @abstractmethod
+    def make_auxiliary(self) -> AuxiliaryModel:
+        """The model that is trained beside the policy."""
 
     @abstractmethod
     def make_round(self, rows: Rows) -> list[Any]:
         """Sample completions, and cut them into the batches that a round serves, in their order.
 
         Args:
-            rows: `rows_per_round` rows of the data.
+            rows: `args.rows_per_round` rows of the data.
         """
 
-    def train_companions(self, batch: Any, is_last: bool) -> None:
-        """Train the companions that learn at the pace of the policy; by default none does.
+    def train_auxiliary(self, batch: Any, is_last: bool) -> None:
+        """Train the auxiliary model if it learns at the pace of the policy; by default not.
 
         Args:
             batch: What the policy's loss was computed on.
             is_last: Whether the policy takes its optimizer step next.
         """
+
+    def add_to_losses(self, losses: Tensor, log_probs: Tensor, batch: Any) -> Tensor:
+        """What is minimised, given the clipped policy loss of each token: by default that alone."""
+        return losses
 
     # What the Trainer calls.
 
@@ -215,13 +250,13 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         args = self.args
         sampler = RoundSampler(
             len(self.train_dataset),
-            self.rows_per_round,
+            args.rows_per_round,
             args.steps_per_round * args.gradient_accumulation_steps,
             args.seed if args.data_seed is None else args.data_seed,
         )
         loader = DataLoader(
             self.train_dataset,
-            batch_size=self.rows_per_round,
+            batch_size=args.rows_per_round,
             sampler=sampler,
             collate_fn=self.data_collator,
         )
@@ -230,15 +265,14 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Stands in for the Trainer's: begin with a new round, also after an interruption."""
         self._round, self._num_batches = None, 0
-        for companion in self.companions:
-            companion.forget_gradients()
+        self.auxiliary.forget_gradients()
         return super().train(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Stands in for the Trainer's: the companions learn from the same batch."""
+        """Stands in for the Trainer's: the auxiliary model learns from the same batch."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         is_last: bool = self.accelerator.sync_gradients
-        self.train_companions(self._batch, is_last)
+        self.train_auxiliary(self._batch, is_last)
         self._num_batches = 0 if is_last else self._num_batches + 1
         return loss
 
@@ -251,35 +285,41 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         self._batch = self._round[step * args.gradient_accumulation_steps + self._num_batches]
         return self._batch
 
-    def scaled(self, loss: Tensor) -> Tensor:
-        """A share of the loss of a whole mini-batch, as `compute_loss` returns it.
-
-        The Trainer divides by the number of batches, which a mean over all tokens of the
-        mini-batch has been already.
-        """
+    def compute_loss(
+        self, model: Any, inputs: PolicyBatch, return_outputs: bool = False, **_: Any
+    ) -> Tensor:
+        """The policy's loss on a batch, averaged over the tokens of its mini-batch."""
+        args, batch = self.args, inputs
+        log_probs = token_log_probs(model, batch.samples, args.temperature)
+        losses, is_clipped = policy_loss(
+            log_probs, batch.log_probs, batch.advantages, args.cliprange
+        )
+        losses = self.add_to_losses(losses, log_probs, batch)
+        mask = batch.samples.completion_mask
+        self.means.add("clip_fraction", is_clipped[mask].sum(), batch.samples.num_tokens)
+        loss = losses[mask].sum() / batch.num_tokens
+        # The Trainer divides by the number of batches, which a mean over all tokens of the
+        # mini-batch has been already.
         return loss * self.current_gradient_accumulation_steps
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Stands in for the Trainer's: the companions have theirs made at the same time."""
-        for companion in self.companions:
-            decayed = self.get_decay_parameter_names(companion.model)
-            companion.start(self.companion_steps(num_training_steps), decayed)
+        """Stands in for the Trainer's: the auxiliary model has its own made at the same time."""
+        decayed = self.get_decay_parameter_names(self.auxiliary.model)
+        self.auxiliary.start(self.auxiliary_steps(num_training_steps), decayed)
         return super().create_scheduler(num_training_steps, optimizer)
 
-    def companion_steps(self, num_training_steps: int) -> int:
-        """Steps that companions take while the policy takes so many."""
+    def auxiliary_steps(self, num_training_steps: int) -> int:
+        """Steps that the auxiliary model takes while the policy takes so many."""
         return num_training_steps
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
-        for companion in self.companions:
-            companion.save(Path(output_dir))
+        self.auxiliary.save(Path(output_dir))
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            for companion in self.companions:
-                companion.load(Path(checkpoint))
+            self.auxiliary.load(Path(checkpoint))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Stands in for the Trainer's: with the means since the last log."""
@@ -364,9 +404,7 @@ def frozen_copy(model: Any) -> Any:
     return copy.deepcopy(model).requires_grad_(True)
 
 
-def _problems(
-    model: Any, args: RolloutConfig, rows: Any, tokenizer: Any, rows_per_round: int
-) -> Iterator[str]:
+def _problems(model: Any, args: RolloutConfig, rows: Any, tokenizer: Any) -> Iterator[str]:
     """What stands in the way of a run, as far as it can be known before it."""
     if args.world_size > 1 or args.n_gpu > 1:
         yield (
@@ -387,10 +425,10 @@ def _problems(
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     room = None if context is None else context - args.max_completion_length
     yield from prompt_problems(rows, tokenizer, room)
-    if 0 < len(rows) < rows_per_round:
+    if 0 < len(rows) < args.rows_per_round:
         yield (
-            f"train_dataset has {len(rows)} rows, and a round takes {rows_per_round}: expected at "
-            "least as many"
+            f"train_dataset has {len(rows)} rows, and a round takes {args.rows_per_round}: "
+            "expected at least as many"
         )
 
 
