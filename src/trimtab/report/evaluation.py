@@ -20,6 +20,7 @@ from trimtab.report.document import (
 )
 from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.wording import (
+    NONE,
     Shown,
     count,
     interval_text,
@@ -29,6 +30,7 @@ from trimtab.report.wording import (
     printable,
     share,
     share_text,
+    shown,
     with_ends,
 )
 from trimtab.results.answers import Answer, Answers, Forgetting, answers_difference
@@ -149,7 +151,7 @@ def _sampled(row: _Scored) -> str:
     if not isinstance(row, Answers):
         return ""
     if row.sampled_accuracy is None:
-        return Shown("–", None)
+        return NONE
     return share_text(row.sampled_accuracy, 1, row.sampled_interval)
 
 
@@ -225,7 +227,10 @@ def _differences(evaluation: Evaluation) -> Table:
         Column[Any](
             "greedy", lambda row: points_text(row["greedy_difference"], row["greedy_interval"])
         ),
-        Column[Any]("p", lambda row: _p(row["p_value"])),
+        Column[Any](
+            "p",
+            lambda row: shown(row["p_value"], lambda p: "<0.0001" if p < 0.0001 else f"{p:.4f}"),
+        ),
     ]
     if evaluation.settings["num_samples"]:
         columns.append(
@@ -246,8 +251,8 @@ def _differences(evaluation: Evaluation) -> Table:
     )
 
 
-def _p(value: float) -> Shown:
-    return Shown("<0.0001" if value < 0.0001 else f"{value:.4f}", value)
+def _p(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def _headings(evaluation: Evaluation, *others: str) -> list[str]:
@@ -272,7 +277,7 @@ def _levels(evaluation: Evaluation, asked: AskedQuestions) -> Table:
     ]
     columns: list[Column[Any]] = [
         Column("questions", lambda row: count(row[1][0].num_questions)),
-        Column("always", lambda row: Shown("–", None) if row[0] is None else _greedy(row[0])),
+        Column("always", lambda row: NONE if row[0] is None else _greedy(row[0])),
     ]
     note = "Greedy. “always” is the best constant answer of each level."
     if not any(baseline for _, (baseline, _) in rows):
@@ -297,7 +302,7 @@ def _forgetting(evaluation: Evaluation) -> Section | None:
         Column[Forgetting | None]("KL(base ‖ model)", _kl),
         Column[Forgetting | None](
             "perplexity",
-            lambda row: _perplexity(row.tuned_perplexity if row else base.base_perplexity),
+            lambda row: shown(row.tuned_perplexity if row else base.base_perplexity, ".4g"),
         ),
     )
     models = zip(_names(evaluation), evaluation.models, strict=True)
@@ -315,11 +320,7 @@ def _forgetting(evaluation: Evaluation) -> Section | None:
 
 
 def _kl(row: Forgetting | None) -> Shown:
-    return Shown("–", None) if row is None else with_ends(row.kl, row.kl_interval, magnitude)
-
-
-def _perplexity(value: float) -> Shown:
-    return Shown(f"{value:.4g}", value)
+    return NONE if row is None else with_ends(row.kl, row.kl_interval, magnitude)
 
 
 def _suites(evaluation: Evaluation) -> Section | None:

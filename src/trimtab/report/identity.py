@@ -27,6 +27,7 @@ from trimtab.report.document import (
 )
 from trimtab.report.records import Covered, checkpoints_table, coverage_section, settings_table
 from trimtab.report.wording import (
+    NONE,
     Shown,
     count,
     endpoint,
@@ -74,7 +75,7 @@ def base_share(agreement: Agreement, criterion: str = "bits") -> Shown:
 def cosine_text(cosine: float | None) -> Shown:
     """To four digits, where 1 appears only when exactly true; a dash where there is none."""
     if cosine is None:
-        return Shown("–", None)
+        return NONE
     if abs(cosine) == 1:
         return Shown(f"{cosine:.0f}", cosine)
     text = f"{cosine:.4f}"

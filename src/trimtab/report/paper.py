@@ -24,7 +24,7 @@ from trimtab.report.document import (
     table,
 )
 from trimtab.report.paper_charts import forest, learned_beside_unchanged
-from trimtab.report.wording import Shown, plural, printable
+from trimtab.report.wording import NONE, Shown, plural, printable
 from trimtab.results.result import Result
 from trimtab.words import are
 
@@ -42,7 +42,6 @@ __all__ = [
 
 Data = Mapping[str, Any]
 
-NONE = "–"
 _MOST_NAMES = 12
 _TRIED = ("holds", "does not hold", "not settled")
 """Verdicts of claims that something was measured for."""
@@ -73,7 +72,7 @@ _RANGES = {"share": (0.0, 1.0), "points": (-1.0, 1.0)}
 def figure_text(value: float | None, interval: Sequence[float] | None, unit: str) -> Shown:
     """A mean with its interval: `8.1 % [7.2, 9.0]`; a dash for none."""
     if value is None:
-        return Shown(NONE, None)
+        return NONE
     write = "{:.3f}".format if unit == "factor" else _percent
     text = f"{write(value)}{_SIGNS[unit]}"
     if interval is not None:

@@ -11,6 +11,7 @@ from trimtab.report.document import Column, Document, Figure, Hero, Key, Keyed, 
 from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.vega import arm_colours, chart, dots, layer, quantity, whiskers
 from trimtab.report.wording import (
+    NONE,
     Shown,
     endpoint,
     magnitude,
@@ -157,20 +158,20 @@ def _hero(probe: Robustness, arm: str) -> Hero:
 
 def _share(over: Arm | None) -> Shown:
     if over is None:
-        return Shown("–", None)
+        return NONE
     return share_text(over["mean"], 1, within(over, 0.0, 1.0), digits=2)
 
 
 def _points(over: Arm | None) -> Shown:
     if over is None:
-        return Shown("–", None)
+        return NONE
     return points_text(over["mean"], within(over, -1.0, 1.0))
 
 
 def _amount(over: Arm | None) -> Shown:
     """Of what is never negative, though its t-interval can be."""
     if over is None:
-        return Shown("–", None)
+        return NONE
     return with_ends(over["mean"], within(over, 0.0, inf), magnitude)
 
 

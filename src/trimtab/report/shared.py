@@ -9,7 +9,7 @@ from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR, Aga
 from trimtab.masks.overlap_result import COVERAGE_LISTS, LETTERS, Overlap
 from trimtab.report.document import Column, Section, Table, plain_table
 from trimtab.report.records import checkpoints_table, listed, settings_table
-from trimtab.report.wording import Shown, count, of_all, plural, printable, share
+from trimtab.report.wording import NONE, Shown, count, of_all, plural, printable, share, shown
 from trimtab.results.records import CheckpointRecord, MaskRecord
 from trimtab.words import were
 
@@ -77,20 +77,18 @@ def selected(overlap: Overlap) -> list[str]:
 
 def ratio_text(ratio: float | None) -> Shown:
     """A share that was measured or is expected; a dash where there is none."""
-    return Shown("–", None) if ratio is None else share(ratio, 1.0)
+    return NONE if ratio is None else share(ratio, 1.0)
 
 
 def lift_text(lift: float | None) -> Shown:
     """A lift to four digits; a dash where there is none."""
-    if lift is None:
-        return Shown("–", None)
-    return Shown(f"{lift:,.0f}" if lift >= 1000 else f"{lift:.4g}", lift)
+    return shown(lift, lambda v: f"{v:,.0f}" if v >= 1000 else f"{v:.4g}")
 
 
 def z_text(z: float | None) -> Shown:
     """A number of standard deviations; a dash where there are none."""
     if z is None:
-        return Shown("–", None)
+        return NONE
     text = f"{z:,.0f}" if abs(z) >= 100 else f"{z:.2f}"
     return Shown("0.00" if text == "-0.00" else text, z)
 

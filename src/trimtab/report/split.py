@@ -9,7 +9,7 @@ from trimtab.masks.split import Part, Split
 from trimtab.report.document import Column, Document, Hero, Section, table
 from trimtab.report.records import settings_table
 from trimtab.report.shared import NO_BASE, masks_provenance
-from trimtab.report.wording import Shown, count, magnitude, plural, printable, share
+from trimtab.report.wording import count, magnitude, plural, printable, share, shown
 
 __all__ = ["split_document"]
 
@@ -77,7 +77,7 @@ def _warnings(split: Split) -> list[str]:
 
 def _parts(split: Split, names: list[str]) -> Section:
     matched = (
-        Column[Part]("matched", lambda part: _expected(part.matched_chance), drop=2),
+        Column[Part]("matched", lambda part: shown(part.matched_chance, ",.0f"), drop=2),
         Column[Part]("matched lift", lambda part: magnitude(part.matched_lift)),
     )
     parts = table(
@@ -89,7 +89,7 @@ def _parts(split: Split, names: list[str]) -> Section:
         (
             Column("selected", lambda part: count(part.num_selected)),
             Column("of the mask", lambda part: share(part.num_selected, split.whole(part))),
-            Column("by chance", lambda part: _expected(part.chance), drop=1),
+            Column("by chance", lambda part: shown(part.chance, ",.0f"), drop=1),
             Column("lift", lambda part: magnitude(part.lift)),
             *(() if split.base is None else matched),
             Column("file", lambda part: printable(part.file), "code", only="page"),
@@ -100,11 +100,6 @@ def _parts(split: Split, names: list[str]) -> Section:
         brief="",
     )
     return Section("The parts", blocks=(parts,))
-
-
-def _expected(number: float | None) -> Shown:
-    """An expected number of elements; a dash where there is none."""
-    return Shown("–" if number is None else f"{number:,.0f}", number)
 
 
 def _hero(split: Split) -> Hero:

@@ -42,10 +42,9 @@ from trimtab.report.structure_units import (
     Labelled,
     in_order,
     layer_grids,
-    number_text,
     units_name,
 )
-from trimtab.report.wording import Shown, count, magnitude, named, plural, printable
+from trimtab.report.wording import Shown, count, magnitude, named, plural, printable, shown
 
 __all__ = ["correlation_text", "mask_labels", "shared_p_text", "structure_document"]
 
@@ -67,13 +66,11 @@ def shared_p_text(log10_p: float) -> Shown:
 
 def correlation_text(value: float | None) -> Shown:
     """With its sign, to two decimals."""
-    return Shown("–" if value is None else f"{value:+.2f}", value)
+    return shown(value, "+.2f")
 
 
 def _entropy(value: float | None) -> Shown:
-    if value is None:
-        return Shown("–", None)
-    return Shown("> 0.9999" if 0.99995 <= value < 1 else f"{value:.4f}", value)
+    return shown(value, lambda v: "> 0.9999" if 0.99995 <= v < 1 else f"{v:.4f}")
 
 
 def mask_labels(structure: Structure) -> list[str]:
@@ -263,7 +260,7 @@ _COMMON = (
     Column[Common]("first", lambda row: count(row.num_first), drop=2),
     Column[Common]("second", lambda row: count(row.num_second), drop=1),
     Column[Common]("both", lambda row: count(row.num_common)),
-    Column[Common]("chance", lambda row: number_text(row.chance)),
+    Column[Common]("chance", lambda row: shown(row.chance, ",.1f")),
     Column[Common]("p", lambda row: shared_p_text(row.log10_p)),
 )
 

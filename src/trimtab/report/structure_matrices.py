@@ -11,7 +11,7 @@ from trimtab.masks.structure_result import ElementMap, MaskStructure, Profile, T
 from trimtab.report.charts import Marks, marks_of, nice_ceiling, reference_dots
 from trimtab.report.document import Column, Figure, Key, Section, table
 from trimtab.report.vega import WIDTH, category, chart, layer, quantity
-from trimtab.report.wording import Shown, count, kinds_in_order, named, printable, share
+from trimtab.report.wording import Shown, count, kinds_in_order, named, printable, share, shown
 
 __all__ = [
     "Stripes",
@@ -34,16 +34,12 @@ def opened(text: str) -> str:
 
 def dispersion_text(value: float | None) -> Shown:
     """A mean of z²: to two decimals, a large one to whole numbers."""
-    if value is None:
-        return Shown("–", None)
-    return Shown(f"{value:.2f}" if value < 100 else f"{value:,.0f}", value)
+    return shown(value, lambda v: f"{v:.2f}" if v < 100 else f"{v:,.0f}")
 
 
 def spread_text(value: float | None) -> Shown:
     """A spread as a percentage of the expectation: to one decimal, a large one without."""
-    if value is None:
-        return Shown("–", None)
-    return Shown(f"{100 * value:.1f} %" if value < 10 else f"{100 * value:,.0f} %", value)
+    return shown(value, lambda v: f"{100 * v:.1f} %" if v < 10 else f"{100 * v:,.0f} %")
 
 
 class Stripes:

@@ -19,7 +19,7 @@ from trimtab.report.vega import (
     layer,
     quantity,
 )
-from trimtab.report.wording import Shown, count, magnitude, named, printable
+from trimtab.report.wording import Shown, count, magnitude, named, printable, shown
 
 __all__ = [
     "FAMILY_NAMES",
@@ -27,7 +27,6 @@ __all__ = [
     "Labelled",
     "in_order",
     "layer_grids",
-    "number_text",
     "p_text",
     "ratio_text",
     "unit_name",
@@ -68,26 +67,17 @@ _SHOWN_RANKS = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 def ratio_text(num_selected: int, expected: float | None) -> Shown:
     """Selected / expected: `1.24 ×`; a dash where nothing is expected."""
-    if not expected:
-        return Shown("–", None)
-    return Shown(f"{num_selected / expected:.2f} ×", num_selected / expected)
+    return shown(num_selected / expected if expected else None, lambda v: f"{v:.2f} ×")
 
 
 def z_text(z: float | None) -> Shown:
     """With its sign, to one decimal, a large one to whole numbers."""
-    if z is None:
-        return Shown("–", None)
-    return Shown(f"{z:+.1f}" if abs(z) < 1000 else f"{z:+,.0f}", z)
+    return shown(z, lambda v: f"{v:+.1f}" if abs(v) < 1000 else f"{v:+,.0f}")
 
 
 def p_text(p: float | None) -> Shown:
     """A probability; one below fp64 as a bound."""
-    return Shown("< 1e-300", p) if p is not None and p < 1e-300 else magnitude(p)
-
-
-def number_text(value: float | None) -> Shown:
-    """An expected number of elements."""
-    return Shown(f"{value or 0:,.1f}", value)
+    return shown(p, lambda v: "< 1e-300" if v < 1e-300 else magnitude(v))
 
 
 def unit_name(family: str, unit: Unit) -> str:
@@ -226,7 +216,7 @@ def _furthest(label: str, family: Family, is_matched: bool) -> Table:
         (
             _SELECTED,
             _ELEMENTS,
-            Column("expected", lambda unit: number_text(_expected(unit, is_matched)[0])),
+            Column("expected", lambda unit: shown(_expected(unit, is_matched)[0], ",.1f")),
             *_figures(is_matched),
             Column("q", lambda unit: p_text(unit.matched_q if is_matched else unit.q)),
             _CONTROL,

@@ -16,6 +16,7 @@ from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural, were
 
 __all__ = [
+    "NONE",
     "Ends",
     "Shown",
     "changed_means",
@@ -37,6 +38,7 @@ __all__ = [
     "rule",
     "share",
     "share_text",
+    "shown",
     "sparsity_text",
     "unchanged",
     "with_ends",
@@ -65,9 +67,20 @@ class Shown(str):
         return self
 
 
+NONE = Shown("–", None)
+"""The text of a figure that there is not."""
+
+
+def shown(value: float | None, write: str | Callable[[float], str]) -> Shown:
+    """A number by a format, or as it is written; a dash where there is none."""
+    if value is None:
+        return NONE
+    return Shown(format(value, write) if isinstance(write, str) else write(value), value)
+
+
 def count(num: int | None) -> Shown:
     """A whole number: `1,024`; a dash where there is none."""
-    return Shown("–" if num is None else f"{num:,}", num)
+    return shown(num, ",")
 
 
 def share(part: float, whole: float, digits: int = 2) -> Shown:
@@ -95,9 +108,7 @@ def labelled(label: str, sentence: str) -> str:
 
 def magnitude(value: float | None) -> Shown:
     """A real number to three significant digits, a small one as `8.62e-05`."""
-    if value is None:
-        return Shown("–", None)
-    return Shown(f"{value:.2e}" if 0 < abs(value) < 0.01 else f"{value:.3g}", value)
+    return shown(value, lambda v: f"{v:.2e}" if 0 < abs(v) < 0.01 else f"{v:.3g}")
 
 
 def of_all(part: int, whole: int) -> str:
@@ -184,7 +195,7 @@ def share_text(part: float, whole: float, interval: Ends, digits: int = 1) -> Sh
 def points_text(difference: float | None, interval: Ends) -> Shown:
     """A difference of shares in points: `+31.2 [+9.6, +49.1]`; a dash where there is none."""
     if difference is None:
-        return Shown("–", None)
+        return NONE
     ends = f" [{interval_text(interval, '+')}]" if interval else ""
     return Shown(f"{100 * difference:+.1f}{ends}", difference)
 
