@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Mapping
+from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
 
@@ -83,6 +84,24 @@ def test_imports_point_one_way(layer: str) -> None:
     for file in files:
         wrong = imports_of(file) - MAY_IMPORT[layer] - {layer}
         assert not wrong, f"{file.relative_to(SOURCE)} imports {sorted(wrong)}"
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Also not inside a function, or for type checkers alone."""
+    files = {}
+    for path in SOURCE.rglob("*.py"):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        files[".".join(("trimtab", *parts)).removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        graph[name] = modules_of(path) & files.keys()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names} & files.keys()
+                graph[name] |= full
+                if len(full) == len(node.names):  # only modules of a package, not the package
+                    graph[name].discard(node.module or "")
+    TopologicalSorter(graph).prepare()
 
 
 def test_a_report_opens_no_checkpoint() -> None:

@@ -45,7 +45,7 @@ from trimtab.masks.wanda import InputNorms, kept_by_wanda
 from trimtab.outputs import ensure_no_folder, new_folder
 from trimtab.results.records import CheckpointRecord, made_now, record_of
 from trimtab.results.result import Result
-from trimtab.results.schema import to_plain
+from trimtab.results.schema import Provenance
 from trimtab.words import first_few, one_line, out_of
 
 __all__ = [
@@ -212,6 +212,21 @@ RECORD = "pruning.json"
 """File of the pruned checkpoint that says how it was made."""
 
 
+@dataclass(frozen=True)
+class PrunedTensor:
+    """A matrix that was pruned.
+
+    Attributes:
+        name: Its name.
+        zeros: Its zeros.
+    """
+
+    PLAIN: ClassVar = ("name", "=zeros")
+
+    name: str
+    zeros: ZeroCount
+
+
 @dataclass(frozen=True, eq=False)
 class Pruning(Result):
     """What pruning did.
@@ -222,7 +237,7 @@ class Pruning(Result):
         sparsity: Share of each matrix, or of each of its rows, that was asked for.
         kinds: Kinds that were asked for; None for the matrices of the layers.
         seed: What decided between equal magnitudes.
-        pruned: Name -> zeros, of each matrix that was pruned.
+        tensors: The matrices that were pruned.
         others: Zeros of all other tensors together, which keep their bits.
         norms: How the input norms were measured, for `wanda`; None for other methods.
         provenance: trimtab version, command, date.
@@ -233,7 +248,7 @@ class Pruning(Result):
     COMMAND = "trimtab prune"
     PLAIN: ClassVar = (
         *("provenance", "provenance.base=base", "method", "sparsity", "kinds", "seed", "norms"),
-        *("total", "others", "tensors=_plain_tensors"),
+        *("total", "others", "tensors"),
     )
 
     base: CheckpointRecord
@@ -241,10 +256,10 @@ class Pruning(Result):
     sparsity: float
     kinds: tuple[str, ...] | None
     seed: int
-    pruned: Mapping[str, ZeroCount]
+    tensors: tuple[PrunedTensor, ...]
     others: ZeroCount
     norms: Mapping[str, Any] | None
-    provenance: Mapping[str, Any]
+    provenance: Provenance
 
     def __repr__(self) -> str:
         zero = out_of(self.total.num_after, self.total.num_elements, "element")
@@ -253,10 +268,12 @@ class Pruning(Result):
     @property
     def total(self) -> ZeroCount:
         """Zeros of all matrices that were pruned."""
-        return sum(self.pruned.values(), ZeroCount())
+        return sum((tensor.zeros for tensor in self.tensors), ZeroCount())
 
-    def _plain_tensors(self) -> list[dict[str, Any]]:
-        return [{"name": name, **to_plain(count)} for name, count in self.pruned.items()]
+    @property
+    def pruned(self) -> dict[str, ZeroCount]:
+        """Name -> zeros, of each matrix that was pruned."""
+        return {tensor.name: tensor.zeros for tensor in self.tensors}
 
 
 def prune(
@@ -327,7 +344,7 @@ def prune(
                 sparsity=sparsity,
                 kinds=None if kinds is None else tuple(kinds),
                 seed=seed,
-                pruned={name: counts.pop(name) for name in names},
+                tensors=tuple(PrunedTensor(name, counts.pop(name)) for name in names),
                 others=sum(counts.values(), ZeroCount()),
                 norms=None if norms is None else dict(norms.provenance),
                 provenance=made_now(command=command),

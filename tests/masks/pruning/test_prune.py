@@ -17,7 +17,7 @@ from trimtab.checkpoints import weights as checkpoint_weights
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import AnalysisError, CheckpointError, MaskError, OutputExistsError
-from trimtab.masks.pruning import RECORD, prune, survivors
+from trimtab.masks.pruning import RECORD, Pruning, prune, survivors
 from trimtab.masks.wanda import InputNorms
 
 UP, DOWN, LATER = (
@@ -100,6 +100,7 @@ def test_the_smallest_of_each_matrix_are_zero(tmp_path: Path, dtype: type, spars
         assert done.pruned[name].num_before == zeros
         assert done.pruned[name].num_after == max(zeros, bits.size - kept)
         assert done.pruned[name].num_elements == bits.size
+    assert Pruning.load(tmp_path / "out" / RECORD).to_dict() == done.to_dict()
     assert done.total.num_after == sum(int((after[n] & magnitude == 0).sum()) for n in done.pruned)
 
 
