@@ -20,6 +20,11 @@ def structured(shape: tuple[int, int], rows: int) -> NDArray[np.float32]:
     return update
 
 
+def add(analysis: RankAnalysis, name: str, update: NDArray[Any]) -> None:
+    """Give an analysis a tensor that was 0 before."""
+    analysis.add(name, np.zeros_like(update), update)
+
+
 def figures(result: dict[str, Any], name: str, side: str) -> dict[str, float]:
     return {figure: result["by_tensor"][name][side][figure]["value"] for figure in FIGURES}
 
@@ -28,7 +33,7 @@ def test_ranks_equal_those_of_an_svd_and_the_control_differs() -> None:
     update = structured((60, 80), rows=12)
     before = update.copy()
     analysis = RankAnalysis()
-    analysis.add("q", update)
+    add(analysis, "q", update)
     np.testing.assert_array_equal(update, before)
     result = analysis.to_dict()
     expected = exact_ranks(np.linalg.svd(update.astype(np.float64), compute_uv=False), (60, 80))
@@ -60,7 +65,7 @@ def test_larger_matrices_are_estimated_with_an_error() -> None:
     update = structured((150, 160), rows=100)
     exact, estimate = RankAnalysis(), RankAnalysis(exact_up_to=149)
     for analysis in (exact, estimate):
-        analysis.add("q", update)
+        add(analysis, "q", update)
     row = estimate.to_dict()["by_tensor"]["q"]
     assert row["method"] == "estimate"
     for side in ("update", "random"):
@@ -78,7 +83,7 @@ def test_result_depends_on_seed_and_name_not_on_order() -> None:
     for names, seed in ((list(tensors), 0), (list(tensors)[::-1], 0), (list(tensors), 1)):
         analysis = RankAnalysis(seed=seed, exact_up_to=20)
         for name in names:
-            analysis.add(name, tensors[name])
+            add(analysis, name, tensors[name])
         results.append(analysis.to_dict()["by_tensor"])
     assert results[0] == results[1]
     assert results[0] != results[2]
@@ -86,9 +91,9 @@ def test_result_depends_on_seed_and_name_not_on_order() -> None:
 
 def test_summary_has_the_least_and_the_mean_over_matrices_zero_updates_included() -> None:
     analysis = RankAnalysis()
-    analysis.add("a", structured((20, 20), rows=5))
-    analysis.add("b", structured((40, 60), rows=40))
-    analysis.add("frozen", np.zeros((8, 8), dtype=np.float32))
+    add(analysis, "a", structured((20, 20), rows=5))
+    add(analysis, "b", structured((40, 60), rows=40))
+    add(analysis, "frozen", np.zeros((8, 8), dtype=np.float32))
     result = analysis.to_dict()
     assert figures(result, "frozen", "update") == dict.fromkeys(FIGURES, 0.0)
     assert result["num_matrices"] == 3
@@ -102,7 +107,7 @@ def test_summary_has_the_least_and_the_mean_over_matrices_zero_updates_included(
 def test_stacks_of_experts_are_taken_matrix_by_matrix() -> None:
     stack = np.stack([structured((10, 12), rows=2), structured((10, 12), rows=4)])
     analysis = RankAnalysis()
-    analysis.add("experts.up_proj", stack)
+    add(analysis, "experts.up_proj", stack)
     result = analysis.to_dict()
     assert list(result["by_tensor"]) == ["experts.up_proj[0]", "experts.up_proj[1]"]
     assert figures(result, "experts.up_proj[1]", "update")["matrix_rank"] == 4
@@ -110,11 +115,11 @@ def test_stacks_of_experts_are_taken_matrix_by_matrix() -> None:
 
 def test_what_cannot_be_analysed_is_listed_with_the_reason() -> None:
     analysis = RankAnalysis(max_elements=100)
-    analysis.add("norm", np.ones(5))
-    analysis.add("scalar", np.float64(1.0) + np.zeros(()))
-    analysis.add("empty", np.zeros((0, 4)))
-    analysis.add("embed", np.zeros((11, 10)))
-    analysis.add("broken", np.array([[np.nan, np.inf], [-np.inf, 1.0]]))
+    add(analysis, "norm", np.ones(5))
+    add(analysis, "scalar", np.float64(1.0) + np.zeros(()))
+    add(analysis, "empty", np.zeros((0, 4)))
+    add(analysis, "embed", np.zeros((11, 10)))
+    add(analysis, "broken", np.array([[np.nan, np.inf], [-np.inf, 1.0]]))
     result = analysis.to_dict()
     assert result["by_tensor"] == {}
     assert {entry["name"]: entry["reason"] for entry in result["skipped"]} == {
@@ -134,11 +139,11 @@ def test_what_cannot_be_analysed_is_listed_with_the_reason() -> None:
 @pytest.mark.parametrize("exact_up_to", [0, 4096])
 def test_smallest_matrices_have_rank_1(shape: tuple[int, int], exact_up_to: int) -> None:
     analysis = RankAnalysis(exact_up_to=exact_up_to)
-    analysis.add("x", np.full(shape, 1e-3, dtype=np.float32))
+    add(analysis, "x", np.full(shape, 1e-3, dtype=np.float32))
     assert list(figures(analysis.to_dict(), "x", "update").values()) == pytest.approx([1.0] * 5)
 
 
 def test_huge_finite_updates_are_not_taken_for_infinite() -> None:
     analysis = RankAnalysis()
-    analysis.add("x", np.diag([3e38, 3e38]).astype(np.float32))
+    add(analysis, "x", np.diag([3e38, 3e38]).astype(np.float32))
     assert figures(analysis.to_dict(), "x", "update")["matrix_rank"] == 2

@@ -196,10 +196,10 @@ def make_analyses(comparison: Comparison) -> dict[str, Any]:
     for index in range(4):
         base = rng.normal(0, 0.02, (24, 16)).astype(np.float32)
         update = np.where(rng.random(base.shape) < 0.1, 1e-4, 0).astype(np.float32)
-        rank.add(f"model.layers.{index}.self_attn.q_proj.weight", update)
+        rank.add(f"model.layers.{index}.self_attn.q_proj.weight", 0 * update, update)
         geometry.add(f"model.layers.{index}.self_attn.q_proj.weight", base, base + update)
     norm = np.ones(16, dtype=np.float32)
-    rank.add("model.norm.weight", norm)
+    rank.add("model.norm.weight", 0 * norm, norm)
     geometry.add("model.norm.weight", norm, norm)
     return {
         "precision": {**section, "by_kind": by_kind, "total": total},

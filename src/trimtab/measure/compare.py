@@ -1,30 +1,19 @@
-"""`compare`: one streaming pass over two checkpoints, each pair of tensors a task of its own.
-
-`rank` and `geometry` are a second pass over whole matrices, one at a time: singular values need a
-matrix in memory, so it takes as much memory as the largest matrix that the analyses accept.
-"""
+"""`compare`: one streaming pass over two checkpoints, each pair of tensors a task of its own."""
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from trimtab.checkpoints import Checkpoint, StoredTensor, TensorPart, opened, parts_of
-from trimtab.checkpoints.align import Aligned, Alignment, align, num_columns, num_rows
+from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
+from trimtab.checkpoints.align import Aligned, Alignment, align
 from trimtab.checkpoints.stream import (
     Progress,
     Reader,
-    Source,
     Streamed,
-    chunks_of,
-    new_buffer,
     overlaps,
     stream,
 )
@@ -35,120 +24,12 @@ from trimtab.elements.scan import Tally
 from trimtab.errors import AnalysisError
 from trimtab.measure.compare_result import Comparison, Coverage, Profile, TensorChange
 from trimtab.measure.geometry import GeometryAnalysis
+from trimtab.measure.matrices import MatrixAnalysis, analyse_matrices, work_of
 from trimtab.measure.precision import PrecisionProbe
 from trimtab.measure.rank import RankAnalysis
 from trimtab.results.records import made_now, record_of
 
 __all__ = ["compare"]
-
-LIMIT = RankAnalysis.max_elements
-
-READ_MEANWHILE = 4
-"""Bytes that are read in about the time of a multiplication of a matrix's decomposition."""
-
-
-def work_of(item: Aligned, config: Mapping[str, Any], num_analyses: int) -> int:
-    """What analyses take of a tensor, in bytes that take about as long to read.
-
-    A decomposition of m x n takes m·n·min(m, n) multiplications: by bytes alone, the last matrices
-    of a model would look as quick as its embeddings.
-
-    Args:
-        item: The tensor.
-        config: Of base, to split fused tensors.
-        num_analyses: How many analyses there are.
-    """
-    num_bytes = sum(tensor.num_bytes for tensor in item.stored)
-    return num_analyses * (num_bytes + READ_MEANWHILE * _multiplications(item, config))
-
-
-def _multiplications(item: Aligned, config: Mapping[str, Any]) -> int:
-    if not item.dtype.is_float or len(item.shape) < 2 or _is_too_large(item, LIMIT):
-        return 0
-    shapes = [part.shape_in(item.shape) for part in parts_of(item.name, item.shape, config)]
-    return sum(prod(shape) * min(shape[-2:]) for shape in shapes)
-
-
-def analyse_matrices(
-    items: Sequence[Aligned],
-    config: Mapping[str, Any],
-    analyses: Sequence[RankAnalysis | GeometryAnalysis],
-    report: Callable[[int], None],
-) -> None:
-    """Give every float tensor, or part of a fused one, to the analyses.
-
-    Args:
-        items: What was compared.
-        config: Of base, to split fused tensors.
-        analyses: Added to.
-        report: Called with the `work_of` of each when it is done.
-    """
-    limit = max(analysis.max_elements for analysis in analyses)
-    buffer = new_buffer()
-    for item in items:
-        if item.dtype.is_float:
-            _analyse(item, config, analyses, limit, buffer)
-        report(work_of(item, config, len(analyses)))
-
-
-def _analyse(
-    item: Aligned,
-    config: Mapping[str, Any],
-    analyses: Sequence[RankAnalysis | GeometryAnalysis],
-    limit: int,
-    buffer: NDArray[np.uint8],
-) -> None:
-    if _is_too_large(item, limit):
-        reason = f"{prod(item.shape):,} elements are more than the limit of {limit:,}"
-        for analysis in analyses:
-            analysis.skip(item.name, item.shape, reason)
-        return
-    base, tuned = (
-        _values(item, Source(tensor, item.dtype, scale, buffer))
-        for tensor, scale in zip(item.stored, item.scales, strict=True)
-    )
-    for part in parts_of(item.name, item.shape, config):
-        name = item.name if part.label is None else f"{item.name}[{part.label}]"
-        before = _part(base, part, item.shape)
-        after = _part(tuned, part, item.shape)
-        for analysis in analyses:
-            if isinstance(analysis, RankAnalysis):
-                with np.errstate(invalid="ignore", over="ignore"):  # it lists what is not finite
-                    update = after - before
-                analysis.add(name, update)
-            else:
-                analysis.add(name, before, after)
-
-
-def _is_too_large(item: Aligned, limit: int) -> bool:
-    """A stack of experts is analysed matrix by matrix, but one matrix must fit the limit."""
-    return len(item.shape) == 2 and prod(item.shape) > limit
-
-
-def _values(item: Aligned, source: Source) -> NDArray[np.floating[Any]]:
-    """All elements as numbers in the 2-D view: fp64 for fp64, else fp32, which holds the rest."""
-    dtype = np.float64 if item.dtype.num_bytes == 8 else np.float32
-    values = np.empty((num_rows(item.shape), num_columns(item.shape)), dtype)
-    for chunk in chunks_of(item.shape):
-        rows = slice(chunk.row, chunk.row + chunk.num_rows)
-        columns = slice(chunk.column, chunk.column + chunk.num_columns)
-        values[rows, columns] = item.dtype.decode(source.read(chunk))
-    return values
-
-
-def _part(
-    values: NDArray[np.floating[Any]], part: TensorPart, shape: tuple[int, ...]
-) -> NDArray[np.floating[Any]]:
-    """A part in the shape of its matrices: `[n]`, `[rows, columns]` or a stack of those."""
-    blocks = [
-        values[r.row_start : r.row_stop, r.column_start : r.column_stop] for r in part.rectangles
-    ]
-    if len(shape) < 2:
-        return np.concatenate([block.reshape(-1) for block in blocks])
-    if len(shape) == 3:
-        whole = len(blocks) == 1
-        return blocks[0].reshape(shape) if whole else np.stack(blocks)
-    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
 def compare(
@@ -230,7 +111,7 @@ def compare(
             for item in task.set_aside.keys() & set(done.kept):
                 task.probe += task.set_aside[item]
             analyses["precision"] = task.probe.to_dict()
-        matrix_analyses: dict[str, RankAnalysis | GeometryAnalysis] = {}
+        matrix_analyses: dict[str, MatrixAnalysis] = {}
         if rank:
             matrix_analyses["rank"] = RankAnalysis(seed=seed)
         if geometry:

@@ -29,7 +29,7 @@ Source: arXiv 2511.08567 sec. 4. The defaults of k (a share of min(m, n)) and α
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import Annotated, Any, TypedDict
 
@@ -44,7 +44,7 @@ from trimtab.elements.spectrum import (
     singular_values,
 )
 from trimtab.errors import AnalysisError
-from trimtab.measure.rank import Skipped, reason_to_skip
+from trimtab.measure.matrices import Matrix, MatrixAnalysis, Skipped, reason_to_skip
 from trimtab.results.schema import Amount, Count, Share
 
 __all__ = ["GeometryAnalysis", "mask_overlap"]
@@ -56,8 +56,6 @@ SHARES = (
     "low_magnitude_mask",
     "principal_mask",
 )
-
-Matrix = NDArray[np.floating[Any]]
 
 
 class ShareOfUpdate(TypedDict):
@@ -128,7 +126,7 @@ def mask_overlap(score: Matrix, changed: NDArray[np.bool_], fraction: float) -> 
 
 
 @dataclass
-class GeometryAnalysis:
+class GeometryAnalysis(MatrixAnalysis):
     """Collects the geometry of a model's update, one matrix at a time.
 
     Beside base and tuned a matrix takes about three more arrays of its size, and a few of
@@ -139,7 +137,6 @@ class GeometryAnalysis:
         mask: α, the size of the masks as a share of all elements.
         max_rank: Matrices with a larger min(m, n) are listed as skipped. 4096 × 4096 took 21 s and
             4096 × 14336 40 s on two cores.
-        max_elements: Matrices with more elements are listed as skipped.
 
     Raises:
         AnalysisError: A share is not between 0 and 1.
@@ -148,34 +145,13 @@ class GeometryAnalysis:
     principal: float = PRINCIPAL_SHARE
     mask: float = 0.5
     max_rank: int = 4096
-    max_elements: int = 1 << 28
-    _by_tensor: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-    _skipped: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         for name, share in (("principal", self.principal), ("mask", self.mask)):
             if not 0 < share < 1:
                 raise AnalysisError(f"{name} share {share}: expected a number between 0 and 1")
 
-    def add(self, name: str, base: Matrix, tuned: Matrix) -> None:
-        """Take in one tensor; what cannot be analysed is listed with the reason.
-
-        Args:
-            name: Name of the tensor.
-            base: Its values before training, fp32 or fp64; not modified.
-            tuned: After training; same shape and dtype. A stack of matrices (fused experts, 3-D)
-                is taken as its matrices, `name[0]`, `name[1]`, ...
-        """
-        if base.ndim == 3:
-            for index, (before, after) in enumerate(zip(base, tuned, strict=True)):
-                self.add(f"{name}[{index}]", before, after)
-            return
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is skipped below
-            update = tuned - base
-        reason = self._reason_to_skip(base, tuned, update)
-        if reason is not None:
-            self.skip(name, base.shape, reason)
-            return
+    def _figures(self, name: str, base: Matrix, tuned: Matrix, update: Matrix) -> dict[str, Any]:
         size = min(base.shape)
         changed = update != 0
         row: dict[str, Any] = {
@@ -201,7 +177,7 @@ class GeometryAnalysis:
             row["low_magnitude_mask"] = self._mask_share(np.abs(base), changed)
             projection = principal_part(base, right)
             row["principal_mask"] = self._mask_share(-np.abs(projection, out=projection), changed)
-        self._by_tensor[name] = row
+        return row
 
     def _reason_to_skip(self, base: Matrix, tuned: Matrix, update: Matrix) -> str | None:
         for side, matrix in (("base", base), ("tuned", tuned), ("update", update)):
@@ -215,10 +191,6 @@ class GeometryAnalysis:
     def _mask_share(self, score: Matrix, changed: NDArray[np.bool_]) -> dict[str, float]:
         inside = mask_overlap(score, changed, self.mask)
         return _share(inside / np.count_nonzero(changed), self.mask)
-
-    def skip(self, name: str, shape: tuple[int, ...], reason: str) -> None:
-        """List a tensor as not analysed."""
-        self._skipped.append({"name": name, "shape": list(shape), "reason": reason})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON.

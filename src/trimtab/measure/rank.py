@@ -10,13 +10,12 @@ Ranks are never averaged in silence: each has its tensor, its method and its err
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import sqrt
 from typing import Annotated, Any, TypedDict
 from zlib import crc32
 
 import numpy as np
-from numpy.typing import NDArray
 
 from trimtab.elements.spectrum import (
     ENERGY,
@@ -29,21 +28,13 @@ from trimtab.elements.spectrum import (
     rank_tolerance,
     singular_values,
 )
+from trimtab.measure.matrices import Matrix, MatrixAnalysis, Skipped, reason_to_skip
 from trimtab.results.schema import Amount, Count
-from trimtab.words import are, plural
 
 __all__ = ["RankAnalysis", "random_control", "reason_to_skip"]
 
 PROBES, STEPS = 8, 96
 """Of the estimate for matrices that are too large for exact singular values."""
-
-
-class Skipped(TypedDict):
-    """A tensor that was not analysed."""
-
-    name: str
-    shape: tuple[Count, ...]
-    reason: str
 
 
 class RankFigure(TypedDict):
@@ -102,25 +93,7 @@ class Rank(TypedDict):
     by_tensor: Mapping[str, Annotated[Ranks, _same_figures]]
 
 
-def reason_to_skip(matrix: NDArray[Any], max_elements: int) -> str | None:
-    """Why a tensor cannot be analysed as a matrix, or None if it can."""
-    if matrix.ndim != 2:
-        return f"not a matrix: it has {plural(matrix.ndim, 'dimension')}"
-    if not matrix.size:
-        return "it has no elements"
-    if matrix.size > max_elements:
-        return f"{matrix.size:,} elements are more than the limit of {max_elements:,}"
-    # The sum is finite unless an element is not (or it overflows): no array of flags is made.
-    with np.errstate(invalid="ignore", over="ignore"):
-        total = matrix.sum(dtype=np.float64)
-    if not np.isfinite(total) and (num := int(np.count_nonzero(~np.isfinite(matrix)))):
-        return f"{are(num, 'element')} NaN or infinite"
-    return None
-
-
-def random_control(
-    update: NDArray[np.floating[Any]], rng: np.random.Generator
-) -> NDArray[np.floating[Any]]:
+def random_control(update: Matrix, rng: np.random.Generator) -> Matrix:
     """A copy of the update with its elements, zeros included, in random order."""
     elements = update.flatten()
     rng.shuffle(elements)
@@ -128,7 +101,7 @@ def random_control(
 
 
 @dataclass
-class RankAnalysis:
+class RankAnalysis(MatrixAnalysis):
     """Collects the ranks of a model's update, one matrix at a time.
 
     The result depends on the seed and on each tensor's name, not on the order of tensors. Beside
@@ -139,43 +112,25 @@ class RankAnalysis:
         seed: Seeds the controls and the probes of estimates.
         exact_up_to: Largest min(m, n) with exact singular values; larger matrices are estimated.
             4096 × 14336 and its control took 22 s on two cores.
-        max_elements: Matrices with more elements are listed as skipped.
     """
 
     seed: int = 0
     exact_up_to: int = 4096
-    max_elements: int = 1 << 28
-    _by_tensor: dict[str, dict[str, Any]] = field(default_factory=dict, repr=False)
-    _skipped: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
-    def add(self, name: str, update: NDArray[np.floating[Any]]) -> None:
-        """Take in the update of one tensor; what cannot be analysed is listed with the reason.
+    def _reason_to_skip(self, base: Matrix, tuned: Matrix, update: Matrix) -> str | None:
+        return reason_to_skip(update, self.max_elements)
 
-        Args:
-            name: Name of the tensor.
-            update: tuned - base, fp32 or fp64; not modified. A stack of matrices (fused experts,
-                3-D) is taken as its matrices, `name[0]`, `name[1]`, ...
-        """
-        if update.ndim == 3:
-            for index, matrix in enumerate(update):
-                self.add(f"{name}[{index}]", matrix)
-            return
-        reason = reason_to_skip(update, self.max_elements)
-        if reason is not None:
-            self.skip(name, update.shape, reason)
-            return
+    def _figures(self, name: str, base: Matrix, tuned: Matrix, update: Matrix) -> dict[str, Any]:
         rng = np.random.default_rng([self.seed, crc32(name.encode())])
         control = random_control(update, rng)
-        self._by_tensor[name] = {
+        return {
             "shape": list(update.shape),
             "method": "exact" if min(update.shape) <= self.exact_up_to else "estimate",
             "update": self._ranks(update, rng),
             "random": self._ranks(control, rng),
         }
 
-    def _ranks(
-        self, matrix: NDArray[np.floating[Any]], rng: np.random.Generator
-    ) -> dict[str, dict[str, float]]:
+    def _ranks(self, matrix: Matrix, rng: np.random.Generator) -> dict[str, dict[str, float]]:
         size, norm = min(matrix.shape), sqrt(energy(matrix))
         if norm == 0:
             ranks = dict.fromkeys(FIGURES, (0.0, 0.0))
@@ -192,10 +147,6 @@ class RankAnalysis:
             figure: {"value": value, "fraction": value / size, "error": error}
             for figure, (value, error) in ranks.items()
         }
-
-    def skip(self, name: str, shape: tuple[int, ...], reason: str) -> None:
-        """List a tensor as not analysed."""
-        self._skipped.append({"name": name, "shape": list(shape), "reason": reason})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON.
