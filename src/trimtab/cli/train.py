@@ -41,9 +41,8 @@ def train(run: Path, dry_run: bool) -> None:
     from trimtab.training.runs.execute import MODEL, RESULT, execute, overview
     from trimtab.training.runs.prepare import prepare
     from trimtab.training.runs.settings import Settings
-    from trimtab.training.sweeps.cell import read_cell
 
-    prepared = prepare(read_cell(run) if run.suffix == ".json" else Settings.read(run))
+    prepared = prepare(Settings.read(run))
     if dry_run:
         say(overview(prepared), err=True)
         say(json.dumps(prepared.describe(), indent=1))

@@ -11,7 +11,8 @@ import pytest
 
 from tests.training.sweeps.sweep_files import write_sweep
 from trimtab.errors import SettingsError
-from trimtab.training.sweeps.cell import Cell, cells_of, read_cell
+from trimtab.training.runs.settings import Settings
+from trimtab.training.sweeps.cell import Cell, cells_of
 from trimtab.training.sweeps.settings import SweepSettings
 
 pytestmark = pytest.mark.train
@@ -102,18 +103,18 @@ def test_no_run_file(tmp_path: Path) -> None:
 def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
     (cell,) = cells(tmp_path, TOP + "[sweep]\nclip = [false]")
     path = cell.write()
-    assert read_cell(path) == cell.file()
-    assert read_cell(path).resolve("x").resolve() == tmp_path / "x"
+    assert Settings.read(path) == cell.file()
+    assert Settings.read(path).resolve("x").resolve() == tmp_path / "x"
     moved = tmp_path.rename(tmp_path.with_name("moved"))
-    assert read_cell(moved / path.relative_to(tmp_path)).output.startswith(str(moved.resolve()))
+    assert Settings.read(moved / path.relative_to(tmp_path)).output.startswith(str(moved.resolve()))
 
 
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("", "not the run of a cell"),
+        ("", "not JSON"),
         ("[]", "not the run of a cell"),
-        ("[" * 100_000, "not the run of a cell"),
+        ("[" * 100_000, "not JSON (it is nested too deeply)"),
         ("{}", "not the run of a cell"),
         ('{"format": "other", "format_version": 1}', "expected trimtab.cell of version 1, found"),
         (
@@ -134,10 +135,10 @@ def test_files_that_hold_no_cell(tmp_path: Path, text: str, told: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
     with pytest.raises(SettingsError) as error:
-        read_cell(path)
+        Settings.read(path)
     assert told in str(error.value)
 
 
 def test_no_cell(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="no such file"):
-        read_cell(tmp_path / "run.json")
+        Settings.read(tmp_path / "run.json")

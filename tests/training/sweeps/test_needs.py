@@ -13,7 +13,8 @@ from trimtab.errors import SettingsError
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
 from trimtab.training.folders import WEIGHTS
-from trimtab.training.sweeps.cell import derived_mask, read_cell
+from trimtab.training.runs.settings import Settings
+from trimtab.training.sweeps.cell import derived_mask
 from trimtab.training.sweeps.execute import run_cells
 from trimtab.training.sweeps.plan import plan
 from trimtab.training.sweeps.settings import MaskKind, SweepSettings
@@ -66,7 +67,7 @@ def test_an_arm_trains_what_another_changed_or_starts_where_it_ended(
         assert Mask.load(random.folder / "mask.safetensors") == changed.random_like(seed)
         update = json.loads(random.result.read_text())["update"]
         assert update["num_changed"] > 0 and update["num_changed_outside_mask"] == 0
-        read = read_cell(longer.folder / "run.json")
+        read = Settings.read(longer.folder / "run.json")
         assert read.resolve(read.model) == full.model.resolve()
         resolved = json.loads((longer.out / "resolved.json").read_text())
         assert resolved["model"]["id"] == str(full.model.resolve())

@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trimtab.errors import SettingsError
-from trimtab.inputs import read_toml
+from trimtab.inputs import read_json, read_toml
 from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.factors import with_factors
+
+CELL_FORMAT, CELL_VERSION = "trimtab.cell", 1
+"""Of the run of a cell of a sweep."""
 
 ADDITION = "addition"
 
@@ -337,11 +340,14 @@ class Settings:
 
     @classmethod
     def read(cls, path: str | Path) -> Settings:
-        """Read and check a run file.
+        """Read and check a run file, or the run of a cell of a sweep (`.json`).
 
         Raises:
-            SettingsError: It is no TOML, or says something that cannot be meant; all at once.
+            SettingsError: It cannot be read, or says something that cannot be meant; all at once.
         """
+        path = Path(path)
+        if path.suffix == ".json":
+            return cls.of(*_cell_content(path))
         return cls.of(path, read_toml(path, SettingsError))
 
     @classmethod
@@ -429,3 +435,23 @@ def _table(content: Mapping[str, Any], name: str, cls: type, problems: list[str]
         problems.append(f"{name} is not a table: expected [{name}] and its keys below")
         return None
     return given if cls is dict else cls(**check_table(cls, given, f"{name}.", problems))
+
+
+def _cell_content(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The run file that a cell was made of, and its content with the keys of the cell.
+
+    What lies in the folder of the cell (`here`) is named relative to it, so that it can be moved.
+    """
+    found = read_json(path, SettingsError)
+    try:
+        if (found["format"], found["format_version"]) != (CELL_FORMAT, CELL_VERSION):
+            raise SettingsError(
+                f"{path}: expected {CELL_FORMAT} of version {CELL_VERSION}, found "
+                f"{found['format']!r} of {found['format_version']!r}"
+            )
+        run = (path.parent / found["run_file"]).resolve()
+        here = found.get("here", {"output": "out"})  # cells of 0.1 have nothing else there
+        places = {key: str((path.parent / place).resolve()) for key, place in here.items()}
+        return run, {**found["content"], **places}
+    except (LookupError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{path}: not the run of a cell ({error!r})") from None

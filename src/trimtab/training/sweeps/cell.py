@@ -37,14 +37,20 @@ from trimtab.training.folders import read_json, write_json
 from trimtab.training.runs.data import read_rows
 from trimtab.training.runs.execute import MODEL, RESULT
 from trimtab.training.runs.factors import FACTORS, with_keys
-from trimtab.training.runs.settings import DataTable, RewardTable, Settings
+from trimtab.training.runs.settings import (
+    CELL_FORMAT,
+    CELL_VERSION,
+    DataTable,
+    RewardTable,
+    Settings,
+)
 from trimtab.training.sweeps.settings import Arm, MaskKind, SweepSettings
 
 CELLS = "cells"
 """Folder of the cells, in that of the sweep."""
 
 RUN = "run.json"
-"""The run of a cell, in its folder."""
+"""The run of a cell, in its folder: a run file with keys set, which `Settings.read` reads."""
 
 MASK = "mask.safetensors"
 """The mask that a cell trains, in its folder, if it is made of what another one changed."""
@@ -54,9 +60,6 @@ CHANGED = "changed.safetensors"
 
 OUT = "out"
 """What the run leaves, in the folder of the cell."""
-
-FORMAT = "trimtab.cell"
-FORMAT_VERSION = 1
 
 SEED = "seed"
 """The key over whose values an arm is averaged."""
@@ -173,7 +176,6 @@ class Cell:
     def write(self) -> Path:
         """Write the run, and the mask that it trains, into the folder of the cell; say where."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {**self.content, "output": OUT}
         here = {}
         if self.of is not None:
             self._make_mask(self.of)
@@ -182,8 +184,8 @@ class Cell:
             here["model"] = Path(os.path.relpath(self.start.model, self.folder)).as_posix()
         path = self.folder / RUN
         run = os.path.relpath(self.run.resolve(), self.folder.resolve())
-        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "run_file": run}
-        write_json(path, {**header, "content": content, **({"here": here} if here else {})})
+        header = {"format": CELL_FORMAT, "format_version": CELL_VERSION, "run_file": run}
+        write_json(path, {**header, "content": self.content, "here": {"output": OUT, **here}})
         return path
 
     def _make_mask(self, of: Cell) -> None:
@@ -200,32 +202,6 @@ class Cell:
             cast = "bf16" if self.file().save_dtype == "fp32" else None
             extract_mask(self.starts_from(), self.model, cast=cast).save(path)
         return path
-
-
-def read_cell(path: Path) -> Settings:
-    """Read the run of a cell, as `Cell.write` wrote it.
-
-    Raises:
-        SettingsError: It is none, or cannot be used.
-    """
-    try:
-        found = read_json(path)
-        if found["format"] != FORMAT or found["format_version"] != FORMAT_VERSION:
-            raise SettingsError(
-                f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, found {found['format']!r} "
-                f"of {found['format_version']!r}"
-            )
-        run = (path.parent / found["run_file"]).resolve()
-        here = {"output": OUT, **found.get("here", {})}
-        places = {key: str((path.parent / place).resolve()) for key, place in here.items()}
-        content = {**found["content"], **places}
-    except FileNotFoundError:
-        raise SettingsError(f"{path}: no such file") from None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        if isinstance(error, SettingsError):
-            raise
-        raise SettingsError(f"{path}: not the run of a cell ({error!r})") from None
-    return Settings.of(run, content)
 
 
 def derived_mask(kind: MaskKind, changed: Mask, base: Path | str, seed: int) -> Mask:
@@ -375,7 +351,9 @@ def _name(arm: Arm, point: Mapping[str, Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value, separators=("_", "-"))
+    text = (
+        value if isinstance(value, str) else json.dumps(value, separators=("_", "-"), default=str)
+    )
     plain = re.sub(r"[^A-Za-z0-9._+-]", "-", text).strip("-.") or "-"
     lossy = isinstance(value, str) and plain != value
     return _shortened(plain, LONGEST_VALUE, of=text if lossy else None)
