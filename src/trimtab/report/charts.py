@@ -81,10 +81,10 @@ def marks_of(
         place: From the names of a row and what it is about, the fields that say where its mark is;
             None where there is none.
     """
-    found = [(names, row, fields) for names, row in rows if (fields := place(names, row))]
-    used = [at for at in range(len(keys)) if any(names[at] for names, _, _ in found)]
+    placed = [(names, row, fields) for names, row in rows if (fields := place(names, row))]
+    used = [at for at in range(len(keys)) if any(names[at] for names, _, _ in placed)]
     drawn = []
-    for names, row, fields in found:
+    for names, row, fields in placed:
         tips = (*(printable(names[at]) for at in used), *(column.cell(row) for column in hover))
         drawn.append({**fields, **{f"tip_{at}": text for at, text in enumerate(tips)}})
     return Marks(drawn, (*(keys[at] for at in used), *(column.heading for column in hover)))

@@ -96,7 +96,7 @@ def _hero(run: Run) -> Hero:
         label=run.label,
         figure=figure,
         words=words,
-        filled=1 - (run.comparison.sparsity or 0.0),
+        filled=1 - (run.total.sparsity(run.criterion) or 0.0),
         under=f"{changed:,} changed (criterion: {run.criterion})",
     )
 

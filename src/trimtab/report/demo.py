@@ -74,7 +74,7 @@ class Baseline(Score):
 
 
 class OptimizerRecord(TypedDict):
-    """What a run trained, and what its optimizer kept in memory for that.
+    """What a run trained, and the memory that its optimizer needed for that.
 
     Attributes:
         num_selected: Elements trained.

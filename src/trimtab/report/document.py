@@ -151,8 +151,8 @@ def table(
         is_folded: Whether it opens on a click.
         more: Further attributes of `Table`.
     """
-    found = list(rows)
-    shown = found if limit is None else found[:limit]
+    given = list(rows)
+    shown = given if limit is None else given[:limit]
     heads = [key if isinstance(key, tuple) else (key, "text") for key in keys]
     used = [place for place in range(len(heads)) if any(names[place] for names, _ in shown)]
     first: list[Column[Any]] = [
@@ -166,7 +166,7 @@ def table(
             (*(printable(names[place]) for place in used), *(c.cell(row) for c in columns))
             for names, row in shown
         ),
-        num_left_out=len(found) - len(shown),
+        num_left_out=len(given) - len(shown),
         is_folded=is_folded,
         **more,
     )

@@ -153,7 +153,7 @@ def _text(
 def _coloured(text: str) -> str:
     """The text with the colours of the light page for the names of the style sheet."""
     colours = _light()
-    return _VARIABLE.sub(lambda found: colours[found[1]], text)
+    return _VARIABLE.sub(lambda match: colours[match[1]], text)
 
 
 @cache

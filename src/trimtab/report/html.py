@@ -37,7 +37,7 @@ def render(*documents: Document) -> str:
     """Draw one result, or several below each other.
 
     Args:
-        documents: What is said of each, at least one.
+        documents: At least one.
 
     Returns:
         A complete HTML page.

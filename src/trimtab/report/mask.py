@@ -77,7 +77,7 @@ def _by_kind(mask: PackedMask) -> Table:
 def steps_lines(provenance: Mapping[str, Any]) -> list[str]:
     """A line for each step, and below it, further in, those of the masks that it combined.
 
-    The steps of a mask are told once, where it comes first.
+    The steps of a mask are listed once, where it comes first.
     """
     steps, made_from = provenance.get("steps"), provenance.get("made_from")
     before = dict(made_from) if isinstance(made_from, Mapping) else {}
@@ -96,8 +96,8 @@ def _lines(steps: Any, made_from: dict[str, Any], *, nested: int) -> list[str]:
         if not isinstance(step, Mapping):
             continue
         lines.append(f"{indent}- {_text(step)}")
-        of = step.get("of")
-        for place, digest in enumerate(of if isinstance(of, list) else [], 1):
+        masks = step.get("of")
+        for place, digest in enumerate(masks if isinstance(masks, list) else [], 1):
             lines.append(printable(f"{indent}  mask {place}: {_brief(digest)}"))
             provenance = made_from.pop(digest, None) if isinstance(digest, str) else None
             if isinstance(provenance, Mapping):
@@ -118,29 +118,29 @@ def gaps_text(step: Mapping[str, Any]) -> str:
     """Which tensors an extraction could not compare, in words; empty if it compared all."""
     rows = {where: step.get(name) for name, where in _GAPS.items()}
     return ", ".join(
-        f"{plural(len(found), 'tensor')} {where}"
-        for where, found in rows.items()
-        if isinstance(found, list) and found
+        f"{plural(len(tensors), 'tensor')} {where}"
+        for where, tensors in rows.items()
+        if isinstance(tensors, list) and tensors
     )
 
 
 def carried_text(step: Step) -> str:
     """What a transfer did other than to keep bits, in words; empty if nothing."""
     layers, rows = step.get("layers"), step.get("common_rows")
-    found = []
+    parts = []
     if isinstance(layers, Mapping):
-        found.append(f"layers interpolated to {len(layers)}")
+        parts.append(f"layers interpolated to {len(layers)}")
     if isinstance(by_density := step.get("by_density"), list) and by_density:
-        found.append(
+        parts.append(
             f"the densities of rows, at random places, in {plural(len(by_density), 'tensor')} "
             f"(seed {step.get('seed')})"
         )
     if isinstance(rows, list) and rows:
-        found.append(f"the common rows of {plural(len(rows), 'vocabulary', 'vocabularies')}")
+        parts.append(f"the common rows of {plural(len(rows), 'vocabulary', 'vocabularies')}")
     for key, words in (("not_in_mask", "not in the mask"), ("left_out", "only in the mask")):
         if isinstance(names := step.get(key), list) and names:
-            found.append(f"{plural(len(names), 'tensor')} {words}")
-    return "; ".join(found)
+            parts.append(f"{plural(len(names), 'tensor')} {words}")
+    return "; ".join(parts)
 
 
 def _extract(step: Step) -> str:
@@ -196,9 +196,9 @@ def _chosen(what: str) -> Callable[[Step], str]:
 
     def words(step: Step) -> str:
         details = "".join(f", {key} {_brief(step[key])}" for key in _DETAILS if key in step)
-        of = f" of {_checkpoint(step['base'])}" if "base" in step else ""
+        base = f" of {_checkpoint(step['base'])}" if "base" in step else ""
         size = "" if "distance" in step else f": {_size(step)}, ties by seed {step.get('seed')}"
-        return f"{what}{of}{details}{size}"
+        return f"{what}{base}{details}{size}"
 
     return words
 

@@ -71,8 +71,8 @@ def overlap_document(overlap: Overlap) -> Document:
         sentences = [common_sentence(overlap)]
     else:
         shared = overlap.total()
-        found = {null: against.lift for null, against in shared.nulls.items()}
-        lifts = times_sentence(found, CHANCES)
+        over_nulls = {null: against.lift for null, against in shared.nulls.items()}
+        lifts = times_sentence(over_nulls, CHANCES)
         sentences = [shared_sentence(shared, "A", "B"), *([lifts] if lifts else [])]
     return Document(
         title=f"{first} and {', '.join(others)}",
@@ -362,15 +362,15 @@ def _agreed(overlap: Overlap) -> Section:
     consensus, by_kind = overlap.consensus(), overlap.consensus_by_kind()
     expected = {null: consensus.expected_by_count(null) for null in overlap.nulls}
     numbers: dict[str, Sequence[float]] = {MEASURED: consensus.num_by_count}
-    numbers |= {str(null): found for null, found in expected.items()}
+    numbers |= {str(null): by_count for null, by_count in expected.items()}
     nulls: list[tuple[str, Role]] = [(_short_name(null), "number") for null in overlap.nulls]
     counts = [str(place) for place in range(len(consensus.num_by_count))]
     title = "Weights in exactly so many masks"
     marks = marks_of(
         [
             ((place, name), (consensus.num_by_count[int(place)], weights))
-            for name, found in numbers.items()
-            for place, weights in zip(counts, found, strict=True)
+            for name, by_count in numbers.items()
+            for place, weights in zip(counts, by_count, strict=True)
         ],
         ("masks", ""),
         (
@@ -389,7 +389,11 @@ def _agreed(overlap: Overlap) -> Section:
             f"{title}, and expected under each null",
             [("in so many masks", "text"), ("weights", "number"), *nulls],
             [
-                (place, count(num), *(count_text(found[int(place)]) for found in expected.values()))
+                (
+                    place,
+                    count(num),
+                    *(count_text(by_count[int(place)]) for by_count in expected.values()),
+                )
                 for place, num in zip(counts, consensus.num_by_count, strict=True)
             ],
             is_folded=False,

@@ -127,7 +127,9 @@ def _sides(rows: Rows) -> list[str]:
         others = [*taken[:place], *taken[place + 1 :]]
         width = _CHARACTER * len(row["name"])
         boxes = {side: _box(look, x, y, width) for side, look in _SIDES.items()}
-        free = (side for side, box in boxes.items() if not any(_meet(box, of) for of in others))
+        free = (
+            side for side, box in boxes.items() if not any(_meet(box, other) for other in others)
+        )
         sides.append(next(free, "above"))
         taken.append(boxes[sides[-1]])
     return sides

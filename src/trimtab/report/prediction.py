@@ -224,7 +224,7 @@ def _ranking_sentence(score: PredictionScore) -> str:
 
 def _note(score: PredictionScore) -> str:
     """How to read the columns."""
-    of = "PRED alone" if score.ranking is None else "the ranking by scores, within each row"
+    ranking = "PRED alone" if score.ranking is None else "the ranking by scores, within each row"
     finer = (
         "and in each tensor"
         if score.overlap.base is None
@@ -233,6 +233,6 @@ def _note(score: PredictionScore) -> str:
     )
     return (
         "“density” is the share of TRUE, which is the precision and the average precision of any "
-        f"guess. “AP” is average precision, of {of}. A lift is the number of hits over that of "
-        f"random masks of as many elements in all, {finer}."
+        f"guess. “AP” is average precision, of {ranking}. A lift is the number of hits over that "
+        f"of random masks of as many elements in all, {finer}."
     )

@@ -117,13 +117,13 @@ def coverage_sentence(overlap: Overlap) -> str:
         sum(row["num_selected"][place] or 0 for row in coverage.not_compared)
         for place in range(len(overlap.masks))
     ]
-    told = ", ".join(
+    gaps = ", ".join(
         f"{num:,} of {name}" for num, name in zip(missed, letters(overlap), strict=True)
     )
     return (
         f"INCOMPLETE: {were(coverage.num_compared, 'element')} compared; "
         f"{plural(len(coverage.not_compared), 'tensor')} not in all masks, with selected elements: "
-        f"{told}"
+        f"{gaps}"
     )
 
 
@@ -193,14 +193,14 @@ def _flat(rows: Iterable[Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """Rows with a column for each mask, in place of a list of what is true of each."""
     flat = []
     for row in rows:
-        told = {key: value for key, value in row.items() if key not in ("num_selected", "base")}
+        cells = {key: value for key, value in row.items() if key not in ("num_selected", "base")}
         if "num_selected" in row:
             counts = zip(names, row["num_selected"], strict=True)
-            told |= {f"num_selected in {name}": count for name, count in counts}
+            cells |= {f"num_selected in {name}": count for name, count in counts}
         else:
             bases = zip(names, row["base"], strict=True)
-            told |= {f"base of {name}": base and base["digest"] for name, base in bases}
-        flat.append(told)
+            cells |= {f"base of {name}": base and base["digest"] for name, base in bases}
+        flat.append(cells)
     return flat
 
 
@@ -251,12 +251,12 @@ def times_sentence(lifts: Mapping[Any, float | None], chances: Mapping[Any, str]
         lifts: By what they are over.
         chances: What that is, in words, in order.
     """
-    found = [
+    parts = [
         f"{lift_text(lifts[key])} × {words}"
         for key, words in chances.items()
         if lifts.get(key) is not None
     ]
-    if not found:
+    if not parts:
         return ""
-    *most, last = found
+    *most, last = parts
     return f"This is {', '.join(most)} and {last}." if most else f"This is {last}."
