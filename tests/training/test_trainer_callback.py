@@ -160,6 +160,10 @@ def test_a_run_is_resumed_to_the_same_bits(base: Base, tmp_path: Path) -> None:
     other = model(base[0])
     train(masked("plain", other, mask, tmp_path / "other", **saves), resume=folder)
     assert_same_bits(weights(other), weights(whole))
+    again = model(base[0])
+    folder = tmp_path / "other" / "checkpoint-3"
+    train(native("plain", again, mask, tmp_path / "again", **saves), resume=folder)
+    assert_same_bits(weights(again), weights(whole))
 
 
 def test_settings_by_hand_take_precedence(base: Base) -> None:

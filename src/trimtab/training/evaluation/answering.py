@@ -91,76 +91,43 @@ def ask(
     Raises:
         SettingsError: The reward fails, or the model has no end token.
     """
-    from trimtab.training.rollouts.sampling import seeded
+    from trimtab.training.rollouts.sampling import Sampler, ids_of, seeded
 
+    # A stop of several tokens cannot end the sampling; the text is cut at it all the same.
+    sampler = Sampler(model, tokenizer, questions.max_completion_length, stop=questions.stop)
+    ids = [prompt_ids(tokenizer, prompt) for prompt in questions.prompts]
     each = list(range(len(questions)))
     repeated = [place for place in each for _ in range(num_samples)]
     total = ceil(len(each) / batch_size) + ceil(len(repeated) / batch_size)
-    asker = _Asker(model, tokenizer, questions, batch_size, total, progress)
+    num_done = 0
+
+    def complete(places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
+        """A completion of each question: its text, whether it is right, and whether it ended."""
+        nonlocal num_done
+        answered: list[tuple[str, bool, bool]] = []
+        for start in range(0, len(places), batch_size):
+            batch = places[start : start + batch_size]
+            samples = sampler.sample([ids[place] for place in batch], temperature=temperature)
+            texts, ended = sampler.texts(ids_of(samples)), samples.has_ended.tolist()
+            if questions.stop is not None:
+                ended = [
+                    has_ended or questions.stop in text
+                    for text, has_ended in zip(texts, ended, strict=True)
+                ]
+                texts = [text.partition(questions.stop)[0] for text in texts]
+            rewards = questions.reward.of([questions.rows.rows[place] for place in batch], texts)
+            right = [reward >= 1 for reward in rewards]
+            answered += zip(texts, right, ended, strict=True)
+            num_done += 1
+            if progress is not None:
+                progress(num_done, total)
+        return answered
+
     with seeded(model.device, seed):
-        greedy = asker.complete(each, 0.0)
-        sampled = asker.complete(repeated, temperature)
+        greedy = complete(each, 0.0)
+        sampled = complete(repeated, temperature)
     num_right = [0] * len(questions)
-    for place, (_, _, is_right) in zip(repeated, sampled, strict=True):
+    for place, (_, is_right, _) in zip(repeated, sampled, strict=True):
         num_right[place] += is_right
     rows = zip(greedy, num_right, strict=True)
-    return Answers(
-        num_samples,
-        tuple(Answer(text, is_right, ended, num) for (text, ended, is_right), num in rows),
-    )
-
-
-class _Asker:
-    """A model with its questions, batch by batch."""
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any,
-        questions: Questions,
-        batch_size: int,
-        total: int,
-        progress: Progress | None,
-    ) -> None:
-        from trimtab.training.rollouts.sampling import Sampler
-
-        # A stop of several tokens cannot end the sampling; the text is cut at it all the same.
-        self._sampler = Sampler(
-            model, tokenizer, questions.max_completion_length, stop=questions.stop
-        )
-        self._questions = questions
-        self._batch_size = batch_size
-        self._total = total
-        self._done = 0
-        self._progress = progress
-        self._ids = [prompt_ids(tokenizer, prompt) for prompt in questions.prompts]
-
-    def complete(self, places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
-        """A completion of each question: its text, whether it ended, and whether it is right."""
-        told = []
-        for start in range(0, len(places), self._batch_size):
-            told += self._batch(places[start : start + self._batch_size], temperature)
-            self._done += 1
-            if self._progress is not None:
-                self._progress(self._done, self._total)
-        return told
-
-    def _batch(self, places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
-        from trimtab.training.rollouts.sampling import ids_of
-
-        prompts = [self._ids[place] for place in places]
-        samples = self._sampler.sample(prompts, temperature=temperature)
-        texts = self._sampler.texts(ids_of(samples))
-        ended = samples.has_ended.tolist()
-        if self._questions.stop is not None:
-            parts = [text.partition(self._questions.stop) for text in texts]
-            texts = [text for text, _, _ in parts]
-            ended = [
-                by_token or bool(stop) for by_token, (_, stop, _) in zip(ended, parts, strict=True)
-            ]
-        return list(zip(texts, ended, self._judged(places, texts), strict=True))
-
-    def _judged(self, places: Sequence[int], texts: Sequence[str]) -> list[bool]:
-        """Whether each completion is right: the reward is at least 1."""
-        rows = [self._questions.rows.rows[place] for place in places]
-        return [reward >= 1 for reward in self._questions.reward.of(rows, texts)]
+    return Answers(num_samples, tuple(Answer(*answer, num) for answer, num in rows))
