@@ -10,7 +10,8 @@ from typing import Any
 
 from docs.generated import rows
 
-from trimtab.report.robustness import ARMS, columns, mask_text, noise_text, rows_of, verdict
+from trimtab.report.records import mask_text
+from trimtab.report.robustness import ARMS, columns, noise_text, rows_of, verdict
 from trimtab.report.wording import of_all
 from trimtab.results.records import MaskRecord
 

@@ -27,6 +27,7 @@ from trimtab.report.identity import (
     stray_sentence,
 )
 from trimtab.report.terminal import render_text
+from trimtab.report.wording import of_all
 
 
 def of_one_tensor(inside: Agreement, outside: Agreement, name: str = "w") -> Identity:
@@ -129,8 +130,8 @@ def test_the_table_has_the_numbers() -> None:
         "base  demo/base",
         "full  demo/full",
         "sub   demo/sub",
-        f"mask  m.safetensors: {identity.mask.num_selected:,} of {identity.mask.num_elements:,} "
-        f"weights selected ({percent(identity.mask.num_selected, identity.mask.num_elements)})",
+        f"mask  m.safetensors: {of_all(identity.mask.num_selected, identity.mask.num_elements)} "
+        "weights selected",
     ]
     inside = identity.total.inside
     share = percent(inside.num_sub_equal["bits"], inside.num_elements)

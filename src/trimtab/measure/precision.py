@@ -171,7 +171,8 @@ class PrecisionProbe:
         predicted to move; `dtypes`; the four counts of the module's table; and under `sparsity`
         the share left unchanged by each (`random_walk` is an expectation and not an integer).
         """
-        kinds = dict.fromkeys((*(kind for kind, _ in self._histograms), *self._not_float))
+        # In the order of the alphabet: threads add tensors in an order of their own.
+        kinds = sorted({*(kind for kind, _ in self._histograms), *self._not_float})
         return {
             "lr": self.lr,
             "steps": self.steps,

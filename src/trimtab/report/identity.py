@@ -25,7 +25,13 @@ from trimtab.report.document import (
     rows_by_layer,
     table,
 )
-from trimtab.report.records import Covered, checkpoints_table, coverage_section, settings_table
+from trimtab.report.records import (
+    Covered,
+    checkpoints_table,
+    coverage_section,
+    mask_text,
+    settings_table,
+)
 from trimtab.report.wording import (
     NONE,
     Shown,
@@ -118,7 +124,7 @@ def identity_document(identity: Identity) -> Document:
     """What a report says about one check."""
     checks = {"": identity}
     names = {side: endpoint(getattr(identity, side)) for side in SIDES}
-    mask = _mask_text(identity)
+    mask = mask_text(identity.mask)
     coverage = _coverage_sentence(identity.coverage)
     return Document(
         title=f"{names['sub']} against {names['full']}",
@@ -305,14 +311,6 @@ def _heroes(identity: Identity) -> list[Hero]:
             ),
         )
     ]
-
-
-def _mask_text(identity: Identity) -> str:
-    """Which mask, and how much it selects."""
-    mask = identity.mask
-    name = "not from a file" if mask.id is None else printable(mask.id)
-    selected = percent(mask.num_selected, mask.num_elements)
-    return f"{name}: {mask.num_selected:,} of {mask.num_elements:,} weights selected ({selected})"
 
 
 def headline(identity: Identity) -> tuple[str, str]:

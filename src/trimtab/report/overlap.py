@@ -32,6 +32,7 @@ from trimtab.report.document import (
     rows_by_layer,
     table,
 )
+from trimtab.report.records import mask_file, mask_text
 from trimtab.report.shared import (
     MEASURED,
     NO_BASE,
@@ -41,13 +42,11 @@ from trimtab.report.shared import (
     coverage_sentence,
     letters,
     lift_text,
-    mask_names,
     other_base_sentence,
     overlap_coverage,
     overlap_provenance,
     probability_text,
     ratio_text,
-    selected,
     times_sentence,
     z_text,
 )
@@ -62,9 +61,8 @@ _LIFTS = "The last columns are the lift over each null: shared / expected."
 
 def overlap_document(overlap: Overlap) -> Document:
     """What a report says about an overlap."""
-    names = dict(zip(letters(overlap), mask_names(overlap), strict=True))
-    texts = dict(zip(names, selected(overlap), strict=True))
-    first, *others = names.values()
+    texts = dict(zip(letters(overlap), map(mask_text, overlap.masks), strict=True))
+    first, *others = map(mask_file, overlap.masks)
     base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
     caveat = NO_BASE if overlap.base is None else None
     if len(overlap.masks) > 2:
@@ -78,7 +76,7 @@ def overlap_document(overlap: Overlap) -> Document:
         title=f"{first} and {', '.join(others)}",
         heading="Do the masks select the same weights?",
         subtitle=(first, ", ".join(others)),
-        facts={letter: f"{name}: {texts[letter]}" for letter, name in names.items()} | base,
+        facts=texts | base,
         headlines=sentences[:1],
         summary=sentences[1:],
         heroes=_heroes(overlap),
@@ -87,8 +85,7 @@ def overlap_document(overlap: Overlap) -> Document:
         coverage=coverage_sentence(overlap),
         is_complete=overlap.coverage.is_complete,
         paragraphs=(
-            "; ".join(f"{letter} is {name}: {texts[letter]}" for letter, name in names.items())
-            + ".",
+            "; ".join(f"{letter} is {text}" for letter, text in texts.items()) + ".",
             " ".join(sentences),
             caveat,
         ),

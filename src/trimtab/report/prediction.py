@@ -18,18 +18,16 @@ from trimtab.report.document import (
     rows_by_layer,
     table,
 )
-from trimtab.report.records import settings_table
+from trimtab.report.records import mask_file, mask_text, settings_table
 from trimtab.report.shared import (
     against_chance,
     count_text,
     coverage_sentence,
     lift_text,
-    mask_names,
     other_base_sentence,
     overlap_coverage,
     overlap_provenance,
     ratio_text,
-    selected,
     times_sentence,
 )
 from trimtab.report.wording import (
@@ -66,12 +64,9 @@ NO_BASE = (
 def prediction_document(score: PredictionScore) -> Document:
     """What a report says about a prediction."""
     overlap = score.overlap
-    pred, true = mask_names(overlap)
+    pred, true = map(mask_file, overlap.masks)
     base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
-    sides = {
-        side: f"{name}: {text}"
-        for side, name, text in zip(("PRED", "TRUE"), (pred, true), selected(overlap), strict=True)
-    }
+    sides = dict(zip(("PRED", "TRUE"), map(mask_text, overlap.masks), strict=True))
     caveat = NO_BASE if overlap.base is None else None
     sentence, lifts, ranking = (
         _sentence(score),

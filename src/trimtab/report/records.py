@@ -6,14 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from trimtab.report.document import Section, Table, plain_table
-from trimtab.report.wording import named, printable
-from trimtab.results.records import CheckpointRecord
+from trimtab.report.wording import named, of_all, printable
+from trimtab.results.records import CheckpointRecord, MaskRecord
 
 __all__ = [
     "Covered",
     "checkpoints_table",
     "coverage_section",
     "listed",
+    "mask_file",
+    "mask_share",
+    "mask_text",
+    "masks_provenance",
     "settings_table",
 ]
 
@@ -135,3 +139,44 @@ def _setting(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{printable(str(key))} {_setting(item)}" for key, item in value.items())
     return _cell(value)
+
+
+def masks_provenance(
+    masks: Mapping[str, MaskRecord], base: CheckpointRecord | None, run: Table
+) -> Section:
+    """Where masks come from, by what they are called, their base, and how they were counted."""
+    return Section(
+        "Provenance",
+        blocks=(
+            plain_table(
+                "Masks",
+                [("", "text"), ("file", "code"), ("selected", "text"), ("digest", "code")],
+                [
+                    (name, mask_file(mask), mask_share(mask), printable(mask.digest))
+                    for name, mask in masks.items()
+                ],
+                is_folded=False,
+            ),
+            *(
+                settings_table(f"How {name} was made", mask.provenance, is_folded=True)
+                for name, mask in masks.items()
+            ),
+            *([] if base is None else [checkpoints_table({"base": base}, "Base")]),
+            run,
+        ),
+    )
+
+
+def mask_file(mask: MaskRecord) -> str:
+    """Its file, or what stands for one."""
+    return "not from a file" if mask.id is None else printable(mask.id)
+
+
+def mask_share(mask: MaskRecord) -> str:
+    """How much it selects, in words."""
+    return f"{of_all(mask.num_selected, mask.num_elements)} weights selected"
+
+
+def mask_text(mask: MaskRecord) -> str:
+    """Which mask, and how much it selects."""
+    return f"{mask_file(mask)}: {mask_share(mask)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from trimtab.report.charts import Marks, marks_of, run_keys
 from trimtab.report.document import Column, Document, Figure, Hero, Key, Keyed, Section, table
-from trimtab.report.records import checkpoints_table, settings_table
+from trimtab.report.records import checkpoints_table, mask_text, settings_table
 from trimtab.report.vega import arm_colours, chart, dots, layer, quantity, whiskers
 from trimtab.report.wording import (
     NONE,
@@ -24,7 +24,6 @@ from trimtab.report.wording import (
     with_ends,
     within,
 )
-from trimtab.results.records import MaskRecord
 from trimtab.results.robustness import Robustness
 from trimtab.results.statistics import CONFIDENCE
 
@@ -33,7 +32,6 @@ __all__ = [
     "NOISES",
     "Arm",
     "columns",
-    "mask_text",
     "noise_text",
     "robustness_document",
     "rows_of",
@@ -88,12 +86,6 @@ def robustness_document(probe: Robustness) -> Document:
         source=f"{name} · {mask}",
         date=probe.provenance.get("date", ""),
     )
-
-
-def mask_text(mask: MaskRecord) -> str:
-    """What the mask selects, and of what."""
-    name = "a mask" if mask.id is None else printable(mask.id)
-    return f"{name}: {of_all(mask.num_selected, mask.num_elements)} weights selected"
 
 
 def _asked(probe: Robustness) -> str:

@@ -7,10 +7,9 @@ from typing import Any
 
 from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR, AgainstNull
 from trimtab.masks.overlap_result import COVERAGE_LISTS, LETTERS, Overlap
-from trimtab.report.document import Column, Section, Table, plain_table
-from trimtab.report.records import checkpoints_table, listed, settings_table
-from trimtab.report.wording import NONE, Shown, count, of_all, plural, printable, share, shown
-from trimtab.results.records import CheckpointRecord, MaskRecord
+from trimtab.report.document import Column, Section, plain_table
+from trimtab.report.records import listed, masks_provenance, settings_table
+from trimtab.report.wording import NONE, Shown, count, plural, share, shown
 from trimtab.words import were
 
 __all__ = [
@@ -22,14 +21,11 @@ __all__ = [
     "coverage_sentence",
     "letters",
     "lift_text",
-    "mask_names",
-    "masks_provenance",
     "other_base_sentence",
     "overlap_coverage",
     "overlap_provenance",
     "probability_text",
     "ratio_text",
-    "selected",
     "times_sentence",
     "z_text",
 ]
@@ -63,16 +59,6 @@ NULLS = (
 def letters(overlap: Overlap) -> list[str]:
     """What the masks are called: A, B, C, ..."""
     return list(LETTERS[: len(overlap.masks)])
-
-
-def mask_names(overlap: Overlap) -> list[str]:
-    """Their files, or what stands for one."""
-    return list(map(_file, overlap.masks))
-
-
-def selected(overlap: Overlap) -> list[str]:
-    """How much each of them selects, in words."""
-    return list(map(_selected, overlap.masks))
 
 
 def ratio_text(ratio: float | None) -> Shown:
@@ -208,40 +194,6 @@ def overlap_provenance(overlap: Overlap) -> Section:
     """The masks and how they were made, the base, and how the overlap was run."""
     masks = dict(zip(letters(overlap), overlap.masks, strict=True))
     return masks_provenance(masks, overlap.base, settings_table("Overlap", overlap.provenance))
-
-
-def masks_provenance(
-    masks: Mapping[str, MaskRecord], base: CheckpointRecord | None, run: Table
-) -> Section:
-    """Where masks come from, by what they are called, their base, and how they were counted."""
-    return Section(
-        "Provenance",
-        blocks=(
-            plain_table(
-                "Masks",
-                [("", "text"), ("file", "code"), ("selected", "text"), ("digest", "code")],
-                [
-                    (name, _file(mask), _selected(mask), printable(mask.digest))
-                    for name, mask in masks.items()
-                ],
-                is_folded=False,
-            ),
-            *(
-                settings_table(f"How {name} was made", mask.provenance, is_folded=True)
-                for name, mask in masks.items()
-            ),
-            *([] if base is None else [checkpoints_table({"base": base}, "Base")]),
-            run,
-        ),
-    )
-
-
-def _file(mask: MaskRecord) -> str:
-    return "not from a file" if mask.id is None else printable(mask.id)
-
-
-def _selected(mask: MaskRecord) -> str:
-    return f"{of_all(mask.num_selected, mask.num_elements)} weights selected"
 
 
 def times_sentence(lifts: Mapping[Any, float | None], chances: Mapping[Any, str]) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from trimtab.elements.counts import percent
 from trimtab.masks.split import Part, Split
 from trimtab.report.document import Column, Document, Hero, Section, table
-from trimtab.report.records import settings_table
-from trimtab.report.shared import NO_BASE, masks_provenance
+from trimtab.report.records import masks_provenance, settings_table
+from trimtab.report.shared import NO_BASE
 from trimtab.report.wording import count, magnitude, plural, printable, share, shown
 
 __all__ = ["split_document"]

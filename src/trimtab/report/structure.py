@@ -15,7 +15,6 @@ from trimtab.masks.structure_result import (
     Common,
     Family,
     LeftOut,
-    MaskStructure,
     SharedUnits,
     Structure,
     Test,
@@ -29,7 +28,7 @@ from trimtab.report.document import (
     Table,
     table,
 )
-from trimtab.report.records import checkpoints_table, settings_table
+from trimtab.report.records import mask_text, masks_provenance, settings_table
 from trimtab.report.structure_matrices import (
     dispersion_text,
     one_matrix,
@@ -44,7 +43,7 @@ from trimtab.report.structure_units import (
     layer_grids,
     units_name,
 )
-from trimtab.report.wording import Shown, count, magnitude, named, plural, printable, shown
+from trimtab.report.wording import Shown, count, magnitude, plural, printable, shown
 
 __all__ = ["correlation_text", "mask_labels", "shared_p_text", "structure_document"]
 
@@ -95,12 +94,20 @@ def structure_document(structure: Structure) -> Document:
     num_units = sum(family.num_units for family in families)
     gaps = [f"{opened(_gap(gap))}." for gap in structure.left_out]
     coverage = f"{num_units:,} units of {plural(len(families), 'kind')}"
-    sentences = [f"{_mask_sentence(one)}." for one in structure.masks]
+    sentences = [
+        f"{mask_text(one.mask)}; random control of seed {one.control_seed}."
+        for one in structure.masks
+    ]
     shares = (
         f"{label} ({percent(one.mask.num_selected, one.mask.num_elements)} selected, control seed "
         f"{one.control_seed})"
         for label, one in zip(labels, structure.masks, strict=True)
     )
+    run = {
+        "head counts": structure.config or "no config",
+        "seeds of controls": [one.control_seed for one in structure.masks],
+        **structure.provenance,
+    }
     return Document(
         title=f"Where {', '.join(labels)} live",
         heading="Where the subnetwork lives",
@@ -123,21 +130,14 @@ def structure_document(structure: Structure) -> Document:
             Section(
                 "Coverage", tuple(gaps) or ("Every tensor's rows and columns belong to units.",)
             ),
-            _provenance(structure, masks),
+            masks_provenance(
+                dict(zip(labels, (one.mask for one in structure.masks), strict=True)),
+                structure.base,
+                settings_table("Run", run),
+            ),
         ],
         source=f"{base} · {', '.join(shares)}",
         date=structure.provenance.get("date", ""),
-    )
-
-
-def _mask_sentence(one: MaskStructure) -> str:
-    """Which mask, how much it selects, and its control."""
-    mask = one.mask
-    name = "not from a file" if mask.id is None else printable(mask.id)
-    return (
-        f"{name}: {mask.num_selected:,} of {mask.num_elements:,} weights selected "
-        f"({percent(mask.num_selected, mask.num_elements)}); random control of seed "
-        f"{one.control_seed}"
     )
 
 
@@ -309,17 +309,3 @@ def _sharing(structure: Structure, labels: Sequence[str]) -> Section | None:
         table(common, strictest, _COMMON, keys=keys, note=note, brief=common, on_page=False),
     )
     return Section("Do masks share units?", blocks=blocks)
-
-
-def _provenance(structure: Structure, masks: Labelled) -> Section:
-    """Masks, base, and how it was counted."""
-    blocks = []
-    if structure.base is not None:
-        blocks.append(checkpoints_table({"base": structure.base}, "Base"))
-    for label, one in masks:
-        entries = {**vars(one.mask), "id": one.mask.id or "not from a file"}
-        entries["seed of control"] = one.control_seed
-        blocks.append(settings_table(named(label, "Mask"), entries, is_folded=bool(label)))
-    run = {"head counts": structure.config or "no config", **structure.provenance}
-    blocks.append(settings_table("Run", run, is_folded=False))
-    return Section("Provenance", blocks=tuple(blocks))
