@@ -15,7 +15,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from math import prod
 from threading import Semaphore
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ from trimtab.masks.overlap_result import (
     pairs_of,
 )
 from trimtab.masks.packed import num_packed_bytes
-from trimtab.results.records import CheckpointRecord, made_now, record_of
+from trimtab.results.records import made_now, record_of
 from trimtab.words import first_few
 
 __all__ = ["overlap"]
@@ -149,6 +148,7 @@ def overlap(
             f"an overlap is of 2 to {len(LETTERS)} masks, and {len(masks)} were given"
         )
     num_threads = threads or min(os.cpu_count() or 1, 8)
+    digests: Mapping[str, str] = {}
     with ExitStack() as stack:
         given = opened_masks(masks, stack, check=False)
         checkpoint = None if base is None else stack.enter_context(opened(base))[0]
@@ -157,65 +157,49 @@ def overlap(
         shapes = in_common(given).shapes
         with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-overlap") as executor:
             if checkpoint is None:
-                found = _without_base(given, names, executor, num_threads, progress)
+                tensors = _without_base(given, names, executor, num_threads, progress)
             else:
                 check_shapes({name: shapes[name] for name in names}, checkpoint)
-                found = _with_base(given, names, checkpoint, executor, num_threads, progress)
+                tensors, digests = _with_base(
+                    given, names, checkpoint, executor, num_threads, progress
+                )
         return Overlap(
-            masks=tuple(mask_record(mask, mask.path, found.digests) for mask in given),
+            masks=tuple(mask_record(mask, mask.path, digests) for mask in given),
             coverage=overlap_coverage(given, names),
-            tensors=tuple(_tensor(name, given[0].shape(name), found) for name in names),
-            base=found.base,
+            tensors=tuple(tensors[name] for name in names),
+            base=None if checkpoint is None else record_of(checkpoint, digests),
             is_series=series,
             provenance=made_now(device="cpu", threads=num_threads),
         )
 
 
-class _Counts(NamedTuple):
-    """What masks share in a tensor.
+def _count(
+    name: str,
+    shape: tuple[int, ...],
+    sets: Sequence[NDArray[np.uint8]],
+    bins: MagnitudeBins | None = None,
+) -> TensorOverlap:
+    """Count what masks share in a tensor.
 
-    Attributes:
-        shared: int64 `[masks, masks]`: above the diagonal what two share, on it what one selects.
-        by_count: Elements in exactly 1, 2, ... of the masks.
+    Args:
+        name: Of the tensor.
+        shape: Of the tensor.
+        sets: Its bits in each mask.
+        bins: The counts by magnitude, where there is a base.
     """
-
-    shared: NDArray[np.int64]
-    by_count: tuple[int, ...]
-
-
-class _Found(NamedTuple):
-    """What one pass found.
-
-    Attributes:
-        counts: By name of a tensor.
-        bins: The same by magnitude; empty without a base.
-        base: What the base is, or None.
-        digests: Name -> xxh3-128 of the bytes of a tensor of the base.
-    """
-
-    counts: Mapping[str, _Counts]
-    bins: Mapping[str, MagnitudeBins]
-    base: CheckpointRecord | None
-    digests: Mapping[str, str]
-
-
-def _count(sets: Sequence[NDArray[np.uint8]]) -> _Counts:
     from trimtab.elements.set_kernels import count_shared
 
     num_masks = len(sets)
+    # Above the diagonal what two share, on it what one selects.
     shared = np.zeros((num_masks, num_masks), dtype=np.int64)
     # Of two masks, the counts of both and of what they share say it all.
-    by_count = np.zeros(num_masks + 1 if num_masks > 2 else 0, dtype=np.int64)
+    counts = np.zeros(num_masks + 1 if num_masks > 2 else 0, dtype=np.int64)
     for words in _words(sets):
-        count_shared(words, shared, by_count)
+        count_shared(words, shared, counts)
+    by_count = counts[1:].tolist()
     if num_masks == 2:
         (a, both), (_, b) = shared.tolist()
-        return _Counts(shared, (a + b - 2 * both, both))
-    return _Counts(shared, tuple(by_count[1:].tolist()))
-
-
-def _tensor(name: str, shape: tuple[int, ...], found: _Found) -> TensorOverlap:
-    shared, by_count = found.counts[name]
+        by_count = [a + b - 2 * both, both]
     (part,) = parts_of(name, shape, {})
     return TensorOverlap(
         name=name,
@@ -223,9 +207,9 @@ def _tensor(name: str, shape: tuple[int, ...], found: _Found) -> TensorOverlap:
         kind=part.kind,
         shape=shape,
         num_selected=tuple(np.diag(shared).tolist()),
-        num_shared=tuple(int(shared[pair]) for pair in pairs_of(len(shared))),
+        num_shared=tuple(int(shared[pair]) for pair in pairs_of(num_masks)),
         num_by_count=(prod(shape) - sum(by_count), *by_count),
-        bins=found.bins.get(name),
+        bins=bins,
     )
 
 
@@ -250,21 +234,21 @@ def _without_base(
     executor: Executor,
     num_threads: int,
     progress: Progress | None,
-) -> _Found:
+) -> dict[str, TensorOverlap]:
     """Count while the masks are read, which is once; a few tensors at a time are in memory."""
     num_bytes = sum(num_packed_bytes(mask.num_elements(name)) for mask in masks for name in mask)
     to_count = set(names)
-    tasks: dict[str, Future[_Counts]] = {}
-    under_way: deque[Future[_Counts]] = deque()
+    tasks: dict[str, Future[TensorOverlap]] = {}
+    under_way: deque[Future[TensorOverlap]] = deque()
     for name, sets in tensors_in_order(masks, executor):
         if name in to_count:
             if len(under_way) == num_threads:
                 under_way.popleft().result()
-            tasks[name] = executor.submit(_count, sets)
+            tasks[name] = executor.submit(_count, name, masks[0].shape(name), sets)
             under_way.append(tasks[name])
         if progress is not None:
             progress(sum(len(packed) for packed in sets), num_bytes)
-    return _Found({name: task.result() for name, task in tasks.items()}, {}, None, {})
+    return {name: task.result() for name, task in tasks.items()}
 
 
 def _with_base(
@@ -274,10 +258,13 @@ def _with_base(
     executor: Executor,
     num_threads: int,
     progress: Progress | None,
-) -> _Found:
+) -> tuple[dict[str, TensorOverlap], Mapping[str, str]]:
     """Count, read the base beside it, and check that it is the one the masks were made against.
 
     The masks are read once, in the order of their names, a tensor ahead of the threads.
+
+    Returns:
+        What was counted, and name -> xxh3-128 of the bytes of each tensor of the base.
     """
     alignment = alone(base, names, is_all_hashed=True)
     items = {item.name: item for item in alignment.items}
@@ -291,19 +278,17 @@ def _with_base(
                 bits[items[name]] = sets
                 yield items[name]
 
-    def one(item: Aligned, reader: Reader) -> tuple[_Counts, MagnitudeBins]:
+    def one(item: Aligned, reader: Reader) -> TensorOverlap:
         try:
             sets = bits.pop(item)
-            return _count(sets), _by_magnitude(item, reader, sets)
+            return _count(item.name, item.shape, sets, _by_magnitude(item, reader, sets))
         finally:
             room.release()
 
     done = stream(alignment, one, threads=num_threads, progress=progress, order=read())
     (digests,) = done.hashes
     check_digests(masks, digests, base)
-    counts = {name: done.results[item][0] for name, item in items.items()}
-    bins = {name: done.results[item][1] for name, item in items.items()}
-    return _Found(counts, bins, record_of(base, digests), digests)
+    return {name: done.results[item] for name, item in items.items()}, digests
 
 
 def _by_magnitude(

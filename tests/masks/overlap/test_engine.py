@@ -300,11 +300,11 @@ def test_with_a_base_too_the_files_are_read_once_and_not_far_ahead(
             too_far.set()
         return whole_tensor(self, name)
 
-    def count(sets: Any) -> Any:
+    def count(*tensor: Any) -> Any:
         nonlocal num_counted
         too_far.wait(0 if num_counted else 0.2)  # reading may run ahead as far as it will
         num_counted += 1
-        return whole_count(sets)
+        return whole_count(*tensor)
 
     monkeypatch.setattr(StoredMask, "_tensor", tensor)
     monkeypatch.setattr(overlap_module, "_count", count)
