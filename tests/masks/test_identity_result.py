@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.masks.identity.conftest import Three, saved
+from tests.masks.conftest import Three, saved
 from trimtab.errors import (
     ResultFormatError,
 )

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.masks.identity.conftest import Three, bits_of, saved, within
+from tests.masks.conftest import Three, bits_of, saved, within
 from tests.measure.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
 from trimtab.checkpoints import open_checkpoint, stream
 from trimtab.elements import fast

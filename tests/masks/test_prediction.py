@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.masks.prediction.test_average_precision import by_thresholds
+from tests.masks.test_average_precision import by_thresholds
 from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
 from trimtab.checkpoints import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
