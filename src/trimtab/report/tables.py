@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from trimtab.extras import require
-from trimtab.report import document_of, text_of
+from trimtab.report import document_of
 from trimtab.report.document import Figure, Lines, Table
 from trimtab.report.wording import Shown
 
@@ -177,8 +177,6 @@ WRITERS: Mapping[str, Callable[..., str]] = {
 def fragment_of(result: Result) -> str:
     """Headlines and the tables that a terminal shows, as a piece of HTML."""
     document = document_of(result)
-    if not document.headlines:
-        return f"<pre>{escape(text_of(result))}</pre>"
     parts = [f"<p><strong>{escape(text)}</strong></p>" for text in document.headlines]
     sentences = (*document.warnings, *document.summary, *document.caveats)
     parts += [f"<p>{escape(text)}</p>" for text in sentences if text]
