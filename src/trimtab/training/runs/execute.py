@@ -221,13 +221,15 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
         return "new"
     try:
         found = read_json(output / RESOLVED)["settings"]
-    except (FileNotFoundError, NotADirectoryError):
-        raise OutputExistsError(
-            f"output: {output} exists and holds no run: choose another folder"
-        ) from None
+        if not isinstance(found, dict):
+            raise TypeError("it has no settings")
     except (OSError, ValueError, LookupError, TypeError) as error:
+        if isinstance(error, FileNotFoundError | NotADirectoryError) and not is_finished:
+            raise OutputExistsError(
+                f"output: {output} exists and holds no run: choose another folder"
+            ) from None
         raise CheckpointError(
-            f"{output / RESOLVED} cannot be read ({error!r}): delete the folder to start anew"
+            f"{output / RESOLVED} cannot be read ({error!r}): delete {output} to train anew"
         ) from None
     begun = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
     kept = (FOUND, SAMPLES, UNFINISHED)
