@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.report.factory import make_comparison, make_counts, make_tensor, wrap
 from trimtab.elements.counts import ChangeCounts, percent
@@ -46,26 +45,6 @@ def test_shows_the_counts_of_the_comparison() -> None:
     assert dict(zip(headings, rows["all"], strict=True))["predicted"] == percent(
         left, expected["num_elements"]
     )
-
-
-@pytest.mark.parametrize("width", [40, 56, 80, 120])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    text = text_of_comparison(make_comparison(analysed=True), console_width=width)
-    assert max(map(len, text.splitlines())) <= width
-    assert all(line == line.rstrip() for line in text.splitlines())
-    row = next(line for line in text.splitlines() if line.startswith("all"))
-    assert row.rstrip().endswith("%")
-
-
-def test_plain_text_has_no_escapes_and_styled_text_the_same_words() -> None:
-    comparison = make_comparison(num_layers=1)
-    plain = text_of_comparison(comparison, console_width=100)
-    styled = text_of_comparison(comparison, console_width=100, styled=True)
-    assert "\x1b" not in plain
-    assert "\x1b[1m" in styled
-    for code in ("1", "2", "33", "1;33", "0"):
-        styled = styled.replace(f"\x1b[{code}m", "")
-    assert styled == plain
 
 
 def test_incomplete_coverage_and_conversion_are_always_said() -> None:

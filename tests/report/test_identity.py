@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -150,23 +149,6 @@ def test_the_table_has_the_numbers() -> None:
     assert row["BASE = FULL"] == percent(inside.num_base_equal["atol=1e-05"], inside.num_elements)
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 120])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
-    text = text_of_check(make_identity(num_strays=1), console_width=width)
-    assert max(map(len, text.splitlines()[4:])) <= width  # above are paths
-    assert all(line == line.rstrip() for line in text.splitlines())
-    assert "BASE = FULL" in text
-
-
-def test_plain_text_has_no_escapes_and_styled_text_the_same_words() -> None:
-    identity = make_identity(num_strays=1)
-    styled = text_of_check(identity, console_width=100, styled=True)
-    assert "\x1b[1m" in styled
-    for code in ("1", "2", "33", "1;33", "0"):
-        styled = styled.replace(f"\x1b[{code}m", "")
-    assert styled == text_of_check(identity, console_width=100)
-
-
 def test_every_criterion_is_a_formula_with_its_tolerance() -> None:
     for criterion in DEFAULT_CRITERIA:
         assert criterion.key.partition("=")[2] in equal_when(criterion.key)
@@ -308,15 +290,3 @@ def test_several_checks_stand_side_by_side() -> None:
     assert [row[:2] for row in regions.rows] == [  # type: ignore[union-attr]
         (label, name) for label in checks for name in ("inside", "outside", "all")
     ]
-
-
-def test_a_result_read_back_from_json_gives_the_same_page() -> None:
-    identity = incomplete()
-    num = identity.total.all.num_elements
-    fits = replace(
-        identity.coverage, num_base=num + 10, num_full=num + 10, num_sub=num, num_compared=num
-    )
-    identity = replace(identity, coverage=fits)
-    again = Identity.from_dict(json.loads(json.dumps(identity.to_dict())))
-    assert render(identity_document(again)) == render(identity_document(identity))
-    assert text_of_check(again) == text_of_check(identity)

@@ -169,14 +169,6 @@ def test_one_point_says_nothing_of_settling() -> None:
     assert len(Page(render(trajectory_document(one))).specs) == 5
 
 
-@pytest.mark.parametrize("width", [40, 60, 80, 140])
-def test_a_narrow_window(width: int) -> None:
-    lines = text_of_trajectory(make_trajectory(), console_width=width).splitlines()
-    assert max(map(len, lines)) <= max(width, 52)  # columns give way; a figure is never cut
-    for heading in ("unchanged", "untouched", "moved", "coverage"):
-        assert heading in " ".join(lines)
-
-
 @pytest.mark.parametrize("num", [1, 23, 24, 25, 100, 1000])
 def test_a_long_series_is_thinned_in_the_terminal_only(num: int) -> None:
     trajectory = make_trajectory(num)
