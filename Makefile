@@ -5,6 +5,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 SYSTEM_PYTHON ?= python3
 WORKERS ?= 2
+# A file's tests stay together: they share what its fixtures make. `tests/conftest.py` orders files.
+SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -16,10 +18,10 @@ papers: setup ## Run claims of a paper again, at the scale that takes a minute
 	$(VENV)/bin/trimtab paper run mukherjee-2025 --scale tiny $(PAPERS_ARGS)
 
 test-fast: setup ## Run the tests that neither train a model nor open a browser
-	$(PYTHON) -m pytest --numprocesses $(WORKERS) -m "not train and not browser" $(TEST_ARGS)
+	$(PYTHON) -m pytest $(SHARED) -m "not train and not browser" $(TEST_ARGS)
 
 test: setup ## Run all tests
-	$(PYTHON) -m pytest --numprocesses $(WORKERS) $(TEST_ARGS)
+	$(PYTHON) -m pytest $(SHARED) $(TEST_ARGS)
 
 lint: setup ## Format check, lint and types
 	$(VENV)/bin/ruff format --check .

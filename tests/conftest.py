@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Generator
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,12 +39,21 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="write the golden files again")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave out what needs reasoning-gym where it could not be installed, and say so."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs reasoning-gym where it could not be installed; long files go first."""
     if find_spec("reasoning_gym") is None:
         for item in items:
             if item.get_closest_marker("gym"):
                 item.add_marker(pytest.mark.skip(reason="reasoning-gym is not installed"))
+    if hasattr(config, "workerinput"):  # of pytest-xdist, whose last file should be a short one
+        sizes = Counter(item.path for item in items)
+        items.sort(key=lambda item: _place(item, sizes[item.path]))
+
+
+def _place(item: pytest.Item, num_tests: int) -> tuple[bool, int, str]:
+    """Files that train begin with those of few tests, whose tests are long; others with many."""
+    trains = item.get_closest_marker("train") is not None
+    return not trains, num_tests if trains else -num_tests, str(item.path)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
