@@ -10,7 +10,6 @@ resumed, which begins with other weights, finds them there.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,9 +53,10 @@ __all__ = [
     "BaseFile",
     "PointReached",
     "Sets",
-    "UpdateFile",
+    "append_point",
     "base_path",
     "check_header",
+    "create_file",
     "new_header",
     "write_base",
 ]
@@ -214,39 +214,20 @@ def _digest(parameter: Tensor, dtype: str) -> str:
     return hasher.hexdigest()
 
 
-class UpdateFile:
-    """A file of tracked updates that grows. It is open only while it is written to."""
+def create_file(path: Path, header: Mapping[str, Any]) -> None:
+    """Write a file without points, in the place of an old one."""
+    content = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
+    with new_file(path, force=True) as file:
+        file.write(MAGIC + pack_record(content, len(MAGIC)))
 
-    def __init__(self, path: Path, version: int = FORMAT_VERSION) -> None:
-        self._path = path
-        self._version = version
 
-    @classmethod
-    def create(cls, path: Path, header: Mapping[str, Any]) -> UpdateFile:
-        """Write a new file, in the place of an old one.
+def append_point(path: Path, content: bytes, version: int) -> None:
+    """Add a point to a file of a format version, whole or not at all.
 
-        Args:
-            path: Where to.
-            header: Plain data.
-        """
-        content = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
-        with new_file(path, force=True) as file:
-            file.write(MAGIC + pack_record(content, len(MAGIC)))
-        return cls(path)
-
-    @classmethod
-    def go_on(cls, path: Path, end: int, version: int) -> UpdateFile:
-        """Write points after a byte of a file; what lies beyond is cut off."""
-        os.truncate(path, end)
-        return cls(path, version)
-
-    def append(self, content: bytes) -> None:
-        """Write a record, or nothing.
-
-        Raises:
-            WriteError: There is no room for it.
-        """
-        append(self._path, pack_record(content, self._path.stat().st_size, self._version))
+    Raises:
+        WriteError: There is no room for it.
+    """
+    append(path, pack_record(content, path.stat().st_size, version))
 
 
 Sets = tuple[NDArray[np.uint64], NDArray[np.uint64]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,14 +13,15 @@ from torch import Tensor
 
 from trimtab.elements.index_coding import EMPTY
 from trimtab.errors import CheckpointError, OutputExistsError
-from trimtab.measure.tracked_file import KindFigures, Part, StepFigures, pack_point
+from trimtab.measure.tracked_file import FORMAT_VERSION, KindFigures, Part, StepFigures, pack_point
 from trimtab.training.layout import Layout
 from trimtab.training.tracker.file import (
     BaseFile,
     PointReached,
-    UpdateFile,
+    append_point,
     base_path,
     check_header,
+    create_file,
     new_header,
     write_base,
 )
@@ -103,7 +105,7 @@ class Session:
         self._base_path = base_path(settings.path, self._processes.number, self._processes.size)
         self._pool = ThreadPoolExecutor(torch.get_num_threads())
         self._gradients: Gradients | None = None
-        self._file: UpdateFile | None = None
+        self._version = FORMAT_VERSION
         if step:
             self._go_on(model, step)
         else:
@@ -142,14 +144,15 @@ class Session:
             parts.append((of.part.kind, totals, (found.coding, found.toggled)))
         self.last_step = step
         of_all = [part for of in self._processes.to_first(parts) for part in of]
-        if self._file is not None:
+        if self._processes.is_first:
             by_kind: dict[str, list[KindTotals]] = {}
             for kind, totals, _ in of_all:
                 by_kind.setdefault(kind, []).append(totals)
             self.totals = {kind: KindTotals.sum_of(of) for kind, of in by_kind.items()}
             figures_of = {kind: of.figures for kind, of in self.totals.items()}
             sets = [toggled for _, _, toggled in of_all]
-            self._file.append(pack_point(StepFigures(step, figures_of), sets))
+            point = pack_point(StepFigures(step, figures_of), sets)
+            append_point(self._settings.path, point, self._version)
 
     def close(self, *, finished: bool) -> None:
         """Let go of everything.
@@ -174,8 +177,7 @@ class Session:
         write_base(self._base_path, (of.before for of in self._watched))
         digests = processes.together(self._base_digest)
         header = new_header(model, self._parameters, stored, settings.every, self._parts(), digests)
-        file = processes.by_first(lambda: UpdateFile.create(settings.path, header))
-        self._file = file if processes.is_first else None
+        processes.by_first(lambda: create_file(settings.path, header))
 
     def _go_on(self, model: Any, step: int) -> None:
         settings, processes = self._settings, self._processes
@@ -190,9 +192,8 @@ class Session:
         for of, (changed, ever) in zip(self._watched, reached.sets(), strict=True):
             of.changed[:], of.ever[:] = changed, ever
         processes.together(self._check_weights)
-        version = header["format_version"]
-        file = processes.by_first(lambda: UpdateFile.go_on(settings.path, reached.end, version))
-        self._file = file if processes.is_first else None
+        self._version = header["format_version"]
+        processes.by_first(lambda: os.truncate(settings.path, reached.end))
 
     def _watch(self, model: Any, stored: str) -> None:
         config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
