@@ -342,15 +342,14 @@ class PartCounts:
         num = belonging.num_units
         unit = np.arange(counts.shape[1]) // belonging.width % num
         elements = length * np.bincount(unit, minlength=num).astype(np.int64)
-        selected = np.stack([_summed(row, unit, num) for row in counts])
+        selected = _summed(counts, unit, num)
         size = np.array([self.num_elements], dtype=np.int64)
         null = [hypergeometric(elements[:, None], size, total[None]) for total in self.selected]
         matched = None
         if base is not None:
             by_line = base.by_row if is_rows else base.by_column
-            by_unit = np.stack([_summed(column, unit, num) for column in by_line.T], axis=1)
-            drawn = [hypergeometric(by_unit, base.sizes, selected) for selected in base.selected]
-            matched = stacked(drawn)
+            by_unit = _summed(by_line.T, unit, num).T
+            matched = stacked([hypergeometric(by_unit, base.sizes, row) for row in base.selected])
         return Units(elements, selected, stacked(null), matched)
 
 
@@ -527,5 +526,10 @@ def _part_sums(
 
 
 def _summed(counts: NDArray[np.integer], unit: NDArray[np.int64], num_units: int) -> Counts:
-    """Sums of counts by unit; exact below 2**53."""
-    return np.bincount(unit, weights=counts, minlength=num_units).astype(np.int64)
+    """Sums by unit of each row of counts, `[rows, units]`; exact below 2**53."""
+    if num_units == counts.shape[1]:  # each line is a unit
+        return counts.astype(np.int64, copy=False)
+    sums: Counts = np.zeros((len(counts), num_units), dtype=np.int64)
+    for row, into in zip(counts, sums, strict=True):
+        into[:] = np.bincount(unit, weights=row, minlength=num_units)
+    return sums
