@@ -129,7 +129,7 @@ def device(where: Any = None) -> dict[str, Any]:
     """Where a run computes.
 
     Args:
-        where: The `torch.device`; None for the CPU, on which the demo trains.
+        where: The `torch.device`; None for the CPU.
     """
     import torch
 

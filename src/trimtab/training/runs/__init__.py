@@ -1,4 +1,4 @@
 """`trimtab train RUN.toml`: a training run from a file, whole model or mask only.
 
-`run_file` reads and checks the file, `prepare` everything that it names, `execute` trains.
+`settings` reads and checks the file, `prepare` everything that it names, `execute` trains.
 """
