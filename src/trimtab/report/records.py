@@ -138,6 +138,8 @@ def settings_table(title: str, entries: Mapping[str, object], *, is_folded: bool
 def _setting(value: object) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{printable(str(key))} {_setting(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_setting, value)) or "–"
     return _cell(value)
 
 
