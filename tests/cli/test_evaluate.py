@@ -35,7 +35,7 @@ def data(tmp_path: Path) -> Path:
 def test_a_table(run: Run, base: Path) -> None:
     code, out, err = run("evaluate", base, "--task", "addition", "--samples", 2)
     assert (code, err) == (0, "")
-    assert out.startswith("addition: 32 questions\nAsked greedily, and 2 samples of each")
+    assert out.startswith("addition: 32 questions.\nAsked greedily, and 2 samples of each")
     assert str(base) in out
     assert "always “4”" in out
     assert "Difference" not in out

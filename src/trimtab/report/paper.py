@@ -368,10 +368,14 @@ _RUN = (
 )
 
 
+_FRONTIER = ("sparsity", "gain")
+
+
 def _frontier(claim: Data) -> Figure | None:
     by_arm: dict[str, dict[str, Data]] = {}
     for trial in claim["trials"]:
-        if trial["value"] is not None and trial["measure"] in ("sparsity", "gain"):
+        # A pair of published checkpoints has a sparsity and no arm.
+        if trial["arms"] and trial["value"] is not None and trial["measure"] in _FRONTIER:
             by_arm.setdefault(trial["arms"][0], {})[trial["measure"]] = trial
     rows = [
         ((arm,), (known["sparsity"], known["gain"]))
