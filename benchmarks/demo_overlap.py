@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.provenance import provenance
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
 from trimtab.masks.overlap import overlap

@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 import trimtab
 from benchmarks.compare import child_peak, make_pair, pair_of_blocks, timed
 from benchmarks.provenance import provenance
-from trimtab.checkpoints import StoredTensor, open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.stream import Source, new_buffer
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.masks.algebra import DerivedMask
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.header import MaskHeader

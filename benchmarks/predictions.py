@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.compare import PEAK
 from benchmarks.provenance import provenance
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
 from trimtab.masks.prediction import PredictionScore, score_prediction

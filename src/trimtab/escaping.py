@@ -11,8 +11,6 @@ import re
 import unicodedata
 from typing import TextIO
 
-__all__ = ["GuardedStream", "escaped"]
-
 _CATEGORIES = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 """Control and format characters (bidi among them), lone surrogates, separators of lines."""
 

@@ -19,8 +19,6 @@ from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import OutputExistsError
 from trimtab.outputs import new_folder
 
-__all__ = ["EXAMPLE", "example_checkpoints", "write_example"]
-
 EXAMPLE: Mapping[str, str] = {
     "base": "a Llama of two layers with random weights, stored as bf16",
     "tuned": "base after 20 random steps of 1e-5",

@@ -9,8 +9,6 @@ from typing import Any
 
 from trimtab.errors import MissingExtraError
 
-__all__ = ["lazy_names", "require"]
-
 
 def require(module: str, install: str) -> Any:
     """Import an optional module.

@@ -20,20 +20,6 @@ from typing import Any, NoReturn, TypeAlias
 
 from trimtab.errors import TrimtabError
 
-__all__ = [
-    "MAX_CONFIG_BYTES",
-    "MAX_DATA_BYTES",
-    "MAX_RESULT_BYTES",
-    "check_regular",
-    "identity_of",
-    "open_regular",
-    "parse_json",
-    "read_bytes",
-    "read_json",
-    "read_text",
-    "read_toml",
-]
-
 MAX_CONFIG_BYTES = 64 << 20
 """Longest file that describes something: a configuration, an index, a run file."""
 

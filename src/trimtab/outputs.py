@@ -32,23 +32,6 @@ if sys.platform == "win32":  # no locks: what a killed writer left stays
 else:
     import fcntl
 
-__all__ = [
-    "append",
-    "ensure_distinct",
-    "ensure_free",
-    "ensure_no_folder",
-    "ensure_same_settings",
-    "flat",
-    "is_draft",
-    "is_same_file",
-    "is_stream",
-    "lock",
-    "new_file",
-    "new_folder",
-    "told_where",
-    "write_text",
-]
-
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """How a system says that a file cannot grow."""
 

@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from threading import Thread
 from typing import IO
 
-__all__ = ["Interrupted", "Terminated", "end_with_parent", "is_child", "start_trimtab"]
-
 IS_CHILD = "TRIMTAB_ENDS_WITH_ITS_INPUT"
 """In the environment of a child."""
 

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 WORTH_TELLING = 300
 """Seconds from which on it is said how long work will take."""
 
-__all__ = ["Stage", "byte_progress", "note", "progress_bars", "stage"]
-
 
 @contextmanager
 def byte_progress(

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-__all__ = ["MAX_REPR", "are", "first_few", "one_line", "out_of", "plural", "were"]
-
 MAX_REPR = 200
 """Most characters that Python shows of a result or of a part of one."""
 

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import open_checkpoint, opened
 from trimtab.checkpoints.align import Alignment, align, alone
+from trimtab.checkpoints.checkpoint import open_checkpoint, opened
 from trimtab.checkpoints.safetensors import file_start
 from trimtab.errors import TensorMismatchError
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
 ARRAYS = {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 import trimtab
 from tests.checkpoints.models import build_model
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.folder import find_weights, read_config
 from trimtab.errors import CheckpointError, CheckpointWarning
 

@@ -12,7 +12,7 @@ import torch
 
 import trimtab
 from tests.measure.checkpoints import LLAMA, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.quantized import quantized_weights
 from trimtab.errors import CheckpointError, TrimtabError
 from trimtab.masks.extract import extract_mask

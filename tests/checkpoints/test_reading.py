@@ -10,9 +10,11 @@ import pytest
 import xxhash
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import StoredTensor, open_checkpoint, opened, stream
+from trimtab.checkpoints import stream
 from trimtab.checkpoints.align import Aligned, align, alone
+from trimtab.checkpoints.checkpoint import open_checkpoint, opened
 from trimtab.checkpoints.stream import Reader
+from trimtab.checkpoints.tensors import StoredTensor
 
 SHAPES = {"wide": (3, 50), "small": (7,), "tall": (90, 2), "empty": (0, 4), "number": ()}
 

@@ -11,7 +11,9 @@ import torch
 import xxhash
 
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import StoredTensor, open_checkpoint, stream, weights
+from trimtab.checkpoints import stream, weights
+from trimtab.checkpoints.checkpoint import open_checkpoint
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import elements_of, read_weights
 from trimtab.elements.dtypes import Bits
 

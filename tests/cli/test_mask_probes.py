@@ -166,7 +166,7 @@ def test_an_interrupt_leaves_nothing(
 def tracked(base: Path, tmp_path: Path) -> Path:
     """Three tracked steps of a real trainer, with a checkpoint after each."""
     from trimtab.training import runtime
-    from trimtab.training.tracker import UpdateTracker
+    from trimtab.training.tracker.callback import UpdateTracker
 
     path = tmp_path / "updates.trimtab"
     with runtime.quiet():

@@ -129,7 +129,7 @@ def test_a_tracked_run_shows_what_its_checkpoints_show(run: Run, tmp_path: Path)
     from transformers import Trainer, TrainingArguments
 
     from tests.training import tiny
-    from trimtab.training.tracker import UpdateTracker
+    from trimtab.training.tracker.callback import UpdateTracker
 
     model = tiny.model().to(torch.bfloat16)
     model.save_pretrained(tmp_path / "base")

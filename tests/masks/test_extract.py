@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 import trimtab
 from tests.measure.checkpoints import LLAMA, Tensors, llama_tensors, moved, save, save_sharded
-from trimtab.checkpoints import open_checkpoint, stream
+from trimtab.checkpoints import stream
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.criteria import changed, parse_criterion
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, CriterionError, TensorMismatchError

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from tests.masks.conftest import Three, bits_of, saved, within
 from tests.measure.checkpoints import LLAMA, llama_tensors, moved, save, save_sharded
-from trimtab.checkpoints import open_checkpoint, stream
+from trimtab.checkpoints import stream
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements import fast
 from trimtab.elements.criteria import DEFAULT_CRITERIA, changed
 from trimtab.elements.dtypes import DTYPES

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tests.masks.masks import SHAPES, arrays, example_mask
 from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import (
     AnalysisError,

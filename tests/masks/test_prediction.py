@@ -13,7 +13,7 @@ import torch
 
 from tests.masks.test_average_precision import by_thresholds
 from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError, ResultFormatError
 from trimtab.masks.extract import extract_mask

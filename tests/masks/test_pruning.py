@@ -12,8 +12,8 @@ import pytest
 from safetensors import safe_open
 
 from tests.checkpoints.building import file_bytes, random_bits, tensors_bytes
-from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints import weights as checkpoint_weights
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import AnalysisError, CheckpointError, MaskError, OutputExistsError

@@ -9,7 +9,7 @@ import pytest
 
 from tests.checkpoints.building import entry, file_bytes
 from tests.checkpoints.models import SETTINGS, build_model
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import CheckpointError
 from trimtab.masks.pruning import matrices_of
 

@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.mask import Mask

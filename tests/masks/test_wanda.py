@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import Checkpoint, open_checkpoint, stream
+from trimtab.checkpoints import stream
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks.pruning import matrices_of
 from trimtab.masks.wanda import InputNorms, kept_by_wanda, lowest_of_rows

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.checkpoints.building import entry, file_bytes, tensors_bytes
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import MaskError, MaskMismatchError, OutputExistsError
 from trimtab.masks.pruning import matrices_of
 from trimtab.masks.wanda import InputNorms

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import AnalysisError
 from trimtab.measure.trajectory import check_order, expand, spacing, step_of
 

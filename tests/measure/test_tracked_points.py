@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.measure.checkpoints import save
 from tests.measure.test_tracked import HEADER, point, write
-from trimtab.checkpoints import Checkpoint, open_checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from trimtab.errors import AnalysisError, ResultFormatError, TensorMismatchError
 from trimtab.measure.tracked import TrackedPoints
 from trimtab.results.records import record_of

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 import trimtab
 from tests.measure.checkpoints import LLAMA, Tensors, llama_tensors, save, save_sharded
 from trimtab.checkpoints import checkpoint as checkpoint_module
-from trimtab.checkpoints import open_checkpoint, stream
+from trimtab.checkpoints import stream
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements import fast
 from trimtab.errors import AnalysisError, CheckpointError, TensorMismatchError
 from trimtab.measure.trajectory_result import PointCounts, Trajectory

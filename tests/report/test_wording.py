@@ -10,12 +10,12 @@ from trimtab.report.wording import (
     coverage_sentence,
     headline,
     magnitude,
-    plural,
     printable,
     rule,
     share,
     unchanged,
 )
+from trimtab.words import plural
 
 
 def counts(num_elements: int, num_changed: int) -> ChangeCounts:

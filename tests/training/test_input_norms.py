@@ -12,7 +12,7 @@ import torch
 
 from tests.training import tiny
 from tests.training.evaluation.conftest import CHARACTERS
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import SettingsError
 from trimtab.masks.pruning import matrices_of, prune
 from trimtab.training import runtime

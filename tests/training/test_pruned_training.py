@@ -12,7 +12,7 @@ import torch
 from tests.training import tiny_trainers as trainers
 from tests.training.runs import run_files
 from tests.training.tiny_trainers import Base
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.masks.pruning import is_zero, prune, survivors

@@ -20,19 +20,6 @@ from trimtab.elements.dtypes import DTYPES, DType
 from trimtab.errors import CheckpointError, TensorMismatchError
 from trimtab.words import are, first_few
 
-__all__ = [
-    "Aligned",
-    "Alignment",
-    "Side",
-    "align",
-    "alone",
-    "common_shape",
-    "has_vocabulary_rows",
-    "num_columns",
-    "num_rows",
-    "without_tied_copies",
-]
-
 VOCABULARY = re.compile(
     r"(?:^|\.)(?:embed_tokens(?:_per_layer)?|word_embeddings|tok_embeddings|wte|embed_in|shared|"
     r"lm_head|embed_out|shared_head\.head)\.weight$"

@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-__all__ = ["FUSIONS", "KINDS", "MODALITIES", "TIED", "TIED_BY_DEFAULT", "Fusion", "Sizes"]
-
 Sizes: TypeAlias = Mapping[str, int]
 """The positive integers of a config."""
 

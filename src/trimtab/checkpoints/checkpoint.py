@@ -21,8 +21,6 @@ from trimtab.checkpoints.torch_file import read_torch_file
 from trimtab.errors import CheckpointError, CheckpointNotFoundError, CheckpointWarning
 from trimtab.words import first_few, one_line, plural
 
-__all__ = ["Checkpoint", "open_checkpoint", "opened"]
-
 MOST_SHARED = 96
 """Idle files that checkpoints read together keep open; systems allow a process 256 or more."""
 

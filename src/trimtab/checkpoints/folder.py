@@ -14,20 +14,6 @@ from trimtab import inputs
 from trimtab.errors import CheckpointError
 from trimtab.words import first_few
 
-__all__ = [
-    "FILES",
-    "GGUF_CURE",
-    "INDEX_FILES",
-    "SINGLE_FILES",
-    "WeightFiles",
-    "adapter_in",
-    "check_files",
-    "find_weights",
-    "read_config",
-    "read_json",
-    "weights_named",
-]
-
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 """Names of weights in one file, preferred first."""
 

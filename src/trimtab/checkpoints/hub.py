@@ -20,8 +20,6 @@ from trimtab.checkpoints.folder import (
 )
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 
-__all__ = ["HUB_ID", "MADE_BY", "cure", "fetch", "fetch_the_rest"]
-
 HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
 
 PREFERRED, FALLBACK = SINGLE_FILES

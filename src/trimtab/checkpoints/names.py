@@ -25,9 +25,6 @@ from trimtab.checkpoints.architectures import (
     Sizes,
 )
 
-__all__ = ["Rectangle", "TensorPart", "core_name", "language_config", "match_renamed"]
-__all__ += ["match_stored", "parts_of", "tied_names", "without_wrappers"]
-
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d{1,9})\.")
 NORM = re.compile(r"(?:^ln_\w+|norm\d*)$")
 SCALE = re.compile(

@@ -38,16 +38,6 @@ from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CheckpointError
 from trimtab.words import first_few
 
-__all__ = [
-    "BlockScale",
-    "block_scales",
-    "dequantize_blocks",
-    "quantized_weights",
-    "refuse_quantized",
-    "scale_beside",
-    "scales_of",
-]
-
 Tensors = Mapping[str, StoredTensor]
 Block = tuple[int, int]
 

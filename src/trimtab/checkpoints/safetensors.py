@@ -20,15 +20,6 @@ from trimtab.errors import CheckpointError
 from trimtab.inputs import parse_json
 from trimtab.words import first_few
 
-__all__ = [
-    "MAX_DIMENSIONS",
-    "MAX_HEADER_BYTES",
-    "are_sizes",
-    "file_start",
-    "read_safetensors",
-    "read_with_metadata",
-]
-
 MAX_HEADER_BYTES = 100_000_000
 """Longest header that is read, as in the reference implementation."""
 

@@ -18,8 +18,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["MAX_PICKLE_BYTES", "PickleError", "PickledTensor", "read_state_dict"]
-
 MAX_PICKLE_BYTES = 64 << 20
 """Longest pickle that is read: about 300,000 tensors."""
 

@@ -27,18 +27,6 @@ from trimtab.checkpoints.quantized import BlockScale, dequantize_blocks
 from trimtab.checkpoints.tensors import Hashes, StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 
-__all__ = [
-    "Chunk",
-    "Progress",
-    "Reader",
-    "Source",
-    "Streamed",
-    "chunks_of",
-    "new_buffer",
-    "overlaps",
-    "stream",
-]
-
 CHUNK_ELEMENTS = 1 << 19
 """Elements read at once: 1 MB of bf16, so that both sides and what is packed stay in the cache."""
 

@@ -23,8 +23,6 @@ from trimtab.errors import CheckpointError, CheckpointNotFoundError
 from trimtab.inputs import check_regular, identity_of, open_regular
 from trimtab.words import one_line
 
-__all__ = ["DataFile", "FilePool", "Hashes", "Pooled", "StoredTensor"]
-
 Hashes = Sequence[Mapping[str, str]]
 """Name -> xxh3-128 of every stored tensor, for each of several checkpoints."""
 

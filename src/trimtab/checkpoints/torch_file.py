@@ -26,8 +26,6 @@ from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError
 from trimtab.words import first_few
 
-__all__ = ["read_torch_file"]
-
 DTYPES_BY_TORCH_NAME = {dtype.storage.name: dtype for dtype in DTYPES.values()}
 """torch, NumPy and ml_dtypes call the dtypes alike."""
 

@@ -22,8 +22,6 @@ from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError
 from trimtab.words import first_few
 
-__all__ = ["CHUNK_ELEMENTS", "elements_of", "ensure_rewritable", "read_weights", "rewrite"]
-
 CHUNK_ELEMENTS = 1 << 20
 """Elements that `elements_of` gives at once; a multiple of 8."""
 

@@ -28,17 +28,6 @@ from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits, DType
 
-__all__ = [
-    "adam_displacement_bound",
-    "adam_step_bounds",
-    "base_histogram",
-    "count_movable",
-    "expected_moved",
-    "histogram_bits",
-    "num_finite",
-    "rounding_reach",
-]
-
 _MANTISSA_BITS = {"F32": 23, "F64": 52}
 
 

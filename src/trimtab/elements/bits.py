@@ -15,8 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Counters", "bit_sums", "count_bins", "count_by_bin", "slabs"]
-
 SLAB_ELEMENTS = 1 << 20
 """Elements unpacked at once, or one row if that has more."""
 

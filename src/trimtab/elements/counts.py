@@ -17,9 +17,6 @@ from trimtab.elements.criteria import is_criterion
 from trimtab.elements.ulps import label_order
 from trimtab.words import one_line, out_of
 
-__all__ = ["ChangeCounts", "Overflowing", "added", "percent", "summed"]
-
-
 Overflowing: TypeAlias = Annotated[float, "null is infinite"]
 """JSON has no infinity; only sums over huge doubles can overflow to it."""
 

@@ -33,8 +33,6 @@ from numpy.typing import NDArray
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import CriterionError
 
-__all__ = ["ATOLS", "DEFAULT_CRITERIA", "Criterion", "changed", "is_criterion", "parse_criterion"]
-
 ATOLS = (0.0, 1e-8, 1e-7, 1e-6, 1e-5, 1e-4)
 """The absolute tolerances of every comparison: those of 2505.11711 Table 6, and 0 and 1e-4."""
 

@@ -18,9 +18,6 @@ from numpy.typing import NDArray
 from trimtab.errors import CheckpointError
 from trimtab.words import one_line
 
-__all__ = ["DTYPES", "Bits", "DType", "dtype_named", "exponent_bins", "exponent_place"]
-__all__ += ["num_exponent_bins"]
-
 Bits: TypeAlias = NDArray[Any]
 """Elements as unsigned integers of the stored width."""
 

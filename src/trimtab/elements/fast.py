@@ -12,8 +12,6 @@ from trimtab.elements.bits import Counters
 from trimtab.elements.scan import NumpyScanner, Scanner
 from trimtab.elements.series import HistoryMaker, NumpyHistory
 
-__all__ = ["COMPILED_FROM", "Scanners", "counters_for", "history_maker"]
-
 COMPILED_FROM = 4_000_000
 """Elements from which loading the compiled kernels costs less than it saves (about 0.5 s)."""
 

@@ -20,18 +20,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "BITS",
-    "EMPTY",
-    "GAPS8",
-    "GAPS16",
-    "GAP_DTYPES",
-    "cheapest",
-    "decode",
-    "encode",
-    "most_bytes",
-]
-
 EMPTY, BITS, GAPS8, GAPS16 = range(4)
 
 GAP_DTYPES: dict[int, np.dtype[Any]] = {GAPS8: np.dtype("u1"), GAPS16: np.dtype("<u2")}

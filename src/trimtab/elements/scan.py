@@ -22,8 +22,6 @@ from trimtab.elements.counts import ChangeCounts
 from trimtab.elements.criteria import Criterion
 from trimtab.elements.dtypes import Bits, DType
 
-__all__ = ["Accumulator", "NumpyScanner", "Scanner", "Tally"]
-
 STEPS_FROM = 1 << 18
 """Elements of a tensor from which a table of steps (128 KB for bf16) is worth its while."""
 

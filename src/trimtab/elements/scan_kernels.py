@@ -31,8 +31,6 @@ from trimtab.elements.simd import (
     trailing_zeros,
 )
 
-__all__ = ["NumbaScanner"]
-
 BLOCK = 512
 """Changed elements tallied at once: their fp64 values stay in the first-level cache."""
 

@@ -17,12 +17,6 @@ from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits
 
-__all__ = [
-    "COUNTED",
-    "HistoryMaker",
-    "NumpyHistory",
-]
-
 COUNTED = ("changed", "stepped", "ever", "in_final", "ever_in_final")
 """What is counted at each point, in the order in which `advance` adds it up."""
 

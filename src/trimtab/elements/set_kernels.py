@@ -20,17 +20,6 @@ from trimtab.elements.bits import Bins, Counts, slabs
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.simd import LANES, compiled, differ, has_bit, num_ones, trailing_zeros
 
-__all__ = [
-    "NumbaHistory",
-    "compiled_bit_sums",
-    "compiled_count_bins",
-    "compiled_count_by_bin",
-    "count_by_bin",
-    "count_shared",
-    "encode_gaps",
-    "num_members",
-]
-
 BLOCK = 128
 """Words of weights that are looked at together: with their bits they stay in the fastest cache."""
 

@@ -14,18 +14,6 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-__all__ = [
-    "LANES",
-    "above",
-    "bit_length",
-    "compiled",
-    "differ",
-    "equal",
-    "has_bit",
-    "num_ones",
-    "trailing_zeros",
-]
-
 LANES = 64
 """Elements compared at once: the bits of the mask."""
 

@@ -30,23 +30,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "ENERGY",
-    "FIGURES",
-    "PRINCIPAL_SHARE",
-    "RANK_ATOL",
-    "Quadrature",
-    "energy",
-    "estimated_ranks",
-    "exact_ranks",
-    "gram",
-    "lanczos_quadrature",
-    "principal_directions",
-    "principal_part",
-    "rank_tolerance",
-    "singular_values",
-]
-
 Matrix = NDArray[np.floating[Any]]
 Vector = NDArray[np.float64]
 

@@ -17,20 +17,6 @@ from numpy.typing import NDArray
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.simd import LANES, above, compiled, differ, num_ones
 
-__all__ = [
-    "MOVES",
-    "SELECTED",
-    "WORD",
-    "count_nonzero",
-    "fits_bf16",
-    "flip",
-    "look",
-    "mark",
-    "num_words",
-    "round_to_bf16",
-    "squared_distance",
-]
-
 WORD = LANES
 """Elements to a word of a set."""
 

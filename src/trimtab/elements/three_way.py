@@ -22,8 +22,6 @@ from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.scan import Scanner, Tally
 from trimtab.words import one_line
 
-__all__ = ["REGIONS", "Agreement", "AgreementTally", "Region", "SplitAgreement"]
-
 Region: TypeAlias = Literal["inside", "outside", "all"]
 REGIONS: tuple[Region, ...] = ("inside", "outside", "all")
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["CENTRE", "EXACT", "NUM_BINS", "bin_bounds", "bin_of", "label_order", "labelled"]
-
 EXACT = 8
 """Distances up to this one have a bin of their own."""
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import TensorPart, parts_of
+from trimtab.checkpoints.names import TensorPart, parts_of
 from trimtab.errors import MaskError
 from trimtab.masks.header import (
     MaskHeader,
@@ -35,8 +35,6 @@ from trimtab.masks.matching import in_common, named_alike
 from trimtab.masks.on_disk import write_mask_file
 from trimtab.masks.packed import PackedTensor
 from trimtab.words import first_few, one_line
-
-__all__ = ["OPERATIONS", "DerivedMask", "Operation", "combine", "complement"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +73,6 @@ class DerivedMask:
         """
         return write_mask_file(path, self.header, self.tensor, force=force)
 
-
-__all__ += ["restrict"]
 
 Operation: TypeAlias = Literal["and", "or", "xor", "minus"]
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, opened
 from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.stream import Progress, Reader, stream
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.criteria import Criterion, parse_criterion
 from trimtab.elements.criteria import changed as changed_by
 from trimtab.elements.dtypes import Bits, DType
@@ -24,8 +25,6 @@ from trimtab.masks.header import BaseTensor, provenance_of
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.results.records import record_of
-
-__all__ = ["extract_mask"]
 
 
 def extract_mask(

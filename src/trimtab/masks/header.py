@@ -28,19 +28,6 @@ from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.results.records import MaskRecord, made_now
 from trimtab.words import first_few, one_line
 
-__all__ = [
-    "BaseTensor",
-    "MaskHeader",
-    "PackedMask",
-    "check_format",
-    "mask_record",
-    "provenance_from",
-    "provenance_of",
-    "provenance_with",
-    "provenances_by_digest",
-]
-
-
 HEX_DIGEST = re.compile("[0-9a-f]{32}")
 
 

@@ -16,8 +16,9 @@ from functools import partial
 from math import prod
 from typing import Annotated, Any, ClassVar, TypedDict
 
-from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.names import parts_of
 from trimtab.checkpoints.stream import Progress, Reader, Streamed, overlaps, stream
 from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.elements.fast import Scanners
@@ -31,8 +32,6 @@ from trimtab.results.records import CheckpointRecord, MaskRecord, Tied, made_now
 from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance
 from trimtab.words import one_line
-
-__all__ = ["Identity", "IdentityCoverage", "TensorIdentity", "identity"]
 
 SIDES = ("base", "full", "sub")
 """The three checkpoints, in the order in which they are given."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import parts_of
+from trimtab.checkpoints.names import parts_of
 from trimtab.errors import MaskError
 from trimtab.masks.algebra import DerivedMask, Operation, combine, complement, restrict
 from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, provenance_with
@@ -19,8 +19,6 @@ from trimtab.masks.on_disk import FORMAT, open_unchecked, write_mask_file
 from trimtab.masks.packed import MaskDigest, PackedTensor
 from trimtab.masks.random import random_tensor
 from trimtab.words import first_few, one_line, out_of, plural
-
-__all__ = ["Mask", "summarise"]
 
 
 class Mask(PackedMask):

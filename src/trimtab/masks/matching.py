@@ -11,22 +11,12 @@ from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
-from trimtab.checkpoints import Checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.names import match_stored
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.header import BaseTensor, PackedMask
 from trimtab.words import first_few
-
-__all__ = [
-    "base_tensors",
-    "check_digests",
-    "check_shapes",
-    "in_common",
-    "named_alike",
-    "named_as_in",
-    "named_like",
-]
 
 AMask = TypeVar("AMask", bound=PackedMask)
 

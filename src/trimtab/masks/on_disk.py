@@ -46,16 +46,6 @@ from trimtab.masks.packed import MaskDigest, PackedTensor, num_packed_bytes
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
 
-__all__ = [
-    "FORMAT",
-    "StoredMask",
-    "mask_writer",
-    "open_mask",
-    "open_unchecked",
-    "opened_masks",
-    "write_mask_file",
-]
-
 FORMAT = "trimtab.mask"
 FORMAT_VERSION = 1
 """History: 1, the first."""

@@ -19,8 +19,9 @@ from threading import Semaphore
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.align import Aligned, alone
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.names import parts_of
 from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError, MaskMismatchError
@@ -38,8 +39,6 @@ from trimtab.masks.overlap_result import (
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.results.records import made_now, record_of
 from trimtab.words import first_few
-
-__all__ = ["overlap"]
 
 
 def tensors_in_order(

@@ -33,19 +33,6 @@ from trimtab.errors import AnalysisError
 from trimtab.results.urn import Strata, Tail, tail
 from trimtab.words import one_line
 
-__all__ = [
-    "INDEPENDENT",
-    "MAGNITUDE",
-    "NULLS",
-    "PER_TENSOR",
-    "AgainstNull",
-    "Consensus",
-    "Counted",
-    "Null",
-]
-
-__all__ += ["Shared", "one_urn"]
-
 Null: TypeAlias = Literal["independent", "per-tensor", "magnitude-matched"]
 
 INDEPENDENT: Null = "independent"

@@ -38,16 +38,6 @@ from trimtab.results.schema import Count, Like, Provenance
 from trimtab.results.urn import Strata
 from trimtab.words import one_line, out_of, plural
 
-__all__ = [
-    "COVERAGE_LISTS",
-    "LETTERS",
-    "MagnitudeBins",
-    "Overlap",
-    "OverlapCoverage",
-    "TensorOverlap",
-    "pairs_of",
-]
-
 COVERAGE_LISTS = ("not_compared", "other_base")
 """Lists of tensors that need a word, in the order in which reports show them."""
 

@@ -19,8 +19,6 @@ from trimtab.checkpoints.align import num_columns
 from trimtab.checkpoints.stream import Chunk
 from trimtab.words import one_line
 
-__all__ = ["MaskDigest", "PackedTensor", "num_packed_bytes", "unpacked", "unpacked_block"]
-
 CHUNK_BYTES = 1 << 17
 """Packed bytes that are unpacked or counted at once: a million elements."""
 

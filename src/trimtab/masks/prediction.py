@@ -30,9 +30,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, opened
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskMismatchError
@@ -50,16 +51,6 @@ from trimtab.results.records import made_now
 from trimtab.results.result import Result
 from trimtab.results.schema import Amount, Provenance, Share
 from trimtab.words import first_few, one_line, out_of
-
-__all__ = [
-    "LOW_MAGNITUDE",
-    "LevelCounts",
-    "PredictionScore",
-    "Quality",
-    "Ranking",
-    "average_precision",
-    "score_prediction",
-]
 
 LEVEL_BITS = 16
 

@@ -26,10 +26,12 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of, tied_names
 from trimtab.checkpoints.architectures import TIED
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.names import parts_of, tied_names
 from trimtab.checkpoints.quantized import block_scales, refuse_quantized
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import ensure_rewritable, read_weights, rewrite
 from trimtab.elements.counts import summed
 from trimtab.elements.dtypes import Bits, DType
@@ -47,17 +49,6 @@ from trimtab.results.records import CheckpointRecord, made_now, record_of
 from trimtab.results.result import Result
 from trimtab.results.schema import Provenance
 from trimtab.words import first_few, one_line, out_of
-
-__all__ = [
-    "RECORD",
-    "Method",
-    "Pruning",
-    "ZeroCount",
-    "is_zero",
-    "matrices_of",
-    "prune",
-    "survivors",
-]
 
 
 def survivors(

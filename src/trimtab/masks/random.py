@@ -21,8 +21,6 @@ from numpy.typing import NDArray
 
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 
-__all__ = ["Lots", "random_tensor"]
-
 CHUNK_ELEMENTS = 1 << 20
 """Elements drawn at once; a multiple of 8."""
 

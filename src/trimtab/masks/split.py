@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from trimtab.checkpoints import Checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.header import MaskHeader, PackedMask, mask_record, provenance_from
@@ -39,8 +39,6 @@ from trimtab.results.records import CheckpointRecord, MaskRecord, made_now
 from trimtab.results.result import Result
 from trimtab.results.schema import Amount, Provenance, to_plain
 from trimtab.words import are, first_few, one_line, out_of, plural
-
-__all__ = ["Part", "Split", "chance_of", "part_files", "share", "split_tensor"]
 
 
 @dataclass(frozen=True)

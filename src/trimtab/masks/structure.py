@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, opened, parts_of
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import read_config, read_json
+from trimtab.checkpoints.names import parts_of
 from trimtab.checkpoints.stream import Progress, Source, new_buffer
 from trimtab.elements.bits import Counters
 from trimtab.elements.fast import counters_for
@@ -59,8 +60,6 @@ from trimtab.masks.structure_units import (
 )
 from trimtab.results.records import made_now, record_of
 from trimtab.words import first_few
-
-__all__ = ["structure"]
 
 
 def config_of(

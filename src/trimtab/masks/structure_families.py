@@ -38,8 +38,6 @@ from trimtab.results.urn import (
     z_scores,
 )
 
-__all__ = ["ExpertTensor", "Gathering", "family_of", "shared_units", "stripes_of"]
-
 MOST_LISTED = 8192
 """Units of a family up to which each of them is in the result."""
 

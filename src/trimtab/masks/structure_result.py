@@ -19,24 +19,6 @@ from trimtab.results.result import Result
 from trimtab.results.schema import Provenance
 from trimtab.words import one_line, out_of, plural
 
-__all__ = [
-    "FALSE_DISCOVERY_RATE",
-    "AxisStructure",
-    "Common",
-    "Concentration",
-    "CurvePoint",
-    "ElementMap",
-    "Family",
-    "LeftOut",
-    "MaskStructure",
-    "Profile",
-    "SharedUnits",
-    "Structure",
-    "TensorStructure",
-    "Test",
-    "Unit",
-]
-
 FALSE_DISCOVERY_RATE = 0.05
 """Units with a q of at most this are called significant."""
 

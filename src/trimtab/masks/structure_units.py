@@ -22,26 +22,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import StoredTensor, TensorPart, parts_of
 from trimtab.checkpoints.architectures import FUSIONS
-from trimtab.checkpoints.names import language_config
+from trimtab.checkpoints.names import TensorPart, language_config, parts_of
 from trimtab.checkpoints.stream import Chunk, Source, chunks_of, new_buffer, overlaps
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.bits import Counters
 from trimtab.elements.dtypes import exponent_bins, num_exponent_bins
 from trimtab.masks.packed import unpacked_block
 from trimtab.results.urn import Moments, hypergeometric
-
-__all__ = [
-    "FAMILIES",
-    "Belonging",
-    "Layout",
-    "PartCounts",
-    "Units",
-    "belongings",
-    "count_tensor",
-    "expert_of",
-    "stacked",
-]
 
 FAMILIES: Mapping[str, str] = {
     "head": "attention heads: rows of q_proj, columns of o_proj",

@@ -29,10 +29,11 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
 from trimtab.checkpoints.align import common_shape, has_vocabulary_rows
-from trimtab.checkpoints.names import LAYER, match_renamed
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.names import LAYER, match_renamed, parts_of
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import MaskError, MaskMismatchError
@@ -42,8 +43,6 @@ from trimtab.masks.matching import base_tensors
 from trimtab.masks.packed import PackedTensor, num_packed_bytes, unpacked
 from trimtab.results.records import record_of
 from trimtab.words import first_few
-
-__all__ = ["nearest", "random_rows", "row_counts", "scaled_counts", "transfer"]
 
 CHUNK_ELEMENTS = 1 << 20
 """Elements unpacked or drawn at once, if a row has no more."""

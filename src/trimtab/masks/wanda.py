@@ -29,10 +29,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.tensors import DataFile, FilePool
+from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
 from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
@@ -43,8 +43,6 @@ from trimtab.masks.matching import base_tensors
 from trimtab.masks.packed import PackedTensor
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
-
-__all__ = ["InputNorms", "kept_by_wanda", "lowest_of_rows"]
 
 FORMAT = "trimtab.input_norms"
 FORMAT_VERSION = 1

@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, opened, parts_of
 from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.names import parts_of
 from trimtab.checkpoints.stream import (
     Progress,
     Reader,
@@ -17,6 +18,7 @@ from trimtab.checkpoints.stream import (
     overlaps,
     stream,
 )
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.criteria import Criterion, parse_criterion, with_defaults
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.fast import Scanners
@@ -28,8 +30,6 @@ from trimtab.measure.matrices import MatrixAnalysis, analyse_matrices, work_of
 from trimtab.measure.precision import PrecisionProbe
 from trimtab.measure.rank import RankAnalysis
 from trimtab.results.records import made_now, record_of
-
-__all__ = ["compare"]
 
 
 def compare(

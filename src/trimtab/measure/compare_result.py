@@ -30,8 +30,6 @@ from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance, to_plain
 from trimtab.words import one_line
 
-__all__ = ["Comparison", "Coverage", "Profile", "TensorChange"]
-
 COVERAGE_LISTS = ("tied", "missing", "extra", "shape_mismatch", "renamed", "folded")
 """Lists of tensors that need a word, in the order in which reports show them."""
 

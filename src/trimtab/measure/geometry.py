@@ -47,8 +47,6 @@ from trimtab.errors import AnalysisError
 from trimtab.measure.matrices import Matrix, MatrixAnalysis, Skipped, reason_to_skip
 from trimtab.results.schema import Amount, Count, Share
 
-__all__ = ["GeometryAnalysis", "mask_overlap"]
-
 SHARES = (
     "energy_left",
     "energy_right",

@@ -15,13 +15,11 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import TensorPart, parts_of
 from trimtab.checkpoints.align import Aligned, num_columns, num_rows
+from trimtab.checkpoints.names import TensorPart, parts_of
 from trimtab.checkpoints.stream import Source, chunks_of, new_buffer
 from trimtab.results.schema import Count
 from trimtab.words import are, plural
-
-__all__ = ["Matrix", "MatrixAnalysis", "Skipped", "analyse_matrices", "reason_to_skip", "work_of"]
 
 MAX_ELEMENTS = 1 << 28
 """Of a matrix that is analysed, unless an analysis says otherwise."""

@@ -45,8 +45,6 @@ from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import AnalysisError
 from trimtab.results.schema import Amount, Count, Share
 
-__all__ = ["PrecisionProbe"]
-
 
 class Predicted(TypedDict):
     """What precision alone predicts of some elements, beside what it leaves unchanged."""

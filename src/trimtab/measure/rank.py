@@ -31,8 +31,6 @@ from trimtab.elements.spectrum import (
 from trimtab.measure.matrices import Matrix, MatrixAnalysis, Skipped, reason_to_skip
 from trimtab.results.schema import Amount, Count
 
-__all__ = ["RankAnalysis", "random_control", "reason_to_skip"]
-
 PROBES, STEPS = 8, 96
 """Of the estimate for matrices that are too large for exact singular values."""
 

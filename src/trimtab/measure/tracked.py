@@ -18,15 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.names import match_stored
 from trimtab.errors import AnalysisError, ResultFormatError, TensorMismatchError
 from trimtab.measure.tracked_file import StepFigures, TrackedFile, damaged, open_tracked
 from trimtab.measure.trajectory_result import Point, PointCounts, Trajectory
 from trimtab.results.records import CheckpointRecord, content_hash
 from trimtab.words import first_few
-
-__all__ = ["TrackedPoints", "read_steps", "read_tracked"]
 
 SPARSE_ABOVE = 64
 """Elements to a byte of its sets above which a part is replayed on those that ever moved only."""

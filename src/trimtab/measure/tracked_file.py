@@ -35,23 +35,6 @@ from trimtab.inputs import identity_of, open_regular, parse_json
 from trimtab.results.records import CheckpointRecord
 from trimtab.words import one_line
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "MAGIC",
-    "MAGIC_1",
-    "KindFigures",
-    "Part",
-    "StepFigures",
-    "TrackedFile",
-    "TrackedPoint",
-    "damaged",
-    "is_tracked",
-    "open_tracked",
-    "pack_point",
-    "pack_record",
-]
-
 FORMAT = "trimtab.updates"
 FORMAT_VERSION = 2
 """History: 1, the first, whose heads are a length without a hash; 2, heads have a hash."""

@@ -22,16 +22,15 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, opened, parts_of
 from trimtab.checkpoints.align import Aligned, Alignment, align
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.names import parts_of
 from trimtab.checkpoints.stream import Chunk, Progress, Reader, Source, Streamed, overlaps, stream
 from trimtab.elements.fast import history_maker
 from trimtab.elements.series import COUNTED, HistoryMaker
 from trimtab.errors import AnalysisError
 from trimtab.measure.trajectory_result import Point, PointCounts, SeriesCoverage, Trajectory
 from trimtab.results.records import made_now, record_of
-
-__all__ = ["check_order", "expand", "spacing", "step_of", "trajectory"]
 
 Ref: TypeAlias = str | os.PathLike[str] | Checkpoint
 """A checkpoint as a caller gives it."""

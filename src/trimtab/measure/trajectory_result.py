@@ -19,8 +19,6 @@ from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance
 from trimtab.words import one_line, out_of, plural
 
-__all__ = ["SETTLED_FROM", "Likeness", "Point", "PointCounts", "SeriesCoverage", "Trajectory"]
-
 SETTLED_FROM = 0.95
 """How much like the final mask the mask has to be, and stay, to count as settled."""
 

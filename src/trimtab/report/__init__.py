@@ -18,18 +18,6 @@ if TYPE_CHECKING:
     from trimtab.report.document import Document
     from trimtab.results.result import Result
 
-__all__ = [
-    "REPORTS",
-    "Report",
-    "commands",
-    "document_of",
-    "html_of",
-    "load_result",
-    "read_result",
-    "report_of",
-    "text_of",
-]
-
 
 @dataclass(frozen=True)
 class Report:

@@ -19,13 +19,11 @@ from trimtab.report.wording import (
     labelled,
     magnitude,
     named,
-    plural,
     printable,
     share,
     sparsity_text,
 )
-
-__all__ = ["geometry", "precision", "rank"]
+from trimtab.words import plural
 
 _RANKS = {
     "matrix_rank": "matrix rank",

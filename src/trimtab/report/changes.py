@@ -44,15 +44,13 @@ from trimtab.report.wording import (
     magnitude,
     named,
     of_all,
-    plural,
     printable,
     rule,
     share,
     sparsity_text,
     unchanged,
 )
-
-__all__ = ["Run", "how_far", "how_large", "largest_movers", "where"]
+from trimtab.words import plural
 
 _NUM_MOVERS = 12
 _HEAT_MAP = (

@@ -25,22 +25,6 @@ from trimtab.report.vega import (
 )
 from trimtab.report.wording import kinds_in_order, printable
 
-__all__ = [
-    "Marks",
-    "accuracy_dots",
-    "heat_map",
-    "lift_dots",
-    "marks_of",
-    "nice_ceiling",
-    "percent_floor",
-    "reference_dots",
-    "run_keys",
-    "shares_over_time",
-    "tolerance_sweep",
-    "ulp_histogram",
-]
-
-
 Row = TypeVar("Row")
 
 

@@ -18,12 +18,10 @@ from trimtab.report.wording import (
     labelled,
     magnitude,
     named,
-    plural,
     printable,
 )
 from trimtab.results.records import CheckpointRecord
-
-__all__ = ["compared", "comparison_document", "comparison_sections", "frame"]
+from trimtab.words import plural
 
 _TITLES = {
     "tied": "Tied tensors, counted once",

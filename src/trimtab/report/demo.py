@@ -36,13 +36,11 @@ from trimtab.report.wording import (
     count,
     interval_text,
     labelled,
-    plural,
     printable,
     share,
     share_text,
 )
-
-__all__ = ["ArmRecord", "DemoRecord", "OptimizerRecord", "Score", "demo_document"]
+from trimtab.words import plural
 
 
 class Score(TypedDict):

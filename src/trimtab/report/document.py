@@ -18,22 +18,6 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from trimtab.report.wording import kinds_in_order, layer_text, printable
 
-__all__ = [
-    "Column",
-    "Document",
-    "Figure",
-    "Hero",
-    "Key",
-    "Keyed",
-    "Lines",
-    "Section",
-    "Table",
-    "plain_table",
-    "rows_by_kind",
-    "rows_by_layer",
-    "table",
-]
-
 Role = Literal["text", "prose", "number", "code", "word"]
 """How a column is set: text, sentences that need some width, right-aligned figures, names from
 files, or words that stay on one line."""

@@ -25,7 +25,6 @@ from trimtab.report.wording import (
     count,
     interval_text,
     magnitude,
-    plural,
     points_text,
     printable,
     share,
@@ -36,8 +35,7 @@ from trimtab.report.wording import (
 from trimtab.results.answers import Answer, Answers, Forgetting, answers_difference
 from trimtab.results.evaluation import AskedQuestions, Evaluation
 from trimtab.results.statistics import CONFIDENCE, normal_interval
-
-__all__ = ["evaluation_document"]
+from trimtab.words import plural
 
 _NUM_ANSWERS = 40
 _CONFIDENCE = f"{100 * CONFIDENCE:g} %"

@@ -17,8 +17,6 @@ from trimtab._version import __version__
 from trimtab.report.document import Document, Figure, Key
 from trimtab.report.html import check_installed, template_text
 
-__all__ = ["FigureFile", "figure_files"]
-
 MARGIN = 16
 LINE = 20
 _CHARACTER = 6.6

@@ -21,8 +21,6 @@ from trimtab.report.vega import packed
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["check_installed", "render", "template_text"]
-
 
 def check_installed() -> Any:
     """The module of the chart library.

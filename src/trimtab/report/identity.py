@@ -41,18 +41,10 @@ from trimtab.report.wording import (
     labelled,
     magnitude,
     named,
-    plural,
     printable,
     share,
 )
-from trimtab.words import were
-
-__all__ = [
-    "cosine_text",
-    "identity_document",
-    "same_model",
-    "stray_sentence",
-]
+from trimtab.words import plural, were
 
 _NUM_LEAST = 12
 _TITLES = {

@@ -21,9 +21,8 @@ from trimtab.report.document import (
     rows_by_kind,
     table,
 )
-from trimtab.report.wording import count, plural, printable, share
-
-__all__ = ["carried_text", "gaps_text", "mask_document", "share_text", "steps_lines"]
+from trimtab.report.wording import count, printable, share
+from trimtab.words import plural
 
 Step: TypeAlias = Mapping[str, Any]
 

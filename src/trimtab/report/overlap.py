@@ -51,10 +51,8 @@ from trimtab.report.shared import (
     z_text,
 )
 from trimtab.report.vega import WIDTH, arm_colours, category, chart, dots, layer, quantity
-from trimtab.report.wording import count, kinds_in_order, layer_text, plural, printable
-from trimtab.words import are
-
-__all__ = ["overlap_document"]
+from trimtab.report.wording import count, kinds_in_order, layer_text, printable
+from trimtab.words import are, plural
 
 _LIFTS = "The last columns are the lift over each null: shared / expected."
 

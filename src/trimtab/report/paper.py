@@ -24,21 +24,9 @@ from trimtab.report.document import (
     table,
 )
 from trimtab.report.paper_charts import forest, learned_beside_unchanged
-from trimtab.report.wording import NONE, Shown, plural, printable
+from trimtab.report.wording import NONE, Shown, printable
 from trimtab.results.result import Result
-from trimtab.words import are
-
-__all__ = [
-    "bound_text",
-    "claims_document",
-    "expected_text",
-    "figure_text",
-    "measured_text",
-    "paper_document",
-    "plan_document",
-    "seeds_text",
-    "verdicts_text",
-]
+from trimtab.words import are, plural
 
 Data = Mapping[str, Any]
 

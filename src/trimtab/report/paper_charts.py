@@ -8,8 +8,6 @@ from typing import Any, TypeAlias
 from trimtab.report.charts import Marks
 from trimtab.report.vega import WIDTH, Rows, category, chart, dots, layer, quantity, ticks, whiskers
 
-__all__ = ["forest", "learned_beside_unchanged"]
-
 
 def forest(
     marks: Marks, names: Sequence[str], colours: Mapping[str, str], *, title: str, is_log: bool

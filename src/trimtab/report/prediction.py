@@ -30,14 +30,8 @@ from trimtab.report.shared import (
     ratio_text,
     times_sentence,
 )
-from trimtab.report.wording import (
-    Shown,
-    count,
-    plural,
-    printable,
-)
-
-__all__ = ["prediction_document"]
+from trimtab.report.wording import Shown, count, printable
+from trimtab.words import plural
 
 LIFT_TITLES = {
     INDEPENDENT: "random",

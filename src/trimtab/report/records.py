@@ -9,18 +9,6 @@ from trimtab.report.document import Section, Table, plain_table
 from trimtab.report.wording import named, of_all, printable
 from trimtab.results.records import CheckpointRecord, MaskRecord
 
-__all__ = [
-    "Covered",
-    "checkpoints_table",
-    "coverage_section",
-    "listed",
-    "mask_file",
-    "mask_share",
-    "mask_text",
-    "masks_provenance",
-    "settings_table",
-]
-
 _NUM_LISTED = 40
 
 

@@ -16,7 +16,6 @@ from trimtab.report.wording import (
     endpoint,
     magnitude,
     of_all,
-    plural,
     points_text,
     printable,
     share,
@@ -26,18 +25,7 @@ from trimtab.report.wording import (
 )
 from trimtab.results.robustness import Robustness
 from trimtab.results.statistics import CONFIDENCE
-
-__all__ = [
-    "ARMS",
-    "NOISES",
-    "Arm",
-    "columns",
-    "noise_text",
-    "robustness_document",
-    "rows_of",
-    "verdict",
-    "verdict_counts",
-]
+from trimtab.words import plural
 
 Arm = Mapping[str, Any]
 """What one condition did to one set of weights: an entry of `arms` in `Robustness.summaries`."""

@@ -9,26 +9,8 @@ from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR, Aga
 from trimtab.masks.overlap_result import COVERAGE_LISTS, LETTERS, Overlap
 from trimtab.report.document import Column, Section, plain_table
 from trimtab.report.records import listed, masks_provenance, settings_table
-from trimtab.report.wording import NONE, Shown, count, plural, share, shown
-from trimtab.words import were
-
-__all__ = [
-    "MEASURED",
-    "NO_BASE",
-    "NULLS",
-    "against_chance",
-    "count_text",
-    "coverage_sentence",
-    "letters",
-    "lift_text",
-    "other_base_sentence",
-    "overlap_coverage",
-    "overlap_provenance",
-    "probability_text",
-    "ratio_text",
-    "times_sentence",
-    "z_text",
-]
+from trimtab.report.wording import NONE, Shown, count, share, shown
+from trimtab.words import plural, were
 
 MEASURED = "measured"
 """The row, and the colour, of what is no null."""

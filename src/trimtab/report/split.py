@@ -9,9 +9,8 @@ from trimtab.masks.split import Part, Split
 from trimtab.report.document import Column, Document, Hero, Section, table
 from trimtab.report.records import masks_provenance, settings_table
 from trimtab.report.shared import NO_BASE
-from trimtab.report.wording import count, magnitude, plural, printable, share, shown
-
-__all__ = ["split_document"]
+from trimtab.report.wording import count, magnitude, printable, share, shown
+from trimtab.words import plural
 
 _MEANING = (
     "The share of the core is that of the smallest mask. By chance: the mean for random, "

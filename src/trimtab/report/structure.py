@@ -43,9 +43,8 @@ from trimtab.report.structure_units import (
     layer_grids,
     units_name,
 )
-from trimtab.report.wording import Shown, count, magnitude, plural, printable, shown
-
-__all__ = ["correlation_text", "mask_labels", "shared_p_text", "structure_document"]
+from trimtab.report.wording import Shown, count, magnitude, printable, shown
+from trimtab.words import plural
 
 _TESTED = (
     "“More” and “fewer” are units with significantly more or fewer selected elements than chance, "

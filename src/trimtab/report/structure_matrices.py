@@ -13,16 +13,6 @@ from trimtab.report.document import Column, Figure, Key, Section, table
 from trimtab.report.vega import WIDTH, category, chart, layer, quantity
 from trimtab.report.wording import Shown, count, kinds_in_order, named, printable, share, shown
 
-__all__ = [
-    "Stripes",
-    "dispersion_text",
-    "one_matrix",
-    "opened",
-    "spread_text",
-    "stripes",
-    "stripes_by_kind",
-]
-
 _NUM_ROWS = 12
 _SIDES = ("rows", "columns")
 

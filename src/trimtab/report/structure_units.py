@@ -21,19 +21,6 @@ from trimtab.report.vega import (
 )
 from trimtab.report.wording import Shown, count, magnitude, named, printable, shown
 
-__all__ = [
-    "FAMILY_NAMES",
-    "NULLS",
-    "Labelled",
-    "in_order",
-    "layer_grids",
-    "p_text",
-    "ratio_text",
-    "unit_name",
-    "units_name",
-    "z_text",
-]
-
 Labelled = Sequence[tuple[str, MaskStructure]]
 """Each mask under its label, which is empty where there is only one."""
 

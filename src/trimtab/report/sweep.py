@@ -8,9 +8,8 @@ from typing import Any
 
 from trimtab.elements.counts import percent
 from trimtab.report.document import Column, Document, Lines, Section, Table, plain_table
-from trimtab.report.wording import count, plural, printable, share, within
-
-__all__ = ["plan_document", "sweep_document"]
+from trimtab.report.wording import count, printable, share, within
+from trimtab.words import plural
 
 NONE = "–"
 

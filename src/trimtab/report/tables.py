@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from trimtab.results.result import Result
 
-__all__ = ["WRITERS", "fragment_of", "frame_of", "tables_of"]
-
 _LATEX = str.maketrans(
     {
         **{char: f"\\{char}" for char in "&%$#_{}"},

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 from trimtab.report.document import Document, Figure, Lines, Table
 
-__all__ = ["render_text"]
-
 GAP = "  "
 """Between two columns."""
 

@@ -67,8 +67,6 @@ from trimtab.report.wording import (
 )
 from trimtab.results.records import CheckpointRecord
 
-__all__ = ["trajectory_document"]
-
 _TITLES = {
     "not_compared": "Not in all checkpoints with one shape, not followed",
     "tied": "Tied tensors, counted once",

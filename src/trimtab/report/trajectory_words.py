@@ -16,24 +16,8 @@ from trimtab.measure.trajectory_result import (
     SeriesCoverage,
     Trajectory,
 )
-from trimtab.report.wording import Shown, endpoint, plural, printable, share
-from trimtab.words import were
-
-__all__ = [
-    "FATES",
-    "RULE",
-    "cadence",
-    "cadence_sentence",
-    "endpoints_of",
-    "fates",
-    "fates_sentence",
-    "likeness_text",
-    "outside_sentence",
-    "point_title",
-    "series_coverage_sentence",
-    "settled_sentence",
-    "settled_text",
-]
+from trimtab.report.wording import Shown, endpoint, printable, share
+from trimtab.words import plural, were
 
 FATES = {
     "untouched": "differs from the base at no point",

@@ -11,24 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = [
-    "NUM_COLOURS",
-    "WIDTH",
-    "Rows",
-    "arm_colours",
-    "category",
-    "chart",
-    "dashed_at",
-    "dots",
-    "hover_box",
-    "layer",
-    "packed",
-    "plain_axis",
-    "quantity",
-    "ticks",
-    "whiskers",
-]
-
 Rows = Sequence[dict[str, Any]]
 """Data of a chart; `tip_*` columns are finished text for the hover box."""
 

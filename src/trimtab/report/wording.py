@@ -15,37 +15,6 @@ from trimtab.measure.compare_result import Comparison, Coverage
 from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural, were
 
-__all__ = [
-    "NONE",
-    "Ends",
-    "Shown",
-    "changed_means",
-    "count",
-    "coverage_sentence",
-    "endpoint",
-    "endpoints",
-    "headline",
-    "interval_text",
-    "kinds_in_order",
-    "labelled",
-    "layer_text",
-    "magnitude",
-    "named",
-    "of_all",
-    "plural",
-    "points_text",
-    "printable",
-    "rule",
-    "share",
-    "share_text",
-    "shown",
-    "sparsity_text",
-    "unchanged",
-    "with_ends",
-    "within",
-]
-
-
 Ends = Sequence[float] | None
 """An interval; None where there is none."""
 

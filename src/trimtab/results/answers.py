@@ -21,8 +21,6 @@ from trimtab.results.statistics import (
 )
 from trimtab.words import one_line, out_of, plural
 
-__all__ = ["Answer", "Answers", "Forgetting", "Passage", "answers_difference"]
-
 
 @dataclass(frozen=True)
 class Answer:

@@ -7,8 +7,6 @@ from typing import Any, Protocol, TypeVar
 
 from trimtab.results.schema import to_plain
 
-__all__ = ["by_kind", "by_layer", "by_layer_kind", "plain_layer_kinds", "plain_layers"]
-
 
 class OfTensor(Protocol):
     """What is said of one tensor, or of one part of a fused tensor."""

@@ -19,15 +19,6 @@ from trimtab.results.schema import Count, Like, Provenance, to_plain
 from trimtab.results.statistics import CONFIDENCE, normal_interval
 from trimtab.words import one_line
 
-__all__ = [
-    "AskedQuestions",
-    "EvaluatedModel",
-    "Evaluation",
-    "MajorityBaseline",
-    "Question",
-    "majority_baseline",
-]
-
 
 @dataclass(frozen=True)
 class MajorityBaseline:

@@ -16,8 +16,6 @@ from trimtab.errors import TrimtabError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.outputs import append, new_file
 
-__all__ = ["Journal"]
-
 
 class Journal:
     """A file of rows.

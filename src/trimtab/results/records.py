@@ -14,8 +14,6 @@ from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.results.schema import Count, fields_to_plain
 from trimtab.words import one_line, out_of, plural
 
-__all__ = ["CheckpointRecord", "MaskRecord", "Tied", "content_hash", "made_now", "record_of"]
-
 
 @dataclass(frozen=True)
 class CheckpointRecord:

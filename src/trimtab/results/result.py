@@ -18,8 +18,6 @@ from trimtab.results.schema import fields_to_plain, from_plain
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Result", "read_result_file"]
-
 Made = TypeVar("Made")
 
 

@@ -18,8 +18,6 @@ from trimtab.results.schema import Count, Like, Provenance
 from trimtab.results.statistics import CONFIDENCE, over_seeds
 from trimtab.words import one_line, plural
 
-__all__ = ["Cell", "Robustness"]
-
 MASK_ARM = "mask"
 """The arm that the others are set beside."""
 

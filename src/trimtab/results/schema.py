@@ -50,22 +50,6 @@ from trimtab.errors import ResultFormatError
 from trimtab.escaping import escaped
 from trimtab.words import first_few, plural
 
-__all__ = [
-    "BAD",
-    "MAX_DEPTH",
-    "NULL_IS_INFINITE",
-    "Amount",
-    "Count",
-    "Like",
-    "Provenance",
-    "Reader",
-    "Share",
-    "fields_to_plain",
-    "from_plain",
-    "nearest",
-    "to_plain",
-]
-
 MAX_DEPTH = 40
 """Deepest nesting of data that no class describes."""
 

@@ -18,28 +18,6 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CONFIDENCE",
-    "PAIR",
-    "Estimate",
-    "Interval",
-    "clustered_interval",
-    "difference_over_seeds",
-    "discoveries",
-    "entropy",
-    "gini",
-    "mcnemar",
-    "mean_interval",
-    "mean_over_seeds",
-    "normal_interval",
-    "over_seeds",
-    "paired_interval",
-    "spearman",
-    "standard_error",
-    "student_t",
-    "wilson",
-]
-
 CONFIDENCE = 0.95
 """Of every interval."""
 

@@ -15,8 +15,6 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 
 from trimtab.results.schema import BAD, SCALARS, Reader, nearest
 
-__all__ = ["check_table", "made_from_table", "shown", "unknown_key"]
-
 Made = TypeVar("Made")
 
 MAX_TEXT = 4096

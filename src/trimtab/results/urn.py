@@ -28,17 +28,6 @@ from numpy.typing import NDArray
 
 from trimtab.words import one_line
 
-__all__ = [
-    "Moments",
-    "Strata",
-    "Tail",
-    "hypergeometric",
-    "no_moments",
-    "probabilities",
-    "tail",
-    "z_scores",
-]
-
 MOST_VALUES = 1 << 14
 """Values of all strata together up to which tails are added up exactly."""
 

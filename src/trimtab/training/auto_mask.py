@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trimtab.checkpoints import StoredTensor
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.errors import SettingsError
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.mask import Mask
@@ -22,8 +22,6 @@ from trimtab.masks.packed import PackedTensor
 from trimtab.training.layout import STORED, Layout, stored_values
 from trimtab.training.optimizers.saved import KEY
 from trimtab.words import first_few
-
-__all__ = ["GradientSums", "moved_elements", "nearly_all", "put_back", "select_state", "share_new"]
 
 BITS = {2: torch.int16, 4: torch.int32}
 """Bytes of an element -> integer of its width, to see its bits."""

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor
 
-__all__ = ["measure_input_norms"]
-
 
 def measure_input_norms(
     checkpoint: str | os.PathLike[str],

@@ -23,25 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from trimtab.checkpoints import StoredTensor
 from trimtab.checkpoints.names import match_stored
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.errors import MaskMismatchError, SettingsError
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.mask import Mask
 from trimtab.masks.matching import named_like
 from trimtab.masks.packed import PackedTensor
 from trimtab.training.pieces import Piece, find_pieces, revert_of
-
-__all__ = [
-    "STORED",
-    "Layout",
-    "dtype_name",
-    "layout_of",
-    "module_of",
-    "names_of_whole",
-    "stored_values",
-    "with_whole",
-]
 
 STORED = {
     "F64": torch.float64,

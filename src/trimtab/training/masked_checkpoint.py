@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
 from trimtab.masks.mask import Mask
 from trimtab.outputs import ensure_same_settings
@@ -21,16 +21,6 @@ from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from trimtab.training.pieces import Piece
-
-__all__ = [
-    "MASK_FILE",
-    "RECORD_FILE",
-    "check_complete",
-    "check_same_run",
-    "converted_pieces",
-    "load_converted",
-    "write_beside_weights",
-]
 
 MASK_FILE = "trimtab_mask.safetensors"
 RECORD_FILE = "trimtab.json"

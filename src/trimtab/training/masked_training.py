@@ -41,14 +41,6 @@ if TYPE_CHECKING:
     from trimtab.training.optimizers.masters import Master
     from trimtab.training.optimizers.sparse import SparseOptimizer
 
-__all__ = [
-    "MaskedTraining",
-    "OptimizerSettings",
-    "check_trainer",
-    "optimizer_settings",
-    "train_only",
-]
-
 NAMES = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "sgd": "sgd"}
 """Value of the Trainer's `optim` -> algorithm."""
 

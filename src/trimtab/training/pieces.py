@@ -21,8 +21,6 @@ from torch import Tensor, nn
 
 from trimtab.checkpoints.names import without_wrappers
 
-__all__ = ["Piece", "find_pieces", "revert_of"]
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 Revert = Callable[[dict[str, Tensor]], dict[str, Tensor]]

@@ -19,18 +19,6 @@ from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
 from trimtab.training.rollouts.batches import PolicyBatch, Samples, in_chunks, whiten, whole_inputs
 from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Rows, frozen_copy
 
-__all__ = [
-    "Critic",
-    "KLEstimator",
-    "PPOBatch",
-    "PPOConfig",
-    "PPOTrainer",
-    "advantages_and_returns",
-    "kl_estimate",
-    "token_rewards",
-    "value_loss",
-]
-
 
 def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
     """Reward of each token: minus its penalty, and the score of the completion at the last.

@@ -32,20 +32,6 @@ from trimtab.training.rollouts.batches import (
 )
 from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Rows, frozen_copy
 
-__all__ = [
-    "PRIMEConfig",
-    "PRIMETrainer",
-    "cross_entropy_loss",
-    "dpo_loss",
-    "leave_one_out",
-    "mean_of_opposites",
-    "outcome_advantages",
-    "pair_accuracy",
-    "process_advantages",
-    "scaled_to_returns",
-    "within_bounds_first",
-]
-
 
 def leave_one_out(values: Tensor, num_generations: int) -> Tensor:
     """For each completion, the mean over the other completions of its prompt."""

@@ -33,8 +33,6 @@ from trimtab.training.optimizers.adamw import SparseAdamW
 from trimtab.training.optimizers.sparse import SparseOptimizer
 from trimtab.training.tracker.gradients import unwrapped
 
-__all__ = ["MaskedTrainingCallback", "sparse_adamw"]
-
 
 def sparse_adamw(
     model: Any, mask: Mask | str | os.PathLike[str], args: Any = None, **options: Any

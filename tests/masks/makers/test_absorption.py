@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.absorption import adam_displacement_bound
 from trimtab.errors import MaskError
 from trimtab.masks.makers.absorption import absorption_distance, absorption_mask, absorption_scores

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.masks.makers.weight_scores import (
     high_magnitude_scores,
     low_magnitude_scores,

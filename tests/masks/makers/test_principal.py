@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.measure.checkpoints import save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import MaskError
 from trimtab.masks.makers.principal import PrincipalScores, UnionScores, safe_scores
 from trimtab.masks.makers.weight_scores import low_magnitude_scores

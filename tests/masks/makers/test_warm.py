@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.masks.makers.counts import TimesScores, ever
 from trimtab.masks.selection.scores import ArrayScores
 

@@ -11,7 +11,7 @@ import torch
 import xxhash
 
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import Checkpoint, open_checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.masks.header import BaseTensor

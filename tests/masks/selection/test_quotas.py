@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.masks.masks import SHAPES, example_mask
 from tests.measure.checkpoints import Tensors, llama_tensors, moved, save
-from trimtab.checkpoints import open_checkpoint, weights
+from trimtab.checkpoints import weights
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskMismatchError
 from trimtab.masks.extract import extract_mask

@@ -15,7 +15,8 @@ from hypothesis.extra import numpy as hnp
 
 from tests.masks.masks import SHAPES, example_mask
 from tests.measure.checkpoints import llama_tensors, save
-from trimtab.checkpoints import open_checkpoint, weights
+from trimtab.checkpoints import weights
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.dtypes import DTYPES, exponent_bins
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.header import BaseTensor

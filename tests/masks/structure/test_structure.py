@@ -26,7 +26,7 @@ from tests.masks.structure.models import (
     random_mask,
 )
 from tests.measure.checkpoints import save
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.dtypes import exponent_bins
 from trimtab.errors import CheckpointNotFoundError, MaskError, MaskMismatchError
 from trimtab.masks.extract import extract_mask

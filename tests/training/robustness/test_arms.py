@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoints.building import random_bits, tensors_bytes
-from trimtab.checkpoints import Checkpoint, open_checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from trimtab.masks.mask import Mask
 from trimtab.training.perturbation.noise import ARMS, arms_of
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tests.training import tiny
 from tests.training.architectures import build
 from tests.training.runs.run_files import after, content, train, write
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
 from trimtab.masks.mask import Mask

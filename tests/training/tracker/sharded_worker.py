@@ -20,7 +20,7 @@ from trimtab.errors import TrimtabError
 from trimtab.masks.mask import Mask
 from trimtab.measure.tracked import read_steps, read_tracked
 from trimtab.training import SparseAdamW
-from trimtab.training.tracker import UpdateTracker
+from trimtab.training.tracker.callback import UpdateTracker
 
 STEPS = 4
 

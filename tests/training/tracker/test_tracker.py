@@ -27,7 +27,7 @@ from trimtab.errors import (  # noqa: E402
 )
 from trimtab.measure.tracked import read_steps, read_tracked  # noqa: E402
 from trimtab.measure.tracked_file import KindFigures, StepFigures  # noqa: E402
-from trimtab.training.tracker import UpdateTracker  # noqa: E402
+from trimtab.training.tracker.callback import UpdateTracker  # noqa: E402
 
 
 def dense_gradient(optimizer: Any, name: str, parameter: Tensor) -> Tensor | None:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.absorption import adam_displacement_bound, rounding_reach
 from trimtab.elements.dtypes import Bits, DType
@@ -30,8 +31,6 @@ from trimtab.masks.header import provenance_of
 from trimtab.masks.makers.weight_scores import ElementScores, Lookup
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
-
-__all__ = ["absorption_distance", "absorption_mask", "absorption_scores"]
 
 BETAS = (0.9, 0.999)
 """Adam's betas, for which `absorption_distance` is stated; the usual ones."""

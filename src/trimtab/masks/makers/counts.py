@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import MaskError, MaskMismatchError
@@ -25,8 +25,6 @@ from trimtab.masks.matching import in_common, named_alike
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.selection.scores import Scores
 from trimtab.words import first_few
-
-__all__ = ["CountScores", "TimesScores", "consensus", "ever"]
 
 
 class CountScores:

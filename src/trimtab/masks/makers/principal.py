@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import elements_of
 from trimtab.elements.spectrum import PRINCIPAL_SHARE, principal_directions, principal_part
 from trimtab.errors import MaskError
@@ -36,8 +37,6 @@ from trimtab.masks.header import BaseTensor
 from trimtab.masks.makers.weight_scores import WeightScores, low_magnitude_scores
 from trimtab.masks.selection.scores import Scores, in_chunks
 from trimtab.masks.selection.top_k import ordered_keys
-
-__all__ = ["PrincipalScores", "UnionScores", "safe_scores"]
 
 Matrix = NDArray[np.floating[Any]]
 

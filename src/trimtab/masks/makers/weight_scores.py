@@ -18,24 +18,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import elements_of, read_weights
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import MaskError
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.matching import base_tensors
 from trimtab.words import first_few
-
-__all__ = [
-    "ElementScores",
-    "Lookup",
-    "WeightScores",
-    "high_magnitude_scores",
-    "low_magnitude_scores",
-    "no_preference",
-]
 
 Function = Callable[[Bits, DType], NDArray[Any]]
 """Gives a value for each of some elements, given as bits."""

@@ -28,8 +28,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints import Checkpoint, StoredTensor, opened
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of, read_weights
 from trimtab.elements.dtypes import Bits, exponent_bins, num_exponent_bins
 from trimtab.errors import MaskError
@@ -39,8 +40,6 @@ from trimtab.masks.matching import base_tensors, check_shapes, named_as_in, name
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.random import Lots
 from trimtab.words import one_line
-
-__all__ = ["MATCHES", "Group", "Match", "Quotas", "random_matched"]
 
 Match = Literal["total", "tensor", "magnitude"]
 MATCHES: tuple[Match, ...] = get_args(Match)

@@ -27,8 +27,6 @@ from trimtab.outputs import new_file
 from trimtab.results.records import made_now
 from trimtab.words import first_few
 
-__all__ = ["ArrayScores", "ScoreFile", "Scores", "in_chunks", "write_scores"]
-
 FORMAT = "trimtab.scores"
 FORMAT_VERSION = 1
 """History: 1, the first."""

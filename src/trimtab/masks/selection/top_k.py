@@ -28,8 +28,6 @@ from trimtab.masks.selection.quotas import Group, Quotas
 from trimtab.masks.selection.scores import Scores
 from trimtab.words import first_few
 
-__all__ = ["ordered_keys", "select"]
-
 _Chunk: TypeAlias = tuple[NDArray[np.uint32], NDArray[np.uint16]]
 
 _SIGN = np.uint32(1 << 31)

@@ -20,8 +20,6 @@ from trimtab.training.runs.base_model import BaseModel, load_model_of
 from trimtab.training.runs.data import prompt_ids
 from trimtab.words import first_few
 
-__all__ = ["ask", "load_model", "load_tokenizer"]
-
 Progress = Callable[[int, int], None]
 """Called with batches done, and batches in all."""
 

@@ -36,8 +36,6 @@ from trimtab.training.runtime import give_back_unused
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["evaluate"]
-
 
 def evaluate(
     models: Sequence[str],

@@ -29,17 +29,6 @@ from trimtab.words import one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = [
-    "PASSAGE",
-    "NeutralText",
-    "next_logits",
-    "passage_length",
-    "pieces",
-    "probe",
-    "read_text",
-    "sums_of",
-]
-
 NEUTRAL = "neutral.txt"
 
 PASSAGE = 512

@@ -25,15 +25,6 @@ from trimtab.training.runs.rewards import Reward, comparison, load_function
 from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable, RewardTable, Settings
 from trimtab.training.runs.tasks import addition_reward, gym_questions, gym_reward, gym_rows
 
-__all__ = [
-    "Questions",
-    "addition_questions",
-    "file_questions",
-    "questions_of_run",
-    "questions_of_task",
-    "reward_of",
-]
-
 NUM_QUESTIONS = 100
 """That a task of reasoning-gym makes, unless told otherwise."""
 

@@ -16,8 +16,6 @@ from typing import Any
 from trimtab.errors import SettingsError
 from trimtab.extras import require
 
-__all__ = ["Suites"]
-
 INSTALL = "pip install 'trimtab[eval]'"
 
 

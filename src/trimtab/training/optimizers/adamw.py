@@ -16,8 +16,6 @@ from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
-__all__ = ["SparseAdamW"]
-
 SINGLE_OPERATIONS = ("cuda",)
 """Types of devices on which each operation rounds once; see `kernels.adamw_step`."""
 

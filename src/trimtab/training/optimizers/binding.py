@@ -26,8 +26,6 @@ from trimtab.training.optimizers.masters import Master, StateForm, master_for
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["Binding", "Collector"]
-
 
 class Binding:
     """What an optimizer trains of a model.

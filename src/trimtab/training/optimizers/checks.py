@@ -24,18 +24,6 @@ from trimtab.words import first_few
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = [
-    "TAKEN",
-    "SparseOptions",
-    "check_settings",
-    "check_weights",
-    "named_pairs",
-    "refuse_parameters",
-    "refuse_taken",
-    "refuse_trivial_mask",
-    "refuse_wrapped_model",
-]
-
 TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 """The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
 

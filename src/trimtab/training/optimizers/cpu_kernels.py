@@ -32,8 +32,6 @@ from trimtab.training.optimizers.kernels import (
     find_ties,
 )
 
-__all__ = ["CpuDenseKernels", "CpuKernels"]
-
 BITS = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}
 """Dtypes of elements -> dtypes of their bit patterns."""
 

@@ -19,8 +19,6 @@ from torch import Tensor
 
 from trimtab.training.optimizers.kernels import AdamWFactors, ties_as_bits
 
-__all__ = ["fused_adamw_step"]
-
 OPTIONS = {"enable_fp_fusion": False}
 """For the compiler: a multiplication and an addition are not to be contracted."""
 

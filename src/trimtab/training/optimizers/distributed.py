@@ -27,18 +27,6 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.tensor import DTensor
 
-__all__ = [
-    "Ranks",
-    "as_sharded",
-    "box_of",
-    "local",
-    "placements_of",
-    "ranks_of",
-    "sharding_trouble",
-    "start_of",
-    "whole",
-]
-
 
 def as_sharded(tensor: Tensor) -> DTensor | None:
     """The tensor if it is a DTensor, else None; where torch has no `distributed`, it is none."""

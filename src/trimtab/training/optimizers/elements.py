@@ -21,18 +21,6 @@ from trimtab.masks.mask import Mask
 from trimtab.training.optimizers.distributed import box_of, local, placements_of
 from trimtab.training.optimizers.kernels import DenseKernels, Kernels, num_padding
 
-__all__ = [
-    "DENSE_ABOVE",
-    "CompactElements",
-    "DenseElements",
-    "Elements",
-    "dense_kernels_for",
-    "elements_of",
-    "kernels_for",
-    "root_of_sum",
-    "sum_of_squares",
-]
-
 CHUNK = 1 << 18
 """Elements that are widened to fp64 at once: 2 MB, which stay in a cache."""
 

@@ -48,21 +48,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = [
-    "AdamWFactors",
-    "DenseKernels",
-    "Kernels",
-    "adamw_step",
-    "add_ties",
-    "find_ties",
-    "join_lo16",
-    "num_padding",
-    "split_lo16",
-    "ties_as_bits",
-    "ties_as_positions",
-    "vector_width",
-]
-
 LOW_BITS = 0x1FFFF
 """The last bit of the weight and the 16 bits that it lacks."""
 

@@ -19,16 +19,6 @@ from torch import Tensor
 
 from trimtab.training.optimizers.elements import Elements
 
-__all__ = [
-    "Entry",
-    "Master",
-    "StateForm",
-    "follow_weights",
-    "load_master",
-    "master_for",
-    "store_master",
-]
-
 Master = Literal["lo16", "fp32", "none"]
 
 POSSIBLE: dict[torch.dtype, tuple[Master, ...]] = {

@@ -33,8 +33,6 @@ from trimtab.training.optimizers.kernels import ties_as_positions
 from trimtab.training.optimizers.masters import Entry, StateForm
 from trimtab.words import first_few
 
-__all__ = ["KEY", "StateCodec", "Stretch"]
-
 KEY = "trimtab"
 """Where the record is, beside torch's `state` and `param_groups`."""
 

@@ -13,8 +13,6 @@ from trimtab.masks.mask import Mask
 from trimtab.training.optimizers.checks import SparseOptions
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
-__all__ = ["SparseSGD"]
-
 
 class SparseSGD(SparseOptimizer):
     """SGD on the elements that a mask selects; all others keep their bits.

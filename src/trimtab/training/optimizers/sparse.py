@@ -32,8 +32,6 @@ from trimtab.words import first_few
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["SparseOptimizer"]
-
 COPIED = (
     *("_binding", "_form", "_max_grad_norm", "_clip_by", "_nonfinite"),
     *("_grad_norm", "num_skipped_steps"),

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from trimtab.checkpoints import Checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.elements.counts import summed
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
@@ -51,18 +51,6 @@ from trimtab.masks.selection.quotas import random_matched
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-__all__ = [
-    "ARMS",
-    "NOISES",
-    "Arm",
-    "Hit",
-    "arms_of",
-    "fingerprint",
-    "level_problem",
-    "noisy",
-    "perturbed",
-]
 
 ARMS = ("mask", "outside", "random", "magnitude")
 """In the order in which they are shown; the others are what the first is set against."""

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import xxhash
 
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import (
     AnalysisError,
     MaskError,
@@ -66,8 +66,6 @@ from trimtab.training.runs.base_model import BaseModel, open_base
 if TYPE_CHECKING:
     from rich.progress import Progress
     from torch import Tensor
-
-__all__ = ["DEFAULT_LEVELS", "Key", "Unfinished", "held", "key_of", "robustness"]
 
 FORMAT = "trimtab.robustness.unfinished"
 FORMAT_VERSION = 1

@@ -32,18 +32,6 @@ from trimtab.training.runs.tasks import (
 )
 from trimtab.words import first_few
 
-__all__ = [
-    "JudgedSampler",
-    "Needs",
-    "ProbeData",
-    "Tokens",
-    "given_completions",
-    "one_by_one",
-    "padded_samples",
-    "read_data",
-    "row_order",
-]
-
 Needs = Literal["prompts", "completions", "rewards"]
 """What of the data a probe needs beside its prompts: nothing, completions, or a reward."""
 

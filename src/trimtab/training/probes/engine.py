@@ -35,8 +35,6 @@ from trimtab.words import first_few
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-__all__ = ["Backward", "Probed", "See", "each_gradient", "probe"]
-
 See = Callable[[str, Tensor], None]
 """Called with the name of a parameter and its gradient, which it may overwrite."""
 

@@ -22,8 +22,6 @@ from trimtab.training.probes.data import (
 )
 from trimtab.training.rollouts.batches import Samples, token_log_probs
 
-__all__ = ["AnswerLoss", "Losses", "OwnSamples", "RewardLoss", "Term", "group_advantages"]
-
 EPSILON = 1e-4
 """Added to the standard deviation of the rewards of a prompt, as TRL's GRPO does."""
 

@@ -29,8 +29,6 @@ from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import SettingsError
 from trimtab.masks.header import BaseTensor
 
-__all__ = ["FISHER", "SIGN_CONSISTENCY", "SNIP", "ElementSums", "Measure"]
-
 
 @dataclass(frozen=True)
 class Measure:

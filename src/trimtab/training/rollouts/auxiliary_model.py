@@ -16,8 +16,6 @@ import torch
 
 from trimtab.errors import CheckpointError
 
-__all__ = ["AuxiliaryModel"]
-
 
 class AuxiliaryModel:
     """A model with its AdamW and its learning rate schedule.

@@ -10,20 +10,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Batch",
-    "PolicyBatch",
-    "Samples",
-    "in_chunks",
-    "masked_mean",
-    "policy_loss",
-    "split_rows",
-    "take_rows",
-    "token_log_probs",
-    "whiten",
-    "whole_inputs",
-]
-
 Batch = TypeVar("Batch", bound=Any)
 
 

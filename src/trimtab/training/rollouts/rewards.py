@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["RewardModel", "RewardSource", "Rewards", "checked_reward", "reward_problems"]
-
 
 def checked_reward(function: Callable[..., Any], name: str) -> Callable[..., list[float]]:
     """A reward function that returns one finite number for each completion, or raises.

@@ -22,18 +22,6 @@ from trimtab.training.rollouts.batches import Samples
 from trimtab.training.runs.data import prompt_ids
 from trimtab.words import first_few
 
-__all__ = [
-    "RoundSampler",
-    "Sampler",
-    "Sampling",
-    "end_tokens",
-    "ids_of",
-    "left_padded",
-    "prompt_problems",
-    "sample",
-    "seeded",
-]
-
 
 def prompt_problems(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, room: int | None

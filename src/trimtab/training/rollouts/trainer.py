@@ -38,8 +38,6 @@ from trimtab.training.rollouts.rewards import Rewards, RewardSource, reward_prob
 from trimtab.training.rollouts.sampling import RoundSampler, Sampler, ids_of, prompt_problems
 from trimtab.training.runs.data import prompt_ids
 
-__all__ = ["Means", "RolloutConfig", "RolloutTrainer", "Rows", "frozen_copy"]
-
 
 @dataclass
 class RolloutConfig(TrainingArguments):  # type: ignore[misc]

@@ -10,8 +10,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.checkpoints import open_checkpoint
 from trimtab.checkpoints.architectures import TIED
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.folder import FILES, adapter_in, check_files
 from trimtab.checkpoints.hub import fetch_the_rest
 from trimtab.checkpoints.names import match_renamed

@@ -194,7 +194,7 @@ def _track(run: Run, trainer: Any) -> None:
     """Follow the steps, if the run file says so."""
     if run.file.track is None:
         return
-    from trimtab.training.tracker import UpdateTracker
+    from trimtab.training.tracker.callback import UpdateTracker
 
     dtype = "float32" if run.file.save_dtype == "fp32" else None
     # What an earlier call left behind is gone on with, or else worth nothing: `force`.

@@ -19,7 +19,7 @@ from typing import Any
 
 import xxhash
 
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.stream import Source, new_buffer
 from trimtab.errors import SettingsError
 from trimtab.extras import require

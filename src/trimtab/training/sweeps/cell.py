@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import CheckpointError, SettingsError
 from trimtab.inputs import read_toml
 from trimtab.masks.extract import extract_mask

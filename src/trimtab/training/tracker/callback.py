@@ -12,8 +12,6 @@ from trimtab.errors import SettingsError
 from trimtab.training.tracker.parts import parse_stored_dtype
 from trimtab.training.tracker.run import KindTotals, Session, TrackerSettings
 
-__all__ = ["UpdateTracker"]
-
 
 class UpdateTracker(TrainerCallback):  # type: ignore[misc]
     """Counts, step by step, what training does to the weights as they are stored.

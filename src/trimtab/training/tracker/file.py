@@ -49,18 +49,6 @@ from trimtab.training.tracker.parts import (
 )
 from trimtab.words import first_few
 
-__all__ = [
-    "BaseFile",
-    "PointReached",
-    "Sets",
-    "append_point",
-    "base_path",
-    "check_header",
-    "create_file",
-    "new_header",
-    "write_base",
-]
-
 
 def base_path(path: Path, process: int, num_processes: int) -> Path:
     """Where a process keeps its part of the base, beside a file of tracked updates."""

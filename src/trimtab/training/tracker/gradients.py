@@ -31,16 +31,6 @@ from trimtab.training.optimizers.sgd import SparseSGD
 from trimtab.training.optimizers.sparse import SparseOptimizer
 from trimtab.training.tracker.parts import CHUNK, ModelPart, as_bits
 
-__all__ = [
-    "GradientCounts",
-    "Gradients",
-    "Moment",
-    "Moments",
-    "flags_of",
-    "see_gradients",
-    "unwrapped",
-]
-
 
 class GradientCounts(NamedTuple):
     """How many elements had a gradient that could be seen, and one that was not 0."""

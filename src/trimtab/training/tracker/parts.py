@@ -27,23 +27,6 @@ from trimtab.training.optimizers.distributed import as_sharded, box_of, local
 from trimtab.training.pieces import Piece
 from trimtab.words import first_few
 
-__all__ = [
-    "CHUNK",
-    "MAGNITUDES",
-    "STORED",
-    "ModelPart",
-    "Processes",
-    "as_bits",
-    "buffer",
-    "find_parts",
-    "fitting_dtypes",
-    "parse_stored_dtype",
-    "stored_bits",
-    "stored_name",
-    "stored_tensors",
-    "tracked_parameters",
-]
-
 CHUNK = 1 << 19
 """Elements looked at at once: what is read and compared stays in a processor's cache."""
 

@@ -29,8 +29,6 @@ from trimtab.training.tracker.gradients import Gradients, Moment, Moments, see_g
 from trimtab.training.tracker.parts import Processes, find_parts, fitting_dtypes, tracked_parameters
 from trimtab.training.tracker.snapshot import Seen, Watched, look_at
 
-__all__ = ["KindTotals", "Session", "TrackerSettings"]
-
 
 class TrackerSettings(NamedTuple):
     """What is tracked, and how.

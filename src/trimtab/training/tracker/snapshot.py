@@ -29,8 +29,6 @@ from trimtab.training.tracker.parts import (
     stored_bits,
 )
 
-__all__ = ["Seen", "Watched", "look_at"]
-
 MOST_PENDING = 16
 """Chunks that wait for a thread, or a few more: what moved them is in memory."""
 
