@@ -40,7 +40,7 @@ def test_a_table_is_printed_and_nothing_else(run: Run, files: Files) -> None:
     assert (code, err) == (0, "")
     total = overlap(files.first, files.second).total()
     assert f"{total.intersection:,} shared weights" in out
-    assert f"A  {files.first}: " in out
+    assert f"A     {files.first}: " in out
     assert "\nmagnitude-matched " in out
 
 

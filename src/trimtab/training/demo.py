@@ -170,9 +170,12 @@ def run_files(steps: int = 20, seed: int = 0, *, controls: bool = False) -> dict
         seed: Of the questions held out, their order, and the sampling.
         controls: Add the controls of the mask, and `grpo` of every weight under the next seed.
     """
-    shipped = files("trimtab.training") / "demo_runs"
     grpo, sft, mask = (
-        _with((shipped / f"{name}.toml").read_text("utf-8"), seed=seed, max_steps=steps)
+        _with(
+            files("trimtab.training").joinpath("demo_runs", f"{name}.toml").read_text("utf-8"),
+            seed=seed,
+            max_steps=steps,
+        )
         for name in (FULL, "sft", "grpo-mask")
     )
     runs = {FULL: grpo, "sft": sft}
