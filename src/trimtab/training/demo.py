@@ -15,11 +15,13 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from trimtab.errors import MaskError, ResultFormatError, SettingsError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
@@ -31,6 +33,7 @@ from trimtab.progress import progress_bars, stage
 from trimtab.results.evaluation import Evaluation
 from trimtab.training import runtime
 from trimtab.training.addition import split_questions
+from trimtab.training.bf16_products import fast_bf16
 from trimtab.training.evaluation.answering import load_tokenizer
 from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import addition_questions
@@ -312,15 +315,18 @@ def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Eva
             and known.settings["seed"] == seed
         ):
             return known
-    evaluation = evaluate(
-        list(map(str, asked)),
-        questions=questions,
-        num_samples=NUM_SAMPLES,
-        dtype="bf16",
-        batch_size=len(questions) * NUM_SAMPLES,
-        seed=seed,
-        progress=bars,
-    )
+    # Answers are given as the runs gave theirs: see `Run.has_fast_products`.
+    is_slow = runtime.needs_fast_products(torch.device("cpu"))
+    with fast_bf16() if is_slow else nullcontext():
+        evaluation = evaluate(
+            list(map(str, asked)),
+            questions=questions,
+            num_samples=NUM_SAMPLES,
+            dtype="bf16",
+            batch_size=len(questions) * NUM_SAMPLES,
+            seed=seed,
+            progress=bars,
+        )
     write_json(path, evaluation.to_dict())
     return evaluation
 
