@@ -15,13 +15,11 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from trimtab.errors import MaskError, ResultFormatError, SettingsError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
@@ -33,7 +31,6 @@ from trimtab.progress import progress_bars, stage
 from trimtab.results.evaluation import Evaluation
 from trimtab.training import runtime
 from trimtab.training.addition import split_questions
-from trimtab.training.bf16_products import fast_bf16
 from trimtab.training.evaluation.answering import load_tokenizer
 from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import addition_questions
@@ -266,7 +263,9 @@ def train_demo(
             )
         if stop():
             raise Interrupted("the same command goes on with the held-out questions")
-        evaluation = _evaluation(out, [run.output / MODEL for run, _ in runs.values()], seed, bars)
+        models = [run.output / MODEL for run, _ in runs.values()]
+        with runs[FULL][0].products():  # questions are answered as the runs were trained
+            evaluation = _evaluation(out, models, seed, bars)
     train = split_questions(seed).train
     tokenizer = load_tokenizer(out / "base")
     num_prompt_tokens = max(len(tokenizer(of.prompt)["input_ids"]) for of in train)
@@ -315,18 +314,15 @@ def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Eva
             and known.settings["seed"] == seed
         ):
             return known
-    # Answers are given as the runs gave theirs: see `Run.has_fast_products`.
-    is_slow = runtime.needs_fast_products(torch.device("cpu"))
-    with fast_bf16() if is_slow else nullcontext():
-        evaluation = evaluate(
-            list(map(str, asked)),
-            questions=questions,
-            num_samples=NUM_SAMPLES,
-            dtype="bf16",
-            batch_size=len(questions) * NUM_SAMPLES,
-            seed=seed,
-            progress=bars,
-        )
+    evaluation = evaluate(
+        list(map(str, asked)),
+        questions=questions,
+        num_samples=NUM_SAMPLES,
+        dtype="bf16",
+        batch_size=len(questions) * NUM_SAMPLES,
+        seed=seed,
+        progress=bars,
+    )
     write_json(path, evaluation.to_dict())
     return evaluation
 
