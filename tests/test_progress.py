@@ -49,6 +49,17 @@ def test_where_nothing_is_drawn_long_work_says_how_long_it_takes(
     assert capsys.readouterr().err == "robustness: about 70 min for 141 more\n"
 
 
+def test_work_of_few_parts_says_it_after_the_first(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = iter([0.0, 80.0])
+    monkeypatch.setattr("trimtab.progress.perf_counter", lambda: next(now))
+    with progress_bars() as bars, stage(bars, "evaluate 4 models", total=4) as line:
+        for completed in range(5):
+            line.step(completed, {})
+    assert capsys.readouterr().err == "evaluate 4 models: about 4 min for 3 more\n"
+
+
 def test_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_bars() as bars, stage(bars, "grpo", total=1) as line:
         line.step(1, {})

@@ -13,7 +13,7 @@ from trimtab.escaping import escaped
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-WORTH_TELLING = 300
+WORTH_TELLING = 120
 """Seconds from which on it is said how long work will take."""
 
 
@@ -75,7 +75,8 @@ def progress_bars() -> Progress:
 class Stage:
     """One line of the display: a piece of work of a known number of steps.
 
-    Where nothing is drawn, one line says how long it will take, once a step of it was measured.
+    Where nothing is drawn, one line says how long it will take, once a step of it was measured: the
+    second, since the first has more to do, or the first after a call of `step(0, {})`.
     """
 
     def __init__(self, progress: Progress, task: TaskID, total: int) -> None:
@@ -89,6 +90,11 @@ class Stage:
         """Correct the number of steps, where it is known only once the work has begun."""
         self.total = total
         self._progress.update(self._task, total=total)
+
+    def follow(self, completed: int, total: int) -> None:
+        """Show that `completed` steps of `total` are done."""
+        self.expect(total)
+        self.step(completed, {})
 
     def step(self, completed: int, metrics: Mapping[str, Any]) -> None:
         """Show that `completed` steps are done, and how the last one went."""

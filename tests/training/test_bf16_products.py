@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.training.runs.run_files import content, train, write
+from trimtab.training import evaluate
+from trimtab.training.addition import split_questions
 from trimtab.training.bf16_products import LEAST_SIZE, fast_bf16
+from trimtab.training.evaluation.questions import addition_questions
 
 pytestmark = pytest.mark.train
 
@@ -59,3 +68,66 @@ def test_other_dtypes_are_left_alone() -> None:
     with fast_bf16():
         assert torch.equal(a @ b, torch.mm(a, b))
         assert (a.double() @ b.double()).dtype == torch.float64
+
+
+class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the dtypes of large matrices that are multiplied, below every other mode."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look, and do what is asked."""
+        name = func.name().partition("::")[2].partition(".")[0]
+        if name in ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul"):
+            matrices = [of for of in args if isinstance(of, torch.Tensor) and of.dim() > 1][-2:]
+            rows, inner, columns = *matrices[0].shape[-2:], matrices[-1].shape[-1]
+            if min(rows, inner, columns) >= LEAST_SIZE:
+                self.dtypes.add(matrices[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture(params=[True, False], ids=["slow processor", "fast processor"])
+def expected(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, set[torch.dtype]]:
+    """What is recorded, and how large matrices are multiplied, on either kind of processor."""
+    monkeypatch.setattr("trimtab.training.bf16_products.is_slow", lambda device: request.param)
+    if request.param:
+        return "by fp32 kernels", {torch.float32}
+    return "by torch", {torch.bfloat16}
+
+
+def test_a_run_multiplies_as_its_processor_does_fast(
+    base: tuple[Path, Any], tmp_path: Path, expected: tuple[str, set[torch.dtype]]
+) -> None:
+    settings = content("sft", base[0], trainer={"per_device_train_batch_size": 16})
+    with Products() as products:
+        result = train(write(tmp_path, settings))
+    assert (result["device"]["bf16_products"], products.dtypes) == expected
+    assert result["precision"]["weights"] == "bfloat16"
+
+
+def test_an_evaluation_multiplies_as_its_processor_does_fast(
+    base: tuple[Path, Any], tmp_path: Path, expected: tuple[str, set[torch.dtype]]
+) -> None:
+    shutil.copytree(base[0], tmp_path / "tuned")
+    (tmp_path / "text.txt").write_text("3+4=7\n" * 40)
+    with Products() as products:
+        evaluation = evaluate(
+            [str(tmp_path / "tuned")],
+            base=str(base[0]),
+            questions=addition_questions(split_questions(0).heldout),
+            text=tmp_path / "text.txt",
+        )
+    assert evaluation.settings["dtype"] == "bf16"
+    found = evaluation.provenance["device"]["bf16_products"], products.dtypes
+    assert found == expected
+
+
+def test_fp32_is_no_matter_of_the_processor(base: tuple[Path, Any]) -> None:
+    evaluation = evaluate(
+        [str(base[0])], questions=addition_questions(split_questions(0).heldout), dtype="fp32"
+    )
+    assert evaluation.provenance["device"]["bf16_products"] == "by torch"

@@ -4,12 +4,13 @@ torch multiplies bf16 matrices quickly where the processor has AVX-512 or AMX. W
 many laptops and some servers have, it falls back to loops that were 30 times slower than fp32 for a
 training step of a 135M-parameter model (LOG.md, 2026-11-28). A product of bf16 matrices is a sum of
 exact fp32 products that is rounded to bf16 at the end, so fp32 kernels give it: the result differs
-only in the order of the sum, as between any two processors.
+only in the order of the sum, as between any two processors. Under `torch.inference_mode` torch does
+not split a linear layer into the products that are replaced here: use `torch.no_grad`.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -53,3 +54,25 @@ def fast_bf16() -> AbstractContextManager[Any]:
     """A context in which large products of bf16 matrices on the CPU go through fp32 kernels."""
     mode: AbstractContextManager[Any] = _Bf16Products()  # type: ignore[no-untyped-call]
     return mode
+
+
+def is_slow(device: torch.device) -> bool:
+    """Whether torch is slow at bf16 products on a device: a CPU without instructions for them."""
+    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def bf16_products(
+    device: torch.device, *, is_bf16: bool = True
+) -> tuple[str, AbstractContextManager[Any]]:
+    """How products of bf16 matrices are computed.
+
+    Args:
+        device: Where they are computed.
+        is_bf16: Whether there are any.
+
+    Returns:
+        What a record says of it, and the context in which they are computed so.
+    """
+    if is_bf16 and is_slow(device):
+        return "by fp32 kernels", fast_bf16()
+    return "by torch", nullcontext()

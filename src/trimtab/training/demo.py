@@ -264,8 +264,7 @@ def train_demo(
         if stop():
             raise Interrupted("the same command goes on with the held-out questions")
         models = [run.output / MODEL for run, _ in runs.values()]
-        with runs[FULL][0].products():  # questions are answered as the runs were trained
-            evaluation = _evaluation(out, models, seed, bars)
+        evaluation = _evaluation(out, models, seed, bars)
     train = split_questions(seed).train
     tokenizer = load_tokenizer(out / "base")
     num_prompt_tokens = max(len(tokenizer(of.prompt)["input_ids"]) for of in train)

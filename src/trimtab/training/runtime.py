@@ -71,13 +71,6 @@ def say(text: str) -> None:
         print(f"[trimtab] {text}", file=sys.stderr)
 
 
-def needs_fast_products(device: Any) -> bool:
-    """Whether bf16 products are slow on a device: a CPU that has no instructions for them."""
-    import torch
-
-    return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence progress bars, logs (our own, too) and one known deprecation of other libraries."""

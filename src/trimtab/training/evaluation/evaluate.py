@@ -6,16 +6,14 @@ a text to read, the base stays loaded beside the model under way; otherwise ther
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.errors import SettingsError, TrimtabError
-from trimtab.progress import Stage, progress_bars, stage
-from trimtab.results.answers import Answers
+from trimtab.progress import progress_bars, stage
 from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation, Question
 from trimtab.results.records import made_now
 from trimtab.training import runtime
@@ -32,6 +30,7 @@ from trimtab.training.evaluation.questions import Questions
 from trimtab.training.evaluation.suites import Suites
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runtime import give_back_unused
+from trimtab.words import plural
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -73,6 +72,8 @@ def evaluate(
         MissingExtraError: A package is missing.
     """
     runtime.start(offline=False)
+    from trimtab.training.bf16_products import bf16_products
+
     names = [*([] if base is None else [base]), *models]
     problems = list(_problems(num_samples, temperature, batch_size, seed))
     if not models:
@@ -91,32 +92,27 @@ def evaluate(
     opened = _opened(names, questions)
     passages = None if read is None else _passages(opened, read)
     stored = {model.training_dtype(None) for model in opened}
-    work = _Work(
-        dtype or ("bf16" if stored == {"bf16"} else "fp32"),
-        questions,
-        num_samples,
-        temperature,
-        suites,
-        batch_size,
-        seed,
-    )
+    settings = {
+        "dtype": dtype or ("bf16" if stored == {"bf16"} else "fp32"),
+        "seed": seed,
+        "batch_size": batch_size,
+        "num_samples": num_samples,
+        "temperature": temperature if num_samples else None,
+    }
+    device = runtime.accelerator()
+    how, products = bf16_products(device, is_bf16=settings["dtype"] == "bf16")
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
-        evaluated = work.through(opened, passages, bars)
+        stack.enter_context(products)
+        evaluated = _evaluated(opened, settings, questions, passages, suites, bars)
     return Evaluation(
         models=tuple(evaluated),
         questions=None if questions is None else _asked(questions),
         text=None if read is None else {**read.describe(), "max_passage_tokens": PASSAGE},
-        settings={
-            "dtype": work.dtype,
-            "seed": seed,
-            "batch_size": batch_size,
-            "num_samples": num_samples,
-            "temperature": temperature if num_samples else None,
-        },
+        settings=settings,
         provenance=made_now(
-            device=runtime.device(runtime.accelerator()), versions=runtime.versions()
+            device={**runtime.device(device), "bf16_products": how}, versions=runtime.versions()
         ),
     )
 
@@ -192,64 +188,51 @@ def _asked(questions: Questions) -> AskedQuestions:
     return AskedQuestions(questions.by, questions.describe(), tuple(Question(*row) for row in rows))
 
 
-@dataclass(frozen=True)
-class _Work:
-    """What is done with every model."""
-
-    dtype: str
-    questions: Questions | None
-    num_samples: int
-    temperature: float
-    suites: Suites | None
-    batch_size: int
-    seed: int
-
-    def through(
-        self, opened: Sequence[BaseModel], passages: list[list[int]] | None, bars: Progress
-    ) -> list[EvaluatedModel]:
-        """Evaluate one model after the other; with passages, the first is the base."""
-        base = None
-        done = []
-        for number, of in enumerate(opened):
-            label = Path(of.record.id).name
-            model = load_model(of, self.dtype, runtime.accelerator())
+def _evaluated(
+    opened: Sequence[BaseModel],
+    settings: Mapping[str, Any],
+    questions: Questions | None,
+    passages: Sequence[Sequence[int]] | None,
+    suites: Suites | None,
+    bars: Progress,
+) -> list[EvaluatedModel]:
+    """Evaluate one model after the other; with passages, the first is the base."""
+    base = None
+    evaluated: list[EvaluatedModel] = []
+    with stage(bars, f"evaluate {plural(len(opened), 'model')}", len(opened)) as models:
+        models.step(0, {})
+        for of in opened:
+            name = Path(of.record.id).name
+            model = load_model(of, settings["dtype"], runtime.accelerator())
             tokenizer = load_tokenizer(of.folder)
-            answers = self._answers(model, tokenizer, label, bars)
-            forgetting = suites = None
-            if base is not None and passages is not None:
-                with stage(bars, f"{label}: text") as line:
-                    forgetting = probe(base, model, passages, _follower(line))
-            if self.suites is not None:
-                with stage(bars, f"{label}: suites"):
-                    suites = self.suites.run(
-                        model, tokenizer, batch_size=self.batch_size, seed=self.seed
+            answers = forgetting = metrics = None
+            if questions is not None:
+                with stage(bars, f"{name}: questions") as line:
+                    answers = ask(
+                        model,
+                        tokenizer,
+                        questions,
+                        seed=settings["seed"],
+                        num_samples=settings["num_samples"],
+                        temperature=settings["temperature"] or 1.0,
+                        batch_size=settings["batch_size"],
+                        progress=line.follow,
                     )
-            done.append(EvaluatedModel(of.record, answers, forgetting, suites))
-            if number == 0 and passages is not None:
+            if base is not None and passages is not None:
+                with stage(bars, f"{name}: text") as line:
+                    forgetting = probe(base, model, passages, line.follow)
+            if suites is not None:
+                with stage(bars, f"{name}: suites"):
+                    metrics = suites.run(
+                        model,
+                        tokenizer,
+                        batch_size=settings["batch_size"],
+                        seed=settings["seed"],
+                    )
+            evaluated.append(EvaluatedModel(of.record, answers, forgetting, metrics))
+            models.step(len(evaluated), {})
+            if passages is not None and base is None:
                 base = model
             del model
             give_back_unused()
-        return done
-
-    def _answers(self, model: Any, tokenizer: Any, label: str, bars: Progress) -> Answers | None:
-        if self.questions is None:
-            return None
-        with stage(bars, f"{label}: questions") as line:
-            return ask(
-                model,
-                tokenizer,
-                self.questions,
-                seed=self.seed,
-                num_samples=self.num_samples,
-                temperature=self.temperature,
-                batch_size=self.batch_size,
-                progress=_follower(line),
-            )
-
-
-def _follower(line: Stage) -> Callable[[int, int], None]:
-    def follow(done: int, total: int) -> None:
-        line.expect(total)
-        line.step(done, {})
-
-    return follow
+    return evaluated

@@ -150,7 +150,7 @@ def probe(
 
     rows = []
     for number, ids in enumerate(passages, start=1):
-        with torch.inference_mode():
+        with torch.no_grad():  # and not inference mode: see `bf16_products`
             sums = sums_of(next_logits(base, ids), next_logits(tuned, ids), ids)
         if not all(map(isfinite, sums)):
             raise CheckpointError(

@@ -121,8 +121,12 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
     """Train, in a folder that is this process's own."""
     write_json(run.output / RESOLVED, run.describe())
     runtime.start(offline=False)
+    from trimtab.training.bf16_products import bf16_products
+
     started = perf_counter()
-    with runtime.quiet():
+    device = run.args.device
+    how, products = bf16_products(device, is_bf16=run.args.bf16 or run.dtype == "bf16")
+    with runtime.quiet(), products:
         if run.file.samples is not None:
             run = replace(run, rows=sampled_rows(run, bars, stop))
         if run.file.mask == "auto":
@@ -136,13 +140,12 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             _track(run, trainer)
             resolved["optimizer"] = _optimizer(run, training)
             write_json(run.output / RESOLVED, resolved)
-            peak = PeakMemory(trainer.args.device)
+            peak = PeakMemory(device)
             loaded = perf_counter()
             if checkpoint is not None:
                 check_complete(checkpoint)
                 load_converted(checkpoint, trainer.model)
-            room = told_where(run.output / CHECKPOINTS, "make room, and the same command goes on")
-            with room, run.products():
+            with told_where(run.output / CHECKPOINTS, "make room, and the same command goes on"):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 load_converted(Path(trainer.state.best_model_checkpoint), trainer.model)
@@ -174,10 +177,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             "save": perf_counter() - trained,
         },
         "versions": runtime.versions(),
-        "device": {
-            **runtime.device(trainer.args.device),
-            "bf16_products": "by fp32 kernels" if run.has_fast_products else "by torch",
-        },
+        "device": {**runtime.device(device), "bf16_products": how},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     write_json(run.output / RESULT, result)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -117,22 +117,6 @@ class Run:
             return None
         shapes = self.base.shapes
         return with_whole(self.mask, shapes, names_of_whole(self.file.also, shapes))
-
-    @property
-    def has_fast_products(self) -> bool:
-        """Whether its products of bf16 matrices are computed by fp32 kernels.
-
-        They are where the processor would be slow. No bits are promised across processors, and both
-        round one sum of exact products.
-        """
-        is_bf16 = self.args.bf16 or self.dtype == "bf16"
-        return is_bf16 and runtime.needs_fast_products(self.args.device)
-
-    def products(self) -> AbstractContextManager[Any]:
-        """The context in which it computes."""
-        from trimtab.training.bf16_products import fast_bf16
-
-        return fast_bf16() if self.has_fast_products else nullcontext()
 
     def settings(self) -> dict[str, Any]:
         """All that decides the result, as plain data; a run goes on only with the same."""
