@@ -21,8 +21,8 @@ from trimtab.cli.terminal import say
 from trimtab.words import plural
 
 if TYPE_CHECKING:
+    from trimtab.training.probes.engine import Measure
     from trimtab.training.probes.losses import Losses
-    from trimtab.training.probes.measures import Measure
 
 _probing_options = adding(
     base_option,
@@ -101,8 +101,8 @@ def fisher(num_prompts: int, samples: int, **asked: Any) -> None:
     some prompts: where it is small, expected gradients are small, whatever is rewarded.
     """
     _check(**asked)
+    from trimtab.training.probes.engine import FISHER
     from trimtab.training.probes.losses import OwnSamples
-    from trimtab.training.probes.measures import FISHER
 
     _probe(FISHER, OwnSamples(num_prompts, samples), **asked)
 
@@ -122,7 +122,7 @@ def sign_consistency(**asked: Any) -> None:
     The score is |sum of the signs of the gradient| / N over N batches.
     """
     _check(**asked)
-    from trimtab.training.probes.measures import SIGN_CONSISTENCY
+    from trimtab.training.probes.engine import SIGN_CONSISTENCY
 
     _probe_batches(SIGN_CONSISTENCY, **asked)
 
@@ -142,7 +142,7 @@ def snip(**asked: Any) -> None:
     The score is |weight × mean gradient| over the batches, as in SNIP (Lee et al. 2019).
     """
     _check(**asked)
-    from trimtab.training.probes.measures import SNIP
+    from trimtab.training.probes.engine import SNIP
 
     _probe_batches(SNIP, **asked)
 
@@ -226,8 +226,8 @@ def _probe(
         max_tokens: Tokens of a sample, at most.
         judging: The arguments of `reward_table`.
     """
-    from trimtab.training.probes.data import read_data
     from trimtab.training.probes.engine import probe
+    from trimtab.training.probes.losses import read_data
 
     is_judged = losses.needs == "rewards" and prompts is not None
     data = read_data(

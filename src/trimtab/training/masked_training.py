@@ -38,7 +38,7 @@ from trimtab.words import first_few
 if TYPE_CHECKING:
     import torch
 
-    from trimtab.training.optimizers.masters import Master
+    from trimtab.training.optimizers.elements import Master
     from trimtab.training.optimizers.sparse import SparseOptimizer
 
 NAMES = {"adamw_torch": "adamw", "adamw_torch_fused": "adamw", "sgd": "sgd"}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
-from trimtab.training.rollouts.batches import PolicyBatch, Samples, in_chunks, whiten, whole_inputs
+from trimtab.training.rollouts.sampling import PolicyBatch, Samples, in_chunks, whiten, whole_inputs
 from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Rows, frozen_copy
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from trimtab.errors import SettingsError
 from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
-from trimtab.training.rollouts.batches import (
+from trimtab.training.rollouts.sampling import (
     EPSILON,
     PolicyBatch,
     Samples,

@@ -15,7 +15,7 @@ from trimtab.errors import MaskError, MaskMismatchError, OptimizerError
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, SparseSGD
-from trimtab.training.optimizers.checks import TAKEN
+from trimtab.training.optimizers.binding import TAKEN
 
 pytestmark = pytest.mark.train
 

@@ -32,7 +32,7 @@ def test_policy_loss_by_hand(
     """The slope is by the log-probability: d ratio / d log_prob = ratio."""
     import torch
 
-    from trimtab.training.rollouts.batches import policy_loss
+    from trimtab.training.rollouts.sampling import policy_loss
 
     log_prob = torch.tensor(math.log(ratio) - 1.0, dtype=torch.float64, requires_grad=True)
     found, clipped = policy_loss(log_prob, torch.tensor(-1.0), torch.tensor(advantage), 0.2)
@@ -49,7 +49,7 @@ def test_policy_loss_is_eq_7(
 ) -> None:
     import torch
 
-    from trimtab.training.rollouts.batches import policy_loss
+    from trimtab.training.rollouts.sampling import policy_loss
 
     tensors = [torch.from_numpy(array) for array in (log_probs, old, advantages)]
     found, _ = policy_loss(tensors[0], tensors[1], tensors[2], cliprange)

@@ -53,7 +53,7 @@ def test_figures(estimator: Any, whitened: bool) -> None:
         token_rewards,
         value_loss,
     )
-    from trimtab.training.rollouts.batches import policy_loss, whiten
+    from trimtab.training.rollouts.sampling import policy_loss, whiten
 
     def tensor(*rows: list[float]) -> torch.Tensor:
         return torch.tensor(rows, dtype=torch.float64)

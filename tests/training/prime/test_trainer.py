@@ -108,7 +108,7 @@ def test_the_reward_model_steps_as_one_batch_would(loss: str, tmp_path: Path) ->
     """Its gradient is that of the mean over the mini-batch, computed in one piece."""
     import torch
 
-    from trimtab.training.rollouts.batches import token_log_probs
+    from trimtab.training.rollouts.sampling import token_log_probs
 
     trainer = prime(
         tiny.model(),

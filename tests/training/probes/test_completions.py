@@ -9,7 +9,7 @@ import torch
 
 from tests.training import tiny
 from trimtab.errors import SettingsError
-from trimtab.training.probes.data import (
+from trimtab.training.probes.losses import (
     JudgedSampler,
     ProbeData,
     given_completions,

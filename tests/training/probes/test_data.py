@@ -10,7 +10,7 @@ import pytest
 
 from trimtab.errors import SettingsError
 from trimtab.training.addition import split_questions
-from trimtab.training.probes.data import read_data, row_order
+from trimtab.training.probes.losses import read_data, row_order
 from trimtab.training.runs.settings import DataTable, RewardTable
 
 pytestmark = pytest.mark.train

@@ -21,11 +21,27 @@ from trimtab.masks.selection.top_k import select
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.layout import Layout
-from trimtab.training.probes.data import JudgedSampler, ProbeData, read_data, row_order
-from trimtab.training.probes.engine import _chosen, _Work, probe
-from trimtab.training.probes.losses import AnswerLoss, Losses, OwnSamples, RewardLoss
-from trimtab.training.probes.measures import FISHER, SIGN_CONSISTENCY, SNIP, ElementSums, Measure
-from trimtab.training.rollouts.batches import Samples
+from trimtab.training.probes.engine import (
+    FISHER,
+    SIGN_CONSISTENCY,
+    SNIP,
+    ElementSums,
+    Measure,
+    _chosen,
+    _Work,
+    probe,
+)
+from trimtab.training.probes.losses import (
+    AnswerLoss,
+    JudgedSampler,
+    Losses,
+    OwnSamples,
+    ProbeData,
+    RewardLoss,
+    read_data,
+    row_order,
+)
+from trimtab.training.rollouts.sampling import Samples
 from trimtab.training.runs.rewards import Reward
 from trimtab.training.runs.settings import DataTable
 

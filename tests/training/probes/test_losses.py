@@ -6,8 +6,13 @@ import pytest
 import torch
 
 from trimtab.errors import SettingsError
-from trimtab.training.probes.data import read_data
-from trimtab.training.probes.losses import AnswerLoss, OwnSamples, RewardLoss, group_advantages
+from trimtab.training.probes.losses import (
+    AnswerLoss,
+    OwnSamples,
+    RewardLoss,
+    group_advantages,
+    read_data,
+)
 from trimtab.training.runs.settings import DataTable
 
 pytestmark = pytest.mark.train

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trimtab.training.probes.measures import FISHER, SIGN_CONSISTENCY, SNIP, Measure
+from trimtab.training.probes.engine import FISHER, SIGN_CONSISTENCY, SNIP, Measure
 
 pytestmark = pytest.mark.train
 

@@ -13,7 +13,7 @@ import torch
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.errors import SettingsError
 from trimtab.masks.header import BaseTensor
-from trimtab.training.probes.measures import ElementSums
+from trimtab.training.probes.engine import ElementSums
 
 pytestmark = pytest.mark.train
 

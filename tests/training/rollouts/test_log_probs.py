@@ -18,7 +18,7 @@ PROMPTS = [[3], [4, 5, 6], [7, 8]]
 def test_they_equal_a_loop_over_tokens(temperature: float) -> None:
     import torch
 
-    from trimtab.training.rollouts.batches import token_log_probs
+    from trimtab.training.rollouts.sampling import token_log_probs
 
     of, found = tiny.model(), sampled(PROMPTS * 8)
     log_probs = token_log_probs(of, found, temperature).detach()
@@ -39,7 +39,7 @@ def test_absolute_positions_begin_at_the_first_token_of_the_prompt() -> None:
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    from trimtab.training.rollouts.batches import take_rows, token_log_probs
+    from trimtab.training.rollouts.sampling import take_rows, token_log_probs
 
     torch.manual_seed(0)
     of = GPT2LMHeadModel(
@@ -60,7 +60,7 @@ def test_absolute_positions_begin_at_the_first_token_of_the_prompt() -> None:
 def test_in_chunks_it_is_the_same_without_gradient_and_in_evaluation_mode() -> None:
     import torch
 
-    from trimtab.training.rollouts.batches import in_chunks, token_log_probs
+    from trimtab.training.rollouts.sampling import in_chunks, token_log_probs
 
     of, found = tiny.model(), sampled(PROMPTS)
     of.train()

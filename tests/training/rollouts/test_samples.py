@@ -13,7 +13,7 @@ pytestmark = pytest.mark.train
 def samples() -> Any:
     import torch
 
-    from trimtab.training.rollouts.batches import Samples
+    from trimtab.training.rollouts.sampling import Samples
 
     return Samples(
         prompt_ids=torch.tensor([[0, 5, 6], [7, 8, 9]]),
@@ -35,7 +35,7 @@ def test_what_a_model_is_given() -> None:
 def test_taking_rows() -> None:
     import torch
 
-    from trimtab.training.rollouts.batches import Samples, take_rows
+    from trimtab.training.rollouts.sampling import Samples, take_rows
 
     @dataclass(frozen=True)
     class Batch:
@@ -56,6 +56,6 @@ def test_taking_rows() -> None:
 def test_splitting() -> None:
     import torch
 
-    from trimtab.training.rollouts.batches import split_rows
+    from trimtab.training.rollouts.sampling import split_rows
 
     assert [part.tolist() for part in split_rows(torch.arange(5), 2)] == [[0, 1], [2, 3], [4]]

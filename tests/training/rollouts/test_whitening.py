@@ -19,7 +19,7 @@ pytestmark = pytest.mark.train
 def test_it_equals_numpy(values: np.ndarray, mask: np.ndarray, shift_mean: bool) -> None:
     import torch
 
-    from trimtab.training.rollouts.batches import EPSILON, masked_mean, whiten
+    from trimtab.training.rollouts.sampling import EPSILON, masked_mean, whiten
 
     counted = values[mask]
     mean, variance = counted.mean(), counted.var(ddof=1)
@@ -35,7 +35,7 @@ def test_it_equals_numpy(values: np.ndarray, mask: np.ndarray, shift_mean: bool)
 def test_one_value_alone() -> None:
     import torch
 
-    from trimtab.training.rollouts.batches import whiten
+    from trimtab.training.rollouts.sampling import whiten
 
     values, mask = torch.tensor([[3.0, 9.0]]), torch.tensor([[True, False]])
     assert whiten(values, mask).tolist() == [[0.0, 0.0]]

@@ -18,10 +18,8 @@ from trimtab.outputs import new_folder
 from trimtab.training import runtime
 from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import file_questions, reward_of
-from trimtab.training.probes.data import read_data
-from trimtab.training.probes.engine import probe
-from trimtab.training.probes.losses import RewardLoss
-from trimtab.training.probes.measures import FISHER
+from trimtab.training.probes.engine import FISHER, probe
+from trimtab.training.probes.losses import RewardLoss, read_data
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.exact_dataset import ExactDataset
 from trimtab.training.runs.prepare import build_trainer, prepare

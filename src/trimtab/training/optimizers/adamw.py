@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
-from trimtab.training.optimizers.checks import SparseOptions
+from trimtab.training.optimizers.binding import SparseOptions
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step
 from trimtab.training.optimizers.sparse import SparseOptimizer

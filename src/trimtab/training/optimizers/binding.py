@@ -1,30 +1,286 @@
-"""From a model and a mask to what an optimizer trains, and the hooks that collect its gradients."""
+"""From a model and a mask to what an optimizer trains, and the hooks that collect its gradients.
+
+What cannot be trained is refused before anything is touched: parameters that a mask cannot follow,
+and weights that are not the base that the mask was made against.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
+import torch
+import xxhash
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakIdKeyDictionary
 
+from trimtab.errors import MaskError, OptimizerError, SettingsError
 from trimtab.masks.mask import Mask
-from trimtab.training.layout import dtype_name, layout_of, module_of, names_of_whole, with_whole
-from trimtab.training.optimizers.checks import (
-    TAKEN,
-    check_weights,
-    named_pairs,
-    refuse_parameters,
-    refuse_trivial_mask,
-    refuse_wrapped_model,
+from trimtab.training.layout import (
+    STORED,
+    Layout,
+    dtype_name,
+    layout_of,
+    module_of,
+    names_of_whole,
+    with_whole,
 )
-from trimtab.training.optimizers.distributed import Ranks, ranks_of
-from trimtab.training.optimizers.elements import Elements, elements_of
-from trimtab.training.optimizers.masters import Master, StateForm, master_for
+from trimtab.training.optimizers.distributed import Ranks, local, ranks_of, sharding_trouble, whole
+from trimtab.training.optimizers.elements import (
+    POSSIBLE,
+    Elements,
+    Master,
+    StateForm,
+    elements_of,
+    master_for,
+)
+from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
+
+
+class SparseOptions(TypedDict, total=False):
+    """Keyword arguments that `SparseAdamW` and `SparseSGD` share.
+
+    Attributes:
+        also: Parameters to train whole, beside the mask: names of modules or parameters, or the
+            ends of such names (`score`). For what the mask's base did not have, as a new head.
+        max_grad_norm: Clip the gradient to this norm; None, the default, to not clip.
+        clip_by: Norm to clip by: that of the selected elements ("masked", the default), or of the
+            whole gradient ("full"); see `SparseOptimizer`.
+        master: Precision of the weights between steps, see `trimtab.training.optimizers.elements`.
+            By default "lo16" for bf16 weights, "fp32" for fp16 and "none" for fp32.
+        state_dtype: Dtype in which the running means are kept between steps (fp32, the default, or
+            bf16). They are computed in fp32.
+        nonfinite: What `step` does when the gradient has NaN or infinity among the selected
+            elements (with `clip_by="full"`: anywhere). "raise", the default, raises OptimizerError,
+            "skip" leaves the step out and counts it; either way weights and state stay as they are
+            and the gradients are forgotten.
+        check_base: Compare the weights with the base that the mask was made against, where the
+            mask knows it; the default. Switch it off to train weights that were trained already.
+        no_decay: Predicate on the name of a parameter; True exempts it from weight decay. Such
+            parameters form the second of two groups. By default none.
+        process_group: The processes that train copies of the model, each on its part of a batch:
+            `step` averages the gradients of the selected elements between them. By default all
+            processes, if `torch.distributed` has been initialised. Without effect on parameters
+            that are sharded by FSDP2 (`fully_shard`), which know their processes.
+    """
+
+    also: str | Iterable[str]
+    max_grad_norm: float | None
+    clip_by: Literal["masked", "full"]
+    master: Master | None
+    state_dtype: torch.dtype
+    nonfinite: Literal["raise", "skip"]
+    check_base: bool
+    no_decay: Callable[[str], bool] | None
+    process_group: ProcessGroup | None
+
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "clip_by": ("masked", "full"),
+    "master": (None, *get_args(Master)),
+    "nonfinite": ("raise", "skip"),
+}
+
+
+def check_settings(
+    not_negative: dict[str, Any],
+    max_grad_norm: float | None,
+    choices: dict[str, str | None],
+    state_dtype: torch.dtype,
+) -> None:
+    """Check settings that need no parameters to be wrong.
+
+    Args:
+        not_negative: Name -> number.
+        max_grad_norm: Norm to clip to, or None.
+        choices: Name, a key of `CHOICES` -> what was chosen.
+        state_dtype: Dtype of the running means.
+
+    Raises:
+        SettingsError: Some are out of range; names them all.
+    """
+    problems = [
+        f"{name} must not be negative, as {value} is"
+        for name, value in not_negative.items()
+        if not value >= 0.0
+    ]
+    if max_grad_norm is not None and not max_grad_norm > 0.0:
+        problems.append(f"max_grad_norm must be above 0, or None to not clip, not {max_grad_norm}")
+    problems += [
+        f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}, not {value!r}"
+        for name, value in choices.items()
+        if value not in CHOICES[name]
+    ]
+    if state_dtype not in (torch.float32, torch.bfloat16):
+        problems.append(f"state_dtype must be torch.float32 or torch.bfloat16, not {state_dtype}")
+    if problems:
+        raise SettingsError("; ".join(problems))
+
+
+Named = Sequence[tuple[str, Tensor]]
+
+
+def named_pairs(parameters: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
+    """The (name, parameter) pairs.
+
+    Raises:
+        OptimizerError: They are something else, or none.
+    """
+    pairs = list(parameters)
+    if not pairs or not all(
+        isinstance(pair, tuple)
+        and len(pair) == 2
+        and isinstance(pair[0], str)
+        and isinstance(pair[1], Tensor)
+        for pair in pairs
+    ):
+        raise OptimizerError(
+            "expected the names of the parameters with them, for the mask goes by name: pass "
+            f"model.named_parameters() ({'nothing' if not pairs else 'something else'} was passed)"
+        )
+    return pairs
+
+
+def refuse_wrapped_model(parameters: Named) -> None:
+    """Refuse parameters that a wrapper shards, or whose gradients it reduces.
+
+    Raises:
+        OptimizerError: The message says what to use instead.
+    """
+    if any(getattr(parameter, "_is_flat_param", False) for _, parameter in parameters):
+        raise OptimizerError(
+            "the parameters are flattened by FSDP1, which hides where an element lies: use FSDP2 "
+            "(fully_shard)"
+        )
+    if any(hasattr(parameter, "ds_id") for _, parameter in parameters):
+        raise OptimizerError(
+            "the parameters are partitioned by DeepSpeed ZeRO-3, which owns their gradients: use "
+            "FSDP2 (fully_shard)"
+        )
+    if all(name.startswith("module.") for name, _ in parameters):
+        raise OptimizerError(
+            "the model is wrapped in DistributedDataParallel (all names begin with `module.`), "
+            "which would send dense gradients: use the model inside, `.module`, for training and "
+            "for its named_parameters(); the optimizer averages gradients between processes itself"
+        )
+
+
+def refuse_trivial_mask(parameters: Named, mask: Mask) -> None:
+    """Refuse a mask that selects nothing, or everything that can be trained.
+
+    Raises:
+        MaskError: It does.
+    """
+    if not mask.num_selected():
+        raise MaskError("the mask selects no element: there is nothing to train")
+    trainable = {id(p): p.numel() for _, p in parameters if p.requires_grad}
+    if mask.num_selected() >= sum(trainable.values()):
+        raise MaskError(
+            "the mask selects every element of the model: torch.optim.AdamW or SGD does the same "
+            "at less cost"
+        )
+
+
+def refuse_parameters(parameters: Named, mask: Mask, master: Master | None) -> None:
+    """Refuse parameters with selected elements that cannot be trained, naming them all.
+
+    Args:
+        parameters: Pairs.
+        mask: The mask.
+        master: What the user asked for.
+
+    Raises:
+        OptimizerError: Some cannot.
+    """
+    problems = [
+        f"{name} {trouble}"
+        for name, parameter in parameters
+        if name in mask
+        and mask.num_selected(name)
+        and (trouble := _trouble(parameter, master)) is not None
+    ]
+    if problems:
+        raise OptimizerError(f"the mask cannot be trained: {first_few(problems, '; ')}")
+
+
+OF_ANOTHER = "belongs to another sparse optimizer, which takes its gradients: close() that first"
+
+
+def refuse_taken(parameters: Iterable[tuple[str, Tensor]]) -> None:
+    """Refuse parameters whose gradients another optimizer collects.
+
+    Raises:
+        OptimizerError: Some are such; names them.
+    """
+    if taken := [f"{name} {OF_ANOTHER}" for name, parameter in parameters if parameter in TAKEN]:
+        raise OptimizerError(first_few(taken, "; "))
+
+
+def _trouble(parameter: Tensor, master: Master | None) -> str | None:
+    """Why the selected elements of a parameter cannot be trained, and what to do."""
+    if parameter.device.type == "meta":
+        return "has no data (it is on the meta device): load its weights first"
+    if not parameter.requires_grad:
+        return "is frozen: call requires_grad_(True) on it, or take it out of the mask"
+    if parameter in TAKEN:
+        return OF_ANOTHER
+    if trouble := sharding_trouble(parameter):
+        return trouble
+    if not local(parameter.detach()).is_contiguous():
+        return "is not contiguous in memory: make it so, with .contiguous()"
+    if parameter.dtype not in POSSIBLE:
+        return f"is {dtype_name(parameter.dtype)}: load the model in bfloat16 or float32"
+    fixed = parameter.dtype == torch.float32 or master is None
+    if not fixed and master_for(parameter.dtype, master) != master:
+        possible = " or ".join(repr(kind) for kind in POSSIBLE[parameter.dtype])
+        return f"is {dtype_name(parameter.dtype)}, which needs master={possible}, not {master!r}"
+    return None
+
+
+def check_weights(parameters: Sequence[tuple[str, Tensor]], mask: Mask, layout: Layout) -> None:
+    """Compare weights with what a mask says of its base.
+
+    Args:
+        parameters: Pairs.
+        mask: The mask, under the names of files.
+        layout: Of the parameters.
+
+    Raises:
+        MaskMismatchError: Weights differ; names every such tensor, up to a handful.
+    """
+    by_name = dict(parameters)
+    digests = {}
+    for name, piece in layout.stored.items():
+        if name in mask.base and mask.num_selected(name) and by_name.keys() >= {*piece.sources}:
+            sources = {source: whole(by_name[source].detach()) for source in piece.sources}
+            digests[name] = _digest(piece.of(sources), mask.base[name].dtype)
+    mask.check({name: mask.shape(name) for name in mask}, digests)
+
+
+def _digest(parameter: Tensor, stored: str) -> str:
+    """xxh3-128 of the bytes that a tensor has in a checkpoint.
+
+    A model is often loaded in a wider dtype than its checkpoint has. Such a parameter is taken
+    back to that dtype, if that loses nothing; otherwise it is no copy of the base, and its own
+    bytes are hashed.
+    """
+    weights = parameter.cpu().contiguous()
+    narrow = weights.to(STORED.get(stored, weights.dtype))
+    if torch.equal(_bytes(narrow.to(weights.dtype)), _bytes(weights)):
+        weights = narrow
+    return xxhash.xxh3_128_hexdigest(_bytes(weights).numpy().data)
+
+
+def _bytes(values: Tensor) -> Tensor:
+    return values.view(-1).view(torch.uint8)
 
 
 class Binding:

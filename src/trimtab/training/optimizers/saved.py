@@ -28,9 +28,8 @@ from trimtab.errors import OptimizerError
 from trimtab.training.layout import dtype_name
 from trimtab.training.optimizers.binding import Binding
 from trimtab.training.optimizers.distributed import as_sharded, box_of, start_of
-from trimtab.training.optimizers.elements import Elements
+from trimtab.training.optimizers.elements import Elements, Entry, StateForm
 from trimtab.training.optimizers.kernels import ties_as_positions
-from trimtab.training.optimizers.masters import Entry, StateForm
 from trimtab.words import first_few
 
 KEY = "trimtab"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
-from trimtab.training.optimizers.checks import SparseOptions
+from trimtab.training.optimizers.binding import SparseOptions
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
 

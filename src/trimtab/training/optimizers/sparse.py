@@ -15,16 +15,17 @@ from trimtab.elements.counts import percent
 from trimtab.errors import OptimizerError
 from trimtab.masks.mask import Mask
 from trimtab.training.layout import dtype_name
-from trimtab.training.optimizers.binding import Binding, Collector
-from trimtab.training.optimizers.checks import check_settings, refuse_taken
+from trimtab.training.optimizers.binding import Binding, Collector, check_settings, refuse_taken
 from trimtab.training.optimizers.distributed import local
-from trimtab.training.optimizers.elements import Elements, root_of_sum, sum_of_squares
-from trimtab.training.optimizers.masters import (
+from trimtab.training.optimizers.elements import (
+    Elements,
     Master,
     StateForm,
     follow_weights,
     load_master,
+    root_of_sum,
     store_master,
+    sum_of_squares,
 )
 from trimtab.training.optimizers.saved import KEY, StateCodec
 from trimtab.words import first_few

@@ -24,18 +24,21 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from trimtab.errors import SettingsError
 from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
-from trimtab.training.rollouts.batches import (
+from trimtab.training.rollouts.rewards import Rewards, RewardSource, reward_problems
+from trimtab.training.rollouts.sampling import (
     Batch,
     PolicyBatch,
+    RoundSampler,
+    Sampler,
     Samples,
+    ids_of,
     in_chunks,
     policy_loss,
+    prompt_problems,
     split_rows,
     take_rows,
     token_log_probs,
 )
-from trimtab.training.rollouts.rewards import Rewards, RewardSource, reward_problems
-from trimtab.training.rollouts.sampling import RoundSampler, Sampler, ids_of, prompt_problems
 from trimtab.training.runs.data import prompt_ids
 
 

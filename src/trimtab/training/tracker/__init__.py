@@ -1,5 +1,1 @@
 """Follow what each optimizer step does to the weights, as stored, while a run goes on."""
-
-from trimtab.training.tracker.callback import UpdateTracker
-
-__all__ = ["UpdateTracker"]

@@ -22,7 +22,7 @@ from trimtab.elements import step_kernels
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import OptimizerError, SettingsError, TrimtabError
 from trimtab.training.layout import Layout, dtype_name
-from trimtab.training.optimizers.checks import refuse_wrapped_model
+from trimtab.training.optimizers.binding import refuse_wrapped_model
 from trimtab.training.optimizers.distributed import as_sharded, box_of, local
 from trimtab.training.pieces import Piece
 from trimtab.words import first_few
