@@ -26,6 +26,13 @@ problems of one run are collected and raised once.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
 __all__ = [
     "AnalysisError",
     "CheckpointError",
@@ -103,3 +110,63 @@ class WriteError(TrimtabError, OSError):
 
 class MissingExtraError(TrimtabError, ImportError):
     """An optional part of trimtab is not installed."""
+
+
+class Problems:
+    """Collects errors, to raise all of them at once; equal ones are raised as one."""
+
+    def __init__(self) -> None:
+        self._errors: dict[str, tuple[TrimtabError, list[str]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._errors)
+
+    def add(self, error: TrimtabError, place: str = "") -> None:
+        """Collect an error.
+
+        Args:
+            error: The error.
+            place: What it is an error of, for the message: `cell sft`; or nothing.
+        """
+        self._errors.setdefault(str(error), (error, []))[1].append(place)
+
+    @contextmanager
+    def collect(self, place: str = "") -> Iterator[None]:
+        """Collect the error that the block raises, if it does."""
+        try:
+            yield
+        except TrimtabError as error:
+            self.add(error, place)
+
+    def result(
+        self, function: Callable[Given, Returned], *args: Given.args, **kwargs: Given.kwargs
+    ) -> Returned | None:
+        """What a function returns; None if it fails."""
+        with self.collect():
+            return function(*args, **kwargs)
+        return None
+
+    def raise_all(self, where: str = "") -> None:
+        """Raise what was collected, if anything.
+
+        Args:
+            where: What precedes several errors, or one with a place: `run.toml: `, or nothing.
+
+        Raises:
+            TrimtabError: The only error, of its own class; or a `SettingsError` with all of them.
+        """
+        if not self._errors:
+            return
+        (first, places), *others = self._errors.values()
+        if not others and not any(places):
+            raise first
+        sentences = [
+            f"{_first_of(places)}: {message}" if any(places) else message
+            for message, (_, places) in self._errors.items()
+        ]
+        kind = SettingsError if others else type(first)
+        raise kind(f"{where}{'; '.join(sentences)}")
+
+
+def _first_of(places: list[str]) -> str:
+    return places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"

@@ -12,7 +12,7 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from trimtab.errors import SettingsError, TrimtabError
+from trimtab.errors import Problems, SettingsError
 from trimtab.progress import progress_bars, stage
 from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation, Question
 from trimtab.results.records import made_now
@@ -131,19 +131,17 @@ def _problems(num_samples: int, temperature: float, batch_size: int, seed: int) 
 def _opened(names: Sequence[str], questions: Questions | None) -> list[BaseModel]:
     """The models, hashed and checked against the questions; all problems at once."""
     opened: list[BaseModel] = []
-    errors: list[TrimtabError] = []
+    problems = Problems()
     for name in names:
-        try:
+        with problems.collect():
             model = open_base(name, Path())
             opened.append(model)
             if questions is not None:
                 questions.check(model)
-        except TrimtabError as error:
-            errors.append(error)
     ids = [model.record.id for model in opened]
     if twice := sorted({name for name in ids if ids.count(name) > 1}):
-        errors.append(SettingsError(f"given twice: {', '.join(twice)}"))
-    _raise(errors)
+        problems.add(SettingsError(f"given twice: {', '.join(twice)}"))
+    problems.raise_all()
     return opened
 
 
@@ -155,31 +153,24 @@ def _passages(opened: Sequence[BaseModel], text: NeutralText) -> list[list[int]]
     length = min(passage_length(model.folder) for model in opened)
     base, *others = opened
     passages = pieces(load_tokenizer(base.folder), text, length)
-    errors: list[TrimtabError] = []
+    problems = Problems()
     for model, config in zip(others, configs[1:], strict=True):
         if config.vocab_size != configs[0].vocab_size:
-            errors.append(
+            problems.add(
                 SettingsError(
                     f"{model.record.id} has a vocabulary of {config.vocab_size:,} tokens and the "
                     f"base one of {configs[0].vocab_size:,}: their predictions cannot be compared"
                 )
             )
         elif pieces(load_tokenizer(model.folder), text, length) != passages:
-            errors.append(
+            problems.add(
                 SettingsError(
                     f"{model.record.id} writes the text in other tokens than the base: their "
                     "predictions cannot be compared"
                 )
             )
-    _raise(errors)
+    problems.raise_all()
     return passages
-
-
-def _raise(errors: Sequence[TrimtabError]) -> None:
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        raise SettingsError("; ".join(dict.fromkeys(map(str, errors))))
 
 
 def _asked(questions: Questions) -> AskedQuestions:

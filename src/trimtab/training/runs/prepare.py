@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import SettingsError, TrimtabError
+from trimtab.errors import Problems, SettingsError, TrimtabError
 from trimtab.masks.header import provenance_of
 from trimtab.masks.mask import Mask
 from trimtab.masks.random import random_tensor
@@ -180,80 +179,48 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
         MaskError: The mask cannot be used.
         MissingExtraError: A package of the train extra is missing.
     """
-    _check_alone()
+    if (num_processes := os.environ.get("WORLD_SIZE", "1")) not in ("0", "1"):
+        raise SettingsError(
+            f"trimtab train runs in one process, and WORLD_SIZE is {num_processes}: use train_only "
+            "in a script of your own"
+        )
     runtime.start(offline=False)
+    from trimtab.training.layout import names_of_whole
+
     algorithm = ALGORITHMS[file.algorithm]
     output = file.resolve(file.output)
-    problems = _Problems()
-    args = problems.result(lambda: trainer_arguments(file, algorithm, output))
-    questions = problems.result(lambda: _questions(file))
+    problems = Problems()
+    args = problems.result(trainer_arguments, file, algorithm, output)
+    questions = problems.result(_questions, file)
     is_open = questions is not None or not file.data.is_gym
-    reward = problems.result(lambda: _reward(file, algorithm, questions)) if is_open else None
-    data = problems.result(lambda: _data(file, algorithm, reward, questions)) if is_open else None
-    base = problems.result(lambda: _base(file, {} if bases is None else bases))
-    dtype, mask = "", None
+    reward = problems.result(_reward, file, algorithm, questions) if is_open else None
+    data = problems.result(_data, file, algorithm, reward, questions) if is_open else None
+    base = problems.result(_base, file, {} if bases is None else bases)
+    dtype, mask = None, None
     if base is not None:
-        dtype = problems.result(lambda: base.training_dtype(file.dtype)) or ""
-        mask = problems.result(lambda: _mask(file, base))
-        problems.result(lambda: _also(file, base))
+        dtype = problems.result(base.training_dtype, file.dtype)
+        mask = problems.result(_mask, file, base)
+        problems.result(names_of_whole, file.also, base.shapes)
         if args is not None:
-            problems.result(lambda: _check_dropout(file, base, args))
+            problems.result(_check_dropout, file, base, args)
         if file.save_dtype == "fp32" and dtype == "bf16":
             problems.add(
-                'save_dtype is "fp32", and the weights are trained in bf16: dtype = "fp32"'
+                SettingsError(
+                    'save_dtype is "fp32", and the weights are trained in bf16: dtype = "fp32"'
+                )
             )
         if data is not None and data.has_messages and not base.has_chat_template:
             problems.add(
-                f"data has messages, and the tokenizer of {base.record.id} has no chat template: "
-                "write prompts as text, or take a model with one"
+                SettingsError(
+                    f"data has messages, and the tokenizer of {base.record.id} has no chat "
+                    "template: write prompts as text, or take a model with one"
+                )
             )
         elif data is not None and args is not None:
-            problems.result(lambda: _check_lengths(file, algorithm, data, base, args))
-    problems.raise_if_any(file.path)
-    assert base is not None and data is not None
+            problems.result(_check_lengths, file, algorithm, data, base, args)
+    problems.raise_all(f"{file.path}: ")
+    assert base is not None and data is not None and dtype is not None
     return Run(file, output, algorithm, base, dtype, data, data, reward, args, mask)
-
-
-class _Problems:
-    """Errors that are told together at the end."""
-
-    def __init__(self) -> None:
-        self._errors: list[TrimtabError] = []
-
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        try:
-            yield
-        except TrimtabError as error:
-            self._errors.append(error)
-
-    def add(self, problem: str) -> None:
-        self._errors.append(SettingsError(problem))
-
-    def result(self, function: Callable[[], Any]) -> Any:
-        """What a function returns; None if it fails."""
-        with self.gathered():
-            return function()
-
-    def raise_if_any(self, path: Path) -> None:
-        if len(self._errors) == 1:
-            raise self._errors[0]
-        if self._errors:
-            raise SettingsError(f"{path}: {'; '.join(map(str, self._errors))}")
-
-
-def _check_alone() -> None:
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise SettingsError(
-            "trimtab train runs in one process, and WORLD_SIZE is "
-            f"{os.environ['WORLD_SIZE']}: use train_only in a script of your own"
-        )
-
-
-def _also(file: Settings, base: BaseModel) -> list[str]:
-    from trimtab.training.layout import names_of_whole
-
-    return names_of_whole(file.also, base.shapes)
 
 
 def _base(file: Settings, bases: dict[Path, BaseModel]) -> BaseModel:

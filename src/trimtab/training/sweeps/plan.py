@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from trimtab.errors import SettingsError, TrimtabError
+from trimtab.errors import Problems
 from trimtab.outputs import flat
 from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.data import prompt_ids
@@ -196,25 +196,21 @@ def plan(sweep: SweepSettings) -> Plan:
         OutputExistsError: A cell was trained, or begun, with other settings.
         TrimtabError: As `prepare`, if there is but one problem.
     """
-    problems = _Problems()
+    problems = Problems()
     planned = []
     bases: dict[Path, BaseModel] = {}
     for cell in cells_of(sweep):
-        try:
+        with problems.collect(f"cell {cell.name}"):
             planned.append(_planned(cell, bases))
-        except TrimtabError as error:
-            problems.add(cell.name, error)
-    asked = None
+    examiner = None
     if sweep.evaluate is not None and not problems:
         questions = {}
-        for of in planned:
-            try:
-                questions[of.cell.name] = questions_of_cell(sweep, of.cell)
-            except TrimtabError as error:
-                problems.add(of.cell.name, error)
-        asked = Examiner(questions)
-    problems.raise_if_any(sweep)
-    return Plan(sweep, tuple(planned), tuple(differences(planned)), matched(planned), asked)
+        for cell in (of.cell for of in planned):
+            with problems.collect(f"cell {cell.name}"):
+                questions[cell.name] = questions_of_cell(sweep, cell)
+        examiner = Examiner(questions)
+    problems.raise_all(f"{sweep.path}: ")
+    return Plan(sweep, tuple(planned), tuple(differences(planned)), matched(planned), examiner)
 
 
 def checked(cell: Cell, bases: dict[Path, BaseModel]) -> Run:
@@ -240,33 +236,6 @@ def _planned(cell: Cell, bases: dict[Path, BaseModel]) -> PlannedCell:
     if cell.of is not None:
         about["mask"] = {**about["mask"], "source": cell.from_others["mask"]}
     return PlannedCell(cell, flat(settings), about, work_of_a_step(run))
-
-
-class _Problems:
-    """What is wrong, and in which cells: most of it is in all of them."""
-
-    def __init__(self) -> None:
-        self._cells: dict[str, list[str]] = {}
-        self._errors: list[TrimtabError] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._errors)
-
-    def add(self, cell: str, error: TrimtabError) -> None:
-        self._errors.append(error)
-        self._cells.setdefault(str(error), []).append(cell)
-
-    def raise_if_any(self, sweep: SweepSettings) -> None:
-        if not self._errors:
-            return
-        told = [f"{_named(cells)}: {problem}" for problem, cells in self._cells.items()]
-        kind = type(self._errors[0]) if len(told) == 1 else SettingsError
-        raise kind(f"{sweep.path}: {'; '.join(told)}")
-
-
-def _named(cells: Sequence[str]) -> str:
-    first = f"cell {cells[0]}"
-    return first if len(cells) == 1 else f"{first} and {len(cells) - 1} more"
 
 
 def differences(planned: Sequence[PlannedCell]) -> list[Difference]:
