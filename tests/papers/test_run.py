@@ -13,7 +13,7 @@ from tests.golden.stored import Compare
 from trimtab import compare
 from trimtab.cli import main
 from trimtab.errors import OutputExistsError
-from trimtab.papers import bases, measuring
+from trimtab.papers import bases, run
 from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.run import plan_paper, run_paper
 from trimtab.processes import Interrupted
@@ -83,7 +83,7 @@ def test_a_second_call_trains_nothing(out: Path, capsys: pytest.CaptureFixture[s
 
     with pytest.MonkeyPatch.context() as patch:
         for name in ("compare", "evaluate", "overlap"):
-            patch.setattr(measuring, name, None)  # it would fail
+            patch.setattr(run, name, None)  # it would fail
         again = run_paper(plan).to_dict()
     first = json.loads((out / "result.json").read_text("utf-8"))
     assert again["claims"] == first["claims"]
@@ -112,7 +112,7 @@ def test_what_another_run_finishes_meanwhile_is_not_measured(out: Path) -> None:
         return compare(*arguments, **more)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "compare", comparing)
+        patch.setattr(run, "compare", comparing)
         data = run_paper(plan_paper(PAPER, "tiny", out, seeds=[0, 1]), trains=False).to_dict()
     assert late.exists()
     assert [name for name, is_done in data["scale"]["cells"].items() if not is_done] == [

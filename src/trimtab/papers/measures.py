@@ -23,7 +23,7 @@ class Measure:
     """How a figure is read.
 
     Attributes:
-        source: The file that it is in, a key of `trimtab.papers.measuring.SOURCES`.
+        source: The file that it is in, a key of `trimtab.papers.run.SOURCES`.
         read: Takes the content of the file and the settings of the measure.
         words: Takes all settings, and says in a few words what is measured; the arms come after
             its words: "unchanged by bits (grpo − sft)".

@@ -9,8 +9,8 @@ import pytest
 
 from tests.training.runs.test_docs import rows_of
 from trimtab.training.runs.factors import FACTORS, KEYS_THEMSELVES
+from trimtab.training.sweeps.execute import COLUMNS
 from trimtab.training.sweeps.settings import EvaluateTable, SweepSettings
-from trimtab.training.sweeps.table import COLUMNS
 
 pytestmark = pytest.mark.train
 

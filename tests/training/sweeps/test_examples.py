@@ -12,9 +12,9 @@ from tests.training.runs.test_examples import reader as reader
 from trimtab.progress import progress_bars
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
+from trimtab.training.sweeps.execute import COLUMNS, sweep_table
 from trimtab.training.sweeps.plan import Plan, plan
 from trimtab.training.sweeps.settings import SweepSettings
-from trimtab.training.sweeps.table import COLUMNS, sweep_table
 
 pytestmark = pytest.mark.train
 
