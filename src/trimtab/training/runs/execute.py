@@ -19,6 +19,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -322,8 +323,7 @@ def overview(run: Run) -> str:
 
 
 def _trained(run: Run) -> str:
-    sizes = [_size(shape) for shape in run.base.shapes.values()]
-    total, optimizer = sum(sizes), run.file.optimizer.name
+    total, optimizer = sum(map(prod, run.base.shapes.values())), run.file.optimizer.name
     weights = f"weights in {run.dtype}, saved in "
     weights += "fp32" if run.file.save_dtype == "fp32" else "the dtypes of the base"
     if run.file.mask == "auto":
@@ -335,13 +335,6 @@ def _trained(run: Run) -> str:
         f"{num:,} of {whole:,} parameters ({percent(num, whole)}, mask {run.file.mask}), by "
         f"trimtab's sparse {optimizer}; {weights}"
     )
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for length in shape:
-        size *= length
-    return size
 
 
 def _data(run: Run) -> str:

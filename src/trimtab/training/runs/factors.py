@@ -91,7 +91,9 @@ class Factor:
         """Dotted keys of the run file -> their values."""
         if self.values is not None:
             return self.values(value, algorithm, given)
-        if not isinstance(value, str):
+        if isinstance(value, int):
+            _at_least_1(value)
+        elif isinstance(value, float):
             _not_negative(value)
         (key,) = self.keys[algorithm]
         return {key: value}
@@ -128,12 +130,6 @@ def _lag(value: int, algorithm: str, given: Given) -> Mapping[str, Any]:
     return {key: value * given("trainer.gradient_accumulation_steps", 1)}
 
 
-def _reuse(value: int, algorithm: str, given: Given) -> Mapping[str, Any]:
-    _at_least_1(value)
-    (key,) = FACTORS["reuse"].keys[algorithm]
-    return {key: value}
-
-
 def _at_least_1(value: int) -> None:
     if value < 1:
         raise _CannotBe(f"is {value}, expected at least 1")
@@ -142,11 +138,6 @@ def _at_least_1(value: int) -> None:
 def _not_negative(value: float) -> None:
     if value < 0:
         raise _CannotBe(f"is {value}, expected a number that is not negative")
-
-
-def _steps(value: int, algorithm: str, given: Given) -> Mapping[str, Any]:
-    _at_least_1(value)
-    return {"trainer.max_steps": value}
 
 
 def _betas(value: list[float], algorithm: str, given: Given) -> Mapping[str, Any]:
@@ -238,12 +229,10 @@ FACTORS: Mapping[str, Factor] = {
             **dict.fromkeys(("ppo", "prime"), ("trainer.num_ppo_epochs",)),
         },
         "2609.35259",
-        _reuse,
     ),
     "steps": Factor(
         _for_all("trainer.max_steps"),
         "2505.11711, sec. 6, fig. 5",
-        _steps,
         instead=("trainer.num_train_epochs",),
     ),
     "learning_rate": Factor(_for_all("trainer.learning_rate"), "2511.08567; 2609.35259"),

@@ -15,10 +15,9 @@ first ones are as random a choice as any.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
-from pathlib import Path
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -73,7 +72,7 @@ def select(
     rows: list[dict[str, Any]] = []
     for prompt, group in zip(prompts, samples, strict=True):
         good, bad = _parted(_distinct(group), table)
-        rows += ({"prompt": prompt, **row} for row in _MAKERS[made](good, bad, table.most))
+        rows += ({"prompt": prompt, **row} for row in _rows(made, good, bad, table.most))
     return rows
 
 
@@ -93,42 +92,30 @@ def _parted(group: Sequence[Sample], table: SamplesTable) -> tuple[list[Sample],
         return good, [sample for sample in group if sample.reward < table.threshold]
     if not group:
         return [], []
-    best, worst = max(group, key=_reward), min(group, key=_reward)
+    by_reward = attrgetter("reward")
+    best, worst = max(group, key=by_reward), min(group, key=by_reward)
     return [best], [worst] if worst.reward < best.reward else []
 
 
-def _reward(sample: Sample) -> float:
-    return sample.reward
-
-
-def _completions(
-    good: Sequence[Sample], bad: Sequence[Sample], most: int | None
-) -> Iterator[dict[str, Any]]:
-    for sample in islice(good, most):
-        yield {"completion": sample.completion, "completion_ids": sample.completion_ids}
-
-
-def _pairs(
-    good: Sequence[Sample], bad: Sequence[Sample], most: int | None
-) -> Iterator[dict[str, Any]]:
-    """No sample is in two pairs."""
-    both = zip(good, bad, strict=False)
-    return ({"chosen": g.completion, "rejected": b.completion} for g, b in islice(both, most))
-
-
-def _labels(
-    good: Sequence[Sample], bad: Sequence[Sample], most: int | None
-) -> Iterator[dict[str, Any]]:
-    for label, samples in ((True, good), (False, bad)):
-        for sample in islice(samples, most):
-            yield {"completion": sample.completion, "label": label}
-
-
-_MAKERS: Mapping[Made, Callable[..., Iterator[dict[str, Any]]]] = {
-    "completions": _completions,
-    "pairs": _pairs,
-    "labels": _labels,
-}
+def _rows(
+    made: Made, good: Sequence[Sample], bad: Sequence[Sample], most: int | None
+) -> list[dict[str, Any]]:
+    """Rows of one prompt, without it; no sample is in two pairs."""
+    good, bad = good[:most], bad[:most]
+    match made:
+        case "completions":
+            return [
+                {"completion": one.completion, "completion_ids": one.completion_ids} for one in good
+            ]
+        case "pairs":
+            pairs = zip(good, bad, strict=False)
+            return [{"chosen": one.completion, "rejected": two.completion} for one, two in pairs]
+        case "labels":
+            return [
+                {"completion": sample.completion, "label": label}
+                for label, samples in ((True, good), (False, bad))
+                for sample in samples
+            ]
 
 
 SAMPLES = "samples.jsonl"
@@ -153,7 +140,13 @@ def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
         _draw(run, table, bars, stop)
         (run.output / UNFINISHED).replace(path)
     content = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES)
-    drawn = _read(path, content, len(run.data.rows) * table.num)
+    expected, cure = len(run.data.rows) * table.num, "delete the folder to start anew"
+    try:
+        drawn = [Sample(**json.loads(line)) for line in content.splitlines()]
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error!r}): {cure}") from None
+    if len(drawn) != expected:
+        raise CheckpointError(f"{path} has {len(drawn)} samples, expected {expected}: {cure}")
     prompts = [row["prompt"] for row in run.data.rows]
     groups = [drawn[start : start + table.num] for start in range(0, len(drawn), table.num)]
     rows = select(prompts, groups, made, table)
@@ -167,22 +160,6 @@ def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
     if not rows:
         raise SettingsError(_nothing_left(run, drawn))
     return Rows(SAMPLES, rows, xxhash.xxh3_128_hexdigest(content), details=details)
-
-
-def _read(path: Path, content: bytes, num_samples: int) -> list[Sample]:
-    """The samples of a file, all that there should be."""
-    try:
-        drawn = [Sample(**json.loads(line)) for line in content.splitlines()]
-    except (ValueError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error!r}): delete the folder to start anew"
-        ) from None
-    if len(drawn) != num_samples:
-        raise CheckpointError(
-            f"{path} has {len(drawn)} samples, expected {num_samples}: delete the folder to start "
-            "anew"
-        )
-    return drawn
 
 
 def _draw(run: Run, table: SamplesTable, bars: Progress, stop: Stop) -> None:

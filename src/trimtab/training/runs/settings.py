@@ -372,7 +372,7 @@ class Settings:
         known = [field.name for field in fields(cls) if field.name != "path"]
         problems += [unknown_key(key, known) for key in content if key not in known]
         given = {key: content[key] for key in known if key in content and key not in tables}
-        top = check_table(_Top, given, "", problems)
+        top = check_table(cls, given, "", problems)
         missing = [key for key in _REQUIRED if key not in content]
         if missing:
             problems.append(f"missing: {', '.join(missing)}")
@@ -397,22 +397,6 @@ class Settings:
         """The density of a random mask; None for any other."""
         kind, colon, density = self.mask.partition(":")
         return float(density) if kind == "random" and colon else None
-
-
-@dataclass(frozen=True)
-class _Top:
-    """Types of the keys that are in no table."""
-
-    algorithm: str
-    model: str
-    output: str
-    mask: str
-    seed: int
-    dtype: Literal["bf16", "fp32"]
-    save_dtype: Literal["stored", "fp32"]
-    dropout: float
-    track: int
-    also: list[str]
 
 
 _TABLES: Mapping[str, type] = {
