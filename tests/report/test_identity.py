@@ -18,7 +18,6 @@ from trimtab.masks.identity import Identity, IdentityCoverage, TensorIdentity
 from trimtab.report.html import render
 from trimtab.report.identity import (
     cosine_text,
-    equal_when,
     headline,
     identity_document,
     outside_sentence,
@@ -26,7 +25,7 @@ from trimtab.report.identity import (
     stray_sentence,
 )
 from trimtab.report.terminal import render_text
-from trimtab.report.wording import of_all
+from trimtab.report.wording import of_all, rule
 
 
 def of_one_tensor(inside: Agreement, outside: Agreement, name: str = "w") -> Identity:
@@ -151,8 +150,8 @@ def test_the_table_has_the_numbers() -> None:
 
 def test_every_criterion_is_a_formula_with_its_tolerance() -> None:
     for criterion in DEFAULT_CRITERIA:
-        assert criterion.key.partition("=")[2] in equal_when(criterion.key)
-    assert "<" in equal_when("strict_atol=1e-05")
+        assert criterion.key.partition("=")[2] in rule(criterion.key, "y", "x")
+    assert "<" in rule("strict_atol=1e-05", "y", "x")
 
 
 def incomplete() -> Identity:

@@ -108,7 +108,7 @@ def precision(runs: Sequence[Run]) -> Section | None:
     labels = [run.label for run in runs]
     figure = Figure(
         "Unchanged elements, measured and predicted from precision alone",
-        reference_dots(
+        lambda: reference_dots(
             marks,
             labels,
             axis="unchanged (%)",
@@ -173,7 +173,7 @@ def rank(runs: Sequence[Run]) -> Section | None:
     opening = f"Rank of the update, share of the most, over {_matrices(sections[0][1])}"
     figure = Figure(
         "Rank of the update, as a share of full rank",
-        _beside_control(runs, marks, "mean over matrices (% of full rank)"),
+        lambda: _beside_control(runs, marks, "mean over matrices (% of full rank)"),
         "A dot is the mean over all matrices; its tick is the same figure for a random update of "
         "the same density and the same values. Only a dot well to the left of its tick says that "
         "the update has fewer directions than chance.",
@@ -274,7 +274,7 @@ def geometry(runs: Sequence[Run]) -> Section | None:
     opening = f"Where the update lies, over {_matrices(sections[0][1])}"
     figure = Figure(
         "Where the update lies, beside chance",
-        _beside_control(runs, marks, "share (%)"),
+        lambda: _beside_control(runs, marks, "share (%)"),
         "A dot on its tick is where a random update would lie. Small weights move more easily in "
         "a low-precision format, so a dot to the right of its tick on the smallest weights is no "
         "sign of a preference by itself.",

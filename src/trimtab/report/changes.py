@@ -290,7 +290,7 @@ def _heat_map(run: Run, highest: float, *, is_first: bool) -> Figure | None:
     )
     return Figure(
         named(run.label, "Changed elements by layer and kind"),
-        heat_map(marks, [layer for layer in run.by_layer if layer is not None], highest),
+        lambda: heat_map(marks, [layer for layer in run.by_layer if layer is not None], highest),
         _HEAT_MAP if is_first else "To be read as the map above, on the same scale.",
         table(
             named(run.label, "Every layer and kind"),
@@ -367,7 +367,7 @@ def how_large(runs: Sequence[Run]) -> Section:
     labels = [run.label for run in runs]
     figure = Figure(
         "Unchanged elements against tolerance",
-        tolerance_sweep(marks, labels, min(positive)),
+        lambda: tolerance_sweep(marks, labels, min(positive)),
         _TOLERANCES,
         numbers,
         run_keys(labels, labels) if len(runs) > 1 else (),
@@ -436,7 +436,7 @@ def how_far(runs: Sequence[Run]) -> Section | None:
     labels = list(histograms)
     figure = Figure(
         "Changed elements by signed distance",
-        ulp_histogram(marks, labels, distances),
+        lambda: ulp_histogram(marks, labels, distances),
         "One ulp is the step from one representable number to the next, the smallest change that "
         "can be stored. Negative distances are decreases. Unchanged elements are not drawn.",
         numbers,

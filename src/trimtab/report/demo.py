@@ -220,7 +220,7 @@ def _learned(demo: DemoRecord) -> Section:
     )
     figure = Figure(
         "Held-out accuracy before and after training",
-        accuracy_dots(
+        lambda: accuracy_dots(
             marks,
             [model for model, _, _ in models],
             labels,
@@ -312,7 +312,7 @@ def _curve(demo: DemoRecord, measure: str) -> Figure | None:
     what = {"reward": "Mean reward of the batch", "loss": "Loss of the batch"}[measure]
     return Figure(
         f"{what} at every step",
-        _learning_curve(marks, labels, measure),
+        lambda: _learning_curve(marks, labels, measure),
         "One dot for each training step, on the questions of that step.",
         table(f"{what}, step by step", points, columns, keys=keys),
         run_keys(dict.fromkeys(names[0] for names, _ in points), labels),

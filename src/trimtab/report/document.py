@@ -212,17 +212,22 @@ class Figure:
 
     Attributes:
         title: What is shown.
-        spec: Vega-Lite specification with its data.
+        draw: Builds `spec`; called when a page or a figure file is drawn, never for a terminal.
         reading: How to read it, in a sentence or two.
         table: The numbers.
         keys: The legend.
     """
 
     title: str
-    spec: dict[str, Any]
+    draw: Callable[[], dict[str, Any]]
     reading: str
     table: Table
     keys: tuple[Key, ...] = ()
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """Vega-Lite specification with its data."""
+        return self.draw()
 
 
 @dataclass(frozen=True)

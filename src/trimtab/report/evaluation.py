@@ -200,7 +200,7 @@ def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> Figure:
     constant = 100 * baseline["accuracy"] if baseline else None
     return Figure(
         "Answers that are right",
-        accuracy_dots(marks, names, coloured, baseline=constant),
+        lambda: accuracy_dots(marks, names, coloured, baseline=constant),
         f"Whiskers are {_CONFIDENCE} intervals (Wilson's), over questions: several samples of one "
         "question are not independent. Models answer the same questions, so the differences below "
         "are sharper than two whiskers beside each other.",

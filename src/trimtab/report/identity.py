@@ -42,6 +42,7 @@ from trimtab.report.wording import (
     magnitude,
     named,
     printable,
+    rule,
     share,
 )
 from trimtab.words import plural, were
@@ -211,7 +212,7 @@ def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
     )
     return Figure(
         "Weights inside the mask that are bit-identical to FULL, by kind",
-        charts.reference_dots(
+        lambda: charts.reference_dots(
             marks,
             list(checks),
             axis="bit-identical to FULL, inside the mask (%)",
@@ -236,7 +237,7 @@ def _by_criterion(checks: Mapping[str, Identity]) -> list[Table]:
     """All criteria; in a terminal without those that differ only at the very tolerance."""
     title = "Inside the mask, under every criterion"
     columns: tuple[Column[tuple[str, Agreement]], ...] = (
-        Column("x equals y when", lambda row: equal_when(row[0]), "text"),
+        Column("x equals y when", lambda row: rule(row[0], "y", "x"), "text"),
         Column("SUB = FULL", lambda row: sub_share(row[1], row[0])),
         Column("BASE = FULL", lambda row: base_share(row[1], row[0])),
     )
@@ -374,16 +375,3 @@ def _coverage_sentence(coverage: IdentityCoverage) -> str:
     if coverage.tied:
         text += f"; {plural(len(coverage.tied), 'tied tensor')} counted once"
     return text
-
-
-def equal_when(criterion: str) -> str:
-    """When an element of two checkpoints counts as equal, as a formula on x and y."""
-    parsed = parse_criterion(criterion)
-    size = parsed.key.partition("=")[2]
-    return {
-        "bits": "the stored bits are the same",
-        "value": "x = y as numbers",
-        "atol": f"|x − y| ≤ {size}",
-        "strict_atol": f"|x − y| < {size}",
-        "rel": f"|x − y| ≤ {size} · max(|x|, |y|)",
-    }[parsed.rule]

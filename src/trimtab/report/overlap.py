@@ -7,7 +7,14 @@ from math import ceil, floor, log10
 from typing import Any
 
 from trimtab.elements.counts import percent
-from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR, Null, Shared
+from trimtab.masks.overlap_chance import (
+    INDEPENDENT,
+    MAGNITUDE,
+    PER_TENSOR,
+    AgainstNull,
+    Null,
+    Shared,
+)
 from trimtab.masks.overlap_result import Overlap
 from trimtab.report.charts import (
     Marks,
@@ -136,28 +143,9 @@ def _where(overlap: Overlap) -> Section:
     kinds = rows_by_kind(overlap.by_kind(), overlap.total())
     elements = Column[Shared]("elements", lambda shared: count(shared.num_elements), drop=3)
     columns = (elements, *_counts("A", "B"), *_lifts(overlap))
-    marks = marks_of(
-        [
-            ((*names, null), (shared, against))
-            for names, shared in kinds
-            for null, against in shared.nulls.items()
-        ],
-        ("kind", "null"),
-        (
-            Column("lift", lambda row: lift_text(row[1].lift)),
-            Column("shared", lambda row: count(row[0].intersection)),
-            Column("expected", lambda row: count_text(row[1].expected)),
-            Column("z", lambda row: z_text(row[1].z)),
-        ),
-        lambda names, row: (
-            {"name": printable(names[0]), "arm": names[1], "lift": row[1].lift}
-            if row[1].lift
-            else None
-        ),
-    )
     figure = Figure(
         "Lift by kind, over each null",
-        lift_dots(marks, overlap.nulls),
+        lambda: _lift_by_kind(kinds, overlap.nulls),
         "At 1 (the line) the masks share what the null expects. The axis is logarithmic: what is "
         "left at the magnitude-matched null is not explained by how large the weights were.",
         table(
@@ -191,6 +179,37 @@ def _where(overlap: Overlap) -> Section:
     )
     return Section("Where", blocks=(figure, layers, both))
 
+
+def _lift_by_kind(kinds: Iterable[Keyed[Shared]], nulls: Sequence[Null]) -> dict[str, Any]:
+    marks = marks_of(
+        _against_each_null(kinds),
+        ("kind", "null"),
+        (_LIFT, _SHARED, _EXPECTED, _Z),
+        lambda names, row: (
+            {"name": printable(names[0]), "arm": names[1], "lift": row[1].lift}
+            if row[1].lift
+            else None
+        ),
+    )
+    return lift_dots(marks, nulls)
+
+
+def _against_each_null(
+    rows: Iterable[Keyed[Shared]],
+) -> list[Keyed[tuple[Shared, AgainstNull]]]:
+    """A row for each null in place of each row."""
+    return [
+        ((*names, null), (shared, against))
+        for names, shared in rows
+        for null, against in shared.nulls.items()
+    ]
+
+
+_SHARED = Column[tuple[Shared, AgainstNull]]("shared", lambda row: count(row[0].intersection))
+_EXPECTED = Column[tuple[Shared, AgainstNull]]("expected", lambda row: count_text(row[1].expected))
+_LIFT = Column[tuple[Shared, AgainstNull]]("lift", lambda row: lift_text(row[1].lift))
+_Z = Column[tuple[Shared, AgainstNull]]("z", lambda row: z_text(row[1].z))
+_P = Column[tuple[Shared, AgainstNull]]("p", lambda row: probability_text(row[1]))
 
 Pair = tuple[Shared, float | None]
 """What two masks share, and the share of the one that is in the other."""
@@ -245,7 +264,7 @@ def _every_pair(overlap: Overlap) -> Section:
             *([] if overlap.is_series else matrices),
             Figure(
                 share_title,
-                squares(share_title, lambda pair: pair[1], 0.0, 1.0),
+                lambda: squares(share_title, lambda pair: pair[1], 0.0, 1.0),
                 "Two masks of different densities share different shares of each.",
                 table(
                     "Every pair",
@@ -258,9 +277,15 @@ def _every_pair(overlap: Overlap) -> Section:
             ),
             Figure(
                 lift_title,
-                squares(lift_title, lift(finest), min(1.0, highest), highest),
+                lambda: squares(lift_title, lift(finest), min(1.0, highest), highest),
                 "1 is what the null expects; the lifts over the other nulls are in the table.",
-                _lift_table(ordered),
+                table(
+                    "Every pair against each null",
+                    _against_each_null(ordered),
+                    (_SHARED, _EXPECTED, _LIFT, _Z, _P),
+                    keys=("first", "second", "null"),
+                    note=NULLS,
+                ),
             ),
         ),
     )
@@ -279,26 +304,6 @@ def _matrix(
     ]
     columns = (Column[Any]("", role="text"), *map(Column[Any], names))
     return plain_table(title, columns, rows, brief=title, on_page=False)
-
-
-def _lift_table(pairs: Iterable[Keyed[Shared]]) -> Table:
-    return table(
-        "Every pair against each null",
-        [
-            ((*names, null), (shared, against))
-            for names, shared in pairs
-            for null, against in shared.nulls.items()
-        ],
-        (
-            Column("shared", lambda row: count(row[0].intersection)),
-            Column("expected", lambda row: count_text(row[1].expected)),
-            Column("lift", lambda row: lift_text(row[1].lift)),
-            Column("z", lambda row: z_text(row[1].z)),
-            Column("p", lambda row: probability_text(row[1])),
-        ),
-        keys=("first", "second", "null"),
-        note=NULLS,
-    )
 
 
 def _over_the_series(overlap: Overlap) -> Section:
@@ -323,7 +328,7 @@ def _over_the_series(overlap: Overlap) -> Section:
     )
     figure = Figure(
         f"Each mask against the last, {names[last]}",
-        shares_over_time(
+        lambda: shares_over_time(
             marks,
             list(lines),
             time="mask, in the order given",
@@ -378,7 +383,7 @@ def _agreed(overlap: Overlap) -> Section:
     )
     figure = Figure(
         title,
-        _counts_by_mask(marks, list(numbers), counts),
+        lambda: _counts_by_mask(marks, list(numbers), counts),
         "A dot is what was measured, a tick what a null expects; the axis is logarithmic.",
         plain_table(
             f"{title}, and expected under each null",
@@ -418,14 +423,7 @@ def _agreed(overlap: Overlap) -> Section:
 def _pair_matrix(
     marks: Marks, names: Sequence[str], *, lowest: float, highest: float
 ) -> dict[str, Any]:
-    """A square for each pair of masks, its figure in it; the depth of one colour is its value.
-
-    Args:
-        marks: `row`, `column`, `value`, and as finished text `label`.
-        names: Of the masks, in order.
-        lowest: The value without colour.
-        highest: The value in full colour.
-    """
+    """A square for each pair of masks, its figure in it; the depth of one colour is its value."""
     places = {
         "x": category("column", names, padding=0.04, orient="top", labelAngle=0),
         "y": category("row", names, padding=0.04),
@@ -448,13 +446,7 @@ def _pair_matrix(
 
 
 def _counts_by_mask(marks: Marks, arms: Sequence[str], counts: Sequence[str]) -> dict[str, Any]:
-    """Weights that are in so many masks: as a dot what was measured, as ticks what is expected.
-
-    Args:
-        marks: `arm` (measured, or a null), `count`, `weights` above 0.
-        arms: Labels in order, so that each has its colour.
-        counts: From left to right.
-    """
+    """Weights that are in so many masks: as a dot what was measured, as ticks what is expected."""
     powers = [log10(weights) for weights in marks.values("weights")] or [0.0]
     domain = [10.0 ** floor(min(powers)), 10.0 ** max(ceil(max(powers)), floor(min(powers)) + 1)]
     scale = {"type": "log", "domain": domain}

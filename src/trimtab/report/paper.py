@@ -294,7 +294,7 @@ def _figure(unit: str, trials: Sequence[_Measured]) -> Figure:
     tips = ("figure", "", "value", "seeds", "verdict")
     return Figure(
         title,
-        forest(Marks(marks, tips), list(shown), _COLOURS, title=axis, is_log=is_log),
+        lambda: forest(Marks(marks, tips), list(shown), _COLOURS, title=axis, is_log=is_log),
         "Dots are means over seeds, with their 95 % t-intervals (of overlaps a jackknife), cut "
         "where no share can be. A tick is the bound that the whole interval must be beyond; two "
         "ticks are bounds that it must be between. Rings are the paper's figures, of other models.",
@@ -384,7 +384,7 @@ def _frontier(claim: Data) -> Figure | None:
     )
     return Figure(
         f"{claim['id']}: accuracy gained, weights unchanged",
-        learned_beside_unchanged(marks),
+        lambda: learned_beside_unchanged(marks),
         "Sparse and learned is to the upper right; sparse and nothing learned is to the lower "
         "right. Lines are 95 % t-intervals over seeds.",
         table("Runs", rows, _RUN, keys=(("runs", "code"),)),

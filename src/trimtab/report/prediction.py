@@ -127,20 +127,31 @@ def _where(score: PredictionScore) -> Section:
     )
     hits = Column[Quality]("hits", lambda q: count(q.shared.intersection))
     lifts = (hits, *map(_lift_column, guesses))
-    marks = marks_of(
-        [((*names, key), (q, lift)) for names, q in kinds for key, lift in q.lifts.items() if lift],
-        ("kind", "guess"),
-        (
-            Column("lift", lambda row: lift_text(row[1])),
-            Column("hits", lambda row: hits.cell(row[0])),
-            Column("expected", lambda row: count_text(row[0].shared.intersection / row[1])),
-        ),
-        lambda names, row: {"name": printable(names[0]), "arm": names[1], "lift": row[1]},
-    )
+
+    def draw() -> dict[str, Any]:
+        lifts = [
+            ((*names, guess), (q, lift))
+            for names, q in kinds
+            for guess, lift in q.lifts.items()
+            if lift
+        ]
+        hover = (
+            Column[Any]("lift", lambda row: lift_text(row[1])),
+            Column[Any]("hits", lambda row: hits.cell(row[0])),
+            Column[Any]("expected", lambda row: count_text(row[0].shared.intersection / row[1])),
+        )
+        marks = marks_of(
+            lifts,
+            ("kind", "guess"),
+            hover,
+            lambda names, row: {"name": printable(names[0]), "arm": names[1], "lift": row[1]},
+        )
+        return lift_dots(marks, guesses)
+
     note, title = _note(score), "Hits, and the lift over each guess"
     figure = Figure(
         "Hits over what each guess would hit",
-        lift_dots(marks, guesses),
+        draw,
         "At 1 (the line) the prediction is as good as the guess. The axis is logarithmic.",
         table(
             "By kind",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from math import inf
 from typing import Any
 
-from trimtab.report.charts import Marks, marks_of, run_keys
+from trimtab.report.charts import marks_of, run_keys
 from trimtab.report.document import Column, Document, Figure, Hero, Key, Keyed, Section, table
 from trimtab.report.records import checkpoints_table, mask_text, settings_table
 from trimtab.report.vega import arm_colours, chart, dots, layer, quantity, whiskers
@@ -199,12 +200,14 @@ def rows_of(summaries: Sequence[Mapping[str, Any]], noise: str) -> Iterator[Keye
                 yield (f"{summary['level']:g}", name), arm
 
 
+_KEYS = ("level", "noise in")
+
+
 def _figures(probe: Robustness) -> Iterator[Figure]:
     """A figure and a table for each kind of noise."""
     mask, *others = (ARMS.get(arm, printable(arm)) for arm in probe.arms)
     names = [*others, mask]  # so that each set has the colour of its headline
     summaries = probe.summaries()
-    keys = ("level", "noise in")
     shown = columns(has_questions=probe.questions is not None)
     for noise in probe.settings["noises"]:
         rows = list(rows_of(summaries, noise))
@@ -212,14 +215,14 @@ def _figures(probe: Robustness) -> Iterator[Figure]:
         title = f"{printable(noise)}: {noise_text(noise)}"
         yield Figure(
             title,
-            _divergence_by_level(marks_of(rows, keys, hover, _place), names),
+            partial(_divergence_by_level, rows, hover, names),
             "Higher is more fragile. Points are means over seeds, whiskers go from the least to "
             "the most of them. Both axes are logarithmic.",
             table(
                 f"{printable(noise)}: the same in figures",
                 rows,
                 shown,
-                keys=keys,
+                keys=_KEYS,
                 note=f"In brackets: {100 * CONFIDENCE:g} % t-intervals over seeds, cut where no "
                 "figure can be, each with sets and noise of its own, of one condition at a time; "
                 "the questions are the same.",
@@ -237,8 +240,11 @@ def _place(names: Sequence[str], arm: Arm) -> dict[str, Any] | None:
     return {"arm": names[1], "level": float(names[0]), **kl}
 
 
-def _divergence_by_level(marks: Marks, names: Sequence[str]) -> dict[str, Any]:
+def _divergence_by_level(
+    rows: Sequence[Keyed[Arm]], hover: Sequence[Column[Arm]], names: Sequence[str]
+) -> dict[str, Any]:
     """KL at every level, for each set of weights; both axes are logarithmic."""
+    marks = marks_of(rows, _KEYS, hover, _place)
 
     def log(field: str, title: str, **look: Any) -> dict[str, Any]:
         scale = {"type": "log", "nice": False, "padding": 12}

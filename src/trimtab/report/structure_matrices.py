@@ -121,7 +121,7 @@ def _stripes(label: str, mask: MaskStructure) -> Figure:
     title = named(label, "Rows and columns by kind")
     return Figure(
         named(label, "Stripes by kind"),
-        reference_dots(
+        lambda: reference_dots(
             marks, _SIDES, axis="spread of lines beyond chance (%)", domain=(0, highest)
         ),
         "How far lines are from their expectation beyond chance, one standard deviation, over the "
@@ -194,7 +194,7 @@ def _map(label: str, matrix: ElementMap) -> Figure:
     densest = sorted(blocks, key=lambda block: -block.num_selected / block.size)
     return Figure(
         named(label, f"Element map of {printable(matrix.name)}"),
-        _block_map(blocks, columns[:-1], rows[:-1], strongest),
+        lambda: _block_map(blocks, columns[:-1], rows[:-1], strongest),
         f"{matrix.shape[0]:,} × {matrix.shape[1]:,} elements, of which {matrix.num_selected:,} are "
         "selected, in blocks: the stronger the colour, the larger the share of a block that is "
         "selected. A block without colour has none.",
@@ -294,7 +294,7 @@ def _profile(
     )
     return Figure(
         named(label, f"{opened(lines)} of {printable(matrix.name)}"),
-        _line_profile(marks, lines, num_lines),
+        lambda: _line_profile(marks, lines, num_lines),
         f"From the emptiest to the fullest of neighbouring {lines}, in order, over the same of "
         "the random control in grey. Peaks and gaps beyond the grey are stripes.",
         table(

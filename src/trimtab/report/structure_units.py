@@ -141,7 +141,7 @@ def _grid(label: str, family: Family, is_matched: bool) -> Figure:
     title = f"{opened(units_name(family.name))}, by tensor{' × exponent' if is_matched else ''}"
     return Figure(
         named(label, title),
-        _unit_grid(marks, family, strongest),
+        lambda: _unit_grid(marks, family, strongest),
         f"Each cell is one {name}: the stronger its colour, the further its selected elements are "
         f"from what chance with {NULLS['magnitude' if is_matched else 'tensor']} expects. A cell "
         "without colour has what is expected.",
@@ -284,7 +284,7 @@ def _ordered(name: str, families: Sequence[tuple[str, Family]]) -> Figure:
     labels = [label for label, _ in families]
     return Figure(
         opened(units_name(name)),
-        _ordered_units(marks, control, labels, f"{units_name(name)}, in order"),
+        lambda: _ordered_units(marks, control, labels, f"{units_name(name)}, in order"),
         "Each mask's units from the fullest to the emptiest, by selected / expected with as many "
         "elements in each tensor. If nothing clustered, the line would lie on that of the random "
         "control; where every unit had exactly its share, on the dashed one.",

@@ -185,7 +185,7 @@ def _what_became(trajectory: Trajectory) -> Section:
     meanings = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in FATES.items())
     figure = Figure(
         f"Weights that ever changed, by kind (observed {cadence(trajectory)})",
-        _ever_changed_bars(rows),
+        lambda: _ever_changed_bars(rows),
         "The length of a bar is the share of the weights that differed from the base at some "
         "point; the rest is untouched.",
         numbers,
@@ -406,7 +406,7 @@ def _curves(
     heading = f"{title} (observed {cadence(trajectory)})"
     return Figure(
         heading,
-        shares_over_time(
+        lambda: shares_over_time(
             marks,
             list(shares),
             time="optimizer step" if steps else "point, in the order given",

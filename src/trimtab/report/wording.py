@@ -104,16 +104,17 @@ def unchanged(criterion: str) -> str:
     }[parsed.rule]
 
 
-def rule(criterion: str) -> str:
-    """When an element counts as unchanged, as a formula."""
+def rule(criterion: str, x: str = "base", y: str = "tuned") -> str:
+    """When two elements of these names count as equal, as a formula."""
     parsed = parse_criterion(criterion)
     size = parsed.key.partition("=")[2]
+    either = ", ".join(f"|{name}|" for name in sorted((x, y)))
     return {
         "bits": "the stored bits are the same",
-        "value": "tuned = base as numbers",
-        "atol": f"|tuned − base| ≤ {size}",
-        "strict_atol": f"|tuned − base| < {size}",
-        "rel": f"|tuned − base| ≤ {size} · max(|base|, |tuned|)",
+        "value": f"{y} = {x} as numbers",
+        "atol": f"|{y} − {x}| ≤ {size}",
+        "strict_atol": f"|{y} − {x}| < {size}",
+        "rel": f"|{y} − {x}| ≤ {size} · max({either})",
     }[parsed.rule]
 
 
