@@ -1,24 +1,44 @@
-"""The report of a comparison, and the frame that a demo puts around several of them."""
+"""The report of a comparison: what changed, and what its analyses found.
+
+Each figure of an analysis is set beside its control: what precision alone predicts, the same update
+shuffled, or chance. `frame` and `comparison_sections` also serve a demo, which has several runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trimtab.elements.counts import percent
 from trimtab.measure.compare_result import COVERAGE_LISTS, Comparison
-from trimtab.report.analyses import geometry, precision, rank
-from trimtab.report.changes import Run, how_far, how_large, largest_movers, where
-from trimtab.report.document import Document, Hero, Section, Table
+from trimtab.report.changes import Run, how_far, how_large, largest_movers, predicted_share, where
+from trimtab.report.charts import Marks, marks_of, percent_floor, reference_dots, run_keys
+from trimtab.report.document import (
+    Column,
+    Document,
+    Figure,
+    Hero,
+    Key,
+    Role,
+    Section,
+    Table,
+    plain_table,
+    table,
+)
 from trimtab.report.records import Covered, checkpoints_table, coverage_section, settings_table
 from trimtab.report.wording import (
+    Shown,
     changed_means,
     coverage_sentence,
     endpoints,
     headline,
+    kinds_in_order,
     labelled,
     magnitude,
     named,
     printable,
+    share,
+    sparsity_text,
 )
 from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural
@@ -151,4 +171,325 @@ def compared(runs: Sequence[Run]) -> str:
         f"{which} compared with its base weight by weight, {how}{stored}: "
         f"{plural(len(first.tensors), 'tensor')}, {runs[0].total.num_elements:,} weights. "
         + " ".join(map(changed_means, criteria))
+    )
+
+
+_RANKS = {
+    "matrix_rank": "matrix rank",
+    "rank_atol=1e-06": "singular values > 1e-06",
+    "energy_rank": "99 % energy rank",
+    "entropy_rank": "entropy rank",
+    "stable_rank": "stable rank",
+}
+"""Rank of an update -> how it is called."""
+
+_SHARES = {
+    "energy_left": "update in top output directions",
+    "energy_right": "update in top input directions",
+    "energy_both": "update in both",
+    "low_magnitude_mask": "changes on the smallest weights",
+    "principal_mask": "changes on the principal weights",
+}
+"""Share of an update -> how it is called."""
+
+_NUM_TENSORS = 300
+
+Analysed = tuple[str, Mapping[str, Any]]
+"""A run and its section of an analysis, as plain data."""
+
+
+def _analysed(runs: Sequence[Run], name: str) -> list[Analysed]:
+    return [
+        (run.label, run.comparison.analyses[name])
+        for run in runs
+        if name in run.comparison.analyses
+    ]
+
+
+def _brief(runs: Sequence[Run], title: str) -> str | None:
+    """The title in a terminal, which shows the analyses of a single run."""
+    return title if len(runs) == 1 else None
+
+
+def precision(runs: Sequence[Run]) -> Section | None:
+    """Measured sparsity beside the one that LR, steps and the stored dtype alone predict."""
+    sections = _analysed(runs, "precision")
+    if not sections:
+        return None
+    kinds = kinds_in_order(kind for _, section in sections for kind in section["by_kind"])
+    by_label = {run.label: run for run in runs}
+    rows = []
+    for kind in (*kinds, None):
+        for label, section in sections:
+            row = section["total"] if kind is None else section["by_kind"].get(kind)
+            counts, criterion = by_label[label].kind(kind), by_label[label].measured_by
+            if row and row["num_elements"] and counts is not None and counts.num_elements:
+                rows.append(((kind or "all", label), (sparsity_text(counts, criterion), row)))
+
+    def predicted(heading: str, model: str, note: str = "") -> Column[tuple[Shown, Any]]:
+        return Column(heading, lambda row: predicted_share(row[1], model), note=note)
+
+    columns = (
+        Column[tuple[Shown, Any]]("measured", lambda row: row[0]),
+        predicted("one step", "one_step"),
+        predicted("random walk", "random_walk"),
+        predicted("straight line", "straight_line"),
+        predicted(
+            "Adam at worst",
+            "adam_bound",
+            "“Adam at worst” bounds what so many Adam steps can reach, whatever the gradients.",
+        ),
+    )
+    measured, one_step, walk, line, _ = columns
+    marks = marks_of(
+        rows,
+        ("kind", "run"),
+        (measured, walk, one_step, line),
+        lambda names, row: {
+            "arm": names[1],
+            "name": printable(names[0]),
+            "measured": 100 * (row[0].value or 0),
+            "to": 100 * (predicted_share(row[1], "one_step").value or 0),
+            "reference": 100 * (predicted_share(row[1], "random_walk").value or 0),
+            "from": 100 * (predicted_share(row[1], "straight_line").value or 0),
+        },
+    )
+    labels = [run.label for run in runs]
+    figure = Figure(
+        "Unchanged elements, measured and predicted from precision alone",
+        lambda: reference_dots(
+            marks,
+            labels,
+            axis="unchanged (%)",
+            domain=(percent_floor(marks.values("measured", "from")), 100),
+        ),
+        "A dot on its tick is as sparse as a random walk of the same step size would leave it; to "
+        "the left of the tick, more changed. The bar reaches from what one single step can change "
+        "(right end) to what all steps in one direction can (left end).",
+        table(
+            "Unchanged elements, measured and predicted",
+            rows,
+            columns,
+            keys=("kind", "run"),
+            has_total=len(sections) == 1,
+        ),
+        (
+            *run_keys((label for label, _ in sections), labels, before="measured"),
+            Key("tick", "random walk predicts"),
+            Key("span", "one step … straight line"),
+        ),
+    )
+    settings = (_precision_settings(label, section) for label, section in sections)
+    return Section("What precision alone predicts", (_EXPLANATION, *settings), (figure,))
+
+
+def rank(runs: Sequence[Run]) -> Section | None:
+    """Ranks of the update of every matrix beside those of the same update shuffled."""
+    sections = _analysed(runs, "rank")
+    if not sections:
+        return None
+    rows = [
+        ((name, label), summary)
+        for key, name in _RANKS.items()
+        for label, section in sections
+        if (summary := section["summary"].get(key)) is not None and summary["mean"] is not None
+    ]
+
+    def column(heading: str, key: str, note: str = "") -> Column[Mapping[str, Any]]:
+        return Column(heading, lambda summary: share(summary[key], 1), note=note)
+
+    columns = (
+        column("mean", "mean"),
+        column(
+            "shuffled, mean",
+            "random_mean",
+            "“shuffled” has the elements of the update in random order.",
+        ),
+        column("least", "min"),
+        column("shuffled, least", "random_min"),
+    )
+    marks = marks_of(
+        rows,
+        ("rank", "run"),
+        columns[:2],
+        lambda names, summary: {
+            "arm": names[1],
+            "name": names[0],
+            "measured": 100 * summary["mean"],
+            "reference": 100 * summary["random_mean"],
+        },
+    )
+    opening = f"Rank of the update, share of the most, over {_matrices(sections[0][1])}"
+    figure = Figure(
+        "Rank of the update, as a share of full rank",
+        lambda: _beside_control(runs, marks, "mean over matrices (% of full rank)"),
+        "A dot is the mean over all matrices; its tick is the same figure for a random update of "
+        "the same density and the same values. Only a dot well to the left of its tick says that "
+        "the update has fewer directions than chance.",
+        table(
+            "Rank as a share of the most that the shape allows",
+            rows,
+            columns,
+            keys=("rank", "run"),
+            brief=_brief(runs, opening),
+        ),
+        _keys(runs, "shuffled update"),
+    )
+    analysed = [
+        labelled(
+            label,
+            f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, of which "
+            f"{section['num_zero_updates'] or 'none'} did not change at all (rank 0); "
+            f"{plural(len(section['skipped']), 'tensor')} left out.",
+        )
+        for label, section in sections
+    ]
+    intro = (
+        "A sparse random matrix has nearly full rank, so a high rank by itself says nothing. Each "
+        "figure is set beside that of a control: the elements of the same update in random order."
+    )
+    details = [_ranks_by_tensor(label, section) for label, section in sections]
+    return Section(
+        "Rank of the update", (intro, *analysed), (figure, *details, *_skipped(sections, "rank"))
+    )
+
+
+def _beside_control(runs: Sequence[Run], marks: Marks, axis: str) -> dict[str, Any]:
+    return reference_dots(marks, [run.label for run in runs], axis=axis, domain=(0, 100))
+
+
+def _keys(runs: Sequence[Run], control: str) -> tuple[Key, ...]:
+    labels = [run.label for run in runs]
+    return (*run_keys(labels, labels, single="update"), Key("tick", control))
+
+
+def _matrices(section: Mapping[str, Any]) -> str:
+    left_out = len(section["skipped"])
+    analysed = plural(section["num_matrices"], "matrix", "matrices")
+    return f"{analysed} ({plural(left_out, 'tensor')} left out)" if left_out else analysed
+
+
+def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> Table:
+    def cell(row: Mapping[str, Any], figure: str) -> str:
+        return f"{row['update'][figure]['value']:.4g} / {row['random'][figure]['value']:.4g}"
+
+    columns: list[tuple[str, Role]] = [("tensor", "code"), ("shape", "number"), ("method", "text")]
+    columns += [(name, "number") for name in _RANKS.values()]
+    return plain_table(
+        named(label, "Rank of every matrix, update / shuffled"),
+        columns,
+        [
+            (
+                printable(name),
+                " × ".join(map(str, row["shape"])),
+                printable(row["method"]),
+                *(cell(row, figure) for figure in _RANKS),
+            )
+            for name, row in section["by_tensor"].items()
+        ],
+        limit=_NUM_TENSORS,
+    )
+
+
+def geometry(runs: Sequence[Run]) -> Section | None:
+    """Where in the matrices the update lies, each share beside its chance."""
+    sections = _analysed(runs, "geometry")
+    if not sections:
+        return None
+    rows = [
+        ((name, label), summary)
+        for key, name in _SHARES.items()
+        for label, section in sections
+        if (summary := section["summary"].get(key)) is not None
+    ]
+    columns = (
+        Column[Mapping[str, Any]]("share", lambda summary: share(summary["share"], 1)),
+        Column[Mapping[str, Any]]("chance", lambda summary: share(summary["chance"], 1)),
+        Column[Mapping[str, Any]](
+            "lift", lambda summary: Shown(f"{summary['lift']:.2f}", summary["lift"])
+        ),
+    )
+    marks = marks_of(
+        rows,
+        ("share of", "run"),
+        columns,
+        lambda names, summary: {
+            "arm": names[1],
+            "name": names[0],
+            "measured": 100 * summary["share"],
+            "reference": 100 * summary["chance"],
+        },
+    )
+    opening = f"Where the update lies, over {_matrices(sections[0][1])}"
+    figure = Figure(
+        "Where the update lies, beside chance",
+        lambda: _beside_control(runs, marks, "share (%)"),
+        "A dot on its tick is where a random update would lie. Small weights move more easily in "
+        "a low-precision format, so a dot to the right of its tick on the smallest weights is no "
+        "sign of a preference by itself.",
+        table(
+            "Shares and their chance",
+            rows,
+            columns,
+            keys=("share of", "run"),
+            note="Small weights move more easily in a low-precision format: a lift on them is no "
+            "sign of a preference by itself.",
+            brief=_brief(runs, opening),
+        ),
+        _keys(runs, "chance"),
+    )
+    texts = [
+        labelled(
+            label,
+            f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, "
+            f"{plural(len(section['skipped']), 'tensor')} left out. Top directions are the "
+            f"{percent(section['principal'], 1, 0)} of largest singular values of base; masks hold "
+            f"{percent(section['mask'], 1, 0)} of the elements. Norm of the update over that of "
+            f"base: {magnitude(section['summary']['relative_update'])}; shift of the singular "
+            f"values (NSS): {magnitude(section['summary']['spectral_shift'])}.",
+        )
+        for label, section in sections
+    ]
+    return Section(
+        "Geometry of the update", tuple(texts), (figure, *_skipped(sections, "geometry"))
+    )
+
+
+def _skipped(sections: Sequence[Analysed], analysis: str) -> list[Table]:
+    return [
+        plain_table(
+            named(label, f"Left out of the {analysis} ({len(section['skipped']):,})"),
+            [("tensor", "code"), ("shape", "number"), ("reason", "text")],
+            [
+                (
+                    printable(row["name"]),
+                    " × ".join(map(str, row["shape"])) or "scalar",
+                    printable(row["reason"]),
+                )
+                for row in section["skipped"]
+            ],
+            limit=_NUM_TENSORS,
+        )
+        for label, section in sections
+        if section["skipped"]
+    ]
+
+
+_EXPLANATION = (
+    "A small step on a large weight is rounded away when the weight is stored, whatever the "
+    "training objective was. From the base weights, their stored number format, the learning "
+    "rate and the number of steps alone one can tell which weights could change. “One step” is "
+    "what a single step of that size can; a run that keeps its weights in the stored format "
+    "gets no further with more of them. “Random walk” and “straight line” suppose a "
+    "high-precision master copy: the expected result if every step went up or down at random, "
+    "and the most that all steps together can change in one direction. None of them knows "
+    "anything about the task."
+)
+
+
+def _precision_settings(label: str, section: Mapping[str, Any]) -> str:
+    betas = ", ".join(f"{beta:g}" for beta in section["betas"])
+    prefix = f"{label}: " if label else "Settings: "
+    return (
+        f"{prefix}learning rate {section['lr']:g}, {section['steps']:,} steps, Adam betas {betas}."
     )
