@@ -51,7 +51,7 @@ def moved_elements(
     Args:
         parameters: Pairs of name and tensor, as `Layout.tensors` gives them.
         base: The stored tensors under the same names.
-        digests: What is kept of the base in the mask.
+        digests: Record of the base in the mask.
         provenance: Of the mask.
     """
     tensors = {}
@@ -68,16 +68,10 @@ def put_back(
     base: Mapping[str, StoredTensor],
     mask: Mask,
 ) -> None:
-    """Give every element outside of a mask the value that it has in the base.
+    """Reset every element outside of a mask to its value in the base.
 
     Where weights are trained in a wider dtype than the base has, they may have moved by less than
-    the base can tell.
-
-    Args:
-        parameters: Name -> parameter; written to.
-        layout: Of them, under the names of the base.
-        base: The stored tensors.
-        mask: The mask, under the same names.
+    the base can represent. Names of `base` and `mask` are those of `layout.stored`.
     """
     for name, now in layout.tensors(parameters):
         stored = stored_values(base[name]).to(now.device, now.dtype)
@@ -96,16 +90,15 @@ def share_new(before: Mask, now: Mask) -> float:
 
 
 def select_state(saved: Mapping[str, Any], wide: Mask, narrow: Mask) -> dict[str, Any]:
-    """The saved state of a sparse optimizer for fewer elements.
+    """Reduce the saved state of a sparse optimizer to fewer elements.
 
     Args:
         saved: `state_dict` of an optimizer with the mask `wide`.
         wide: Has every element of `narrow`.
-        narrow: The mask to go on with.
+        narrow: The mask of the optimizer that loads the result.
 
     Returns:
-        What `load_state_dict` of an optimizer with the mask `narrow` takes. Groups that have no
-        parameter left are gone.
+        A state dict without the groups that have no parameter left.
     """
     record = saved[KEY]
     groups: list[dict[str, Any]] = []

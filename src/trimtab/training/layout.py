@@ -78,12 +78,9 @@ class Layout:
     def of_pairs(
         cls, named_parameters: Iterable[tuple[str, Tensor]], model: nn.Module | None
     ) -> Layout:
-        """The layout of some parameters.
+        """The layout of some parameters; one that is listed twice is tied.
 
-        Args:
-            named_parameters: Pairs; one that is listed twice is tied.
-            model: The module that they are of, if it is known. Without it, only names that differ
-                by wrappers and prefixes lead to files.
+        Without the module, only names that differ by wrappers and prefixes lead to files.
         """
         parameters: dict[str, tuple[int, ...]] = {}
         tied: dict[str, str] = {}
@@ -329,19 +326,10 @@ def names_of_whole(also: str | Iterable[str], names: Iterable[str]) -> list[str]
 
 
 def with_whole(mask: Mask, shapes: Mapping[str, Sequence[int]], names: Sequence[str]) -> Mask:
-    """The mask with some tensors selected whole, whether it has them or not.
-
-    Args:
-        mask: The mask.
-        shapes: Name of a parameter -> its shape.
-        names: Keys of `shapes`.
-    """
+    """The mask with some tensors selected whole, whether it has them or not."""
     if not names:
         return mask
-    tensors = {
-        name: PackedTensor(mask.shape(name), mask.packed(name), mask.num_selected(name))
-        for name in mask
-    }
+    tensors = {name: _packed(mask, name) for name in mask}
     for name in names:
         tensors[name] = PackedTensor.pack(np.ones(tuple(shapes[name]), dtype=np.bool_))
     return Mask(tensors, mask.base, mask.provenance)

@@ -71,12 +71,7 @@ def check_complete(folder: Path) -> None:
 def write_beside_weights(folder: Path, mask: Mask, record: Mapping[str, Any]) -> None:
     """Write mask and record into a folder that the Trainer saved weights in.
 
-    An older pair there is replaced, as the Trainer replaces the weights.
-
-    Args:
-        folder: An existing folder.
-        mask: What was trained.
-        record: Plain data for JSON; `settings` is what `check_same_run` compares.
+    An older pair there is replaced. `settings` of the record are what `check_same_run` compares.
     """
     mask.save(folder / MASK_FILE, force=True)
     content = {
@@ -101,12 +96,7 @@ def _describe(mask: Mask) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on from a checkpoint of another run, before anything of it is loaded.
-
-    Args:
-        folder: The checkpoint.
-        mask: The mask of this run.
-        settings: The settings of this run, as they would be recorded.
+    """Refuse to resume from a checkpoint of another run, before anything of it is loaded.
 
     Raises:
         CheckpointError: Masked training did not write this folder, or only its weights are there.
@@ -166,10 +156,6 @@ def load_converted(folder: Path, model: Any) -> None:
 
     It does so by the names of the model, and passes over the tensors that files name or cut
     otherwise, with a warning: fused experts would keep the weights that they were built with.
-
-    Args:
-        folder: A checkpoint that was saved from this model.
-        model: The model; written to.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or lacks such a tensor.

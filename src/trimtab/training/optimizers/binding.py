@@ -7,7 +7,7 @@ and weights that are not the base that the mask was made against.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
 
 import torch
@@ -83,6 +83,18 @@ class SparseOptions(TypedDict, total=False):
     process_group: ProcessGroup | None
 
 
+DEFAULTS: SparseOptions = {
+    "also": (),
+    "max_grad_norm": None,
+    "clip_by": "masked",
+    "master": None,
+    "state_dtype": torch.float32,
+    "nonfinite": "raise",
+    "check_base": True,
+    "no_decay": None,
+    "process_group": None,
+}
+
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "clip_by": ("masked", "full"),
     "master": (None, *get_args(Master)),
@@ -90,50 +102,41 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 }
 
 
-def check_settings(
-    not_negative: dict[str, Any],
-    max_grad_norm: float | None,
-    choices: dict[str, str | None],
-    state_dtype: torch.dtype,
-) -> None:
-    """Check settings that need no parameters to be wrong.
-
-    Args:
-        not_negative: Name -> number.
-        max_grad_norm: Norm to clip to, or None.
-        choices: Name, a key of `CHOICES` -> what was chosen.
-        state_dtype: Dtype of the running means.
+def with_defaults(options: SparseOptions, defaults: Mapping[str, Any]) -> SparseOptions:
+    """Return all options, given some of them and the settings of parameter groups.
 
     Raises:
         SettingsError: Some are out of range; names them all.
+        TypeError: There is no such option.
     """
+    if unknown := sorted(options.keys() - DEFAULTS.keys()):
+        raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
+    options = {**DEFAULTS, **options}
     problems = [
-        f"{name} must not be negative, as {value} is"
-        for name, value in not_negative.items()
-        if not value >= 0.0
+        f"{name} must not be negative, as {defaults[name]} is"
+        for name in ("lr", "weight_decay")
+        if not defaults[name] >= 0.0
     ]
+    max_grad_norm, state_dtype = options["max_grad_norm"], options["state_dtype"]
     if max_grad_norm is not None and not max_grad_norm > 0.0:
         problems.append(f"max_grad_norm must be above 0, or None to not clip, not {max_grad_norm}")
     problems += [
-        f"{name} must be one of {', '.join(map(repr, CHOICES[name]))}, not {value!r}"
-        for name, value in choices.items()
-        if value not in CHOICES[name]
+        f"{name} must be one of {', '.join(map(repr, choices))}, not {value!r}"
+        for name, choices in CHOICES.items()
+        if (value := options[name]) not in choices  # type: ignore[literal-required]
     ]
     if state_dtype not in (torch.float32, torch.bfloat16):
         problems.append(f"state_dtype must be torch.float32 or torch.bfloat16, not {state_dtype}")
     if problems:
         raise SettingsError("; ".join(problems))
+    return options
 
 
 Named = Sequence[tuple[str, Tensor]]
 
 
 def named_pairs(parameters: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """The (name, parameter) pairs.
-
-    Raises:
-        OptimizerError: They are something else, or none.
-    """
+    """The (name, parameter) pairs; OptimizerError if they are something else, or none."""
     pairs = list(parameters)
     if not pairs or not all(
         isinstance(pair, tuple)
@@ -150,11 +153,7 @@ def named_pairs(parameters: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Ten
 
 
 def refuse_wrapped_model(parameters: Named) -> None:
-    """Refuse parameters that a wrapper shards, or whose gradients it reduces.
-
-    Raises:
-        OptimizerError: The message says what to use instead.
-    """
+    """Raise OptimizerError if a wrapper shards parameters, or reduces their gradients."""
     if any(getattr(parameter, "_is_flat_param", False) for _, parameter in parameters):
         raise OptimizerError(
             "the parameters are flattened by FSDP1, which hides where an element lies: use FSDP2 "
@@ -174,11 +173,7 @@ def refuse_wrapped_model(parameters: Named) -> None:
 
 
 def refuse_trivial_mask(parameters: Named, mask: Mask) -> None:
-    """Refuse a mask that selects nothing, or everything that can be trained.
-
-    Raises:
-        MaskError: It does.
-    """
+    """Raise MaskError if a mask selects nothing, or everything that can be trained."""
     if not mask.num_selected():
         raise MaskError("the mask selects no element: there is nothing to train")
     trainable = {id(p): p.numel() for _, p in parameters if p.requires_grad}
@@ -190,16 +185,7 @@ def refuse_trivial_mask(parameters: Named, mask: Mask) -> None:
 
 
 def refuse_parameters(parameters: Named, mask: Mask, master: Master | None) -> None:
-    """Refuse parameters with selected elements that cannot be trained, naming them all.
-
-    Args:
-        parameters: Pairs.
-        mask: The mask.
-        master: What the user asked for.
-
-    Raises:
-        OptimizerError: Some cannot.
-    """
+    """Raise OptimizerError if parameters with selected elements cannot be trained; names them."""
     problems = [
         f"{name} {trouble}"
         for name, parameter in parameters
@@ -215,11 +201,7 @@ OF_ANOTHER = "belongs to another sparse optimizer, which takes its gradients: cl
 
 
 def refuse_taken(parameters: Iterable[tuple[str, Tensor]]) -> None:
-    """Refuse parameters whose gradients another optimizer collects.
-
-    Raises:
-        OptimizerError: Some are such; names them.
-    """
+    """Raise OptimizerError if another optimizer collects gradients of these parameters."""
     if taken := [f"{name} {OF_ANOTHER}" for name, parameter in parameters if parameter in TAKEN]:
         raise OptimizerError(first_few(taken, "; "))
 
@@ -246,12 +228,7 @@ def _trouble(parameter: Tensor, master: Master | None) -> str | None:
 
 
 def check_weights(parameters: Sequence[tuple[str, Tensor]], mask: Mask, layout: Layout) -> None:
-    """Compare weights with what a mask says of its base.
-
-    Args:
-        parameters: Pairs.
-        mask: The mask, under the names of files.
-        layout: Of the parameters.
+    """Compare weights with the base of a mask that has the names of files.
 
     Raises:
         MaskMismatchError: Weights differ; names every such tensor, up to a handful.
@@ -309,37 +286,26 @@ class Binding:
         self,
         named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
         mask: Mask,
-        *,
-        also: str | Iterable[str],
-        master: Master | None,
-        process_group: ProcessGroup | None,
+        options: SparseOptions,
         optimizer: str,
-        check_base: bool,
     ) -> None:
-        """Refuse what cannot be trained, and find the elements of what can.
+        """Bind the parameters; see `SparseOptimizer` for errors.
 
         Args:
             named_parameters: See `SparseOptimizer`.
             mask: The mask.
-            also: See `SparseOptions`, as the following.
-            master: Precision of the weights between steps.
-            process_group: The processes that train copies of the model.
+            options: All of them.
             optimizer: Kind of optimizer, on which all processes must agree.
-            check_base: Compare the weights with the base.
-
-        Raises:
-            MaskMismatchError: The mask was made for other parameters, or against other weights.
-            MaskError: The mask selects nothing, or everything.
-            OptimizerError: Parameters that the mask selects cannot be trained so.
         """
         self.mask = mask
         self.also: list[str] = []
         self.fitted: Mask | None = None
+        also = options["also"]
         self._requested = [also] if isinstance(also, str) else list(also)
-        self._master = master
-        self._process_group = process_group
+        self._master = options["master"]
+        self._process_group = options["process_group"]
         self._optimizer = optimizer
-        self.bind(named_parameters, check_base=check_base)
+        self.bind(named_parameters, check_base=options["check_base"])
 
     def bind(
         self,
@@ -399,11 +365,7 @@ class Binding:
         return {**vars(self), "ranks": None, "_process_group": None}
 
     def groups(self, no_decay: Callable[[str], bool] | None) -> list[dict[str, Any]]:
-        """Groups for `torch.optim.Optimizer`: parameters with weight decay, and the others.
-
-        Args:
-            no_decay: Whether the parameter of a name has no weight decay; None if all have.
-        """
+        """Groups for `torch.optim.Optimizer`: parameters with weight decay, and the others."""
         decayed: list[tuple[str, Tensor]] = []
         exempt: list[tuple[str, Tensor]] = []
         for name, elements in self.elements.items():

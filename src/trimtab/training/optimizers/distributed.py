@@ -107,12 +107,9 @@ BUCKET_BYTES = 64 << 20
 
 
 def ranks_of(parameters: Sequence[tuple[str, Tensor]], group: ProcessGroup | None) -> Ranks | None:
-    """The processes that share the parameters, if there are several.
+    """The processes that share the parameters; None if there is one.
 
-    Args:
-        parameters: Pairs.
-        group: The processes that have copies of those that are not sharded; None for all there
-            are.
+    `group` are those that have copies of the parameters that are not sharded; None for all.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
@@ -221,11 +218,7 @@ class Ranks:
                     torch._foreach_copy_(bucket, parts)
 
     def sum_over_parts(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sum numbers over the parts of each parameter, each part once.
-
-        Args:
-            numbers: Name of the parameter -> the number for the part of this process.
-        """
+        """Sum the number of each parameter over the parts that it is sharded into, each once."""
         together: dict[tuple[ProcessGroup, ...], list[str]] = {}
         for name in numbers:
             together.setdefault(self._parts.get(name, ()), []).append(name)

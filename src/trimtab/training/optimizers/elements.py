@@ -117,11 +117,6 @@ class Elements(ABC):
         """Forget the collected gradient; its memory is kept for the next."""
         self.gradient = None
 
-    def sum_of_squares(self) -> Tensor:
-        """Sum of the squares of the collected gradient, in fp64."""
-        assert self.gradient is not None
-        return sum_of_squares(self.gradient)
-
     @property
     def weights(self) -> Tensor:
         """What this process has of the parameter, flat, without autograd."""
@@ -191,13 +186,12 @@ class CompactElements(Elements):
     """
 
     def __init__(self, name: str, parameter: Tensor, index: Tensor) -> None:
-        """Keep the positions.
+        """Wrap a contiguous parameter.
 
         Args:
             name: Name of the parameter.
-            parameter: The parameter; contiguous.
-            index: Positions of the selected elements, in what this process has of it, in C order,
-                ascending.
+            parameter: The parameter.
+            index: Ascending positions of the selected elements in this process's part, in C order.
         """
         num_elements = local(parameter.detach()).numel()
         fits_int32 = num_elements - 1 <= torch.iinfo(torch.int32).max
@@ -281,13 +275,7 @@ class DenseElements(Elements):
     """Vectors hold every element of the parameter, selected or not."""
 
     def __init__(self, name: str, parameter: Tensor, selected: Tensor) -> None:
-        """Keep which elements are not selected.
-
-        Args:
-            name: Name of the parameter.
-            parameter: The parameter; contiguous.
-            selected: bool, as long as what this process has of the parameter.
-        """
+        """Wrap a contiguous parameter; `selected` is a bool for each element of this process."""
         num_selected = int(selected.sum())
         whole = num_selected == selected.numel()
         self._others = None if whole else ~selected.to(parameter.device)
@@ -432,13 +420,7 @@ def master_for(dtype: torch.dtype, requested: Master | None) -> Master:
 
 
 def load_master(elements: Elements, master: Master, state: dict[str, Any]) -> Tensor:
-    """The fp32 weights of the elements, as a vector that the step may write to.
-
-    Args:
-        elements: The elements.
-        master: How their masters are kept.
-        state: State of the parameter.
-    """
+    """The fp32 weights of the elements, as a vector that the step may write to."""
     if master == "lo16":
         return elements.read_lo16(state["remainder"], state["ties"])
     if master == "fp32":

@@ -325,12 +325,7 @@ def vector_width() -> int:
 
 
 def num_padding(index: torch.Tensor, num_elements: int) -> int:
-    """Unused elements to put in front of the selected elements of a tensor.
-
-    Args:
-        index: Positions of the selected elements, ascending.
-        num_elements: Elements of the tensor.
-    """
+    """Unused elements to put before the selected elements, at ascending `index`, of a tensor."""
     width = vector_width() if index.device.type == "cpu" else 1
     num_before_tail = int(torch.searchsorted(index, num_elements - num_elements % width))
     return -num_before_tail % width

@@ -47,14 +47,7 @@ States = Mapping[Tensor, Mapping[str, Tensor]]
 
 
 class StateCodec:
-    """Writes the state of a sparse optimizer, and reads it.
-
-    Args:
-        optimizer: Its kind.
-        binding: What it trains.
-        form: What its state has.
-        groups: Names of the parameters of each of its groups.
-    """
+    """Writes the state of a sparse optimizer, and reads it."""
 
     def __init__(
         self, optimizer: str, binding: Binding, form: StateForm, groups: Sequence[Sequence[str]]
@@ -236,15 +229,7 @@ class StateCodec:
 
 
 def _check_record(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Check that a saved state belongs to an optimizer.
-
-    Args:
-        saved: What `state_dict` returned.
-        own: The record of the optimizer that is to go on with it.
-
-    Raises:
-        OptimizerError: It does not; names every difference.
-    """
+    """Raise OptimizerError if a saved state belongs to another optimizer; names all differences."""
     record = saved.get(KEY)
     if not isinstance(record, Mapping) or record.get("format") != FORMAT:
         raise OptimizerError(
@@ -283,15 +268,7 @@ def _check_record(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
 
 
 def _states_by_name(saved: Mapping[str, Any], groups: Sequence[Sequence[str]]) -> dict[str, Any]:
-    """Sort the states of a saved state by the names of the parameters.
-
-    Args:
-        saved: What `state_dict` returned.
-        groups: Names of the parameters of each group.
-
-    Raises:
-        OptimizerError: There are states of other parameters, or other numbers of parameters.
-    """
+    """Map the names of the parameters to their saved states; OptimizerError if they do not fit."""
     numbers = [group["params"] for group in saved["param_groups"]]
     if [len(group) for group in numbers] != [len(group) for group in groups]:
         raise OptimizerError("the saved state is damaged: its groups have other sizes")

@@ -6,7 +6,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,16 @@ from trimtab.elements.counts import percent
 from trimtab.errors import OptimizerError
 from trimtab.masks.mask import Mask
 from trimtab.training.layout import dtype_name
-from trimtab.training.optimizers.binding import Binding, Collector, check_settings, refuse_taken
+from trimtab.training.optimizers.binding import (
+    Binding,
+    Collector,
+    SparseOptions,
+    refuse_taken,
+    with_defaults,
+)
 from trimtab.training.optimizers.distributed import local
 from trimtab.training.optimizers.elements import (
     Elements,
-    Master,
     StateForm,
     follow_weights,
     load_master,
@@ -29,9 +34,6 @@ from trimtab.training.optimizers.elements import (
 )
 from trimtab.training.optimizers.saved import KEY, StateCodec
 from trimtab.words import first_few
-
-if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
 
 COPIED = (
     *("_binding", "_form", "_max_grad_norm", "_clip_by", "_nonfinite"),
@@ -77,7 +79,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         defaults: Settings of groups, for `torch.optim.Optimizer`.
         numbers: Names of the fp32 numbers that the state of a parameter has.
         moments: Names of its running means.
-        also: See `SparseOptions`, as the following.
+        **options: Clipping, precision, processes and the like: `SparseOptions`.
 
     Raises:
         MaskMismatchError: The mask was made for other parameters, or against other weights.
@@ -99,38 +101,17 @@ class SparseOptimizer(torch.optim.Optimizer):
         *,
         numbers: tuple[str, ...] = (),
         moments: tuple[str, ...] = (),
-        also: str | Iterable[str] = (),
-        max_grad_norm: float | None = None,
-        clip_by: Literal["masked", "full"] = "masked",
-        master: Master | None = None,
-        state_dtype: torch.dtype = torch.float32,
-        nonfinite: Literal["raise", "skip"] = "raise",
-        check_base: bool = True,
-        no_decay: Callable[[str], bool] | None = None,
-        process_group: ProcessGroup | None = None,
+        **options: Unpack[SparseOptions],
     ) -> None:
-        check_settings(
-            {"lr": defaults["lr"], "weight_decay": defaults["weight_decay"]},
-            max_grad_norm,
-            {"clip_by": clip_by, "master": master, "nonfinite": nonfinite},
-            state_dtype,
-        )
-        self._max_grad_norm = max_grad_norm
-        self._clip_by = clip_by
-        self._nonfinite = nonfinite
-        self._form = StateForm(numbers, moments, state_dtype)
+        options = with_defaults(options, defaults)
+        self._max_grad_norm = options["max_grad_norm"]
+        self._clip_by = options["clip_by"]
+        self._nonfinite = options["nonfinite"]
+        self._form = StateForm(numbers, moments, options["state_dtype"])
         self._grad_norm: Tensor | None = None
         self.num_skipped_steps = 0
-        self._binding = Binding(
-            named_parameters,
-            mask,
-            also=also,
-            master=master,
-            process_group=process_group,
-            optimizer=type(self).__name__,
-            check_base=check_base,
-        )
-        super().__init__(self._binding.groups(no_decay), defaults)
+        self._binding = Binding(named_parameters, mask, options, type(self).__name__)
+        super().__init__(self._binding.groups(options["no_decay"]), defaults)
         self._collector = self._new_collector()
 
     def _new_collector(self) -> Collector:
@@ -262,7 +243,7 @@ class SparseOptimizer(torch.optim.Optimizer):
                 )
             for name, elements in self.elements.items():
                 if elements.gradient is not None:
-                    squares[name] = elements.sum_of_squares()
+                    squares[name] = sum_of_squares(elements.gradient)
         return squares if ranks is None else ranks.sum_over_parts(squares)
 
     def _follow_replaced_parameters(self) -> None:
@@ -298,14 +279,7 @@ class SparseOptimizer(torch.optim.Optimizer):
     def _step_elements(
         self, group: dict[str, Any], elements: Elements, gradient: Tensor, clip: float
     ) -> None:
-        """Clip, step and round the elements of one parameter.
-
-        Args:
-            group: The group of the parameter.
-            elements: The elements.
-            gradient: What was collected for them; may be overwritten.
-            clip: What to multiply the gradient with: an fp32 number.
-        """
+        """Clip, step and round the elements of one parameter; `gradient` may be overwritten."""
         state = self.state[elements.parameter]
         master = self._binding.masters[elements.name]
         first = not state
@@ -338,7 +312,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             group: The group of the parameter.
             state: The state of the parameter, for what is not a vector.
             weights: The masters.
-            gradient: The gradient, clipped; may be overwritten.
+            gradient: The clipped gradient; may be overwritten.
             moments: The running means, in the order of `StateForm.moments`.
             first: Whether it is the first step of the parameter.
         """

@@ -72,15 +72,9 @@ class Arm:
 
 
 def arms_of(mask: Mask, base: Checkpoint, seed: int) -> dict[str, Arm]:
-    """Draw the sets for one seed.
+    """Draw the sets for one seed: name -> set, in the order of `ARMS`.
 
-    Args:
-        mask: The mask.
-        base: What it was made against: its weights say which elements have one magnitude.
-        seed: Of all that is drawn.
-
-    Returns:
-        Name -> set, in the order of `ARMS`.
+    `base` is what the mask was made against: its weights say which elements have one magnitude.
     """
     outside = mask.complement()
     room = {name: min(mask.num_selected(name), outside.num_selected(name)) for name in mask}

@@ -108,13 +108,13 @@ class Unfinished:
         wanted: Iterable[Key],
         num_questions: int | None,
     ) -> None:
-        """Begin, or go on with what an earlier call left.
+        """Begin a file of cells, or resume from what an earlier call left.
 
         Args:
-            path: Where the cells are kept; None to keep them in memory alone.
+            path: The file; None to keep cells in memory only.
             probed: What is probed, with what and where; plain data.
-            wanted: The cells that there will be.
-            num_questions: Asked of each; None if none are.
+            wanted: All cells of the probe.
+            num_questions: Questions per cell; None if none are asked.
 
         Raises:
             OutputExistsError: The file is of another probe.
@@ -143,11 +143,7 @@ class Unfinished:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether there is a file, and one that a probe began.
-
-    Raises:
-        OutputExistsError: It is somebody else's.
-    """
+    """Whether the file exists and a probe began it; OutputExistsError if it is any other file."""
     ours = json.dumps({"format": FORMAT})[:-1].encode()
     if not os.path.lexists(path):
         return False
@@ -423,11 +419,10 @@ class _Subject:
         return subject
 
     def cell(self, arm: Arm, noise: str, level: float, seed: int) -> Cell:
-        """Perturb, measure, put everything back, and see that it is back.
+        """Perturb, measure, restore the weights, and verify that they are restored bit for bit.
 
         Raises:
-            AnalysisError: The perturbed model predicts nothing finite.
-            RuntimeError: The weights are not what they were, bit for bit.
+            AnalysisError: The predictions of the perturbed model are not finite.
         """
         with perturbed(self.model, arm.elements, noise, level, seed=seed) as hit:
             kl = self._divergence()

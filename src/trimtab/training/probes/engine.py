@@ -123,12 +123,7 @@ class ElementSums:
         base: Mapping[str, BaseTensor],
         folder: Path,
     ) -> None:
-        """Take the room on the disk.
-
-        Args:
-            shapes: Name -> shape of each tensor.
-            base: What the tensors are.
-            folder: On whose disk the file lies; its first parent that exists, if it does not.
+        """Reserve the space on the disk of `folder`, or of its first parent that exists.
 
         Raises:
             SettingsError: There is no room for it.
@@ -375,11 +370,7 @@ class _Work:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Turn sums into scores.
-
-        Raises:
-            SettingsError: The rewards of no prompt differed.
-        """
+        """Turn sums into scores; SettingsError if the rewards of no prompt differed."""
         if self._groups["num_groups"] and not self._groups["num_groups_told"]:
             raise SettingsError(
                 f"the samples of each of {self._groups['num_groups']} prompts have equal rewards, "
@@ -396,11 +387,7 @@ class _Work:
 
 
 def _chosen(layout: Layout, names: Iterable[str] | None) -> dict[str, Piece]:
-    """The stored tensors to be scored; the others need no gradient of their own.
-
-    Raises:
-        SettingsError: One is made of several parameters, whose gradients come one at a time.
-    """
+    """The stored tensors to be scored; SettingsError if one is made of several parameters."""
     chosen = layout.stored.keys() if names is None else set(names)
     pieces = {name: piece for name, piece in layout.stored.items() if name in chosen}
     if joined := [name for name, piece in pieces.items() if len(piece.sources) > 1]:

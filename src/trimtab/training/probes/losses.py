@@ -146,11 +146,7 @@ class JudgedSampler:
     def __init__(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> None:
         """Prepare to sample at temperature 1 from the whole distribution.
 
-        Args:
-            model: A causal language model of transformers.
-            tokenizer: Of the model.
-            data: What ends a completion, and what judges it.
-            seed: With the number of a batch it decides what is drawn.
+        With the number of a batch, `seed` decides what is drawn.
 
         Raises:
             SettingsError: Nothing ends a completion, or what does is no single token.
@@ -164,27 +160,14 @@ class JudgedSampler:
         self._seed = seed
 
     def draw(self, rows: Sequence[Mapping[str, Any]], number: int) -> Samples:
-        """A completion of each row's prompt. The random state is left as it was.
-
-        Args:
-            rows: A row counts as often as it is there.
-            number: Of the batch.
-        """
+        """A completion of the prompt of each row of a batch. The random state is restored."""
         ids = [prompt_ids(self._tokenizer, row["prompt"]) for row in rows]
         seed = xxhash.xxh3_64_intdigest(f"{self._seed}/{number}".encode())
         with seeded(self._device, seed):
             return self._sampler.sample(ids)
 
     def rewards(self, rows: Sequence[Mapping[str, Any]], samples: Samples) -> list[float]:
-        """What the completions are worth.
-
-        Args:
-            rows: Those that were completed.
-            samples: Their completions.
-
-        Raises:
-            SettingsError: The reward fails.
-        """
+        """The rewards of the completions of some rows; SettingsError if the reward fails."""
         assert self._data.reward is not None, "the data was read with a reward"
         return self._data.reward.of(rows, self._sampler.texts(ids_of(samples)))
 
@@ -192,10 +175,10 @@ class JudgedSampler:
 def given_completions(tokenizer: Any, data: ProbeData) -> list[Tokens]:
     """Prompts and completions of all rows as tokens.
 
-    What ends a text is learned, too: the tokenizer's end token, unless the end of a line ends it.
+    The end of a text is learned, too: the tokenizer's end token, unless the end of a line ends it.
 
     Raises:
-        SettingsError: Some rows cannot be written as tokens; the first few are named.
+        SettingsError: Some rows cannot be tokenised; names the first few.
     """
     problems = []
     pairs = []
@@ -439,12 +422,7 @@ class RewardLoss:
 def group_advantages(rewards: Tensor, num_samples: int) -> Tensor:
     """Rewards less the mean of their group, in units of its standard deviation.
 
-    Args:
-        rewards: `[rows]`, those of a prompt after each other.
-        num_samples: Rows of a prompt.
-
-    Returns:
-        `[rows]`; exactly 0 in a group of equal rewards.
+    Returns `[rows]`, exactly 0 in a group of equal rewards; rows of a prompt follow each other.
     """
     groups = rewards.view(-1, num_samples)
     centred = groups - groups.mean(1, keepdim=True)

@@ -47,12 +47,7 @@ class AuxiliaryModel:
         self._schedule: Any = None
 
     def start(self, num_steps: int, decayed: Collection[str]) -> None:
-        """Make the optimizer, unless training goes on, and the schedule.
-
-        Args:
-            num_steps: Steps that the schedule is for.
-            decayed: Names of the parameters that weight decay acts on.
-        """
+        """Create the optimizer, unless training resumes, and the schedule for `num_steps`."""
         from transformers import get_scheduler
 
         args = self._args
@@ -80,11 +75,7 @@ class AuxiliaryModel:
         )
 
     def step(self) -> float:
-        """Step along the gradients that are there, and free them.
-
-        Returns:
-            Their norm before clipping.
-        """
+        """Step along the gradients, free them, and return their norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self._max_grad_norm or float("inf")
         )
@@ -109,11 +100,7 @@ class AuxiliaryModel:
         torch.save(state, folder / f"{self.name}_optimizer.pt")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: It is not there, or of another model.
-        """
+        """Read what `save` wrote; CheckpointError if it is missing, or of another model."""
         from safetensors import SafetensorError
         from safetensors.torch import load_model
 

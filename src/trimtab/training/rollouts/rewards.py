@@ -25,10 +25,10 @@ def checked_reward(function: Callable[..., Any], name: str) -> Callable[..., lis
 
     Args:
         function: Called as TRL calls a reward function, with keyword arguments only.
-        name: How messages call it, and under what TRL logs its rewards.
+        name: Used in messages and, by TRL, in logs.
 
-    Returns:
-        The function; it raises `SettingsError`.
+    Raises:
+        SettingsError: (by the function) It fails, or returns anything else.
     """
 
     def reward(completions: Sequence[Any], **columns: Any) -> list[float]:

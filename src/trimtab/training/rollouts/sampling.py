@@ -87,12 +87,10 @@ class PolicyBatch:
 
 
 def take_rows(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a dataclass of tensors, in the order asked for.
+    """Some rows of a dataclass of tensors, in the given order.
 
-    Args:
-        batch: Fields that are tensors have rows as their first axis; fields that are dataclasses
-            are such as this one; all others are kept.
-        rows: Indices.
+    Fields that are tensors have rows as their first axis; fields that are dataclasses are indexed
+    likewise; all others are unchanged.
     """
     taken: dict[str, Any] = {}
     for field in fields(batch):
@@ -150,14 +148,7 @@ def whole_inputs(model: Any, samples: Samples) -> dict[str, Any]:
 def in_chunks(
     function: Callable[[Samples], Tensor], model: Any, samples: Samples, rows: int
 ) -> Tensor:
-    """What a function gives for samples, some rows at a time, with the model in evaluation mode.
-
-    Args:
-        function: Calls the model.
-        model: Its mode is put back.
-        samples: All samples.
-        rows: Rows for each call.
-    """
+    """Call a function on some rows of samples at a time, with the model in evaluation mode."""
     was_training = model.training
     model.eval()
     try:
@@ -228,12 +219,9 @@ def policy_loss(
 def prompt_problems(
     rows: Sequence[Mapping[str, Any]], tokenizer: Any, room: int | None
 ) -> Iterator[str]:
-    """Say what is wrong with the prompts of a data set.
+    """Yield what is wrong with the prompts of a data set.
 
-    Args:
-        rows: The data.
-        tokenizer: Of the policy.
-        room: Tokens that a prompt may have; None for any number.
+    `room` is the most tokens that a prompt may have; None for any number.
     """
     if not len(rows):
         yield "train_dataset has no rows"
@@ -356,11 +344,9 @@ class Sampler:
     def sample(
         self, prompts: Sequence[Sequence[int]], *, temperature: float | None = None
     ) -> Samples:
-        """Sample a completion of each prompt, with torch's random state.
+        """Sample a completion of each prompt, given as token ids, with torch's random state.
 
-        Args:
-            prompts: Token ids of each prompt.
-            temperature: In place of that of the sampler.
+        `temperature` overrides that of the sampler.
         """
         sampling = self._sampling
         if temperature is not None:
@@ -368,11 +354,7 @@ class Sampler:
         return sample(self._model, prompts, sampling)
 
     def texts(self, completions: Sequence[Any]) -> list[str]:
-        """Completions as text, without special tokens.
-
-        Args:
-            completions: Token ids of each, as `ids_of` gives them.
-        """
+        """Decode completions, given as token ids, without special tokens."""
         texts: list[str] = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
         return texts
 
@@ -419,13 +401,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> tuple[Tenso
 
 @torch.no_grad()
 def sample(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Samples:
-    """Sample a completion of each prompt, with torch's random state.
-
-    Args:
-        model: A causal language model of transformers.
-        prompts: Token ids of each prompt; at least one token.
-        sampling: How.
-    """
+    """Sample a completion of each prompt, of at least one token, with torch's random state."""
     prompt_ids, prompt_mask = (
         tensor.to(model.device) for tensor in left_padded(prompts, sampling.pad_token)
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,6 @@ from trimtab.measure.tracked_file import (
     MAGIC,
     Part,
     TrackedFile,
-    TrackedPoint,
     open_tracked,
     pack_record,
 )
@@ -42,7 +42,6 @@ from trimtab.training.layout import Layout, dtype_name
 from trimtab.training.optimizers.distributed import whole
 from trimtab.training.tracker.parts import (
     CHUNK,
-    Processes,
     stored_bits,
     stored_name,
     stored_tensors,
@@ -64,11 +63,7 @@ class BaseFile(Pooled):
     """
 
     def __init__(self, path: Path) -> None:
-        """Open.
-
-        Raises:
-            CheckpointError: There is no such file.
-        """
+        """Open; CheckpointError if there is no such file."""
         self.path = path
         self._pool = FilePool()
         self._file = DataFile(path, self._pool)
@@ -108,14 +103,14 @@ def new_header(
     parts: Sequence[Part],
     base_digests: Sequence[str],
 ) -> dict[str, Any]:
-    """Say what is tracked. All processes that share the model must call it.
+    """Build the header of a file. All processes that share the model must call it.
 
     Args:
         model: The base.
         parameters: Its parameters.
-        stored: In which dtype fp32 weights are compared.
+        stored: Dtype in which fp32 weights are compared.
         every: Steps from point to point.
-        parts: What is counted, in all processes.
+        parts: The parts of all processes.
         base_digests: Of the base file of each process.
     """
     first = next(iter(parameters.values()))
@@ -142,13 +137,9 @@ def new_header(
 def check_header(
     found: Mapping[str, Any], every: int, asked: str | None, parts: Sequence[Part]
 ) -> None:
-    """Check that a run which is resumed goes on with the same, in as many processes.
+    """Check that a resumed run has the settings and the parts of the file.
 
-    Args:
-        found: What the file says.
-        every: Steps from point to point, now.
-        asked: In which dtype fp32 weights shall be compared, now; None if it is of no concern.
-        parts: What would be counted, now.
+    `asked` is the dtype in which fp32 weights are to be compared, or None for that of the file.
 
     Raises:
         SettingsError: It does not; names every difference.
@@ -210,11 +201,7 @@ def create_file(path: Path, header: Mapping[str, Any]) -> None:
 
 
 def append_point(path: Path, content: bytes, version: int) -> None:
-    """Add a point to a file of a format version, whole or not at all.
-
-    Raises:
-        WriteError: There is no room for it.
-    """
+    """Append a point to a file of a format version, whole or not at all."""
     append(path, pack_record(content, path.stat().st_size, version))
 
 
@@ -222,55 +209,27 @@ Sets = tuple[NDArray[np.uint64], NDArray[np.uint64]]
 """The elements of a part that differ from the base, and those that ever did."""
 
 
-class PointReached:
-    """The point of a file at which a run was saved; what the file has after it is of no concern.
+def open_at_step(path: Path, step: int) -> TrackedFile:
+    """Open the file of a run that is resumed: as if it ended with the point at a step.
 
-    Attributes:
-        header: Of the file.
-        end: Where in the file the point ends; 0 in all processes but the first.
+    Raises:
+        ResultFormatError: The file is gone or damaged, or has no point at that step.
     """
+    tracked = open_tracked(path)
+    points = tuple(point for point in tracked.points if point.figures.step <= step)
+    if not points or points[-1].figures.step != step:
+        raise ResultFormatError(
+            f"{path}: has no point at step {step}, after which the run is resumed: resume "
+            "from a checkpoint that was saved while it was tracked, or without the tracker"
+        )
+    return replace(tracked, points=points, end=points[-1].end)
 
-    def __init__(self, path: Path, step: int, processes: Processes) -> None:
-        """Find it. All processes that take part must call this, and `sets`.
 
-        Args:
-            path: The file.
-            step: Optimizer steps taken when the run was saved.
-            processes: Those that take part.
-
-        Raises:
-            ResultFormatError: The file is gone or damaged, or has no point at that step.
-        """
-        self._processes = processes
-        self._tracked: TrackedFile | None = None
-        self._points: tuple[TrackedPoint, ...] = ()
-        self.end = 0
-
-        def find() -> Mapping[str, Any]:
-            tracked = open_tracked(path)
-            points = tuple(of for of in tracked.points if of.figures.step <= step)
-            if not points or points[-1].figures.step != step:
-                raise ResultFormatError(
-                    f"{path}: has no point at step {step}, after which the run is resumed: resume "
-                    "from a checkpoint that was saved while it was tracked, or without the tracker"
-                )
-            self._tracked, self._points, self.end = tracked, points, points[-1].end
-            return tracked.header
-
-        self.header = processes.by_first(find)
-
-    def sets(self) -> list[Sets]:
-        """The sets of the parts of this process, at the point."""
-        of_all: list[list[Sets]] = [[] for _ in range(self._processes.size)]
-        if self._tracked is not None:
-            for number, part in enumerate(self._tracked.parts):
-                of_all[part.process].append(self._sets(self._tracked, number))
-        return self._processes.from_first(of_all)
-
-    def _sets(self, tracked: TrackedFile, number: int) -> Sets:
-        words = step_kernels.num_words(tracked.parts[number].num_elements)
-        changed, ever = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
-        for toggled in tracked.toggles(number, self._points):
-            step_kernels.flip(changed, toggled)
-            ever |= changed
-        return changed, ever
+def sets_of(tracked: TrackedFile, number: int) -> Sets:
+    """The sets of a part at the last point of a file."""
+    words = step_kernels.num_words(tracked.parts[number].num_elements)
+    changed, ever = np.zeros(words, np.uint64), np.zeros(words, np.uint64)
+    for toggled in tracked.toggles(number):
+        step_kernels.flip(changed, toggled)
+        ever |= changed
+    return changed, ever

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.elements import step_kernels
@@ -29,7 +30,7 @@ from trimtab.training.optimizers.distributed import local
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.sgd import SparseSGD
 from trimtab.training.optimizers.sparse import SparseOptimizer
-from trimtab.training.tracker.parts import CHUNK, ModelPart, as_bits
+from trimtab.training.tracker.parts import CHUNK, MAGNITUDES, ModelPart, as_bits
 
 
 class GradientCounts(NamedTuple):
@@ -59,13 +60,7 @@ class Gradients(NamedTuple):
 def see_gradients(
     optimizer: Any, parts: Sequence[tuple[ModelPart, Tensor]], pool: ThreadPoolExecutor
 ) -> Gradients:
-    """Count the gradients that are there, or that a sparse optimizer has collected.
-
-    Args:
-        optimizer: As the Trainer has it.
-        parts: Each part of the model, and the parameter that has it.
-        pool: Threads to count on.
-    """
+    """Count the gradients that exist, or that a sparse optimizer has collected, on threads."""
     inner = unwrapped(optimizer)
     collected, masked = {}, {}
     if isinstance(inner, SparseOptimizer):
@@ -107,10 +102,8 @@ def unwrapped(optimizer: Any) -> Any:
 def flags_of(elements: Elements, values: Tensor) -> Tensor:
     """Flags of all elements of a parameter, given values of the selected ones.
 
-    Returns:
-        uint8 on the CPU, of the shape of what this process has of the parameter:
-        `step_kernels.SELECTED` where an element is selected, and `step_kernels.MOVES` where its
-        value is not 0.
+    Returns uint8 on the CPU, of the shape of this process's part: `step_kernels.SELECTED` where an
+    element is selected, and `step_kernels.MOVES` where its value is not 0.
     """
     here = local(elements.parameter.detach())
     flags = torch.zeros(here.numel(), dtype=torch.uint8)
@@ -158,32 +151,23 @@ def _selected(elements: Elements, num_elements: int) -> Tensor:
     return selection
 
 
-class Moment(NamedTuple):
-    """What moved the elements of a parameter.
+NOTHING = np.empty(0, np.uint8)
 
-    Attributes:
-        values: Of the shape of what this process has of the parameter; not 0 where an element was
-            moved. With `has_flags`, `step_kernels.MOVES` and `step_kernels.SELECTED`.
-        decays: Whether weights that were not 0 were moved, too.
-        has_flags: Whether only selected elements are trained.
-    """
 
-    values: Tensor
+class Moved(NamedTuple):
+    """What moved the elements of a part, flat on the CPU; see `step_kernels.look`."""
+
+    values: NDArray[Any] = NOTHING
+    magnitude: Any = MAGNITUDES[1]
     decays: bool = False
-    has_flags: bool = False
+    selected: NDArray[np.uint8] = NOTHING
 
 
 class Moments:
     """What moved the parameters in the step that was just taken, one after the other."""
 
     def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor], before: Gradients) -> None:
-        """See which parameters were stepped.
-
-        Args:
-            optimizer: As the Trainer has it.
-            parameters: By name.
-            before: What `see_gradients` saw before the step.
-        """
+        """Find the parameters that were stepped; `before` is what `see_gradients` returned."""
         self._optimizer = unwrapped(optimizer)
         self._masked = before.masked
         self._stepped: dict[str, tuple[Tensor, Mapping[str, Any]]] = {}
@@ -197,10 +181,11 @@ class Moments:
                 if name in before.graded and group.get("lr", 1.0):
                     self._stepped[name] = parameter, group
 
-    def of(self, name: str) -> Moment | None:
-        """What moved a parameter; None if it stood still."""
+    def of(self, part: ModelPart) -> Moved:
+        """What moved a part; empty if its parameter was not stepped."""
+        name = part.parameter
         if name not in self._stepped:
-            return None
+            return Moved()
         parameter, group = self._stepped[name]
         state = self._optimizer.state.get(parameter, {})
         key = next((key for key in ("exp_avg", "momentum_buffer") if _has(state, key)), None)
@@ -208,11 +193,12 @@ class Moments:
         if isinstance(self._optimizer, SparseOptimizer):
             elements = self._optimizer.elements[name]
             values = self._masked[name] if key is None else elements.export(state[key])
-            return Moment(flags_of(elements, values), decays, has_flags=True)
+            flags = as_bits(part.of(flags_of(elements, values)))[0]
+            return Moved(flags, np.uint8(step_kernels.MOVES), decays, flags)
         if key is not None and state[key].shape == parameter.shape:
-            return Moment(local(state[key].detach()), decays)
+            return Moved(*as_bits(part.of(state[key])), decays)
         assert parameter.grad is not None
-        return Moment(local(parameter.grad.detach()).to_dense(), decays)
+        return Moved(*as_bits(part.of(local(parameter.grad.detach()).to_dense())), decays)
 
 
 def _has(state: Mapping[str, Any], key: str) -> bool:

@@ -63,9 +63,7 @@ def as_bits(values: Tensor) -> tuple[NDArray[Any], Any]:
 def stored_bits(elements: Tensor | NDArray[Any], dtype: DType) -> Bits:
     """Elements rounded to the dtype in which they are stored, as bits, valid until the next call.
 
-    Args:
-        elements: Flat, at most `CHUNK`: a tensor, or the bits of fp32 or of `dtype`.
-        dtype: To round to, to nearest and ties to even.
+    Elements are flat, at most `CHUNK`: a tensor, or the bits of fp32 or of `dtype`.
     """
     if isinstance(elements, Tensor):
         if elements.device.type != "cpu":
@@ -190,11 +188,7 @@ class ModelPart:
         return self.pieces is None and self.piece is None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Its elements, flat: a view where that is possible.
-
-        Args:
-            tensor: The parameter, or anything of its shape, without autograd.
-        """
+        """Its elements, flat, of a tensor of the shape of the parameter: a view where possible."""
         here = local(tensor.detach())
         if self.piece is not None:
             return self.piece.of(dict.fromkeys(self.piece.sources, here)).reshape(-1)
@@ -269,15 +263,9 @@ def stored_tensors(
 def find_parts(
     parameters: Mapping[str, Tensor], layout: Layout, stored: str, config: Mapping[str, Any]
 ) -> list[ModelPart]:
-    """The parts of a model that this process counts.
+    """The parts of a model that this process counts; fused tensors are split by `config`.
 
     A parameter of which all processes have a copy is counted by the first of them.
-
-    Args:
-        parameters: By name, without wrappers.
-        layout: Of the model; parts have the names of files.
-        stored: In which dtype fp32 parameters are compared.
-        config: The model's; fused tensors are split by it.
     """
     found = []
     for name, of, piece in stored_tensors(parameters, layout):
@@ -304,11 +292,7 @@ def find_parts(
 
 
 def parse_stored_dtype(text: str | None) -> str | None:
-    """A dtype that a user asks for: `bf16`, `BF16`, `bfloat16` or the like.
-
-    Raises:
-        SettingsError: It is none that can be tracked.
-    """
+    """The dtype that `bf16`, `BF16`, `bfloat16` or the like names; else SettingsError."""
     if text is None:
         return None
     names = {dtype_name(dtype): name for name, dtype in STORED.items()}
@@ -319,12 +303,7 @@ def parse_stored_dtype(text: str | None) -> str | None:
 
 
 def stored_name(parameter: Tensor, stored: str) -> str:
-    """The dtype in which a parameter is compared, as safetensors spells it.
-
-    Args:
-        parameter: The parameter.
-        stored: In which dtype fp32 parameters are compared; others are in their own.
-    """
+    """The safetensors dtype in which a parameter is compared: `stored` for fp32, else its own."""
     if parameter.dtype == torch.float32:
         return stored
     return next(name for name, dtype in STORED.items() if dtype == parameter.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -22,19 +22,28 @@ from trimtab.elements import index_coding, step_kernels
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.index_coding import EMPTY
 from trimtab.errors import CheckpointError, OutputExistsError
-from trimtab.measure.tracked_file import FORMAT_VERSION, KindFigures, Part, StepFigures, pack_point
+from trimtab.measure.tracked_file import (
+    FORMAT_VERSION,
+    KindFigures,
+    Part,
+    StepFigures,
+    TrackedFile,
+    pack_point,
+)
 from trimtab.training.layout import Layout
 from trimtab.training.tracker.file import (
     BaseFile,
-    PointReached,
+    Sets,
     append_point,
     base_path,
     check_header,
     create_file,
     new_header,
+    open_at_step,
+    sets_of,
     write_base,
 )
-from trimtab.training.tracker.gradients import Gradients, Moment, Moments, see_gradients
+from trimtab.training.tracker.gradients import Gradients, Moments, Moved, see_gradients
 from trimtab.training.tracker.parts import (
     CHUNK,
     MAGNITUDES,
@@ -51,29 +60,8 @@ from trimtab.training.tracker.parts import (
 MOST_PENDING = 16
 """Chunks that wait for a thread, or a few more: what moved them is in memory."""
 
-NOTHING = np.empty(0, np.uint8)
-
 Weights: TypeAlias = Tensor | NDArray[Any]
 """Elements, flat: bits if they are on the CPU."""
-
-
-class Moved(NamedTuple):
-    """What moved the elements of a part, on the CPU; see `step_kernels.look`."""
-
-    values: NDArray[Any] = NOTHING
-    magnitude: Any = MAGNITUDES[1]
-    decays: bool = False
-    selected: NDArray[np.uint8] = NOTHING
-
-    @classmethod
-    def by(cls, moment: Moment | None) -> Moved:
-        """From what moved a part, flat; None if nothing did, or if it is not known."""
-        if moment is None:
-            return cls()
-        values, magnitude = as_bits(moment.values)
-        if moment.has_flags:
-            return cls(values, np.uint8(step_kernels.MOVES), moment.decays, values)
-        return cls(values, magnitude, moment.decays)
 
 
 class Seen(NamedTuple):
@@ -123,14 +111,7 @@ class Watched:
         return self.before.nbytes
 
     def look(self, begin: int, weights: Weights, base: BaseFile, moved: Moved) -> Counts:
-        """Look at a chunk; see `look_at`.
-
-        Args:
-            begin: Its first element; a multiple of `CHUNK`.
-            weights: Of the part.
-            base: Where the base is.
-            moved: What moved its elements.
-        """
+        """Look at a chunk of weights from `begin`, a multiple of `CHUNK`; see `look_at`."""
         here = slice(begin, min(begin + CHUNK, self.before.size))
         words = slice(begin // step_kernels.WORD, -(-here.stop // step_kernels.WORD))
         dtype, before = self.part.dtype, self.before[here]
@@ -187,7 +168,7 @@ class Counts(NamedTuple):
 
 
 def look_at(
-    watched: Iterable[tuple[Watched, Tensor | None, Moment | None]],
+    watched: Iterable[tuple[Watched, Tensor | None, Moved]],
     base: BaseFile,
     pool: ThreadPoolExecutor,
     *,
@@ -197,7 +178,7 @@ def look_at(
 
     Args:
         watched: Each part with its elements, flat, or None if nothing ever trained it; and what
-            moved them, flat, or None if nothing did. Not all are taken at once.
+            moved them. Not all are taken at once.
         base: Where the base is.
         pool: Threads to do it on.
         knows_moments: Whether it is known what moved the elements.
@@ -209,11 +190,10 @@ def look_at(
         of, futures = pending.popleft()
         seen.append(of.settle([future.result() for future in futures], knows_moments=knows_moments))
 
-    for of, elements, moment in watched:
+    for of, elements, moved in watched:
         futures = []
         if elements is not None:
             weights = as_bits(elements)[0] if elements.device.type == "cpu" else elements
-            moved = Moved.by(moment)
             starts = range(0, of.before.size, CHUNK)
             futures = [pool.submit(of.look, start, weights, base, moved) for start in starts]
         pending.append((of, futures))
@@ -347,11 +327,7 @@ class Session:
             append_point(self._settings.path, point, self._version)
 
     def close(self, *, finished: bool) -> None:
-        """Let go of everything.
-
-        Args:
-            finished: Whether the run has taken all its steps: then nobody needs the base.
-        """
+        """Shut down; `finished` is whether all steps are taken, so that the base can be deleted."""
         if not self._processes.takes_part:
             return
         self._pool.shutdown()
@@ -373,19 +349,28 @@ class Session:
 
     def _go_on(self, model: Any, step: int) -> None:
         settings, processes = self._settings, self._processes
-        reached = PointReached(settings.path, step, processes)
-        header = reached.header
+        reached: list[TrackedFile] = []  # in the first process only
+
+        def header_at_step() -> Mapping[str, Any]:
+            reached.append(open_at_step(settings.path, step))
+            return reached[0].header
+
+        header = processes.by_first(header_at_step)
         self._watch(model, header["stored_dtype"])
         parts = self._parts()
         processes.by_first(
             lambda: check_header(header, settings.every, settings.stored_dtype, parts)
         )
         processes.together(lambda: self._check_base(header["base_digests"][processes.number]))
-        for of, (changed, ever) in zip(self._watched, reached.sets(), strict=True):
+        sets: list[list[Sets]] = [[] for _ in range(processes.size)]
+        for tracked in reached:
+            for number, part in enumerate(tracked.parts):
+                sets[part.process].append(sets_of(tracked, number))
+        for of, (changed, ever) in zip(self._watched, processes.from_first(sets), strict=True):
             of.changed[:], of.ever[:] = changed, ever
         processes.together(self._check_weights)
         self._version = header["format_version"]
-        processes.by_first(lambda: os.truncate(settings.path, reached.end))
+        processes.by_first(lambda: os.truncate(settings.path, reached[0].end))
 
     def _watch(self, model: Any, stored: str) -> None:
         config: dict[str, Any] = getattr(getattr(model, "config", None), "to_dict", dict)()
@@ -408,14 +393,14 @@ class Session:
     def _look(self, moments: Moments | None) -> list[Seen]:
         """Compare all weights; `moments` is None if it is not known what moved them."""
 
-        def chosen() -> Iterator[tuple[Watched, Tensor | None, Moment | None]]:
+        def chosen() -> Iterator[tuple[Watched, Tensor | None, Moved]]:
             for of in self._watched:
                 parameter = self._parameters[of.part.parameter]
-                moment = None if moments is None else moments.of(of.part.parameter)
-                if moment is not None:
-                    moment = moment._replace(values=of.part.of(moment.values))
-                at_rest = not parameter.requires_grad and not of.ever.any()
-                yield of, None if at_rest else of.part.of(parameter), moment
+                if not parameter.requires_grad and not of.ever.any():
+                    yield of, None, Moved()
+                else:
+                    moved = Moved() if moments is None else moments.of(of.part)
+                    yield of, of.part.of(parameter), moved
 
         with BaseFile(self._base_path) as base:
             return look_at(chosen(), base, self._pool, knows_moments=moments is not None)
