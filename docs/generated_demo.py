@@ -10,8 +10,8 @@ from typing import Any
 
 from docs.generated import rows
 
-from trimtab.cli.demo import label_of
 from trimtab.elements.counts import percent
+from trimtab.report.demo_record import label_of
 from trimtab.report.identity import cosine_text
 from trimtab.report.wording import share_text
 

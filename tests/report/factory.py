@@ -13,7 +13,7 @@ from trimtab.elements.criteria import DEFAULT_CRITERIA
 from trimtab.measure.compare_result import Comparison, Coverage, Profile, TensorChange
 from trimtab.measure.geometry import GeometryAnalysis
 from trimtab.measure.rank import RankAnalysis
-from trimtab.report.demo import DemoRecord, Score
+from trimtab.report.demo_record import DemoRecord, Score
 from trimtab.results.records import CheckpointRecord
 from trimtab.results.statistics import wilson
 

@@ -1,12 +1,8 @@
-"""`trimtab example` and `trimtab demo`: what a newcomer starts with.
-
-What the page cannot know of a run, its label and what it is, is said here.
-"""
+"""`trimtab example` and `trimtab demo`: what a newcomer starts with."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
@@ -23,76 +19,7 @@ from trimtab.outputs import write_text
 if TYPE_CHECKING:
     from trimtab.masks.identity import Identity
     from trimtab.measure.compare_result import Comparison
-    from trimtab.report.demo import DemoRecord, Score
-    from trimtab.results.answers import Answers
-    from trimtab.training.demo import DemoRun, TrainedRun
-
-LABELS = {
-    "grpo": "GRPO",
-    "sft": "SFT",
-    "grpo-mask": "GRPO mask",
-    "grpo-random": "random mask",
-    "grpo-matched": "matched mask",
-    "grpo-complement": "complement mask",
-}
-ABOUT = {
-    "grpo-mask": "GRPO again, from the same base and with the same questions, order and seed, "
-    "training only the weights that GRPO changed. All others keep the value of the base. In every "
-    "run weights are fp32 while they are trained, and rounded to bf16 once, when they are saved; "
-    "the mask is what changed in the saved bf16. Gradients are clipped by the norm of the whole "
-    "gradient, as they are where every weight is trained.",
-    "grpo-random": "the same with as many weights of each tensor, at random places.",
-    "grpo-matched": "the same with as many weights of each tensor and each bf16 exponent, at "
-    "random places: as many small and as many large ones.",
-    "grpo-complement": "the same with all the weights that GRPO did not change.",
-}
-ABOUT_SEED = (
-    "GRPO of every weight again, on the same questions under another seed: how far two such runs "
-    "agree."
-)
-MEASURES = {"grpo": "reward", "sft": "loss"}
-"""What tells of learning; the loss of GRPO hovers around zero by construction."""
-
-ON_SAMPLES = (
-    "GRPO learns from answers that it samples itself. As soon as one weight differs so do the "
-    "answers, and with them what is learned from: a run in the mask is not the other one bit for "
-    "bit. What counts is its accuracy, and the identity beside that of doing nothing and of the "
-    "controls."
-)
-ON_CONTROLS = (
-    "Whether it matters which weights are trained, only controls can tell: “trimtab demo "
-    "--controls” adds them."
-)
-ON_RANDOM = (
-    "The random mask has as many weights in each tensor as that of GRPO, but they are larger: bf16 "
-    "cannot store a small step on a large weight, and saving rounds it away. “Changed” says what "
-    "was left. Whether these weights matter, or only that they are small, the matched mask tells: "
-    "it has as many of each size."
-)
-
-SETTINGS = {
-    "algorithm": "algorithm",
-    "steps": "trainer.max_steps",
-    "seed": "seed",
-    "sequences a step": "trainer.per_device_train_batch_size",
-    "answers to a question": "trainer.num_generations",
-    "tokens of an answer": "trainer.max_completion_length",
-    "temperature": "trainer.temperature",
-    "loss": "trainer.loss_type",
-    "KL coefficient": "trainer.beta",
-    "optimizer": "trainer.optim",
-    "learning rate": "trainer.learning_rate",
-    "schedule": "trainer.lr_scheduler_type",
-    "beta 1": "trainer.adam_beta1",
-    "beta 2": "trainer.adam_beta2",
-    "epsilon": "trainer.adam_epsilon",
-    "weight decay": "trainer.weight_decay",
-    "gradient norm": "trainer.max_grad_norm",
-    "clipped by": "optimizer.clip_by",
-    "mask": "mask",
-}
-"""What the page lists of the settings of a run -> where `resolved.json` has it."""
-
+    from trimtab.training.demo import DemoRun
 
 TRY = """\
 trimtab compare base tuned --lr 1e-5 --steps 20
@@ -172,6 +99,7 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     command goes on where it was.
     """
     from trimtab.report.demo import demo_document
+    from trimtab.report.demo_record import demo_record, label_of
     from trimtab.report.html import check_installed, render
     from trimtab.report.terminal import render_text
     from trimtab.training.demo import train_demo
@@ -194,15 +122,16 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
         check.save(out / f"identity-{name}.json", force=True)
     by_label = {label_of(name): comparison for name, comparison in comparisons.items()}
     identities = {label_of(name): check for name, check in checks.items()}
-    record = demo_record(run)
-    told = {
-        **run.to_dict(),
+    data = run.to_dict()
+    record = demo_record(data)
+    numbers = {
+        **data,
         "record": record,
         "seconds_in_all": perf_counter() - started,
         "comparisons": {label: _totals(of) for label, of in by_label.items()},
         "identities": {label: _totals(of) for label, of in identities.items()},
     }
-    write_text(out / "demo.json", json.dumps(told, indent=1, allow_nan=False) + "\n", force=True)
+    write_text(out / "demo.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n", force=True)
     document = demo_document(record, by_label, identities)
     write_text(out / "report.html", render(document), force=True)
     say(render_text(document))
@@ -237,85 +166,3 @@ def _check(run: DemoRun, name: str) -> Identity:
 def _totals(result: Comparison | Identity) -> dict[str, Any]:
     data = result.to_dict()
     return {"total": data["total"], "by_kind": data["by_kind"]}
-
-
-def label_of(name: str) -> str:
-    """What an arm is called in tables and charts."""
-    return LABELS.get(name) or f"GRPO seed {name.rpartition('-')[2]}"
-
-
-def demo_record(run: DemoRun) -> DemoRecord:
-    """Everything but the comparisons and identity checks, as plain data."""
-    majority = run.majority
-    record: Any = {
-        "base_id": run.origin["model"],
-        "model_note": f"Its weights are {run.origin['note']}: they are not bit for bit those that "
-        "the model was published with.",
-        "task": "one-digit addition with a verifiable reward",
-        "before": _scores(run.before),
-        "majority_baseline": {
-            "correct": majority["num_correct"],
-            "total": majority["num_questions"],
-            "answer": str(majority["answer"]),
-        },
-        "arms": {label_of(name): _arm(run, name, of) for name, of in run.runs.items()},
-        "full": LABELS["grpo"],
-        "mask_notes": [
-            ON_SAMPLES,
-            ON_RANDOM if "grpo-random" in run.runs else ON_CONTROLS,
-        ],
-    }
-    demo: DemoRecord = record
-    return demo
-
-
-def _arm(run: DemoRun, name: str, of: TrainedRun) -> dict[str, Any]:
-    from trimtab.outputs import flat
-
-    settings, result = flat(of.run.settings()), of.result
-    measure = MEASURES[settings["algorithm"]]
-    shown = {
-        label: settings[key] for label, key in SETTINGS.items() if settings.get(key) is not None
-    }
-    if "mask" in shown:
-        shown["mask"] = f"{shown['mask'][:8]}…"  # a table has no room for whole digests
-    record: dict[str, Any] = {
-        **_scores(of.answers),
-        "history": [{key: row[key] for key in ("step", measure)} for row in result["history"]],
-        "seconds": result["seconds"]["train"],
-        "loss_tokens": of.tokens["num_loss"],
-        "settings": {
-            **shown,
-            **{f"{what} precision": dtype for what, dtype in result["precision"].items()},
-            "forward tokens": of.tokens["num_forward"],
-        },
-        "optimizer": result["optimizer"],
-    }
-    if name not in ("grpo", "sft"):
-        record["about"] = ABOUT.get(name, ABOUT_SEED)
-        record["same_answers"] = _same_answers(of.answers, run.runs["grpo"].answers)
-    return record
-
-
-def _same_answers(answers: Answers, full: Answers) -> Score:
-    from trimtab.results.statistics import wilson
-
-    pairs = zip(answers.answers, full.answers, strict=True)
-    same, total = sum(one.greedy == two.greedy for one, two in pairs), full.num_questions
-    return {"correct": same, "total": total, "interval": list(wilson(same / total, total))}
-
-
-def _scores(answers: Answers) -> Mapping[str, Any]:
-    told = answers.to_dict()
-    return {
-        "accuracy_greedy": {
-            "correct": told["num_greedy_correct"],
-            "total": told["num_questions"],
-            "interval": told["greedy_interval"],
-        },
-        "accuracy_sampled": {
-            "correct": sum(answer["num_sampled_correct"] for answer in told["answers"]),
-            "total": told["num_questions"] * told["num_samples"],
-            "interval": told["sampled_interval"],
-        },
-    }

@@ -1,16 +1,15 @@
 """The report of a demo: did the runs learn, what did they change, at what cost.
 
-The record of a demo is plain data, `DemoRecord`, so that it is saved as JSON beside the page and
-the page can be drawn again from it. Runs inside a mask are set beside FULL, the run of every weight
-whose changes are the mask. Each comes with an identity check against it: in the mask that the run
-trained, or, for another run of every weight, in the mask of FULL.
+Runs inside a mask are set beside FULL, the run of every weight whose changes are the mask. Each
+comes with an identity check against it: in the mask that the run trained, or, for another run of
+every weight, in the mask of FULL.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isfinite, nan
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 from trimtab.elements.counts import percent
 from trimtab.masks.identity import Identity
@@ -18,6 +17,7 @@ from trimtab.measure.compare_result import Comparison
 from trimtab.report.changes import Run
 from trimtab.report.charts import Marks, accuracy_dots, marks_of, run_keys
 from trimtab.report.comparison import compared, comparison_sections, frame
+from trimtab.report.demo_record import ArmRecord, BeforeRecord, DemoRecord, Score
 from trimtab.report.document import (
     Column,
     Document,
@@ -41,98 +41,6 @@ from trimtab.report.wording import (
     share_text,
 )
 from trimtab.words import plural
-
-
-class Score(TypedDict):
-    """How many answers were right, of how many.
-
-    Attributes:
-        correct: Right answers.
-        total: All answers.
-        interval: Both ends of the 95 % interval of their ratio, as `trimtab evaluate` has it; none
-            for what a constant answer scores.
-    """
-
-    correct: int
-    total: int
-    interval: NotRequired[Sequence[float] | None]
-
-
-class BeforeRecord(TypedDict):
-    """The base on the held-out questions."""
-
-    accuracy_greedy: Score
-    accuracy_sampled: Score
-
-
-class Baseline(Score):
-    """What always giving the most frequent answer would score."""
-
-    answer: str
-
-
-class OptimizerRecord(TypedDict):
-    """What a run trained, and the memory that its optimizer needed for that.
-
-    Attributes:
-        num_selected: Elements trained.
-        num_elements: All elements.
-        state_bytes: Running means of the optimizer.
-        index_bytes: Positions of the elements trained; 0 where all are.
-    """
-
-    num_selected: int
-    num_elements: int
-    state_bytes: int
-    index_bytes: int
-
-
-class ArmRecord(BeforeRecord):
-    """One run of a demo: the scores after training, and what training took.
-
-    Attributes:
-        history: One entry for each step: `step` and `reward` or `loss`; other keys are ignored.
-        seconds: Wall time of training.
-        loss_tokens: Tokens whose loss was trained on.
-        settings: Whatever the run should be known by (`lr`, `steps`, ...), as plain data.
-        optimizer: What it trained.
-        same_answers: Held-out questions to which it gives the greedy answer of the run whose
-            changes are the mask.
-        about: A sentence on what the run is.
-    """
-
-    history: Sequence[Mapping[str, float]]
-    seconds: float
-    loss_tokens: int
-    settings: Mapping[str, Any]
-    optimizer: NotRequired[OptimizerRecord]
-    same_answers: NotRequired[Score]
-    about: NotRequired[str]
-
-
-class DemoRecord(TypedDict):
-    """What a demo did, besides the comparisons of its runs with their base.
-
-    Attributes:
-        base_id: Name of the base model.
-        model_note: A sentence on the base that readers must know (de-quantised 4-bit weights).
-        task: What the runs trained on, to follow "trained on": `one-digit addition, ...`.
-        before: The base on the held-out questions.
-        majority_baseline: What a constant answer scores on the same questions.
-        arms: The runs, by label. Those that have comparisons or identity checks have the same
-            label there.
-        full: Label of the run whose changes are the mask; needed with identity checks.
-        mask_notes: Sentences on how the masks were trained.
-    """
-
-    base_id: str
-    model_note: str
-    task: NotRequired[str]
-    before: BeforeRecord
-    majority_baseline: Baseline
-    arms: Mapping[str, ArmRecord]
-    full: NotRequired[str]
-    mask_notes: NotRequired[Sequence[str]]
 
 
 def demo_document(

@@ -1,0 +1,244 @@
+"""The record of a demo: what its page says of the runs, as plain data.
+
+It is saved as JSON beside the page, which can be drawn again from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from trimtab.outputs import flat
+from trimtab.results.statistics import wilson
+
+
+class Score(TypedDict):
+    """How many answers were right, of how many, and the 95 % interval of the ratio, if it has one.
+
+    The interval is that of `trimtab evaluate`.
+    """
+
+    correct: int
+    total: int
+    interval: NotRequired[Sequence[float] | None]
+
+
+class BeforeRecord(TypedDict):
+    """The base on the held-out questions."""
+
+    accuracy_greedy: Score
+    accuracy_sampled: Score
+
+
+class Baseline(Score):
+    """What always giving the most frequent answer would score."""
+
+    answer: str
+
+
+class OptimizerRecord(TypedDict):
+    """What a run trained, and the memory that its optimizer needed for that.
+
+    Attributes:
+        num_selected: Elements trained.
+        num_elements: All elements.
+        state_bytes: Running means of the optimizer.
+        index_bytes: Positions of the elements trained; 0 where all are.
+    """
+
+    num_selected: int
+    num_elements: int
+    state_bytes: int
+    index_bytes: int
+
+
+class ArmRecord(BeforeRecord):
+    """One run of a demo: the scores after training, and what training took.
+
+    Attributes:
+        history: One entry for each step: `step` and `reward` or `loss`; other keys are ignored.
+        seconds: Wall time of training.
+        loss_tokens: Tokens whose loss was trained on.
+        settings: Whatever the run should be known by (`lr`, `steps`, ...), as plain data.
+        optimizer: What it trained.
+        same_answers: Held-out questions to which it gives the greedy answer of the run whose
+            changes are the mask.
+        about: A sentence on what the run is.
+    """
+
+    history: Sequence[Mapping[str, float]]
+    seconds: float
+    loss_tokens: int
+    settings: Mapping[str, Any]
+    optimizer: NotRequired[OptimizerRecord]
+    same_answers: NotRequired[Score]
+    about: NotRequired[str]
+
+
+class DemoRecord(TypedDict):
+    """What a demo did, besides the comparisons of its runs with their base.
+
+    Attributes:
+        base_id: Name of the base model.
+        model_note: A sentence on the base that readers must know (de-quantised 4-bit weights).
+        task: What the runs trained on, to follow "trained on": `one-digit addition, ...`.
+        before: The base on the held-out questions.
+        majority_baseline: What a constant answer scores on the same questions.
+        arms: The runs, by label. Those that have comparisons or identity checks have the same
+            label there.
+        full: Label of the run whose changes are the mask; needed with identity checks.
+        mask_notes: Sentences on how the masks were trained.
+    """
+
+    base_id: str
+    model_note: str
+    task: NotRequired[str]
+    before: BeforeRecord
+    majority_baseline: Baseline
+    arms: Mapping[str, ArmRecord]
+    full: NotRequired[str]
+    mask_notes: NotRequired[Sequence[str]]
+
+
+LABELS = {
+    "grpo": "GRPO",
+    "sft": "SFT",
+    "grpo-mask": "GRPO mask",
+    "grpo-random": "random mask",
+    "grpo-matched": "matched mask",
+    "grpo-complement": "complement mask",
+}
+ABOUT = {
+    "grpo-mask": "GRPO again, from the same base and with the same questions, order and seed, "
+    "training only the weights that GRPO changed. All others keep the value of the base. In every "
+    "run weights are fp32 while they are trained, and rounded to bf16 once, when they are saved; "
+    "the mask is what changed in the saved bf16. Gradients are clipped by the norm of the whole "
+    "gradient, as they are where every weight is trained.",
+    "grpo-random": "the same with as many weights of each tensor, at random places.",
+    "grpo-matched": "the same with as many weights of each tensor and each bf16 exponent, at "
+    "random places: as many small and as many large ones.",
+    "grpo-complement": "the same with all the weights that GRPO did not change.",
+}
+ABOUT_SEED = (
+    "GRPO of every weight again, on the same questions under another seed: how far two such runs "
+    "agree."
+)
+MEASURES = {"grpo": "reward", "sft": "loss"}
+"""What tells of learning; the loss of GRPO hovers around zero by construction."""
+
+ON_SAMPLES = (
+    "GRPO learns from answers that it samples itself. As soon as one weight differs so do the "
+    "answers, and with them what is learned from: a run in the mask is not the other one bit for "
+    "bit. What counts is its accuracy, and the identity beside that of doing nothing and of the "
+    "controls."
+)
+ON_CONTROLS = (
+    "Whether it matters which weights are trained, only controls can tell: “trimtab demo "
+    "--controls” adds them."
+)
+ON_RANDOM = (
+    "The random mask has as many weights in each tensor as that of GRPO, but they are larger: bf16 "
+    "cannot store a small step on a large weight, and saving rounds it away. “Changed” says what "
+    "was left. Whether these weights matter, or only that they are small, the matched mask tells: "
+    "it has as many of each size."
+)
+
+SETTINGS = {
+    "algorithm": "algorithm",
+    "steps": "trainer.max_steps",
+    "seed": "seed",
+    "sequences a step": "trainer.per_device_train_batch_size",
+    "answers to a question": "trainer.num_generations",
+    "tokens of an answer": "trainer.max_completion_length",
+    "temperature": "trainer.temperature",
+    "loss": "trainer.loss_type",
+    "KL coefficient": "trainer.beta",
+    "optimizer": "trainer.optim",
+    "learning rate": "trainer.learning_rate",
+    "schedule": "trainer.lr_scheduler_type",
+    "beta 1": "trainer.adam_beta1",
+    "beta 2": "trainer.adam_beta2",
+    "epsilon": "trainer.adam_epsilon",
+    "weight decay": "trainer.weight_decay",
+    "gradient norm": "trainer.max_grad_norm",
+    "clipped by": "optimizer.clip_by",
+    "mask": "mask",
+}
+"""What the page lists of the settings of a run -> where `resolved.json` has it."""
+
+
+def label_of(name: str) -> str:
+    """What a run is called in tables and charts."""
+    return LABELS.get(name) or f"GRPO seed {name.rpartition('-')[2]}"
+
+
+def demo_record(data: Mapping[str, Any]) -> DemoRecord:
+    """Everything but the comparisons and identity checks, in the words of the page.
+
+    Args:
+        data: `DemoRun.to_dict()` of `trimtab.training.demo`.
+    """
+    majority, runs = data["majority_baseline"], data["arms"]
+    record: Any = {
+        "base_id": data["origin"]["model"],
+        "model_note": f"Its weights are {data['origin']['note']}: they are not bit for bit those "
+        "that the model was published with.",
+        "task": "one-digit addition with a verifiable reward",
+        "before": _scores(data["before"]),
+        "majority_baseline": {
+            "correct": majority["num_correct"],
+            "total": majority["num_questions"],
+            "answer": str(majority["answer"]),
+        },
+        "arms": {label_of(name): _arm(name, run, runs["grpo"]) for name, run in runs.items()},
+        "full": LABELS["grpo"],
+        "mask_notes": [ON_SAMPLES, ON_RANDOM if "grpo-random" in runs else ON_CONTROLS],
+    }
+    demo: DemoRecord = record
+    return demo
+
+
+def _arm(name: str, run: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str, Any]:
+    result = run["record"]
+    settings = flat(result["settings"])
+    measure = MEASURES[settings["algorithm"]]
+    shown = {
+        label: settings[key] for label, key in SETTINGS.items() if settings.get(key) is not None
+    }
+    if "mask" in shown:
+        shown["mask"] = f"{shown['mask'][:8]}…"  # a table has no room for whole digests
+    arm: dict[str, Any] = {
+        **_scores(run["evaluation"]),
+        "history": [{key: row[key] for key in ("step", measure)} for row in result["history"]],
+        "seconds": result["seconds"]["train"],
+        "loss_tokens": result["tokens"]["num_loss"],
+        "settings": {
+            **shown,
+            **{f"{part} precision": dtype for part, dtype in result["precision"].items()},
+            "forward tokens": result["tokens"]["num_forward"],
+        },
+        "optimizer": result["optimizer"],
+    }
+    if name not in ("grpo", "sft"):
+        arm["about"] = ABOUT.get(name, ABOUT_SEED)
+        pairs = zip(run["evaluation"]["answers"], full["evaluation"]["answers"], strict=True)
+        same = [one["greedy"] == other["greedy"] for one, other in pairs]
+        num, total = sum(same), len(same)
+        interval = list(wilson(num / total, total))
+        arm["same_answers"] = {"correct": num, "total": total, "interval": interval}
+    return arm
+
+
+def _scores(answers: Mapping[str, Any]) -> dict[str, Score]:
+    return {
+        "accuracy_greedy": {
+            "correct": answers["num_greedy_correct"],
+            "total": answers["num_questions"],
+            "interval": answers["greedy_interval"],
+        },
+        "accuracy_sampled": {
+            "correct": sum(answer["num_sampled_correct"] for answer in answers["answers"]),
+            "total": answers["num_questions"] * answers["num_samples"],
+            "interval": answers["sampled_interval"],
+        },
+    }
