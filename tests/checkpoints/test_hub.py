@@ -47,7 +47,7 @@ REPOSITORIES: dict[str, dict[str, bytes]] = {
 
 SCRIPT = """
 import json, sys
-from trimtab.checkpoints import open_checkpoint
+from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import CheckpointError
 
 def opened(ref):

@@ -8,7 +8,7 @@ from math import exp, sqrt
 from statistics import fmean
 from typing import Any, ClassVar
 
-from trimtab.results.schema import Amount, fields_to_plain
+from trimtab.results.schema import Amount, fields_to_plain, to_plain
 from trimtab.results.statistics import (
     Interval,
     clustered_interval,
@@ -134,14 +134,6 @@ class Answers:
         """Plain data for JSON: the figures, and every answer."""
         return fields_to_plain(self)
 
-    def plain_greedy_interval(self) -> list[float]:
-        """As JSON has it."""
-        return list(self.greedy_interval)
-
-    def plain_sampled_interval(self) -> list[float] | None:
-        """As JSON has it."""
-        return _listed(self.sampled_interval)
-
     def problems(self) -> Iterator[str]:
         """What nobody can have answered."""
         if self.num_samples < 0:
@@ -229,10 +221,6 @@ class Forgetting:
         """Of the tuned model."""
         return exp(sum(passage.tuned_surprise for passage in self.passages) / self.num_tokens)
 
-    def plain_kl_interval(self) -> list[float] | None:
-        """As JSON has it."""
-        return _listed(self.kl_interval)
-
     def problems(self) -> Iterator[str]:
         """What cannot have been read."""
         if not self.passages:
@@ -257,7 +245,7 @@ def answers_difference(first: Answers, second: Answers) -> dict[str, Any]:
         "num_gained": gained,
         "num_lost": lost,
         "greedy_difference": (gained - lost) / len(pairs),
-        "greedy_interval": list(paired_interval(gained, lost, len(pairs))),
+        "greedy_interval": paired_interval(gained, lost, len(pairs)),
         "p_value": mcnemar(gained, lost),
         "sampled_difference": None,
         "sampled_standard_error": None,
@@ -268,9 +256,6 @@ def answers_difference(first: Answers, second: Answers) -> dict[str, Any]:
         moved = [after - before for before, after in shares]
         figures["sampled_difference"] = fmean(moved)
         figures["sampled_standard_error"] = standard_error(moved)
-        figures["sampled_interval"] = _listed(mean_interval(moved, -1.0, 1.0))
-    return figures
-
-
-def _listed(interval: Interval | None) -> list[float] | None:
-    return None if interval is None else list(interval)
+        figures["sampled_interval"] = mean_interval(moved, -1.0, 1.0)
+    plain: dict[str, Any] = to_plain(figures)
+    return plain

@@ -16,7 +16,7 @@ from trimtab.results.answers import Answers, Forgetting, answers_difference
 from trimtab.results.records import CheckpointRecord
 from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance, to_plain
-from trimtab.results.statistics import CONFIDENCE, normal_interval
+from trimtab.results.statistics import CONFIDENCE, Interval, normal_interval
 from trimtab.words import one_line
 
 
@@ -97,7 +97,7 @@ class AskedQuestions:
         rows: The questions.
     """
 
-    PLAIN: ClassVar = ("num_questions", "by", "majority_baseline=_baseline", "record", "rows")
+    PLAIN: ClassVar = ("num_questions", "by", "majority_baseline=baseline", "record", "rows")
 
     by: str | None
     record: Annotated[Mapping[str, Any], Like(_Record, is_open=True)]
@@ -123,9 +123,6 @@ class AskedQuestions:
         if any(row.answer is None for row in rows):
             return None
         return majority_baseline(row.answer for row in rows).to_dict()
-
-    def _baseline(self) -> dict[str, Any] | None:
-        return self.baseline()
 
     def problems(self) -> Iterator[str]:
         """What cannot have been asked."""
@@ -309,9 +306,9 @@ def _metrics(model: EvaluatedModel) -> list[tuple[str, str]] | None:
 def _with_intervals(suites: Mapping[str, Any]) -> dict[str, Any]:
     """Suites whose metrics have an interval, where the suite tells a standard error."""
 
-    def interval(metric: Mapping[str, Any]) -> list[float] | None:
+    def interval(metric: Mapping[str, Any]) -> Interval | None:
         error = metric["standard_error"]
-        return None if error is None else list(normal_interval(metric["value"], error))
+        return None if error is None else normal_interval(metric["value"], error)
 
     return {
         task: {

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import atan, comb, cos, inf, log, pi, sin, sqrt
 from statistics import NormalDist, fmean, pvariance, stdev, variance
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +30,8 @@ Counts: TypeAlias = NDArray[np.int64]
 _Z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 
 
-class Interval(NamedTuple):
-    """Two ends, both inclusive."""
-
-    low: float
-    high: float
+Interval: TypeAlias = tuple[float, float]
+"""Low and high end, both inclusive."""
 
 
 def wilson(share: float, num: float) -> Interval:
@@ -52,7 +49,7 @@ def wilson(share: float, num: float) -> Interval:
     scale = 1 + _Z**2 / num
     # Rounding must not lead the ends past 0, 1 or the share itself.
     low, high = (centre - half) / scale, (centre + half) / scale
-    return Interval(max(0.0, min(low, share)), min(1.0, max(high, share)))
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
 
 
 def standard_error(values: Sequence[float]) -> float | None:
@@ -103,7 +100,7 @@ def mean_interval(values: Sequence[float], low: float, high: float) -> Interval 
 
 def normal_interval(value: float, error: float, low: float = -inf, high: float = inf) -> Interval:
     """Interval of an estimate with a standard error by the normal distribution, cut at bounds."""
-    return Interval(max(low, value - _Z * error), min(high, value + _Z * error))
+    return max(low, value - _Z * error), min(high, value + _Z * error)
 
 
 def mcnemar(num_gained: int, num_lost: int) -> float:
@@ -136,7 +133,7 @@ def paired_interval(num_gained: int, num_lost: int, num: int) -> Interval:
     gained, lost = (num_gained + 1) / (num + 2), (num_lost + 1) / (num + 2)
     centre = gained - lost
     half = _Z * sqrt((gained + lost - centre**2) / (num + 2))
-    return Interval(max(-1.0, centre - half), min(1.0, centre + half))
+    return max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
