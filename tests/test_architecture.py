@@ -51,7 +51,7 @@ MAY_IMPORT = {
 }
 """Layer -> the layers below it. `measure` and `masks` are siblings: they meet in `checkpoints`."""
 
-MOST_FILES, MOST_LINES, MOST_OF_A_FILE, MOST_HEADS = 230, 52_700, 550, 0.11
+MOST_FILES, MOST_LINES, MOST_OF_A_FILE, MOST_HEADS = 218, 52_450, 550, 0.11
 """Files, their lines, lines of one file, and the share of heads. To be lowered, never raised, until
 they are 230, 43,500, 550 and 0.08."""
 
