@@ -1,0 +1,105 @@
+"""Coded updates: the same bits again for every dtype and pattern, exact bytes, sizes, damage."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trimtab.elements.dtypes import DTYPES
+from trimtab.elements.update_coding import CODED, SAME, STORED, decode, encode
+from trimtab.errors import CheckpointError
+
+BF16 = DTYPES["BF16"]
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_any_bits_come_back(name: str, data: st.DataObject) -> None:
+    dtype = DTYPES[name]
+    size = data.draw(st.integers(0, 200))
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    base = random.integers(0, 256, size * dtype.num_bytes, np.uint8).view(dtype.bits)
+    tuned = base.copy()
+    for place in data.draw(st.lists(st.integers(0, max(0, size - 1)), max_size=size)):
+        with np.errstate(over="ignore"):
+            tuned[place] += dtype.bits.type(
+                2 ** (8 * dtype.num_bytes) - 1 if random.random() < 0.3 else random.integers(1, 9)
+            )
+    coded = encode(base, tuned, dtype)
+    assert len(coded) <= 1 + tuned.nbytes
+    assert decode(base, coded, dtype).tobytes() == tuned.tobytes()
+
+
+@pytest.mark.parametrize("name", [name for name, dtype in DTYPES.items() if dtype.is_float])
+def test_special_values_come_back(name: str) -> None:
+    dtype = DTYPES[name]
+    width = 8 * dtype.num_bytes
+    top = 1 << (width - 1)
+    largest = dtype.largest_magnitude
+    special = [0, top, 1, top + 1, largest, top + largest, largest - 1, top - 1, 2 * top - 1]
+    pairs = np.array([(a, b) for a in special for b in special] * 40, dtype.bits)
+    base, tuned = pairs.T.copy()
+    coded = encode(base, tuned, dtype)
+    assert decode(base, coded, dtype).tobytes() == tuned.tobytes()
+
+
+def test_every_pattern_of_bf16_moves_to_every_distance() -> None:
+    base = np.arange(1 << 16, dtype=np.uint16)
+    for step in (1, 3, 0x7FFF, 0x8000, 0xFFFF):
+        tuned = base.copy()
+        tuned[::9] += np.uint16(step)
+        assert np.array_equal(decode(base, encode(base, tuned, BF16), BF16), tuned)
+
+
+def test_exact_bytes() -> None:
+    base = np.full(64, 0x3F80, np.uint16)
+    tuned = base.copy()
+    assert encode(base, tuned, BF16) == bytes([SAME])
+    tuned[5] += np.uint16(1)
+    tuned[40] -= np.uint16(2)
+    assert encode(base, tuned, BF16).hex() == "01b54e4446b2a36e"
+    other = base[::-1] ^ np.arange(64, dtype=np.uint16) * np.uint16(40_503)
+    assert encode(base, other, BF16) == bytes([STORED]) + other.tobytes()
+
+
+def test_an_update_that_follows_the_exponent_takes_its_conditional_entropy() -> None:
+    random = np.random.default_rng(0)
+    base = (random.integers(110, 120, 1 << 20) << 7 | random.integers(0, 128, 1 << 20)).astype(
+        np.uint16
+    )
+    chance = np.where((base >> 7) < 113, 0.3, 0.002)
+    moved = random.random(base.size) < chance
+    tuned = base + moved.astype(np.uint16)
+    coded = encode(base, tuned, BF16)
+    entropy = -(chance * np.log2(chance) + (1 - chance) * np.log2(1 - chance)).sum() / 8
+    assert coded[0] == CODED
+    assert entropy * 0.98 < len(coded) < entropy * 1.06  # and away from zero costs next to nothing
+    assert np.array_equal(decode(base, coded, BF16), tuned)
+
+
+def test_what_is_no_coding_is_refused() -> None:
+    base = np.arange(1000, dtype=np.uint16)
+    tuned = base + (base % 7 == 0).astype(np.uint16)
+    coded = encode(base, tuned, BF16)
+    assert coded[0] == CODED
+    for damaged in (b"", b"\3", b"\0\0", b"\1", coded[:-1], coded + b"\0", b"\2" + bytes(1999)):
+        with pytest.raises(
+            CheckpointError, match=r"does not fit a tensor of 1000 elements of BF16"
+        ):
+            decode(base, damaged, BF16)
+
+
+def test_noise_decodes_to_an_array_of_the_base_or_is_refused() -> None:
+    base = np.arange(500, dtype=np.uint16)
+    random = np.random.default_rng(0)
+    for _ in range(2000):
+        try:
+            decoded = decode(
+                base, bytes([CODED]) + random.bytes(int(random.integers(0, 200))), BF16
+            )
+        except CheckpointError:
+            continue
+        assert decoded.shape == base.shape
