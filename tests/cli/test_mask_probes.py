@@ -154,7 +154,7 @@ def test_an_interrupt_leaves_nothing(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("trimtab.training.rollouts.sampling.token_log_probs", interrupt)
+    monkeypatch.setattr("trimtab.training.probes.losses.token_log_probs", interrupt)
     asked = "--base", base, "--task", "addition", "--density", 0.1
     outputs = "-o", tmp_path / "p.safetensors", "--scores", tmp_path / "s.safetensors"
     code, _, err = run("mask", "make", "fisher", *asked, *outputs)
