@@ -117,6 +117,18 @@ def _element(place: np.uint64, kind: NDArray[np.uint64]) -> np.uint64:
 
 
 @compiled()
+def _new_coder(
+    kind: NDArray[np.uint64],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.uint32]]:
+    """State of a coder, and the probabilities of flags and of digits, of which none is learned."""
+    exponents = int(kind[3]) + 1
+    state = np.zeros(4, np.uint64)
+    state[HIGH] = WORD
+    flags = np.full(exponents, UNSEEN, np.uint32)
+    return state, flags, np.full(exponents * SLOTS, UNSEEN, np.uint32)
+
+
+@compiled()
 def _middle(state: NDArray[np.uint64], probability: np.uint32) -> np.uint64:
     share = np.uint64(probability >> np.uint32(16))
     share = min(max(share, ONE), np.uint64(65534))
@@ -138,16 +150,10 @@ def _learn(
 
 
 @compiled()
-def _put(
-    state: NDArray[np.uint64],
-    out: NDArray[np.uint8],
-    table: NDArray[np.uint32],
-    slot: int,
-    bit: bool,
-    limit: int,
-    rates: NDArray[np.int64],
+def _put_bit(
+    state: NDArray[np.uint64], out: NDArray[np.uint8], probability: np.uint32, bit: bool
 ) -> None:
-    middle = _middle(state, table[slot])
+    middle = _middle(state, probability)
     low, high = state[LOW], state[HIGH]
     if bit:
         high = middle
@@ -160,19 +166,11 @@ def _put(
         low = (low << EIGHT) & WORD
         high = ((high << EIGHT) & WORD) | BYTE
     state[LOW], state[HIGH] = low, high
-    _learn(table, slot, bit, limit, rates)
 
 
 @compiled()
-def _get(
-    state: NDArray[np.uint64],
-    coded: NDArray[np.uint8],
-    table: NDArray[np.uint32],
-    slot: int,
-    limit: int,
-    rates: NDArray[np.int64],
-) -> bool:
-    middle = _middle(state, table[slot])
+def _get_bit(state: NDArray[np.uint64], coded: NDArray[np.uint8], probability: np.uint32) -> bool:
+    middle = _middle(state, probability)
     low, high, value = state[LOW], state[HIGH], state[VALUE]
     bit = value <= middle
     if bit:
@@ -186,6 +184,33 @@ def _get(
         state[PLACE] += ONE
         value = ((value << EIGHT) & WORD) | byte
     state[LOW], state[HIGH], state[VALUE] = low, high, value
+    return bit
+
+
+@compiled()
+def _put(
+    state: NDArray[np.uint64],
+    out: NDArray[np.uint8],
+    table: NDArray[np.uint32],
+    slot: int,
+    bit: bool,
+    limit: int,
+    rates: NDArray[np.int64],
+) -> None:
+    _put_bit(state, out, table[slot], bit)
+    _learn(table, slot, bit, limit, rates)
+
+
+@compiled()
+def _get(
+    state: NDArray[np.uint64],
+    coded: NDArray[np.uint8],
+    table: NDArray[np.uint32],
+    slot: int,
+    limit: int,
+    rates: NDArray[np.int64],
+) -> bool:
+    bit = _get_bit(state, coded, table[slot])
     _learn(table, slot, bit, limit, rates)
     return bit
 
@@ -214,12 +239,7 @@ def _encode(
     rates: NDArray[np.int64],
 ) -> int:
     """Bytes written, or -1 where that would be more than `most`."""
-    exponents = int(kind[3]) + 1
-    flags = np.full(exponents, UNSEEN, np.uint32)
-    digits = np.full(exponents * SLOTS, UNSEEN, np.uint32)
-    even = np.full(1, UNSEEN, np.uint32)
-    state = np.zeros(4, np.uint64)
-    state[HIGH] = WORD
+    state, flags, digits = _new_coder(kind)
     for i in range(base.size):
         old, new = np.uint64(base[i]), np.uint64(tuned[i])
         exponent = int((old >> kind[2]) & kind[3])
@@ -246,8 +266,7 @@ def _encode(
             bit = (distance >> np.uint64(digit)) & ONE != 0
             slot = _digit_slot(length, digit, prefix)
             if slot < 0:
-                even[0] = UNSEEN
-                _put(state, out, even, 0, bit, DIGIT_LIMIT, rates)
+                _put_bit(state, out, UNSEEN, bit)
             else:
                 _put(state, out, digits, first + slot, bit, DIGIT_LIMIT, rates)
             prefix = 2 * prefix + (1 if bit else 0)
@@ -268,12 +287,7 @@ def _decode(
     rates: NDArray[np.int64],
 ) -> bool:
     """Whether the coding is just as long as its elements need."""
-    exponents = int(kind[3]) + 1
-    flags = np.full(exponents, UNSEEN, np.uint32)
-    digits = np.full(exponents * SLOTS, UNSEEN, np.uint32)
-    even = np.full(1, UNSEEN, np.uint32)
-    state = np.zeros(4, np.uint64)
-    state[HIGH] = WORD
+    state, flags, digits = _new_coder(kind)
     if coded.size < 4:
         return False
     for i in range(4):
@@ -296,8 +310,7 @@ def _decode(
         for digit in range(length - 1, -1, -1):
             slot = _digit_slot(length, digit, prefix)
             if slot < 0:
-                even[0] = UNSEEN
-                bit = _get(state, coded, even, 0, DIGIT_LIMIT, rates)
+                bit = _get_bit(state, coded, UNSEEN)
             else:
                 bit = _get(state, coded, digits, first + slot, DIGIT_LIMIT, rates)
             distance = (distance << ONE) | np.uint64(1 if bit else 0)
