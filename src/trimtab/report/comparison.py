@@ -6,7 +6,7 @@ shuffled, or chance. `frame` and `comparison_sections` also serve a demo, which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab.elements.counts import percent
@@ -308,21 +308,14 @@ def rank(runs: Sequence[Run]) -> Section | None:
         column("least", "min"),
         column("shuffled, least", "random_min"),
     )
-    marks = marks_of(
-        rows,
-        ("rank", "run"),
-        columns[:2],
-        lambda names, summary: {
-            "arm": names[1],
-            "name": names[0],
-            "measured": 100 * summary["mean"],
-            "reference": 100 * summary["random_mean"],
-        },
-    )
     opening = f"Rank of the update, share of the most, over {_matrices(sections[0][1])}"
     figure = Figure(
         "Rank of the update, as a share of full rank",
-        lambda: _beside_control(runs, marks, "mean over matrices (% of full rank)"),
+        lambda: _beside_control(
+            runs,
+            marks_of(rows, ("rank", "run"), columns[:2], _measured("mean", "random_mean")),
+            "mean over matrices (% of full rank)",
+        ),
         "A dot is the mean over all matrices; its tick is the same figure for a random update of "
         "the same density and the same values. Only a dot well to the left of its tick says that "
         "the update has fewer directions than chance.",
@@ -352,6 +345,18 @@ def rank(runs: Sequence[Run]) -> Section | None:
     return Section(
         "Rank of the update", (intro, *analysed), (figure, *details, *_skipped(sections, "rank"))
     )
+
+
+def _measured(
+    figure: str, control: str
+) -> Callable[[Sequence[str], Mapping[str, Any]], dict[str, Any]]:
+    """What the dots of a figure beside its control are drawn from, by their keys in a summary."""
+    return lambda names, summary: {
+        "arm": names[1],
+        "name": names[0],
+        "measured": 100 * summary[figure],
+        "reference": 100 * summary[control],
+    }
 
 
 def _beside_control(runs: Sequence[Run], marks: Marks, axis: str) -> dict[str, Any]:
@@ -409,21 +414,14 @@ def geometry(runs: Sequence[Run]) -> Section | None:
             "lift", lambda summary: Shown(f"{summary['lift']:.2f}", summary["lift"])
         ),
     )
-    marks = marks_of(
-        rows,
-        ("share of", "run"),
-        columns,
-        lambda names, summary: {
-            "arm": names[1],
-            "name": names[0],
-            "measured": 100 * summary["share"],
-            "reference": 100 * summary["chance"],
-        },
-    )
     opening = f"Where the update lies, over {_matrices(sections[0][1])}"
     figure = Figure(
         "Where the update lies, beside chance",
-        lambda: _beside_control(runs, marks, "share (%)"),
+        lambda: _beside_control(
+            runs,
+            marks_of(rows, ("share of", "run"), columns, _measured("share", "chance")),
+            "share (%)",
+        ),
         "A dot on its tick is where a random update would lie. Small weights move more easily in "
         "a low-precision format, so a dot to the right of its tick on the smallest weights is no "
         "sign of a preference by itself.",

@@ -249,10 +249,6 @@ def _differences(evaluation: Evaluation) -> Table:
     )
 
 
-def _p(value: float) -> str:
-    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
-
-
 def _headings(evaluation: Evaluation, *others: str) -> list[str]:
     """A heading for each model, other than those of the other columns and of each other."""
     headings: list[str] = []

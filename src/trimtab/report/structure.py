@@ -126,9 +126,7 @@ def structure_document(structure: Structure) -> Document:
             stripes(masks),
             one_matrix(masks),
             _sharing(structure, labels),
-            Section(
-                "Coverage", tuple(gaps) or ("Every tensor's rows and columns belong to units.",)
-            ),
+            Section("Coverage", tuple(gaps) or (_NO_GAP,)),
             masks_provenance(
                 dict(zip(labels, (one.mask for one in structure.masks), strict=True)),
                 structure.base,
