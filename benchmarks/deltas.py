@@ -1,6 +1,6 @@
 """Size and speed of coded updates, on one thread, with copying and hashing of the same bytes.
 
-    python -m benchmarks.deltas demo/base demo/grpo/model -o result.json
+    python -m benchmarks.deltas demo/base demo/grpo/model --output result.json
 
 Speeds are bytes of the tuned tensors a second. Every tensor is decoded and compared bit for bit.
 """
@@ -18,6 +18,7 @@ from typing import Any
 
 import xxhash
 
+from benchmarks.provenance import provenance
 from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.update_coding import decode, encode
 
@@ -55,18 +56,20 @@ def measure(base_path: str, tuned_path: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure one pair and print or write the figures."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure one pair and print the figures as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("base")
     parser.add_argument("tuned")
-    parser.add_argument("-o", "--output", type=Path)
-    arguments = parser.parse_args()
-    result = measure(arguments.base, arguments.tuned)
-    text = json.dumps(result, indent=1)
-    if arguments.output is None:
-        print(text)
-    else:
-        arguments.output.write_text(text + "\n", encoding="utf-8")
+    parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    options = parser.parse_args()
+    report = {
+        "provenance": provenance("numpy", "numba"),
+        **measure(options.base, options.tuned),
+    }
+    text = json.dumps(report, indent=1)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":
