@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trimtab.elements import update_coding
 from trimtab.elements.dtypes import DTYPES
-from trimtab.elements.update_coding import CODED, SAME, STORED, decode, encode
+from trimtab.elements.update_coding import (
+    CODED,
+    SAME,
+    STORED,
+    decode,
+    decode_tensor,
+    encode,
+    encode_tensor,
+)
 from trimtab.errors import CheckpointError
 
 BF16 = DTYPES["BF16"]
@@ -103,3 +112,23 @@ def test_noise_decodes_to_an_array_of_the_base_or_is_refused() -> None:
         except CheckpointError:
             continue
         assert decoded.shape == base.shape
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (64,), (65, 3), (2, 5, 100)])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_tensor_comes_back_from_its_frames(
+    shape: tuple[int, ...], threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update_coding, "CHUNK", 64)
+    random = np.random.default_rng(0)
+    base = random.integers(0, 1 << 16, shape, np.uint16)
+    tuned = base + (random.random(shape) < 0.2).astype(np.uint16)
+    frames = encode_tensor(base, tuned, BF16, threads=threads)
+    assert len(frames) == 1 + -(-base.size // 64)
+    assert frames == encode_tensor(base, tuned, BF16)
+    decoded = decode_tensor(base, frames, BF16, threads=threads)
+    assert decoded.shape == shape
+    assert np.array_equal(decoded, tuned)
+    for wrong in (frames[:-1], [*frames, b"\0"], [b"\1", *frames[1:]]):
+        with pytest.raises(CheckpointError, match=r"do(es)? not fit a tensor"):
+            decode_tensor(base, wrong, BF16, threads=threads)

@@ -14,12 +14,19 @@ length in unary, then its digits from the top (Elias gamma).
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits, DType, exponent_place
 from trimtab.elements.simd import compiled
 from trimtab.errors import CheckpointError
+
+CHUNK = 1 << 22
+"""Elements that are coded together. Chunks are independent of each other."""
 
 SAME, CODED, STORED = 0, 1, 2
 """First byte of a coding: nothing changed; coded as above; the tuned bytes themselves."""
@@ -47,6 +54,65 @@ LOW, HIGH, PLACE, VALUE = 0, 1, 2, 3
 
 ONE, EIGHT, SIXTEEN, TOP = np.uint64(1), np.uint64(8), np.uint64(16), np.uint64(0xFF000000)
 WORD, BYTE = np.uint64(0xFFFFFFFF), np.uint64(255)
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def encode_tensor(base: Bits, tuned: Bits, dtype: DType, *, threads: int = 1) -> list[bytes]:
+    """Code a tuned tensor, given its base.
+
+    Args:
+        base: Bits before training, any shape.
+        tuned: Bits after it, of the same shape and dtype.
+        dtype: What the bits mean.
+        threads: How many chunks are coded at a time. The result does not depend on it.
+
+    Returns:
+        Frames: the predictor of the tensor (empty if it has none), then one for each `CHUNK`
+        elements, in C order.
+    """
+    before, after = (np.ascontiguousarray(bits).reshape(-1) for bits in (base, tuned))
+
+    def frame(start: int) -> bytes:
+        return encode(before[start : start + CHUNK], after[start : start + CHUNK], dtype)
+
+    return [b"", *_map(frame, range(0, after.size, CHUNK), threads)]
+
+
+def decode_tensor(base: Bits, frames: Sequence[bytes], dtype: DType, *, threads: int = 1) -> Bits:
+    """The inverse of `encode_tensor`: bits of the shape of `base`, which is not changed.
+
+    What is allocated has the size of the base, whatever the frames say. Frames that were altered
+    may decode to other bits: hashes of the result show that.
+
+    Raises:
+        CheckpointError: They are no frames of a tensor of this size and dtype.
+    """
+    before = np.ascontiguousarray(base).reshape(-1)
+    starts = range(0, before.size, CHUNK)
+    if len(frames) != 1 + len(starts) or frames[0]:
+        raise CheckpointError(
+            f"{len(frames)} frames do not fit a tensor of {before.size} elements, which has "
+            f"{1 + len(starts)}: the file is damaged, or of another tensor"
+        )
+    after = np.empty_like(before)
+
+    def fill(start: int) -> None:
+        part = slice(start, start + CHUNK)
+        after[part] = decode(before[part], frames[1 + start // CHUNK], dtype)
+
+    _map(fill, starts, threads)
+    return after.reshape(base.shape)
+
+
+def _map(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
+    """Apply a function to items, some at a time; the kernels run without the GIL."""
+    if threads == 1 or len(items) < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(min(threads, len(items))) as pool:
+        return list(pool.map(function, items))
 
 
 def encode(base: Bits, tuned: Bits, dtype: DType) -> bytes:
