@@ -9,6 +9,7 @@ Each class also derives from the built-in that it refines, so callers can catch 
     ├── TensorMismatchError (ValueError)     base and tuned tensors do not fit each other
     ├── MaskError (ValueError)               not a mask, or a mask that cannot be used
     │   └── MaskMismatchError                a mask of another model, or of other weights
+    ├── DeltaError (ValueError)              not a delta, or a delta that cannot be used
     ├── CriterionError (ValueError)          a "changed" criterion that cannot be understood
     ├── AnalysisError (ValueError)           settings of an analysis that cannot be used
     ├── ResultFormatError (ValueError)       a saved result of another format or version
@@ -39,6 +40,7 @@ __all__ = [
     "CheckpointNotFoundError",
     "CheckpointWarning",
     "CriterionError",
+    "DeltaError",
     "MaskError",
     "MaskMismatchError",
     "MissingExtraError",
@@ -78,6 +80,10 @@ class MaskError(TrimtabError, ValueError):
 
 class MaskMismatchError(MaskError):
     """A mask was made for another model, or against other weights than these."""
+
+
+class DeltaError(TrimtabError, ValueError):
+    """A file or folder that is no delta, or a delta that cannot be applied to this base."""
 
 
 class CriterionError(TrimtabError, ValueError):
