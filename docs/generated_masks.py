@@ -11,7 +11,7 @@ from typing import Any
 from docs.generated import rows
 
 from trimtab.elements.counts import percent
-from trimtab.report.shared import count_text, lift_text, z_text
+from trimtab.report.chance import count_text, lift_text, z_text
 
 __all__ = ["agreement", "by_kind", "chances", "lifts", "measured", "origin", "speed", "targets"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from docs.generated import rows
 
 from trimtab.elements.counts import percent
-from trimtab.report.shared import lift_text
+from trimtab.report.chance import lift_text
 
 __all__ = ["by_kind", "measured", "predictions", "reading"]
 

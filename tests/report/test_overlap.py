@@ -15,9 +15,7 @@ from tests.report.test_comparison_page import HOSTILE
 from tests.report.test_comparison_table import cells
 from trimtab.masks.overlap_chance import NULLS, Shared
 from trimtab.masks.overlap_result import Overlap, OverlapCoverage
-from trimtab.report.html import render
-from trimtab.report.overlap import CHANCES, overlap_document, shared_sentence
-from trimtab.report.shared import (
+from trimtab.report.chance import (
     NO_BASE,
     coverage_sentence,
     lift_text,
@@ -27,6 +25,8 @@ from trimtab.report.shared import (
     times_sentence,
     z_text,
 )
+from trimtab.report.html import render
+from trimtab.report.overlap import CHANCES, overlap_document, shared_sentence
 from trimtab.report.terminal import render_text
 from trimtab.results.urn import Tail
 

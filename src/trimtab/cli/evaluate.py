@@ -8,17 +8,7 @@ from typing import Any
 import click
 
 import trimtab.training
-from trimtab.cli.options import (
-    PATH,
-    SEED,
-    Command,
-    Outputs,
-    batch_size_option,
-    names_of,
-    result_options,
-    seed_option,
-    text_option,
-)
+from trimtab.cli import options
 from trimtab.cli.questions import question_options, questions_of
 from trimtab.cli.terminal import say
 from trimtab.outputs import is_stream
@@ -29,7 +19,7 @@ NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
 
 @click.command(
     "evaluate",
-    cls=Command,
+    cls=options.Command,
     short_help="Ask models held-out questions, and measure what they forgot.",
     epilog="Example: trimtab evaluate out/model --base base/ --run run.toml --samples 8",
 )
@@ -49,11 +39,13 @@ NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
 @click.option(
     "--temperature", type=float, default=1.0, show_default=True, help="Sampling temperature."
 )
-@seed_option("Seed of the samples.", SEED)
-@batch_size_option
-@text_option
+@options.seed_option("Seed of the samples.", options.SEED)
+@options.batch_size_option
+@options.text_option
 @click.option("--suite", metavar="TASK,...", help="Tasks of lm-evaluation-harness to ask as well.")
-@click.option("--suite-folder", type=PATH, help="Folder of YAML files of tasks, for --suite.")
+@click.option(
+    "--suite-folder", type=options.PATH, help="Folder of YAML files of tasks, for --suite."
+)
 @click.option(
     "--suite-limit", type=click.IntRange(min=1), help="Number of questions of each task, at most."
 )
@@ -62,7 +54,7 @@ NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
     type=click.Choice(["bf16", "fp32"]),
     help="Dtype to compute in.  [default: bf16 if all are stored in it]",
 )
-@result_options
+@options.result_options
 def evaluate(
     models: tuple[str, ...],
     base: str | None,
@@ -76,7 +68,7 @@ def evaluate(
     suite_folder: Path | None,
     suite_limit: int | None,
     dtype: Any,
-    outputs: Outputs,
+    outputs: options.Outputs,
     **asked: Any,
 ) -> None:
     """Ask models held-out questions, side by side, and measure what they forgot.
@@ -92,7 +84,7 @@ def evaluate(
 
     from trimtab.training.evaluation.suites import Suites
 
-    tasks = names_of(suite)
+    tasks = options.names_of(suite)
     try:
         evaluation = trimtab.training.evaluate(
             models,
@@ -120,12 +112,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
 
 @click.command(
     "robustness",
-    cls=Command,
+    cls=options.Command,
     short_help="Ask whether a mask is more fragile than other sets of its size.",
     epilog="Example: trimtab robustness tuned/ --mask m.safetensors --base base/ --task addition",
 )
 @click.argument("checkpoint")
-@click.option("--mask", type=PATH, required=True, help="Mask whose elements to perturb first.")
+@click.option(
+    "--mask", type=options.PATH, required=True, help="Mask whose elements to perturb first."
+)
 @click.option("--base", required=True, metavar="MODEL", help="Base that the mask was made against.")
 @click.option(
     "--noise",
@@ -149,14 +143,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
     show_default=True,
     help="Number of draws of elements and noise.",
 )
-@seed_option("Seed of the first draw.", SEED)
+@options.seed_option("Seed of the first draw.", options.SEED)
 @question_options
-@text_option
+@options.text_option
 @click.option(
     "--passages", type=click.IntRange(min=1), help="Number of passages of the text, at most."
 )
-@batch_size_option
-@result_options
+@options.batch_size_option
+@options.result_options
 def robustness(
     checkpoint: str,
     mask: Path,
@@ -168,7 +162,7 @@ def robustness(
     text: Path | None,
     passages: int | None,
     batch_size: int,
-    outputs: Outputs,
+    outputs: options.Outputs,
     **asked: Any,
 ) -> None:
     """Ask whether a subnetwork is more fragile than other weights of the model.

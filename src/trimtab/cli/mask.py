@@ -16,23 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 import trimtab
-from trimtab.cli import mask_probe
+from trimtab.cli import mask_probe, options
 from trimtab.cli.mask_make import complement, make
-from trimtab.cli.options import (
-    PATH,
-    Group,
-    MaskTarget,
-    Outputs,
-    command_line,
-    conversion_options,
-    force_option,
-    json_option,
-    names_of,
-    result_options,
-    seed_option,
-    threads_option,
-    writes_a_mask,
-)
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free
 from trimtab.progress import byte_progress
@@ -50,7 +35,7 @@ MOST_LAYERS = 100_000
 
 @click.group(
     "mask",
-    cls=Group,
+    cls=options.Group,
     short_help="Make a mask of the elements that changed, and its controls.",
     epilog="Example: trimtab mask extract base/ tuned/ -o m.safetensors",
 )
@@ -76,10 +61,10 @@ def mask() -> None:
     metavar="CRITERION",
     help="Criterion of what changed: bits, value, atol=T, strict_atol=T or rel=T.",
 )
-@conversion_options
-@threads_option
-@writes_a_mask
-def extract(base: str, tuned: str, target: MaskTarget, **settings: Any) -> None:
+@options.conversion_options
+@options.threads_option
+@options.writes_a_mask
+def extract(base: str, tuned: str, target: options.MaskTarget, **settings: Any) -> None:
     """Select the elements that changed from a BASE to a TUNED checkpoint.
 
     BASE and TUNED are each a folder, a .safetensors or .bin file, or a hub id with an optional
@@ -102,7 +87,7 @@ def extract(base: str, tuned: str, target: MaskTarget, **settings: Any) -> None:
     short_help="Control: as many elements, at random places.",
     epilog="Example: trimtab mask random m.safetensors --seed 1 -o r.safetensors",
 )
-@click.argument("mask", type=PATH)
+@click.argument("mask", type=options.PATH)
 @click.option(
     "--match",
     type=click.Choice(["tensor", "magnitude"]),
@@ -111,9 +96,9 @@ def extract(base: str, tuned: str, target: MaskTarget, **settings: Any) -> None:
     help="As many in each tensor, or in each tensor × exponent of the base weight.",
 )
 @click.option("--base", help="Base that MASK was made against, for --match magnitude.")
-@seed_option("Seed of the places.")
-@writes_a_mask
-def random(mask: Path, match: str, base: str | None, seed: int, target: MaskTarget) -> None:
+@options.seed_option("Seed of the places.")
+@options.writes_a_mask
+def random(mask: Path, match: str, base: str | None, seed: int, target: options.MaskTarget) -> None:
     """Select as many elements in each tensor as MASK does, at random places.
 
     Small weights are the ones that training can move at all in bf16, so most of what two masks
@@ -142,8 +127,8 @@ for _verb in (mask_probe.fisher, mask_probe.sign_consistency, mask_probe.snip):
     epilog="Example: trimtab mask survivors pruned/ -o alive.safetensors",
 )
 @click.argument("checkpoint")
-@writes_a_mask
-def survivors(checkpoint: str, target: MaskTarget) -> None:
+@options.writes_a_mask
+def survivors(checkpoint: str, target: options.MaskTarget) -> None:
     """Select the elements of a CHECKPOINT that are not 0, whatever made the others so.
 
     CHECKPOINT is a folder, a .safetensors or .bin file, or a hub id with an optional @revision.
@@ -166,10 +151,10 @@ def _add_set_operation(
         short_help=f"Combine two masks: {short_help}.",
         epilog=f"Example: trimtab mask {operation} a.safetensors b.safetensors -o m.safetensors",
     )
-    @click.argument("first", type=PATH)
-    @click.argument("second", type=PATH)
-    @writes_a_mask
-    def command(first: Path, second: Path, target: MaskTarget) -> None:
+    @click.argument("first", type=options.PATH)
+    @click.argument("second", type=options.PATH)
+    @options.writes_a_mask
+    def command(first: Path, second: Path, target: options.MaskTarget) -> None:
         with trimtab.open_mask(first) as one, trimtab.open_mask(second) as other:
             made = trimtab.combine(operation, one, other)
             _say_names([one, other])
@@ -212,7 +197,7 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> li
     short_help="Keep the part in some kinds, layers or tensors.",
     epilog="Example: trimtab mask restrict m.safetensors --kinds q_proj,k_proj -o qk.safetensors",
 )
-@click.argument("mask", type=PATH)
+@click.argument("mask", type=options.PATH)
 @click.option("--kinds", metavar="KIND,…", help="Kinds of tensors to keep, as in `mask info`.")
 @click.option("--layers", callback=_layers, metavar="N,N-N,…", help="Layers to keep.")
 @click.option(
@@ -221,20 +206,20 @@ def _layers(ctx: click.Context, param: click.Parameter, value: str | None) -> li
     metavar="PATTERN",
     help="Tensor to keep, or pattern with * and ?; may be repeated.",
 )
-@writes_a_mask
+@options.writes_a_mask
 def restrict(
     mask: Path,
     kinds: str | None,
     layers: list[int] | None,
     tensors: tuple[str, ...],
-    target: MaskTarget,
+    target: options.MaskTarget,
 ) -> None:
     """Keep of MASK the tensors that meet every condition given, and leave out the others."""
     if kinds is None and layers is None and not tensors:
         raise click.UsageError("give at least one of --kinds, --layers and --tensors")
     with trimtab.open_mask(mask) as opened:
         made = trimtab.restrict(
-            opened, kinds=names_of(kinds), layers=layers, tensors=tensors or None
+            opened, kinds=options.names_of(kinds), layers=layers, tensors=tensors or None
         )
         target.write_derived(made)
 
@@ -244,7 +229,7 @@ def restrict(
     short_help="Split masks into what all select and what only one does.",
     epilog="Example: trimtab mask share code.safetensors math.safetensors -o parts/",
 )
-@click.argument("masks", type=PATH, nargs=-1, required=True)
+@click.argument("masks", type=options.PATH, nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
@@ -254,8 +239,8 @@ def restrict(
     help=f"Folder to write the parts to, and {SPLIT_RESULT}.",
 )
 @click.option("--base", help="Base that MASKS were made against, for chance matched by magnitude.")
-@json_option
-@force_option
+@options.json_option
+@options.force_option
 def share(
     masks: tuple[Path, ...], output: Path, base: str | None, as_json: bool, force: bool
 ) -> None:
@@ -280,7 +265,12 @@ def share(
         files = part_files(output, [mask.stem for mask in masks])
         with byte_progress("counting") as progress:
             split = trimtab.share(
-                opened, files, base=base, progress=progress, command=command_line(), force=force
+                opened,
+                files,
+                base=base,
+                progress=progress,
+                command=options.command_line(),
+                force=force,
             )
     _say_bases(split.base_differs)
     for part in split.parts:
@@ -288,7 +278,7 @@ def share(
         say(f"wrote {part.file}: {selected} selected", err=True)
     split.save(result, force=force)
     say(f"wrote {result}", err=True)
-    Outputs(as_json, output=None, html=None, force=force).give(split)
+    options.Outputs(as_json, output=None, html=None, force=force).give(split)
 
 
 @mask.command(
@@ -296,7 +286,7 @@ def share(
     short_help="Carry a mask to another checkpoint.",
     epilog="Example: trimtab mask transfer m.safetensors --to other/ -o t.safetensors",
 )
-@click.argument("mask", type=PATH)
+@click.argument("mask", type=options.PATH)
 @click.option("--to", required=True, metavar="OTHER", help="Checkpoint to carry it to.")
 @click.option(
     "--map",
@@ -305,9 +295,11 @@ def share(
     multiple=True,
     help="Carry it to another depth, or to another width; can be given twice.",
 )
-@seed_option("Seed of the places, for --map units=density.")
-@writes_a_mask
-def transfer(mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: MaskTarget) -> None:
+@options.seed_option("Seed of the places, for --map units=density.")
+@options.writes_a_mask
+def transfer(
+    mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: options.MaskTarget
+) -> None:
     """Carry MASK to another checkpoint: a folder, a .safetensors or .bin file, or a hub id.
 
     Tensors of the same names and shapes keep their bits, and a vocabulary of another size the rows
@@ -330,7 +322,7 @@ def transfer(mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: Mask
     short_help="Ask whether masks select the same elements, or do so by chance.",
     epilog="Example: trimtab mask overlap seed-0.safetensors seed-1.safetensors --base base/",
 )
-@click.argument("masks", nargs=-1, required=True, metavar="A B [C …]", type=PATH)
+@click.argument("masks", nargs=-1, required=True, metavar="A B [C …]", type=options.PATH)
 @click.option(
     "--base",
     metavar="BASE",
@@ -342,9 +334,9 @@ def transfer(mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: Mask
     is_flag=True,
     help="The masks are in the order of time: set each against the last.",
 )
-@threads_option
-@result_options
-def overlap(masks: tuple[Path, ...], outputs: Outputs, **settings: Any) -> None:
+@options.threads_option
+@options.result_options
+def overlap(masks: tuple[Path, ...], outputs: options.Outputs, **settings: Any) -> None:
     """Ask whether masks select the same elements, beside what they would share by chance.
 
     A, B, … are files of masks of one model. What two of them share is set against three nulls:
@@ -364,10 +356,12 @@ def overlap(masks: tuple[Path, ...], outputs: Outputs, **settings: Any) -> None:
     short_help="Ask how well a mask predicts another.",
     epilog="Example: trimtab mask score predicted.safetensors m.safetensors --base base/",
 )
-@click.argument("pred", type=PATH)
-@click.argument("true", type=PATH)
+@click.argument("pred", type=options.PATH)
+@click.argument("true", type=options.PATH)
 @click.option(
-    "--scores", type=PATH, help="Scores that PRED was selected by, to judge their whole ranking."
+    "--scores",
+    type=options.PATH,
+    help="Scores that PRED was selected by, to judge their whole ranking.",
 )
 @click.option(
     "--base",
@@ -375,8 +369,10 @@ def overlap(masks: tuple[Path, ...], outputs: Outputs, **settings: Any) -> None:
     help="Checkpoint that both were made against; with it, PRED is set beside random masks of "
     "its magnitudes, and beside the smallest weights.",
 )
-@result_options
-def score(pred: Path, true: Path, scores: Path | None, base: str | None, outputs: Outputs) -> None:
+@options.result_options
+def score(
+    pred: Path, true: Path, scores: Path | None, base: str | None, outputs: options.Outputs
+) -> None:
     """Ask how well the mask PRED predicts the mask TRUE.
 
     Precision is the share of PRED that is in TRUE, recall the share of TRUE that is in PRED, and
@@ -396,23 +392,23 @@ def score(pred: Path, true: Path, scores: Path | None, base: str | None, outputs
     short_help="Ask where in the network masks live, against chance.",
     epilog="Example: trimtab mask structure m.safetensors --base base/ --html s.html",
 )
-@click.argument("masks", type=PATH, nargs=-1, required=True)
+@click.argument("masks", type=options.PATH, nargs=-1, required=True)
 @click.option("--base", metavar="BASE", help="Checkpoint that the masks were made against.")
 @click.option(
     "--config",
-    type=PATH,
+    type=options.PATH,
     metavar="FOLDER",
     help="Folder of the config.json, if BASE is not at hand.",
 )
 @click.option("--map", metavar="TENSOR", help="Name of the matrix to map.")
-@seed_option("Seed of the random control of the first mask.")
-@threads_option
-@result_options
+@options.seed_option("Seed of the random control of the first mask.")
+@options.threads_option
+@options.result_options
 def structure(
     masks: tuple[Path, ...],
     base: str | None,
     config: Path | None,
-    outputs: Outputs,
+    outputs: options.Outputs,
     **settings: Any,
 ) -> None:
     """Ask where in the network masks live: by head, neuron, channel, row and column.
@@ -440,8 +436,8 @@ def structure(
     short_help="Show what a mask selects, and how it was made.",
     epilog="Example: trimtab mask info m.safetensors",
 )
-@click.argument("mask", type=PATH)
-@json_option
+@click.argument("mask", type=options.PATH)
+@options.json_option
 def info(mask: Path, as_json: bool) -> None:
     """Show what MASK selects, by kind, and how it was made."""
     from trimtab.masks.mask import summarise

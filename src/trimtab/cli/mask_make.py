@@ -15,15 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import trimtab
-from trimtab.cli.options import (
-    PATH,
-    Function,
-    Group,
-    MaskTarget,
-    adding,
-    seed_option,
-    writes_a_mask,
-)
+from trimtab.cli import options
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free
 from trimtab.progress import byte_progress
@@ -45,7 +37,7 @@ base_option = click.option(
 
 @click.group(
     "make",
-    cls=Group,
+    cls=options.Group,
     short_help="Predict what training will change, without having trained.",
     epilog="Example: trimtab mask make low-magnitude --base base/ --density 0.1 -o p.safetensors",
 )
@@ -76,7 +68,7 @@ class Making:
     match: Match
     seed: int
     scores: Path | None
-    target: MaskTarget
+    target: options.MaskTarget
 
     @property
     def is_sized(self) -> bool:
@@ -183,7 +175,7 @@ class Making:
         self.target.write(mask)
 
 
-def makes_a_mask(function: Callable[..., None]) -> Function:
+def makes_a_mask(function: Callable[..., None]) -> options.Function:
     """Add the options of `Making` to a command, which is given it as its argument `making`."""
 
     @wraps(function)
@@ -194,19 +186,19 @@ def makes_a_mask(function: Callable[..., None]) -> Function:
         match: Match,
         seed: int,
         scores: Path | None,
-        target: MaskTarget,
-        **options: Any,
+        target: options.MaskTarget,
+        **settings: Any,
     ) -> None:
         if density is not None and like is not None:
             raise click.UsageError("--density and --like both say how many to select: give one")
         if scores is not None:
             ensure_free(scores, force=target.force)
         reference = None if like is None else trimtab.Mask.load(like)
-        function(making=Making(density, reference, match, seed, scores, target), **options)
+        function(making=Making(density, reference, match, seed, scores, target), **settings)
 
-    return adding(
+    return options.adding(
         click.option("--density", type=float, help="Share of the elements to select, 0 to 1."),
-        click.option("--like", type=PATH, help="Mask to select as many elements as."),
+        click.option("--like", type=options.PATH, help="Mask to select as many elements as."),
         click.option(
             "--match",
             type=click.Choice(["total", "tensor", "magnitude"]),
@@ -214,9 +206,11 @@ def makes_a_mask(function: Callable[..., None]) -> Function:
             show_default=True,
             help="As many in all, in each tensor, or in each tensor × exponent of the base weight.",
         ),
-        seed_option("Seed for breaking ties."),
-        click.option("--scores", type=PATH, help="File to write the score of every element to."),
-    )(writes_a_mask(with_making))
+        options.seed_option("Seed for breaking ties."),
+        click.option(
+            "--scores", type=options.PATH, help="File to write the score of every element to."
+        ),
+    )(options.writes_a_mask(with_making))
 
 
 @make.command(
@@ -241,9 +235,9 @@ def random(base: str, making: Making) -> None:
     short_help="Control: the elements that a mask does not select.",
     epilog="Example: trimtab mask complement m.safetensors -o c.safetensors",
 )
-@click.argument("mask", type=PATH)
-@writes_a_mask
-def complement(mask: Path, target: MaskTarget) -> None:
+@click.argument("mask", type=options.PATH)
+@options.writes_a_mask
+def complement(mask: Path, target: options.MaskTarget) -> None:
     """Select the elements that MASK does not, of the same tensors."""
     with trimtab.open_mask(mask) as opened:
         target.write_derived(trimtab.complement(opened))
@@ -381,7 +375,7 @@ def absorption(base: str, lr: float | None, steps: int, making: Making) -> None:
     epilog="Example: trimtab mask make consensus --at-least 2 a.safetensors b.safetensors "
     "c.safetensors -o p.safetensors",
 )
-@click.argument("masks", nargs=-1, required=True, type=PATH)
+@click.argument("masks", nargs=-1, required=True, type=options.PATH)
 @click.option("--at-least", type=int, help="Number of MASKS that select an element, at least.")
 @click.option("--base", help="Base of MASKS, for --match magnitude.")
 @makes_a_mask

@@ -8,15 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 import trimtab
+from trimtab.cli import questions
 from trimtab.cli.mask_make import Making, base_option, makes_a_mask
 from trimtab.cli.options import PATH, Command, adding
-from trimtab.cli.questions import (
-    answer_options,
-    judging_options,
-    reward_table,
-    task_options,
-    task_table,
-)
 from trimtab.cli.terminal import say
 from trimtab.words import plural
 
@@ -29,8 +23,8 @@ _probing_options = adding(
     click.option(
         "--prompts", type=PATH, metavar="FILE", help="JSON Lines file of prompts to look at."
     ),
-    task_options,
-    answer_options,
+    questions.task_options,
+    questions.answer_options,
     click.option(
         "--dtype",
         type=click.Choice(["fp32", "bf16"]),
@@ -66,7 +60,7 @@ _batch_options = adding(
         type=click.IntRange(min=2),
         help="Number of samples of each prompt, for --loss reward.  [default: 8]",
     ),
-    judging_options,
+    questions.judging_options,
     _probing_options,
 )
 
@@ -231,9 +225,11 @@ def _probe(
 
     is_judged = losses.needs == "rewards" and prompts is not None
     data = read_data(
-        task_table(task, config, file=None if prompts is None else str(prompts), chat=chat),
+        questions.task_table(
+            task, config, file=None if prompts is None else str(prompts), chat=chat
+        ),
         losses.needs,
-        reward=reward_table(**judging) if is_judged else None,
+        reward=questions.reward_table(**judging) if is_judged else None,
         stop=stop,
         max_completion_length=max_tokens,
         seed=making.seed,

@@ -8,21 +8,13 @@ from typing import Any
 import click
 
 import trimtab
-from trimtab.cli.options import (
-    PATH,
-    Command,
-    Outputs,
-    conversion_options,
-    result_options,
-    seed_option,
-    threads_option,
-)
+from trimtab.cli import options
 from trimtab.progress import byte_progress
 
 
 @click.command(
     "compare",
-    cls=Command,
+    cls=options.Command,
     short_help="Count what changed from a BASE to a TUNED checkpoint.",
     epilog="Example: trimtab compare base/ tuned/ --html report.html",
 )
@@ -36,7 +28,7 @@ from trimtab.progress import byte_progress
     help="Criterion of the headline: bits, value, atol=T, strict_atol=T or rel=T. "
     "The others are counted as well.",
 )
-@conversion_options
+@options.conversion_options
 @click.option(
     "--lr", type=float, help="Learning rate, to predict what precision lets change at this rate."
 )
@@ -56,12 +48,12 @@ from trimtab.progress import byte_progress
 )
 @click.option("--rank", is_flag=True, help="Also rank each update, beside a random one. Slow.")
 @click.option("--geometry", is_flag=True, help="Also show how updates lie in the base. Slow.")
-@seed_option("Seed of the random controls.")
+@options.seed_option("Seed of the random controls.")
 @click.option("--profiles", is_flag=True, help="Keep the count of every row and column.")
-@threads_option
-@result_options
+@options.threads_option
+@options.result_options
 def compare(
-    base: str, tuned: str, rank: bool, geometry: bool, outputs: Outputs, **settings: Any
+    base: str, tuned: str, rank: bool, geometry: bool, outputs: options.Outputs, **settings: Any
 ) -> None:
     """Count what changed from a BASE to a TUNED checkpoint, tensor by tensor.
 
@@ -80,16 +72,18 @@ def compare(
 
 @click.command(
     "trajectory",
-    cls=Command,
+    cls=options.Command,
     short_help="Track how the update forms over a series of checkpoints.",
     epilog="Example: trimtab trajectory base/ run/ --html report.html",
 )
 @click.argument("base")
 @click.argument("checkpoints", nargs=-1, metavar="[CKPT]...")
-@conversion_options
-@threads_option
-@result_options
-def trajectory(base: str, checkpoints: tuple[str, ...], outputs: Outputs, **settings: Any) -> None:
+@options.conversion_options
+@options.threads_option
+@options.result_options
+def trajectory(
+    base: str, checkpoints: tuple[str, ...], outputs: options.Outputs, **settings: Any
+) -> None:
     """Show how a subnetwork forms, from a BASE through a series of checkpoints.
 
     BASE and each CKPT are a folder, a .safetensors or .bin file, or a hub id with an optional
@@ -114,18 +108,18 @@ def trajectory(base: str, checkpoints: tuple[str, ...], outputs: Outputs, **sett
 
 @click.command(
     "identity",
-    cls=Command,
+    cls=options.Command,
     short_help="Ask whether training only a mask gave the same model.",
     epilog="Example: trimtab identity base/ full/ sub/ --mask m.safetensors",
 )
 @click.argument("base")
 @click.argument("full")
 @click.argument("sub")
-@click.option("--mask", type=PATH, required=True, help="Mask that SUB was trained in.")
-@threads_option
-@result_options
+@click.option("--mask", type=options.PATH, required=True, help="Mask that SUB was trained in.")
+@options.threads_option
+@options.result_options
 def identity(
-    base: str, full: str, sub: str, mask: Path, threads: int | None, outputs: Outputs
+    base: str, full: str, sub: str, mask: Path, threads: int | None, outputs: options.Outputs
 ) -> None:
     """Ask whether training only a mask gave the model that training every weight gave.
 

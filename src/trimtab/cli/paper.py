@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from trimtab.cli.options import PATH, Group, Outputs, json_option, result_options
+from trimtab.cli import options
 from trimtab.cli.terminal import say, stop_asked
 from trimtab.errors import TrimtabError
 
 
 @click.group(
     "paper",
-    cls=Group,
+    cls=options.Group,
     short_help="Run a paper's claims again, and say which of them hold.",
     epilog="Example: trimtab paper run mukherjee-2025 --scale tiny",
 )
@@ -42,7 +42,7 @@ def list_papers() -> None:
     epilog="Example: trimtab paper show mukherjee-2025",
 )
 @click.argument("paper")
-@json_option
+@options.json_option
 def show(paper: str, as_json: bool) -> None:
     """Show what a paper claims, and by which runs each claim is tried.
 
@@ -69,7 +69,7 @@ def show(paper: str, as_json: bool) -> None:
 @click.option("--scale", default="tiny", show_default=True, help="Size of the runs: tiny or small.")
 @click.option(
     "--checkpoints",
-    type=PATH,
+    type=options.PATH,
     metavar="MAP.toml",
     help="File that says where published checkpoints are, to measure them, too.",
 )
@@ -90,7 +90,7 @@ def show(paper: str, as_json: bool) -> None:
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it costs, and stop.")
 @click.option("--no-training", is_flag=True, help="Measure the runs that are finished.")
-@result_options
+@options.result_options
 def run(
     paper: str,
     scale: str,
@@ -100,7 +100,7 @@ def run(
     out: Path,
     dry_run: bool,
     no_training: bool,
-    outputs: Outputs,
+    outputs: options.Outputs,
 ) -> None:
     """Run what a paper's claims need, measure it, and say which of them hold.
 

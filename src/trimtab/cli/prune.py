@@ -8,15 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 import trimtab
-from trimtab.cli.options import (
-    PATH,
-    Command,
-    MaskTarget,
-    command_line,
-    ensure_ending,
-    names_of,
-    seed_option,
-)
+from trimtab.cli import options
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free, ensure_no_folder
 from trimtab.progress import byte_progress
@@ -27,12 +19,12 @@ if TYPE_CHECKING:
 
 @click.command(
     "prune",
-    cls=Command,
+    cls=options.Command,
     short_help="Zero the weights of least magnitude, or least effect.",
     epilog="Example: trimtab prune base/ -o pruned/ --sparsity 0.5",
 )
 @click.argument("base")
-@click.option("-o", "--output", type=PATH, required=True, help="Folder to make.")
+@click.option("-o", "--output", type=options.PATH, required=True, help="Folder to make.")
 @click.option(
     "--sparsity",
     type=click.FloatRange(0, 1),
@@ -46,17 +38,25 @@ if TYPE_CHECKING:
     show_default=True,
     help="Which weights go: the smallest, or those that move the outputs least.",
 )
-@click.option("--statistics", type=PATH, help="Norms of the inputs of each matrix, for wanda.")
-@click.option("--text", type=PATH, help="Text to measure the norms on.  [default: a neutral one]")
-@click.option("--prompts", type=PATH, help="JSON Lines file of prompts to measure the norms on.")
-@click.option("--save-statistics", type=PATH, help="File to write the measured norms to.")
+@click.option(
+    "--statistics", type=options.PATH, help="Norms of the inputs of each matrix, for wanda."
+)
+@click.option(
+    "--text", type=options.PATH, help="Text to measure the norms on.  [default: a neutral one]"
+)
+@click.option(
+    "--prompts", type=options.PATH, help="JSON Lines file of prompts to measure the norms on."
+)
+@click.option("--save-statistics", type=options.PATH, help="File to write the measured norms to.")
 @click.option(
     "--kinds",
     metavar="KIND,...",
     help="Kinds of matrices to prune.  [default: those of the layers; not embed, lm_head, router]",
 )
-@seed_option("Seed for choosing among equal magnitudes.")
-@click.option("--survivors", type=PATH, help="File to write the mask of what is not zero to.")
+@options.seed_option("Seed for choosing among equal magnitudes.")
+@click.option(
+    "--survivors", type=options.PATH, help="File to write the mask of what is not zero to."
+)
 @click.option("--force", is_flag=True, help="Replace output files that exist; never a folder.")
 def prune(
     base: str,
@@ -91,7 +91,7 @@ def prune(
         raise click.UsageError("--save-statistics is for what is measured, without --statistics")
     ensure_no_folder(output)
     for path in (save_statistics, survivors):
-        ensure_ending(path, "safetensors")
+        options.ensure_ending(path, "safetensors")
         if path is not None:
             ensure_free(path, force=force)
 
@@ -112,9 +112,9 @@ def prune(
             sparsity=sparsity,
             method=method,
             norms=norms,
-            kinds=names_of(kinds),
+            kinds=options.names_of(kinds),
             seed=seed,
-            command=command_line(),
+            command=options.command_line(),
             progress=progress,
         )
     from trimtab.report.wording import of_all
@@ -131,4 +131,4 @@ def prune(
     if survivors is not None:
         with byte_progress("reading") as progress:
             mask = trimtab.survivors(output, progress=progress)
-        MaskTarget(survivors, force).write(mask)
+        options.MaskTarget(survivors, force).write(mask)

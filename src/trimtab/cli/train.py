@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from trimtab.cli.options import PATH, Command, command_line, json_option
+from trimtab.cli import options
 from trimtab.cli.terminal import say, stop_asked
 from trimtab.errors import TrimtabError
 from trimtab.processes import is_child
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @click.command(
     "train",
-    cls=Command,
+    cls=options.Command,
     short_help="Train a model, or only a mask of it, as a file says.",
     epilog="Example: trimtab train examples/grpo.toml",
 )
-@click.argument("run", type=PATH, metavar="RUN.toml")
+@click.argument("run", type=options.PATH, metavar="RUN.toml")
 @click.option(
     "--dry-run",
     is_flag=True,
@@ -62,11 +62,11 @@ def train(run: Path, dry_run: bool) -> None:
 
 @click.command(
     "sweep",
-    cls=Command,
+    cls=options.Command,
     short_help="Run a grid of such runs, and put them into one table.",
     epilog="Example: trimtab sweep examples/sweep.toml --jobs 2",
 )
-@click.argument("sweep", type=PATH, metavar="SWEEP.toml")
+@click.argument("sweep", type=options.PATH, metavar="SWEEP.toml")
 @click.option("--dry-run", is_flag=True, help="Check every cell, print the plan, and stop.")
 @click.option(
     "--jobs",
@@ -75,7 +75,7 @@ def train(run: Path, dry_run: bool) -> None:
     show_default=True,
     help="Number of cells that run at a time; they share the processors.",
 )
-@json_option
+@options.json_option
 def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
     """Run a grid of runs as a file says, and put what came of them into one table.
 
@@ -104,7 +104,7 @@ def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
         say(f"[{number}/{len(names)}] {cell.name}: {event}", err=True)
 
     with stop_asked("finishing the steps under way and saving them") as stop:
-        table = run_sweep(planned, jobs=jobs, told=tell, stop=stop, command=command_line())
+        table = run_sweep(planned, jobs=jobs, told=tell, stop=stop, command=options.command_line())
     if as_json:
         say(json.dumps(table, indent=1))
     else:

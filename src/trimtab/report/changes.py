@@ -16,40 +16,8 @@ from trimtab.elements.counts import ChangeCounts, percent
 from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.ulps import label_order
 from trimtab.measure.compare_result import Comparison, TensorChange
-from trimtab.report.charts import (
-    heat_map,
-    marks_of,
-    nice_ceiling,
-    run_keys,
-    tolerance_sweep,
-    ulp_histogram,
-)
-from trimtab.report.document import (
-    Column,
-    Figure,
-    Key,
-    Role,
-    Section,
-    Table,
-    plain_table,
-    rows_by_layer,
-    table,
-)
-from trimtab.report.wording import (
-    Shown,
-    count,
-    kinds_in_order,
-    labelled,
-    layer_text,
-    magnitude,
-    named,
-    of_all,
-    printable,
-    rule,
-    share,
-    sparsity_text,
-    unchanged,
-)
+from trimtab.report import charts, wording
+from trimtab.report import document as doc
 from trimtab.words import plural
 
 _NUM_MOVERS = 12
@@ -101,7 +69,7 @@ class Run:
         counts: defaultdict[str, ChangeCounts] = defaultdict(ChangeCounts)
         for (_, kind), group in self.by_layer_kind.items():
             counts[kind] += group
-        return {kind: counts[kind] for kind in kinds_in_order(counts)}
+        return {kind: counts[kind] for kind in wording.kinds_in_order(counts)}
 
     @cached_property
     def by_layer(self) -> dict[int | None, ChangeCounts]:
@@ -122,13 +90,13 @@ class Run:
         groups: defaultdict[str, list[TensorChange]] = defaultdict(list)
         for tensor in self.comparison.tensors:
             groups[tensor.kind].append(tensor)
-        return {kind: groups[kind] for kind in kinds_in_order(groups)}
+        return {kind: groups[kind] for kind in wording.kinds_in_order(groups)}
 
     def kind(self, kind: str | None) -> ChangeCounts | None:
         """Counts of a kind, or of all; None where there is no such tensor."""
         return self.total if kind is None else self.by_kind.get(kind)
 
-    def random_walk(self, kind: str | None) -> Shown | None:
+    def random_walk(self, kind: str | None) -> wording.Shown | None:
         """Sparsity that a directionless walk predicts for a kind, or for all; None if not analysed.
 
         Also None under a criterion with a tolerance, which the prediction cannot be compared with.
@@ -140,21 +108,21 @@ class Run:
         return None if row is None else predicted_share(row, "random_walk")
 
 
-def predicted_share(row: Mapping[str, Any], model: str) -> Shown:
+def predicted_share(row: Mapping[str, Any], model: str) -> wording.Shown:
     """The share that one of the models of a precision analysis leaves unchanged."""
-    return share(row["num_elements"] - row[model], row["num_elements"])
+    return wording.share(row["num_elements"] - row[model], row["num_elements"])
 
 
-def _counts(criterion: str) -> tuple[Column[ChangeCounts], ...]:
+def _counts(criterion: str) -> tuple[doc.Column[ChangeCounts], ...]:
     """The columns of most tables."""
     return (
-        Column("elements", lambda counts: count(counts.num_elements)),
-        Column("changed", lambda counts: count(counts.num_changed.get(criterion, 0))),
-        Column("unchanged", lambda counts: sparsity_text(counts, criterion)),
+        doc.Column("elements", lambda counts: wording.count(counts.num_elements)),
+        doc.Column("changed", lambda counts: wording.count(counts.num_changed.get(criterion, 0))),
+        doc.Column("unchanged", lambda counts: wording.sparsity_text(counts, criterion)),
     )
 
 
-def where(runs: Sequence[Run]) -> Section:
+def where(runs: Sequence[Run]) -> doc.Section:
     """Table by kind, and a heat map of layer × kind for each run."""
     densities = [
         100 * (counts.density(run.criterion) or 0)
@@ -162,9 +130,9 @@ def where(runs: Sequence[Run]) -> Section:
         for counts in run.by_layer_kind.values()
         if counts.num_elements
     ]
-    highest = nice_ceiling(max(densities, default=0))
+    highest = charts.nice_ceiling(max(densities, default=0))
     maps = [_heat_map(run, highest, is_first=run is runs[0]) for run in runs if run.by_kind]
-    return Section(
+    return doc.Section(
         "Where the changes are",
         blocks=(
             *([_side_by_side(runs)] if len(runs) > 1 else []),
@@ -175,12 +143,15 @@ def where(runs: Sequence[Run]) -> Section:
     )
 
 
-def _side_by_side(runs: Sequence[Run]) -> Table:
+def _side_by_side(runs: Sequence[Run]) -> doc.Table:
     """Runs from one base; in a terminal with what the size of their steps alone predicts."""
-    kinds: list[str | None] = [*kinds_in_order(kind for run in runs for kind in run.by_kind), None]
+    kinds: list[str | None] = [
+        *wording.kinds_in_order(kind for run in runs for kind in run.by_kind),
+        None,
+    ]
     predicts = any(run.random_walk(None) for run in runs)
-    columns: list[Column[str | None]] = [
-        Column("elements", lambda kind: count(_elements(runs, kind)), only="page")
+    columns: list[doc.Column[str | None]] = [
+        doc.Column("elements", lambda kind: wording.count(_elements(runs, kind)), only="page")
     ]
     for run in runs:
         columns += _of_run(run, predicts=predicts)
@@ -190,7 +161,7 @@ def _side_by_side(runs: Sequence[Run]) -> Table:
             f"“predicted” knows only the base weights, their dtype, and that {section['steps']} "
             f"steps of {section['lr']:g} go at random up or down: it is the same for every run."
         )
-        predicted = Column[str | None](
+        predicted = doc.Column[str | None](
             "predicted",
             lambda kind: runs[0].random_walk(kind) or "–",
             drop=1,
@@ -198,8 +169,8 @@ def _side_by_side(runs: Sequence[Run]) -> Table:
             only="terminal",
         )
         columns.append(predicted)
-    return table(
-        f"Unchanged elements by kind ({unchanged(runs[0].criterion)})",
+    return doc.table(
+        f"Unchanged elements by kind ({wording.unchanged(runs[0].criterion)})",
         [((kind or "all",), kind) for kind in kinds],
         columns,
         keys=("kind",),
@@ -213,16 +184,16 @@ def _elements(runs: Sequence[Run], kind: str | None) -> int:
     return max(group.num_elements for run in runs if (group := run.kind(kind)))
 
 
-def _of_run(run: Run, *, predicts: bool) -> list[Column[str | None]]:
+def _of_run(run: Run, *, predicts: bool) -> list[doc.Column[str | None]]:
     def measured(kind: str | None) -> str:
         group = run.kind(kind)
-        return "–" if group is None else sparsity_text(group, run.criterion)
+        return "–" if group is None else wording.sparsity_text(group, run.criterion)
 
-    columns: list[Column[str | None]] = [
-        Column(f"{run.label} unchanged", measured, short=run.label)
+    columns: list[doc.Column[str | None]] = [
+        doc.Column(f"{run.label} unchanged", measured, short=run.label)
     ]
     if predicts:
-        walk = Column[str | None](
+        walk = doc.Column[str | None](
             f"{run.label} random walk",
             lambda kind: run.random_walk(kind) or "–",
             note="“random walk” is the share that steps of this size without any direction would "
@@ -233,20 +204,22 @@ def _of_run(run: Run, *, predicts: bool) -> list[Column[str | None]]:
     return columns
 
 
-def _by_kind(run: Run, *, is_single: bool) -> Table:
+def _by_kind(run: Run, *, is_single: bool) -> doc.Table:
     def tensors(kind: str | None) -> Sequence[TensorChange]:
         return run.comparison.tensors if kind is None else run.tensors_by_kind[kind]
 
     def mean(kind: str | None) -> str:
         value = run.comparison.unweighted_mean_sparsity(run.criterion, tensors(kind))
-        return "–" if value is None else share(value, 1)
+        return "–" if value is None else wording.share(value, 1)
 
     elements, changed, unchanged = _counts(run.criterion)
-    columns: list[Column[str | None]] = [
-        Column("tensors", lambda kind: count(len(tensors(kind))), drop=1),
-        Column("elements", lambda kind: elements.cell(run.kind(kind) or ChangeCounts()), drop=5),
-        Column("changed", lambda kind: changed.cell(run.kind(kind) or ChangeCounts()), drop=3),
-        Column("unchanged", lambda kind: unchanged.cell(run.kind(kind) or ChangeCounts())),
+    columns: list[doc.Column[str | None]] = [
+        doc.Column("tensors", lambda kind: wording.count(len(tensors(kind))), drop=1),
+        doc.Column(
+            "elements", lambda kind: elements.cell(run.kind(kind) or ChangeCounts()), drop=5
+        ),
+        doc.Column("changed", lambda kind: changed.cell(run.kind(kind) or ChangeCounts()), drop=3),
+        doc.Column("unchanged", lambda kind: unchanged.cell(run.kind(kind) or ChangeCounts())),
     ]
     if run.random_walk(None) is not None:
         section = run.comparison.analyses["precision"]
@@ -254,14 +227,14 @@ def _by_kind(run: Run, *, is_single: bool) -> Table:
             f"“predicted” is what a random walk of {section['steps']:,} steps of {section['lr']:g} "
             "would leave unchanged in the stored dtype."
         )
-        predicted = Column[str | None](
+        predicted = doc.Column[str | None](
             "predicted", lambda kind: run.random_walk(kind) or "–", drop=4, note=note
         )
         columns.append(predicted)
     note = "“unchanged” is weighted by elements, “mean of tensors” counts each alike."
-    columns.append(Column("mean of tensors", mean, drop=2, note=note))
-    return table(
-        named(run.label, "By kind"),
+    columns.append(doc.Column("mean of tensors", mean, drop=2, note=note))
+    return doc.table(
+        wording.named(run.label, "By kind"),
         [((kind or "all",), kind) for kind in (*run.by_kind, None)],
         columns,
         keys=("kind",),
@@ -271,29 +244,32 @@ def _by_kind(run: Run, *, is_single: bool) -> Table:
     )
 
 
-def _heat_map(run: Run, highest: float, *, is_first: bool) -> Figure | None:
+def _heat_map(run: Run, highest: float, *, is_first: bool) -> doc.Figure | None:
     cells = {key: counts for key, counts in run.by_layer_kind.items() if counts.num_elements}
     if not cells:
         return None
-    changed = Column[ChangeCounts](
-        "changed", lambda counts: of_all(counts.num_changed[run.criterion], counts.num_elements)
+    changed = doc.Column[ChangeCounts](
+        "changed",
+        lambda counts: wording.of_all(counts.num_changed[run.criterion], counts.num_elements),
     )
-    marks = marks_of(
-        [((layer_text(layer), kind), counts) for (layer, kind), counts in cells.items()],
+    marks = charts.marks_of(
+        [((wording.layer_text(layer), kind), counts) for (layer, kind), counts in cells.items()],
         ("layer", "kind"),
         (changed,),
         lambda names, counts: {
             "layer": names[0] if names[0].isdigit() else "out",
-            "kind": printable(names[1]),
+            "kind": wording.printable(names[1]),
             "density": 100 * (counts.density(run.criterion) or 0),
         },
     )
-    return Figure(
-        named(run.label, "Changed elements by layer and kind"),
-        lambda: heat_map(marks, [layer for layer in run.by_layer if layer is not None], highest),
+    return doc.Figure(
+        wording.named(run.label, "Changed elements by layer and kind"),
+        lambda: charts.heat_map(
+            marks, [layer for layer in run.by_layer if layer is not None], highest
+        ),
         _HEAT_MAP if is_first else "To be read as the map above, on the same scale.",
-        table(
-            named(run.label, "Every layer and kind"),
+        doc.table(
+            wording.named(run.label, "Every layer and kind"),
             [
                 (("–" if layer is None else str(layer), kind), counts)
                 for (layer, kind), counts in cells.items()
@@ -301,24 +277,24 @@ def _heat_map(run: Run, highest: float, *, is_first: bool) -> Figure | None:
             _counts(run.criterion),
             keys=("layer", "kind"),
         ),
-        (Key("ramp", "0 % changed", f"{highest:g} %"),),
+        (doc.Key("ramp", "0 % changed", f"{highest:g} %"),),
     )
 
 
-def _by_layer(run: Run) -> Table:
-    return table(
-        named(run.label, "By layer"),
-        rows_by_layer(run.by_layer),
+def _by_layer(run: Run) -> doc.Table:
+    return doc.table(
+        wording.named(run.label, "By layer"),
+        doc.rows_by_layer(run.by_layer),
         (
             *_counts(run.criterion),
-            Column("L2 of update", lambda counts: magnitude(counts.update_l2)),
-            Column("largest |update|", lambda counts: magnitude(counts.update_max_abs)),
+            doc.Column("L2 of update", lambda counts: wording.magnitude(counts.update_l2)),
+            doc.Column("largest |update|", lambda counts: wording.magnitude(counts.update_max_abs)),
         ),
         keys=("layer",),
     )
 
 
-def how_large(runs: Sequence[Run]) -> Section:
+def how_large(runs: Sequence[Run]) -> doc.Section:
     """Sparsity against tolerance, and under every other criterion."""
     keys = list(dict.fromkeys(key for run in runs for key in run.total.num_changed))
     tolerances = {
@@ -326,19 +302,19 @@ def how_large(runs: Sequence[Run]) -> Section:
         for key in keys
         if (criterion := parse_criterion(key)).rule == "atol"
     }
-    columns: list[tuple[str, Role]] = [("criterion", "text"), ("unchanged if", "text")]
+    columns: list[tuple[str, doc.Role]] = [("criterion", "text"), ("unchanged if", "text")]
     for run in runs:
         columns += [
             (f"{run.label} changed".strip(), "number"),
             (f"{run.label} unchanged".strip(), "number"),
         ]
-    numbers = plain_table(
+    numbers = doc.plain_table(
         "Under every criterion",
         columns,
         [
             (
                 key,
-                rule(key),
+                wording.rule(key),
                 *(column.cell(run.total) for run in runs for column in _counts(key)[1:]),
             )
             for key in keys
@@ -347,8 +323,8 @@ def how_large(runs: Sequence[Run]) -> Section:
     title, brief = "How large a move counts", _sweep(runs, tolerances)
     positive = [tolerance for tolerance in tolerances.values() if tolerance]
     if not positive or not any(run.total.num_elements for run in runs):
-        return Section(title, blocks=(numbers, *brief))
-    marks = marks_of(
+        return doc.Section(title, blocks=(numbers, *brief))
+    marks = charts.marks_of(
         [
             ((key, run.label), (key, run.total))
             for run in runs
@@ -356,54 +332,54 @@ def how_large(runs: Sequence[Run]) -> Section:
             if key in tolerances and run.total.num_elements
         ],
         ("tolerance", "run"),
-        (Column[tuple[str, ChangeCounts]]("unchanged", lambda row: _unchanged_of_all(*row)),),
+        (doc.Column[tuple[str, ChangeCounts]]("unchanged", lambda row: _unchanged_of_all(*row)),),
         lambda names, row: {
             "arm": names[1],
             "tolerance": tolerances[row[0]],
             "unchanged": 100 * (row[1].sparsity(row[0]) or 0),
-            "label": sparsity_text(row[1], row[0]),
+            "label": wording.sparsity_text(row[1], row[0]),
         },
     )
     labels = [run.label for run in runs]
-    figure = Figure(
+    figure = doc.Figure(
         "Unchanged elements against tolerance",
-        lambda: tolerance_sweep(marks, labels, min(positive)),
+        lambda: charts.tolerance_sweep(marks, labels, min(positive)),
         _TOLERANCES,
         numbers,
-        run_keys(labels, labels) if len(runs) > 1 else (),
+        charts.run_keys(labels, labels) if len(runs) > 1 else (),
     )
     intro = (
         "“Sparse” depends on what counts as a change. The same two checkpoints, counted again "
         "with an absolute tolerance (inclusive, as in arXiv 2505.11711):"
     )
-    return Section(title, (intro,), (figure, *brief))
+    return doc.Section(title, (intro,), (figure, *brief))
 
 
 def _unchanged_of_all(criterion: str, counts: ChangeCounts) -> str:
-    return of_all(counts.num_elements - counts.num_changed[criterion], counts.num_elements)
+    return wording.of_all(counts.num_elements - counts.num_changed[criterion], counts.num_elements)
 
 
-def _sweep(runs: Sequence[Run], tolerances: Mapping[str, float]) -> list[Table]:
+def _sweep(runs: Sequence[Run], tolerances: Mapping[str, float]) -> list[doc.Table]:
     """The tolerances of a single run side by side, for a terminal."""
     if len(runs) > 1 or not tolerances:
         return []
     title = "Unchanged by absolute tolerance, |tuned − base| ≤"
-    heads: list[tuple[str, Role]] = [
+    heads: list[tuple[str, doc.Role]] = [
         ("0" if tolerance == 0 else key.partition("=")[2], "number")
         for key, tolerance in tolerances.items()
     ]
-    cells = [sparsity_text(runs[0].total, key) for key in tolerances]
-    return [plain_table(title, heads, [cells], brief=title, on_page=False)]
+    cells = [wording.sparsity_text(runs[0].total, key) for key in tolerances]
+    return [doc.plain_table(title, heads, [cells], brief=title, on_page=False)]
 
 
-def how_far(runs: Sequence[Run]) -> Section | None:
+def how_far(runs: Sequence[Run]) -> doc.Section | None:
     """Histogram of the signed distance in ulp; None where nothing has one."""
     histograms = {run.label: run.total.ulp_histogram for run in runs}
     distances = label_order(Counter({key: 1 for bins in histograms.values() for key in bins}))
     if not distances:
         return None
     totals = {label: sum(histogram.values()) for label, histogram in histograms.items()}
-    marks = marks_of(
+    marks = charts.marks_of(
         [
             ((distance, label), (histogram[distance], totals[label]))
             for label, histogram in histograms.items()
@@ -411,13 +387,13 @@ def how_far(runs: Sequence[Run]) -> Section | None:
             if distance in histogram
         ],
         ("distance in ulp", "run"),
-        (Column("changed", lambda bin: of_all(*bin)),),
+        (doc.Column("changed", lambda bin: wording.of_all(*bin)),),
         lambda names, bin: {"arm": names[1], "distance": names[0], "changed": bin[0]},
     )
-    columns: list[tuple[str, Role]] = [("distance in ulp", "number")]
+    columns: list[tuple[str, doc.Role]] = [("distance in ulp", "number")]
     for label in histograms:
         columns += [(f"{label} {what}".strip(), "number") for what in ("elements", "share")]
-    numbers = plain_table(
+    numbers = doc.plain_table(
         "Elements by distance",
         columns,
         [
@@ -427,23 +403,23 @@ def how_far(runs: Sequence[Run]) -> Section | None:
                     cell
                     for label, histogram in histograms.items()
                     for num in (histogram.get(distance, 0),)
-                    for cell in (count(num), share(num, totals[label]))
+                    for cell in (wording.count(num), wording.share(num, totals[label]))
                 ),
             )
             for distance in distances
         ],
     )
     labels = list(histograms)
-    figure = Figure(
+    figure = doc.Figure(
         "Changed elements by signed distance",
-        lambda: ulp_histogram(marks, labels, distances),
+        lambda: charts.ulp_histogram(marks, labels, distances),
         "One ulp is the step from one representable number to the next, the smallest change that "
         "can be stored. Negative distances are decreases. Unchanged elements are not drawn.",
         numbers,
-        run_keys(labels, labels) if len(runs) > 1 else (),
+        charts.run_keys(labels, labels) if len(runs) > 1 else (),
     )
-    sentences = tuple(labelled(run.label, _directions(run.total)) for run in runs)
-    return Section("How far the changed weights moved", sentences, (figure,))
+    sentences = tuple(wording.labelled(run.label, _directions(run.total)) for run in runs)
+    return doc.Section("How far the changed weights moved", sentences, (figure,))
 
 
 def _directions(counts: ChangeCounts) -> str:
@@ -451,8 +427,8 @@ def _directions(counts: ChangeCounts) -> str:
     text = (
         f"Of {plural(moved, 'element')} that moved, {counts.num_increased:,} increased "
         f"({percent(counts.num_increased, moved)}) and {counts.num_decreased:,} decreased. "
-        f"The update has an L2 norm of {magnitude(counts.update_l2)}; its largest element is "
-        f"{magnitude(counts.update_max_abs)}."
+        f"The update has an L2 norm of {wording.magnitude(counts.update_l2)}; its largest element "
+        f"is {wording.magnitude(counts.update_max_abs)}."
     )
     if counts.num_zero_sign_flips:
         flips = plural(counts.num_zero_sign_flips, "zero")
@@ -463,23 +439,23 @@ def _directions(counts: ChangeCounts) -> str:
     return text
 
 
-def largest_movers(runs: Sequence[Run]) -> Section:
+def largest_movers(runs: Sequence[Run]) -> doc.Section:
     """The tensors with the largest share of changed elements, and with the largest update."""
-    blocks: list[Table] = []
+    blocks: list[doc.Table] = []
     still = []
     for run in runs:
         criterion = run.criterion
         moved = [t for t in run.comparison.tensors if t.counts.num_changed.get(criterion)]
         if not moved:
-            still.append(named(run.label, "No tensor changed") + ".")
+            still.append(wording.named(run.label, "No tensor changed") + ".")
             continue
         orders: dict[str, Any] = {
             "By share of changed elements": lambda t, key=criterion: t.counts.density(key) or 0,
             "By largest |update| of one element": lambda t: t.counts.update_max_abs,
         }
         blocks += [
-            table(
-                named(run.label, title),
+            doc.table(
+                wording.named(run.label, title),
                 [((tensor.name,), tensor) for tensor in sorted(moved, key=by, reverse=True)],
                 _mover_columns(criterion),
                 keys=(("tensor", "code"),),
@@ -488,16 +464,18 @@ def largest_movers(runs: Sequence[Run]) -> Section:
             )
             for title, by in orders.items()
         ]
-    return Section("Largest movers", tuple(still), tuple(blocks))
+    return doc.Section("Largest movers", tuple(still), tuple(blocks))
 
 
-def _mover_columns(criterion: str) -> tuple[Column[TensorChange], ...]:
+def _mover_columns(criterion: str) -> tuple[doc.Column[TensorChange], ...]:
     return (
-        Column("shape", lambda tensor: " × ".join(map(str, tensor.shape))),
-        Column("changed", lambda tensor: count(tensor.counts.num_changed[criterion])),
-        Column(
+        doc.Column("shape", lambda tensor: " × ".join(map(str, tensor.shape))),
+        doc.Column("changed", lambda tensor: wording.count(tensor.counts.num_changed[criterion])),
+        doc.Column(
             "share",
-            lambda t: share(t.counts.num_changed[criterion], t.counts.num_elements),
+            lambda t: wording.share(t.counts.num_changed[criterion], t.counts.num_elements),
         ),
-        Column("largest |update|", lambda tensor: magnitude(tensor.counts.update_max_abs)),
+        doc.Column(
+            "largest |update|", lambda tensor: wording.magnitude(tensor.counts.update_max_abs)
+        ),
     )

@@ -7,22 +7,8 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import Any, TypeVar
 
+from trimtab.report import vega
 from trimtab.report.document import Column, Key, Keyed
-from trimtab.report.vega import (
-    NUM_COLOURS,
-    WIDTH,
-    arm_colours,
-    category,
-    chart,
-    dashed_at,
-    dots,
-    hover_box,
-    layer,
-    plain_axis,
-    quantity,
-    ticks,
-    whiskers,
-)
 from trimtab.report.wording import kinds_in_order, printable
 
 Row = TypeVar("Row")
@@ -43,7 +29,7 @@ class Marks:
     @property
     def tooltip(self) -> list[dict[str, str]]:
         """Encoding of the hover box."""
-        return hover_box(*self.titles)
+        return vega.hover_box(*self.titles)
 
     def values(self, *fields: str) -> list[float]:
         """All numbers of some fields."""
@@ -87,7 +73,7 @@ def run_keys(
     """
     return tuple(
         Key(
-            f"dot-{runs.index(label) % NUM_COLOURS}",
+            f"dot-{runs.index(label) % vega.NUM_COLOURS}",
             f"{before} {printable(label)}".strip() or single,
         )
         for label in labels
@@ -126,14 +112,14 @@ def heat_map(marks: Marks, layers: Sequence[int], highest: float) -> dict[str, A
         labels.append("out")
     names = 20 + 7 * min(20, max(map(len, kinds)))
     look: dict[str, Any] = {"values": labels, "labelAngle": 0, "labelOverlap": False}
-    return chart(
+    return vega.chart(
         marks.rows,
-        width=min(WIDTH, names + 40 * len(columns)),
+        width=min(vega.WIDTH, names + 40 * len(columns)),
         height=22 * len(kinds),
         mark={"type": "rect", "fill": "var(--accent)", "stroke": "var(--rule)", "cursor": "help"},
         encoding={
-            "x": category("layer", columns, "layer", padding=0.04, **look),
-            "y": category("kind", kinds, padding=0.04),
+            "x": vega.category("layer", columns, "layer", padding=0.04, **look),
+            "y": vega.category("kind", kinds, padding=0.04),
             "fillOpacity": {
                 "field": "density",
                 "type": "quantitative",
@@ -157,7 +143,7 @@ def tolerance_sweep(marks: Marks, labels: Sequence[str], smallest: float) -> dic
     rows = [{**row, "place": row["tolerance"] or zero} for row in marks.rows]
     highest = max(row["place"] for row in rows)
     decades = range(ceil(log10(smallest) - 1e-9), ceil(log10(highest) - 1e-9) + 1)
-    x = quantity(
+    x = vega.quantity(
         "place",
         "absolute tolerance",
         scale={"type": "log", "domain": [zero / 2.5, 10.0 ** decades[-1] * 2.5], "nice": False},
@@ -166,10 +152,10 @@ def tolerance_sweep(marks: Marks, labels: Sequence[str], smallest: float) -> dic
         grid=False,
     )
     scale = {"domain": [percent_floor(marks.values("unchanged")), 100]}
-    places = {"x": x, "y": quantity("unchanged", "unchanged (%)", scale=scale, tickCount=6)}
-    coloured = {**places, "color": arm_colours(labels)}
+    places = {"x": x, "y": vega.quantity("unchanged", "unchanged (%)", scale=scale, tickCount=6)}
+    coloured = {**places, "color": vega.arm_colours(labels)}
     names = [
-        layer(
+        vega.layer(
             "text",
             {**places, "text": {"field": "label", "type": "nominal"}},
             where={"field": "arm", "equal": label},
@@ -183,11 +169,11 @@ def tolerance_sweep(marks: Marks, labels: Sequence[str], smallest: float) -> dic
     ]
     joint = [row for row in rows if row["place"] <= smallest]
     above = [row for row in rows if row["tolerance"]]
-    return chart(
+    return vega.chart(
         rows,
-        layer("line", coloured, rows=joint, strokeDash=[3, 4], strokeWidth=1.5),
-        layer("line", coloured, rows=above, strokeWidth=2),
-        dots({**coloured, "tooltip": marks.tooltip}, 70),
+        vega.layer("line", coloured, rows=joint, strokeDash=[3, 4], strokeWidth=1.5),
+        vega.layer("line", coloured, rows=above, strokeWidth=2),
+        vega.dots({**coloured, "tooltip": marks.tooltip}, 70),
         *names,
         height=240,
     )
@@ -208,7 +194,7 @@ def ulp_histogram(marks: Marks, labels: Sequence[str], distances: Sequence[str])
             "field": "distance",
             "type": "nominal",
             "scale": {"domain": [*below, " ", *distances[len(below) :]], "paddingInner": 0.16},
-            "axis": plain_axis(
+            "axis": vega.plain_axis(
                 "distance in ulp (steps of the stored number format)",
                 values=list(distances),
                 labelAngle=-90 if is_crowded else -55,
@@ -218,14 +204,17 @@ def ulp_histogram(marks: Marks, labels: Sequence[str], distances: Sequence[str])
     }
     if len(labels) > 1:
         places["xOffset"] = {"field": "arm", "type": "nominal", "scale": {"domain": list(labels)}}
-    y = {"type": "quantitative", "axis": plain_axis("changed elements", format="~s", tickCount=5)}
+    y = {
+        "type": "quantitative",
+        "axis": vega.plain_axis("changed elements", format="~s", tickCount=5),
+    }
     tallest = {"datum": max(marks.values("changed"), default=0), **y}
-    bars = {**places, "y": {"field": "changed", **y}, "color": arm_colours(labels)}
-    return chart(
+    bars = {**places, "y": {"field": "changed", **y}, "color": vega.arm_colours(labels)}
+    return vega.chart(
         marks.rows,
-        layer("bar", bars),
+        vega.layer("bar", bars),
         # As high as the chart and not seen: the shortest bars can be hovered over too.
-        layer("bar", {**places, "y": tallest, "tooltip": marks.tooltip}, opacity=0),
+        vega.layer("bar", {**places, "y": tallest, "tooltip": marks.tooltip}, opacity=0),
         height=230,
     )
 
@@ -250,24 +239,24 @@ def reference_dots(
             `labels`.
     """
     names = list(dict.fromkeys(row["name"] for row in marks.rows))
-    place: dict[str, Any] = {"y": category("name", names, labelLimit=220)}
+    place: dict[str, Any] = {"y": vega.category("name", names, labelLimit=220)}
     if len(labels) > 1:
         offset = {"field": "arm", "type": "nominal", "scale": {"domain": list(labels)}}
         place["yOffset"] = offset
     place["tooltip"] = marks.tooltip
 
     def x(field: str) -> dict[str, Any]:
-        return quantity(field, axis, domain, tickCount=6, labelFlush=False)
+        return vega.quantity(field, axis, domain, tickCount=6, labelFlush=False)
 
     layers = [
-        ticks({**place, "x": x("reference")}, size=15),
-        dots({**place, "x": x("measured"), "color": arm_colours(runs or labels)}),
+        vega.ticks({**place, "x": x("reference")}, size=15),
+        vega.dots({**place, "x": x("measured"), "color": vega.arm_colours(runs or labels)}),
     ]
     if all("from" in row for row in marks.rows):
         ends = {**place, "x": x("from"), "x2": {"field": "to"}}
-        layers.insert(0, layer("bar", ends, height=7, fill="var(--span)", cornerRadius=3))
+        layers.insert(0, vega.layer("bar", ends, height=7, fill="var(--span)", cornerRadius=3))
     height = max(26, 17 * len(labels)) * len(names)
-    return chart(marks.rows, *layers, height=height)
+    return vega.chart(marks.rows, *layers, height=height)
 
 
 def accuracy_dots(
@@ -282,7 +271,7 @@ def accuracy_dots(
         labels: Of the runs, in order.
         baseline: Percentage of the majority answer, drawn as a dashed line.
     """
-    colour = arm_colours(labels)
+    colour = vega.arm_colours(labels)
     scale = colour["scale"]
     colour["scale"] = {
         "domain": ["", *scale["domain"]],
@@ -290,24 +279,26 @@ def accuracy_dots(
     }
     ways = {"domain": ["greedy", "sampled"]}
     places = {
-        "y": category("model", models, padding=0.3),
+        "y": vega.category("model", models, padding=0.3),
         "yOffset": {"field": "way", "type": "nominal", "scale": ways},
         "color": colour,
     }
 
     def x(field: str) -> dict[str, Any]:
         title = "held-out questions answered correctly (%)"
-        return quantity(field, title, scale={"domain": [0, 100]}, tickCount=6, labelFlush=False)
+        return vega.quantity(
+            field, title, scale={"domain": [0, 100]}, tickCount=6, labelFlush=False
+        )
 
     def answers(way: str, **look: Any) -> dict[str, Any]:
         rows = [row for row in marks.rows if row["way"] == way]
         shown = {**places, "x": x("accuracy"), "tooltip": marks.tooltip}
-        return dots(shown, 80, rows=rows, strokeWidth=2, **look)
+        return vega.dots(shown, 80, rows=rows, strokeWidth=2, **look)
 
-    return chart(
+    return vega.chart(
         marks.rows,
-        *([] if baseline is None else [dashed_at(baseline, "x", x("rule"))]),
-        whiskers({**places, "x": x("low"), "x2": {"field": "high"}}),
+        *([] if baseline is None else [vega.dashed_at(baseline, "x", x("rule"))]),
+        vega.whiskers({**places, "x": x("low"), "x2": {"field": "high"}}),
         answers("greedy"),
         answers("sampled", filled=False, fill="var(--paper)"),
         height=42 * len(models),
@@ -326,17 +317,17 @@ def lift_dots(marks: Marks, nulls: Sequence[str]) -> dict[str, Any]:
     domain = [min([0.9, *lifts]) / 1.1, max([1.1, *lifts]) * 1.1]
     scale = {"type": "log", "domain": domain, "nice": False}
     title = "shared ÷ expected by chance (lift)"
-    x = quantity("lift", title, scale=scale, tickCount=6, format="~r")
+    x = vega.quantity("lift", title, scale=scale, tickCount=6, format="~r")
     places = {
         "x": x,
-        "y": category("name", names, labelLimit=220),
-        "color": arm_colours(nulls),
+        "y": vega.category("name", names, labelLimit=220),
+        "color": vega.arm_colours(nulls),
         "tooltip": marks.tooltip,
     }
-    return chart(
+    return vega.chart(
         marks.rows,
-        layer("rule", {"x": x}, rows=[{"lift": 1}], color="var(--ink)", strokeWidth=1.5),
-        dots(places),
+        vega.layer("rule", {"x": x}, rows=[{"lift": 1}], color="var(--ink)", strokeWidth=1.5),
+        vega.dots(places),
         height=26 * len(names),
     )
 
@@ -366,13 +357,17 @@ def shares_over_time(
     """
     scale = {"nice": False, "zero": False}
     look: dict[str, Any] = {"grid": False, "tickMinStep": 1, "format": ",d", "labelFlush": False}
-    y = quantity("value", axis, domain, tickCount=5)
-    places = {"x": quantity("at", time, scale=scale, **look), "y": y, "color": arm_colours(names)}
+    y = vega.quantity("value", axis, domain, tickCount=5)
+    places = {
+        "x": vega.quantity("at", time, scale=scale, **look),
+        "y": y,
+        "color": vega.arm_colours(names),
+    }
     is_dotted = len(marks.rows) <= _MANY * len(names)
-    return chart(
+    return vega.chart(
         marks.rows,
-        *([] if rule is None else [dashed_at(rule, "y", y)]),
-        layer("line", places, strokeWidth=2),
-        dots({**places, "tooltip": marks.tooltip}, 50, opacity=int(is_dotted)),
+        *([] if rule is None else [vega.dashed_at(rule, "y", y)]),
+        vega.layer("line", places, strokeWidth=2),
+        vega.dots({**places, "tooltip": marks.tooltip}, 50, opacity=int(is_dotted)),
         height=200,
     )

@@ -11,35 +11,10 @@ from typing import Any
 
 from trimtab.elements.counts import percent
 from trimtab.measure.compare_result import COVERAGE_LISTS, Comparison
+from trimtab.report import charts, wording
+from trimtab.report import document as doc
 from trimtab.report.changes import Run, how_far, how_large, largest_movers, predicted_share, where
-from trimtab.report.charts import Marks, marks_of, percent_floor, reference_dots, run_keys
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Hero,
-    Key,
-    Role,
-    Section,
-    Table,
-    plain_table,
-    table,
-)
 from trimtab.report.records import Covered, checkpoints_table, coverage_section, settings_table
-from trimtab.report.wording import (
-    Shown,
-    changed_means,
-    coverage_sentence,
-    endpoints,
-    headline,
-    kinds_in_order,
-    labelled,
-    magnitude,
-    named,
-    printable,
-    share,
-    sparsity_text,
-)
 from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural
 
@@ -53,11 +28,11 @@ _TITLES = {
 }
 
 
-def comparison_document(comparison: Comparison) -> Document:
+def comparison_document(comparison: Comparison) -> doc.Document:
     """What a report says about one comparison."""
     run = Run("", comparison)
-    base, tuned = endpoints(comparison)
-    figure, words = headline(run.total, run.criterion)
+    base, tuned = wording.endpoints(comparison)
+    figure, words = wording.headline(run.total, run.criterion)
     return frame(
         [run],
         title=f"{tuned} against {base}",
@@ -76,12 +51,13 @@ def _update_sentence(run: Run) -> str | None:
     if not counts.num_elements:
         return None
     return (
-        f"Update: L2 {magnitude(counts.update_l2)}, largest {magnitude(counts.update_max_abs)}, "
+        f"Update: L2 {wording.magnitude(counts.update_l2)}, largest "
+        f"{wording.magnitude(counts.update_max_abs)}, "
         f"{plural(counts.num_increased, 'element')} up, {counts.num_decreased:,} down."
     )
 
 
-def frame(runs: Sequence[Run], **parts: Any) -> Document:
+def frame(runs: Sequence[Run], **parts: Any) -> doc.Document:
     """A document on runs from one base.
 
     Args:
@@ -89,17 +65,19 @@ def frame(runs: Sequence[Run], **parts: Any) -> Document:
         parts: Of the document: what is not the same for one run and for several.
     """
     conversions = dict.fromkeys(
-        printable(run.comparison.conversion) for run in runs if run.comparison.conversion
+        wording.printable(run.comparison.conversion) for run in runs if run.comparison.conversion
     )
     criteria = ", ".join(dict.fromkeys(run.criterion for run in runs))
     gaps = [run for run in runs if not run.comparison.coverage.is_complete]
-    return Document(
+    return doc.Document(
         **parts,
         source=f"criterion {criteria} · {' → '.join(parts['subtitle'])}",
         heroes=[_hero(run) for run in runs],
         conversion="; ".join(conversions),
         coverage="; ".join(
-            labelled(run.label if gaps else "", coverage_sentence(run.comparison.coverage))
+            wording.labelled(
+                run.label if gaps else "", wording.coverage_sentence(run.comparison.coverage)
+            )
             for run in gaps or runs[:1]
         ),
         is_complete=not gaps,
@@ -107,10 +85,10 @@ def frame(runs: Sequence[Run], **parts: Any) -> Document:
     )
 
 
-def _hero(run: Run) -> Hero:
-    figure, words = headline(run.total, run.criterion)
+def _hero(run: Run) -> doc.Hero:
+    figure, words = wording.headline(run.total, run.criterion)
     changed = run.total.num_changed.get(run.criterion, 0)
-    return Hero(
+    return doc.Hero(
         label=run.label,
         figure=figure,
         words=words,
@@ -119,7 +97,7 @@ def _hero(run: Run) -> Hero:
     )
 
 
-def comparison_sections(runs: Sequence[Run]) -> list[Section | None]:
+def comparison_sections(runs: Sequence[Run]) -> list[doc.Section | None]:
     """Everything on what changed and why, what was compared, and where it comes from."""
     return [
         where(runs),
@@ -131,7 +109,7 @@ def comparison_sections(runs: Sequence[Run]) -> list[Section | None]:
         geometry(runs),
         coverage_section(
             {
-                run.label: Covered(coverage_sentence(coverage), coverage, COVERAGE_LISTS)
+                run.label: Covered(wording.coverage_sentence(coverage), coverage, COVERAGE_LISTS)
                 for run in runs
                 for coverage in (run.comparison.coverage,)
             },
@@ -141,36 +119,38 @@ def comparison_sections(runs: Sequence[Run]) -> list[Section | None]:
     ]
 
 
-def _provenance(runs: Sequence[Run]) -> Section:
+def _provenance(runs: Sequence[Run]) -> doc.Section:
     """Ids, revisions, hashes, dtypes and how the comparisons were run."""
     records: dict[str, CheckpointRecord] = {"base": runs[0].comparison.base}
     for run in runs:
         records[run.label or "tuned"] = run.comparison.tuned
-    return Section("Provenance", blocks=(checkpoints_table(records), *map(_settings, runs)))
+    return doc.Section("Provenance", blocks=(checkpoints_table(records), *map(_settings, runs)))
 
 
-def _settings(run: Run) -> Table:
+def _settings(run: Run) -> doc.Table:
     comparison = run.comparison
     entries: dict[str, object] = {
         "criterion of the headline": comparison.criterion,
         "conversion": comparison.conversion or "none: compared as stored",
         **comparison.provenance,
     }
-    return settings_table(named(run.label, "Comparison"), entries, is_folded=bool(run.label))
+    return settings_table(
+        wording.named(run.label, "Comparison"), entries, is_folded=bool(run.label)
+    )
 
 
 def compared(runs: Sequence[Run]) -> str:
     """What was compared and what "changed" means, in plain words."""
     first = runs[0].comparison
     dtypes = dict.fromkeys(tensor.dtype for run in runs for tensor in run.comparison.tensors)
-    stored = f" ({', '.join(map(printable, dtypes))})" if dtypes else ""
-    how = "as stored" if first.conversion is None else printable(first.conversion)
+    stored = f" ({', '.join(map(wording.printable, dtypes))})" if dtypes else ""
+    how = "as stored" if first.conversion is None else wording.printable(first.conversion)
     which = "The tuned checkpoint was" if len(runs) == 1 else "Each tuned checkpoint was"
     criteria = dict.fromkeys(run.criterion for run in runs)
     return (
         f"{which} compared with its base weight by weight, {how}{stored}: "
         f"{plural(len(first.tensors), 'tensor')}, {runs[0].total.num_elements:,} weights. "
-        + " ".join(map(changed_means, criteria))
+        + " ".join(map(wording.changed_means, criteria))
     )
 
 
@@ -211,12 +191,12 @@ def _brief(runs: Sequence[Run], title: str) -> str | None:
     return title if len(runs) == 1 else None
 
 
-def precision(runs: Sequence[Run]) -> Section | None:
+def precision(runs: Sequence[Run]) -> doc.Section | None:
     """Measured sparsity beside the one that LR, steps and the stored dtype alone predict."""
     sections = _analysed(runs, "precision")
     if not sections:
         return None
-    kinds = kinds_in_order(kind for _, section in sections for kind in section["by_kind"])
+    kinds = wording.kinds_in_order(kind for _, section in sections for kind in section["by_kind"])
     by_label = {run.label: run for run in runs}
     rows = []
     for kind in (*kinds, None):
@@ -224,13 +204,17 @@ def precision(runs: Sequence[Run]) -> Section | None:
             row = section["total"] if kind is None else section["by_kind"].get(kind)
             counts, criterion = by_label[label].kind(kind), by_label[label].measured_by
             if row and row["num_elements"] and counts is not None and counts.num_elements:
-                rows.append(((kind or "all", label), (sparsity_text(counts, criterion), row)))
+                rows.append(
+                    ((kind or "all", label), (wording.sparsity_text(counts, criterion), row))
+                )
 
-    def predicted(heading: str, model: str, note: str = "") -> Column[tuple[Shown, Any]]:
-        return Column(heading, lambda row: predicted_share(row[1], model), note=note)
+    def predicted(
+        heading: str, model: str, note: str = ""
+    ) -> doc.Column[tuple[wording.Shown, Any]]:
+        return doc.Column(heading, lambda row: predicted_share(row[1], model), note=note)
 
     columns = (
-        Column[tuple[Shown, Any]]("measured", lambda row: row[0]),
+        doc.Column[tuple[wording.Shown, Any]]("measured", lambda row: row[0]),
         predicted("one step", "one_step"),
         predicted("random walk", "random_walk"),
         predicted("straight line", "straight_line"),
@@ -241,13 +225,13 @@ def precision(runs: Sequence[Run]) -> Section | None:
         ),
     )
     measured, one_step, walk, line, _ = columns
-    marks = marks_of(
+    marks = charts.marks_of(
         rows,
         ("kind", "run"),
         (measured, walk, one_step, line),
         lambda names, row: {
             "arm": names[1],
-            "name": printable(names[0]),
+            "name": wording.printable(names[0]),
             "measured": 100 * (row[0].value or 0),
             "to": 100 * (predicted_share(row[1], "one_step").value or 0),
             "reference": 100 * (predicted_share(row[1], "random_walk").value or 0),
@@ -255,18 +239,18 @@ def precision(runs: Sequence[Run]) -> Section | None:
         },
     )
     labels = [run.label for run in runs]
-    figure = Figure(
+    figure = doc.Figure(
         "Unchanged elements, measured and predicted from precision alone",
-        lambda: reference_dots(
+        lambda: charts.reference_dots(
             marks,
             labels,
             axis="unchanged (%)",
-            domain=(percent_floor(marks.values("measured", "from")), 100),
+            domain=(charts.percent_floor(marks.values("measured", "from")), 100),
         ),
         "A dot on its tick is as sparse as a random walk of the same step size would leave it; to "
         "the left of the tick, more changed. The bar reaches from what one single step can change "
         "(right end) to what all steps in one direction can (left end).",
-        table(
+        doc.table(
             "Unchanged elements, measured and predicted",
             rows,
             columns,
@@ -274,16 +258,16 @@ def precision(runs: Sequence[Run]) -> Section | None:
             has_total=len(sections) == 1,
         ),
         (
-            *run_keys((label for label, _ in sections), labels, before="measured"),
-            Key("tick", "random walk predicts"),
-            Key("span", "one step … straight line"),
+            *charts.run_keys((label for label, _ in sections), labels, before="measured"),
+            doc.Key("tick", "random walk predicts"),
+            doc.Key("span", "one step … straight line"),
         ),
     )
     settings = (_precision_settings(label, section) for label, section in sections)
-    return Section("What precision alone predicts", (_EXPLANATION, *settings), (figure,))
+    return doc.Section("What precision alone predicts", (_EXPLANATION, *settings), (figure,))
 
 
-def rank(runs: Sequence[Run]) -> Section | None:
+def rank(runs: Sequence[Run]) -> doc.Section | None:
     """Ranks of the update of every matrix beside those of the same update shuffled."""
     sections = _analysed(runs, "rank")
     if not sections:
@@ -295,8 +279,8 @@ def rank(runs: Sequence[Run]) -> Section | None:
         if (summary := section["summary"].get(key)) is not None and summary["mean"] is not None
     ]
 
-    def column(heading: str, key: str, note: str = "") -> Column[Mapping[str, Any]]:
-        return Column(heading, lambda summary: share(summary[key], 1), note=note)
+    def column(heading: str, key: str, note: str = "") -> doc.Column[Mapping[str, Any]]:
+        return doc.Column(heading, lambda summary: wording.share(summary[key], 1), note=note)
 
     columns = (
         column("mean", "mean"),
@@ -309,17 +293,17 @@ def rank(runs: Sequence[Run]) -> Section | None:
         column("shuffled, least", "random_min"),
     )
     opening = f"Rank of the update, share of the most, over {_matrices(sections[0][1])}"
-    figure = Figure(
+    figure = doc.Figure(
         "Rank of the update, as a share of full rank",
         lambda: _beside_control(
             runs,
-            marks_of(rows, ("rank", "run"), columns[:2], _measured("mean", "random_mean")),
+            charts.marks_of(rows, ("rank", "run"), columns[:2], _measured("mean", "random_mean")),
             "mean over matrices (% of full rank)",
         ),
         "A dot is the mean over all matrices; its tick is the same figure for a random update of "
         "the same density and the same values. Only a dot well to the left of its tick says that "
         "the update has fewer directions than chance.",
-        table(
+        doc.table(
             "Rank as a share of the most that the shape allows",
             rows,
             columns,
@@ -329,7 +313,7 @@ def rank(runs: Sequence[Run]) -> Section | None:
         _keys(runs, "shuffled update"),
     )
     analysed = [
-        labelled(
+        wording.labelled(
             label,
             f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, of which "
             f"{section['num_zero_updates'] or 'none'} did not change at all (rank 0); "
@@ -342,7 +326,7 @@ def rank(runs: Sequence[Run]) -> Section | None:
         "figure is set beside that of a control: the elements of the same update in random order."
     )
     details = [_ranks_by_tensor(label, section) for label, section in sections]
-    return Section(
+    return doc.Section(
         "Rank of the update", (intro, *analysed), (figure, *details, *_skipped(sections, "rank"))
     )
 
@@ -359,13 +343,13 @@ def _measured(
     }
 
 
-def _beside_control(runs: Sequence[Run], marks: Marks, axis: str) -> dict[str, Any]:
-    return reference_dots(marks, [run.label for run in runs], axis=axis, domain=(0, 100))
+def _beside_control(runs: Sequence[Run], marks: charts.Marks, axis: str) -> dict[str, Any]:
+    return charts.reference_dots(marks, [run.label for run in runs], axis=axis, domain=(0, 100))
 
 
-def _keys(runs: Sequence[Run], control: str) -> tuple[Key, ...]:
+def _keys(runs: Sequence[Run], control: str) -> tuple[doc.Key, ...]:
     labels = [run.label for run in runs]
-    return (*run_keys(labels, labels, single="update"), Key("tick", control))
+    return (*charts.run_keys(labels, labels, single="update"), doc.Key("tick", control))
 
 
 def _matrices(section: Mapping[str, Any]) -> str:
@@ -374,20 +358,24 @@ def _matrices(section: Mapping[str, Any]) -> str:
     return f"{analysed} ({plural(left_out, 'tensor')} left out)" if left_out else analysed
 
 
-def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> Table:
+def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> doc.Table:
     def cell(row: Mapping[str, Any], figure: str) -> str:
         return f"{row['update'][figure]['value']:.4g} / {row['random'][figure]['value']:.4g}"
 
-    columns: list[tuple[str, Role]] = [("tensor", "code"), ("shape", "number"), ("method", "text")]
+    columns: list[tuple[str, doc.Role]] = [
+        ("tensor", "code"),
+        ("shape", "number"),
+        ("method", "text"),
+    ]
     columns += [(name, "number") for name in _RANKS.values()]
-    return plain_table(
-        named(label, "Rank of every matrix, update / shuffled"),
+    return doc.plain_table(
+        wording.named(label, "Rank of every matrix, update / shuffled"),
         columns,
         [
             (
-                printable(name),
+                wording.printable(name),
                 " × ".join(map(str, row["shape"])),
-                printable(row["method"]),
+                wording.printable(row["method"]),
                 *(cell(row, figure) for figure in _RANKS),
             )
             for name, row in section["by_tensor"].items()
@@ -396,7 +384,7 @@ def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> Table:
     )
 
 
-def geometry(runs: Sequence[Run]) -> Section | None:
+def geometry(runs: Sequence[Run]) -> doc.Section | None:
     """Where in the matrices the update lies, each share beside its chance."""
     sections = _analysed(runs, "geometry")
     if not sections:
@@ -408,24 +396,26 @@ def geometry(runs: Sequence[Run]) -> Section | None:
         if (summary := section["summary"].get(key)) is not None
     ]
     columns = (
-        Column[Mapping[str, Any]]("share", lambda summary: share(summary["share"], 1)),
-        Column[Mapping[str, Any]]("chance", lambda summary: share(summary["chance"], 1)),
-        Column[Mapping[str, Any]](
-            "lift", lambda summary: Shown(f"{summary['lift']:.2f}", summary["lift"])
+        doc.Column[Mapping[str, Any]]("share", lambda summary: wording.share(summary["share"], 1)),
+        doc.Column[Mapping[str, Any]](
+            "chance", lambda summary: wording.share(summary["chance"], 1)
+        ),
+        doc.Column[Mapping[str, Any]](
+            "lift", lambda summary: wording.Shown(f"{summary['lift']:.2f}", summary["lift"])
         ),
     )
     opening = f"Where the update lies, over {_matrices(sections[0][1])}"
-    figure = Figure(
+    figure = doc.Figure(
         "Where the update lies, beside chance",
         lambda: _beside_control(
             runs,
-            marks_of(rows, ("share of", "run"), columns, _measured("share", "chance")),
+            charts.marks_of(rows, ("share of", "run"), columns, _measured("share", "chance")),
             "share (%)",
         ),
         "A dot on its tick is where a random update would lie. Small weights move more easily in "
         "a low-precision format, so a dot to the right of its tick on the smallest weights is no "
         "sign of a preference by itself.",
-        table(
+        doc.table(
             "Shares and their chance",
             rows,
             columns,
@@ -437,32 +427,32 @@ def geometry(runs: Sequence[Run]) -> Section | None:
         _keys(runs, "chance"),
     )
     texts = [
-        labelled(
+        wording.labelled(
             label,
             f"{plural(section['num_matrices'], 'matrix', 'matrices')} analysed, "
             f"{plural(len(section['skipped']), 'tensor')} left out. Top directions are the "
             f"{percent(section['principal'], 1, 0)} of largest singular values of base; masks hold "
             f"{percent(section['mask'], 1, 0)} of the elements. Norm of the update over that of "
-            f"base: {magnitude(section['summary']['relative_update'])}; shift of the singular "
-            f"values (NSS): {magnitude(section['summary']['spectral_shift'])}.",
+            f"base: {wording.magnitude(section['summary']['relative_update'])}; shift of the "
+            f"singular values (NSS): {wording.magnitude(section['summary']['spectral_shift'])}.",
         )
         for label, section in sections
     ]
-    return Section(
+    return doc.Section(
         "Geometry of the update", tuple(texts), (figure, *_skipped(sections, "geometry"))
     )
 
 
-def _skipped(sections: Sequence[Analysed], analysis: str) -> list[Table]:
+def _skipped(sections: Sequence[Analysed], analysis: str) -> list[doc.Table]:
     return [
-        plain_table(
-            named(label, f"Left out of the {analysis} ({len(section['skipped']):,})"),
+        doc.plain_table(
+            wording.named(label, f"Left out of the {analysis} ({len(section['skipped']):,})"),
             [("tensor", "code"), ("shape", "number"), ("reason", "text")],
             [
                 (
-                    printable(row["name"]),
+                    wording.printable(row["name"]),
                     " × ".join(map(str, row["shape"])) or "scalar",
-                    printable(row["reason"]),
+                    wording.printable(row["reason"]),
                 )
                 for row in section["skipped"]
             ],

@@ -14,32 +14,13 @@ from typing import Any
 from trimtab.elements.counts import percent
 from trimtab.masks.identity import Identity
 from trimtab.measure.compare_result import Comparison
+from trimtab.report import document as doc
+from trimtab.report import vega, wording
 from trimtab.report.changes import Run
 from trimtab.report.charts import Marks, accuracy_dots, marks_of, run_keys
 from trimtab.report.comparison import compared, comparison_sections, frame
 from trimtab.report.demo_record import ArmRecord, BeforeRecord, DemoRecord, Score
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Key,
-    Lines,
-    Role,
-    Section,
-    plain_table,
-    table,
-)
 from trimtab.report.identity import base_share, cosine_text, same_model, stray_sentence, sub_share
-from trimtab.report.vega import arm_colours, chart, dots, layer, quantity
-from trimtab.report.wording import (
-    Shown,
-    count,
-    interval_text,
-    labelled,
-    printable,
-    share,
-    share_text,
-)
 from trimtab.words import plural
 
 
@@ -47,7 +28,7 @@ def demo_document(
     demo: DemoRecord,
     comparisons: Mapping[str, Comparison],
     identities: Mapping[str, Identity] | None = None,
-) -> Document:
+) -> doc.Document:
     """What a report says about a demo: runs from one base, side by side.
 
     Args:
@@ -57,8 +38,8 @@ def demo_document(
     """
     identities = identities or {}
     runs = [Run(label, comparison) for label, comparison in comparisons.items()]
-    labels = ", ".join(map(printable, demo["arms"]))
-    base = printable(demo["base_id"])
+    labels = ", ".join(map(wording.printable, demo["arms"]))
+    base = wording.printable(demo["base_id"])
     task = f" trained on {demo['task']}" if "task" in demo else " trained"
     opening = (
         f"Starting from {base}, {plural(len(demo['arms']), 'run')}{task}. This page "
@@ -66,7 +47,7 @@ def demo_document(
         "its steps alone would lead one to expect."
     )
     inside = {label: check for label, check in identities.items() if label not in comparisons}
-    masked: list[Section] = []
+    masked: list[doc.Section] = []
     if identities:
         opening += (
             " Where and how far weights moved is shown for the runs that trained every weight."
@@ -81,7 +62,7 @@ def demo_document(
         summary=(f"{base}. {demo['model_note']}",),
         paragraphs=(opening, demo["model_note"], compared(runs)),
         warnings=[
-            labelled(label, stray)
+            wording.labelled(label, stray)
             for label, check in inside.items()
             if (stray := stray_sentence(check)) is not None
         ],
@@ -90,25 +71,25 @@ def demo_document(
     )
 
 
-def _share_text(score: Score) -> Shown:
-    text = share(score["correct"], score["total"], 1)
-    return Shown(f"{text} ({score['correct']:,} of {score['total']:,})", text.value)
+def _share_text(score: Score) -> wording.Shown:
+    text = wording.share(score["correct"], score["total"], 1)
+    return wording.Shown(f"{text} ({score['correct']:,} of {score['total']:,})", text.value)
 
 
 def _interval_text(score: Score) -> str:
     interval = score.get("interval")
-    return "–" if interval is None else interval_text(interval)
+    return "–" if interval is None else wording.interval_text(interval)
 
 
 def _score_text(score: Score) -> str:
     """A score with its interval, in percent: `81.2 % [64.7, 91.1]`."""
-    return share_text(score["correct"], score["total"], score.get("interval"))
+    return wording.share_text(score["correct"], score["total"], score.get("interval"))
 
 
-def _learned(demo: DemoRecord) -> Section:
+def _learned(demo: DemoRecord) -> doc.Section:
     """Held-out accuracy before and after, and the learning curves."""
     baseline, labels = demo["majority_baseline"], list(demo["arms"])
-    answer = printable(baseline["answer"])
+    answer = wording.printable(baseline["answer"])
     models: list[tuple[str, str, BeforeRecord]] = [
         ("base", "", demo["before"]),
         *((f"after {label}", label, arm) for label, arm in demo["arms"].items()),
@@ -123,10 +104,10 @@ def _learned(demo: DemoRecord) -> Section:
             )
         ],
         ("model", "decoding"),
-        (Column("correct", _share_text), Column("95 % interval", _interval_text)),
+        (doc.Column("correct", _share_text), doc.Column("95 % interval", _interval_text)),
         lambda names, score: _placed(names[0], names[1], names[2], score),
     )
-    figure = Figure(
+    figure = doc.Figure(
         "Held-out accuracy before and after training",
         lambda: accuracy_dots(
             marks,
@@ -138,7 +119,7 @@ def _learned(demo: DemoRecord) -> Section:
         "(Wilson's), over questions: several samples of one question are not independent. A model "
         f"that learned nothing but the most frequent answer ({answer}) would stand on the dashed "
         "line.",
-        table(
+        doc.table(
             "Accuracy on the held-out questions",
             [
                 *(((model,), record) for model, _, record in models),
@@ -150,14 +131,14 @@ def _learned(demo: DemoRecord) -> Section:
             brief="Held-out accuracy [95 % interval]",
         ),
         (
-            Key("dot-ink", "greedy"),
-            Key("ring-ink", "sampled"),
-            Key("whisker", "95 % interval"),
-            Key("dashed", f"majority answer, {_share_text(baseline)}"),
+            doc.Key("dot-ink", "greedy"),
+            doc.Key("ring-ink", "sampled"),
+            doc.Key("whisker", "95 % interval"),
+            doc.Key("dashed", f"majority answer, {_share_text(baseline)}"),
         ),
     )
     curves = [curve for measure in ("reward", "loss") if (curve := _curve(demo, measure))]
-    return Section("Did they learn?", blocks=(figure, *curves))
+    return doc.Section("Did they learn?", blocks=(figure, *curves))
 
 
 def _placed(model: str, way: str, label: str, score: Score) -> dict[str, Any]:
@@ -168,7 +149,7 @@ def _placed(model: str, way: str, label: str, score: Score) -> dict[str, Any]:
     return {"model": model, "arm": label, "way": way, **ends}
 
 
-def _accuracy_columns() -> list[Column[Any]]:
+def _accuracy_columns() -> list[doc.Column[Any]]:
     """Of a record with both scores, or of the score of a constant answer."""
 
     def greedy(row: Any) -> Any:
@@ -178,19 +159,19 @@ def _accuracy_columns() -> list[Column[Any]]:
         return text(row["accuracy_sampled"]) if "accuracy_sampled" in row else otherwise
 
     return [
-        Column("greedy", lambda row: _share_text(greedy(row)), only="page"),
-        Column("95 % interval", lambda row: _interval_text(greedy(row)), only="page"),
-        Column("sampled", lambda row: sampled(_share_text, row, "–"), only="page"),
-        Column("95 % interval", lambda row: sampled(_interval_text, row, "–"), only="page"),
-        Column("greedy", lambda row: _score_text(greedy(row)), only="terminal"),
-        Column("sampled, T = 1", lambda row: sampled(_score_text, row, ""), only="terminal"),
-        Column(
+        doc.Column("greedy", lambda row: _share_text(greedy(row)), only="page"),
+        doc.Column("95 % interval", lambda row: _interval_text(greedy(row)), only="page"),
+        doc.Column("sampled", lambda row: sampled(_share_text, row, "–"), only="page"),
+        doc.Column("95 % interval", lambda row: sampled(_interval_text, row, "–"), only="page"),
+        doc.Column("greedy", lambda row: _score_text(greedy(row)), only="terminal"),
+        doc.Column("sampled, T = 1", lambda row: sampled(_score_text, row, ""), only="terminal"),
+        doc.Column(
             "loss tokens",
-            lambda row: count(row["loss_tokens"]) if "loss_tokens" in row else "",
+            lambda row: wording.count(row["loss_tokens"]) if "loss_tokens" in row else "",
             drop=2,
             only="terminal",
         ),
-        Column(
+        doc.Column(
             "seconds",
             lambda row: f"{row['seconds']:.0f}" if "seconds" in row else "",
             drop=1,
@@ -199,7 +180,7 @@ def _accuracy_columns() -> list[Column[Any]]:
     ]
 
 
-def _curve(demo: DemoRecord, measure: str) -> Figure | None:
+def _curve(demo: DemoRecord, measure: str) -> doc.Figure | None:
     points = [
         ((label, str(int(entry["step"]))), entry[measure])
         for label, arm in demo["arms"].items()
@@ -209,7 +190,7 @@ def _curve(demo: DemoRecord, measure: str) -> Figure | None:
     if not points:
         return None
     labels = list(demo["arms"])
-    columns = (Column[float](measure, lambda value: Shown(f"{value:.4g}", value)),)
+    columns = (doc.Column[float](measure, lambda value: wording.Shown(f"{value:.4g}", value)),)
     keys: Any = ("run", ("step", "number"))
     marks = marks_of(
         points,
@@ -218,11 +199,11 @@ def _curve(demo: DemoRecord, measure: str) -> Figure | None:
         lambda names, value: {"arm": names[0], "step": int(names[1]), "value": value},
     )
     what = {"reward": "Mean reward of the batch", "loss": "Loss of the batch"}[measure]
-    return Figure(
+    return doc.Figure(
         f"{what} at every step",
         lambda: _learning_curve(marks, labels, measure),
         "One dot for each training step, on the questions of that step.",
-        table(f"{what}, step by step", points, columns, keys=keys),
+        doc.table(f"{what}, step by step", points, columns, keys=keys),
         run_keys(dict.fromkeys(names[0] for names, _ in points), labels),
     )
 
@@ -237,14 +218,14 @@ def _learning_curve(marks: Marks, labels: Sequence[str], measure: str) -> dict[s
     """
     look: dict[str, Any] = {"grid": False, "tickMinStep": 1, "format": "d", "labelFlush": False}
     places = {
-        "x": quantity("step", "step", scale={"nice": False}, **look),
-        "y": quantity("value", measure, scale={"zero": True}, tickCount=4),
-        "color": arm_colours(labels),
+        "x": vega.quantity("step", "step", scale={"nice": False}, **look),
+        "y": vega.quantity("value", measure, scale={"zero": True}, tickCount=4),
+        "color": vega.arm_colours(labels),
     }
-    return chart(
+    return vega.chart(
         marks.rows,
-        layer("line", places, strokeWidth=1.5),
-        dots({**places, "tooltip": marks.tooltip}, 45),
+        vega.layer("line", places, strokeWidth=1.5),
+        vega.dots({**places, "tooltip": marks.tooltip}, 45),
         height=150,
     )
 
@@ -255,7 +236,7 @@ Masked = tuple[ArmRecord, int, Identity | None]
 
 def _only_the_mask(
     demo: DemoRecord, comparisons: Mapping[str, Comparison], identities: Mapping[str, Identity]
-) -> Section:
+) -> doc.Section:
     """What the runs inside a mask trained and learned, beside FULL."""
     full = demo["full"]
     rows: list[tuple[Sequence[str], Masked]] = [
@@ -270,51 +251,51 @@ def _only_the_mask(
         for label in identities
         if "about" in demo["arms"][label]
     ]
-    notes = tuple(map(printable, demo.get("mask_notes", ())))
+    notes = tuple(map(wording.printable, demo.get("mask_notes", ())))
     title = "Training only the mask"
     brief = title
     if check := next((of for label, of in identities.items() if label not in comparisons), None):
         num, total = check.mask.num_selected, check.mask.num_elements
         brief += f": {num:,} of {total:,} weights ({percent(num, total)})"
-    numbers = table(
+    numbers = doc.table(
         f"Beside {full}", rows, _mask_columns(full), keys=("run",), is_folded=False, brief=brief
     )
-    paragraphs = (*map(printable, about), *notes)
-    return Section(title, paragraphs, (numbers, Lines("", notes, is_wrapped=True)))
+    paragraphs = (*map(wording.printable, about), *notes)
+    return doc.Section(title, paragraphs, (numbers, doc.Lines("", notes, is_wrapped=True)))
 
 
-def _mask_columns(full: str) -> list[Column[Masked]]:
+def _mask_columns(full: str) -> list[doc.Column[Masked]]:
     def checked(text: Any) -> Any:
         return lambda row: "–" if row[2] is None else text(row[2])
 
     counted = "“trained” and “changed” count weights, changed by criterion bits."
     return [
-        Column("greedy", lambda row: _score_text(row[0]["accuracy_greedy"]), only="page"),
-        Column("trained", _trained, drop=2, note=counted),
-        Column("changed", lambda row: count(row[1]), drop=1, note=counted),
-        Column(
+        doc.Column("greedy", lambda row: _score_text(row[0]["accuracy_greedy"]), only="page"),
+        doc.Column("trained", _trained, drop=2, note=counted),
+        doc.Column("changed", lambda row: wording.count(row[1]), drop=1, note=counted),
+        doc.Column(
             "SUB = FULL",
             checked(lambda check: sub_share(check.total.inside)),
             note=f"FULL is {full}, SUB the run: bit equality inside the mask that the run trained, "
             f"or, for another run of every weight, inside that of {full}.",
         ),
-        Column(
+        doc.Column(
             "BASE = FULL",
             checked(lambda check: base_share(check.total.inside)),
             note="“BASE = FULL” is what doing nothing scores there.",
         ),
-        Column(
+        doc.Column(
             "cosine",
             checked(lambda check: cosine_text(check.total.all.cosine)),
             drop=3,
             note="“cosine” is that of the two whole updates.",
         ),
-        Column(
+        doc.Column(
             "same answers",
             _same_answers,
             note=f"“same answers” are held-out questions with the greedy answer of {full}.",
         ),
-        Column(
+        doc.Column(
             "optimizer",
             _optimizer_text,
             drop=4,
@@ -326,7 +307,7 @@ def _mask_columns(full: str) -> list[Column[Masked]]:
 
 def _trained(row: Masked) -> str:
     optimizer = row[0].get("optimizer")
-    return count(optimizer["num_selected"] if optimizer else None)
+    return wording.count(optimizer["num_selected"] if optimizer else None)
 
 
 def _same_answers(row: Masked) -> str:
@@ -339,10 +320,10 @@ def _optimizer_text(row: Masked) -> str:
     if not optimizer:
         return "–"
     size = optimizer["state_bytes"] + optimizer["index_bytes"]
-    return Shown(f"{size / 1e6:,.{0 if size > 1e8 else 2}f} MB", size)
+    return wording.Shown(f"{size / 1e6:,.{0 if size > 1e8 else 2}f} MB", size)
 
 
-def _cost(demo: DemoRecord) -> Section:
+def _cost(demo: DemoRecord) -> doc.Section:
     """Time, trained tokens and settings of the runs side by side; what all share stands apart."""
     records = list(demo["arms"].values())
     rows = {
@@ -351,21 +332,24 @@ def _cost(demo: DemoRecord) -> Section:
     }
     shared = {}
     for key in dict.fromkeys(key for record in records for key in record["settings"]):
-        name = printable(key.replace("_", " "))
+        name = wording.printable(key.replace("_", " "))
         cells = [_setting(record["settings"].get(key)) for record in records]
         if len(records) > 1 and len(set(cells)) == 1:
             shared[name] = cells[0]
         else:
             rows[name] = cells
-    columns: list[tuple[str, Role]] = [("", "text"), *((label, "number") for label in demo["arms"])]
+    columns: list[tuple[str, doc.Role]] = [
+        ("", "text"),
+        *((label, "number") for label in demo["arms"]),
+    ]
     lines = [(name, *cells) for name, cells in rows.items()]
-    blocks = [plain_table("The runs", columns, lines, is_folded=False)]
+    blocks = [doc.plain_table("The runs", columns, lines, is_folded=False)]
     if shared:
-        settings: list[tuple[str, Role]] = [("", "text"), ("every run", "text")]
+        settings: list[tuple[str, doc.Role]] = [("", "text"), ("every run", "text")]
         blocks.append(
-            plain_table("The same in every run", settings, shared.items(), is_folded=False)
+            doc.plain_table("The same in every run", settings, shared.items(), is_folded=False)
         )
-    return Section("What the runs took", blocks=tuple(blocks))
+    return doc.Section("What the runs took", blocks=tuple(blocks))
 
 
 def _setting(value: object) -> str:
@@ -374,5 +358,5 @@ def _setting(value: object) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(_setting, value))
     if isinstance(value, bool | str):
-        return printable(str(value))
-    return f"{value:,}" if isinstance(value, int) else printable(f"{value}")
+        return wording.printable(str(value))
+    return f"{value:,}" if isinstance(value, int) else wording.printable(f"{value}")

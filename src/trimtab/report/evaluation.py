@@ -6,32 +6,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from trimtab.report import document as doc
+from trimtab.report import wording
 from trimtab.report.charts import accuracy_dots, marks_of
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Hero,
-    Key,
-    Section,
-    Table,
-    plain_table,
-    table,
-)
 from trimtab.report.records import checkpoints_table, settings_table
-from trimtab.report.wording import (
-    NONE,
-    Shown,
-    count,
-    interval_text,
-    magnitude,
-    points_text,
-    printable,
-    share,
-    share_text,
-    shown,
-    with_ends,
-)
 from trimtab.results.answers import Answer, Answers, Forgetting, answers_difference
 from trimtab.results.evaluation import AskedQuestions, Evaluation
 from trimtab.results.statistics import CONFIDENCE, normal_interval
@@ -41,12 +19,12 @@ _NUM_ANSWERS = 40
 _CONFIDENCE = f"{100 * CONFIDENCE:g} %"
 
 
-def evaluation_document(evaluation: Evaluation) -> Document:
+def evaluation_document(evaluation: Evaluation) -> doc.Document:
     """What a report says about an evaluation."""
     first, *others = names = _names(evaluation)
     asked = evaluation.questions
     task = "" if asked is None else _task(asked)
-    return Document(
+    return doc.Document(
         title=", ".join((*others, first)),
         heading="What the models forgot" if asked is None else "What the models answered",
         subtitle=(first, ", ".join(others) or "no other model"),
@@ -69,7 +47,7 @@ def evaluation_document(evaluation: Evaluation) -> Document:
 
 def _names(evaluation: Evaluation) -> list[str]:
     """What the models are called: as they were given."""
-    return [printable(model.record.id) for model in evaluation.models]
+    return [wording.printable(model.record.id) for model in evaluation.models]
 
 
 def _answered(evaluation: Evaluation) -> list[tuple[str, Answers]]:
@@ -80,7 +58,7 @@ def _answered(evaluation: Evaluation) -> list[tuple[str, Answers]]:
 
 def _task(asked: AskedQuestions) -> str:
     """What was asked: `addition: 32 questions`."""
-    text = f"{printable(asked.record['source'])}: {plural(asked.num_questions, 'question')}"
+    text = f"{wording.printable(asked.record['source'])}: {plural(asked.num_questions, 'question')}"
     if num := asked.record["num_seen"]:
         text += f" ({num:,} more were left out: the run was trained on them)"
     return text
@@ -102,17 +80,17 @@ def _asked(evaluation: Evaluation, asked: AskedQuestions) -> str:
     )
 
 
-def _heroes(evaluation: Evaluation) -> list[Hero]:
+def _heroes(evaluation: Evaluation) -> list[doc.Hero]:
     """The greedy accuracy of each model, or of those that are set against the first."""
     models = _answered(evaluation)
     beside = ""
     if len(models) > 1:
         first, answers = models.pop(0)
-        beside = f"; {share(answers.greedy_accuracy, 1, 1)} by {first}"
+        beside = f"; {wording.share(answers.greedy_accuracy, 1, 1)} by {first}"
     return [
-        Hero(
+        doc.Hero(
             name,
-            share(answers.greedy_accuracy, 1, 1),
+            wording.share(answers.greedy_accuracy, 1, 1),
             f"of {answers.num_questions:,} questions are answered right, greedily{beside}",
             answers.greedy_accuracy,
             f"{answers.num_greedy_correct:,} right",
@@ -121,48 +99,48 @@ def _heroes(evaluation: Evaluation) -> list[Hero]:
     ]
 
 
-def _accuracy(evaluation: Evaluation) -> Section | None:
+def _accuracy(evaluation: Evaluation) -> doc.Section | None:
     """Accuracy of each model, differences and levels; None if nothing was asked."""
     asked = evaluation.questions
     if asked is None:
         return None
-    blocks: list[Figure | Table] = [_accuracy_figure(evaluation, asked)]
+    blocks: list[doc.Figure | doc.Table] = [_accuracy_figure(evaluation, asked)]
     if len(evaluation.models) > 1:
         blocks.append(_differences(evaluation))
     if asked.by is not None:
         blocks.append(_levels(evaluation, asked))
     opening = f"{_task(asked)}. {_asked(evaluation, asked)}"
-    return Section("Held-out accuracy", (opening,), tuple(blocks))
+    return doc.Section("Held-out accuracy", (opening,), tuple(blocks))
 
 
 _Scored = Answers | Mapping[str, Any]
 """The answers of a model, or what the best constant answer scores."""
 
 
-def _greedy(row: _Scored) -> Shown:
+def _greedy(row: _Scored) -> wording.Shown:
     if isinstance(row, Answers):
-        return share_text(row.num_greedy_correct, row.num_questions, row.greedy_interval)
-    return share(row["num_correct"], row["num_questions"], 1)
+        return wording.share_text(row.num_greedy_correct, row.num_questions, row.greedy_interval)
+    return wording.share(row["num_correct"], row["num_questions"], 1)
 
 
 def _sampled(row: _Scored) -> str:
     if not isinstance(row, Answers):
         return ""
     if row.sampled_accuracy is None:
-        return NONE
-    return share_text(row.sampled_accuracy, 1, row.sampled_interval)
+        return wording.NONE
+    return wording.share_text(row.sampled_accuracy, 1, row.sampled_interval)
 
 
 def _cut_off(row: _Scored) -> str:
-    return count(row.num_greedy_not_ended) if isinstance(row, Answers) else ""
+    return wording.count(row.num_greedy_not_ended) if isinstance(row, Answers) else ""
 
 
-def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> Figure:
+def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> doc.Figure:
     answered = _answered(evaluation)
     names = [name for name, _ in answered]
     coloured = names[1:] or names
     intervals = [
-        ((name, way), (share(accuracy, 1, 1), interval))
+        ((name, way), (wording.share(accuracy, 1, 1), interval))
         for name, answers in answered
         for way, accuracy, interval in (
             ("greedy", answers.greedy_accuracy, answers.greedy_interval),
@@ -174,8 +152,8 @@ def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> Figure:
         intervals,
         ("model", "decoding"),
         (
-            Column("correct", lambda row: row[0]),
-            Column(f"{_CONFIDENCE} interval", lambda row: interval_text(row[1])),
+            doc.Column("correct", lambda row: row[0]),
+            doc.Column(f"{_CONFIDENCE} interval", lambda row: wording.interval_text(row[1])),
         ),
         lambda called, row: {
             "model": called[0],
@@ -187,57 +165,60 @@ def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> Figure:
         },
     )
     rows: list[tuple[Sequence[str], _Scored]] = [((name,), answers) for name, answers in answered]
-    columns = [Column[_Scored]("greedy", _greedy), Column[_Scored]("cut off", _cut_off)]
-    keys = [Key("dot-ink", "greedy")]
+    columns = [doc.Column[_Scored]("greedy", _greedy), doc.Column[_Scored]("cut off", _cut_off)]
+    keys = [doc.Key("dot-ink", "greedy")]
     if evaluation.settings["num_samples"]:
         title = f"sampled, T = {evaluation.settings['temperature'] or 0:g}"
-        columns.insert(1, Column(title, _sampled))
-        keys.append(Key("ring-ink", "sampled"))
+        columns.insert(1, doc.Column(title, _sampled))
+        keys.append(doc.Key("ring-ink", "sampled"))
     if baseline := asked.baseline():
         rows.append(((_always(baseline),), baseline))
-        keys.append(Key("dashed", f"{_always(baseline)}, {_greedy(baseline)}"))
+        keys.append(doc.Key("dashed", f"{_always(baseline)}, {_greedy(baseline)}"))
     title = f"Held-out accuracy [{_CONFIDENCE} interval]"
     constant = 100 * baseline["accuracy"] if baseline else None
-    return Figure(
+    return doc.Figure(
         "Answers that are right",
         lambda: accuracy_dots(marks, names, coloured, baseline=constant),
         f"Whiskers are {_CONFIDENCE} intervals (Wilson's), over questions: several samples of one "
         "question are not independent. Models answer the same questions, so the differences below "
         "are sharper than two whiskers beside each other.",
-        table(title, rows, columns, keys=("model",), is_folded=False, brief=title),
-        (*keys, Key("whisker", f"{_CONFIDENCE} interval")),
+        doc.table(title, rows, columns, keys=("model",), is_folded=False, brief=title),
+        (*keys, doc.Key("whisker", f"{_CONFIDENCE} interval")),
     )
 
 
 def _always(baseline: Mapping[str, Any]) -> str:
     """What the constant answer says."""
     answer = " ".join(str(baseline["answer"]).split())
-    return f"always “{printable(answer if len(answer) <= 20 else f'{answer[:19]}…')}”"
+    return f"always “{wording.printable(answer if len(answer) <= 20 else f'{answer[:19]}…')}”"
 
 
-def _differences(evaluation: Evaluation) -> Table:
+def _differences(evaluation: Evaluation) -> doc.Table:
     """Each model against the first, on the same questions."""
     (first, reference), *others = _answered(evaluation)
     title = f"Differences on the same questions [{_CONFIDENCE} interval]"
     columns = [
-        Column[Any]("gained", lambda row: count(row["num_gained"])),
-        Column[Any]("lost", lambda row: count(row["num_lost"])),
-        Column[Any](
-            "greedy", lambda row: points_text(row["greedy_difference"], row["greedy_interval"])
+        doc.Column[Any]("gained", lambda row: wording.count(row["num_gained"])),
+        doc.Column[Any]("lost", lambda row: wording.count(row["num_lost"])),
+        doc.Column[Any](
+            "greedy",
+            lambda row: wording.points_text(row["greedy_difference"], row["greedy_interval"]),
         ),
-        Column[Any](
+        doc.Column[Any](
             "p",
-            lambda row: shown(row["p_value"], lambda p: "<0.0001" if p < 0.0001 else f"{p:.4f}"),
+            lambda row: wording.shown(
+                row["p_value"], lambda p: "<0.0001" if p < 0.0001 else f"{p:.4f}"
+            ),
         ),
     ]
     if evaluation.settings["num_samples"]:
         columns.append(
-            Column(
+            doc.Column(
                 "sampled",
-                lambda row: points_text(row["sampled_difference"], row["sampled_interval"]),
+                lambda row: wording.points_text(row["sampled_difference"], row["sampled_interval"]),
             )
         )
-    return table(
+    return doc.table(
         title,
         [((name,), answers_difference(reference, answers)) for name, answers in others],
         columns,
@@ -259,48 +240,48 @@ def _headings(evaluation: Evaluation, *others: str) -> list[str]:
     return headings
 
 
-def _levels(evaluation: Evaluation, asked: AskedQuestions) -> Table:
+def _levels(evaluation: Evaluation, asked: AskedQuestions) -> doc.Table:
     """Greedy accuracy of each model at each level."""
-    by = printable(asked.by or "")
+    by = wording.printable(asked.by or "")
     rows = [
         (
-            (printable(str(level)),),
+            (wording.printable(str(level)),),
             (asked.baseline(places), [answers.of(places) for _, answers in _answered(evaluation)]),
         )
         for level, places in asked.places_by_level().items()
     ]
-    columns: list[Column[Any]] = [
-        Column("questions", lambda row: count(row[1][0].num_questions)),
-        Column("always", lambda row: NONE if row[0] is None else _greedy(row[0])),
+    columns: list[doc.Column[Any]] = [
+        doc.Column("questions", lambda row: wording.count(row[1][0].num_questions)),
+        doc.Column("always", lambda row: wording.NONE if row[0] is None else _greedy(row[0])),
     ]
     note = "Greedy. “always” is the best constant answer of each level."
     if not any(baseline for _, (baseline, _) in rows):
         columns.pop()
         note = "Greedy."
     for place, heading in enumerate(_headings(evaluation, "level", "questions", "always")):
-        columns.append(Column(heading, partial(lambda at, row: _greedy(row[1][at]), place)))
+        columns.append(doc.Column(heading, partial(lambda at, row: _greedy(row[1][at]), place)))
     title = f"Accuracy by {by}"
-    return table(title, rows, columns, keys=("level",), is_folded=False, note=note, brief=title)
+    return doc.table(title, rows, columns, keys=("level",), is_folded=False, note=note, brief=title)
 
 
-def _forgetting(evaluation: Evaluation) -> Section | None:
+def _forgetting(evaluation: Evaluation) -> doc.Section | None:
     """Divergence from the base on a neutral text; None without a base."""
     if evaluation.text is None:
         return None
     base = next(model.forgetting for model in evaluation.models if model.forgetting is not None)
     read = (
-        f"{plural(base.num_tokens, 'token')} of {printable(evaluation.text['source'])}, in "
+        f"{plural(base.num_tokens, 'token')} of {wording.printable(evaluation.text['source'])}, in "
         f"{plural(len(base.passages), 'passage')}"
     )
     columns = (
-        Column[Forgetting | None]("KL(base ‖ model)", _kl),
-        Column[Forgetting | None](
+        doc.Column[Forgetting | None]("KL(base ‖ model)", _kl),
+        doc.Column[Forgetting | None](
             "perplexity",
-            lambda row: shown(row.tuned_perplexity if row else base.base_perplexity, ".4g"),
+            lambda row: wording.shown(row.tuned_perplexity if row else base.base_perplexity, ".4g"),
         ),
     )
     models = zip(_names(evaluation), evaluation.models, strict=True)
-    numbers = table(
+    numbers = doc.table(
         f"On neutral text [{_CONFIDENCE} interval]",
         [((name,), model.forgetting) for name, model in models],
         columns,
@@ -310,49 +291,53 @@ def _forgetting(evaluation: Evaluation) -> Section | None:
         "is over passages.",
         brief=f"Forgetting [{_CONFIDENCE} interval]: {read}",
     )
-    return Section("Forgetting", (f"Read beside the base: {read}.",), (numbers,))
+    return doc.Section("Forgetting", (f"Read beside the base: {read}.",), (numbers,))
 
 
-def _kl(row: Forgetting | None) -> Shown:
-    return NONE if row is None else with_ends(row.kl, row.kl_interval, magnitude)
+def _kl(row: Forgetting | None) -> wording.Shown:
+    return (
+        wording.NONE
+        if row is None
+        else wording.with_ends(row.kl, row.kl_interval, wording.magnitude)
+    )
 
 
-def _suites(evaluation: Evaluation) -> Section | None:
+def _suites(evaluation: Evaluation) -> doc.Section | None:
     """Metrics of lm-evaluation-harness; None if none were computed."""
     all_suites = [model.suites for model in evaluation.models if model.suites is not None]
     if not all_suites:
         return None
     rows = [
         (
-            (printable(task), printable(metric)),
+            (wording.printable(task), wording.printable(metric)),
             [suites[task]["metrics"][metric] for suites in all_suites],
         )
         for task, suite in all_suites[0].items()
         for metric in suite["metrics"]
     ]
     columns = [
-        Column[list[Any]](heading, partial(lambda at, row: _metric(row[at]), place))
+        doc.Column[list[Any]](heading, partial(lambda at, row: _metric(row[at]), place))
         for place, heading in enumerate(_headings(evaluation, "task", "metric"))
     ]
     title = f"lm-evaluation-harness [{_CONFIDENCE} interval]"
     keys = ("task", "metric")
-    metrics = table(title, rows, columns, keys=keys, is_folded=False, brief=title)
-    return Section("lm-evaluation-harness", blocks=(metrics,))
+    metrics = doc.table(title, rows, columns, keys=keys, is_folded=False, brief=title)
+    return doc.Section("lm-evaluation-harness", blocks=(metrics,))
 
 
-def _metric(metric: Mapping[str, Any]) -> Shown:
+def _metric(metric: Mapping[str, Any]) -> wording.Shown:
     value, error = metric["value"], metric["standard_error"]
     interval = None if error is None else normal_interval(value, error)
-    return with_ends(value, interval, "{:.4g}".format)
+    return wording.with_ends(value, interval, "{:.4g}".format)
 
 
-def _given_answers(evaluation: Evaluation) -> Section | None:
+def _given_answers(evaluation: Evaluation) -> doc.Section | None:
     """The greedy answers to the first questions; None if nothing was asked."""
     asked = evaluation.questions
     if asked is None:
         return None
     answered = _answered(evaluation)
-    answers = plain_table(
+    answers = doc.plain_table(
         "Greedy answers",
         [("question", "code"), ("right", "code"), *((name, "code") for name, _ in answered)],
         [
@@ -369,7 +354,7 @@ def _given_answers(evaluation: Evaluation) -> Section | None:
         note=f"The first {_NUM_ANSWERS} questions at most; ✓ marks what is right. All are in the "
         "JSON.",
     )
-    return Section("Answers", blocks=(answers,))
+    return doc.Section("Answers", blocks=(answers,))
 
 
 def _marked(answer: Answer) -> str:
@@ -378,13 +363,13 @@ def _marked(answer: Answer) -> str:
 
 def _short(text: str, *, is_end: bool = False) -> str:
     """One line of a text: its beginning, or its end, where what is asked stands."""
-    line = printable(" ".join(text.split()))
+    line = wording.printable(" ".join(text.split()))
     if len(line) <= 60:
         return line
     return f"…{line[-59:]}" if is_end else f"{line[:59]}…"
 
 
-def _provenance(evaluation: Evaluation) -> Section:
+def _provenance(evaluation: Evaluation) -> doc.Section:
     """Ids, hashes and how the evaluation was run."""
     models = zip(_names(evaluation), evaluation.models, strict=True)
     blocks = [
@@ -395,4 +380,4 @@ def _provenance(evaluation: Evaluation) -> Section:
         blocks.append(settings_table("Questions", evaluation.questions.record))
     if evaluation.text is not None:
         blocks.append(settings_table("Text", evaluation.text))
-    return Section("Provenance", blocks=tuple(blocks))
+    return doc.Section("Provenance", blocks=tuple(blocks))

@@ -13,37 +13,14 @@ from trimtab.elements.counts import percent
 from trimtab.elements.criteria import parse_criterion
 from trimtab.elements.three_way import REGIONS, Agreement
 from trimtab.masks.identity import COVERAGE_LISTS, SIDES, Identity, IdentityCoverage
-from trimtab.report import charts
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Hero,
-    Key,
-    Section,
-    Table,
-    rows_by_layer,
-    table,
-)
+from trimtab.report import charts, wording
+from trimtab.report import document as doc
 from trimtab.report.records import (
     Covered,
     checkpoints_table,
     coverage_section,
     mask_text,
     settings_table,
-)
-from trimtab.report.wording import (
-    NONE,
-    Shown,
-    count,
-    endpoint,
-    kinds_in_order,
-    labelled,
-    magnitude,
-    named,
-    printable,
-    rule,
-    share,
 )
 from trimtab.words import plural, were
 
@@ -61,65 +38,65 @@ _QUESTION = (
 )
 
 
-def sub_share(agreement: Agreement, criterion: str = "bits") -> Shown:
+def sub_share(agreement: Agreement, criterion: str = "bits") -> wording.Shown:
     """Share of elements in which SUB equals FULL; a dash where there are no elements."""
-    return share(agreement.num_sub_equal.get(criterion, 0), agreement.num_elements)
+    return wording.share(agreement.num_sub_equal.get(criterion, 0), agreement.num_elements)
 
 
-def base_share(agreement: Agreement, criterion: str = "bits") -> Shown:
+def base_share(agreement: Agreement, criterion: str = "bits") -> wording.Shown:
     """Share of elements in which BASE equals FULL: what doing nothing scores."""
-    return share(agreement.num_base_equal.get(criterion, 0), agreement.num_elements)
+    return wording.share(agreement.num_base_equal.get(criterion, 0), agreement.num_elements)
 
 
-def cosine_text(cosine: float | None) -> Shown:
+def cosine_text(cosine: float | None) -> wording.Shown:
     """To four digits, where 1 appears only when exactly true; a dash where there is none."""
     if cosine is None:
-        return NONE
+        return wording.NONE
     if abs(cosine) == 1:
-        return Shown(f"{cosine:.0f}", cosine)
+        return wording.Shown(f"{cosine:.0f}", cosine)
     text = f"{cosine:.4f}"
     exact = {"1.0000": ">0.9999", "-1.0000": "<-0.9999", "-0.0000": "0.0000"}
-    return Shown(exact.get(text, text), cosine)
+    return wording.Shown(exact.get(text, text), cosine)
 
 
-_ELEMENTS = Column[Agreement]("elements", lambda a: count(a.num_elements), drop=2)
-_SUB = Column[Agreement]("SUB = FULL", sub_share, note="“SUB = FULL” is bit equality.")
-_BASE = Column[Agreement](
+_ELEMENTS = doc.Column[Agreement]("elements", lambda a: wording.count(a.num_elements), drop=2)
+_SUB = doc.Column[Agreement]("SUB = FULL", sub_share, note="“SUB = FULL” is bit equality.")
+_BASE = doc.Column[Agreement](
     "BASE = FULL", base_share, note="“BASE = FULL” is what doing nothing scores."
 )
 _COLUMNS = (
     _ELEMENTS,
     _SUB,
     _BASE,
-    Column[Agreement](
+    doc.Column[Agreement](
         "relative L2",
-        lambda a: magnitude(a.relative_l2),
+        lambda a: wording.magnitude(a.relative_l2),
         drop=4,
         note="“relative L2” is ‖SUB − FULL‖ / ‖FULL − BASE‖: 0 for the same model, 1 for doing "
         "nothing.",
     ),
-    Column[Agreement](
+    doc.Column[Agreement](
         "cosine",
         lambda a: cosine_text(a.cosine),
         drop=3,
         note="“cosine” is that of the updates SUB − BASE and FULL − BASE.",
     ),
-    Column[Agreement](
+    doc.Column[Agreement](
         "largest difference",
-        lambda a: magnitude(a.difference_max_abs),
+        lambda a: wording.magnitude(a.difference_max_abs),
         drop=1,
         note="“largest difference” is |SUB − FULL|.",
     ),
 )
 
 
-def identity_document(identity: Identity) -> Document:
+def identity_document(identity: Identity) -> doc.Document:
     """What a report says about one check."""
     checks = {"": identity}
-    names = {side: endpoint(getattr(identity, side)) for side in SIDES}
+    names = {side: wording.endpoint(getattr(identity, side)) for side in SIDES}
     mask = mask_text(identity.mask)
     coverage = _coverage_sentence(identity.coverage)
-    return Document(
+    return doc.Document(
         title=f"{names['sub']} against {names['full']}",
         heading="What training only the mask gave",
         subtitle=(names["full"], names["sub"]),
@@ -129,21 +106,21 @@ def identity_document(identity: Identity) -> Document:
         heroes=_heroes(identity),
         paragraphs=(f"Base: {names['base']}. Mask {mask}.",),
         warnings=(stray_sentence(identity),),
-        conversion=printable(identity.conversion or ""),
+        conversion=wording.printable(identity.conversion or ""),
         coverage=coverage,
         is_complete=identity.coverage.is_complete,
         sections=[
             same_model(checks),
             _least_alike(checks),
             coverage_section({"": Covered(coverage, identity.coverage, COVERAGE_LISTS)}, _TITLES),
-            Section("Provenance", blocks=tuple(_records(identity))),
+            doc.Section("Provenance", blocks=tuple(_records(identity))),
         ],
         source=f"criterion bits · mask {mask} · {names['full']} → {names['sub']}",
         date=identity.provenance.get("date", ""),
     )
 
 
-def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> Section:
+def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> doc.Section:
     """Equal elements inside the mask and outside it, beside what doing nothing scores.
 
     Args:
@@ -151,7 +128,7 @@ def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> S
         runs: Labels of all runs of the page in order, so that each keeps its colour.
     """
     sentences = [
-        labelled(label, sentence)
+        wording.labelled(label, sentence)
         for label, identity in checks.items()
         for sentence in (stray_sentence(identity), outside_sentence(identity))
         if sentence is not None
@@ -161,8 +138,8 @@ def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> S
         for label, identity in checks.items()
         for region in REGIONS
     ]
-    blocks: list[Figure | Table] = [
-        table(
+    blocks: list[doc.Figure | doc.Table] = [
+        doc.table(
             "Inside the mask, outside it, and all",
             regions,
             _COLUMNS,
@@ -175,9 +152,9 @@ def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> S
     if any(identity.total.inside.num_elements for identity in checks.values()):
         blocks += [_by_kind(checks, runs or list(checks)), *_by_criterion(checks)]
         blocks += [
-            table(
-                named(printable(label), "Inside the mask, by layer"),
-                rows_by_layer(
+            doc.table(
+                wording.named(wording.printable(label), "Inside the mask, by layer"),
+                doc.rows_by_layer(
                     {layer: split.inside for layer, split in identity.by_layer().items()}
                 ),
                 _COLUMNS,
@@ -185,14 +162,14 @@ def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> S
             )
             for label, identity in checks.items()
         ]
-    return Section(
+    return doc.Section(
         "Did the subnetwork give the same model?", (_QUESTION, *sentences), tuple(blocks)
     )
 
 
-def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
+def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> doc.Figure:
     by_kind = {label: identity.by_kind() for label, identity in checks.items()}
-    kinds = kinds_in_order(kind for groups in by_kind.values() for kind in groups)
+    kinds = wording.kinds_in_order(kind for groups in by_kind.values() for kind in groups)
     groups = [
         ((kind or "all", label), by_kind[label].get(kind) if kind else identity.total)
         for kind in (*kinds, None)
@@ -204,13 +181,13 @@ def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
         ("kind", "run"),
         (_SUB, _BASE, _ELEMENTS),
         lambda names, inside: {
-            "name": printable(names[0]),
+            "name": wording.printable(names[0]),
             "arm": names[1],
             "measured": 100 * inside.num_sub_equal.get("bits", 0) / inside.num_elements,
             "reference": 100 * inside.num_base_equal.get("bits", 0) / inside.num_elements,
         },
     )
-    return Figure(
+    return doc.Figure(
         "Weights inside the mask that are bit-identical to FULL, by kind",
         lambda: charts.reference_dots(
             marks,
@@ -221,7 +198,7 @@ def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
         ),
         "A dot is the share in which SUB equals FULL; its tick is the share in which BASE does, "
         "which training nothing would score.",
-        table(
+        doc.table(
             "Inside the mask, by kind",
             rows,
             _COLUMNS,
@@ -229,17 +206,17 @@ def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> Figure:
             has_total=len(checks) == 1,
             brief="Inside the mask, by kind",
         ),
-        (*charts.run_keys(checks, runs, single="SUB"), Key("tick", "BASE, trained on nothing")),
+        (*charts.run_keys(checks, runs, single="SUB"), doc.Key("tick", "BASE, trained on nothing")),
     )
 
 
-def _by_criterion(checks: Mapping[str, Identity]) -> list[Table]:
+def _by_criterion(checks: Mapping[str, Identity]) -> list[doc.Table]:
     """All criteria; in a terminal without those that differ only at the very tolerance."""
     title = "Inside the mask, under every criterion"
-    columns: tuple[Column[tuple[str, Agreement]], ...] = (
-        Column("x equals y when", lambda row: rule(row[0], "y", "x"), "text"),
-        Column("SUB = FULL", lambda row: sub_share(row[1], row[0])),
-        Column("BASE = FULL", lambda row: base_share(row[1], row[0])),
+    columns: tuple[doc.Column[tuple[str, Agreement]], ...] = (
+        doc.Column("x equals y when", lambda row: wording.rule(row[0], "y", "x"), "text"),
+        doc.Column("SUB = FULL", lambda row: sub_share(row[1], row[0])),
+        doc.Column("BASE = FULL", lambda row: base_share(row[1], row[0])),
     )
     rows = [
         ((key, label), (key, identity.total.inside))
@@ -249,12 +226,12 @@ def _by_criterion(checks: Mapping[str, Identity]) -> list[Table]:
     short = [row for row in rows if parse_criterion(row[1][0]).rule != "strict_atol"]
     keys: Any = (("criterion", "code"), "run")
     return [
-        table(title, rows, columns, keys=keys, is_folded=False),
-        table(title, short, columns[1:], keys=keys, brief=title, on_page=False),
+        doc.table(title, rows, columns, keys=keys, is_folded=False),
+        doc.table(title, short, columns[1:], keys=keys, brief=title, on_page=False),
     ]
 
 
-def _least_alike(checks: Mapping[str, Identity]) -> Section | None:
+def _least_alike(checks: Mapping[str, Identity]) -> doc.Section | None:
     """The tensors in which the smallest share of the mask equals FULL; None without a mask."""
     blocks = []
     for label, identity in checks.items():
@@ -266,8 +243,8 @@ def _least_alike(checks: Mapping[str, Identity]) -> Section | None:
         rows.sort(key=lambda row: row[1].num_sub_equal["bits"] / row[1].num_elements)
         if rows:
             blocks.append(
-                table(
-                    named(printable(label), "By share inside the mask"),
+                doc.table(
+                    wording.named(wording.printable(label), "By share inside the mask"),
                     rows,
                     _COLUMNS,
                     keys=(("tensor", "code"),),
@@ -275,10 +252,10 @@ def _least_alike(checks: Mapping[str, Identity]) -> Section | None:
                     limit=_NUM_LEAST,
                 )
             )
-    return Section("Least alike", blocks=tuple(blocks)) if blocks else None
+    return doc.Section("Least alike", blocks=tuple(blocks)) if blocks else None
 
 
-def _records(identity: Identity) -> Iterator[Table]:
+def _records(identity: Identity) -> Iterator[doc.Table]:
     yield checkpoints_table({side: getattr(identity, side) for side in SIDES})
     yield settings_table(
         "Mask", {**identity.mask.to_dict(), "id": identity.mask.id or "not from a file"}
@@ -287,14 +264,16 @@ def _records(identity: Identity) -> Iterator[Table]:
     yield settings_table("Check", {"conversion": conversion, **identity.provenance})
 
 
-def _heroes(identity: Identity) -> list[Hero]:
+def _heroes(identity: Identity) -> list[doc.Hero]:
     """SUB inside the mask, and beside it the trivial comparison."""
     inside = identity.total.inside
     if not inside.num_elements:
-        return [Hero("", *headline(identity), 0.0, "nothing to compare")]
+        return [doc.Hero("", *headline(identity), 0.0, "nothing to compare")]
     words = f"of {inside.num_elements:,} weights inside the mask are bit-identical to FULL"
     return [
-        Hero(label, figure, words, num / inside.num_elements, f"{num:,} equal (criterion: bits)")
+        doc.Hero(
+            label, figure, words, num / inside.num_elements, f"{num:,} equal (criterion: bits)"
+        )
         for label, figure, num in (
             ("SUB", sub_share(inside), inside.num_sub_equal["bits"]),
             (

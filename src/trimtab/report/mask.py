@@ -12,15 +12,7 @@ from typing import Any, TypeAlias
 from trimtab.elements.counts import percent
 from trimtab.masks.header import PackedMask
 from trimtab.masks.mask import summarise
-from trimtab.report.document import (
-    Column,
-    Document,
-    Lines,
-    Section,
-    Table,
-    rows_by_kind,
-    table,
-)
+from trimtab.report import document as doc
 from trimtab.report.wording import count, printable, share
 from trimtab.words import plural
 
@@ -38,15 +30,15 @@ _GAPS = {
 }
 
 
-def mask_document(mask: PackedMask) -> Document:
+def mask_document(mask: PackedMask) -> doc.Document:
     """What `trimtab mask info` says about a mask."""
     selected = share_text(mask.num_selected(), mask.num_elements())
     steps = tuple(steps_lines(mask.provenance))
-    made = [Lines("How it was made:", steps)] if steps else []
-    return Document(
+    made = [doc.Lines("How it was made:", steps)] if steps else []
+    return doc.Document(
         headlines=(f"{selected} in {plural(len(mask), 'tensor')}",),
         summary=(f"digest {mask.digest}",),
-        sections=[Section("", blocks=(_by_kind(mask), *made))],
+        sections=[doc.Section("", blocks=(_by_kind(mask), *made))],
     )
 
 
@@ -56,16 +48,18 @@ def share_text(num_selected: int, num_elements: int) -> str:
     return f"{num_selected:,} of {num_elements:,} elements{selected}"
 
 
-def _by_kind(mask: PackedMask) -> Table:
+def _by_kind(mask: PackedMask) -> doc.Table:
     summary = summarise(mask)
-    return table(
+    return doc.table(
         "By kind",
-        rows_by_kind(summary["by_kind"], summary["total"]),
+        doc.rows_by_kind(summary["by_kind"], summary["total"]),
         (
-            Column("tensors", lambda group: count(group["num_tensors"]), drop=1),
-            Column("elements", lambda group: count(group["num_elements"]), drop=2),
-            Column("selected", lambda group: count(group["num_selected"])),
-            Column("density", lambda group: share(group["num_selected"], group["num_elements"])),
+            doc.Column("tensors", lambda group: count(group["num_tensors"]), drop=1),
+            doc.Column("elements", lambda group: count(group["num_elements"]), drop=2),
+            doc.Column("selected", lambda group: count(group["num_selected"])),
+            doc.Column(
+                "density", lambda group: share(group["num_selected"], group["num_elements"])
+            ),
         ),
         keys=("kind",),
         has_total=True,

@@ -16,68 +16,29 @@ from trimtab.masks.overlap_chance import (
     Shared,
 )
 from trimtab.masks.overlap_result import Overlap
-from trimtab.report.charts import (
-    Marks,
-    lift_dots,
-    marks_of,
-    nice_ceiling,
-    percent_floor,
-    shares_over_time,
-)
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Hero,
-    Key,
-    Keyed,
-    Role,
-    Section,
-    Table,
-    plain_table,
-    rows_by_kind,
-    rows_by_layer,
-    table,
-)
+from trimtab.report import chance, charts, vega
+from trimtab.report import document as doc
 from trimtab.report.records import mask_file, mask_text
-from trimtab.report.shared import (
-    MEASURED,
-    NO_BASE,
-    NULLS,
-    against_chance,
-    count_text,
-    coverage_sentence,
-    letters,
-    lift_text,
-    other_base_sentence,
-    overlap_coverage,
-    overlap_provenance,
-    probability_text,
-    ratio_text,
-    times_sentence,
-    z_text,
-)
-from trimtab.report.vega import WIDTH, arm_colours, category, chart, dots, layer, quantity
 from trimtab.report.wording import count, kinds_in_order, layer_text, printable
 from trimtab.words import are, plural
 
 _LIFTS = "The last columns are the lift over each null: shared / expected."
 
 
-def overlap_document(overlap: Overlap) -> Document:
+def overlap_document(overlap: Overlap) -> doc.Document:
     """What a report says about an overlap."""
-    texts = dict(zip(letters(overlap), map(mask_text, overlap.masks), strict=True))
+    texts = dict(zip(chance.letters(overlap), map(mask_text, overlap.masks), strict=True))
     first, *others = map(mask_file, overlap.masks)
     base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
-    caveat = NO_BASE if overlap.base is None else None
+    caveat = chance.NO_BASE if overlap.base is None else None
     if len(overlap.masks) > 2:
         sentences = [common_sentence(overlap)]
     else:
         shared = overlap.total()
         over_nulls = {null: against.lift for null, against in shared.nulls.items()}
-        lifts = times_sentence(over_nulls, CHANCES)
+        lifts = chance.times_sentence(over_nulls, CHANCES)
         sentences = [shared_sentence(shared, "A", "B"), *([lifts] if lifts else [])]
-    return Document(
+    return doc.Document(
         title=f"{first} and {', '.join(others)}",
         heading="Do the masks select the same weights?",
         subtitle=(first, ", ".join(others)),
@@ -85,9 +46,9 @@ def overlap_document(overlap: Overlap) -> Document:
         headlines=sentences[:1],
         summary=sentences[1:],
         heroes=_heroes(overlap),
-        warnings=(other_base_sentence(overlap),),
+        warnings=(chance.other_base_sentence(overlap),),
         caveats=(caveat,),
-        coverage=coverage_sentence(overlap),
+        coverage=chance.coverage_sentence(overlap),
         is_complete=overlap.coverage.is_complete,
         paragraphs=(
             "; ".join(f"{letter} is {text}" for letter, text in texts.items()) + ".",
@@ -96,8 +57,8 @@ def overlap_document(overlap: Overlap) -> Document:
         ),
         sections=[
             *_sections(overlap),
-            overlap_coverage(overlap),
-            overlap_provenance(overlap),
+            chance.overlap_coverage(overlap),
+            chance.overlap_provenance(overlap),
         ],
         source=f"masks {first} and {', '.join(others)} · magnitudes of "
         f"{base.get('base', 'no base')}",
@@ -105,50 +66,52 @@ def overlap_document(overlap: Overlap) -> Document:
     )
 
 
-def _sections(overlap: Overlap) -> list[Section]:
+def _sections(overlap: Overlap) -> list[doc.Section]:
     if len(overlap.masks) == 2:
-        return [against_chance(overlap), _where(overlap)]
+        return [chance.against_chance(overlap), _where(overlap)]
     series = [_over_the_series(overlap)] if overlap.is_series else []
     return [*series, _every_pair(overlap), _agreed(overlap)]
 
 
-def _counts(first: str, second: str) -> tuple[Column[Shared], ...]:
+def _counts(first: str, second: str) -> tuple[doc.Column[Shared], ...]:
     """Columns on what two masks share, by what these are called."""
     return (
-        Column(f"in {first}", lambda shared: count(shared.num_first), drop=1),
-        Column(f"in {second}", lambda shared: count(shared.num_second), drop=2),
-        Column("shared", lambda shared: count(shared.intersection)),
-        Column(
+        doc.Column(f"in {first}", lambda shared: count(shared.num_first), drop=1),
+        doc.Column(f"in {second}", lambda shared: count(shared.num_second), drop=2),
+        doc.Column("shared", lambda shared: count(shared.intersection)),
+        doc.Column(
             "o1",
-            lambda shared: ratio_text(shared.o1),
+            lambda shared: chance.ratio_text(shared.o1),
             drop=4,
             note=f"“o1” is the share of {first} that is in {second}, “o2” that of {second} in "
             f"{first}.",
         ),
-        Column("o2", lambda shared: ratio_text(shared.o2), drop=5),
+        doc.Column("o2", lambda shared: chance.ratio_text(shared.o2), drop=5),
     )
 
 
-def _lifts(overlap: Overlap) -> tuple[Column[Shared], ...]:
+def _lifts(overlap: Overlap) -> tuple[doc.Column[Shared], ...]:
     """A column for the lift over each null."""
 
-    def column(null: Null) -> Column[Shared]:
-        return Column(_short_name(null), lambda shared: lift_text(shared.nulls[null].lift))
+    def column(null: Null) -> doc.Column[Shared]:
+        return doc.Column(
+            _short_name(null), lambda shared: chance.lift_text(shared.nulls[null].lift)
+        )
 
     return tuple(map(column, overlap.nulls))
 
 
-def _where(overlap: Overlap) -> Section:
+def _where(overlap: Overlap) -> doc.Section:
     """Two masks: the lift of each kind over each null, and the same by layer."""
-    kinds = rows_by_kind(overlap.by_kind(), overlap.total())
-    elements = Column[Shared]("elements", lambda shared: count(shared.num_elements), drop=3)
+    kinds = doc.rows_by_kind(overlap.by_kind(), overlap.total())
+    elements = doc.Column[Shared]("elements", lambda shared: count(shared.num_elements), drop=3)
     columns = (elements, *_counts("A", "B"), *_lifts(overlap))
-    figure = Figure(
+    figure = doc.Figure(
         "Lift by kind, over each null",
         lambda: _lift_by_kind(kinds, overlap.nulls),
         "At 1 (the line) the masks share what the null expects. The axis is logarithmic: what is "
         "left at the magnitude-matched null is not explained by how large the weights were.",
-        table(
+        doc.table(
             "By kind",
             kinds,
             columns,
@@ -158,16 +121,16 @@ def _where(overlap: Overlap) -> Section:
             note=_LIFTS,
             brief="By kind, with the lift over each null",
         ),
-        tuple(Key(f"dot-{place}", null) for place, null in enumerate(overlap.nulls)),
+        tuple(doc.Key(f"dot-{place}", null) for place, null in enumerate(overlap.nulls)),
     )
-    layers = table(
+    layers = doc.table(
         "By layer",
-        rows_by_layer(overlap.by_layer()),
+        doc.rows_by_layer(overlap.by_layer()),
         columns,
         keys=("layer",),
         note=_LIFTS,
     )
-    both = table(
+    both = doc.table(
         "By layer and kind",
         [
             ((layer_text(layer), kind), shared)
@@ -177,11 +140,11 @@ def _where(overlap: Overlap) -> Section:
         keys=("layer", ("kind", "code")),
         note=_LIFTS,
     )
-    return Section("Where", blocks=(figure, layers, both))
+    return doc.Section("Where", blocks=(figure, layers, both))
 
 
-def _lift_by_kind(kinds: Iterable[Keyed[Shared]], nulls: Sequence[Null]) -> dict[str, Any]:
-    marks = marks_of(
+def _lift_by_kind(kinds: Iterable[doc.Keyed[Shared]], nulls: Sequence[Null]) -> dict[str, Any]:
+    marks = charts.marks_of(
         _against_each_null(kinds),
         ("kind", "null"),
         (_LIFT, _SHARED, _EXPECTED, _Z),
@@ -191,12 +154,12 @@ def _lift_by_kind(kinds: Iterable[Keyed[Shared]], nulls: Sequence[Null]) -> dict
             else None
         ),
     )
-    return lift_dots(marks, nulls)
+    return charts.lift_dots(marks, nulls)
 
 
 def _against_each_null(
-    rows: Iterable[Keyed[Shared]],
-) -> list[Keyed[tuple[Shared, AgainstNull]]]:
+    rows: Iterable[doc.Keyed[Shared]],
+) -> list[doc.Keyed[tuple[Shared, AgainstNull]]]:
     """A row for each null in place of each row."""
     return [
         ((*names, null), (shared, against))
@@ -205,19 +168,21 @@ def _against_each_null(
     ]
 
 
-_SHARED = Column[tuple[Shared, AgainstNull]]("shared", lambda row: count(row[0].intersection))
-_EXPECTED = Column[tuple[Shared, AgainstNull]]("expected", lambda row: count_text(row[1].expected))
-_LIFT = Column[tuple[Shared, AgainstNull]]("lift", lambda row: lift_text(row[1].lift))
-_Z = Column[tuple[Shared, AgainstNull]]("z", lambda row: z_text(row[1].z))
-_P = Column[tuple[Shared, AgainstNull]]("p", lambda row: probability_text(row[1]))
+_SHARED = doc.Column[tuple[Shared, AgainstNull]]("shared", lambda row: count(row[0].intersection))
+_EXPECTED = doc.Column[tuple[Shared, AgainstNull]](
+    "expected", lambda row: chance.count_text(row[1].expected)
+)
+_LIFT = doc.Column[tuple[Shared, AgainstNull]]("lift", lambda row: chance.lift_text(row[1].lift))
+_Z = doc.Column[tuple[Shared, AgainstNull]]("z", lambda row: chance.z_text(row[1].z))
+_P = doc.Column[tuple[Shared, AgainstNull]]("p", lambda row: chance.probability_text(row[1]))
 
 Pair = tuple[Shared, float | None]
 """What two masks share, and the share of the one that is in the other."""
 
 
-def _every_pair(overlap: Overlap) -> Section:
+def _every_pair(overlap: Overlap) -> doc.Section:
     """Three masks or more: shares and lifts of every pair."""
-    names, finest = letters(overlap), overlap.nulls[-1]
+    names, finest = chance.letters(overlap), overlap.nulls[-1]
     totals = {pair: overlap.total(*pair) for pair in overlap.pairs}
     pairs: dict[tuple[str, str], Pair] = {}
     for (first, second), shared in totals.items():
@@ -227,20 +192,23 @@ def _every_pair(overlap: Overlap) -> Section:
     def lift(null: Null) -> Callable[[Pair], float | None]:
         return lambda pair: pair[0].nulls[null].lift
 
-    def lift_column(null: Null) -> Column[Pair]:
-        return Column(f"lift, {null}", lambda pair: lift_text(lift(null)(pair)))
+    def lift_column(null: Null) -> doc.Column[Pair]:
+        return doc.Column(f"lift, {null}", lambda pair: chance.lift_text(lift(null)(pair)))
 
-    columns: dict[str, Column[Pair]] = {
-        "Share of the mask of the row that is in that of the column": Column(
-            "share", lambda pair: ratio_text(pair[1])
+    columns: dict[str, doc.Column[Pair]] = {
+        "Share of the mask of the row that is in that of the column": doc.Column(
+            "share", lambda pair: chance.ratio_text(pair[1])
         ),
-        "Jaccard": Column("Jaccard", lambda pair: ratio_text(pair[0].jaccard)),
+        "Jaccard": doc.Column("Jaccard", lambda pair: chance.ratio_text(pair[0].jaccard)),
         **{f"Lift over the {null} null": lift_column(null) for null in overlap.nulls},
     }
-    hover = (*columns.values(), Column[Pair]("shared", lambda pair: count(pair[0].intersection)))
+    hover = (
+        *columns.values(),
+        doc.Column[Pair]("shared", lambda pair: count(pair[0].intersection)),
+    )
 
     def squares(title: str, value: Callable[[Pair], float | None], low: float, high: float) -> Any:
-        marks = marks_of(
+        marks = charts.marks_of(
             [((f"{row} in {column}",), pair) for (row, column), pair in sorted(pairs.items())],
             ("share of",),
             hover,
@@ -256,17 +224,19 @@ def _every_pair(overlap: Overlap) -> Section:
     ordered = [
         ((names[first], names[second]), shared) for (first, second), shared in totals.items()
     ]
-    highest = nice_ceiling(max([1.1, *(lift(finest)(pair) or 0.0 for pair in pairs.values())]))
+    highest = charts.nice_ceiling(
+        max([1.1, *(lift(finest)(pair) or 0.0 for pair in pairs.values())])
+    )
     matrices = [_matrix(names, pairs, title, column.cell) for title, column in columns.items()]
-    return Section(
+    return doc.Section(
         "Every pair",
         blocks=(
             *([] if overlap.is_series else matrices),
-            Figure(
+            doc.Figure(
                 share_title,
                 lambda: squares(share_title, lambda pair: pair[1], 0.0, 1.0),
                 "Two masks of different densities share different shares of each.",
-                table(
+                doc.table(
                     "Every pair",
                     ordered,
                     (*_counts("the first", "the second"), *_lifts(overlap)),
@@ -275,16 +245,16 @@ def _every_pair(overlap: Overlap) -> Section:
                     note=_LIFTS,
                 ),
             ),
-            Figure(
+            doc.Figure(
                 lift_title,
                 lambda: squares(lift_title, lift(finest), min(1.0, highest), highest),
                 "1 is what the null expects; the lifts over the other nulls are in the table.",
-                table(
+                doc.table(
                     "Every pair against each null",
                     _against_each_null(ordered),
                     (_SHARED, _EXPECTED, _LIFT, _Z, _P),
                     keys=("first", "second", "null"),
-                    note=NULLS,
+                    note=chance.NULLS,
                 ),
             ),
         ),
@@ -296,29 +266,29 @@ def _matrix(
     pairs: Mapping[tuple[str, str], Pair],
     title: str,
     cell: Callable[[Pair], str],
-) -> Table:
+) -> doc.Table:
     """A figure of every pair, as a terminal shows it."""
     rows = [
         (row, *(cell(pairs[row, column]) if row != column else "" for column in names))
         for row in names
     ]
-    columns = (Column[Any]("", role="text"), *map(Column[Any], names))
-    return plain_table(title, columns, rows, brief=title, on_page=False)
+    columns = (doc.Column[Any]("", role="text"), *map(doc.Column[Any], names))
+    return doc.plain_table(title, columns, rows, brief=title, on_page=False)
 
 
-def _over_the_series(overlap: Overlap) -> Section:
+def _over_the_series(overlap: Overlap) -> doc.Section:
     """Masks in the order of time: each set against the last."""
-    names, last = letters(overlap), len(overlap.masks) - 1
+    names, last = chance.letters(overlap), len(overlap.masks) - 1
     rows = [((names[place],), overlap.total(place, last)) for place in range(last)]
     of_it, in_it = f"of it in {names[last]}", f"of {names[last]} in it"
     lines = {of_it: "o1", in_it: "o2"}
-    marks = marks_of(
+    marks = charts.marks_of(
         [((*key, title), shared) for key, shared in rows for title in lines],
         ("mask", "share"),
         (
-            Column[Shared]("o1", lambda shared: ratio_text(shared.o1)),
-            Column[Shared]("o2", lambda shared: ratio_text(shared.o2)),
-            Column[Shared]("weights", lambda shared: count(shared.intersection)),
+            doc.Column[Shared]("o1", lambda shared: chance.ratio_text(shared.o1)),
+            doc.Column[Shared]("o2", lambda shared: chance.ratio_text(shared.o2)),
+            doc.Column[Shared]("weights", lambda shared: count(shared.intersection)),
         ),
         lambda key, shared: (
             None
@@ -326,25 +296,25 @@ def _over_the_series(overlap: Overlap) -> Section:
             else {"arm": key[1], "at": names.index(key[0]) + 1, "value": 100 * ratio}
         ),
     )
-    figure = Figure(
+    figure = doc.Figure(
         f"Each mask against the last, {names[last]}",
-        lambda: shares_over_time(
+        lambda: charts.shares_over_time(
             marks,
             list(lines),
             time="mask, in the order given",
             axis="shared (%)",
-            domain=(percent_floor(marks.values("value")), 100.0),
+            domain=(charts.percent_floor(marks.values("value")), 100.0),
         ),
         "How much of an early mask stays to the end, and how much of the last one it already has.",
-        table(
+        doc.table(
             "Against the last",
             rows,
             (
-                Column("selected", lambda shared: count(shared.num_first)),
-                Column("shared", lambda shared: count(shared.intersection), drop=1),
-                Column(of_it, lambda shared: ratio_text(shared.o1)),
-                Column(in_it, lambda shared: ratio_text(shared.o2)),
-                Column("Jaccard", lambda shared: ratio_text(shared.jaccard), drop=2),
+                doc.Column("selected", lambda shared: count(shared.num_first)),
+                doc.Column("shared", lambda shared: count(shared.intersection), drop=1),
+                doc.Column(of_it, lambda shared: chance.ratio_text(shared.o1)),
+                doc.Column(in_it, lambda shared: chance.ratio_text(shared.o2)),
+                doc.Column("Jaccard", lambda shared: chance.ratio_text(shared.jaccard), drop=2),
                 *_lifts(overlap),
             ),
             keys=("mask",),
@@ -352,21 +322,21 @@ def _over_the_series(overlap: Overlap) -> Section:
             note=_LIFTS,
             brief=f"Each mask against the last, {names[last]}, with the lift over each null",
         ),
-        tuple(Key(f"dot-{place}", title) for place, title in enumerate(lines)),
+        tuple(doc.Key(f"dot-{place}", title) for place, title in enumerate(lines)),
     )
-    return Section("Early and late", blocks=(figure,))
+    return doc.Section("Early and late", blocks=(figure,))
 
 
-def _agreed(overlap: Overlap) -> Section:
+def _agreed(overlap: Overlap) -> doc.Section:
     """Three masks or more: how many weights are in exactly so many of them."""
     consensus, by_kind = overlap.consensus(), overlap.consensus_by_kind()
     expected = {null: consensus.expected_by_count(null) for null in overlap.nulls}
-    numbers: dict[str, Sequence[float]] = {MEASURED: consensus.num_by_count}
+    numbers: dict[str, Sequence[float]] = {chance.MEASURED: consensus.num_by_count}
     numbers |= {str(null): by_count for null, by_count in expected.items()}
-    nulls: list[tuple[str, Role]] = [(_short_name(null), "number") for null in overlap.nulls]
+    nulls: list[tuple[str, doc.Role]] = [(_short_name(null), "number") for null in overlap.nulls]
     counts = [str(place) for place in range(len(consensus.num_by_count))]
     title = "Weights in exactly so many masks"
-    marks = marks_of(
+    marks = charts.marks_of(
         [
             ((place, name), (consensus.num_by_count[int(place)], weights))
             for name, by_count in numbers.items()
@@ -374,35 +344,35 @@ def _agreed(overlap: Overlap) -> Section:
         ],
         ("masks", ""),
         (
-            Column("weights", lambda row: count_text(row[1])),
-            Column("measured ÷ this", lambda row: lift_text(row[0] / row[1])),
+            doc.Column("weights", lambda row: chance.count_text(row[1])),
+            doc.Column("measured ÷ this", lambda row: chance.lift_text(row[0] / row[1])),
         ),
         lambda names, row: (
             {"count": names[0], "arm": names[1], "weights": row[1]} if row[1] > 0 else None
         ),
     )
-    figure = Figure(
+    figure = doc.Figure(
         title,
         lambda: _counts_by_mask(marks, list(numbers), counts),
         "A dot is what was measured, a tick what a null expects; the axis is logarithmic.",
-        plain_table(
+        doc.plain_table(
             f"{title}, and expected under each null",
             [("in so many masks", "text"), ("weights", "number"), *nulls],
             [
                 (
                     place,
                     count(num),
-                    *(count_text(by_count[int(place)]) for by_count in expected.values()),
+                    *(chance.count_text(by_count[int(place)]) for by_count in expected.values()),
                 )
                 for place, num in zip(counts, consensus.num_by_count, strict=True)
             ],
             is_folded=False,
             brief=f"{title}, and how many each null expects",
         ),
-        tuple(Key(f"dot-{place}", name) for place, name in enumerate(numbers)),
+        tuple(doc.Key(f"dot-{place}", name) for place, name in enumerate(numbers)),
     )
     groups = {printable(kind): by_kind[kind] for kind in kinds_in_order(by_kind)}
-    common = plain_table(
+    common = doc.plain_table(
         "In all masks, by kind",
         [("kind", "text"), ("in any", "number"), ("in all", "number"), *nulls],
         [
@@ -410,23 +380,23 @@ def _agreed(overlap: Overlap) -> Section:
                 name,
                 count(group.num_any),
                 count(group.num_common),
-                *(lift_text(group.common_lift(null)) for null in overlap.nulls),
+                *(chance.lift_text(group.common_lift(null)) for null in overlap.nulls),
             )
             for name, group in {**groups, "all": consensus}.items()
         ],
         has_total=True,
         note="The last columns are the lift over each null: in all masks / expected.",
     )
-    return Section("What all agree on", (common_sentence(overlap),), (figure, common))
+    return doc.Section("What all agree on", (common_sentence(overlap),), (figure, common))
 
 
 def _pair_matrix(
-    marks: Marks, names: Sequence[str], *, lowest: float, highest: float
+    marks: charts.Marks, names: Sequence[str], *, lowest: float, highest: float
 ) -> dict[str, Any]:
     """A square for each pair of masks, its figure in it; the depth of one colour is its value."""
     places = {
-        "x": category("column", names, padding=0.04, orient="top", labelAngle=0),
-        "y": category("row", names, padding=0.04),
+        "x": vega.category("column", names, padding=0.04, orient="top", labelAngle=0),
+        "y": vega.category("row", names, padding=0.04),
     }
     depth = {
         "field": "value",
@@ -436,49 +406,52 @@ def _pair_matrix(
     }
     shaded = {**places, "fillOpacity": depth, "tooltip": marks.tooltip}
     written = {**places, "text": {"field": "label", "type": "nominal"}}
-    return chart(
+    return vega.chart(
         marks.rows,
-        layer("rect", shaded, fill="var(--accent)", cursor="help"),
-        layer("text", written, fontSize=11, fill="var(--ink)"),
-        width=min(WIDTH, 40 + 64 * len(names)),
+        vega.layer("rect", shaded, fill="var(--accent)", cursor="help"),
+        vega.layer("text", written, fontSize=11, fill="var(--ink)"),
+        width=min(vega.WIDTH, 40 + 64 * len(names)),
         height=30 * len(names),
     )
 
 
-def _counts_by_mask(marks: Marks, arms: Sequence[str], counts: Sequence[str]) -> dict[str, Any]:
+def _counts_by_mask(
+    marks: charts.Marks, arms: Sequence[str], counts: Sequence[str]
+) -> dict[str, Any]:
     """Weights that are in so many masks: as a dot what was measured, as ticks what is expected."""
     powers = [log10(weights) for weights in marks.values("weights")] or [0.0]
     domain = [10.0 ** floor(min(powers)), 10.0 ** max(ceil(max(powers)), floor(min(powers)) + 1)]
     scale = {"type": "log", "domain": domain}
     places = {
-        "x": category("count", counts, "masks that select a weight", padding=None, labelAngle=0),
-        "y": quantity("weights", "weights", scale=scale, format="~s", tickCount=6),
-        "color": arm_colours(arms),
+        "x": vega.category(
+            "count", counts, "masks that select a weight", padding=None, labelAngle=0
+        ),
+        "y": vega.quantity("weights", "weights", scale=scale, format="~s", tickCount=6),
+        "color": vega.arm_colours(arms),
         "tooltip": marks.tooltip,
     }
-    is_measured = {"field": "arm", "equal": MEASURED}
+    is_measured = {"field": "arm", "equal": chance.MEASURED}
     tick: dict[str, Any] = {"thickness": 3, "width": 34, "orient": "horizontal"}
-    return chart(
+    return vega.chart(
         marks.rows,
-        layer("tick", places, where={"not": is_measured}, **tick),
-        dots(places, where=is_measured),
+        vega.layer("tick", places, where={"not": is_measured}, **tick),
+        vega.dots(places, where=is_measured),
         height=240,
     )
 
 
-def _heroes(overlap: Overlap) -> list[Hero]:
+def _heroes(overlap: Overlap) -> list[doc.Hero]:
     """How much of each mask is in the other, or in all of several."""
     if len(overlap.masks) > 2:
         consensus = overlap.consensus()
         if not consensus.num_any:
-            return [Hero("", "–", "nothing is selected in any mask", 0.0, "nothing to share")]
+            return [doc.Hero("", "–", "nothing is selected in any mask", 0.0, "nothing to share")]
         figure = percent(consensus.num_common, consensus.num_any)
         words = f"of {consensus.num_any:,} weights in any of {len(overlap.masks)} masks are in all"
         under = f"{consensus.num_common:,} in all"
-        return [Hero("", figure, words, consensus.num_common / consensus.num_any, under)]
+        return [doc.Hero("", figure, words, consensus.num_common / consensus.num_any, under)]
     shared = overlap.total()
-    chance = list(shared.nulls.values())[-1].chance
-    finest = overlap.nulls[-1]
+    finest, against = list(shared.nulls.items())[-1]
     heroes = []
     for key, whole, other, num in (
         ("o1", "A", "B", shared.num_first),
@@ -486,12 +459,12 @@ def _heroes(overlap: Overlap) -> list[Hero]:
     ):
         ratio = getattr(shared, key)
         if ratio is None:
-            heroes.append(Hero("", "–", f"{whole} selects nothing", 0.0, "nothing to share"))
+            heroes.append(doc.Hero("", "–", f"{whole} selects nothing", 0.0, "nothing to share"))
             continue
         words = f"of {num:,} weights of {whole} are in {other}"
-        expected = ratio_text(getattr(chance, key))
+        expected = chance.ratio_text(getattr(against.chance, key))
         under = f"{shared.intersection:,} shared; {expected} by chance ({finest})"
-        heroes.append(Hero("", ratio_text(ratio), words, ratio, under))
+        heroes.append(doc.Hero("", chance.ratio_text(ratio), words, ratio, under))
     return heroes
 
 
@@ -505,9 +478,10 @@ def shared_sentence(shared: Shared, first: str, second: str) -> str:
         )
         return f"Nothing that was compared is selected in {empty}: there is nothing to share."
     return (
-        f"{ratio_text(shared.o1)} of {first} is in {second}, and {ratio_text(shared.o2)} of "
-        f"{second} in {first}: {plural(shared.intersection, 'shared weight')}, "
-        f"{ratio_text(shared.jaccard)} of those in either."
+        f"{chance.ratio_text(shared.o1)} of {first} is in {second}, and "
+        f"{chance.ratio_text(shared.o2)} of {second} in {first}: "
+        f"{plural(shared.intersection, 'shared weight')}, "
+        f"{chance.ratio_text(shared.jaccard)} of those in either."
     )
 
 
@@ -530,7 +504,7 @@ def common_sentence(overlap: Overlap) -> str:
         f"{are(consensus.num_common)} in all {num} masks, "
         f"{percent(consensus.num_common, consensus.num_any)} of those in any."
     )
-    return f"{sentence} {times_sentence(lifts, CHANCES)}".rstrip()
+    return f"{sentence} {chance.times_sentence(lifts, CHANCES)}".rstrip()
 
 
 def _short_name(null: Null) -> str:

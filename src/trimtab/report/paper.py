@@ -11,18 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
+from trimtab.report import document as doc
 from trimtab.report.charts import Marks, marks_of
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Hero,
-    Key,
-    Lines,
-    Section,
-    Table,
-    table,
-)
 from trimtab.report.paper_charts import forest, learned_beside_unchanged
 from trimtab.report.wording import NONE, Shown, printable
 from trimtab.results.result import Result
@@ -148,7 +138,7 @@ def _place(claim: Data) -> str:
     return f"{claim['source']}, {claim['place']}" if claim["source"] else str(claim["place"])
 
 
-def paper_document(result: Result) -> Document:
+def paper_document(result: Result) -> doc.Document:
     """What a report says about a paper's result."""
     data = result.to_dict()
     paper, scale, claims = data["paper"], data["scale"], data["claims"]
@@ -156,7 +146,7 @@ def paper_document(result: Result) -> Document:
     number: str = paper["arxiv"]
     papers = f"arXiv {number}" if number[:1].isdigit() else f"{number} papers"
     verdicts = f"{plural(len(claims), 'claim')}: {verdicts_text(data['verdicts'])}."
-    return Document(
+    return doc.Document(
         title=f"Which claims hold: {paper['title']}",
         heading=paper["title"],
         subtitle=(f"{papers} ({paper['status']})", f"our runs, scale {scale['name']}"),
@@ -176,10 +166,10 @@ def paper_document(result: Result) -> Document:
     )
 
 
-def _hero(verdicts: Mapping[str, int]) -> Hero:
+def _hero(verdicts: Mapping[str, int]) -> doc.Hero:
     held, refuted, unsettled = (verdicts[verdict] for verdict in _TRIED)
     num_tried = held + refuted + unsettled
-    return Hero(
+    return doc.Hero(
         "",
         f"{held} of {num_tried}",
         f"claims that we could try {'holds' if held == 1 else 'hold'} in our runs; {refuted} "
@@ -190,14 +180,14 @@ def _hero(verdicts: Mapping[str, int]) -> Hero:
 
 
 _CLAIM = (
-    Column[Data]("theirs", expected_text, "prose"),
-    Column[Data](
+    doc.Column[Data]("theirs", expected_text, "prose"),
+    doc.Column[Data](
         "ours",
         lambda claim: "; ".join(_trial_text(t) for t in claim["trials"] if t["bound"]) or NONE,
         "prose",
     ),
-    Column[Data]("verdict", lambda claim: claim["verdict"], "word"),
-    Column[Data](
+    doc.Column[Data]("verdict", lambda claim: claim["verdict"], "word"),
+    doc.Column[Data](
         "to know",
         lambda claim: " ".join(filter(None, (claim["why"] and f"{claim['why']}.", claim["note"]))),
         "prose",
@@ -205,21 +195,23 @@ _CLAIM = (
 )
 
 
-def _claims(claims: Sequence[Data]) -> Section:
+def _claims(claims: Sequence[Data]) -> doc.Section:
     """A row for each claim: what was tried in full view, the others folded by why not."""
     by_verdict: dict[str, list[Data]] = {}
     for claim in claims:
         title = "" if claim["verdict"] in _TRIED else claim["verdict"]
         by_verdict.setdefault(title, []).append(claim)
     tried = by_verdict.pop("", [])
-    blocks: list[Table | Lines] = [_paragraph(claim) for claim in claims if not claim["why"]]
+    blocks: list[doc.Table | doc.Lines] = [
+        _paragraph(claim) for claim in claims if not claim["why"]
+    ]
     blocks += _untestable(claims)
     if tried:
         blocks.append(_claims_table("Tried: their figures and ours", tried, is_folded=False))
     for verdict, others in by_verdict.items():
         title = f"{verdict[0].upper()}{verdict[1:]}: {len(others)}"
         blocks.append(_claims_table(title, others, is_folded=True))
-    return Section(
+    return doc.Section(
         "Claims",
         (
             "A claim holds where the whole interval is on its side of the bound, and does not "
@@ -230,12 +222,12 @@ def _claims(claims: Sequence[Data]) -> Section:
     )
 
 
-def _claims_table(title: str, claims: Sequence[Data], *, is_folded: bool) -> Table:
+def _claims_table(title: str, claims: Sequence[Data], *, is_folded: bool) -> doc.Table:
     rows = [((f"{claim['claim']} ({_place(claim)})",), claim) for claim in claims]
-    return table(title, rows, _CLAIM, keys=(("claim", "prose"),), is_folded=is_folded)
+    return doc.table(title, rows, _CLAIM, keys=(("claim", "prose"),), is_folded=is_folded)
 
 
-def _paragraph(claim: Data) -> Lines:
+def _paragraph(claim: Data) -> doc.Lines:
     """A claim with every figure behind it, for a terminal."""
     lines = [
         claim["claim"],
@@ -244,22 +236,22 @@ def _paragraph(claim: Data) -> Lines:
         *([claim["note"]] if claim["note"] else []),
     ]
     title = f"{claim['id']} ({_place(claim)}): {claim['verdict'].upper()}"
-    return Lines(printable(title), tuple(map(printable, lines)), is_wrapped=True)
+    return doc.Lines(printable(title), tuple(map(printable, lines)), is_wrapped=True)
 
 
-def _untestable(claims: Sequence[Data]) -> Iterator[Lines]:
+def _untestable(claims: Sequence[Data]) -> Iterator[doc.Lines]:
     """A paragraph for each reason why claims cannot be tested, with their ids."""
     for why in dict.fromkeys(claim["why"] for claim in claims if claim["why"]):
         ids = ", ".join(claim["id"] for claim in claims if claim["why"] == why)
         title = printable(f"Not testable here: {why}")
-        yield Lines(title, (printable(ids),), is_wrapped=True)
+        yield doc.Lines(title, (printable(ids),), is_wrapped=True)
 
 
 _Measured = tuple[Data, Data]
 """A claim, and one of its trials that has a figure."""
 
 
-def _figures(claims: Sequence[Data]) -> Section | None:
+def _figures(claims: Sequence[Data]) -> doc.Section | None:
     """A chart for each unit with every figure of it that was measured, controls too."""
     measured = [
         (claim, trial)
@@ -272,17 +264,17 @@ def _figures(claims: Sequence[Data]) -> Section | None:
         for unit in _UNITS
         if (trials := [pair for pair in measured if pair[1]["unit"] == unit])
     )
-    return Section("Figures", (), figures) if figures else None
+    return doc.Section("Figures", (), figures) if figures else None
 
 
 _TRIAL = (
-    Column[Data]("mean [95 % interval]", measured_text, "text"),
-    Column[Data]("n", seeds_text, "text"),
-    Column[Data]("asked for", lambda trial: bound_text(trial) or _CONTROL, "text"),
+    doc.Column[Data]("mean [95 % interval]", measured_text, "text"),
+    doc.Column[Data]("n", seeds_text, "text"),
+    doc.Column[Data]("asked for", lambda trial: bound_text(trial) or _CONTROL, "text"),
 )
 
 
-def _figure(unit: str, trials: Sequence[_Measured]) -> Figure:
+def _figure(unit: str, trials: Sequence[_Measured]) -> doc.Figure:
     title, axis = _UNITS[unit]
     shown: dict[str, _Measured] = {}
     for claim, trial in trials:  # one row for a figure; where it is asked something, that is shown
@@ -292,23 +284,23 @@ def _figure(unit: str, trials: Sequence[_Measured]) -> Figure:
     marks = [mark for pair in shown.values() for mark in _marks(*pair, axis)]
     is_log = unit == "factor" and all(min(_ends(trial)) > 0 for _, trial in trials)
     tips = ("figure", "", "value", "seeds", "verdict")
-    return Figure(
+    return doc.Figure(
         title,
         lambda: forest(Marks(marks, tips), list(shown), _COLOURS, title=axis, is_log=is_log),
         "Dots are means over seeds, with their 95 % t-intervals (of overlaps a jackknife), cut "
         "where no share can be. A tick is the bound that the whole interval must be beyond; two "
         "ticks are bounds that it must be between. Rings are the paper's figures, of other models.",
-        table(
+        doc.table(
             f"{title}, controls too",
             [((claim["id"], trial["about"]), trial) for claim, trial in trials],
             _TRIAL,
             keys=(("claim", "code"), "figure"),
         ),
         (
-            *(Key(f"dot-{look}", verdict) for verdict, look in _LOOKS.items()),
-            Key("whisker", "95 % interval"),
-            Key("tick", "asked for"),
-            Key("ring-ink", "theirs"),
+            *(doc.Key(f"dot-{look}", verdict) for verdict, look in _LOOKS.items()),
+            doc.Key("whisker", "95 % interval"),
+            doc.Key("tick", "asked for"),
+            doc.Key("ring-ink", "theirs"),
         ),
     )
 
@@ -343,23 +335,23 @@ def _ends(trial: Data) -> tuple[float, float]:
     return _possible(trial["interval"], value, trial["unit"])
 
 
-def _frontiers(claims: Sequence[Data]) -> Section | None:
+def _frontiers(claims: Sequence[Data]) -> doc.Section | None:
     """Runs by what they left unchanged and what they learned, of claims that ask for both."""
     figures = tuple(figure for claim in claims if (figure := _frontier(claim)) is not None)
-    return Section("Sparsity and learning", (), figures) if figures else None
+    return doc.Section("Sparsity and learning", (), figures) if figures else None
 
 
 _RUN = (
-    Column[tuple[Data, Data]]("unchanged", lambda row: measured_text(row[0]), "text"),
-    Column[tuple[Data, Data]]("gained", lambda row: measured_text(row[1]), "text"),
-    Column[tuple[Data, Data]]("n", lambda row: seeds_text(row[0]), "text"),
+    doc.Column[tuple[Data, Data]]("unchanged", lambda row: measured_text(row[0]), "text"),
+    doc.Column[tuple[Data, Data]]("gained", lambda row: measured_text(row[1]), "text"),
+    doc.Column[tuple[Data, Data]]("n", lambda row: seeds_text(row[0]), "text"),
 )
 
 
 _FRONTIER = ("sparsity", "gain")
 
 
-def _frontier(claim: Data) -> Figure | None:
+def _frontier(claim: Data) -> doc.Figure | None:
     by_arm: dict[str, dict[str, Data]] = {}
     for trial in claim["trials"]:
         # A pair of published checkpoints has a sparsity and no arm.
@@ -382,13 +374,13 @@ def _frontier(claim: Data) -> Figure | None:
             **_percents("gained", row[1]),
         },
     )
-    return Figure(
+    return doc.Figure(
         f"{claim['id']}: accuracy gained, weights unchanged",
         lambda: learned_beside_unchanged(marks),
         "Sparse and learned is to the upper right; sparse and nothing learned is to the lower "
         "right. Lines are 95 % t-intervals over seeds.",
-        table("Runs", rows, _RUN, keys=(("runs", "code"),)),
-        (Key("whisker", "95 % interval"),),
+        doc.table("Runs", rows, _RUN, keys=(("runs", "code"),)),
+        (doc.Key("whisker", "95 % interval"),),
     )
 
 
@@ -398,14 +390,14 @@ def _percents(name: str, trial: Data) -> dict[str, float]:
     return {key: 100 * value for key, value in values.items()}
 
 
-def claims_document(paper: Data) -> Document:
+def claims_document(paper: Data) -> doc.Document:
     """What a paper claims, and how it is tried.
 
     Args:
         paper: Its plain data.
     """
     blocks = [
-        Lines(
+        doc.Lines(
             f"{claim['id']}  ({claim['place']})",
             (
                 claim["claim"],
@@ -426,15 +418,15 @@ def claims_document(paper: Data) -> Document:
             for pair in paper["public"]
         )
         title = "Published checkpoints, to be named in --checkpoints MAP.toml:"
-        blocks.append(Lines(title, tuple(pairs), is_wrapped=True))
-    return Document(
+        blocks.append(doc.Lines(title, tuple(pairs), is_wrapped=True))
+    return doc.Document(
         headlines=[paper["title"]],
         summary=[f"arXiv {paper['arxiv']}, {paper['status']}"],
-        sections=[Section("Claims", blocks=tuple(blocks))],
+        sections=[doc.Section("Claims", blocks=tuple(blocks))],
     )
 
 
-def plan_document(plan: Data) -> Document:
+def plan_document(plan: Data) -> doc.Document:
     """The plan of a paper's runs.
 
     Args:
@@ -451,16 +443,18 @@ def plan_document(plan: Data) -> Document:
             f"To train: {plural(len(missing), 'run')}, about {_duration(plan['minutes'])} on one "
             "CPU core, each kept as soon as it is finished:"
         )
-        blocks.append(Lines(title, tuple(names), is_wrapped=True))
+        blocks.append(doc.Lines(title, tuple(names), is_wrapped=True))
     if plan["public"]:
-        blocks.append(Lines(f"Published checkpoints to compare: {', '.join(plan['public'])}.", ()))
-    return Document(
+        blocks.append(
+            doc.Lines(f"Published checkpoints to compare: {', '.join(plan['public'])}.", ())
+        )
+    return doc.Document(
         headlines=[
             f"{plan['paper']} at scale {plan['scale']}: {plural(plan['num_claims'], 'claim')}, "
             f"{plural(len(cells), 'run')} (seeds {', '.join(map(str, plan['seeds']))}), "
             f"{len(cells) - len(missing)} finished."
         ],
-        sections=[Section("Plan", blocks=tuple(blocks))],
+        sections=[doc.Section("Plan", blocks=tuple(blocks))],
     )
 
 

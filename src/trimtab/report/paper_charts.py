@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
+from trimtab.report import vega
 from trimtab.report.charts import Marks
-from trimtab.report.vega import WIDTH, Rows, category, chart, dots, layer, quantity, ticks, whiskers
 
 
 def forest(
@@ -26,9 +26,9 @@ def forest(
 
     def x(field: str) -> dict[str, Any]:
         look: dict[str, Any] = {"tickCount": 6, "labelFlush": False, "format": "~r"}
-        return quantity(field, title, scale=scale, **look)
+        return vega.quantity(field, title, scale=scale, **look)
 
-    y = category("name", names, labelLimit=330)
+    y = vega.category("name", names, labelLimit=330)
     colour = {
         "field": "arm",
         "type": "nominal",
@@ -45,12 +45,12 @@ def forest(
         return {"where": {"field": "kind", "equal": kind}}
 
     layers = [
-        ticks(at, height=17, **of("asked")) if "asked" in present else None,
-        whiskers(between, **of("ours")),
-        dots(at, 70, strokeWidth=2, **ring, **of("theirs")) if "theirs" in present else None,
-        dots(ours, 70, strokeWidth=2, **of("ours")),
+        vega.ticks(at, height=17, **of("asked")) if "asked" in present else None,
+        vega.whiskers(between, **of("ours")),
+        vega.dots(at, 70, strokeWidth=2, **ring, **of("theirs")) if "theirs" in present else None,
+        vega.dots(ours, 70, strokeWidth=2, **of("ours")),
     ]
-    return chart(marks.rows, *filter(None, layers), height=24 * len(names))
+    return vega.chart(marks.rows, *filter(None, layers), height=24 * len(names))
 
 
 def learned_beside_unchanged(marks: Marks) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def learned_beside_unchanged(marks: Marks) -> dict[str, Any]:
 
     def axis(field: str, title: str) -> dict[str, Any]:
         scale = {"zero": False, "nice": False, "padding": 40}
-        return quantity(field, title, scale=scale, tickCount=6, labelFlush=False, format="~r")
+        return vega.quantity(field, title, scale=scale, tickCount=6, labelFlush=False, format="~r")
 
     def x(end: str = "") -> dict[str, Any]:
         return axis(f"unchanged{end}", "unchanged, by bits (%)")
@@ -74,18 +74,18 @@ def learned_beside_unchanged(marks: Marks) -> dict[str, Any]:
     look: dict[str, Any] = {"strokeWidth": 1.5, "opacity": 0.4, "color": "var(--accent)"}
     named = {"x": x(), "y": y(), "text": {"field": "name", "type": "nominal"}}
     sides = _sides(marks.rows)
-    return chart(
+    return vega.chart(
         [{**row, "side": side} for row, side in zip(marks.rows, sides, strict=True)],
-        whiskers({"x": x("_low"), "x2": {"field": "unchanged_high"}, "y": y()}, **look),
-        whiskers({"x": x(), "y": y("_low"), "y2": {"field": "gained_high"}}, **look),
-        dots(
+        vega.whiskers({"x": x("_low"), "x2": {"field": "unchanged_high"}, "y": y()}, **look),
+        vega.whiskers({"x": x(), "y": y("_low"), "y2": {"field": "gained_high"}}, **look),
+        vega.dots(
             {"x": x(), "y": y(), "tooltip": marks.tooltip},
             70,
             strokeWidth=2,
             color="var(--accent)",
         ),
         *(
-            layer(
+            vega.layer(
                 "text",
                 named,
                 where={"field": "side", "equal": side},
@@ -115,9 +115,9 @@ _HEIGHT, _CHARACTER, _LINE = 320, 6.0, 13
 """Of the chart, and about those of a label, in pixels."""
 
 
-def _sides(rows: Rows) -> list[str]:
+def _sides(rows: vega.Rows) -> list[str]:
     """For each point the first side on which its label meets no point and no label before it."""
-    across = _pixels([row["unchanged"] for row in rows], WIDTH - 160)
+    across = _pixels([row["unchanged"] for row in rows], vega.WIDTH - 160)
     down = [-place for place in _pixels([row["gained"] for row in rows], _HEIGHT - 80)]
     taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in zip(across, down, strict=True)]
     sides = []

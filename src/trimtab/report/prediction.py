@@ -6,30 +6,10 @@ from typing import Any
 
 from trimtab.masks.overlap_chance import INDEPENDENT, MAGNITUDE, PER_TENSOR
 from trimtab.masks.prediction import LOW_MAGNITUDE, PredictionScore, Quality
+from trimtab.report import chance
+from trimtab.report import document as doc
 from trimtab.report.charts import lift_dots, marks_of
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Hero,
-    Key,
-    Section,
-    rows_by_kind,
-    rows_by_layer,
-    table,
-)
 from trimtab.report.records import mask_file, mask_text, settings_table
-from trimtab.report.shared import (
-    against_chance,
-    count_text,
-    coverage_sentence,
-    lift_text,
-    other_base_sentence,
-    overlap_coverage,
-    overlap_provenance,
-    ratio_text,
-    times_sentence,
-)
 from trimtab.report.wording import Shown, count, printable
 from trimtab.words import plural
 
@@ -55,7 +35,7 @@ NO_BASE = (
 )
 
 
-def prediction_document(score: PredictionScore) -> Document:
+def prediction_document(score: PredictionScore) -> doc.Document:
     """What a report says about a prediction."""
     overlap = score.overlap
     pred, true = map(mask_file, overlap.masks)
@@ -64,10 +44,10 @@ def prediction_document(score: PredictionScore) -> Document:
     caveat = NO_BASE if overlap.base is None else None
     sentence, lifts, ranking = (
         _sentence(score),
-        times_sentence(score.total.lifts, _GUESSES),
+        chance.times_sentence(score.total.lifts, _GUESSES),
         _ranking_sentence(score),
     )
-    return Document(
+    return doc.Document(
         title=f"{pred} as a prediction of {true}",
         heading="Which weights will move?",
         subtitle=(pred, true),
@@ -75,9 +55,9 @@ def prediction_document(score: PredictionScore) -> Document:
         headlines=[sentence],
         summary=[lifts, ranking],
         heroes=_heroes(score),
-        warnings=(other_base_sentence(overlap),),
+        warnings=(chance.other_base_sentence(overlap),),
         caveats=(caveat,),
-        coverage=coverage_sentence(overlap),
+        coverage=chance.coverage_sentence(overlap),
         is_complete=overlap.coverage.is_complete,
         paragraphs=(
             "; ".join(f"{side} is {text}" for side, text in sides.items()) + ".",
@@ -87,9 +67,9 @@ def prediction_document(score: PredictionScore) -> Document:
         ),
         sections=[
             _where(score),
-            against_chance(overlap).page_only(),
-            overlap_coverage(overlap),
-            overlap_provenance(overlap),
+            chance.against_chance(overlap).page_only(),
+            chance.overlap_coverage(overlap),
+            chance.overlap_provenance(overlap),
             _ranking(score),
         ],
         source=f"masks {pred} and {true} · magnitudes of {base.get('base', 'no base')}",
@@ -97,7 +77,7 @@ def prediction_document(score: PredictionScore) -> Document:
     )
 
 
-def _heroes(score: PredictionScore) -> list[Hero]:
+def _heroes(score: PredictionScore) -> list[doc.Hero]:
     total = score.total
     heroes = []
     for ratio, whole, words, num in (
@@ -105,27 +85,29 @@ def _heroes(score: PredictionScore) -> list[Hero]:
         (total.precision, "PRED", "came true", total.shared.num_first),
     ):
         if ratio is None:
-            heroes.append(Hero("", "–", f"{whole} selects nothing", 0.0, "nothing to predict"))
+            heroes.append(doc.Hero("", "–", f"{whole} selects nothing", 0.0, "nothing to predict"))
             continue
         under = plural(total.shared.intersection, "hit")
         heroes.append(
-            Hero("", ratio_text(ratio), f"of {num:,} weights of {whole} {words}", ratio, under)
+            doc.Hero(
+                "", chance.ratio_text(ratio), f"of {num:,} weights of {whole} {words}", ratio, under
+            )
         )
     return heroes
 
 
-def _where(score: PredictionScore) -> Section:
+def _where(score: PredictionScore) -> doc.Section:
     """By kind and by layer, with the lift over each guess."""
-    kinds = rows_by_kind(score.by_kind(), score.total)
+    kinds = doc.rows_by_kind(score.by_kind(), score.total)
     guesses = [key for key in LIFT_TITLES if key in score.total.lifts]
     qualities = (
-        Column[Quality]("elements", lambda q: count(q.shared.num_elements), drop=1),
-        Column[Quality]("density", lambda q: ratio_text(q.density)),
-        Column[Quality]("precision", lambda q: ratio_text(q.precision)),
-        Column[Quality]("recall", lambda q: ratio_text(q.recall)),
-        Column[Quality]("AP", lambda q: ratio_text(q.average_precision)),
+        doc.Column[Quality]("elements", lambda q: count(q.shared.num_elements), drop=1),
+        doc.Column[Quality]("density", lambda q: chance.ratio_text(q.density)),
+        doc.Column[Quality]("precision", lambda q: chance.ratio_text(q.precision)),
+        doc.Column[Quality]("recall", lambda q: chance.ratio_text(q.recall)),
+        doc.Column[Quality]("AP", lambda q: chance.ratio_text(q.average_precision)),
     )
-    hits = Column[Quality]("hits", lambda q: count(q.shared.intersection))
+    hits = doc.Column[Quality]("hits", lambda q: count(q.shared.intersection))
     lifts = (hits, *map(_lift_column, guesses))
 
     def draw() -> dict[str, Any]:
@@ -136,9 +118,11 @@ def _where(score: PredictionScore) -> Section:
             if lift
         ]
         hover = (
-            Column[Any]("lift", lambda row: lift_text(row[1])),
-            Column[Any]("hits", lambda row: hits.cell(row[0])),
-            Column[Any]("expected", lambda row: count_text(row[0].shared.intersection / row[1])),
+            doc.Column[Any]("lift", lambda row: chance.lift_text(row[1])),
+            doc.Column[Any]("hits", lambda row: hits.cell(row[0])),
+            doc.Column[Any](
+                "expected", lambda row: chance.count_text(row[0].shared.intersection / row[1])
+            ),
         )
         marks = marks_of(
             lifts,
@@ -149,11 +133,11 @@ def _where(score: PredictionScore) -> Section:
         return lift_dots(marks, guesses)
 
     note, title = _note(score), "Hits, and the lift over each guess"
-    figure = Figure(
+    figure = doc.Figure(
         "Hits over what each guess would hit",
         draw,
         "At 1 (the line) the prediction is as good as the guess. The axis is logarithmic.",
-        table(
+        doc.table(
             "By kind",
             kinds,
             (*qualities, *lifts),
@@ -162,11 +146,11 @@ def _where(score: PredictionScore) -> Section:
             is_folded=False,
             note=note,
         ),
-        tuple(Key(f"dot-{place}", key) for place, key in enumerate(guesses)),
+        tuple(doc.Key(f"dot-{place}", key) for place, key in enumerate(guesses)),
     )
-    layers = table(
+    layers = doc.table(
         "By layer",
-        rows_by_layer(score.by_layer()),
+        doc.rows_by_layer(score.by_layer()),
         (*qualities, *lifts),
         keys=("layer",),
         note=note,
@@ -174,26 +158,26 @@ def _where(score: PredictionScore) -> Section:
     # A terminal is not as wide as all of that.
     brief: dict[str, Any] = {"keys": ("kind",), "has_total": True, "on_page": False}
     narrow = (
-        table("By kind", kinds, qualities, brief="By kind", **brief),
-        table(title, kinds, lifts, brief=title, note=note, **brief),
+        doc.table("By kind", kinds, qualities, brief="By kind", **brief),
+        doc.table(title, kinds, lifts, brief=title, note=note, **brief),
     )
-    return Section("Where", blocks=(figure, layers, *narrow))
+    return doc.Section("Where", blocks=(figure, layers, *narrow))
 
 
-def _lift_column(guess: str) -> Column[Quality]:
+def _lift_column(guess: str) -> doc.Column[Quality]:
     """The lift over one guess, as far as there is any."""
 
     def cell(quality: Quality) -> Shown:
-        return lift_text(quality.lifts.get(guess))
+        return chance.lift_text(quality.lifts.get(guess))
 
-    return Column(LIFT_TITLES[guess], cell)
+    return doc.Column(LIFT_TITLES[guess], cell)
 
 
-def _ranking(score: PredictionScore) -> Section | None:
+def _ranking(score: PredictionScore) -> doc.Section | None:
     if score.ranking is None:
         return None
     entries = {"file": score.ranking.id, **score.ranking.provenance}
-    return Section("The scores", blocks=(settings_table("Scores", entries, is_folded=True),))
+    return doc.Section("The scores", blocks=(settings_table("Scores", entries, is_folded=True),))
 
 
 def _sentence(score: PredictionScore) -> str:
@@ -203,22 +187,23 @@ def _sentence(score: PredictionScore) -> str:
         empty = "PRED" if total.precision is None else "TRUE"
         return f"Nothing that was compared is selected in {empty}: there is nothing to predict."
     return (
-        f"{ratio_text(total.recall)} of TRUE is predicted, and {ratio_text(total.precision)} of "
-        f"PRED came true: {plural(total.shared.intersection, 'weight')}."
+        f"{chance.ratio_text(total.recall)} of TRUE is predicted, and "
+        f"{chance.ratio_text(total.precision)} of PRED came true: "
+        f"{plural(total.shared.intersection, 'weight')}."
     )
 
 
 def _ranking_sentence(score: PredictionScore) -> str:
     """Average precision, and what it is of."""
     total, ranking = score.total, score.ranking
-    figure = ratio_text(total.average_precision)
-    chance = f"a random ranking has {ratio_text(total.density)}"
+    figure = chance.ratio_text(total.average_precision)
+    guess = f"a random ranking has {chance.ratio_text(total.density)}"
     if ranking is None:
-        return f"Average precision {figure}, of PRED alone, which ranks in two steps; {chance}."
+        return f"Average precision {figure}, of PRED alone, which ranks in two steps; {guess}."
     resolution = "" if ranking.is_exact else ", told apart by the first 16 bits (0.8 %)"
     return (
         f"Average precision {figure}, of the ranking by {printable(ranking.id or 'scores')}"
-        f"{resolution}; {chance}."
+        f"{resolution}; {guess}."
     )
 
 

@@ -7,23 +7,10 @@ from functools import partial
 from math import inf
 from typing import Any
 
+from trimtab.report import document as doc
+from trimtab.report import vega, wording
 from trimtab.report.charts import marks_of, run_keys
-from trimtab.report.document import Column, Document, Figure, Hero, Key, Keyed, Section, table
 from trimtab.report.records import checkpoints_table, mask_text, settings_table
-from trimtab.report.vega import arm_colours, chart, dots, layer, quantity, whiskers
-from trimtab.report.wording import (
-    NONE,
-    Shown,
-    endpoint,
-    magnitude,
-    of_all,
-    points_text,
-    printable,
-    share,
-    share_text,
-    with_ends,
-    within,
-)
 from trimtab.results.robustness import Robustness
 from trimtab.results.statistics import CONFIDENCE
 from trimtab.words import plural
@@ -53,11 +40,11 @@ NOISES: Mapping[str, str] = {
 }
 
 
-def robustness_document(probe: Robustness) -> Document:
+def robustness_document(probe: Robustness) -> doc.Document:
     """What a report says about a robustness probe."""
-    name = endpoint(probe.checkpoint)
+    name = wording.endpoint(probe.checkpoint)
     mask = mask_text(probe.mask)
-    return Document(
+    return doc.Document(
         title=name,
         heading="Is the mask more fragile?",
         subtitle=(name, mask),
@@ -69,7 +56,7 @@ def robustness_document(probe: Robustness) -> Document:
         coverage="complete: every set of weights was given the same noise, text and questions",
         prints_coverage=False,
         sections=[
-            Section("Noise", blocks=tuple(_figures(probe))),
+            doc.Section("Noise", blocks=tuple(_figures(probe))),
             _provenance(probe),
         ],
         source=f"{name} · {mask}",
@@ -83,20 +70,20 @@ def _asked(probe: Robustness) -> str:
     if probe.questions is not None:
         num = probe.questions["num_questions"]
         parts.append(
-            f"{printable(str(probe.questions['source']))}: {plural(num, 'question')}, "
-            f"{of_all(probe.num_correct or 0, num)} right before any noise."
+            f"{wording.printable(str(probe.questions['source']))}: {plural(num, 'question')}, "
+            f"{wording.of_all(probe.num_correct or 0, num)} right before any noise."
         )
     parts.append(
         f"KL from the unperturbed model on {plural(probe.text['num_tokens'], 'token')} of "
-        f"{printable(probe.text['source'])}. {plural(len(probe.settings['seeds']), 'seed')}, "
-        f"computed in {probe.settings['dtype']}."
+        f"{wording.printable(probe.text['source'])}. "
+        f"{plural(len(probe.settings['seeds']), 'seed')}, computed in {probe.settings['dtype']}."
     )
     return " ".join(parts)
 
 
 def noise_text(noise: str) -> str:
     """What a kind of noise is."""
-    return NOISES.get(noise, printable(noise))
+    return NOISES.get(noise, wording.printable(noise))
 
 
 def verdict(arm: Arm) -> str:
@@ -130,30 +117,30 @@ def _beside(probe: Robustness, arm: str) -> str:
     )
 
 
-def _hero(probe: Robustness, arm: str) -> Hero:
+def _hero(probe: Robustness, arm: str) -> doc.Hero:
     counts = verdict_counts(probe, arm)
     num = sum(counts.values())
     more = counts["more"]
-    return Hero("", f"{more} of {num}", _beside(probe, arm), more / num, "more fragile")
+    return doc.Hero("", f"{more} of {num}", _beside(probe, arm), more / num, "more fragile")
 
 
-def _share(over: Arm | None) -> Shown:
+def _share(over: Arm | None) -> wording.Shown:
     if over is None:
-        return NONE
-    return share_text(over["mean"], 1, within(over, 0.0, 1.0), digits=2)
+        return wording.NONE
+    return wording.share_text(over["mean"], 1, wording.within(over, 0.0, 1.0), digits=2)
 
 
-def _points(over: Arm | None) -> Shown:
+def _points(over: Arm | None) -> wording.Shown:
     if over is None:
-        return NONE
-    return points_text(over["mean"], within(over, -1.0, 1.0))
+        return wording.NONE
+    return wording.points_text(over["mean"], wording.within(over, -1.0, 1.0))
 
 
-def _amount(over: Arm | None) -> Shown:
+def _amount(over: Arm | None) -> wording.Shown:
     """Of what is never negative, though its t-interval can be."""
     if over is None:
-        return NONE
-    return with_ends(over["mean"], within(over, 0.0, inf), magnitude)
+        return wording.NONE
+    return wording.with_ends(over["mean"], wording.within(over, 0.0, inf), wording.magnitude)
 
 
 def _paired(arm: Arm, figure: str) -> Arm | None:
@@ -161,25 +148,25 @@ def _paired(arm: Arm, figure: str) -> Arm | None:
     return known
 
 
-def columns(*, has_questions: bool) -> list[Column[Arm]]:
+def columns(*, has_questions: bool) -> list[doc.Column[Arm]]:
     """What noise did, to be read under the level and the set that it hit."""
-    every: list[Column[Arm]] = [
-        Column("in mask", lambda arm: share(arm["share_in_mask"]["mean"], 1), drop=1),
-        Column(
+    every: list[doc.Column[Arm]] = [
+        doc.Column("in mask", lambda arm: wording.share(arm["share_in_mask"]["mean"], 1), drop=1),
+        doc.Column(
             "norm",
-            lambda arm: magnitude(arm["relative_norm"] and arm["relative_norm"]["mean"]),
+            lambda arm: wording.magnitude(arm["relative_norm"] and arm["relative_norm"]["mean"]),
             drop=2,
             note="“norm” is the norm of the noise ÷ that of the weights it could hit, as stored.",
         ),
-        Column("correct", lambda arm: _share(arm["accuracy"]), drop=4),
-        Column("KL", lambda arm: _amount(arm["kl"])),
-        Column(
+        doc.Column("correct", lambda arm: _share(arm["accuracy"]), drop=4),
+        doc.Column("KL", lambda arm: _amount(arm["kl"])),
+        doc.Column(
             "mask ÷ it",
             lambda arm: _amount(_paired(arm, "kl_ratio")) if arm["mask_beside_it"] else "",
             note="“mask ÷ it” is the KL of noise in the mask ÷ the KL of the same noise there "
             "(geometric mean): above 1 the mask is more fragile.",
         ),
-        Column(
+        doc.Column(
             "correct, mask − it",
             lambda arm: (
                 _points(_paired(arm, "accuracy_difference")) if arm["mask_beside_it"] else ""
@@ -191,35 +178,35 @@ def columns(*, has_questions: bool) -> list[Column[Arm]]:
     return [column for column in every if has_questions or "correct" not in column.heading]
 
 
-def rows_of(summaries: Sequence[Mapping[str, Any]], noise: str) -> Iterator[Keyed[Arm]]:
+def rows_of(summaries: Sequence[Mapping[str, Any]], noise: str) -> Iterator[doc.Keyed[Arm]]:
     """The conditions of one kind of noise, set by set."""
     for summary in summaries:
         if summary["noise"] == noise:
             for arm in summary["arms"]:
-                name = ARMS.get(arm["arm"], printable(arm["arm"]))
+                name = ARMS.get(arm["arm"], wording.printable(arm["arm"]))
                 yield (f"{summary['level']:g}", name), arm
 
 
 _KEYS = ("level", "noise in")
 
 
-def _figures(probe: Robustness) -> Iterator[Figure]:
+def _figures(probe: Robustness) -> Iterator[doc.Figure]:
     """A figure and a table for each kind of noise."""
-    mask, *others = (ARMS.get(arm, printable(arm)) for arm in probe.arms)
+    mask, *others = (ARMS.get(arm, wording.printable(arm)) for arm in probe.arms)
     names = [*others, mask]  # so that each set has the colour of its headline
     summaries = probe.summaries()
     shown = columns(has_questions=probe.questions is not None)
     for noise in probe.settings["noises"]:
         rows = list(rows_of(summaries, noise))
         hover = [column for column in shown if column.heading in ("KL", "correct")]
-        title = f"{printable(noise)}: {noise_text(noise)}"
-        yield Figure(
+        title = f"{wording.printable(noise)}: {noise_text(noise)}"
+        yield doc.Figure(
             title,
             partial(_divergence_by_level, rows, hover, names),
             "Higher is more fragile. Points are means over seeds, whiskers go from the least to "
             "the most of them. Both axes are logarithmic.",
-            table(
-                f"{printable(noise)}: the same in figures",
+            doc.table(
+                f"{wording.printable(noise)}: the same in figures",
                 rows,
                 shown,
                 keys=_KEYS,
@@ -228,7 +215,7 @@ def _figures(probe: Robustness) -> Iterator[Figure]:
                 "the questions are the same.",
                 brief=title,
             ),
-            (*run_keys(names, names), Key("whisker", "least to most of the seeds")),
+            (*run_keys(names, names), doc.Key("whisker", "least to most of the seeds")),
         )
 
 
@@ -241,31 +228,31 @@ def _place(names: Sequence[str], arm: Arm) -> dict[str, Any] | None:
 
 
 def _divergence_by_level(
-    rows: Sequence[Keyed[Arm]], hover: Sequence[Column[Arm]], names: Sequence[str]
+    rows: Sequence[doc.Keyed[Arm]], hover: Sequence[doc.Column[Arm]], names: Sequence[str]
 ) -> dict[str, Any]:
     """KL at every level, for each set of weights; both axes are logarithmic."""
     marks = marks_of(rows, _KEYS, hover, _place)
 
     def log(field: str, title: str, **look: Any) -> dict[str, Any]:
         scale = {"type": "log", "nice": False, "padding": 12}
-        return quantity(field, title, scale=scale, labelFlush=False, format="~g", **look)
+        return vega.quantity(field, title, scale=scale, labelFlush=False, format="~g", **look)
 
     def y(field: str) -> dict[str, Any]:
         return log(field, "KL from the unperturbed model (nats a token)", tickCount=5)
 
     levels = sorted(set(marks.values("level")))
     x = log("level", "level of the noise", values=levels, grid=False)
-    places = {"x": x, "y": y("kl"), "color": arm_colours(names)}
-    return chart(
+    places = {"x": x, "y": y("kl"), "color": vega.arm_colours(names)}
+    return vega.chart(
         marks.rows,
-        layer("line", places, strokeWidth=1.5),
-        whiskers({**places, "y": y("least"), "y2": {"field": "most"}}),
-        dots({**places, "tooltip": marks.tooltip}, 60),
+        vega.layer("line", places, strokeWidth=1.5),
+        vega.whiskers({**places, "y": y("least"), "y2": {"field": "most"}}),
+        vega.dots({**places, "tooltip": marks.tooltip}, 60),
         height=260,
     )
 
 
-def _provenance(probe: Robustness) -> Section:
+def _provenance(probe: Robustness) -> doc.Section:
     """Ids, hashes and how the probe was run."""
     mask = {key: value for key, value in probe.mask.to_dict().items() if key != "provenance"}
     blocks = [
@@ -276,4 +263,4 @@ def _provenance(probe: Robustness) -> Section:
     ]
     if probe.questions is not None:
         blocks.append(settings_table("Questions", probe.questions))
-    return Section("Provenance", blocks=tuple(blocks))
+    return doc.Section("Provenance", blocks=tuple(blocks))

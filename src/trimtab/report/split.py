@@ -6,9 +6,9 @@ from pathlib import Path
 
 from trimtab.elements.counts import percent
 from trimtab.masks.split import Part, Split
-from trimtab.report.document import Column, Document, Hero, Section, table
+from trimtab.report import document as doc
+from trimtab.report.chance import NO_BASE
 from trimtab.report.records import masks_provenance, settings_table
-from trimtab.report.shared import NO_BASE
 from trimtab.report.wording import count, magnitude, printable, share, shown
 from trimtab.words import plural
 
@@ -19,7 +19,7 @@ _MEANING = (
 _MATCHED = "Matched: the same with as many of each tensor × exponent of the base's weights."
 
 
-def split_document(split: Split) -> Document:
+def split_document(split: Split) -> doc.Document:
     """What a report says about a split."""
     names = _names(split)
     first, *others = names
@@ -32,7 +32,7 @@ def split_document(split: Split) -> Document:
     opening = (
         f"{plural(len(split.masks), 'mask')} of {plural(split.num_elements, 'element')}: {masks}"
     )
-    return Document(
+    return doc.Document(
         title=f"What {', '.join(names)} share",
         heading="What do the masks share?",
         subtitle=(first, ", ".join(others)),
@@ -74,42 +74,42 @@ def _warnings(split: Split) -> list[str]:
     ]
 
 
-def _parts(split: Split, names: list[str]) -> Section:
+def _parts(split: Split, names: list[str]) -> doc.Section:
     matched = (
-        Column[Part]("matched", lambda part: shown(part.matched_chance, ",.0f"), drop=2),
-        Column[Part]("matched lift", lambda part: magnitude(part.matched_lift)),
+        doc.Column[Part]("matched", lambda part: shown(part.matched_chance, ",.0f"), drop=2),
+        doc.Column[Part]("matched lift", lambda part: magnitude(part.matched_lift)),
     )
-    parts = table(
+    parts = doc.table(
         "Core and own parts",
         [
             (("core" if part.mask is None else f"own of {names[part.mask]}",), part)
             for part in split.parts
         ],
         (
-            Column("selected", lambda part: count(part.num_selected)),
-            Column("of the mask", lambda part: share(part.num_selected, split.whole(part))),
-            Column("by chance", lambda part: shown(part.chance, ",.0f"), drop=1),
-            Column("lift", lambda part: magnitude(part.lift)),
+            doc.Column("selected", lambda part: count(part.num_selected)),
+            doc.Column("of the mask", lambda part: share(part.num_selected, split.whole(part))),
+            doc.Column("by chance", lambda part: shown(part.chance, ",.0f"), drop=1),
+            doc.Column("lift", lambda part: magnitude(part.lift)),
             *(() if split.base is None else matched),
-            Column("file", lambda part: printable(part.file), "code", only="page"),
+            doc.Column("file", lambda part: printable(part.file), "code", only="page"),
         ),
         keys=("part",),
         is_folded=False,
         note=_MEANING if split.base is None else f"{_MEANING} {_MATCHED}",
         brief="",
     )
-    return Section("The parts", blocks=(parts,))
+    return doc.Section("The parts", blocks=(parts,))
 
 
-def _hero(split: Split) -> Hero:
+def _hero(split: Split) -> doc.Hero:
     """How much of the smallest mask all of them select."""
     core, whole = split.core, split.whole(split.core)
     if not whole:
-        return Hero("", "–", "a mask selects nothing", 0.0, "nothing to share")
+        return doc.Hero("", "–", "a mask selects nothing", 0.0, "nothing to share")
     lift, null = core.lift, "per-tensor"
     if split.base is not None:
         lift, null = core.matched_lift, "magnitude-matched"
-    return Hero(
+    return doc.Hero(
         "",
         percent(core.num_selected, whole),
         f"of {whole:,} weights of the smallest mask are in all {len(split.masks)}",

@@ -19,30 +19,10 @@ from trimtab.masks.structure_result import (
     Structure,
     Test,
 )
-from trimtab.report.document import (
-    Column,
-    Document,
-    Hero,
-    Keyed,
-    Section,
-    Table,
-    table,
-)
+from trimtab.report import document as doc
+from trimtab.report import structure_matrices as matrices
+from trimtab.report import structure_units as units
 from trimtab.report.records import mask_text, masks_provenance, settings_table
-from trimtab.report.structure_matrices import (
-    dispersion_text,
-    one_matrix,
-    opened,
-    spread_text,
-    stripes,
-)
-from trimtab.report.structure_units import (
-    NULLS,
-    Labelled,
-    in_order,
-    layer_grids,
-    units_name,
-)
 from trimtab.report.wording import Shown, count, magnitude, printable, shown
 from trimtab.words import plural
 
@@ -82,7 +62,7 @@ def mask_labels(structure: Structure) -> list[str]:
     return [f"{name} ({place})" for place, name in enumerate(names, start=1)]
 
 
-def structure_document(structure: Structure) -> Document:
+def structure_document(structure: Structure) -> doc.Document:
     """What a report says about where masks live."""
     labels = mask_labels(structure)
     masks = list(zip(labels if len(labels) > 1 else [""], structure.masks, strict=True))
@@ -91,7 +71,7 @@ def structure_document(structure: Structure) -> Document:
     heads = "no config" if structure.config is None else printable(structure.config)
     families = structure.masks[0].families
     num_units = sum(family.num_units for family in families)
-    gaps = [f"{opened(_gap(gap))}." for gap in structure.left_out]
+    gaps = [f"{matrices.opened(_gap(gap))}." for gap in structure.left_out]
     coverage = f"{num_units:,} units of {plural(len(families), 'kind')}"
     sentences = [
         f"{mask_text(one.mask)}; random control of seed {one.control_seed}."
@@ -107,7 +87,7 @@ def structure_document(structure: Structure) -> Document:
         "seeds of controls": [one.control_seed for one in structure.masks],
         **structure.provenance,
     }
-    return Document(
+    return doc.Document(
         title=f"Where {', '.join(labels)} live",
         heading="Where the subnetwork lives",
         subtitle=(base, ", ".join(labels)),
@@ -121,12 +101,12 @@ def structure_document(structure: Structure) -> Document:
         prints_coverage=False,
         sections=[
             _clustering(masks),
-            layer_grids(masks),
-            in_order(masks),
-            stripes(masks),
-            one_matrix(masks),
+            units.layer_grids(masks),
+            units.in_order(masks),
+            matrices.stripes(masks),
+            matrices.one_matrix(masks),
             _sharing(structure, labels),
-            Section("Coverage", tuple(gaps) or (_NO_GAP,)),
+            doc.Section("Coverage", tuple(gaps) or (_NO_GAP,)),
             masks_provenance(
                 dict(zip(labels, (one.mask for one in structure.masks), strict=True)),
                 structure.base,
@@ -140,7 +120,7 @@ def structure_document(structure: Structure) -> Document:
 
 def _gap(gap: LeftOut) -> str:
     """What belongs to no unit of a family, and why."""
-    what = "any unit" if gap.family == "all" else units_name(gap.family)
+    what = "any unit" if gap.family == "all" else units.units_name(gap.family)
     more = "" if gap.num_tensors == 1 else f" and {gap.num_tensors - 1:,} more"
     return (
         f"not counted in {what}: {printable(gap.example)}{more} "
@@ -148,28 +128,31 @@ def _gap(gap: LeftOut) -> str:
     )
 
 
-def _heroes(masks: Labelled) -> list[Hero]:
+def _heroes(masks: units.Labelled) -> list[doc.Hero]:
     """Significant units: of several families of one mask, or of one family of several masks."""
     if len(masks) == 1:
         families = masks[0][1].families
         chosen = [family for family in families if family.name in ("head", "neuron", "channel")]
-        pairs = [(opened(units_name(f.name)), f) for f in (chosen or families)[:_MOST_HEROES]]
+        pairs = [
+            (matrices.opened(units.units_name(f.name)), f)
+            for f in (chosen or families)[:_MOST_HEROES]
+        ]
     else:
         pairs = [(label, one.families[0]) for label, one in masks if one.families]
     return [_hero(label, family) for label, family in pairs] or [
-        Hero("", "–", "no tensor belongs to a known unit", 0.0, "nothing to count")
+        doc.Hero("", "–", "no tensor belongs to a known unit", 0.0, "nothing to count")
     ]
 
 
-def _hero(label: str, family: Family) -> Hero:
+def _hero(label: str, family: Family) -> doc.Hero:
     null, test = ("magnitude", family.matched) if family.matched else ("tensor", family.null)
     num = test.num_up + test.num_down
     control = family.control.num_up + family.control.num_down
-    return Hero(
+    return doc.Hero(
         label,
         f"{num:,}",
-        f"of {test.num_tested:,} {units_name(family.name)} have more or fewer selected weights "
-        f"than chance with {NULLS[null]}",
+        f"of {test.num_tested:,} {units.units_name(family.name)} have more or fewer selected "
+        f"weights than chance with {units.NULLS[null]}",
         num / test.num_tested if test.num_tested else 0.0,
         f"{test.num_up:,} more, {test.num_down:,} fewer; random control: {control:,}",
     )
@@ -179,44 +162,48 @@ _Tested = tuple[Family, Test]
 """A family, and its units against one of the nulls."""
 
 _TEST = (
-    Column[_Tested]("units", lambda row: count(row[0].num_units)),
-    Column[_Tested]("more", lambda row: count(row[1].num_up)),
-    Column[_Tested]("fewer", lambda row: count(row[1].num_down)),
-    Column[_Tested]("mean z²", lambda row: dispersion_text(row[1].overdispersion)),
-    Column[_Tested]("spread", lambda row: spread_text(row[1].spread)),
+    doc.Column[_Tested]("units", lambda row: count(row[0].num_units)),
+    doc.Column[_Tested]("more", lambda row: count(row[1].num_up)),
+    doc.Column[_Tested]("fewer", lambda row: count(row[1].num_down)),
+    doc.Column[_Tested]("mean z²", lambda row: matrices.dispersion_text(row[1].overdispersion)),
+    doc.Column[_Tested]("spread", lambda row: matrices.spread_text(row[1].spread)),
 )
 _GINI = (
     "Gini is 0 and entropy 1 where all units have the same count. Those of the control are not "
     "quite so, since tensors differ in how much of them is selected."
 )
 _UNEVEN = (
-    Column[_Tested](
-        "mean z² of control", lambda row: dispersion_text(row[0].control.overdispersion), drop=3
+    doc.Column[_Tested](
+        "mean z² of control",
+        lambda row: matrices.dispersion_text(row[0].control.overdispersion),
+        drop=3,
     ),
-    Column[_Tested]("Gini", lambda row: magnitude(row[0].concentration.gini), drop=2, note=_GINI),
-    Column[_Tested](
+    doc.Column[_Tested](
+        "Gini", lambda row: magnitude(row[0].concentration.gini), drop=2, note=_GINI
+    ),
+    doc.Column[_Tested](
         "Gini of control", lambda row: magnitude(row[0].control_concentration.gini), drop=1
     ),
-    Column[_Tested]("entropy", lambda row: _entropy(row[0].concentration.entropy), only="page"),
-    Column[_Tested](
+    doc.Column[_Tested]("entropy", lambda row: _entropy(row[0].concentration.entropy), only="page"),
+    doc.Column[_Tested](
         "entropy of control",
         lambda row: _entropy(row[0].control_concentration.entropy),
         only="page",
     ),
 )
-_FROM_MAGNITUDE = Column[_Tested](
+_FROM_MAGNITUDE = doc.Column[_Tested](
     "z² by magnitude alone",
-    lambda row: dispersion_text(row[0].from_magnitude),
+    lambda row: matrices.dispersion_text(row[0].from_magnitude),
     drop=1,
     note="“z² by magnitude alone” is the mean z² of the table above that a mask would have which "
     "is random but for the magnitudes of its weights.",
 )
 
 
-def _clustering(masks: Labelled) -> Section:
+def _clustering(masks: units.Labelled) -> doc.Section:
     """Every family against both nulls, with the random control beside it."""
     families = [
-        ((label, units_name(family.name)), family)
+        ((label, units.units_name(family.name)), family)
         for label, one in masks
         for family in one.families
     ]
@@ -233,42 +220,48 @@ def _clustering(masks: Labelled) -> Section:
                 "small weights. Here that is taken out: what is left is no matter of magnitude.",
             )
         )
-    return Section("Do units cluster?", (_TESTED,), tuple(blocks))
+    return doc.Section("Do units cluster?", (_TESTED,), tuple(blocks))
 
 
 def _against(
-    null: str, rows: Sequence[Keyed[_Tested]], columns: Sequence[Column[_Tested]], note: str = ""
-) -> Table:
-    title = f"Against chance with {NULLS[null]}"
+    null: str,
+    rows: Sequence[doc.Keyed[_Tested]],
+    columns: Sequence[doc.Column[_Tested]],
+    note: str = "",
+) -> doc.Table:
+    title = f"Against chance with {units.NULLS[null]}"
     brief = title if rows else None
     keys = ("mask", "family")
-    return table(title, rows, columns, keys=keys, is_folded=False, note=note, brief=brief)
+    return doc.table(title, rows, columns, keys=keys, is_folded=False, note=note, brief=brief)
 
 
 _CORRELATIONS = (
-    Column[SharedUnits]("units", lambda shared: count(shared.num_units)),
-    Column[SharedUnits]("tensor", lambda shared: correlation_text(shared.spearman)),
-    Column[SharedUnits]("magnitude", lambda shared: correlation_text(shared.matched_spearman)),
-    Column[SharedUnits]("controls", lambda shared: correlation_text(shared.control_spearman)),
+    doc.Column[SharedUnits]("units", lambda shared: count(shared.num_units)),
+    doc.Column[SharedUnits]("tensor", lambda shared: correlation_text(shared.spearman)),
+    doc.Column[SharedUnits]("magnitude", lambda shared: correlation_text(shared.matched_spearman)),
+    doc.Column[SharedUnits]("controls", lambda shared: correlation_text(shared.control_spearman)),
 )
 _COMMON = (
-    Column[Common]("null", lambda row: printable(row.null), "text"),
-    Column[Common]("", lambda row: "more" if row.direction == "up" else "fewer", "text"),
-    Column[Common]("first", lambda row: count(row.num_first), drop=2),
-    Column[Common]("second", lambda row: count(row.num_second), drop=1),
-    Column[Common]("both", lambda row: count(row.num_common)),
-    Column[Common]("chance", lambda row: shown(row.chance, ",.1f")),
-    Column[Common]("p", lambda row: shared_p_text(row.log10_p)),
+    doc.Column[Common]("null", lambda row: printable(row.null), "text"),
+    doc.Column[Common]("", lambda row: "more" if row.direction == "up" else "fewer", "text"),
+    doc.Column[Common]("first", lambda row: count(row.num_first), drop=2),
+    doc.Column[Common]("second", lambda row: count(row.num_second), drop=1),
+    doc.Column[Common]("both", lambda row: count(row.num_common)),
+    doc.Column[Common]("chance", lambda row: shown(row.chance, ",.1f")),
+    doc.Column[Common]("p", lambda row: shared_p_text(row.log10_p)),
 )
 
 
-def _sharing(structure: Structure, labels: Sequence[str]) -> Section | None:
+def _sharing(structure: Structure, labels: Sequence[str]) -> doc.Section | None:
     """Whether masks favour the same units; None for a single mask."""
     if not structure.shared:
         return None
     keys = ("family", "masks")
     rows = [
-        ((units_name(shared.family), f"{labels[shared.first]}, {labels[shared.second]}"), shared)
+        (
+            (units.units_name(shared.family), f"{labels[shared.first]}, {labels[shared.second]}"),
+            shared,
+        )
         for shared in structure.shared
     ]
     ranked = "Rank correlation of z over units"
@@ -284,7 +277,7 @@ def _sharing(structure: Structure, labels: Sequence[str]) -> Section | None:
         "probability of a number as far from it."
     )
     blocks = (
-        table(
+        doc.table(
             ranked,
             rows,
             _CORRELATIONS,
@@ -295,7 +288,7 @@ def _sharing(structure: Structure, labels: Sequence[str]) -> Section | None:
             "other. Under “tensor” a unit of small weights is high in every mask; under "
             "“magnitude” that is taken out. “Controls” are the masks' random controls.",
         ),
-        table(
+        doc.table(
             common,
             [(names, row) for names, shared in rows for row in shared.common],
             _COMMON,
@@ -303,6 +296,6 @@ def _sharing(structure: Structure, labels: Sequence[str]) -> Section | None:
             is_folded=False,
             note=note,
         ),
-        table(common, strictest, _COMMON, keys=keys, note=note, brief=common, on_page=False),
+        doc.table(common, strictest, _COMMON, keys=keys, note=note, brief=common, on_page=False),
     )
-    return Section("Do masks share units?", blocks=blocks)
+    return doc.Section("Do masks share units?", blocks=blocks)

@@ -8,10 +8,8 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 from trimtab.masks.structure_result import ElementMap, MaskStructure, Profile, TensorStructure
-from trimtab.report.charts import Marks, marks_of, nice_ceiling, reference_dots
-from trimtab.report.document import Column, Figure, Key, Section, table
-from trimtab.report.vega import WIDTH, category, chart, layer, quantity
-from trimtab.report.wording import Shown, count, kinds_in_order, named, printable, share, shown
+from trimtab.report import charts, vega, wording
+from trimtab.report import document as doc
 
 _NUM_ROWS = 12
 _SIDES = ("rows", "columns")
@@ -22,14 +20,14 @@ def opened(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def dispersion_text(value: float | None) -> Shown:
+def dispersion_text(value: float | None) -> wording.Shown:
     """A mean of z²: to two decimals, a large one to whole numbers."""
-    return shown(value, lambda v: f"{v:.2f}" if v < 100 else f"{v:,.0f}")
+    return wording.shown(value, lambda v: f"{v:.2f}" if v < 100 else f"{v:,.0f}")
 
 
-def spread_text(value: float | None) -> Shown:
+def spread_text(value: float | None) -> wording.Shown:
     """A spread as a percentage of the expectation: to one decimal, a large one without."""
-    return shown(value, lambda v: f"{100 * v:.1f} %" if v < 10 else f"{100 * v:,.0f} %")
+    return wording.shown(value, lambda v: f"{100 * v:.1f} %" if v < 10 else f"{100 * v:,.0f} %")
 
 
 class Stripes:
@@ -59,22 +57,22 @@ def stripes_by_kind(tensors: Iterable[TensorStructure]) -> dict[str, Stripes]:
     groups: dict[str, list[TensorStructure]] = {}
     for tensor in tensors:
         groups.setdefault(tensor.kind, []).append(tensor)
-    return {kind: Stripes(groups[kind]) for kind in kinds_in_order(groups)}
+    return {kind: Stripes(groups[kind]) for kind in wording.kinds_in_order(groups)}
 
 
 _Lines = tuple[str, Stripes]
 """The rows, or the columns, of the matrices of a kind."""
 
 _COMMON = (
-    Column[_Lines]("spread", lambda row: spread_text(row[1].spread(row[0]))),
-    Column[_Lines]("mean z²", lambda row: dispersion_text(row[1].mean(row[0], "dispersion"))),
-    Column[_Lines]("of control", lambda row: dispersion_text(row[1].mean(row[0], "control"))),
+    doc.Column[_Lines]("spread", lambda row: spread_text(row[1].spread(row[0]))),
+    doc.Column[_Lines]("mean z²", lambda row: dispersion_text(row[1].mean(row[0], "dispersion"))),
+    doc.Column[_Lines]("of control", lambda row: dispersion_text(row[1].mean(row[0], "control"))),
 )
 _MATCHED = (
-    Column[_Lines](
+    doc.Column[_Lines](
         "spread by magnitude", lambda row: spread_text(row[1].spread(row[0], "matched_spread"))
     ),
-    Column[_Lines](
+    doc.Column[_Lines](
         "z² by magnitude",
         lambda row: dispersion_text(row[1].mean(row[0], "matched")),
         drop=1,
@@ -84,12 +82,12 @@ _MATCHED = (
 )
 
 
-def stripes(masks: Sequence[tuple[str, MaskStructure]]) -> Section | None:
+def stripes(masks: Sequence[tuple[str, MaskStructure]]) -> doc.Section | None:
     """How far the rows and the columns of the matrices of each kind differ."""
     blocks = tuple(_stripes(label, mask) for label, mask in masks if mask.tensors)
     if not blocks:
         return None
-    return Section(
+    return doc.Section(
         "Rows and columns",
         (
             "A matrix is stored as outputs × inputs: a row makes one output, a column reads one "
@@ -100,46 +98,53 @@ def stripes(masks: Sequence[tuple[str, MaskStructure]]) -> Section | None:
     )
 
 
-def _stripes(label: str, mask: MaskStructure) -> Figure:
+def _stripes(label: str, mask: MaskStructure) -> doc.Figure:
     kinds = stripes_by_kind(mask.tensors)
     has_base = any(tensor.rows.matched is not None for tensor in mask.tensors)
     measured = "matched_spread" if has_base else "spread"
     rows = [((kind, side), (side, group)) for kind, group in kinds.items() for side in _SIDES]
     columns = (*_COMMON, *(_MATCHED if has_base else ()))
-    marks = marks_of(
+    marks = charts.marks_of(
         rows,
         ("kind", "lines"),
         columns,
         lambda names, row: {
             "arm": names[1],
-            "name": printable(names[0]),
+            "name": wording.printable(names[0]),
             "measured": 100 * (row[1].spread(row[0], measured) or 0.0),
             "reference": 100 * (row[1].spread(row[0]) or 0.0),
         },
     )
-    highest = nice_ceiling(max(marks.values("measured", "reference"), default=1.0))
-    title = named(label, "Rows and columns by kind")
-    return Figure(
-        named(label, "Stripes by kind"),
-        lambda: reference_dots(
+    highest = charts.nice_ceiling(max(marks.values("measured", "reference"), default=1.0))
+    title = wording.named(label, "Rows and columns by kind")
+    return doc.Figure(
+        wording.named(label, "Stripes by kind"),
+        lambda: charts.reference_dots(
             marks, _SIDES, axis="spread of lines beyond chance (%)", domain=(0, highest)
         ),
         "How far lines are from their expectation beyond chance, one standard deviation, over the "
         "matrices of a kind. The dot is "
         + ("what magnitudes do not explain, " if has_base else "the spread, ")
         + "the tick the spread with as many elements in each tensor. A random mask has about 0.",
-        table(
+        doc.table(
             title,
             rows,
-            (Column("matrices", lambda row: count(row[1].num_tensors), drop=2), *columns),
+            (
+                doc.Column("matrices", lambda row: wording.count(row[1].num_tensors), drop=2),
+                *columns,
+            ),
             keys=("kind", "lines"),
             brief=title,
         ),
-        (Key("dot-0", "rows"), Key("dot-1", "columns"), Key("tick", "as many in each tensor")),
+        (
+            doc.Key("dot-0", "rows"),
+            doc.Key("dot-1", "columns"),
+            doc.Key("tick", "as many in each tensor"),
+        ),
     )
 
 
-def one_matrix(masks: Sequence[tuple[str, MaskStructure]]) -> Section | None:
+def one_matrix(masks: Sequence[tuple[str, MaskStructure]]) -> doc.Section | None:
     """The map of a matrix, and its rows and columns in order."""
     blocks = [
         figure
@@ -151,7 +156,7 @@ def one_matrix(masks: Sequence[tuple[str, MaskStructure]]) -> Section | None:
             _profile(label, matrix, matrix.columns, "columns", matrix.shape[1]),
         )
     ]
-    return Section("Inside a matrix", blocks=tuple(blocks)) if blocks else None
+    return doc.Section("Inside a matrix", blocks=tuple(blocks)) if blocks else None
 
 
 class _Block(NamedTuple):
@@ -173,14 +178,14 @@ class _Block(NamedTuple):
 
 
 _BLOCK = (
-    Column[_Block]("rows", lambda block: _range(block.top, block.bottom)),
-    Column[_Block]("columns", lambda block: _range(block.left, block.right)),
-    Column[_Block]("selected", lambda block: block.text),
-    Column[_Block]("share", lambda block: share(block.num_selected, block.size)),
+    doc.Column[_Block]("rows", lambda block: _range(block.top, block.bottom)),
+    doc.Column[_Block]("columns", lambda block: _range(block.left, block.right)),
+    doc.Column[_Block]("selected", lambda block: block.text),
+    doc.Column[_Block]("share", lambda block: wording.share(block.num_selected, block.size)),
 )
 
 
-def _map(label: str, matrix: ElementMap) -> Figure:
+def _map(label: str, matrix: ElementMap) -> doc.Figure:
     rows, columns = matrix.row_edges, matrix.column_edges
     cells = (
         _Block(top, bottom, left, right, num_selected)
@@ -190,22 +195,22 @@ def _map(label: str, matrix: ElementMap) -> Figure:
     blocks = [block for block in cells if block.num_selected and block.size]
     shares = sorted(100 * block.num_selected / block.size for block in blocks)
     # 1 block in 200 may be above the share in full colour, so that the rest is seen.
-    strongest = nice_ceiling(shares[int(0.995 * (len(shares) - 1))]) if shares else 1.0
+    strongest = charts.nice_ceiling(shares[int(0.995 * (len(shares) - 1))]) if shares else 1.0
     densest = sorted(blocks, key=lambda block: -block.num_selected / block.size)
-    return Figure(
-        named(label, f"Element map of {printable(matrix.name)}"),
+    return doc.Figure(
+        wording.named(label, f"Element map of {wording.printable(matrix.name)}"),
         lambda: _block_map(blocks, columns[:-1], rows[:-1], strongest),
         f"{matrix.shape[0]:,} × {matrix.shape[1]:,} elements, of which {matrix.num_selected:,} are "
         "selected, in blocks: the stronger the colour, the larger the share of a block that is "
         "selected. A block without colour has none.",
-        table(
-            named(label, "Densest blocks"),
+        doc.table(
+            wording.named(label, "Densest blocks"),
             [((), block) for block in densest],
             _BLOCK,
             keys=(),
             limit=_NUM_ROWS,
         ),
-        (Key("ramp", "0 %", f"{strongest:g} % of a block"),),
+        (doc.Key("ramp", "0 %", f"{strongest:g} % of a block"),),
     )
 
 
@@ -217,19 +222,19 @@ def _block_map(
     There are thousands of blocks, and lists are smaller than objects: first column, first row,
     share in percent, and selected elements as text.
     """
-    width = max(2, min(12, (WIDTH - 70) // max(len(columns), 1)))
+    width = max(2, min(12, (vega.WIDTH - 70) // max(len(columns), 1)))
     height = max(2, min(width, 480 // max(len(rows), 1)))
 
     def place(field: str, title: str, edges: Sequence[int]) -> dict[str, Any]:
         shown = list(edges[:: max(1, len(edges) // 8)])
         look: dict[str, Any] = {"values": shown, "labelAngle": 0, "labelOverlap": True}
-        return category(field, edges, title, padding=0, **look)
+        return vega.category(field, edges, title, padding=0, **look)
 
     values = [
         [block.left, block.top, float(f"{100 * block.num_selected / block.size:.3g}"), block.text]
         for block in blocks
     ]
-    return chart(
+    return vega.chart(
         [],
         data={"values": values},
         width={"step": width},
@@ -265,7 +270,7 @@ class _Group(NamedTuple):
 
 def _profile(
     label: str, matrix: ElementMap, profile: Profile, lines: str, num_lines: int
-) -> Figure:
+) -> doc.Figure:
     stops = [*profile.starts[1:], num_lines]
     bounds = (profile.lowest, profile.highest, profile.control_lowest, profile.control_highest)
     groups = [
@@ -273,17 +278,19 @@ def _profile(
         for start, stop, *extremes in zip(profile.starts, stops, *bounds, strict=True)
     ]
     columns = (
-        Column[_Group]("fewest to most selected", lambda row: f"{row.lowest:,} to {row.highest:,}"),
-        Column[_Group](
+        doc.Column[_Group](
+            "fewest to most selected", lambda row: f"{row.lowest:,} to {row.highest:,}"
+        ),
+        doc.Column[_Group](
             "of the control", lambda row: f"{row.control_lowest:,} to {row.control_highest:,}"
         ),
-        Column[_Group]("elements of a line", lambda _: count(profile.line_length)),
+        doc.Column[_Group]("elements of a line", lambda _: wording.count(profile.line_length)),
     )
 
     def percentage(num: int) -> float:
         return round(100 * num / profile.line_length, 3) if profile.line_length else 0.0
 
-    marks = marks_of(
+    marks = charts.marks_of(
         groups,
         (lines,),
         columns,
@@ -292,46 +299,46 @@ def _profile(
             **{field: percentage(getattr(row, field)) for field in _Group._fields[2:]},
         },
     )
-    return Figure(
-        named(label, f"{opened(lines)} of {printable(matrix.name)}"),
+    return doc.Figure(
+        wording.named(label, f"{opened(lines)} of {wording.printable(matrix.name)}"),
         lambda: _line_profile(marks, lines, num_lines),
         f"From the emptiest to the fullest of neighbouring {lines}, in order, over the same of "
         "the random control in grey. Peaks and gaps beyond the grey are stripes.",
-        table(
-            named(label, f"Groups with the fullest {lines}"),
+        doc.table(
+            wording.named(label, f"Groups with the fullest {lines}"),
             sorted(groups, key=lambda group: -group[1].highest),
             columns,
             keys=((lines, "number"),),
             limit=_NUM_ROWS,
         ),
-        (Key("dot-0", "mask"), Key("dot-ink", "random control")),
+        (doc.Key("dot-0", "mask"), doc.Key("dot-ink", "random control")),
     )
 
 
-def _line_profile(marks: Marks, lines: str, last: int) -> dict[str, Any]:
+def _line_profile(marks: charts.Marks, lines: str, last: int) -> dict[str, Any]:
     """Bands from the emptiest to the fullest line of each group, in percent of a line."""
-    highest = nice_ceiling(max(marks.values("highest"), default=1.0))
-    x = quantity("at", lines, (0, last), grid=False, format=",d", labelFlush=False)
+    highest = charts.nice_ceiling(max(marks.values("highest"), default=1.0))
+    x = vega.quantity("at", lines, (0, last), grid=False, format=",d", labelFlush=False)
 
     def y(field: str) -> dict[str, Any]:
-        return quantity(field, "selected of a line (%)", (0, highest), tickCount=4)
+        return vega.quantity(field, "selected of a line (%)", (0, highest), tickCount=4)
 
     def band(prefix: str, colour: str, opacity: float) -> dict[str, Any]:
         ends = {"x": x, "y": y(f"{prefix}lowest"), "y2": {"field": f"{prefix}highest"}}
-        return layer("area", ends, interpolate="step", color=colour, opacity=opacity)
+        return vega.layer("area", ends, interpolate="step", color=colour, opacity=opacity)
 
     def edge(field: str) -> dict[str, Any]:
         look: dict[str, Any] = {"strokeWidth": 1, "color": "var(--arm-0)", "interpolate": "step"}
-        return layer("line", {"x": x, "y": y(field)}, **look)
+        return vega.layer("line", {"x": x, "y": y(field)}, **look)
 
     whole = {"x": x, "y": {"datum": 0}, "y2": {"datum": highest}, "tooltip": marks.tooltip}
-    return chart(
+    return vega.chart(
         marks.rows,
         band("", "var(--arm-0)", 0.3),
         edge("lowest"),
         edge("highest"),
         band("control_", "var(--soft)", 0.7),
-        layer("rule", whole, strokeWidth=4, opacity=0, aria=False),
+        vega.layer("rule", whole, strokeWidth=4, opacity=0, aria=False),
         height=130,
     )
 

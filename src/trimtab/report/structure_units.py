@@ -6,20 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from trimtab.masks.structure_result import CurvePoint, Family, MaskStructure, Unit
-from trimtab.report.charts import Marks, marks_of, nice_ceiling, run_keys
-from trimtab.report.document import Column, Figure, Key, Section, Table, table
+from trimtab.report import charts, vega, wording
+from trimtab.report import document as doc
 from trimtab.report.structure_matrices import opened
-from trimtab.report.vega import (
-    WIDTH,
-    arm_colours,
-    category,
-    chart,
-    dashed_at,
-    dots,
-    layer,
-    quantity,
-)
-from trimtab.report.wording import Shown, count, magnitude, named, printable, shown
 
 Labelled = Sequence[tuple[str, MaskStructure]]
 """Each mask under its label, which is empty where there is only one."""
@@ -52,19 +41,19 @@ _NUM_UNITS = 30
 _SHOWN_RANKS = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
-def ratio_text(num_selected: int, expected: float | None) -> Shown:
+def ratio_text(num_selected: int, expected: float | None) -> wording.Shown:
     """Selected / expected: `1.24 ×`; a dash where nothing is expected."""
-    return shown(num_selected / expected if expected else None, lambda v: f"{v:.2f} ×")
+    return wording.shown(num_selected / expected if expected else None, lambda v: f"{v:.2f} ×")
 
 
-def z_text(z: float | None) -> Shown:
+def z_text(z: float | None) -> wording.Shown:
     """With its sign, to one decimal, a large one to whole numbers."""
-    return shown(z, lambda v: f"{v:+.1f}" if abs(v) < 1000 else f"{v:+,.0f}")
+    return wording.shown(z, lambda v: f"{v:+.1f}" if abs(v) < 1000 else f"{v:+,.0f}")
 
 
-def p_text(p: float | None) -> Shown:
+def p_text(p: float | None) -> wording.Shown:
     """A probability; one below fp64 as a bound."""
-    return shown(p, lambda v: "< 1e-300" if v < 1e-300 else magnitude(v))
+    return wording.shown(p, lambda v: "< 1e-300" if v < 1e-300 else wording.magnitude(v))
 
 
 def unit_name(family: str, unit: Unit) -> str:
@@ -74,12 +63,12 @@ def unit_name(family: str, unit: Unit) -> str:
 
 
 def _unit_word(family: str) -> str:
-    return _SINGULAR.get(family, printable(family))
+    return _SINGULAR.get(family, wording.printable(family))
 
 
 def units_name(family: str) -> str:
     """What the units of a family are called."""
-    return FAMILY_NAMES.get(family, printable(family))
+    return FAMILY_NAMES.get(family, wording.printable(family))
 
 
 def _expected(unit: Unit, is_matched: bool) -> tuple[float | None, float | None]:
@@ -89,24 +78,26 @@ def _expected(unit: Unit, is_matched: bool) -> tuple[float | None, float | None]
     return unit.expected, unit.z
 
 
-_SELECTED = Column[Unit]("selected", lambda unit: count(unit.num_selected))
-_ELEMENTS = Column[Unit]("elements", lambda unit: count(unit.num_elements), drop=1)
-_SHARE = Column[Unit]("selected", lambda unit: f"{unit.num_selected:,} of {unit.num_elements:,}")
-_CONTROL = Column[Unit]("z of control", lambda unit: z_text(unit.control_z))
+_SELECTED = doc.Column[Unit]("selected", lambda unit: wording.count(unit.num_selected))
+_ELEMENTS = doc.Column[Unit]("elements", lambda unit: wording.count(unit.num_elements), drop=1)
+_SHARE = doc.Column[Unit](
+    "selected", lambda unit: f"{unit.num_selected:,} of {unit.num_elements:,}"
+)
+_CONTROL = doc.Column[Unit]("z of control", lambda unit: z_text(unit.control_z))
 
 
-def _figures(is_matched: bool) -> tuple[Column[Unit], Column[Unit]]:
+def _figures(is_matched: bool) -> tuple[doc.Column[Unit], doc.Column[Unit]]:
     """Selected / expected and z under one of the nulls."""
     return (
-        Column(
+        doc.Column(
             "of expected",
             lambda unit: ratio_text(unit.num_selected, _expected(unit, is_matched)[0]),
         ),
-        Column("z", lambda unit: z_text(_expected(unit, is_matched)[1])),
+        doc.Column("z", lambda unit: z_text(_expected(unit, is_matched)[1])),
     )
 
 
-def layer_grids(masks: Labelled) -> Section | None:
+def layer_grids(masks: Labelled) -> doc.Section | None:
     """Heads, KV groups and experts by layer: selected / expected."""
     blocks = [
         _grid(label, family, is_matched)
@@ -116,10 +107,10 @@ def layer_grids(masks: Labelled) -> Section | None:
         for is_matched in (False, True)
         if not is_matched or family.matched is not None
     ]
-    return Section("Heads and layers", blocks=tuple(blocks)) if blocks else None
+    return doc.Section("Heads and layers", blocks=tuple(blocks)) if blocks else None
 
 
-def _grid(label: str, family: Family, is_matched: bool) -> Figure:
+def _grid(label: str, family: Family, is_matched: bool) -> doc.Figure:
     name = _unit_word(family.name)
     rows = [
         ((str(unit.layer), str(unit.index)), unit)
@@ -136,24 +127,24 @@ def _grid(label: str, family: Family, is_matched: bool) -> Figure:
         return {"layer": names[0], "unit": names[1], "direction": direction, "apart": apart}
 
     hover = (_SHARE, *_figures(is_matched), _CONTROL)
-    marks = marks_of(rows, ("layer", name), hover, place)
-    strongest = nice_ceiling(max(marks.values("apart"), default=0.0))
+    marks = charts.marks_of(rows, ("layer", name), hover, place)
+    strongest = charts.nice_ceiling(max(marks.values("apart"), default=0.0))
     title = f"{opened(units_name(family.name))}, by tensor{' × exponent' if is_matched else ''}"
-    return Figure(
-        named(label, title),
+    return doc.Figure(
+        wording.named(label, title),
         lambda: _unit_grid(marks, family, strongest),
         f"Each cell is one {name}: the stronger its colour, the further its selected elements are "
         f"from what chance with {NULLS['magnitude' if is_matched else 'tensor']} expects. A cell "
         "without colour has what is expected.",
         _furthest(label, family, is_matched),
         (
-            Key("dot-0", f"more than expected, up to {1 + strongest:g} ×"),
-            Key("dot-1", f"fewer, down to {max(0.0, 1 - strongest):g} ×"),
+            doc.Key("dot-0", f"more than expected, up to {1 + strongest:g} ×"),
+            doc.Key("dot-1", f"fewer, down to {max(0.0, 1 - strongest):g} ×"),
         ),
     )
 
 
-def _unit_grid(marks: Marks, family: Family, strongest: float) -> dict[str, Any]:
+def _unit_grid(marks: charts.Marks, family: Family, strongest: float) -> dict[str, Any]:
     """Every unit of every layer: one colour for more than expected, another for fewer."""
     layers = sorted({unit.layer for unit in family.units if unit.layer is not None})
     units = sorted({unit.index for unit in family.units})
@@ -166,14 +157,14 @@ def _unit_grid(marks: Marks, family: Family, strongest: float) -> dict[str, Any]
         "scale": {"domain": ["more", "fewer"], "range": ["var(--arm-0)", "var(--arm-1)"]},
         "legend": None,
     }
-    return chart(
+    return vega.chart(
         marks.rows,
-        width=min(WIDTH, 60 + 40 * len(layers)),
+        width=min(vega.WIDTH, 60 + 40 * len(layers)),
         height=(20 if len(units) <= 24 else 9) * len(units),
         mark={"type": "rect", "stroke": "var(--rule)", "cursor": "help"},
         encoding={
-            "x": category("layer", [*map(str, layers)], "layer", padding=0.04, **across),
-            "y": category(
+            "x": vega.category("layer", [*map(str, layers)], "layer", padding=0.04, **across),
+            "y": vega.category(
                 "unit", [*map(str, units)], _unit_word(family.name), padding=0.04, labelOverlap=True
             ),
             "fill": directions,
@@ -188,7 +179,7 @@ def _unit_grid(marks: Marks, family: Family, strongest: float) -> dict[str, Any]
     )
 
 
-def _furthest(label: str, family: Family, is_matched: bool) -> Table:
+def _furthest(label: str, family: Family, is_matched: bool) -> doc.Table:
     """The single units furthest from one of the nulls, in either direction."""
     distances = [
         (abs(z), unit) for unit in family.units if (z := _expected(unit, is_matched)[1]) is not None
@@ -197,15 +188,17 @@ def _furthest(label: str, family: Family, is_matched: bool) -> Table:
     title = f"{opened(units_name(family.name))} furthest from chance"
     if is_matched:
         title += " by tensor × exponent"
-    return table(
-        named(label, title),
+    return doc.table(
+        wording.named(label, title),
         [((unit_name(family.name, unit),), unit) for _, unit in distances],
         (
             _SELECTED,
             _ELEMENTS,
-            Column("expected", lambda unit: shown(_expected(unit, is_matched)[0], ",.1f")),
+            doc.Column(
+                "expected", lambda unit: wording.shown(_expected(unit, is_matched)[0], ",.1f")
+            ),
             *_figures(is_matched),
-            Column("q", lambda unit: p_text(unit.matched_q if is_matched else unit.q)),
+            doc.Column("q", lambda unit: p_text(unit.matched_q if is_matched else unit.q)),
             _CONTROL,
         ),
         keys=("unit",),
@@ -213,9 +206,9 @@ def _furthest(label: str, family: Family, is_matched: bool) -> Table:
     )
 
 
-def in_order(masks: Labelled) -> Section | None:
+def in_order(masks: Labelled) -> doc.Section | None:
     """The units of each family in the order of selected / expected."""
-    blocks: list[Figure | Table] = []
+    blocks: list[doc.Figure | doc.Table] = []
     for name in dict.fromkeys(family.name for _, one in masks for family in one.families):
         families = [
             (label, family)
@@ -228,10 +221,10 @@ def in_order(masks: Labelled) -> Section | None:
             if name not in _GRIDS:
                 blocks += [_furthest(label, family, False) for label, family in families]
     blocks += [highest for label, one in masks if (highest := _highest(label, one))]
-    return Section("Units in order", blocks=tuple(blocks)) if blocks else None
+    return doc.Section("Units in order", blocks=tuple(blocks)) if blocks else None
 
 
-def _highest(label: str, one: MaskStructure) -> Table | None:
+def _highest(label: str, one: MaskStructure) -> doc.Table | None:
     """The units with the highest z of every family, for a terminal."""
     rows = []
     for family in one.families:
@@ -242,28 +235,30 @@ def _highest(label: str, one: MaskStructure) -> Table | None:
         return None
     columns = [_SELECTED, _ELEMENTS, *_figures(False), _CONTROL]
     if any(unit.matched_z is not None for _, unit in rows):
-        columns.insert(4, Column("z by magnitude", lambda unit: z_text(unit.matched_z)))
-    title = named(label, f"Units with the highest z, {_NUM_TOP} of each family")
-    return table(title, rows, columns, keys=("unit",), brief=title, on_page=False)
+        columns.insert(4, doc.Column("z by magnitude", lambda unit: z_text(unit.matched_z)))
+    title = wording.named(label, f"Units with the highest z, {_NUM_TOP} of each family")
+    return doc.table(title, rows, columns, keys=("unit",), brief=title, on_page=False)
 
 
 _Ranked = tuple[Family, CurvePoint]
 """A family, and one of its units by rank."""
 
 _CURVE = (
-    Column[_Ranked]("rank", lambda row: f"{row[1].rank:,} of {row[0].num_units:,}"),
-    Column[_Ranked]("selected", lambda row: count(row[1].num_selected)),
-    Column[_Ranked]("of expected", lambda row: ratio_text(row[1].num_selected, row[1].expected)),
-    Column[_Ranked](
+    doc.Column[_Ranked]("rank", lambda row: f"{row[1].rank:,} of {row[0].num_units:,}"),
+    doc.Column[_Ranked]("selected", lambda row: wording.count(row[1].num_selected)),
+    doc.Column[_Ranked](
+        "of expected", lambda row: ratio_text(row[1].num_selected, row[1].expected)
+    ),
+    doc.Column[_Ranked](
         "of expected, control",
         lambda row: ratio_text(row[1].control_num_selected, row[1].control_expected),
     ),
 )
 
 
-def _ordered(name: str, families: Sequence[tuple[str, Family]]) -> Figure:
+def _ordered(name: str, families: Sequence[tuple[str, Family]]) -> doc.Figure:
     points = [((label,), (family, point)) for label, family in families for point in family.curve]
-    marks = marks_of(
+    marks = charts.marks_of(
         points,
         ("mask",),
         _CURVE,
@@ -282,13 +277,13 @@ def _ordered(name: str, families: Sequence[tuple[str, Family]]) -> Figure:
         for names, (_, point) in points
     ]
     labels = [label for label, _ in families]
-    return Figure(
+    return doc.Figure(
         opened(units_name(name)),
         lambda: _ordered_units(marks, control, labels, f"{units_name(name)}, in order"),
         "Each mask's units from the fullest to the emptiest, by selected / expected with as many "
         "elements in each tensor. If nothing clustered, the line would lie on that of the random "
         "control; where every unit had exactly its share, on the dashed one.",
-        table(
+        doc.table(
             f"{opened(units_name(name))} in order",
             [
                 ((label,), (family, point))
@@ -299,9 +294,9 @@ def _ordered(name: str, families: Sequence[tuple[str, Family]]) -> Figure:
             keys=("mask",),
         ),
         (
-            *run_keys(labels, labels, single="mask"),
-            Key("dot-ink", "random control"),
-            Key("dashed", "every unit its share"),
+            *charts.run_keys(labels, labels, single="mask"),
+            doc.Key("dot-ink", "random control"),
+            doc.Key("dashed", "every unit its share"),
         ),
     )
 
@@ -313,21 +308,21 @@ def _at_shown_ranks(family: Family) -> Iterator[CurvePoint]:
 
 
 def _ordered_units(
-    marks: Marks, control: Sequence[dict[str, Any]], labels: Sequence[str], title: str
+    marks: charts.Marks, control: Sequence[dict[str, Any]], labels: Sequence[str], title: str
 ) -> dict[str, Any]:
     """Units in the order of selected / expected, over the same of random controls."""
     ratios = [row["ratio"] for row in (*marks.rows, *control)]
     scale = {"nice": False, "zero": False}
-    x = quantity("rank", title, scale=scale, grid=False, format=",d", labelFlush=False)
-    highest = nice_ceiling(max(ratios, default=1.0))
-    y = quantity("ratio", "selected / expected", (0, highest), tickCount=5)
-    places = {"x": x, "y": y, "color": arm_colours(labels)}
+    x = vega.quantity("rank", title, scale=scale, grid=False, format=",d", labelFlush=False)
+    highest = charts.nice_ceiling(max(ratios, default=1.0))
+    y = vega.quantity("ratio", "selected / expected", (0, highest), tickCount=5)
+    places = {"x": x, "y": y, "color": vega.arm_colours(labels)}
     controls = {"x": x, "y": y, "detail": {"field": "arm", "type": "nominal"}}
-    return chart(
+    return vega.chart(
         marks.rows,
-        dashed_at(1, "y", y),
-        layer("line", controls, rows=control, strokeWidth=1.5, color="var(--soft)"),
-        layer("line", places, strokeWidth=2),
-        dots({**places, "tooltip": marks.tooltip}, 60, opacity=0),
+        vega.dashed_at(1, "y", y),
+        vega.layer("line", controls, rows=control, strokeWidth=1.5, color="var(--soft)"),
+        vega.layer("line", places, strokeWidth=2),
+        vega.dots({**places, "tooltip": marks.tooltip}, 60, opacity=0),
         height=200,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from trimtab.elements.counts import percent
-from trimtab.report.document import Column, Document, Lines, Section, Table, plain_table
+from trimtab.report import document as doc
 from trimtab.report.wording import count, printable, share, within
 from trimtab.words import plural
 
@@ -23,7 +23,7 @@ MOST_NAMES = 40
 LONGEST = 40
 
 
-def sweep_document(sweep: Mapping[str, Any]) -> Document:
+def sweep_document(sweep: Mapping[str, Any]) -> doc.Document:
     """What is printed of a sweep when it is done.
 
     Args:
@@ -32,7 +32,7 @@ def sweep_document(sweep: Mapping[str, Any]) -> Document:
     cells, arms = sweep["cells"], sweep["arms"]
     criteria = sorted({row["criterion"] for row in cells if row["criterion"]})
     measure = f"Unchanged by {', '.join(criteria)}, in the dtype that was saved" if criteria else ""
-    blocks: list[Table | Lines] = [_table(measure, list(map(_cell, cells)))]
+    blocks: list[doc.Table | doc.Lines] = [_table(measure, list(map(_cell, cells)))]
     if len(arms) < len(cells):
         confidence = f"{100 * sweep['confidence']:g} %"
         title = f"Over seeds: mean [{confidence} t-interval, of shares cut at 0 and 100 %]"
@@ -40,18 +40,20 @@ def sweep_document(sweep: Mapping[str, Any]) -> Document:
     failed = [row for row in cells if row["error"]]
     if failed:
         lines = (f"{printable(row['cell'])}: {printable(row['error'])}" for row in failed)
-        blocks.append(Lines(f"{plural(len(failed), 'cell')} failed", tuple(lines)))
-    return Document(sections=[Section("", blocks=tuple(blocks))])
+        blocks.append(doc.Lines(f"{plural(len(failed), 'cell')} failed", tuple(lines)))
+    return doc.Document(sections=[doc.Section("", blocks=tuple(blocks))])
 
 
-def _table(title: str, rows: Sequence[Mapping[str, str]]) -> Table:
+def _table(title: str, rows: Sequence[Mapping[str, str]]) -> doc.Table:
     """A table of the columns of which anything is known; the first says what a row is about."""
     known = [name for name in rows[0] if {row[name] for row in rows} != {NONE}]
     columns = [
-        Column[Any](name, role="number" if place else "text", drop=int(name == "seconds"))
+        doc.Column[Any](name, role="number" if place else "text", drop=int(name == "seconds"))
         for place, name in enumerate(known)
     ]
-    return plain_table(title, columns, [[row[name] for name in known] for row in rows], brief=title)
+    return doc.plain_table(
+        title, columns, [[row[name] for name in known] for row in rows], brief=title
+    )
 
 
 def _cell(row: Mapping[str, Any]) -> dict[str, str]:
@@ -99,7 +101,7 @@ def _mean(known: Mapping[str, Any] | None, *, is_share: bool = False) -> str:
     return f"{mean} [{100 * low:.2f}, {100 * high:.2f}]"
 
 
-def plan_document(plan: Mapping[str, Any]) -> Document:
+def plan_document(plan: Mapping[str, Any]) -> doc.Document:
     """What is printed of a sweep before it trains: the cells, and how they differ.
 
     Args:
@@ -116,13 +118,13 @@ def plan_document(plan: Mapping[str, Any]) -> Document:
     if len(cells) > MOST_NAMES:
         names.append(f"  … and {len(cells) - MOST_NAMES} more")
     finished = f", {num_finished} finished" if num_finished else ""
-    blocks = [Lines(f"{opening}{finished}.", tuple(names))]
+    blocks = [doc.Lines(f"{opening}{finished}.", tuple(names))]
     for why, title in TITLES.items():
         found = [row for row in plan["differences"] if row["why"] == why]
         if found:
-            blocks.append(Lines(title, tuple(_differences(found, len(cells)))))
-    blocks.append(Lines("Matched", tuple(_matched(plan["matched"]))))
-    return Document(sections=[Section("", blocks=tuple(blocks))])
+            blocks.append(doc.Lines(title, tuple(_differences(found, len(cells)))))
+    blocks.append(doc.Lines("Matched", tuple(_matched(plan["matched"]))))
+    return doc.Document(sections=[doc.Section("", blocks=tuple(blocks))])
 
 
 def _differences(found: Sequence[Mapping[str, Any]], num_cells: int) -> list[str]:

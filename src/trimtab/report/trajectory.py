@@ -20,51 +20,10 @@ from trimtab.measure.trajectory_result import (
     PointCounts,
     Trajectory,
 )
-from trimtab.report.charts import (
-    Marks,
-    marks_of,
-    nice_ceiling,
-    percent_floor,
-    shares_over_time,
-)
-from trimtab.report.document import (
-    Column,
-    Document,
-    Figure,
-    Hero,
-    Key,
-    Keyed,
-    Role,
-    Section,
-    Table,
-    plain_table,
-    table,
-)
+from trimtab.report import charts, vega, wording
+from trimtab.report import document as doc
+from trimtab.report import trajectory_words as words
 from trimtab.report.records import checkpoints_table, listed, settings_table
-from trimtab.report.trajectory_words import (
-    FATES,
-    RULE,
-    cadence,
-    cadence_sentence,
-    endpoints_of,
-    fates,
-    fates_sentence,
-    likeness_text,
-    outside_sentence,
-    point_title,
-    series_coverage_sentence,
-    settled_sentence,
-    settled_text,
-)
-from trimtab.report.vega import arm_colours, category, chart, quantity
-from trimtab.report.wording import (
-    Shown,
-    changed_means,
-    count,
-    kinds_in_order,
-    printable,
-    share,
-)
 from trimtab.results.records import CheckpointRecord
 
 _TITLES = {
@@ -81,53 +40,53 @@ Share = tuple[Part, Part]
 """What is counted, and of how many."""
 
 
-def trajectory_document(trajectory: Trajectory) -> Document:
+def trajectory_document(trajectory: Trajectory) -> doc.Document:
     """What a report says about a trajectory."""
-    base, last = endpoints_of(trajectory)
+    base, last = words.endpoints_of(trajectory)
     has_weights = trajectory.final.total.num_elements > 0
-    return Document(
-        title=f"{base} to {last}, observed {cadence(trajectory)}",
+    return doc.Document(
+        title=f"{base} to {last}, observed {words.cadence(trajectory)}",
         heading="How the subnetwork formed",
         subtitle=(base, last),
         facts={"base": base, "last": last},
-        headlines=(fates_sentence(trajectory),),
+        headlines=(words.fates_sentence(trajectory),),
         summary=(
-            cadence_sentence(trajectory),
-            settled_sentence(trajectory),
-            outside_sentence(trajectory),
+            words.cadence_sentence(trajectory),
+            words.settled_sentence(trajectory),
+            words.outside_sentence(trajectory),
         ),
         heroes=_heroes(trajectory),
-        conversion=printable(trajectory.conversion or ""),
+        conversion=wording.printable(trajectory.conversion or ""),
         coverage=_coverage_text(trajectory),
         is_complete=trajectory.coverage is None or trajectory.coverage.is_complete,
         prints_coverage=trajectory.coverage is not None,
-        paragraphs=(cadence_sentence(trajectory), changed_means("bits")),
+        paragraphs=(words.cadence_sentence(trajectory), wording.changed_means("bits")),
         sections=[
-            *([Section("", blocks=(_points(trajectory),))] if has_weights else []),
+            *([doc.Section("", blocks=(_points(trajectory),))] if has_weights else []),
             _what_became(trajectory),
             _over_time(trajectory),
             _final_subnetwork(trajectory),
             _coverage(trajectory),
             _provenance(trajectory),
         ],
-        source=f"criterion bits, observed {cadence(trajectory)} · {base} → {last}",
+        source=f"criterion bits, observed {words.cadence(trajectory)} · {base} → {last}",
         date=trajectory.provenance.get("date", ""),
     )
 
 
-def _heroes(trajectory: Trajectory) -> list[Hero]:
+def _heroes(trajectory: Trajectory) -> list[doc.Hero]:
     """What became of the weights: effective, cancelled, untouched."""
     total = trajectory.final.total
     if not total.num_elements:
-        return [Hero("", "–", "no weights were followed", 0.0, "nothing to follow")]
-    numbers = fates(total)
+        return [doc.Hero("", "–", "no weights were followed", 0.0, "nothing to follow")]
+    numbers = words.fates(total)
     return [
-        Hero(
+        doc.Hero(
             label=fate.capitalize(),
             figure=percent(numbers[fate], total.num_elements),
-            words=f"of {total.num_elements:,} weights: {FATES[fate]}",
+            words=f"of {total.num_elements:,} weights: {words.FATES[fate]}",
             filled=numbers[fate] / total.num_elements,
-            under=f"{numbers[fate]:,} (criterion: bits; observed {cadence(trajectory)})",
+            under=f"{numbers[fate]:,} (criterion: bits; observed {words.cadence(trajectory)})",
         )
         for fate in ("effective", "cancelled", "untouched")
     ]
@@ -137,43 +96,43 @@ def _all(now: PointCounts) -> int:
     return now.num_elements
 
 
-def _what_became(trajectory: Trajectory) -> Section:
+def _what_became(trajectory: Trajectory) -> doc.Section:
     """Untouched, cancelled and effective weights, whole model and by kind."""
-    kinds: list[str | None] = [*kinds_in_order(trajectory.final.by_kind), None]
-    rows: list[Keyed[tuple[str | None, PointCounts]]] = [
+    kinds: list[str | None] = [*wording.kinds_in_order(trajectory.final.by_kind), None]
+    rows: list[doc.Keyed[tuple[str | None, PointCounts]]] = [
         ((kind or "all",), (kind, trajectory.series(kind)[-1])) for kind in kinds
     ]
 
-    def fate(name: str) -> Column[tuple[str | None, PointCounts]]:
-        return Column(
+    def fate(name: str) -> doc.Column[tuple[str | None, PointCounts]]:
+        return doc.Column(
             name,
-            lambda row: share(fates(row[1])[name], row[1].num_elements),
+            lambda row: wording.share(words.fates(row[1])[name], row[1].num_elements),
             drop=3 if name == "cancelled" else 0,
         )
 
-    title = f"What became of the weights, observed {cadence(trajectory)}"
-    numbers = table(
-        f"Untouched, cancelled, effective (observed {cadence(trajectory)})",
+    title = f"What became of the weights, observed {words.cadence(trajectory)}"
+    numbers = doc.table(
+        f"Untouched, cancelled, effective (observed {words.cadence(trajectory)})",
         rows,
         (
-            Column("elements", lambda row: count(row[1].num_elements), drop=2),
-            *map(fate, FATES),
-            Column(
+            doc.Column("elements", lambda row: wording.count(row[1].num_elements), drop=2),
+            *map(fate, words.FATES),
+            doc.Column(
                 "cancelled, of ever changed",
-                lambda row: share(row[1].outside_final, row[1].ever),
+                lambda row: wording.share(row[1].outside_final, row[1].ever),
                 short="outside/ever",
                 drop=1,
             ),
-            Column(
+            doc.Column(
                 "settled by coverage",
-                lambda row: settled_text(trajectory, "coverage", row[0]),
+                lambda row: words.settled_text(trajectory, "coverage", row[0]),
                 short="settled",
                 note="“settled” is the first point from which coverage of the final subnetwork, or "
-                f"Jaccard similarity with it, stays at {RULE} or above to the end.",
+                f"Jaccard similarity with it, stays at {words.RULE} or above to the end.",
             ),
-            Column(
+            doc.Column(
                 "by Jaccard",
-                lambda row: settled_text(trajectory, "jaccard", row[0]),
+                lambda row: words.settled_text(trajectory, "jaccard", row[0]),
                 only="page",
             ),
         ),
@@ -182,62 +141,67 @@ def _what_became(trajectory: Trajectory) -> Section:
         is_folded=False,
         brief=title if trajectory.final.total.num_elements else None,
     )
-    meanings = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in FATES.items())
-    figure = Figure(
-        f"Weights that ever changed, by kind (observed {cadence(trajectory)})",
+    meanings = " ".join(f"{name.capitalize()}: {meaning}." for name, meaning in words.FATES.items())
+    figure = doc.Figure(
+        f"Weights that ever changed, by kind (observed {words.cadence(trajectory)})",
         lambda: _ever_changed_bars(rows),
         "The length of a bar is the share of the weights that differed from the base at some "
         "point; the rest is untouched.",
         numbers,
-        (Key("dot-0", "effective"), Key("dot-1", "cancelled")),
+        (doc.Key("dot-0", "effective"), doc.Key("dot-1", "cancelled")),
     )
-    return Section("What became of the weights", (meanings,), (figure,))
+    return doc.Section("What became of the weights", (meanings,), (figure,))
 
 
-def _ever_changed_bars(rows: Sequence[Keyed[tuple[str | None, PointCounts]]]) -> dict[str, Any]:
+def _ever_changed_bars(rows: Sequence[doc.Keyed[tuple[str | None, PointCounts]]]) -> dict[str, Any]:
     """The weights of each kind that ever changed, by what became of them."""
     drawn = ("effective", "cancelled")
 
     def place(names: Sequence[str], counts: PointCounts) -> dict[str, Any]:
         start = 0 if names[1] == drawn[0] else counts.changed
         whole = max(1, counts.num_elements)
-        ends = {"from": 100 * start / whole, "to": 100 * (start + fates(counts)[names[1]]) / whole}
-        return {"name": printable(names[0]), "arm": names[1], **ends}
+        ends = {
+            "from": 100 * start / whole,
+            "to": 100 * (start + words.fates(counts)[names[1]]) / whole,
+        }
+        return {"name": wording.printable(names[0]), "arm": names[1], **ends}
 
-    marks = marks_of(
+    marks = charts.marks_of(
         [((*names, fate), (counts, fate)) for names, (_, counts) in rows for fate in drawn],
         ("kind", "what became of them"),
         (
-            Column("share", lambda row: share(fates(row[0])[row[1]], row[0].num_elements)),
-            Column("weights", lambda row: count(fates(row[0])[row[1]])),
+            doc.Column(
+                "share", lambda row: wording.share(words.fates(row[0])[row[1]], row[0].num_elements)
+            ),
+            doc.Column("weights", lambda row: wording.count(words.fates(row[0])[row[1]])),
         ),
         lambda names, row: place(names, row[0]),
     )
     names = list(dict.fromkeys(row["name"] for row in marks.rows))
-    highest = min(100.0, nice_ceiling(max(marks.values("to"))))
+    highest = min(100.0, charts.nice_ceiling(max(marks.values("to"))))
     look: dict[str, Any] = {"tickCount": 6, "labelFlush": False}
-    return chart(
+    return vega.chart(
         marks.rows,
         height=24 * len(names),
         mark={"type": "bar", "height": {"band": 0.7}},
         encoding={
-            "y": category("name", names, padding=None, labelLimit=220),
-            "x": quantity("from", "ever changed (%)", (0, highest), **look),
+            "y": vega.category("name", names, padding=None, labelLimit=220),
+            "x": vega.quantity("from", "ever changed (%)", (0, highest), **look),
             "x2": {"field": "to"},
-            "color": arm_colours(drawn),
+            "color": vega.arm_colours(drawn),
             "tooltip": marks.tooltip,
         },
     )
 
 
-def _over_time(trajectory: Trajectory) -> Section:
+def _over_time(trajectory: Trajectory) -> doc.Section:
     """Update sparsity at each point, and what changed from one point to the next."""
     unchanged: dict[str, Share] = {
         "unchanged": (lambda now: now.num_elements - now.changed, _all),
         "untouched so far": (lambda now: now.untouched, _all),
     }
     moved: dict[str, Share] = {"changed since the point before": (lambda now: now.stepped, _all)}
-    return Section(
+    return doc.Section(
         "How it came about",
         (),
         (
@@ -263,7 +227,7 @@ def _over_time(trajectory: Trajectory) -> Section:
     )
 
 
-def _final_subnetwork(trajectory: Trajectory) -> Section | None:
+def _final_subnetwork(trajectory: Trajectory) -> doc.Section | None:
     """When the final mask was there, and what lies outside it; None where nothing changed."""
     final = trajectory.final.total.changed
     if not final:
@@ -276,8 +240,8 @@ def _final_subnetwork(trajectory: Trajectory) -> Section | None:
         "of the weights that ever changed": (lambda now: now.outside_final, lambda now: now.ever),
         "of the model": (lambda now: now.outside_final, _all),
     }
-    sentences = (settled_sentence(trajectory), outside_sentence(trajectory))
-    return Section(
+    sentences = (words.settled_sentence(trajectory), words.outside_sentence(trajectory))
+    return doc.Section(
         "The final subnetwork",
         tuple(sentence for sentence in sentences if sentence is not None),
         (
@@ -291,7 +255,7 @@ def _final_subnetwork(trajectory: Trajectory) -> Section | None:
                 "point, at the last one, or at both, so it also counts what will come back.",
                 rule=100 * SETTLED_FROM,
                 domain=(0.0, 100.0),
-                more=(Key("dashed", f"settled: {RULE}"),),
+                more=(doc.Key("dashed", f"settled: {words.RULE}"),),
             ),
             _curves(
                 trajectory,
@@ -304,33 +268,33 @@ def _final_subnetwork(trajectory: Trajectory) -> Section | None:
     )
 
 
-def _points(trajectory: Trajectory) -> Table:
+def _points(trajectory: Trajectory) -> doc.Table:
     """Points at even distances, as a terminal shows them."""
     num = len(trajectory.points)
     most = min(num, _MOST_POINTS)
     places = sorted({round((at + 1) * num / most) - 1 for at in range(most)})
 
-    def column(heading: str, part: Part, note: str = "", **more: Any) -> Column[int]:
-        def cell(at: int) -> Shown:
+    def column(heading: str, part: Part, note: str = "", **more: Any) -> doc.Column[int]:
+        def cell(at: int) -> wording.Shown:
             now = trajectory.points[at].total
-            return share(part(now), now.num_elements)
+            return wording.share(part(now), now.num_elements)
 
-        return Column(heading, cell, note=note, **more)
+        return doc.Column(heading, cell, note=note, **more)
 
-    def likeness(heading: str, measure: Likeness, note: str, drop: int) -> Column[int]:
-        cell: Callable[[int], str] = lambda at: likeness_text(trajectory, measure, at)  # noqa: E731
-        return Column(heading, cell, note=note, drop=drop)
+    def likeness(heading: str, measure: Likeness, note: str, drop: int) -> doc.Column[int]:
+        cell: Callable[[int], str] = lambda at: words.likeness_text(trajectory, measure, at)  # noqa: E731
+        return doc.Column(heading, cell, note=note, drop=drop)
 
     def outside_of_ever(at: int) -> str:
         now = trajectory.points[at].total
-        return share(now.outside_final, now.ever)
+        return wording.share(now.outside_final, now.ever)
 
     steps = trajectory.steps
-    title = f"Over time, observed {cadence(trajectory)}"
-    shown = table(
+    title = f"Over time, observed {words.cadence(trajectory)}"
+    shown = doc.table(
         title,
         [
-            ((point_title(trajectory, at) if steps is None else f"{steps[at]:,}",), at)
+            ((words.point_title(trajectory, at) if steps is None else f"{steps[at]:,}",), at)
             for at in places
         ],
         (
@@ -349,7 +313,7 @@ def _points(trajectory: Trajectory) -> Table:
                 0,
             ),
             likeness("Jaccard", "jaccard", "“Jaccard”: similarity with the final mask;", 3),
-            Column(
+            doc.Column(
                 "outside/ever",
                 outside_of_ever,
                 drop=2,
@@ -375,14 +339,14 @@ def _curves(
     from_zero: bool = True,
     domain: tuple[float, float] | None = None,
     rule: float | None = None,
-    more: Sequence[Key] = (),
-) -> Figure:
+    more: Sequence[doc.Key] = (),
+) -> doc.Figure:
     """Shares of the whole model at every point, as lines and as a table."""
     steps = trajectory.steps
     places: list[int] = list(range(len(trajectory.points)))
     series = trajectory.series()
-    names = [point_title(trajectory, place) for place in places]
-    columns: list[tuple[str, Role]] = [("point", "text")]
+    names = [words.point_title(trajectory, place) for place in places]
+    columns: list[tuple[str, doc.Role]] = [("point", "text")]
     for line in shares:
         columns += [(line, "number"), ("weights", "number")]
     cells = []
@@ -390,23 +354,23 @@ def _curves(
     for place, now in zip(places, series, strict=True):
         row = [names[place]]
         for line, (part, whole) in shares.items():
-            text, number = share(part(now), whole(now)), count(part(now))
+            text, number = wording.share(part(now), whole(now)), wording.count(part(now))
             row += [text, number]
             if text.value is not None:
                 tips = {"tip_0": names[place], "tip_1": f"{text} {line}", "tip_2": number}
                 at = place + 1 if steps is None else steps[place]
                 drawn.append({"arm": line, "at": at, "value": 100 * text.value, **tips})
         cells.append(row)
-    marks = Marks(drawn, ("point", "share", "weights"))
+    marks = charts.Marks(drawn, ("point", "share", "weights"))
     values = marks.values("value")
     if domain is None:
-        top = min(100.0, nice_ceiling(max(values, default=0.0)))
-        domain = (0.0, top) if from_zero else (percent_floor(values), 100.0)
-    keys = [Key(f"dot-{place}", name) for place, name in enumerate(shares)]
-    heading = f"{title} (observed {cadence(trajectory)})"
-    return Figure(
+        top = min(100.0, charts.nice_ceiling(max(values, default=0.0)))
+        domain = (0.0, top) if from_zero else (charts.percent_floor(values), 100.0)
+    keys = [doc.Key(f"dot-{place}", name) for place, name in enumerate(shares)]
+    heading = f"{title} (observed {words.cadence(trajectory)})"
+    return doc.Figure(
         heading,
-        lambda: shares_over_time(
+        lambda: charts.shares_over_time(
             marks,
             list(shares),
             time="optimizer step" if steps else "point, in the order given",
@@ -415,31 +379,31 @@ def _curves(
             rule=rule,
         ),
         reading,
-        plain_table(heading, columns, cells),
+        doc.plain_table(heading, columns, cells),
         (*(keys if len(keys) > 1 else ()), *more),
     )
 
 
-def _coverage(trajectory: Trajectory) -> Section:
+def _coverage(trajectory: Trajectory) -> doc.Section:
     """What was followed and what was not; every gap is listed."""
     coverage = trajectory.coverage
     if coverage is None:
-        return Section("Coverage", (f"Coverage is {_coverage_text(trajectory)}.",))
+        return doc.Section("Coverage", (f"Coverage is {_coverage_text(trajectory)}.",))
     blocks = [
         listed(_TITLES[name], rows) for name in COVERAGE_LISTS if (rows := getattr(coverage, name))
     ]
     sentence = f"Coverage is {_coverage_text(trajectory)}."
-    return Section("Coverage", (sentence,), tuple(blocks), not coverage.is_complete)
+    return doc.Section("Coverage", (sentence,), tuple(blocks), not coverage.is_complete)
 
 
 def _coverage_text(trajectory: Trajectory) -> str:
     """Which weights the figures speak of, to follow "coverage is"."""
     if trajectory.coverage is not None:
-        return series_coverage_sentence(trajectory.coverage)
+        return words.series_coverage_sentence(trajectory.coverage)
     return f"that of the tracker: {trajectory.final.total.num_elements:,} weights of the model"
 
 
-def _provenance(trajectory: Trajectory) -> Section:
+def _provenance(trajectory: Trajectory) -> doc.Section:
     """Ids, hashes and how the series was followed."""
     records: dict[str, CheckpointRecord] = {"base": trajectory.base}
     last = trajectory.final.checkpoint
@@ -451,16 +415,16 @@ def _provenance(trajectory: Trajectory) -> Section:
         "conversion": trajectory.conversion or "none: compared as stored",
         **trajectory.provenance,
     }
-    blocks: list[Table] = [checkpoints_table(records)]
+    blocks: list[doc.Table] = [checkpoints_table(records)]
     if last is not None:
         blocks.append(_points_table(trajectory))
     blocks.append(settings_table("Trajectory", entries))
-    return Section("Provenance", blocks=tuple(blocks))
+    return doc.Section("Provenance", blocks=tuple(blocks))
 
 
-def _points_table(trajectory: Trajectory) -> Table:
+def _points_table(trajectory: Trajectory) -> doc.Table:
     """Which checkpoint each point was."""
-    return plain_table(
+    return doc.plain_table(
         "Points",
         [
             ("checkpoint", "code"),
@@ -470,10 +434,10 @@ def _points_table(trajectory: Trajectory) -> Table:
         ],
         [
             (
-                printable(point.label),
+                wording.printable(point.label),
                 "–" if point.step is None else f"{point.step:,}",
-                printable(record.revision or "–"),
-                printable(record.content_hash),
+                wording.printable(record.revision or "–"),
+                wording.printable(record.content_hash),
             )
             for point in trajectory.points
             if (record := point.checkpoint) is not None

@@ -8,17 +8,8 @@ from math import exp, sqrt
 from statistics import fmean
 from typing import Any, ClassVar
 
+from trimtab.results import statistics
 from trimtab.results.schema import Amount, fields_to_plain, to_plain
-from trimtab.results.statistics import (
-    Interval,
-    clustered_interval,
-    mcnemar,
-    mean_interval,
-    normal_interval,
-    paired_interval,
-    standard_error,
-    wilson,
-)
 from trimtab.words import one_line, out_of, plural
 
 
@@ -88,9 +79,9 @@ class Answers:
         return float((share * (1 - share) / self.num_questions) ** 0.5)
 
     @property
-    def greedy_interval(self) -> Interval:
+    def greedy_interval(self) -> statistics.Interval:
         """Of `greedy_accuracy` (Wilson)."""
-        return wilson(self.greedy_accuracy, self.num_questions)
+        return statistics.wilson(self.greedy_accuracy, self.num_questions)
 
     @property
     def sampled_shares(self) -> tuple[float, ...]:
@@ -113,14 +104,14 @@ class Answers:
 
         None without samples, and for fewer than two questions.
         """
-        return standard_error(self.sampled_shares)
+        return statistics.standard_error(self.sampled_shares)
 
     @property
-    def sampled_interval(self) -> Interval | None:
+    def sampled_interval(self) -> statistics.Interval | None:
         """Of `sampled_accuracy`, by the same clusters; None without samples."""
         if not self.num_samples:
             return None
-        return clustered_interval(self.sampled_shares, self.num_samples)
+        return statistics.clustered_interval(self.sampled_shares, self.num_samples)
 
     def of(self, places: Sequence[int]) -> Answers:
         """The answers to some of the questions."""
@@ -206,10 +197,10 @@ class Forgetting:
         return sqrt(variance) / self.num_tokens
 
     @property
-    def kl_interval(self) -> Interval | None:
+    def kl_interval(self) -> statistics.Interval | None:
         """Of `kl`, over passages; None for fewer than two."""
         error = self.kl_standard_error
-        return None if error is None else normal_interval(self.kl, error, low=0.0)
+        return None if error is None else statistics.normal_interval(self.kl, error, low=0.0)
 
     @property
     def base_perplexity(self) -> float:
@@ -245,8 +236,8 @@ def answers_difference(first: Answers, second: Answers) -> dict[str, Any]:
         "num_gained": gained,
         "num_lost": lost,
         "greedy_difference": (gained - lost) / len(pairs),
-        "greedy_interval": paired_interval(gained, lost, len(pairs)),
-        "p_value": mcnemar(gained, lost),
+        "greedy_interval": statistics.paired_interval(gained, lost, len(pairs)),
+        "p_value": statistics.mcnemar(gained, lost),
         "sampled_difference": None,
         "sampled_standard_error": None,
         "sampled_interval": None,
@@ -255,7 +246,7 @@ def answers_difference(first: Answers, second: Answers) -> dict[str, Any]:
         shares = zip(first.sampled_shares, second.sampled_shares, strict=True)
         moved = [after - before for before, after in shares]
         figures["sampled_difference"] = fmean(moved)
-        figures["sampled_standard_error"] = standard_error(moved)
-        figures["sampled_interval"] = mean_interval(moved, -1.0, 1.0)
+        figures["sampled_standard_error"] = statistics.standard_error(moved)
+        figures["sampled_interval"] = statistics.mean_interval(moved, -1.0, 1.0)
     plain: dict[str, Any] = to_plain(figures)
     return plain
