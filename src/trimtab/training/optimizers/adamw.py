@@ -20,7 +20,7 @@ SINGLE_OPERATIONS = ("cuda",)
 """Types of devices on which each operation rounds once; see `kernels.adamw_step`."""
 
 OLDEST_TRITON = (3, 6)
-"""Those before divide and take roots with subnormals flushed to 0, whatever they are told."""
+"""Earlier versions flush subnormals in divisions and roots, whatever their options."""
 
 
 @cache
@@ -40,13 +40,13 @@ class SparseAdamW(SparseOptimizer):
     """AdamW on the elements that a mask selects; all others keep their bits.
 
     On a CPU equal, bit for bit, to `torch.optim.AdamW(fused=True)` on fp32 masters of all weights
-    with gradients that are set to 0 outside the mask, at every size; `SparseOptimizer` says what is
-    done in which order.
+    with gradients that are set to 0 outside the mask, at every size. See `SparseOptimizer` for the
+    order of operations.
 
     On CUDA the formula is the same, but each operation rounds once, which torch's kernels leave to
-    the compiler (see `trimtab.training.optimizers.kernels`). With Triton a step is one
-    kernel per parameter; without, torch's operations do the same, bit for bit. Per step the host
-    waits for the GPU once, to know the norm of the gradient before anything is changed.
+    the compiler (see `trimtab.training.optimizers.kernels`). With Triton a step is one kernel per
+    parameter; without, torch operations give the same bits. The host waits for the GPU once per
+    step, to check the norm of the gradient before anything is changed.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class SparseAdamW(SparseOptimizer):
             named_parameters: `model.named_parameters()`, or the model.
             mask: Which elements to train.
             lr: Learning rate.
-            betas: Decay of the running means of the gradient and of its square.
+            betas: Decay rates of the running means of the gradient and of its square.
             eps: Added to the denominator.
             weight_decay: Decoupled weight decay, of the selected elements only.
-            **options: Clipping, precision, processes and the like: `SparseOptions`.
+            **options: Clipping, precision, processes and so on: see `SparseOptions`.
         """
         if not all(0.0 <= beta < 1.0 for beta in betas):
             raise SettingsError(f"betas must lie in [0, 1), not {betas}")
@@ -133,7 +133,7 @@ class SparseAdamW(SparseOptimizer):
 
 
 def _next_factors(group: dict[str, Any], state: dict[str, Any], clip: float) -> AdamWFactors:
-    """Count a step, on the CPU: the host needs the number, and would wait for that of a GPU."""
+    """Count a step, on the CPU: the host needs the number, and would have to wait for a GPU."""
     state["step"] = state["step"].cpu() + 1
     return AdamWFactors.of_step(
         int(state["step"]),

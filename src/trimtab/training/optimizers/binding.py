@@ -1,7 +1,7 @@
-"""From a model and a mask to what an optimizer trains, and the hooks that collect its gradients.
+"""Binds a mask to the parameters of a model, and installs the hooks that collect gradients.
 
-What cannot be trained is refused before anything is touched: parameters that a mask cannot follow,
-and weights that are not the base that the mask was made against.
+Everything is checked before anything is changed: that the mask fits the parameters, and that the
+weights are the base that the mask was made against.
 """
 
 from __future__ import annotations
@@ -27,49 +27,45 @@ from trimtab.training.layout import (
     names_of_whole,
     with_whole,
 )
-from trimtab.training.optimizers.distributed import Ranks, local, ranks_of, sharding_trouble, whole
-from trimtab.training.optimizers.elements import (
-    POSSIBLE,
-    Elements,
-    Master,
-    StateForm,
-    elements_of,
-    master_for,
-)
+from trimtab.training.optimizers import distributed as dist
+from trimtab.training.optimizers import elements as element_sets
+from trimtab.training.optimizers.elements import Elements, Master, StateForm
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 TAKEN: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""The parameters whose gradients an open optimizer collects: no attribute, which copies carry."""
+"""Parameters whose gradients an open optimizer collects. (An attribute would be copied, too.)"""
 
 
 class SparseOptions(TypedDict, total=False):
     """Keyword arguments that `SparseAdamW` and `SparseSGD` share.
 
     Attributes:
-        also: Parameters to train whole, beside the mask: names of modules or parameters, or the
-            ends of such names (`score`). For what the mask's base did not have, as a new head.
+        also: Parameters to train entirely, in addition to the mask: names of modules or parameters,
+            or the ends of such names (`score`). For parameters that the base of the mask does not
+            have, such as a new head.
         max_grad_norm: Clip the gradient to this norm; None, the default, to not clip.
-        clip_by: Norm to clip by: that of the selected elements ("masked", the default), or of the
-            whole gradient ("full"); see `SparseOptimizer`.
+        clip_by: Norm to clip by: of the selected elements ("masked", the default), or of the whole
+            gradient ("full"); see `SparseOptimizer`.
         master: Precision of the weights between steps, see `trimtab.training.optimizers.elements`.
             By default "lo16" for bf16 weights, "fp32" for fp16 and "none" for fp32.
-        state_dtype: Dtype in which the running means are kept between steps (fp32, the default, or
-            bf16). They are computed in fp32.
+        state_dtype: Dtype of the running means between steps: fp32 (the default) or bf16. They are
+            computed in fp32.
         nonfinite: What `step` does when the gradient has NaN or infinity among the selected
             elements (with `clip_by="full"`: anywhere). "raise", the default, raises OptimizerError,
-            "skip" leaves the step out and counts it; either way weights and state stay as they are
-            and the gradients are forgotten.
-        check_base: Compare the weights with the base that the mask was made against, where the
-            mask knows it; the default. Switch it off to train weights that were trained already.
-        no_decay: Predicate on the name of a parameter; True exempts it from weight decay. Such
-            parameters form the second of two groups. By default none.
-        process_group: The processes that train copies of the model, each on its part of a batch:
-            `step` averages the gradients of the selected elements between them. By default all
-            processes, if `torch.distributed` has been initialised. Without effect on parameters
-            that are sharded by FSDP2 (`fully_shard`), which know their processes.
+            "skip" skips the step and counts it; in both cases weights and state are unchanged and
+            the gradients are dropped.
+        check_base: Whether to compare the weights with the base that the mask was made against, if
+            the mask records it. Default: True. Set it to False to train weights that were trained
+            already.
+        no_decay: Predicate on the name of a parameter; True exempts it from weight decay. These
+            parameters form a second group. Default: none.
+        process_group: The processes that train replicas of the model, each on its part of a batch:
+            `step` averages the gradients of the selected elements over them. Default: all
+            processes, if `torch.distributed` is initialised. Has no effect on parameters sharded
+            by FSDP2 (`fully_shard`), which have process groups of their own.
     """
 
     also: str | Iterable[str]
@@ -103,7 +99,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
 
 
 def with_defaults(options: SparseOptions, defaults: Mapping[str, Any]) -> SparseOptions:
-    """Return all options, given some of them and the settings of parameter groups.
+    """Complete the options by their defaults, and check them and the settings of parameter groups.
 
     Raises:
         SettingsError: Some are out of range; names them all.
@@ -136,7 +132,7 @@ Named = Sequence[tuple[str, Tensor]]
 
 
 def named_pairs(parameters: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Tensor]]:
-    """The (name, parameter) pairs; OptimizerError if they are something else, or none."""
+    """The (name, parameter) pairs; OptimizerError if there are none or they are anything else."""
     pairs = list(parameters)
     if not pairs or not all(
         isinstance(pair, tuple)
@@ -146,7 +142,7 @@ def named_pairs(parameters: Iterable[tuple[str, Tensor]]) -> list[tuple[str, Ten
         for pair in pairs
     ):
         raise OptimizerError(
-            "expected the names of the parameters with them, for the mask goes by name: pass "
+            "expected pairs of name and parameter, because the mask refers to names: pass "
             f"model.named_parameters() ({'nothing' if not pairs else 'something else'} was passed)"
         )
     return pairs
@@ -156,8 +152,8 @@ def refuse_wrapped_model(parameters: Named) -> None:
     """Raise OptimizerError if a wrapper shards parameters, or reduces their gradients."""
     if any(getattr(parameter, "_is_flat_param", False) for _, parameter in parameters):
         raise OptimizerError(
-            "the parameters are flattened by FSDP1, which hides where an element lies: use FSDP2 "
-            "(fully_shard)"
+            "the parameters are flattened by FSDP1, which hides the positions of elements: use "
+            "FSDP2 (fully_shard)"
         )
     if any(hasattr(parameter, "ds_id") for _, parameter in parameters):
         raise OptimizerError(
@@ -167,20 +163,20 @@ def refuse_wrapped_model(parameters: Named) -> None:
     if all(name.startswith("module.") for name, _ in parameters):
         raise OptimizerError(
             "the model is wrapped in DistributedDataParallel (all names begin with `module.`), "
-            "which would send dense gradients: use the model inside, `.module`, for training and "
-            "for its named_parameters(); the optimizer averages gradients between processes itself"
+            "which would send dense gradients: use the wrapped model, `.module`, for training and "
+            "for named_parameters(); the optimizer averages gradients over the processes itself"
         )
 
 
 def refuse_trivial_mask(parameters: Named, mask: Mask) -> None:
-    """Raise MaskError if a mask selects nothing, or everything that can be trained."""
+    """Raise MaskError if a mask selects nothing, or all trainable elements."""
     if not mask.num_selected():
         raise MaskError("the mask selects no element: there is nothing to train")
     trainable = {id(p): p.numel() for _, p in parameters if p.requires_grad}
     if mask.num_selected() >= sum(trainable.values()):
         raise MaskError(
             "the mask selects every element of the model: torch.optim.AdamW or SGD does the same "
-            "at less cost"
+            "at lower cost"
         )
 
 
@@ -197,86 +193,80 @@ def refuse_parameters(parameters: Named, mask: Mask, master: Master | None) -> N
         raise OptimizerError(f"the mask cannot be trained: {first_few(problems, '; ')}")
 
 
-OF_ANOTHER = "belongs to another sparse optimizer, which takes its gradients: close() that first"
+IS_TAKEN = "belongs to another sparse optimizer, which takes its gradients: close() that first"
 
 
 def refuse_taken(parameters: Iterable[tuple[str, Tensor]]) -> None:
     """Raise OptimizerError if another optimizer collects gradients of these parameters."""
-    if taken := [f"{name} {OF_ANOTHER}" for name, parameter in parameters if parameter in TAKEN]:
+    if taken := [f"{name} {IS_TAKEN}" for name, parameter in parameters if parameter in TAKEN]:
         raise OptimizerError(first_few(taken, "; "))
 
 
 def _trouble(parameter: Tensor, master: Master | None) -> str | None:
-    """Why the selected elements of a parameter cannot be trained, and what to do."""
+    """Why the selected elements of a parameter cannot be trained, and how to fix that."""
     if parameter.device.type == "meta":
         return "has no data (it is on the meta device): load its weights first"
     if not parameter.requires_grad:
-        return "is frozen: call requires_grad_(True) on it, or take it out of the mask"
+        return "is frozen: call requires_grad_(True) on it, or remove it from the mask"
     if parameter in TAKEN:
-        return OF_ANOTHER
-    if trouble := sharding_trouble(parameter):
+        return IS_TAKEN
+    if trouble := dist.sharding_trouble(parameter):
         return trouble
-    if not local(parameter.detach()).is_contiguous():
-        return "is not contiguous in memory: make it so, with .contiguous()"
-    if parameter.dtype not in POSSIBLE:
+    if not dist.local(parameter.detach()).is_contiguous():
+        return "is not contiguous in memory: call .contiguous() on it"
+    if parameter.dtype not in element_sets.POSSIBLE:
         return f"is {dtype_name(parameter.dtype)}: load the model in bfloat16 or float32"
     fixed = parameter.dtype == torch.float32 or master is None
-    if not fixed and master_for(parameter.dtype, master) != master:
-        possible = " or ".join(repr(kind) for kind in POSSIBLE[parameter.dtype])
+    if not fixed and element_sets.master_for(parameter.dtype, master) != master:
+        possible = " or ".join(repr(kind) for kind in element_sets.POSSIBLE[parameter.dtype])
         return f"is {dtype_name(parameter.dtype)}, which needs master={possible}, not {master!r}"
     return None
 
 
 def check_weights(parameters: Sequence[tuple[str, Tensor]], mask: Mask, layout: Layout) -> None:
-    """Compare weights with the base of a mask that has the names of files.
+    """Compare weights with the base of a mask that uses the tensor names of checkpoint files.
 
     Raises:
-        MaskMismatchError: Weights differ; names every such tensor, up to a handful.
+        MaskMismatchError: Weights differ; names the tensors.
     """
     by_name = dict(parameters)
     digests = {}
     for name, piece in layout.stored.items():
         if name in mask.base and mask.num_selected(name) and by_name.keys() >= {*piece.sources}:
-            sources = {source: whole(by_name[source].detach()) for source in piece.sources}
+            sources = {source: dist.whole(by_name[source].detach()) for source in piece.sources}
             digests[name] = _digest(piece.of(sources), mask.base[name].dtype)
     mask.check({name: mask.shape(name) for name in mask}, digests)
 
 
 def _digest(parameter: Tensor, stored: str) -> str:
-    """xxh3-128 of the bytes that a tensor has in a checkpoint.
+    """xxh3-128 of the bytes of a tensor in a checkpoint, in the dtype `stored` if that is lossless.
 
-    A model is often loaded in a wider dtype than its checkpoint has. Such a parameter is taken
-    back to that dtype, if that loses nothing; otherwise it is no copy of the base, and its own
-    bytes are hashed.
+    (A model is often loaded in a wider dtype than its checkpoint has.)
     """
-    weights = parameter.cpu().contiguous()
+    weights = parameter.cpu()
     narrow = weights.to(STORED.get(stored, weights.dtype))
-    if torch.equal(_bytes(narrow.to(weights.dtype)), _bytes(weights)):
-        weights = narrow
-    return xxhash.xxh3_128_hexdigest(_bytes(weights).numpy().data)
-
-
-def _bytes(values: Tensor) -> Tensor:
-    return values.view(-1).view(torch.uint8)
+    is_lossless = torch.equal(dist.raw_bytes(narrow.to(weights.dtype)), dist.raw_bytes(weights))
+    content = dist.raw_bytes(narrow if is_lossless else weights)
+    return xxhash.xxh3_128_hexdigest(content.numpy().data)
 
 
 class Binding:
-    """What an optimizer trains of a model.
+    """The parameters and elements that an optimizer trains.
 
     Attributes:
-        mask: The mask, as it was given.
-        fitted: What is trained, under the names of the parameters.
-        also: Parameters that are trained whole, beside the mask.
+        mask: The mask, as it was passed in.
+        fitted: The elements that are trained, under the names of the parameters.
+        also: Parameters that are trained entirely, in addition to the mask.
         elements: Name of each parameter that is trained -> its selected elements.
-        masters: Likewise -> how they keep fp32 precision.
-        base: Likewise -> digest of the base that it started from, where the mask knows it.
+        masters: Name -> how its elements keep fp32 precision.
+        base: Name -> digest of its base, if the mask records it.
         others: The other parameters that get a gradient.
-        ranks: The processes that share the parameters; None if there is one.
-        num_selected: Elements that are trained.
-        num_elements: All elements.
+        ranks: The processes that share the parameters; None for a single process.
+        num_selected: Number of elements that are trained.
+        num_elements: Number of all elements.
     """
 
-    ranks: Ranks | None
+    ranks: dist.Ranks | None
     elements: dict[str, Elements]
     others: list[tuple[str, Tensor]]
     masters: dict[str, Master]
@@ -289,13 +279,9 @@ class Binding:
         options: SparseOptions,
         optimizer: str,
     ) -> None:
-        """Bind the parameters; see `SparseOptimizer` for errors.
+        """Bind the parameters; see `SparseOptimizer` for arguments and errors.
 
-        Args:
-            named_parameters: See `SparseOptimizer`.
-            mask: The mask.
-            options: All of them.
-            optimizer: Kind of optimizer, on which all processes must agree.
+        `optimizer` is the type of the optimizer, on which all processes must agree.
         """
         self.mask = mask
         self.also: list[str] = []
@@ -313,18 +299,18 @@ class Binding:
         *,
         check_base: bool = False,
     ) -> None:
-        """Train these parameters; the arguments and errors are those of the constructor."""
+        """Bind to these parameters; arguments and errors are those of the constructor."""
         module = module_of(named_parameters)
         if isinstance(named_parameters, nn.Module):
             named_parameters = named_parameters.named_parameters(remove_duplicate=False)
         parameters = named_pairs(named_parameters)
         refuse_wrapped_model(parameters)
-        self.ranks = ranks_of(parameters, self._process_group)
-        if self.ranks is not None:  # first, so that what is refused is refused by all
+        self.ranks = dist.ranks_of(parameters, self._process_group)
+        if self.ranks is not None:  # first, so that all processes raise
             self.ranks.check(parameters, [self._optimizer, self.mask.digest, *self._requested])
         layout = layout_of(parameters, module)
         shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
-        if self.fitted is None:  # the same names always fit in the same way
+        if self.fitted is None:  # rebinding to the same names gives the same mask
             self.also = names_of_whole(self._requested, shapes)
             self.fitted = with_whole(layout.in_memory(self.mask), shapes, self.also)
         mask = self.fitted
@@ -335,7 +321,7 @@ class Binding:
             check_weights(parameters, layout.in_files(self.mask), layout)
         self._split(parameters, mask)
         self.masters = {
-            name: master_for(elements.parameter.dtype, self._master)
+            name: element_sets.master_for(elements.parameter.dtype, self._master)
             for name, elements in self.elements.items()
         }
         self.base = {name: mask.base[name].digest for name in self.elements if name in mask.base}
@@ -343,29 +329,24 @@ class Binding:
         self.num_elements = sum({id(p): p.numel() for _, p in parameters}.values())
 
     def _split(self, parameters: Sequence[tuple[str, Tensor]], mask: Mask) -> None:
-        """Split the parameters that get a gradient into those that a mask trains, and the others.
-
-        Args:
-            parameters: Pairs that the mask fits.
-            mask: Selects elements of a parameter in whichever process.
-        """
+        """Split the parameters that get a gradient into those that the mask trains, and others."""
         self.elements = {}
         others: dict[int, tuple[str, Tensor]] = {}
         for name, parameter in parameters:
             if name in mask and mask.num_selected(name):
-                self.elements[name] = elements_of(name, parameter, mask)
+                self.elements[name] = element_sets.elements_of(name, parameter, mask)
             elif parameter.requires_grad:
                 others.setdefault(id(parameter), (name, parameter))
-        for elements in self.elements.values():  # a tied tensor is listed by its other names, too
+        for elements in self.elements.values():  # tied tensors are listed under all their names
             others.pop(id(elements.parameter), None)
         self.others = list(others.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy has: it is one of a single process."""
+        """A copy belongs to a single process."""
         return {**vars(self), "ranks": None, "_process_group": None}
 
     def groups(self, no_decay: Callable[[str], bool] | None) -> list[dict[str, Any]]:
-        """Groups for `torch.optim.Optimizer`: parameters with weight decay, and the others."""
+        """Groups for `torch.optim.Optimizer`: parameters with weight decay, and without."""
         decayed: list[tuple[str, Tensor]] = []
         exempt: list[tuple[str, Tensor]] = []
         for name, elements in self.elements.items():
@@ -378,7 +359,7 @@ class Binding:
         return [group for group in groups if group["params"]]
 
     def describe(self) -> dict[str, Any]:
-        """What is trained of what; plain data."""
+        """Mask, sizes and masters, as plain data."""
         return {
             "mask": self.mask.digest,
             "also": list(self.also),
@@ -407,10 +388,10 @@ class Binding:
 
 
 class Collector:
-    """Takes gradients from autograd the moment they are complete, and frees them.
+    """Collects gradients as soon as autograd has accumulated them, and frees them.
 
-    A parameter holds its hook, and the hook its elements, but neither holds the optimizer: one that
-    is dropped without `close` lets go of its parameters, too.
+    Parameters hold their hooks, and hooks their elements, but neither holds the optimizer: an
+    optimizer that is dropped without `close` releases its parameters, too.
     """
 
     def __init__(
@@ -424,10 +405,10 @@ class Collector:
         """Mark the parameters and install the hooks.
 
         Args:
-            owner: The optimizer; when it is dropped, so are the hooks.
+            owner: The optimizer; the hooks are removed when it is garbage-collected.
             trained: Elements whose gradient is collected.
             others: Parameters whose gradient is dropped.
-            at_once: Install hooks. Without, gradients stay with the parameters.
+            at_once: Whether to install hooks; otherwise gradients stay in `parameter.grad`.
         """
         parameters = [elements.parameter for elements in trained]
         for parameter in parameters:
@@ -440,7 +421,7 @@ class Collector:
 
     @property
     def is_open(self) -> bool:
-        """Whether `close` has not been called."""
+        """Whether the hooks are installed."""
         return self._release.alive
 
     def close(self) -> None:
@@ -449,7 +430,7 @@ class Collector:
 
 
 def _hook(parameter: Tensor, function: Callable[[Tensor], None]) -> RemovableHandle:
-    """Call a function whenever autograd has added to the gradient of a parameter."""
+    """Call a function whenever autograd has accumulated the gradient of a parameter."""
     return parameter.register_post_accumulate_grad_hook(function)  # type: ignore[no-untyped-call]
 
 

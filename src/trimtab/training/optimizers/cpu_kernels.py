@@ -1,11 +1,9 @@
 """The kernels of the sparse optimizers for a CPU, compiled with Numba.
 
-torch's `index_select` runs on one thread for a flat tensor, and what joins a bf16 weight with its
-remainder, or splits them, is a pass over memory for each operation. Here each is one pass on as
-many threads as torch uses.
+torch's `index_select` of a flat tensor is single-threaded, and joining or splitting bf16 weights
+and remainders takes a pass over memory per operation. Here each is one multithreaded pass.
 
-Import this module only when there is something to train: it loads Numba and, once per machine,
-compiles (cached on disk afterwards).
+Import this module lazily: it loads Numba and compiles once per machine (then cached on disk).
 """
 
 from __future__ import annotations
@@ -33,22 +31,21 @@ from trimtab.training.optimizers.kernels import (
 )
 
 BITS = {torch.bfloat16: torch.uint16, torch.float32: torch.uint32}
-"""Dtypes of elements -> dtypes of their bit patterns."""
+"""Dtype of elements -> dtype of their bit patterns."""
 
 GRAIN = 1 << 15
-"""Below this many elements one thread does it: torch's own limit."""
+"""Fewer elements than this run on a single thread, as in torch."""
 
-_one_at_a_time = Lock()  # the simplest of Numba's threading layers must not be entered twice
+_one_at_a_time = Lock()  # Numba's `workqueue` threading layer is not thread-safe
 
 Function = TypeVar("Function", bound=Callable[..., Any])
-
 
 inlined: Callable[[Function], Function] = njit(inline="always")
 
 
 @inlined
 def _as_fp32(bits: Any) -> Any:
-    """The bits of a bf16 number as those of the same fp32 number."""
+    """Widen the bits of a bf16 number to fp32."""
     return np.uint32(np.uint32(bits) << np.uint32(16))
 
 
@@ -59,8 +56,8 @@ def _master(weight: Any, remainder: Any) -> Any:
 
 @inlined
 def _rounded(master: Any) -> Any:
-    """The bits of an fp32 number rounded to bf16, to nearest and ties to even."""
-    if master & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):  # NaN: rounding could lose it
+    """Round the bits of an fp32 number to bf16, to nearest and ties to even."""
+    if master & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000):  # NaN, which rounding could lose
         return np.uint16(0x7FC0)
     odd = (master >> np.uint32(16)) & np.uint32(1)
     return np.uint16((master + np.uint32(0x7FFF) + odd) >> np.uint32(16))
@@ -71,7 +68,7 @@ def _is_tie(master: Any) -> Any:
     return (master & np.uint32(LOW_BITS)) == np.uint32(TIE)
 
 
-# A position is made unsigned, so that Numba does not ask whether it counts from the end.
+# Positions are cast to unsigned, so that Numba does not handle negative indices.
 
 
 @compiled(parallel=True)
@@ -131,7 +128,7 @@ def _write_lo16(
     return num_ties
 
 
-# In these, `others` is empty if every element is selected.
+# In the kernels below, `others` is empty if every element is selected.
 
 
 @compiled(parallel=True)
@@ -196,7 +193,7 @@ def _write_dense_lo16(
 
 
 class CpuKernels(Kernels):
-    """Compiled where it pays: fp32, and bf16 with a 16-bit remainder. Else the reference."""
+    """Compiled kernels for fp32, and for bf16 with a 16-bit remainder; else the reference."""
 
     def __init__(self, index: Tensor) -> None:
         super().__init__(index)
@@ -241,7 +238,7 @@ class CpuKernels(Kernels):
 
 
 class CpuDenseKernels(DenseKernels):
-    """Compiled where it pays: fp32, and bf16 with a 16-bit remainder. Else the reference."""
+    """Compiled kernels for fp32, and for bf16 with a 16-bit remainder; else the reference."""
 
     def __init__(self, others: Tensor | None) -> None:
         super().__init__(others)
@@ -287,7 +284,7 @@ def _bits(values: Tensor) -> NDArray[Any]:
 
 
 def _run(kernel: Callable[..., Any], *arrays: Any) -> Any:
-    """Run a kernel over the elements of its last array, on as many threads as torch would use."""
+    """Run a kernel over the elements of its last array, on torch's number of threads."""
     num_threads = 1 if arrays[-1].size < GRAIN else torch.get_num_threads()
     with _one_at_a_time:
         _start_threads()
@@ -299,7 +296,7 @@ def _run(kernel: Callable[..., Any], *arrays: Any) -> Any:
 
 @cache
 def _start_threads() -> None:
-    """Start Numba's threads: with OpenMP, that sets the number of torch's, too."""
+    """Start Numba's threads, and undo what that does to torch's number of threads with OpenMP."""
     num_threads = torch.get_num_threads()
     numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
     torch.set_num_threads(num_threads)

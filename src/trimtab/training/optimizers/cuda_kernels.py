@@ -1,13 +1,11 @@
 """AdamW on the selected elements of a tensor in one Triton kernel, for CUDA.
 
-An element's weight, gradient, state and remainder are read once and written once, and nothing of
-the length of the vectors is allocated. Each operation rounds once, as in
-`trimtab.training.optimizers.kernels.adamw_step`, which the kernel equals bit for bit, but for the
-payload of a NaN. For that the compiler must neither contract a multiplication and an addition nor
-flush subnormals; a test looks for both in what it makes. bf16 is converted by integer arithmetic on
-its bits, so that compiler, device and interpreter have no say in it.
-
-Importing this module needs Triton.
+Weight, gradient, state and remainder are read and written once, and no temporary vectors are
+allocated. Each operation rounds once, as in `trimtab.training.optimizers.kernels.adamw_step`; the
+results are the same bit for bit, except for the payload of a NaN. This requires that the compiler
+neither contracts multiplications and additions nor flushes subnormals, which a test verifies in the
+generated code. bf16 is converted by integer arithmetic on its bits, so that the result depends
+neither on the compiler nor on the device. Importing this module needs Triton.
 """
 
 from __future__ import annotations
@@ -20,10 +18,10 @@ from torch import Tensor
 from trimtab.training.optimizers.kernels import AdamWFactors, ties_as_bits
 
 OPTIONS = {"enable_fp_fusion": False}
-"""For the compiler: a multiplication and an addition are not to be contracted."""
+"""Compiler options: do not contract a multiplication and an addition."""
 
 BLOCK = 1024
-"""Elements per program; a multiple of 8, so that each program has bytes of tie bits to itself."""
+"""Elements per program; a multiple of 8, so that no two programs share a byte of tie bits."""
 
 
 def fused_adamw_step(
@@ -40,13 +38,14 @@ def fused_adamw_step(
         selection: Which of them are selected: their positions, int32 or int64 `[n]`; or, where
             vectors are as long as the tensor, which are *not* selected, bool `[n]`; None if all.
         gradient: fp32 `[n]`; is not changed.
-        state: `exp_avg` and `exp_avg_sq`, fp32 or bf16 `[n]`. Beside them `remainder`, int16
-            `[n]`, and `ties`, which become bits (see `trimtab.training.optimizers.kernels`) if
-            they are not yet; or `master`, fp32 `[n]`; or neither, if the weights are the masters.
-        factors: Numbers of the step.
+        state: `exp_avg` and `exp_avg_sq`, fp32 or bf16 `[n]`. In addition `remainder`, int16
+            `[n]`, and `ties`, which are converted to bits (see
+            `trimtab.training.optimizers.kernels`); or `master`, fp32 `[n]`; or neither, if the
+            weights are the masters.
+        factors: Factors of the step.
     """
     n = gradient.numel()
-    if not n:  # a process may have nothing of a sharded tensor
+    if not n:  # a process may hold no elements of a sharded tensor
         return
     if selection is None:
         kind = "all"
@@ -161,7 +160,7 @@ def _step_block(
     if MASTER == "lo16":
         pattern = weight.to(tl.int32, bitcast=True)
         tl.store(remainder + offset, (pattern - (_bf16(weight) << 16)).to(tl.int16), selected)
-        # A byte that a program writes depends on all that it reads of it: nothing comes too early.
+        # Each byte written depends on all reads of that byte, so no write comes too early.
         tie = selected & ((pattern & 0x1FFFF) == 0x8000)
         places = tie.to(tl.int32).reshape(BLOCK // 8, 8) << tl.arange(0, 8)[None, :]
         byte_offset = tl.program_id(0).to(tl.int64) * (BLOCK // 8) + tl.arange(0, BLOCK // 8)

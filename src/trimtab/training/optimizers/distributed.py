@@ -1,13 +1,10 @@
-"""Several processes that train one model: what each has, what they send, and what must agree.
+"""Training one model in several processes.
 
-A parameter is either *sharded*, a DTensor of which every process has a box (FSDP2 and tensor
-parallelism; FSDP2 has reduced its gradient before a hook sees it, so only the norm is summed over
-the parts), or a *copy*, of which every process has all. A mask knows the whole; here it meets the
-box. Gradients of copies are averaged here, after they were masked: a step sends 4 bytes for each
-selected element, not for each element.
-
-Only `whole` and the methods of `Ranks` communicate. What any process decides from these exchanges,
-the others decide, too: all step, skip or raise.
+A parameter is either *sharded*, a DTensor of which every process holds a box (FSDP2 and tensor
+parallelism; FSDP2 has reduced its gradient before a hook sees it), or a *copy* that every process
+holds entirely. Gradients of copies are averaged here, after masking: a step sends 4 bytes per
+selected element. Only `whole` and the methods of `Ranks` communicate, and all processes draw the
+same conclusions: all step, skip or raise.
 """
 
 from __future__ import annotations
@@ -29,34 +26,39 @@ if TYPE_CHECKING:
 
 
 def as_sharded(tensor: Tensor) -> DTensor | None:
-    """The tensor if it is a DTensor, else None; where torch has no `distributed`, it is none."""
+    """The tensor if it is a DTensor, else None; works without `torch.distributed`."""
     return cast("DTensor", tensor) if hasattr(tensor, "device_mesh") else None
 
 
 def placements_of(tensor: Tensor) -> tuple[Any, ...] | None:
-    """How a tensor is laid out on its mesh; None if it is no DTensor."""
+    """The placements of a DTensor on its mesh; None for other tensors."""
     sharded = as_sharded(tensor)
     return None if sharded is None else tuple(sharded.placements)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """What this process has of a tensor without autograd: a view; may be empty."""
+    """The part of a tensor without autograd in this process: a view; may be empty."""
     sharded = as_sharded(tensor)
     return tensor if sharded is None else sharded.to_local()
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor without autograd. All processes that share it must ask for it."""
+    """The full tensor, given one without autograd. Collective: all processes must call it."""
     sharded = as_sharded(tensor)
     return tensor if sharded is None else sharded.full_tensor()
 
 
-def box_of(tensor: Tensor) -> tuple[slice, ...]:
-    """Where in the whole tensor the part of this process lies.
+def raw_bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, flat on the CPU: uint8."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
 
-    A dimension of length n that m processes share is cut as `torch.chunk` cuts it: each has
-    ⌈n / m⌉, but the last ones may have fewer, or none. One that is cut by several dimensions of
-    the mesh is cut by the first, and each piece by the next.
+
+def box_of(tensor: Tensor) -> tuple[slice, ...]:
+    """The slices of the full tensor that this process holds.
+
+    A dimension of length n that m processes share is split as by `torch.chunk`: each has ⌈n / m⌉,
+    except that the last ones may have fewer, or none. A dimension that is sharded over several
+    dimensions of the mesh is split by the first, and each piece by the next.
     """
     ranges = [(0, length) for length in tensor.shape]
     if (sharded := as_sharded(tensor)) is not None:
@@ -72,11 +74,10 @@ def box_of(tensor: Tensor) -> tuple[slice, ...]:
 
 
 def start_of(tensor: Tensor) -> int | None:
-    """Position in the whole tensor, in C order, of the first element of this process.
+    """Position in the full tensor, in C order, of the first element of this process.
 
     Returns:
-        None if its elements do not follow one another there: another dimension than the first is
-        cut.
+        None if its elements are not contiguous there: a dimension other than the first is sharded.
     """
     box = box_of(tensor)
     if any(part.stop - part.start != n for part, n in zip(box[1:], tensor.shape[1:], strict=True)):
@@ -85,7 +86,7 @@ def start_of(tensor: Tensor) -> int | None:
 
 
 def sharding_trouble(tensor: Tensor) -> str | None:
-    """Why a mask cannot follow the way in which a tensor is sharded, if it cannot."""
+    """Why a mask does not support the sharding of a tensor; None if it does."""
     sharded = as_sharded(tensor)
     if sharded is None:
         return None
@@ -96,20 +97,20 @@ def sharding_trouble(tensor: Tensor) -> str | None:
     if tuple(part.stop - part.start for part in box) != tuple(local(tensor.detach()).shape):
         placements = ", ".join(map(str, sharded.placements))
         return (
-            f"is sharded as ({placements}), which a mask cannot follow: use fully_shard alone, "
+            f"is sharded as ({placements}), which masks do not support: use fully_shard alone, "
             "without tensor parallelism on the same tensor"
         )
     return None
 
 
 BUCKET_BYTES = 64 << 20
-"""Gradients are sent in pieces of about this size: few messages, and little memory for them."""
+"""Gradients are sent in buckets of about this size."""
 
 
 def ranks_of(parameters: Sequence[tuple[str, Tensor]], group: ProcessGroup | None) -> Ranks | None:
-    """The processes that share the parameters; None if there is one.
+    """The processes that share the parameters; None for a single process.
 
-    `group` are those that have copies of the parameters that are not sharded; None for all.
+    `group` holds copies of the parameters that are not sharded; None for all processes.
     """
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return None
@@ -118,18 +119,18 @@ def ranks_of(parameters: Sequence[tuple[str, Tensor]], group: ProcessGroup | Non
 
 
 class Ranks:
-    """The processes that share parameters, from the point of view of one of them.
+    """The processes that share parameters.
 
-    Every method but the constructor is collective: all processes must call it alike.
+    Every method but the constructor is collective: all processes must call it in the same way.
 
     Attributes:
-        all_groups: Groups of more than one process which, one after the other, reach all.
+        all_groups: Groups of more than one process; reducing over each in turn reaches all.
     """
 
     def __init__(
         self, parameters: Sequence[tuple[str, Tensor]], group: ProcessGroup | None
     ) -> None:
-        """Find the groups; see `ranks_of`."""
+        """Collect the groups; see `ranks_of`."""
         first = local(parameters[0][1].detach())
         self._device = first.device
         self._parts: dict[str, tuple[ProcessGroup, ...]] = {}
@@ -150,17 +151,15 @@ class Ranks:
                     for group, placement in zip(groups, sharded.placements, strict=True)
                     if placement.is_shard()
                 )
-            self.all_groups += [of for of in shared_by if of not in self.all_groups]
+            self.all_groups += [group for group in shared_by if group not in self.all_groups]
 
     def check(self, parameters: Sequence[tuple[str, Tensor]], purpose: Sequence[str]) -> None:
-        """Check that all processes train the same, from the same weights.
+        """Check that all processes train the same parameters from the same weights.
 
-        Args:
-            parameters: Pairs.
-            purpose: Whatever else they must agree on.
+        `purpose` is anything else that they must agree on.
 
         Raises:
-            OptimizerError: They do not; raised by all of them.
+            OptimizerError: They differ; raised by all of them.
         """
         listed = [[name, list(p.shape), str(p.dtype), p.requires_grad] for name, p in parameters]
         text = json.dumps([listed, list(purpose)]).encode()
@@ -176,7 +175,7 @@ class Ranks:
         ]
         if not copies or not self._copies:
             return
-        same = self._agree([_digest(_bytes(p)) for _, p in copies], self._copies)
+        same = self._agree([_digest(raw_bytes(p).numpy().data) for _, p in copies], self._copies)
         if bad := [name for (name, _), equal in zip(copies, same, strict=True) if not equal]:
             raise OptimizerError(
                 f"the weights of {first_few(bad)} differ between the processes: load the same "
@@ -184,7 +183,7 @@ class Ranks:
             )
 
     def average_dense(self, parameters: Sequence[tuple[str, Tensor]]) -> None:
-        """Average whole gradients where they are; one that only other processes have is 0 here."""
+        """Average dense gradients in place; a gradient that only other processes have is 0 here."""
         present = self.any_has({name: p.grad is not None for name, p in parameters})
         gradients = {}
         for name, parameter in parameters:
@@ -195,30 +194,31 @@ class Ranks:
         self.average(gradients)
 
     def any_has(self, has: Mapping[str, bool]) -> dict[str, bool]:
-        """Which names any process has, given those that this one has."""
+        """Which names any process has, given those of this one."""
         flags = torch.tensor(list(has.values()), dtype=torch.int32, device=self._device)
         for group in self.all_groups:
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group)
         return dict(zip(has, map(bool, flags.tolist()), strict=True))
 
     def average(self, gradients: Mapping[str, Tensor]) -> None:
-        """Average the gradients of copies, in place; those of sharded parameters are left alone.
+        """Average the gradients of copies in place, and leave those of sharded parameters alone.
 
         Args:
             gradients: Name of the parameter -> contiguous gradient.
         """
-        flat = [of.view(-1) for name, of in gradients.items() if name not in self._parts]
+        copies = {name: values for name, values in gradients.items() if name not in self._parts}
+        flat = [values.view(-1) for values in copies.values()]
         for group in self._copies:
             for bucket in _buckets(flat):
                 sent = bucket[0] if len(bucket) == 1 else torch.cat(bucket)
                 torch.distributed.all_reduce(sent, group=group)
                 sent /= group.size()
                 if len(bucket) > 1:
-                    parts = torch.split(sent, [of.numel() for of in bucket])
+                    parts = torch.split(sent, [part.numel() for part in bucket])
                     torch._foreach_copy_(bucket, parts)
 
     def sum_over_parts(self, numbers: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sum the number of each parameter over the parts that it is sharded into, each once."""
+        """Sum the number of each parameter over its shards."""
         together: dict[tuple[ProcessGroup, ...], list[str]] = {}
         for name in numbers:
             together.setdefault(self._parts.get(name, ()), []).append(name)
@@ -231,9 +231,9 @@ class Ranks:
         return {name: sums[name] for name in numbers}
 
     def _agree(self, digests: Sequence[int], groups: Iterable[ProcessGroup]) -> list[bool]:
-        """Which of the digests are the same in all processes."""
+        """Which of the digests are equal in all processes."""
         own = torch.tensor(digests, dtype=torch.int64, device=self._device)
-        least = torch.stack([own, ~own])  # ~ turns the order round: the least of it is the greatest
+        least = torch.stack([own, ~own])  # ~ reverses the order, so this gives the greatest, too
         for group in groups:
             torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN, group)
         agree: list[bool] = (least[0] == ~least[1]).tolist()
@@ -245,20 +245,16 @@ def _large(groups: Iterable[ProcessGroup]) -> tuple[ProcessGroup, ...]:
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Tensors of one dtype in turn, in buckets of `BUCKET_BYTES`; a larger one has its own."""
+    """Group consecutive tensors of one dtype into buckets of `BUCKET_BYTES` or a single tensor."""
     bucket: list[Tensor] = []
     for tensor in tensors:
-        size = sum(of.nbytes for of in bucket) + tensor.nbytes
+        size = sum(member.nbytes for member in bucket) + tensor.nbytes
         if bucket and (size > BUCKET_BYTES or tensor.dtype != bucket[0].dtype):
             yield bucket
             bucket = []
         bucket.append(tensor)
     if bucket:
         yield bucket
-
-
-def _bytes(parameter: Tensor) -> Any:
-    return parameter.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _digest(content: Any) -> int:

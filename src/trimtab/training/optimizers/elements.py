@@ -1,17 +1,16 @@
 """The selected elements of one parameter: gradient, weights, masters and state.
 
-`Elements` is what the optimizer works with, whichever way the elements are kept: packed into
-vectors as long as the selection (`CompactElements`), or, where nearly all are selected, in vectors
-as long as the parameter (`DenseElements`). The selected elements get the same bits either way.
-`trimtab.training.optimizers.binding` makes them from a model and a mask.
+`CompactElements` packs the selected elements into vectors as long as the selection;
+`DenseElements`, for tensors of which nearly all elements are selected, uses vectors as long as the
+parameter. The results are the same bit for bit.
 
-The arithmetic of a step is fp32 whatever the weights are. What differs is what is left of its
-result when the weights have fewer bits:
+A step is computed in fp32 for every dtype of weights. The *master* determines what is kept of the
+result if the weights have fewer bits:
 
-- `lo16`: all of it. The weight and a 16-bit remainder are the fp32 master (bf16 weights only).
-- `fp32`: all of it, in a second, fp32 copy of the weights.
-- `none`: what the weights can hold. Exact for fp32 weights. bf16 weights are rounded once a step,
-  to nearest: an update below half a bf16 step of its weight is lost, each time.
+- `lo16`: everything. The weight and a 16-bit remainder are the fp32 master (bf16 weights only).
+- `fp32`: everything, in an fp32 copy of the weights.
+- `none`: what the weights can hold. Exact for fp32 weights. bf16 weights are rounded to nearest in
+  every step, so an update below half a bf16 step of its weight is lost.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from trimtab.training.optimizers.distributed import box_of, local, placements_of
 from trimtab.training.optimizers.kernels import DenseKernels, Kernels, num_padding
 
 CHUNK = 1 << 18
-"""Elements that are widened to fp64 at once: 2 MB, which stay in a cache."""
+"""Elements that are converted to fp64 at a time: 2 MB, which fit a cache."""
 
 
 def sum_of_squares(values: Tensor) -> Tensor:
@@ -41,24 +40,24 @@ def sum_of_squares(values: Tensor) -> Tensor:
 
 
 def root_of_sum(numbers: Iterable[Tensor]) -> Tensor:
-    """Square root of a sum, on the device of the first number: devices are not waited for."""
+    """Square root of a sum, on the device of the first number, without a synchronisation."""
     first, *rest = numbers
     return torch.stack([first, *(number.to(first.device) for number in rest)]).sum().sqrt()
 
 
 class Elements(ABC):
-    """The selected elements of one parameter, or of the part of it that this process has.
+    """The selected elements of one parameter, or of the part of it in this process.
 
     "Vectors" are flat and made by `new_vector`. They may hold more than the selected elements;
-    `export` leaves only those.
+    `export` returns only those.
 
     Attributes:
         name: Name of the parameter.
         parameter: The parameter.
         num_selected: How many of its elements are selected.
-        length: Elements of a vector.
-        gradient: fp32 vector of the gradient collected since the last `clear`, or None if none
-            was. Elements that are not selected are 0.
+        length: Number of elements of a vector.
+        gradient: fp32 vector of the gradient collected since the last `clear`, or None. Elements
+            that are not selected are 0.
     """
 
     def __init__(self, name: str, parameter: Tensor, num_selected: int, length: int) -> None:
@@ -70,7 +69,7 @@ class Elements(ABC):
         self._accumulator: Tensor | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy has: no gradient, as a copy of a parameter has none."""
+        """Copies have no gradient, as copies of parameters have none."""
         return {**vars(self), "gradient": None, "_accumulator": None}
 
     def new_vector(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -80,7 +79,7 @@ class Elements(ABC):
     def take_gradient(self) -> None:
         """Collect the parameter's dense gradient, if it has one, and free it.
 
-        Several are added up in fp32, whatever the dtype of the parameter.
+        Gradients are accumulated in fp32.
 
         Raises:
             OptimizerError: The gradient is sparse.
@@ -95,8 +94,8 @@ class Elements(ABC):
             )
         if placements_of(dense) != placements_of(self.parameter):
             raise OptimizerError(
-                f"{self.name} has a gradient that is not sharded as it is itself: use fully_shard, "
-                "which reduces it before it is collected"
+                f"{self.name} has a gradient that is sharded differently: use fully_shard, which "
+                "reduces it before it is collected"
             )
         if self._accumulator is None:
             self._accumulator = self.new_vector()
@@ -106,7 +105,7 @@ class Elements(ABC):
         self.parameter.grad = None
 
     def take_zeros(self) -> Tensor:
-        """The collected gradient; if there is none, collect one of zeros."""
+        """The collected gradient; zeros if none was collected."""
         if self.gradient is None:
             if self._accumulator is None:
                 self._accumulator = self.new_vector()
@@ -114,17 +113,17 @@ class Elements(ABC):
         return self.gradient
 
     def clear(self) -> None:
-        """Forget the collected gradient; its memory is kept for the next."""
+        """Drop the collected gradient; its memory is reused for the next."""
         self.gradient = None
 
     @property
     def weights(self) -> Tensor:
-        """What this process has of the parameter, flat, without autograd."""
+        """The part of the parameter in this process, flat, without autograd."""
         return local(self.parameter.detach()).view(-1)
 
     @property
     def num_index_bytes(self) -> int:
-        """Bytes that say which elements are selected."""
+        """Bytes of `selection`."""
         index = self.selection()
         return 0 if index is None else index.nbytes
 
@@ -134,15 +133,15 @@ class Elements(ABC):
 
     @abstractmethod
     def write(self, values: Tensor) -> None:
-        """Round an fp32 vector to the parameter's dtype and put it in place."""
+        """Write an fp32 vector to the parameter, rounded to its dtype."""
 
     @abstractmethod
     def read_lo16(self, remainder: Tensor, ties: Tensor) -> Tensor:
-        """The masters of bf16 weights, as a new fp32 vector; see `optimizers.lo16`."""
+        """The masters of bf16 weights, as a new fp32 vector; see `optimizers.kernels`."""
 
     @abstractmethod
     def write_lo16(self, masters: Tensor, remainder: Tensor) -> Tensor:
-        """Round the masters to bf16, put them in place and overwrite their remainders.
+        """Write the masters, rounded to bf16, and overwrite their remainders.
 
         Returns:
             The positions of the ties.
@@ -158,7 +157,7 @@ class Elements(ABC):
 
     @abstractmethod
     def export_ties(self, ties: Tensor) -> Tensor:
-        """Positions among the selected elements, of positions as `write_lo16` returns them."""
+        """Convert the positions that `write_lo16` returned to positions among selected elements."""
 
     @abstractmethod
     def adopt_ties(self, ties: Tensor) -> Tensor:
@@ -166,33 +165,27 @@ class Elements(ABC):
 
     @abstractmethod
     def selection(self) -> Tensor | None:
-        """What is kept to know which elements are selected.
+        """Which elements are selected, as it is stored.
 
         Returns:
-            Their positions, int32 or int64; or, if vectors are as long as the parameter, bool, true
-            where an element is not selected; None if all are.
+            Their positions, int32 or int64; or, if vectors are as long as the parameter, bool, True
+            for elements that are *not* selected; None if all are selected.
         """
 
     @abstractmethod
     def _collect(self, dense: Tensor, accumulator: Tensor, *, add: bool) -> None:
-        """Put the selected elements of a flat gradient into the accumulator, or add them."""
+        """Copy the selected elements of a flat gradient to the accumulator, or add them."""
 
 
 class CompactElements(Elements):
     """Vectors hold the selected elements in ascending order, after a few unused ones.
 
-    See `trimtab.training.optimizers.kernels` for what the unused ones are for; they are 0 in
-    every gradient and have no part in anything else.
+    See `trimtab.training.optimizers.kernels` for the purpose of the unused ones, whose gradient
+    is always 0.
     """
 
     def __init__(self, name: str, parameter: Tensor, index: Tensor) -> None:
-        """Wrap a contiguous parameter.
-
-        Args:
-            name: Name of the parameter.
-            parameter: The parameter.
-            index: Ascending positions of the selected elements in this process's part, in C order.
-        """
+        """Wrap a contiguous parameter; `index` are ascending positions in this process's part."""
         num_elements = local(parameter.detach()).numel()
         fits_int32 = num_elements - 1 <= torch.iinfo(torch.int32).max
         index = index.to(torch.int32 if fits_int32 else torch.int64)
@@ -243,7 +236,7 @@ class CompactElements(Elements):
         return self._kernels.index
 
     def _new_uninitialised(self) -> Tensor:
-        """An fp32 vector of which only the unused elements are set."""
+        """An fp32 vector in which only the unused elements are initialised."""
         vector = torch.empty(self.length, device=self.parameter.device)
         vector[: self._padding] = 0.0
         return vector
@@ -254,7 +247,7 @@ class CompactElements(Elements):
 
 
 def kernels_for(index: Tensor) -> Kernels:
-    """The fastest kernels for the device that the positions are on."""
+    """The fastest kernels for the device of the positions."""
     if index.device.type == "cpu":
         from trimtab.training.optimizers.cpu_kernels import CpuKernels
 
@@ -263,11 +256,11 @@ def kernels_for(index: Tensor) -> Kernels:
 
 
 DENSE_ABOVE = 15 / 18
-"""Density of a tensor above which its elements are kept dense.
+"""Density above which a tensor uses `DenseElements`.
 
-With AdamW on bf16 weights a compact element costs 18 bytes: position 4, gradient 4, means 8,
-remainder 2. A dense one costs 15: a byte that says whether it is selected takes the place of the
-position, selected or not. The time of a step crosses at about the same density.
+With AdamW on bf16 weights a compact element takes 18 bytes: position 4, gradient 4, means 8,
+remainder 2. A dense one takes 15, selected or not: the position is replaced by a byte that says
+whether it is selected. The times of a step are equal at about the same density.
 """
 
 
@@ -275,7 +268,7 @@ class DenseElements(Elements):
     """Vectors hold every element of the parameter, selected or not."""
 
     def __init__(self, name: str, parameter: Tensor, selected: Tensor) -> None:
-        """Wrap a contiguous parameter; `selected` is a bool for each element of this process."""
+        """Wrap a contiguous parameter; `selected` is a bool per element of this process's part."""
         num_selected = int(selected.sum())
         whole = num_selected == selected.numel()
         self._others = None if whole else ~selected.to(parameter.device)
@@ -340,7 +333,7 @@ def dense_kernels_for(others: Tensor | None, device: torch.device) -> DenseKerne
 
 
 def elements_of(name: str, parameter: Tensor, mask: Mask) -> Elements:
-    """The elements of a parameter that a mask selects, kept in the way that costs less."""
+    """The elements of a parameter that a mask selects, in the cheaper of the two layouts."""
     selected = mask.array(name)[box_of(parameter)].reshape(-1)
     if int(selected.sum()) > DENSE_ABOVE * selected.size:
         return DenseElements(name, parameter, torch.from_numpy(selected))
@@ -354,15 +347,15 @@ POSSIBLE: dict[torch.dtype, tuple[Master, ...]] = {
     torch.bfloat16: ("lo16", "fp32", "none"),
     torch.float16: ("fp32",),
 }
-"""Dtypes of weights that can be trained -> masters that they can have, the default first."""
+"""Dtype of weights that can be trained -> possible masters, the default first."""
 
 
 class Entry(NamedTuple):
-    """What the state of a parameter has under a key, when it is saved.
+    """Form of an entry of a parameter's saved state.
 
     Attributes:
         kind: A number, a vector of the selected elements, or ascending positions among them.
-        dtype: Its dtype, exactly.
+        dtype: Its dtype.
     """
 
     kind: Literal["number", "vector", "positions"]
@@ -371,12 +364,12 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class StateForm:
-    """What the state of every parameter has.
+    """The entries of the state of every parameter.
 
     Attributes:
-        numbers: Names of its fp32 numbers.
-        moments: Names of its running means, vectors.
-        dtype: Dtype of these between steps.
+        numbers: Names of the fp32 scalars.
+        moments: Names of the running means, which are vectors.
+        dtype: Dtype of the running means between steps.
     """
 
     numbers: tuple[str, ...]
@@ -384,7 +377,7 @@ class StateForm:
     dtype: torch.dtype
 
     def entries(self, master: Master) -> dict[str, Entry]:
-        """What a saved state has for the elements of a parameter with such a master."""
+        """The entries of the saved state of a parameter, given its master."""
         entries = {key: Entry("number", torch.float32) for key in self.numbers}
         entries |= {key: Entry("vector", self.dtype) for key in self.moments}
         if master == "lo16":
@@ -395,7 +388,7 @@ class StateForm:
         return entries
 
     def new(self, elements: Elements, master: Master) -> dict[str, Tensor]:
-        """The state of a parameter before its first step, when the masters are the weights."""
+        """The state of a parameter before its first step, when masters equal weights."""
         device = elements.parameter.device
         state = {key: torch.zeros((), device=device) for key in self.numbers}
         state |= {key: elements.new_vector(self.dtype) for key in self.moments}
@@ -408,19 +401,16 @@ class StateForm:
 
 
 def master_for(dtype: torch.dtype, requested: Master | None) -> Master:
-    """The master of weights of a dtype.
+    """The master of weights of a dtype, a key of `POSSIBLE`.
 
-    Args:
-        dtype: Dtype of the weights, a key of `POSSIBLE`.
-        requested: What the user asked for; None for the default. Without effect on fp32 weights,
-            which need no other master.
+    `requested` is the user's choice, or None for the default; fp32 weights always have "none".
     """
     possible = POSSIBLE[dtype]
     return requested if requested in possible else possible[0]
 
 
 def load_master(elements: Elements, master: Master, state: dict[str, Any]) -> Tensor:
-    """The fp32 weights of the elements, as a vector that the step may write to."""
+    """The fp32 masters of the elements, as a vector that the step may overwrite."""
     if master == "lo16":
         return elements.read_lo16(state["remainder"], state["ties"])
     if master == "fp32":
@@ -430,7 +420,7 @@ def load_master(elements: Elements, master: Master, state: dict[str, Any]) -> Te
 
 
 def store_master(elements: Elements, master: Master, state: dict[str, Any], values: Tensor) -> None:
-    """Put the result of a step in place: the inverse of `load_master`."""
+    """Write the result of a step back: the inverse of `load_master`."""
     if master == "lo16":
         state["ties"] = elements.write_lo16(values, state["remainder"])
     else:
@@ -438,10 +428,11 @@ def store_master(elements: Elements, master: Master, state: dict[str, Any], valu
 
 
 def follow_weights(elements: Elements, master: Master, state: dict[str, Any]) -> None:
-    """Where something else has changed the weights since the last step, take them as masters.
+    """Adopt weights that were changed since the last step as masters.
 
-    A remainder goes with any weight, which it changes by less than half a step of bf16.
+    A 16-bit remainder fits any weight: it changes it by less than half a bf16 step.
     """
     if master == "fp32":
-        before, now = state["master"], elements.read()
-        state["master"] = torch.where(before.to(elements.parameter.dtype) == now, before, now)
+        masters, weights = state["master"], elements.read()
+        is_same = masters.to(elements.parameter.dtype) == weights
+        state["master"] = torch.where(is_same, masters, weights)

@@ -1,42 +1,41 @@
-"""What a step does to elements: the reference, in torch, for any device.
+"""Reference kernels of an optimizer step, in torch, for any device.
 
-`trimtab.training.optimizers.cpu_kernels` and `cuda_kernels` do the same, bit for bit, faster.
+`trimtab.training.optimizers.cpu_kernels` and `cuda_kernels` are faster and give the same bits.
 
 **An fp32 master as a bf16 weight and 16 more bits ("lo16"), exactly.** The weight is the master
 rounded to bf16, to nearest and ties to even, as `.to(torch.bfloat16)` does. The remainder is the
 difference of the two *bit patterns*, read as integers: the upper half of the weight's fp32 pattern
-is the weight, so the difference says how many fp32 steps away from the weight the master lies, and
-fits 16 bits, because a master is never further than half a bf16 step (32,768 fp32 steps) from its
-weight. Patterns, not values: a master below infinity whose weight rounds up to infinity, a
-subnormal and -0.0 need no special case.
+is the weight, so the difference is the distance from weight to master in fp32 steps. It fits
+16 bits, because a master is never further than half a bf16 step (32,768 fp32 steps) from its
+weight. With patterns instead of values, a master below infinity whose weight rounds up to infinity,
+a subnormal and -0.0 need no special case.
 
-One case does. A master exactly half way rounds to the weight whose last bit is 0: down for one
-such master of a weight, up for another. Of these the upper one would need the remainder +32,768,
-which 16 bits do not have and which wraps to -32,768, the remainder of the lower one. The positions
-of the upper ones ("ties") are therefore listed: one in 131,072 if the low bits are random. A list
-of positions, which a saved state has, cannot be written by many threads in order, and its length is
-not known before, so on a GPU the host would have to wait for it at every step: there ties are a bit
-for every element, packed as those of a mask are, the first in the lowest bit of a byte. A NaN stays
-a NaN; its payload is not kept.
+One case does. A master exactly halfway rounds to the weight whose last bit is 0: down for one
+such master of a weight, up for another. The upper one would need the remainder +32,768, which does
+not fit 16 bits and wraps to -32,768, the remainder of the lower one. The positions of the upper
+ones ("ties") are therefore listed: one in 131,072 if the low bits are random. Saved states hold the
+list of positions. On a GPU the host would have to wait for its length at every step, so there ties
+are one bit per element, packed like a mask, the first in the lowest bit of a byte. A NaN stays a
+NaN; its payload is not preserved.
 
 **AdamW in single operations.** torch's own AdamW kernels may contract a multiplication and an
-addition into one operation, which rounds once where the two round twice, and where they do so is
-the compiler's choice: it differs between CPU and CUDA, and on a CPU even within a tensor (see
-below). In `adamw_step` every operation rounds once, to nearest, so the result is the same on every
-device. The formula is torch's; the last bits of a result can differ.
+addition into one operation that rounds once instead of twice. Where, is up to the compiler: it
+differs between CPU and CUDA, and on a CPU even within a tensor (see below). In `adamw_step` every
+operation rounds once, to nearest, so the result is the same on every device. The formula is
+torch's; the last bits can differ.
 
 **How torch's fused CPU kernels round, and why compact vectors begin with a few unused elements.**
 The kernels take `width` elements at a time with vector instructions, and the last few of a tensor
-(its length modulo the width) one by one. The two ways differ in the last bit of some results,
-because a fused multiply-add rounds once where a multiplication and an addition round twice. So
-which way an element goes depends on where in the tensor it lies: the last of 1,001 elements gets
-other bits than the same numbers would in a tensor of 1,008.
+(its length modulo the width) one by one. The two code paths differ in the last bit of some results,
+because a fused multiply-add rounds once where a multiplication and an addition round twice. The
+path of an element depends on its position in the tensor: the last of 1,001 elements gets other bits
+than the same numbers would in a tensor of 1,008.
 
 For results that equal those of a dense tensor at every size, each element of a compact vector must
-go the way that it would go in the dense tensor. Selected elements are in ascending order, so those
-from the dense tail are the last. Enough unused elements *in front* make the others a multiple of
-the width: then exactly those from the dense tail form the tail of the compact vector. Kernels of
-accelerators compute every element alike; there the width is 1 and nothing is added.
+take the same path as in the dense tensor. Selected elements are in ascending order, so those from
+the dense tail come last. A few unused elements *in front* make the number of the others a multiple
+of the width, so that exactly those from the dense tail form the tail of the compact vector. GPU
+kernels compute every element alike; there the width is 1 and no padding is needed.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ import torch
 from torch import Tensor
 
 LOW_BITS = 0x1FFFF
-"""The last bit of the weight and the 16 bits that it lacks."""
+"""The last bit of the bf16 weight and the 16 bits below it."""
 
 TIE = 0x8000
-"""`LOW_BITS` of a master half way above a weight whose last bit is 0."""
+"""`LOW_BITS` of a master halfway above a weight whose last bit is 0."""
 
 WRAPPED = 1 << 16
-"""What the remainder of a tie lost when it wrapped."""
+"""What the remainder of a tie lost by wrapping."""
 
 
 def join_lo16(values: Tensor, remainder: Tensor, ties: Tensor) -> None:
@@ -86,7 +85,7 @@ def split_lo16(masters: Tensor, remainder: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def add_ties(values: Tensor, ties: Tensor) -> None:
-    """Give back to fp32 `values`, in place, what the remainders at `ties` lost."""
+    """Add to fp32 `values`, in place, what the remainders at `ties` lost by wrapping."""
     if ties.numel():
         values.view(torch.int32)[ties] += WRAPPED
 
@@ -97,11 +96,11 @@ def find_ties(masters: Tensor) -> Tensor:
 
 
 def ties_as_bits(ties: Tensor, length: int) -> Tensor:
-    """Ties in the form of bits.
+    """Convert ties to bits.
 
     Args:
-        ties: Positions, int32 `[n]`; or bits, which are returned as they are.
-        length: Elements that can be ties.
+        ties: Positions, int32 `[n]`; or bits, which are returned unchanged.
+        length: Number of elements.
 
     Returns:
         uint8 `[⌈length / 8⌉]`, on the device of the positions.
@@ -110,23 +109,23 @@ def ties_as_bits(ties: Tensor, length: int) -> Tensor:
         return ties
     flags = torch.zeros(-(-length // 8), 8, dtype=torch.uint8, device=ties.device)
     flags.view(-1)[ties.long()] = 1
-    return (flags << _bit_places(ties)).sum(dim=1, dtype=torch.uint8)
+    return (flags << _shifts(ties)).sum(dim=1, dtype=torch.uint8)
 
 
 def ties_as_positions(ties: Tensor) -> Tensor:
-    """Ties in the form of positions, int32 and ascending."""
+    """Convert ties to ascending int32 positions."""
     if ties.dtype != torch.uint8:
         return ties
-    flags = (ties.view(-1, 1) >> _bit_places(ties)) & 1
+    flags = (ties.view(-1, 1) >> _shifts(ties)) & 1
     return flags.flatten().nonzero().flatten().to(torch.int32)
 
 
-def _bit_places(like: Tensor) -> Tensor:
+def _shifts(like: Tensor) -> Tensor:
     return torch.arange(8, dtype=torch.uint8, device=like.device)
 
 
 class Kernels:
-    """For vectors of the selected elements. All tensors are flat and on one device.
+    """Kernels for vectors of the selected elements. All tensors are flat and on one device.
 
     Attributes:
         index: Positions of the selected elements in the tensors called `dense`.
@@ -144,7 +143,7 @@ class Kernels:
         out.add_(dense.index_select(0, self.index))
 
     def write(self, dense: Tensor, values: Tensor) -> None:
-        """Put fp32 values in place, rounded to the dtype of `dense`."""
+        """Write fp32 values, rounded to the dtype of `dense`."""
         dense.index_copy_(0, self.index.long(), values.to(dense.dtype))
 
     def read_lo16(self, dense: Tensor, remainder: Tensor, ties: Tensor, out: Tensor) -> None:
@@ -153,10 +152,10 @@ class Kernels:
         join_lo16(out, remainder, ties)
 
     def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
-        """Put masters in place, rounded to bf16, and overwrite their remainders.
+        """Write masters, rounded to bf16, and overwrite their remainders.
 
         Returns:
-            The positions of the ties, see `trimtab.training.optimizers.kernels`.
+            The positions of the ties, see the module docstring.
         """
         weights, ties = split_lo16(masters, remainder)
         dense.index_copy_(0, self.index.long(), weights)
@@ -164,11 +163,11 @@ class Kernels:
 
 
 class DenseKernels:
-    """For vectors as long as the tensor. All tensors are flat and on one device.
+    """Kernels for vectors as long as the tensor. All tensors are flat and on one device.
 
     Attributes:
         others: Which elements of the tensors called `dense` are not selected; None if all are.
-            Nothing that is done to `dense` changes them.
+            They are never changed.
     """
 
     def __init__(self, others: Tensor | None) -> None:
@@ -181,7 +180,7 @@ class DenseKernels:
             out.masked_fill_(self.others, 0.0)
 
     def write(self, dense: Tensor, values: Tensor) -> None:
-        """Put the selected fp32 values in place, rounded to the dtype of `dense`."""
+        """Write the selected fp32 values, rounded to the dtype of `dense`."""
         weights = values.to(dense.dtype)
         if self.others is not None:
             weights = torch.where(self.others, dense, weights)
@@ -193,10 +192,10 @@ class DenseKernels:
         join_lo16(out, remainder, ties)
 
     def write_lo16(self, dense: Tensor, masters: Tensor, remainder: Tensor) -> Tensor:
-        """Put the selected masters in place, rounded to bf16, and overwrite their remainders.
+        """Write the selected masters, rounded to bf16, and overwrite their remainders.
 
         Returns:
-            The positions of the ties, see `trimtab.training.optimizers.kernels`.
+            The positions of the ties, see the module docstring.
         """
         if self.others is not None:
             masters.masked_fill_(self.others, 0.0)  # no remainder, no tie
@@ -206,18 +205,19 @@ class DenseKernels:
 
 
 class AdamWFactors(NamedTuple):
-    """What a step multiplies with, computed in fp64 and rounded to fp32 once.
+    """The factors of a step, computed in fp64 and rounded to fp32 once.
 
     Attributes:
-        clip: For the gradient: at most 1.
-        decay: For the weights: what weight decay leaves of them.
-        new_mean: For what the gradient is above its running mean.
-        old_square: For the running mean of the squared gradient.
-        new_square: For the squared gradient.
-        root: For the root of the mean of the squared gradient: corrects its bias. Division by a
-            number would do on one device and not on another, where torch multiplies instead.
+        clip: Multiplies the gradient; at most 1.
+        decay: Multiplies the weights: 1 - lr · weight decay.
+        new_mean: Multiplies the difference of the gradient and its running mean.
+        old_square: Multiplies the running mean of the squared gradient.
+        new_square: Multiplies the squared gradient.
+        root: Multiplies the root of the mean of the squared gradient, to correct its bias. (Where
+            the code divides by a number, torch multiplies by the reciprocal on some devices.)
         eps: Added to that root.
-        size: For the quotient of the means, with the bias of the first corrected; negative.
+        size: Multiplies the quotient of the means; includes the bias correction of the first.
+            Negative.
     """
 
     clip: float
@@ -240,16 +240,7 @@ class AdamWFactors(NamedTuple):
         weight_decay: float,
         clip: float,
     ) -> AdamWFactors:
-        """The factors of a step.
-
-        Args:
-            step: Number of the step; the first is 1.
-            lr: Learning rate.
-            betas: Decay of the running means.
-            eps: Added to the denominator.
-            weight_decay: Decoupled weight decay.
-            clip: What to multiply the gradient with.
-        """
+        """The factors of a step, numbered from 1, given the settings of `SparseAdamW`."""
         mean, square = betas
         factors = cls(
             clip=clip,
@@ -274,20 +265,20 @@ def adamw_step(
         gradient: fp32 `[n]`; is not changed.
         exp_avg: Running mean of the gradient, fp32 `[n]`.
         exp_avg_sq: Running mean of its square, fp32 `[n]`.
-        factors: Numbers of the step.
+        factors: Factors of the step.
     """
     gradient = gradient * factors.clip
     exp_avg += (gradient - exp_avg) * factors.new_mean
     exp_avg_sq *= factors.old_square
     exp_avg_sq += gradient * gradient * factors.new_square
-    root = exp_avg_sq.double().sqrt().float()  # fp32 square roots of MKL are not all the nearest
+    root = exp_avg_sq.double().sqrt().float()  # MKL does not round all fp32 roots to nearest
     denominator = root * factors.root + factors.eps
     weights *= factors.decay
     weights += exp_avg / denominator * factors.size
 
 
 PROBE_LENGTH = 127
-"""One less than a power of two: the tail is as long as it can be, for every width up to 128."""
+"""One less than a power of two, for the longest tail at every width up to 128."""
 
 
 @cache
@@ -298,10 +289,10 @@ def vector_width() -> int:
     kernel may be compiled for a narrower instruction set than the rest of torch.
 
     Returns:
-        The width; 1 if the two ways agree, so that it does not matter.
+        The width; 1 if both code paths give the same bits.
     """
     random = torch.rand(4, 64, generator=torch.Generator().manual_seed(0))
-    # Each row: the same numbers at each position, so that only the position can make a difference.
+    # Each row has the same numbers at all positions, so that results differ by position only.
     weights, gradients, means, squares = (
         [row.repeat(PROBE_LENGTH) for row in numbers.view(-1, 1)] for numbers in random
     )
@@ -325,7 +316,7 @@ def vector_width() -> int:
 
 
 def num_padding(index: torch.Tensor, num_elements: int) -> int:
-    """Unused elements to put before the selected elements, at ascending `index`, of a tensor."""
+    """Number of unused elements to put before the selected ones, which are at ascending `index`."""
     width = vector_width() if index.device.type == "cpu" else 1
     num_before_tail = int(torch.searchsorted(index, num_elements - num_elements % width))
     return -num_before_tail % width

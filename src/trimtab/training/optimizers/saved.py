@@ -1,16 +1,14 @@
-"""The saved state of a sparse optimizer: what says whose it is, and the checks before it is used.
+"""The saved state of a sparse optimizer: its format, and the checks before it is loaded.
 
-Per parameter it holds the selected elements only, in ascending order, so it depends neither on
-whether they are kept compact or dense nor on the machine. The dtypes are part of the meaning:
-`torch.optim.Optimizer.load_state_dict` would cast all of them to the dtype of the weights.
+Per parameter it holds the selected elements only, in ascending order, so it depends neither on the
+compact or dense layout in memory nor on the machine. Dtypes are preserved, whereas
+`torch.optim.Optimizer.load_state_dict` would cast the state to the dtype of the weights.
 
-For `torch.distributed.checkpoint` (DCP) there is, of each parameter, one vector of all selected
-elements per kind of state. If the parameter is sharded along its first dimension, a process has a
-stretch of that vector; `Stretch` says which. So a checkpoint does not depend on the number of
-processes, and each reads the stretches that it needs, bit for bit. Everything in it is a tensor of
-a size that is known before a checkpoint is opened, because DCP reads into what is there already,
-and reads other things by pickle: what the state must agree with is kept as hashes, and ties as a
-byte per element.
+For `torch.distributed.checkpoint` (DCP), each parameter has one vector of all selected elements per
+kind of state. If the parameter is sharded along its first dimension, a process holds a contiguous
+part of that vector, a `VectorPart`, so a checkpoint can be loaded by any number of processes. DCP
+reads into existing tensors, and everything else by pickle; therefore everything is a tensor of
+known size: what the state must agree with is saved as hashes, and ties as a byte per element.
 """
 
 from __future__ import annotations
@@ -33,21 +31,20 @@ from trimtab.training.optimizers.kernels import ties_as_positions
 from trimtab.words import first_few
 
 KEY = "trimtab"
-"""Where the record is, beside torch's `state` and `param_groups`."""
+"""Key of the record, next to torch's `state` and `param_groups`."""
 
 FORMAT = 1
-"""Of the record and the state: 1 since 0.2.0."""
-
+"""Format version of the record and the state: 1 since 0.2.0."""
 
 STARTED = "started"
-"""Key of a parameter's state for DCP: 1 once it has taken a step, 0 before."""
+"""Key in a parameter's state for DCP: 1 once it has taken a step, 0 before."""
 
 States = Mapping[Tensor, Mapping[str, Tensor]]
-"""State of parameters, as `torch.optim.Optimizer.state` has it."""
+"""State of parameters, as in `torch.optim.Optimizer.state`."""
 
 
 class StateCodec:
-    """Writes the state of a sparse optimizer, and reads it."""
+    """Converts the state of a sparse optimizer to its saved form and back."""
 
     def __init__(
         self, optimizer: str, binding: Binding, form: StateForm, groups: Sequence[Sequence[str]]
@@ -59,7 +56,7 @@ class StateCodec:
         self._entries = {name: form.entries(master) for name, master in binding.masters.items()}
 
     def record(self) -> dict[str, Any]:
-        """What a saved state must agree with."""
+        """Mask, base and settings that a saved state must agree with."""
         binding = self._binding
         assert binding.fitted is not None
         return {
@@ -76,7 +73,7 @@ class StateCodec:
         }
 
     def boxes(self) -> dict[str, list[list[int]]]:
-        """Which part of each sharded parameter this process has: from where to where."""
+        """The part of each sharded parameter in this process: (start, stop) per dimension."""
         return {
             name: [[part.start, part.stop] for part in box_of(elements.parameter)]
             for name, elements in self._binding.elements.items()
@@ -84,7 +81,7 @@ class StateCodec:
         }
 
     def export(self, states: States) -> dict[int, dict[str, Tensor]]:
-        """The state of each parameter that has any, by its number in the groups."""
+        """The state of each parameter that has one, by its index in the groups."""
         names = [name for names in self._groups for name in names]
         parameters = [self._binding.elements[name].parameter for name in names]
         return {
@@ -94,7 +91,7 @@ class StateCodec:
         }
 
     def check(self, saved: Mapping[str, Any]) -> dict[str, Mapping[str, Tensor]]:
-        """Check that `state_dict` of this optimizer wrote a saved state.
+        """Check that a saved state fits this optimizer.
 
         Returns:
             Name of a parameter -> its state; for `adopt`.
@@ -136,7 +133,7 @@ class StateCodec:
         }
 
     def hashes(self) -> dict[str, Tensor]:
-        """A hash of each thing that a saved state must agree with."""
+        """Hashes of the entries of `record`."""
         texts = {key: json.dumps(value, sort_keys=True) for key, value in self.record().items()}
         return {
             key: torch.tensor(list(xxhash.xxh3_128_digest(text.encode())), dtype=torch.uint8)
@@ -144,22 +141,22 @@ class StateCodec:
         }
 
     def check_hashes(self, saved: Mapping[str, Tensor]) -> None:
-        """Check that a saved state belongs to this optimizer.
+        """Check that saved `hashes` belong to this optimizer.
 
         Raises:
             OptimizerError: It does not; names every difference.
         """
         own = self.hashes()
-        if other := [key for key in own if not torch.equal(saved[key], own[key])]:
+        if different := [key for key in own if not torch.equal(saved[key], own[key])]:
             raise OptimizerError(
-                f"the saved state belongs to another run: it differs in {first_few(other)}. Use "
-                "the mask, base and settings that it was saved with, or start without it"
+                f"the saved state belongs to another run: it differs in {first_few(different)}. "
+                "Use the mask, base and settings that it was saved with, or start without it"
             )
 
     def export_sharded(self, states: States) -> dict[str, dict[str, Tensor]]:
-        """The state of each parameter, for DCP; zeros if it has none yet.
+        """The state of each parameter, for DCP; zeros before its first step.
 
-        What can be is shared with the optimizer, not copied.
+        Tensors share memory with the optimizer where possible.
 
         Raises:
             OptimizerError: A parameter is sharded along another dimension than the first.
@@ -170,20 +167,20 @@ class StateCodec:
         }
 
     def adopt_sharded(self, name: str, content: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The inverse of `export_sharded`, for one parameter: new tensors."""
+        """The inverse of `export_sharded`, for one parameter; returns new tensors."""
         if not content[STARTED]:
             return {}
         state = {}
         for key, entry in self._entries[name].items():
             value = content[key]
-            value = value.part if isinstance(value, Stretch) else value
+            value = value.part if isinstance(value, VectorPart) else value
             if entry.kind == "positions":
                 value = value.nonzero().flatten().to(entry.dtype)
             state[key] = value
         return self.adopt(name, state)
 
     def _export(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state of a parameter as it is saved; what is not rearranged is not copied."""
+        """The state of a parameter as it is saved; without copies where possible."""
         elements = self._binding.elements[name]
         exporters: dict[str, Callable[[Tensor], Tensor]] = {
             "number": _same,
@@ -204,7 +201,7 @@ class StateCodec:
                 key: torch.zeros(empty[entry.kind], dtype=entry.dtype)
                 for key, entry in entries.items()
             }
-        start, length = self._stretch(elements)
+        start, length = self._position(elements)
         content = {STARTED: torch.tensor(int(bool(state)), dtype=torch.uint8)}
         for key, entry in entries.items():
             value = exported[key]
@@ -212,16 +209,16 @@ class StateCodec:
                 value = torch.zeros(k, dtype=torch.uint8, device=value.device)
                 value[exported[key].long()] = 1
             whole = entry.kind == "number" or as_sharded(elements.parameter) is None
-            content[key] = value if whole else Stretch(value, start, length)
+            content[key] = value if whole else VectorPart(value, start, length)
         return content
 
-    def _stretch(self, elements: Elements) -> tuple[int, int]:
-        """Where the selected elements of this process begin among all; and the number of all."""
+    def _position(self, elements: Elements) -> tuple[int, int]:
+        """Index of this process's first selected element among all of the tensor; number of all."""
         start = start_of(elements.parameter)
         if start is None:
             raise OptimizerError(
                 f"{elements.name} is sharded along another dimension than the first: save "
-                "state_dict() in each process instead, and go on with as many"
+                "state_dict() in each process instead, and resume with the same number of processes"
             )
         assert self._binding.fitted is not None
         index = self._binding.fitted.indices(elements.name)
@@ -237,26 +234,26 @@ def _check_record(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
             f"format {FORMAT}; start from the weights, without it"
         )
     problems = [
-        f"{what} {record.get(key)!r}, here {own[key]!r}"
-        for key, what in (
+        f"{label} {record.get(key)!r}, here {own[key]!r}"
+        for key, label in (
             ("optimizer", "it was saved by"),
             ("mask", "its mask has the digest"),
             ("state_dtype", "its running means are"),
         )
         if record.get(key) != own[key]
     ]
-    for key, what in (("base", "base"), ("tensors", "dtype and master")):
-        theirs = record.get(key)
-        theirs = theirs if isinstance(theirs, Mapping) else {}
+    for key, label in (("base", "base"), ("tensors", "dtype and master")):
+        recorded = record.get(key)
+        recorded = recorded if isinstance(recorded, Mapping) else {}
         problems += [
-            f"{name}: {what} {theirs.get(name)!r}, here {mine!r}"
-            for name, mine in own[key].items()
-            if theirs.get(name) != mine
+            f"{name}: {label} {recorded.get(name)!r}, here {expected!r}"
+            for name, expected in own[key].items()
+            if recorded.get(name) != expected
         ]
     if record.get("boxes", {}) != own["boxes"]:
         problems.append(
-            "it is that of another process or another number of processes, for which there is "
-            "sharded_state_dict()"
+            "it was saved by another process or another number of processes: use "
+            "sharded_state_dict() for that"
         )
     if not problems and record.get("groups") != own["groups"]:
         problems.append("its groups hold other parameters than the groups here")
@@ -277,9 +274,9 @@ def _states_by_name(saved: Mapping[str, Any], groups: Sequence[Sequence[str]]) -
         for group, own in zip(numbers, groups, strict=True)
         for number, name in zip(group, own, strict=True)
     }
-    if strangers := [str(number) for number in saved["state"] if number not in names]:
+    if unknown := [str(number) for number in saved["state"] if number not in names]:
         raise OptimizerError(
-            f"the saved state is damaged: no parameter has the number {first_few(strangers)}"
+            f"the saved state is damaged: no parameter has the number {first_few(unknown)}"
         )
     return {names[number]: state for number, state in saved["state"].items()}
 
@@ -299,23 +296,23 @@ def _same(value: Tensor) -> Tensor:
     return value
 
 
-class Stretch(torch.Tensor):
-    """A vector that several processes share, of which this one has a stretch.
+class VectorPart(torch.Tensor):
+    """A vector that is distributed over processes, of which this one holds a contiguous part.
 
-    Only good for `torch.distributed.checkpoint`, whose protocol the three methods are.
+    Only for `torch.distributed.checkpoint`, whose protocol it implements.
 
     Attributes:
-        part: What this process has.
-        start: Where that begins in the vector.
+        part: The elements of this process.
+        start: Index of the first of them in the vector.
     """
 
     part: Tensor
     start: int
 
     @staticmethod
-    def __new__(cls, part: Tensor, start: int, length: int) -> Stretch:
-        """Wrap `part`, which is not copied, as what begins at `start` of `length` elements."""
-        self: Stretch = torch.Tensor._make_wrapper_subclass(
+    def __new__(cls, part: Tensor, start: int, length: int) -> VectorPart:
+        """Wrap `part`, without a copy, as the elements from `start` on of `length`."""
+        self: VectorPart = torch.Tensor._make_wrapper_subclass(
             cls, (length,), dtype=part.dtype, device=part.device
         )
         self.part, self.start = part, start
@@ -323,10 +320,10 @@ class Stretch(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, *_: Any, **__: Any) -> Any:  # type: ignore[override]
-        raise NotImplementedError(f"a Stretch can only be saved and loaded, not {func}")
+        raise NotImplementedError(f"a VectorPart can only be saved and loaded, not {func}")
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"Stretch({self.start} to {self.start + len(self.part)} of {self.size(0)})"
+        return f"VectorPart({self.start} to {self.start + len(self.part)} of {self.size(0)})"
 
     def __create_write_items__(self, fqn: str, object: Any) -> list[Any]:
         from torch.distributed.checkpoint.metadata import MetadataIndex, TensorProperties

@@ -18,8 +18,8 @@ class SparseSGD(SparseOptimizer):
     """SGD on the elements that a mask selects; all others keep their bits.
 
     Equal, bit for bit, to `torch.optim.SGD(fused=True)` on fp32 masters of all weights with
-    gradients that are set to 0 outside the mask, at every size; `SparseOptimizer` says what is
-    done in which order. Without momentum there is no state but the master's remainder.
+    gradients that are set to 0 outside the mask, at every size. See `SparseOptimizer` for the
+    order of operations. Without momentum the only state is that of the masters.
 
     Source:
         SGD in RL fine-tuning: arXiv 2602.07729.
@@ -43,7 +43,7 @@ class SparseSGD(SparseOptimizer):
             lr: Learning rate.
             momentum: Decay of the running sum of gradients; 0 keeps none.
             weight_decay: L2 penalty, added to the gradient of the selected elements.
-            **options: Clipping, precision, processes and the like: `SparseOptions`.
+            **options: Clipping, precision, processes and so on: see `SparseOptions`.
         """
         if momentum < 0.0:
             raise SettingsError(f"momentum must not be negative, as {momentum} is")

@@ -1,4 +1,4 @@
-"""What the sparse optimizers share: gradients in, one step, state out."""
+"""`SparseOptimizer`, the base class of `SparseAdamW` and `SparseSGD`."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ COPIED = (
     *("_binding", "_form", "_max_grad_norm", "_clip_by", "_nonfinite"),
     *("_grad_norm", "num_skipped_steps"),
 )
-"""What a copy has of an optimizer beside what torch copies: no hooks, nor wrappers of schedules."""
+"""Attributes that a copy has in addition to those of `torch.optim.Optimizer`."""
 
 
 class SparseOptimizer(torch.optim.Optimizer):
-    """Trains the elements that a mask selects, with state for those only.
+    """Trains the elements that a mask selects, with optimizer state for those only.
 
-    The order of things, per step:
+    Each step consists of:
 
     1. *Accumulate and mask.* As soon as autograd has a parameter's gradient, the selected elements
        are added to an fp32 accumulator and the dense gradient is freed (`parameter.grad` is None
@@ -54,41 +54,41 @@ class SparseOptimizer(torch.optim.Optimizer):
        difference: the norm is summed in fp64 and then rounded to fp32, so that it depends neither
        on the order nor on the number of elements. `clip_by="masked"` takes the norm of the
        selected elements. `clip_by="full"` takes the norm of the whole gradient; the dense
-       gradients then stay where they are, in the dtype of their parameters, until `step` collects
-       them: all that gradients cost is paid in full, and only optimizer state is saved.
+       gradients then stay in `parameter.grad`, in the dtype of their parameters, until `step`
+       collects them, so that memory is saved on optimizer state only.
     3. *Step* in fp32, on the masters.
-    4. *Round* the masters to the dtype of the weights and put them in place.
+    4. *Round* the masters to the dtype of the weights and write them back.
 
-    `step` uses the gradients up; without new ones the next call does nothing. An element that is
+    `step` consumes the gradients; without new ones the next call does nothing. An element that is
     not selected keeps its bits, whatever the weight decay.
 
-    Clipping from outside (`torch.nn.utils.clip_grad_norm_`, `Trainer`'s `max_grad_norm`) finds no
-    gradients and does nothing: use `max_grad_norm` here.
+    External clipping (`torch.nn.utils.clip_grad_norm_`, `Trainer`'s `max_grad_norm`) finds no
+    gradients and has no effect: use `max_grad_norm` here.
 
-    A model must not be moved to another device or dtype once it has an optimizer.
+    The model must not be moved to another device or dtype after the optimizer is created.
 
     A copy (`copy.deepcopy((model, optimizer))`, or both in one pickle) trains its own parameters;
-    gradients that were collected and not used are not copied. A `GradScaler` is refused unless
-    `clip_by="full"` leaves it the gradients.
+    gradients that were collected and not used are not copied. A `GradScaler` is only supported
+    with `clip_by="full"`, which leaves it the gradients.
 
     Args:
-        named_parameters: `model.named_parameters()`, or the model. Through either, a mask finds
-            its tensors also where files name or cut them otherwise than the model does; through
-            other pairs of name and parameter, only where names differ by wrappers and prefixes.
-        mask: Which elements to train, by name of the parameter.
-        defaults: Settings of groups, for `torch.optim.Optimizer`.
-        numbers: Names of the fp32 numbers that the state of a parameter has.
-        moments: Names of its running means.
+        named_parameters: `model.named_parameters()`, or the model. With either, the mask also
+            fits where checkpoint files name or split tensors differently from the model; with other
+            pairs of name and parameter, names may only differ by wrappers and prefixes.
+        mask: Which elements to train.
+        defaults: Default values of the parameter groups, for `torch.optim.Optimizer`.
+        numbers: Names of the fp32 scalars in the state of a parameter.
+        moments: Names of the running means in it.
         **options: Clipping, precision, processes and the like: `SparseOptions`.
 
     Raises:
         MaskMismatchError: The mask was made for other parameters, or against other weights.
         MaskError: The mask selects nothing, or everything.
-        OptimizerError: Parameters that the mask selects cannot be trained so.
+        OptimizerError: Selected parameters cannot be trained; names them.
         SettingsError: An argument is out of range.
 
     Attributes:
-        num_skipped_steps: Steps left out because of NaN or infinity.
+        num_skipped_steps: Steps skipped because of NaN or infinity.
     """
 
     _collector: Collector | None = None
@@ -122,7 +122,7 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     @property
     def mask(self) -> Mask:
-        """What is trained, as it was given."""
+        """The mask, as it was passed in."""
         return self._binding.mask
 
     @property
@@ -144,10 +144,10 @@ class SparseOptimizer(torch.optim.Optimizer):
             parameter.grad = None
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Refused after construction: which parameters are trained is the mask's to say."""
+        """Not supported: the mask determines which parameters are trained."""
         if self._collector is not None:
             raise OptimizerError(
-                "a sparse optimizer takes no further parameters: make one with a mask of them all"
+                "a sparse optimizer takes no further parameters: create one with a mask of them all"
             )
         super().add_param_group(param_group)
 
@@ -156,17 +156,17 @@ class SparseOptimizer(torch.optim.Optimizer):
         """Take one step with the gradients collected since the last.
 
         Args:
-            closure: Computes the gradients anew and returns the loss.
+            closure: Recomputes the gradients and returns the loss.
 
         Returns:
-            What the closure returns.
+            The loss that the closure returned.
 
         Raises:
             OptimizerError: The gradient has NaN or infinity and `nonfinite` is "raise", or the
                 optimizer is closed.
         """
         if self._collector is None or not self._collector.is_open:
-            raise OptimizerError("this optimizer is closed: reopen() it, or make a new one")
+            raise OptimizerError("this optimizer is closed: reopen() it, or create a new one")
         self._refuse_scaler()
         self._follow_replaced_parameters()
         loss = None
@@ -190,35 +190,31 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Asked by a GradScaler: whether `step` is to be called with the gradients still scaled.
+        """Read by GradScaler: whether `step` handles scaled gradients itself.
 
-        It would assert by itself that it found some, and those of a mask are freed by then. With
-        true it says so to `step`, which can tell what to do.
+        True, so that `step` can raise a helpful error; otherwise GradScaler would fail an assertion
+        because the gradients are freed by then.
         """
         return self._clip_by == "masked"
 
     def _refuse_scaler(self) -> None:
-        if "found_inf" in vars(self):  # set by a GradScaler for the length of a step
+        if "found_inf" in vars(self):  # set by a GradScaler during a step
             for name in ("found_inf", "grad_scale"):
                 delattr(self, name)
             raise OptimizerError(
-                "a GradScaler finds no gradients to unscale: they are taken for the mask as soon "
+                "a GradScaler finds no gradients to unscale: they are collected and freed as soon "
                 'as autograd has them. Train in bf16, without a scaler, or set clip_by="full", '
                 "which leaves them in place"
             )
 
     def _clip_factor(self) -> float:
-        """What to multiply the gradient with: an fp32 number."""
+        """The factor that clips the gradient, an fp32 number of at most 1."""
         if self._max_grad_norm is None or self._grad_norm is None:
             return 1.0
         return (self._max_grad_norm / (self._grad_norm + 1e-6)).clamp(max=1.0).item()
 
     def _collect(self) -> dict[str, Tensor]:
-        """Take the gradients that no hook has taken, and measure all.
-
-        Returns:
-            Name of each parameter with a gradient -> the sum of its squares that counts.
-        """
+        """Collect the remaining gradients; name -> sum of squares that counts towards the norm."""
         squares, ranks = {}, self._binding.ranks
         if self._clip_by == "full":
             graded = [(name, e.parameter) for name, e in self.elements.items()]
@@ -247,7 +243,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         return squares if ranks is None else ranks.sum_over_parts(squares)
 
     def _follow_replaced_parameters(self) -> None:
-        """Rebind if other parameters have been put into the groups."""
+        """Rebind if the parameters in the groups have been replaced."""
         pairs = [
             (name, parameter)
             for group in self.param_groups
@@ -257,8 +253,8 @@ class SparseOptimizer(torch.optim.Optimizer):
             return
         if self._clip_by == "full":  # parameters without selected elements are in no group
             raise OptimizerError(
-                "other parameters have been put into this optimizer, which does not know where "
-                'the rest of the model is, and clip_by="full" needs its gradients: call '
+                "the parameters in this optimizer's groups were replaced, and "
+                'clip_by="full" needs the gradients of the whole model: call '
                 "rebind(model.named_parameters()) after the model is wrapped"
             )
         num_elements = self._binding.num_elements
@@ -270,10 +266,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         if self._nonfinite == "skip":
             self.num_skipped_steps += 1
             return
-        bad = [name for name, of in squares.items() if not math.isfinite(of.item())]
+        bad = [name for name, square in squares.items() if not math.isfinite(square.item())]
         raise OptimizerError(
             f"NaN or infinity in the gradient of {first_few(bad)}: the step was not taken and the "
-            'gradients are forgotten; nonfinite="skip" goes on without'
+            'gradients were dropped; nonfinite="skip" skips such steps'
         )
 
     def _step_elements(
@@ -327,7 +323,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         return f"{type(self).__name__}({self.summary()}; {settings})"
 
     def summary(self) -> str:
-        """What is trained of what, and the memory that it takes in this process: a line."""
+        """The number of trained elements and the memory of this process for them, in one line."""
         info = self.describe()
         num_bytes = info["index_bytes"] + info["gradient_bytes"] + info["state_bytes"]
         memory = f"{num_bytes / 1e6:,.{0 if num_bytes > 1e8 else 2}f} MB"
@@ -339,7 +335,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         )
 
     def describe(self) -> dict[str, Any]:
-        """What a result should say of the optimizer that made it; plain data.
+        """Settings and sizes for the provenance of a result, as plain data.
 
         Bytes are those of this process.
         """
@@ -355,27 +351,27 @@ class SparseOptimizer(torch.optim.Optimizer):
         }
 
     def rebind(self, named_parameters: nn.Module | Iterable[tuple[str, Tensor]]) -> None:
-        """Train other parameters of the same names from the first step on.
+        """Replace the parameters by others of the same names, before the first step.
 
-        For a model that is wrapped after its optimizer is made: `fully_shard` puts sharded
-        parameters in the place of those that the optimizer knows. Gradients collected before are
-        forgotten. Weights are not compared with the base again.
+        For a model that is wrapped after its optimizer is created: `fully_shard` replaces the
+        parameters by sharded ones. Gradients collected before are dropped. Weights are not compared
+        with the base again.
 
         accelerate's FSDP2 works in that order, and puts the new parameters into `param_groups`;
-        the first `step` finds them there and rebinds by itself.
+        the first `step` detects this and rebinds.
 
         Args:
             named_parameters: `model.named_parameters()`, after wrapping.
 
         Raises:
-            OptimizerError: A step has been taken already, or the parameters cannot be trained;
-                then the optimizer is closed.
-            MaskMismatchError: They are those of another model; then the optimizer is closed, too.
+            OptimizerError: A step has been taken already, or the parameters cannot be trained; in
+                the second case the optimizer is closed.
+            MaskMismatchError: They belong to another model. The optimizer is closed.
         """
         if any(self.state.values()):
             raise OptimizerError(
-                "this optimizer has taken steps with the parameters that it has: rebind it before "
-                "its first step"
+                "this optimizer has already taken steps with its parameters: rebind it before its "
+                "first step"
             )
         self.close()
         self._binding.bind(named_parameters)
@@ -385,17 +381,17 @@ class SparseOptimizer(torch.optim.Optimizer):
         self._collector = self._new_collector()
 
     def close(self) -> None:
-        """Remove the hooks: the parameters are free for another optimizer."""
+        """Remove the hooks, so that another sparse optimizer can train the parameters."""
         assert self._collector is not None
         self._collector.close()
 
     def reopen(self) -> None:
-        """Collect gradients again after `close`, with the state of then.
+        """Collect gradients again after `close`, with the same state.
 
-        Weights that something else has changed in between are gone on from.
+        Weights that were changed in the meantime are trained from their current values.
 
         Raises:
-            OptimizerError: Another sparse optimizer has the parameters by now.
+            OptimizerError: Another sparse optimizer has taken the parameters.
         """
         assert self._collector is not None
         if not self._collector.is_open:
@@ -406,14 +402,10 @@ class SparseOptimizer(torch.optim.Optimizer):
             self._collector = self._new_collector()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy has, and what a pickle holds: all but the hooks and the processes.
-
-        Raises:
-            OptimizerError: The optimizer is one of several processes.
-        """
+        """The state of a copy or a pickle: everything but the hooks and the process groups."""
         if self._binding.ranks is not None:
             raise OptimizerError(
-                "an optimizer of several processes cannot be copied or pickled: save its "
+                "an optimizer that spans several processes cannot be copied or pickled: save its "
                 "state_dict(), and load that into a new optimizer"
             )
         own = {name: vars(self)[name] for name in COPIED if name in vars(self)}
@@ -421,10 +413,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **own, "_is_open": is_open}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Become a copy, which collects the gradients of its own copies of the parameters.
+        """Restore a copy, which collects the gradients of its own copies of the parameters.
 
         Raises:
-            OptimizerError: It is one of `copy.copy`, which has the parameters of the original.
+            OptimizerError: It was made by `copy.copy`, so it shares the original's parameters.
         """
         is_open = state.pop("_is_open", None)
         super().__setstate__(state)
@@ -438,11 +430,12 @@ class SparseOptimizer(torch.optim.Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state, as plain data and tensors that `torch.load(weights_only=True)` reads.
 
-        Beside torch's own keys, `trimtab` says which mask, base and settings it belongs to.
-        Gradients that are collected but not used are no part of it.
+        In addition to torch's keys, `trimtab` records the mask, base and settings it belongs to.
+        Gradients that are collected but not used are not included.
 
-        Of a parameter that is sharded, it is the state of the part that this process has: each
-        process saves its own, and as many can go on. See `sharded_state_dict` for another number.
+        For sharded parameters it holds the state of this process's part: each process saves its
+        own, and training resumes in the same number of processes. For another number, see
+        `sharded_state_dict`.
         """
         content, codec = super().state_dict(), self._codec
         content["state"] = codec.export(self.state)
@@ -453,11 +446,11 @@ class SparseOptimizer(torch.optim.Optimizer):
         return content
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, bit for bit.
+        """Restore what `state_dict` returned; training then resumes bit for bit.
 
         Raises:
             OptimizerError: It belongs to another mask, base or settings, or is damaged. The
-                optimizer is left as it was.
+                optimizer is unchanged.
         """
         codec = self._codec
         states = codec.check(state_dict)
@@ -468,9 +461,9 @@ class SparseOptimizer(torch.optim.Optimizer):
         self.num_skipped_steps = state_dict[KEY]["num_skipped_steps"]
 
     def sharded_state_dict(self) -> dict[str, Any]:
-        """The state in the form for `torch.distributed.checkpoint` (DCP).
+        """The state for `torch.distributed.checkpoint` (DCP).
 
-        What is saved by some number of processes, `load_sharded_state_dict` loads in any other::
+        It can be loaded by any number of processes::
 
             state = {"optimizer": optimizer.sharded_state_dict()}
             dcp.save(state, checkpoint_id=folder)
@@ -479,8 +472,8 @@ class SparseOptimizer(torch.optim.Optimizer):
             dcp.load(state, checkpoint_id=folder)
             optimizer.load_sharded_state_dict(state["optimizer"])
 
-        `dcp.load` writes into the tensors that it is given, which may be those of the optimizer:
-        load into one that has not taken a step.
+        `dcp.load` writes into the given tensors, which may be those of the optimizer: load into an
+        optimizer that has not taken a step.
 
         Raises:
             OptimizerError: A parameter is sharded along another dimension than its first.
@@ -498,10 +491,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         }
 
     def load_sharded_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where `sharded_state_dict` was taken, in however many processes.
+        """Restore what `sharded_state_dict` returned, in any number of processes.
 
         Args:
-            state_dict: What `sharded_state_dict` returned, after `torch.distributed.checkpoint`
+            state_dict: The result of `sharded_state_dict`, after `torch.distributed.checkpoint`
                 has loaded into it.
 
         Raises:
