@@ -99,6 +99,18 @@ def ensure_rewritable(base: Checkpoint, ref: str | os.PathLike[str]) -> None:
         fetch_the_rest(base.id, base.revision)
 
 
+def copy_other_files(base: Checkpoint, target: Path) -> None:
+    """Copy the files beside the weights of a checkpoint: settings, tokenizer, index.
+
+    Args:
+        base: An open checkpoint that is a folder.
+        target: An existing folder.
+    """
+    for path in sorted(base.folder.iterdir()):
+        if path.name not in ADAPTER and any(fnmatch(path.name, pattern) for pattern in FILES):
+            shutil.copyfile(path, target / path.name)
+
+
 def rewrite(
     base: Checkpoint,
     target: Path,
@@ -121,9 +133,7 @@ def rewrite(
     Returns:
         Name -> xxh3-128 of the bytes in base, of every tensor.
     """
-    for path in sorted(base.folder.iterdir()):
-        if path.name not in ADAPTER and any(fnmatch(path.name, pattern) for pattern in FILES):
-            shutil.copyfile(path, target / path.name)
+    copy_other_files(base, target)
     digests = {}
     num_bytes = sum(tensor.num_bytes for tensor in base.tensors.values())
     shards: dict[DataFile, list[StoredTensor]] = {}
