@@ -118,13 +118,16 @@ def test_a_run(run: Run, base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["--task", "addition", "--data", "q.jsonl"], "--task stands alone"),
+        (["--task", "addition", "--data", "q.jsonl"], "--task cannot be combined"),
         (["--questions", "3", "--by", "x"], "--by, --questions needs --run, --task or --data"),
         (["--data", "q.jsonl", "--config", "a=1"], "--config is for --task"),
         (["--task", "addition", "--verifier", "exact"], "--verifier is for --data alone"),
         (["--run", "r.toml", "--data", "q.jsonl", "--column", "a"], "--column is for --data alone"),
         (["--task", "reasoning_gym:x", "--config", "a"], "--config a: expected KEY=VALUE"),
-        (["--data", "q.jsonl", "--reward", "a.py:f", "--pattern", "a"], "--reward judges alone"),
+        (
+            ["--data", "q.jsonl", "--reward", "a.py:f", "--pattern", "a"],
+            "--reward cannot be combined",
+        ),
         (["--task", "addition", "--suite-folder", "."], "--suite-limit are for --suite"),
         (["--task", "addition", "--samples", "-1"], "--samples"),
         ([], "MODEL..."),
@@ -179,5 +182,7 @@ def test_interrupt_leaves_nothing_half_written(
         "evaluate", base, "--data", data, "--reward", f"{reward}:slow", "-o", output
     )
     assert (code, out) == (130, "")
-    assert err.strip() == ("trimtab: interrupted: no answers are kept: the same command asks anew")
+    assert err.strip() == (
+        "trimtab: interrupted: no answers are kept: the same command starts over"
+    )
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".e.json", "e.json"))]

@@ -95,7 +95,7 @@ def test_rows_of_a_file(run: Run, base: Path, rows: Path, tmp_path: Path) -> Non
     fisher = "--samples", 1, "--max-tokens", 2, "--stop", "="
     code, _, err = run("mask", "make", "fisher", *asked, *fisher, "-o", path, "--force")
     assert code == 0, err
-    assert "looked at 6 completions" in err
+    assert "read 6 completions" in err
 
 
 FILE = ("--prompts", "ROWS")

@@ -102,7 +102,7 @@ def test_files_that_exist(run: Run, base: Path, tmp_path: Path) -> None:
         ),
         (
             ("--sparsity", 0.5, "--method", "wanda", "--statistics", "x", "--save-statistics", "y"),
-            "--save-statistics is for what is measured",
+            "--save-statistics is for measured norms",
         ),
     ],
 )

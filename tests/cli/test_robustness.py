@@ -77,7 +77,7 @@ def test_a_probe_that_was_interrupted_goes_on(
     options = (*common, *judged, "--max-tokens", 2, "--passages", 1, "--levels", "0.3,1", "-o")
     path, kept = tmp_path / "r.json", tmp_path / "r.partial.jsonl"
     code, out, err = run(*options, path)
-    how = "the same command goes on, and keeps what is finished"
+    how = "the same command resumes and keeps what is finished"
     assert (code, out) == (130, "")
     assert err.splitlines()[-1] == f"trimtab: interrupted: {how}"
     assert not path.exists()
@@ -100,7 +100,7 @@ def test_a_probe_that_was_interrupted_goes_on(
 def test_every_noise_without_questions(run: Run, common: tuple[object, ...]) -> None:
     code, out, err = run(*common, "--levels", "1", "--seeds", 1, "--passages", 1, "--json")
     assert (code, err.count("\n")) == (0, 1)
-    assert err.startswith("16 conditions, of which nothing is kept if this is interrupted: with -o")
+    assert err.startswith("16 conditions; nothing is kept if this is interrupted: with -o")
     told = json.loads(out)
     assert told["settings"]["noises"] == list(NOISES)
     assert told["text"]["num_passages"] == 1

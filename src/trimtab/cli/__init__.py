@@ -2,7 +2,7 @@
 
 `trimtab --help` imports all of them, so what a verb needs is imported inside it.
 
-Exit codes: 0 done; 1 an expected error, told in one line; 2 wrong usage; 3 a check said no;
+Exit codes: 0 success; 1 an expected error, reported in one line; 2 wrong usage; 3 a check failed;
 130 interrupted; 143 terminated.
 """
 
@@ -29,7 +29,7 @@ from trimtab.processes import Terminated, end_with_parent
 
 @click.group(
     cls=Group,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     epilog="Start with: trimtab example",
 )
 @click.version_option(__version__, prog_name="trimtab")
@@ -38,7 +38,7 @@ def trimtab(debug: bool) -> None:
     """Measure the small part of a language model's weights that RL fine-tuning moves."""
 
 
-for _verb in (  # in the order of the work
+for _verb in (  # in the order in which they are used
     demo.example,
     measure.compare,
     measure.trajectory,
@@ -61,18 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with guarded():
         try:
             _run(list(sys.argv[1:] if arguments is None else arguments))
-        except Exception:  # a fault of ours; what it quotes of a file goes through the guard
+        except Exception:  # a bug; text from files in the traceback goes through the guard
             traceback.print_exc()
             sys.exit(1)
 
 
 def _run(arguments: list[str]) -> None:
     try:
-        typed = shlex.join(["trimtab", *arguments])
+        command = shlex.join(["trimtab", *arguments])
         with termination_interrupts(), _notices():
             end_with_parent()
-            code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False, obj=typed)
-    except click.exceptions.Abort as abort:  # what click makes of an interrupt
+            code = trimtab.main(arguments, prog_name="trimtab", standalone_mode=False, obj=command)
+    except click.exceptions.Abort as abort:  # click raises it for an interrupt
         _end(abort.__cause__)
     except click.ClickException as error:
         error.show()
@@ -80,11 +80,11 @@ def _run(arguments: list[str]) -> None:
     except (TrimtabError, OSError) as error:
         if "--debug" in arguments:
             raise
-        if isinstance(error, BrokenPipeError):  # the reader of our output left, as `head` does
+        if isinstance(error, BrokenPipeError):  # the reader of our output is gone, such as `head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         _stop(str(error), 2 if isinstance(error, CriterionError) else 1)
-    except ModuleNotFoundError as error:  # a part of an extra, imported before it is asked for
+    except ModuleNotFoundError as error:  # a package of an extra
         if "--debug" in arguments or error.name is None or error.name.startswith("trimtab"):
             raise
         _stop(f"{error.name} is not installed: run `pip install 'trimtab[train]'`", 1)
@@ -95,28 +95,28 @@ def _run(arguments: list[str]) -> None:
 
 @contextmanager
 def _notices() -> Iterator[None]:
-    """Print what checkpoints have to be said of on the standard error, each sentence once."""
-    told = set()
+    """Print each warning about a checkpoint once, to stderr."""
+    printed = set()
     with warnings.catch_warnings():
         warnings.simplefilter("always", CheckpointWarning)
         show = warnings.showwarning
 
-        def tell(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
+        def notify(message: Any, category: type[Warning], *where: Any, **more: Any) -> None:
             if not issubclass(category, CheckpointWarning):
                 show(message, category, *where, **more)
-            elif (said := " ".join(str(message).split())) not in told:
-                told.add(said)
-                say(f"note: {said}", err=True)
+            elif (note := " ".join(str(message).split())) not in printed:
+                printed.add(note)
+                say(f"note: {note}", err=True)
 
-        warnings.showwarning = tell
+        warnings.showwarning = notify
         yield
 
 
 def _end(interrupt: BaseException | None) -> None:
-    """Exit as whoever sent the signal expects, and say how to go on where that is possible."""
-    what, code = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", 130)
+    """Exit with the code of the signal; the message of the interrupt says how to resume."""
+    event, code = ("terminated", 143) if isinstance(interrupt, Terminated) else ("interrupted", 130)
     how = "" if interrupt is None else str(interrupt)
-    _stop(f"{what}: {how}" if how else what, code)
+    _stop(f"{event}: {how}" if how else event, code)
 
 
 def _stop(message: str, code: int) -> None:

@@ -1,4 +1,4 @@
-"""`trimtab example` and `trimtab demo`: what a newcomer starts with."""
+"""`trimtab example` and `trimtab demo`, for a first look."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def example(folder: Path) -> None:
     written = write_example(folder)
     if written:
         width = max(map(len, EXAMPLE))
-        for name, what in EXAMPLE.items():
-            say(f"{name:{width}}  {what}")
+        for name, description in EXAMPLE.items():
+            say(f"{name:{width}}  {description}")
         say(f"\nwrote them into {'this folder' if folder == Path() else folder}. Try:")
     else:
         say("the example is here already, as it was written. Try:")
@@ -66,28 +66,25 @@ def example(folder: Path) -> None:
     "--steps",
     type=click.IntRange(min=1),
     default=20,
-    show_default=True,
     help="Number of optimizer steps of each run.",
 )
 @click.option(
     "--seed",
     type=SEED,
     default=0,
-    show_default=True,
     help="Seed of the questions held out, their order, and the sampling.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("demo"),
-    show_default=True,
     help="Folder for checkpoints, JSON and the report.",
 )
 @click.option(
     "--controls",
     is_flag=True,
-    help="Also train as many weights at random places, as many of each size, all weights outside "
-    "the mask, and every weight under the next seed.",
+    help="Also train the controls: masks of the same size at random positions, with and without "
+    "matched magnitudes; all weights outside the mask; every weight under the next seed.",
 )
 def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     """See sparse updates happen: RL-tune a real model on this machine, and compare.
@@ -95,8 +92,8 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     SmolLM2-135M-Instruct learns one-digit addition twice from the same start: by GRPO, and by SFT
     on the right answers at the same learning rate and number of steps. Both are compared with the
     base. Then GRPO runs again with the same questions and seed, but trains only the weights that it
-    had changed, and the two models are set side by side. Interrupt it when you like; the same
-    command goes on where it was.
+    had changed, and the two models are compared. It can be interrupted at any time; the same
+    command resumes where it stopped.
     """
     from trimtab.report.demo import demo_document
     from trimtab.report.demo_record import demo_record, label_of
@@ -110,12 +107,12 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
         with stop_asked("finishing the step and saving it") as stop:
             run = train_demo(out, controls=controls, steps=steps, seed=seed, stop=stop)
     except KeyboardInterrupt as interrupt:
-        why = interrupt.args or ("the same command goes on where it was",)
+        why = interrupt.args or ("the same command resumes where it stopped",)
         raise type(interrupt)(*why) from None
-    comparisons = {name: _compare(run, name) for name, of in run.runs.items() if of.mask is None}
-    beside = [name for name in run.runs if name not in ("grpo", "sft")]
-    beside.sort(key=lambda name: run.runs[name].mask is None)  # the mask first, the seed last
-    checks = {name: _check(run, name) for name in beside}
+    comparisons = {name: _compare(run, name) for name in run.runs if run.runs[name].mask is None}
+    others = [name for name in run.runs if name not in ("grpo", "sft")]
+    others.sort(key=lambda name: run.runs[name].mask is None)  # the mask first, the seed last
+    checks = {name: _check(run, name) for name in others}
     for name, comparison in comparisons.items():
         comparison.save(out / f"{name}.json", force=True)
     for name, check in checks.items():
@@ -128,8 +125,8 @@ def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
         **data,
         "record": record,
         "seconds_in_all": perf_counter() - started,
-        "comparisons": {label: _totals(of) for label, of in by_label.items()},
-        "identities": {label: _totals(of) for label, of in identities.items()},
+        "comparisons": {label: _totals(result) for label, result in by_label.items()},
+        "identities": {label: _totals(result) for label, result in identities.items()},
     }
     write_text(out / "demo.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n", force=True)
     document = demo_document(record, by_label, identities)
@@ -156,7 +153,7 @@ def _compare(run: DemoRun, name: str) -> Comparison:
 
 
 def _check(run: DemoRun, name: str) -> Identity:
-    """A run against GRPO: in its own mask, or in that of GRPO if it trained every weight."""
+    """Compare a run with GRPO in its own mask, or in GRPO's if it trained every weight."""
     mask = run.runs[name].mask or run.runs["grpo-mask"].mask
     assert mask is not None
     check = trimtab.identity(run.base, run.runs["grpo"].folder, run.runs[name].folder, mask)

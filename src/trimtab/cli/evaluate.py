@@ -1,4 +1,4 @@
-"""`trimtab evaluate MODEL...` and `trimtab robustness CHECKPOINT`: models that are asked."""
+"""`trimtab evaluate MODEL...` and `trimtab robustness CHECKPOINT`."""
 
 from __future__ import annotations
 
@@ -31,14 +31,12 @@ NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
 @click.option("--by", metavar="NAME", help="Column, or level of a task, to also count by.")
 @click.option(
     "--samples",
+    "num_samples",
     type=click.IntRange(min=0),
     default=0,
-    show_default=True,
-    help="Number of sampled answers to each question, beside the greedy one.",
+    help="Number of sampled answers to each question, in addition to the greedy one.",
 )
-@click.option(
-    "--temperature", type=float, default=1.0, show_default=True, help="Sampling temperature."
-)
+@click.option("--temperature", type=float, default=1.0, help="Sampling temperature.")
 @options.seed_option("Seed of the samples.", options.SEED)
 @options.batch_size_option
 @options.text_option
@@ -57,30 +55,25 @@ NOISES = ("gaussian", "gaussian-absolute", "sign", "bitflip")
 @options.result_options
 def evaluate(
     models: tuple[str, ...],
-    base: str | None,
     by: str | None,
-    samples: int,
-    temperature: float,
-    seed: int,
-    batch_size: int,
-    text: Path | None,
     suite: str | None,
     suite_folder: Path | None,
     suite_limit: int | None,
-    dtype: Any,
+    question_settings: dict[str, Any],
     outputs: options.Outputs,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
     """Ask models held-out questions, side by side, and measure what they forgot.
 
     MODEL is a folder or a hub id with an optional @revision. With several, or with --base, each is
-    set against the first on the same questions. With --base all read a neutral text beside it.
+    compared with the first on the same questions. With --base, the forgetting of each is measured
+    on a neutral text.
 
     Without -o, a table is printed.
     """
     if suite is None and (suite_folder is not None or suite_limit is not None):
         raise click.UsageError("--suite-folder and --suite-limit are for --suite")
-    questions = questions_of(by=by, **asked)
+    questions = questions_of(by=by, **question_settings)
 
     from trimtab.training.evaluation.suites import Suites
 
@@ -88,18 +81,12 @@ def evaluate(
     try:
         evaluation = trimtab.training.evaluate(
             models,
-            base=base,
             questions=questions,
-            num_samples=samples,
-            temperature=temperature,
-            text=text,
             suites=None if tasks is None else Suites(tuple(tasks), suite_folder, suite_limit),
-            dtype=dtype,
-            batch_size=batch_size,
-            seed=seed,
+            **settings,
         )
     except KeyboardInterrupt as interrupt:
-        raise type(interrupt)("no answers are kept: the same command asks anew") from None
+        raise type(interrupt)("no answers are kept: the same command starts over") from None
     outputs.give(evaluation)
 
 
@@ -113,7 +100,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
 @click.command(
     "robustness",
     cls=options.Command,
-    short_help="Ask whether a mask is more fragile than other sets of its size.",
+    short_help="Test whether a mask is more fragile than other sets of its size.",
     epilog="Example: trimtab robustness tuned/ --mask m.safetensors --base base/ --task addition",
 )
 @click.argument("checkpoint")
@@ -131,85 +118,77 @@ def _numbers(context: click.Context, parameter: click.Parameter, text: str) -> t
 @click.option(
     "--levels",
     default="0.1,0.3,1",
-    show_default=True,
     callback=_numbers,
     metavar="LEVEL,...",
     help="Noise levels: relative size for Gaussian noise, fraction of elements otherwise.",
 )
 @click.option(
     "--seeds",
+    "num_seeds",
     type=click.IntRange(min=1),
     default=3,
-    show_default=True,
     help="Number of draws of elements and noise.",
 )
 @options.seed_option("Seed of the first draw.", options.SEED)
 @question_options
 @options.text_option
 @click.option(
-    "--passages", type=click.IntRange(min=1), help="Number of passages of the text, at most."
+    "--passages",
+    "num_passages",
+    type=click.IntRange(min=1),
+    help="Number of passages of the text, at most.",
 )
 @options.batch_size_option
 @options.result_options
 def robustness(
     checkpoint: str,
-    mask: Path,
-    base: str,
     noises: tuple[str, ...],
     levels: tuple[float, ...],
-    seeds: int,
-    seed: int,
-    text: Path | None,
-    passages: int | None,
-    batch_size: int,
+    num_seeds: int,
+    question_settings: dict[str, Any],
     outputs: options.Outputs,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
-    """Ask whether a subnetwork is more fragile than other weights of the model.
+    """Test whether a subnetwork is more fragile than other weights of the model.
 
-    CHECKPOINT is a folder or a hub id with an optional @revision. Noise is put into the elements
-    of the mask; into as many of each tensor outside it; into as many at random; and into as many
-    at random that the base's weights match in magnitude. After each, a text is read beside the
-    unperturbed model (KL), and questions are asked if there are any. The files are not touched.
+    CHECKPOINT is a folder or a hub id with an optional @revision. Noise is added to the elements
+    of the mask, and to the same number of elements of each tensor: outside the mask, at random, and
+    at random with matched magnitudes of the base's weights. After each, the KL from the unperturbed
+    model is measured on a text, and questions are asked if there are any. No file is changed.
 
-    That is noises x levels x seeds x 4 sets: 144 conditions, unless you ask for fewer. After the
-    first it is told how long they take. With -o NAME.json, interrupt it when you like: the same
-    command goes on, and keeps what is finished. Without -o, nothing is kept, and a table is
-    printed.
+    That is noises x levels x seeds x 4 sets: 144 conditions by default. After the first, the time
+    that the others take is estimated. With -o NAME.json it can be interrupted at any time: the same
+    command resumes and keeps what is finished. Without -o, nothing is kept, and a table is printed.
     """
-    questions = questions_of(**asked)
+    questions = questions_of(**question_settings)
 
     from trimtab.training.perturbation.noise import ARMS
 
     output = outputs.output
-    keeps = output is not None and not is_stream(output)
-    unfinished = output.with_suffix(".partial.jsonl") if output is not None and keeps else None
-    if unfinished is None:
-        num = len(noises or NOISES) * len(levels) * seeds * len(ARMS)
+    unfinished = None
+    if output is not None and not is_stream(output):
+        unfinished = output.with_suffix(".partial.jsonl")
+    else:
+        num = len(noises or NOISES) * len(levels) * num_seeds * len(ARMS)
         say(
-            f"{num} conditions, of which nothing is kept if this is interrupted: with -o NAME.json "
-            "the same command goes on",
+            f"{num} conditions; nothing is kept if this is interrupted: with -o NAME.json the same "
+            "command resumes",
             err=True,
         )
     try:
         result = trimtab.training.robustness(
             checkpoint,
-            base=base,
-            mask=mask,
             questions=questions,
             noises=noises or NOISES,
             levels=levels,
-            num_seeds=seeds,
-            seed=seed,
-            text=text,
-            num_passages=passages,
-            batch_size=batch_size,
+            num_seeds=num_seeds,
             unfinished=unfinished,
+            **settings,
         )
     except KeyboardInterrupt as interrupt:
         if unfinished is None:
             raise
-        raise type(interrupt)("the same command goes on, and keeps what is finished") from None
+        raise type(interrupt)("the same command resumes and keeps what is finished") from None
     outputs.give(result)
     if unfinished is not None:
         unfinished.unlink()

@@ -1,4 +1,4 @@
-"""`trimtab mask VERB`: make masks of what changed, their controls, and ask what masks share.
+"""`trimtab mask VERB`: make masks of what changed and their controls, and compare masks.
 
 The verbs of `trimtab mask make` are in `trimtab.cli.mask_make` and `trimtab.cli.mask_probe`.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from trimtab.masks.on_disk import StoredMask
 
 SPLIT_RESULT = "split.json"
-"""The counts of `mask share`, beside the parts."""
+"""The counts of `mask share`, next to the parts."""
 
 SPAN = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 
@@ -42,8 +42,7 @@ MOST_LAYERS = 100_000
 def mask() -> None:
     """Make a mask of the elements that changed, and its controls.
 
-    A mask says of each element of each tensor whether it is selected; it is a file of one bit for
-    each.
+    A mask has one bit for each element of each tensor: whether it is selected.
     """
 
 
@@ -57,7 +56,6 @@ def mask() -> None:
 @click.option(
     "--changed",
     default="bits",
-    show_default=True,
     metavar="CRITERION",
     help="Criterion of what changed: bits, value, atol=T, strict_atol=T or rel=T.",
 )
@@ -73,18 +71,18 @@ def extract(base: str, tuned: str, target: options.MaskTarget, **settings: Any) 
     from trimtab.report.mask import gaps_text
 
     with byte_progress("extracting") as progress:
-        made = trimtab.extract_mask(base, tuned, progress=progress, **settings)
-    step = made.provenance["steps"][0]
+        extracted = trimtab.extract_mask(base, tuned, progress=progress, **settings)
+    step = extracted.provenance["steps"][0]
     if step["conversion"]:
         say(f"compared: {step['conversion']}", err=True)
     if gaps := gaps_text(step):
         say(f"not compared in full: {gaps}; `trimtab mask info --json` lists them", err=True)
-    target.write(made)
+    target.write(extracted)
 
 
 @mask.command(
     "random",
-    short_help="Control: as many elements, at random places.",
+    short_help="Control: the same number of elements, at random positions.",
     epilog="Example: trimtab mask random m.safetensors --seed 1 -o r.safetensors",
 )
 @click.argument("mask", type=options.PATH)
@@ -92,17 +90,16 @@ def extract(base: str, tuned: str, target: options.MaskTarget, **settings: Any) 
     "--match",
     type=click.Choice(["tensor", "magnitude"]),
     default="tensor",
-    show_default=True,
-    help="As many in each tensor, or in each tensor × exponent of the base weight.",
+    help="Match the numbers per tensor, or per tensor × exponent of the base weight.",
 )
 @click.option("--base", help="Base that MASK was made against, for --match magnitude.")
-@options.seed_option("Seed of the places.")
+@options.seed_option("Seed of the positions.")
 @options.writes_a_mask
 def random(mask: Path, match: str, base: str | None, seed: int, target: options.MaskTarget) -> None:
-    """Select as many elements in each tensor as MASK does, at random places.
+    """Select the same number of elements in each tensor as MASK, at random positions.
 
-    Small weights are the ones that training can move at all in bf16, so most of what two masks
-    share is that both favour them. --match magnitude makes a control that favours them as much.
+    In bf16, training can hardly change weights that are not small, so most of what two masks share
+    is that both prefer small weights. With --match magnitude, so does the control.
     """
     if (base is not None) != (match == "magnitude"):
         raise click.UsageError("--match magnitude and --base BASE go together")
@@ -123,20 +120,20 @@ for _verb in (mask_probe.fisher, mask_probe.sign_consistency, mask_probe.snip):
 
 @mask.command(
     "survivors",
-    short_help="Select the elements that pruning has left: those that are not 0.",
+    short_help="Select the elements that survive pruning: those that are not 0.",
     epilog="Example: trimtab mask survivors pruned/ -o alive.safetensors",
 )
 @click.argument("checkpoint")
 @options.writes_a_mask
 def survivors(checkpoint: str, target: options.MaskTarget) -> None:
-    """Select the elements of a CHECKPOINT that are not 0, whatever made the others so.
+    """Select the elements of a CHECKPOINT that are not 0.
 
     CHECKPOINT is a folder, a .safetensors or .bin file, or a hub id with an optional @revision.
     Both zeros count, +0 and -0.
     """
     with byte_progress("reading") as progress:
-        made = trimtab.survivors(checkpoint, progress=progress)
-    target.write(made)
+        alive = trimtab.survivors(checkpoint, progress=progress)
+    target.write(alive)
 
 
 def _add_set_operation(
@@ -146,8 +143,8 @@ def _add_set_operation(
 
     @mask.command(
         operation,
-        help=f"{selects}\n\nBoth are masks of one model. What a mask does not have, it does not "
-        "select. They stay on disk: memory is that of the largest tensor.",
+        help=f"{selects}\n\nBoth are masks of one model. A tensor that a mask does not have counts "
+        "as not selected. Both stay on disk: memory is that of the largest tensor.",
         short_help=f"Combine two masks: {short_help}.",
         epilog=f"Example: trimtab mask {operation} a.safetensors b.safetensors -o m.safetensors",
     )
@@ -156,10 +153,10 @@ def _add_set_operation(
     @options.writes_a_mask
     def command(first: Path, second: Path, target: options.MaskTarget) -> None:
         with trimtab.open_mask(first) as one, trimtab.open_mask(second) as other:
-            made = trimtab.combine(operation, one, other)
+            combined = trimtab.combine(operation, one, other)
             _say_names([one, other])
-            _say_bases(made.header.provenance["steps"][-1]["base_differs"])
-            target.write_derived(made)
+            _say_bases(combined.header.provenance["steps"][-1]["base_differs"])
+            target.write_derived(combined)
 
 
 _add_set_operation("and", "what both select", "Select the elements that both FIRST and SECOND do.")
@@ -214,14 +211,14 @@ def restrict(
     tensors: tuple[str, ...],
     target: options.MaskTarget,
 ) -> None:
-    """Keep of MASK the tensors that meet every condition given, and leave out the others."""
+    """Keep the tensors of MASK that meet every condition given, and leave out the others."""
     if kinds is None and layers is None and not tensors:
         raise click.UsageError("give at least one of --kinds, --layers and --tensors")
     with trimtab.open_mask(mask) as opened:
-        made = trimtab.restrict(
+        restricted = trimtab.restrict(
             opened, kinds=options.names_of(kinds), layers=layers, tensors=tensors or None
         )
-        target.write_derived(made)
+        target.write_derived(restricted)
 
 
 @mask.command(
@@ -246,11 +243,11 @@ def share(
 ) -> None:
     """Split MASKS, such as those of several tasks, into their common core and own parts.
 
-    The core is what all of them select; the own part of a mask is what it selects and no other
-    does. Each is a mask, in a file of its own, and is counted next to what chance gives: for masks
-    with as many elements in each tensor, and with --base also of each magnitude of its weights.
+    The core is what all of them select; the own part of a mask is what only this mask selects. Each
+    part is written as a mask, and its size is compared with chance: with random masks of the same
+    number of elements in each tensor, and with --base also at each magnitude of its weights.
 
-    The counts are written beside them, for `trimtab report`.
+    The counts are written to the same folder, for `trimtab report`.
     """
     from trimtab.masks.split import part_files
     from trimtab.report.mask import share_text
@@ -295,7 +292,7 @@ def share(
     multiple=True,
     help="Carry it to another depth, or to another width; can be given twice.",
 )
-@options.seed_option("Seed of the places, for --map units=density.")
+@options.seed_option("Seed of the positions, for --map units=density.")
 @options.writes_a_mask
 def transfer(
     mask: Path, to: str, maps: tuple[Any, ...], seed: int, target: options.MaskTarget
@@ -304,22 +301,22 @@ def transfer(
 
     Tensors of the same names and shapes keep their bits, and a vocabulary of another size the rows
     that both have. Another depth needs --map layers=interpolate: each layer gets the bits of the
-    one at the same relative depth. Another width needs --map units=density: each row gets as large
-    a share as the one at the same relative place, at random places. Anything else is refused.
+    one at the same relative depth. Another width needs --map units=density: each row gets the
+    density of the row at the same relative position, at random positions. Anything else is refused.
     """
     from trimtab.report.mask import carried_text
 
     with trimtab.open_mask(mask) as opened:
         with byte_progress("hashing") as progress:
-            made = trimtab.transfer(opened, to, maps=maps, seed=seed, progress=progress)
-        if summary := carried_text(made.header.provenance["steps"][-1]):
+            transferred = trimtab.transfer(opened, to, maps=maps, seed=seed, progress=progress)
+        if summary := carried_text(transferred.header.provenance["steps"][-1]):
             say(summary, err=True)
-        target.write_derived(made)
+        target.write_derived(transferred)
 
 
 @mask.command(
     "overlap",
-    short_help="Ask whether masks select the same elements, or do so by chance.",
+    short_help="Count what masks share, compared with chance.",
     epilog="Example: trimtab mask overlap seed-0.safetensors seed-1.safetensors --base base/",
 )
 @click.argument("masks", nargs=-1, required=True, metavar="A B [C …]", type=options.PATH)
@@ -332,17 +329,17 @@ def transfer(
 @click.option(
     "--series",
     is_flag=True,
-    help="The masks are in the order of time: set each against the last.",
+    help="The masks are in the order of time: compare each with the last.",
 )
 @options.threads_option
 @options.result_options
 def overlap(masks: tuple[Path, ...], outputs: options.Outputs, **settings: Any) -> None:
-    """Ask whether masks select the same elements, beside what they would share by chance.
+    """Count the elements that masks share, compared with what they would share by chance.
 
-    A, B, … are files of masks of one model. What two of them share is set against three nulls:
-    masks drawn at random with as many elements in all, in each tensor, and (with --base) in each
-    tensor at each magnitude of the base's weights. Of three masks or more, every pair is set side
-    by side, and what so many of them select is counted.
+    A, B, … are files of masks of one model. What two of them share is compared with three nulls:
+    random masks with the same number of elements in total, in each tensor, and (with --base) in
+    each tensor at each magnitude of the base's weights. With three masks or more, every pair is
+    compared, and the elements are counted by the number of masks that select them.
 
     Without -o, a table is printed.
     """
@@ -353,7 +350,7 @@ def overlap(masks: tuple[Path, ...], outputs: options.Outputs, **settings: Any) 
 
 @mask.command(
     "score",
-    short_help="Ask how well a mask predicts another.",
+    short_help="Measure how well a mask predicts another.",
     epilog="Example: trimtab mask score predicted.safetensors m.safetensors --base base/",
 )
 @click.argument("pred", type=options.PATH)
@@ -361,24 +358,24 @@ def overlap(masks: tuple[Path, ...], outputs: options.Outputs, **settings: Any) 
 @click.option(
     "--scores",
     type=options.PATH,
-    help="Scores that PRED was selected by, to judge their whole ranking.",
+    help="Scores that PRED was selected by, to evaluate their whole ranking.",
 )
 @click.option(
     "--base",
     metavar="BASE",
-    help="Checkpoint that both were made against; with it, PRED is set beside random masks of "
-    "its magnitudes, and beside the smallest weights.",
+    help="Checkpoint that both were made against; with it, PRED is also compared with random masks "
+    "of its magnitudes, and with the smallest weights.",
 )
 @options.result_options
 def score(
     pred: Path, true: Path, scores: Path | None, base: str | None, outputs: options.Outputs
 ) -> None:
-    """Ask how well the mask PRED predicts the mask TRUE.
+    """Measure how well the mask PRED predicts the mask TRUE.
 
     Precision is the share of PRED that is in TRUE, recall the share of TRUE that is in PRED, and
-    average precision that of the ranking by --scores, or of PRED alone. Beside them stands the
-    lift over random masks of as many elements in all, in each tensor and (with --base) in each
-    tensor at each magnitude, and over as many of the smallest weights.
+    average precision that of the ranking by --scores, or of PRED alone. Next to them is the lift
+    over random masks with the same number of elements in total, in each tensor and (with --base) in
+    each tensor at each magnitude, and over the same number of the smallest weights.
 
     Without -o, a table is printed.
     """
@@ -389,7 +386,7 @@ def score(
 
 @mask.command(
     "structure",
-    short_help="Ask where in the network masks live, against chance.",
+    short_help="Show where in the network masks are dense, compared with chance.",
     epilog="Example: trimtab mask structure m.safetensors --base base/ --html s.html",
 )
 @click.argument("masks", type=options.PATH, nargs=-1, required=True)
@@ -398,7 +395,7 @@ def score(
     "--config",
     type=options.PATH,
     metavar="FOLDER",
-    help="Folder of the config.json, if BASE is not at hand.",
+    help="Folder of the config.json, if BASE is not available.",
 )
 @click.option("--map", metavar="TENSOR", help="Name of the matrix to map.")
 @options.seed_option("Seed of the random control of the first mask.")
@@ -411,16 +408,15 @@ def structure(
     outputs: options.Outputs,
     **settings: Any,
 ) -> None:
-    """Ask where in the network masks live: by head, neuron, channel, row and column.
+    """Show where in the network masks are dense: by head, neuron, channel, row and column.
 
-    What each unit has is set against chance: as many elements as the mask has in each tensor,
-    anywhere in it, and beside a random control that does just that. With BASE (a folder, a file,
-    or a hub id with an optional @revision) also as many as it has of each magnitude, so that what
-    is left is not a matter of small weights. Several masks of one model are asked whether they
-    favour the same units.
+    The count of each unit is compared with chance (the same number of elements in each tensor, at
+    random positions) and with a random mask drawn that way. With BASE (a folder, a file, or a hub
+    id with an optional @revision) chance is also matched by magnitude, so that small weights alone
+    do not explain what is left. Several masks of one model are compared by unit.
 
-    Attention heads and KV groups need head counts, from BASE or --config. The tensor of the map is
-    by default the most dispersed one.
+    Attention heads and KV groups need head counts, from BASE or --config. By default the map shows
+    the most dispersed tensor.
 
     Without -o, a table is printed.
     """
@@ -452,7 +448,7 @@ def info(mask: Path, as_json: bool) -> None:
 
 
 def _say_names(masks: Sequence[StoredMask]) -> None:
-    """Say which tensors of some masks are taken for those that others call by another name."""
+    """Say which tensors have different names in different masks."""
     from trimtab.masks.matching import named_alike
     from trimtab.words import first_few
 
@@ -471,12 +467,12 @@ def _say_names(masks: Sequence[StoredMask]) -> None:
 
 
 def _say_bases(names: Sequence[str]) -> None:
-    """Say which tensors have lost their digest because masks were made against different bases."""
+    """Say which tensors lose their digest because masks were made against different bases."""
     from trimtab.words import first_few
 
     if names:
         say(
             f"made against different bases in {len(names)} of the tensors: {first_few(names)}; "
-            "the result says of these no longer what they were",
+            "the result has no digest for them",
             err=True,
         )

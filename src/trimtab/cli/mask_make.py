@@ -1,6 +1,6 @@
-"""`trimtab mask make KIND`: masks predicted without having trained, and controls of some size.
+"""`trimtab mask make KIND`: masks predicted without training, and controls.
 
-The kinds that ask gradients are in `trimtab.cli.mask_probe`.
+The kinds that need gradients are in `trimtab.cli.mask_probe`.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ base_option = click.option(
 @click.group(
     "make",
     cls=options.Group,
-    short_help="Predict what training will change, without having trained.",
+    short_help="Predict what training will change, without training.",
     epilog="Example: trimtab mask make low-magnitude --base base/ --density 0.1 -o p.safetensors",
 )
 def make() -> None:
-    """Predict which elements training will change, without having trained, or make a control.
+    """Predict which elements training will change, without training, or make a control.
 
-    Each kind gives every element of the base a score and selects those with the highest, exactly as
-    many as are asked for; which of equal scores is random, by seed. `trimtab mask score` tells how
-    well a mask predicts another.
+    Each kind gives every element of the base a score and selects exactly the number of elements
+    asked for, those with the highest scores; ties are broken at random, by seed. `trimtab mask
+    score` measures how well a mask predicts another.
     """
 
 
 @dataclass(frozen=True)
-class Making:
-    """How many elements a command selects, and where the mask goes.
+class Selection:
+    """How many elements a command selects, and where it writes the mask.
 
     Attributes:
-        density: Share of the elements to select; None to go by `like`.
-        like: A mask to select as many as; None to go by `density`.
-        match: In what as many are selected.
-        seed: Decides which of equal scores are selected.
+        density: Share of the elements to select; None if `like` is given.
+        like: A mask whose number of elements to match; None if `density` is given.
+        match: What the numbers are matched in.
+        seed: Seed for breaking ties.
         scores: Also write the scores to this file.
-        target: Where the mask goes.
+        target: Where the mask is written.
     """
 
     density: float | None
@@ -72,11 +72,11 @@ class Making:
 
     @property
     def is_sized(self) -> bool:
-        """Whether the number of elements was given, rather than following from the kind."""
+        """Whether the number of elements is given; otherwise it follows from the kind."""
         return self.density is not None or self.like is not None
 
     def names(self, base: Checkpoint) -> Iterable[str] | None:
-        """The tensors of base to score: those of the mask to be like, or None for all."""
+        """The tensors of base to score: those of `like`, or None for all."""
         from trimtab.masks.matching import named_as_in
 
         if self.like is None:
@@ -109,9 +109,9 @@ class Making:
 
         Args:
             scores: Of the tensors to select from.
-            base: The open checkpoint that they are of, for `--match magnitude`.
-            step: What made them, for the provenance: `{"step": "low-magnitude", …}`.
-            masks: Those that the scores were made from, whose provenance is kept.
+            base: The open checkpoint of these tensors, for `--match magnitude`.
+            step: The provenance: `{"step": "low-magnitude", …}`.
+            masks: Masks that the scores were computed from, whose provenance is kept.
         """
         from trimtab.masks.matching import named_like
 
@@ -123,17 +123,17 @@ class Making:
             self._select(scores, quotas, step, masks)
             return
         self._write_scores(scores, step)
-        with trimtab.ScoreFile(self.scores) as written:
-            self._select(written, quotas, step, masks)
+        with trimtab.ScoreFile(self.scores) as file:
+            self._select(file, quotas, step, masks)
 
     def by_weights(
         self, base: str, scores: Callable[..., Scores], kind: str, **settings: Any
     ) -> None:
-        """Select by scores that follow from the weights of a base.
+        """Select by scores of the weights of a base.
 
         Args:
-            base: The checkpoint, as typed.
-            scores: Makes the scores of the open checkpoint; its arguments are those of
+            base: The checkpoint, as given on the command line.
+            scores: Computes the scores; takes the arguments of
                 `trimtab.masks.makers.weight_scores.WeightScores`, and `settings`.
             kind: The kind of mask, for the provenance.
             settings: Keyword arguments of `scores`, and part of the provenance.
@@ -141,17 +141,11 @@ class Making:
         with trimtab.open_checkpoint(base) as checkpoint:
             with byte_progress("reading") as progress:
                 names = self.names(checkpoint)
-                made = scores(checkpoint, names, **settings, progress=progress)
-            self.by_scores(made, checkpoint, {"step": kind, **settings, **_id_of(checkpoint)})
+                computed = scores(checkpoint, names, **settings, progress=progress)
+            self.by_scores(computed, checkpoint, {"step": kind, **settings, **_id_of(checkpoint)})
 
     def write(self, mask: Mask, scores: Callable[[], Scores], step: Mapping[str, Any]) -> None:
-        """Write a mask whose size follows from its kind, and its scores if asked to.
-
-        Args:
-            mask: The mask.
-            scores: Makes the scores.
-            step: What made them, for the provenance.
-        """
+        """Write a mask whose size follows from its kind, and its scores if asked to."""
         if self.scores is not None:
             self._write_scores(scores(), step)
         self.target.write(mask)
@@ -176,10 +170,10 @@ class Making:
 
 
 def makes_a_mask(function: Callable[..., None]) -> options.Function:
-    """Add the options of `Making` to a command, which is given it as its argument `making`."""
+    """Add the options of `Selection` to a command, as its argument `selection`."""
 
     @wraps(function)
-    def with_making(
+    def with_selection(
         *,
         density: float | None,
         like: Path | None,
@@ -194,23 +188,23 @@ def makes_a_mask(function: Callable[..., None]) -> options.Function:
         if scores is not None:
             ensure_free(scores, force=target.force)
         reference = None if like is None else trimtab.Mask.load(like)
-        function(making=Making(density, reference, match, seed, scores, target), **settings)
+        function(selection=Selection(density, reference, match, seed, scores, target), **settings)
 
     return options.adding(
         click.option("--density", type=float, help="Share of the elements to select, 0 to 1."),
-        click.option("--like", type=options.PATH, help="Mask to select as many elements as."),
+        click.option("--like", type=options.PATH, help="Mask whose number of elements to match."),
         click.option(
             "--match",
             type=click.Choice(["total", "tensor", "magnitude"]),
             default="tensor",
-            show_default=True,
-            help="As many in all, in each tensor, or in each tensor × exponent of the base weight.",
+            help="Match the numbers in total, per tensor, or per tensor × exponent of the base "
+            "weight.",
         ),
         options.seed_option("Seed for breaking ties."),
         click.option(
             "--scores", type=options.PATH, help="File to write the score of every element to."
         ),
-    )(options.writes_a_mask(with_making))
+    )(options.writes_a_mask(with_selection))
 
 
 @make.command(
@@ -220,14 +214,14 @@ def makes_a_mask(function: Callable[..., None]) -> options.Function:
 )
 @base_option
 @makes_a_mask
-def random(base: str, making: Making) -> None:
+def random(base: str, selection: Selection) -> None:
     """Select any elements of BASE: all have the same score, and ties are broken at random.
 
     With --like, the same as `trimtab mask random`.
     """
     from trimtab.masks.makers.weight_scores import no_preference
 
-    making.by_weights(base, no_preference, "random")
+    selection.by_weights(base, no_preference, "random")
 
 
 @make.command(
@@ -250,13 +244,12 @@ def complement(mask: Path, target: options.MaskTarget) -> None:
 )
 @base_option
 @makes_a_mask
-def low_magnitude(base: str, making: Making) -> None:
+def low_magnitude(base: str, selection: Selection) -> None:
     """Select the smallest weights of BASE.
 
-    They are the ones that a small step can change at all in bf16, so this is what every other
-    prediction has to be better than.
+    In bf16 a small step can change only small weights, so this is the baseline of all predictions.
     """
-    making.by_weights(base, trimtab.low_magnitude_scores, "low-magnitude")
+    selection.by_weights(base, trimtab.low_magnitude_scores, "low-magnitude")
 
 
 @make.command(
@@ -266,16 +259,15 @@ def low_magnitude(base: str, making: Making) -> None:
 )
 @base_option
 @makes_a_mask
-def high_magnitude(base: str, making: Making) -> None:
+def high_magnitude(base: str, selection: Selection) -> None:
     """Select the largest weights of BASE."""
-    making.by_weights(base, trimtab.high_magnitude_scores, "high-magnitude")
+    selection.by_weights(base, trimtab.high_magnitude_scores, "high-magnitude")
 
 
 _rank_option = click.option(
     "--rank",
     type=float,
     default=PRINCIPAL_SHARE,
-    show_default=True,
     help="Number of principal directions, as a share of the smaller side of a matrix.",
 )
 
@@ -288,13 +280,13 @@ _rank_option = click.option(
 @base_option
 @_rank_option
 @makes_a_mask
-def principal(base: str, rank: float, making: Making) -> None:
+def principal(base: str, rank: float, selection: Selection) -> None:
     """Select the elements that carry the principal directions of their matrix.
 
     An element's score is its magnitude in the best approximation of that rank. Whole matrices are
     decomposed, once with --match tensor or magnitude or with --scores, else four times.
     """
-    making.by_weights(base, trimtab.PrincipalScores, "principal", share=rank)
+    selection.by_weights(base, trimtab.PrincipalScores, "principal", share=rank)
 
 
 @make.command(
@@ -305,12 +297,12 @@ def principal(base: str, rank: float, making: Making) -> None:
 @base_option
 @_rank_option
 @makes_a_mask
-def off_principal(base: str, rank: float, making: Making) -> None:
+def off_principal(base: str, rank: float, selection: Selection) -> None:
     """Select the elements that do not carry the principal directions of their matrix.
 
     The complement of `principal`: of density 0.3, it is what `principal` of density 0.7 leaves.
     """
-    making.by_weights(base, trimtab.PrincipalScores, "off-principal", share=rank, off=True)
+    selection.by_weights(base, trimtab.PrincipalScores, "off-principal", share=rank, off=True)
 
 
 @make.command(
@@ -321,52 +313,49 @@ def off_principal(base: str, rank: float, making: Making) -> None:
 @base_option
 @_rank_option
 @makes_a_mask
-def safe(base: str, rank: float, making: Making) -> None:
+def safe(base: str, rank: float, selection: Selection) -> None:
     """Select small weights and elements off the principal directions.
 
     The union of `low-magnitude` and `off-principal`, both of the one density in each tensor that
     makes the union as large as asked for.
     """
-    making.by_weights(base, trimtab.safe_scores, "safe", share=rank)
+    selection.by_weights(base, trimtab.safe_scores, "safe", share=rank)
 
 
 @make.command(
     "absorption",
-    short_help="Elements that steps of size LR can change at all in the stored dtype.",
+    short_help="Elements that steps of size LR can change in the stored dtype.",
     epilog="Example: trimtab mask make absorption --base base/ --lr 1e-6 -o p.safetensors",
 )
 @base_option
-@click.option(
-    "--lr", type=float, help="Learning rate: size of the step that selected elements feel."
-)
+@click.option("--lr", type=float, help="Learning rate: the size of a step.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
-    help="Steps of Adam that add up in a master of high precision, all one way; 1 without one.",
+    help="Adam steps in one direction that add up in a high-precision master copy; 1 without one.",
 )
 @makes_a_mask
-def absorption(base: str, lr: float | None, steps: int, making: Making) -> None:
-    """Select the elements that steps of size --lr can change at all in the stored dtype of BASE.
+def absorption(base: str, lr: float | None, steps: int, selection: Selection) -> None:
+    """Select the elements that steps of size --lr can change in the stored dtype of BASE.
 
-    A bf16 weight of 0.1 stays what it is under every move below 0.0002: rounding absorbs it. How
-    many elements that leaves follows from --lr. With --density or --like instead, as many are
-    selected, those first that the smallest move changes.
+    A bf16 weight of 0.1 does not change under any move below 0.0002: rounding absorbs it. The
+    number of elements follows from --lr. With --density or --like instead, that number of elements
+    is selected, in the order of the smallest move that changes them.
     """
     from trimtab.masks.makers.absorption import absorption_distance
 
-    if (lr is None) != making.is_sized:
+    if (lr is None) != selection.is_sized:
         raise click.UsageError("give either --lr, or --density or --like")
     if lr is None:
-        making.by_weights(base, trimtab.absorption_scores, "absorption")
+        selection.by_weights(base, trimtab.absorption_scores, "absorption")
         return
     distance = absorption_distance(lr, steps)
     with trimtab.open_checkpoint(base) as checkpoint:
         step = {"step": "absorption", "lr": lr, "steps": steps, **_id_of(checkpoint)}
         with byte_progress("reading") as progress:
             mask = trimtab.absorption_mask(checkpoint, distance, provenance=step, progress=progress)
-        making.write(mask, lambda: trimtab.absorption_scores(checkpoint), {"step": "absorption"})
+        selection.write(mask, lambda: trimtab.absorption_scores(checkpoint), {"step": "absorption"})
 
 
 @make.command(
@@ -380,16 +369,16 @@ def absorption(base: str, lr: float | None, steps: int, making: Making) -> None:
 @click.option("--base", help="Base of MASKS, for --match magnitude.")
 @makes_a_mask
 def consensus(
-    masks: tuple[Path, ...], at_least: int | None, base: str | None, making: Making
+    masks: tuple[Path, ...], at_least: int | None, base: str | None, selection: Selection
 ) -> None:
     """Select the elements that several MASKS agree on, such as those of runs with other seeds.
 
-    How many that are follows from --at-least. With --density or --like instead, as many are
-    selected, those first that most masks select.
+    Their number follows from --at-least. With --density or --like instead, that number of elements
+    is selected, in the order of how many masks select them.
     """
     from trimtab.masks.makers.counts import CountScores
 
-    if (at_least is None) != making.is_sized:
+    if (at_least is None) != selection.is_sized:
         raise click.UsageError("give either --at-least, or --density or --like")
     with ExitStack() as stack:
         opened = [stack.enter_context(trimtab.open_mask(path)) for path in masks]
@@ -399,9 +388,9 @@ def consensus(
             checkpoint = (
                 None if base is None else stack.enter_context(trimtab.open_checkpoint(base))
             )
-            making.by_scores(scores, checkpoint, step, masks=opened)
+            selection.by_scores(scores, checkpoint, step, masks=opened)
         else:
-            making.write(trimtab.consensus(opened, at_least), lambda: scores, step)
+            selection.write(trimtab.consensus(opened, at_least), lambda: scores, step)
 
 
 @make.command(
@@ -418,12 +407,12 @@ def consensus(
     help="Number of first steps of a tracked run to use.  [default: all]",
 )
 @makes_a_mask
-def warm(sources: tuple[str, ...], base: str, steps: int | None, making: Making) -> None:
+def warm(sources: tuple[str, ...], base: str, steps: int | None, selection: Selection) -> None:
     """Select the elements that the first steps of a run moved.
 
     SOURCE is a file that trimtab.training.UpdateTracker wrote, or one or more checkpoints of the
-    run. How many elements that is follows from them: all that differed from BASE at any point. With
-    --density or --like instead, as many are selected, those first that differed most often.
+    run. All elements that differed from BASE at any point are selected. With --density or --like
+    instead, that number of elements is selected, in the order of how often they differed.
     """
     from trimtab.masks.makers.counts import CountScores, TimesScores, ever
     from trimtab.measure.tracked import TrackedPoints
@@ -448,12 +437,12 @@ def warm(sources: tuple[str, ...], base: str, steps: int | None, making: Making)
                 ]
             scores = CountScores(masks)
             step["checkpoints"] = [mask.provenance["steps"][0]["tuned"] for mask in masks]
-        if making.is_sized:
-            making.by_scores(scores, checkpoint, step)
+        if selection.is_sized:
+            selection.by_scores(scores, checkpoint, step)
         else:
-            making.write(ever(scores, step), lambda: scores, step)
+            selection.write(ever(scores, step), lambda: scores, step)
 
 
 def _id_of(base: Checkpoint) -> dict[str, Any]:
-    """The base in a step of provenance; the hashes are in the mask."""
+    """The base in a step of the provenance; its hashes are in the mask."""
     return {"base": {"id": base.id, "revision": base.revision}}

@@ -9,7 +9,7 @@ import click
 
 import trimtab
 from trimtab.cli import questions
-from trimtab.cli.mask_make import Making, base_option, makes_a_mask
+from trimtab.cli.mask_make import Selection, base_option, makes_a_mask
 from trimtab.cli.options import PATH, Command, adding
 from trimtab.cli.terminal import say
 from trimtab.words import plural
@@ -20,16 +20,13 @@ if TYPE_CHECKING:
 
 _probing_options = adding(
     base_option,
-    click.option(
-        "--prompts", type=PATH, metavar="FILE", help="JSON Lines file of prompts to look at."
-    ),
+    click.option("--prompts", type=PATH, metavar="FILE", help="JSON Lines file of prompts."),
     questions.task_options,
     questions.answer_options,
     click.option(
         "--dtype",
         type=click.Choice(["fp32", "bf16"]),
         default="fp32",
-        show_default=True,
         help="Dtype to compute in.",
     ),
 )
@@ -45,14 +42,12 @@ _batch_options = adding(
         "--batches",
         type=click.IntRange(min=1),
         default=16,
-        show_default=True,
         help="Number of gradients, each of one batch.",
     ),
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
         default=32,
-        show_default=True,
         help="Number of completions in a batch.",
     ),
     click.option(
@@ -77,28 +72,26 @@ _batch_options = adding(
     "--num-prompts",
     type=click.IntRange(min=1),
     default=64,
-    show_default=True,
-    help="Number of prompts to look at, at most.",
+    help="Number of prompts, at most.",
 )
 @click.option(
     "--samples",
     type=click.IntRange(min=1),
     default=4,
-    show_default=True,
-    help="Number of completions that the base gives to each.",
+    help="Number of completions sampled from the base for each.",
 )
 @makes_a_mask
-def fisher(num_prompts: int, samples: int, **asked: Any) -> None:
+def fisher(num_prompts: int, samples: int, **settings: Any) -> None:
     """Select the elements with the largest diagonal Fisher information of the base.
 
-    That is the mean square of the gradient of the log-probability of what BASE itself answers to
-    some prompts: where it is small, expected gradients are small, whatever is rewarded.
+    That is the mean square of the gradient of the log-probability of completions sampled from BASE:
+    where it is small, expected gradients are small under any reward.
     """
-    _check(**asked)
+    _check(**settings)
     from trimtab.training.probes.engine import FISHER
     from trimtab.training.probes.losses import OwnSamples
 
-    _probe(FISHER, OwnSamples(num_prompts, samples), **asked)
+    _probe(FISHER, OwnSamples(num_prompts, samples), **settings)
 
 
 @click.command(
@@ -110,15 +103,15 @@ def fisher(num_prompts: int, samples: int, **asked: Any) -> None:
 )
 @_batch_options
 @makes_a_mask
-def sign_consistency(**asked: Any) -> None:
+def sign_consistency(**settings: Any) -> None:
     """Select the elements that the gradients of many batches push the same way.
 
     The score is |sum of the signs of the gradient| / N over N batches.
     """
-    _check(**asked)
+    _check(**settings)
     from trimtab.training.probes.engine import SIGN_CONSISTENCY
 
-    _probe_batches(SIGN_CONSISTENCY, **asked)
+    _probe_batches(SIGN_CONSISTENCY, **settings)
 
 
 @click.command(
@@ -130,20 +123,20 @@ def sign_consistency(**asked: Any) -> None:
 )
 @_batch_options
 @makes_a_mask
-def snip(**asked: Any) -> None:
+def snip(**settings: Any) -> None:
     """Select the elements whose removal would change the loss most, to first order.
 
     The score is |weight × mean gradient| over the batches, as in SNIP (Lee et al. 2019).
     """
-    _check(**asked)
+    _check(**settings)
     from trimtab.training.probes.engine import SNIP
 
-    _probe_batches(SNIP, **asked)
+    _probe_batches(SNIP, **settings)
 
 
 def _check(
     *,
-    making: Making,
+    selection: Selection,
     prompts: Path | None,
     task: str | None,
     config: tuple[str, ...],
@@ -152,18 +145,14 @@ def _check(
     samples: int | None = None,
     **more: Any,
 ) -> None:
-    """Refuse options that contradict each other, before torch is loaded.
-
-    Raises:
-        UsageError: They do.
-    """
+    """Raise a UsageError for options that contradict each other, before torch is loaded."""
     if loss == "sft" and samples is not None:
         raise click.UsageError("--samples is for --loss reward: --loss sft draws none")
     if (prompts is None) == (task is None):
-        raise click.UsageError("give either --prompts FILE or --task NAME: what to look at")
+        raise click.UsageError("give either --prompts FILE or --task NAME")
     if task is None and (config or chat):
         raise click.UsageError("--config and --chat are for --task")
-    if not making.is_sized:
+    if not selection.is_sized:
         raise click.UsageError("give --density D or --like MASK: how many to select")
     judging = [more.get(name) for name in ("verifier", "pattern", "column", "reward")]
     if any(judging) and (loss != "reward" or prompts is None):
@@ -179,21 +168,21 @@ def _probe_batches(
     batches: int,
     batch_size: int,
     samples: int | None,
-    **asked: Any,
+    **settings: Any,
 ) -> None:
     from trimtab.training.probes.losses import AnswerLoss, RewardLoss
 
     losses: Losses = AnswerLoss(batches, batch_size)
     if loss == "reward":
         losses = RewardLoss(batches, batch_size, samples or 8)
-    _probe(measure, losses, **asked)
+    _probe(measure, losses, **settings)
 
 
 def _probe(
     measure: Measure,
     losses: Losses,
     *,
-    making: Making,
+    selection: Selection,
     base: str,
     dtype: Literal["bf16", "fp32"],
     prompts: Path | None,
@@ -204,22 +193,7 @@ def _probe(
     max_tokens: int | None,
     **judging: Any,
 ) -> None:
-    """Score every element, select, write the mask, and say what it took.
-
-    Args:
-        measure: What is made of the gradients.
-        losses: Whose gradients.
-        making: How many elements are selected, and where the mask goes.
-        base: The checkpoint, as typed.
-        dtype: The dtype to compute in.
-        prompts: A file of rows to look at.
-        task: A task to look at instead.
-        config: Settings of the task.
-        chat: Put its questions as messages of a user.
-        stop: A text that ends a sample.
-        max_tokens: Tokens of a sample, at most.
-        judging: The arguments of `reward_table`.
-    """
+    """Score every element, select, write the mask, and print the cost."""
     from trimtab.training.probes.engine import probe
     from trimtab.training.probes.losses import read_data
 
@@ -232,35 +206,33 @@ def _probe(
         reward=questions.reward_table(**judging) if is_judged else None,
         stop=stop,
         max_completion_length=max_tokens,
-        seed=making.seed,
+        seed=selection.seed,
     )
     with trimtab.open_checkpoint(base) as checkpoint:
-        # What cannot be selected is refused before the work, not after it.
+        # A selection that is impossible fails now, not after the gradients are computed.
         shapes = {name: tensor.shape for name, tensor in checkpoint.tensors.items()}
-        making.quotas(shapes, checkpoint)
+        selection.quotas(shapes, checkpoint)
         with probe(
             base,
             measure,
             losses,
             data,
-            folder=making.target.path.parent,
-            names=making.names(checkpoint),
-            seed=making.seed,
+            folder=selection.target.path.parent,
+            names=selection.names(checkpoint),
+            seed=selection.seed,
             dtype=dtype,
         ) as probed:
             say(_cost(probed.step), err=True)
-            making.by_scores(probed.scores, checkpoint, probed.step)
+            selection.by_scores(probed.scores, checkpoint, probed.step)
 
 
 def _cost(step: Any) -> str:
-    """What a probe took, in words."""
+    """The cost of a probe, in words."""
     memory = step["peak_memory"]
     above = (memory["num_bytes"] - memory["num_bytes_at_start"]) / 1e6
     tokens = plural(step["num_tokens"], "token")
-    looked_at = f"{plural(step['num_sequences'], 'completion')} with {tokens}"
+    read = f"{plural(step['num_sequences'], 'completion')} with {tokens}"
     if "num_groups" in step:
         with_signal = f"{step['num_groups_told']:,} of {step['num_groups']:,} prompts"
-        looked_at += f", {with_signal} with a signal"
-    return (
-        f"looked at {looked_at}: {step['seconds']:.0f} s, at most {above:,.0f} MB above the model"
-    )
+        read += f", {with_signal} with a signal"
+    return f"read {read}: {step['seconds']:.0f} s, at most {above:,.0f} MB above the model"

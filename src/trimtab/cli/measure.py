@@ -23,7 +23,6 @@ from trimtab.progress import byte_progress
 @click.option(
     "--changed",
     default="bits",
-    show_default=True,
     metavar="CRITERION",
     help="Criterion of the headline: bits, value, atol=T, strict_atol=T or rel=T. "
     "The others are counted as well.",
@@ -36,17 +35,17 @@ from trimtab.progress import byte_progress
     "--steps",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
     help="Number of optimizer steps, for --lr.",
 )
 @click.option(
     "--betas",
     type=(float, float),
     default=(0.9, 0.999),
-    show_default=True,
     help="Adam's betas, for --lr.",
 )
-@click.option("--rank", is_flag=True, help="Also rank each update, beside a random one. Slow.")
+@click.option(
+    "--rank", is_flag=True, help="Also compute the rank of each update, and of a random one. Slow."
+)
 @click.option("--geometry", is_flag=True, help="Also show how updates lie in the base. Slow.")
 @options.seed_option("Seed of the random controls.")
 @click.option("--profiles", is_flag=True, help="Keep the count of every row and column.")
@@ -58,7 +57,7 @@ def compare(
     """Count what changed from a BASE to a TUNED checkpoint, tensor by tensor.
 
     BASE and TUNED are each a folder, a .safetensors or .bin file, or a hub id with an optional
-    @revision. Both are streamed: memory stays below 1 GB however large they are, but for --rank and
+    @revision. Both are streamed: memory stays below 1 GB for any size, except with --rank and
     --geometry, which need whole matrices.
 
     Without -o, a table is printed.
@@ -87,7 +86,7 @@ def trajectory(
     """Show how a subnetwork forms, from a BASE through a series of checkpoints.
 
     BASE and each CKPT are a folder, a .safetensors or .bin file, or a hub id with an optional
-    @revision, the CKPTs in the order of training. The folder of a training run may stand for the
+    @revision, the CKPTs in the order of training. The folder of a training run is replaced by the
     checkpoint-* folders in it. All are streamed: memory does not grow with their size or number.
 
     The file of a tracker alone, instead of BASE and CKPTs, shows the run that was tracked.
@@ -109,7 +108,7 @@ def trajectory(
 @click.command(
     "identity",
     cls=options.Command,
-    short_help="Ask whether training only a mask gave the same model.",
+    short_help="Check whether training only a mask gave the same model.",
     epilog="Example: trimtab identity base/ full/ sub/ --mask m.safetensors",
 )
 @click.argument("base")
@@ -121,12 +120,12 @@ def trajectory(
 def identity(
     base: str, full: str, sub: str, mask: Path, threads: int | None, outputs: options.Outputs
 ) -> None:
-    """Ask whether training only a mask gave the model that training every weight gave.
+    """Check whether training only a mask gave the model that training every weight gave.
 
-    BASE is where both trainings started, FULL the model after training every weight, SUB after
-    training those of the mask; each a folder, a .safetensors or .bin file, or a hub id with an
-    optional @revision. SUB is set against FULL inside the mask and outside it apart, and so is
-    BASE: what doing nothing would score. All are streamed.
+    BASE is where both runs started, FULL the model after training every weight, SUB the model after
+    training only the mask; each a folder, a .safetensors or .bin file, or a hub id with an
+    optional @revision. SUB is compared with FULL inside and outside the mask, and so is BASE, the
+    score of an untrained model. All are streamed.
 
     Without -o, a table is printed.
     """

@@ -1,4 +1,4 @@
-"""What commands share: options, checks of the paths given, and where results and masks go."""
+"""What commands share: options, checks of paths, and the output of results and masks."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ ENDINGS = {
     ".tsv": "TSV",
     ".xlsx": "XLSX",
 }
-"""The format that a file name promises to whoever opens it; other names promise nothing."""
+"""Ending of a file name -> the format that it implies; other endings imply none."""
 
 OTHER_FILES = ("generation_config.json", "tokenizer*", "special_tokens_map.json", "adapter_*")
-"""Files of a model that are read by name, beside its weights and its config."""
+"""Files of a model that are read by name, next to its weights and its config."""
 
 Function = Callable[..., Any]
 
 
 class Command(click.Command):
-    """A verb, which refuses outputs that are one file, or that are files it reads."""
+    """A verb; refuses outputs that are the same file, or a file that it reads."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Check the paths, and run the verb."""
@@ -73,7 +73,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A command of verbs, listed in the order of the work."""
+    """A group of verbs, listed in the order in which they were added."""
 
     command_class = Command
 
@@ -92,7 +92,7 @@ def _ensure_not_read(flag: str, output: Path, inputs: Any) -> None:
 
 
 def _read_by(value: Any) -> Iterator[Path]:
-    """The files that a command reads when it is given a value."""
+    """The files that a command reads for the value of a parameter."""
     from trimtab.checkpoints.folder import find_weights, read_config
 
     if isinstance(value, (tuple, list)):
@@ -113,30 +113,30 @@ def _read_by(value: Any) -> Iterator[Path]:
 
 
 def ensure_ending(path: Path | None, format: str) -> None:
-    """Refuse a file name that promises another format than is written.
+    """Refuse a file name that implies another format.
 
     Args:
-        path: The file to write; None is not written.
-        format: What is written: one of the values of `ENDINGS`.
+        path: The file to write; None is not checked.
+        format: The format written: one of the values of `ENDINGS`.
 
     Raises:
-        click.UsageError: It does.
+        click.UsageError: The ending is that of another format.
     """
     if path is None:
         return
     ending = path.suffix.lower()
     if ENDINGS.get(ending, format) != format:
-        right = next(ending for ending, name in reversed(ENDINGS.items()) if name == format)
+        expected = next(ending for ending, name in reversed(ENDINGS.items()) if name == format)
         raise click.UsageError(
             f"{path}: {format} is written, and {ending} says {ENDINGS[ending]}: give a name that "
-            f"ends in {right}"
+            f"ends in {expected}"
         )
 
 
 def command_line() -> str:
-    """The command under way, as it was typed: results keep it in their provenance."""
-    typed: str = click.get_current_context().obj
-    return typed
+    """The current command line, which results keep in their provenance."""
+    command: str = click.get_current_context().obj
+    return command
 
 
 def names_of(text: str | None) -> list[str] | None:
@@ -145,7 +145,7 @@ def names_of(text: str | None) -> list[str] | None:
 
 
 def adding(*options: Callable[[Function], Function]) -> Callable[[Function], Function]:
-    """A decorator that adds options to a command, listed in this order."""
+    """A decorator that adds options to a command, in this order."""
 
     def add(function: Function) -> Function:
         for option in reversed(options):
@@ -157,7 +157,7 @@ def adding(*options: Callable[[Function], Function]) -> Callable[[Function], Fun
 
 def seed_option(help: str, type: Any = int) -> Callable[[Function], Function]:
     """`--seed`, 0 by default."""
-    return click.option("--seed", type=type, default=0, show_default=True, help=help)
+    return click.option("--seed", type=type, default=0, help=help)
 
 
 threads_option = click.option(
@@ -175,12 +175,11 @@ batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=32,
-    show_default=True,
     help="Number of answers generated at a time.",
 )
 
 text_option = click.option(
-    "--text", type=PATH, metavar="FILE", help="Text to read, in place of our neutral one."
+    "--text", type=PATH, metavar="FILE", help="Text to read, instead of the built-in neutral one."
 )
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
@@ -190,7 +189,7 @@ force_option = click.option("--force", is_flag=True, help="Replace output files 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a result goes.
+    """How a result is printed and written.
 
     Attributes:
         as_json: Print JSON.
@@ -207,7 +206,7 @@ class Outputs:
     is_opened: bool = False
 
     def check(self) -> None:
-        """Refuse now what would be refused after long work.
+        """Raise now what would otherwise be raised after a long computation.
 
         Raises:
             OutputExistsError: A file exists.
@@ -225,7 +224,7 @@ class Outputs:
             check_installed()
 
     def give(self, result: Result) -> None:
-        """Write and print a result, with the command as it was typed in its provenance."""
+        """Write and print a result, with the command line in its provenance."""
         provenance = {**result.provenance, "command": command_line()}
         result = replace(result, provenance=provenance)  # type: ignore[type-var]
         if self.output is not None:
@@ -243,7 +242,7 @@ class Outputs:
 
 
 def result_options(function: Callable[..., None]) -> Function:
-    """Give a command the options of `Outputs`, checked, as its argument `outputs`."""
+    """Add the options of `Outputs` to a command, checked, as its argument `outputs`."""
 
     @wraps(function)
     def with_outputs(
@@ -277,7 +276,7 @@ def result_options(function: Callable[..., None]) -> Function:
 
 @dataclass(frozen=True)
 class MaskTarget:
-    """The file that a mask goes to.
+    """The file that a mask is written to.
 
     Attributes:
         path: The file.
@@ -288,14 +287,14 @@ class MaskTarget:
     force: bool
 
     def write(self, mask: Mask) -> None:
-        """Write a mask with the command as it was typed, and say what it selects."""
+        """Write a mask with the command line in its provenance, and print its size."""
         mask.with_provenance(command=command_line()).save(self.path, force=self.force)
         self._say(mask.num_selected(), mask.num_elements())
 
     def write_derived(self, mask: DerivedMask) -> None:
-        """Make a mask from others on disk, straight into its file, and say what it selects."""
-        made = mask.with_provenance(command=command_line())
-        self._say(made.save(self.path, force=self.force), made.header.num_elements())
+        """Compute a mask from others on disk, directly into its file, and print its size."""
+        mask = mask.with_provenance(command=command_line())
+        self._say(mask.save(self.path, force=self.force), mask.header.num_elements())
 
     def _say(self, num_selected: int, num_elements: int) -> None:
         from trimtab.report.mask import share_text
@@ -304,7 +303,7 @@ class MaskTarget:
 
 
 def writes_a_mask(function: Callable[..., None]) -> Function:
-    """Add `-o` and `--force` to a command, which is given them, checked, as `target`."""
+    """Add `-o` and `--force` to a command, checked, as its argument `target`."""
 
     @wraps(function)
     def with_target(*, output: Path, force: bool, **options: Any) -> None:

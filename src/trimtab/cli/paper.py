@@ -15,16 +15,16 @@ from trimtab.errors import TrimtabError
 @click.group(
     "paper",
     cls=options.Group,
-    short_help="Run a paper's claims again, and say which of them hold.",
+    short_help="Test a paper's claims in new runs.",
     epilog="Example: trimtab paper run mukherjee-2025 --scale tiny",
 )
 def paper() -> None:
-    """Run a paper's claims again, with the controls they lacked."""
+    """Test a paper's claims in new runs, with controls that the paper lacks."""
 
 
 @paper.command("list", short_help="List the papers.", epilog="Example: trimtab paper list")
 def list_papers() -> None:
-    """List the papers, with how many claims of each are known."""
+    """List the papers, with their numbers of claims."""
     from trimtab.papers.library import paper_ids, papers_folder, read_paper
 
     folder = papers_folder()
@@ -38,13 +38,13 @@ def list_papers() -> None:
 
 @paper.command(
     "show",
-    short_help="Show what a paper claims, and by which runs that is tried.",
+    short_help="Show a paper's claims and the runs that test them.",
     epilog="Example: trimtab paper show mukherjee-2025",
 )
 @click.argument("paper")
 @options.json_option
 def show(paper: str, as_json: bool) -> None:
-    """Show what a paper claims, and by which runs each claim is tried.
+    """Show a paper's claims and the runs that test each of them.
 
     PAPER is an id of `trimtab paper list`.
     """
@@ -62,30 +62,28 @@ def show(paper: str, as_json: bool) -> None:
 
 @paper.command(
     "run",
-    short_help="Run what the claims need, and say which of them hold.",
+    short_help="Run what the claims need, and show which of them hold.",
     epilog="Example: trimtab paper run mukherjee-2025 --scale small --dry-run",
 )
 @click.argument("paper")
-@click.option("--scale", default="tiny", show_default=True, help="Size of the runs: tiny or small.")
+@click.option("--scale", default="tiny", help="Size of the runs: tiny or small.")
 @click.option(
     "--checkpoints",
     type=options.PATH,
     metavar="MAP.toml",
-    help="File that says where published checkpoints are, to measure them, too.",
+    help="File with the paths of published checkpoints, to measure them too.",
 )
 @click.option(
     "--jobs",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
     help="Number of runs that train at a time.",
 )
-@click.option("--seeds", metavar="SEED,...", help="Seeds in place of those in the paper's config.")
+@click.option("--seeds", metavar="SEED,...", help="Seeds, instead of those in the paper's config.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("papers-out"),
-    show_default=True,
     help="Folder of all runs, which papers share.",
 )
 @click.option("--dry-run", is_flag=True, help="Print the plan and what it costs, and stop.")
@@ -102,10 +100,10 @@ def run(
     no_training: bool,
     outputs: options.Outputs,
 ) -> None:
-    """Run what a paper's claims need, measure it, and say which of them hold.
+    """Run what a paper's claims need, measure it, and show which of them hold.
 
-    PAPER is an id of `trimtab paper list`. Interrupt it when you like: the same command goes on,
-    and keeps the runs that are finished.
+    PAPER is an id of `trimtab paper list`. It can be interrupted at any time: the same command
+    resumes and keeps the runs that are finished.
     """
     from trimtab.papers.library import papers_folder, read_paper
     from trimtab.papers.public import read_checkpoints

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     epilog="Example: trimtab prune base/ -o pruned/ --sparsity 0.5",
 )
 @click.argument("base")
-@click.option("-o", "--output", type=options.PATH, required=True, help="Folder to make.")
+@click.option("-o", "--output", type=options.PATH, required=True, help="Folder to write.")
 @click.option(
     "--sparsity",
     type=click.FloatRange(0, 1),
@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     "--method",
     type=click.Choice(["magnitude", "wanda"]),
     default="magnitude",
-    show_default=True,
-    help="Which weights go: the smallest, or those that move the outputs least.",
+    help="Which weights to zero: the smallest, or those that affect the outputs least.",
 )
 @click.option(
     "--statistics", type=options.PATH, help="Norms of the inputs of each matrix, for wanda."
@@ -61,25 +60,24 @@ if TYPE_CHECKING:
 def prune(
     base: str,
     output: Path,
-    sparsity: float,
     method: Method,
     statistics: Path | None,
     text: Path | None,
     prompts: Path | None,
     save_statistics: Path | None,
     kinds: str | None,
-    seed: int,
     survivors: Path | None,
     force: bool,
+    **settings: Any,
 ) -> None:
-    """Set a share of the weights to zero, and write the checkpoint that is left.
+    """Set a share of the weights to zero, and write the pruned checkpoint.
 
     BASE is a folder of safetensors, or a hub id with an optional @revision. Its dtypes, files,
     config and tokenizer stay as they are. Embeddings, head, norms, biases and routers are left
     alone unless --kinds names them.
 
-    wanda needs to know how large the inputs of each matrix are: from --statistics, or measured
-    while the model reads a text (needs the extra "train").
+    wanda needs the norms of the inputs of each matrix: from --statistics, or measured on a text
+    (needs the extra "train").
     """
     sources = {"statistics": statistics, "text": text, "prompts": prompts}
     given = [f"--{name}" for name, value in sources.items() if value is not None]
@@ -88,7 +86,7 @@ def prune(
     if method != "wanda" and (given or save_statistics is not None):
         raise click.UsageError(f"{(*given, '--save-statistics')[0]} is for --method wanda")
     if statistics is not None and save_statistics is not None:
-        raise click.UsageError("--save-statistics is for what is measured, without --statistics")
+        raise click.UsageError("--save-statistics is for measured norms, without --statistics")
     ensure_no_folder(output)
     for path in (save_statistics, survivors):
         options.ensure_ending(path, "safetensors")
@@ -106,26 +104,25 @@ def prune(
             norms.save(save_statistics, force=force)
             say(f"wrote {save_statistics}", err=True)
     with byte_progress("pruning") as progress:
-        done = trimtab.prune(
+        pruning = trimtab.prune(
             base,
             output,
-            sparsity=sparsity,
             method=method,
             norms=norms,
             kinds=options.names_of(kinds),
-            seed=seed,
             command=options.command_line(),
             progress=progress,
+            **settings,
         )
     from trimtab.report.wording import of_all
     from trimtab.words import plural
 
-    total, all_of_it = done.total, done.total + done.others
-    matrices = plural(len(done.pruned), "matrix", "matrices")
+    total, checkpoint = pruning.total, pruning.total + pruning.others
+    matrices = plural(len(pruning.pruned), "matrix", "matrices")
     say(
         f"wrote {output}: zeros are {of_all(total.num_after, total.num_elements)} of "
         f"{matrices}, {of_all(total.num_before, total.num_elements)} before; "
-        f"{of_all(all_of_it.num_after, all_of_it.num_elements)} of the checkpoint",
+        f"{of_all(checkpoint.num_after, checkpoint.num_elements)} of the checkpoint",
         err=True,
     )
     if survivors is not None:

@@ -1,15 +1,17 @@
-"""What the commands that ask a model share: which questions, and when an answer is right."""
+"""Options of the commands that ask a model questions, and what they stand for."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtab.cli.options import PATH, SEED, adding
+from trimtab.cli.options import PATH, SEED, Function, adding
 
 if TYPE_CHECKING:
     from trimtab.training.evaluation.questions import Questions
@@ -44,7 +46,9 @@ judging_options = adding(
 )
 
 answer_options = adding(
-    click.option("--stop", metavar="TEXT", help="Text that ends an answer, beside the end token."),
+    click.option(
+        "--stop", metavar="TEXT", help="Text that ends an answer, in addition to the end token."
+    ),
     click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
@@ -52,7 +56,7 @@ answer_options = adding(
     ),
 )
 
-question_options = adding(
+_question_options = adding(
     click.option(
         "--run", type=PATH, metavar="RUN.toml", help="Run whose held-out questions to ask."
     ),
@@ -70,7 +74,21 @@ question_options = adding(
     judging_options,
     answer_options,
 )
-"""The options that `questions_of` takes."""
+_QUESTION_SETTINGS = (
+    *("run", "data", "task", "config", "chat", "questions", "questions_seed"),
+    *("verifier", "pattern", "column", "reward", "stop", "max_tokens"),
+)
+
+
+def question_options(function: Callable[..., None]) -> Function:
+    """Add the options that `questions_of` takes, as the argument `question_settings`."""
+
+    @wraps(function)
+    def with_questions(**settings: Any) -> None:
+        chosen = {name: settings.pop(name) for name in _QUESTION_SETTINGS}
+        function(question_settings=chosen, **settings)
+
+    return _question_options(with_questions)
 
 
 def questions_of(
@@ -84,17 +102,17 @@ def questions_of(
     by: str | None = None,
     **more: Any,
 ) -> Questions | None:
-    """What to ask, as the options say; None if they say nothing of it.
+    """The questions that the options select; None if they select none.
 
     Raises:
-        UsageError: Options that do not go together.
+        UsageError: Options contradict each other.
         SettingsError: There are no such questions.
         MissingExtraError: The package of a task is missing.
     """
     options = {"by": by, "questions": questions, "stop": stop, "max_tokens": max_tokens, **more}
     given = {name for name, value in options.items() if value not in (None, (), False)}
     if task is not None and (run is not None or data is not None):
-        raise click.UsageError("--task stands alone: without --run and --data")
+        raise click.UsageError("--task cannot be combined with --run or --data")
     if run is None and task is None and data is None:
         _refuse(given, "needs --run, --task or --data")
         return None
@@ -114,17 +132,19 @@ def questions_of(
     if task is not None:
         table = task_table(task, more["config"], chat=more["chat"])
         seed = more["questions_seed"] or 0
-        made = questions_of_task(table, seed=seed, num=questions, by=by)
+        selected = questions_of_task(table, seed=seed, num=questions, by=by)
     elif run is not None:
-        made = questions_of_run(Settings.read(run), data=data, num=questions, by=by)
+        selected = questions_of_run(Settings.read(run), data=data, num=questions, by=by)
     else:
         assert data is not None
         judge = reward_table(more["verifier"], more["pattern"], more["column"], more["reward"])
         reward = reward_of(judge, Path())
-        made = file_questions(data, reward, column=judge.column, by=by).first(questions)
+        selected = file_questions(data, reward, column=judge.column, by=by).first(questions)
     if stop is not None:
-        made = replace(made, stop=stop)
-    return made if max_tokens is None else replace(made, max_completion_length=max_tokens)
+        selected = replace(selected, stop=stop)
+    if max_tokens is not None:
+        selected = replace(selected, max_completion_length=max_tokens)
+    return selected
 
 
 def _refuse(names: set[str], why: str) -> None:
@@ -134,7 +154,7 @@ def _refuse(names: set[str], why: str) -> None:
 
 
 def task_table(task: str | None, config: tuple[str, ...], **settings: Any) -> DataTable:
-    """The table `[data]` of a run file, as options say.
+    """The table `[data]` of a run file.
 
     Args:
         task: Name of the task, if there is one.
@@ -142,7 +162,7 @@ def task_table(task: str | None, config: tuple[str, ...], **settings: Any) -> Da
         settings: Other keys of the table.
 
     Raises:
-        UsageError: A setting is something else.
+        UsageError: A setting is not of that form.
     """
     from trimtab.training.runs.settings import DataTable
 
@@ -164,15 +184,15 @@ def _value(text: str) -> Any:
 def reward_table(
     verifier: Any, pattern: str | None, column: str | None, reward: str | None
 ) -> RewardTable:
-    """The table `[reward]` of a run file, as options say.
+    """The table `[reward]` of a run file.
 
     Raises:
-        UsageError: Options that do not go together.
+        UsageError: Options contradict each other.
     """
     from trimtab.training.runs.settings import RewardTable
 
     if reward is not None and (verifier is not None or pattern is not None):
-        raise click.UsageError("--reward judges alone: without --verifier and --pattern")
+        raise click.UsageError("--reward cannot be combined with --verifier or --pattern")
     return RewardTable(
         function=reward,
         kind=None if reward is not None else verifier or ("regex" if pattern else "exact"),

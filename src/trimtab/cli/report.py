@@ -32,13 +32,12 @@ from trimtab.words import plural
     "--figures",
     type=PATH,
     metavar="FOLDER",
-    help="Folder to write every figure to, each in a file of its own.",
+    help="Folder to write the figures to, one file each.",
 )
 @click.option(
     "--format",
     type=click.Choice(["svg", "png"]),
     default="svg",
-    show_default=True,
     help="Format of the figures.",
 )
 @force_option
@@ -51,9 +50,8 @@ def report(
 ) -> None:
     """Show saved results: tables, or with -o an HTML report of all of them, or their tables.
 
-    RESULTS are what -o of a command that measures wrote, such as `trimtab compare`. No checkpoint
-    is opened. A CSV file has the numbers behind the text, not rounded, and a row for each row of
-    each table.
+    RESULTS are JSON files written by -o of a command such as `trimtab compare`. No checkpoint is
+    opened. A CSV file has the exact numbers, with a row for each row of each table.
     """
     from trimtab.report.figures import figure_files
     from trimtab.report.tables import WRITERS

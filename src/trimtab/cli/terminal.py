@@ -1,8 +1,8 @@
-"""What a command says, and the signals that it hears.
+"""What a command prints, and the signals that it handles.
 
 Everything printed, by a verb, click, rich or a library, goes through a guard that escapes control
-characters. SIGTERM is what Slurm, `timeout` and `kill` send; it is taken as Ctrl-C is, so that work
-ends in order: files that are not whole are removed, and steps are kept where they can be.
+characters. SIGTERM (from Slurm, `timeout` or `kill`) is handled like Ctrl-C: incomplete files are
+removed, and finished steps are saved.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Handler = Callable[[int, FrameType | None], Any]
 
 
 def say(text: str, *, err: bool = False, nl: bool = True) -> None:
-    """Print a text, whose control characters and bidi marks the guard escapes.
+    """Print a text; the guard escapes its control characters and bidi marks.
 
     Args:
-        text: Any text, in the styles of our own tables.
-        err: Print it to stderr: what is said about the work, not its result.
+        text: Any text.
+        err: Print it to stderr, for messages that are not the result.
         nl: End it with a newline.
     """
     click.echo(text, err=err, nl=nl)
@@ -53,39 +53,39 @@ def _guard(stream: TextIO | None) -> TextIO:
 
 @contextmanager
 def stop_asked(notice: str) -> Iterator[Callable[[], bool]]:
-    """Whether Ctrl-C was pressed or SIGTERM came; another Ctrl-C ends the program at once.
+    """Whether Ctrl-C was pressed or SIGTERM received; a second Ctrl-C ends the program at once.
 
-    More SIGTERMs change nothing: who sends one to all processes of a job sends several to some.
+    Further SIGTERMs are ignored: a job scheduler may send several to one process.
 
     Args:
-        notice: What to say at the first.
+        notice: Printed at the first signal.
 
     Raises:
-        Terminated: The block was interrupted because SIGTERM had come.
+        Terminated: The block was interrupted after a SIGTERM.
     """
-    asked: list[int] = []
+    received: list[int] = []
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        if asked and number == signal.SIGINT:
+    def handle(number: int, frame: FrameType | None) -> None:
+        if received and number == signal.SIGINT:
             raise KeyboardInterrupt
-        if not asked:
-            asked.append(number)
+        if not received:
+            received.append(number)
             again = " again" if number == signal.SIGINT else ""
-            with suppress(OSError, RuntimeError):  # a terminal that is gone, a line half written
+            with suppress(OSError, RuntimeError):  # the terminal is gone, or a line is half written
                 say(f"trimtab: {notice}; Ctrl-C{again} to stop now", err=True)
 
     try:
-        with _handled(ask, signal.SIGINT, signal.SIGTERM):
-            yield lambda: bool(asked)
+        with _handled(handle, signal.SIGINT, signal.SIGTERM):
+            yield lambda: bool(received)
     except KeyboardInterrupt as error:
-        if asked[:1] == [signal.SIGTERM] and not isinstance(error, Terminated):
+        if received[:1] == [signal.SIGTERM] and not isinstance(error, Terminated):
             raise Terminated(*error.args) from None
         raise
 
 
 @contextmanager
 def termination_interrupts() -> Iterator[None]:
-    """SIGTERM as an interrupt, so that work ends in order."""
+    """Raise `Terminated` at a SIGTERM while the block runs."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Terminated

@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 @click.command(
     "train",
     cls=options.Command,
-    short_help="Train a model, or only a mask of it, as a file says.",
+    short_help="Train a model, or only a mask of it, from a run file.",
     epilog="Example: trimtab train examples/grpo.toml",
 )
 @click.argument("run", type=options.PATH, metavar="RUN.toml")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Check everything, say what the run is, print its settings, and stop.",
+    help="Check everything, print an overview and the settings, and stop.",
 )
 def train(run: Path, dry_run: bool) -> None:
-    """Train a model as a file says, by SFT, RFT, DPO, ORPO, KTO, SimPO, PPO, GRPO, RLOO or PRIME.
+    """Train a model from a file, by SFT, RFT, DPO, ORPO, KTO, SimPO, PPO, GRPO, RLOO or PRIME.
 
-    The whole model is trained, or only a mask of it. Interrupt it when you like: the step under way
-    is finished and kept, and the same command goes on from there.
+    The whole model is trained, or only a mask of it. It can be interrupted at any time: the current
+    step is finished and saved, and the same command resumes from there.
     """
     from trimtab.elements.counts import percent
     from trimtab.progress import progress_bars
@@ -63,7 +63,7 @@ def train(run: Path, dry_run: bool) -> None:
 @click.command(
     "sweep",
     cls=options.Command,
-    short_help="Run a grid of such runs, and put them into one table.",
+    short_help="Run a grid of training runs, and collect them in one table.",
     epilog="Example: trimtab sweep examples/sweep.toml --jobs 2",
 )
 @click.argument("sweep", type=options.PATH, metavar="SWEEP.toml")
@@ -72,17 +72,16 @@ def train(run: Path, dry_run: bool) -> None:
     "--jobs",
     type=click.IntRange(min=1),
     default=1,
-    show_default=True,
     help="Number of cells that run at a time; they share the processors.",
 )
 @options.json_option
 def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
-    """Run a grid of runs as a file says, and put what came of them into one table.
+    """Run a grid of training runs from a file, and collect their results in one table.
 
-    Every cell is checked before any of them trains, and what the arms differ in is printed: what
-    was asked for, what follows from it, and what nobody asked for.
+    Every cell is checked before any of them trains, and the settings in which the arms differ are
+    printed: those asked for, those that follow from them, and those that nobody asked for.
 
-    Interrupt it when you like: the same command goes on, and keeps the cells that are finished.
+    It can be interrupted at any time: the same command resumes and keeps the finished cells.
     """
     from trimtab.report.sweep import plan_document, sweep_document
     from trimtab.report.terminal import render_text
@@ -99,12 +98,14 @@ def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
     say(f"{text}\n", err=True)
     names = [planned_cell.cell.name for planned_cell in planned.cells]
 
-    def tell(cell: Cell, event: str) -> None:
+    def report(cell: Cell, event: str) -> None:
         number = names.index(cell.name) + 1
         say(f"[{number}/{len(names)}] {cell.name}: {event}", err=True)
 
     with stop_asked("finishing the steps under way and saving them") as stop:
-        table = run_sweep(planned, jobs=jobs, told=tell, stop=stop, command=options.command_line())
+        table = run_sweep(
+            planned, jobs=jobs, told=report, stop=stop, command=options.command_line()
+        )
     if as_json:
         say(json.dumps(table, indent=1))
     else:
