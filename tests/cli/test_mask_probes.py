@@ -50,10 +50,10 @@ def test_a_mask_by_gradients(run: Run, base: Path, tmp_path: Path, kind: str) ->
     args = "mask", "make", kind, *asked, "--density", 0.1, "--seed", 3, "--scores", scores
     code, out, err = run(*args, "-o", path)
     assert (code, out) == (0, "")
-    looked, *wrote = err.splitlines()
-    assert looked.startswith("looked at ")
-    assert " completions with " in looked
-    assert looked.endswith(" MB above the model")
+    cost, *wrote = err.splitlines()
+    assert cost.startswith("read ")
+    assert " completions with " in cost
+    assert cost.endswith(" MB above the model")
     assert wrote[0] == f"wrote {scores}"
     assert wrote[1].startswith(f"wrote {path}: ")
     mask = Mask.load(path)

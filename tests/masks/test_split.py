@@ -93,7 +93,7 @@ Damage = Callable[[dict[str, Any]], Any]
         (lambda data: data["masks"].clear(), "not a core"),
         (lambda data: data["masks"][0].pop("digest"), "digest"),
         (lambda data: data.update(base_differs=[1]), "expected a string"),
-        (lambda data: data.update(more=1), "is no key of it"),
+        (lambda data: data.update(more=1), "is an unknown key"),
     ],
 )
 def test_damage_is_told(data: dict[str, Any], damage: Damage, said: str) -> None:

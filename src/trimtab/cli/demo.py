@@ -83,8 +83,8 @@ def example(folder: Path) -> None:
 @click.option(
     "--controls",
     is_flag=True,
-    help="Also train the controls: masks of the same size at random positions, with and without "
-    "matched magnitudes; all weights outside the mask; every weight under the next seed.",
+    help="Also train controls: random masks, also of matched magnitudes; all weights outside the "
+    "mask; every weight under the next seed.",
 )
 def demo(steps: int, seed: int, out: Path, controls: bool) -> None:
     """See sparse updates happen: RL-tune a real model on this machine, and compare.

@@ -246,9 +246,12 @@ def _levels(evaluation: Evaluation, asked: AskedQuestions) -> doc.Table:
     rows = [
         (
             (wording.printable(str(level)),),
-            (asked.baseline(places), [answers.of(places) for _, answers in _answered(evaluation)]),
+            (
+                asked.baseline(indices),
+                [answers.subset(indices) for _, answers in _answered(evaluation)],
+            ),
         )
-        for level, places in asked.places_by_level().items()
+        for level, indices in asked.indices_by_level().items()
     ]
     columns: list[doc.Column[Any]] = [
         doc.Column("questions", lambda row: wording.count(row[1][0].num_questions)),

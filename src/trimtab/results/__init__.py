@@ -1,1 +1,1 @@
-"""What every result is made of: plain data and types, one from the other."""
+"""Result types, and their conversion to and from JSON."""

@@ -1,4 +1,4 @@
-"""What one model answered and what it forgot, and what that says of it."""
+"""The answers of one model, its forgetting, and the figures derived from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trimtab.words import one_line, out_of, plural
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered to one question.
+    """The answer of a model to one question.
 
     Attributes:
         greedy: The greedy completion, as text.
@@ -80,7 +80,7 @@ class Answers:
 
     @property
     def greedy_interval(self) -> statistics.Interval:
-        """Of `greedy_accuracy` (Wilson)."""
+        """Interval of `greedy_accuracy` (Wilson)."""
         return statistics.wilson(self.greedy_accuracy, self.num_questions)
 
     @property
@@ -108,14 +108,14 @@ class Answers:
 
     @property
     def sampled_interval(self) -> statistics.Interval | None:
-        """Of `sampled_accuracy`, by the same clusters; None without samples."""
+        """Interval of `sampled_accuracy`, by the same clusters; None without samples."""
         if not self.num_samples:
             return None
         return statistics.clustered_interval(self.sampled_shares, self.num_samples)
 
-    def of(self, places: Sequence[int]) -> Answers:
+    def subset(self, indices: Sequence[int]) -> Answers:
         """The answers to some of the questions."""
-        return Answers(self.num_samples, tuple(self.answers[place] for place in places))
+        return Answers(self.num_samples, tuple(self.answers[index] for index in indices))
 
     def figures(self) -> dict[str, Any]:
         """Counts and accuracies with their intervals, as plain data."""
@@ -126,20 +126,20 @@ class Answers:
         return fields_to_plain(self)
 
     def problems(self) -> Iterator[str]:
-        """What nobody can have answered."""
+        """Values that are impossible."""
         if self.num_samples < 0:
             yield f"num_samples is {self.num_samples}"
-        for place, answer in enumerate(self.answers):
+        for index, answer in enumerate(self.answers):
             if not 0 <= answer.num_sampled_correct <= self.num_samples:
                 yield (
-                    f"answers[{place}].num_sampled_correct is {answer.num_sampled_correct} of "
+                    f"answers[{index}].num_sampled_correct is {answer.num_sampled_correct} of "
                     f"{self.num_samples} samples"
                 )
 
 
 @dataclass(frozen=True)
 class Passage:
-    """How two models read a passage.
+    """Divergence of two models on a passage of text.
 
     Attributes:
         num_tokens: Tokens that are predicted.
@@ -156,10 +156,10 @@ class Passage:
 
 @dataclass(frozen=True)
 class Forgetting:
-    """How two models read the same text.
+    """Divergence of two models on a text.
 
     Attributes:
-        passages: One after the other.
+        passages: In order.
     """
 
     PLAIN: ClassVar = (
@@ -179,7 +179,7 @@ class Forgetting:
 
     @property
     def kl(self) -> float:
-        """KL(base || tuned) of a token, in nats; every token counts alike."""
+        """Mean of KL(base || tuned) over tokens, in nats."""
         return sum(passage.divergence for passage in self.passages) / self.num_tokens
 
     @property
@@ -198,35 +198,35 @@ class Forgetting:
 
     @property
     def kl_interval(self) -> statistics.Interval | None:
-        """Of `kl`, over passages; None for fewer than two."""
+        """Interval of `kl`, over passages; None for fewer than two."""
         error = self.kl_standard_error
         return None if error is None else statistics.normal_interval(self.kl, error, low=0.0)
 
     @property
     def base_perplexity(self) -> float:
-        """Of the base: e to the power of its mean surprise at a token."""
+        """Perplexity of the base: exp of its mean surprise per token."""
         return exp(sum(passage.base_surprise for passage in self.passages) / self.num_tokens)
 
     @property
     def tuned_perplexity(self) -> float:
-        """Of the tuned model."""
+        """Perplexity of the tuned model."""
         return exp(sum(passage.tuned_surprise for passage in self.passages) / self.num_tokens)
 
     def problems(self) -> Iterator[str]:
-        """What cannot have been read."""
+        """Values that are impossible."""
         if not self.passages:
             yield "it has no passages"
-        for place, passage in enumerate(self.passages):
+        for index, passage in enumerate(self.passages):
             if passage.num_tokens < 1:
-                yield f"passages[{place}].num_tokens is {passage.num_tokens}"
+                yield f"passages[{index}].num_tokens is {passage.num_tokens}"
 
 
 def answers_difference(first: Answers, second: Answers) -> dict[str, Any]:
-    """What the second model gained on the first one, on the same questions, as plain data.
+    """Differences of the second model from the first on the same questions, as plain data.
 
     Args:
-        first: Answers to the questions.
-        second: Answers to the same ones, with as many samples.
+        first: Answers of the first model.
+        second: Answers of the second one, with the same number of samples.
     """
     pairs = list(zip(first.answers, second.answers, strict=True))
     gained = sum(after.correct and not before.correct for before, after in pairs)

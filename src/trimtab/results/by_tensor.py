@@ -9,7 +9,7 @@ from trimtab.results.schema import to_plain
 
 
 class OfTensor(Protocol):
-    """What is said of one tensor, or of one part of a fused tensor."""
+    """A figure of one tensor, or of one part of a fused tensor."""
 
     @property
     def layer(self) -> int | None:
@@ -32,7 +32,7 @@ def by_layer(
 
     Args:
         tensors: All of them.
-        figure: That of some tensors together.
+        figure: Computes the figure of some tensors together.
     """
     groups = _grouped(tensors, lambda tensor: tensor.layer)
     return {layer: figure(groups[layer]) for layer in sorted(groups, key=_order)}
@@ -55,7 +55,7 @@ def by_layer_kind(
 
 
 def plain_layers(figures: Mapping[int | None, Figure]) -> dict[str, Figure]:
-    """Figures of layers under the names that JSON has for them."""
+    """Figures of layers, with their keys in JSON."""
     return {"outside" if layer is None else str(layer): figure for layer, figure in figures.items()}
 
 

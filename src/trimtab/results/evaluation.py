@@ -1,8 +1,7 @@
-"""The result of an evaluation: what models answered to the same questions, and what they forgot.
+"""The result of an evaluation: the answers of models to the same questions, and their forgetting.
 
-An `Evaluation` is complete in itself: tables and reports are drawn from it, or from its JSON, and
-no model is needed. What is kept are answers and sums; accuracies, intervals and differences are
-derived from them.
+An `Evaluation` stores answers and sums; accuracies, intervals and differences are derived from
+them. No model is needed to draw its tables and reports.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class MajorityBaseline:
 
     Attributes:
         answer: The most frequent right answer; the smallest among equals.
-        num_correct: Questions that it answers.
+        num_correct: Questions that it answers correctly.
         num_questions: All questions.
     """
 
@@ -36,7 +35,7 @@ class MajorityBaseline:
 
     @property
     def accuracy(self) -> float:
-        """Share of the questions that the constant answers."""
+        """Share of the questions that the constant answers correctly."""
         return self.num_correct / self.num_questions
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,11 +88,11 @@ class Question:
 
 @dataclass(frozen=True)
 class AskedQuestions:
-    """What the models were asked.
+    """The questions that the models were asked.
 
     Attributes:
-        by: What the levels are; None if the questions have none.
-        record: Where they come from, how answers were drawn and judged.
+        by: Name of the levels; None if the questions have none.
+        record: Source of the questions, and how answers were sampled and judged.
         rows: The questions.
     """
 
@@ -110,30 +109,26 @@ class AskedQuestions:
         """Questions asked."""
         return len(self.rows)
 
-    def places_by_level(self) -> dict[Any, list[int]]:
-        """Level -> places of its questions; numbers in their order, then texts in theirs."""
+    def indices_by_level(self) -> dict[Any, list[int]]:
+        """Level -> indices of its questions; sorted, numbers before texts."""
         groups: dict[Any, list[int]] = {}
-        for place, row in enumerate(self.rows if self.by is not None else ()):
-            groups.setdefault(row.level, []).append(place)
-        return dict(sorted(groups.items(), key=lambda item: _level_order(item[0])))
+        for index, row in enumerate(self.rows if self.by is not None else ()):
+            groups.setdefault(row.level, []).append(index)
+        return dict(sorted(groups.items(), key=lambda item: (isinstance(item[0], str), item[0])))
 
-    def baseline(self, places: Sequence[int] | None = None) -> dict[str, Any] | None:
-        """What the best constant answer scores; None where a question has no single answer."""
-        rows = self.rows if places is None else [self.rows[place] for place in places]
+    def baseline(self, indices: Sequence[int] | None = None) -> dict[str, Any] | None:
+        """Score of the best constant answer; None if a question has no single right answer."""
+        rows = self.rows if indices is None else [self.rows[index] for index in indices]
         if any(row.answer is None for row in rows):
             return None
         return majority_baseline(row.answer for row in rows).to_dict()
 
     def problems(self) -> Iterator[str]:
-        """What cannot have been asked."""
+        """Values that are impossible."""
         if not self.rows:
             yield "it has no rows"
         if self.by is not None and any(row.level is None for row in self.rows):
             yield f"a question has no level, and by is {self.by[:40]!a}"
-
-
-def _level_order(level: Any) -> tuple[bool, Any]:
-    return (isinstance(level, str), level)
 
 
 class Metric(TypedDict):
@@ -144,13 +139,13 @@ class Metric(TypedDict):
 
 
 class Suite(TypedDict):
-    """What a task of it gave."""
+    """Metrics of a task of lm-evaluation-harness."""
 
     metrics: Mapping[str, Annotated[Mapping[str, Any], Like(Metric, is_open=True)]]
 
 
 class Settings(TypedDict):
-    """How models were asked."""
+    """Settings of an evaluation."""
 
     dtype: str
     seed: int
@@ -160,24 +155,24 @@ class Settings(TypedDict):
 
 
 class Text(TypedDict):
-    """What they read."""
+    """The text of the forgetting probe."""
 
     source: str
 
 
 @dataclass(frozen=True)
 class EvaluatedModel:
-    """One model, and what was found of it.
+    """The results of one model.
 
     Attributes:
-        record: The checkpoint; its id is what it is called.
+        record: The checkpoint; its id is the name of the model.
         answers: To the questions, if any were asked.
-        forgetting: Against the base, if there was one and this is another.
+        forgetting: Compared with the base; None for the base itself, and without one.
         suites: Task of lm-evaluation-harness -> its metrics, if any were run.
     """
 
     PLAIN: ClassVar = ("checkpoint=record", "answers", "difference=_of_two", "forgetting", "suites")
-    _of_two: ClassVar = None  # the evaluation says it of a model and the first one
+    _of_two: ClassVar = None  # derived by the evaluation, from this model and the first
 
     record: CheckpointRecord
     answers: Answers | None = None
@@ -198,12 +193,12 @@ class EvaluatedModel:
 
 @dataclass(frozen=True)
 class Evaluation(Result):
-    """Models beside each other: the first is what the others are set against.
+    """Evaluation of one model or several; the others are compared with the first.
 
     Attributes:
         models: In the order given; the base, if there is one, comes first.
-        questions: What they were asked; None if nothing.
-        text: What the forgetting probe read; None if there was none.
+        questions: The questions; None if none were asked.
+        text: The text of the forgetting probe; None without one.
         settings: Seed, batch size and the like.
         provenance: trimtab version, command, date, device, versions.
     """
@@ -241,15 +236,15 @@ class Evaluation(Result):
         ]
 
     def _difference(
-        self, model: EvaluatedModel, places: Sequence[int] | None = None
+        self, model: EvaluatedModel, indices: Sequence[int] | None = None
     ) -> dict[str, Any] | None:
-        """Of a model from the first one; None for the first itself."""
+        """Difference of a model from the first one; None for the first itself."""
         first, second = self.models[0].answers, model.answers
         if model is self.models[0] or first is None or second is None:
             return None
-        if places is None:
+        if indices is None:
             return answers_difference(first, second)
-        return answers_difference(first.of(places), second.of(places))
+        return answers_difference(first.subset(indices), second.subset(indices))
 
     def _by_level(self) -> list[dict[str, Any]] | None:
         if self.questions is None or self.questions.by is None:
@@ -257,54 +252,56 @@ class Evaluation(Result):
         return [
             {
                 "level": level,
-                "num_questions": len(places),
-                "majority_baseline": self.questions.baseline(places),
+                "num_questions": len(indices),
+                "majority_baseline": self.questions.baseline(indices),
                 "models": [
                     {
                         "id": model.record.id,
-                        **({} if model.answers is None else model.answers.of(places).figures()),
-                        "difference": self._difference(model, places),
+                        **(
+                            {} if model.answers is None else model.answers.subset(indices).figures()
+                        ),
+                        "difference": self._difference(model, indices),
                     }
                     for model in self.models
                 ],
             }
-            for level, places in self.questions.places_by_level().items()
+            for level, indices in self.questions.indices_by_level().items()
         ]
 
     def problems(self) -> Iterator[str]:
-        """What `evaluate` does not make."""
+        """Values that `evaluate` does not produce."""
         if not self.models:
-            yield "it is of no model"
+            yield "it has no models"
             return
         first, *others = self.models
         if len({model.record.id for model in self.models}) < len(self.models):
-            yield "two models have one name"
-        asked = None if self.questions is None else self.questions.num_questions
+            yield "two models have the same name"
+        num_questions = None if self.questions is None else self.questions.num_questions
         for model in self.models:
             name, answers = ascii(model.record.id[:100]), model.answers
-            answered = None if answers is None else answers.num_questions
-            if answered != asked:
-                yield f"{name} answered {answered} of {asked} questions"
+            num_answered = None if answers is None else answers.num_questions
+            if num_answered != num_questions:
+                yield f"{name} answered {num_answered} of {num_questions} questions"
             elif answers is not None and answers.num_samples != self.settings["num_samples"]:
                 yield f"{name} has {answers.num_samples} samples of each question"
             if _metrics(model) != _metrics(first):
                 yield f"{name} was given other suites"
         has_read = [model.forgetting is not None for model in others]
         if first.forgetting is not None or has_read != [self.text is not None] * len(others):
-            yield "not all models but the base were read beside it"
+            yield "not all models but the base were compared with it on a text"
         if self.text is not None and not others:
-            yield "it has a text, and no model beside the base"
+            yield "it has a text, and no model but the base"
 
 
 def _metrics(model: EvaluatedModel) -> list[tuple[str, str]] | None:
     """Task and name of each metric."""
     if model.suites is None:
         return None
-    return [(task, name) for task, told in model.suites.items() for name in told["metrics"]]
+    return [(task, name) for task, suite in model.suites.items() for name in suite["metrics"]]
 
 
 def _with_intervals(suites: Mapping[str, Any]) -> dict[str, Any]:
-    """Suites whose metrics have an interval, where the suite tells a standard error."""
+    """Suites with the interval of each metric that has a standard error."""
 
     def interval(metric: Mapping[str, Any]) -> Interval | None:
         error = metric["standard_error"]
@@ -312,11 +309,11 @@ def _with_intervals(suites: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         task: {
-            **told,
+            **suite,
             "metrics": {
                 name: {**metric, "interval": interval(metric)}
-                for name, metric in told["metrics"].items()
+                for name, metric in suite["metrics"].items()
             },
         }
-        for task, told in suites.items()
+        for task, suite in suites.items()
     }

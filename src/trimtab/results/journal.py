@@ -1,7 +1,6 @@
-"""Rows of JSON in a file that grows while long work goes on, one a line.
+"""JSON Lines files that grow during a long computation.
 
-A process that is killed leaves whole lines, or behind them the beginning of one more, which is
-removed before the file is added to.
+A process that is killed may leave an incomplete last line, which is removed before the next append.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from trimtab.outputs import append, new_file
 
 
 class Journal:
-    """A file of rows.
+    """A JSON Lines file.
 
     Args:
-        path: Where it is, or will be.
-        error: What is raised if it cannot be read.
+        path: The file, which need not exist.
+        error: Raised if it cannot be read.
     """
 
     def __init__(self, path: Path, error: type[TrimtabError]) -> None:
@@ -30,29 +29,29 @@ class Journal:
         self._error = error
 
     def begin(self, *rows: Mapping[str, Any]) -> None:
-        """Write these rows, in the place of an old file."""
+        """Replace the file by these rows."""
         with new_file(self.path, force=True) as file:
             file.write(_lines(rows))
 
     def lines(self) -> list[bytes]:
-        """The whole lines, as JSON; none if there is no file."""
+        """The complete lines; empty if there is no file."""
         if not os.path.lexists(self.path):
             return []
         return read_bytes(self.path, self._error, limit=MAX_DATA_BYTES).split(b"\n")[:-1]
 
     def keep(self, lines: Sequence[bytes]) -> None:
-        """Remove all that comes after these, the first lines of the file."""
+        """Truncate the file after these lines, its first ones."""
         os.truncate(self.path, sum(len(line) + 1 for line in lines))
 
     def append(self, *rows: Mapping[str, Any], syncs: bool = False) -> None:
-        """Add rows, whole or not at all.
+        """Append rows, all or none.
 
         Args:
             *rows: Plain data.
-            syncs: Wait until they are on the disk.
+            syncs: Wait until they are on disk.
 
         Raises:
-            WriteError: There is no room for them.
+            WriteError: The disk is full.
         """
         append(self.path, _lines(rows), syncs=syncs)
 

@@ -1,4 +1,4 @@
-"""What results say of their origin, and how a file of a result is known as one."""
+"""Records of the checkpoints and masks that a result was computed from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trimtab.words import one_line, out_of, plural
 
 @dataclass(frozen=True)
 class CheckpointRecord:
-    """What a checkpoint was, so that a result can be traced to it.
+    """Identifies a checkpoint, so that a result can be traced to it.
 
     Attributes:
         id: The path or hub id as the user gave it.
@@ -27,7 +27,7 @@ class CheckpointRecord:
         num_elements: Elements stored.
         dtypes: safetensors dtype name -> elements stored in it.
         content_hash: xxh3-128 over every tensor's name, dtype, shape and hash, sorted by name.
-        notes: What there is to say on what was taken as its weights.
+        notes: Remarks on which of its tensors were read as weights.
     """
 
     PLAIN: ClassVar = (
@@ -45,7 +45,7 @@ class CheckpointRecord:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Take the list of a file as what it was."""
+        """Convert the list of a JSON file to a tuple."""
         object.__setattr__(self, "notes", tuple(self.notes))
 
     def __repr__(self) -> str:
@@ -54,7 +54,7 @@ class CheckpointRecord:
         return one_line(self, f"{ref}: {self.num_elements:,} elements in {tensors}")
 
     def problems(self) -> Iterator[str]:
-        """What no checkpoint can be."""
+        """Values that are impossible."""
         if self.num_tensors < 0 or min(self.dtypes.values(), default=0) < 0:
             yield "counts are negative"
         if sum(self.dtypes.values()) != self.num_elements:
@@ -67,7 +67,7 @@ class CheckpointRecord:
 
 @dataclass(frozen=True)
 class MaskRecord:
-    """What a mask was, so that a result can be traced to it.
+    """Identifies a mask, so that a result can be traced to it.
 
     Attributes:
         id: The path as the user gave it; None for a mask that was not read from a file.
@@ -75,9 +75,9 @@ class MaskRecord:
         num_tensors: Tensors in the mask.
         num_elements: Elements in those tensors.
         num_selected: Elements selected.
-        num_checked: Tensors whose bytes in the base were found to be those that the mask was made
-            against. The mask does not say for the others.
-        provenance: How the mask was made, as it says.
+        num_checked: Tensors whose bytes in the base match the digests in the mask. The mask has no
+            digest of the others.
+        provenance: How the mask was made, as stored in it.
     """
 
     id: str | None
@@ -93,7 +93,7 @@ class MaskRecord:
         return one_line(self, f"{self.id or self.digest}: {selected} selected")
 
     def problems(self) -> Iterator[str]:
-        """What no mask can be."""
+        """Values that are impossible."""
         if not 0 <= self.num_selected <= self.num_elements:
             yield f"num_selected is {self.num_selected} of {self.num_elements}"
         if not 0 <= self.num_checked <= self.num_tensors:
@@ -126,7 +126,7 @@ def content_hash(rows: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
 
 
 def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRecord:
-    """Say what a checkpoint was, with one hash over all its tensors."""
+    """The record of a checkpoint, with one hash over all its tensors."""
     dtypes: dict[str, int] = {}
     rows = []
     for name, tensor in sorted(checkpoint.tensors.items()):
@@ -145,7 +145,7 @@ def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRe
 
 
 def made_now(**more: Any) -> dict[str, Any]:
-    """Provenance of what was made just now, by no command, and what else there is to say of it."""
+    """Provenance with the current version and date, no command, and further entries."""
     return {
         "trimtab_version": __version__,
         "command": None,

@@ -1,4 +1,4 @@
-"""What every result of a verb can do: become JSON, and be read from it years later."""
+"""The base class of results: conversion to JSON, files and data frames."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ Made = TypeVar("Made")
 class Result:
     """Base of the dataclasses of results.
 
-    A result is complete in itself: tables and reports are drawn from it, or from its JSON, without
-    opening a checkpoint or a mask again. `trimtab.report`, which draws it, is loaded when it is
-    needed: nothing else looks up from a lower layer.
+    Tables and reports are drawn from a result or its JSON, without opening a checkpoint or a mask
+    again. `trimtab.report`, which draws it, is imported when needed; no other lower layer imports
+    a higher one.
 
     Attributes:
-        FORMAT: What the key `format` of its JSON says.
+        FORMAT: Value of the key `format` in its JSON.
         FORMAT_VERSION: Version of that format.
-        NAME: What it is, in words: `comparison`.
-        COMMAND: The command that makes it.
-        DERIVES: Whether reading derives every figure too, because of values that are right one by
-            one some do not exist.
-        ROWS: The list in its JSON that a data frame has a row for each entry of; keys in keys are
-            joined by dots.
+        NAME: Name of the kind of result: `comparison`.
+        COMMAND: The command that produces it.
+        DERIVES: Whether reading also derives every figure, since values that are valid one by one
+            can be inconsistent.
+        ROWS: Path, with dots, of the list in its JSON that becomes the rows of a data frame.
     """
 
     FORMAT: ClassVar[str]
@@ -50,7 +49,7 @@ class Result:
 
         @property
         def provenance(self) -> Mapping[str, Any]:
-            """How it was made."""
+            """Version, command, date and settings."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, in the format of the docs page "Formats"."""
@@ -59,17 +58,17 @@ class Result:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; what is derived is derived again.
+        """The inverse of `to_dict`; derived figures are derived again.
 
         Raises:
-            ResultFormatError: The data is another result, of another version, or damaged.
+            ResultFormatError: The data is another kind of result, another version, or damaged.
         """
         if not isinstance(data, Mapping) or data.get("format") != cls.FORMAT:
             raise ResultFormatError(f"not a trimtab {cls.NAME}: expected format {cls.FORMAT!r}")
-        found = data.get("format_version")
-        if type(found) is not int or found != cls.FORMAT_VERSION:
+        version = data.get("format_version")
+        if type(version) is not int or version != cls.FORMAT_VERSION:
             raise ResultFormatError(
-                f"{cls.NAME} of format version {short(found)}: this trimtab reads version "
+                f"{cls.NAME} of format version {short(version)}: this trimtab reads version "
                 f"{cls.FORMAT_VERSION}; run `{cls.COMMAND}` again"
             )
         body = {key: data[key] for key in data if key not in ("format", "format_version")}
@@ -80,7 +79,7 @@ class Result:
         return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write `to_json`, whole or not at all.
+        """Write `to_json` to a file, atomically.
 
         Raises:
             OutputExistsError: The file exists and `force` is not set, or the path is a folder.
@@ -92,7 +91,7 @@ class Result:
         """Read what `save` wrote.
 
         Raises:
-            ResultFormatError: The file is no JSON, or no such result of this version.
+            ResultFormatError: The file is not JSON, or not such a result of this version.
         """
         return read_result_file(path, cls.from_dict, expected=f"the JSON of a {cls.NAME}")
 
@@ -100,12 +99,12 @@ class Result:
         """The result as a data frame.
 
         Args:
-            table: Title of a table of the report. By default there is a row for each tensor (of a
-                trajectory for each point, of an evaluation for each model, and so on), with the
-                figures of the JSON under its keys: `num_elements`, `num_changed[bits]`, ...
+            table: Title of a table of the report. By default, one row per tensor (per point of a
+                trajectory, per model of an evaluation, and so on), with the keys of the JSON as
+                columns: `num_elements`, `num_changed[bits]`, ...
 
         Raises:
-            KeyError: The report has no such table; the message names those it has.
+            KeyError: The report has no such table; the message lists its tables.
             MissingExtraError: pandas is not installed.
         """
         frame = require("pandas", "pip install pandas").DataFrame
@@ -122,7 +121,7 @@ class Result:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row whose objects are spread over columns: `num_changed[bits]`."""
+    """A row with its objects flattened into columns: `num_changed[bits]`."""
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, Mapping):
@@ -139,11 +138,11 @@ def read_result_file(
 
     Args:
         path: The file.
-        read: Makes the result of its data.
-        expected: What the file should be, in words.
+        read: Makes the result from the data.
+        expected: Describes the file, for messages.
 
     Raises:
-        ResultFormatError: The file is no JSON, or no such result of this version.
+        ResultFormatError: The file is not JSON, or not such a result of this version.
     """
     data = read_json(
         path, ResultFormatError, limit=MAX_RESULT_BYTES, strict=True, expected=expected

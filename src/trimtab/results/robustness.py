@@ -1,8 +1,6 @@
-"""The result of a robustness probe: what noise in each set of elements did to a model.
+"""The result of a robustness probe: the effect of noise in each set of elements on a model.
 
-A `Robustness` is complete in itself: tables and reports are drawn from it (or from its JSON, years
-later) without opening a checkpoint again. Intervals are over seeds, each of which draws the sets
-and the noise anew; the questions are the same throughout.
+Intervals are over seeds, each with its own sets and noise; the questions are always the same.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from trimtab.results.statistics import CONFIDENCE, over_seeds
 from trimtab.words import one_line, plural
 
 MASK_ARM = "mask"
-"""The arm that the others are set beside."""
+"""The arm that the others are compared with."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +26,15 @@ class Cell:
 
     Attributes:
         noise: Kind of noise.
-        level: How much of it.
-        arm: Which set of elements was perturbed.
-        seed: Of the set and of the noise.
+        level: Its level.
+        arm: The set of elements that was perturbed.
+        seed: Seed of the set and of the noise.
         num_chosen: Elements of the set.
         num_in_mask: Those of them that the mask selects.
         num_changed: Elements whose bits the noise changed.
         relative_norm: Norm of the noise ÷ norm of the set, as stored; None for a set of zeros.
         num_correct: Questions answered right, greedily; None if none were asked.
-        kl: KL(unperturbed || perturbed) of a token of the text, in nats.
+        kl: KL(unperturbed || perturbed) per token of the text, in nats.
     """
 
     noise: str
@@ -51,13 +49,13 @@ class Cell:
     kl: float
 
     def problems(self) -> Iterator[str]:
-        """What no perturbed model can be."""
+        """Values that are impossible."""
         for name in ("num_in_mask", "num_changed"):
             if not 0 <= getattr(self, name) <= self.num_chosen:
                 yield f"{name} is {getattr(self, name)} of {self.num_chosen} chosen elements"
 
     def problems_with(self, num_questions: int | None) -> Iterator[str]:
-        """What cannot be with so many questions."""
+        """Values that are impossible with this number of questions."""
         if (self.num_correct is not None) != (num_questions is not None):
             yield "answers, or questions, are missing"
         elif not 0 <= (self.num_correct or 0) <= (num_questions or 0):
@@ -65,21 +63,21 @@ class Cell:
 
 
 class Questions(TypedDict):
-    """What was asked."""
+    """The questions."""
 
     num_questions: Count
     source: str
 
 
 class Text(TypedDict):
-    """What was read."""
+    """The text."""
 
     source: str
     num_tokens: Count
 
 
 class Settings(TypedDict):
-    """How it was probed."""
+    """Settings of the probe."""
 
     noises: tuple[str, ...]
     levels: tuple[float, ...]
@@ -89,15 +87,15 @@ class Settings(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class Robustness(Result):
-    """How a model bears noise inside a mask, and elsewhere.
+    """The effect of noise on a model, inside a mask and elsewhere.
 
     Attributes:
         checkpoint: The model that was perturbed.
-        base: What the mask was made against.
+        base: The base that the mask was made against.
         mask: The mask.
-        questions: What was asked: `num_questions` and what else is recorded of it; None if nothing.
+        questions: Record of the questions: `num_questions`, ...; None if none were asked.
         num_correct: Questions that the unperturbed model answers right; None if none were asked.
-        text: What both models read.
+        text: Record of the text on which the models are compared.
         arms: Names of the sets of elements; the mask comes first.
         cells: One for every noise, level, seed and arm.
         settings: Seeds, dtype and the like.
@@ -143,11 +141,11 @@ class Robustness(Result):
 
     def cells_of(self, condition: tuple[str, float], arm: str) -> list[Cell]:
         """The cells of one condition and arm, by seed."""
-        found = [c for c in self.cells if (c.noise, c.level) == condition and c.arm == arm]
-        return sorted(found, key=lambda cell: cell.seed)
+        cells = [c for c in self.cells if (c.noise, c.level) == condition and c.arm == arm]
+        return sorted(cells, key=lambda cell: cell.seed)
 
     def summaries(self) -> list[dict[str, Any]]:
-        """For each condition, what each arm did over seeds, and the mask beside it."""
+        """For each condition, the effect of each arm over seeds, and the mask compared with it."""
         return [
             {
                 "noise": condition[0],
@@ -155,7 +153,7 @@ class Robustness(Result):
                 "arms": [
                     {
                         "arm": arm,
-                        **self._told(self.cells_of(condition, arm)),
+                        **self._summary(self.cells_of(condition, arm)),
                         "mask_beside_it": None
                         if arm == MASK_ARM
                         else self._paired(
@@ -168,7 +166,7 @@ class Robustness(Result):
             for condition in self.conditions
         ]
 
-    def _told(self, cells: Sequence[Cell]) -> dict[str, Any]:
+    def _summary(self, cells: Sequence[Cell]) -> dict[str, Any]:
         norms = [cell.relative_norm for cell in cells if cell.relative_norm is not None]
         return {
             "num_chosen": cells[0].num_chosen,
@@ -182,10 +180,10 @@ class Robustness(Result):
         }
 
     def _paired(self, mask: Sequence[Cell], other: Sequence[Cell]) -> dict[str, Any]:
-        """The mask less an arm, seed by seed, and the ratio of their divergences.
+        """The mask minus an arm, paired by seed, and the ratio of their divergences.
 
-        The ratio is a geometric mean, with the interval of the mean of its logarithm; None where a
-        divergence is 0, as where rounding takes all of the noise.
+        The ratio is a geometric mean, with the interval of the mean of its logarithm; None if a
+        divergence is 0, as when rounding removes all of the noise.
         """
         pairs = list(zip(mask, other, strict=True))
         accuracies = zip(self._accuracies(mask), self._accuracies(other), strict=True)
@@ -208,30 +206,30 @@ class Robustness(Result):
                 yield cell.num_correct / self.num_questions
 
     def _over(self, values: Sequence[float] | Iterator[float]) -> dict[str, Any] | None:
-        found = list(values)
-        return over_seeds(found) if found else None
+        values = list(values)
+        return over_seeds(values) if values else None
 
     def problems(self) -> Iterator[str]:
-        """What `robustness` does not make."""
+        """Values that `robustness` does not produce."""
         if not self.cells or self.arms[:1] != (MASK_ARM,):
             yield "no cells, or no arm of the mask before the others"
             return
-        for place, cell in enumerate(self.cells):
-            for what in cell.problems_with(self.num_questions):
-                yield f"cells[{place}]: {what}"
+        for index, cell in enumerate(self.cells):
+            for problem in cell.problems_with(self.num_questions):
+                yield f"cells[{index}]: {problem}"
         if (self.num_correct is None) != (self.questions is None) or not (
             0 <= (self.num_correct or 0) <= (self.num_questions or 0)
         ):
             yield f"num_correct is {self.num_correct} of {self.num_questions} questions"
-        found = [(c.noise, c.level, c.seed, c.arm) for c in self.cells]
+        present = [(c.noise, c.level, c.seed, c.arm) for c in self.cells]
         seeds = {cell.seed for cell in self.cells}
-        num_wanted = len(self.conditions) * len(seeds) * len(self.arms)
-        if len(found) != num_wanted or {
+        num_expected = len(self.conditions) * len(seeds) * len(self.arms)
+        if len(present) != num_expected or {
             (*condition, seed, arm)
             for condition in self.conditions
             for seed in seeds
             for arm in self.arms
-        } != set(found):
-            yield "cells are missing, or there twice"
+        } != set(present):
+            yield "cells are missing or duplicated"
         elif set(self.settings["noises"]) != {cell.noise for cell in self.cells}:
             yield "settings.noises are not those of the cells"

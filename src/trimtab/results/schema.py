@@ -1,22 +1,21 @@
-"""Results as plain data for JSON, and back: one strict reader for all formats.
+"""Conversion of results to plain data for JSON and back, with one strict reader for all formats.
 
-A result is a frozen dataclass, and its annotations are its schema. A result file may have been
-written by anybody, so reading checks every value against its annotation, then asks each object
-what is wrong with it (`problems`), and raises all that was found at once, each with its path:
-`tensors[3].num_changed.bits`. Nothing is drawn from a file that has a problem.
+A result is a frozen dataclass, and its annotations are its schema. Reading does not trust the file:
+it checks every value against its annotation, calls `problems` of each object, and reports all
+problems at once, each with its path: `tensors[3].num_changed.bits`.
 
-Where the JSON has another shape than the dataclass, a class attribute `PLAIN` lists its keys in
+If the JSON has another layout than the dataclass, a class attribute `PLAIN` lists its keys in
 order. An entry is one of
 
 - `name`: the key holds the attribute of that name;
-- `key=name`: it has another name; `outer.key=name`: it is in an object of the same JSON object;
-- `=name`: the keys of that attribute stand among those of this object;
-- `key?`, `key?=name`: it is left out if the attribute is None, or an empty tuple.
+- `key=name`: the key has another name; `outer.key=name`: it is in a nested object;
+- `=name`: the keys of that attribute are merged into this object;
+- `key?`, `key?=name`: it is omitted if the attribute is None, or an empty tuple.
 
-A field is written and read; `plain_name`, if the class has it, says how it is written. Any other
-attribute is derived: it is written, and computed anew, not believed, when the file is read.
+A field is written and read; a method `plain_name`, if there is one, returns what is written. Any
+other attribute is derived: it is written, and computed again when the file is read.
 
-A class with a method `to_dict` writes itself.
+A class with a method `to_dict` defines its own layout.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ MAX_DEPTH = 40
 """Deepest nesting of data that no class describes."""
 
 NULL_IS_INFINITE = "null is infinite"
-"""In an `Annotated[float, …]`: JSON has no infinity, so null stands for it."""
+"""In an `Annotated[float, …]`: infinity is written as null, since JSON has none."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class _Provenance(TypedDict, total=False):
 
 
 Provenance: TypeAlias = Annotated[Mapping[str, Any], Like(_Provenance, is_open=True)]
-"""What every result says of its making; whatever else it says is plain data."""
+"""Keys that every provenance has; any other key holds plain data."""
 
 Made = TypeVar("Made")
 BAD: Any = object()
@@ -123,18 +122,18 @@ def fields_to_plain(value: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     kind: Any = type(value)
     for entry in _layout(kind):
-        held: Any = getattr(value, f"plain_{entry.attribute}", None)
-        held = getattr(value, entry.attribute) if held is None else held
-        held = to_plain(held() if callable(held) else held)
-        if entry.may_overflow and isinstance(held, float) and not isfinite(held):
-            held = None
+        item: Any = getattr(value, f"plain_{entry.attribute}", None)
+        item = getattr(value, entry.attribute) if item is None else item
+        item = to_plain(item() if callable(item) else item)
+        if entry.may_overflow and isinstance(item, float) and not isfinite(item):
+            item = None
         target = plain
         for outer in entry.path[:-1]:
             target = target.setdefault(outer, {})
         if not entry.path:
-            target.update(held)
-        elif not (entry.is_optional and _is_nothing(getattr(value, entry.attribute), held)):
-            target[entry.path[-1]] = held
+            target.update(item)
+        elif not (entry.is_optional and _is_nothing(getattr(value, entry.attribute), item)):
+            target[entry.path[-1]] = item
     return plain
 
 
@@ -154,12 +153,12 @@ def from_plain(
     Args:
         kind: The dataclass.
         data: As JSON has it.
-        what: The result in words: `comparison`.
-        derives: Whether to derive every figure, too: of values that are right one by one some do
-            not exist.
+        what: Name of the result, for messages: `comparison`.
+        derives: Whether to derive every figure too, since values that are valid one by one can be
+            inconsistent.
 
     Raises:
-        ResultFormatError: It is something else, or damaged; the message lists what is wrong.
+        ResultFormatError: The data does not fit; the message lists the problems.
     """
     reader = Reader()
     made = reader.read(kind, data, "")
@@ -170,8 +169,9 @@ def from_plain(
         try:
             to_plain(result)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            why = escaped(short(str(error)))
-            raise ResultFormatError(f"damaged {what}: its figures do not exist ({why})") from None
+            reason = escaped(short(str(error)))
+            message = f"damaged {what}: its values are inconsistent ({reason})"
+            raise ResultFormatError(message) from None
     return result
 
 
@@ -188,16 +188,16 @@ class _Entry:
 
 @cache
 def _layout(kind: type) -> tuple[_Entry, ...]:
-    found = [field.name for field in fields(kind)]
+    names = [field.name for field in fields(kind)]
     hints = _hints(kind)
     entries = []
-    for text in getattr(kind, "PLAIN", found):
+    for text in getattr(kind, "PLAIN", names):
         key, equals, attribute = text.partition("=")
         is_optional = key.endswith("?")
         key = key.removesuffix("?")
         path = tuple(key.split(".")) if key else ()
         attribute = attribute if equals else path[-1]
-        is_field = attribute in found
+        is_field = attribute in names
         marks = getattr(hints.get(attribute), "__metadata__", ())
         may_overflow = not is_field or NULL_IS_INFINITE in marks
         entries.append(_Entry(path, attribute, is_optional, may_overflow, is_field))
@@ -215,25 +215,25 @@ def _hints(kind: type) -> dict[str, Any]:
 
 @cache
 def _required(kind: Any) -> frozenset[str]:
-    """Keys that a TypedDict must have; its own `__required_keys__` does not see through strings."""
+    """Required keys of a TypedDict; `__required_keys__` is wrong for annotations as strings."""
     hints = get_type_hints(kind, include_extras=True) if kind.__total__ else {}
     return frozenset(name for name, hint in hints.items() if get_origin(hint) is not NotRequired)
 
 
 class _Taken(dict[str, Any]):
-    """A copy of an object, from which the keys that were read are taken out."""
+    """A copy of an object, from which the keys that were read are removed."""
 
 
 class _Broken(_Taken):
-    """In place of what is no object, which was told."""
+    """Replaces a value that is not an object, after its problem was reported."""
 
 
 class Reader:
-    """Reads data by its annotation and collects what is wrong with it.
+    """Reads data by its annotation and collects the problems.
 
     Attributes:
-        problems: What is wrong, each with its path.
-        scalars: Types of single values -> whether data is one, and what it is called.
+        problems: The problems, each with its path.
+        scalars: Types of single values -> a check of the data, and the name of the type.
     """
 
     scalars: Mapping[type, tuple[Callable[[Any], bool], str]]
@@ -243,7 +243,7 @@ class Reader:
         self.problems: list[str] = []
 
     def read(self, hint: Any, data: Any, path: str) -> Any:
-        """The value, or `BAD` after a problem was noted."""
+        """The value, or `BAD` after a problem was added."""
         origin = get_origin(hint)
         if origin is Annotated:
             return self._annotated(hint, data, path)
@@ -279,14 +279,14 @@ class Reader:
         if origin in (dict, Mapping):
             keys, values = get_args(hint)
             return self._mapping(keys, values, data, path)
-        raise TypeError(f"{path}: no data is of the type {hint}")
+        raise TypeError(f"{path}: unsupported annotation {hint}")
 
     def shown(self, data: Any) -> str:
-        """Data as messages have it."""
+        """Data as shown in messages."""
         return _shown(data)
 
     def expected(self, hint: Any) -> str:
-        """What an annotation asks for, in words."""
+        """The expected type, in words."""
         origin = get_origin(hint)
         if isinstance(hint, type) and hint in self.scalars:
             return self.scalars[hint][1]
@@ -299,9 +299,9 @@ class Reader:
     def _any_of(self, options: Iterable[Any]) -> str:
         return " or ".join(dict.fromkeys(filter(None, map(self.expected, options))))
 
-    def problem(self, path: str, what: str) -> Any:
-        """Note what is wrong; returns `BAD`."""
-        self.problems.append(f"{path or 'it'} {what}")
+    def problem(self, path: str, message: str) -> Any:
+        """Add a problem; returns `BAD`."""
+        self.problems.append(f"{path or 'it'} {message}")
         return BAD
 
     def _wrong(self, path: str, data: Any, expected: str) -> Any:
@@ -318,8 +318,8 @@ class Reader:
             value = self.read(kind, data, path)
         if value is not BAD:
             for check in marks:
-                if callable(check) and (what := check(value)) is not None:
-                    return self.problem(path, what)
+                if callable(check) and (message := check(value)) is not None:
+                    return self.problem(path, message)
         return value
 
     def _union(self, options: tuple[Any, ...], data: Any, path: str) -> Any:
@@ -328,7 +328,7 @@ class Reader:
         options = tuple(option for option in options if option is not NoneType)
         if len(options) == 1:
             return self.read(options[0], data, path)
-        # A whole number is taken as one, where one is meant.
+        # int before float, so that a whole number stays an int.
         for option in sorted(options, key=lambda option: option is not int):
             attempt = type(self)()
             value = attempt.read(option, data, path)
@@ -352,8 +352,8 @@ class Reader:
                 path, f"has {plural(len(data), 'entry', 'entries')}, expected {len(items)}"
             )
         read = [
-            self.read(item, value, f"{path}[{place}]")
-            for place, (item, value) in enumerate(zip(items, data, strict=True))
+            self.read(item, value, f"{path}[{index}]")
+            for index, (item, value) in enumerate(zip(items, data, strict=True))
         ]
         return BAD if any(value is BAD for value in read) else tuple(read)
 
@@ -398,13 +398,13 @@ class Reader:
     def _object(self, kind: Any, data: Any, path: str) -> Any:
         if not isinstance(data, Mapping):
             return self._wrong(path, data, "an object")
-        left = _Taken(data)
-        made = self._take(kind, left, path)
-        self._left_over(left, kind, path)
+        remaining = _Taken(data)
+        made = self._take(kind, remaining, path)
+        self._left_over(remaining, kind, path)
         return made
 
-    def _left_over(self, left: _Taken, kind: type, path: str) -> None:
-        for key, value in left.items():
+    def _left_over(self, remaining: _Taken, kind: type, path: str) -> None:
+        for key, value in remaining.items():
             if isinstance(value, _Taken):
                 self._left_over(value, kind, _at(path, key))
             else:
@@ -412,52 +412,54 @@ class Reader:
 
     def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
         near = nearest(key, known)
-        self.problem(_at(path, key), f"is no key of it{f': did you mean {near}?' if near else ''}")
+        self.problem(
+            _at(path, key), f"is an unknown key{f': did you mean {near}?' if near else ''}"
+        )
 
-    def _take(self, kind: Any, left: _Taken, path: str) -> Any:
-        """Read the object of a class out of the keys of a JSON object."""
+    def _take(self, kind: Any, remaining: _Taken, path: str) -> Any:
+        """Read an object of a class, removing its keys from a JSON object."""
         before, values, hints = len(self.problems), {}, _hints(kind)
-        # The longest paths first: what stays of an object that holds them is a mapping itself.
+        # The longest paths first: the rest of an object that holds them is a mapping itself.
         for entry in sorted(_layout(kind), key=lambda entry: -len(entry.path)):
             if not entry.path:
-                values[entry.attribute] = self._take_inline(hints[entry.attribute], left, path)
+                values[entry.attribute] = self._take_inline(hints[entry.attribute], remaining, path)
                 continue
-            held, where = self._pop(entry, left, path)
-            if held is BAD or not entry.is_field:  # told already, or derived
+            item, item_path = self._pop(entry, remaining, path)
+            if item is BAD or not entry.is_field:  # reported already, or derived
                 continue
-            if held is not _NONE:
-                values[entry.attribute] = self.read(hints[entry.attribute], held, where)
+            if item is not _NONE:
+                values[entry.attribute] = self.read(hints[entry.attribute], item, item_path)
             elif not entry.is_optional:
-                self.problem(where, "is missing")
+                self.problem(item_path, "is missing")
         if len(self.problems) > before:
             return BAD
         return self._made(kind, values, path)
 
-    def _take_inline(self, hint: Any, left: _Taken, path: str) -> Any:
-        """Read what has its keys among those of the object that it is in."""
+    def _take_inline(self, hint: Any, remaining: _Taken, path: str) -> Any:
+        """Read an attribute whose keys are merged into those of the object."""
         if is_dataclass(hint):
-            return self._take(hint, left, path)
+            return self._take(hint, remaining, path)
         known = _hints(hint.__metadata__[0].kind)
-        keys = [key for key in left if key in known]
-        return self.read(hint, {key: left.pop(key) for key in keys}, path)
+        keys = [key for key in remaining if key in known]
+        return self.read(hint, {key: remaining.pop(key) for key in keys}, path)
 
-    def _pop(self, entry: _Entry, left: _Taken, path: str) -> tuple[Any, str]:
-        """Take out what an entry refers to; `_NONE` if it is not there."""
+    def _pop(self, entry: _Entry, remaining: _Taken, path: str) -> tuple[Any, str]:
+        """Remove and return the item of an entry with its path; `_NONE` if it is missing."""
         for outer in entry.path[:-1]:
-            inner = left.get(outer, _NONE)
+            inner = remaining.get(outer, _NONE)
             path = _at(path, outer)
             if inner is _NONE:
                 return _NONE, _at(path, entry.path[-1])
             if not isinstance(inner, Mapping):
                 self._wrong(path, inner, "an object")
-                inner = left[outer] = _Broken()
+                inner = remaining[outer] = _Broken()
             if isinstance(inner, _Broken):
                 return BAD, path
             if not isinstance(inner, _Taken):
-                left[outer] = _Taken(inner)
-            left = left[outer]
-        held = left.pop(entry.path[-1], _NONE)
-        return (dict(held) if isinstance(held, _Taken) else held), _at(path, entry.path[-1])
+                remaining[outer] = _Taken(inner)
+            remaining = remaining[outer]
+        item = remaining.pop(entry.path[-1], _NONE)
+        return (dict(item) if isinstance(item, _Taken) else item), _at(path, entry.path[-1])
 
     def _made(self, kind: Any, values: Mapping[str, Any], path: str) -> Any:
         try:
@@ -465,8 +467,8 @@ class Reader:
         except (ValueError, TypeError) as error:
             return self.problem(path, f"cannot be: {error}")
         wrong = list(made.problems()) if hasattr(made, "problems") else []
-        for what in wrong:
-            self.problems.append(f"{path}: {what}" if path else what)
+        for message in wrong:
+            self.problems.append(f"{path}: {message}" if path else message)
         return BAD if wrong else made
 
 
@@ -490,12 +492,12 @@ SCALARS: Mapping[type, tuple[Callable[[Any], bool], str]] = {
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known key that was probably meant, if one is near."""
+    """The known key that is most similar, if one is similar."""
     return next(iter(get_close_matches(key[:100], list(known), n=1)), None)
 
 
 def _is_plain(data: Any, depth: int = 0) -> bool:
-    """Whether data is what JSON holds, not nested too deeply for what walks through it."""
+    """Whether data is plain JSON data, nested no deeper than `MAX_DEPTH`."""
     if depth > MAX_DEPTH:
         return False
     if isinstance(data, Mapping):

@@ -1,10 +1,8 @@
-"""How sure a figure is: intervals of 95 % of accuracies, differences and means; tests; ranks.
+"""95 % intervals of accuracies, differences and means; tests; rank statistics.
 
 Questions are the independent units of an accuracy. Several samples of one question are not
-independent, so what is averaged over samples is a mean of one share for each question, with a
-standard error over questions. Two models are asked the same questions, so a difference is one of
-pairs: that is sharper than two intervals beside each other. Seeds of one arm have a mean with a
-t-interval.
+independent, so sampled accuracies are means of one share per question, with a standard error over
+questions. Two models are asked the same questions, so their difference is paired.
 """
 
 from __future__ import annotations
@@ -19,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-"""Of every interval."""
+"""Confidence level of every interval."""
 
 PAIR = "-"
-"""Between the two seeds that a value is of."""
+"""Separates the two seeds of a value for a pair."""
 
 Values: TypeAlias = NDArray[np.float64]
 Counts: TypeAlias = NDArray[np.int64]
@@ -38,8 +36,8 @@ def wilson(share: float, num: float) -> Interval:
     """The score interval of a share of independent trials.
 
     Args:
-        share: Of successes.
-        num: Trials, above 0; not whole where it is an effective number.
+        share: Share of successes.
+        num: Trials, above 0; an effective number need not be whole.
 
     Source:
         Wilson 1927, J. Am. Stat. Assoc. 22(158). The shares p with |share - p| <= z sqrt(p(1-p)/n).
@@ -47,7 +45,7 @@ def wilson(share: float, num: float) -> Interval:
     centre = share + _Z**2 / (2 * num)
     half = _Z * sqrt(share * (1 - share) / num + _Z**2 / (4 * num**2))
     scale = 1 + _Z**2 / num
-    # Rounding must not lead the ends past 0, 1 or the share itself.
+    # Rounding must not move the ends past 0, 1 or the share itself.
     low, high = (centre - half) / scale, (centre + half) / scale
     return max(0.0, min(low, share)), min(1.0, max(high, share))
 
@@ -58,7 +56,7 @@ def standard_error(values: Sequence[float]) -> float | None:
     With one share for each question it is the standard error clustered by question.
 
     Source:
-        Miller 2024 (arXiv 2411.00640), on clustered standard errors; each cluster is as large here.
+        Miller 2024 (arXiv 2411.00640), on clustered standard errors, with clusters of equal size.
     """
     return stdev(values) / sqrt(len(values)) if len(values) > 1 else None
 
@@ -66,12 +64,12 @@ def standard_error(values: Sequence[float]) -> float | None:
 def clustered_interval(shares: Sequence[float], num_samples: int) -> Interval:
     """Interval of the mean of shares of right samples, one share for each question.
 
-    Wilson's, with the number of independent samples that would have the clustered standard error.
-    That is at most the number of samples; and the number of questions where all samples are right
-    or all are wrong, which tells nothing of how they vary.
+    Wilson's, with the number of independent samples that would have the clustered standard error:
+    at most the number of samples, and the number of questions if all samples are right or all are
+    wrong, when their variance is unknown.
 
     Args:
-        shares: Of each question; at least one.
+        shares: One for each question; at least one.
         num_samples: Samples of each question.
 
     Source:
@@ -91,8 +89,8 @@ def mean_interval(values: Sequence[float], low: float, high: float) -> Interval 
 
     Args:
         values: Independent.
-        low: The least that the mean can be.
-        high: The most.
+        low: Lower bound of the mean.
+        high: Upper bound.
     """
     error = standard_error(values)
     return None if error is None else normal_interval(fmean(values), error, low, high)
@@ -107,8 +105,8 @@ def mcnemar(num_gained: int, num_lost: int) -> float:
     """Two-sided p-value of the exact test that gains and losses are equally likely.
 
     Args:
-        num_gained: Questions that only the second model answers.
-        num_lost: Questions that only the first one answers.
+        num_gained: Questions that only the second model answers correctly.
+        num_lost: Questions that only the first one answers correctly.
 
     Source:
         McNemar 1947, Psychometrika 12(2), with the binomial distribution in place of chi-squared.
@@ -122,8 +120,8 @@ def paired_interval(num_gained: int, num_lost: int, num: int) -> Interval:
     """Interval of the difference of two accuracies on the same questions, second minus first.
 
     Args:
-        num_gained: Questions that only the second model answers.
-        num_lost: Questions that only the first one answers.
+        num_gained: Questions that only the second model answers correctly.
+        num_lost: Questions that only the first one answers correctly.
         num: All questions.
 
     Source:
@@ -137,14 +135,13 @@ def paired_interval(num_gained: int, num_lost: int, num: int) -> Interval:
 
 
 def over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Mean of some values with its t-interval, which supposes them normally distributed.
+    """Mean of some values with its t-interval, which assumes a normal distribution.
 
     Args:
         values: One for each seed, at least one.
 
     Returns:
-        `n`, `mean`, `low` and `high` (null for one value, of which nothing is known), `least` and
-        `most`.
+        `n`, `mean`, `low` and `high` (null for a single value), `least` and `most`.
     """
     num, mean = len(values), fmean(values)
     half = None
@@ -161,7 +158,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def student_t(degrees: int) -> float:
-    """How many standard errors of a mean its interval reaches to either side.
+    """Half width of the interval of a mean, in standard errors.
 
     Args:
         degrees: Degrees of freedom, at least 1.
@@ -191,12 +188,12 @@ def _within(t: float, degrees: int) -> float:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean, and how sure it is.
+    """A mean with its interval.
 
     Attributes:
-        n: Seeds that it is the mean of; of a difference, those of the smaller set.
+        n: Number of seeds; for a difference, that of the smaller set.
         value: The mean.
-        low: Lower end of its interval; None for a single value, of which nothing is known.
+        low: Lower end of its interval; None for a single value.
         high: Upper end.
         method: `t`, `paired t`, `Welch` or `jackknife`.
     """
@@ -211,24 +208,22 @@ class Estimate:
 def mean_over_seeds(values: Mapping[str, float]) -> Estimate:
     """The mean over seeds.
 
-    Seeds are the independent units: the interval says where the mean of many more of them would
-    lie, if they are normally distributed. Pairs of seeds, as overlaps are of, are not independent:
-    ten pairs of five seeds know what five seeds know.
+    Seeds are the independent units: the interval is that of the mean of a normal distribution.
+    Pairs of seeds (for overlaps) are not independent, so they get a jackknife over seeds.
 
     Args:
-        values: Seed -> value; at least one. Or two seeds, as `0-1`, of every two -> value.
+        values: Seed -> value; at least one. Or pair of seeds (`0-1`) -> value, for every pair.
     """
     if all(PAIR in seeds for seeds in values):
         return _mean_of_pairs(values)
-    told = over_seeds(list(values.values()))
-    return Estimate(told["n"], told["mean"], told["low"], told["high"], "t")
+    mean = over_seeds(list(values.values()))
+    return Estimate(mean["n"], mean["mean"], mean["low"], mean["high"], "t")
 
 
 def _mean_of_pairs(values: Mapping[str, float]) -> Estimate:
-    """The mean over pairs of seeds, by the jackknife over seeds.
+    """The mean over pairs of seeds, with the interval of a jackknife over seeds.
 
-    Each seed is left out once with all its pairs; how much that moves the mean is how much a seed
-    decides. Two seeds are one pair, of which nothing is known.
+    Each seed is left out once with all its pairs. Two seeds are one pair, without an interval.
 
     Source:
         Arvesen 1969, "Jackknifing U-statistics", with n - 1 degrees of freedom.
@@ -238,21 +233,21 @@ def _mean_of_pairs(values: Mapping[str, float]) -> Estimate:
     value, n = fmean(values.values()), len(seeds)
     if n < 3:
         return Estimate(n, value, None, None, "jackknife")
-    without = [fmean(of for pair, of in pairs if seed not in pair) for seed in seeds]
+    without = [fmean(value for pair, value in pairs if seed not in pair) for seed in seeds]
     half = student_t(n - 1) * sqrt((n - 1) * pvariance(without))
     return Estimate(n, value, value - half, value + half, "jackknife")
 
 
 def difference_over_seeds(values: Mapping[str, float], other: Mapping[str, float]) -> Estimate:
-    """The mean of some values less that of others, over the seeds that both have.
+    """The mean of some values minus that of others, paired by seed.
 
-    The interval is the test, too: one that leaves out 0 is what a t-test at 5 % calls significant.
-    Runs of one seed share their data's order and their random numbers, so they are pairs. Only
-    where no seed is in both it is Welch's interval, with its degrees of freedom rounded down.
+    An interval without 0 is significant in a t-test at 5 %. Runs of one seed share their data order
+    and their random numbers, so they are pairs. If no seed is in both, it is Welch's interval, with
+    its degrees of freedom rounded down.
 
     Args:
         values: Seed -> value.
-        other: The same of what is subtracted.
+        other: Seed -> value to subtract.
 
     Source:
         Welch 1947, with the degrees of freedom of Satterthwaite 1946.
@@ -266,19 +261,20 @@ def difference_over_seeds(values: Mapping[str, float], other: Mapping[str, float
     n = min(len(values), len(other))
     if n < 2:
         return Estimate(n, gap, None, None, "Welch")
-    parts = [variance(of.values()) / len(of) for of in (values, other)]
+    sides = (values, other)
+    parts = [variance(side.values()) / len(side) for side in sides]
     if not sum(parts):
         return Estimate(n, gap, gap, gap, "Welch")
-    weighted = (part**2 / (len(of) - 1) for part, of in zip(parts, (values, other), strict=True))
+    weighted = (part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
     degrees = int(sum(parts) ** 2 / sum(weighted))
     half = student_t(degrees) * sqrt(sum(parts))
     return Estimate(n, gap, gap - half, gap + half, "Welch")
 
 
 def discoveries(p: Values) -> Values:
-    """The q of each probability, by Benjamini and Hochberg (JRSS B 57, 1995); NaN stays NaN.
+    """The q-value of each p-value, by Benjamini and Hochberg (JRSS B 57, 1995); NaN stays NaN.
 
-    Calling all units with q <= 0.05 significant leaves 5 % of them false on average, at most.
+    Of the units with q <= 0.05, on average at most 5 % are false discoveries.
     """
     q: Values = np.full(len(p), np.nan)
     tested = np.flatnonzero(~np.isnan(p))
@@ -289,7 +285,7 @@ def discoveries(p: Values) -> Values:
 
 
 def gini(counts: Counts) -> float | None:
-    """Gini coefficient: 0 where all units have the same count, near 1 where one has all."""
+    """Gini coefficient: 0 if all units have the same count, near 1 if one has all."""
     total, num = int(counts.sum()), len(counts)
     if not total:
         return None
@@ -299,7 +295,7 @@ def gini(counts: Counts) -> float | None:
 
 
 def entropy(counts: Counts) -> float | None:
-    """Entropy of the shares that units have of all counts, in units of its maximum: 1 is even."""
+    """Entropy of the units' shares of all counts, divided by its maximum: 1 is even."""
     total, num = int(counts.sum()), len(counts)
     if not total or num < 2:
         return None
@@ -308,7 +304,7 @@ def entropy(counts: Counts) -> float | None:
 
 
 def spearman(first: Values, second: Values) -> float | None:
-    """Rank correlation; ties get the mean of their ranks. None where all of one are alike."""
+    """Rank correlation; ties get the mean of their ranks. None if one side is constant."""
     ranks = [_ranks(values) for values in (first, second)]
     centred = [values - values.mean() for values in ranks]
     norm = sqrt(float(np.dot(centred[0], centred[0]) * np.dot(centred[1], centred[1])))
@@ -316,7 +312,7 @@ def spearman(first: Values, second: Values) -> float | None:
 
 
 def _ranks(values: Values) -> Values:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     middle: Values = (last - (counts - 1) / 2).astype(np.float64)
-    return middle[place.ravel()]
+    return middle[inverse.ravel()]

@@ -1,7 +1,6 @@
-"""Check what people wrote in TOML against the fields of a dataclass: names, types and choices.
+"""Check TOML tables against the fields of a dataclass: names, types and choices.
 
-The same check serves the tables of a run file and the configuration classes of TRL, so a misspelt
-key of either is answered with the nearest one that exists.
+Used for the tables of a run file and for the configuration classes of TRL.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from trimtab.results.schema import BAD, SCALARS, Reader, nearest
 Made = TypeVar("Made")
 
 MAX_TEXT = 4096
-"""Characters of a text: as many as a path can have."""
+"""Maximum length of a string: that of a path."""
 
 MAX_KEYS = 12
-"""Keys that are all named where none is near to one that does not exist."""
+"""If no known key is similar to an unknown one, up to this many are listed."""
 
 
 def check_table(
@@ -30,17 +29,17 @@ def check_table(
     """Check a table against the fields of a dataclass.
 
     Args:
-        cls: The dataclass; its annotations say what is expected.
-        given: The table as TOML has it.
-        where: What precedes a key in messages: `trainer.`, or nothing.
+        cls: The dataclass.
+        given: The table, as parsed.
+        where: Prefix of a key in messages: `trainer.`, or empty.
         problems: One sentence is added for each key that is unknown or has a wrong value.
 
     Returns:
-        The good part of the table, whole numbers as floats where a float is expected.
+        The valid part of the table, with whole numbers as floats if a float is expected.
     """
     hints = get_type_hints(cls)
     known = [field.name for field in fields(cls) if field.init]
-    good = {}
+    valid = {}
     for key, value in given.items():
         if key not in known:
             problems.append(unknown_key(key, known, where))
@@ -49,17 +48,17 @@ def check_table(
         read = reader.read(hints[key], value, f"{where}{key}")
         problems += reader.problems[:1]
         if not reader.problems:
-            good[key] = read if isinstance(read, float) else value
-    return good
+            valid[key] = read if isinstance(read, float) else value
+    return valid
 
 
 def made_from_table(cls: type[Made], given: Any, where: str, problems: list[str]) -> Made | None:
-    """An object of a dataclass from a table that has all its keys but those with defaults.
+    """Make an object of a dataclass from a table; keys with defaults are optional.
 
     Args:
         cls: The dataclass.
-        given: The table as TOML has it.
-        where: What it is, for messages: `claim table-1`.
+        given: The table, as parsed.
+        where: Name of the table, for messages: `claim table-1`.
         problems: One sentence is added for each key that is missing, unknown or has a wrong value.
 
     Returns:
@@ -69,19 +68,19 @@ def made_from_table(cls: type[Made], given: Any, where: str, problems: list[str]
         problems.append(f"{where} is not a table")
         return None
     before = len(problems)
-    good = check_table(cls, given, f"{where}: ", problems)
-    needed = [
+    valid = check_table(cls, given, f"{where}: ", problems)
+    required = [
         field.name
         for field in fields(cls)  # type: ignore[arg-type]
         if field.default is MISSING and field.default_factory is MISSING
     ]
-    if missing := [name for name in needed if name not in given]:
+    if missing := [name for name in required if name not in given]:
         problems.append(f"{where} lacks {', '.join(missing)}")
-    return None if len(problems) > before else cls(**good)
+    return None if len(problems) > before else cls(**valid)
 
 
 def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
-    """Say that there is no such key, and which is nearest; all of them if none is near."""
+    """The message for an unknown key, with the most similar one, or all if none is similar."""
     known = list(known)
     if (near := nearest(key, known)) is not None:
         return f"there is no key {where}{key}: did you mean {where}{near}?"
@@ -91,7 +90,7 @@ def unknown_key(key: str, known: Iterable[str], where: str = "") -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a run file has it."""
+    """A value as in a run file."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
@@ -103,14 +102,14 @@ def shown(value: Any) -> str:
 
 
 class _TableReader(Reader):
-    """Reads a value of TOML; whole numbers serve as others, and infinity is a number."""
+    """Reads a TOML value; whole numbers are accepted as floats, and so is infinity."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scalars = {**SCALARS, float: (_is_number, "a number")}
 
     def read(self, hint: Any, data: Any, path: str) -> Any:
-        """The value, or `BAD` after a problem was noted."""
+        """The value, or `BAD` after a problem was added."""
         if (strange := _strange(data)) is not None:
             return self.problem(path, f"has {strange}")
         hint = _BARE.get(hint, hint)
@@ -122,11 +121,11 @@ class _TableReader(Reader):
         return float(value) if hint is float and value is not BAD else value
 
     def shown(self, data: Any) -> str:
-        """Data as a run file has it."""
+        """Data as in a run file."""
         return shown(data)
 
     def expected(self, hint: Any) -> str:
-        """What an annotation asks for, as far as it can be written in TOML."""
+        """The expected type, without the options that TOML cannot represent."""
         if not _can_be_written(hint):
             return ""
         words = super().expected(hint)
@@ -134,11 +133,11 @@ class _TableReader(Reader):
 
 
 _BARE: Mapping[Any, Any] = {list: list[Any], tuple: list[Any], dict: dict[str, Any]}
-"""Types without their arguments -> with those of anything."""
+"""Bare types -> the same with `Any` as arguments."""
 
 
 def _can_be_written(hint: Any) -> bool:
-    """Whether TOML has values of a type: no None, no enum, no object of a class."""
+    """Whether TOML has values of a type: not None, enums or objects of classes."""
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return any(map(_can_be_written, get_args(hint)))
@@ -157,7 +156,7 @@ def _is_number(data: Any) -> bool:
 
 
 def _strange(value: Any) -> str | None:
-    """What no key takes, whatever its type, and what would end in a traceback somewhere."""
+    """Describes a value that no key accepts: a NUL, or a string or integer that is too large."""
     if isinstance(value, dict):
         return next(filter(None, map(_strange, [*value, *value.values()])), None)
     if isinstance(value, list):

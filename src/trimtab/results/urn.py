@@ -1,21 +1,20 @@
-"""What chance selects: hypergeometric counts in one urn or in several, and how far out a count is.
+"""Hypergeometric counts in one urn or several strata: moments, tails and p-values.
 
-Two sets of `a` and `b` of `n` elements, each drawn uniformly and apart from the other, share a
-hypergeometric number of elements. Where counts are kept in several strata (tensors, say, or
-exponent bins), what the sets share is a sum of independent such numbers, one of each stratum. Its
-mean, variance and third central moment are exact.
+Two sets of `a` and `b` out of `n` elements, drawn uniformly and independently, share a
+hypergeometric number of elements. If the counts are fixed in several strata (tensors, exponent
+bins), the shared number is a sum of independent hypergeometric numbers, one per stratum. Its mean,
+variance and third central moment are exact.
 
-`tail` is exact too where all the values that the sum can have are few enough to be added up;
-elsewhere it is the tail of the normal distribution with that mean and variance. Probabilities are
-kept as logarithms: those of masks are often below the smallest floating-point number.
+`tail` is exact if the sum has few possible values; otherwise it is the tail of the normal
+distribution with that mean and variance. Probabilities are logarithms, since those of masks are
+often below the smallest floating-point number.
 
-`probabilities` are for the many units of a network at once. A gamma distribution with the same
-three moments (Pearson's type III) stands for the sum, brought to a normal one by the cube root of
-Wilson and Hilferty (The distribution of chi-square, PNAS 17, 1931), with half an element as the
-correction for counts being whole. It is within a few percent of the exact probability near the
-middle, and too careful far out (at 1e-7 up to 15 times too large where a unit expects an element or
-two). The normal distribution alone, without skewness, finds too many units significant where each
-has few elements selected.
+`probabilities` is for many units at once. It approximates the sum by a gamma distribution with the
+same three moments (Pearson's type III), transformed to a normal one by the cube root of Wilson and
+Hilferty (The distribution of chi-square, PNAS 17, 1931), with a continuity correction of half an
+element. It is within a few percent of the exact probability near the mean, and conservative in the
+tail (at 1e-7 up to 15 times too large if a unit expects one or two elements). The normal
+distribution without skewness would find too many units with few selected elements significant.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ from numpy.typing import NDArray
 from trimtab.words import one_line
 
 MOST_VALUES = 1 << 14
-"""Values of all strata together up to which tails are added up exactly."""
+"""Number of possible values, over all strata, up to which tails are exact."""
 
 LARGEST_TILT, MOST_STEPS = 700.0, 100
-"""Bounds of the search for a tilt: beyond the first, all probability is at the last value."""
+"""Bounds of the search for a tilt; beyond the first, all probability is at the last value."""
 
 NEGLIGIBLE = 1e-30
-"""Probabilities that are left out of a sum of probabilities near 1."""
+"""Probabilities that are omitted from a sum near 1."""
 
 Floats = NDArray[np.float64]
 
 
 class Strata(NamedTuple):
-    """Two sets, counted in each of some strata that do not overlap.
+    """Sizes of two sets in disjoint strata.
 
     Attributes:
         num_elements: int64 `[strata]`.
@@ -76,7 +75,7 @@ class Strata(NamedTuple):
     def variance(self) -> float:
         """Its variance: the sum of ab(n - a)(n - b) / (n²(n - 1))."""
         n, a, b = self._floats()
-        # An only element is either shared or not: nothing about it is random.
+        # A single element is either shared or not: its variance is 0.
         return float(np.sum(a * (b / n) * ((n - a) / n) * ((n - b) / np.maximum(n - 1, 1))))
 
     def _floats(self) -> tuple[Floats, Floats, Floats]:
@@ -87,13 +86,13 @@ class Strata(NamedTuple):
 
 
 class Tail(NamedTuple):
-    """How far out a number of shared elements is.
+    """The probability of a number of shared elements.
 
     Attributes:
         log10_p: log10 of the two-sided probability: twice the smaller of P(X >= x) and P(X <= x),
             and at most 1.
-        method: `exact`: all possibilities were added up, and only rounding in fp64 is left out.
-            `normal`: the tail of a normal distribution of the exact mean and variance.
+        method: `exact`: the sum of all probabilities, up to rounding in fp64. `normal`: the tail of
+            a normal distribution with the exact mean and variance.
     """
 
     log10_p: float
@@ -101,15 +100,15 @@ class Tail(NamedTuple):
 
 
 def tail(strata: Strata, shared: int) -> Tail:
-    """The probability of sharing a number of elements that is as far out as this one.
+    """Two-sided probability of a number of shared elements at least as extreme as this one.
 
     Args:
-        strata: Of the two sets.
+        strata: Sizes of the two sets.
         shared: Elements that they share, from `strata.least` to `strata.most`.
     """
     offset = np.maximum(strata.first + strata.second - strata.num_elements, 0)
     highest = np.minimum(strata.first, strata.second) - offset
-    free = highest > 0  # in the others there is only one possibility
+    free = highest > 0  # the others have only one possible value
     n, a, b = (counts[free] for counts in strata)
     beyond_least = shared - strata.least
     offset, highest = offset[free], _reachable(strata, shared, highest, offset)[free]
@@ -125,9 +124,9 @@ def _reachable(
 ) -> NDArray[np.int64]:
     """The highest values of each stratum that can matter.
 
-    A hypergeometric number is a sum of independent truth values, and so less spread than a Poisson
-    number of its mean. Given what all strata share, what one of them does has at most that mean:
-    12 roots and 60 above it, less than 1e-25 is left.
+    A hypergeometric number is a sum of independent Bernoulli variables, so its tail is lighter than
+    that of a Poisson variable with the same mean: 12 standard deviations and 60 above the mean,
+    less than 1e-25 remains.
     """
     n = np.maximum(strata.num_elements, 1).astype(np.float64)
     expected = strata.first * (strata.second / n) - offset
@@ -140,11 +139,11 @@ def _exact(
 ) -> float:
     """Natural logarithm of the two-sided probability, all strata counted from their least value.
 
-    Far out, probabilities of single values vanish in fp64. So each distribution is first tilted
-    (its probability of x times exp(tilt · x)) until the mean of the sum is where it is asked for,
+    In the tail, probabilities of single values underflow in fp64. So each distribution is first
+    tilted (its probability of x times exp(tilt · x)) until the mean of the sum is near `shared`,
     and the tilt is undone in the logarithms of the result.
     """
-    logs = [_log_pmf(*of) for of in zip(*strata, offset, highest, strict=True)]
+    logs = [_log_pmf(*stratum) for stratum in zip(*strata, offset, highest, strict=True)]
     tilt = _tilt(logs, shared)
     total, first, log_scale = np.ones(1), 0, 0.0
     for log_pmf in logs:
@@ -178,9 +177,9 @@ def _log_pmf(n: int, a: int, b: int, offset: int, highest: int) -> Floats:
 
 
 def _tilt(logs: list[Floats], shared: int) -> float:
-    """A tilt that moves the mean of the sum to within a deviation of a value.
+    """A tilt that moves the mean of the sum to within a standard deviation of a value.
 
-    It need not be exact, since it is undone: Newton's method, kept between two bounds.
+    It need not be exact, since it is undone: Newton's method between two bounds.
     """
     if not logs:
         return 0.0
@@ -207,9 +206,9 @@ def _tilt(logs: list[Floats], shared: int) -> float:
 
 
 def _without_ends(pmf: Floats) -> tuple[int, Floats]:
-    """Leave out negligible probabilities at either end; say how many at the lower one."""
-    places = np.flatnonzero(pmf > NEGLIGIBLE)
-    return int(places[0]), pmf[places[0] : places[-1] + 1]
+    """Trim negligible probabilities at both ends; also returns their number at the lower end."""
+    kept = np.flatnonzero(pmf > NEGLIGIBLE)
+    return int(kept[0]), pmf[kept[0] : kept[-1] + 1]
 
 
 def _log_sum(logs: Floats) -> float:
@@ -219,7 +218,7 @@ def _log_sum(logs: Floats) -> float:
 
 
 def _log10_erfc(x: float) -> float:
-    """log10 of the complementary error function, also where it is below any fp64 number."""
+    """log10 of the complementary error function, also where it underflows in fp64."""
     if x < 20:
         return log10(erfc(x))
     # Its asymptotic expansion, of which the next term is below 1e-9 here.
@@ -233,7 +232,7 @@ Counts = NDArray[np.int64]
 
 
 class Moments(NamedTuple):
-    """Of the count of each unit; each `[units]`, or `[sets, units]` for several sets of counts.
+    """Moments of the count of each unit; each `[units]`, or `[sets, units]` for several sets.
 
     Attributes:
         mean: Expected selected elements.
@@ -246,26 +245,26 @@ class Moments(NamedTuple):
     third: Values
 
     def plus(self, other: Moments) -> Moments:
-        """Of the sums of two independent counts."""
+        """Moments of the sums of two independent counts."""
         return Moments(*(one + another for one, another in zip(self, other, strict=True)))
 
-    def of_set(self, place: int) -> Moments:
-        """Of one of several sets."""
-        return Moments(*(values[place] for values in self))
+    def of_set(self, index: int) -> Moments:
+        """Moments of one of several sets."""
+        return Moments(*(values[index] for values in self))
 
 
 def no_moments(num_units: int) -> Moments:
-    """Of units of no elements."""
+    """Moments of units without elements."""
     return Moments(*(np.zeros(num_units) for _ in range(3)))
 
 
 def hypergeometric(of_unit: NDArray[np.integer], sizes: Counts, selected: Counts) -> Moments:
-    """Moments of what units have of strata from which so many elements are drawn.
+    """Moments of the number of selected elements of each unit.
 
     Args:
         of_unit: Elements of each unit in each stratum, `[units, strata]`.
         sizes: Elements of each stratum.
-        selected: How many of them are drawn.
+        selected: Selected elements of each stratum.
     """
     total = no_moments(len(of_unit))
     for column, size, drawn in zip(of_unit.T, sizes.tolist(), selected.tolist(), strict=True):
@@ -274,7 +273,7 @@ def hypergeometric(of_unit: NDArray[np.integer], sizes: Counts, selected: Counts
         own = column.astype(np.float64)
         share, left = drawn / size, 1 - drawn / size
         mean = own * share
-        # An only element is either drawn or not: nothing about it is random.
+        # A single element is either drawn or not: its variance is 0.
         variance = mean * left * (size - own) / max(size - 1, 1)
         third = variance * (left - share) * (size - 2 * own) / max(size - 2, 1)
         total = total.plus(Moments(mean, variance, third if size > 2 else np.zeros_like(mean)))
@@ -282,7 +281,7 @@ def hypergeometric(of_unit: NDArray[np.integer], sizes: Counts, selected: Counts
 
 
 def z_scores(counts: Counts, chance: Moments) -> Values:
-    """Standard deviations by which each count is above its expectation; NaN where none can vary."""
+    """Excess of each count over its mean in standard deviations; NaN if it cannot vary."""
     z: Values = np.full(len(counts), np.nan)
     free = chance.variance > 0
     z[free] = (counts[free] - chance.mean[free]) / np.sqrt(chance.variance[free])
@@ -290,9 +289,9 @@ def z_scores(counts: Counts, chance: Moments) -> Values:
 
 
 def probabilities(counts: Counts, chance: Moments) -> Values:
-    """Two-sided probability of a count as far out: twice the smaller of P(X >= x) and P(X <= x).
+    """Two-sided p-value of each count: twice the smaller of P(X >= x) and P(X <= x).
 
-    See the module for the approximation; NaN where a count cannot vary.
+    See the module for the approximation; NaN if a count cannot vary.
     """
     p: Values = np.full(len(counts), np.nan)
     free = chance.variance > 0
@@ -306,9 +305,9 @@ def probabilities(counts: Counts, chance: Moments) -> Values:
 
 
 def _upper_tail(z: Values, skewness: Values) -> Values:
-    """P(Z >= z) of a gamma distribution brought to mean 0 and variance 1, of that skewness."""
+    """P(Z >= z) of a gamma distribution with mean 0, variance 1 and this skewness."""
     skewed = np.abs(skewness) > 1e-8
     g = np.where(skewed, skewness, 1.0)
-    # Beyond the end of the distribution the cube root is negative, and the tail next to nothing.
+    # Beyond the end of the distribution the cube root is negative, and the tail almost 0.
     normal = np.where(skewed, 6 / g * (np.cbrt(1 + g * z / 2) - 1) + g / 6, z)
     return np.array([0.5 * erfc(value / sqrt(2)) for value in normal.tolist()], dtype=np.float64)

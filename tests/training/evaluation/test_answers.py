@@ -45,9 +45,9 @@ def test_one_question_has_no_spread() -> None:
 
 
 def test_some_of_the_answers() -> None:
-    part = FOUR.of([3, 0])
+    part = FOUR.subset([3, 0])
     assert part == answers_of(("9", "2"), (False, True), (True, True), 2, (0, 2))
-    assert GREEDY.of([1]) == answers_of(("5",), (False,), (True,))
+    assert GREEDY.subset([1]) == answers_of(("5",), (False,), (True,))
 
 
 @pytest.mark.parametrize("answers", [FOUR, GREEDY])

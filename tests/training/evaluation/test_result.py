@@ -20,7 +20,7 @@ def test_levels_are_in_their_order_and_add_up() -> None:
     assert [row["level"] for row in data["by_level"]] == [2, 10, "easy", "hard"]
     assert [row["num_questions"] for row in data["by_level"]] == [2, 2, 1, 1]
     assert evaluation.questions is not None
-    places = evaluation.questions.places_by_level()
+    places = evaluation.questions.indices_by_level()
     for row in data["by_level"]:
         for model, told in zip(evaluation.models, row["models"], strict=True):
             assert model.answers is not None
@@ -42,7 +42,7 @@ def test_everything_is_set_against_the_first_model() -> None:
     assert data["models"][1]["difference"] == answers_difference(first, second)
     of_level = data["by_level"][1]["models"]
     assert of_level[0]["difference"] is None
-    expected = answers_difference(first.of([3, 4, 5]), second.of([3, 4, 5]))
+    expected = answers_difference(first.subset([3, 4, 5]), second.subset([3, 4, 5]))
     assert of_level[1]["difference"] == expected
 
 
