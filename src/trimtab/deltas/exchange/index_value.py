@@ -97,8 +97,8 @@ def _pieces(base: StoredTensor, tuned: StoredTensor, index: DType | None) -> Ite
     """Indices of the changed elements in a dtype, or their values if it is None."""
     for start, ours, theirs in pairs_of(base, tuned):
         where = np.flatnonzero(ours != theirs)
-        found = theirs[where] if index is None else (where + start).astype(index.storage)
-        yield found.view(np.uint8)
+        values = theirs[where] if index is None else (where + start).astype(index.storage)
+        yield values.view(np.uint8)
 
 
 def read_index_value(base: Checkpoint, path: str | os.PathLike[str]) -> Iterator[tuple[str, Bits]]:
@@ -171,7 +171,7 @@ def _problem_of(
             "I32 or I64"
         )
     if values is indices:
-        return None  # which is said of all such names
+        return None  # a missing one is reported with all such names
     if values.dtype != tensor.dtype or values.shape != indices.shape:
         return (
             f"{values.name} is {values.dtype.name} {list(values.shape)}, expected "

@@ -150,13 +150,13 @@ def change_of(
         hasher: Computes the checksum.
         in_bytes: Count bytes that differ; else elements.
     """
-    found, num_changed = hasher(), 0
+    digest, num_changed = hasher(), 0
     for _, ours, theirs in pairs_of(base, tuned):
         old, new = ours.view(np.uint8), theirs.view(np.uint8)
-        found.update(new.data)
+        digest.update(new.data)
         differ = old != new if in_bytes else ours != theirs
         num_changed += int(np.count_nonzero(differ))
-    return Change(found.hexdigest(), num_changed)
+    return Change(digest.hexdigest(), num_changed)
 
 
 def xor_pieces(base: StoredTensor, tuned: StoredTensor) -> Iterator[Bytes]:
@@ -392,17 +392,17 @@ def apply_xor(payload: StoredTensor, base: StoredTensor) -> Bits:
 
 
 def check_digest(
-    bits: Bits, said: str, hasher: Callable[[], Hasher], path: Path, name: str
+    bits: Bits, expected: str, hasher: Callable[[], Hasher], path: Path, name: str
 ) -> None:
     """Check that a tuned tensor is the one that was written.
 
     Raises:
         DeltaError: It is not.
     """
-    found = hasher()
-    found.update(bits.reshape(-1).view(np.uint8).data)
-    if found.hexdigest() != said:
+    digest = hasher()
+    digest.update(bits.reshape(-1).view(np.uint8).data)
+    if (actual := digest.hexdigest()) != expected:
         raise DeltaError(
-            f"{path}: {name}: the result has checksum {found.hexdigest()}, expected {said[:40]!r}: "
-            "the base is not the one that the delta was made from, or the delta is damaged"
+            f"{path}: {name}: the result has checksum {actual}, expected {expected[:40]!r}: the "
+            "base is not the one that the delta was made from, or the delta is damaged"
         )
