@@ -80,7 +80,7 @@ def tiny_pair() -> Iterator[None]:
 
 
 def shell(*commands: str) -> None:
-    """Run commands beside `base` and `tuned`, and show them with what they print."""
+    """Run commands in the folder of `base` and `tuned`, and show them with their output."""
     print("```console")
     with tiny_pair():
         for command in commands:
@@ -89,7 +89,7 @@ def shell(*commands: str) -> None:
 
 
 def part_of(command: str, start: str) -> None:
-    """Run a command beside `base` and `tuned`, and show what it prints from a line on."""
+    """Run a command in the folder of `base` and `tuned`, and show its output from a line on."""
     with tiny_pair():
         lines = _printed_by(command).splitlines()
     (first,) = (place for place, line in enumerate(lines) if line.startswith(start))
@@ -109,7 +109,7 @@ def _printed_by(command: str) -> str:
 
 
 def session(source: str) -> None:
-    """Run Python beside `base` and `tuned`, and show it as an interactive session."""
+    """Run Python in the folder of `base` and `tuned`, and show it as an interactive session."""
     source = textwrap.dedent(source).strip()
     names: dict[str, Any] = {}
     print("```pycon")
@@ -200,10 +200,10 @@ def dtypes() -> None:
         "scale": "exponent only (a scale)",
         "int": "integer",
         "uint": "unsigned integer",
-        "bool": "truth value",
+        "bool": "boolean",
     }
     table = ([f"`{d.name}`", str(d.num_bytes), meaning[d.kind]] for d in DTYPES.values())
-    rows(["dtype", "bytes", "what it is"], table)
+    rows(["dtype", "bytes", "meaning"], table)
 
 
 def error_tree() -> None:
@@ -215,29 +215,29 @@ def error_tree() -> None:
 
 @cache
 def example_comparison() -> dict[str, Any]:
-    """A result with every optional section, alike on every machine and day."""
+    """A result with every optional section, identical on every machine and day."""
     with tiny_pair():
         comparison = trimtab.compare(
             "base", "tuned", lr=1e-5, steps=20, rank=True, geometry=True, threads=1
         )
     command = "trimtab compare base tuned --lr 1e-5 --steps 20 --rank --geometry -o cmp.json"
-    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
-    return replace(comparison, provenance={**comparison.provenance, **told}).to_dict()
+    stamp = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    return replace(comparison, provenance={**comparison.provenance, **stamp}).to_dict()
 
 
 @cache
 def example_identity() -> dict[str, Any]:
-    """An identity check, alike on every machine and day."""
+    """An identity check, identical on every machine and day."""
     with tiny_pair():
         extract_mask("base", "tuned", threads=1).save("mask.safetensors")
         result = identity("base", "tuned", "sub", "mask.safetensors", threads=1)
     command = "trimtab identity base tuned sub --mask mask.safetensors -o identity.json"
-    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
-    made = {**result.mask.provenance, "date": told["date"]}
+    stamp = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    made = {**result.mask.provenance, "date": stamp["date"]}
     return replace(
         result,
         mask=replace(result.mask, provenance=made),
-        provenance={**result.provenance, **told},
+        provenance={**result.provenance, **stamp},
     ).to_dict()
 
 
@@ -247,19 +247,19 @@ def example_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
 
 
 def identity_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
-    """The same of the identity check."""
+    """A part of the identity check as JSON."""
     _json_of(example_identity(), path, leave_out)
 
 
 @cache
 def example_overlap() -> dict[str, Any]:
-    """An overlap of a mask with a random control, alike on every machine and day."""
+    """An overlap of a mask with a random control, identical on every machine and day."""
     with tiny_pair():
         mask = extract_mask("base", "tuned")
         result = overlap(mask, mask.random_like(1), base="base", threads=1)
     command = "trimtab mask overlap a.safetensors b.safetensors --base base -o overlap.json"
-    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
-    return replace(result, provenance={**result.provenance, **told}).to_dict()
+    stamp = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    return replace(result, provenance={**result.provenance, **stamp}).to_dict()
 
 
 def overlap_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
@@ -269,12 +269,12 @@ def overlap_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
 
 @cache
 def example_trajectory() -> dict[str, Any]:
-    """A trajectory, alike on every machine and day."""
+    """A trajectory, identical on every machine and day."""
     with tiny_pair():
         result = trimtab.trajectory("base", "run", threads=1)
     command = "trimtab trajectory base run -o trajectory.json"
-    told = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
-    return replace(result, provenance={**result.provenance, **told}).to_dict()
+    stamp = {"command": command, "date": "2026-11-21T12:00:00+00:00"}
+    return replace(result, provenance={**result.provenance, **stamp}).to_dict()
 
 
 def trajectory_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
@@ -292,7 +292,7 @@ def _json_of(value: Any, path: Sequence[str | int], leave_out: Sequence[str]) ->
 
 @cache
 def example_mask() -> Mask:
-    """A random control of an extracted mask, alike on every machine and day."""
+    """A random control of an extracted mask, identical on every machine and day."""
     with tiny_pair():
         mask = extract_mask("base", "tuned", threads=1).random_like(1)
     command = "trimtab mask random mask.safetensors --seed 1 -o control.safetensors"
@@ -359,7 +359,7 @@ def compact_json(value: Any, indent: int = 0) -> str:
 
 
 def recorded(name: str) -> dict[str, Any] | None:
-    """A result kept in `benchmarks/results/`; None, and a sentence, if there is none yet."""
+    """A result in `benchmarks/results/`; if there is none yet, None, and a sentence is printed."""
     path = ROOT / "benchmarks" / "results" / name
     if not path.exists():
         print("*No result has been recorded for this version yet.*")
@@ -372,24 +372,26 @@ def benchmark(report: Mapping[str, Any] | None) -> None:
     """The result of `make bench` as tables."""
     if report is None:
         return
-    told = report["provenance"]
+    info = report["provenance"]
     print(
-        f"Measured on {told['date'][:10]} with trimtab {told['trimtab_version']}, NumPy "
-        f"{told['numpy_version']} and Python {told['python_version']} on {told['processor']}, "
-        f"{told['processors']} processors; load before: {told['load_before']:.2f}.\n"
+        f"Measured on {info['date'][:10]} with trimtab {info['trimtab_version']}, NumPy "
+        f"{info['numpy_version']} and Python {info['python_version']} on {info['processor']}, "
+        f"{info['processors']} processors; load before: {info['load_before']:.2f}.\n"
     )
     speeds = {name: part for name, part in report.items() if name.startswith("speed, ")}
     seconds = next(iter(speeds.values()))["seconds"]
     figures: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "size of each file": lambda part: f"{part['num_bytes_each'] / 1e9:.2f} GB",
-        "elements that changed": lambda part: percent(part["density"], 1),
+        "changed elements": lambda part: percent(part["density"], 1),
         "rounds": lambda part: str(part["rounds"]),
         **{f"{name}, median": partial(_median, name) for name in seconds},
         "trimtab / numpy, 2 threads": lambda part: f"{part['ratio to numpy, 2 threads']:.2f} ×",
         "trimtab / numpy, 1 thread": lambda part: f"{part['ratio to numpy, 1 thread']:.2f} ×",
         "trimtab / reading, 2 threads": lambda part: f"{part['ratio to reading, 2 threads']:.2f} ×",
         "1 thread / 2 threads": lambda part: f"{part['two threads over one']:.2f} ×",
-        "the same of reading": lambda part: f"{part['two threads over one, reading']:.2f} ×",
+        "1 thread / 2 threads, reading": lambda part: (
+            f"{part['two threads over one, reading']:.2f} ×"
+        ),
         "published script / trimtab": lambda part: f"{part['published script over trimtab']:.0f} ×",
         "both files read at": lambda part: f"{part['gigabytes per second, both files']:.1f} GB/s",
     }
@@ -402,7 +404,7 @@ def benchmark(report: Mapping[str, Any] | None) -> None:
     rows(
         ["", ""],
         [
-            ["size of each file in the test of memory", f"{memory['num_bytes_each'] / 1e9:.1f} GB"],
+            ["size of each file in the memory test", f"{memory['num_bytes_each'] / 1e9:.1f} GB"],
             ["peak resident memory of that comparison", f"{memory['peak_mb']:.0f} MB"],
             *([f"`{name}`, whole process", f"{took:.2f} s"] for name, took in start.items()),
         ],
@@ -424,10 +426,10 @@ def factors() -> None:
             by_keys.setdefault(keys, []).append(algorithm)
         shown = [
             f"{', '.join(f'`{key}`' for key in keys)}"
-            + (f" ({', '.join(of)})" if len(of) < len(ALGORITHMS) else "")
-            for keys, of in by_keys.items()
+            + (f" ({', '.join(algorithms)})" if len(algorithms) < len(ALGORITHMS) else "")
+            for keys, algorithms in by_keys.items()
         ]
         return [f"`{name}`", "; ".join(shown), FACTORS[name].source]
 
     plain = [[name, f"`{key}` itself", source] for name, (key, source) in KEYS_THEMSELVES.items()]
-    rows(["factor", "keys of the run file", "where it is named"], [*map(cells, FACTORS), *plain])
+    rows(["factor", "keys of the run file", "source"], [*map(cells, FACTORS), *plain])

@@ -15,7 +15,7 @@ from trimtab.report.demo_record import label_of
 from trimtab.report.identity import cosine_text
 from trimtab.report.wording import share_text
 
-__all__ = ["accuracies", "beside", "demo"]
+__all__ = ["accuracies", "demo", "masked_runs"]
 
 
 def demo(result: Mapping[str, Any] | None) -> None:
@@ -27,11 +27,11 @@ def demo(result: Mapping[str, Any] | None) -> None:
     _unchanged(result)
     if result.get("identities"):
         print()
-        beside(result)
+        masked_runs(result)
 
 
 def accuracies(result: Mapping[str, Any] | None) -> None:
-    """What each run answers, beside the base and the most frequent answer."""
+    """Accuracies of each run, of the base and of the most frequent answer."""
     if result is None:
         return
     before, majority = result["before"], result["majority_baseline"]
@@ -80,8 +80,8 @@ def _unchanged(result: Mapping[str, Any]) -> None:
     )
 
 
-def beside(result: Mapping[str, Any] | None) -> None:
-    """Runs in a mask beside GRPO."""
+def masked_runs(result: Mapping[str, Any] | None) -> None:
+    """Runs in a mask, compared with GRPO."""
     if result is None:
         return
     checks, arms = result["identities"], result["record"]["arms"]
@@ -90,7 +90,7 @@ def beside(result: Mapping[str, Any] | None) -> None:
         inside, arm = total["inside"], arms[label]
         equal = (inside[side]["bits"] for side in ("num_sub_equal", "num_base_equal"))
         optimizer, same = arm["optimizer"], arm["same_answers"]
-        kept = optimizer["state_bytes"] + optimizer["index_bytes"]
+        num_bytes = optimizer["state_bytes"] + optimizer["index_bytes"]
         return [
             label,
             f"{optimizer['num_selected']:,}",
@@ -98,16 +98,16 @@ def beside(result: Mapping[str, Any] | None) -> None:
             *(percent(num, inside["num_elements"]) for num in equal),
             cosine_text(total["all"]["cosine"]),
             f"{same['correct']} of {same['total']}",
-            f"{kept / 1e6:,.0f} MB",
+            f"{num_bytes / 1e6:,.0f} MB",
         ]
 
     rows(
         [
-            "beside GRPO",
+            "compared with GRPO",
             "weights trained",
             "changed when saved",
             "equal inside the mask",
-            "the same of the base",
+            "the same for the base",
             "cosine of the updates",
             "same answers",
             "optimizer",

@@ -47,26 +47,26 @@ TARGETS = (
         1.3,
     ),
 )
-"""What is measured, its part and ratio in the report, and what was asked."""
+"""What is measured, its part and ratio in the report, and the target."""
 
 MOST_MEGABYTES = 1000
 
 
 def origin(report: Report | None) -> None:
-    """With what the figures of the demo were made."""
+    """How the figures of the demo were made."""
     if report is None:
         return
-    told = report["provenance"]
+    info = report["provenance"]
     dtypes = ", ".join(report["dtypes"])
     print(
         f"Criterion {report['criterion']}, weights stored in {dtypes}; seed of the random controls "
-        f"{report['control_seed']}; trained and counted on a CPU ({told['processor']}), "
-        f"{told['date'][:10]}, trimtab {told['trimtab_version']}."
+        f"{report['control_seed']}; trained and counted on a CPU ({info['processor']}), "
+        f"{info['date'][:10]}, trimtab {info['trimtab_version']}."
     )
 
 
 def chances(report: Report | None) -> None:
-    """For each pair, what is shared, and under each null what chance gives."""
+    """For each pair, what is shared, and the expectation under each null."""
     if report is None:
         return
     rows(
@@ -100,7 +100,7 @@ def chances(report: Report | None) -> None:
 
 
 def lifts(report: Report | None) -> None:
-    """For each pair, the lift over each null, and how far out it is."""
+    """For each pair, the lift over each null, and its z."""
     if report is None:
         return
     rows(
@@ -138,12 +138,12 @@ def by_kind(report: Report | None) -> None:
 
 
 def agreement(report: Report | None) -> None:
-    """How many weights are in exactly so many of the three runs' masks."""
+    """How many weights are in exactly 0, 1, 2 or 3 of the runs' masks."""
     if report is None:
         return
     consensus = report["consensus"]
     rows(
-        ["in so many of the three", "weights", *consensus["nulls"]],
+        ["number of masks", "weights", *consensus["nulls"]],
         (
             [
                 str(count),
@@ -159,17 +159,17 @@ def agreement(report: Report | None) -> None:
 
 
 def targets(report: Report | None) -> None:
-    """What was asked, what came out, and whether that is enough."""
+    """Targets, results, and whether they were met."""
     if report is None:
         return
     cells = []
-    for what, part, ratio, asked, limit in TARGETS:
+    for what, part, ratio, target, limit in TARGETS:
         wall, cpu = (report[part][kind][ratio] for kind in ("ratios", "cpu_ratios"))
-        cells.append([what, asked, f"{wall:.2f} ×", f"{cpu:.2f} ×", _met(wall <= limit)])
+        cells.append([what, target, f"{wall:.2f} ×", f"{cpu:.2f} ×", _met(wall <= limit)])
     peak = max(report[part]["peak_mb"] for part in ("overlap", "magnitude"))
     met = _met(peak <= MOST_MEGABYTES)
     cells.append(["peak memory of an overlap", "≤ 1 GB", f"{peak:.0f} MB", "", met])
-    rows(["on two threads", "asked", "measured", "processor time", "met"], cells)
+    rows(["on two threads", "target", "measured", "processor time", "met"], cells)
 
 
 def speed(report: Report | None) -> None:
@@ -180,28 +180,28 @@ def speed(report: Report | None) -> None:
         ["", "contestant", "median", "processor time"],
         (
             [
-                part.replace("%", " %") if place == 0 else "",
+                part.replace("%", " %") if index == 0 else "",
                 name,
                 f"{seconds:.3f} s",
-                f"{told['cpu_seconds'][name]:.3f} s",
+                f"{times['cpu_seconds'][name]:.3f} s",
             ]
-            for part, told in report.items()
-            if "seconds" in told
-            for place, (name, seconds) in enumerate(told["seconds"].items())
+            for part, times in report.items()
+            if "seconds" in times
+            for index, (name, seconds) in enumerate(times["seconds"].items())
         ),
     )
 
 
 def measured(report: Report | None) -> None:
-    """What was measured with what."""
+    """How it was measured."""
     if report is None:
         return
-    told = report["provenance"]
+    info = report["provenance"]
     masks, base = report["overlap"]["num_bytes"], report["magnitude"]["num_bytes"]
     print(
-        f"Measured on {told['date'][:10]} with trimtab {told['trimtab_version']}, NumPy "
-        f"{told['numpy_version']} and Numba {told['numba_version']} on {told['processor']}, "
-        f"{told['processors']} processors; load before: {told['load_before']:.2f}. Two masks of "
+        f"Measured on {info['date'][:10]} with trimtab {info['trimtab_version']}, NumPy "
+        f"{info['numpy_version']} and Numba {info['numba_version']} on {info['processor']}, "
+        f"{info['processors']} processors; load before: {info['load_before']:.2f}. Two masks of "
         f"{masks / 1e9:.2f} GB together; a base of {base / 1e9:.2f} GB for the magnitude-matched "
         f"null; {report['overlap']['rounds']} rounds."
     )

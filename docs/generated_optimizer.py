@@ -24,19 +24,19 @@ PER_ELEMENT = {OURS: 18, f"{OURS}, fp32 masters": 20, f"{OURS}, bf16 states": 14
 
 MEMORY_TARGETS = {"5%": 0.10, "20%": 0.28}
 PHASE_TARGETS = {"5%": 0.35, "20%": 0.90}
-"""Density -> the ratio that was asked of `SparseAdamW` before it was measured."""
+"""Density -> target ratio of `SparseAdamW`, set before measuring."""
 
 
 def measured(report: Report | None) -> None:
-    """What was measured with what."""
+    """How it was measured."""
     if report is None:
         return
     for part in ("memory", "speed", "threshold"):
-        told = report[part]["provenance"]
+        info = report[part]["provenance"]
         print(
-            f"- {part}: {told['date'][:10]}, trimtab {told['trimtab_version']}, torch "
-            f"{told['torch_version']}, PEFT {told['peft_version']}, {told['processor']}, "
-            f"{told['processors']} processors; load before: {told['load_before']:.2f}"
+            f"- {part}: {info['date'][:10]}, trimtab {info['trimtab_version']}, torch "
+            f"{info['torch_version']}, PEFT {info['peft_version']}, {info['processor']}, "
+            f"{info['processors']} processors; load before: {info['load_before']:.2f}"
         )
     model = report["model"]
     print(
@@ -47,7 +47,7 @@ def measured(report: Report | None) -> None:
 
 
 def targets(report: Report | None) -> None:
-    """What was asked, what came out, and whether that is enough."""
+    """Targets, results, and whether they were met."""
     if report is None:
         return
     by_threads = report["speed"]["by_threads"]
@@ -74,7 +74,7 @@ def targets(report: Report | None) -> None:
                 )
 
     rows(
-        ["ratio", "density", "asked", "measured", "met"],
+        ["ratio", "density", "target", "measured", "met"],
         (
             [what, density, f"≤ {limit:.2f}", f"{figure:.3f}", "yes" if figure <= limit else "no"]
             for what, density, limit, figure in figures()
@@ -83,7 +83,7 @@ def targets(report: Report | None) -> None:
 
 
 def bought(report: Report | None) -> None:
-    """What a mask saves and what it does not, on one thread, as ratios to training everything."""
+    """What a mask saves and what it does not, on one thread, as ratios to training all weights."""
     if report is None:
         return
     peaks, times = report["memory"]["by_density"], report["speed"]["by_threads"]["1"]
@@ -91,11 +91,11 @@ def bought(report: Report | None) -> None:
 
     def line(density: str) -> list[str]:
         ours, theirs = times[density][OURS], times[density][UNIT]
-        passes = [of["forward"] + of["backward"] for of in (ours, theirs)]
+        passes = [part["forward"] + part["backward"] for part in (ours, theirs)]
         peak = peaks[density][OURS]["steps"]
         return [
             density,
-            *(f"{peak / of:.2f}" for of in dense.values()),
+            *(f"{peak / dense_peak:.2f}" for dense_peak in dense.values()),
             f"{passes[0] / passes[1]:.2f}",
             f"{ours[f'optimizer / {UNIT}']:.2f}",
             f"{ours[f'whole / {UNIT}']:.2f}",
@@ -146,7 +146,7 @@ def memory(report: Report | None) -> None:
 
 
 def bytes_per_parameter(report: Report | None) -> None:
-    """The measured bytes of `SparseAdamW` beside the formula."""
+    """The measured bytes of `SparseAdamW` and those of the formula."""
     if report is None:
         return
     num_elements = report["model"]["num_elements"]
@@ -162,7 +162,7 @@ def bytes_per_parameter(report: Report | None) -> None:
         ]
 
     rows(
-        ["density", "", "formula", "weights and what is kept", "peak in use", "peak"],
+        ["density", "", "formula", "weights and state", "peak in use", "peak"],
         (
             line(density, name, peaks)
             for density, part in report["memory"]["by_density"].items()
@@ -205,7 +205,7 @@ def threshold(report: Report | None) -> None:
     threads = next(iter(by_density.values()))["compact / dense"]
 
     def line(density: str, part: Mapping[str, Any]) -> list[str]:
-        compact, dense = (part["in_use"][kept] for kept in ("compact", "dense"))
+        compact, dense = (part["in_use"][layout] for layout in ("compact", "dense"))
         return [
             density,
             _megabytes(compact),
@@ -215,7 +215,13 @@ def threshold(report: Report | None) -> None:
         ]
 
     rows(
-        ["density", "compact", "dense", "memory", *(f"time, {_threads(of)}" for of in threads)],
+        [
+            "density",
+            "compact",
+            "dense",
+            "memory",
+            *(f"time, {_threads(number)}" for number in threads),
+        ],
         (line(density, part) for density, part in by_density.items()),
     )
 

@@ -44,8 +44,8 @@ _TEXT = re.compile(r"<text[^>]*>([^<]*)<")
 
 def overview(*papers: str, scale: str = "small") -> None:
     """How many claims of each paper have each verdict."""
-    told = {paper: _result(paper, scale) for paper in papers}
-    titles = list(next(iter(told.values()))["verdicts"])
+    results = {paper: _result(paper, scale) for paper in papers}
+    titles = list(next(iter(results.values()))["verdicts"])
     rows(
         ["paper", "claims", *titles],
         [
@@ -54,20 +54,22 @@ def overview(*papers: str, scale: str = "small") -> None:
                 str(len(result["claims"])),
                 *(str(result["verdicts"][title] or NONE) for title in titles),
             ]
-            for paper, result in told.items()
+            for paper, result in results.items()
         ],
     )
 
 
 def runs(*papers: str, scale: str = "small") -> None:
     """What was run: base, seeds, how many runs, on what, and how long."""
-    told = [_result(paper, scale) for paper in papers]
+    results = [_result(paper, scale) for paper in papers]
     cells: dict[str, bool] = {}
-    for result in told:
+    for result in results:
         cells |= result["scale"]["cells"]
-    provenance = max((of["provenance"] for of in told), key=lambda of: of["seconds_train"])
+    provenance = max(
+        (result["provenance"] for result in results), key=lambda record: record["seconds_train"]
+    )
     device = provenance["devices"][0] if provenance["devices"] else {}
-    versions = ", ".join(f"{name} {of}" for name, of in provenance["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items())
     print(
         f"{sum(cells.values())} of {len(cells)} runs were finished on "
         f"{provenance['date'][:10]} ({versions}; {device.get('type', '')} "
@@ -77,19 +79,19 @@ def runs(*papers: str, scale: str = "small") -> None:
 
 def claims(paper: str, *, scale: str = "small", verdict: str | None = None) -> None:
     """The claims of a paper: place, theirs, ours, verdict."""
-    told = [
+    shown = [
         claim
         for claim in _result(paper, scale)["claims"]
         if claim["id"] not in _public(paper) and verdict in (None, claim["verdict"])
     ]
-    sources = any(claim["source"] for claim in told)
+    sources = any(claim["source"] for claim in shown)
 
     def place(claim: Mapping[str, Any]) -> str:
-        of = f"{claim['source'] or 'ours'}, " if sources else ""
-        return f"`{claim['id']}`<br>{of}{claim['place']}"
+        source = f"{claim['source'] or 'ours'}, " if sources else ""
+        return f"`{claim['id']}`<br>{source}{claim['place']}"
 
     rows(
-        ["of", "claim", "theirs", "ours", "verdict"],
+        ["id", "claim", "theirs", "ours", "verdict"],
         [
             [
                 place(claim),
@@ -98,7 +100,7 @@ def claims(paper: str, *, scale: str = "small", verdict: str | None = None) -> N
                 _ours(claim),
                 f"**{claim['verdict']}**",
             ]
-            for claim in told
+            for claim in shown
         ],
     )
 
@@ -110,11 +112,11 @@ def chosen(
 
     Args:
         claims: Paper and id.
-        scale: Of the runs.
-        page: Where the page of the papers is from here.
-        theirs: Also what the paper says.
+        scale: Scale of the runs.
+        page: Path of the papers' page.
+        theirs: Whether to add the figures of the paper.
     """
-    told = {
+    by_id = {
         paper: {claim["id"]: claim for claim in _result(paper, scale)["claims"]}
         for paper, _ in claims
     }
@@ -128,16 +130,16 @@ def chosen(
                 f"**{claim['verdict']}**",
             ]
             for paper, id in claims
-            for claim in (told[paper][id],)
+            for claim in (by_id[paper][id],)
         ],
     )
 
 
 def controls(paper: str, *ids: str, scale: str = "small") -> None:
     """Every figure of some claims, controls too."""
-    told = {claim["id"]: claim for claim in _result(paper, scale)["claims"]}
+    by_id = {claim["id"]: claim for claim in _result(paper, scale)["claims"]}
     rows(
-        ["claim", "figure", "mean [95 % interval]", "n", "asked for"],
+        ["claim", "figure", "mean [95 % interval]", "n", "bound"],
         [
             [
                 f"`{id}`",
@@ -147,14 +149,14 @@ def controls(paper: str, *ids: str, scale: str = "small") -> None:
                 bound_text(trial) or NONE,
             ]
             for id in ids
-            for trial in told[id]["trials"]
+            for trial in by_id[id]["trials"]
         ],
     )
 
 
 def frontier(paper: str, id: str, *, scale: str = "small") -> None:
-    """A claim's figures by arm: what is unchanged beside what was learned."""
-    (claim,) = (of for of in _result(paper, scale)["claims"] if of["id"] == id)
+    """A claim's figures by arm: the unchanged weights and what was learned."""
+    (claim,) = (claim for claim in _result(paper, scale)["claims"] if claim["id"] == id)
     figures: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     for trial in claim["trials"]:
         step = str(trial["settings"].get("step", ""))
@@ -172,27 +174,29 @@ def frontier(paper: str, id: str, *, scale: str = "small") -> None:
             [
                 f"`{arm}`",
                 step or "all",
-                shown(of, "sparsity", "sparsity-at"),
-                shown(of, "gain"),
-                shown(of, "reward-at"),
+                shown(by_measure, "sparsity", "sparsity-at"),
+                shown(by_measure, "gain"),
+                shown(by_measure, "reward-at"),
             ]
-            for (arm, step), of in figures.items()
+            for (arm, step), by_measure in figures.items()
         ],
     )
 
 
 def picture(paper: str, file: str, *, scale: str = "small") -> None:
-    """A figure of a paper's page as an image, which is drawn anew when its marks have changed.
+    """A figure of a paper's page as an image, redrawn when its marks have changed.
 
-    The digest of all marks is printed beside it, so that a picture of old results is noticed.
+    The digest of all marks is printed with it, so that a picture of old results is noticed.
 
     Args:
         paper: Id.
-        file: Name of the figure's file, without its place on the page.
-        scale: Of the runs.
+        file: Name of the figure's file, without its position on the page.
+        scale: Scale of the runs.
     """
     (drawn,) = (
-        of for of in figure_files([paper_document(_read(paper, scale))]) if of.name.endswith(file)
+        figure
+        for figure in figure_files([paper_document(_read(paper, scale))])
+        if figure.name.endswith(file)
     )
     marks = _marks(drawn.content.decode())
     path = IMAGES / f"{paper}-{file}"
@@ -203,15 +207,15 @@ def picture(paper: str, file: str, *, scale: str = "small") -> None:
 
 
 def _marks(svg: str) -> str:
-    """What a drawing says, whatever its geometry: labels of its marks, and its text."""
+    """The content of a drawing without its geometry: labels of its marks, and its text."""
     return "\n".join(sorted({*re.findall(r'aria-label="([^"]*)"', svg), *_TEXT.findall(svg)}))
 
 
 def reading() -> None:
-    """What we read in the results of `small`, with its figures.
+    """Our findings from the results of `small`, with their figures.
 
-    Each sentence names the verdict that it says; another one stops the page from being made, and
-    the sentence must be written anew.
+    Each sentence names the verdict that it states. If the verdict is another one, the page is not
+    built, and the sentence must be rewritten.
     """
     claims = {
         claim["id"]: claim
@@ -220,61 +224,62 @@ def reading() -> None:
     }
 
     def figure(id: str, *arms: str, verdict: str | None = None, **wanted: Any) -> str:
-        """A figure of a claim, by default that which decides it; by its arms and settings."""
+        """A figure of a claim, by arms and settings; by default the one that decides it."""
         claim = claims[id]
         if verdict is not None and claim["verdict"] != verdict:
             raise ValueError(f"{id}: {claim['verdict']}, and the page says {verdict}")
         measure = wanted.pop("measure", None)
-        of = next(
+        match = next(
             trial
             for trial in claim["trials"]
             if (not arms or tuple(trial["arms"]) == arms)
             and measure in (None, trial["measure"])
             and all(trial["settings"].get(key) == value for key, value in wanted.items())
         )
-        return measured_text(of)
+        return measured_text(match)
 
     for line in (
         "**RL is sparser than SFT at the same learning rate, but not by much**: "
-        f"{figure('fig-1-rl-sparser', 'grpo')} unchanged against "
+        f"{figure('fig-1-rl-sparser', 'grpo')} unchanged, compared with "
         f"{figure('fig-1-rl-sparser', 'sft')}, a difference of "
         f"{figure('fig-1-rl-sparser', verdict='holds')}. The published gap of more than 50 points "
         "comes with a tenfold gap in learning rate.",
-        "**SFT is not dense by nature**: that it leaves 6 to 15 % unchanged does not hold at RL's "
-        f"learning rate ({figure('fig-1-sft-dense', verdict='does not hold')} within 1e-5).",
+        "**SFT is not dense by nature**: that it leaves only 6 to 15 % unchanged does not hold at "
+        f"RL's learning rate ({figure('fig-1-sft-dense', verdict='does not hold')} within 1e-5).",
         "**The learning rate decides more than the algorithm**: SFT at a tenth of it is sparser "
-        f"than RL by {figure('learning-rate-is-the-cause', verdict='holds')}. It has also hardly "
+        f"than RL by {figure('learning-rate-is-the-cause', verdict='holds')}. But it hardly "
         f"learned: it gains {figure('learns-and-sparse', 'sft-lr-1e-6', measure='gain')} of "
         f"accuracy, where RL gains {figure('learns-and-sparse', verdict='holds')}.",
-        "**So does precision**: pure bf16 weights are sparser by "
+        "**Precision matters too**: pure bf16 weights are sparser by "
         f"{figure('pulse-precision', verdict='holds')}, since small updates are lost, and gain "
         f"{figure('pulse-precision', 'grpo-bf16', measure='gain')}. Trained and saved in fp32, "
         f"{figure('razor-fp32-dense', verdict='holds')} of the weights are unchanged.",
         "**What bf16 rounds away is not harmless**: the same training answers differently by "
-        f"{figure('rounded-away-is-harmless', verdict='does not hold')} when kept as fp32 and not "
-        "saved as bf16. While it trained, its arithmetic in bf16 never saw what is below bf16.",
+        f"{figure('rounded-away-is-harmless', verdict='does not hold')} when saved as fp32 instead "
+        "of bf16. During training, its bf16 arithmetic never saw what is below bf16.",
         "**KL and clipping matter little**: "
         f"{figure('sec-6-kl', verdict='holds')} and {figure('sec-6-clip', verdict='holds')}.",
         "**The sparsity falls, and then flattens**: in the last quarter of 80 steps by "
-        f"{figure('fig-5-flattens', verdict='holds')} of what it falls by in the first. So it does "
-        f"under SFT, by {figure('fig-5-flattens', 'sft-80-steps')}.",
+        f"{figure('fig-5-flattens', verdict='holds')} of its fall in the first. With "
+        f"SFT the figure is {figure('fig-5-flattens', 'sft-80-steps')}.",
         "**Training only what RL changed gives the accuracy of training all**: the difference is "
         f"{figure('table-3-accuracy', verdict='holds')}.",
-        "**Others of the same number do worse**: own places are better than random ones by "
+        "**Other weights of the same number do worse**: its own mask is better than a random one "
+        "by "
         f"{figure('table-3-these-weights', 'grpo-own', 'grpo-random', verdict='holds')}, and than "
-        "places of the same magnitudes by "
+        "one of the same magnitudes by "
         f"{figure('table-3-these-weights', 'grpo-own', 'grpo-matched')}. So magnitude is most of "
-        "what random places lack, and not all.",
+        "what a random mask lacks, but not all.",
         "**Small weights are the better guess**: the smallest of each tensor, chosen without "
-        "training, do better than as many at random by "
+        "training, do better than the same number at random by "
         f"{figure('tpnt-low-magnitude-mask', verdict='holds')}.",
-        "**A random 1 % needs another learning rate**: accuracy less that of training all is "
+        "**A random 1 % needs another learning rate**: accuracy minus that of training all is "
         f"{figure('tickets-random', verdict='does not hold')} at the same one, "
         f"{figure('tickets-random', 'grpo-random-1-percent-lr-1e-4', 'grpo')} at 10 times that, "
         "and "
         f"{figure('tickets-random-rate')} at 100 times, where "
         f"{figure('tickets-random-rate', 'grpo-random-1-percent-lr-1e-3')} of the weights stay "
-        "unchanged. So what a control of fewer weights cannot do may be a matter of its steps.",
+        "unchanged. So a control with fewer weights may fail only because of its step size.",
         "**Most of what two seeds share is magnitude**: they overlap "
         f"{figure('table-4-seed', verdict='holds')} times as much as independent masks, and "
         f"{figure('table-4-beyond-magnitude', verdict='holds')} times as much as masks of the "
@@ -293,7 +298,7 @@ def reading() -> None:
 def public(paper: str) -> None:
     """The published checkpoints that `--checkpoints` takes."""
     rows(
-        ["id", "from", "to", "place", "unchanged within 1e-5", "within 1e-8"],
+        ["id", "from", "to", "where", "unchanged within 1e-5", "within 1e-8"],
         [
             [
                 f"`{pair.id}`",
@@ -309,14 +314,14 @@ def public(paper: str) -> None:
 
 
 def _ours(claim: Mapping[str, Any]) -> str:
-    """The figures that decide a claim, and what is asked of each; a dash where there are none."""
-    told = []
+    """The figures that decide a claim, with their bounds; a dash if there are none."""
+    figures = []
     for trial in claim["trials"]:
         if trial["bound"] and not trial["premise"]:
             figure = measured_text(trial)
             n = f"n = {trial['n']}"
-            told.append(f"{_cell(trial['about'])}: {figure}, {n}; asked: {bound_text(trial)}")
-    return "<br>".join(told) if told and not claim["why"] else NONE
+            figures.append(f"{_cell(trial['about'])}: {figure}, {n}; bound: {bound_text(trial)}")
+    return "<br>".join(figures) if figures and not claim["why"] else NONE
 
 
 def _public(paper: str) -> Iterable[str]:

@@ -25,7 +25,7 @@ KINDS = ("q_proj", "o_proj", "up_proj", "down_proj", "norm", "embed")
 
 
 def predictions(report: Report | None) -> None:
-    """Every prediction, and beside it what guesses would hit."""
+    """Every prediction, with its lifts over guesses."""
     if report is None:
         return
     rows(
@@ -58,27 +58,27 @@ def predictions(report: Report | None) -> None:
 
 
 def reading(report: Report | None) -> None:
-    """What the table says, in sentences whose figures are its own."""
+    """Sentences on the table, with its figures."""
     if report is None:
         return
     lines = []
-    of = {row["name"]: row for row in report["rows"]}
+    by_name = {row["name"]: row for row in report["rows"]}
     from_base = [row for row in report["rows"] if not row["needs"] and row["is_ranked"]]
     if from_base:
         best = max(from_base, key=lambda row: row["recall"])
         lifts = sorted(row["lifts"]["magnitude-matched"] for row in from_base)
         lines.append(
-            f"Of the kinds that know the base alone, `{best['name']}` hits most: "
-            f"{_share(best['recall'])}. Their lifts over random masks with as many weights of each "
-            f"magnitude are {lift_text(lifts[0])} to {lift_text(lifts[-1])}: 1 is what magnitude "
+            f"Of the kinds that use only the base, `{best['name']}` hits most: "
+            f"{_share(best['recall'])}. Their lifts over random masks of the same "
+            f"magnitudes are {lift_text(lifts[0])} to {lift_text(lifts[-1])}: 1 is what magnitude "
             "alone gives."
         )
-    if REACH in of:
-        row = of[REACH]
+    if REACH in by_name:
+        row = by_name[REACH]
         lines.append(
-            f"What 20 steps of Adam at the run's LR, 1e-5, can change at all is "
-            f"{_share(row['num_predicted'] / row['num_elements'])} of the weights, and "
-            f"{_share(row['recall'])} of what was changed is in it."
+            f"20 steps of Adam at the run's LR, 1e-5, can change "
+            f"{_share(row['num_predicted'] / row['num_elements'])} of the weights; these include "
+            f"{_share(row['recall'])} of what was changed."
         )
     by_data = [row for row in report["rows"] if row["needs"] == "the questions"]
     if by_data:
@@ -87,23 +87,23 @@ def reading(report: Report | None) -> None:
         )
         best = max(by_data, key=lambda row: row["recall"])
         lines.append(
-            "The lifts of the gradients of the base on the questions, over random masks with as "
-            f"many weights of each magnitude, are {each}: what is above 1 they know beyond "
-            f"magnitude. By themselves they hit {_share(best['recall'])} at most "
+            "The lifts of the gradients of the base on the questions, over random masks of the "
+            f"same magnitudes, are {each}: above 1 means information beyond "
+            f"magnitude. Alone they hit at most {_share(best['recall'])} "
             f"(`{best['name']}`)."
         )
-    told = [row for row in report["rows"] if row["name"].endswith(BY_MAGNITUDE)]
-    if told:
-        best = max(told, key=lambda row: row["recall"])
+    matched_rows = [row for row in report["rows"] if row["name"].endswith(BY_MAGNITUDE)]
+    if matched_rows:
+        best = max(matched_rows, key=lambda row: row["recall"])
         lines.append(
-            "Told how many weights of each magnitude move in each tensor, the best of them is "
+            "Given the number of weights of each magnitude that move in each tensor, the best is "
             f"`{best['name'].removesuffix(BY_MAGNITUDE)}` with {_share(best['recall'])}."
         )
     for row in report["rows"]:
         if row["needs"] == "those steps" and not row["is_ranked"]:
             lines.append(
-                f"What was moved early ({row['name']}) is {_share(row['recall'])} of what is "
-                f"changed in the end, and {_share(row['precision'])} of it stays changed: "
+                f"What moved early ({row['name']}) is {_share(row['recall'])} of the final "
+                f"changes, and {_share(row['precision'])} of it stays changed: "
                 f"{lift_text(row['lifts']['magnitude-matched'])} × a random mask of its magnitudes."
             )
     for row in report["rows"]:
@@ -115,7 +115,7 @@ def reading(report: Report | None) -> None:
             lines.append(
                 f"What another training changed ({row['name']}) has {random} × the hits of a "
                 f"random mask of its size, {matched} × those of one of its magnitudes, and "
-                f"{smallest} × those of as many of the smallest weights."
+                f"{smallest} × those of the same number of the smallest weights."
             )
     print("\n".join(f"- {line}" for line in lines))
 
@@ -134,7 +134,7 @@ def by_kind(report: Report | None) -> None:
 
 
 def measured(report: Report | None) -> None:
-    """What TRUE is, and what was measured with what."""
+    """What TRUE is, and how the table was measured."""
     if report is None:
         return
     true = report["true"]
@@ -143,15 +143,15 @@ def measured(report: Report | None) -> None:
         f"({percent(true['num_selected'], true['num_elements'])}), which is the precision and the "
         "AP of any guess."
     )
-    told = [row["provenance"] for row in report["rows"]]
+    records = [row["provenance"] for row in report["rows"]]
     machines = sorted(
         {
-            f"{of['date'][:10]}, trimtab {of['trimtab_version']}, {of['processor']}, "
-            f"{of['processors']} processors"
-            for of in told
+            f"{record['date'][:10]}, trimtab {record['trimtab_version']}, {record['processor']}, "
+            f"{record['processors']} processors"
+            for record in records
         }
     )
-    loads = sorted(of["load_before"] for of in told)
+    loads = sorted(record["load_before"] for record in records)
     print(f"\n{'; '.join(machines)}; load before: {loads[0]:.1f} to {loads[-1]:.1f}.")
 
 

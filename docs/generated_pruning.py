@@ -14,7 +14,7 @@ from trimtab.report.wording import points_text, share_text
 from trimtab.results.answers import Answers, answers_difference
 from trimtab.results.schema import from_plain
 
-__all__ = ["accuracy", "beside", "measured"]
+__all__ = ["accuracy", "gains", "measured"]
 
 Report = Mapping[str, Any]
 
@@ -23,8 +23,8 @@ NAMES = {
     "demo/pruned-magnitude": "30 % pruned by magnitude",
     "demo/pruned": "30 % pruned by Wanda",
     "runs/pruned/model": "… and trained where the mask survived",
-    "runs/pruned-random/model": "… or in as many survivors of each tensor, at random",
-    "runs/pruned-matched/model": "… or in as many of the same magnitudes, at random",
+    "runs/pruned-random/model": "… or in the same number of random survivors per tensor",
+    "runs/pruned-matched/model": "… or in the same number of the same magnitudes, at random",
 }
 
 
@@ -33,7 +33,7 @@ def accuracy(report: Report | None) -> None:
     if report is None:
         return
     rows(
-        ["", "right, greedily", "right, of the samples", "difference from the base, in points"],
+        ["", "greedy accuracy", "sampled accuracy", "difference from the base, in points"],
         (
             [
                 NAMES[name],
@@ -50,8 +50,8 @@ def accuracy(report: Report | None) -> None:
     )
 
 
-def beside(report: Report | None) -> None:
-    """The mask's survivors beside each control of as many, on the same questions."""
+def gains(report: Report | None) -> None:
+    """The mask's survivors compared with each control of that size, on the same questions."""
     if report is None:
         return
     answers = {
@@ -61,27 +61,27 @@ def beside(report: Report | None) -> None:
     trained, *controls = [name for name in NAMES if name.startswith("runs/")]
     for control, words in zip(controls, ("at random", "of the same magnitudes"), strict=True):
         if control in answers and trained in answers:
-            told = answers_difference(answers[control], answers[trained])
+            difference = answers_difference(answers[control], answers[trained])
             greedy, sampled = (
-                points_text(told[f"{way}_difference"], told[f"{way}_interval"])
+                points_text(difference[f"{way}_difference"], difference[f"{way}_interval"])
                 for way in ("greedy", "sampled")
             )
             print(
-                f"- as many survivors of each tensor {words}: "
-                f"{greedy} points greedily, "
-                f"{sampled} of the samples"
+                f"- the same number of survivors of each tensor {words}: "
+                f"{greedy} points greedy, "
+                f"{sampled} sampled"
             )
 
 
 def measured(report: Report | None) -> None:
-    """What was asked, of what, and with what."""
+    """How the models were evaluated."""
     if report is None:
         return
-    told, settings = report["provenance"], report["settings"]
+    info, settings = report["provenance"], report["settings"]
     print(
         f"{report['questions']['num_questions']} held-out sums, greedily and "
         f"{settings['num_samples']} times by sampling, with intervals of "
-        f"{100 * report['confidence']:g} %; {settings['dtype']}, {told['date'][:10]}, trimtab "
-        f"{told['trimtab_version']}, torch {told['versions']['torch']}. One run of each: seeds of "
-        "training would differ, too."
+        f"{100 * report['confidence']:g} %; {settings['dtype']}, {info['date'][:10]}, trimtab "
+        f"{info['trimtab_version']}, torch {info['versions']['torch']}. One run of each: other "
+        "training seeds would differ, too."
     )

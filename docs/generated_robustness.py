@@ -23,7 +23,7 @@ WORDS = {"more": "more fragile", "less": "less fragile", "open": "no difference 
 
 
 def answer(report: Report | None) -> None:
-    """For every noise and set: in how many levels the mask is more fragile, and by how much."""
+    """For every noise, level and set: how much more fragile the mask is."""
     if report is None:
         return
     others = [arm for arm in report["probes"][0]["arms"] if arm != "mask"]
@@ -42,15 +42,15 @@ def _summaries(report: Report) -> Iterator[Mapping[str, Any]]:
 
 
 def _ratios(summary: Mapping[str, Any], others: list[str]) -> Iterator[str]:
-    for told in summary["arms"]:
-        if told["arm"] in others:
-            ratio = told["mask_beside_it"]["kl_ratio"]
+    for arm in summary["arms"]:
+        if arm["arm"] in others:
+            ratio = arm["mask_beside_it"]["kl_ratio"]
             ends = f"{ratio['low']:.3g}, {ratio['high']:.3g}"
-            yield f"{ratio['mean']:.3g} [{ends}]: {WORDS[verdict(told)]}"
+            yield f"{ratio['mean']:.3g} [{ends}]: {WORDS[verdict(arm)]}"
 
 
 def tables(report: Report | None) -> None:
-    """What each noise did to each set."""
+    """The effect of each noise on each set."""
     if report is None:
         return
     for noise in dict.fromkeys(summary["noise"] for summary in _summaries(report)):
@@ -67,24 +67,24 @@ def tables(report: Report | None) -> None:
 
 
 def measured(report: Report | None) -> None:
-    """On what, with what, and how often."""
+    """How the probes were run."""
     if report is None:
         return
     first = report["probes"][0]
-    told, asked, text = first["provenance"], first["questions"], first["text"]
-    sizes = {told["num_chosen"] for summary in _summaries(report) for told in summary["arms"]}
+    info, questions, text = first["provenance"], first["questions"], first["text"]
+    sizes = {arm["num_chosen"] for summary in _summaries(report) for arm in summary["arms"]}
     seeds = dict.fromkeys(
         f"{len(probe['settings']['seeds'])} for `{'`, `'.join(probe['settings']['noises'])}`"
         for probe in report["probes"]
     )
-    mask = MaskRecord(**told["mask"])
+    mask = MaskRecord(**info["mask"])
     print(
         f"{mask_text(mask)}; every set has {' or '.join(f'{size:,}' for size in sorted(sizes))} "
-        f"weights. {of_all(first['num_correct'], asked['num_questions'])} held-out sums are right "
-        f"without noise. KL on {text['num_tokens']} tokens of {text['source']}. Seeds: "
+        f"weights. {of_all(first['num_correct'], questions['num_questions'])} held-out sums are "
+        f"right without noise. KL on {text['num_tokens']} tokens of {text['source']}. Seeds: "
         f"{', '.join(seeds)}. "
-        f"{first['settings']['dtype']}, {told['date'][:10]}, trimtab {told['trimtab_version']}, "
-        f"torch {told['versions']['torch']}, {told['device']['num_threads']} thread of a CPU. The "
+        f"{first['settings']['dtype']}, {info['date'][:10]}, trimtab {info['trimtab_version']}, "
+        f"torch {info['versions']['torch']}, {info['device']['num_threads']} thread of a CPU. The "
         "commands:\n"
     )
     print("```console")

@@ -1,8 +1,8 @@
 """Tables of `docs/structure.md` drawn from the recorded structure of the demo's masks.
 
 Like the functions of `docs.generated`, those here print Markdown. `python -m
-docs.generated_structure RESULT.json` keeps of a result of `trimtab mask structure` what the page
-uses, in `benchmarks/results/structure.json`.
+docs.generated_structure RESULT.json` saves what the page uses of a result of `trimtab mask
+structure` in `benchmarks/results/structure.json`.
 """
 
 from __future__ import annotations
@@ -44,30 +44,30 @@ NUM_TOP = 2
 def record(structure: Structure) -> dict[str, Any]:
     """What the page uses of a result."""
     assert structure.base is not None, "the page sets both nulls side by side"
-    told = ("trimtab_version", "command", "date", "device", "seed")
+    keys = ("trimtab_version", "command", "date", "device", "seed")
     return {
-        "provenance": {key: structure.provenance[key] for key in told},
+        "provenance": {key: structure.provenance[key] for key in keys},
         "base": {
             "architecture": structure.base.architecture,
             "dtypes": dict(structure.base.dtypes),
             "content_hash": structure.base.content_hash,
         },
         "masks": [
-            _mask(name, of)
-            for name, of in zip(mask_labels(structure), structure.masks, strict=True)
+            _mask(name, mask)
+            for name, mask in zip(mask_labels(structure), structure.masks, strict=True)
         ],
         "shared": [dict(shared) for shared in structure.to_dict()["shared"]],
     }
 
 
-def _mask(name: str, of: MaskStructure) -> dict[str, Any]:
-    kinds = stripes_by_kind(of.tensors)
+def _mask(name: str, mask: MaskStructure) -> dict[str, Any]:
+    kinds = stripes_by_kind(mask.tensors)
     means, spreads = ("dispersion", "control", "matched"), ("spread", "matched_spread")
     return {
         "name": name,
-        "digest": of.mask.digest,
-        "num_elements": of.mask.num_elements,
-        "num_selected": of.mask.num_selected,
+        "digest": mask.mask.digest,
+        "num_elements": mask.mask.num_elements,
+        "num_selected": mask.mask.num_selected,
         "families": [
             {
                 "name": family.name,
@@ -81,7 +81,7 @@ def _mask(name: str, of: MaskStructure) -> dict[str, Any]:
                     for unit in sorted(family.units, key=lambda u: -(u.z or 0.0))[:NUM_TOP]
                 ],
             }
-            for family in of.families
+            for family in mask.families
         ],
         "stripes": {
             kind: {
@@ -98,27 +98,27 @@ def measured(report: Record | None) -> None:
     """Which masks, of what, and how."""
     if report is None:
         return
-    told, base = report["provenance"], report["base"]
+    info, base = report["provenance"], report["base"]
     rows(
         ["mask", "weights selected", "share"],
         [
             [
-                f"`{of['name']}`",
-                f"{of['num_selected']:,} of {of['num_elements']:,}",
-                percent(of["num_selected"], of["num_elements"]),
+                f"`{mask['name']}`",
+                f"{mask['num_selected']:,} of {mask['num_elements']:,}",
+                percent(mask["num_selected"], mask["num_elements"]),
             ]
-            for of in report["masks"]
+            for mask in report["masks"]
         ],
     )
     print(
-        f"\n`{told['command']}`, {told['date'][:10]}, trimtab {told['trimtab_version']}, "
-        f"{told['device'].upper()}, controls from seed {told['seed']} on; base stored as "
+        f"\n`{info['command']}`, {info['date'][:10]}, trimtab {info['trimtab_version']}, "
+        f"{info['device'].upper()}, controls from seed {info['seed']} on; base stored as "
         f"{', '.join(base['dtypes'])}."
     )
 
 
 def by_tensor(report: Record | None) -> None:
-    """Families against the counts of tensors, beside the random control."""
+    """Families against the counts of tensors, with the random control."""
     _families(report, "null", "mean z² of control", lambda f: f["control"]["overdispersion"])
 
 
@@ -127,11 +127,11 @@ def by_magnitude(report: Record | None) -> None:
     _families(report, "matched", "z² by magnitude alone", lambda f: f["from_magnitude"])
 
 
-def _families(report: Record | None, test: str, beside: str, figure: Any) -> None:
+def _families(report: Record | None, test: str, heading: str, figure: Any) -> None:
     if report is None:
         return
     rows(
-        ["units", "mask", "number", "more", "fewer", "mean z²", beside, "spread"],
+        ["units", "mask", "number", "more", "fewer", "mean z²", heading, "spread"],
         [
             [
                 FAMILY_NAMES[family["name"]],
@@ -150,9 +150,9 @@ def _families(report: Record | None, test: str, beside: str, figure: Any) -> Non
 
 def _by_family(report: Record) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every family of every mask, family by family."""
-    for place in range(len(report["masks"][0]["families"])):
-        for of in report["masks"]:
-            yield of["name"], of["families"][place]
+    for index in range(len(report["masks"][0]["families"])):
+        for mask in report["masks"]:
+            yield mask["name"], mask["families"][index]
 
 
 def top(report: Record | None) -> None:
@@ -184,13 +184,16 @@ def stripes(report: Record | None) -> None:
     shown = [report["masks"][0], report["masks"][-1]]
 
     def cells(kind: str) -> Iterator[str]:
-        for of in shown:
+        for mask in shown:
             for axis in ("rows", "columns"):
-                figures = of["stripes"][kind][axis]
+                figures = mask["stripes"][kind][axis]
                 yield f"{spread_text(figures['spread'])} → {spread_text(figures['matched_spread'])}"
 
     rows(
-        ["kind", *(f"{axis} of `{of['name']}`" for of in shown for axis in ("rows", "columns"))],
+        [
+            "kind",
+            *(f"{axis} of `{mask['name']}`" for mask in shown for axis in ("rows", "columns")),
+        ],
         [[f"`{kind}`", *cells(kind)] for kind in shown[0]["stripes"]],
     )
 
@@ -244,7 +247,7 @@ def _pair(report: Record, shared: Mapping[str, Any]) -> str:
 
 @cache
 def example_structure() -> dict[str, Any]:
-    """The structure of two masks of a made-up model, alike on every machine and day."""
+    """The structure of two masks of a synthetic model, identical on every machine and day."""
     with tiny_pair():
         extract_mask("base", "tuned", threads=1).save("mask.safetensors")
         extract_mask("base", "sub", threads=1).save("sub.safetensors")
@@ -252,11 +255,11 @@ def example_structure() -> dict[str, Any]:
     date = "2026-11-21T12:00:00+00:00"
     command = "trimtab mask structure mask.safetensors sub.safetensors --base base -o s.json"
     made = [
-        replace(of, mask=replace(of.mask, provenance={**of.mask.provenance, "date": date}))
-        for of in result.masks
+        replace(part, mask=replace(part.mask, provenance={**part.mask.provenance, "date": date}))
+        for part in result.masks
     ]
-    told = {**result.provenance, "command": command, "date": date}
-    return replace(result, masks=tuple(made), provenance=told).to_dict()
+    provenance = {**result.provenance, "command": command, "date": date}
+    return replace(result, masks=tuple(made), provenance=provenance).to_dict()
 
 
 def structure_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
@@ -269,10 +272,10 @@ def structure_json(*path: str | int, leave_out: Sequence[str] = ()) -> None:
 
 
 def main(path: str, name: str = "structure.json") -> None:
-    """Keep of a result what the page uses: `structure.json`, or `structure_tasks.json`."""
-    kept = record(Structure.from_dict(json.loads(Path(path).read_text("utf-8"))))
+    """Save what the page uses of a result: `structure.json`, or `structure_tasks.json`."""
+    used = record(Structure.from_dict(json.loads(Path(path).read_text("utf-8"))))
     target = ROOT / "benchmarks" / "results" / name
-    target.write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    target.write_text(json.dumps(used, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

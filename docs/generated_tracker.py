@@ -18,17 +18,17 @@ Report = Mapping[str, Any]
 
 DEMO = "AdamW, fp32 weights"
 TIME_TARGET, MEMORY_TARGET = 0.05, 400e6
-"""What was asked of `UpdateTracker` before it was measured: of a step, and bytes."""
+"""Targets of `UpdateTracker`, set before measuring: share of a step, and bytes."""
 
 
 def targets(report: Report | None) -> None:
-    """What was asked, what came out, and whether that is enough."""
+    """Targets, results, and whether they were met."""
     if report is None:
         return
     time = report["speed"]["by_training"][DEMO]["tracked / step"] - 1
     peak = report["memory"]["by_training"][DEMO]["extra"]["peak"]
     rows(
-        ["at every step of the demo's model", "asked", "measured", "met"],
+        ["at every step of the demo's model", "target", "measured", "met"],
         [
             ["time added to a step", "≤ 5 %", _share(time), _met(time <= TIME_TARGET)],
             ["peak memory added", "≤ 400 MB", _megabytes(peak), _met(peak <= MEMORY_TARGET)],
@@ -40,20 +40,23 @@ def speed(report: Report | None) -> None:
     """Times, and the sizes of files."""
     if report is None:
         return
-    of = report["speed"]["by_training"]
+    by_training = report["speed"]["by_training"]
     lines = {
         "a step, not tracked": lambda row: f"{row['step']:.2f} s",
         "tracked ÷ not tracked, in pairs": lambda row: f"{row['tracked / step']:.3f}",
         "the tracker's own time ÷ step": lambda row: f"{row['tracker / step']:.3f}",
-        "of it: gradients": lambda row: _milliseconds(row["gradients"]),
-        "of it: the point": lambda row: _milliseconds(row["point"]),
+        "… for gradients": lambda row: _milliseconds(row["gradients"]),
+        "… for the point": lambda row: _milliseconds(row["point"]),
         "once, at the start": lambda row: f"{row['beginning']:.2f} s",
         "elements that a step changed": lambda row: _share(row["stepped"]),
         "elements changed at the end": lambda row: _share(row["changed"]),
         "a point in the file": lambda row: _megabytes(row["bytes of a point"]),
-        "the base beside it": lambda row: _megabytes(row["bytes of the base"]),
+        "the file of the base": lambda row: _megabytes(row["bytes of the base"]),
     }
-    rows(["", *of], ([what, *map(show, of.values())] for what, show in lines.items()))
+    rows(
+        ["", *by_training],
+        ([what, *map(show, by_training.values())] for what, show in lines.items()),
+    )
 
 
 def memory(report: Report | None) -> None:
@@ -65,26 +68,26 @@ def memory(report: Report | None) -> None:
         (
             [
                 name,
-                _megabytes(of["plain"]["peak"]),
-                _megabytes(of["tracked"]["peak"]),
-                _megabytes(of["extra"]["peak"]),
-                _megabytes(of["extra"]["at rest"]),
+                _megabytes(part["plain"]["peak"]),
+                _megabytes(part["tracked"]["peak"]),
+                _megabytes(part["extra"]["peak"]),
+                _megabytes(part["extra"]["at rest"]),
             ]
-            for name, of in report["memory"]["by_training"].items()
+            for name, part in report["memory"]["by_training"].items()
         ),
     )
 
 
 def measured(report: Report | None) -> None:
-    """What was measured with what."""
+    """How it was measured."""
     if report is None:
         return
     for part in ("speed", "memory"):
-        told = report[part]["provenance"]
+        info = report[part]["provenance"]
         print(
-            f"- {part}: {told['date'][:10]}, trimtab {told['trimtab_version']}, torch "
-            f"{told['torch_version']}, {told['processor']}, {told['processors']} processors, "
-            f"{report['speed']['threads']} threads; load before: {told['load_before']:.2f}"
+            f"- {part}: {info['date'][:10]}, trimtab {info['trimtab_version']}, torch "
+            f"{info['torch_version']}, {info['processor']}, {info['processors']} processors, "
+            f"{report['speed']['threads']} threads; load before: {info['load_before']:.2f}"
         )
     model = report["speed"]["by_training"][DEMO]
     print(

@@ -29,20 +29,20 @@ def memory(report: Report | None) -> None:
 
 
 def measured(report: Report | None) -> None:
-    """What was measured with what; a line for all algorithms that were measured alike."""
+    """How it was measured; one line for all algorithms measured in the same way."""
     if report is None:
         return
-    alike: dict[str, list[tuple[str, float]]] = {}
+    groups: dict[str, list[tuple[str, float]]] = {}
     for name, part in report["by_algorithm"].items():
-        told = part["provenance"]
+        info = part["provenance"]
         text = (
-            f"{told['date'][:10]}, trimtab {told['trimtab_version']}, torch "
-            f"{told['torch_version']}, transformers {told['transformers_version']}, TRL "
-            f"{told['trl_version']}, {told['processor']}, {told['processors']} processors; "
+            f"{info['date'][:10]}, trimtab {info['trimtab_version']}, torch "
+            f"{info['torch_version']}, transformers {info['transformers_version']}, TRL "
+            f"{info['trl_version']}, {info['processor']}, {info['processors']} processors; "
             f"{_number(part['rounds'], 'round')} of {_number(part['steps'], 'step')}"
         )
-        alike.setdefault(text, []).append((name, told["load_before"]))
-    for text, entries in alike.items():
+        groups.setdefault(text, []).append((name, info["load_before"]))
+    for text, entries in groups.items():
         names, loads = zip(*entries, strict=True)
         print(f"- {', '.join(names)}: {text}; load before the first: {loads[0]:.2f}")
     model = report["model"]
@@ -55,7 +55,7 @@ def measured(report: Report | None) -> None:
 
 
 def _table(report: Report | None, figure: str, ratio: str, shown: Callable[[float], str]) -> None:
-    """A figure of every contestant, and what it is of that of the unit."""
+    """A figure of every contestant, and its ratio to that of the unit."""
     if report is None:
         return
 
@@ -63,16 +63,19 @@ def _table(report: Report | None, figure: str, ratio: str, shown: Callable[[floa
         unit = BARE if BARE in contestants else WHOLE
         return [
             name,
-            *(shown(contestants[of][figure]) if of in contestants else "–" for of in CONTESTANTS),
+            *(
+                shown(contestants[name][figure]) if name in contestants else "–"
+                for name in CONTESTANTS
+            ),
             unit,
-            *(f"{contestants[of][f'{ratio} / {unit}']:.2f}" for of in CONTESTANTS[1:]),
+            *(f"{contestants[name][f'{ratio} / {unit}']:.2f}" for name in CONTESTANTS[1:]),
         ]
 
     rows(
-        ["", *CONTESTANTS, "unit", *(f"{of} ÷ unit" for of in CONTESTANTS[1:])],
+        ["", *CONTESTANTS, "unit", *(f"{name} ÷ unit" for name in CONTESTANTS[1:])],
         (line(name, part["contestants"]) for name, part in report["by_algorithm"].items()),
     )
 
 
-def _number(number: int, of: str) -> str:
-    return f"{number} {of}{'' if number == 1 else 's'}"
+def _number(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -99,21 +99,21 @@ def test_the_page_shows_them(report: dict[str, Any], capsys: pytest.CaptureFixtu
     generated_predictions.measured(report)
     assert "TRUE: x; 20 of 100 weights (20.00 %)" in capsys.readouterr().out
     generated_predictions.reading(report)
-    told = capsys.readouterr().out
-    assert "the base alone, `low-magnitude` hits most" in told
-    assert "What another training changed (another) has" in told
+    text = capsys.readouterr().out
+    assert "use only the base, `low-magnitude` hits most" in text
+    assert "What another training changed (another) has" in text
     reach = {**report["rows"][0], "name": generated_predictions.REACH, "recall": 1.0}
     generated_predictions.reading({**report, "rows": [reach]})
-    assert "100 % of what was changed is in it" in capsys.readouterr().out
-    asked = {**report["rows"][1], "name": "snip", "needs": "the questions"}
-    matched = {**asked, "name": "snip" + predictions.BY_MAGNITUDE, "needs": "and more"}
+    assert "these include 100 % of what was changed" in capsys.readouterr().out
+    by_data = {**report["rows"][1], "name": "snip", "needs": "the questions"}
+    matched = {**by_data, "name": "snip" + predictions.BY_MAGNITUDE, "needs": "and more"}
     early = {**report["rows"][0], "name": "warm, 1 of 20 steps", "needs": "those steps"}
-    generated_predictions.reading({**report, "rows": [asked, matched, early]})
-    told = capsys.readouterr().out
-    assert "The lifts of the gradients of the base on the questions" in told
-    assert " % at most (`snip`)." in told
-    assert "the best of them is `snip` with " in told
-    assert "What was moved early (warm, 1 of 20 steps) is " in told
+    generated_predictions.reading({**report, "rows": [by_data, matched, early]})
+    text = capsys.readouterr().out
+    assert "The lifts of the gradients of the base on the questions" in text
+    assert " % (`snip`)." in text
+    assert "the best is `snip` with " in text
+    assert "What moved early (warm, 1 of 20 steps) is " in text
     for draw in (generated_predictions.predictions, generated_predictions.reading):
         draw(None)
     assert not capsys.readouterr().out

@@ -267,9 +267,9 @@ def test_a_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
     )
     text = capsys.readouterr().out
     assert "|  | 1% changed | 20% changed |" in text
-    assert "| elements that changed | 1.00 % | 20.00 % |" in text
+    assert "| changed elements | 1.00 % | 20.00 % |" in text
     assert "| trimtab, 2 threads, median | 0.30 s | 0.30 s |" in text
-    assert "| the same of reading | 1.90 × | 1.90 × |" in text
+    assert "| 1 thread / 2 threads, reading | 1.90 × | 1.90 × |" in text
     assert "| peak resident memory of that comparison | 250 MB |" in text
 
 

@@ -91,5 +91,5 @@ def test_an_evaluation_of_pruned_models_is_drawn(capsys: pytest.CaptureFixture[s
     assert "| the base | 33.3 % [" in text
     assert "| 30 % pruned by Wanda | 83.3 % [" in text
     assert "another" not in text
-    assert "- as many survivors of each tensor at random: +0.0 [" in text
+    assert "- the same number of survivors of each tensor at random: +0.0 [" in text
     assert "6 held-out sums, greedily and 4 times by sampling" in text
