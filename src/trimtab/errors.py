@@ -127,22 +127,22 @@ class Problems:
     def __bool__(self) -> bool:
         return bool(self._errors)
 
-    def add(self, error: TrimtabError, place: str = "") -> None:
+    def add(self, error: TrimtabError, context: str = "") -> None:
         """Collect an error.
 
         Args:
             error: The error.
-            place: What it is an error of, for the message: `cell sft`; or nothing.
+            context: What it is an error of, for the message: `cell sft`; or nothing.
         """
-        self._errors.setdefault(str(error), (error, []))[1].append(place)
+        self._errors.setdefault(str(error), (error, []))[1].append(context)
 
     @contextmanager
-    def collect(self, place: str = "") -> Iterator[None]:
+    def collect(self, context: str = "") -> Iterator[None]:
         """Collect the error that the block raises, if it does."""
         try:
             yield
         except TrimtabError as error:
-            self.add(error, place)
+            self.add(error, context)
 
     def result(
         self, function: Callable[Given, Returned], *args: Given.args, **kwargs: Given.kwargs
@@ -163,16 +163,16 @@ class Problems:
         """
         if not self._errors:
             return
-        (first, places), *others = self._errors.values()
-        if not others and not any(places):
+        (first, contexts), *others = self._errors.values()
+        if not others and not any(contexts):
             raise first
         sentences = [
-            f"{_first_of(places)}: {message}" if any(places) else message
-            for message, (_, places) in self._errors.items()
+            f"{_first_of(contexts)}: {message}" if any(contexts) else message
+            for message, (_, contexts) in self._errors.items()
         ]
         kind = SettingsError if others else type(first)
         raise kind(f"{where}{'; '.join(sentences)}")
 
 
-def _first_of(places: list[str]) -> str:
-    return places[0] if len(places) == 1 else f"{places[0]} and {len(places) - 1} more"
+def _first_of(contexts: list[str]) -> str:
+    return contexts[0] if len(contexts) == 1 else f"{contexts[0]} and {len(contexts) - 1} more"

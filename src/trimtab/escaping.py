@@ -42,7 +42,7 @@ def _escape(character: str) -> str:
     """As JSON escapes it: beyond the first 65,536 characters as a pair of surrogates."""
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(
-        f"\\u{int.from_bytes(units[place : place + 2]):04x}" for place in range(0, len(units), 2)
+        f"\\u{int.from_bytes(units[index : index + 2]):04x}" for index in range(0, len(units), 2)
     )
 
 
@@ -72,8 +72,8 @@ class GuardedStream:
         done = start[0] if start is not None else ""
         parts = self._allowed.split(text[len(done) :])
         safe = [
-            part if place % 2 else "\n".join(escaped(line, keep="\t") for line in part.split("\n"))
-            for place, part in enumerate(parts)
+            part if index % 2 else "\n".join(escaped(line, keep="\t") for line in part.split("\n"))
+            for index, part in enumerate(parts)
         ]
         self._stream.write(self._encodable(done + "".join(safe)))
         return len(text)

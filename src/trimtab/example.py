@@ -62,15 +62,15 @@ def write_example(folder: str | os.PathLike[str] = ".") -> list[Path]:
         OutputExistsError: Something else has one of their names. Nothing is written then.
     """
     wanted = {Path(folder) / name: files for name, files in example_checkpoints()}
-    there = {path for path in wanted if os.path.lexists(path)}
-    strange = [path for path in there if not _holds(path, wanted[path])]
-    if strange:
-        names = ", ".join(sorted(str(path) for path in strange))
+    existing = {path for path in wanted if os.path.lexists(path)}
+    conflicts = [path for path in existing if not _holds(path, wanted[path])]
+    if conflicts:
+        names = ", ".join(sorted(str(path) for path in conflicts))
         raise OutputExistsError(
             f"already there, and not the example's: {names}; nothing was written. "
             "Give an empty folder: `trimtab example FOLDER`"
         )
-    missing = [path for path in wanted if path not in there]
+    missing = [path for path in wanted if path not in existing]
     for path in missing:
         with new_folder(path) as draft:
             for name, content in wanted[path].items():
@@ -83,19 +83,19 @@ def example_checkpoints() -> Iterator[tuple[str, dict[str, bytes]]]:
     base = _rounded(_base())
     moves, noise = (_normal(base, seed) for seed in (1, 2))
     walk = 1e-5 * 20**0.5  # as far as 20 steps in random directions get
-    tuned = _rounded({name: of + walk * moves[name] for name, of in base.items()})
-    again = {name: of + walk * (moves[name] + 0.1 * noise[name]) for name, of in base.items()}
+    tuned = _rounded({name: array + walk * moves[name] for name, array in base.items()})
+    again = {name: array + walk * (moves[name] + 0.1 * noise[name]) for name, array in base.items()}
     sub = {
-        name: np.where(tuned[name] == base[name], base[name], of)
-        for name, of in _rounded(again).items()
+        name: np.where(tuned[name] == base[name], base[name], array)
+        for name, array in _rounded(again).items()
     }
     yield "base", _files(base)
     yield "tuned", _files(tuned)
     yield "sub", _files(sub)
-    kept = {name.removeprefix("model."): of for name, of in tuned.items()}
-    del kept["norm.weight"]
-    yield "other", _files(kept, "F32")
-    now = {name: of.copy() for name, of in base.items()}
+    other = {name.removeprefix("model."): array for name, array in tuned.items()}
+    del other["norm.weight"]
+    yield "other", _files(other, "F32")
+    now = {name: array.copy() for name, array in base.items()}
     for step in range(1, 81):
         for name, move in _normal(base, 100 + step).items():
             now[name] += 8e-6 * (1 - step / 80) * move
@@ -121,29 +121,31 @@ def _base() -> Values:
         }
     shapes["model.norm.weight"] = (32,)
     random = _normal({name: np.zeros(shape) for name, shape in shapes.items()}, 0)
-    return {name: of * 0.02 + (1 if "norm" in name else 0) for name, of in random.items()}
+    return {name: array * 0.02 + (1 if "norm" in name else 0) for name, array in random.items()}
 
 
 def _normal(like: Values, seed: int) -> Values:
     """Normal numbers in the same shapes, from raw output of PCG64, which no NumPy changes."""
     source = np.random.PCG64(seed)
     result = {}
-    for name, of in like.items():
-        raw = source.random_raw(2 * of.size) >> np.uint64(11)
-        radius, angle = ((raw + 0.5) / 2**53).reshape(2, *of.shape)
+    for name, array in like.items():
+        raw = source.random_raw(2 * array.size) >> np.uint64(11)
+        radius, angle = ((raw + 0.5) / 2**53).reshape(2, *array.shape)
         result[name] = np.sqrt(-2 * np.log(radius)) * np.cos(2 * np.pi * angle)  # Box and Muller
     return result
 
 
 def _rounded(values: Values) -> Values:
     bf16 = DTYPES["BF16"]
-    return {name: bf16.decode(bf16.encode(of)) for name, of in values.items()}
+    return {name: bf16.decode(bf16.encode(array)) for name, array in values.items()}
 
 
 def _files(values: Values, dtype: str = "BF16") -> dict[str, bytes]:
     """A checkpoint folder as `save_pretrained` writes it: name of each file -> its bytes."""
-    start = file_start({name: (dtype, of.shape) for name, of in values.items()}, {"format": "pt"})
-    data = b"".join(DTYPES[dtype].encode(of).tobytes() for of in values.values())
+    start = file_start(
+        {name: (dtype, array.shape) for name, array in values.items()}, {"format": "pt"}
+    )
+    data = b"".join(DTYPES[dtype].encode(array).tobytes() for array in values.values())
     config = {**CONFIG, "dtype": "float32"} if dtype == "F32" else CONFIG
     return {
         "config.json": (json.dumps(config, indent=2) + "\n").encode(),

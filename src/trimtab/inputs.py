@@ -41,9 +41,9 @@ _KINDS = {
 }
 
 
-def identity_of(found: os.stat_result) -> tuple[int, ...]:
+def identity_of(status: os.stat_result) -> tuple[int, ...]:
     """What is another if a file is replaced or written to: device, inode, size and time."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def open_regular(path: AnyPath, error: ErrorClass, *, where: str = "") -> io.FileIO:
@@ -81,8 +81,8 @@ def check_regular(
     """
     kind = stat.S_IFMT(status.st_mode)
     if kind != stat.S_IFREG:
-        found = _KINDS.get(kind, "something else")
-        raise error(f"{where}{os.fspath(path)}: expected a file, found {found}")
+        actual = _KINDS.get(kind, "something else")
+        raise error(f"{where}{os.fspath(path)}: expected a file, found {actual}")
 
 
 def read_bytes(path: AnyPath, error: ErrorClass, *, limit: int, where: str = "") -> bytes:

@@ -105,8 +105,8 @@ def _file_of(path: str | os.PathLike[str]) -> Any:
     real = Path(os.path.realpath(path))
     for at, rest in ((real, ""), (real.parent, real.name)):
         with suppress(OSError):
-            found = at.stat()
-            return found.st_dev, found.st_ino, rest
+            status = at.stat()
+            return status.st_dev, status.st_ino, rest
     return real
 
 
@@ -126,14 +126,14 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
     """
     ensure_free(path, force=force)
     if is_stream(path):
-        with told_where(path), tempfile.TemporaryFile() as kept:
-            yield cast(BinaryIO, kept)
-            kept.seek(0)
+        with explain_no_room(path), tempfile.TemporaryFile() as buffer:
+            yield cast(BinaryIO, buffer)
+            buffer.seek(0)
             with _opened_stream(path) as stream:
-                shutil.copyfileobj(kept, stream)
+                shutil.copyfileobj(buffer, stream)
         return
     target = Path(os.path.realpath(path))
-    with told_where(path), _draft_of(target) as draft, draft.open("r+b") as file:
+    with explain_no_room(path), _draft_of(target) as draft, draft.open("r+b") as file:
         yield cast(BinaryIO, file)
         file.flush()
         os.fsync(file.fileno())
@@ -173,7 +173,7 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path)
     ensure_no_folder(target)
-    with told_where(target), _draft_of(target, is_folder=True) as draft:
+    with explain_no_room(target), _draft_of(target, is_folder=True) as draft:
         yield draft
         ensure_no_folder(target)  # it may have appeared while the draft was filled
         draft.rename(target)
@@ -203,7 +203,7 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def ensure_same_settings(
-    found: Any,
+    previous: Any,
     wanted: Mapping[str, Any],
     *,
     holds: str,
@@ -213,7 +213,7 @@ def ensure_same_settings(
     """Check that what an output holds already was made with the settings of now.
 
     Args:
-        found: The settings that it was made with, as plain data; anything, if it was altered.
+        previous: The settings that it was made with, as plain data; anything, if it was altered.
         wanted: Those of now.
         holds: What holds what: `OUT holds an unfinished run`.
         cure: What to do, if they differ.
@@ -222,7 +222,7 @@ def ensure_same_settings(
     Raises:
         TrimtabError: Of the class `error`; it names every setting that differs.
     """
-    before, now = flat(found if isinstance(found, Mapping) else {}), flat(wanted)
+    before, now = flat(previous if isinstance(previous, Mapping) else {}), flat(wanted)
     differ = [
         f"{name}={before.get(name)!r} (now {now.get(name)!r})"
         for name in {**now, **before}
@@ -243,7 +243,7 @@ def append(path: str | os.PathLike[str], content: bytes, *, syncs: bool = False)
     Raises:
         WriteError: There is no room.
     """
-    with told_where(path), Path(path).open("ab", buffering=0) as file:
+    with explain_no_room(path), Path(path).open("ab", buffering=0) as file:
         end, left = file.tell(), memoryview(content)
         try:
             while left:
@@ -256,7 +256,7 @@ def append(path: str | os.PathLike[str], content: bytes, *, syncs: bool = False)
 
 
 @contextmanager
-def told_where(path: str | os.PathLike[str], cure: str = "make room") -> Iterator[None]:
+def explain_no_room(path: str | os.PathLike[str], cure: str = "make room") -> Iterator[None]:
     """Name the file where there is no room for it, whatever library finds that out.
 
     Args:
@@ -279,8 +279,8 @@ def _no_room(error: BaseException) -> str | None:
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return os.strerror(error.errno).lower()
     # safetensors passes on what Rust says, torch only that a file write failed.
-    if (said := re.search(r"\(os error (\d+)\)", str(error))) and int(said[1]) in NO_ROOM:
-        return os.strerror(int(said[1])).lower()
+    if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in NO_ROOM:
+        return os.strerror(int(match[1])).lower()
     if isinstance(error, RuntimeError) and TORCH_FAILED.search(str(error)):
         return "no space left on device, as a rule"
     before = error.__cause__ or error.__context__
@@ -302,7 +302,7 @@ def lock(path: Path, *, wait: Callable[[], bool] = lambda: False) -> Iterator[bo
         Whether it is held.
     """
     while True:
-        with told_where(path):
+        with explain_no_room(path):
             number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             if _try_to_lock(number):
@@ -353,7 +353,7 @@ def _remove_left(target: Path) -> None:
         return
     ours = re.compile(re.escape(f".{target.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
     with suppress(OSError), os.scandir(target.parent) as entries:
-        left = [of for of in entries if ours.fullmatch(of.name) and not of.is_symlink()]
+        left = [entry for entry in entries if ours.fullmatch(entry.name) and not entry.is_symlink()]
         for entry in left:
             with suppress(OSError):
                 number = os.open(entry.path, os.O_RDONLY if entry.is_dir() else os.O_RDWR)
@@ -394,13 +394,13 @@ def _is_still(path: Path, number: int) -> bool:
 
 @contextmanager
 def _opened_stream(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    found = OPEN_FILE.fullmatch(os.fspath(path))
-    if found is None:
+    match = OPEN_FILE.fullmatch(os.fspath(path))
+    if match is None:
         with Path(path).open("wb") as stream:
             yield stream
         return
     sys.stdout.flush()
     sys.stderr.flush()
-    number = STANDARD[found["name"]] if found["name"] else int(found["number"] or found[3])
+    number = STANDARD[match["name"]] if match["name"] else int(match["number"] or match[3])
     with open(number, "wb", closefd=False) as stream:
         yield stream

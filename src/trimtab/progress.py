@@ -13,7 +13,7 @@ from trimtab.escaping import escaped
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-WORTH_TELLING = 120
+LONG_SECONDS = 120
 """Seconds from which on it is said how long work will take."""
 
 
@@ -83,7 +83,7 @@ class Stage:
         self._progress = progress
         self._task = task
         self._since: tuple[int, float] | None = None
-        self._is_told = not progress.disable
+        self._is_announced = not progress.disable
         self.total = total
 
     def expect(self, total: int) -> None:
@@ -100,16 +100,19 @@ class Stage:
         """Show that `completed` steps are done, and how the last one went."""
         shown = [f"{name} {metrics[name]:.3g}" for name in ("reward", "loss") if name in metrics]
         self._progress.update(self._task, completed=completed, note="  ".join(shown[:1]))
-        if self._is_told:
+        if self._is_announced:
             return
         if self._since is None:
             self._since = completed, perf_counter()
         elif completed > (first := self._since[0]):
-            self._is_told = True
+            self._is_announced = True
             seconds = (perf_counter() - self._since[1]) / (completed - first)
-            if (left := seconds * (self.total - completed)) > WORTH_TELLING:
-                of = self._progress.tasks[self._task].description
-                note(self._progress, f"{of}: {_duration(left)} for {self.total - completed:,} more")
+            if (left := seconds * (self.total - completed)) > LONG_SECONDS:
+                description = self._progress.tasks[self._task].description
+                note(
+                    self._progress,
+                    f"{description}: {_duration(left)} for {self.total - completed:,} more",
+                )
 
 
 def _duration(seconds: float) -> str:

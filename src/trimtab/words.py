@@ -30,23 +30,23 @@ def out_of(num: int, all_of_them: int, noun: str) -> str:
     return f"{num:,} of {plural(all_of_them, noun)}"
 
 
-def one_line(this: object, told: str | None = None) -> str:
+def one_line(this: object, text: str | None = None) -> str:
     """What Python shows of something that may hold much: its class, and a few words.
 
     As `__repr__ = one_line` in the body of a class it shows the fields, each shortened.
 
     Args:
         this: A dataclass or a named tuple, unless there are words.
-        told: What a person wants to know of it; without it, its fields.
+        text: What a person wants to know of it; without it, its fields.
     """
-    if told is None:
+    if text is None:
         names = [field.name for field in fields(this)] if is_dataclass(this) else this._fields  # type: ignore[attr-defined]
-        told = ", ".join(
+        text = ", ".join(
             f"{name}={_short(getattr(this, name))}" for name in names if not name.startswith("_")
         )
-    told = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(told.split()))
-    text = f"{type(this).__name__}({told})"
-    return text if len(text) <= MAX_REPR else f"{text[: MAX_REPR - 2]}…)"
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
+    shown = f"{type(this).__name__}({text})"
+    return shown if len(shown) <= MAX_REPR else f"{shown[: MAX_REPR - 2]}…)"
 
 
 def _short(value: Any) -> str:

@@ -56,7 +56,7 @@ def test_all_is_read_once_whatever_the_chunks(
 
         done = stream.stream(alignment, count_equal, threads=threads, progress=progress)
         assert tuple(done.results) == alignment.items
-        assert [item.name for item in done.kept] == list(first.tensors)
+        assert [item.name for item in done.items] == list(first.tensors)
         for item in alignment.items:
             one, other = (tensor.read() for tensor in item.stored)
             assert done.results[item] == np.sum(one == other)

@@ -172,8 +172,8 @@ def align(
     block = [block_scales(c.tensors, c.config, c.id) if dequantize else {} for c in checkpoints]
     sides = [_side(base, other, folded, exact) for other in others]
 
-    def compared_in(place: int, tensor: StoredTensor) -> DType:
-        return _compared_dtype(tensor, block[place].get(tensor.name), target)
+    def compared_in(index: int, tensor: StoredTensor) -> DType:
+        return _compared_dtype(tensor, block[index].get(tensor.name), target)
 
     opposite = list(zip(others, sides, strict=True))
     problems = [
@@ -189,20 +189,20 @@ def align(
     for name in dict.fromkeys(name for side in sides for name in side.shared):
         in_base = _stored(base, name)
         dtype = compared_in(0, in_base)
-        found = [_counterpart(base, name, *each) for each in opposite]
+        counterparts = [_counterpart(base, name, *each) for each in opposite]
         unlike = [
-            f"{tensor.dtype.name} in {labels[place]}"
-            for place, tensor in enumerate(found, 1)
-            if tensor is not None and compared_in(place, tensor) != dtype
+            f"{tensor.dtype.name} in {labels[index]}"
+            for index, tensor in enumerate(counterparts, 1)
+            if tensor is not None and compared_in(index, tensor) != dtype
         ]
-        stored = (in_base, *(tensor for tensor in found if tensor is not None))
+        stored = (in_base, *(tensor for tensor in counterparts if tensor is not None))
         if unlike:
             before = f"{name} is {in_base.dtype.name} in {labels[0]}"
             mixed.append(f"{before}{', ' if len(unlike) > 1 else ' and '}{first_few(unlike)}")
             has_mixed_fp8 |= any(tensor.dtype.name.startswith("F8") for tensor in stored)
-        if None in found:
+        if None in counterparts:
             if name not in base.tensors:  # tied there, and stored in some of the others
-                for side, tensor in zip(sides, found, strict=True):
+                for side, tensor in zip(sides, counterparts, strict=True):
                     if tensor is None:
                         side.missing[name] = in_base
             continue
@@ -213,7 +213,7 @@ def align(
                 stored=stored,
                 dtype=dtype,
                 shape=min(shape for shape in shapes if shape is not None),  # they differ in rows
-                scales=tuple(of.get(t.name) for of, t in zip(block, stored, strict=True)),
+                scales=tuple(by_name.get(t.name) for by_name, t in zip(block, stored, strict=True)),
                 is_tied=name not in base.tensors
                 or any(side.renamed.get(name, name) not in o.tensors for o, side in opposite),
             )
@@ -267,8 +267,8 @@ def _apart(
 ) -> tuple[tuple[int, StoredTensor], ...]:
     used = {id(tensor) for item in items for tensor in item.stored}
     return tuple(
-        (place, tensor)
-        for place, checkpoint in enumerate(checkpoints)
+        (index, tensor)
+        for index, checkpoint in enumerate(checkpoints)
         for tensor in checkpoint.tensors.values()
         if id(tensor) not in used
     )
@@ -425,7 +425,9 @@ def without_tied_copies(
     copies: dict[Aligned, Aligned] = {}
     # What an item would repeat comes before it.
     for item in sorted(items, key=doubtful.__contains__):
-        key = tuple([of[tensor.name] for of, tensor in zip(hashes, item.stored, strict=True)])
+        key = tuple(
+            [by_name[tensor.name] for by_name, tensor in zip(hashes, item.stored, strict=True)]
+        )
         original = originals.setdefault(key, item)
         if item in doubtful and original is not item and original.shape == item.shape:
             copies[item] = original

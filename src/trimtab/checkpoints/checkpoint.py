@@ -153,7 +153,7 @@ def _read_headers(weights: WeightFiles, pool: FilePool) -> dict[str, StoredTenso
     for path in weights.paths:
         try:
             file = DataFile(path, pool)
-            found = {tensor.name: tensor for tensor in _read_header(file)}
+            in_file = {tensor.name: tensor for tensor in _read_header(file)}
             file.check()
         except CheckpointNotFoundError:
             problems.append(f"{path}: the shard is missing")
@@ -161,11 +161,11 @@ def _read_headers(weights: WeightFiles, pool: FilePool) -> dict[str, StoredTenso
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if absent := sorted(weights.listed(path) - found.keys()):
+        if absent := sorted(weights.listed(path) - in_file.keys()):
             problems.append(f"{path}: lacks {first_few(absent)}, which the index says it holds")
-        if twice := sorted(found.keys() & tensors.keys()):
+        if twice := sorted(in_file.keys() & tensors.keys()):
             problems.append(f"{path}: holds {first_few(twice)}, which another shard holds too")
-        tensors.update(found)
+        tensors.update(in_file)
     if problems:
         raise CheckpointError(first_few(problems, "; "))
     return tensors
@@ -200,8 +200,8 @@ def _shared(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
     shared = {}
     # The embedding is the original, whichever of the two was saved first.
     for tensor in sorted(tensors.values(), key=lambda tensor: tensor.name in TIED.values()):
-        place = (tensor.file, tensor.offset, tensor.dtype, tensor.shape)
-        original = first.setdefault(place, tensor.name)
+        location = (tensor.file, tensor.offset, tensor.dtype, tensor.shape)
+        original = first.setdefault(location, tensor.name)
         if original != tensor.name and tensor.num_elements:
             shared[tensor.name] = original
     return shared

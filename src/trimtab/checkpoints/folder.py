@@ -129,9 +129,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     # What is there but leads nowhere, as a link to itself, is refused and not taken for absent.
     config = read_json(path) if os.path.lexists(path) else {}
     if "quantization_config" not in config and os.path.lexists(modelopt):
-        said = read_json(modelopt).get("quantization")
-        if isinstance(said, dict):
-            config["quantization_config"] = {"quant_method": "modelopt", **said}
+        quantization = read_json(modelopt).get("quantization")
+        if isinstance(quantization, dict):
+            config["quantization_config"] = {"quant_method": "modelopt", **quantization}
     return config
 
 

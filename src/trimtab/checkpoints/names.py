@@ -246,15 +246,15 @@ def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, s
     for head in {head: None for head in TIED.values() if head in names}:
         embeds = [embed for embed, its_head in TIED.items() if its_head == head]
         if not any(embed in names for embed in embeds):
-            tied |= {embed: head for embed in embeds if _has_layers_beside(embed, names)}
+            tied |= {embed: head for embed in embeds if _has_layers_next_to(embed, names)}
     return tied
 
 
-def _has_layers_beside(embed: str, names: Iterable[str]) -> bool:
+def _has_layers_next_to(embed: str, names: Iterable[str]) -> bool:
     """Whether an embedding of this name belongs to the model that has these names."""
     *model, _, _ = embed.split(".")
-    beside = tuple(".".join([*model, layers, ""]) for layers in ("layers", "h"))
-    return any(name.startswith(beside) for name in names)
+    prefixes = tuple(".".join([*model, layers, ""]) for layers in ("layers", "h"))
+    return any(name.startswith(prefixes) for name in names)
 
 
 def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -91,7 +91,7 @@ class BlockScale:
         return scales.reshape(-1, scales.shape[-1]), (height, width)
 
 
-def scale_beside(tensors: Tensors, name: str) -> StoredTensor | None:
+def find_scale(tensors: Tensors, name: str) -> StoredTensor | None:
     """What is stored as the scales of a weight, under any name that this module knows."""
     weight = tensors.get(name)
     if weight is None or name.endswith(AFTER_WEIGHT):
@@ -105,7 +105,7 @@ def scale_beside(tensors: Tensors, name: str) -> StoredTensor | None:
         names += [f"{module}.{end}" for end in IN_MODULE]
     if last == "weight" and is_small:
         names.append(f"{module}.scale")  # as DeepSeek's own conversion says it
-    return next((tensors[found] for found in names if found in tensors), None)
+    return next((tensors[candidate] for candidate in names if candidate in tensors), None)
 
 
 def quantized_weights(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, str]:
@@ -118,22 +118,24 @@ def quantized_weights(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, 
     Returns:
         Name -> words on what is stored instead.
     """
-    found = {}
-    beside = _Beside(tensors)
+    descriptions = {}
+    siblings = _Siblings(tensors)
     for name, tensor in tensors.items():
-        scale = scale_beside(tensors, name)
-        strange = beside.strange(name, scale)
+        scale = find_scale(tensors, name)
+        modifiers = siblings.modifiers(name, scale)
         if scale is not None:
-            found[name] = f"{tensor.dtype.name} with scales in {scale.name.rpartition('.')[2]}"
+            descriptions[name] = (
+                f"{tensor.dtype.name} with scales in {scale.name.rpartition('.')[2]}"
+            )
         elif _is_packed(tensor):
-            found[name] = f"weights packed into integers ({tensor.dtype.name})"
-        elif tensor.dtype.name in SCALED[:2] and (strange or _said(config)):
-            found[name] = f"{tensor.dtype.name} without scales that are known"
-    return found
+            descriptions[name] = f"weights packed into integers ({tensor.dtype.name})"
+        elif tensor.dtype.name in SCALED[:2] and (modifiers or _quantization_config(config)):
+            descriptions[name] = f"{tensor.dtype.name} without scales that are known"
+    return descriptions
 
 
 def refuse_quantized(
-    tensors: Tensors, config: Mapping[str, Any], names: Iterable[str], of: str
+    tensors: Tensors, config: Mapping[str, Any], names: Iterable[str], checkpoint_id: str
 ) -> None:
     """Refuse tensors whose stored elements say nothing of the size of a weight.
 
@@ -141,26 +143,28 @@ def refuse_quantized(
         tensors: Of a checkpoint.
         config: Its config.
         names: The tensors that are needed.
-        of: Its id.
+        checkpoint_id: Its id.
 
     Raises:
         CheckpointError: Some of them are quantised.
     """
-    found = quantized_weights(tensors, config)
-    if wrong := [f"{name} ({found[name]})" for name in names if name in found]:
+    quantized = quantized_weights(tensors, config)
+    if wrong := [f"{name} ({quantized[name]})" for name in names if name in quantized]:
         raise CheckpointError(
-            f"{of} is quantised: {first_few(wrong)}, and the stored elements alone say nothing of "
-            "a weight: load it where it can be dequantised, and save it in bf16 first"
+            f"{checkpoint_id} is quantised: {first_few(wrong)}, and the stored elements alone say "
+            "nothing of a weight: load it where it can be dequantised, and save it in bf16 first"
         )
 
 
-def block_scales(tensors: Tensors, config: Mapping[str, Any], of: str) -> dict[str, BlockScale]:
+def block_scales(
+    tensors: Tensors, config: Mapping[str, Any], checkpoint_id: str
+) -> dict[str, BlockScale]:
     """The scales of every quantised weight of a checkpoint.
 
     Args:
         tensors: Of the checkpoint.
         config: Its config.
-        of: Its id.
+        checkpoint_id: Its id.
 
     Returns:
         Name of a weight -> its scales.
@@ -170,30 +174,30 @@ def block_scales(tensors: Tensors, config: Mapping[str, Any], of: str) -> dict[s
             in two ways; or something else lies beside a weight.
     """
     scales, problems = {}, []
-    beside = _Beside(tensors)
+    siblings = _Siblings(tensors)
     for name in quantized_weights(tensors, config):
         if not tensors[name].num_elements:
             continue
-        scale = scale_beside(tensors, name)
+        scale = find_scale(tensors, name)
         try:
-            scales[name] = _scale_of(tensors[name], scale, beside.strange(name, scale), config)
+            scales[name] = _scale_of(tensors[name], scale, siblings.modifiers(name, scale), config)
         except CheckpointError as error:
             problems.append(str(error))
     if problems:
-        raise CheckpointError(f"{of}: cannot dequantise {first_few(problems, '; ')}")
+        raise CheckpointError(f"{checkpoint_id}: cannot dequantise {first_few(problems, '; ')}")
     return scales
 
 
 def scales_of(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, str]:
     """What lies beside quantised weights and says what they are: its name -> that of the weight."""
-    beside = _Beside(tensors)
-    found: dict[str, str] = {}
+    siblings = _Siblings(tensors)
+    weight_of: dict[str, str] = {}
     for name in quantized_weights(tensors, config):
-        scale = scale_beside(tensors, name)
-        found |= dict.fromkeys(beside.strange(name, scale), name)
+        scale = find_scale(tensors, name)
+        weight_of |= dict.fromkeys(siblings.modifiers(name, scale), name)
         if scale is not None:
-            found[scale.name] = name
-    return found
+            weight_of[scale.name] = name
+    return weight_of
 
 
 def dequantize_blocks(
@@ -243,7 +247,7 @@ def dequantize_blocks(
     return values
 
 
-class _Beside:
+class _Siblings:
     """What lies in the same module as a weight."""
 
     def __init__(self, tensors: Tensors) -> None:
@@ -251,7 +255,7 @@ class _Beside:
         for name in tensors:
             self._in_module.setdefault(name.rpartition(".")[0], []).append(name)
 
-    def strange(self, name: str, scale: StoredTensor | None) -> list[str]:
+    def modifiers(self, name: str, scale: StoredTensor | None) -> list[str]:
         """Tensors that change what a weight is, other than its scales."""
         module, _, last = name.rpartition(".")
         names = self._in_module.get(module, [])
@@ -275,21 +279,21 @@ def _is_packed(tensor: StoredTensor) -> bool:
     return tensor.dtype.kind in ("int", "uint") and PACKED.search(last) is not None
 
 
-def _said(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What a config says of quantisation; empty if nothing."""
-    said = config.get("quantization_config")
-    return said if isinstance(said, Mapping) else {}
+    settings = config.get("quantization_config")
+    return settings if isinstance(settings, Mapping) else {}
 
 
 def _scale_of(
     weight: StoredTensor,
     scale: StoredTensor | None,
-    strange: Sequence[str],
+    modifiers: Sequence[str],
     config: Mapping[str, Any],
 ) -> BlockScale:
-    if strange:
+    if modifiers:
         raise CheckpointError(
-            f"{weight.name}: {first_few(strange)} beside it changes what it is, in a way that "
+            f"{weight.name}: {first_few(modifiers)} beside it changes what it is, in a way that "
             "trimtab does not know (it knows one symmetric scale for an element)"
         )
     if scale is None or weight.dtype.name not in SCALED:
@@ -306,10 +310,11 @@ def _scale_of(
         )
     if len(weight.shape) < 2:
         raise CheckpointError(f"{weight.name}: shape {weight.shape} is no matrix that has scales")
-    blocks = set(_blocks(weight.shape, scale.shape, _said(config)))
+    blocks = set(_blocks(weight.shape, scale.shape, _quantization_config(config)))
     if len(blocks) != 1:
         sizes = ", ".join(
-            f"{rows} × {columns}" for rows, columns in sorted(_block_sizes(_said(config)))
+            f"{rows} × {columns}"
+            for rows, columns in sorted(_block_sizes(_quantization_config(config)))
         )
         raise CheckpointError(
             f"{weight.name}: {scale.name} has shape {scale.shape} for a weight of shape "
@@ -325,7 +330,7 @@ def _scale_of(
 
 
 def _blocks(
-    weight: tuple[int, ...], scale: tuple[int, ...], said: Mapping[str, Any]
+    weight: tuple[int, ...], scale: tuple[int, ...], settings: Mapping[str, Any]
 ) -> Iterator[Block]:
     """Every block that the shapes and the config allow, cut to the weight."""
     *stack, rows, columns = weight
@@ -336,38 +341,38 @@ def _blocks(
     elif len(scale) == 1:
         # One for each row. Of a square weight only a config can say so: NumPy and torch would
         # spread such a vector over the columns.
-        if not stack and scale[0] == rows and (rows != columns or _says_rows(said)):
+        if not stack and scale[0] == rows and (rows != columns or _says_rows(settings)):
             yield 1, columns
     elif list(scale[:-2]) == stack:
         if scale[-2] in (1, rows) and scale[-1] in (1, columns):
             yield rows // scale[-2], columns // scale[-1]
-        for height, width in _block_sizes(said):
+        for height, width in _block_sizes(settings):
             height, width = min(height, rows), min(width, columns)
             if (ceil(rows / height), ceil(columns / width)) == scale[-2:]:
                 yield height, width
 
 
-def _says_rows(said: Mapping[str, Any]) -> bool:
-    return said.get("quant_method") == "modelopt" or any(
-        weights.get("strategy") == "channel" for weights in _groups(said)
+def _says_rows(settings: Mapping[str, Any]) -> bool:
+    return settings.get("quant_method") == "modelopt" or any(
+        weights.get("strategy") == "channel" for weights in _groups(settings)
     )
 
 
-def _groups(said: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _groups(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """How weights are quantised, in each group of a compressed-tensors config."""
-    groups = said.get("config_groups")
+    groups = settings.get("config_groups")
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None
         if isinstance(weights, Mapping):
             yield weights
 
 
-def _block_sizes(said: Mapping[str, Any]) -> set[Block]:
+def _block_sizes(settings: Mapping[str, Any]) -> set[Block]:
     """Block sizes that a config names."""
-    sizes: list[Any] = [said.get("weight_block_size")]
-    if said.get("quant_algo") == "FP8_PB_WO":
+    sizes: list[Any] = [settings.get("weight_block_size")]
+    if settings.get("quant_algo") == "FP8_PB_WO":
         sizes.append([128, 128])  # ModelOpt's only size
-    for weights in _groups(said):
+    for weights in _groups(settings):
         sizes += [weights.get("block_structure"), [1, weights.get("group_size")]]
     return {
         (size[0], size[1])

@@ -199,7 +199,7 @@ class Streamed(Generic[Result]):
 
     Attributes:
         results: What the task returned for each item.
-        kept: The items that count, in base's order.
+        items: The items that count, in base's order.
         tied: Each item that only repeats another one, before that one.
         hashes: For each checkpoint, name -> xxh3-128 of every stored tensor.
         conversion: Words on how elements were read other than as stored, or None.
@@ -208,7 +208,7 @@ class Streamed(Generic[Result]):
     """
 
     results: dict[Aligned, Result]
-    kept: list[Aligned]
+    items: list[Aligned]
     tied: list[tuple[Aligned, Aligned]]
     hashes: Hashes
     conversion: str | None
@@ -254,8 +254,8 @@ def stream(
         """One of this thread's buffers, which it keeps from task to task."""
         if not hasattr(of_thread, "buffers"):
             of_thread.buffers = [new_buffer() for _ in range(1 + max(buffer_of))]
-        kept: NDArray[np.uint8] = of_thread.buffers[number]
-        return kept
+        array: NDArray[np.uint8] = of_thread.buffers[number]
+        return array
 
     def report(num_bytes_done: int) -> None:
         if progress is not None:
@@ -279,8 +279,8 @@ def stream(
         tasks = {item: executor.submit(one, item) for item in order or by_size}
         hashed = [executor.submit(digest, tensor) for _, tensor in apart]
         hashes: tuple[dict[str, str], ...] = tuple({} for _ in alignment.checkpoints)
-        for (place, tensor), future in zip(apart, hashed, strict=True):
-            hashes[place][tensor.name] = future.result()
+        for (index, tensor), future in zip(apart, hashed, strict=True):
+            hashes[index][tensor.name] = future.result()
         results = {}
         for item in items:
             results[item], digests = tasks[item].result()
@@ -290,6 +290,6 @@ def stream(
         # After an error or Ctrl-C the tasks under way end at their next chunk.
         stop.set()
         executor.shutdown(cancel_futures=True)
-    kept, tied = without_tied_copies(items, alignment.doubtful, hashes)
+    distinct, tied = without_tied_copies(items, alignment.doubtful, hashes)
     conversion = alignment.conversion_given(hashes)
-    return Streamed(results, kept, tied, hashes, conversion, num_threads, report)
+    return Streamed(results, distinct, tied, hashes, conversion, num_threads, report)

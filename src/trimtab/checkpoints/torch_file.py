@@ -224,6 +224,6 @@ def _is_contiguous(tensor: PickledTensor) -> bool:
     dimensions = zip(tensor.shape, tensor.strides, strict=True)
     sizes = [(size, stride) for size, stride in dimensions if size > 1]
     return all(
-        stride == prod(size for size, _ in sizes[place + 1 :])
-        for place, (_, stride) in enumerate(sizes)
+        stride == prod(size for size, _ in sizes[index + 1 :])
+        for index, (_, stride) in enumerate(sizes)
     )

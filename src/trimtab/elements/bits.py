@@ -72,19 +72,19 @@ def count_bins(bins: Bins, selected: NDArray[np.bool_], counts: Counts) -> None:
 
 
 def count_by_bin(
-    bins: Bins, place: NDArray[np.int64], by_row: NDArray[np.int32], by_column: NDArray[np.int32]
+    bins: Bins, slots: NDArray[np.int64], by_row: NDArray[np.int32], by_column: NDArray[np.int32]
 ) -> None:
     """Count the elements of each row, and of each column, by bin.
 
     Args:
         bins: Bin of each element, `[rows, columns]`.
-        place: Bin -> its place in the counts; whatever for a bin that never comes.
+        slots: Bin -> its place in the counts; whatever for a bin that never comes.
         by_row: `[rows, places]`, added to.
         by_column: `[columns, places]`, added to.
     """
     num_places = by_row.shape[1]
-    places = place[bins]
-    for lines, counts in ((places, by_row), (places.T, by_column)):
+    slot_of = slots[bins]
+    for lines, counts in ((slot_of, by_row), (slot_of.T, by_column)):
         flat = (np.arange(len(lines))[:, None] * num_places + lines).ravel()
         counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape).astype(np.int32)
 

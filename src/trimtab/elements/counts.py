@@ -68,13 +68,13 @@ class ChangeCounts:
     update_sum_squares: Overflowing = 0.0
     update_max_abs: float = 0.0
 
-    def told(self, criterion: str = "bits") -> str:
+    def summary(self, criterion: str = "bits") -> str:
         """How many changed, in words."""
         changed = out_of(self.num_changed.get(criterion, 0), self.num_elements, "element")
         return f"{changed} changed ({criterion})"
 
     def __repr__(self) -> str:
-        return one_line(self, self.told())
+        return one_line(self, self.summary())
 
     def __add__(self, other: ChangeCounts) -> ChangeCounts:
         """Counts of both sets of elements together."""
@@ -150,14 +150,14 @@ def summed(first: Counts, second: Counts, *, largest: Collection[str] = ()) -> C
         largest: Fields of which the larger value counts.
     """
 
-    def together(name: str) -> Any:
+    def combined(name: str) -> Any:
         one, other = getattr(first, name), getattr(second, name)
         if name in largest:
             return max(one, other)
         return added(one, other) if isinstance(one, Mapping) else one + other
 
     names = [field.name for field in fields(first)]  # type: ignore[arg-type]
-    return type(first)(**{name: together(name) for name in names})
+    return type(first)(**{name: combined(name) for name in names})
 
 
 def added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:

@@ -67,21 +67,21 @@ def _find(
         num_before = num_differ
         for block in range(0, whole, LANES):
             changed = differ(base, tuned, start + block)
-            strange = above(base, start + block, magnitude, ordinary)
-            if strange != 0:
+            special = above(base, start + block, magnitude, ordinary)
+            if special != 0:
                 num_nan_kept += num_ones(above(base, start + block, magnitude, largest) & ~changed)
             num_differ += num_ones(changed)
-            by_steps = counts_steps and strange == 0
+            by_steps = counts_steps and special == 0
             while changed != 0:
                 column = block + trailing_zeros(changed)
                 changed &= changed - np.uint64(1)
                 before = np.int64(base[start + column])
                 after = np.int64(tuned[start + column])
                 changed_per_column[column] += 1
-                place = after - before + reach
-                near = (place >= 0) & (place < 2 * reach)
+                step = after - before + reach
+                near = (step >= 0) & (step < 2 * reach)
                 if by_steps and near and (before ^ after) >> mantissa == 0:
-                    steps[before >> mantissa, place] += 1
+                    steps[before >> mantissa, step] += 1
                 else:
                     packed[0, num_packed] = before
                     packed[1, num_packed] = after
@@ -296,12 +296,12 @@ def _settle(
     """
     reach = steps.shape[1] // 2
     for exponent in range(steps.shape[0]):
-        for place in range(steps.shape[1]):
-            count = steps[exponent, place]
+        for step in range(steps.shape[1]):
+            count = steps[exponent, step]
             if count == 0:
                 continue
-            steps[exponent, place] = 0
-            update = (place - reach) * ulp[exponent]
+            steps[exponent, step] = 0
+            update = (step - reach) * ulp[exponent]
             distance = abs(update)
             index = 0
             for tolerance in atols:
@@ -318,7 +318,7 @@ def _settle(
             sums[1] += count * distance
             sums[2] += count * distance * distance
             sums[3] = max(sums[3], distance)
-            number = step_bins[place]
+            number = step_bins[step]
             ulp_bins[CENTRE + (number if update > 0 else -number)] += count
 
 

@@ -65,17 +65,17 @@ def count_shared(
         planes[:] = 0
         for i in range(num_sets):
             carry = sets[i, word]
-            place = 0
+            digit = 0
             while carry != 0:
-                both = planes[place] & carry
-                planes[place] ^= carry
+                both = planes[digit] & carry
+                planes[digit] ^= carry
                 carry = both
-                place += 1
+                digit += 1
         for count in range(1, num_sets + 1):
             members = ~np.uint64(0)
-            for place in range(MOST_PLANES):
-                has_digit = (count >> place) & 1
-                members &= planes[place] if has_digit else ~planes[place]
+            for digit in range(MOST_PLANES):
+                has_digit = (count >> digit) & 1
+                members &= planes[digit] if has_digit else ~planes[digit]
             by_count[count] += num_ones(members)
 
 
@@ -87,10 +87,10 @@ def _highest(
     scratch[:size] = ALL
     highest = 0
     for digit in range(num_digits - 1, -1, -1):
-        found = NONE
+        ones = NONE
         for word in range(size):
-            found |= scratch[word] & digits[digit, word]
-        if found != NONE:
+            ones |= scratch[word] & digits[digit, word]
+        if ones != NONE:
             highest |= 1 << digit
             for word in range(size):
                 scratch[word] &= digits[digit, word]
@@ -108,10 +108,10 @@ def _count_one(
     counts: NDArray[np.int64],
 ) -> None:
     """Count a single weight."""
-    place = np.intp((bits[word * LANES + bit] >> shift) & last)
-    counts[place, 0] += 1
+    bin_index = np.intp((bits[word * LANES + bit] >> shift) & last)
+    counts[bin_index, 0] += 1
     for i in range(sets.shape[0]):
-        counts[place, 1 + i] += np.int64((sets[i, word] >> np.uint64(bit)) & np.uint64(1))
+        counts[bin_index, 1 + i] += np.int64((sets[i, word] >> np.uint64(bit)) & np.uint64(1))
 
 
 @compiled()
@@ -150,23 +150,23 @@ def count_by_bin(
             one = bits.dtype.type(1 << (shift + digit))
             for word in range(size):
                 digits[digit, word] = has_bit(bits, (start + word) * LANES, one)
-        place = _highest(digits, num_digits, size, members)
+        bin_index = _highest(digits, num_digits, size, members)
         num_left = size * LANES
         of_upper = -1
         for turn in range(MOST_AT_ONCE):
             if turn == MOST_AT_ONCE - 1:
-                place = 0
-            if place >> NUM_LOW != of_upper:
-                of_upper = place >> NUM_LOW
+                bin_index = 0
+            if bin_index >> NUM_LOW != of_upper:
+                of_upper = bin_index >> NUM_LOW
                 upper[:size] = ALL
                 for digit in range(NUM_LOW, num_digits):
-                    unless = NONE if (place >> digit) & 1 else ALL
+                    unless = NONE if (bin_index >> digit) & 1 else ALL
                     for word in range(size):
                         upper[word] &= digits[digit, word] ^ unless
-            unless_0 = NONE if place & 1 else ALL
-            unless_1 = NONE if place & 2 else ALL
-            unless_2 = NONE if place & 4 else ALL
-            unless_3 = NONE if place & 8 else ALL
+            unless_0 = NONE if bin_index & 1 else ALL
+            unless_1 = NONE if bin_index & 2 else ALL
+            unless_2 = NONE if bin_index & 4 else ALL
+            unless_3 = NONE if bin_index & 8 else ALL
             num = 0
             for word in range(size):
                 here = upper[word] & (digits[0, word] ^ unless_0) & (digits[1, word] ^ unless_1)
@@ -174,17 +174,17 @@ def count_by_bin(
                 members[word] = here
                 left[word] &= ~here
                 num += num_ones(here)
-            counts[place, 0] += num
+            counts[bin_index, 0] += num
             for i in range(num_sets):
                 num_in_set = 0
                 of_set = sets[i, start : start + size]
                 for word in range(size):
                     num_in_set += num_ones(members[word] & of_set[word])
-                counts[place, 1 + i] += num_in_set
+                counts[bin_index, 1 + i] += num_in_set
             num_left -= num
-            if num_left <= FEW or place == 0:
+            if num_left <= FEW or bin_index == 0:
                 break
-            place -= 1
+            bin_index -= 1
         if num_left == 0:
             continue
         for word in range(size):
@@ -236,14 +236,14 @@ def compiled_count_bins(bins: Bins, selected: NDArray[np.bool_], counts: Counts)
 
 @compiled()
 def compiled_count_by_bin(
-    bins: Bins, place: NDArray[np.int64], by_row: NDArray[np.int32], by_column: NDArray[np.int32]
+    bins: Bins, slots: NDArray[np.int64], by_row: NDArray[np.int32], by_column: NDArray[np.int32]
 ) -> None:
     """See `trimtab.elements.bits.count_by_bin`."""
     for row in range(bins.shape[0]):
         for column in range(bins.shape[1]):
-            at = place[bins[row, column]]
-            by_row[row, at] += 1
-            by_column[column, at] += 1
+            slot = slots[bins[row, column]]
+            by_row[row, slot] += 1
+            by_column[column, slot] += 1
 
 
 def compiled_bit_sums(

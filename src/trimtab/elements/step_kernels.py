@@ -85,16 +85,16 @@ def look(
                 if chooses:
                     asked &= above(selected, start, np.uint8(0xFF), np.uint8(0))
         else:
-            for place in range(now.size - start):
-                bit = np.uint64(1) << np.uint64(place)
-                element = now[start + place]
-                last = before[start + place]
+            for lane in range(now.size - start):
+                bit = np.uint64(1) << np.uint64(lane)
+                element = now[start + lane]
+                last = before[start + lane]
                 if element != last:
                     stepped |= bit
-                if element != base[start + place]:
+                if element != base[start + lane]:
                     differs |= bit
-                if asks and (not chooses or selected[start + place] != 0):
-                    moves = (moment[start + place] & moment_magnitude) != 0
+                if asks and (not chooses or selected[start + lane] != 0):
+                    moves = (moment[start + lane] & moment_magnitude) != 0
                     if moves or (decays and (last & magnitude) != 0):
                         asked |= bit
         toggled[word] = changed[word] ^ differs
@@ -182,7 +182,7 @@ def squared_distance(left: Bits, right: Bits, storage: np.dtype[Any]) -> float:
     """
     if storage.name == "bfloat16":
         return float(_squared_distance_bf16(left, right))
-    values = (of.view(storage).astype(np.float32, copy=False) for of in (left, right))
+    values = (bits.view(storage).astype(np.float32, copy=False) for bits in (left, right))
     return float(_squared_distance(*values))
 
 

@@ -64,14 +64,14 @@ class Agreement:
     difference_max_abs: float = 0.0
     full_update_max_abs: float = 0.0
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """How many elements of the two are bit-identical, in words."""
         return (
             f"{self.num_sub_equal.get('bits', 0):,} of {self.num_elements:,} elements equal (bits)"
         )
 
     def __repr__(self) -> str:
-        return one_line(self, self.told())
+        return one_line(self, self.summary())
 
     def __add__(self, other: Agreement) -> Agreement:
         """Both sets of elements together."""
@@ -130,7 +130,7 @@ class SplitAgreement:
     outside: Agreement = field(default_factory=Agreement)
 
     def __repr__(self) -> str:
-        return one_line(self, f"inside {self.inside.told()}, outside {self.outside.told()}")
+        return one_line(self, f"inside {self.inside.summary()}, outside {self.outside.summary()}")
 
     def __add__(self, other: SplitAgreement) -> SplitAgreement:
         """Both sets of elements together, region by region."""
@@ -189,11 +189,11 @@ class AgreementTally:
         num_inside = int(np.count_nonzero(inside))
         # An element of the other region becomes zero in all three, which nothing counts but as
         # equal: at memory speed, and nothing has to be packed.
-        kept = np.negative(inside.astype(self._dtype.bits))
-        self._inside.add(base & kept, full & kept, sub & kept, num_inside, row, column, scanner)
-        np.invert(kept, out=kept)
+        keep = np.negative(inside.astype(self._dtype.bits))
+        self._inside.add(base & keep, full & keep, sub & keep, num_inside, row, column, scanner)
+        np.invert(keep, out=keep)
         num_outside = inside.size - num_inside
-        self._outside.add(base & kept, full & kept, sub & kept, num_outside, row, column, scanner)
+        self._outside.add(base & keep, full & keep, sub & keep, num_outside, row, column, scanner)
 
     def counts(self, scanner: Scanner) -> SplitAgreement:
         """The counts so far; `scanner` is one like those that `add` was given."""

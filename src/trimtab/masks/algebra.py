@@ -31,7 +31,7 @@ from trimtab.masks.header import (
     provenance_from,
     provenance_with,
 )
-from trimtab.masks.matching import in_common, named_alike
+from trimtab.masks.matching import common_model, named_alike
 from trimtab.masks.on_disk import write_mask_file
 from trimtab.masks.packed import PackedTensor
 from trimtab.words import first_few, one_line
@@ -51,9 +51,9 @@ class DerivedMask:
 
     __repr__ = one_line
 
-    def with_provenance(self, **told: Any) -> DerivedMask:
+    def with_provenance(self, **entries: Any) -> DerivedMask:
         """The same mask with entries of its provenance set."""
-        provenance = {**self.header.provenance, **told}
+        provenance = {**self.header.provenance, **entries}
         return replace(self, header=replace(self.header, provenance=provenance))
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> int:
@@ -105,10 +105,10 @@ def combine(operation: Operation, first: PackedMask, second: PackedMask) -> Deri
         MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
     """
     first, second = named_alike([first, second])
-    together = in_common([first, second])
-    shapes = together.shapes
-    step = {"step": operation, "base_differs": list(together.base_differs)}
-    header = MaskHeader(shapes, together.base, provenance_from((first, second), step))
+    model = common_model([first, second])
+    shapes = model.shapes
+    step = {"step": operation, "base_differs": list(model.base_differs)}
+    header = MaskHeader(shapes, model.base, provenance_from((first, second), step))
 
     def tensor(name: str) -> PackedTensor:
         shape = shapes[name]
@@ -152,8 +152,8 @@ def restrict(
             no tensor meets all conditions.
     """
     conditions = {"kinds": kinds, "layers": layers, "tensors": tensors}
-    given = {key: list(wanted) for key, wanted in conditions.items() if wanted is not None}
-    if not given:
+    requested = {key: list(wanted) for key, wanted in conditions.items() if wanted is not None}
+    if not requested:
         raise MaskError("restricted to nothing: expected kinds, layers or tensors")
     parts = {name: parts_of(name, mask.shape(name), {})[0] for name in mask}
     meets: dict[str, Callable[[str, Any], bool]] = {
@@ -163,16 +163,16 @@ def restrict(
             name == wanted if wanted in parts else fnmatchcase(name, wanted)
         ),
     }
-    kept = list(parts)
-    for key, wanted in given.items():
+    names = list(parts)
+    for key, wanted in requested.items():
         if absent := [str(one) for one in wanted if not any(meets[key](n, one) for n in parts)]:
             raise MaskError(f"the mask has no {key} {first_few(absent)}; {_there_is(key, parts)}")
-        kept = [name for name in kept if any(meets[key](name, one) for one in wanted)]
-    if not kept:
-        raise MaskError(f"no tensor of the mask is in all of the {' and '.join(given)} given")
-    shapes = {name: mask.shape(name) for name in kept}
-    step = {"step": "restrict", "of": mask.digest, **dict.fromkeys(conditions), **given}
-    base = {name: mask.base[name] for name in kept if name in mask.base}
+        names = [name for name in names if any(meets[key](name, one) for one in wanted)]
+    if not names:
+        raise MaskError(f"no tensor of the mask is in all of the {' and '.join(requested)} given")
+    shapes = {name: mask.shape(name) for name in names}
+    step = {"step": "restrict", "of": mask.digest, **dict.fromkeys(conditions), **requested}
+    base = {name: mask.base[name] for name in names if name in mask.base}
     header = MaskHeader(shapes, base, provenance_with(mask.provenance, step))
     return DerivedMask(header, lambda name: mask.tensor(name, shapes[name]))
 

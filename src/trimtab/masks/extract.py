@@ -75,20 +75,20 @@ def extract_mask(
             "base": record_of(base, base_hashes).to_dict(),
             "tuned": record_of(tuned, tuned_hashes).to_dict(),
             "tied": [{"name": item.name, "tied_to": other.name} for item, other in done.tied],
-            **_gaps(alignment, done.kept),
+            **_gaps(alignment, done.items),
         }
         return Mask(
-            {item.name: done.results[item] for item in done.kept},
+            {item.name: done.results[item] for item in done.items},
             {
                 item.name: BaseTensor(tensor.dtype.name, base_hashes[tensor.name])
-                for item in done.kept
+                for item in done.items
                 for tensor in item.stored[:1]
             },
             provenance_of([step]),
         )
 
 
-def _gaps(alignment: Alignment, kept: Sequence[Aligned]) -> dict[str, Any]:
+def _gaps(alignment: Alignment, items: Sequence[Aligned]) -> dict[str, Any]:
     """Lists of what could not be compared, named as in the coverage of a comparison."""
     (side,) = alignment.sides
 
@@ -108,7 +108,7 @@ def _gaps(alignment: Alignment, kept: Sequence[Aligned]) -> dict[str, Any]:
         "missing": [only(tensor) for tensor in side.missing.values()],
         "extra": [only(tensor) for tensor in side.extra],
         "shape_mismatch": [
-            *(mismatch(item.stored, item.num_elements) for item in kept if item.is_resized),
+            *(mismatch(item.stored, item.num_elements) for item in items if item.is_resized),
             *(mismatch(pair, 0) for pair in side.mismatched),
         ],
         "renamed": [{"base": base, "tuned": tuned} for base, tuned in side.renamed.items()],

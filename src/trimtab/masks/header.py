@@ -73,7 +73,7 @@ class MaskHeader:
             raise MaskError(f"{first_few([repr(name) for name in bad])}: not names of tensors")
         if strangers := sorted(self.base.keys() - self.shapes.keys()):
             raise MaskError(f"base has {first_few(strangers)}, which the mask does not have")
-        if bad := [name for name, of in self.base.items() if not of.has_digest]:
+        if bad := [name for name, tensor in self.base.items() if not tensor.has_digest]:
             raise MaskError(f"base of {first_few(bad)}: a digest is not 32 hexadecimal digits")
         object.__setattr__(self, "shapes", dict(self.shapes))
         object.__setattr__(self, "base", dict(self.base))
@@ -90,7 +90,7 @@ class MaskHeader:
             raise MaskError(
                 f"two tensors cannot have one name: {first_few(sorted(names.values()))}"
             )
-        base = {names.get(name, name): of for name, of in self.base.items()}
+        base = {names.get(name, name): tensor for name, tensor in self.base.items()}
         return MaskHeader(shapes, base, self.provenance)
 
     def num_elements(self, name: str | None = None) -> int:
@@ -202,10 +202,10 @@ class PackedMask(ABC):
             elif tuple(shapes[name]) != shape:
                 problems.append(f"{name} has shape {tuple(shapes[name])}, in the mask {shape}")
             elif name in self._header.base and name in (digests or {}):
-                expected, found = self._header.base[name].digest, (digests or {})[name]
-                if found != expected:
+                expected, actual = self._header.base[name].digest, (digests or {})[name]
+                if actual != expected:
                     problems.append(
-                        f"{name} has the digest {found}, and {expected} when the mask was made"
+                        f"{name} has the digest {actual}, and {expected} when the mask was made"
                     )
         if problems:
             raise MaskMismatchError(
@@ -276,8 +276,8 @@ def provenances_by_digest(masks: Sequence[PackedMask]) -> dict[str, Any]:
         provenance = dict(mask.provenance)
         before = provenance.pop("made_from", {})
         # What is there already stays: then no mask is ever said to be made from itself.
-        for digest, of in before.items() if isinstance(before, dict) else ():
-            made_from.setdefault(digest, of)
+        for digest, other in before.items() if isinstance(before, dict) else ():
+            made_from.setdefault(digest, other)
         made_from.setdefault(mask.digest, provenance)
     return made_from
 
@@ -299,7 +299,7 @@ def plain_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_format(
-    metadata: Mapping[str, str], format: str, version: int, what: str, source: str
+    metadata: Mapping[str, str], format: str, version: int, kind: str, source: str
 ) -> None:
     """Check that the metadata of a safetensors file are those of a format of trimtab.
 
@@ -307,20 +307,20 @@ def check_format(
         metadata: Of the file.
         format: The one expected.
         version: The one that is read.
-        what: The file in words: `a mask`.
+        kind: The file in words: `a mask`.
         source: What writes such files.
 
     Raises:
         MaskError: They are not; the message lacks the name of the file.
     """
     if metadata.get("format") != format:
-        found = short(metadata["format"]) if "format" in metadata else "none"
+        actual = short(metadata["format"]) if "format" in metadata else "none"
         raise MaskError(
-            f"not {what}: expected a file from {source}, whose metadata has the format {format!r}; "
-            f"found {found}"
+            f"not {kind}: expected a file from {source}, whose metadata has the format {format!r}; "
+            f"found {actual}"
         )
     if metadata.get("format_version") != str(version):
         raise MaskError(
-            f"{what} of format version {short(metadata.get('format_version'))}; this trimtab reads "
+            f"{kind} of format version {short(metadata.get('format_version'))}; this trimtab reads "
             f"version {version}"
         )

@@ -128,7 +128,7 @@ class TensorIdentity:
     agreement: SplitAgreement
 
     def __repr__(self) -> str:
-        return one_line(self, f"{self.name}: {self.agreement.inside.told()} inside the mask")
+        return one_line(self, f"{self.name}: {self.agreement.inside.summary()} inside the mask")
 
     def problems(self) -> Iterator[str]:
         """What no tensor can be."""
@@ -172,7 +172,8 @@ class Identity(Result):
 
     def __repr__(self) -> str:
         return one_line(
-            self, f"{self.sub.id} beside {self.full.id}: {self.total.inside.told()} inside the mask"
+            self,
+            f"{self.sub.id} beside {self.full.id}: {self.total.inside.summary()} inside the mask",
         )
 
     @property
@@ -247,8 +248,8 @@ def identity(
     """
     with opened(base, full, sub) as checkpoints, ExitStack() as stack:
         base, full, sub = checkpoints
-        (given,) = opened_masks([mask], stack)
-        mask = named_as_in(given, base)
+        (packed_mask,) = opened_masks([mask], stack)
+        mask = named_as_in(packed_mask, base)
         shapes = {name: tensor.shape for name, tensor in base.tensors.items()}
         mask.check(shapes)
         labels = [side.upper() for side in SIDES]
@@ -265,7 +266,7 @@ def identity(
             sub=sub_record,
             mask=mask_record(mask, mask.path, done.hashes[0]),
             coverage=_coverage(alignment, done, mask),
-            tensors=tuple(part for item in done.kept for part in done.results[item]),
+            tensors=tuple(part for item in done.items for part in done.results[item]),
             conversion=done.conversion,
             provenance=made_now(device="cpu", threads=done.num_threads, sums="fp64"),
         )
@@ -302,11 +303,11 @@ def _count_tensor(
 
 def _coverage(alignment: Alignment, done: Streamed[Any], mask: PackedMask) -> IdentityCoverage:
     """Sort every stored element into compared, tied or not compared, and the mask's beside it."""
-    num_compared = sum(item.num_elements for item in done.kept)
+    num_compared = sum(item.num_elements for item in done.items)
     num_stored = [num_compared] * len(SIDES)
     not_compared: dict[str, dict[str, Any]] = {}
-    for place, tensor in alignment.apart:
-        num_stored[place] += tensor.num_elements
+    for index, tensor in alignment.apart:
+        num_stored[index] += tensor.num_elements
         row = not_compared.setdefault(
             tensor.name,
             {
@@ -315,7 +316,7 @@ def _coverage(alignment: Alignment, done: Streamed[Any], mask: PackedMask) -> Id
                 "num_selected": mask.num_selected(tensor.name) if tensor.name in mask else 0,
             },
         )
-        row[f"{SIDES[place]}_shape"] = list(tensor.shape)
+        row[f"{SIDES[index]}_shape"] = list(tensor.shape)
     to_full, to_sub = (side.renamed for side in alignment.sides)
     return IdentityCoverage(
         num_base=num_stored[0],
@@ -325,7 +326,7 @@ def _coverage(alignment: Alignment, done: Streamed[Any], mask: PackedMask) -> Id
         not_compared=tuple(not_compared.values()),
         not_in_mask=tuple(
             {"name": item.name, "num_elements": item.num_elements}
-            for item in done.kept
+            for item in done.items
             if item.name not in mask
         ),
         tied=tuple(

@@ -69,10 +69,10 @@ class Mask(PackedMask):
         Raises:
             MaskError: An array is not bool, or a name or the provenance cannot be stored.
         """
-        found = {name: np.asarray(array) for name, array in arrays.items()}
-        if wrong := [f"{n} is {a.dtype}" for n, a in found.items() if a.dtype != np.bool_]:
+        converted = {name: np.asarray(array) for name, array in arrays.items()}
+        if wrong := [f"{n} is {a.dtype}" for n, a in converted.items() if a.dtype != np.bool_]:
             raise MaskError(f"a mask is made of bool arrays: {first_few(wrong)}")
-        tensors = {name: PackedTensor.pack(array) for name, array in found.items()}
+        tensors = {name: PackedTensor.pack(array) for name, array in converted.items()}
         return cls(tensors, base or {}, provenance or {})
 
     @classmethod
@@ -201,9 +201,9 @@ class Mask(PackedMask):
         }
         return Mask(tensors, self._header.base, self._after({"step": "random", "seed": seed}))
 
-    def with_provenance(self, **told: Any) -> Mask:
+    def with_provenance(self, **entries: Any) -> Mask:
         """The same mask with entries of its provenance set."""
-        return Mask(self._tensors, self._header.base, {**self._header.provenance, **told})
+        return Mask(self._tensors, self._header.base, {**self._header.provenance, **entries})
 
     def with_base(self, base: Mapping[str, BaseTensor]) -> Mask:
         """The same mask, made against other tensors: those of `base` that it has."""

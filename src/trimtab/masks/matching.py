@@ -59,7 +59,7 @@ def named_alike(masks: Sequence[AMask], base: Checkpoint | None = None) -> list[
     return alike
 
 
-class Together(NamedTuple):
+class CommonModel(NamedTuple):
     """The model that several masks are of.
 
     Attributes:
@@ -73,7 +73,7 @@ class Together(NamedTuple):
     base_differs: tuple[str, ...]
 
 
-def in_common(masks: Sequence[PackedMask]) -> Together:
+def common_model(masks: Sequence[PackedMask]) -> CommonModel:
     """Check that masks are of one model, and say of which; see `named_alike` for their names.
 
     Raises:
@@ -83,10 +83,10 @@ def in_common(masks: Sequence[PackedMask]) -> Together:
     base: dict[str, BaseTensor] = {}
     wrong: dict[str, str] = {}
     differs: dict[str, None] = {}
-    for place, mask in enumerate(masks, 1):
+    for number, mask in enumerate(masks, 1):
         for name in mask:
             if mask.shape(name) != shapes.setdefault(name, mask.shape(name)):
-                wrong[name] = f"{name} is {shapes[name]}, and {mask.shape(name)} in mask {place}"
+                wrong[name] = f"{name} is {shapes[name]}, and {mask.shape(name)} in mask {number}"
             if name in mask.base and mask.base[name] != base.setdefault(name, mask.base[name]):
                 differs[name] = None
     if wrong:
@@ -95,8 +95,8 @@ def in_common(masks: Sequence[PackedMask]) -> Together:
             f"{first_few(list(wrong.values()), '; ')}. Transfer one to the model of the other "
             "first (`trimtab mask transfer`)"
         )
-    kept = {name: base[name] for name in shapes if name in base and name not in differs}
-    return Together(shapes, kept, tuple(differs))
+    agreed = {name: base[name] for name in shapes if name in base and name not in differs}
+    return CommonModel(shapes, agreed, tuple(differs))
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], base: Checkpoint) -> None:
@@ -134,9 +134,9 @@ def check_digests(
         MaskMismatchError: It is another one.
     """
     problems = [
-        f"{name} has the digest {digests[name]}, and {made_against.digest} when mask {place} was "
+        f"{name} has the digest {digests[name]}, and {made_against.digest} when mask {number} was "
         "made"
-        for place, mask in enumerate(masks, 1)
+        for number, mask in enumerate(masks, 1)
         for name, made_against in mask.base.items()
         if digests.get(name, made_against.digest) != made_against.digest
     ]

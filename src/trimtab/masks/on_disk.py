@@ -170,9 +170,9 @@ class StoredMask(PackedMask, Pooled):
             yield name, tensor
         if problems:
             raise self._damaged(problems)
-        if (found := digest.hexdigest()) != self.digest:
+        if (actual := digest.hexdigest()) != self.digest:
             raise MaskError(
-                f"{self.path}: damaged: its bits have the digest {found}, and the file says "
+                f"{self.path}: damaged: its bits have the digest {actual}, and the file says "
                 f"{self.digest[:32]!r}"
             )
         self._is_checked = True
@@ -330,8 +330,8 @@ def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
 
 
 def _refuse(problems: Iterable[str]) -> None:
-    if found := list(problems):
-        raise MaskError(f"damaged: {first_few(found, '; ')}")
+    if listed := list(problems):
+        raise MaskError(f"damaged: {first_few(listed, '; ')}")
 
 
 class MaskWriter:

@@ -26,7 +26,7 @@ from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.elements.dtypes import exponent_place
 from trimtab.errors import AnalysisError, MaskMismatchError
 from trimtab.masks.header import PackedMask, mask_record
-from trimtab.masks.matching import check_digests, check_shapes, in_common, named_alike
+from trimtab.masks.matching import check_digests, check_shapes, common_model, named_alike
 from trimtab.masks.on_disk import opened_masks
 from trimtab.masks.overlap_result import (
     LETTERS,
@@ -96,8 +96,8 @@ def overlap_coverage(masks: Sequence[PackedMask], names: Sequence[str]) -> Overl
     other_base = []
     for name in names:
         recorded = [mask.base.get(name) for mask in masks]
-        if len({of.digest for of in recorded if of is not None}) > 1:
-            rows = [None if of is None else of._asdict() for of in recorded]
+        if len({record.digest for record in recorded if record is not None}) > 1:
+            rows = [None if record is None else record._asdict() for record in recorded]
             other_base.append({"name": name, "base": rows})
     return OverlapCoverage(
         num_compared=sum(masks[0].num_elements(name) for name in names),
@@ -149,22 +149,22 @@ def overlap(
     num_threads = threads or min(os.cpu_count() or 1, 8)
     digests: Mapping[str, str] = {}
     with ExitStack() as stack:
-        given = opened_masks(masks, stack, check=False)
+        packed_masks = opened_masks(masks, stack, check=False)
         checkpoint = None if base is None else stack.enter_context(opened(base))[0]
-        given = named_alike(given, checkpoint)
-        names = names_in_all(given)
-        shapes = in_common(given).shapes
+        packed_masks = named_alike(packed_masks, checkpoint)
+        names = names_in_all(packed_masks)
+        shapes = common_model(packed_masks).shapes
         with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-overlap") as executor:
             if checkpoint is None:
-                tensors = _without_base(given, names, executor, num_threads, progress)
+                tensors = _without_base(packed_masks, names, executor, num_threads, progress)
             else:
                 check_shapes({name: shapes[name] for name in names}, checkpoint)
                 tensors, digests = _with_base(
-                    given, names, checkpoint, executor, num_threads, progress
+                    packed_masks, names, checkpoint, executor, num_threads, progress
                 )
         return Overlap(
-            masks=tuple(mask_record(mask, mask.path, digests) for mask in given),
-            coverage=overlap_coverage(given, names),
+            masks=tuple(mask_record(mask, mask.path, digests) for mask in packed_masks),
+            coverage=overlap_coverage(packed_masks, names),
             tensors=tuple(tensors[name] for name in names),
             base=None if checkpoint is None else record_of(checkpoint, digests),
             is_series=series,
@@ -305,6 +305,6 @@ def _by_magnitude(
         first, last = chunk.column // 8, -(-(chunk.column + len(bits)) // 8)
         words = _side_by_side([packed[first:last] for packed in sets])
         count_by_bin(bits, shift, largest.bit_length(), words, counts)
-    found = np.flatnonzero(counts[:, 0])
-    of_elements, *of_masks = (tuple(map(int, column)) for column in counts[found].T)
-    return MagnitudeBins(tuple(map(int, found)), of_elements, tuple(of_masks))
+    present = np.flatnonzero(counts[:, 0])
+    of_elements, *of_masks = (tuple(map(int, column)) for column in counts[present].T)
+    return MagnitudeBins(tuple(map(int, present)), of_elements, tuple(of_masks))

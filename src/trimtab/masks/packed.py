@@ -104,10 +104,10 @@ class PackedTensor:
         """
         bits = np.zeros(num_packed_bytes(prod(shape)), dtype=np.uint8)
         num_kept = min(self.num_elements, prod(shape))
-        kept = num_packed_bytes(num_kept)
-        bits[:kept] = self.bits[:kept]
+        num_bytes = num_packed_bytes(num_kept)
+        bits[:num_bytes] = self.bits[:num_bytes]
         if used := num_kept % 8:
-            bits[kept - 1] &= (1 << used) - 1
+            bits[num_bytes - 1] &= (1 << used) - 1
         return PackedTensor.of(shape, bits)
 
 

@@ -68,9 +68,9 @@ def average_precision(num_elements: NDArray[np.int64], num_true: NDArray[np.int6
     total = int(num_true.sum())
     if not total:
         return None
-    found = np.flatnonzero(num_true)[::-1]
-    seen, hits = (np.cumsum(of[::-1])[::-1][found] for of in (num_elements, num_true))
-    return float(np.sum(num_true[found] / total * (hits / seen)))
+    levels = np.flatnonzero(num_true)[::-1]
+    seen, hits = (np.cumsum(counts[::-1])[::-1][levels] for counts in (num_elements, num_true))
+    return float(np.sum(num_true[levels] / total * (hits / seen)))
 
 
 class LevelCounts:
@@ -328,7 +328,7 @@ def score_prediction(
         true = named_like(true, [tensor.name for tensor in shared.tensors])
         num_low: dict[str, float] = {}
         if checkpoint is not None:
-            num_predicted = {of.name: of.num_selected[0] for of in shared.tensors}
+            num_predicted = {tensor.name: tensor.num_selected[0] for tensor in shared.tensors}
             count = partial(_num_low, true, num_predicted)
             num_low, _ = read_weights(checkpoint, num_predicted, count, progress=progress)
         ranking = None
@@ -381,8 +381,8 @@ def _ranking(
         shape = scores.shapes.get(name, tensor.shape)
         if shape != tensor.shape:
             problems.append(f"{tensor.name} has shape {tensor.shape}, its scores {shape}")
-        of = scores.base.get(name)
-        if of is not None and of != truth.base.get(tensor.name, of):
+        base_tensor = scores.base.get(name)
+        if base_tensor is not None and base_tensor != truth.base.get(tensor.name, base_tensor):
             problems.append(f"{tensor.name} was another one when it was scored")
     if problems:
         raise MaskMismatchError(

@@ -77,9 +77,9 @@ def survivors(
             "checkpoint": record_of(checkpoint, digests).to_dict(),
             "tied": [{"name": name, "tied_to": original} for name, original in copies.items()],
         }
-        kept = {name: tensor for name, tensor in tensors.items() if name not in copies}
-        base = base_tensors(checkpoint, {name: digests[name] for name in kept})
-        return Mask(kept, base, provenance_of([step]))
+        surviving = {name: tensor for name, tensor in tensors.items() if name not in copies}
+        base = base_tensors(checkpoint, {name: digests[name] for name in surviving})
+        return Mask(surviving, base, provenance_of([step]))
 
 
 def is_zero(bits: Bits, dtype: DType) -> NDArray[np.bool_]:
@@ -126,19 +126,21 @@ def matrices_of(base: Checkpoint, kinds: Sequence[str] | None = None) -> list[St
         CheckpointError: There are none of a kind, or they are stored in a dtype that is not pruned,
             or quantised.
     """
-    found = {
+    kinds_by_name = {
         name: {part.kind for part in parts_of(name, tensor.shape, base.config)}
         for name, tensor in base.tensors.items()
         if len(tensor.shape) >= 2
     }
-    there = {kind for of in found.values() for kind in of}
-    wanted = there - LEFT_ALONE if kinds is None else set(kinds)
-    if absent := sorted(wanted - there):
+    present = {kind for its_kinds in kinds_by_name.values() for kind in its_kinds}
+    wanted = present - LEFT_ALONE if kinds is None else set(kinds)
+    if absent := sorted(wanted - present):
         raise CheckpointError(
             f"{base.id} has no matrices of kind {first_few(absent)}: it has "
-            f"{', '.join(sorted(there)) or 'none'}"
+            f"{', '.join(sorted(present)) or 'none'}"
         )
-    chosen = [base.tensors[name] for name, of in found.items() if of <= wanted]
+    chosen = [
+        base.tensors[name] for name, its_kinds in kinds_by_name.items() if its_kinds <= wanted
+    ]
     if not chosen:
         raise CheckpointError(f"{base.id} has no matrices of layers to prune")
     wrong = [f"{t.name} is {t.dtype.name}" for t in chosen if t.dtype.name not in FLOATS]
@@ -170,13 +172,13 @@ class ZeroCount:
 
 
 def write_zeroed(
-    base: Checkpoint, kept: Mask, target: Path, *, progress: Progress | None = None
+    base: Checkpoint, mask: Mask, target: Path, *, progress: Progress | None = None
 ) -> tuple[dict[str, ZeroCount], dict[str, str]]:
     """Write a checkpoint with every element set to +0 that a mask has and does not select.
 
     Args:
         base: An open checkpoint of safetensors files.
-        kept: What keeps its bits; so does every tensor that the mask does not have.
+        mask: What keeps its bits; so does every tensor that the mask does not have.
         target: An existing folder.
         progress: Called after each tensor.
 
@@ -187,8 +189,8 @@ def write_zeroed(
 
     def change(tensor: StoredTensor, start: int, bits: Bits) -> None:
         num_before = int(np.count_nonzero(is_zero(bits, tensor.dtype)))
-        if tensor.name in kept:
-            bits[~unpacked(kept.packed(tensor.name), start, start + len(bits))] = 0
+        if tensor.name in mask:
+            bits[~unpacked(mask.packed(tensor.name), start, start + len(bits))] = 0
         num_after = int(np.count_nonzero(is_zero(bits, tensor.dtype)))
         counts[tensor.name] += ZeroCount(len(bits), num_before, num_after)
 
@@ -324,11 +326,11 @@ def prune(
         if norms is None:
             scores = high_magnitude_scores(checkpoint, names, progress=tell)
             quotas = Quotas.of_density(1 - sparsity, {m.name: m.shape for m in matrices})
-            kept = select(scores, quotas, seed=seed, provenance={"step": "high-magnitude"})
+            mask = select(scores, quotas, seed=seed, provenance={"step": "high-magnitude"})
         else:
-            kept = kept_by_wanda(checkpoint, matrices, sparsity, norms, progress=tell)
+            mask = kept_by_wanda(checkpoint, matrices, sparsity, norms, progress=tell)
         with new_folder(output) as draft:
-            counts, digests = write_zeroed(checkpoint, kept, draft, progress=tell)
+            counts, digests = write_zeroed(checkpoint, mask, draft, progress=tell)
             pruning = Pruning(
                 base=record_of(checkpoint, digests),
                 method=method,

@@ -29,7 +29,7 @@ from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.header import MaskHeader, PackedMask, mask_record, provenance_from
-from trimtab.masks.matching import in_common, named_alike
+from trimtab.masks.matching import common_model, named_alike
 from trimtab.masks.on_disk import mask_writer
 from trimtab.masks.overlap import overlap
 from trimtab.masks.overlap_result import Overlap
@@ -127,7 +127,7 @@ class Split(Result):
             {"share": self.share(part), "lift": part.lift, "matched_lift": part.matched_lift}
             for part in self.parts
         )
-        return [to_plain(part) | of for part, of in zip(self.parts, derived, strict=True)]
+        return [to_plain(part) | figures for part, figures in zip(self.parts, derived, strict=True)]
 
     def problems(self) -> Iterator[str]:
         """What `share` does not make."""
@@ -136,16 +136,16 @@ class Split(Result):
         elif len(self.masks) < 2:
             yield "it is not of several masks"
         else:
-            for place, part in enumerate(self.parts):
+            for index, part in enumerate(self.parts):
                 if not 0 <= part.num_selected <= self.whole(part) <= self.num_elements:
-                    yield f"parts[{place}] has {part.num_selected} of {self.whole(part)} elements"
+                    yield f"parts[{index}] has {part.num_selected} of {self.whole(part)} elements"
                 if (part.matched_chance is None) != (self.base is None):
-                    yield f"parts[{place}] and the base do not agree on magnitudes"
+                    yield f"parts[{index}] and the base do not agree on magnitudes"
 
 
 def part_files(folder: str | os.PathLike[str], ids: Sequence[str]) -> tuple[Path, ...]:
     """Files of the core and of each mask's own part: `core`, `own-1-ID`, `own-2-ID`, …."""
-    names = ["core", *(f"own-{place}-{id}" for place, id in enumerate(ids, 1))]
+    names = ["core", *(f"own-{number}-{id}" for number, id in enumerate(ids, 1))]
     return tuple(Path(folder) / f"{name}.safetensors" for name in names)
 
 
@@ -183,10 +183,10 @@ def share(
     for file in files:
         ensure_free(file, force=force)
     masks = named_alike(masks)
-    together = in_common(masks)
+    model = common_model(masks)
     steps: list[dict[str, Any]] = [{"step": "core"}]
-    steps += [{"step": "own", "mask": place} for place in range(len(masks))]
-    told = {"base_differs": list(together.base_differs)}
+    steps += [{"step": "own", "mask": index} for index in range(len(masks))]
+    disagreements = {"base_differs": list(model.base_differs)}
     records = tuple(mask_record(mask, mask.path, ()) for mask in masks)
     matched: Sequence[float | None] = [None] * len(steps)
     against = None
@@ -197,17 +197,17 @@ def share(
     with ExitStack() as stack:
         writers = []
         for file, step in zip(files, steps, strict=True):
-            provenance = provenance_from(masks, {**step, **told}) | {"command": command}
-            header = MaskHeader(together.shapes, together.base, provenance)
+            provenance = provenance_from(masks, {**step, **disagreements}) | {"command": command}
+            header = MaskHeader(model.shapes, model.base, provenance)
             writers.append(stack.enter_context(mask_writer(file, header, force=force)))
         for name in writers[0].names:
-            tensors = [mask.tensor(name, together.shapes[name]) for mask in masks]
-            for place, part in enumerate(split_tensor(tensors)):
-                writers[place].add(part)
+            tensors = [mask.tensor(name, model.shapes[name]) for mask in masks]
+            for index, part in enumerate(split_tensor(tensors)):
+                writers[index].add(part)
             means = chance_of(tensors[0].num_elements, [one.num_selected for one in tensors])
             chance = [sum_ + mean for sum_, mean in zip(chance, means, strict=True)]
     return Split(
-        num_elements=sum(prod(shape) for shape in together.shapes.values()),
+        num_elements=sum(prod(shape) for shape in model.shapes.values()),
         masks=records,
         parts=tuple(
             Part(os.fspath(file), step.get("mask"), sum(writer.num_selected.values()), *means)
@@ -216,7 +216,7 @@ def share(
             )
         ),
         base=against,
-        base_differs=together.base_differs,
+        base_differs=model.base_differs,
         provenance=made_now(command=command),
     )
 
@@ -248,8 +248,8 @@ def chance_of(num_elements: int, num_selected: Sequence[int]) -> list[float]:
         return [0.0] * (1 + len(num_selected))
     shares = [num / num_elements for num in num_selected]
     own = (
-        share * prod(1 - other for at, other in enumerate(shares) if at != place)
-        for place, share in enumerate(shares)
+        share * prod(1 - other for at, other in enumerate(shares) if at != index)
+        for index, share in enumerate(shares)
     )
     return [num_elements * chance for chance in (prod(shares), *own)]
 

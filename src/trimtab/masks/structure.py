@@ -30,7 +30,7 @@ from trimtab.elements.bits import Counters
 from trimtab.elements.fast import counters_for
 from trimtab.errors import CheckpointNotFoundError, MaskError
 from trimtab.masks.header import PackedMask, mask_record
-from trimtab.masks.matching import check_digests, check_shapes, in_common, named_alike
+from trimtab.masks.matching import check_digests, check_shapes, common_model, named_alike
 from trimtab.masks.on_disk import opened_masks
 from trimtab.masks.packed import num_packed_bytes
 from trimtab.masks.random import random_tensor
@@ -50,13 +50,13 @@ from trimtab.masks.structure_result import (
     TensorStructure,
 )
 from trimtab.masks.structure_units import (
-    Belonging,
     Layout,
+    Membership,
     PartCounts,
     Units,
-    belongings,
     count_tensor,
     expert_of,
+    memberships_of,
 )
 from trimtab.results.records import made_now, record_of
 from trimtab.words import first_few
@@ -73,10 +73,10 @@ def config_of(
     if config is not None:
         path = Path(config)
         is_folder = path.is_dir() or not os.path.lexists(path)
-        found = read_config(path) if is_folder else read_json(path)
-        if not found:
+        content = read_config(path) if is_folder else read_json(path)
+        if not content:
             raise CheckpointNotFoundError(f"{path}: expected a config.json, and there is none")
-        return str(path), found
+        return str(path), content
     if base is not None and base.config:
         return base.id, base.config
     return None, {}
@@ -186,22 +186,22 @@ def structure(
     if not masks:
         raise MaskError("structure needs a mask")
     with ExitStack() as stack:
-        given = opened_masks(masks, stack)
+        packed_masks = opened_masks(masks, stack)
         if base is not None:
             (base,) = stack.enter_context(opened(base))
-        given = named_alike(given, base)
+        packed_masks = named_alike(packed_masks, base)
         origin, settings = config_of(base, config)
-        shapes = in_common(given).shapes
+        shapes = common_model(packed_masks).shapes
         if base is not None:
             stored = base.tensors
             # What base lacks is let pass where nothing of it is selected.
-            selected = {name for mask in given for name in mask if mask.num_selected(name)}
+            selected = {name for mask in packed_masks for name in mask if mask.num_selected(name)}
             check_shapes({n: shapes[n] for n in shapes if n in stored or n in selected}, base)
         if map is not None and not is_matrix(shapes.get(map)):
             matrices = [name for name, shape in shapes.items() if is_matrix(shape)]
             raise MaskError(f"{map} is no matrix of the masks; those are {first_few(matrices)}")
         counting = _Counting(
-            masks=given,
+            masks=packed_masks,
             shapes=shapes,
             config=settings,
             layout=Layout.of(
@@ -211,13 +211,13 @@ def structure(
             seed=seed,
             counters=counters_for(sum(prod(shape) for shape in shapes.values())),
         )
-        gathering = Gathering(len(given), seed)
+        gathering = Gathering(len(packed_masks), seed)
         tensors: dict[str, list[list[TensorStructure]]] = {}
         left_out: list[LeftOut] = []
         digests: dict[str, str] = {}
         for name, counted in counting.run(threads or min(os.cpu_count() or 1, 8), progress):
-            for belonging, units in counted.units:
-                gathering.add(belonging.family, belonging.layer, units)
+            for membership, units in counted.units:
+                gathering.add(membership.family, membership.layer, units)
             for expert in counted.experts:
                 gathering.add_expert(expert)
             tensors[name] = counted.tensors
@@ -225,19 +225,19 @@ def structure(
             if counted.digest is not None:
                 digests[name] = counted.digest
         if base is not None:
-            check_digests(given, digests, base)
+            check_digests(packed_masks, digests, base)
         families = gathering.families()
         shown = map if map is not None else _most_dispersed(tensors)
         return Structure(
             masks=tuple(
                 MaskStructure(
                     mask=mask_record(mask, mask.path, digests),
-                    control_seed=seed + place,
-                    families=tuple(family_of(units, place) for units in families),
-                    tensors=tuple(part[place] for parts in tensors.values() for part in parts),
-                    map=None if shown is None else counting.map_of(place, shown),
+                    control_seed=seed + index,
+                    families=tuple(family_of(units, index) for units in families),
+                    tensors=tuple(part[index] for parts in tensors.values() for part in parts),
+                    map=None if shown is None else counting.map_of(index, shown),
                 )
-                for place, mask in enumerate(given)
+                for index, mask in enumerate(packed_masks)
             ),
             shared=shared_units(families),
             left_out=_summed(left_out),
@@ -286,7 +286,7 @@ class _Counted:
 
     digest: str | None
     tensors: list[list[TensorStructure]] = field(default_factory=list)
-    units: list[tuple[Belonging, Units]] = field(default_factory=list)
+    units: list[tuple[Membership, Units]] = field(default_factory=list)
     experts: list[ExpertTensor] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
 
@@ -315,8 +315,8 @@ class _Counting:
         with ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-structure") as executor:
             try:
                 counted = executor.map(self.one, names)
-                for name, found, size in zip(names, counted, num_bytes, strict=True):
-                    yield name, found
+                for name, result, size in zip(names, counted, num_bytes, strict=True):
+                    yield name, result
                     if progress is not None:
                         progress(size, sum(num_bytes))
             except BaseException:
@@ -330,37 +330,37 @@ class _Counting:
             assert stored is not None
             return _Counted(Source(stored, stored.dtype, None, new_buffer()).finish())
         shape = self.shapes[name]
-        bits = [self.bits(place, name) for place in range(len(self.masks))]
+        bits = [self.bits(index, name) for index in range(len(self.masks))]
         packed = [of_mask for of_mask, _ in bits] + [of_control for _, of_control in bits]
         parts, digest = count_tensor(name, shape, packed, self.config, self.counters, stored)
-        found = _Counted(digest)
+        result = _Counted(digest)
         for counts in parts:
             part = counts.part
             if is_matrix(shape):
-                found.tensors.append(stripes_of(name, shape, counts, len(self.masks)))
+                result.tensors.append(stripes_of(name, shape, counts, len(self.masks)))
             expert = expert_of(name, part)
             if expert is not None:
-                found.experts.append(_of_expert(expert, counts))
-            belonging, reasons = belongings(name, part, shape, self.layout)
-            found.units += [(lines, counts.units(lines)) for lines in belonging]
-            found.left_out += [
+                result.experts.append(_of_expert(expert, counts))
+            memberships, reasons = memberships_of(name, part, shape, self.layout)
+            result.units += [(lines, counts.units(lines)) for lines in memberships]
+            result.left_out += [
                 LeftOut(family, part.kind, reason, 1, counts.num_elements, part.name_in(name))
                 for family, reason in reasons
             ]
-        return found
+        return result
 
-    def bits(self, place: int, name: str) -> tuple[Packed, Packed]:
+    def bits(self, index: int, name: str) -> tuple[Packed, Packed]:
         """The bits of a tensor in a mask, and in its random control."""
         shape = self.shapes[name]
-        tensor = self.masks[place].tensor(name, shape)
-        control = random_tensor(shape, tensor.num_selected, seed=self.seed + place, name=name)
+        tensor = self.masks[index].tensor(name, shape)
+        control = random_tensor(shape, tensor.num_selected, seed=self.seed + index, name=name)
         return tensor.bits, control.bits
 
-    def map_of(self, place: int, name: str) -> ElementMap:
+    def map_of(self, index: int, name: str) -> ElementMap:
         """Draw a matrix of a mask."""
         shape = self.shapes[name]
         matrix = prod(shape[:-1]), shape[-1]
-        packed = self.bits(place, name)
+        packed = self.bits(index, name)
         lines, control_lines = (
             self.counters.bit_sums(bits, matrix[1], range(matrix[0]), range(matrix[1]))
             for bits in packed

@@ -27,7 +27,7 @@ from trimtab.masks.structure_result import (
     Test,
     Unit,
 )
-from trimtab.masks.structure_units import FAMILIES, Belonging, PartCounts, Units, stacked
+from trimtab.masks.structure_units import FAMILIES, Membership, PartCounts, Units, stacked
 from trimtab.results.statistics import discoveries, entropy, gini, spearman
 from trimtab.results.urn import (
     Moments,
@@ -51,7 +51,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Against:
+class VersusChance:
     """Counts of units, or of the lines of a matrix, beside what chance gives.
 
     Attributes:
@@ -111,7 +111,7 @@ class Against:
 
 
 @dataclass(frozen=True, eq=False)
-class OfMask:
+class MaskUnits:
     """Units of one mask.
 
     Attributes:
@@ -121,20 +121,20 @@ class OfMask:
             without base.
     """
 
-    mask: Against
-    control: Against
-    matched: Against | None
+    mask: VersusChance
+    control: VersusChance
+    matched: VersusChance | None
 
     @classmethod
-    def of(cls, units: Units, place: int) -> OfMask:
+    def of(cls, units: Units, index: int) -> MaskUnits:
         """Take those of the mask at a place."""
-        at_control = len(units.selected) // 2 + place
+        at_control = len(units.selected) // 2 + index
         mask, control = (
-            Against(units.selected[at], units.null.of_set(at)) for at in (place, at_control)
+            VersusChance(units.selected[at], units.null.of_set(at)) for at in (index, at_control)
         )
         if units.matched is None:
             return cls(mask, control, None)
-        return cls(mask, control, Against(mask.counts, units.matched.of_set(place)))
+        return cls(mask, control, VersusChance(mask.counts, units.matched.of_set(index)))
 
     @property
     def from_magnitude(self) -> float | None:
@@ -150,7 +150,7 @@ class OfMask:
 
 
 @dataclass(frozen=True, eq=False)
-class AllUnits:
+class FamilyUnits:
     """The units of a family, layer after layer.
 
     Attributes:
@@ -165,7 +165,7 @@ class AllUnits:
     layers: Counts
     indices: Counts
     elements: Counts
-    masks: tuple[OfMask, ...]
+    masks: tuple[MaskUnits, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,29 +214,29 @@ class Gathering:
         """Add a tensor that is of one expert."""
         self._experts.setdefault((tensor.layer, tensor.kind), []).append(tensor)
 
-    def families(self) -> list[AllUnits]:
+    def families(self) -> list[FamilyUnits]:
         """The families that have units."""
         generator = np.random.Generator(np.random.PCG64(self._seed))
         for (layer, _), tensors in self._experts.items():
             self.add("expert", layer, _pooled(tensors, self._num_masks, generator))
         self._experts.clear()
-        found = []
+        families = []
         for name in FAMILIES:
             layers = sorted(layer for family, layer in self._units if family == name)
             if layers:
                 each = [self._units[name, layer] for layer in layers]
                 sizes = [len(units.elements) for units in each]
                 units = Units.joined(each)
-                found.append(
-                    AllUnits(
+                families.append(
+                    FamilyUnits(
                         name=name,
                         layers=np.repeat(np.array(layers, dtype=np.int64), sizes),
                         indices=np.concatenate([np.arange(num, dtype=np.int64) for num in sizes]),
                         elements=units.elements,
-                        masks=tuple(OfMask.of(units, at) for at in range(self._num_masks)),
+                        masks=tuple(MaskUnits.of(units, at) for at in range(self._num_masks)),
                     )
                 )
-        return found
+        return families
 
 
 def _pooled(
@@ -250,8 +250,8 @@ def _pooled(
     selected = np.zeros((2 * num_masks, num), dtype=np.int64)
     selected[:num_masks, at] = np.stack([tensor.selected for tensor in tensors], axis=1)
     totals = selected[:num_masks].sum(axis=1)
-    for place, total in enumerate(totals.tolist()):
-        selected[num_masks + place] = spread_at_random(elements, total, generator)
+    for index, total in enumerate(totals.tolist()):
+        selected[num_masks + index] = spread_at_random(elements, total, generator)
     size = np.array([elements.sum()])
     null = stacked([hypergeometric(elements[:, None], size, total[None]) for total in totals] * 2)
     matched = None
@@ -288,9 +288,9 @@ MOST_AT_ONCE = 1 << 16
 """Elements moved between two looks at what is left."""
 
 
-def family_of(units: AllUnits, place: int) -> Family:
+def family_of(units: FamilyUnits, index: int) -> Family:
     """The statistics of a family of the mask at a place."""
-    of_mask = units.masks[place]
+    of_mask = units.masks[index]
     mask, control, matched = of_mask.mask, of_mask.control, of_mask.matched
     return Family(
         name=units.name,
@@ -308,7 +308,7 @@ def family_of(units: AllUnits, place: int) -> Family:
     )
 
 
-def _curve(mask: Against, control: Against) -> tuple[CurvePoint, ...]:
+def _curve(mask: VersusChance, control: VersusChance) -> tuple[CurvePoint, ...]:
     """Units of both in the order of selected / expected."""
     masks, controls = _by_ratio(mask), _by_ratio(control)
     num = min(len(masks), len(controls))
@@ -325,7 +325,7 @@ def _curve(mask: Against, control: Against) -> tuple[CurvePoint, ...]:
     )
 
 
-def _by_ratio(units: Against) -> Counts:
+def _by_ratio(units: VersusChance) -> Counts:
     """Units of which any element is expected, highest selected / expected first."""
     expected = units.chance.mean
     some = np.flatnonzero(expected > 0)
@@ -337,11 +337,11 @@ def _ranks(num: int) -> NDArray[np.int64]:
     """Places from 0, evenly taken and more at either end, where the curve is steep."""
     even = np.linspace(0, num - 1, CURVE_POINTS // 2)
     ends = np.geomspace(1, num, CURVE_POINTS // 4) - 1
-    places = np.concatenate([even, ends, num - 1 - ends])
-    return np.unique(places.round().astype(np.int64))
+    ranks = np.concatenate([even, ends, num - 1 - ends])
+    return np.unique(ranks.round().astype(np.int64))
 
 
-def _listed(units: AllUnits, of_mask: OfMask) -> tuple[Unit, ...]:
+def _listed(units: FamilyUnits, of_mask: MaskUnits) -> tuple[Unit, ...]:
     mask, control, matched = of_mask.mask, of_mask.control, of_mask.matched
     order = np.arange(len(units.elements))
     if len(order) > MOST_LISTED:
@@ -374,7 +374,7 @@ def _listed(units: AllUnits, of_mask: OfMask) -> tuple[Unit, ...]:
     )
 
 
-def shared_units(families: Iterable[AllUnits]) -> tuple[SharedUnits, ...]:
+def shared_units(families: Iterable[FamilyUnits]) -> tuple[SharedUnits, ...]:
     """Set each mask beside each other one, family by family."""
     return tuple(
         _shared(units.name, first, second, units.masks[first], units.masks[second])
@@ -383,7 +383,7 @@ def shared_units(families: Iterable[AllUnits]) -> tuple[SharedUnits, ...]:
     )
 
 
-def _shared(name: str, first: int, second: int, one: OfMask, other: OfMask) -> SharedUnits:
+def _shared(name: str, first: int, second: int, one: MaskUnits, other: MaskUnits) -> SharedUnits:
     masks = one.mask, other.mask
     common = list(_common("tensor", *masks))
     matched_spearman = None
@@ -402,17 +402,17 @@ def _shared(name: str, first: int, second: int, one: OfMask, other: OfMask) -> S
     )
 
 
-def _both_vary(one: Against, other: Against) -> NDArray[np.bool_]:
+def _both_vary(one: VersusChance, other: VersusChance) -> NDArray[np.bool_]:
     both: NDArray[np.bool_] = ~np.isnan(one.z) & ~np.isnan(other.z)
     return both
 
 
-def _correlation(one: Against, other: Against) -> float | None:
+def _correlation(one: VersusChance, other: VersusChance) -> float | None:
     both = _both_vary(one, other)
     return spearman(one.z[both], other.z[both]) if both.any() else None
 
 
-def _common(null: str, one: Against, other: Against) -> Iterator[Common]:
+def _common(null: str, one: VersusChance, other: VersusChance) -> Iterator[Common]:
     both = _both_vary(one, other)
     for direction, sign in (("up", 1), ("down", -1)):
         sets = [both & units.significant(sign) for units in (one, other)]
@@ -442,23 +442,23 @@ def stripes_of(
         num_masks: How many masks were counted.
     """
     part = counts.part
-    rows = counts.units(Belonging("", part.layer, "rows", 1, part.num_rows))
-    columns = counts.units(Belonging("", part.layer, "columns", 1, part.num_columns))
+    rows = counts.units(Membership("", part.layer, "rows", 1, part.num_rows))
+    columns = counts.units(Membership("", part.layer, "columns", 1, part.num_columns))
     return [
         TensorStructure(
             name=part.name_in(name),
             layer=part.layer,
             kind=part.kind,
             shape=part.shape_in(shape),
-            num_selected=int(counts.selected[place]),
-            rows=_axis(OfMask.of(rows, place)),
-            columns=_axis(OfMask.of(columns, place)),
+            num_selected=int(counts.selected[index]),
+            rows=_axis(MaskUnits.of(rows, index)),
+            columns=_axis(MaskUnits.of(columns, index)),
         )
-        for place in range(num_masks)
+        for index in range(num_masks)
     ]
 
 
-def _axis(lines: OfMask) -> AxisStructure:
+def _axis(lines: MaskUnits) -> AxisStructure:
     return AxisStructure(
         num_lines=len(lines.mask.counts),
         dispersion=lines.mask.dispersion,

@@ -262,9 +262,9 @@ class Profile:
     def problems(self) -> Iterator[str]:
         """What cannot be."""
         lists = self.lowest, self.highest, self.control_lowest, self.control_highest
-        if any(len(of) != len(self.starts) for of in lists):
+        if any(len(counts) != len(self.starts) for counts in lists):
             yield "its lists have different lengths"
-        elif not all(0 <= num <= self.line_length for of in lists for num in of):
+        elif not all(0 <= num <= self.line_length for counts in lists for num in counts):
             yield f"a count is not between 0 and line_length, {self.line_length}"
 
     __repr__ = one_line
@@ -300,7 +300,9 @@ class ElementMap:
         if len(self.shape) != 2 or (
             (self.row_edges[:1], self.column_edges[:1]) != ((0,), (0,))
             or (self.row_edges[-1], self.column_edges[-1]) != self.shape
-            or any(a >= b for of in (self.row_edges, self.column_edges) for a, b in pairwise(of))
+            or any(
+                a >= b for edges in (self.row_edges, self.column_edges) for a, b in pairwise(edges)
+            )
         ):
             yield f"its blocks do not fill the shape {list(self.shape)}"
         elif [len(row) for row in self.counts] != [num_columns] * num_rows:
@@ -450,18 +452,16 @@ class Structure(Result):
     provenance: Provenance = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return one_line(
-            self,
-            f"{plural(len(self.masks), 'mask')}: {', '.join(str(of.mask.id) for of in self.masks)}",
-        )
+        ids = ", ".join(str(each.mask.id) for each in self.masks)
+        return one_line(self, f"{plural(len(self.masks), 'mask')}: {ids}")
 
     def problems(self) -> Iterator[str]:
         """What no masks can be."""
         if not self.masks:
             yield "it is of no mask"
-        for place, of in enumerate(self.shared):
+        for index, of in enumerate(self.shared):
             if not 0 <= of.first < of.second < len(self.masks):
-                yield f"shared[{place}] is of masks {of.first} and {of.second}"
+                yield f"shared[{index}] is of masks {of.first} and {of.second}"
         names = [[family.name for family in of.families] for of in self.masks]
         if any(of != names[0] for of in names[1:]):
             yield "its masks have different families"

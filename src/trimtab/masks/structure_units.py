@@ -83,7 +83,7 @@ class LeftOutError(Exception):
     """Why an axis belongs to no unit, though one of its kind could."""
 
 
-class Belonging(NamedTuple):
+class Membership(NamedTuple):
     """The lines (rows or columns) of a part of a tensor that are units of a family.
 
     Attributes:
@@ -136,8 +136,8 @@ class Layout:
         language = language_config(config)
 
         def size(*keys: str) -> int | None:
-            found = (language.get(key) for key in keys)
-            return next((n for n in found if type(n) is int and n > 0), None)
+            values = (language.get(key) for key in keys)
+            return next((n for n in values if type(n) is int and n > 0), None)
 
         heads, channels = size("num_attention_heads", "n_head"), size("hidden_size", "n_embd")
         width = size("head_dim") or (channels // heads if channels and heads else None)
@@ -157,9 +157,9 @@ class Layout:
         )
 
 
-def belongings(
+def memberships_of(
     name: str, part: TensorPart, shape: tuple[int, ...], layout: Layout
-) -> tuple[list[Belonging], list[tuple[str, str]]]:
+) -> tuple[list[Membership], list[tuple[str, str]]]:
     """The units that the lines of a part of a tensor belong to.
 
     Args:
@@ -172,7 +172,7 @@ def belongings(
         What belongs to units, and for each family that could have been among them and is not, the
         family and the reason.
     """
-    found: list[Belonging] = []
+    memberships: list[Membership] = []
     reasons: list[tuple[str, str]] = []
     families = _families(name, part, shape, layout)
     if isinstance(families, str):
@@ -181,15 +181,17 @@ def belongings(
     for axis, family in zip(axes, families, strict=True):
         if family is not None:
             try:
-                found.append(_belonging(family, axis, name, part, shape, layout))
+                memberships.append(_membership(family, axis, name, part, shape, layout))
             except LeftOutError as reason:
                 reasons.append((family, str(reason)))
     if part.kind.startswith("expert.") and len(shape) == 3 and shape[0]:
         # All experts of a layer in one tensor, one after the other.
-        found.append(Belonging("expert", part.layer, "rows", part.num_rows // shape[0], shape[0]))
+        memberships.append(
+            Membership("expert", part.layer, "rows", part.num_rows // shape[0], shape[0])
+        )
     if part.kind.startswith("expert."):
         reasons.append(("neuron", "neurons of experts are not counted one by one"))
-    return found, reasons
+    return memberships, reasons
 
 
 def _families(
@@ -219,14 +221,14 @@ def _families(
     return rows, columns
 
 
-def _belonging(
+def _membership(
     family: str,
     axis: Axis,
     name: str,
     part: TensorPart,
     shape: tuple[int, ...],
     layout: Layout,
-) -> Belonging:
+) -> Membership:
     """The units of one axis.
 
     Raises:
@@ -242,7 +244,7 @@ def _belonging(
                 f"{axis} of {part.kind} are {extent}, and the config says {number} × "
                 f"{layout.head_width}"
             )
-        return Belonging(family, part.layer, axis, layout.head_width, number)
+        return Membership(family, part.layer, axis, layout.head_width, number)
     if family == "channel":
         if layout.num_channels is None:
             raise LeftOutError("neither a config nor an embedding says how many channels there are")
@@ -254,9 +256,9 @@ def _belonging(
                 f"{axis} of {part.kind} are {extent // repeats}, and there are "
                 f"{layout.num_channels} channels"
             )
-        return Belonging(family, None, axis, 1, layout.num_channels)
+        return Membership(family, None, axis, 1, layout.num_channels)
     layer = None if family == "token" else part.layer
-    return Belonging(family, layer, axis, 1, extent)
+    return Membership(family, layer, axis, 1, extent)
 
 
 def expert_of(name: str, part: TensorPart) -> int | None:
@@ -317,18 +319,18 @@ class PartCounts:
         """Selected elements, `[2 · masks]`."""
         return self.rows.sum(axis=1, dtype=np.int64)
 
-    def units(self, belonging: Belonging) -> Units:
+    def units(self, membership: Membership) -> Units:
         """Gather the lines of one axis into units, beside what chance gives them.
 
         A control has as many elements in each tensor as its mask, but not in each part of a fused
         one: so each has a null of its own.
         """
-        base, is_rows = self.base, belonging.axis == "rows"
+        base, is_rows = self.base, membership.axis == "rows"
         counts, length = self.rows, self.part.num_columns
         if not is_rows:
             counts, length = self.columns, self.part.num_rows
-        num = belonging.num_units
-        unit = np.arange(counts.shape[1]) // belonging.width % num
+        num = membership.num_units
+        unit = np.arange(counts.shape[1]) // membership.width % num
         elements = length * np.bincount(unit, minlength=num).astype(np.int64)
         selected = _summed(counts, unit, num)
         size = np.array([self.num_elements], dtype=np.int64)
@@ -393,9 +395,9 @@ def _merged(
         return Moments(*(merge(values) for values in zip(*of_each, strict=True)))
 
     return Units(
-        merge([of.elements for of in units]),
-        merge([of.selected for of in units]),
-        moments([of.null for of in units]),
+        merge([each.elements for each in units]),
+        merge([each.selected for each in units]),
+        moments([each.null for each in units]),
         moments(matched) if matched else None,
     )
 
@@ -474,13 +476,13 @@ def count_base(
     ]
     for chunk, bins in _exponents_again(stored):
         for part, of_part, (by_row, by_column) in zip(parts, used, lines, strict=True):
-            places = np.zeros(num_bins, dtype=np.int64)
-            places[of_part] = np.arange(len(of_part))
+            slots = np.zeros(num_bins, dtype=np.int64)
+            slots[of_part] = np.arange(len(of_part))
             for at, row, column in overlaps(part.rectangles, chunk):
                 inner = bins[at]
                 height, width = inner.shape
                 counters.count_by_bin(
-                    inner, places, by_row[row : row + height], by_column[column : column + width]
+                    inner, slots, by_row[row : row + height], by_column[column : column + width]
                 )
     return [
         BaseCounts(bins, sizes[at][bins], selected[at][:, bins], *lines[at])

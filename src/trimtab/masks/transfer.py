@@ -63,19 +63,19 @@ def row_counts(tensor: PackedTensor) -> NDArray[np.int64]:
     return counts.reshape(tensor.shape[:-1])
 
 
-def nearest(places: NDArray[np.int64], num: int, num_before: int) -> NDArray[np.int64]:
+def nearest(positions: NDArray[np.int64], num: int, num_before: int) -> NDArray[np.int64]:
     """For some of `num` units in a row, those of `num_before` at the same relative places.
 
     Unit i stands where i·(num_before - 1) / (num - 1) is, rounded half up, so that the first and
     the last stay the first and the last; a single unit is the first.
 
     Args:
-        places: Of the units, from 0.
+        positions: Of the units, from 0.
         num: Units in the row.
         num_before: Units in the other row.
     """
     gaps = max(num - 1, 1)
-    return (2 * places * (num_before - 1) + gaps) // (2 * gaps)
+    return (2 * positions * (num_before - 1) + gaps) // (2 * gaps)
 
 
 def scaled_counts(counts: NDArray[np.int64], before: int, after: int) -> NDArray[np.int64]:
@@ -263,8 +263,8 @@ def _layer_map(
     if INTERPOLATE not in maps:
         refusal.add(f"it is of {before} layers, and {refusal.to} has {after}", INTERPOLATE)
         return None
-    places = nearest(np.array(layers_after, dtype=np.int64), after, before)
-    return dict(zip(layers_after, places.tolist(), strict=True))
+    matched = nearest(np.array(layers_after, dtype=np.int64), after, before)
+    return dict(zip(layers_after, matched.tolist(), strict=True))
 
 
 def _how(
@@ -394,7 +394,7 @@ def _spread(before: PackedTensor, shape: tuple[int, ...], *, seed: int, name: st
         picked[:num_common] = counts[:num_common]
     else:
         axes = zip(shape[:-1], before.shape[:-1], strict=True)
-        places = (nearest(np.arange(num), num, num_before) for num, num_before in axes)
-        picked = counts[np.ix_(*places)].reshape(-1)
+        rows = (nearest(np.arange(num), num, num_before) for num, num_before in axes)
+        picked = counts[np.ix_(*rows)].reshape(-1)
     scaled = scaled_counts(picked, before.shape[-1], shape[-1])
     return random_rows(shape, scaled, seed=seed, name=name)

@@ -78,7 +78,7 @@ class InputNorms:
                 provenance = _provenance(metadata)
                 if wrong := [problem for tensor in stored if (problem := _shape_problem(tensor))]:
                     raise MaskError(f"no input norms: {first_few(wrong)}")
-                vectors = {of.name: of.dtype.decode(of.read()) for of in stored}
+                vectors = {tensor.name: tensor.dtype.decode(tensor.read()) for tensor in stored}
             except CheckpointError as error:
                 raise MaskError(str(error)) from None
             except MaskError as error:
@@ -246,7 +246,7 @@ def _kept(
     chunks: Iterator[tuple[int, Bits]],
 ) -> PackedTensor:
     vector = norms.vectors[tensor.name]
-    kept = np.empty(tensor.shape, dtype=np.bool_)
+    selected = np.empty(tensor.shape, dtype=np.bool_)
     row = 0
     for bits in _whole_rows(chunks, tensor.shape[1]):
         magnitudes = np.abs(tensor.dtype.decode(bits)).astype(np.float32)
@@ -254,9 +254,11 @@ def _kept(
             scores = magnitudes * vector
         if np.isnan(scores).any():
             raise MaskError(f"{tensor.name} has scores that are NaN: its weights are not finite")
-        kept[row : row + len(scores)] = ~lowest_of_rows(scores, round(sparsity * scores.shape[1]))
+        selected[row : row + len(scores)] = ~lowest_of_rows(
+            scores, round(sparsity * scores.shape[1])
+        )
         row += len(scores)
-    return PackedTensor.pack(kept)
+    return PackedTensor.pack(selected)
 
 
 def _whole_rows(chunks: Iterator[tuple[int, Bits]], num_columns: int) -> Iterator[Bits]:

@@ -108,7 +108,7 @@ def compare(
         )
         analyses: dict[str, Mapping[str, Any]] = {}
         if task.probe is not None:
-            for item in task.set_aside.keys() & set(done.kept):
+            for item in task.set_aside.keys() & set(done.items):
                 task.probe += task.set_aside[item]
             analyses["precision"] = task.probe.to_dict()
         matrix_analyses: dict[str, MatrixAnalysis] = {}
@@ -117,14 +117,14 @@ def compare(
         if geometry:
             matrix_analyses["geometry"] = GeometryAnalysis()
         if matrix_analyses:
-            analyse_matrices(done.kept, config, list(matrix_analyses.values()), done.report)
+            analyse_matrices(done.items, config, list(matrix_analyses.values()), done.report)
         analyses |= {name: analysis.to_dict() for name, analysis in matrix_analyses.items()}
         hashes = done.hashes
         return Comparison(
             base=record_of(base, hashes[0]),
             tuned=record_of(tuned, hashes[1]),
             coverage=_coverage(alignment, done),
-            tensors=tuple(change for item in done.kept for change in done.results[item]),
+            tensors=tuple(change for item in done.items for change in done.results[item]),
             criterion=criterion.key,
             conversion=done.conversion,
             provenance=made_now(
@@ -208,13 +208,13 @@ def _coverage(alignment: Alignment, done: Streamed[Any]) -> Coverage:
     (side,), hashes = alignment.sides, done.hashes
     sides = dict(zip(("base", "tuned"), alignment.checkpoints, strict=True))
 
-    def only_in(place: int, tensor: StoredTensor) -> dict[str, Any]:
+    def only_in(index: int, tensor: StoredTensor) -> dict[str, Any]:
         return {
             "name": tensor.name,
             "shape": list(tensor.shape),
             "dtype": tensor.dtype.name,
             "num_elements": tensor.num_elements,
-            "hash": hashes[place][tensor.name],
+            "hash": hashes[index][tensor.name],
         }
 
     def mismatch(stored: Sequence[StoredTensor], num_compared: int) -> dict[str, Any]:
@@ -232,25 +232,27 @@ def _coverage(alignment: Alignment, done: Streamed[Any]) -> Coverage:
 
     num_base, num_tuned = (
         sum(tensor.num_elements for tensor in tensors)
-        for tensors in zip(*(item.stored for item in done.kept), *side.mismatched, strict=True)
+        for tensors in zip(*(item.stored for item in done.items), *side.mismatched, strict=True)
     )
     return Coverage(
         num_base=num_base + sum(tensor.num_elements for tensor in side.missing.values()),
         num_tuned=num_tuned + sum(tensor.num_elements for tensor in side.extra),
-        num_compared=sum(item.num_elements for item in done.kept),
+        num_compared=sum(item.num_elements for item in done.items),
         tied=tuple(
             {
                 "name": item.name,
                 "tied_to": original.name,
                 "num_elements": item.stored[0].num_elements,
-                "stored_in": [name for name, of in sides.items() if item.name in of.tensors],
+                "stored_in": [
+                    name for name, checkpoint in sides.items() if item.name in checkpoint.tensors
+                ],
             }
             for item, original in done.tied
         ),
         missing=tuple(only_in(0, tensor) for tensor in side.missing.values()),
         extra=tuple(only_in(1, tensor) for tensor in side.extra),
         shape_mismatch=(
-            *(mismatch(i.stored, i.num_elements) for i in done.kept if i.is_resized),
+            *(mismatch(i.stored, i.num_elements) for i in done.items if i.is_resized),
             *(mismatch(pair, 0) for pair in side.mismatched),
         ),
         renamed=tuple({"base": base, "tuned": tuned} for base, tuned in side.renamed.items()),

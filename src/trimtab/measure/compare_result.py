@@ -224,7 +224,7 @@ class TensorChange:
     columns: Profile
 
     def __repr__(self) -> str:
-        return one_line(self, f"{self.name}: {self.counts.told()}")
+        return one_line(self, f"{self.name}: {self.counts.summary()}")
 
     def problems(self) -> Iterator[str]:
         """What no tensor can have."""
@@ -281,7 +281,7 @@ class Comparison(Result):
     def __repr__(self) -> str:
         return one_line(
             self,
-            f"{self.base.id} → {self.tuned.id}: {self.total.told(self.criterion)}"
+            f"{self.base.id} → {self.tuned.id}: {self.total.summary(self.criterion)}"
             + ("" if self.coverage.is_complete else ", coverage INCOMPLETE"),
         )
 

@@ -50,8 +50,8 @@ def read_tracked(path: str | os.PathLike[str]) -> Trajectory:
             label=f"step {point.figures.step}",
             step=point.figures.step,
             by_kind={
-                kind: _counts(of[row].tolist(), point.figures.by_kind[kind].stepped)
-                for kind, of in counts.items()
+                kind: _counts(rows[row].tolist(), point.figures.by_kind[kind].stepped)
+                for kind, rows in counts.items()
             },
         )
         for row, point in enumerate(tracked.points)
@@ -91,22 +91,22 @@ def _replay(tracked: TrackedFile, number: int) -> NDArray[np.int64]:
         num_elements = len(moved)
 
     def toggles() -> Iterator[NDArray[np.int64]]:
-        for of in tracked.toggles(number):
-            yield of if moved is None else np.searchsorted(moved, of)
+        for elements in tracked.toggles(number):
+            yield elements if moved is None else np.searchsorted(moved, elements)
 
     is_final = np.zeros(num_elements, np.bool_)
-    for of in toggles():
-        is_final[of] ^= True
+    for elements in toggles():
+        is_final[elements] ^= True
     is_changed = np.zeros(num_elements, np.bool_)
     has_changed = np.zeros(num_elements, np.bool_)
     counts = np.zeros(5, np.int64)
-    for row, of in zip(rows, toggles(), strict=True):
-        enters, final = ~is_changed[of], is_final[of]
-        is_new = enters & ~has_changed[of]
-        is_changed[of] = enters
-        has_changed[of] = True
+    for row, elements in zip(rows, toggles(), strict=True):
+        enters, final = ~is_changed[elements], is_final[elements]
+        is_new = enters & ~has_changed[elements]
+        is_changed[elements] = enters
+        has_changed[elements] = True
         num_entered, num_new = np.count_nonzero(enters), np.count_nonzero(is_new)
-        num_left = len(of) - num_entered
+        num_left = len(elements) - num_entered
         counts += (
             num_entered - num_left,
             num_new,
@@ -133,8 +133,8 @@ def _cut_off(tracked: TrackedFile) -> dict[str, Any]:
 
 def _cadence(steps: Sequence[int]) -> int | None:
     """Steps from point to point, if it is always the same number."""
-    found = {after - before for before, after in pairwise([0, *steps])}
-    return found.pop() if len(found) == 1 else None
+    gaps = {after - before for before, after in pairwise([0, *steps])}
+    return gaps.pop() if len(gaps) == 1 else None
 
 
 class TrackedPoints:
@@ -166,15 +166,15 @@ class TrackedPoints:
         )
         self.steps = tuple(point.figures.step for point in self._points)
         if not self._points:
-            found = [str(point.figures.step) for point in self._tracked.points[:1]] or ["none"]
+            first = [str(point.figures.step) for point in self._tracked.points[:1]] or ["none"]
             raise AnalysisError(
-                f"{os.fspath(path)}: no point up to step {last}: the first is {found[0]}"
+                f"{os.fspath(path)}: no point up to step {last}: the first is {first[0]}"
             )
         tracked = [part.name for part in self._tracked.parts]
         renamed = match_stored(tracked, base.tensors, base.tied)
         names = [renamed.get(name, name) for name in tracked]
         self._tracked_name = dict(zip(names, tracked, strict=True))
-        self._places = {name: place for place, name in enumerate(names)}
+        self._places = {name: number for number, name in enumerate(names)}
         stored = {name: tensor.num_elements for name, tensor in base.tensors.items()}
         sizes = (part.num_elements for part in self._tracked.parts)
         parts = dict(zip(names, sizes, strict=True))
@@ -197,17 +197,17 @@ class TrackedPoints:
         Raises:
             TensorMismatchError: It did not.
         """
-        found = content_hash(
+        actual = content_hash(
             sorted(
                 (self._tracked_name[name], tensor.dtype.name, tensor.shape, digests[name])
                 for name, tensor in self._base.tensors.items()
             )
         )
         tracked = self._tracked.header["base"]["content_hash"]
-        if found != tracked:
+        if actual != tracked:
             raise TensorMismatchError(
                 f"{self._tracked.path} tracks a run from weights with the hash {tracked}, and "
-                f"{self._base.id} has {found}: use the base that the run started from"
+                f"{self._base.id} has {actual}: use the base that the run started from"
             )
 
     def times_changed(self, name: str) -> NDArray[np.int32]:
@@ -216,15 +216,15 @@ class TrackedPoints:
         Raises:
             ResultFormatError: The file is damaged.
         """
-        place = self._places[name]
-        num_elements = self._tracked.parts[place].num_elements
+        number_of_part = self._places[name]
+        num_elements = self._tracked.parts[number_of_part].num_elements
         times = np.zeros(num_elements, np.int32)
         is_changed = np.zeros(num_elements, np.bool_)
         num_points = len(self._points)
-        for number, of in enumerate(self._tracked.toggles(place, self._points)):
-            is_changed[of] ^= True
+        for number, elements in enumerate(self._tracked.toggles(number_of_part, self._points)):
+            is_changed[elements] ^= True
             # What enters is there at this point and all after it, unless it leaves again.
-            times[of] += np.where(is_changed[of], num_points - number, number - num_points).astype(
-                np.int32
-            )
+            times[elements] += np.where(
+                is_changed[elements], num_points - number, number - num_points
+            ).astype(np.int32)
         return times

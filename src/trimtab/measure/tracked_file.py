@@ -205,7 +205,7 @@ class TrackedFile:
         part = self.parts[number]
         with open_regular(self.path, ResultFormatError) as raw, BufferedReader(raw) as file:
             for point in self.points if points is None else points:
-                begin, end = (int(of) for of in point.offsets[number : number + 2])
+                begin, end = (int(offset) for offset in point.offsets[number : number + 2])
                 file.seek(begin)
                 coding, content = int(point.codings[number]), file.read(end - begin)
                 try:
@@ -280,12 +280,14 @@ def pack_point(figures: StepFigures, sets: Sequence[tuple[int, bytes]]) -> bytes
         figures: What it says beside its sets.
         sets: Coding and bytes of what entered or left the changed set, for each part.
     """
-    by_kind = {kind: list(of) for kind, of in figures.by_kind.items()}
-    said = json.dumps({"step": figures.step, "by_kind": by_kind}, separators=(",", ":")).encode()
+    by_kind = {kind: list(values) for kind, values in figures.by_kind.items()}
+    description = json.dumps(
+        {"step": figures.step, "by_kind": by_kind}, separators=(",", ":")
+    ).encode()
     return b"".join(
         [
-            len(said).to_bytes(LENGTH, "little"),
-            said,
+            len(description).to_bytes(LENGTH, "little"),
+            description,
             bytes(coding for coding, _ in sets),
             np.array([len(content) for _, content in sets], SIZES).tobytes(),
             *(content for _, content in sets),
@@ -304,8 +306,8 @@ def _read(path: Path, file: BinaryIO) -> TrackedFile:
     parts: tuple[Part, ...] = ()
     points: list[TrackedPoint] = []
     hashes: list[bytes] = []
-    found = os.fstat(file.fileno())
-    end, size = file.tell(), found.st_size
+    status = os.fstat(file.fileno())
+    end, size = file.tell(), status.st_size
     while end < size:
         begin = end
         try:
@@ -325,8 +327,8 @@ def _read(path: Path, file: BinaryIO) -> TrackedFile:
                 points.append(point)
             hashes.append(_hash(content))
         except (LookupError, TypeError, ValueError, RecursionError) as error:
-            what = f"point {len(points) + 1}" if parts else "its header"
-            raise damaged(path, f"{what}, at byte {begin:,}: {error}{_cure(points)}") from None
+            record = f"point {len(points) + 1}" if parts else "its header"
+            raise damaged(path, f"{record}, at byte {begin:,}: {error}{_cure(points)}") from None
     if header is None:
         raise ResultFormatError(f"{path}: ends before its header: the run stopped as it began")
     return TrackedFile(
@@ -337,7 +339,7 @@ def _read(path: Path, file: BinaryIO) -> TrackedFile:
         end,
         size - end,
         tuple(hashes),
-        identity_of(found),
+        identity_of(status),
     )
 
 
@@ -410,13 +412,13 @@ def _has_another_length(
     if not parts:
         return False
     file.seek(begin)
-    num_said = int.from_bytes(file.read(LENGTH), "little")
-    file.seek(min(begin + LENGTH + num_said + len(parts), size))
+    num_described = int.from_bytes(file.read(LENGTH), "little")
+    file.seek(min(begin + LENGTH + num_described + len(parts), size))
     sizes = np.frombuffer(file.read(len(parts) * SIZES.itemsize), np.uint8)
     if len(sizes) < len(parts) * SIZES.itemsize:
         return False
     num_sets = sum(sizes.view(SIZES).tolist())
-    true = LENGTH + num_said + len(parts) * (1 + SIZES.itemsize) + num_sets
+    true = LENGTH + num_described + len(parts) * (1 + SIZES.itemsize) + num_sets
     if true == length or begin + true + LENGTH > size:
         return False
     file.seek(begin)
@@ -450,7 +452,7 @@ def _header(content: bytes, version: int) -> dict[str, Any]:
     if type(every) is not int or every < 1 or not is_known:
         raise ValueError("every, stored_dtype and base_digests are what a tracker writes")
     dtypes = CheckpointRecord(**base).dtypes
-    if not isinstance(dtypes, dict) or not all(type(of) is int for of in dtypes.values()):
+    if not isinstance(dtypes, dict) or not all(type(count) is int for count in dtypes.values()):
         raise ValueError("dtypes of base are counts")
     return header
 
@@ -458,7 +460,7 @@ def _header(content: bytes, version: int) -> dict[str, Any]:
 def _parts(rows: Sequence[Any]) -> tuple[Part, ...]:
     parts = tuple(Part(*row) for row in rows)
     for part in parts:
-        is_text = all(isinstance(of, str) for of in (part.name, part.kind, part.dtype))
+        is_text = all(isinstance(text, str) for text in (part.name, part.kind, part.dtype))
         is_count = type(part.num_elements) is int and 0 <= part.num_elements < 2**62
         if not is_text or part.dtype not in DTYPES or not is_count:
             raise ValueError(f"{part!r:.200} is no part of a model")
@@ -473,21 +475,21 @@ def _point(content: bytes, begin: int, parts: Sequence[Part]) -> TrackedPoint:
         begin: Where in the file the content begins.
         parts: Of the model.
     """
-    num_said = int.from_bytes(content[:LENGTH], "little")
-    table = LENGTH + num_said
+    num_described = int.from_bytes(content[:LENGTH], "little")
+    table = LENGTH + num_described
     first_set = table + len(parts) * (1 + SIZES.itemsize)
     if first_set > len(content):
         raise ValueError("it is too short")
-    said = _json(content[LENGTH:table])
+    description = _json(content[LENGTH:table])
     codings = np.frombuffer(content, np.uint8, len(parts), table)
     sizes = np.frombuffer(content, SIZES, len(parts), table + len(parts))
     if int(sizes.max(initial=0)) > len(content) or int(sizes.sum()) != len(content) - first_set:
         raise ValueError("its sets have another size")
-    step = said["step"]
+    step = description["step"]
     if type(step) is not int or step < 1:
         raise ValueError(f"{step!r} is no step")
     offsets = np.concatenate([[0], np.cumsum(sizes.astype(np.int64))]) + begin + first_set
-    figures = StepFigures(step, _figures(said["by_kind"], parts))
+    figures = StepFigures(step, _figures(description["by_kind"], parts))
     end = begin + len(content) + LENGTH
     return TrackedPoint(figures, codings.copy(), offsets, end)
 
@@ -498,15 +500,15 @@ def _figures(by_kind: Any, parts: Sequence[Part]) -> dict[str, KindFigures]:
         num_elements[part.kind] = num_elements.get(part.kind, 0) + part.num_elements
     if not isinstance(by_kind, dict) or by_kind.keys() != num_elements.keys():
         raise ValueError("it has other kinds than the header")
-    found = {kind: KindFigures(*values) for kind, values in by_kind.items()}
-    for kind, of in found.items():
-        optional = (of.gradient_elements, of.gradient_nonzero, of.asked, of.absorbed)
-        counts = [of.stepped, *(count for count in optional if count is not None)]
+    figures = {kind: KindFigures(*values) for kind, values in by_kind.items()}
+    for kind, row in figures.items():
+        optional = (row.gradient_elements, row.gradient_nonzero, row.asked, row.absorbed)
+        counts = [row.stepped, *(count for count in optional if count is not None)]
         if not all(type(count) is int and 0 <= count <= num_elements[kind] for count in counts):
             raise ValueError(f"{kind} has counts that are not between 0 and {num_elements[kind]}")
-        if not all(type(sum_) is float and not sum_ < 0 for sum_ in of[-2:]):
+        if not all(type(sum_) is float and not sum_ < 0 for sum_ in row[-2:]):
             raise ValueError(f"{kind} has sums that are no sums of squares")
-    return found
+    return figures
 
 
 def _share(part: int | None, whole: int | None) -> float | None:
@@ -523,6 +525,6 @@ def _json(content: bytes) -> dict[str, Any]:
     return value
 
 
-def damaged(path: str | os.PathLike[str], what: str) -> ResultFormatError:
+def damaged(path: str | os.PathLike[str], problem: str) -> ResultFormatError:
     """The error for a file that is one of tracked updates, but not a whole one."""
-    return ResultFormatError(f"{os.fspath(path)}: damaged: {what}")
+    return ResultFormatError(f"{os.fspath(path)}: damaged: {problem}")

@@ -163,11 +163,11 @@ def trajectory(
         task = partial(
             _follow,
             history_maker(len(series) * num_followed),
-            next((of.config for of in (base, *series) if of.config), {}),
+            next((checkpoint.config for checkpoint in (base, *series) if checkpoint.config), {}),
         )
         buffers = _buffers(len(series))
         done = stream(alignment, task, threads=threads, progress=progress, buffers=buffers)
-        counts = _by_kind([part for item in done.kept for part in done.results[item]])
+        counts = _by_kind([part for item in done.items for part in done.results[item]])
         steps = [step_of(checkpoint.id) for checkpoint in series]
         return Trajectory(
             base=record_of(base, done.hashes[0]),
@@ -175,10 +175,10 @@ def trajectory(
                 Point(
                     label=checkpoint.id,
                     step=step,
-                    by_kind={kind: points[place] for kind, points in counts.items()},
-                    checkpoint=record_of(checkpoint, done.hashes[1 + place]),
+                    by_kind={kind: points[index] for kind, points in counts.items()},
+                    checkpoint=record_of(checkpoint, done.hashes[1 + index]),
                 )
-                for place, (checkpoint, step) in enumerate(zip(series, steps, strict=True))
+                for index, (checkpoint, step) in enumerate(zip(series, steps, strict=True))
             ),
             observed="checkpoints",
             every=spacing(base.id, steps),
@@ -190,7 +190,7 @@ def trajectory(
 
 def _buffers(num_checkpoints: int) -> tuple[int, ...]:
     """Which buffer each is read into: base 0, the last 3, and the others 1 and 2 in turn."""
-    return 0, *(1 + place % 2 for place in range(num_checkpoints - 1)), 3
+    return 0, *(1 + index % 2 for index in range(num_checkpoints - 1)), 3
 
 
 class _PartCounts(NamedTuple):
@@ -232,7 +232,7 @@ def _follow(
 ) -> tuple[_PartCounts, ...]:
     """Follow one tensor: the counts of its parts."""
     parts = parts_of(item.name, item.shape, config)
-    found = tuple(
+    counted = tuple(
         _PartCounts(
             kind=part.kind,
             num_elements=part.num_rows * part.num_columns,
@@ -241,32 +241,32 @@ def _follow(
         for part in parts
     )
     for chunk in reader.chunks():
-        places = [
+        regions = [
             (inside, part_counts.counts)
-            for part, part_counts in zip(parts, found, strict=True)
+            for part, part_counts in zip(parts, counted, strict=True)
             for inside, _, _ in overlaps(part.rectangles, chunk)
         ]
-        _follow_chunk(make_history, chunk, reader.sources, places)
-    return found
+        _follow_chunk(make_history, chunk, reader.sources, regions)
+    return counted
 
 
 def _follow_chunk(
     make_history: HistoryMaker,
     chunk: Chunk,
     sources: Sequence[Source],
-    places: Sequence[tuple[tuple[slice, slice], NDArray[np.int64]]],
+    regions: Sequence[tuple[tuple[slice, slice], NDArray[np.int64]]],
 ) -> None:
     """Follow a chunk through the series, adding to the counts of each place in it."""
     base, *between, end = sources
     first, last = base.read(chunk), end.read(chunk)
     histories = [
         make_history(*(np.ascontiguousarray(bits[inside]) for bits in (first, last)))
-        for inside, _ in places
+        for inside, _ in regions
     ]
     before = first
     for point, source in enumerate([*between, end]):
         now = last if source is end else source.read(chunk)
-        for history, (inside, counts) in zip(histories, places, strict=True):
+        for history, (inside, counts) in zip(histories, regions, strict=True):
             was, is_now = (np.ascontiguousarray(bits[inside]) for bits in (before, now))
             history.advance(was, is_now, counts[point])
         before = now
@@ -292,11 +292,11 @@ def _coverage(alignment: Alignment, done: Streamed[Any]) -> SeriesCoverage:
             not_compared.add(in_base.name, "shape", label, num_elements)
         for name, other in side.renamed.items():
             renamed.add(name, other, label)
-    of_base = [tensor for place, tensor in alignment.apart if place == 0]
+    of_base = [tensor for index, tensor in alignment.apart if index == 0]
     return SeriesCoverage(
-        num_base=sum(item.stored[0].num_elements for item in done.kept)
+        num_base=sum(item.stored[0].num_elements for item in done.items)
         + sum(tensor.num_elements for tensor in of_base if tensor.name not in alignment.folded),
-        num_compared=sum(item.num_elements for item in done.kept),
+        num_compared=sum(item.num_elements for item in done.items),
         not_compared=not_compared.rows(),
         tied=tuple(
             {"name": copy.name, "tied_to": original.name, "num_elements": copy.num_elements}
@@ -314,9 +314,9 @@ class _Rows:
         self._title = title
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
 
-    def add(self, name: str, said: str, label: str, num_elements: int | None = None) -> None:
+    def add(self, name: str, value: str, label: str, num_elements: int | None = None) -> None:
         """Say it of a tensor in one checkpoint; the largest number counts."""
-        row = self._rows.setdefault((name, said), {"name": name, self._title: said, "points": []})
+        row = self._rows.setdefault((name, value), {"name": name, self._title: value, "points": []})
         row["points"].append(label)
         if num_elements is not None:
             row["num_elements"] = max(num_elements, row.get("num_elements", 0))

@@ -53,7 +53,7 @@ class PointCounts(NamedTuple):
     in_final: int
     ever_in_final: int
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """How many differ from the base, in words."""
         return f"{out_of(self.changed, self.num_elements, 'element')} changed"
 
@@ -104,7 +104,7 @@ class Point:
     checkpoint: CheckpointRecord | None = None
 
     def __repr__(self) -> str:
-        return one_line(self, f"{self.label}: {self.total.told()}")
+        return one_line(self, f"{self.label}: {self.total.summary()}")
 
     @cached_property
     def total(self) -> PointCounts:
@@ -217,7 +217,7 @@ class Trajectory(Result):
 
     def __repr__(self) -> str:
         points, final = plural(len(self.points), "point"), self.final
-        return one_line(self, f"{self.base.id} → {final.label}, {points}: {final.total.told()}")
+        return one_line(self, f"{self.base.id} → {final.label}, {points}: {final.total.summary()}")
 
     def __post_init__(self) -> None:
         if not self.points:

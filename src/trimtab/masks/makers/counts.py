@@ -21,7 +21,7 @@ from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.header import PackedMask, provenance_from, provenance_of
 from trimtab.masks.makers.weight_scores import WeightScores
 from trimtab.masks.mask import Mask
-from trimtab.masks.matching import in_common, named_alike
+from trimtab.masks.matching import common_model, named_alike
 from trimtab.masks.packed import PackedTensor, unpacked
 from trimtab.masks.selection.scores import Scores
 from trimtab.words import first_few
@@ -45,14 +45,14 @@ class CountScores:
         if not masks:
             raise MaskError("no masks to count: expected one or more")
         self._masks = named_alike(masks)
-        together = in_common(self._masks)
-        if together.base_differs:
+        model = common_model(self._masks)
+        if model.base_differs:
             raise MaskMismatchError(
-                f"masks made against different bases: {first_few(list(together.base_differs))} had "
+                f"masks made against different bases: {first_few(list(model.base_differs))} had "
                 "other bytes. Count masks that were made against one base"
             )
-        self.shapes = together.shapes
-        self.base = together.base
+        self.shapes = model.shapes
+        self.base = model.base
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """As in `trimtab.masks.selection.scores.Scores`."""

@@ -67,10 +67,10 @@ class WeightScores(ABC):
         refuse_quantized(base.tensors, base.config, needed, base.id)
         count = partial(_num_wrong, finite)
         wrong, digests = read_weights(base, chosen, count, progress=progress)
-        if found := [f"{name} has {num:,}" for name, num in wrong.items() if num]:
+        if problems := [f"{name} has {num:,}" for name, num in wrong.items() if num]:
             raise MaskError(
                 f"{base.id}: weights that are NaN{' or infinite' if finite else ''} have no place "
-                f"in an order: {first_few(found)}"
+                f"in an order: {first_few(problems)}"
             )
         self._checkpoint = base
         self.shapes: Mapping[str, tuple[int, ...]] = {

@@ -166,8 +166,8 @@ class ScoreFile(Pooled):
                 ),
                 *(
                     f"{name} has a base whose digest is not 32 hexadecimal digits"
-                    for name, of in self.base.items()
-                    if not of.has_digest
+                    for name, tensor_base in self.base.items()
+                    if not tensor_base.has_digest
                 ),
             ]
             if wrong:
@@ -187,6 +187,6 @@ def _metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Ba
     check_format(metadata, FORMAT, FORMAT_VERSION, "a file of scores", source)
     provenance, base = (parse_json(metadata[key], strict=True) for key in ("provenance", "base"))
     return dict(provenance.items()), {
-        name: BaseTensor(dtype=str(of["dtype"]), digest=str(of["digest"]))
-        for name, of in base.items()
+        name: BaseTensor(dtype=str(entry["dtype"]), digest=str(entry["digest"]))
+        for name, entry in base.items()
     }

@@ -78,7 +78,7 @@ def select(
         for name in group.names:
             parts = _selected(reader.read(name), edges, lots)
             selected[name] = PackedTensor.of_parts(quotas.shapes[name], parts)
-    base = {name: of for name, of in scores.base.items() if name in selected}
+    base = {name: tensor for name, tensor in scores.base.items() if name in selected}
     step = {**provenance, **quotas.origin, "seed": seed}
     ordered = {name: selected[name] for name in quotas.shapes}
     return Mask(ordered, base, provenance_of([step]))
@@ -145,30 +145,32 @@ def _edges(reader: _Reader, group: Group) -> _Edges:
         for name in group.names:
             for keys, strata in reader.read(name):
                 if above < 32:  # only what has the digits found so far
-                    inside = keys >> np.uint32(above) == _of(edges, strata)
+                    inside = keys >> np.uint32(above) == _of_stratum(edges, strata)
                     keys, strata = keys[inside], strata[inside]
                 digits = keys >> np.uint32(below) & np.uint32((1 << num_bits) - 1)
-                places = strata.astype(np.int64) << num_bits | digits
-                counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
+                flat = strata.astype(np.int64) << num_bits | digits
+                counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
         from_top = np.cumsum(counts[:, ::-1], axis=1)
-        place = np.argmax(from_top >= room[:, None], axis=1)  # the first that fills the room
-        digit = (1 << num_bits) - 1 - place
+        position = np.argmax(from_top >= room[:, None], axis=1)  # the first that fills the room
+        digit = (1 << num_bits) - 1 - position
         in_bucket = counts[every, digit]
-        room -= from_top[every, place] - in_bucket
+        room -= from_top[every, position] - in_bucket
         edges = edges << np.uint32(num_bits) | digit.astype(np.uint32)
     return _Edges(edges, in_bucket, room)
 
 
 def _selected(read: Iterator[_Chunk], edges: _Edges, lots: Lots) -> Iterator[NDArray[np.bool_]]:
     for keys, strata in read:
-        edge = _of(edges.keys, strata)
+        edge = _of_stratum(edges.keys, strata)
         chosen = keys > edge
         tied = np.flatnonzero(keys == edge)
         chosen[tied] = lots.draw(strata[tied])
         yield chosen
 
 
-def _of(values: NDArray[np.uint32], strata: NDArray[np.uint16]) -> NDArray[np.uint32] | np.uint32:
+def _of_stratum(
+    values: NDArray[np.uint32], strata: NDArray[np.uint16]
+) -> NDArray[np.uint32] | np.uint32:
     """The value of each element's stratum."""
     if len(values) == 1:
         only: np.uint32 = values[0]

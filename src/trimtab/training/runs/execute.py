@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.elements.counts import percent
 from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
-from trimtab.outputs import ensure_same_settings, is_draft, lock, new_folder, told_where
+from trimtab.outputs import ensure_same_settings, explain_no_room, is_draft, lock, new_folder
 from trimtab.processes import Interrupted
 from trimtab.progress import stage
 from trimtab.training import runtime
@@ -85,7 +85,7 @@ def execute(
         Interrupted: It was asked to stop.
     """
     check_output(run)
-    with told_where(run.output):
+    with explain_no_room(run.output):
         run.output.mkdir(parents=True, exist_ok=True)
     with lock(run.output / LOCK, wait=lambda: waits and not stop()) as mine:
         if not mine:
@@ -99,7 +99,7 @@ def execute(
             return finished
         check_output(run)  # it may be another one by now
         try:
-            with told_where(run.output, "make room, and the same command goes on"):
+            with explain_no_room(run.output, "make room, and the same command goes on"):
                 return _execute(run, bars, stop)
         except KeyboardInterrupt:
             raise Interrupted(f"the same command goes on {goes_on(run.output)}") from None
@@ -146,7 +146,9 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             if checkpoint is not None:
                 check_complete(checkpoint)
                 load_converted(checkpoint, trainer.model)
-            with told_where(run.output / CHECKPOINTS, "make room, and the same command goes on"):
+            with explain_no_room(
+                run.output / CHECKPOINTS, "make room, and the same command goes on"
+            ):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 load_converted(Path(trainer.state.best_model_checkpoint), trainer.model)
