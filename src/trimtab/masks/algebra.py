@@ -25,12 +25,7 @@ from numpy.typing import NDArray
 
 from trimtab.checkpoints.names import TensorPart, parts_of
 from trimtab.errors import MaskError
-from trimtab.masks.header import (
-    MaskHeader,
-    PackedMask,
-    provenance_from,
-    provenance_with,
-)
+from trimtab.masks.header import MaskHeader, PackedMask, provenance_from, provenance_with
 from trimtab.masks.matching import common_model, named_alike
 from trimtab.masks.on_disk import write_mask_file
 from trimtab.masks.packed import PackedTensor

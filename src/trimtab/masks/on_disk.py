@@ -32,12 +32,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.safetensors import (
-    MAX_DIMENSIONS,
-    are_sizes,
-    file_start,
-    read_with_metadata,
-)
+from trimtab.checkpoints import safetensors
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
@@ -222,7 +217,7 @@ def open_unchecked(path: str | os.PathLike[str]) -> StoredMask:
     """
     pool = FilePool()
     try:
-        stored, metadata = read_with_metadata(DataFile(Path(path), pool))
+        stored, metadata = safetensors.read_with_metadata(DataFile(Path(path), pool))
         return _parse(os.fspath(path), {tensor.name: tensor for tensor in stored}, metadata, pool)
     except BaseException as error:
         pool.close()
@@ -284,8 +279,8 @@ def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
         raise MaskError("lacks one of shape, num_selected, base")
     shape = entry["shape"]
     if (
-        not are_sizes(shape)
-        or len(shape) > MAX_DIMENSIONS
+        not safetensors.are_sizes(shape)
+        or len(shape) > safetensors.MAX_DIMENSIONS
         or prod(max(size, 1) for size in shape) >= 2**63
     ):
         raise MaskError(f"has shape {short(shape)}; expected a list of sizes that fit a tensor")
@@ -380,7 +375,7 @@ class MaskWriter:
             }
             for name, shape in shapes.items()
         }
-        return file_start(
+        return safetensors.file_start(
             {
                 name: ("U8", (num_packed_bytes(self.header.num_elements(name)),))
                 for name in self.names

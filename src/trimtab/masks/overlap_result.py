@@ -25,13 +25,7 @@ from trimtab.masks.overlap_chance import (
     Null,
     Shared,
 )
-from trimtab.results.by_tensor import (
-    by_kind,
-    by_layer,
-    by_layer_kind,
-    plain_layer_kinds,
-    plain_layers,
-)
+from trimtab.results import by_tensor
 from trimtab.results.records import CheckpointRecord, MaskRecord
 from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance
@@ -246,17 +240,21 @@ class Overlap(Result):
 
     def by_layer(self, first: int = 0, second: int = 1) -> dict[int | None, Shared]:
         """The same by layer, ascending; None for tensors outside the layers comes last."""
-        return by_layer(self.tensors, lambda tensors: self._shared(tensors, first, second))
+        return by_tensor.by_layer(
+            self.tensors, lambda tensors: self._shared(tensors, first, second)
+        )
 
     def by_kind(self, first: int = 0, second: int = 1) -> dict[str, Shared]:
         """The same by kind, in the order in which the kinds first appear."""
-        return by_kind(self.tensors, lambda tensors: self._shared(tensors, first, second))
+        return by_tensor.by_kind(self.tensors, lambda tensors: self._shared(tensors, first, second))
 
     def by_layer_kind(
         self, first: int = 0, second: int = 1
     ) -> dict[tuple[int | None, str], Shared]:
         """The same by layer and kind, ordered by layer."""
-        return by_layer_kind(self.tensors, lambda tensors: self._shared(tensors, first, second))
+        return by_tensor.by_layer_kind(
+            self.tensors, lambda tensors: self._shared(tensors, first, second)
+        )
 
     def consensus(self) -> Consensus:
         """What all masks agree on in all tensors."""
@@ -264,7 +262,7 @@ class Overlap(Result):
 
     def consensus_by_kind(self) -> dict[str, Consensus]:
         """The same by kind, in the order in which the kinds first appear."""
-        return by_kind(self.tensors, self._consensus)
+        return by_tensor.by_kind(self.tensors, self._consensus)
 
     def _shared(self, tensors: Sequence[TensorOverlap], first: int, second: int) -> Shared:
         pair = self.pairs.index((min(first, second), max(first, second)))
@@ -311,13 +309,13 @@ class Overlap(Result):
         return self.total() if len(self.masks) == 2 else None
 
     def _plain_layers(self) -> dict[str, Shared] | None:
-        return plain_layers(self.by_layer()) if len(self.masks) == 2 else None
+        return by_tensor.plain_layers(self.by_layer()) if len(self.masks) == 2 else None
 
     def _plain_kinds(self) -> dict[str, Shared] | None:
         return self.by_kind() if len(self.masks) == 2 else None
 
     def _plain_layers_and_kinds(self) -> list[dict[str, Any]] | None:
-        return plain_layer_kinds(self.by_layer_kind()) if len(self.masks) == 2 else None
+        return by_tensor.plain_layer_kinds(self.by_layer_kind()) if len(self.masks) == 2 else None
 
     def _plain_pairs(self) -> list[dict[str, Any]] | None:
         if len(self.masks) == 2:
@@ -327,7 +325,7 @@ class Overlap(Result):
                 "first": first,
                 "second": second,
                 "total": self.total(first, second),
-                "by_layer": plain_layers(self.by_layer(first, second)),
+                "by_layer": by_tensor.plain_layers(self.by_layer(first, second)),
                 "by_kind": self.by_kind(first, second),
             }
             for first, second in self.pairs

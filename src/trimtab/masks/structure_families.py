@@ -15,28 +15,10 @@ from math import sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.masks.structure_result import (
-    FALSE_DISCOVERY_RATE,
-    AxisStructure,
-    Common,
-    Concentration,
-    CurvePoint,
-    Family,
-    SharedUnits,
-    TensorStructure,
-    Test,
-    Unit,
-)
+from trimtab.masks import structure_result as result
 from trimtab.masks.structure_units import FAMILIES, Membership, PartCounts, Units, stacked
+from trimtab.results import urn
 from trimtab.results.statistics import discoveries, entropy, gini, spearman
-from trimtab.results.urn import (
-    Moments,
-    Strata,
-    hypergeometric,
-    probabilities,
-    tail,
-    z_scores,
-)
 
 MOST_LISTED = 8192
 """Units of a family up to which each of them is in the result."""
@@ -60,17 +42,17 @@ class VersusChance:
     """
 
     counts: Counts
-    chance: Moments
+    chance: urn.Moments
 
     @cached_property
     def z(self) -> Floats:
         """Standard deviations by which each is above its expectation; NaN where it cannot vary."""
-        return z_scores(self.counts, self.chance)
+        return urn.z_scores(self.counts, self.chance)
 
     @cached_property
     def p(self) -> Floats:
         """Two-sided probability of each; NaN where it cannot vary."""
-        return probabilities(self.counts, self.chance)
+        return urn.probabilities(self.counts, self.chance)
 
     @cached_property
     def q(self) -> Floats:
@@ -79,7 +61,7 @@ class VersusChance:
 
     def significant(self, sign: int) -> NDArray[np.bool_]:
         """Which have significantly more than expected (1), or fewer (-1)."""
-        is_far: NDArray[np.bool_] = np.nan_to_num(self.q, nan=1.0) <= FALSE_DISCOVERY_RATE
+        is_far: NDArray[np.bool_] = np.nan_to_num(self.q, nan=1.0) <= result.FALSE_DISCOVERY_RATE
         return is_far & (sign * self.z > 0)
 
     @property
@@ -99,9 +81,9 @@ class VersusChance:
         apart = float(np.sum((counts[free] - chance.mean[free]) ** 2 - chance.variance[free]))
         return sqrt(max(0.0, apart) / scale)
 
-    def test(self) -> Test:
+    def test(self) -> result.Test:
         """The units of a family against one null."""
-        return Test(
+        return result.Test(
             num_tested=int(np.count_nonzero(~np.isnan(self.z))),
             num_up=int(np.count_nonzero(self.significant(1))),
             num_down=int(np.count_nonzero(self.significant(-1))),
@@ -253,7 +235,9 @@ def _pooled(
     for index, total in enumerate(totals.tolist()):
         selected[num_masks + index] = spread_at_random(elements, total, generator)
     size = np.array([elements.sum()])
-    null = stacked([hypergeometric(elements[:, None], size, total[None]) for total in totals] * 2)
+    null = stacked(
+        [urn.hypergeometric(elements[:, None], size, total[None]) for total in totals] * 2
+    )
     matched = None
     if any(len(tensor.exponents) for tensor in tensors):
         num_bins = 1 + max(int(tensor.exponents.max(initial=0)) for tensor in tensors)
@@ -263,7 +247,7 @@ def _pooled(
             of_expert[tensor.expert, tensor.exponents] += tensor.sizes
             drawn[:, tensor.exponents] += tensor.selected_sizes
         sizes = of_expert.sum(axis=0)
-        matched = stacked([hypergeometric(of_expert, sizes, row) for row in drawn])
+        matched = stacked([urn.hypergeometric(of_expert, sizes, row) for row in drawn])
     return Units(elements, selected, null, matched)
 
 
@@ -288,11 +272,11 @@ MOST_AT_ONCE = 1 << 16
 """Elements moved between two looks at what is left."""
 
 
-def family_of(units: FamilyUnits, index: int) -> Family:
+def family_of(units: FamilyUnits, index: int) -> result.Family:
     """The statistics of a family of the mask at a place."""
     of_mask = units.masks[index]
     mask, control, matched = of_mask.mask, of_mask.control, of_mask.matched
-    return Family(
+    return result.Family(
         name=units.name,
         num_units=len(units.elements),
         num_elements=int(units.elements.sum()),
@@ -301,19 +285,19 @@ def family_of(units: FamilyUnits, index: int) -> Family:
         control=control.test(),
         matched=None if matched is None else matched.test(),
         from_magnitude=of_mask.from_magnitude,
-        concentration=Concentration(gini(mask.counts), entropy(mask.counts)),
-        control_concentration=Concentration(gini(control.counts), entropy(control.counts)),
+        concentration=result.Concentration(gini(mask.counts), entropy(mask.counts)),
+        control_concentration=result.Concentration(gini(control.counts), entropy(control.counts)),
         curve=_curve(mask, control),
         units=_listed(units, of_mask),
     )
 
 
-def _curve(mask: VersusChance, control: VersusChance) -> tuple[CurvePoint, ...]:
+def _curve(mask: VersusChance, control: VersusChance) -> tuple[result.CurvePoint, ...]:
     """Units of both in the order of selected / expected."""
     masks, controls = _by_ratio(mask), _by_ratio(control)
     num = min(len(masks), len(controls))
     return tuple(
-        CurvePoint(
+        result.CurvePoint(
             rank=rank + 1,
             num_selected=int(mask.counts[own]),
             expected=float(mask.chance.mean[own]),
@@ -341,7 +325,7 @@ def _ranks(num: int) -> NDArray[np.int64]:
     return np.unique(ranks.round().astype(np.int64))
 
 
-def _listed(units: FamilyUnits, of_mask: MaskUnits) -> tuple[Unit, ...]:
+def _listed(units: FamilyUnits, of_mask: MaskUnits) -> tuple[result.Unit, ...]:
     mask, control, matched = of_mask.mask, of_mask.control, of_mask.matched
     order = np.arange(len(units.elements))
     if len(order) > MOST_LISTED:
@@ -354,7 +338,7 @@ def _listed(units: FamilyUnits, of_mask: MaskUnits) -> tuple[Unit, ...]:
         return None if values is None or np.isnan(values[at]) else float(values[at])
 
     return tuple(
-        Unit(
+        result.Unit(
             layer=None if units.layers[at] < 0 else int(units.layers[at]),
             index=int(units.indices[at]),
             num_elements=int(units.elements[at]),
@@ -374,7 +358,7 @@ def _listed(units: FamilyUnits, of_mask: MaskUnits) -> tuple[Unit, ...]:
     )
 
 
-def shared_units(families: Iterable[FamilyUnits]) -> tuple[SharedUnits, ...]:
+def shared_units(families: Iterable[FamilyUnits]) -> tuple[result.SharedUnits, ...]:
     """Set each mask beside each other one, family by family."""
     return tuple(
         _shared(units.name, first, second, units.masks[first], units.masks[second])
@@ -383,14 +367,16 @@ def shared_units(families: Iterable[FamilyUnits]) -> tuple[SharedUnits, ...]:
     )
 
 
-def _shared(name: str, first: int, second: int, one: MaskUnits, other: MaskUnits) -> SharedUnits:
+def _shared(
+    name: str, first: int, second: int, one: MaskUnits, other: MaskUnits
+) -> result.SharedUnits:
     masks = one.mask, other.mask
     common = list(_common("tensor", *masks))
     matched_spearman = None
     if one.matched is not None and other.matched is not None:
         common += _common("magnitude", one.matched, other.matched)
         matched_spearman = _correlation(one.matched, other.matched)
-    return SharedUnits(
+    return result.SharedUnits(
         first=first,
         second=second,
         family=name,
@@ -412,27 +398,27 @@ def _correlation(one: VersusChance, other: VersusChance) -> float | None:
     return spearman(one.z[both], other.z[both]) if both.any() else None
 
 
-def _common(null: str, one: VersusChance, other: VersusChance) -> Iterator[Common]:
+def _common(null: str, one: VersusChance, other: VersusChance) -> Iterator[result.Common]:
     both = _both_vary(one, other)
     for direction, sign in (("up", 1), ("down", -1)):
         sets = [both & units.significant(sign) for units in (one, other)]
         sizes = [int(members.sum()) for members in sets]
         num_common = int((sets[0] & sets[1]).sum())
-        strata = Strata(*(np.array([count]) for count in (int(both.sum()), *sizes)))
-        yield Common(
+        strata = urn.Strata(*(np.array([count]) for count in (int(both.sum()), *sizes)))
+        yield result.Common(
             null=null,
             direction=direction,
             num_first=sizes[0],
             num_second=sizes[1],
             num_common=num_common,
             chance=strata.expected,
-            log10_p=tail(strata, num_common).log10_p,
+            log10_p=urn.tail(strata, num_common).log10_p,
         )
 
 
 def stripes_of(
     name: str, shape: tuple[int, ...], counts: PartCounts, num_masks: int
-) -> list[TensorStructure]:
+) -> list[result.TensorStructure]:
     """How far the rows and the columns of a matrix, or of a part of it, differ, for each mask.
 
     Args:
@@ -445,7 +431,7 @@ def stripes_of(
     rows = counts.units(Membership("", part.layer, "rows", 1, part.num_rows))
     columns = counts.units(Membership("", part.layer, "columns", 1, part.num_columns))
     return [
-        TensorStructure(
+        result.TensorStructure(
             name=part.name_in(name),
             layer=part.layer,
             kind=part.kind,
@@ -458,8 +444,8 @@ def stripes_of(
     ]
 
 
-def _axis(lines: MaskUnits) -> AxisStructure:
-    return AxisStructure(
+def _axis(lines: MaskUnits) -> result.AxisStructure:
+    return result.AxisStructure(
         num_lines=len(lines.mask.counts),
         dispersion=lines.mask.dispersion,
         spread=lines.mask.spread,

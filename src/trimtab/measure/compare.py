@@ -11,13 +11,7 @@ from typing import Any
 from trimtab.checkpoints.align import Aligned, Alignment, align
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.names import parts_of
-from trimtab.checkpoints.stream import (
-    Progress,
-    Reader,
-    Streamed,
-    overlaps,
-    stream,
-)
+from trimtab.checkpoints.stream import Progress, Reader, Streamed, overlaps, stream
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.elements.criteria import Criterion, parse_criterion, with_defaults
 from trimtab.elements.dtypes import Bits

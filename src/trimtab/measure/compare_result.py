@@ -18,13 +18,7 @@ from trimtab.elements.counts import ChangeCounts
 from trimtab.measure.geometry import Geometry
 from trimtab.measure.precision import Precision
 from trimtab.measure.rank import Rank
-from trimtab.results.by_tensor import (
-    by_kind,
-    by_layer,
-    by_layer_kind,
-    plain_layer_kinds,
-    plain_layers,
-)
+from trimtab.results import by_tensor
 from trimtab.results.records import CheckpointRecord, Tied
 from trimtab.results.result import Result
 from trimtab.results.schema import Count, Like, Provenance, to_plain
@@ -297,15 +291,15 @@ class Comparison(Result):
 
     def by_layer(self) -> dict[int | None, ChangeCounts]:
         """Counts by layer index, ascending; None for tensors outside the layers comes last."""
-        return by_layer(self.tensors, _counts)
+        return by_tensor.by_layer(self.tensors, _counts)
 
     def by_kind(self) -> dict[str, ChangeCounts]:
         """Counts by kind, in the order in which the kinds first appear."""
-        return by_kind(self.tensors, _counts)
+        return by_tensor.by_kind(self.tensors, _counts)
 
     def by_layer_kind(self) -> dict[tuple[int | None, str], ChangeCounts]:
         """Counts by layer and kind, ordered by layer."""
-        return by_layer_kind(self.tensors, _counts)
+        return by_tensor.by_layer_kind(self.tensors, _counts)
 
     def unweighted_mean_sparsity(
         self, criterion: str, tensors: Iterable[TensorChange] | None = None
@@ -326,13 +320,13 @@ class Comparison(Result):
         return self._plain_group(self.tensors)
 
     def _plain_layers(self) -> dict[str, Any]:
-        return plain_layers(by_layer(self.tensors, self._plain_group))
+        return by_tensor.plain_layers(by_tensor.by_layer(self.tensors, self._plain_group))
 
     def _plain_kinds(self) -> dict[str, Any]:
-        return by_kind(self.tensors, self._plain_group)
+        return by_tensor.by_kind(self.tensors, self._plain_group)
 
     def _plain_layers_and_kinds(self) -> list[dict[str, Any]]:
-        return plain_layer_kinds(by_layer_kind(self.tensors, self._plain_group))
+        return by_tensor.plain_layer_kinds(by_tensor.by_layer_kind(self.tensors, self._plain_group))
 
     def _plain_group(self, tensors: Sequence[TensorChange]) -> dict[str, Any]:
         counts = _counts(tensors)

@@ -36,13 +36,7 @@ from typing import Annotated, Any, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.elements.spectrum import (
-    PRINCIPAL_SHARE,
-    energy,
-    principal_directions,
-    principal_part,
-    singular_values,
-)
+from trimtab.elements import spectrum
 from trimtab.errors import AnalysisError
 from trimtab.measure.matrices import Matrix, MatrixAnalysis, Skipped, reason_to_skip
 from trimtab.results.schema import Amount, Count, Share
@@ -140,7 +134,7 @@ class GeometryAnalysis(MatrixAnalysis):
         AnalysisError: A share is not between 0 and 1.
     """
 
-    principal: float = PRINCIPAL_SHARE
+    principal: float = spectrum.PRINCIPAL_SHARE
     mask: float = 0.5
     max_rank: int = 4096
 
@@ -160,20 +154,20 @@ class GeometryAnalysis(MatrixAnalysis):
             "relative_update": None,
             "spectral_shift": None,
         }
-        base_energy, update_energy = energy(base), energy(update)
+        base_energy, update_energy = spectrum.energy(base), spectrum.energy(update)
         if base_energy > 0:
             # Below this, the noise of a Gram spectrum is small beside any shift worth stating.
             smallest = 1e-5 * sqrt(base_energy)
-            before = singular_values(base, smallest=smallest)
-            shift = singular_values(tuned, smallest=smallest) - before
+            before = spectrum.singular_values(base, smallest=smallest)
+            shift = spectrum.singular_values(tuned, smallest=smallest) - before
             row["relative_update"] = sqrt(update_energy / base_energy)
             row["spectral_shift"] = float(np.linalg.norm(shift) / np.linalg.norm(before))
         if base_energy > 0 and update_energy > 0:
-            left, right = principal_directions(base, ceil(self.principal * size))
+            left, right = spectrum.principal_directions(base, ceil(self.principal * size))
             row["k"] = left.shape[1]
             row |= _energy_shares(update, update_energy, left, right)
             row["low_magnitude_mask"] = self._mask_share(np.abs(base), changed)
-            projection = principal_part(base, right)
+            projection = spectrum.principal_part(base, right)
             row["principal_mask"] = self._mask_share(-np.abs(projection, out=projection), changed)
         return row
 
@@ -228,9 +222,9 @@ def _energy_shares(
     kept_right = update @ right.astype(update.dtype)
     kept_both = kept_left @ right.astype(update.dtype)
     return {
-        "energy_left": _share(energy(kept_left) / total, k / rows),
-        "energy_right": _share(energy(kept_right) / total, k / columns),
-        "energy_both": _share(energy(kept_both) / total, k**2 / (rows * columns)),
+        "energy_left": _share(spectrum.energy(kept_left) / total, k / rows),
+        "energy_right": _share(spectrum.energy(kept_right) / total, k / columns),
+        "energy_both": _share(spectrum.energy(kept_both) / total, k**2 / (rows * columns)),
     }
 
 

@@ -17,17 +17,7 @@ from zlib import crc32
 
 import numpy as np
 
-from trimtab.elements.spectrum import (
-    ENERGY,
-    FIGURES,
-    RANK_ATOL,
-    energy,
-    estimated_ranks,
-    exact_ranks,
-    lanczos_quadrature,
-    rank_tolerance,
-    singular_values,
-)
+from trimtab.elements import spectrum
 from trimtab.measure.matrices import Matrix, MatrixAnalysis, Skipped, reason_to_skip
 from trimtab.results.schema import Amount, Count
 
@@ -129,18 +119,20 @@ class RankAnalysis(MatrixAnalysis):
         }
 
     def _ranks(self, matrix: Matrix, rng: np.random.Generator) -> dict[str, dict[str, float]]:
-        size, norm = min(matrix.shape), sqrt(energy(matrix))
+        size, norm = min(matrix.shape), sqrt(spectrum.energy(matrix))
         if norm == 0:
-            ranks = dict.fromkeys(FIGURES, (0.0, 0.0))
+            ranks = dict.fromkeys(spectrum.FIGURES, (0.0, 0.0))
         elif size <= self.exact_up_to:
             # σ1 is at least the root mean square of all singular values.
-            smallest = min(RANK_ATOL, rank_tolerance(matrix.shape, norm / sqrt(size)))
-            values = singular_values(matrix, smallest=smallest)
-            exact = exact_ranks(values, matrix.shape)
+            smallest = min(
+                spectrum.RANK_ATOL, spectrum.rank_tolerance(matrix.shape, norm / sqrt(size))
+            )
+            values = spectrum.singular_values(matrix, smallest=smallest)
+            exact = spectrum.exact_ranks(values, matrix.shape)
             ranks = {figure: (value, 0.0) for figure, value in exact.items()}
         else:
-            quadrature = lanczos_quadrature(matrix, probes=PROBES, steps=STEPS, rng=rng)
-            ranks = estimated_ranks(quadrature, matrix.shape)
+            quadrature = spectrum.lanczos_quadrature(matrix, probes=PROBES, steps=STEPS, rng=rng)
+            ranks = spectrum.estimated_ranks(quadrature, matrix.shape)
         return {
             figure: {"value": value, "fraction": value / size, "error": error}
             for figure, (value, error) in ranks.items()
@@ -158,8 +150,8 @@ class RankAnalysis(MatrixAnalysis):
         return {
             "tolerance": {
                 "matrix_rank": "max(m, n) * 2**-23 * largest singular value",
-                "rank_atol=1e-06": RANK_ATOL,
-                "energy_rank": ENERGY,
+                "rank_atol=1e-06": spectrum.RANK_ATOL,
+                "energy_rank": spectrum.ENERGY,
             },
             "method": {
                 "exact_up_to": self.exact_up_to,
@@ -171,7 +163,7 @@ class RankAnalysis(MatrixAnalysis):
             "num_matrices": len(rows),
             "num_zero_updates": sum(row["update"]["stable_rank"]["value"] == 0 for row in rows),
             "skipped": list(self._skipped),
-            "summary": {figure: _summary(figure, rows) for figure in FIGURES},
+            "summary": {figure: _summary(figure, rows) for figure in spectrum.FIGURES},
             "by_tensor": dict(self._by_tensor),
         }
 
