@@ -207,10 +207,24 @@ def dtypes() -> None:
 
 
 def error_tree() -> None:
-    """The tree of error classes, from the module that defines them."""
-    _, _, rest = (errors.__doc__ or "").partition("::\n")
-    tree, _, _ = rest.strip("\n").partition("\n\n")
-    print(f"```text\n{textwrap.dedent(tree)}\n```")
+    """The classes of errors, by inheritance, each with the built-in that it refines."""
+    print("```text")
+    print(*_error_lines(errors.TrimtabError), sep="\n")
+    print("```")
+
+
+def _error_lines(kind: type[Exception], before: str = "", after: str = "") -> list[str]:
+    builtin = [base.__name__ for base in kind.__bases__ if base.__module__ == "builtins"]
+    name = before + kind.__name__ + (f" ({builtin[0]})" if builtin and before else "")
+    first = (kind.__doc__ or "").partition("\n")[0].rstrip(".")
+    lines = [f"{name:<52}{first}"]
+    children = [child for child in kind.__subclasses__() if child.__module__ == errors.__name__]
+    for child in children:
+        is_last = child is children[-1]
+        lines += _error_lines(
+            child, after + ("└── " if is_last else "├── "), after + ("    " if is_last else "│   ")
+        )
+    return lines
 
 
 @cache

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import trimtab
-from trimtab.checkpoints.hub import MADE_BY
+from trimtab.checkpoints.folder import MADE_BY
 from trimtab.cli import main
 from trimtab.errors import CheckpointNotFoundError, OutputExistsError
 from trimtab.example import EXAMPLE, example_checkpoints, write_example

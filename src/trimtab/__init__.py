@@ -1,8 +1,8 @@
 """Measure, mask, train and ship the small part of a model's weights that RL fine-tuning moves.
 
-What a user needs is `trimtab.X`, or `trimtab.training.X` for what trains and needs the train extra;
-anything deeper is private. A name is imported when it is first used: `import trimtab` loads no
-NumPy, no torch, no compiled kernels and no hub client.
+The public API is `trimtab.X`, and `trimtab.training.X` for what trains and needs the train extra;
+anything deeper is private. Names are imported on first use: `import trimtab` loads no NumPy, no
+torch, no compiled kernels and no hub client.
 """
 
 from __future__ import annotations
@@ -68,65 +68,48 @@ if TYPE_CHECKING:
     from trimtab.measure.trajectory_result import Trajectory as Trajectory
     from trimtab.report import load_result as load_result
 
-_MODULES = {
-    "absorption_mask": "trimtab.masks.makers.absorption",
-    "absorption_scores": "trimtab.masks.makers.absorption",
-    "ArrayScores": "trimtab.masks.selection.scores",
-    "BaseTensor": "trimtab.masks.header",
-    "ChangeCounts": "trimtab.elements.counts",
-    "Checkpoint": "trimtab.checkpoints.checkpoint",
-    "combine": "trimtab.masks.algebra",
-    "compare": "trimtab.measure.compare",
-    "Comparison": "trimtab.measure.compare_result",
-    "complement": "trimtab.masks.algebra",
-    "consensus": "trimtab.masks.makers.counts",
-    "Criterion": "trimtab.elements.criteria",
-    "DerivedMask": "trimtab.masks.algebra",
-    "extract_mask": "trimtab.masks.extract",
-    "high_magnitude_scores": "trimtab.masks.makers.weight_scores",
-    "Identity": "trimtab.masks.identity",
-    "identity": "trimtab.masks.identity",
-    "InputNorms": "trimtab.masks.wanda",
-    "load_result": "trimtab.report",
-    "low_magnitude_scores": "trimtab.masks.makers.weight_scores",
-    "Mask": "trimtab.masks.mask",
-    "open_checkpoint": "trimtab.checkpoints.checkpoint",
-    "open_mask": "trimtab.masks.on_disk",
-    "Overlap": "trimtab.masks.overlap_result",
-    "overlap": "trimtab.masks.overlap",
-    "parse_criterion": "trimtab.elements.criteria",
-    "PrecisionProbe": "trimtab.measure.precision",
-    "PredictionScore": "trimtab.masks.prediction",
-    "PrincipalScores": "trimtab.masks.makers.principal",
-    "prune": "trimtab.masks.pruning",
-    "Pruning": "trimtab.masks.pruning",
-    "Quotas": "trimtab.masks.selection.quotas",
-    "random_matched": "trimtab.masks.selection.quotas",
-    "read_steps": "trimtab.measure.tracked",
-    "read_tracked": "trimtab.measure.tracked",
-    "restrict": "trimtab.masks.algebra",
-    "safe_scores": "trimtab.masks.makers.principal",
-    "score_prediction": "trimtab.masks.prediction",
-    "ScoreFile": "trimtab.masks.selection.scores",
-    "Scores": "trimtab.masks.selection.scores",
-    "select": "trimtab.masks.selection.top_k",
-    "share": "trimtab.masks.split",
-    "Shared": "trimtab.masks.overlap_chance",
-    "Split": "trimtab.masks.split",
-    "StoredMask": "trimtab.masks.on_disk",
-    "StoredTensor": "trimtab.checkpoints.tensors",
-    "Structure": "trimtab.masks.structure_result",
-    "structure": "trimtab.masks.structure",
-    "survivors": "trimtab.masks.pruning",
-    "Trajectory": "trimtab.measure.trajectory_result",
-    "trajectory": "trimtab.measure.trajectory",
-    "transfer": "trimtab.masks.transfer",
-    "TrimtabError": "trimtab.errors",
-    "write_scores": "trimtab.masks.selection.scores",
+_NAMES = {
+    "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
+    "checkpoints.tensors": ("StoredTensor",),
+    "elements.counts": ("ChangeCounts",),
+    "elements.criteria": ("Criterion", "parse_criterion"),
+    "errors": ("TrimtabError",),
+    "masks.algebra": ("combine", "complement", "DerivedMask", "restrict"),
+    "masks.extract": ("extract_mask",),
+    "masks.header": ("BaseTensor",),
+    "masks.identity": ("Identity", "identity"),
+    "masks.makers.absorption": ("absorption_mask", "absorption_scores"),
+    "masks.makers.counts": ("consensus",),
+    "masks.makers.principal": ("PrincipalScores", "safe_scores"),
+    "masks.makers.weight_scores": ("high_magnitude_scores", "low_magnitude_scores"),
+    "masks.mask": ("Mask",),
+    "masks.on_disk": ("open_mask", "StoredMask"),
+    "masks.overlap": ("overlap",),
+    "masks.overlap_chance": ("Shared",),
+    "masks.overlap_result": ("Overlap",),
+    "masks.prediction": ("PredictionScore", "score_prediction"),
+    "masks.pruning": ("prune", "Pruning", "survivors"),
+    "masks.selection.quotas": ("Quotas", "random_matched"),
+    "masks.selection.scores": ("ArrayScores", "ScoreFile", "Scores", "write_scores"),
+    "masks.selection.top_k": ("select",),
+    "masks.split": ("share", "Split"),
+    "masks.structure": ("structure",),
+    "masks.structure_result": ("Structure",),
+    "masks.transfer": ("transfer",),
+    "masks.wanda": ("InputNorms",),
+    "measure.compare": ("compare",),
+    "measure.compare_result": ("Comparison",),
+    "measure.precision": ("PrecisionProbe",),
+    "measure.tracked": ("read_steps", "read_tracked"),
+    "measure.trajectory": ("trajectory",),
+    "measure.trajectory_result": ("Trajectory",),
+    "report": ("load_result",),
 }
-"""Public name -> the module that has it."""
+"""Module, below `trimtab`, -> the public names that it defines."""
 
-__all__ = list(_MODULES)
+_MODULES = {name: f"trimtab.{module}" for module, names in _NAMES.items() for name in names}
+
+__all__ = sorted(_MODULES, key=str.lower)
 
 if not TYPE_CHECKING:
     __getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -1,25 +1,4 @@
-"""Every error that trimtab raises on purpose.
-
-Each class also derives from the built-in that it refines, so callers can catch either::
-
-    TrimtabError
-    ├── CheckpointError (ValueError)         not a checkpoint that can be read
-    │   └── CheckpointNotFoundError (FileNotFoundError)
-    │                                        no such path, hub id or revision, or no network
-    ├── TensorMismatchError (ValueError)     base and tuned tensors do not fit each other
-    ├── MaskError (ValueError)               not a mask, or a mask that cannot be used
-    │   └── MaskMismatchError                a mask of another model, or of other weights
-    ├── DeltaError (ValueError)              not a delta, or a delta that cannot be used
-    ├── CriterionError (ValueError)          a "changed" criterion that cannot be understood
-    ├── AnalysisError (ValueError)           settings of an analysis that cannot be used
-    ├── ResultFormatError (ValueError)       a saved result of another format or version
-    ├── SettingsError (ValueError)           settings of a training run that cannot be used
-    ├── OptimizerError (RuntimeError)        an optimizer that cannot train what it was given
-    ├── OutputExistsError (FileExistsError)  an output file is in the way, without --force
-    ├── WriteError (OSError)                 an output file for which there is no room
-    └── MissingExtraError (ImportError)      an optional part is not installed
-
-`CheckpointWarning` is no error: a checkpoint was read, and might not be the one that was meant.
+"""Every error that trimtab raises on purpose; each also derives from the built-in that it refines.
 
 A message names the tensor, file or key, what was expected, what was found, and what to do. All
 problems of one run are collected and raised once.
@@ -34,32 +13,13 @@ from typing import ParamSpec, TypeVar
 Given = ParamSpec("Given")
 Returned = TypeVar("Returned")
 
-__all__ = [
-    "AnalysisError",
-    "CheckpointError",
-    "CheckpointNotFoundError",
-    "CheckpointWarning",
-    "CriterionError",
-    "DeltaError",
-    "MaskError",
-    "MaskMismatchError",
-    "MissingExtraError",
-    "OptimizerError",
-    "OutputExistsError",
-    "ResultFormatError",
-    "SettingsError",
-    "TensorMismatchError",
-    "TrimtabError",
-    "WriteError",
-]
-
 
 class TrimtabError(Exception):
     """Base of all errors that trimtab raises on purpose."""
 
 
 class CheckpointWarning(UserWarning):
-    """A folder offers several sets of weights, or integers instead; says what was read."""
+    """A checkpoint was read, and may not be the one that was meant; says what was read."""
 
 
 class CheckpointError(TrimtabError, ValueError):
@@ -75,7 +35,7 @@ class TensorMismatchError(TrimtabError, ValueError):
 
 
 class MaskError(TrimtabError, ValueError):
-    """A file or arrays that are no mask, or a mask that cannot be used."""
+    """A file or arrays that are not a mask, or a mask that cannot be used."""
 
 
 class MaskMismatchError(MaskError):
@@ -83,7 +43,7 @@ class MaskMismatchError(MaskError):
 
 
 class DeltaError(TrimtabError, ValueError):
-    """A file or folder that is no delta, or a delta that cannot be applied to this base."""
+    """A file or folder that is not a delta, or a delta that cannot be applied to this base."""
 
 
 class CriterionError(TrimtabError, ValueError):
@@ -91,7 +51,7 @@ class CriterionError(TrimtabError, ValueError):
 
 
 class AnalysisError(TrimtabError, ValueError):
-    """An optional analysis was asked for with settings that cannot be used."""
+    """Settings of an analysis that cannot be used."""
 
 
 class ResultFormatError(TrimtabError, ValueError):
@@ -107,11 +67,11 @@ class OptimizerError(TrimtabError, RuntimeError):
 
 
 class OutputExistsError(TrimtabError, FileExistsError):
-    """An output file exists already and overwriting was not asked for."""
+    """An output file exists already, and `force` (--force) was not set."""
 
 
 class WriteError(TrimtabError, OSError):
-    """An output file cannot be written for want of room: a full disk, a quota, a limit."""
+    """An output file for which there is no room: a full disk, a quota, a limit."""
 
 
 class MissingExtraError(TrimtabError, ImportError):
@@ -132,13 +92,13 @@ class Problems:
 
         Args:
             error: The error.
-            context: What it is an error of, for the message: `cell sft`; or nothing.
+            context: What the error belongs to, for the message: `cell sft`; or nothing.
         """
         self._errors.setdefault(str(error), (error, []))[1].append(context)
 
     @contextmanager
     def collect(self, context: str = "") -> Iterator[None]:
-        """Collect the error that the block raises, if it does."""
+        """Collect the error that the block raises, if any."""
         try:
             yield
         except TrimtabError as error:
@@ -147,19 +107,20 @@ class Problems:
     def result(
         self, function: Callable[Given, Returned], *args: Given.args, **kwargs: Given.kwargs
     ) -> Returned | None:
-        """What a function returns; None if it fails."""
+        """Return the result of a function, or None if it fails."""
         with self.collect():
             return function(*args, **kwargs)
         return None
 
     def raise_all(self, where: str = "") -> None:
-        """Raise what was collected, if anything.
+        """Raise the collected errors, if there are any.
 
         Args:
-            where: What precedes several errors, or one with a place: `run.toml: `, or nothing.
+            where: Prefix of a message with several errors, or with a context: `run.toml: `, or
+                nothing.
 
         Raises:
-            TrimtabError: The only error, of its own class; or a `SettingsError` with all of them.
+            TrimtabError: The only error, of its own class; or a `SettingsError` that lists all.
         """
         if not self._errors:
             return

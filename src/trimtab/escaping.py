@@ -1,8 +1,8 @@
-"""Text for a terminal: characters that would steer it, or turn words around, are escaped.
+"""Escape characters in text for a terminal that would control it or reorder words.
 
-Names come from files of strangers. An escape sequence in one could clear the screen, retitle the
+Names come from untrusted files: an escape sequence in one could clear the screen, retitle the
 window or forge a line; a bidi override shows a name backwards. The escapes are those of JSON, so
-that escaped JSON is the same JSON.
+escaped JSON is the same JSON.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _OWN_STYLES = re.compile(r"(\x1b\[(?:0|1|2|33|1;33)m)")
 """Bold, dim and yellow, as the tables use them, and back to normal."""
 
 _BARS = re.compile(r"(\r|\x1b\[(?:[\d;]*[mAK]|\?25[hl]))")
-"""What rich draws progress bars with: to the start of the line, colours, up, erase, the cursor."""
+"""Sequences of rich's progress bars: carriage return, colours, cursor up, erase, show cursor."""
 
 
 def escaped(text: str, *, keep: str = "") -> str:
-    r"""A text with `\u001b` in place of characters that are not for reading.
+    r"""Replace unprintable characters of a text by `\u001b` and the like.
 
     Args:
         text: Any text.
@@ -39,7 +39,7 @@ def escaped(text: str, *, keep: str = "") -> str:
 
 
 def _escape(character: str) -> str:
-    """As JSON escapes it: beyond the first 65,536 characters as a pair of surrogates."""
+    """The JSON escape; characters beyond the first 65,536 become a pair of surrogates."""
     units = character.encode("utf-16-be", "surrogatepass")
     return "".join(
         f"\\u{int.from_bytes(units[index : index + 2]):04x}" for index in range(0, len(units), 2)
@@ -47,28 +47,29 @@ def _escape(character: str) -> str:
 
 
 class GuardedStream:
-    """stdout or stderr, through which everything is printed.
+    """Wraps stdout or stderr, through which everything is printed.
 
-    Lines, tabs and the styles of our own tables pass; so does what a progress bar of another
-    library begins a write with. What the encoding of the stream lacks is escaped, too.
+    Lines, tabs and the styles of our own tables pass unchanged, as does what a progress bar of
+    another
+    library writes first. Characters that the encoding of the stream lacks are escaped too.
     """
 
     def __init__(self, stream: TextIO, *, draws_bars: bool = False) -> None:
         """Guard a stream.
 
         Args:
-            stream: Where the text goes.
-            draws_bars: Whether progress bars are drawn on it, of texts that were escaped.
+            stream: The stream to write to.
+            draws_bars: Whether progress bars are drawn on it, whose texts are escaped already.
         """
         self._stream = stream
         self._allowed = _BARS if draws_bars else _OWN_STYLES
         if not draws_bars:
-            # Where rich looks for the stream under one that somebody put in its place.
+            # rich looks here for the stream beneath a replacement.
             self.rich_proxied_file = GuardedStream(stream, draws_bars=True)
 
     def write(self, text: str) -> int:
-        """Write a text, escaped."""
-        start = re.match(r"\r?(?:\x1b\[A)*", text)  # of tqdm: begin the line again, go up
+        """Write escaped text."""
+        start = re.match(r"\r?(?:\x1b\[A)*", text)  # written first by tqdm
         done = start[0] if start is not None else ""
         parts = self._allowed.split(text[len(done) :])
         safe = [
@@ -90,34 +91,34 @@ class GuardedStream:
         return text
 
     def writelines(self, lines: list[str]) -> None:
-        """Write texts, escaped."""
+        """Write escaped lines."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the wrapped stream."""
         self._stream.flush()
 
     def isatty(self) -> bool:
-        """Whether people read it."""
+        """Whether the wrapped stream is a terminal."""
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """Of the file under it."""
+        """File descriptor of the wrapped stream."""
         return self._stream.fileno()
 
     def writable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     @property
     def encoding(self) -> str:
-        """Of the stream under it."""
+        """Encoding of the wrapped stream."""
         return self._stream.encoding
 
     @property
     def errors(self) -> str | None:
-        """How the stream under it treats what it cannot encode, which does not come to it."""
+        """Error handling of the wrapped stream; nothing that it cannot encode reaches it."""
         return self._stream.errors
 
     @property

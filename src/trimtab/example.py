@@ -1,6 +1,6 @@
-"""Tiny made-up checkpoints to try the commands on, alike on every machine; no torch is needed.
+"""Tiny synthetic checkpoints to try the commands on, identical on every machine, without torch.
 
-All pages of the documentation show what the commands print of these.
+The pages of the documentation show what the commands print for them.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ Values: TypeAlias = dict[str, NDArray[np.float64]]
 def write_example(folder: str | os.PathLike[str] = ".") -> list[Path]:
     """Write the example's checkpoints into a folder.
 
-    What is there already as it would be written is left alone, so an interrupted call can be
+    Checkpoints that exist with the right content are left alone, so an interrupted call can be
     repeated.
 
     Args:
-        folder: Where; made if it is missing.
+        folder: The folder; created if it is missing.
 
     Returns:
         The checkpoint folders that were written.
@@ -125,7 +125,7 @@ def _base() -> Values:
 
 
 def _normal(like: Values, seed: int) -> Values:
-    """Normal numbers in the same shapes, from raw output of PCG64, which no NumPy changes."""
+    """Normal numbers of the same shapes, from raw PCG64 output, which is stable across NumPys."""
     source = np.random.PCG64(seed)
     result = {}
     for name, array in like.items():

@@ -29,15 +29,12 @@ def require(module: str, install: str) -> Any:
 def lazy_names(
     package: str, modules: Mapping[str, str], install: str | None = None
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package whose names are imported when they are first used.
+    """`__getattr__` and `__dir__` of a package whose names are imported on first use (PEP 562).
 
     Args:
         package: The package.
-        modules: Each of its lazy names -> the module that has it.
+        modules: Lazy name -> the module that defines it.
         install: The command that installs what these modules need.
-
-    Returns:
-        The two functions (PEP 562).
     """
 
     def get(name: str) -> Any:

@@ -1,8 +1,7 @@
-"""Read a file that anybody may have written: a regular file, whole, up to a limit.
+"""Read an untrusted file: it must be a regular file, and is read whole, up to a limit.
 
-What opens a file for its text comes through here, so that a pipe does not hang, a device or a
-sparse file of gigabytes does not fill the memory, and each of them is answered with a sentence.
-Weights and masks are streamed (`checkpoints.tensors.DataFile`), which opens them through
+A pipe cannot hang the reader, nor a device or a sparse file fill the memory: each is refused with a
+message. Weights and masks are streamed (`checkpoints.tensors.DataFile`) and opened by
 `open_regular`.
 """
 
@@ -42,7 +41,7 @@ _KINDS = {
 
 
 def identity_of(status: os.stat_result) -> tuple[int, ...]:
-    """What is another if a file is replaced or written to: device, inode, size and time."""
+    """Device, inode, size and time: these differ once a file is replaced or written to."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -52,10 +51,10 @@ def open_regular(path: AnyPath, error: ErrorClass, *, where: str = "") -> io.Fil
     Args:
         path: The file.
         error: Class of the error.
-        where: What precedes the path in messages: `text: `, or nothing.
+        where: Prefix of the path in messages: `text: `, or nothing.
 
     Raises:
-        TrimtabError: Of the class `error`: there is no such file, or it is none to read.
+        TrimtabError: Of the class `error`: the file does not exist or cannot be read.
     """
     try:
         number = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -74,7 +73,7 @@ def open_regular(path: AnyPath, error: ErrorClass, *, where: str = "") -> io.Fil
 def check_regular(
     status: os.stat_result, path: AnyPath, error: ErrorClass, *, where: str = ""
 ) -> None:
-    """Refuse what is a pipe, device, socket or folder.
+    """Refuse pipes, devices, sockets and folders.
 
     Raises:
         TrimtabError: Of the class `error`.
@@ -86,7 +85,7 @@ def check_regular(
 
 
 def read_bytes(path: AnyPath, error: ErrorClass, *, limit: int, where: str = "") -> bytes:
-    """The content of a regular file.
+    """Read a regular file.
 
     Raises:
         TrimtabError: Of the class `error`: it cannot be read, or is longer than `limit`.
@@ -108,10 +107,10 @@ def read_bytes(path: AnyPath, error: ErrorClass, *, limit: int, where: str = "")
 
 
 def read_text(path: AnyPath, error: ErrorClass, *, limit: int, where: str = "") -> str:
-    """The text of a regular file in UTF-8.
+    """Read a regular file as UTF-8.
 
     Raises:
-        TrimtabError: Of the class `error`: it cannot be read, or is no such text.
+        TrimtabError: Of the class `error`: it cannot be read, or is not UTF-8.
     """
     try:
         return read_bytes(path, error, limit=limit, where=where).decode("utf-8")
@@ -128,18 +127,18 @@ def read_json(
     where: str = "",
     expected: str = "",
 ) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Args:
         path: The file.
         error: Class of the error.
-        limit: Most bytes that are read.
+        limit: Maximum number of bytes.
         strict: As in `parse_json`.
-        where: What precedes the path in messages.
+        where: Prefix of the path in messages.
         expected: What the file should have been, in words.
 
     Raises:
-        TrimtabError: Of the class `error`: it cannot be read, or is no JSON.
+        TrimtabError: Of the class `error`: it cannot be read, or is not JSON.
     """
     text = read_text(path, error, limit=limit, where=where)
     try:
@@ -150,10 +149,10 @@ def read_json(
 
 
 def read_toml(path: AnyPath, error: ErrorClass) -> dict[str, Any]:
-    """What a TOML file holds.
+    """Read a TOML file.
 
     Raises:
-        TrimtabError: Of the class `error`: it cannot be read, or is no TOML.
+        TrimtabError: Of the class `error`: it cannot be read, or is not TOML.
     """
     text = read_text(path, error, limit=MAX_CONFIG_BYTES)
     try:
@@ -165,15 +164,16 @@ def read_toml(path: AnyPath, error: ErrorClass) -> dict[str, Any]:
 
 
 def parse_json(text: str | bytes, *, strict: bool) -> Any:
-    """Read JSON.
+    """Parse JSON.
 
     Args:
-        text: The JSON, bytes in UTF-8.
-        strict: Refuse what readers take differently: a key that is there twice, and NaN and
-            infinities, which are no JSON. Configurations from the Hub have both.
+        text: The JSON; bytes are UTF-8.
+        strict: Refuse what parsers treat differently: duplicate keys, and NaN and infinities, which
+            are
+            not JSON. Configurations from the Hub contain both.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not JSON.
     """
     text = text.decode("utf-8") if isinstance(text, bytes) else text
     try:

@@ -1,12 +1,9 @@
-"""Write an output file, or a folder of them, whole or not at all.
+"""Write an output file or folder whole or not at all.
 
-The content goes to a draft beside the target, which then takes the target's name in one step: a
-reader never sees half a file, and an interrupted write leaves the old one as it was. A writer holds
-a lock on its draft. What a killed writer left behind has none, and goes when the same output is
-written again.
-
-A link is followed: the file that it leads to is written. What cannot be replaced without harm (a
-terminal, `/dev/null`, a pipe) is written to; a disk is refused.
+The content goes to a draft in the same folder, which is renamed to the target at the end: a reader
+never sees half a file, and an interrupted write leaves the old one unchanged. A writer locks its
+draft; drafts without a lock, left by killed writers, are removed when the same output is written
+again. Links are followed. Terminals, `/dev/null` and pipes are written to; disks are refused.
 """
 
 from __future__ import annotations
@@ -27,32 +24,32 @@ from typing import Any, BinaryIO, cast
 
 from trimtab.errors import OutputExistsError, TrimtabError, WriteError
 
-if sys.platform == "win32":  # no locks: what a killed writer left stays
+if sys.platform == "win32":  # no locks: drafts of killed writers stay
     fcntl: Any = None
 else:
     import fcntl
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""How a system says that a file cannot grow."""
+"""Error numbers of a file that cannot grow."""
 
 TORCH_FAILED = re.compile("inline_container.*(unexpected pos|failed writing)|iostream error")
-"""How torch says that a file write failed."""
+"""Messages of torch for a failed write."""
 
 OPEN_FILE = re.compile(r"/dev/(?:std(?P<name>out|err)|fd/(?P<number>\d+))|/proc/self/fd/(\d+)")
-"""Paths that name what this process has open already."""
+"""Paths of files that this process has open already."""
 
 STANDARD = {"out": 1, "err": 2}
 
 
 def ensure_free(path: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Check that an output may be written, before the work whose result it would hold.
+    """Check that an output may be written, before the work that produces it.
 
     Args:
         path: The file to be written.
         force: Whether an existing file may be replaced; a folder never is.
 
     Raises:
-        OutputExistsError: Something is in the way.
+        OutputExistsError: The path exists.
     """
     if is_stream(path):
         return
@@ -66,7 +63,7 @@ def ensure_free(path: str | os.PathLike[str], *, force: bool = False) -> None:
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is one to write to and not to replace: `/dev/stdout`, `/dev/null`, a pipe."""
+    """Whether a path is written to rather than replaced: `/dev/stdout`, `/dev/null`, a pipe."""
     if OPEN_FILE.fullmatch(os.fspath(path)):
         return True
     try:
@@ -77,10 +74,10 @@ def is_stream(path: str | os.PathLike[str]) -> bool:
 
 
 def ensure_distinct(outputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
-    """Check that no two outputs of a command are one file, by whatever names.
+    """Check that no two outputs of a command are the same file under different names.
 
     Args:
-        outputs: What each is called -> where it goes; None is not written.
+        outputs: Name of each output -> its path; None is not written.
 
     Raises:
         OutputExistsError: One of them would replace another.
@@ -96,12 +93,12 @@ def ensure_distinct(outputs: Mapping[str, str | os.PathLike[str] | None]) -> Non
 
 
 def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
-    """Whether two paths lead to one file, be it there yet or not."""
+    """Whether two paths lead to one file, which need not exist yet."""
     return bool(_file_of(path) == _file_of(other))
 
 
 def _file_of(path: str | os.PathLike[str]) -> Any:
-    """What is the same for two paths of one file, be it there yet or not."""
+    """A key that two paths of one file share, whether or not it exists yet."""
     real = Path(os.path.realpath(path))
     for at, rest in ((real, ""), (real.parent, real.name)):
         with suppress(OSError):
@@ -114,7 +111,8 @@ def _file_of(path: str | os.PathLike[str]) -> Any:
 def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[BinaryIO]:
     """Yield a file to write to, which takes its name when the block succeeds.
 
-    Missing parent folders are made. Where the path is a stream, what was written goes to it then.
+    Missing parent folders are created. If the path is a stream, the content is copied to it at the
+    end.
 
     Args:
         path: The file to write.
@@ -146,8 +144,9 @@ def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) 
 
     Args:
         path: The file to write.
-        text: Its content. Characters that UTF-8 cannot hold (from file names that are not text)
-            are written as escapes.
+        text: Its content. Characters that UTF-8 cannot encode (from file names that are not text)
+            are
+            written as escapes.
         force: Replace an existing file.
 
     Raises:
@@ -162,13 +161,14 @@ def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) 
 def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield an empty folder to fill, which takes its name when the block succeeds.
 
-    Missing parent folders are made. A folder that exists is never replaced: it may hold anything.
+    Missing parent folders are created. An existing folder is never replaced: it may contain
+    anything.
 
     Args:
-        path: The folder to make.
+        path: The folder to create.
 
     Raises:
-        OutputExistsError: Something is in the way.
+        OutputExistsError: The path exists.
         WriteError: There is no room for it.
     """
     target = Path(path)
@@ -180,10 +180,10 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def ensure_no_folder(path: str | os.PathLike[str]) -> None:
-    """Check that a folder may be made, before the work whose result it would hold.
+    """Check that a folder may be created, before the work that fills it.
 
     Raises:
-        OutputExistsError: Something is in the way.
+        OutputExistsError: The path exists.
     """
     if os.path.lexists(path):
         raise OutputExistsError(
@@ -192,7 +192,7 @@ def ensure_no_folder(path: str | os.PathLike[str]) -> None:
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted name -> value, of every entry that is no table; empty tables have none."""
+    """Flatten nested tables to dotted name -> value; empty tables are dropped."""
     entries: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -210,13 +210,13 @@ def ensure_same_settings(
     cure: str,
     error: type[TrimtabError] = OutputExistsError,
 ) -> None:
-    """Check that what an output holds already was made with the settings of now.
+    """Check that an existing output was made with the current settings.
 
     Args:
         previous: The settings that it was made with, as plain data; anything, if it was altered.
-        wanted: Those of now.
-        holds: What holds what: `OUT holds an unfinished run`.
-        cure: What to do, if they differ.
+        wanted: The current settings.
+        holds: Start of the message: `OUT holds an unfinished run`.
+        cure: What to do if they differ.
         error: Class of the error.
 
     Raises:
@@ -233,12 +233,12 @@ def ensure_same_settings(
 
 
 def append(path: str | os.PathLike[str], content: bytes, *, syncs: bool = False) -> None:
-    """Write at the end of a file, all or nothing.
+    """Append to a file, all or nothing.
 
     Args:
         path: The file.
-        content: What to add.
-        syncs: Return only when it is on disk.
+        content: The bytes to append.
+        syncs: Return only when they are on disk.
 
     Raises:
         WriteError: There is no room.
@@ -257,14 +257,14 @@ def append(path: str | os.PathLike[str], content: bytes, *, syncs: bool = False)
 
 @contextmanager
 def explain_no_room(path: str | os.PathLike[str], cure: str = "make room") -> Iterator[None]:
-    """Name the file where there is no room for it, whatever library finds that out.
+    """Turn the error of a full disk, of whatever library, into one that names the file.
 
     Args:
-        path: What is being written.
+        path: The file that is being written.
         cure: What to do.
 
     Raises:
-        WriteError: The block failed for want of room.
+        WriteError: The block failed because there was no room.
     """
     try:
         yield
@@ -275,10 +275,10 @@ def explain_no_room(path: str | os.PathLike[str], cure: str = "make room") -> It
 
 
 def _no_room(error: BaseException) -> str | None:
-    """How a system said that there is no room, if that is what an error comes from."""
+    """The reason of an error that comes from a full disk, a quota or a limit; else None."""
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return os.strerror(error.errno).lower()
-    # safetensors passes on what Rust says, torch only that a file write failed.
+    # safetensors passes on the message of Rust; torch says only that a write failed.
     if (match := re.search(r"\(os error (\d+)\)", str(error))) and int(match[1]) in NO_ROOM:
         return os.strerror(int(match[1])).lower()
     if isinstance(error, RuntimeError) and TORCH_FAILED.search(str(error)):
@@ -289,14 +289,14 @@ def _no_room(error: BaseException) -> str | None:
 
 @contextmanager
 def lock(path: Path, *, wait: Callable[[], bool] = lambda: False) -> Iterator[bool]:
-    """Hold a lock file while the block runs; it goes with the lock.
+    """Hold a lock file while the block runs, and remove it afterwards.
 
-    A process that ends in any way lets go of what it holds. Where a file system has no locks,
-    everybody is given one.
+    A process that ends in any way releases its locks. On a file system without locks, every process
+    gets one.
 
     Args:
         path: The file.
-        wait: Asked, while another process holds it, whether to go on waiting.
+        wait: Called while another process holds it; returns whether to keep waiting.
 
     Yields:
         Whether it is held.
@@ -312,7 +312,7 @@ def lock(path: Path, *, wait: Callable[[], bool] = lambda: False) -> Iterator[bo
                     finally:
                         path.unlink(missing_ok=True)
                     return
-                continue  # its holder has just removed it
+                continue  # its holder has just removed the file
         finally:
             os.close(number)
         if not wait():
@@ -322,13 +322,13 @@ def lock(path: Path, *, wait: Callable[[], bool] = lambda: False) -> Iterator[bo
 
 
 def is_draft(path: Path) -> bool:
-    """Whether a name is one that `new_file`, `new_folder` or a run of version 0.1 gives a draft."""
+    """Whether a name is that of a draft, of this version or of a run of version 0.1."""
     return re.fullmatch(r"\..+\.([0-9a-f]{8}\.tmp|partial)", path.name) is not None
 
 
 @contextmanager
 def _draft_of(target: Path, *, is_folder: bool = False) -> Iterator[Path]:
-    """A new, locked draft beside a target, gone when the block ends unless it was renamed."""
+    """Yield a new, locked draft next to a target; removed at the end unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_left(target)
     with ExitStack() as stack:
@@ -342,13 +342,13 @@ def _draft_of(target: Path, *, is_folder: bool = False) -> Iterator[Path]:
             number = os.open(draft, os.O_RDONLY if is_folder else os.O_RDWR)
             stack.callback(os.close, number)
             _try_to_lock(number, waits=True)
-            if _is_still(draft, number):  # not taken for one that was left, before it was locked
+            if _is_still(draft, number):  # no other writer removed it before it was locked
                 break
         yield draft
 
 
 def _remove_left(target: Path) -> None:
-    """Remove the drafts of a target whose writers are gone."""
+    """Remove the drafts of a target whose writers no longer run."""
     if fcntl is None:
         return
     ours = re.compile(re.escape(f".{target.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
@@ -372,7 +372,7 @@ def _remove(path: Path) -> None:
 
 
 def _try_to_lock(number: int, *, waits: bool = False) -> bool:
-    """Lock an open file; also true where that cannot be done at all."""
+    """Lock an open file; True also where locks are not supported."""
     if fcntl is None:
         return True
     try:
@@ -385,7 +385,7 @@ def _try_to_lock(number: int, *, waits: bool = False) -> bool:
 
 
 def _is_still(path: Path, number: int) -> bool:
-    """Whether a path is that of an open file."""
+    """Whether a path still leads to an open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(number))
     except FileNotFoundError:

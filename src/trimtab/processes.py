@@ -1,8 +1,7 @@
-"""Processes of trimtab that a process of trimtab starts, and signals that ask them to end.
+"""Child processes of trimtab, and signals that ask a process to end.
 
-A child ends with its parent, whatever ends that: it reads from a pipe that the parent holds open
-and never writes to, and takes its end as a SIGTERM. So nothing goes on training unseen, on any
-system that has pipes.
+A child ends with its parent, however that ends: it reads from a pipe that the parent keeps open and
+never writes to, and treats end of file as SIGTERM. No training outlives the command unnoticed.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from threading import Thread
 from typing import IO
 
 IS_CHILD = "TRIMTAB_ENDS_WITH_ITS_INPUT"
-"""In the environment of a child."""
+"""Environment variable that marks a child."""
 
 _parents: list[Thread] = []
-"""What waits for the end of the parent, in a child."""
+"""In a child, the thread that waits for the end of the parent."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work was asked to stop and can go on; its message says how, in words to follow a colon."""
+    """A run was asked to stop and can be resumed; the message says how, after a colon."""
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, which is taken as Ctrl-C is, and told apart by its exit code."""
+    """SIGTERM; handled like Ctrl-C but with its own exit code."""
 
 
 def start_trimtab(
@@ -35,12 +34,12 @@ def start_trimtab(
     log: IO[bytes],
     environment: Mapping[str, str] | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Start a command of trimtab that ends with this process, and that Ctrl-C does not reach.
+    """Start a trimtab command that ends with this process and that Ctrl-C does not reach.
 
     Args:
-        arguments: Of `trimtab`.
-        log: Where its talk goes.
-        environment: In place of that of this process.
+        arguments: Arguments of `trimtab`.
+        log: File for stdout and stderr.
+        environment: Environment of the child; by default that of this process.
     """
     return subprocess.Popen(
         [sys.executable, "-m", "trimtab", *arguments],
@@ -53,7 +52,7 @@ def start_trimtab(
 
 
 def end_with_parent() -> None:
-    """Take the end of the parent as a SIGTERM, if this process was started by `start_trimtab`."""
+    """Treat the end of the parent as SIGTERM, if `start_trimtab` started this process."""
     if os.environ.pop(IS_CHILD, None) is not None:
         _parents.append(Thread(target=_await_end, daemon=True))
         _parents[0].start()

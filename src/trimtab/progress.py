@@ -1,4 +1,4 @@
-"""Progress on stderr, for people: nothing is drawn where stderr is not a terminal."""
+"""Progress on stderr; nothing is drawn if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LONG_SECONDS = 120
-"""Seconds from which on it is said how long work will take."""
+"""Stages that take longer are announced with an estimate."""
 
 
 @contextmanager
 def byte_progress(
     title: str, *, is_work: bool = False
 ) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar over bytes read, as `trimtab.compare` reports them; None when stderr is no terminal.
+    """Yield a callback that draws a bar over bytes read, or None if stderr is not a terminal.
 
     Args:
-        title: What is done.
-        is_work: What is reported are not bytes alone: shown as a share, with the time that is left.
+        title: Title of the bar.
+        is_work: The reported numbers are not only bytes: shown as a share, with the time left.
     """
     if not sys.stderr.isatty():
         yield None
@@ -73,10 +73,11 @@ def progress_bars() -> Progress:
 
 
 class Stage:
-    """One line of the display: a piece of work of a known number of steps.
+    """One line of the display: a stage with a known number of steps.
 
-    Where nothing is drawn, one line says how long it will take, once a step of it was measured: the
-    second, since the first has more to do, or the first after a call of `step(0, {})`.
+    If nothing is drawn, a single line estimates how long the stage will take, once a step was
+    measured:
+    the second, since the first has more to do, or the first after a call of `step(0, {})`.
     """
 
     def __init__(self, progress: Progress, task: TaskID, total: int) -> None:
@@ -87,7 +88,7 @@ class Stage:
         self.total = total
 
     def expect(self, total: int) -> None:
-        """Correct the number of steps, where it is known only once the work has begun."""
+        """Correct the number of steps once it is known."""
         self.total = total
         self._progress.update(self._task, total=total)
 
@@ -97,7 +98,7 @@ class Stage:
         self.step(completed, {})
 
     def step(self, completed: int, metrics: Mapping[str, Any]) -> None:
-        """Show that `completed` steps are done, and how the last one went."""
+        """Show that `completed` steps are done, with the metrics of the last."""
         shown = [f"{name} {metrics[name]:.3g}" for name in ("reward", "loss") if name in metrics]
         self._progress.update(self._task, completed=completed, note="  ".join(shown[:1]))
         if self._is_announced:
@@ -122,13 +123,13 @@ def _duration(seconds: float) -> str:
 
 
 def note(progress: Progress, text: str) -> None:
-    """Say something above the bars; on stderr also where no bars are drawn."""
+    """Print a line above the bars; also if no bars are drawn."""
     progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def stage(progress: Progress, description: str, total: int = 1) -> Iterator[Stage]:
-    """Show a piece of work while the block runs, and as done when it succeeds."""
+    """Show a stage while the block runs, and as done when it succeeds."""
     shown = escaped(description)  # it may name a file
     line = Stage(progress, progress.add_task(shown, total=total, note=""), total)
     yield line

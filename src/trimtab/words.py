@@ -1,4 +1,4 @@
-"""Words that all layers share: counted nouns, short lists, and what Python shows of an object."""
+"""Shared wording: counted nouns, short lists, and short reprs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 MAX_REPR = 200
-"""Most characters that Python shows of a result or of a part of one."""
+"""Longest repr of a result or of a part of one."""
 
 
 def plural(num: int, noun: str, many: str | None = None) -> str:
@@ -21,23 +21,23 @@ def are(num: int, noun: str = "") -> str:
 
 
 def were(num: int, noun: str) -> str:
-    """The same of what is past."""
+    """A counted noun with its verb in the past: `2 tensors were`."""
     return f"{plural(num, noun)} {'was' if num == 1 else 'were'}"
 
 
 def out_of(num: int, all_of_them: int, noun: str) -> str:
-    """A part of counted things: `1 of 2,000 elements`."""
+    """A part of a count: `1 of 2,000 elements`."""
     return f"{num:,} of {plural(all_of_them, noun)}"
 
 
 def one_line(this: object, text: str | None = None) -> str:
-    """What Python shows of something that may hold much: its class, and a few words.
+    """A short repr of an object that may hold much: its class and a few words.
 
-    As `__repr__ = one_line` in the body of a class it shows the fields, each shortened.
+    As `__repr__ = one_line` in a class body it shows the fields, each shortened.
 
     Args:
-        this: A dataclass or a named tuple, unless there are words.
-        text: What a person wants to know of it; without it, its fields.
+        this: A dataclass or a named tuple, unless `text` is given.
+        text: What to show; by default the fields.
     """
     if text is None:
         names = [field.name for field in fields(this)] if is_dataclass(this) else this._fields  # type: ignore[attr-defined]
@@ -50,7 +50,7 @@ def one_line(this: object, text: str | None = None) -> str:
 
 
 def _short(value: Any) -> str:
-    """A value in few characters: of what holds others, how many."""
+    """A value in few characters; of a container, its size."""
     if isinstance(value, float):
         return f"{value:.6g}"
     if isinstance(value, str):
@@ -70,6 +70,6 @@ MAX_SHOWN = 5
 
 
 def first_few(items: Sequence[str], separator: str = ", ") -> str:
-    """The first few items and how many more there are: a damaged file can have thousands."""
+    """Join the first few items, and say how many more there are."""
     more = len(items) - MAX_SHOWN
     return separator.join([*items[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])])

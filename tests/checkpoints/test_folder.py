@@ -178,7 +178,7 @@ INDEX = "model.safetensors.index.json"
             ],
             [
                 r"^pytorch_model.bin is read, .*; consolidated.00.pth in the",
-                r"^pytorch_model.bin is read alone; the LoRA adapter beside it "
+                r"^pytorch_model.bin is read alone; the LoRA adapter next to it "
                 r"\(adapter_config.json, adapter_model.bin\) is not added",
             ],
         ),

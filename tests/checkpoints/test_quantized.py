@@ -196,16 +196,16 @@ FP8 = torch.ones(8, 16).to(torch.float8_e4m3fn)
 STRANGE: dict[str, tuple[dict[str, torch.Tensor], str]] = {
     "zero points": (
         {W: FP8, f"{W}_scale": powers(8, 1), f"{W}_zero_point": torch.zeros(8, 1)},
-        "weight_zero_point beside it changes what it is",
+        "weight_zero_point next to it changes what it is",
     ),
     "a second scale": (
         {W: FP8, f"{W}_scale": powers(8, 1), f"{W}_scale_2": powers()},
-        "weight_scale_2 beside it",
+        "weight_scale_2 next to it",
     ),
-    "a scale of another name": ({W: FP8, f"{M}.wscale": powers()}, "wscale beside it"),
+    "a scale of another name": ({W: FP8, f"{M}.wscale": powers()}, "wscale next to it"),
     "group indices": (
         {W: FP8, f"{W}_scale": powers(8, 1), f"{W}_g_idx": torch.zeros(16)},
-        "weight_g_idx beside it",
+        "weight_g_idx next to it",
     ),
     "a scale of 16 bits": ({W: torch.ones(8, 16), f"{W}_scale": powers()}, "stored as F32 with"),
     "GPTQ": (

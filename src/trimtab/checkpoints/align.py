@@ -1,7 +1,6 @@
-"""Which tensors of a base and of other checkpoints belong together, and what is left over.
+"""Match the tensors of a base with those of other checkpoints, by name.
 
-Everything stored on any side ends up in exactly one list, so that nothing can leave the
-denominator in silence.
+Every stored tensor ends up in exactly one list, so that nothing drops out of a denominator unseen.
 """
 
 from __future__ import annotations
@@ -24,27 +23,26 @@ VOCABULARY = re.compile(
     r"(?:^|\.)(?:embed_tokens(?:_per_layer)?|word_embeddings|tok_embeddings|wte|embed_in|shared|"
     r"lm_head|embed_out|shared_head\.head)\.weight$"
 )
-"""Names whose rows are tokens, so that two sizes still have rows in common.
+"""Names whose rows are tokens: tensors of two sizes have their first rows in common.
 
-Of other embeddings (positions, patches, token types) and of wider layers row 7 of one size is not
-row 7 of another.
+This does not hold for other embeddings (positions, patches, token types) or wider layers.
 """
 
 MAX_SHOWN = 3
-"""Tensors of different dtypes that are named."""
+"""Tensors of different dtypes that a message names."""
 
 
 @dataclass(frozen=True, eq=False)
 class Aligned:
-    """A tensor of the model, as the base and every other checkpoint have it.
+    """A tensor of the model, as the base and every other checkpoint store it.
 
     Attributes:
-        name: Name in base, or the tied name that stands for it there.
-        stored: As stored, in base first.
-        dtype: In which elements are compared.
-        shape: What is compared: the shape of all, or the rows that all have.
-        scales: Scales to multiply into each of `stored` first, or None.
-        is_tied: On some side this name is only another name of a tensor.
+        name: Name in base, or the tied name that replaces it there.
+        stored: The stored tensors, base first.
+        dtype: Dtype in which elements are compared.
+        shape: Shape of what is compared: that of all, or the rows that all have.
+        scales: For each of `stored`, the scales to multiply in first, or None.
+        is_tied: In some checkpoint this name is only another name of a tensor.
     """
 
     name: str
@@ -61,20 +59,20 @@ class Aligned:
 
     @property
     def is_resized(self) -> bool:
-        """Whether some checkpoint has rows of it that another does not have."""
+        """Whether some checkpoint has rows of it that another lacks."""
         return any(tensor.shape != self.shape for tensor in self.stored)
 
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What the base and one other checkpoint have of each other.
+    """How the tensors of one other checkpoint correspond to those of the base.
 
     Attributes:
         shared: Name in base -> the tensor of the other that can be compared with it.
         renamed: Name in base -> name in the other, where they differ.
-        missing: Name -> tensor of base that the other does not have.
+        missing: Name -> tensor of base that the other lacks.
         extra: Tensors that only the other has.
-        mismatched: The two tensors of a name whose shapes have nothing in common.
+        mismatched: Pairs of tensors of one name whose shapes have nothing in common.
     """
 
     shared: Mapping[str, StoredTensor]
@@ -90,14 +88,14 @@ class Alignment:
 
     Attributes:
         checkpoints: The base and the others.
-        items: To compare, in base's order.
-        apart: Tensors that are in no item, each after the place of its checkpoint; base is 0.
-        sides: For each checkpoint but base.
-        doubtful: Items that, a config says, only repeat another one.
-        scales: Name of what says what a quantised weight is -> that weight.
+        items: The tensors to compare, in base's order.
+        apart: Tensors that are in no item, each with the index of its checkpoint; base is 0.
+        sides: One for each checkpoint except base.
+        doubtful: Items that, according to a config, only repeat another one.
+        scales: Name of a tensor that scales or modifies a quantised weight -> that weight.
         folded: Those of them that are multiplied into their weights.
         is_quantized: Whether there are tensors that are not the weights themselves.
-        conversion: Words for what is done to elements before they are compared, or None.
+        conversion: Description of how elements are converted before the comparison, or None.
     """
 
     checkpoints: tuple[Checkpoint, ...]
@@ -111,7 +109,7 @@ class Alignment:
     conversion: str | None = None
 
     def conversion_given(self, hashes: Hashes) -> str | None:
-        """The words on conversion and, where scales lie apart from weights, how many differ.
+        """The conversion and, for scales stored apart from weights, how many of them differ.
 
         Args:
             hashes: Of all stored tensors.
@@ -140,20 +138,23 @@ def align(
     """Match the tensors of a base with those of other checkpoints, each by its name in base.
 
     Args:
-        base: Before training.
-        others: After it; at least one.
-        cast: Name of a float dtype (`bf16`); every float tensor of all is rounded to it.
+        base: The checkpoint before training.
+        others: At least one checkpoint after it.
+        cast: Name of a float dtype (`bf16`); every float tensor is rounded to it.
         dequantize: Multiply quantised weights by their scales, to fp32 (or to `cast`).
-        exact: Leave apart what is not of one shape, where otherwise the rows are compared that all
-            sizes of a vocabulary have. No cast is offered in messages.
-        labels: What messages call each; by default "base" and the ids of the others.
+        exact: Set tensors of different shapes apart; by default the rows that all sizes of a
+            vocabulary
+            have are compared. Messages do not suggest a cast.
+        labels: Names of the checkpoints in messages; by default "base" and the ids of the others.
 
     Raises:
         TensorMismatchError: Some have no tensor in common with base, or no tensor is in all; or
-            some are stored in different dtypes and no cast was asked for. All of it is counted,
-            the first few are named.
-        CheckpointError: `cast` is not a float dtype, or a cast of quantised weights was asked for
-            without dequantising them, or they cannot be dequantised.
+            some
+            are stored in different dtypes and `cast` is not given. All of it is counted, the first
+            few
+            are named.
+        CheckpointError: `cast` is not a float dtype, or is given for quantised weights without
+            `dequantize`, or they cannot be dequantised.
     """
     checkpoints = (base, *others)
     target = _cast_target(cast)
@@ -201,7 +202,7 @@ def align(
             mixed.append(f"{before}{', ' if len(unlike) > 1 else ' and '}{first_few(unlike)}")
             has_mixed_fp8 |= any(tensor.dtype.name.startswith("F8") for tensor in stored)
         if None in counterparts:
-            if name not in base.tensors:  # tied there, and stored in some of the others
+            if name not in base.tensors:  # tied in base, and stored in some of the others
                 for side, tensor in zip(sides, counterparts, strict=True):
                     if tensor is None:
                         side.missing[name] = in_base
@@ -251,8 +252,8 @@ def alone(base: Checkpoint, names: Iterable[str], *, is_all_hashed: bool = False
 
     Args:
         base: The checkpoint.
-        names: Of its tensors.
-        is_all_hashed: Whether the others are apart, and so hashed too.
+        names: Names of the tensors.
+        is_all_hashed: Whether the other tensors are hashed too, as `apart`.
     """
     items = [
         Aligned(name, (tensor,), tensor.dtype, tensor.shape, (None,))
@@ -304,7 +305,7 @@ def _stored(checkpoint: Checkpoint, name: str) -> StoredTensor:
 def _counterpart(base: Checkpoint, name: str, other: Checkpoint, side: Side) -> StoredTensor | None:
     if name in side.shared or name not in other.tied:
         return side.shared.get(name)
-    # Where both leave a tied name unsaid, it is no name that the two share.
+    # A tied name that neither stores is not a name that the two share.
     return side.shared.get(base.tied.get(name, ""))
 
 
@@ -410,20 +411,20 @@ def without_tied_copies(
 ) -> tuple[list[Aligned], list[tuple[Aligned, Aligned]]]:
     """Drop items that repeat another in all checkpoints, such as a stored copy of tied embeddings.
 
-    Only hashes can tell: a checkpoint may say that two tensors are tied and store two that differ.
+    Only hashes tell: a checkpoint may declare two tensors tied and store two that differ.
 
     Args:
         items: All items.
-        doubtful: Those that, a config says, only repeat another one.
+        doubtful: Items that, according to a config, only repeat another one.
         hashes: Of all stored tensors.
 
     Returns:
-        The items that count, in the order given, and each that was dropped, before the one that it
+        The items that count, in the order given, and each dropped item with the one that it
         repeats.
     """
     originals: dict[tuple[str, ...], Aligned] = {}
     copies: dict[Aligned, Aligned] = {}
-    # What an item would repeat comes before it.
+    # The doubtful items come last, after those that they may repeat.
     for item in sorted(items, key=doubtful.__contains__):
         key = tuple(
             [by_name[tensor.name] for by_name, tensor in zip(hashes, item.stored, strict=True)]

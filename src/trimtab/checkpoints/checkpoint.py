@@ -1,4 +1,4 @@
-"""Open a checkpoint, wherever it is: names, shapes and places of its tensors, and no data."""
+"""Open a checkpoint from a path or the hub: names, shapes and locations of its tensors, no data."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from types import MappingProxyType
 from typing import Any
 
 from trimtab.checkpoints.architectures import TIED
-from trimtab.checkpoints.folder import GGUF_CURE, WeightFiles, find_weights, read_config
-from trimtab.checkpoints.hub import HUB_ID, cure, fetch
+from trimtab.checkpoints.folder import (
+    GGUF_CURE,
+    HUB_ID,
+    WeightFiles,
+    fetch_from_hub,
+    find_weights,
+    missing_hint,
+    read_config,
+)
 from trimtab.checkpoints.names import tied_names
 from trimtab.checkpoints.quantized import quantized_weights
 from trimtab.checkpoints.safetensors import read_safetensors
@@ -22,7 +29,7 @@ from trimtab.errors import CheckpointError, CheckpointNotFoundError, CheckpointW
 from trimtab.words import first_few, one_line, plural
 
 MOST_SHARED = 96
-"""Idle files that checkpoints read together keep open; systems allow a process 256 or more."""
+"""Idle files that checkpoints opened together keep open; a process may have 256 or more."""
 
 READERS: Mapping[str, Callable[[DataFile], list[StoredTensor]]] = {
     ".safetensors": read_safetensors,
@@ -43,7 +50,7 @@ class Checkpoint(Pooled):
         tensors: Name -> tensor, shard after shard and by offset in each.
         tied: Names that repeat a stored tensor without being stored -> that tensor's name.
         folder: Where the files are.
-        notes: What there is to say on what was taken as its weights.
+        notes: Remarks on which weights were read.
     """
 
     def __init__(
@@ -80,16 +87,17 @@ def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None
 
     Args:
         ref: A folder, a `.safetensors` or `.bin` file, or a hub id `org/name` with an optional
-            `@revision`. A path that exists wins over a hub id. Files of the hub are downloaded
-            into its cache, or used from there.
-        pool: Keeps its files open; by default one of its own. Closing the checkpoint closes it.
+            `@revision`. An existing path takes precedence over a hub id. Files of the hub are
+            downloaded into its cache, or used from there.
+        pool: Keeps its files open; by default a new one. Closing the checkpoint closes it.
 
     Raises:
-        CheckpointNotFoundError: There is no such path, hub id or revision, or no network.
+        CheckpointNotFoundError: The path, hub id or revision does not exist, or there is no
+            network.
         CheckpointError: It is not a checkpoint that can be read.
 
     Warns:
-        CheckpointWarning: Its folder offers other weights too, or what is stored are no weights.
+        CheckpointWarning: Its folder contains other weights too, or it stores packed integers.
     """
     try:
         path, revision = _locate(ref)
@@ -118,9 +126,9 @@ def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None
 
 @contextmanager
 def opened(*refs: str | os.PathLike[str] | Checkpoint) -> Iterator[tuple[Checkpoint, ...]]:
-    """Open those that are not open yet, for as long as the context lasts.
+    """Open those that are not open yet, for the duration of the context.
 
-    They share the files that are kept open, which are no more for a long series than for two.
+    They share one pool of open files, so a long series needs no more of them than a pair.
 
     Raises:
         CheckpointError: One cannot be read; see `open_checkpoint`.
@@ -142,8 +150,10 @@ def _locate(ref: str | os.PathLike[str]) -> tuple[Path, str | None]:
         return path, None
     match = HUB_ID.fullmatch(ref) if isinstance(ref, str) else None
     if match is None or path.suffix in READERS:
-        raise CheckpointNotFoundError(f"{ref}: no such file or folder{cure(os.fspath(ref))}")
-    return fetch(match["repository"], match["revision"])
+        raise CheckpointNotFoundError(
+            f"{ref}: no such file or folder{missing_hint(os.fspath(ref))}"
+        )
+    return fetch_from_hub(match["repository"], match["revision"])
 
 
 def _read_headers(weights: WeightFiles, pool: FilePool) -> dict[str, StoredTensor]:
@@ -186,7 +196,7 @@ def _read_header(file: DataFile) -> list[StoredTensor]:
 
 
 def _packed_note(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any]) -> list[str]:
-    """What every verb says of weights that are packed into integers."""
+    """The note on weights that are packed into integers."""
     quantized = quantized_weights(tensors, config)
     packed = [name for name in quantized if not tensors[name].dtype.is_float]
     if not packed:
@@ -195,7 +205,7 @@ def _packed_note(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any])
 
 
 def _shared(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Tensors that are the same bytes of a file as another, as torch.save keeps tied ones."""
+    """Tensors that share their bytes with another, as torch.save stores tied ones."""
     first: dict[tuple[Any, ...], str] = {}
     shared = {}
     # The embedding is the original, whichever of the two was saved first.

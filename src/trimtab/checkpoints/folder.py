@@ -1,4 +1,9 @@
-"""Find the weights in a folder: which files, and what their index says is in each."""
+"""Find the weights of a checkpoint, in a folder or on the Hugging Face hub.
+
+From the hub, a first call fetches the small files and a single-file checkpoint; the index among
+them names the shards that a second call fetches. So a repository with weights in several formats
+costs one download, and a cache that another tool filled is used.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trimtab import inputs
-from trimtab.errors import CheckpointError
+from trimtab.errors import CheckpointError, CheckpointNotFoundError
 from trimtab.words import first_few
 
 SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -21,7 +26,7 @@ INDEX_FILES = tuple(f"{name}.index.json" for name in SINGLE_FILES)
 """Names of the index of weights in several files (shards)."""
 
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-"""What there is in a model's folder beside the weights."""
+"""Files of a model other than its weights."""
 
 OTHER_WEIGHTS = (
     "model*.safetensors",
@@ -34,13 +39,13 @@ OTHER_WEIGHTS = (
     "flax_model*.msgpack",
     "*.gguf",
 )
-"""Names of weights, taken or not."""
+"""Names of weights in any format."""
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 """Files of a LoRA adapter."""
 
 SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
-"""What the name of a shard has beside that of the whole."""
+"""Added to the name of a file for each of its shards."""
 
 GGUF_CURE = (
     "GGUF weights are quantised for inference: load them with transformers (gguf_file=...) and "
@@ -53,10 +58,11 @@ class WeightFiles:
     """The files that hold the weights of a checkpoint.
 
     Attributes:
-        folder: In which they are, or below it.
-        paths: In the order of their names, which number the shards.
-        shard_of: Tensor -> path of its shard by the index, in the folder; empty if there is none.
-        notes: What else the folder offers as weights, and why it is not taken.
+        folder: The folder that contains them, possibly in subfolders.
+        paths: The files by name; names of shards are numbered.
+        shard_of: Tensor -> path of its shard within the folder, from the index; empty without an
+            index.
+        notes: Other weights in the folder, and why they are not read.
     """
 
     folder: Path
@@ -65,14 +71,14 @@ class WeightFiles:
     notes: tuple[str, ...] = ()
 
     def listed(self, path: Path) -> set[str]:
-        """Tensors that the index says are in a file."""
+        """Tensors that the index assigns to a file."""
         return {name for name, at in self.shard_of.items() if path == self.folder / at}
 
 
 def find_weights(folder: Path, config: Mapping[str, Any] | None = None) -> WeightFiles:
-    """Find the weights as transformers would: safetensors first, one file before shards.
+    """Find the weights as transformers does: safetensors first, a single file before shards.
 
-    The shards that an index names need not be there: their absence shows when they are opened.
+    Shards that an index names may be missing: this shows when they are opened.
 
     Args:
         folder: The folder.
@@ -95,10 +101,10 @@ def find_weights(folder: Path, config: Mapping[str, Any] | None = None) -> Weigh
 
 
 def weights_named(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The file of weights, or index of them, that a config names, if it names one.
+    """The file of weights, or index of them, that a config names; None if it names none.
 
     Raises:
-        CheckpointError: It is none that transformers takes, or lies outside the folder.
+        CheckpointError: transformers would not accept it, or it is outside the folder.
     """
     named = config.get("transformers_weights")
     if named is None:
@@ -118,15 +124,17 @@ def adapter_in(folder: Path) -> list[str]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a folder, or an empty dict if it has none.
+    """`config.json` of a folder, or an empty dict if there is none.
 
-    What ModelOpt says of quantisation in a file of its own is put where transformers has it.
+    The quantisation settings that ModelOpt writes to a file of its own are added where transformers
+    has
+    them.
 
     Raises:
-        CheckpointError: A file is there but is not a JSON object.
+        CheckpointError: A file exists but is not a JSON object.
     """
     path, modelopt = folder / "config.json", folder / "hf_quant_config.json"
-    # What is there but leads nowhere, as a link to itself, is refused and not taken for absent.
+    # A broken link is refused rather than treated as absent.
     config = read_json(path) if os.path.lexists(path) else {}
     if "quantization_config" not in config and os.path.lexists(modelopt):
         quantization = read_json(modelopt).get("quantization")
@@ -136,12 +144,12 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_files(folder: Path) -> None:
-    """Check what other libraries will read of a model's folder: the files beside its weights.
+    """Check the other files of a model's folder, which other libraries will read.
 
-    A pipe among them would hang what opens it.
+    A pipe among them would hang whatever opens it.
 
     Raises:
-        CheckpointError: One is no file, or too long.
+        CheckpointError: One is not a regular file, or too long.
     """
     for pattern in FILES:
         for path in folder.glob(pattern):
@@ -155,7 +163,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        CheckpointError: The file cannot be read, or is no JSON object in UTF-8.
+        CheckpointError: The file cannot be read, or is not a JSON object in UTF-8.
     """
     data = inputs.read_json(path, CheckpointError)
     if not isinstance(data, dict):
@@ -171,7 +179,7 @@ def _sharded(folder: Path, index: str, why: str | None = None) -> WeightFiles:
 
 
 def _is_foreign(name: str) -> bool:
-    """Whether a name in a file leads out of the folder of that file."""
+    """Whether a name in a file leads outside the folder of that file."""
     return (
         not {"", ".", ".."}.isdisjoint(name.split("/"))
         or not name.isprintable()
@@ -185,7 +193,7 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: has no weight_map from tensors to shards")
     shard_of = {name: str(shard) for name, shard in weight_map.items()}
-    # A shard lies beside its index or below; anything else, such as ../x, is not followed.
+    # A shard is in the folder of its index or below; nothing else, such as ../x, is followed.
     foreign = sorted(repr(shard) for shard in set(shard_of.values()) if _is_foreign(shard))
     if foreign:
         raise CheckpointError(f"{path}: names shards outside its folder: {first_few(foreign)}")
@@ -195,7 +203,7 @@ def _read_index(path: Path) -> dict[str, str]:
 def _notes(
     folder: Path, taken: str, shards: Sequence[str], why: str | None = None
 ) -> tuple[str, ...]:
-    """What is to be said where a folder offers more than one set of weights."""
+    """Notes for a folder that contains more than one set of weights."""
     why = why or "which comes first as in transformers"
     when = _written(folder / taken)
     others = []
@@ -205,25 +213,25 @@ def _notes(
             continue
         index = f"{SHARD.sub('', name)}.index.json"
         if index in INDEX_FILES and index != taken and (folder / index).exists():
-            continue  # told of with its index
+            continue  # its index is listed
         is_newer = _written(entry) > when
         others.append(f"{name} (newer)" if is_newer else name)
     notes = []
     if others:
         notes.append(
             f"{taken} is read, {why}; {first_few(others)} in the same folder "
-            " may be other weights and " + ("are not read" if len(others) > 1 else "is not read")
+            "may be other weights and " + ("are not read" if len(others) > 1 else "is not read")
         )
     if adapter := adapter_in(folder):
         notes.append(
-            f"{taken} is read alone; the LoRA adapter beside it ({first_few(adapter)}) is not "
+            f"{taken} is read alone; the LoRA adapter next to it ({first_few(adapter)}) is not "
             "added, as transformers would: move it away if it is merged already, else merge it"
         )
     return tuple(notes)
 
 
 def _written(path: Path) -> int:
-    """When a file was written to; 0 if it leads nowhere, which opening it will tell."""
+    """Modification time of a file; 0 for a broken link, which is reported when it is opened."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -253,7 +261,7 @@ def _what_it_is_instead(folder: Path) -> str:
 
 
 def _distributed(folder: Path, names: Sequence[str]) -> str | None:
-    """The cure for what several processes saved, each its part."""
+    """How to convert a checkpoint that several processes saved in parts; None for others."""
     inside = [
         name
         for name in names
@@ -275,3 +283,96 @@ def _distributed(folder: Path, names: Sequence[str]) -> str | None:
         "a distributed checkpoint (DCP, as FSDP saves it): run `accelerate merge-weights "
         f"{where} OUTPUT`, and give OUTPUT with the config.json of the model"
     )
+
+
+HUB_ID = re.compile(r"(?P<repository>\w[\w.-]*(?:/[\w.-]+)?)(?:@(?P<revision>\S+))?")
+
+PREFERRED, FALLBACK = SINGLE_FILES
+
+REASONS = (
+    ("GatedRepoError", "it is gated: accept its terms on the hub and run `hf auth login`"),
+    ("RepositoryNotFoundError", "the hub has no such repository, or it is private"),
+    ("RevisionNotFoundError", "the repository has no such revision"),
+    ("LocalEntryNotFoundError", "the hub cannot be reached and the local cache does not hold it"),
+    ("HFValidationError", "it is not a hub id"),
+)
+"""Error class of huggingface_hub -> reason; the first match counts."""
+
+MADE_BY = {
+    "trimtab example": ("base", "tuned", "sub", "other", "run"),
+    "trimtab demo": ("demo",),
+}
+"""Command -> first parts of the paths of the checkpoints that it makes."""
+
+
+def missing_hint(ref: str) -> str:
+    """How to create a checkpoint that does not exist, if a trimtab command does; for messages."""
+    first = ref.removeprefix("./").partition("/")[0]
+    made = [command for command, names in MADE_BY.items() if first in names]
+    return f". `{made[0]}` makes it, in the folder where it is called" if made else ""
+
+
+def fetch_from_hub(repository: str, revision: str | None) -> tuple[Path, str]:
+    """Download the weights of a repository unless they are cached.
+
+    Args:
+        repository: `org/name`.
+        revision: Branch, tag or commit; None for the default branch.
+
+    Returns:
+        The cached folder and the commit of the revision.
+
+    Raises:
+        CheckpointNotFoundError: The repository or revision does not exist or is not accessible, or
+            there is no network and it is not cached.
+        CheckpointError: The repository holds no weights that can be read.
+    """
+    small = ["config.json", "adapter_config.json", *INDEX_FILES]
+    folder = _download(repository, revision, [*small, PREFERRED])
+    commit = folder.name
+    config = read_config(folder)
+    named = weights_named(folder, config)
+    if named is not None:
+        _download(repository, commit, [named])
+    names = {path.name for path in folder.iterdir()} if folder.exists() else set()
+    if named is None and names.isdisjoint({*INDEX_FILES, PREFERRED, "adapter_config.json"}):
+        _download(repository, commit, [FALLBACK])
+        if not (folder / FALLBACK).exists():
+            looked_for = ", ".join((*SINGLE_FILES, *INDEX_FILES))
+            raise CheckpointError(f"{repository}: the repository holds none of {looked_for}")
+    paths = find_weights(folder, config).paths
+    missing = [path.relative_to(folder).as_posix() for path in paths if not path.exists()]
+    if missing:
+        _download(repository, commit, missing)
+    return folder, commit
+
+
+def fetch_the_rest(id: str, commit: str) -> None:
+    """Download the tokenizer and settings of a model to the cached folder of its weights.
+
+    Args:
+        id: A hub id whose weights were fetched.
+        commit: The commit of its revision.
+
+    Raises:
+        CheckpointNotFoundError: They are not in the cache, and the hub cannot be reached.
+    """
+    match = HUB_ID.fullmatch(id)
+    assert match is not None, "its weights came from the hub"
+    _download(match["repository"], commit, list(FILES))
+
+
+def _download(repository: str, revision: str | None, names: list[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=names))
+    except Exception as error:
+        # The hub client raises a dozen classes, some of its HTTP library, depending on its version.
+        classes = {base.__name__ for base in type(error).__mro__}
+        reason = next((text for name, text in REASONS if name in classes), None)
+        at = f"{repository}@{revision}" if revision else repository
+        why = reason or str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointNotFoundError(
+            f"{at}: no such local path, and not taken from the hub: {why}{missing_hint(at)}"
+        ) from (error if reason is None else None)  # a known reason needs no 70 lines of traceback

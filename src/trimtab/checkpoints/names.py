@@ -1,8 +1,8 @@
-"""What a tensor is, from its name: layer, kind, the parts of a fused tensor, and its other names.
+"""What a tensor is, from its name: layer, kind, parts of a fused tensor, and other names.
 
-The tables are in `trimtab.checkpoints.architectures`. A name that no table knows gets the kind
-`other`; a fused tensor whose shape does not fit the config stays whole, for a wrong split would
-put counts under the wrong kind.
+The tables are in `trimtab.checkpoints.architectures`. A name in no table gets the kind `other`. A
+fused tensor whose shape does not fit the config stays whole: a wrong split would put counts under
+the wrong kind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SCALE = re.compile(
     r"(?:weight|input|activation|proj|global|[kv])_scale(?:_ub|_2)?)$",
     re.IGNORECASE,
 )
-"""What says how large the elements of a quantised weight, or of activations, are."""
+"""Names of the scales of quantised weights or activations."""
 HAS_HEAD = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 """Ends of the architectures that have a language-modelling head."""
 LONGEST_END = 3
@@ -49,7 +49,7 @@ WRAPPERS = frozenset(
 """Parts of a path that wrapping a module inserts, anywhere in it."""
 
 MODULES_TO_SAVE = "modules_to_save"
-"""What PEFT inserts, with the adapter's name after it, where it trains a whole module."""
+"""Inserted by PEFT, followed by the adapter's name, around a module that is trained whole."""
 
 PREFIXES = frozenset(
     {
@@ -148,10 +148,9 @@ def parts_of(
 
 
 def without_wrappers(name: str) -> str:
-    """The name without what wrapping inserts into it.
+    """The name without what `torch.compile`, activation checkpointing, FSDP and PEFT insert.
 
-    Those are `torch.compile`, activation checkpointing, FSDP and PEFT. What they put before a name
-    (`module.`) stays: it may be the name of a module.
+    A prefix (`module.`) stays: it may be the name of a module.
     """
     words = name.split(".")
     while MODULES_TO_SAVE in words[:-2]:
@@ -161,10 +160,11 @@ def without_wrappers(name: str) -> str:
 
 
 def core_name(name: str) -> str:
-    """What is left of a name without wrappers and without the prefixes that saving adds or drops.
+    """The name without wrappers and without the prefixes that saving adds or drops.
 
     `model.language_model.layers.0.mlp.up_proj.weight`, `language_model.model.layers…`, `layers…`
-    and `_orig_mod.layers…` have one core. Two tensors of one model can have the same, too.
+    and
+    `_orig_mod.layers…` have the same core. So can two different tensors of one model.
     """
     words = without_wrappers(name).split(".")
     while len(words) > 2 and words[0] in PREFIXES:
@@ -180,8 +180,9 @@ def match_renamed(left: Collection[str], right: Collection[str]) -> dict[str, st
         right: Names of tensors of the same model, from another file or from memory.
 
     Returns:
-        Name on the left -> name on the right, of those that differ. A core that several of the
-        names left over on one side have matches none of them.
+        Name on the left -> name on the right, where they differ. A core that several unmatched
+        names of
+        one side share matches none of them.
     """
     by_core = _by_core(name for name in right if name not in left)
     alone = _by_core(name for name in left if name not in right)
@@ -196,10 +197,10 @@ def match_stored(
     Args:
         names: Names of tensors of the same model.
         stored: Names that the checkpoint stores.
-        tied: Further names -> the stored one that is the same tensor.
+        tied: Further names -> the stored name of the same tensor.
 
     Returns:
-        Name -> stored name, of those that differ. No stored name is given to two.
+        Name -> stored name, where they differ. No stored name is used twice.
     """
     renamed = match_renamed(names, stored)
     others = match_renamed(names, [*stored, *tied]) if tied else {}
@@ -222,8 +223,9 @@ def _by_core(names: Iterable[str]) -> dict[str, str]:
 def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, str]:
     """Names that the config ties to a stored tensor, and that are not stored themselves.
 
-    It is the head that is left out, or the input embedding where a file keeps the head alone, as
-    `safetensors.torch.save_model` does, which stores the name that sorts first.
+    Usually the head is not stored; `safetensors.torch.save_model` stores the name that sorts first,
+    so
+    that it can be the input embedding instead.
 
     Args:
         names: Names that are stored.
@@ -236,9 +238,9 @@ def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, s
     default = not TIED_BY_DEFAULT.isdisjoint(
         str(part.get("model_type")) for part in (config, language)
     )
-    # A wrapper's own word counts more than that of the language model in it.
+    # The setting of a wrapper takes precedence over that of the language model in it.
     is_tied = config.get("tie_word_embeddings", language.get("tie_word_embeddings", default))
-    named = config.get("architectures")  # a config can say anything
+    named = config.get("architectures")  # the config is untrusted
     architecture = named[0] if isinstance(named, list) and named else HAS_HEAD[0]
     if is_tied is not True or not str(architecture).endswith(HAS_HEAD):
         return {}
@@ -251,7 +253,7 @@ def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, s
 
 
 def _has_layers_next_to(embed: str, names: Iterable[str]) -> bool:
-    """Whether an embedding of this name belongs to the model that has these names."""
+    """Whether an embedding of this name belongs to the model with these names."""
     *model, _, _ = embed.split(".")
     prefixes = tuple(".".join([*model, layers, ""]) for layers in ("layers", "h"))
     return any(name.startswith(prefixes) for name in names)
@@ -264,9 +266,9 @@ def language_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _path(name: str) -> tuple[str, bool]:
-    """Dotted path with `#` for numbers and without `.weight` or `.bias`, and whether it is a bias.
+    """Dotted path with `#` for numbers, without `.weight` or `.bias`; and whether it is a bias.
 
-    `attn.bias` of GPT-2 (its causal mask) is a path that the tables know, not a bias.
+    The causal mask `attn.bias` of GPT-2 is a path in the tables, not a bias.
     """
     path = re.sub(r"(?<=\.)\d+(?=\.)", "#", name)
     stem, _, leaf = path.rpartition(".")
@@ -308,7 +310,7 @@ def _split(
         return []
     if by_rows and len(shape) == 3 and shape[0] != repetitions:
         return []
-    if prod(shape) == 0:  # else a file of no bytes could ask for any number of rectangles
+    if prod(shape) == 0:  # an empty file could request any number of rectangles
         return []
 
     def rectangle(start: int, stop: int) -> Rectangle:

@@ -1,10 +1,10 @@
-"""Which stored tensors are not the weights themselves, and what scales make weights of them.
+"""Which stored tensors are not the weights themselves, and which scales turn them into weights.
 
-A quantised weight is a tensor of few bits with scales beside it. Those that are multiplied in here
-are symmetric: a weight is its stored element times one scale. How formats name and lay out scales:
+A quantised weight is a tensor of few bits with scales stored next to it. Supported are symmetric
+schemes: a weight is its stored element times one scale. How formats name and lay out scales:
 
 - transformers' fine-grained fp8 and DeepSeek-V3: `weight_scale_inv`, one for each block of
-  `weight_block_size`; multiplied, whatever its name says (`Fp8Dequantize` in
+  `weight_block_size`; multiplied, despite its name (`Fp8Dequantize` in
   transformers/integrations/finegrained_fp8.py, `weight_dequant` in DeepSeek-V3
   inference/kernel.py). Experts in one tensor have `gate_up_proj_scale_inv`.
 - compressed-tensors (`float-quantized`, `int-quantized`): `weight_scale` of shape `[1]`,
@@ -16,10 +16,10 @@ are symmetric: a weight is its stored element times one scale. How formats name 
   `[experts, rows, 1]` (transformers/integrations/fbgemm_fp8.py).
 - ComfyUI: `scale_weight`, a scalar (comfy/ops.py); Mistral: `qscale_weight`, a scalar.
 
-Scales of activations (`input_scale`, `scale_input`, …) say nothing of weights. Everything else that
-lies beside a quantised weight (zero points, a second scale, group indices, …) changes what it is,
-and is refused by its name, as are weights that are packed into integers (GPTQ, AWQ, bitsandbytes,
-MXFP4, NVFP4, …).
+Scales of activations (`input_scale`, `scale_input`, …) are ignored. Everything else next to a
+quantised weight (zero points, a second scale, group indices, …) changes what it is and is refused
+by
+name, as are weights packed into integers (GPTQ, AWQ, bitsandbytes, MXFP4, NVFP4, …).
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ Tensors = Mapping[str, StoredTensor]
 Block = tuple[int, int]
 
 AFTER_WEIGHT = ("_scale_inv", "_scale")
-"""What is added to the name of a weight for the name of its scales."""
+"""Suffixes of the name of a weight for its scales."""
 
 IN_MODULE = ("scale_weight", "qscale_weight")
-"""Names of scales that stand in the place of `weight`."""
+"""Names of scales that replace `weight`."""
 
 SCALED = ("F8_E4M3", "F8_E5M2", "I8")
-"""Dtypes of weights that one scale makes a number of."""
+"""Dtypes of quantised weights that can be dequantised."""
 
 SCALE_DTYPES = ("F32", "BF16", "F16", "F8_E8M0")
 
@@ -62,7 +62,7 @@ CHANGES_A_WEIGHT = re.compile(
 PACKED = re.compile(
     r"(?:^|_)(?:q?weight|weight_packed|w_q|blocks|_data|codes|qdata)$", re.IGNORECASE
 )
-"""Last words of names under which formats keep weights as integers."""
+"""Last parts of the names of weights packed into integers."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +92,7 @@ class BlockScale:
 
 
 def find_scale(tensors: Tensors, name: str) -> StoredTensor | None:
-    """What is stored as the scales of a weight, under any name that this module knows."""
+    """The stored scales of a weight, under any name that this module knows."""
     weight = tensors.get(name)
     if weight is None or name.endswith(AFTER_WEIGHT):
         return None
@@ -104,7 +104,7 @@ def find_scale(tensors: Tensors, name: str) -> StoredTensor | None:
     if last == "weight":
         names += [f"{module}.{end}" for end in IN_MODULE]
     if last == "weight" and is_small:
-        names.append(f"{module}.scale")  # as DeepSeek's own conversion says it
+        names.append(f"{module}.scale")  # as DeepSeek's own conversion names it
     return next((tensors[candidate] for candidate in names if candidate in tensors), None)
 
 
@@ -112,11 +112,11 @@ def quantized_weights(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, 
     """The tensors that are not the weights themselves.
 
     Args:
-        tensors: Of a checkpoint.
+        tensors: All tensors of a checkpoint.
         config: Its config.
 
     Returns:
-        Name -> words on what is stored instead.
+        Name -> description of what is stored instead.
     """
     descriptions = {}
     siblings = _Siblings(tensors)
@@ -137,10 +137,10 @@ def quantized_weights(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, 
 def refuse_quantized(
     tensors: Tensors, config: Mapping[str, Any], names: Iterable[str], checkpoint_id: str
 ) -> None:
-    """Refuse tensors whose stored elements say nothing of the size of a weight.
+    """Refuse quantised tensors, whose stored elements alone do not give the weights.
 
     Args:
-        tensors: Of a checkpoint.
+        tensors: All tensors of a checkpoint.
         config: Its config.
         names: The tensors that are needed.
         checkpoint_id: Its id.
@@ -162,7 +162,7 @@ def block_scales(
     """The scales of every quantised weight of a checkpoint.
 
     Args:
-        tensors: Of the checkpoint.
+        tensors: All tensors of the checkpoint.
         config: Its config.
         checkpoint_id: Its id.
 
@@ -170,8 +170,8 @@ def block_scales(
         Name of a weight -> its scales.
 
     Raises:
-        CheckpointError: Some are laid out in a way that this module does not know, or could be read
-            in two ways; or something else lies beside a weight.
+        CheckpointError: Some have an unknown or ambiguous layout, or another tensor modifies a
+            weight.
     """
     scales, problems = {}, []
     siblings = _Siblings(tensors)
@@ -189,7 +189,7 @@ def block_scales(
 
 
 def scales_of(tensors: Tensors, config: Mapping[str, Any]) -> dict[str, str]:
-    """What lies beside quantised weights and says what they are: its name -> that of the weight."""
+    """Name of each tensor that scales or modifies a quantised weight -> name of the weight."""
     siblings = _Siblings(tensors)
     weight_of: dict[str, str] = {}
     for name in quantized_weights(tensors, config):
@@ -208,17 +208,18 @@ def dequantize_blocks(
     block: tuple[int, int],
     columns: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
-    """Values of some rows of a block-quantised weight, or of a piece of its rows.
+    """Values of some rows of a block-quantised weight, or of a piece of a row.
 
-    A weight `[rows, columns]` comes with scales `[ceil(rows / block_rows), ceil(columns /
-    block_columns)]`, which are multiplied.
+    A weight `[rows, columns]` has scales `[ceil(rows / block_rows), ceil(columns /
+    block_columns)]`,
+    which are multiplied.
 
     Args:
-        bits: `[num_rows, columns]` stored elements, rows `row_start` and following of the weight.
-        dtype: Of 8 bits: fp8 or an integer.
+        bits: `[num_rows, columns]` stored elements, from row `row_start` of the weight on.
+        dtype: A dtype of 8 bits: fp8 or an integer.
         scales: `[block rows, block columns]` scales of the whole weight.
         row_start: Row of the weight at which `bits` starts; any row, not only a block's first.
-        block: Rows and columns of a block; blocks at the lower and right edge may be cut off.
+        block: Rows and columns of a block; blocks at the lower and right edge may be smaller.
         columns: Column at which `bits` starts, and columns of the whole weight; None if `bits` has
             whole rows.
 
@@ -248,7 +249,7 @@ def dequantize_blocks(
 
 
 class _Siblings:
-    """What lies in the same module as a weight."""
+    """The tensors in the module of each weight."""
 
     def __init__(self, tensors: Tensors) -> None:
         self._in_module: dict[str, list[str]] = {}
@@ -274,13 +275,13 @@ class _Siblings:
 
 
 def _is_packed(tensor: StoredTensor) -> bool:
-    """Whether integers stand for weights, by their name."""
+    """Whether a tensor holds weights packed into integers, by its name."""
     last = tensor.name.rpartition(".")[2]
     return tensor.dtype.kind in ("int", "uint") and PACKED.search(last) is not None
 
 
 def _quantization_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What a config says of quantisation; empty if nothing."""
+    """The quantisation settings of a config; empty if there are none."""
     settings = config.get("quantization_config")
     return settings if isinstance(settings, Mapping) else {}
 
@@ -293,7 +294,7 @@ def _scale_of(
 ) -> BlockScale:
     if modifiers:
         raise CheckpointError(
-            f"{weight.name}: {first_few(modifiers)} beside it changes what it is, in a way that "
+            f"{weight.name}: {first_few(modifiers)} next to it changes what it is, in a way that "
             "trimtab does not know (it knows one symmetric scale for an element)"
         )
     if scale is None or weight.dtype.name not in SCALED:
@@ -339,8 +340,8 @@ def _blocks(
     if prod(scale) == 1:
         yield rows, columns
     elif len(scale) == 1:
-        # One for each row. Of a square weight only a config can say so: NumPy and torch would
-        # spread such a vector over the columns.
+        # One for each row. For a square weight this needs a config: NumPy and torch would broadcast
+        # such a vector over the columns.
         if not stack and scale[0] == rows and (rows != columns or _says_rows(settings)):
             yield 1, columns
     elif list(scale[:-2]) == stack:
@@ -359,7 +360,7 @@ def _says_rows(settings: Mapping[str, Any]) -> bool:
 
 
 def _groups(settings: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """How weights are quantised, in each group of a compressed-tensors config."""
+    """The weight settings of each group of a compressed-tensors config."""
     groups = settings.get("config_groups")
     for group in groups.values() if isinstance(groups, Mapping) else ():
         weights = group.get("weights") if isinstance(group, Mapping) else None

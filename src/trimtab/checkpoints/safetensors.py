@@ -1,9 +1,9 @@
-"""The header of a safetensors file: read strictly, and written.
+"""Read and write the header of a safetensors file.
 
 The file is 8 bytes of header length (little-endian), a JSON header, then the data of all tensors
-without holes (format: https://github.com/huggingface/safetensors#format). trimtab has a reader of
-its own because it streams the raw bits of every dtype; the checks are those of the reference
-implementation. A header is a claim by a stranger: nothing is allocated by what it says.
+without gaps (format: https://github.com/huggingface/safetensors#format). This reader streams the
+raw bits of every dtype and makes the checks of the reference implementation. Headers are untrusted:
+nothing is allocated by what they claim.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_DIMENSIONS = 64
 
 
 ALIGNMENT = 8
-"""A header is filled up with spaces to a multiple of this, as the reference implementation does."""
+"""A header is padded with spaces to a multiple of this, as in the reference implementation."""
 
 
 class _HeaderError(Exception):
@@ -176,13 +176,13 @@ def file_start(
 ) -> bytes:
     """The beginning of a file: the length of its header and the header.
 
-    Whoever writes a file goes on with the data of the tensors in the order given, without holes.
+    The data of the tensors follow in the order given, without gaps.
 
     Args:
         tensors: Name -> safetensors name of the dtype, and shape.
         metadata: Strings of `__metadata__`.
-        num_bytes: How long the beginning is to be, where one of that length was written before it
-            was known what it says; it must suffice.
+        num_bytes: Length of the result, to overwrite a header written before its content was known;
+            must suffice.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

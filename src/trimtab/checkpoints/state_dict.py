@@ -1,13 +1,11 @@
-"""What the pickle of a torch.save file says about its tensors, read without unpickling it.
+"""Read what the pickle of a torch.save file says about its tensors, without unpickling it.
 
-A pickle is a program. This is an interpreter of the few instructions that torch.save writes for a
-state dict; it makes strings, numbers, lists, tuples, dicts and notes about tensors, and calls
-nothing: the names of functions are looked up in a table of this module, whose entries only take
-notes. What a stranger's pickle can cost is bounded by its length and by its number of
-instructions. Python's own unpickler and torch's restricted one are not used: both hash what they
-are told to hash, and torch's allocates what it is told to allocate.
+A pickle is a program. This interpreter follows the few instructions that torch.save writes for a
+state dict. It calls nothing: names of functions are looked up in a table of this module, whose
+entries only take notes. The cost of an untrusted pickle is bounded by its length and its number of
+instructions, which neither Python's unpickler nor torch's restricted one would guarantee.
 
-Instructions: Python's `pickletools`. What each function is given: `torch/_utils.py`.
+Instructions: Python's `pickletools`. Arguments of each function: `torch/_utils.py`.
 """
 
 from __future__ import annotations

@@ -1,11 +1,8 @@
-"""One pass over several checkpoints: every tensor is read once, on several threads.
+"""Read several checkpoints in one pass: every tensor once, on several threads.
 
-What belongs together is one task, read in chunks from first byte to last by one thread. So sums are
-added in a fixed order whatever the number of threads, and memory is a few buffers per thread
-however large the checkpoints are.
-
-Bytes are read once, in order, into a buffer that is used again for every chunk; they are hashed as
-stored, and then become elements: the hash is of the file's own bytes whatever is done to them.
+The tensors of one name are one task, read in chunks from first byte to last by one thread. So sums
+are added in a fixed order for any number of threads, and memory is a few buffers per thread for any
+size of checkpoint. Bytes are hashed as stored, before they are converted to elements.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ from trimtab.checkpoints.tensors import Hashes, StoredTensor
 from trimtab.elements.dtypes import Bits, DType
 
 CHUNK_ELEMENTS = 1 << 19
-"""Elements read at once: 1 MB of bf16, so that both sides and what is packed stay in the cache."""
+"""Elements read at once: 1 MB of bf16, so that both sides and packed changes stay in cache."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +56,10 @@ def chunks_of(shape: tuple[int, ...]) -> Iterator[Chunk]:
 def overlaps(
     rectangles: Iterable[Rectangle], chunk: Chunk
 ) -> Iterator[tuple[tuple[slice, slice], int, int]]:
-    """Where a part of a tensor lies in a chunk.
+    """Where a part of a tensor overlaps a chunk.
 
     Args:
-        rectangles: Of the part, one below the other in the part's own 2-D view.
+        rectangles: Of the part, stacked in the part's own 2-D view.
         chunk: Of the tensor.
 
     Yields:
@@ -94,11 +91,12 @@ class Source:
         """Prepare to read.
 
         Args:
-            tensor: What to read.
-            dtype: In which `read` returns elements; others than the stored one are rounded.
-            scale: Scales to multiply in, or None; then every chunk is of the tensor's 2-D view.
-            buffer: Bytes for `CHUNK_ELEMENTS` elements of any dtype; the elements that `read`
-                returns may lie in it.
+            tensor: The tensor to read.
+            dtype: Dtype of the elements that `read` returns; other stored dtypes are rounded to it.
+            scale: Scales to multiply in, or None; with scales, chunks must be of the tensor's 2-D
+                view.
+            buffer: Bytes for `CHUNK_ELEMENTS` elements of any dtype; the result of `read` may be a
+                view.
         """
         self._tensor = tensor
         self._dtype = dtype
@@ -125,7 +123,7 @@ class Source:
         return self._dtype.encode(values)
 
     def finish(self) -> str:
-        """Hash what was not read yet, and return the xxh3-128 of all bytes, in hexadecimal."""
+        """Hash the bytes not read yet, and return the xxh3-128 of all bytes, in hexadecimal."""
         while (left := self._tensor.num_bytes - self._position) > 0:
             self._next(min(left // self._tensor.dtype.num_bytes, CHUNK_ELEMENTS))
         return self._hasher.hexdigest()
@@ -144,23 +142,23 @@ def new_buffer() -> NDArray[np.uint8]:
 
 
 Progress = Callable[[int, int], None]
-"""Called with bytes read since the last call, and bytes to read in all.
+"""Called with the bytes read since the last call, and the total.
 
-Where matrices are decomposed, that counts as the bytes that take about as long to read.
+Other work counts as the bytes that take about as long to read.
 """
 
 Result = TypeVar("Result")
 
 
 class _StoppedError(Exception):
-    """Ends a task for whose result nobody waits any more."""
+    """Ends a task whose result is no longer needed."""
 
 
 class Reader:
-    """The tensors of an item under way, for the thread of its task.
+    """Reads the tensors of an item, for the thread of its task.
 
     Attributes:
-        sources: One for each checkpoint, in base first.
+        sources: One for each checkpoint, base first.
     """
 
     def __init__(
@@ -179,7 +177,8 @@ class Reader:
         """Tile what the tensors have in common, and report the progress of reading it.
 
         Args:
-            shape: Another shape of as many elements to tile; by default the item's own.
+            shape: Another shape with the same number of elements to tile; by default the item's
+                own.
         """
         bytes_per_element = sum([tensor.dtype.num_bytes for tensor in self._item.stored])
         for chunk in chunks_of(self._item.shape if shape is None else shape):
@@ -195,16 +194,16 @@ class Reader:
 
 @dataclass(frozen=True, eq=False)
 class Streamed(Generic[Result]):
-    """What one pass gave.
+    """The result of one pass.
 
     Attributes:
-        results: What the task returned for each item.
+        results: Item -> what the task returned.
         items: The items that count, in base's order.
-        tied: Each item that only repeats another one, before that one.
+        tied: Each item that only repeats another one, with that one.
         hashes: For each checkpoint, name -> xxh3-128 of every stored tensor.
-        conversion: Words on how elements were read other than as stored, or None.
-        num_threads: Tasks at a time.
-        report: To be called with the bytes of what was announced as `more`.
+        conversion: Description of how elements were converted, or None.
+        num_threads: Number of tasks at a time.
+        report: To be called with the bytes that were announced as `more`.
     """
 
     results: dict[Aligned, Result]
@@ -230,17 +229,18 @@ def stream(
     """Read all tensors of some checkpoints, once.
 
     Args:
-        alignment: Of the checkpoints; what is in no item is only hashed.
-        task: Reads the tensors of an item, in any thread, and returns what it found. What it does
-            not read is hashed all the same.
-        threads: Tasks at a time; by default the processors there are, at most 8.
+        alignment: Of the checkpoints; tensors in no item are only hashed.
+        task: Called with an item and its reader, in any thread; what it does not read is hashed
+            anyway.
+        threads: Tasks at a time; by default the number of processors, at most 8.
         progress: Called after each chunk, from any thread.
-        num_passes: How often the items are read in all, if others read them again.
-        more: What others will report, in bytes that take as long to read.
-        buffers: Which of a thread's buffers each checkpoint is read into, counted from 0, where not
-            every checkpoint needs one of its own.
-        order: The items in the order in which tasks are given to the threads, as they come; by
-            default the largest first.
+        num_passes: Total number of passes over the items, if others read them again.
+        more: Additional work that others will report, in bytes that take as long to read.
+        buffers: For each checkpoint, the index of the thread's buffer that it is read into; by
+            default
+            each has its own.
+        order: The items in the order in which tasks start, consumed lazily; by default largest
+            first.
     """
     items, apart = alignment.items, alignment.apart
     num_threads = threads or min(os.cpu_count() or 1, 8)
@@ -274,7 +274,7 @@ def stream(
 
     executor = ThreadPoolExecutor(num_threads, thread_name_prefix="trimtab-read")
     try:
-        # Large tensors first, so that no thread is left with one at the end.
+        # Large tensors first, so that no thread still reads one at the end.
         by_size = sorted(items, key=lambda item: item.stored[0].num_bytes, reverse=True)
         tasks = {item: executor.submit(one, item) for item in order or by_size}
         hashed = [executor.submit(digest, tensor) for _, tensor in apart]
@@ -287,7 +287,7 @@ def stream(
             for by_name, tensor, hexadecimal in zip(hashes, item.stored, digests, strict=True):
                 by_name[tensor.name] = hexadecimal
     finally:
-        # After an error or Ctrl-C the tasks under way end at their next chunk.
+        # After an error or Ctrl-C running tasks end at their next chunk.
         stop.set()
         executor.shutdown(cancel_futures=True)
     distinct, tied = without_tied_copies(items, alignment.doubtful, hashes)

@@ -1,7 +1,7 @@
-"""Tensors that stay on disk: where each one lies in its file, and reading any part of it.
+"""Tensors that stay on disk: where each one is in its file, and how any part of it is read.
 
-Nothing is mapped: bytes are read into the caller's buffer, so resident memory is what the caller
-allocates, however large the file.
+Files are not mapped: bytes are read into the caller's buffer, so resident memory is what the caller
+allocates.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class FilePool:
         self._closed = False
 
     def take(self, file: DataFile) -> io.FileIO:
-        """A handle of `file` for one reader, who gives it back."""
+        """A handle of `file` for one reader, to be given back."""
         with self._lock:
             if self._closed:
                 raise ValueError(f"{file.path}: the checkpoint is closed")
@@ -71,7 +71,7 @@ class FilePool:
 
 
 class Pooled:
-    """What reads through a `FilePool`, as a context manager that closes it at the end."""
+    """A context manager that reads through a `FilePool` and closes it at the end."""
 
     _pool: FilePool
 
@@ -114,8 +114,9 @@ class DataFile:
         """Open a new handle; the caller closes it.
 
         Raises:
-            CheckpointError: The file is gone, cannot be read, or is not the one that was there
-                when the checkpoint was opened.
+            CheckpointError: The file is gone, cannot be read, or has changed since the checkpoint
+                was
+                opened.
         """
         handle = open_regular(self.path, CheckpointError)
         if identity_of(os.fstat(handle.fileno())) != self._identity:
@@ -124,7 +125,7 @@ class DataFile:
         return handle
 
     def check(self) -> None:
-        """Check that the file is still the one that was there at first.
+        """Check that the file is still the one that was opened first.
 
         Raises:
             CheckpointError: It was written to, replaced or removed since.
@@ -143,18 +144,18 @@ class DataFile:
         )
 
     def read_into(self, offset: int, out: NDArray[np.uint8]) -> int:
-        """Fill `out` with the bytes from `offset` on. Any thread may call this at any time.
+        """Fill `out` with the bytes from `offset` on. Thread-safe.
 
         Args:
             offset: First byte to read.
             out: Contiguous bytes to fill.
 
         Returns:
-            Number of bytes read: less than `out` holds only where the file ends.
+            Number of bytes read; fewer than `out` holds only at the end of the file.
 
         Raises:
-            CheckpointError: The file cannot be read, or is not the one that was there when the
-                checkpoint was opened.
+            CheckpointError: The file cannot be read, or has changed since the checkpoint was
+                opened.
         """
         unread = memoryview(out.data)
         handle = self._pool.take(self)
@@ -169,7 +170,7 @@ class DataFile:
             raise CheckpointError(f"{self.path}: cannot be read ({error.strerror})") from None
         finally:
             self._pool.give_back(self, handle)
-        self.check()  # after the bytes were read, so that they are those of the file at first
+        self.check()  # after reading, so that the bytes are those of the original file
         return len(out) - len(unread)
 
     def read(self, offset: int, num_bytes: int) -> bytes:

@@ -1,9 +1,8 @@
-"""Read where the tensors of a `pytorch_model.bin` lie, without loading or executing anything.
+"""Find where the tensors of a `pytorch_model.bin` lie, without loading or executing anything.
 
-A file of torch.save is an uncompressed zip: a pickle that describes the tensors, and one record of
-raw bytes for each storage. The directory of the zip is checked in full before the pickle is
-followed (`state_dict.py`); from then on the file is read like any other. torch is not needed, and
-gets to see no file of a stranger.
+A torch.save file is an uncompressed zip: a pickle that describes the tensors, and one record of raw
+bytes for each storage. The zip directory is checked in full before the pickle is followed
+(`state_dict.py`); then the file is read like any other. torch is not needed.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from trimtab.errors import CheckpointError
 from trimtab.words import first_few
 
 DTYPES_BY_TORCH_NAME = {dtype.storage.name: dtype for dtype in DTYPES.values()}
-"""torch, NumPy and ml_dtypes call the dtypes alike."""
+"""torch, NumPy and ml_dtypes use the same names."""
 
 LOCAL_HEADER_BYTES = 30
 """Of a zip record, before its name and extra field."""
@@ -36,7 +35,7 @@ MAX_DIRECTORY_BYTES = 32 << 20
 """Longest directory of a zip that is read: about 300,000 records."""
 
 KNOWN_RECORDS = frozenset({"data.pkl", "byteorder", "version", ".format_version"})
-"""Records whose names mean something, to be written exactly so."""
+"""Records that torch reads by name."""
 
 CURE = "load it where it was made and save it as safetensors"
 
@@ -115,10 +114,9 @@ class _Bounded(io.RawIOBase):
 
 
 def _records(file: DataFile) -> dict[str, tuple[zipfile.ZipInfo, int]]:
-    """Name below the archive's folder -> entry and first byte, of every record of the zip.
+    """Name within the archive's folder -> entry and first byte, for every record of the zip.
 
-    Every reader of such a file has rules of its own for which of two records counts and whether
-    case matters, so a file on which two readers could disagree is refused.
+    Zip readers disagree on duplicates and on case, so a file on which two could differ is refused.
     """
     try:
         with zipfile.ZipFile(_Bounded(file)) as archive:

@@ -1,4 +1,4 @@
-"""The weights of one checkpoint: read flat, in C order, some at a time; and written again."""
+"""Read the weights of one checkpoint flat, in C order, chunk by chunk; and write them changed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ import xxhash
 
 from trimtab.checkpoints.align import Aligned, alone
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.folder import ADAPTER, FILES
-from trimtab.checkpoints.hub import fetch_the_rest
+from trimtab.checkpoints.folder import ADAPTER, FILES, fetch_the_rest
 from trimtab.checkpoints.stream import Progress, Reader, stream
 from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.elements.dtypes import Bits
@@ -23,7 +22,7 @@ from trimtab.errors import CheckpointError
 from trimtab.words import first_few
 
 CHUNK_ELEMENTS = 1 << 20
-"""Elements that `elements_of` gives at once; a multiple of 8."""
+"""Elements that `elements_of` yields at once; a multiple of 8."""
 
 Result = TypeVar("Result")
 
@@ -40,10 +39,11 @@ def read_weights(
 
     Args:
         base: An open checkpoint.
-        names: Of its tensors.
-        task: Given a tensor, and its elements as pairs of a position, which is a multiple of 8, and
-            the elements from there on, valid until the next; called in any thread.
-        num_passes: How often the tensors are read in all, if others read them again.
+        names: Names of the tensors.
+        task: Called in any thread with a tensor and an iterator of `(start, elements)`: a position
+            that
+            is a multiple of 8, and the elements from there on, valid until the next pair.
+        num_passes: Total number of passes over the tensors, if others read them again.
         progress: Called after each chunk, from any thread.
 
     Returns:
@@ -78,11 +78,11 @@ def elements_of(tensor: StoredTensor, start: int = 0, stop: int | None = None) -
 
 
 def ensure_rewritable(base: Checkpoint, ref: str | os.PathLike[str]) -> None:
-    """Check that `rewrite` can write a checkpoint again, and bring the files beside its weights.
+    """Check that `rewrite` can copy a checkpoint, and fetch its other files from the hub.
 
     Args:
         base: The checkpoint, opened.
-        ref: How it was given.
+        ref: The path or hub id as the user gave it.
 
     Raises:
         CheckpointError: It is a single file, or not of safetensors.
@@ -118,16 +118,17 @@ def rewrite(
     *,
     progress: Progress | None = None,
 ) -> dict[str, str]:
-    """Write a checkpoint again with some of its elements changed, and nothing else.
+    """Copy a checkpoint with some of its elements changed.
 
-    Every file of weights keeps its name, its header and the place of each tensor in it; a tensor is
-    copied a million elements at a time. The files beside the weights are copied.
+    Every file of weights keeps its name, its header and the offset of each tensor; a tensor is
+    copied a
+    million elements at a time. The other files of the folder are copied unchanged.
 
     Args:
         base: An open checkpoint that is a folder of safetensors files.
         target: An existing folder.
-        change: Given a tensor, a position in it and the elements from there on, which it may write
-            to. Called for every element once, in order.
+        change: Called with a tensor, a position in it and the elements from there on, to modify in
+            place. Called for every element once, in order.
         progress: Called after each tensor.
 
     Returns:

@@ -2,17 +2,16 @@
 
 A weight `w` that moves by `d` and is stored again differs only if `w + d` no longer rounds to `w`:
 half the gap to the neighbouring number, so the threshold grows with |w| (2^-9 to 2^-8 of |w| in
-bf16). Below the power of two the gaps are half as wide, which is why a bf16 norm weight of 1.0
-needs a move of 0.0020 down but 0.0039 up.
+bf16). Below the power of two the gaps are half as wide, so a bf16 norm weight of 1.0 needs a move
+of
+0.0020 down but 0.0039 up. Changes are by value, as in criterion `value`: -0.0 that rounds to +0.0
+has not moved. `w + d` is taken in exact arithmetic and rounded once, to nearest, ties to even.
 
-"Leaves" is meant by value, as criterion `value` has it: -0.0 that rounds to +0.0 has not moved.
-`w + d` is taken in exact arithmetic and rounded once, to nearest, ties to even.
+How many elements a step can move depends on the base weights only through a histogram: of every bit
+pattern for 8 and 16 bits, of sign × exponent × {power of two, odd, even} for 32 and 64 bits, where
+the gap and the tie rule depend on nothing else. Histograms of parts of a tensor add up.
 
-How many elements a step can move depends on the base weights only through a histogram: of every
-bit pattern for 8 and 16 bits, of sign × exponent × {power of two, odd, even} for 32 and 64 bits,
-where the gap and the tie rule depend on nothing else. Histograms of parts of a tensor add up.
-
-Source: the absorption argument of arXiv 2602.03839 (PULSE) and 2511.08567 (Gate III), which take
+Source: the absorption argument of arXiv 2602.03839 (PULSE) and 2511.08567 (Gate III), which use
 |w| / 256 for bf16; here the threshold is exact for every element and dtype.
 """
 
@@ -97,7 +96,7 @@ def histogram_bits(dtype: DType) -> Bits:
 
 @cache
 def _kernels() -> tuple[Callable[..., None], Callable[..., None]]:
-    """The two counting loops; Numba counts eight times as fast as `np.bincount` here."""
+    """The two counting loops; eight times as fast as `np.bincount` here."""
     from trimtab.elements.simd import compiled  # loads Numba
 
     @compiled()

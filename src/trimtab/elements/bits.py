@@ -1,10 +1,9 @@
-"""How many bits are set in each row and each column of a matrix of packed bits, and by bin.
+"""Count the set bits in each row and column of a packed matrix, and elements by bin.
 
-Bits lie as in `trimtab.masks.packed`: element `i` in C order is bit `i % 8` of byte `i // 8`. Rows
-need not begin at a whole byte.
-
-The functions here are the definition, written for reading; `trimtab.elements.set_kernels` has
-the same compiled.
+Bits are stored as in `trimtab.masks.packed`: element `i` in C order is bit `i % 8` of byte `i //
+8`.
+Rows need not start at a whole byte. These functions are the reference; the compiled ones are in
+`trimtab.elements.set_kernels`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Bins = NDArray[np.uint16]
 
 
 class Counters(NamedTuple):
-    """The functions below, or what is as good as they."""
+    """The functions below, or their compiled equivalents."""
 
     bit_sums: Callable[[NDArray[np.uint8], int, range, range], tuple[Counts, Counts]]
     count_bins: Callable[[Bins, NDArray[np.bool_], Counts], None]
@@ -60,7 +59,7 @@ def bit_sums(
 
 
 def count_bins(bins: Bins, selected: NDArray[np.bool_], counts: Counts) -> None:
-    """Count the elements of each bin, those that are selected apart.
+    """Count the elements of each bin, selected ones separately.
 
     Args:
         bins: Bin of each element, `[rows, columns]`.
@@ -78,9 +77,9 @@ def count_by_bin(
 
     Args:
         bins: Bin of each element, `[rows, columns]`.
-        slots: Bin -> its place in the counts; whatever for a bin that never comes.
-        by_row: `[rows, places]`, added to.
-        by_column: `[columns, places]`, added to.
+        slots: Bin -> its index in the counts; arbitrary for a bin that does not occur.
+        by_row: `[rows, slots]`, added to.
+        by_column: `[columns, slots]`, added to.
     """
     num_places = by_row.shape[1]
     slot_of = slots[bins]
@@ -90,7 +89,7 @@ def count_by_bin(
 
 
 def slabs(rows: range, num_columns: int) -> Iterator[tuple[int, int]]:
-    """Cut rows into pieces of at most `SLAB_ELEMENTS` elements, or of one row."""
+    """Split rows into pieces of at most `SLAB_ELEMENTS` elements, or of one row."""
     height = max(1, SLAB_ELEMENTS // max(num_columns, 1))
     for first in range(rows.start, rows.stop, height):
         yield first, min(first + height, rows.stop)

@@ -1,7 +1,7 @@
 """Counts of change: integers that add up, from which every ratio is derived at the end.
 
-Counts of tensors are added to counts of layers, kinds and the model; nothing ever averages
-averages. A percentage reads "0 %" or "100 %" only when it is exactly that.
+Counts of tensors are added to counts of layers, kinds and the model; averages are never averaged. A
+percentage is shown as "0 %" or "100 %" only if it is exact.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class ChangeCounts:
     update_max_abs: float = 0.0
 
     def summary(self, criterion: str = "bits") -> str:
-        """How many changed, in words."""
+        """`1 of 10 elements changed (bits)`."""
         changed = out_of(self.num_changed.get(criterion, 0), self.num_elements, "element")
         return f"{changed} changed ({criterion})"
 
@@ -120,7 +120,7 @@ class ChangeCounts:
         return {label: self.ulp_histogram[label] for label in label_order(self.ulp_histogram)}
 
     def problems(self) -> Iterator[str]:
-        """What no elements can have been counted as."""
+        """Contradictions between the counts."""
         for name in ("num_zero_sign_flips", "num_nan", "num_nonfinite_updates"):
             if not 0 <= getattr(self, name) <= self.num_elements:
                 yield f"{name} is {getattr(self, name)} of {self.num_elements} elements"
@@ -142,12 +142,12 @@ class ChangeCounts:
 
 
 def summed(first: Counts, second: Counts, *, largest: Collection[str] = ()) -> Counts:
-    """Two dataclasses of counts together: numbers are added, those of mappings key by key.
+    """Add two dataclasses of counts: numbers, and mappings key by key.
 
     Args:
         first: Counts.
-        second: The same of other elements.
-        largest: Fields of which the larger value counts.
+        second: The same counts of other elements.
+        largest: Fields of which the maximum is taken instead.
     """
 
     def combined(name: str) -> Any:
@@ -161,14 +161,14 @@ def summed(first: Counts, second: Counts, *, largest: Collection[str] = ()) -> C
 
 
 def added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    """The sum of two counts, key by key."""
+    """Add two counts, key by key."""
     total = Counter(left)
     total.update(right)
     return dict(total)
 
 
 def percent(part: float, whole: float, digits: int = 2) -> str:
-    """A share as text, where 0 and 100 appear only when exactly true.
+    """A share as text; 0 and 100 appear only if they are exact.
 
     Examples:
         >>> percent(1, 10**9), percent(0, 10**9), percent(10**9 - 1, 10**9)

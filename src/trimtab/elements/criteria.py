@@ -104,12 +104,12 @@ def with_defaults(extra: Iterable[Criterion]) -> tuple[Criterion, ...]:
 def changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDArray[np.bool_]:
     """Mark the elements that changed under one criterion.
 
-    This is the definition, written for reading; `trimtab.elements.scan` counts the same thing fast.
+    This is the reference implementation; `trimtab.elements.scan` is the fast one.
 
     Args:
         base: Elements before training as unsigned integers. Any shape.
         tuned: Elements after training. Same shape and dtype as `base`.
-        dtype: What the bits mean.
+        dtype: Dtype of the elements.
         criterion: The rule.
 
     Returns:
@@ -136,7 +136,7 @@ def changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDAr
 
 
 def is_criterion(key: str) -> bool:
-    """Whether a text is the key of a criterion, as results have it."""
+    """Whether a text is the key of a criterion."""
     try:
         return parse_criterion(key).key == key
     except CriterionError:

@@ -1,8 +1,7 @@
-"""The one table of stored dtypes, and the integer views that make bits comparable.
+"""The table of stored dtypes, and the integer views that make bits comparable.
 
-Elements are carried as unsigned integers of their stored width ("bits"), never as floats, so
-that +0.0 and -0.0 stay apart and a NaN equals itself. Values are decoded only where a criterion
-asks for them.
+Elements are unsigned integers of their stored width ("bits"), not floats, so that +0.0 and -0.0
+differ and a NaN equals itself. Values are decoded only for criteria that need them.
 """
 
 from __future__ import annotations
@@ -118,8 +117,9 @@ class DType:
 def _float32_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """Round fp64 to fp32 so that rounding again, to a dtype of 16 bits or fewer, is exact.
 
-    ml_dtypes goes to bf16 and fp8 by way of fp32, and two roundings to nearest are not one. Where
-    fp32 cannot hold a value, the neighbour with an odd last bit is taken: it is never a tie.
+    ml_dtypes rounds to bf16 and fp8 via fp32. A value that fp32 cannot hold becomes the neighbour
+    with
+    an odd last bit, which is never a tie.
     """
     rounded = values.astype(np.float32)
     bits = rounded.view(np.uint32)
@@ -168,7 +168,7 @@ def dtype_named(name: str) -> DType:
 
 
 def num_exponent_bins(dtype: DType) -> int:
-    """How many bins a dtype has: 256 for bf16 and fp32, 1 for what is no float."""
+    """Number of bins of a dtype: 256 for bf16 and fp32, 1 for non-floats."""
     return exponent_place(dtype)[1] + 1
 
 
@@ -183,14 +183,13 @@ def exponent_place(dtype: DType) -> tuple[int, int]:
 def exponent_bins(bits: Bits, dtype: DType) -> NDArray[np.uint16]:
     """The biased exponent of each element; zeros and subnormals are in bin 0.
 
-    These bins are the strata of every "magnitude-matched" figure. How far a weight must move before
-    its stored value changes grows with its exponent, so elements of one exponent are alike in how
-    easily they change; within a bin the distance differs by less than a factor of two. Masks are
-    matched by magnitude in bins of tensor × exponent of the stored base weight.
+    These bins are the strata of every "magnitude-matched" figure: the distance that a weight must
+    move
+    before its stored value changes is the same within a bin to a factor of two.
 
     Args:
         bits: Elements as unsigned integers of the stored width. Any shape.
-        dtype: What they mean; elements that are no floats are all in bin 0.
+        dtype: Dtype of the elements; non-floats are all in bin 0.
 
     Returns:
         uint16, same shape: 0 to `num_exponent_bins(dtype)` - 1.

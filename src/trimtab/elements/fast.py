@@ -1,6 +1,6 @@
-"""Which implementation is faster for so many elements: NumPy, or the kernels compiled with Numba.
+"""Choose between NumPy and the kernels compiled with Numba, by the number of elements.
 
-Both give the same results. The kernels are loaded only where there is enough for them to do.
+Both give the same results. The kernels are loaded only if there is enough work for them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from trimtab.elements.scan import NumpyScanner, Scanner
 from trimtab.elements.series import HistoryMaker, NumpyHistory
 
 COMPILED_FROM = 4_000_000
-"""Elements from which loading the compiled kernels costs less than it saves (about 0.5 s)."""
+"""Elements from which the compiled kernels save more than loading them costs (about 0.5 s)."""
 
 
 class Scanners(threading.local):
@@ -23,7 +23,7 @@ class Scanners(threading.local):
         """Choose the scanner.
 
         Args:
-            num_elements: Elements to be scanned in all.
+            num_elements: Total number of elements to scan.
         """
         self.scanner: Scanner = NumpyScanner()
         if num_elements >= COMPILED_FROM:
@@ -33,7 +33,7 @@ class Scanners(threading.local):
 
 
 def counters_for(num_elements: int) -> Counters:
-    """The functions that count bits, for so many elements in all."""
+    """The functions that count bits, for a total number of elements."""
     if num_elements < COMPILED_FROM:
         return Counters(bits.bit_sums, bits.count_bins, bits.count_by_bin)
     from trimtab.elements import set_kernels
@@ -46,7 +46,7 @@ def counters_for(num_elements: int) -> Counters:
 
 
 def history_maker(num_elements: int) -> HistoryMaker:
-    """What makes histories, for so many elements, counted at every point."""
+    """The factory of histories, for a total number of elements counted at every point."""
     if num_elements < COMPILED_FROM:
         return NumpyHistory
     from trimtab.elements.set_kernels import NumbaHistory

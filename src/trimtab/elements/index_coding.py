@@ -1,16 +1,14 @@
-"""Sets of positions as bytes: bits where a set is dense, gaps between its members where it is not.
+"""Encode sets of positions as bytes: a bitmap for dense sets, gaps between members for sparse ones.
 
-Of a set of positions below `n`, the smallest of these is kept:
+For a set of positions below `n`, the smallest of these encodings is used:
 
 - `EMPTY`: nothing.
 - `BITS`: one bit for each position, the first in the lowest bit of a byte.
-- `GAPS8`, `GAPS16`: for each member one unsigned integer, how many positions lie between it and
-  the member before (or position 0). The largest integer says instead that as many positions as
-  its value have no member.
+- `GAPS8`, `GAPS16`: for each member an unsigned integer, the number of positions between it and the
+  previous member (or position 0). The largest integer means that many positions without a member.
 
-Bytes are little-endian. Near the density at which a step changes weights, 1 %, gaps take 1.1 bytes
-for each member, where the entropy of random positions is 1.0. Decoding needs NumPy only; encoding
-is compiled.
+Bytes are little-endian. At a density of 1 %, that of a training step, gaps take 1.1 bytes for each
+member; the entropy of random positions is 1.0. Decoding needs only NumPy; encoding is compiled.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ GAP_DTYPES: dict[int, np.dtype[Any]] = {GAPS8: np.dtype("u1"), GAPS16: np.dtype(
 
 
 def most_bytes(coding: int, num_members: int, num_positions: int) -> int:
-    """Bytes that a set takes at most under a coding; only gaps can take fewer.
+    """Upper bound on the size of a set under an encoding; only gaps can take fewer bytes.
 
     Args:
         coding: One of the four.
@@ -42,7 +40,7 @@ def most_bytes(coding: int, num_members: int, num_positions: int) -> int:
 
 
 def cheapest(num_members: int, num_positions: int) -> int:
-    """The coding that takes fewest bytes at most."""
+    """The encoding with the smallest upper bound."""
     if not num_members:
         return EMPTY
     codings = (GAPS8, GAPS16, BITS)
@@ -74,15 +72,15 @@ def encode(words: NDArray[np.uint64], num_elements: int) -> tuple[int, bytes]:
 
 
 def decode(coding: int, content: bytes, num_positions: int) -> NDArray[np.int64]:
-    """The positions of a set, ascending.
+    """Decode a set to its positions, ascending.
 
     Args:
-        coding: How it was coded.
-        content: The bytes. Memory for 8 bytes to each of their bits may be needed.
+        coding: One of the four.
+        content: The bytes. Decoding may need 8 bytes of memory for each of their bits.
         num_positions: Positions are below this.
 
     Raises:
-        ValueError: The bytes are no such set.
+        ValueError: The bytes are not such a set.
     """
     if coding == EMPTY:
         if content:

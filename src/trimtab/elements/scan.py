@@ -1,12 +1,10 @@
 """Count every criterion in one pass over a pair of tensors.
 
-The pass has two stages. The first walks all elements, asks only whether their bits differ, and
-packs the changed ones; the second decodes just those and counts them under every criterion. After
-RL most elements are unchanged, so the first stage runs at the speed of memory and the second is
-small.
-
-The pass exists twice with the same results: here in NumPy, for small tensors, integers and as the
-reference of the tests, and in `trimtab.elements.scan_kernels`, compiled.
+The first stage compares the bits of all elements and packs the changed ones; the second decodes
+those and counts them under every criterion. After RL most elements are unchanged, so the first
+stage
+runs at memory speed and the second is small. `trimtab.elements.scan_kernels` is the same, compiled;
+this one is for small tensors, integers and as the reference of the tests.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ from trimtab.elements.criteria import Criterion
 from trimtab.elements.dtypes import Bits, DType
 
 STEPS_FROM = 1 << 18
-"""Elements of a tensor from which a table of steps (128 KB for bf16) is worth its while."""
+"""Elements of a tensor from which a table of steps (128 KB for bf16) pays off."""
 
 STEPS_REACH = 16
-"""Steps either way that the table counts; longer ones are rare and go the general way."""
+"""Steps in either direction that the table counts; longer ones are rare."""
 
 
 class Accumulator:
@@ -73,8 +71,7 @@ class Accumulator:
 def _steps_tell_all(dtype: DType, rels: NDArray[np.float64]) -> bool:
     """Whether sign, exponent and steps decide every criterion, for any mantissa.
 
-    A relative tolerance looks at the mantissa, unless it is below one step of the largest one:
-    then no step is within it. For bf16 that is 1 / 255.
+    Yes, if each relative tolerance is below one step of the largest mantissa: 1 / 255 for bf16.
     """
     if not dtype.is_float or dtype.num_bytes > 2:
         return False
@@ -83,7 +80,7 @@ def _steps_tell_all(dtype: DType, rels: NDArray[np.float64]) -> bool:
 
 
 class Scanner(Protocol):
-    """Does the pass. A scanner may keep scratch memory: use one per thread."""
+    """Does the pass. A scanner may have scratch memory: use one per thread."""
 
     def scan(
         self,
@@ -109,7 +106,7 @@ class Scanner(Protocol):
         """
 
     def settle(self, dtype: DType, into: Accumulator) -> None:
-        """Count what `scan` has put off, `into.steps`, and empty it."""
+        """Count the steps that `scan` collected in `into.steps`, and reset them."""
 
 
 class NumpyScanner:
@@ -135,7 +132,7 @@ class NumpyScanner:
         return len(changed_base), num_nan_kept
 
     def settle(self, dtype: DType, into: Accumulator) -> None:
-        """See `Scanner.settle`: nothing is put off here."""
+        """See `Scanner.settle`: no steps are collected here."""
 
     def _tally(self, base: Bits, tuned: Bits, dtype: DType, into: Accumulator) -> None:
         """Count elements that are known to differ, shape `[n]`."""
@@ -196,7 +193,7 @@ def _unsigned_steps(base: Bits, tuned: Bits, dtype: DType) -> NDArray[np.uint64]
 
 
 class Tally:
-    """All counts of one tensor, or of one part of a fused tensor, gathered chunk by chunk."""
+    """All counts of one tensor, or of one part of a fused tensor, added chunk by chunk."""
 
     def __init__(
         self, dtype: DType, criteria: Sequence[Criterion], num_rows: int, num_columns: int
@@ -204,8 +201,8 @@ class Tally:
         """Start at zero.
 
         Args:
-            dtype: Of the elements that `add` will be given.
-            criteria: Which to count.
+            dtype: Dtype of the elements.
+            criteria: The criteria to count.
             num_rows: Rows of the part's 2-D view.
             num_columns: Its columns.
         """
@@ -219,14 +216,14 @@ class Tally:
         self.changed_per_column = np.zeros(num_columns, dtype=np.int64)
 
     def add(self, base: Bits, tuned: Bits, row: int, column: int, scanner: Scanner) -> None:
-        """Count one rectangle; each element must be given once.
+        """Count one rectangle; each element must be added once.
 
         Args:
             base: Shape `[rows, columns]`, C-contiguous.
             tuned: The same rectangle of the tuned checkpoint.
-            row: Where the rectangle starts in the part.
-            column: Likewise.
-            scanner: Does the work.
+            row: First row of the rectangle in the part.
+            column: First column.
+            scanner: Scanner of this thread.
         """
         rows, columns = base.shape
         num_differ, num_nan_kept = scanner.scan(
@@ -241,7 +238,7 @@ class Tally:
         self._num_nan_kept += num_nan_kept
 
     def counts(self, scanner: Scanner) -> ChangeCounts:
-        """The counts so far; `scanner` is one like those that `add` was given."""
+        """The counts so far; `scanner` is of the same kind as those passed to `add`."""
         acc = self._accumulator
         scanner.settle(self._dtype, acc)
         events = [int(count) for count in acc.events]

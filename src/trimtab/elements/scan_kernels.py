@@ -1,12 +1,11 @@
 """The pass of `trimtab.elements.scan`, compiled with Numba.
 
-Its first stage compares 64 elements at a time into a 64-bit mask of those that differ, and skips
-the block when the mask is zero; changed elements are taken out by counting trailing zeros. Most
-changes stay within a power of two and are only counted, by sign, exponent and steps (`steps` of
-`Accumulator`), and settled once for the tensor; the rest is packed for the second stage.
+Its first stage compares 64 elements at a time into a 64-bit mask and skips the block if the mask is
+zero. Most changes stay within a power of two and are only counted, by sign, exponent and steps
+(`steps` of `Accumulator`), and settled once per tensor; the rest is packed for the second stage.
 
-Import this module only when there is much to scan: it loads Numba and, once per machine,
-compiles (cached on disk afterwards). The kernels release the GIL.
+Import this module only if there is much to scan: it loads Numba and compiles once per machine
+(cached on disk). The kernels release the GIL.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def _find(
     changed_per_column: NDArray[np.int64],
     packed: Bits,
 ) -> tuple[int, int, int]:
-    """First stage: count steps that can be counted so, and pack the other changed elements."""
+    """First stage: count short steps, and pack the other changed elements."""
     num_differ = 0
     num_packed = 0
     num_nan_kept = 0
@@ -152,8 +151,7 @@ def _tally(
         sums[0] += total
         sums[1] += total_abs
         sums[2] += total_squares
-        # Numbers that are not negative are in the order of their bits, and integers have a vector
-        # maximum without a thought for NaN.
+        # Non-negative floats are ordered like their bits, and integer maxima vectorise.
         largest = np.uint64(0)
         for i in range(size):
             largest = max(largest, moved_bits[i])
@@ -191,8 +189,7 @@ def _tally(
             number = number if tuned[start + i] > base[start + i] else -number
             is_nan = distance[i] != distance[i]
             ulp_bin[i] = CENTRE if is_nan else CENTRE + number
-        # Few bins are met in a block, so counting each with vectors beats a histogram's scattered
-        # additions, which wait for each other.
+        # A block has few bins: counting each with vectors is faster than a histogram's additions.
         low = high = ulp_bin[0]
         for i in range(size):
             low = min(low, ulp_bin[i])
@@ -323,12 +320,11 @@ def _settle(
 
 
 class _Scratch:
-    """Room for the changed elements of a chunk of one dtype, and what decodes them to floats.
+    """Memory for the changed elements of a chunk of one dtype, and their decoding.
 
     Attributes:
         packed: `[2, size]` bits of the changed elements of base and of tuned.
-        table: Bits of the fp32 value of every element of an 8- or 16-bit dtype. Empty for bf16,
-            whose bits are the upper half of its fp32 value, and for wider dtypes.
+        table: fp32 bits of every element of an 8- or 16-bit dtype; empty for bf16 and wider dtypes.
         decoded: `[2, size]` bits of fp32 values; empty for wider dtypes.
         values: The same memory as floats; for wider dtypes that of `packed`.
     """
@@ -349,7 +345,7 @@ class _Scratch:
 
 
 class NumbaScanner:
-    """The pass compiled, for floats; integers go the way of NumPy. One per thread."""
+    """The compiled pass, for floats; integers use NumPy. One per thread."""
 
     def __init__(self) -> None:
         self._scratch: dict[str, _Scratch] = {}

@@ -1,10 +1,8 @@
-"""What became of some elements from a base over a series of points: moved, came back, stayed.
+"""Follow elements from a base through a series of points: changed, returned, stayed. All by bits.
 
-The points of a series are gone through one after the other, so that however many there are, only
-the base, the last point, the point before and the one at hand are held. All is by bits.
-
-`NumpyHistory` is the definition, written for reading; `trimtab.elements.set_kernels` has the
-same compiled.
+Points are processed in order, so only the base, the last point, the previous and the current one
+are
+in memory. `NumpyHistory` is the reference; `trimtab.elements.set_kernels` has the compiled one.
 """
 
 from __future__ import annotations
@@ -18,21 +16,23 @@ from numpy.typing import NDArray
 from trimtab.elements.dtypes import Bits
 
 COUNTED = ("changed", "stepped", "ever", "in_final", "ever_in_final")
-"""What is counted at each point, in the order in which `advance` adds it up."""
+"""What `advance` counts, in order."""
 
 
 class History(Protocol):
-    """Some elements on their way through a series."""
+    """Some elements and their history in a series."""
 
     def advance(self, before: Bits, now: Bits, counts: NDArray[np.int64]) -> None:
-        """Go on to the next point.
+        """Advance to the next point.
 
         Args:
-            before: The elements at the point before; at the first point, those of the base.
+            before: The elements at the previous point; at the first point, those of the base.
             now: The elements at this point.
-            counts: `[len(COUNTED)]`, added to: elements that differ from the base now, from the
-                point before, from the base at any point so far; those of the first and of the
-                third that differ from the base at the last point.
+            counts: `[len(COUNTED)]`, added to: elements that differ now from the base; from the
+                previous
+                point; that ever differed from the base; and those of the first and third that
+                differ from
+                the base at the last point.
         """
 
 

@@ -1,12 +1,11 @@
-"""Counts of sets of elements, compiled with Numba: what several share, sums, histories, gaps.
+"""Counts of sets of elements, compiled with Numba: intersections, sums, histories, gaps.
 
 A set is packed into 64-bit words, the first element in the lowest bit of the first word; several
-are the rows of one array. Members are found by counting trailing zeros, so the time is that of the
-members, of which a mask has few; counting ones gives counts at the speed at which memory is read.
-See `trimtab.elements.dtypes.exponent_bins` for the bins of weights.
+sets are the rows of an array. Members are found by counting trailing zeros, so time is proportional
+to the members, of which a mask has few. Bins are those of `trimtab.elements.dtypes.exponent_bins`.
 
-Import this module only when there are sets to count: it loads Numba and, once per machine,
-compiles (cached on disk afterwards). The kernels release the GIL.
+Import this module only if there are sets to count: it loads Numba and compiles once per machine
+(cached on disk). The kernels release the GIL.
 """
 
 from __future__ import annotations
@@ -21,34 +20,35 @@ from trimtab.elements.dtypes import Bits
 from trimtab.elements.simd import LANES, compiled, differ, has_bit, num_ones, trailing_zeros
 
 BLOCK = 128
-"""Words of weights that are looked at together: with their bits they stay in the fastest cache."""
+"""Words of weights per block, which fits the fastest cache with their bits."""
 
 MOST_AT_ONCE = 16
-"""Bins that are found for all weights of a block at once, at most."""
+"""Most bins that are counted for all weights of a block at once."""
 
 FEW = 16
-"""Weights of a block that are sooner looked at one by one."""
+"""So few remaining weights of a block are counted one by one."""
 
 NUM_LOW = 4
-"""Digits that tell apart the bins next to each other; the others seldom change between them."""
+"""Digits that differ between neighbouring bins; the others rarely change."""
 
 NONE, ALL = np.uint64(0), ~np.uint64(0)
 
 MOST_PLANES = 8
-"""Binary digits of the largest number of sets that an element can be in."""
+"""Binary digits of the largest number of sets."""
 
 
 @compiled()
 def count_shared(
     sets: NDArray[np.uint64], shared: NDArray[np.int64], by_count: NDArray[np.int64]
 ) -> None:
-    """Count what each two sets share, and the elements that so many of them have.
+    """Count the intersection of each two sets, and the elements by the number of sets they are in.
 
     Args:
-        sets: `[sets, words]`; bits that are no elements are 0 in all.
+        sets: `[sets, words]`; padding bits are 0.
         shared: `[sets, sets]`, added to: above and on the diagonal.
-        by_count: `[sets + 1]`, added to, but for the first: elements in no set are not told from
-            bits that are no elements. Empty to leave it out.
+        by_count: `[sets + 1]`, added to, except for the first entry: elements in no set cannot be
+            told
+            from padding. Empty to skip it.
     """
     num_sets, num_words = sets.shape
     for i in range(num_sets):
@@ -61,7 +61,7 @@ def count_shared(
         return
     planes = np.zeros(MOST_PLANES, np.uint64)
     for word in range(num_words):
-        # The number of sets of 64 elements at once, one binary digit to a plane.
+        # The number of sets of each of 64 elements, one binary digit per plane.
         planes[:] = 0
         for i in range(num_sets):
             carry = sets[i, word]
@@ -83,7 +83,7 @@ def count_shared(
 def _highest(
     digits: NDArray[np.uint64], num_digits: int, size: int, scratch: NDArray[np.uint64]
 ) -> int:
-    """The largest of some binary numbers: digit by digit, of those that have all ones so far."""
+    """The largest of some binary numbers, digit by digit."""
     scratch[:size] = ALL
     highest = 0
     for digit in range(num_digits - 1, -1, -1):
@@ -124,15 +124,16 @@ def count_by_bin(
 ) -> None:
     """Count the elements of each bin, and those of each set among them.
 
-    A weight's bin is a binary number of some digits of its bits. Each digit of 64 weights is taken
-    out as a word, and then a few operations on words say which of the weights are of a bin. Most
-    weights are in the few bins below that of the largest; weights of other bins are looked at one
-    by one, but for those of bin 0, where zeros are.
+    A weight's bin is a binary number formed by some of its bits. Each digit of 64 weights is
+    extracted
+    as a word; a few operations on words then mark the weights of a bin. Most weights are in the few
+    bins
+    below that of the largest; the others, except for bin 0 (zeros), are counted one by one.
 
     Args:
-        bits: Weights, of which only the bits are looked at.
+        bits: Bits of the weights.
         shift: Bits below the lowest digit.
-        num_digits: How many there are.
+        num_digits: Number of digits.
         sets: `[sets, words]`, of these weights.
         counts: `[bins, 1 + sets]`, added to: all elements, then those of each set.
     """
@@ -204,10 +205,7 @@ def _add_bits(
     by_row: Counts,
     by_column: Counts,
 ) -> None:
-    """Add the bits of neighbouring rows, of which the first begins at a bit of `words`.
-
-    There is one word more than the bits need, for reading across the end of one.
-    """
+    """Add the bits of neighbouring rows; `words` has one more word than the bits need."""
     width = by_column.shape[0]
     for row in range(by_row.shape[0]):
         bit = first_bit + row * num_columns
@@ -264,7 +262,7 @@ def compiled_bit_sums(
 
 @compiled()
 def _differ_in_rest(left: Bits, right: Bits, start: int) -> np.uint64:
-    """As `differ`, for the fewer than `LANES` elements at the end."""
+    """Like `differ`, for the fewer than `LANES` elements at the end."""
     mask = np.uint64(0)
     for i in range(start, len(left)):
         mask |= np.uint64(left[i] != right[i]) << np.uint64(i - start)

@@ -1,7 +1,7 @@
-"""The compiler of the kernels, and sixty-four elements at a time: what LLVM can and Numba cannot.
+"""The compiler of the kernels, and operations on 64 elements at a time as LLVM IR.
 
-Numba has no vector types, so comparing 64 elements into a 64-bit mask is a few lines of LLVM IR,
-which LLVM turns into whatever the processor has: one instruction or two where vectors are wide.
+Numba has no vector types; comparing 64 elements into a 64-bit mask is a few lines of LLVM IR, which
+LLVM compiles to the widest vectors of the processor.
 """
 
 from __future__ import annotations

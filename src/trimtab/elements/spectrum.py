@@ -40,7 +40,7 @@ PRINCIPAL_SHARE = 0.1
 """How many directions of a matrix count as principal, by default, as a share of min(m, n)."""
 
 _BLOCK = 1 << 22
-"""Elements of a matrix that are held in fp64 at once."""
+"""Elements of a matrix that are converted to fp64 at once."""
 
 
 def rank_tolerance(shape: tuple[int, int], largest: float) -> float:
@@ -203,7 +203,7 @@ def lanczos_quadrature(
             overlap = known @ image[:, :, None]
             image = image - (overlap.transpose(0, 2, 1) @ known)[:, 0]
         norm = np.linalg.norm(image, axis=1)
-        # A probe that has seen all it can see stops; zeros below keep its further nodes weightless.
+        # A converged probe stops: zeros give its further nodes no weight.
         norm[norm <= size * float(np.finfo(np.float64).eps) * total] = 0
         coupling[:, step] = norm
         basis[:, step + 1] = image / np.where(norm > 0, norm, np.inf)[:, None]
@@ -269,7 +269,7 @@ def estimated_ranks(
 def _share_holding(part: float, nodes: Vector, weights: Vector) -> float:
     """Share of the eigenvalues, from the largest down, whose sum is `part` of all.
 
-    A node stands for eigenvalues on both sides of it, so half of its weight is reached at it.
+    A node represents eigenvalues on both sides of it, so half of its weight is reached at it.
     """
     order = np.argsort(nodes)[::-1]
     count, held = weights[order], (weights * nodes)[order]
@@ -288,8 +288,8 @@ def _entropy(nodes: Vector, weights: Vector, total: float) -> float:
 def _unsettled(quadrature: Quadrature, bound: float) -> float:
     """Mean share of eigenvalues that may be on the wrong side of `bound`.
 
-    A Gauss quadrature can misplace at most the weights of the nodes next to the bound. A node
-    whose residual is below 1 % of its distance to the bound has its eigenvalues on its own side.
+    A Gauss quadrature can misplace at most the weights of the nodes next to the bound. A node whose
+    residual is below 1 % of its distance to the bound is on its side.
     """
     shares = []
     for nodes, weights, residuals in zip(

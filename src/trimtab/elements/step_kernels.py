@@ -1,10 +1,9 @@
-"""What one step of training did to elements, compiled with Numba: 64 elements at a time.
+"""Compare weights before and after a training step, compiled with Numba: 64 elements at a time.
 
-Sets of elements are kept as 64-bit words, the first element in the lowest bit of the first word.
-Weights are bits in the stored dtype; see `trimtab.elements.dtypes`.
-
-Import this module only when there is something to follow: it loads Numba and, once per machine,
-compiles (cached on disk afterwards). The kernels release the GIL.
+Sets of elements are 64-bit words, the first element in the lowest bit of the first word. Weights
+are
+bits in the stored dtype; see `trimtab.elements.dtypes`. Importing this module loads Numba and
+compiles once per machine (cached on disk). The kernels release the GIL.
 """
 
 from __future__ import annotations
@@ -46,25 +45,26 @@ def look(
     ever: NDArray[np.uint64],
     toggled: NDArray[np.uint64],
 ) -> tuple[int, int, int, int, int]:
-    """Compare weights with those before and with the base, and bring the sets up to date.
+    """Compare weights with those before and with the base, and update the sets.
 
     Args:
         now: Weights.
-        before: Weights at the point before; is not changed.
+        before: Weights at the previous point.
         base: Weights of the base.
-        magnitude: All bits of a weight but its sign.
-        moment: What the optimizer moves an element by is not 0 where this is not; empty if it is
-            not known.
+        magnitude: All bits of a weight except the sign.
+        moment: Optimizer state that is not 0 where the optimizer moves an element; empty if
+            unknown.
         moment_magnitude: The bits of it that count.
-        decays: Whether weights that are not 0 are moved, too. Of no concern without `moment`.
+        decays: Whether weights other than 0 move too (weight decay); ignored without `moment`.
         selected: Not 0 for the elements that the optimizer trains; empty if it trains all.
         changed: Set of the elements that differ from the base; updated.
-        ever: Set of the elements that have differed from it at some point; updated.
-        toggled: Is overwritten with the elements that entered or left `changed`.
+        ever: Set of the elements that ever differed from it; updated.
+        toggled: Overwritten with the elements that entered or left `changed`.
 
     Returns:
-        How many elements differ from before, differ from the base, ever did, were asked to move,
-        and were asked to move and did not differ from before.
+        Number of elements that differ from before; that differ from the base; that ever did; that
+        the
+        optimizer moved; and those of the last that do not differ from before.
     """
     num_stepped = num_changed = num_ever = num_asked = num_absorbed = 0
     asks = moment.size > 0
@@ -205,5 +205,5 @@ def mark(
 
 
 def flip(words: NDArray[np.uint64], where: NDArray[np.int64]) -> None:
-    """Put the elements at these positions into a set, or take them out, each that is there."""
+    """Toggle the membership of the elements at these positions in a set."""
     np.bitwise_xor.at(words, where // WORD, np.uint64(1) << (where % WORD).astype(np.uint64))

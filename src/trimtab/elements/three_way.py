@@ -1,9 +1,8 @@
 """How far two tunings of one base agree, inside a mask and outside it: counts that add up.
 
-FULL is the base after training every element, SUB after training those of a mask. Where a mask
-holds all that FULL changed, the two agree outside it by construction, since neither moves there:
-a figure over all elements flatters, so the two regions are kept apart. BASE is set against FULL in
-the same way, which says what doing nothing would score.
+FULL is the base after training every element, SUB after training those of a mask. If a mask holds
+all that FULL changed, the two agree outside it by construction, so a figure over all elements
+flatters and the regions are kept apart. BASE is compared with FULL too: the score of doing nothing.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Agreement:
     full_update_max_abs: float = 0.0
 
     def summary(self) -> str:
-        """How many elements of the two are bit-identical, in words."""
+        """`1 of 10 elements equal (bits)`."""
         return (
             f"{self.num_sub_equal.get('bits', 0):,} of {self.num_elements:,} elements equal (bits)"
         )
@@ -96,7 +95,7 @@ class Agreement:
         return None if cosine is None else min(1.0, max(-1.0, cosine))
 
     def problems(self) -> Iterator[str]:
-        """What no elements can agree in."""
+        """Contradictions between the counts."""
         num = self.num_elements
         if num < 0:
             yield f"num_elements is {num}"
@@ -147,7 +146,7 @@ class SplitAgreement:
 
 
 class AgreementTally:
-    """The agreement of one tensor, or of one part of a fused tensor, gathered chunk by chunk."""
+    """The agreement of one tensor, or of one part of a fused tensor, added chunk by chunk."""
 
     def __init__(
         self, dtype: DType, criteria: Sequence[Criterion], num_rows: int, num_columns: int
@@ -155,8 +154,8 @@ class AgreementTally:
         """Start at zero.
 
         Args:
-            dtype: Of the elements that `add` will be given.
-            criteria: Which to count.
+            dtype: Dtype of the elements.
+            criteria: The criteria to count.
             num_rows: Rows of the part's 2-D view.
             num_columns: Its columns.
         """
@@ -175,20 +174,19 @@ class AgreementTally:
         column: int,
         scanner: Scanner,
     ) -> None:
-        """Count one rectangle; each element must be given once.
+        """Count one rectangle; each element must be added once.
 
         Args:
             base: Shape `[rows, columns]`.
             full: The same rectangle of FULL.
             sub: The same rectangle of SUB.
-            inside: Which of its elements are in the mask; same shape.
-            row: Where the rectangle starts in the part.
-            column: Likewise.
-            scanner: Does the work.
+            inside: Bool, same shape: which elements are in the mask.
+            row: First row of the rectangle in the part.
+            column: First column.
+            scanner: Scanner of this thread.
         """
         num_inside = int(np.count_nonzero(inside))
-        # An element of the other region becomes zero in all three, which nothing counts but as
-        # equal: at memory speed, and nothing has to be packed.
+        # Elements of the other region become zero in all three, and so count as equal.
         keep = np.negative(inside.astype(self._dtype.bits))
         self._inside.add(base & keep, full & keep, sub & keep, num_inside, row, column, scanner)
         np.invert(keep, out=keep)
@@ -196,12 +194,12 @@ class AgreementTally:
         self._outside.add(base & keep, full & keep, sub & keep, num_outside, row, column, scanner)
 
     def counts(self, scanner: Scanner) -> SplitAgreement:
-        """The counts so far; `scanner` is one like those that `add` was given."""
+        """The counts so far; `scanner` is of the same kind as those passed to `add`."""
         return SplitAgreement(self._inside.counts(scanner), self._outside.counts(scanner))
 
 
 class _RegionTally:
-    """One region of a tensor; elements of the other one come as zeros."""
+    """One region of a tensor; elements of the other one are zeroed."""
 
     def __init__(
         self, dtype: DType, criteria: Sequence[Criterion], num_rows: int, num_columns: int
@@ -226,7 +224,7 @@ class _RegionTally:
             return
         self._sub.add(full, sub, row, column, scanner)
         self._base.add(full, base, row, column, scanner)
-        # Places, because indexing a matrix by truth values takes ten times as long.
+        # Indices, since boolean indexing of a matrix takes ten times as long.
         moved = np.flatnonzero((base != full) | (base != sub))
         before, by_full, by_sub = (
             self._dtype.decode(bits.reshape(-1).take(moved)) for bits in (base, full, sub)
@@ -262,5 +260,5 @@ class _RegionTally:
 
 
 def _ratio(part: float, whole: float) -> float | None:
-    """None where there is nothing to divide by, or an overflow left nothing to say."""
+    """None if the denominator is 0 or a sum overflowed."""
     return part / whole if whole and isfinite(part) and isfinite(whole) else None

@@ -1,9 +1,9 @@
 """Signed distance in units in the last place (ulp), sorted into labelled bins.
 
-One ulp is one step along the representable values of the stored dtype, so a distance of 1 is the
-smallest change that can be seen at all. Distances up to 8 have a bin each; beyond, a bin spans
-one octave (`9..16`, `17..32`, ...). Bin `i` holds distances of tuned > base, bin `-i` those of
-tuned < base; in arrays bin `i` sits at index `CENTRE + i`.
+One ulp is one step along the representable values of the stored dtype, the smallest visible change.
+Distances up to 8 have a bin each; beyond, a bin spans one octave (`9..16`, `17..32`, ...). Bin `i`
+holds distances of tuned > base, bin `-i` those of tuned < base; in arrays bin `i` is at index
+`CENTRE + i`.
 """
 
 from __future__ import annotations

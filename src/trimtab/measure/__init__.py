@@ -1,1 +1,1 @@
-"""What changed between checkpoints, how it came about over a series of them, and why."""
+"""What changed between checkpoints and along a series of them, and analyses of the change."""

@@ -81,7 +81,7 @@ def compare(
         alignment = align(base, tuned, cast=cast, dequantize=dequantize, labels=labels)
         if lr is not None and alignment.is_quantized:
             raise AnalysisError(
-                "the weights are quantised, and training computes their scales anew: what one "
+                "the weights are quantised, and training recomputes their scales: what one "
                 "step can change is not known from the stored elements, so leave out lr (--lr)"
             )
         config = base.config or tuned.config
@@ -133,7 +133,7 @@ def compare(
 
 @dataclass(eq=False)
 class _Task:
-    """Compares one tensor; the settings of a comparison, and what its threads share."""
+    """Compares one tensor; holds the settings of a comparison and what its threads share."""
 
     scanners: Scanners
     config: Mapping[str, Any]
@@ -184,7 +184,7 @@ class _Task:
         )
 
     def _add(self, probe: PrecisionProbe, item: Aligned) -> None:
-        """Add to the probe of the model, or set aside where the tensor may not count in the end."""
+        """Add to the probe of the model; set doubtful tensors aside, which may not count."""
         with self.lock:
             if item in self.doubtful:
                 self.set_aside[item] = probe

@@ -1,7 +1,6 @@
-"""The result of a comparison: integer counts per tensor, and what is derived from them.
+"""The result of a comparison: integer counts per tensor, and figures derived from them.
 
-A `Comparison` is complete in itself: tables and reports are drawn from it (or from its JSON,
-years later) without opening a checkpoint again.
+Tables and reports need only a `Comparison` (or its JSON), never the checkpoints.
 """
 
 from __future__ import annotations
@@ -25,11 +24,11 @@ from trimtab.results.schema import Count, Like, Provenance, to_plain
 from trimtab.words import one_line
 
 COVERAGE_LISTS = ("tied", "missing", "extra", "shape_mismatch", "renamed", "folded")
-"""Lists of tensors that need a word, in the order in which reports show them."""
+"""Lists of tensors with remarks, in the order of reports."""
 
 
 class Alone(TypedDict):
-    """A tensor of one side."""
+    """A tensor that only one side has."""
 
     name: str
     shape: tuple[Count, ...]
@@ -126,7 +125,7 @@ class Coverage:
         return self.num_compared / self.num_tuned if self.num_tuned else None
 
     def problems(self) -> Iterator[str]:
-        """What no comparison can cover."""
+        """Contradictions between the counts."""
         for name in ("num_base", "num_tuned"):
             if not 0 <= self.num_compared <= getattr(self, name):
                 yield f"num_compared is {self.num_compared} of {getattr(self, name)} ({name})"
@@ -134,16 +133,17 @@ class Coverage:
 
 @dataclass(frozen=True, eq=False)
 class Profile:
-    """How the changed elements of a tensor fall on its rows, or on its columns.
+    """How the changed elements of a tensor are distributed over its rows, or its columns.
 
     Rows and columns are those of the 2-D view `[prod(shape[:-1]), shape[-1]]`; changed means that
-    the bits differ.
+    the
+    bits differ.
 
     Attributes:
         num: Rows.
         num_touched: Rows with at least one changed element.
-        max_changed: Changed elements in the row that has most of them.
-        changed: Changed elements of every row, int64 `[num]`; None unless profiles were asked for.
+        max_changed: Largest number of changed elements in a row.
+        changed: Changed elements of every row, int64 `[num]`; None unless profiles were requested.
     """
 
     PLAIN: ClassVar = ("num", "num_touched", "max_changed", "changed?")
@@ -157,7 +157,7 @@ class Profile:
 
     @classmethod
     def of(cls, changed: NDArray[np.int64], *, keep: bool) -> Profile:
-        """Summarise the counts of all rows, and keep them if asked to."""
+        """Summarise the counts of all rows; `keep` stores them too."""
         return cls(
             num=len(changed),
             num_touched=int(np.count_nonzero(changed)),
@@ -166,7 +166,7 @@ class Profile:
         )
 
     def problems(self) -> Iterator[str]:
-        """What no tensor can have."""
+        """Contradictions between the counts."""
         if not 0 <= self.num_touched <= self.num or self.max_changed < 0:
             yield f"{self.num_touched} of {self.num} lines are touched, by {self.max_changed}"
         changed = self.changed
@@ -221,7 +221,7 @@ class TensorChange:
         return one_line(self, f"{self.name}: {self.counts.summary()}")
 
     def problems(self) -> Iterator[str]:
-        """What no tensor can have."""
+        """Contradictions between the counts."""
         num = self.counts.num_elements
         if min(self.shape, default=0) < 0 or prod(self.shape) != num:
             yield f"shape is {list(self.shape)}, and num_elements {num}"
@@ -306,8 +306,9 @@ class Comparison(Result):
     ) -> float | None:
         """Mean of the tensors' sparsities, a norm counting as much as a matrix.
 
-        The published script averages so (papers that quote it should be compared with this
-        column); every other figure in trimtab is weighted by elements.
+        The published script averages like this, so papers that quote it should be compared with
+        this column;
+        every other figure in trimtab is weighted by elements.
         """
         values = [
             value
@@ -339,7 +340,7 @@ class Comparison(Result):
         }
 
     def problems(self) -> Iterator[str]:
-        """What no comparison can find."""
+        """Contradictions between the counts."""
         for tensor in self.tensors:
             if self.criterion not in tensor.counts.num_changed:
                 yield f"criterion is {self.criterion[:40]!a}, which {tensor.name!a} does not count"

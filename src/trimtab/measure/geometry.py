@@ -1,8 +1,10 @@
 """Where in a matrix the update lies: off its principal directions, on its small weights?
 
-RL updates are reported to avoid what a pretrained matrix does most and to favour its small
-weights, and to leave its singular values nearly as they were (2511.08567). Each claim is a share,
-shown beside what it would be by chance, at which `lift` is 1:
+RL updates are reported to avoid the principal directions of a pretrained matrix, to favour its
+small
+weights, and to change its singular values little (2511.08567). Each claim is a share, shown with
+its
+chance level, at which `lift` is 1:
 
 ====================  ======================================================================
 `energy_left`         ‖Uᵀ Δ‖² / ‖Δ‖² with U the base's top k left singular directions (of the
@@ -12,16 +14,14 @@ shown beside what it would be by chance, at which `lift` is 1:
 `low_magnitude_mask`  share of the changed elements among the α·m·n of smallest |base|; chance α
 `principal_mask`      share of the changed elements among the α·m·n where the rank-k part of the
                       base is largest in magnitude; chance α
-`spectral_shift`      NSS = ‖σ(tuned) - σ(base)‖ / ‖σ(base)‖; at most ‖Δ‖ / ‖base‖, beside it
+`spectral_shift`      NSS = ‖σ(tuned) - σ(base)‖ / ‖σ(base)‖; at most ‖Δ‖ / ‖base‖, shown with it
 ====================  ======================================================================
 
 "Changed" is criterion `value` (Δ ≠ 0). Precision alone makes small weights change more often
-(`trimtab.measure.precision`): a random update of the size of an RL step, stored as bf16, has a
-lift above 1 on the low-magnitude mask and below 1 on the principal one. Neither is by itself
-evidence of a preference.
-
-Magnitudes in bf16 tie in the thousands. A mask has exactly α·m·n elements, the ties at its edge
-counting in part, all alike: the expectation over every way to break them.
+(`trimtab.measure.precision`): a random update of the size of an RL step, stored as bf16, has a lift
+above 1 on the low-magnitude mask and below 1 on the principal one. Neither alone is evidence of a
+preference. Magnitudes in bf16 tie in the thousands: a mask has exactly α·m·n elements, the ties at
+its edge counting in part, which is the expectation over every way to break them.
 
 Source: arXiv 2511.08567 sec. 4. The defaults of k (a share of min(m, n)) and α are trimtab's own.
 """
@@ -51,7 +51,7 @@ SHARES = (
 
 
 class ShareOfUpdate(TypedDict):
-    """A share of an update beside its chance."""
+    """A share of an update with its chance level."""
 
     share: Share
     chance: Share
@@ -121,8 +121,9 @@ def mask_overlap(score: Matrix, changed: NDArray[np.bool_], fraction: float) -> 
 class GeometryAnalysis(MatrixAnalysis):
     """Collects the geometry of a model's update, one matrix at a time.
 
-    Beside base and tuned a matrix takes about three more arrays of its size, and a few of
-    min(m, n)² fp64 numbers: 1.7 GB in all for 4096 × 14336.
+    A matrix needs about three arrays of its size in addition to base and tuned, and a few of min(m,
+    n)²
+    fp64 numbers: 1.7 GB in all for 4096 × 14336.
 
     Attributes:
         principal: k as a share of min(m, n), rounded up.

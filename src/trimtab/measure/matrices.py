@@ -1,7 +1,6 @@
 """The second pass of `--rank` and `--geometry`: whole matrices, one at a time.
 
-Singular values need a matrix in memory, so this pass is apart from the streaming one and takes as
-much memory as the largest matrix that the analyses accept.
+Singular values need a whole matrix in memory: as much as the largest that the analyses accept.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from trimtab.results.schema import Count
 from trimtab.words import are, plural
 
 MAX_ELEMENTS = 1 << 28
-"""Of a matrix that is analysed, unless an analysis says otherwise."""
+"""Default limit on the elements of a matrix that is analysed."""
 
 READ_MEANWHILE = 4
-"""Bytes that are read in about the time of a multiplication of a matrix's decomposition."""
+"""Bytes read in about the time of one multiplication of a decomposition."""
 
 
 Matrix: TypeAlias = NDArray[np.floating[Any]]
@@ -52,13 +51,14 @@ class MatrixAnalysis(ABC):
     _skipped: list[dict[str, Any]] = field(default_factory=list, repr=False)
 
     def add(self, name: str, base: Matrix, tuned: Matrix) -> None:
-        """Take in one tensor; what cannot be analysed is listed with the reason.
+        """Analyse one tensor, or list it with the reason why not.
 
         Args:
             name: Name of the tensor.
             base: Its values before training, fp32 or fp64; not modified.
-            tuned: After training; same shape and dtype. A stack of matrices (fused experts, 3-D)
-                is taken as its matrices, `name[0]`, `name[1]`, ...
+            tuned: After training; same shape and dtype. A stack of matrices (fused experts, 3-D) is
+                taken
+                as its matrices, `name[0]`, `name[1]`, ...
         """
         if base.ndim == 3:
             for index, (before, after) in enumerate(zip(base, tuned, strict=True)):
@@ -96,7 +96,7 @@ def reason_to_skip(matrix: NDArray[Any], max_elements: int) -> str | None:
         return "it has no elements"
     if matrix.size > max_elements:
         return f"{matrix.size:,} elements are more than the limit of {max_elements:,}"
-    # The sum is finite unless an element is not (or it overflows): no array of flags is made.
+    # The sum is finite unless an element is not (or it overflows), which needs no array of flags.
     with np.errstate(invalid="ignore", over="ignore"):
         total = matrix.sum(dtype=np.float64)
     if not np.isfinite(total) and (num := int(np.count_nonzero(~np.isfinite(matrix)))):
@@ -105,15 +105,16 @@ def reason_to_skip(matrix: NDArray[Any], max_elements: int) -> str | None:
 
 
 def work_of(item: Aligned, config: Mapping[str, Any], num_analyses: int) -> int:
-    """What analyses take of a tensor, in bytes that take about as long to read.
+    """The work of analyses on a tensor, in bytes that take about as long to read.
 
     A decomposition of m x n takes m·n·min(m, n) multiplications: by bytes alone, the last matrices
-    of a model would look as quick as its embeddings.
+    of a
+    model would seem as quick as its embeddings.
 
     Args:
         item: The tensor.
-        config: Of base, to split fused tensors.
-        num_analyses: How many analyses there are.
+        config: Config of base, to split fused tensors.
+        num_analyses: Number of analyses.
     """
     num_bytes = sum(tensor.num_bytes for tensor in item.stored)
     return num_analyses * (num_bytes + READ_MEANWHILE * _multiplications(item, config))
@@ -132,13 +133,13 @@ def analyse_matrices(
     analyses: Sequence[MatrixAnalysis],
     report: Callable[[int], None],
 ) -> None:
-    """Give every float tensor, or part of a fused one, to the analyses.
+    """Pass every float tensor, or part of a fused one, to the analyses.
 
     Args:
-        items: What was compared.
-        config: Of base, to split fused tensors.
+        items: The compared tensors.
+        config: Config of base, to split fused tensors.
         analyses: Added to.
-        report: Called with the `work_of` of each when it is done.
+        report: Called with the `work_of` each tensor when it is done.
     """
     limit = max(analysis.max_elements for analysis in analyses)
     buffer = new_buffer()
@@ -171,7 +172,7 @@ def _analyse(
 
 
 def _is_too_large(item: Aligned, limit: int) -> bool:
-    """A stack of experts is analysed matrix by matrix, but one matrix must fit the limit."""
+    """Stacks of experts are analysed matrix by matrix, so only a single matrix is too large."""
     return len(item.shape) == 2 and prod(item.shape) > limit
 
 

@@ -47,7 +47,7 @@ from trimtab.results.schema import Amount, Count, Share
 
 
 class Predicted(TypedDict):
-    """What precision alone predicts of some elements, beside what it leaves unchanged."""
+    """What precision alone predicts for some elements, and what it leaves unchanged."""
 
     num_elements: Count
     num_nonfinite: Count
@@ -126,17 +126,18 @@ class PrecisionProbe:
             )
 
     def empty(self) -> PrecisionProbe:
-        """A probe of the same settings that has seen nothing."""
+        """An empty probe with the same settings."""
         return PrecisionProbe(self.lr, self.steps, self.betas)
 
     def add(self, kind: str, bits: Bits, dtype: DType | str) -> None:
-        """Take in some elements of the base checkpoint.
+        """Add some elements of the base checkpoint.
 
         Args:
             kind: Kind of their tensor, such as `q_proj`.
             bits: Elements as unsigned integers. Any shape.
-            dtype: What the bits mean, or its safetensors name: `BF16`. Elements that are no
-                floating-point numbers are counted, and never predicted to move.
+            dtype: Dtype of the elements, or its safetensors name: `BF16`. Elements that are not
+                floats are
+                counted, and never predicted to move.
         """
         dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         if not dtype.is_float:
@@ -169,7 +170,7 @@ class PrecisionProbe:
         predicted to move; `dtypes`; the four counts of the module's table; and under `sparsity`
         the share left unchanged by each (`random_walk` is an expectation and not an integer).
         """
-        # In the order of the alphabet: threads add tensors in an order of their own.
+        # Sorted, since threads add tensors in any order.
         kinds = sorted({*(kind for kind, _ in self._histograms), *self._not_float})
         return {
             "lr": self.lr,

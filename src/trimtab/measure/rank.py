@@ -1,10 +1,8 @@
-"""Rank of the update of every matrix, beside that of a random update of the same magnitudes.
+"""Rank of the update of every matrix, and of a random update of the same magnitudes.
 
 A sparse random matrix has nearly full `matrix_rank`, so "the update is full rank" means something
-only against a control: the elements of the same update, zeros included, put in random order. It
-has the density, the values and the norm of the update, and none of its structure.
-
-Ranks are never averaged in silence: each has its tensor, its method and its error.
+only against a control: the elements of the same update, zeros included, in random order. It has the
+density, the values and the norm of the update, and none of its structure.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ from trimtab.measure.matrices import Matrix, MatrixAnalysis, Skipped, reason_to_
 from trimtab.results.schema import Amount, Count
 
 PROBES, STEPS = 8, 96
-"""Of the estimate for matrices that are too large for exact singular values."""
+"""Of the estimate, for matrices that are too large for exact singular values."""
 
 
 class RankFigure(TypedDict):
@@ -92,9 +90,11 @@ def random_control(update: Matrix, rng: np.random.Generator) -> Matrix:
 class RankAnalysis(MatrixAnalysis):
     """Collects the ranks of a model's update, one matrix at a time.
 
-    The result depends on the seed and on each tensor's name, not on the order of tensors. Beside
-    `update` a matrix takes one copy of it, for the control, and where singular values are exact a
-    Gram matrix of min(m, n)² fp64 numbers.
+    The result depends on the seed and on each tensor's name, not on the order of tensors. A matrix
+    needs
+    a copy of `update` for the control and, for exact singular values, a Gram matrix of min(m, n)²
+    fp64
+    numbers.
 
     Attributes:
         seed: Seeds the controls and the probes of estimates.

@@ -1,11 +1,9 @@
-"""Read what `trimtab.UpdateTracker` wrote while a run went on: as a trajectory, or place by place.
+"""Read what `trimtab.UpdateTracker` wrote during a run: as a trajectory, or element by element.
 
-From the elements that entered or left the set of those that differ from the base, step by step, all
-sets follow: what differed from the base at each point, what ever did, and what does so at the end.
-Only NumPy is needed, and memory for one part of the model at a time.
-
-A file of tracked updates has places for whole tensors only: what a process had of a sharded tensor,
-or a part of a fused one, is a row of elements whose places in the tensor it does not tell.
+The elements that entered or left the changed set, step by step, determine all sets: what differed
+from the base at each point, ever, and at the end. Only NumPy is needed, and memory for one part of
+the model. Element positions are known only for whole tensors, not for sharded tensors or parts of
+fused ones.
 """
 
 from __future__ import annotations
@@ -27,14 +25,14 @@ from trimtab.results.records import CheckpointRecord, content_hash
 from trimtab.words import first_few
 
 SPARSE_ABOVE = 64
-"""Elements to a byte of its sets above which a part is replayed on those that ever moved only."""
+"""With more elements per byte of its sets, only those of a part that ever moved are replayed."""
 
 
 def read_tracked(path: str | os.PathLike[str]) -> Trajectory:
     """Read a file of tracked updates as a trajectory, whose last point is the file's last.
 
     Raises:
-        ResultFormatError: It is no such file, a damaged one, or has no point yet.
+        ResultFormatError: It is not such a file, is damaged, or has no point yet.
     """
     tracked = open_tracked(path)
     if not tracked.points:
@@ -69,10 +67,10 @@ def read_tracked(path: str | os.PathLike[str]) -> Trajectory:
 
 
 def read_steps(path: str | os.PathLike[str]) -> tuple[StepFigures, ...]:
-    """Read what each point says of gradients, absorbed updates and norms.
+    """Read the figures of each point: gradients, absorbed updates and norms.
 
     Raises:
-        ResultFormatError: It is no file of tracked updates, or a damaged one.
+        ResultFormatError: It is not a file of tracked updates, or a damaged one.
     """
     return tuple(point.figures for point in open_tracked(path).points)
 
@@ -124,7 +122,7 @@ def _counts(row: Sequence[int], stepped: int) -> PointCounts:
 
 
 def _cut_off(tracked: TrackedFile) -> dict[str, Any]:
-    """What the provenance says of a file that ends in a piece of a point."""
+    """The provenance of a file that ends within a point."""
     if not tracked.num_cut_off:
         return {}
     after = tracked.points[-1].figures.step
@@ -132,7 +130,7 @@ def _cut_off(tracked: TrackedFile) -> dict[str, Any]:
 
 
 def _cadence(steps: Sequence[int]) -> int | None:
-    """Steps from point to point, if it is always the same number."""
+    """Steps from point to point, if constant."""
     gaps = {after - before for before, after in pairwise([0, *steps])}
     return gaps.pop() if len(gaps) == 1 else None
 
@@ -147,15 +145,15 @@ class TrackedPoints:
     def __init__(
         self, path: str | os.PathLike[str], base: Checkpoint, last: int | None = None
     ) -> None:
-        """Read a file but for its sets.
+        """Read a file without its sets.
 
         Args:
             path: A file of tracked updates.
-            base: What the run started from.
+            base: The checkpoint that the run started from.
             last: Leave out points after this step; None for none.
 
         Raises:
-            ResultFormatError: It is no such file, or a damaged one.
+            ResultFormatError: It is not such a file, or a damaged one.
             AnalysisError: It has no point up to that step.
             TensorMismatchError: Its parts are not the tensors of base.
         """
@@ -189,7 +187,7 @@ class TrackedPoints:
             )
 
     def check(self, digests: Mapping[str, str]) -> None:
-        """Check that the run started from these very weights.
+        """Check that the run started from these weights.
 
         Args:
             digests: Name -> xxh3-128 of the stored bytes of each tensor of base.
@@ -211,7 +209,7 @@ class TrackedPoints:
             )
 
     def times_changed(self, name: str) -> NDArray[np.int32]:
-        """At how many of the points each element of a tensor differs from the base; flat.
+        """Number of points at which each element of a tensor differs from the base; flat.
 
         Raises:
             ResultFormatError: The file is damaged.
@@ -223,7 +221,7 @@ class TrackedPoints:
         num_points = len(self._points)
         for number, elements in enumerate(self._tracked.toggles(number_of_part, self._points)):
             is_changed[elements] ^= True
-            # What enters is there at this point and all after it, unless it leaves again.
+            # What enters counts at this point and all later ones, unless it leaves again.
             times[elements] += np.where(
                 is_changed[elements], num_points - number, number - num_points
             ).astype(np.int32)

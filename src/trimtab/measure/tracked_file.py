@@ -1,16 +1,14 @@
 """The file of a tracked run, record by record; `trimtab.measure.tracked` makes a trajectory of it.
 
-The file is a series of records, written one after the other: the first says what is tracked, each
-other one is a point. A record is its head (the length of its content, and a hash of that length and
-of where in the file the record begins), its content, and a hash of that.
+The first record says what is tracked, each other one is a point. A record is its head (the length
+of
+its content, and a hash of that length and of the record's position), its content, and a hash of
+that. The last record of an interrupted run may be cut off: the file then ends with the last whole
+record. A head that does not fit its hash is damage, never the end of the file.
 
-What an interrupted run wrote last may be cut off: the file then ends with its last whole record,
-and says how much lies behind it. A head that does not fit its hash is damage, wherever it lies: it
-is never taken for the end of the file.
-
-A point holds, for each part of the model (a tensor, or the part of it that a process had), the
-elements that entered or left the set of those that differ from the base. Nothing is allocated by
-what a file says, only by how long it is.
+A point holds, for each part of the model (a tensor, or the part of it that one process had), the
+elements that entered or left the changed set. Memory is bounded by the length of the file, not by
+what it claims.
 """
 
 from __future__ import annotations
@@ -43,7 +41,7 @@ MAGIC = b"trimtab.updates 2\n"
 """The first bytes of a file of this version."""
 
 MAGIC_1 = b"trimtab.updates\n"
-"""The first bytes of a file of version 1, which is still read and gone on with."""
+"""The first bytes of a file of version 1, which is still read and continued."""
 
 LENGTH = 8
 """Bytes of a length, and of a hash; little-endian."""
@@ -70,16 +68,16 @@ class Part(NamedTuple):
 
 
 class KindFigures(NamedTuple):
-    """What a point says of one kind beside its sets. None is what was not observed.
+    """The figures of one kind at a point. None: not observed.
 
     Attributes:
-        stepped: Elements that differ from the point before, or from the base at the first.
+        stepped: Elements that differ from the previous point, or from the base at the first.
         gradient_elements: Elements whose gradient was seen: all, or those of the mask.
         gradient_nonzero: Those of them whose gradient was not 0.
         asked: Elements that the optimizer moved, before rounding.
-        absorbed: Those of them whose stored bits are the same as at the point before.
-        step_squares: Sum of the squares of what the stored weights moved since the point before.
-        update_squares: Sum of the squares of the differences of the stored weights from the base.
+        absorbed: Those of them whose stored bits did not change.
+        step_squares: Sum of squares of the moves of the stored weights since the previous point.
+        update_squares: Sum of squares of the differences of the stored weights from the base.
     """
 
     stepped: int = 0
@@ -92,7 +90,7 @@ class KindFigures(NamedTuple):
 
     @classmethod
     def sum_of(cls, figures: Iterable[KindFigures]) -> KindFigures:
-        """Figures of all these elements together; what none of them has stays None."""
+        """Figures of all these elements together; what none of them observed stays None."""
         columns: Iterable[tuple[Any, ...]] = zip(cls(), *figures, strict=True)
         known = [[value for value in column if value is not None] for column in columns]
         sums: list[Any] = [sum(values) if values else None for values in known]
@@ -105,12 +103,12 @@ class KindFigures(NamedTuple):
 
     @property
     def absorbed_share(self) -> float | None:
-        """Share of the elements that the optimizer moved whose stored bits stayed as they were."""
+        """Share of the elements moved by the optimizer whose stored bits did not change."""
         return _share(self.absorbed, self.asked)
 
     @property
     def step_norm(self) -> float:
-        """Euclidean norm of what the stored weights moved since the point before."""
+        """Euclidean norm of the move of the stored weights since the previous point."""
         return sqrt(self.step_squares)
 
     @property
@@ -140,13 +138,13 @@ class StepFigures(NamedTuple):
 
 
 class TrackedPoint(NamedTuple):
-    """One point, as it lies in the file.
+    """One point, as stored in the file.
 
     Attributes:
-        figures: Its step, and what it says beside its sets.
-        codings: How the set of each part is coded.
-        offsets: Where in the file they begin and, last, end; one more than there are parts.
-        end: Where in the file its record ends.
+        figures: Its step and figures.
+        codings: Encoding of the set of each part.
+        offsets: Byte offsets of the sets, and the end of the last; one more than there are parts.
+        end: Byte offset of the end of its record.
     """
 
     figures: StepFigures
@@ -160,17 +158,17 @@ class TrackedPoint(NamedTuple):
 
 @dataclass(frozen=True)
 class TrackedFile:
-    """A file of tracked updates, with its sets left on disk.
+    """A file of tracked updates, whose sets stay on disk.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         header: The first record.
-        parts: What is counted.
+        parts: The parts that are counted.
         points: Whole points, by ascending step.
-        end: Where in the file the last whole record ends.
-        num_cut_off: Bytes behind it, of a record that was cut off as it was written.
+        end: Byte offset of the end of the last whole record.
+        num_cut_off: Bytes after it, of a record that was cut off.
         hashes: Of the content of each record, the header first.
-        identity: Of the file, as it was read.
+        identity: Identity of the file as it was read.
     """
 
     path: Path
@@ -196,11 +194,11 @@ class TrackedFile:
         """The elements of a part that entered or left the changed set, point by point.
 
         Args:
-            number: Of the part.
-            points: Of this file; None for all.
+            number: Index of the part.
+            points: Points of this file; None for all.
 
         Raises:
-            ResultFormatError: They cannot be read, or are others than when the file was opened.
+            ResultFormatError: They cannot be read, or have changed since the file was opened.
         """
         part = self.parts[number]
         with open_regular(self.path, ResultFormatError) as raw, BufferedReader(raw) as file:
@@ -219,7 +217,7 @@ class TrackedFile:
     def check(self) -> None:
         """Check that the file still begins with the records that were read.
 
-        A run that goes on adds to it; one that is resumed takes points back.
+        A running run appends to it; a resumed one removes points.
 
         Raises:
             ResultFormatError: It does not.
@@ -235,11 +233,11 @@ class TrackedFile:
                 f"{self.path}: the file changed while it was being read, by more than new points: "
                 "start again"
             )
-        object.__setattr__(self, "identity", identity)  # what was read is in that one, too
+        object.__setattr__(self, "identity", identity)  # the new file contains all that was read
 
 
 def is_tracked(path: str | os.PathLike[str]) -> bool:
-    """Whether a file begins as files of tracked updates do."""
+    """Whether a file begins like a file of tracked updates."""
     try:
         with open_regular(path, ResultFormatError) as raw, BufferedReader(raw) as file:
             return _version(file) is not None
@@ -248,10 +246,10 @@ def is_tracked(path: str | os.PathLike[str]) -> bool:
 
 
 def open_tracked(path: str | os.PathLike[str]) -> TrackedFile:
-    """Read a file of tracked updates but for its sets, and check it.
+    """Read and check a file of tracked updates without its sets.
 
     Raises:
-        ResultFormatError: It is no such file, or a damaged one.
+        ResultFormatError: It is not such a file, or a damaged one.
     """
     try:
         with open_regular(path, ResultFormatError) as raw, BufferedReader(raw) as file:
@@ -261,12 +259,12 @@ def open_tracked(path: str | os.PathLike[str]) -> TrackedFile:
 
 
 def pack_record(content: bytes, begin: int, version: int = FORMAT_VERSION) -> bytes:
-    """A record: the length of its content and the hash of its head, the content, and its hash.
+    """Pack a record: length of the content, hash of the head, content, hash of the content.
 
     Args:
-        content: What it holds.
-        begin: Where in the file it will begin.
-        version: Of the file.
+        content: The content.
+        begin: Byte offset of the record in the file.
+        version: Version of the file.
     """
     length = len(content).to_bytes(LENGTH, "little")
     head = length if version == 1 else length + _hash_of_head(begin, length)
@@ -274,11 +272,11 @@ def pack_record(content: bytes, begin: int, version: int = FORMAT_VERSION) -> by
 
 
 def pack_point(figures: StepFigures, sets: Sequence[tuple[int, bytes]]) -> bytes:
-    """The content of the record of a point.
+    """Pack the content of the record of a point.
 
     Args:
-        figures: What it says beside its sets.
-        sets: Coding and bytes of what entered or left the changed set, for each part.
+        figures: Its step and figures.
+        sets: Encoding and bytes of what entered or left the changed set, for each part.
     """
     by_kind = {kind: list(values) for kind, values in figures.by_kind.items()}
     description = json.dumps(
@@ -353,7 +351,7 @@ def _version(file: BinaryIO) -> int | None:
 
 
 def _cure(points: Sequence[TrackedPoint]) -> str:
-    """What is left of a damaged file, for whoever has no other copy of it."""
+    """How to recover the whole points of a damaged file."""
     if not points:
         return ""
     last = points[-1]
@@ -366,11 +364,7 @@ def _cure(points: Sequence[TrackedPoint]) -> str:
 def _content(
     file: BinaryIO, begin: int, size: int, version: int, parts: Sequence[Part]
 ) -> bytes | None:
-    """The content of the record at a byte; None if it was cut off as it was written.
-
-    Raises:
-        ValueError: It is damaged.
-    """
+    """The content of the record at a byte, None if it was cut off; raises ValueError if damaged."""
     file.seek(begin)
     head = file.read(_head_size(version))
     if len(head) < _head_size(version):
@@ -378,7 +372,7 @@ def _content(
     if not any(head):
         if any(any(piece) for piece in iter(lambda: file.read(1 << 20), b"")):
             raise ValueError("its length is 0, and something follows")
-        return None  # space that was never filled
+        return None  # allocated, but never written
     length = int.from_bytes(head[:LENGTH], "little")
     end = begin + len(head) + length + LENGTH
     is_sure = version > 1
@@ -397,17 +391,9 @@ def _content(
 def _has_another_length(
     file: BinaryIO, begin: int, length: int, size: int, parts: Sequence[Part]
 ) -> bool:
-    """Whether a record of version 1, that seems to be cut off, is a whole one of another length.
+    """Whether a record of version 1 that seems cut off is whole, with another length than claimed.
 
-    Its length has no hash, but a point says how much it holds: that much is there, and then a hash
-    of it.
-
-    Args:
-        file: Of the record.
-        begin: Where its content begins.
-        length: What is said to be its length.
-        size: Of the file.
-        parts: Of the model; none if the record is the header.
+    The length has no hash, but a point says how much it contains: that much, followed by its hash.
     """
     if not parts:
         return False
@@ -468,13 +454,7 @@ def _parts(rows: Sequence[Any]) -> tuple[Part, ...]:
 
 
 def _point(content: bytes, begin: int, parts: Sequence[Part]) -> TrackedPoint:
-    """Read a point but for its sets.
-
-    Args:
-        content: Of its record.
-        begin: Where in the file the content begins.
-        parts: Of the model.
-    """
+    """Read a point without its sets; `begin` is the byte offset of the content."""
     num_described = int.from_bytes(content[:LENGTH], "little")
     table = LENGTH + num_described
     first_set = table + len(parts) * (1 + SIZES.itemsize)
@@ -526,5 +506,5 @@ def _json(content: bytes) -> dict[str, Any]:
 
 
 def damaged(path: str | os.PathLike[str], problem: str) -> ResultFormatError:
-    """The error for a file that is one of tracked updates, but not a whole one."""
+    """The error for a damaged file of tracked updates."""
     return ResultFormatError(f"{os.fspath(path)}: damaged: {problem}")

@@ -1,12 +1,11 @@
 """`trajectory`: one streaming pass over a base and a series of checkpoints.
 
-Each tensor of the model is a task of its own, see `trimtab.checkpoints.stream`. A chunk of it is
-followed through the whole series before the next one is read: of the checkpoints, only the last,
-the one at hand and the one before are held, so memory does not grow with their number.
-
-What the checkpoints of a series are, in what order and how far apart, is read from their names. A
-trainer writes its checkpoints as `checkpoint-120`, others as `global_step_120` or as a revision
-`step-120`. The number is the optimizer step; a name without one gives no step.
+Each tensor is a task of its own (`trimtab.checkpoints.stream`). A chunk is followed through the
+whole
+series before the next is read; only the last, the current and the previous checkpoint are in
+memory.
+The optimizer step of a checkpoint is read from its name: `checkpoint-120`, `global_step_120` or a
+revision `step-120`; other names give no step.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ SAVED = re.compile(r"checkpoint-(\d{1,15})")
 
 
 def step_of(id: str) -> int | None:
-    """The optimizer step that the path or hub id of a checkpoint names.
+    """The optimizer step in the path or hub id of a checkpoint, or None.
 
     Examples:
         >>> step_of("runs/grpo/checkpoint-120"), step_of("org/model@step-7"), step_of("runs/sft-2")
@@ -89,8 +88,8 @@ def _saved_in(run: Path) -> list[str]:
 def check_order(ids: Sequence[str]) -> None:
     """Refuse checkpoints of one folder that are not in the order of their steps.
 
-    A shell sorts `checkpoint-1000` before `checkpoint-200`, and a series out of order gives
-    figures that look like figures.
+    A shell sorts `checkpoint-1000` before `checkpoint-200`, and a wrong order gives plausible
+    figures.
 
     Raises:
         AnalysisError: They are not; the message names the first two.
@@ -107,11 +106,11 @@ def check_order(ids: Sequence[str]) -> None:
 
 
 def spacing(base: str, steps: Sequence[int | None]) -> int | None:
-    """Optimizer steps from point to point, if known and always the same.
+    """Optimizer steps from point to point, if known and constant.
 
     Args:
-        base: Path or hub id of the base: step 0, unless its name says that it is an earlier
-            checkpoint of the same run.
+        base: Path or hub id of the base: step 0, unless its name gives an earlier step of the same
+            run.
         steps: Of each point.
     """
     known = [step for step in steps if step is not None]
@@ -189,18 +188,12 @@ def trajectory(
 
 
 def _buffers(num_checkpoints: int) -> tuple[int, ...]:
-    """Which buffer each is read into: base 0, the last 3, and the others 1 and 2 in turn."""
+    """The buffer of each checkpoint: 0 for base, 3 for the last, 1 and 2 in turn for the others."""
     return 0, *(1 + index % 2 for index in range(num_checkpoints - 1)), 3
 
 
 class _PartCounts(NamedTuple):
-    """What was counted in a tensor, or in a part of a fused one.
-
-    Attributes:
-        kind: What it is.
-        num_elements: Its elements.
-        counts: int64 `[points, len(COUNTED)]`.
-    """
+    """Counts of a tensor, or of a part of one; `counts` is int64 `[points, len(COUNTED)]`."""
 
     kind: str
     num_elements: int
@@ -256,7 +249,7 @@ def _follow_chunk(
     sources: Sequence[Source],
     regions: Sequence[tuple[tuple[slice, slice], NDArray[np.int64]]],
 ) -> None:
-    """Follow a chunk through the series, adding to the counts of each place in it."""
+    """Follow a chunk through the series, adding to the counts of each region of it."""
     base, *between, end = sources
     first, last = base.read(chunk), end.read(chunk)
     histories = [
@@ -273,7 +266,7 @@ def _follow_chunk(
 
 
 def _coverage(alignment: Alignment, done: Streamed[Any]) -> SeriesCoverage:
-    """Which stored elements are followed, and which are not in all checkpoints."""
+    """Sort stored elements into followed and not in all checkpoints."""
     others = [checkpoint.id for checkpoint in alignment.checkpoints[1:]]
     not_compared, renamed = _Rows("why"), _Rows("renamed")
     for item in alignment.items:
@@ -308,19 +301,19 @@ def _coverage(alignment: Alignment, done: Streamed[Any]) -> SeriesCoverage:
 
 
 class _Rows:
-    """Coverage rows, one for all checkpoints of which the same is to be said."""
+    """Coverage rows; checkpoints with the same remark share a row."""
 
     def __init__(self, title: str) -> None:
         self._title = title
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
 
     def add(self, name: str, value: str, label: str, num_elements: int | None = None) -> None:
-        """Say it of a tensor in one checkpoint; the largest number counts."""
+        """Add a remark on a tensor in one checkpoint; the largest number counts."""
         row = self._rows.setdefault((name, value), {"name": name, self._title: value, "points": []})
         row["points"].append(label)
         if num_elements is not None:
             row["num_elements"] = max(num_elements, row.get("num_elements", 0))
 
     def rows(self) -> tuple[Mapping[str, Any], ...]:
-        """All rows, in the order in which they came up."""
+        """All rows, in order of first appearance."""
         return tuple(self._rows.values())

@@ -1,9 +1,8 @@
 """The result of following a series of checkpoints or steps: how the subnetwork forms.
 
-Each point of the series has integer counts by kind of tensor; every figure is derived from them.
-"Changed" is always by bits, in the stored dtype. What moves and comes back between two points that
-were observed is seen by neither, so the counts of all that ever changed are lower bounds, and
-depend on the cadence: no figure of a trajectory is shown without it.
+Each point has integer counts by kind of tensor, from which every figure is derived. "Changed" is by
+bits, in the stored dtype. What moves and returns between two observed points is not seen, so counts
+of all that ever changed are lower bounds and depend on the cadence, which is always shown.
 """
 
 from __future__ import annotations
@@ -20,13 +19,13 @@ from trimtab.results.schema import Count, Like, Provenance
 from trimtab.words import one_line, out_of, plural
 
 SETTLED_FROM = 0.95
-"""How much like the final mask the mask has to be, and stay, to count as settled."""
+"""Likeness to the final mask from which the mask counts as settled."""
 
 COVERAGE_LISTS = ("not_compared", "tied", "renamed", "folded")
-"""Lists of tensors that need a word, in the order in which reports show them."""
+"""Lists of tensors with remarks, in the order of reports."""
 
 Observed: TypeAlias = Literal["checkpoints", "steps"]
-"""What the points are: checkpoints on disk, or steps of a run that was tracked as it went."""
+"""What the points are: checkpoints on disk, or steps of a tracked run."""
 
 Likeness: TypeAlias = Literal["coverage", "jaccard"]
 """Of the elements changed at a point (M) and at the last one (F): |M ∩ F| / |F|, or / |M ∪ F|."""
@@ -38,9 +37,9 @@ class PointCounts(NamedTuple):
     Attributes:
         num_elements: Elements observed.
         changed: Differ from the base now.
-        stepped: Differ from the point before, or from the base at the first point.
-        ever: Differed from the base at this point or at one before.
-        returned: Differed from it once and are equal to it now: cancelled.
+        stepped: Differ from the previous point, or from the base at the first point.
+        ever: Differed from the base at this or an earlier point.
+        returned: Differed from it and are equal to it now: cancelled.
         in_final: Differ from the base now and at the last point.
         ever_in_final: Differed from the base so far, and differ from it at the last point.
     """
@@ -54,7 +53,7 @@ class PointCounts(NamedTuple):
     ever_in_final: int
 
     def summary(self) -> str:
-        """How many differ from the base, in words."""
+        """`1 of 10 elements changed`."""
         return f"{out_of(self.changed, self.num_elements, 'element')} changed"
 
     @property
@@ -69,11 +68,11 @@ class PointCounts(NamedTuple):
 
     @classmethod
     def sum_of(cls, counts: Iterable[PointCounts]) -> PointCounts:
-        """All these elements together."""
+        """The sum of some counts."""
         return cls(*map(sum, zip(cls(0, 0, 0, 0, 0, 0, 0), *counts, strict=True)))
 
     def problem(self) -> str | None:
-        """What no series can have counted so, or None."""
+        """A contradiction between the counts, or None."""
         if not all(type(count) is int and 0 <= count <= self.num_elements for count in self):
             return f"counts are between 0 and num_elements, found {self._asdict()}"
         if self.changed + self.returned != self.ever:
@@ -112,7 +111,7 @@ class Point:
         return PointCounts.sum_of(self.by_kind.values())
 
     def problems(self) -> Iterator[str]:
-        """What no point can be."""
+        """Contradictions between the counts."""
         for kind, counts in self.by_kind.items():
             if problem := counts.problem():
                 yield f"{kind[:60]!a}: {problem}"
@@ -176,7 +175,7 @@ class SeriesCoverage:
         return not self.not_compared
 
     def problems(self) -> Iterator[str]:
-        """What no series can cover."""
+        """Contradictions between the counts."""
         if not 0 <= self.num_compared <= self.num_base:
             yield f"num_compared is {self.num_compared} of {self.num_base}"
 
@@ -261,7 +260,7 @@ class Trajectory(Result):
         return tuple(p.total if kind is None else p.by_kind[kind] for p in self.points)
 
     def likeness(self, measure: Likeness, kind: str | None = None) -> tuple[float | None, ...]:
-        """How much like the final mask the mask is at every point; None where both are empty."""
+        """Likeness to the final mask at every point; None where both are empty."""
         series = self.series(kind)
         final = series[-1].changed
         return tuple(
@@ -272,10 +271,11 @@ class Trajectory(Result):
         )
 
     def settled(self, measure: Likeness = "coverage", kind: str | None = None) -> int | None:
-        """The first point from which `likeness` stays at `SETTLED_FROM` or above, counted from 0.
+        """Index of the first point from which `likeness` stays at `SETTLED_FROM` or above.
 
-        The last point is like itself, so a series that ends before the mask settles gives that.
-        None where nothing is changed at the end.
+        The last point equals itself, so a series that ends before the mask settles gives that
+        point. None if
+        nothing is changed at the end.
         """
         if not self.series(kind)[-1].changed:
             return None

@@ -58,7 +58,7 @@ def test_an_adapter_beside_the_weights_is_refused(base: Base, tmp_path: Path) ->
     folder = stored_as(base[0], tmp_path / "m", "bfloat16")
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with (
-        pytest.warns(CheckpointWarning, match=r"LoRA adapter beside it \(adapter_config.json\)"),
+        pytest.warns(CheckpointWarning, match=r"LoRA adapter next to it \(adapter_config.json\)"),
         pytest.raises(CheckpointError, match=r"^model: .* would be put on top of them"),
     ):
         open_base(str(folder), Path())

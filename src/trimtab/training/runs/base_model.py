@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints.architectures import TIED
 from trimtab.checkpoints.checkpoint import open_checkpoint
-from trimtab.checkpoints.folder import FILES, adapter_in, check_files
-from trimtab.checkpoints.hub import fetch_the_rest
+from trimtab.checkpoints.folder import FILES, adapter_in, check_files, fetch_the_rest
 from trimtab.checkpoints.names import match_renamed
 from trimtab.checkpoints.quantized import refuse_quantized
 from trimtab.checkpoints.stream import Source, new_buffer
