@@ -333,7 +333,7 @@ def test_fp8_blocks_as_stored_and_dequantised(tmp_path: Path) -> None:
     assert real.base.content_hash == stored.base.content_hash
     with pytest.raises(CheckpointError, match="mean nothing without their scales"):
         trimtab.compare(base, tuned, cast="bf16")
-    with pytest.raises(AnalysisError, match="are quantised, and training computes their scales"):
+    with pytest.raises(AnalysisError, match="are quantised, and training recomputes their scales"):
         trimtab.compare(base, tuned, lr=1e-6)
 
 
