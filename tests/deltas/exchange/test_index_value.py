@@ -36,7 +36,7 @@ def write(base: Path, tuned: Path, path: Path, **settings: Any) -> Path:
 
 
 def test_every_dtype_and_value_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_value, "CHUNK_ELEMENTS", 16)
+    monkeypatch.setattr(index_value, "CHUNK_POSITIONS", 16)
     monkeypatch.setattr("trimtab.checkpoints.weights.CHUNK_ELEMENTS", 16)
     base, tuned = saved_pair(tmp_path)
     path = write(base, tuned, tmp_path / "delta.safetensors")

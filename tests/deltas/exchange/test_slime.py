@@ -54,7 +54,7 @@ def test_every_dtype_and_value_comes_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(slime, "SHARD_BYTES", 3000)
-    monkeypatch.setattr(slime, "CHUNK_BYTES", 64)
+    monkeypatch.setattr(slime, "CHUNK_POSITIONS", 16)
     monkeypatch.setattr(payloads, "CHUNK_BYTES", 64)
     monkeypatch.setattr("trimtab.checkpoints.weights.CHUNK_ELEMENTS", 64)
     base, tuned = saved_pair(tmp_path)

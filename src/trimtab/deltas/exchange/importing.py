@@ -165,7 +165,8 @@ def _write(base: Checkpoint, delta: OpenDelta, draft: Path, progress: Progress |
         if tensor.name not in names:
             return
         if start == 0:
-            tuned[:] = [delta.tuned(tensor.name).reshape(-1)]
+            tuned.clear()  # before the next one is made
+            tuned.append(delta.tuned(tensor.name).reshape(-1))
         bits[:] = tuned[0][start : start + len(bits)]
 
     rewrite(base, draft, change, progress=progress)

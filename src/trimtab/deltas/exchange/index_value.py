@@ -20,8 +20,8 @@ from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.safetensors import file_start
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import StoredTensor
-from trimtab.checkpoints.weights import CHUNK_ELEMENTS
 from trimtab.deltas.exchange.payloads import (
+    CHUNK_POSITIONS,
     Bytes,
     Exported,
     OpenDelta,
@@ -188,8 +188,8 @@ def _problem_of(
 def _put(path: Path, bits: Bits, indices: StoredTensor, values: StoredTensor) -> None:
     """Write values to elements, a chunk at a time."""
     previous = -1
-    for start in range(0, indices.num_elements, CHUNK_ELEMENTS):
-        num = min(CHUNK_ELEMENTS, indices.num_elements - start)
+    for start in range(0, indices.num_elements, CHUNK_POSITIONS):
+        num = min(CHUNK_POSITIONS, indices.num_elements - start)
         stored = np.empty(num, dtype=indices.dtype.storage)
         indices.read_into(start * stored.itemsize, stored.view(np.uint8))
         where = stored.astype(np.int64)

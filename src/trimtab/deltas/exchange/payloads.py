@@ -33,6 +33,9 @@ from trimtab.words import first_few, one_line
 CHUNK_BYTES = 1 << 20
 """Bytes of a payload that are decompressed at once."""
 
+CHUNK_POSITIONS = 1 << 17
+"""Positions that are read at once."""
+
 MAX_WINDOW = 1 << 27
 """Largest window of a zstd frame, in bytes, as in the reference implementation."""
 

@@ -26,7 +26,7 @@ from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.deltas.exchange.payloads import (
-    CHUNK_BYTES,
+    CHUNK_POSITIONS,
     Bytes,
     Checksum,
     Decompressed,
@@ -315,8 +315,8 @@ def _apply_overwrite(payload: StoredTensor, base: StoredTensor) -> Bits:
         raise positions.error(f"has {count} changed bytes, and the tensor has {len(raw)}")
     values.skip(4 + 4 * count)
     previous = -1
-    for start in range(0, count, CHUNK_BYTES):
-        stored = np.empty(min(CHUNK_BYTES, count - start), dtype="<u4")
+    for start in range(0, count, CHUNK_POSITIONS):
+        stored = np.empty(min(CHUNK_POSITIONS, count - start), dtype="<u4")
         positions.fill(stored.view(np.uint8))
         where = stored.astype(np.int64)
         if where[0] <= previous or np.any(np.diff(where) <= 0) or where[-1] >= len(raw):
