@@ -192,7 +192,7 @@ def test_interrupted_it_goes_on_to_the_same_table(
     notice = "trimtab: finishing the steps under way and saving them; Ctrl-C again to stop now"
     assert [line for line in err.splitlines() if "trimtab:" in line] == [
         notice,
-        "trimtab: interrupted: the same command goes on: 3 of 4 cells are finished, and the others "
+        "trimtab: interrupted: the same command resumes: 3 of 4 cells are finished, and the others "
         "keep their last checkpoint",
     ]
     assert f"[3/4] {name}: interrupted (" in err

@@ -64,7 +64,7 @@ def test_dry_run_prints_the_settings_and_makes_nothing(
     assert lines["steps"] == "2, 4 sequences in each, 4 to a prompt; learning rate 0.01"
     assert lines["output"] == f"{tmp_path / 'out'} (new)"
     assert lines["writes"].startswith("model/ (the trained checkpoint), result.json")
-    assert "the same command goes on" in err
+    assert "the same command resumes" in err
     told = json.loads(out)
     assert told["settings"]["trainer"]["num_generations"] == 4
     assert told["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
@@ -110,10 +110,10 @@ def test_interrupt_keeps_the_step_and_the_same_command_goes_on(
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (first.returncode, first.stdout) == (code, "")
     told = f"trimtab: finishing the step and saving it; Ctrl-C{again} to stop now\n"
-    assert first.stderr == f"{told}\ntrimtab: {said}: the same command goes on from step 1\n"
+    assert first.stderr == f"{told}\ntrimtab: {said}: the same command resumes from step 1\n"
     done, _, err = run("train", halves, "--dry-run")
     assert done == 0
-    assert "(the same command goes on from step 1)" in " ".join(err.split())
+    assert "(the same command resumes from step 1)" in " ".join(err.split())
     for path in (halves, whole):
         code, _, err = run("train", path)
         assert (code, err) == (0, "")

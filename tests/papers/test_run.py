@@ -131,7 +131,7 @@ def test_an_interrupted_call_keeps_what_is_finished(out: Path, tmp_path: Path) -
         return next(asked, True)
 
     plan = plan_paper(PAPER, "tiny", out, seeds=[0, 1])
-    with pytest.raises(Interrupted, match="the same command goes on: 0 of 4 runs are missing"):
+    with pytest.raises(Interrupted, match="the same command resumes: 0 of 4 runs are missing"):
         run_paper(plan, trains=False, stop=stop)
 
 

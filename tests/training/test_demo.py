@@ -270,7 +270,7 @@ def test_no_change_is_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_interrupted_demo_ends_in_the_same_weights(finished: DemoRun, tmp_path: Path) -> None:
     asked = iter([False] * 4 + [True] * 3)  # before GRPO, twice in it, and before SFT
-    with pytest.raises(Interrupted, match="the same command goes on from step 1"):
+    with pytest.raises(Interrupted, match="the same command resumes from step 1"):
         train_demo(tmp_path, steps=3, stop=lambda: next(asked), make_base=tiny.make_base)
     kept = (tmp_path / "grpo" / "result.json").read_bytes()
     run = train_demo(tmp_path, steps=3, make_base=tiny.make_base)

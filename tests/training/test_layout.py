@@ -128,7 +128,7 @@ def test_a_name_twice_is_refused() -> None:
         stored: np.ones(layout.stored[stored].shape, dtype=np.bool_),
         fused: np.ones(layout.parameters[fused], dtype=np.bool_),
     }
-    with pytest.raises(MaskMismatchError, match="as the model holds it and as files store it"):
+    with pytest.raises(MaskMismatchError, match="both as in the model and as in files"):
         layout.in_memory(Mask.from_arrays(arrays))
 
 
@@ -189,7 +189,7 @@ def test_what_computes_values_is_refused() -> None:
     layout = Layout(SHAPES, pieces, {}, computed)
     ones = Mask.from_arrays({"norm": np.ones(7, dtype=np.bool_)})
     for way in (layout.in_memory, layout.in_files):
-        with pytest.raises(MaskMismatchError, match="stores other values than this model holds"):
+        with pytest.raises(MaskMismatchError, match="computes the stored values of this model"):
             way(ones)
     other = Mask.from_arrays({"q": np.ones((4, 6), dtype=np.bool_)})
     assert layout.in_memory(other) == other

@@ -149,7 +149,7 @@ def test_another_mask_does_not_resume(
     of = model(base[0])
     before = weights(of)
     trainer, _ = start("sft", of, base, tmp_path, arrays(of, seed=1), **CHECKPOINTED)
-    with pytest.raises(MaskMismatchError, match=r"go on with .*trimtab_mask\.safetensors"):
+    with pytest.raises(MaskMismatchError, match=r"resume with .*trimtab_mask\.safetensors"):
         train(trainer, resume=checkpointed[0] / "checkpoint-2")
     assert_same_bits(weights(of), before)
 

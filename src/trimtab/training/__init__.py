@@ -1,6 +1,6 @@
-"""Train a model, or only what a mask selects of it; the only place that imports TRL.
+"""Train a model, or only the elements of a mask; needs the train extra.
 
-Needs the train extra. Nothing here imports torch, transformers or TRL before a name is used.
+Nothing here imports torch, transformers or TRL before a name is used.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _MODULES = {
     "train_only": "trimtab.training.masked_training",
     "UpdateTracker": "trimtab.training.tracker.callback",
 }
-"""Public name -> the module that has it."""
+"""Public name -> module that defines it."""
 
 __all__ = [*_MODULES]
 

@@ -7,10 +7,8 @@ prompt serves GRPO, SFT and evaluation::
     2+9=11
     6+1=
 
-`a+b` and `b+a` are always on the same side of the split, so no held-out question is the mirror
-of a training question, and the two solved sums (and their mirrors) are on neither side.
-
-Which token ends an answer that ends with its line.
+`a+b` and `b+a` are always on the same side of the split, so no held-out question mirrors a
+training question; the two solved sums and their mirrors are on neither side.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from typing import Any
 from trimtab.errors import CheckpointError
 
 ANSWER_END = "\n"
-"""Ends an answer; a single token of the tokenizer."""
+"""Ends an answer; must be a single token of the tokenizer."""
 
 NUM_HELDOUT = 32
 
@@ -48,7 +46,7 @@ class Question:
 
     @property
     def gold(self) -> str:
-        """The right continuation, with the end of the line."""
+        """The correct continuation, including the newline."""
         return f"{self.answer}{ANSWER_END}"
 
     def __str__(self) -> str:
@@ -61,17 +59,17 @@ SHOTS = (Question(3, 4), Question(2, 9))
 
 @dataclass(frozen=True)
 class Split:
-    """Training and held-out questions: disjoint, also under exchange of the two digits."""
+    """Training and held-out questions: disjoint, also after swapping the two digits."""
 
     train: tuple[Question, ...]
     heldout: tuple[Question, ...]
 
 
 def split_questions(seed: int) -> Split:
-    """Split the sums of two digits that the prompt does not show: 64 to train, 32 held out.
+    """Split the sums that the prompt does not show: 64 for training, 32 held out.
 
     Args:
-        seed: Decides the split and the order of the questions.
+        seed: Seed for the split and the order of the questions.
     """
     shown = {frozenset((shot.a, shot.b)) for shot in SHOTS}
     pairs = [(a, b) for a in range(10) for b in range(a, 10) if frozenset((a, b)) not in shown]
@@ -88,27 +86,27 @@ def split_questions(seed: int) -> Split:
 
 
 def is_correct(text: str, answer: int) -> bool:
-    """Whether a completion gives the answer: its first number, with nothing but space before it."""
+    """Whether a completion starts with the answer, after optional whitespace."""
     number = re.match(r"\s*([0-9]+)", text)
     return number is not None and int(number[1]) == answer
 
 
 def reward(completions: Sequence[str], answer: Sequence[int], **_: Any) -> list[float]:
-    """The verifiable reward as TRL calls it: 1 for a right completion, 0 for any other.
+    """The verifiable reward as TRL calls it: 1 for a correct completion, 0 otherwise.
 
     Args:
         completions: Texts sampled from the model.
-        answer: The column `answer` of the dataset, one for each completion.
+        answer: The column `answer` of the dataset, one value per completion.
         **_: Other columns and state that TRL passes to every reward function.
     """
-    return [float(is_correct(text, right)) for text, right in zip(completions, answer, strict=True)]
+    return [float(is_correct(text, gold)) for text, gold in zip(completions, answer, strict=True)]
 
 
 def end_token(tokenizer: Any) -> int:
     """Id of the token that ends an answer.
 
     Raises:
-        CheckpointError: The tokenizer has no single token for the end of a line.
+        CheckpointError: The tokenizer has no single token for a newline.
     """
     ids: list[int] = tokenizer(ANSWER_END, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:

@@ -1,8 +1,7 @@
-"""Masks that a run finds by itself: what has moved, or what has the largest gradients.
+"""Masks that a run finds by itself: the elements that moved, or those with the largest gradients.
 
-A mask of what moved is taken while everything is trained. `select_state` then makes the state of an
-optimizer for that mask of the state of the one that trained everything, so that training goes on
-as if the mask had been known all along: the chosen elements keep masters and running means.
+A mask of moved elements is taken while everything is trained. `select_state` then reduces the
+optimizer state to that mask, so training continues as if the mask had been known from the start.
 """
 
 from __future__ import annotations
@@ -24,16 +23,16 @@ from trimtab.training.optimizers.saved import KEY
 from trimtab.words import first_few
 
 BITS = {2: torch.int16, 4: torch.int32}
-"""Bytes of an element -> integer of its width, to see its bits."""
+"""Bytes of an element -> integer dtype of the same width, to view its bits."""
 
 BINS = 1 << 16
 
 
 def nearly_all(shapes: Mapping[str, tuple[int, ...]]) -> Mask:
-    """Select everything but one element, the last of all.
+    """Select every element except the last one.
 
-    Sparse optimizers refuse to train everything, since for a whole run plain AdamW does the same.
-    Here it is for a while only, and masters and running means must be theirs.
+    Sparse optimizers refuse a mask of everything, because plain AdamW would do the same. Here it is
+    temporary, and the masters and moments must be those of a sparse optimizer.
     """
     arrays = {name: np.ones(shape, dtype=np.bool_) for name, shape in shapes.items()}
     arrays[list(arrays)[-1]].reshape(-1)[-1] = False
@@ -51,13 +50,13 @@ def moved_elements(
     Args:
         parameters: Pairs of name and tensor, as `Layout.tensors` gives them.
         base: The stored tensors under the same names.
-        digests: Record of the base in the mask.
-        provenance: Of the mask.
+        digests: Record of the base that is written into the mask.
+        provenance: Provenance of the mask.
     """
     tensors = {}
     for name, parameter in parameters:
-        now = _bits(parameter.detach().to(STORED[base[name].dtype.name]))
-        moved = now != stored_values(base[name]).view(now.dtype).to(now.device)
+        values = _bits(parameter.detach().to(STORED[base[name].dtype.name]))
+        moved = values != stored_values(base[name]).view(values.dtype).to(values.device)
         tensors[name] = PackedTensor.pack(moved.cpu().numpy())
     return Mask(tensors, {name: digests[name] for name in tensors}, provenance)
 
@@ -68,19 +67,19 @@ def put_back(
     base: Mapping[str, StoredTensor],
     mask: Mask,
 ) -> None:
-    """Reset every element outside of a mask to its value in the base.
+    """Reset every element outside the mask to its value in the base.
 
-    Where weights are trained in a wider dtype than the base has, they may have moved by less than
-    the base can represent. Names of `base` and `mask` are those of `layout.stored`.
+    Weights trained in a wider dtype than the base may have moved by less than the dtype of the base
+    can represent. `base` and `mask` use the names of `layout.stored`.
     """
-    for name, now in layout.tensors(parameters):
-        stored = stored_values(base[name]).to(now.device, now.dtype)
-        selected = torch.from_numpy(mask.array(name)).to(now.device)
-        layout.stored[name].assign(torch.where(selected, now.detach(), stored), parameters)
+    for name, values in layout.tensors(parameters):
+        stored = stored_values(base[name]).to(values.device, values.dtype)
+        selected = torch.from_numpy(mask.array(name)).to(values.device)
+        layout.stored[name].assign(torch.where(selected, values.detach(), stored), parameters)
 
 
 def share_new(before: Mask, now: Mask) -> float:
-    """Share of the elements of one mask that are not in an earlier one; 1 if it has none."""
+    """Fraction of the elements of `now` that are not in `before`; 1 if `now` is empty."""
     if not now.num_selected():
         return 1.0
     num_new = sum(
@@ -94,11 +93,11 @@ def select_state(saved: Mapping[str, Any], wide: Mask, narrow: Mask) -> dict[str
 
     Args:
         saved: `state_dict` of an optimizer with the mask `wide`.
-        wide: Has every element of `narrow`.
+        wide: A superset of `narrow`.
         narrow: The mask of the optimizer that loads the result.
 
     Returns:
-        A state dict without the groups that have no parameter left.
+        A state dict without the parameter groups that became empty.
     """
     record = saved[KEY]
     groups: list[dict[str, Any]] = []
@@ -107,17 +106,16 @@ def select_state(saved: Mapping[str, Any], wide: Mask, narrow: Mask) -> dict[str
     number = 0
     for group, names in zip(saved["param_groups"], record["groups"], strict=True):
         numbers = []
-        kept = [name in narrow and narrow.num_selected(name) > 0 for name in names]
-        for old, name, is_kept in zip(group["params"], names, kept, strict=True):
-            if not is_kept:
+        left = [name for name in names if name in narrow and narrow.num_selected(name) > 0]
+        for old, name in zip(group["params"], names, strict=True):
+            if name not in left:
                 continue
             if old in saved["state"]:
-                where = np.searchsorted(wide.indices(name), narrow.indices(name))
-                states[number] = _select(saved["state"][old], torch.from_numpy(where))
+                positions = np.searchsorted(wide.indices(name), narrow.indices(name))
+                states[number] = _select(saved["state"][old], torch.from_numpy(positions))
             numbers.append(number)
             number += 1
         if numbers:
-            left = [name for name, is_kept in zip(names, kept, strict=True) if is_kept]
             groups.append({**group, "params": numbers, "param_names": left})
             names_of_groups.append(left)
     trained = {name for names in names_of_groups for name in names}
@@ -128,27 +126,27 @@ def select_state(saved: Mapping[str, Any], wide: Mask, narrow: Mask) -> dict[str
             **record,
             "mask": narrow.digest,
             "base": {name: narrow.base[name].digest for name in trained if name in narrow.base},
-            "tensors": {name: of for name, of in record["tensors"].items() if name in trained},
+            "tensors": {n: tensor for n, tensor in record["tensors"].items() if n in trained},
             "groups": names_of_groups,
         },
     }
 
 
-def _select(state: Mapping[str, Tensor], where: Tensor) -> dict[str, Tensor]:
-    """State of the elements at `where`, ascending positions in the vectors of a parameter."""
+def _select(state: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
+    """State of the elements at `positions`, ascending, of the vectors of a parameter."""
     selected = {}
     for key, value in state.items():
-        if key == "ties":  # positions themselves
-            selected[key] = torch.isin(where, value.long()).nonzero().flatten().to(value.dtype)
+        if key == "ties":  # these are positions
+            selected[key] = torch.isin(positions, value.long()).nonzero().flatten().to(value.dtype)
         else:
-            selected[key] = value[where] if value.dim() else value.clone()
+            selected[key] = value[positions] if value.dim() else value.clone()
     return selected
 
 
 class GradientSums:
-    """Sums of the absolute gradients of every element, one fp32 number each.
+    """Sums of the absolute gradients of every element, in fp32.
 
-    A gradient is added as soon as autograd has it, and freed: only one is there at a time.
+    A gradient is added and freed as soon as autograd has computed it, so only one exists at a time.
     """
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]]) -> None:
@@ -167,29 +165,29 @@ class GradientSums:
         return add
 
     def close(self) -> None:
-        """Collect no more."""
+        """Remove the hooks."""
         for hook in self._hooks:
             hook.remove()
 
     def largest(self, density: float, provenance: Mapping[str, Any]) -> Mask:
-        """Select the elements with the largest sums, over all tensors together.
+        """Select the elements with the largest sums over all tensors.
 
-        Where several have the sum at which it is cut, the first are taken. An element whose
-        gradient always was 0 is never selected.
+        Ties at the threshold are broken by position. An element whose gradient was always 0 is
+        never selected.
 
         Args:
-            density: Share of all elements to select, rounded to a whole number of them.
-            provenance: Of the mask.
+            density: Fraction of all elements to select, rounded to a whole number of elements.
+            provenance: Provenance of the mask.
 
         Raises:
-            SettingsError: Some sums are NaN or infinite.
+            SettingsError: A sum is NaN or infinite.
         """
-        if bad := [name for name, of in self._sums.items() if not of.isfinite().all()]:
+        if bad := [name for name, total in self._sums.items() if not total.isfinite().all()]:
             raise SettingsError(
-                f"auto: the gradient of {first_few(bad)} has NaN or infinity: lower what makes it "
-                "so, or train without a probe"
+                f"auto: the gradient of {first_few(bad)} has NaN or infinity: check the model and "
+                "the data, or train without a probe"
             )
-        num_left = round(density * sum(of.numel() for of in self._sums.values()))
+        num_left = round(density * sum(total.numel() for total in self._sums.values()))
         cut, num_at_cut = self._cut(num_left)
         tensors = {}
         for name, sums in self._sums.items():
@@ -202,12 +200,12 @@ class GradientSums:
         return Mask(tensors, {}, provenance)
 
     def _cut(self, num_wanted: int) -> tuple[int, int]:
-        """The sum at which to cut, as bits, and how many elements that have it to take.
+        """The threshold, as bits, and how many of the elements equal to it to select.
 
-        Numbers that are not negative are in the order of their bits, so the upper 16 bits, counted,
-        tell the upper half of the cut, and the lower 16 bits of those that have it the rest.
+        Non-negative floats sort like their bits: a histogram of the upper 16 bits gives the upper
+        half of the threshold, and one of the lower 16 bits within that bin gives the rest.
         """
-        num_positive = sum(int((of > 0).sum()) for of in self._sums.values())
+        num_positive = sum(int((total > 0).sum()) for total in self._sums.values())
         num_left = min(num_wanted, num_positive)
         if not num_left:
             return torch.iinfo(torch.int32).max, 0
@@ -225,10 +223,10 @@ class GradientSums:
 
 
 def _bin(counts: Tensor, num_wanted: int) -> tuple[int, int]:
-    """The bin in which the wanted number is reached from above, and how many it has to give."""
+    """The bin in which the wanted count is reached from above, and the count left for that bin."""
     above = counts.flip(0).cumsum(0).flip(0) - counts  # elements in higher bins
-    place = int((above < num_wanted).nonzero()[0])
-    return place, num_wanted - int(above[place])
+    index = int((above < num_wanted).nonzero()[0])
+    return index, num_wanted - int(above[index])
 
 
 def _bits(values: Tensor) -> Tensor:

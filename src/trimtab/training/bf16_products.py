@@ -1,11 +1,10 @@
 """Fast matrix products in bf16 on a CPU that has no instructions for them.
 
-torch multiplies bf16 matrices quickly where the processor has AVX-512 or AMX. With AVX2 alone, as
-many laptops and some servers have, it falls back to loops that were 30 times slower than fp32 for a
-training step of a 135M-parameter model (LOG.md, 2026-11-28). A product of bf16 matrices is a sum of
-exact fp32 products that is rounded to bf16 at the end, so fp32 kernels give it: the result differs
-only in the order of the sum, as between any two processors. Under `torch.inference_mode` torch does
-not split a linear layer into the products that are replaced here: use `torch.no_grad`.
+torch multiplies bf16 matrices quickly on processors with AVX-512 or AMX. With AVX2 alone it falls
+back to loops that were 30 times slower than fp32 for a training step of a 135M-parameter model
+(LOG.md, 2026-11-28). The product of two bf16 values is exact in fp32, so fp32 kernels give the same
+result up to the order of the sum, as between any two processors. Under `torch.inference_mode` torch
+does not split a linear layer into the products that are replaced here: use `torch.no_grad`.
 """
 
 from __future__ import annotations
@@ -23,23 +22,23 @@ PRODUCTS = {
     torch.ops.aten.bmm.default: 0,
     torch.ops.aten.baddbmm.default: 1,
 }
-"""Operation -> place of its first matrix among the arguments; the second follows it."""
+"""Operation -> index of its first matrix among the arguments; the second one follows."""
 
 LEAST_SIZE = 32
-"""Rows, columns and terms below which converting the matrices costs more than is gained: a model
-that generates multiplies few rows with all its weights."""
+"""Smallest dimension for which converting the matrices pays off: during generation, few rows are
+multiplied with all weights."""
 
 
 class _Bf16Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While it is on, large products of bf16 matrices on the CPU are computed by fp32 kernels."""
+    """Computes large products of bf16 matrices on the CPU with fp32 kernels."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Convert, multiply and round, or do what is asked."""
+        """Convert, multiply and round; or run the operation as it is."""
         kwargs = kwargs or {}
         if func in PRODUCTS and _is_worth_it(*args[PRODUCTS[func] : PRODUCTS[func] + 2]):
-            wide = [of.float() if isinstance(of, Tensor) else of for of in args]
+            wide = [arg.float() if isinstance(arg, Tensor) else arg for arg in args]
             return func(*wide, **kwargs).bfloat16()
         return func(*args, **kwargs)
 
@@ -51,27 +50,27 @@ def _is_worth_it(first: Tensor, second: Tensor) -> bool:
 
 
 def fast_bf16() -> AbstractContextManager[Any]:
-    """A context in which large products of bf16 matrices on the CPU go through fp32 kernels."""
+    """Context in which large products of bf16 matrices on the CPU use fp32 kernels."""
     mode: AbstractContextManager[Any] = _Bf16Products()  # type: ignore[no-untyped-call]
     return mode
 
 
 def is_slow(device: torch.device) -> bool:
-    """Whether torch is slow at bf16 products on a device: a CPU without instructions for them."""
+    """Whether torch is slow at bf16 products on a device: a CPU without bf16 instructions."""
     return device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def bf16_products(
     device: torch.device, *, is_bf16: bool = True
 ) -> tuple[str, AbstractContextManager[Any]]:
-    """How products of bf16 matrices are computed.
+    """Choose how products of bf16 matrices are computed.
 
     Args:
-        device: Where they are computed.
-        is_bf16: Whether there are any.
+        device: Device of the matrices.
+        is_bf16: Whether there are bf16 matrices at all.
 
     Returns:
-        What a record says of it, and the context in which they are computed so.
+        A description for the record of the run, and the context manager to compute in.
     """
     if is_bf16 and is_slow(device):
         return "by fp32 kernels", fast_bf16()

@@ -1,12 +1,12 @@
-"""The demo: three run files, the runs that they describe, and what their models answer.
+"""The demo: three run files, the runs that they describe, and the answers of the trained models.
 
-The run files are in `demo_runs/`, and are written into the output folder: `trimtab train` trains
-each of them alone. What is there already is kept::
+The run files are in `demo_runs/` and are copied into the output folder, where `trimtab train` can
+also train each one separately. Finished parts are kept::
 
     out/base/             the base checkpoint, bf16            (origin.json)
     out/grpo.toml, …      the run files
-    out/grpo/, …          what each run leaves                 (model/, result.json)
-    out/mask.safetensors  what GRPO changed
+    out/grpo/, …          the output of each run               (model/, result.json)
+    out/mask.safetensors  the elements that GRPO changed
     out/evaluation.json   held-out answers of all models, as `trimtab evaluate` writes them
 """
 
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from trimtab.results.answers import Answers
 
 FULL = "grpo"
-"""The run whose changes are the mask."""
+"""The run whose changed elements are the mask."""
 
 MASKED: Mapping[str, MaskKind] = {
     "grpo-mask": "own",
@@ -57,10 +57,10 @@ MASKED: Mapping[str, MaskKind] = {
     "grpo-matched": "matched",
     "grpo-complement": "complement",
 }
-"""Run in a mask -> which mask of what `FULL` changed; see `derived_mask`."""
+"""Masked run -> which mask to derive from what `FULL` changed; see `derived_mask`."""
 
 NUM_SAMPLES = 8
-"""Sampled answers to each held-out question, beside the greedy one."""
+"""Sampled answers per held-out question, in addition to the greedy one."""
 
 EVALUATION = "evaluation.json"
 
@@ -70,10 +70,10 @@ class TrainedRun:
     """A run of the demo.
 
     Attributes:
-        run: What it trained.
+        run: The prepared run.
         result: Its `result.json`.
-        mask: The file of the mask that it trained only; None if it trained every weight.
-        answers: To the held-out questions.
+        mask: File of the mask that it was restricted to; None if it trained every weight.
+        answers: Its answers to the held-out questions.
         num_prompt_tokens: Tokens of each prompt.
     """
 
@@ -90,7 +90,7 @@ class TrainedRun:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Tokens that went forward and backward, and those of completions: with a loss."""
+        """Number of tokens in forward and backward passes, and of those with a loss."""
         num_sequences = self.result["steps"] * self.run.args.per_device_train_batch_size
         forward = self.result["num_input_tokens"]
         return {
@@ -113,14 +113,14 @@ class TrainedRun:
 
 @dataclass(frozen=True)
 class DemoRun:
-    """What the demo trained and measured.
+    """The results of the demo.
 
     Attributes:
         base: Folder of the base checkpoint.
-        origin: Its record: where the weights come from and what was done to them.
-        evaluation: The held-out questions, and what the base and the runs answer to them.
-        runs: The trained runs, by name; those of every weight come first.
-        num_train_questions: Questions that the runs were trained on.
+        origin: Its record: where the weights come from and how they were converted.
+        evaluation: The held-out questions, with the answers of the base and of the runs.
+        runs: The trained runs by name; full-model runs come first.
+        num_train_questions: Number of questions that the runs were trained on.
     """
 
     base: Path
@@ -131,14 +131,14 @@ class DemoRun:
 
     @property
     def before(self) -> Answers:
-        """What the base answers."""
+        """Answers of the base."""
         answers = self.evaluation.models[0].answers
         assert answers is not None
         return answers
 
     @property
     def majority(self) -> Mapping[str, Any]:
-        """What the best constant answer scores."""
+        """Score of the best constant answer."""
         questions = self.evaluation.questions
         baseline = None if questions is None else questions.baseline()
         assert baseline is not None
@@ -154,21 +154,22 @@ class DemoRun:
             "heldout": [row.prompt for row in self.evaluation.questions.rows],
             "majority_baseline": dict(self.majority),
             "before": self.before.to_dict(),
-            "arms": {name: of.to_dict() for name, of in self.runs.items()},
-            "seconds": {name: sum(of.result["seconds"].values()) for name, of in self.runs.items()},
+            "arms": {name: run.to_dict() for name, run in self.runs.items()},
+            "seconds": {
+                name: sum(run.result["seconds"].values()) for name, run in self.runs.items()
+            },
         }
 
 
 def run_files(steps: int = 20, seed: int = 0, *, controls: bool = False) -> dict[str, str]:
-    """Run files as text, by the name of the run, in the order in which they are trained.
+    """Return the text of each run file by name of the run, in training order.
 
-    All but `sft` are GRPO on the questions of `grpo`. Those in a mask differ from it in nothing but
-    what they train.
+    All except `sft` are GRPO on the same questions; masked runs differ only in the mask.
 
     Args:
-        steps: Optimizer steps of each.
-        seed: Of the questions held out, their order, and the sampling.
-        controls: Add the controls of the mask, and `grpo` of every weight under the next seed.
+        steps: Optimizer steps of each run.
+        seed: Seed for the held-out questions, their order, and the sampling.
+        controls: Add the control masks, and full-model `grpo` with the next seed.
     """
     grpo, sft, mask = (
         _with(
@@ -210,26 +211,26 @@ def train_demo(
     stop: Stop = lambda: False,
     make_base: Callable[[Path], dict[str, Any]] = export_base,
 ) -> DemoRun:
-    """Make the base, train the runs, and ask all of them the held-out questions.
+    """Make the base, train the runs, and evaluate all models on the held-out questions.
 
-    An interrupted call is resumed by the next one; what is finished is kept.
+    The next call resumes an interrupted one; finished runs are kept.
 
     Args:
-        out: Folder for everything.
+        out: Output folder.
         controls: Also train the controls of the mask.
         steps: Optimizer steps of each run.
-        seed: Of the questions held out, their order, and the sampling.
-        progress: A running display to add lines to; by default an own one on stderr.
-        stop: Asked after every step whether to stop.
+        seed: Seed for the held-out questions, their order, and the sampling.
+        progress: A running display to add lines to; by default a new one on stderr.
+        stop: Called after every step; returns whether to stop.
         make_base: Makes the base in a folder and returns its record.
 
     Raises:
         SettingsError: Steps or seed are out of range.
         MissingExtraError: The train extra or the package of the model is not installed.
         OutputExistsError: `out` holds a run with other settings.
-        CheckpointError: A folder in `out` is not what an earlier call wrote.
+        CheckpointError: A folder in `out` differs from what an earlier call wrote.
         MaskError: GRPO changed nothing, so there is nothing to retrain.
-        Interrupted: It was asked to stop.
+        Interrupted: `stop` returned True.
     """
     if steps < 1:
         raise SettingsError(f"steps is {steps}, expected at least 1")
@@ -242,19 +243,19 @@ def train_demo(
         bars = progress or stack.enter_context(progress_bars())
         with stage(bars, "base: de-quantise, save as bf16"):
             origin = make_base(out / "base")
-        # Also of runs that are not asked for: the folder is one demo. A mask is yet to be made.
+        # Also check runs that are not requested: the folder holds one demo. Masks do not exist yet.
         for name, text in run_files(steps, seed, controls=True).items():
             if name not in MASKED:
                 state_of(prepare(Settings.of(out / f"{name}.toml", tomllib.loads(text)), bases))
         for name, text in wanted.items():
             if stop():
-                raise Interrupted(f"the same command goes on with {name}")
+                raise Interrupted(f"the same command resumes with {name}")
             path = out / f"{name}.toml"
             with new_file(path, force=True) as file:
                 file.write(text.encode())
             if name in MASKED and not MASKED.keys() & runs.keys():
                 with stage(bars, "mask: what GRPO changed"):
-                    _make_masks(out, [MASKED[of] for of in wanted if of in MASKED], seed)
+                    _make_masks(out, [MASKED[n] for n in wanted if n in MASKED], seed)
             run = prepare(Settings.read(path), bases)
             is_finished = state_of(run) == "finished"
             runs[name] = (
@@ -262,12 +263,12 @@ def train_demo(
                 _json(run.output / RESULT) if is_finished else execute(run, bars, stop=stop),
             )
         if stop():
-            raise Interrupted("the same command goes on with the held-out questions")
+            raise Interrupted("the same command resumes with the held-out questions")
         models = [run.output / MODEL for run, _ in runs.values()]
         evaluation = _evaluation(out, models, seed, bars)
     train = split_questions(seed).train
     tokenizer = load_tokenizer(out / "base")
-    num_prompt_tokens = max(len(tokenizer(of.prompt)["input_ids"]) for of in train)
+    num_prompt_tokens = max(len(tokenizer(q.prompt)["input_ids"]) for q in train)
     trained = {}
     for (name, (run, result)), model in zip(runs.items(), evaluation.models[1:], strict=True):
         mask = out / run.file.mask if name in MASKED else None
@@ -277,7 +278,7 @@ def train_demo(
 
 
 def _make_masks(out: Path, kinds: list[MaskKind], seed: int) -> None:
-    """Make masks of what `FULL` changed and keep each in a file, unless the file holds it."""
+    """Derive masks from what `FULL` changed and save those whose file is missing or different."""
     changed = extract_mask(out / "base", out / FULL / MODEL, changed="bits")
     if not changed.num_selected():
         raise MaskError(f"{out / FULL} is the base bit for bit, so there is no mask: train longer")
@@ -292,20 +293,20 @@ def _holds(path: Path, mask: Mask) -> bool:
     try:
         return path.exists() and Mask.load(path) == mask
     except MaskError:
-        return False  # damaged: it is written again
+        return False  # damaged: written again
 
 
 def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Evaluation:
-    """What the base and the models answer, or answered to an earlier call.
+    """Evaluate the base and the models, unless the stored evaluation is of the same weights.
 
-    The saved bf16 weights are asked, so accuracy and sparsity are those of the same file.
+    The saved bf16 weights are evaluated, so accuracy and sparsity refer to the same file.
     """
     path = out / EVALUATION
-    asked = [out / "base", *models]
+    checkpoints = [out / "base", *models]
     questions = addition_questions(split_questions(seed).heldout, seed=seed)
     if path.exists():
         known = Evaluation.from_dict(_json(path))
-        hashes = [open_base(str(model), Path()).record.content_hash for model in asked]
+        hashes = [open_base(str(model), Path()).record.content_hash for model in checkpoints]
         if (
             [model.record.content_hash for model in known.models] == hashes
             and known.questions is not None
@@ -314,7 +315,7 @@ def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Eva
         ):
             return known
     evaluation = evaluate(
-        list(map(str, asked)),
+        list(map(str, checkpoints)),
         questions=questions,
         num_samples=NUM_SAMPLES,
         dtype="bf16",

@@ -1,9 +1,8 @@
-"""What folders of runs hold: checkpoints of a Trainer, and records in JSON.
+"""The contents of run folders: checkpoints of a Trainer, and records in JSON.
 
-A checkpoint folder is filled under another name and renamed when it is complete (`new_folder` of
-`trimtab.outputs`), so whatever carries its name was finished. Its record (a JSON file) names the
-bytes and the xxh3-128 of the weights; `read_record` checks them, so that a folder altered by hand
-is never taken for a result.
+A checkpoint folder is written under another name and renamed when it is complete (`new_folder` of
+`trimtab.outputs`). Its record, a JSON file, has the size and the xxh3-128 hash of the weights, and
+`read_record` checks both, so that a folder that was edited by hand is not used.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from trimtab.outputs import write_text
 WEIGHTS = "model.safetensors"
 
 ORIGIN = "origin.json"
-"""The record in the folder of a base that was made here: where its weights come from."""
+"""File name of the record of a base that was made here: where its weights come from."""
 
 
 def seal(folder: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Write a folder's record, with the size and hash of its weights added.
+    """Write the record of a folder, with the size and hash of its weights added.
 
     Args:
-        folder: Holds `model.safetensors`.
+        folder: Folder with `model.safetensors`.
         name: File name of the record.
         record: Plain data for JSON.
 
@@ -58,11 +57,11 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
         The record; None if the folder does not exist.
 
     Raises:
-        CheckpointError: The folder exists but is not as `seal` left it.
+        CheckpointError: The folder exists but differs from what `seal` wrote.
     """
     if not folder.exists():
         return None
-    cure = "delete or rename the folder to make it anew"
+    cure = "delete or rename the folder to make it again"
     try:
         record: dict[str, Any] = read_json(folder / name)
     except CheckpointError as error:
@@ -82,23 +81,23 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
     return record
 
 
-def last_checkpoint(work: Path) -> Path | None:
-    """The last complete checkpoint of a Trainer in a folder; an unfinished one is removed.
+def last_checkpoint(output: Path) -> Path | None:
+    """Return the last complete checkpoint of a Trainer in a folder; remove incomplete ones.
 
     The Trainer writes `trainer_state.json` last.
     """
-    complete = complete_checkpoints(work)
-    for folder in set(work.glob("checkpoint-*")) - set(complete.values()):
+    complete = complete_checkpoints(output)
+    for folder in set(output.glob("checkpoint-*")) - set(complete.values()):
         shutil.rmtree(folder)
     return complete[max(complete)] if complete else None
 
 
-def last_unfinished(work: Path) -> Path | None:
-    """As `last_checkpoint`, of those after which steps are left; later ones are removed.
+def last_unfinished(output: Path) -> Path | None:
+    """Like `last_checkpoint`, but only checkpoints with steps left; later ones are removed.
 
-    The Trainer would take another step when it is resumed after its last: one too many.
+    A Trainer that is resumed after its last step would take one step too many.
     """
-    while (last := last_checkpoint(work)) is not None:
+    while (last := last_checkpoint(output)) is not None:
         state = read_json(last / "trainer_state.json")
         if state["global_step"] < state.get("max_steps", state["global_step"] + 1):
             break
@@ -106,10 +105,10 @@ def last_unfinished(work: Path) -> Path | None:
     return last
 
 
-def complete_checkpoints(work: Path) -> dict[int, Path]:
-    """Step -> the complete checkpoint of a Trainer after it."""
+def complete_checkpoints(output: Path) -> dict[int, Path]:
+    """Return the complete checkpoints of a Trainer in a folder, by step."""
     complete: dict[int, Path] = {}
-    for folder in work.glob("checkpoint-*"):
+    for folder in output.glob("checkpoint-*"):
         try:
             complete[int(read_json(folder / "trainer_state.json")["global_step"])] = folder
         except (OSError, ValueError, LookupError, TypeError):
@@ -121,8 +120,8 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        CheckpointNotFoundError: There is none.
-        CheckpointError: It cannot be read, or is no JSON.
+        CheckpointNotFoundError: The file does not exist.
+        CheckpointError: The file cannot be read, or is not JSON.
     """
     if not os.path.lexists(path):
         raise CheckpointNotFoundError(f"{path}: no such file")
@@ -130,7 +129,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON file in one step: a reader sees the old one or the new one."""
+    """Write a JSON file atomically: a reader sees the old file or the new one."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", force=True)
 
 

@@ -1,7 +1,7 @@
-"""How large the inputs of each matrix of a model are, measured on texts: what Wanda prunes by.
+"""Norms of the input features of each linear layer on calibration texts: what Wanda prunes by.
 
-Every linear layer is watched by a hook while the model reads, one passage at a time and unpadded;
-the squares of its inputs are added up by feature, over all tokens.
+A hook on every linear layer sums the squares of its inputs by feature, over all tokens; passages
+are fed one at a time, without padding.
 
 Source:
     Sun, Liu, Bair and Kolter 2024 (arXiv 2306.11695), sec. 3: the L2 norm of a feature over the
@@ -38,16 +38,16 @@ def measure_input_norms(
     prompts: Path | None = None,
     progress: Progress | None = None,
 ) -> InputNorms:
-    """Have a model read, and measure the inputs of its linear layers.
+    """Run a model on texts and measure the inputs of its linear layers.
 
-    A layer that no token reached, as an expert that was never chosen, is left out; so are stacks
-    of experts in one tensor, whose inputs differ.
+    Layers that no token reached, such as an expert that was never chosen, are left out, and so are
+    experts that are stacked in one tensor, because their inputs differ.
 
     Args:
         checkpoint: A folder, or a hub id with an optional `@revision`.
-        text: A text file, with empty lines between its passages; None for trimtab's neutral text.
-        prompts: A JSON Lines file whose rows have a `prompt`, read in place of a text.
-        progress: A running display to add a line to; by default an own one on stderr.
+        text: A text file with empty lines between passages; None for trimtab's neutral text.
+        prompts: A JSON Lines file whose rows have a `prompt`, used instead of a text.
+        progress: A running display to add a line to; by default a new one on stderr.
 
     Raises:
         CheckpointError: The model cannot be used, or its inputs are not finite.
@@ -55,34 +55,34 @@ def measure_input_norms(
         MissingExtraError: A package is missing.
     """
     runtime.start(offline=False)
-    of = open_base(os.fspath(checkpoint), Path())
-    tokenizer = load_tokenizer(of.folder)
-    length = passage_length(of.folder)
+    base = open_base(os.fspath(checkpoint), Path())
+    tokenizer = load_tokenizer(base.folder)
+    length = passage_length(base.folder)
     read: dict[str, Any]
     if prompts is None:
-        told = read_text(text)
-        passages = pieces(tokenizer, told, length)
-        read = told.describe()
+        passage_text = read_text(text)
+        passages = pieces(tokenizer, passage_text, length)
+        read = passage_text.describe()
     else:
         rows = read_rows(prompts, ("prompt",))
         passages = [prompt_ids(tokenizer, row["prompt"])[:length] for row in rows.rows]
         read = {"source": rows.source, "xxh3_128": rows.digest}
-    dtype = of.training_dtype(None)
+    dtype = base.training_dtype(None)
     with ExitStack() as stack:
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
         device = runtime.accelerator()
-        model = load_model(of, dtype, device)
+        model = load_model(base, dtype, device)
         line = stack.enter_context(stage(bars, "input norms", len(passages)))
         vectors = _measured(model, passages, lambda done: line.step(done, {}))
-    stored = of.layout_of(model).stored_name
-    kept = {stored[n]: vector for n, vector in vectors.items() if stored.get(n) in of.tensors}
-    if wrong := [name for name, vector in kept.items() if not vector.isfinite().all()]:
-        raise CheckpointError(f"{of.record.id}: the inputs of {wrong[0]} are not finite")
+    stored = base.layout_of(model).stored_name
+    norms = {stored[n]: vector for n, vector in vectors.items() if stored.get(n) in base.tensors}
+    if wrong := [name for name, vector in norms.items() if not vector.isfinite().all()]:
+        raise CheckpointError(f"{base.record.id}: the inputs of {wrong[0]} are not finite")
     return InputNorms(
-        {name: vector.float().numpy() for name, vector in kept.items()},
+        {name: vector.float().numpy() for name, vector in norms.items()},
         made_now(
-            base=of.record.to_dict(),
+            base=base.record.to_dict(),
             read={
                 **read,
                 "num_passages": len(passages),
@@ -99,7 +99,7 @@ def measure_input_norms(
 def _measured(
     model: Any, passages: Sequence[Sequence[int]], done: Callable[[int], None]
 ) -> dict[str, Tensor]:
-    """Name of each weight of a linear layer -> fp64 norms of its inputs."""
+    """Return the fp64 norms of the inputs of each linear layer, by name of its weight."""
     import torch
 
     sums: dict[str, Tensor] = {}

@@ -1,13 +1,8 @@
-"""Where the elements of a model's parameters lie in the files that hold it.
+"""`Layout`: maps the parameters of a model to the tensors that its files store, and back.
 
-transformers stores other tensors than it holds: experts that are fused in memory lie one by one in
-files, parts of names differ, wrappers add to them. Masks go by the names in files, which every
-other tool sees; optimizers, probes and trackers see parameters. A `Layout` leads from one to the
-other, element by element; see `trimtab.training.pieces` for how it is found.
-
-Tensors that are trained whole beside a mask (`also=["score"]`, as PEFT's `modules_to_save`) make a
-wider mask, so that nothing else needs to know of them: the optimizer keeps state for their elements
-as for any, and vectors of a tensor that is selected whole have no positions.
+transformers stores other tensors than it has in memory: fused experts are stored one by one, and
+names differ. Masks use the names in files, which every other tool sees; optimizers, probes and
+trackers use parameters. See `trimtab.training.pieces` for how the mapping is found.
 """
 
 from __future__ import annotations
@@ -38,18 +33,18 @@ STORED = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-"""Names of dtypes in a checkpoint -> dtypes of torch, for tensors that can be trained."""
+"""Dtype names in checkpoints -> torch dtypes, for tensors that can be trained."""
 
 
 class Layout:
-    """The parameters of a model, and the tensors that files have for them.
+    """The parameters of a model, and the stored tensors that they correspond to.
 
     Attributes:
         parameters: Name -> shape of each parameter, tied ones once.
-        stored: Name -> what it is made of, of each stored tensor.
-        tied: Further name of a parameter -> the name under which `parameters` has it.
-        computed: Name of a parameter that is stored as something computed of it -> why.
-        stored_name: Name of a parameter that is stored whole and as it is -> its name there.
+        stored: Name of each stored tensor -> the elements of parameters that it consists of.
+        tied: Alias of a parameter -> its name in `parameters`.
+        computed: Name of a parameter whose stored values are computed from it -> the reason.
+        stored_name: Name of a parameter that is stored unchanged -> its name in files.
     """
 
     def __init__(
@@ -71,7 +66,7 @@ class Layout:
 
     @classmethod
     def of(cls, model: nn.Module) -> Layout:
-        """The layout of a model; one of transformers is asked, of others names are all there is."""
+        """The layout of a model; for models not from transformers it is based on names alone."""
         return cls.of_pairs(model.named_parameters(remove_duplicate=False), model)
 
     @classmethod
@@ -80,7 +75,7 @@ class Layout:
     ) -> Layout:
         """The layout of some parameters; one that is listed twice is tied.
 
-        Without the module, only names that differ by wrappers and prefixes lead to files.
+        Without the module, only names that differ by wrappers and prefixes are matched.
         """
         parameters: dict[str, tuple[int, ...]] = {}
         tied: dict[str, str] = {}
@@ -105,24 +100,24 @@ class Layout:
         return {name: piece.shape for name, piece in self.stored.items()}
 
     def named_like(self, names: Collection[str], tied: Mapping[str, str]) -> Layout:
-        """The same with the names that a checkpoint has for the stored tensors.
+        """The same layout with the names that a checkpoint has for the stored tensors.
 
         Args:
-            names: Of the tensors that the checkpoint stores.
-            tied: Further names of them -> the name that is stored.
+            names: Names of the tensors that the checkpoint stores.
+            tied: Aliases -> the stored name.
         """
         renamed = match_stored(self.stored, names, tied)
         stored = {renamed.get(name, name): piece for name, piece in self.stored.items()}
         return Layout(self.parameters, stored, self.tied, self.computed)
 
     def in_files(self, mask: Mask) -> Mask:
-        """A mask under the names of files: a tensor that it has as the model does is taken apart.
+        """Convert a mask from parameters to stored tensors, splitting fused ones.
 
-        What the model does not have keeps its name. Where anything changes it is another mask, with
-        a digest of its own.
+        Tensors that the model does not have keep their name. If anything changes, the result has a
+        new digest.
 
         Raises:
-            MaskMismatchError: It names a tensor that is stored as something computed.
+            MaskMismatchError: The stored values of a tensor are computed from the parameter.
         """
         known = self._with_known_names(mask)
         in_memory = [
@@ -149,11 +144,11 @@ class Layout:
         return Mask(tensors, base, mask.provenance)
 
     def in_memory(self, mask: Mask) -> Mask:
-        """A mask under the names of parameters, with the digest that it had.
+        """Convert a mask from stored tensors to parameters; it keeps its digest.
 
         Raises:
-            MaskMismatchError: A tensor of which it selects something is not in the model, or has
-                another shape; names all of them, up to a handful.
+            MaskMismatchError: A tensor with selected elements is not in the model, or has another
+                shape; lists the first few.
         """
         mask = self._with_known_names(mask)
         self._check(mask)
@@ -186,26 +181,26 @@ class Layout:
                 base[new_name] = mask.base[name]
         if twice := sorted(arrays.keys() & tensors.keys()):
             raise MaskMismatchError(
-                f"the mask has {twice[0]} as the model holds it and as files store it: give one"
+                f"the mask has {twice[0]} both as in the model and as in files: keep one of them"
             )
         tensors |= {name: PackedTensor.pack(array) for name, array in arrays.items()}
         return mask.in_other_tensors(tensors, base)
 
     def tensors(self, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """The stored tensors of parameters: a view of them wherever that is possible.
+        """Iterate over the stored tensors, as views of the parameters where possible.
 
         Args:
-            parameters: Name -> a parameter, or anything of its shape, such as its gradient.
+            parameters: Name -> a parameter, or a tensor of its shape, such as its gradient.
 
         Yields:
-            Name and elements of each stored tensor, of those whose parameters are all there.
+            Name and values of each stored tensor whose parameters are all given.
         """
         for name, piece in self.stored.items():
             if all(source in parameters for source in piece.sources):
                 yield name, piece.of(parameters)
 
     def _with_known_names(self, mask: Mask) -> Mask:
-        """The mask with the names that files or the model have, where it has others for them."""
+        """Rename the tensors of a mask to the names of files or of the model."""
         tied = {
             name: self.stored_name[first]
             for name, first in self.tied.items()
@@ -216,14 +211,14 @@ class Layout:
         return named_like(mask, [*fused, *(name for name in mask if name in self.stored)])
 
     def _is_stored(self, mask: Mask, name: str) -> bool:
-        """Whether a tensor of a mask is one that files have."""
+        """Whether a tensor of a mask is a stored tensor."""
         return name in self.stored and self.stored[name].shape == mask.shape(name)
 
     def _check(self, mask: Mask) -> None:
         if twice := [name for name in mask if name in self.tied and mask.num_selected(name)]:
             raise MaskMismatchError(
-                f"{twice[0]} is tied to {self.tied[twice[0]]}, and the mask has both: give the "
-                "mask of the one tensor under one name"
+                f"{twice[0]} is tied to {self.tied[twice[0]]}, and the mask has both: keep one "
+                "name for this tensor"
             )
         self._refuse_computed([n for n in self.computed if n in mask and mask.num_selected(n)])
         shapes = {}
@@ -241,9 +236,9 @@ class Layout:
             hint = ""
             if unknown:
                 hint = (
-                    ". If it is that base, files name these tensors differently than the model "
-                    "does: give the model itself, which says how transformers stores it and which "
-                    "of its tensors are tied, or a mask under the names of its parameters"
+                    ". If it is that base, files and model name these tensors differently: pass "
+                    "the model itself, which knows how transformers stores it and which of its "
+                    "tensors are tied, or a mask under the names of its parameters"
                 )
             raise MaskMismatchError(f"{error}{hint}") from None
 
@@ -251,20 +246,17 @@ class Layout:
         if names:
             why = "; ".join(f"{name}: {self.computed[name]}" for name in names[:3])
             raise MaskMismatchError(
-                "transformers stores other values than this model holds, not only under other "
-                f"names, so a mask of one is none of the other ({why})"
+                "transformers computes the stored values of this model from its parameters, so a "
+                f"mask of one does not apply to the other ({why})"
             )
 
 
 KNOWN: WeakKeyDictionary[nn.Module, Layout] = WeakKeyDictionary()
-"""Layouts that were found, for as long as their models live."""
+"""Cache of layouts, for as long as their models live."""
 
 
 def module_of(named_parameters: Any) -> nn.Module | None:
-    """The module behind what an optimizer is given: itself, or the one that the generator walks.
-
-    `model.named_parameters()` is a generator, which Python tells the variables of.
-    """
+    """The module that was passed to an optimizer, or whose `named_parameters()` generator was."""
     if isinstance(named_parameters, nn.Module):
         return named_parameters
     if inspect.isgenerator(named_parameters):
@@ -274,7 +266,7 @@ def module_of(named_parameters: Any) -> nn.Module | None:
 
 
 def layout_of(pairs: Sequence[tuple[str, Tensor]], module: nn.Module | None) -> Layout:
-    """The layout of parameters; that of their module, if it has them under these names."""
+    """The layout of the module, if it has these parameter names; else of the pairs alone."""
     if module is not None:
         layout = Layout.of(module)
         if all(name in layout.parameters or name in layout.tied for name, _ in pairs):
@@ -287,33 +279,33 @@ def _packed(mask: Mask, name: str) -> PackedTensor:
 
 
 def stored_values(tensor: StoredTensor) -> Tensor:
-    """A stored tensor of a dtype in `STORED`, in that dtype, on the CPU."""
+    """Read a stored tensor of a dtype in `STORED`, in that dtype, on the CPU."""
     signed = tensor.read().view(f"i{tensor.dtype.num_bytes}")
     return torch.from_numpy(signed).view(STORED[tensor.dtype.name])
 
 
 def names_of_whole(also: str | Iterable[str], names: Iterable[str]) -> list[str]:
-    """The tensors that are meant.
+    """Resolve `also` to the names of parameters that are trained in full.
 
     Args:
-        also: Names of modules or parameters, or the ends of such names, in whole parts: `score` is
-            `score.weight` and `model.score.bias`, and not `model.scores.weight`.
+        also: Names of modules or parameters, or suffixes of such names, in whole parts: `score`
+            matches `score.weight` and `model.score.bias`, but not `model.scores.weight`.
         names: Names of all parameters.
 
     Returns:
-        Those that are meant, in the order of all.
+        The matching names, in the order of `names`.
 
     Raises:
-        SettingsError: Some name nothing.
+        SettingsError: An entry matches nothing.
     """
     names = list(names)
-    requested = [also] if isinstance(also, str) else list(also)
-    found: set[str] = set()
+    parts = [also] if isinstance(also, str) else list(also)
+    selected: set[str] = set()
     problems = []
-    for part in requested:
-        meant = [name for name in names if part and f".{part}." in f".{name}."]
-        found.update(meant)
-        if not meant:
+    for part in parts:
+        matches = [name for name in names if part and f".{part}." in f".{name}."]
+        selected.update(matches)
+        if not matches:
             modules = {name.rpartition(".")[0].rpartition(".")[2] for name in names}
             near = get_close_matches(part, [*modules, *names], n=1)
             hint = f": did you mean {near[0]}?" if near else ""
@@ -322,11 +314,11 @@ def names_of_whole(also: str | Iterable[str], names: Iterable[str]) -> list[str]
             )
     if problems:
         raise SettingsError("; ".join(problems))
-    return [name for name in names if name in found]
+    return [name for name in names if name in selected]
 
 
 def with_whole(mask: Mask, shapes: Mapping[str, Sequence[int]], names: Sequence[str]) -> Mask:
-    """The mask with some tensors selected whole, whether it has them or not."""
+    """The mask with some tensors selected in full, whether it has them or not."""
     if not names:
         return mask
     tensors = {name: _packed(mask, name) for name in mask}
@@ -336,5 +328,5 @@ def with_whole(mask: Mask, shapes: Mapping[str, Sequence[int]], names: Sequence[
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """A dtype as records and messages name it: `bfloat16`."""
+    """The name of a dtype in records and messages: `bfloat16`."""
     return str(dtype).removeprefix("torch.")

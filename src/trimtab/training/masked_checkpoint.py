@@ -1,8 +1,8 @@
-"""What masked training leaves beside the weights of every checkpoint, and asks for on resuming.
+"""The files that masked training adds to every checkpoint, and checks when a run is resumed.
 
-`trimtab_mask.safetensors` is the mask; `trimtab.json` says what was trained with it: settings,
-precision, base model and versions. A run goes on only from a checkpoint that was written with the
-same mask and the same settings, because the state of the optimizer means nothing under others.
+`trimtab_mask.safetensors` is the mask; `trimtab.json` records settings, precision, base model and
+versions. A run resumes only from a checkpoint with the same mask and the same settings, because
+the optimizer state is meaningless under others.
 """
 
 from __future__ import annotations
@@ -32,46 +32,46 @@ STATE = {
     "scheduler.pt": "scheduler.pt",
     "trainer_state.json": "trainer_state.json",
 }
-"""What a Trainer goes on with, beside the weights -> how its name begins in a checkpoint."""
+"""State that a Trainer needs to resume, besides the weights -> prefix of its name on disk."""
 
 
 def check_complete(folder: Path) -> None:
-    """Refuse a checkpoint of which training could not go on as if it had not stopped.
+    """Refuse a checkpoint from which training cannot resume exactly.
 
-    transformers loads what there is of the state and begins the rest anew, without a word: the
-    optimizer and the schedule if one of the two is missing, and the count of steps.
+    transformers silently starts without state that is missing: without optimizer and schedule if
+    one of the two is missing, and without the step count.
 
     Args:
         folder: The checkpoint.
 
     Raises:
-        CheckpointError: Some of the Trainer's state is missing; names it.
+        CheckpointError: Part of the Trainer's state is missing; the message lists it.
     """
     try:
-        found = [path.name for path in folder.iterdir()]
+        names = [path.name for path in folder.iterdir()]
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be read ({error.strerror})") from None
     missing = [
-        name for name, begin in STATE.items() if not any(of.startswith(begin) for of in found)
+        name for name, begin in STATE.items() if not any(file.startswith(begin) for file in names)
     ]
     if missing:
         raise CheckpointError(
             f"{folder} has no {', '.join(missing)} (saved with save_only_model=True, or not to the "
-            "end): the optimizer would begin anew, and nothing would say so. To begin anew from "
-            "its weights, load the model from it, and train without resume_from_checkpoint"
+            "end): transformers would silently start with a new optimizer. To do that on purpose, "
+            "load the model from it, and train without resume_from_checkpoint"
         )
-    if not any(name.startswith("rng_state") for name in found):
+    if not any(name.startswith("rng_state") for name in names):
         warnings.warn(
-            f"{folder} has no rng_state*.pth: training goes on, and what is drawn at random is not "
-            "what it would have been",
+            f"{folder} has no rng_state*.pth: training resumes with other random numbers than an "
+            "uninterrupted run",
             stacklevel=2,
         )
 
 
 def write_beside_weights(folder: Path, mask: Mask, record: Mapping[str, Any]) -> None:
-    """Write mask and record into a folder that the Trainer saved weights in.
+    """Write mask and record into a folder in which the Trainer saved weights.
 
-    An older pair there is replaced. `settings` of the record are what `check_same_run` compares.
+    Existing files are replaced. `check_same_run` compares the `settings` of the record.
     """
     mask.save(folder / MASK_FILE, force=True)
     content = {
@@ -84,7 +84,6 @@ def write_beside_weights(folder: Path, mask: Mask, record: Mapping[str, Any]) ->
 
 
 def _describe(mask: Mask) -> dict[str, Any]:
-    """The mask as the record states it."""
     return {
         "file": MASK_FILE,
         "digest": mask.digest,
@@ -96,45 +95,45 @@ def _describe(mask: Mask) -> dict[str, Any]:
 
 
 def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> None:
-    """Refuse to resume from a checkpoint of another run, before anything of it is loaded.
+    """Refuse to resume from a checkpoint of another run, before anything is loaded.
 
     Raises:
-        CheckpointError: Masked training did not write this folder, or only its weights are there.
+        CheckpointError: Masked training did not write this folder, or it has only weights.
         MaskMismatchError: It was written with another mask.
         SettingsError: It was written with other settings.
     """
     try:
         record = read_json(folder / RECORD_FILE)
-        found, digest = record["settings"], record["mask"]["digest"]
+        stored, digest = record["settings"], record["mask"]["digest"]
         version = record["format_version"]
     except FileNotFoundError:
         raise CheckpointError(
-            f"{folder} has no {RECORD_FILE}: train_only goes on only from checkpoints that it wrote"
+            f"{folder} has no {RECORD_FILE}: train_only resumes only from checkpoints that it wrote"
         ) from None
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"{folder / RECORD_FILE} cannot be read: {error!r}") from None
-    if version != FORMAT_VERSION or not isinstance(found, dict):
+    if version != FORMAT_VERSION or not isinstance(stored, dict):
         raise CheckpointError(
             f"{folder / RECORD_FILE} has the format version {version!r}, expected "
-            f"{FORMAT_VERSION}: go on with the trimtab that wrote it"
+            f"{FORMAT_VERSION}: resume with the trimtab that wrote it"
         )
     if digest != mask.digest:
         raise MaskMismatchError(
             f"{folder} was trained with the mask {digest}, and this run has {mask.digest}: "
-            f"go on with {folder / MASK_FILE}"
+            f"resume with {folder / MASK_FILE}"
         )
     ensure_same_settings(
-        found,
+        stored,
         settings,
         holds=f"{folder} belongs to a run",
-        cure="use the same settings to go on, or train from the base",
+        cure="use the same settings to resume, or train from the base",
         error=SettingsError,
     )
     check_complete(folder)
 
 
 def converted_pieces(model: Any) -> dict[str, Piece]:
-    """The stored tensors of a model that files name or cut otherwise than it does.
+    """The stored tensors whose name or shape differs from the parameters of the model.
 
     Those of sharded parameters are left out.
     """
@@ -152,10 +151,10 @@ def converted_pieces(model: Any) -> dict[str, Piece]:
 
 
 def load_converted(folder: Path, model: Any) -> None:
-    """Load what transformers' Trainer leaves out when it loads the weights of a checkpoint.
+    """Load the tensors that the Trainer skips when it loads the weights of a checkpoint.
 
-    It does so by the names of the model, and passes over the tensors that files name or cut
-    otherwise, with a warning: fused experts would keep the weights that they were built with.
+    The Trainer loads by the names of the model, and skips (with a warning) tensors that are stored
+    under another name or shape: fused experts would keep their initial weights.
 
     Raises:
         CheckpointError: The checkpoint cannot be read, or lacks such a tensor.

@@ -1,17 +1,10 @@
-"""Train only a mask in any script that uses a Hugging Face Trainer, TRL's among them.
+"""Train only a mask in any script that uses a Hugging Face Trainer, including those of TRL.
 
-`train_only(trainer, mask)` stands between the construction of the trainer and `trainer.train()`.
-It replaces four public methods on that one object, and no class: `create_optimizer` (the sparse
-optimizer, with the settings of the trainer's own arguments), `log` (the norm of the masked
-gradient), `save_model` (mask and provenance beside the weights) and `train` (a checkpoint of
-another run is refused before it is loaded). It also sees when `_load_best_model` has put the best
-weights back, and overrides `clip_grad_norm_` of the trainer's accelerator, since the optimizer
-clips.
-
-The Trainer's own arguments stay the one place where learning rate, betas, epsilon, weight decay,
-momentum and `max_grad_norm` are set. Nothing that is set there is ignored: what a sparse optimizer
-does not do is refused. What is the user's stays as it is: the arguments, which may be those of a
-second trainer, are only read, and the model is an ordinary one whenever `train` is not running.
+Call `train_only(trainer, mask)` between the construction of the trainer and `trainer.train()`. It
+overrides methods of that one object, not of its class; see the methods of `MaskedTraining`.
+Learning rate, betas, epsilon, weight decay, momentum and `max_grad_norm` are read from the
+Trainer's arguments, which are never modified; settings without a sparse form are refused, not
+ignored. The model is an ordinary one whenever `train` is not running.
 """
 
 from __future__ import annotations
@@ -51,18 +44,18 @@ HONOURED = {"adamw": {"lr", "betas", "eps"}, "sgd": {"lr", "momentum"}}
 """Keyword arguments that the sparse optimizer of an algorithm takes."""
 
 WITHOUT_EFFECT = {"foreach", "fused", "weight_decay"}
-"""Choices of a kernel; and the decay, which the Trainer sets for each parameter."""
+"""Kernel choices, and the decay, which the Trainer sets per parameter."""
 
 
 @dataclass(frozen=True)
 class OptimizerSettings:
-    """Which optimizer the Trainer would make, and with what.
+    """The optimizer that the Trainer would create, and its settings.
 
     Attributes:
         algorithm: `adamw` or `sgd`.
-        keywords: `lr` and, by the algorithm, `betas` and `eps` or `momentum`.
-        weight_decay: For the parameters that the Trainer decays.
-        max_grad_norm: Norm at which gradients are clipped; None if they are not.
+        keywords: `lr`, and `betas` and `eps` or `momentum`, depending on the algorithm.
+        weight_decay: Weight decay of the parameters that the Trainer decays.
+        max_grad_norm: Norm at which gradients are clipped; None for no clipping.
     """
 
     algorithm: str
@@ -82,7 +75,7 @@ def optimizer_settings(
         class_and_keywords: Its `optimizer_cls_and_kwargs`.
 
     Raises:
-        SettingsError: They ask for something that the sparse optimizers do not do.
+        SettingsError: They request something that the sparse optimizers do not support.
     """
     import torch
     from transformers import Trainer
@@ -90,14 +83,13 @@ def optimizer_settings(
     name = getattr(args.optim, "value", args.optim)
     if class_and_keywords is None and name not in NAMES:
         raise SettingsError(
-            f"optim={name!r} has no form that trains only a mask: "
-            f"expected {', '.join(map(repr, NAMES))}"
+            f"optim={name!r} cannot train only a mask: expected {', '.join(map(repr, NAMES))}"
         )
     cls, keywords = class_and_keywords or Trainer.get_optimizer_cls_and_kwargs(args, model)
     algorithm = ALGORITHMS.get(getattr(cls, "__name__", ""))
     if algorithm is None or cls is not getattr(torch.optim, cls.__name__):
         raise SettingsError(
-            f"{getattr(cls, '__name__', cls)} has no form that trains only a mask: "
+            f"{getattr(cls, '__name__', cls)} cannot train only a mask: "
             "expected torch.optim.AdamW or torch.optim.SGD"
         )
     defaults = cls([torch.zeros(1)]).defaults
@@ -109,7 +101,7 @@ def optimizer_settings(
     if unknown:
         given = ", ".join(f"{key}={value!r}" for key, value in unknown.items())
         raise SettingsError(
-            f"{given}: an option of torch.optim.{cls.__name__} that its form for masks lacks"
+            f"{given}: torch.optim.{cls.__name__} has this option, its sparse form does not"
         )
     chosen = {key: value for key, value in keywords.items() if key in HONOURED[algorithm]}
     return OptimizerSettings(
@@ -121,13 +113,13 @@ def optimizer_settings(
 
 
 def check_trainer(trainer: Any) -> None:
-    """Refuse trainers whose gradients or parameters are not where a sparse optimizer needs them.
+    """Refuse trainers whose gradients or parameters a sparse optimizer cannot use.
 
     Args:
         trainer: A transformers `Trainer`, not yet training.
 
     Raises:
-        SettingsError: One sentence for all that stands in the way.
+        SettingsError: The trainer cannot be used; lists all reasons.
     """
     from transformers import Trainer
 
@@ -146,7 +138,7 @@ def _problems(trainer: Any) -> list[str]:
 
     model, args = trainer.model, trainer.args
     plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
-    found = {
+    reasons = {
         "it trains only a mask already: close() what train_only returned first": (
             "create_optimizer" in vars(trainer)
         ),
@@ -178,7 +170,7 @@ def _problems(trainer: Any) -> list[str]:
         "torchrun or accelerate launch": args.n_gpu > 1,
         "fp16 scales its gradients by a moving factor: use bf16": args.fp16,
     }
-    return [problem for problem, applies in found.items() if applies]
+    return [problem for problem, applies in reasons.items() if applies]
 
 
 def train_only(
@@ -192,36 +184,36 @@ def train_only(
     nonfinite: Literal["raise", "skip"] = "raise",
     check_base: bool = True,
 ) -> MaskedTraining:
-    """Make a trainer train only the elements of a mask; all others keep their bits.
+    """Train only the elements of a mask; all others keep their bits.
 
     Call it once, before `trainer.train()`. Learning rate, betas, epsilon, weight decay (and which
-    parameters have none), momentum and `max_grad_norm` are those of the trainer's arguments;
-    `optim` may be `adamw_torch`, `adamw_torch_fused` or `sgd`. The optimizer clips, and
-    `trainer.accelerator` leaves these gradients alone, so that nothing clips twice.
+    parameters have none), momentum and `max_grad_norm` are read from the trainer's arguments;
+    `optim` may be `adamw_torch`, `adamw_torch_fused` or `sgd`. The optimizer clips the gradients,
+    and `trainer.accelerator` does not clip them a second time.
 
     Args:
-        trainer: A `transformers.Trainer` or any subclass that has no `create_optimizer` of its own.
+        trainer: A `transformers.Trainer` or any subclass that does not override `create_optimizer`.
         mask: The mask, or its file.
-        also: Parameters to train whole, beside the mask, as PEFT's `modules_to_save`: names of
-            modules or parameters, or the ends of such names (`score`). A new head, which the
-            mask's base did not have, stays as it was initialised without; then there is a warning.
+        also: Parameters to train in full, in addition to the mask, like PEFT's `modules_to_save`:
+            names of modules or parameters, or suffixes of such names (`score`). A new head that
+            the mask's base does not have stays at its initial values otherwise, with a warning.
         master: How masked elements keep fp32 precision; see `SparseAdamW`.
-        state_dtype: Of the optimizer's moments; None is fp32.
-        clip_by: Norm that gradients are clipped by: `masked` counts the elements of the mask,
-            `full` those of every parameter. With `masked`, parameters without a masked element get
-            no gradient at all (`requires_grad` is False while `train` runs).
-        nonfinite: What a gradient that is not finite does: `raise`, or `skip` the step.
-        check_base: Check that the model's weights are those that the mask was made against. It is
-            done now, because a resumed run loads other weights before it makes its optimizer.
+        state_dtype: Dtype of the optimizer's moments; None is fp32.
+        clip_by: Norm by which gradients are clipped: `masked` over the elements of the mask, `full`
+            over every parameter. With `masked`, parameters without a masked element get no gradient
+            (`requires_grad` is False while `train` runs).
+        nonfinite: What to do on a gradient that is not finite: `raise`, or `skip` the step.
+        check_base: Check that the model has the weights that the mask was made against. This is
+            checked here because a resumed run loads other weights before it creates its optimizer.
 
     Returns:
-        The running arrangement: its optimizer, its record, and `close` to undo it.
+        The `MaskedTraining`, with its optimizer, its record, and `close` to undo it.
 
     Raises:
-        SettingsError: The trainer, or its settings, cannot be combined with a mask; or `also` has
-            a name that the model does not have.
-        MaskError: No mask file.
-        MaskMismatchError: The mask is one for another model, or for other weights.
+        SettingsError: The trainer or its settings cannot be combined with a mask; or `also` has a
+            name that the model does not have.
+        MaskError: The mask cannot be read.
+        MaskMismatchError: The mask was made for another model, or for other weights.
         OptimizerError: The parameters already have a sparse optimizer.
     """
     import torch
@@ -249,11 +241,10 @@ class MaskedTraining:
 
     Attributes:
         trainer: The trainer.
-        mask: The mask, under the names that files have for the tensors; as it is written beside
-            weights.
+        mask: The mask under the names of the tensors in files; this is what is saved.
         optimizer: The `SparseAdamW` or `SparseSGD`; None before `trainer.train()`.
-        summary: What is trained of what, and the memory that it takes: a line.
-        new_and_frozen: Names of parameters that no checkpoint had and nothing trains.
+        summary: One line: how much is trained, and the memory that it takes.
+        new_and_frozen: Names of newly initialised parameters that are not trained.
     """
 
     def __init__(self, trainer: Any, mask: Mask, options: dict[str, Any], check_base: bool) -> None:
@@ -266,7 +257,7 @@ class MaskedTraining:
         self._settings = optimizer_settings(
             trainer.args, trainer.model, trainer.optimizer_cls_and_kwargs
         )
-        # All that the optimizer refuses is refused now, at the line that the user wrote.
+        # Create a trial optimizer, so that errors are raised at the line that the user wrote.
         trial = self._new_optimizer(trainer.model, check_base=check_base)
         self._described, self._recorded = trial.describe(), settings_of(trial)
         self.summary = f"{trial.summary()} ({type(trial).__name__})"
@@ -277,7 +268,7 @@ class MaskedTraining:
         trial.close()
 
         self._frozen: list[Any] = []
-        self._of_best: dict[str, Any] | None = None
+        self._best_record: dict[str, Any] | None = None
         self._replaced: dict[str, Callable[..., Any]] = {}
         for owner, method in (
             (trainer, self.create_optimizer),
@@ -294,16 +285,16 @@ class MaskedTraining:
         return f"MaskedTraining({type(self.trainer).__name__}: {self.summary})"
 
     def close(self) -> None:
-        """Give the trainer its methods back; its state for the mask is forgotten."""
+        """Restore the trainer's methods and drop the optimizer state."""
         for name in self._replaced:
             for owner in (self.trainer, self.trainer.accelerator):
                 vars(owner).pop(name, None)
         self._forget()
 
     def describe(self) -> dict[str, Any]:
-        """What is recorded beside the weights that the model has now, apart from the mask."""
-        if self._of_best is not None:
-            return self._of_best
+        """The record that is saved with the current weights, except for the mask."""
+        if self._best_record is not None:
+            return self._best_record
         return {
             "settings": self.settings(),
             "optimizer": self._described if self.optimizer is None else self.optimizer.describe(),
@@ -314,34 +305,34 @@ class MaskedTraining:
         }
 
     def settings(self) -> dict[str, Any]:
-        """All that decides what a step does; a run goes on only with the same."""
+        """All settings that determine a step; a run resumes only with the same ones."""
         return self._recorded
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Stands in for the trainer's: make the sparse optimizer, unless training goes on."""
+        """Overrides `Trainer.create_optimizer`: the sparse optimizer, unless training resumes."""
         if self.trainer.optimizer is None:
             self.optimizer = self._new_optimizer(
                 self.trainer.model if model is None else model, check_base=False
             )
             self.trainer.optimizer = self.optimizer
         else:
-            self.optimizer.zero_grad()  # what a step that was interrupted had gathered
+            self.optimizer.zero_grad()  # gradients of an interrupted step
             self.optimizer.reopen()
         if self._options["clip_by"] == "masked":
             self._frozen += freeze_others(self.trainer.model, self.optimizer)
         return self.trainer.optimizer
 
     def clip_grad_norm_(self, parameters: Any, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for the accelerator's: the optimizer clips the model's gradients itself."""
+        """Overrides `Accelerator.clip_grad_norm_`: the optimizer clips the model's gradients."""
         import torch
 
-        given = [parameters] if isinstance(parameters, torch.Tensor) else parameters
+        tensors = [parameters] if isinstance(parameters, torch.Tensor) else parameters
         own = {id(parameter) for parameter in self.trainer.model.parameters()}
-        others = [parameter for parameter in given if id(parameter) not in own]
+        others = [parameter for parameter in tensors if id(parameter) not in own]
         return self._replaced["clip_grad_norm_"](others, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Stands in for the trainer's: the gradients it took the norm of had been freed."""
+        """Overrides `Trainer.log`: adds the gradient norm, which the Trainer cannot see anymore."""
         is_of_a_step = "loss" in logs and "learning_rate" in logs
         if is_of_a_step and self.optimizer is not None and self.optimizer.grad_norm is not None:
             logs["grad_norm"] = self.optimizer.grad_norm
@@ -350,7 +341,7 @@ class MaskedTraining:
         self._replaced["log"](logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
-        """Stands in for the trainer's, which also writes the weights of every checkpoint."""
+        """Overrides `Trainer.save_model`: adds mask and record, also to every checkpoint."""
         self._replaced["save_model"](output_dir, *args, **kwargs)
         if self.trainer.args.should_save:
             folder = Path(self.trainer.args.output_dir if output_dir is None else output_dir)
@@ -359,7 +350,7 @@ class MaskedTraining:
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """Stands in for the trainer's: go on only from a checkpoint of this very run."""
+        """Overrides `Trainer.train`: resumes only from a checkpoint of the same run."""
         from transformers.trainer_utils import get_last_checkpoint
 
         folder = resume_from_checkpoint
@@ -368,7 +359,7 @@ class MaskedTraining:
         if folder:
             check_same_run(Path(folder), self.mask, self.settings())
             load_converted(Path(folder), self.trainer.model)
-        self._of_best = None
+        self._best_record = None
         try:
             result = self._replaced["train"](resume_from_checkpoint, *args, **kwargs)
             if self.trainer.args.load_best_model_at_end:
@@ -377,18 +368,18 @@ class MaskedTraining:
                     load_converted(Path(best), self.trainer.model)
                 self._forget()  # its state belongs to the last weights, and the best are loaded now
         finally:
-            self._let_go()
+            self._release()
         return result
 
     def _load_best_model(self) -> None:
-        """Stands in for the trainer's: what is recorded from now on is of the best weights."""
+        """Overrides `Trainer._load_best_model`: records describe the best weights from now on."""
         self._replaced["_load_best_model"]()
         state, now = self.trainer.state, self.describe()
         try:
             record = read_json(Path(state.best_model_checkpoint) / RECORD_FILE)
-            self._of_best = {key: record[key] for key in now}
+            self._best_record = {key: record[key] for key in now}
         except (OSError, ValueError, LookupError, TypeError):  # on another node, or an older one
-            self._of_best = {**now, "step": state.best_global_step}
+            self._best_record = {**now, "step": state.best_global_step}
 
     def _new_optimizer(self, model: Any, *, check_base: bool) -> Any:
         from trimtab.training.optimizers.adamw import SparseAdamW
@@ -407,8 +398,8 @@ class MaskedTraining:
             **self._options,
         )
 
-    def _let_go(self) -> None:
-        """Make an ordinary model of the trainer's: no hooks, and no parameter frozen by us."""
+    def _release(self) -> None:
+        """Restore an ordinary model: remove hooks, and unfreeze parameters."""
         if self.optimizer is not None:
             self.optimizer.close()
         for parameter in self._frozen:
@@ -416,18 +407,14 @@ class MaskedTraining:
         self._frozen = []
 
     def _forget(self) -> None:
-        """Let go of the model, and have the next `train` begin with a new optimizer."""
-        self._let_go()
+        """Release the model, and let the next `train` start with a new optimizer."""
+        self._release()
         if self.optimizer is not None:
             self.trainer.optimizer = None
 
 
 def freeze_others(model: Any, optimizer: SparseOptimizer) -> list[Any]:
-    """Switch off the gradients of parameters without a masked element: nothing reads them.
-
-    Returns:
-        The parameters whose gradients were on.
-    """
+    """Turn off gradients of parameters without a masked element; returns these parameters."""
     trained = {id(elements.parameter) for elements in optimizer.elements.values()}
     frozen = [p for p in model.parameters() if p.requires_grad and id(p) not in trained]
     for parameter in frozen:
@@ -436,7 +423,7 @@ def freeze_others(model: Any, optimizer: SparseOptimizer) -> list[Any]:
 
 
 def base_of(model: Any) -> dict[str, Any]:
-    """The checkpoint that a model was loaded from, as it is recorded."""
+    """The checkpoint that a model was loaded from, for the record."""
     config = getattr(model, "config", None)
     return {
         "id": getattr(config, "_name_or_path", None),
@@ -445,7 +432,7 @@ def base_of(model: Any) -> dict[str, Any]:
 
 
 def settings_of(optimizer: SparseOptimizer) -> dict[str, Any]:
-    """All that decides what a step does, as plain data."""
+    """All settings that determine a step, as plain data."""
     info, numbers = optimizer.describe(), optimizer.defaults
     names = ("lr", "betas", "eps", "momentum", "weight_decay")
     options = ("max_grad_norm", "master", "state_dtype", "clip_by", "nonfinite")
@@ -458,10 +445,10 @@ def settings_of(optimizer: SparseOptimizer) -> dict[str, Any]:
 
 
 def newly_initialised(named_parameters: Iterable[tuple[str, Any]], mask: Mask) -> list[str]:
-    """Names of the parameters that no checkpoint had, as the new head of a classifier.
+    """Names of parameters that were not loaded from a checkpoint, such as a new classifier head.
 
-    transformers marks every parameter that it has loaded. Where none is marked, a mask that was
-    made against a base tells. Whatever makes most of a model new is no news to who made it.
+    transformers marks every parameter that it loads. If none is marked, the tensors of a mask with
+    a base count as loaded. Models that are mostly new are assumed to be so on purpose.
     """
     pairs = list(named_parameters)
     loaded = {name for name, parameter in pairs if getattr(parameter, "_is_hf_initialized", False)}
@@ -471,7 +458,7 @@ def newly_initialised(named_parameters: Iterable[tuple[str, Any]], mask: Mask) -
 
 
 def frozen_notice(names: Sequence[str]) -> str:
-    """Say that parameters stay at what they were initialised with."""
+    """The warning about parameters that keep their initial values."""
     modules = list(dict.fromkeys(name.rpartition(".")[0] or name for name in names))
     shown = ", ".join(f'"{module}"' for module in modules[:3])
     return (

@@ -1,9 +1,8 @@
-"""What each tensor in the files of a model is made of: elements of which parameters, and where.
+"""`Piece`: a stored tensor in terms of elements of parameters.
 
-It is found by sending the positions of elements the way on which `save_pretrained` sends their
-values (`transformers.core_model_loading.revert_weight_conversion`), so it follows the conversion
-tables of transformers, whatever they hold. What computes values on that way, rather than moving
-them, is told apart.
+Pieces are found by passing positions instead of values through the conversion that
+`save_pretrained` applies (`transformers.core_model_loading.revert_weight_conversion`), so they
+follow the conversion tables of transformers. Conversions that compute values are detected.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from trimtab.checkpoints.names import without_wrappers
 Shapes = Mapping[str, tuple[int, ...]]
 
 Revert = Callable[[dict[str, Tensor]], dict[str, Tensor]]
-"""What `save_pretrained` does to a state dict before it writes it."""
+"""The conversion that `save_pretrained` applies to a state dict."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +31,12 @@ class Piece:
     """A stored tensor, in terms of parameters.
 
     Attributes:
-        shape: As stored.
-        sources: Parameters whose elements it is made of. Positions count their elements in C
-            order, one parameter after the other.
-        offset: Position of its first element.
-        strides: What one step along each axis adds to the position; None if it is not so regular.
-        positions: Otherwise the position of each element, int64 `[elements]`.
+        shape: Shape as stored.
+        sources: Parameters that its elements come from. Positions index their concatenation, each
+            flattened in C order.
+        offset: Position of the first element.
+        strides: Step in position along each axis; None if the positions are irregular.
+        positions: Position of each element if irregular, int64 `[elements]`.
     """
 
     shape: tuple[int, ...]
@@ -48,7 +47,7 @@ class Piece:
 
     @classmethod
     def whole(cls, name: str, shape: tuple[int, ...]) -> Piece:
-        """A parameter that is stored as it is."""
+        """A parameter that is stored unchanged."""
         return cls(shape, (name,), 0, _c_strides(shape))
 
     @property
@@ -57,11 +56,11 @@ class Piece:
         return self.strides is not None
 
     def is_all_of(self, shape: tuple[int, ...]) -> bool:
-        """Whether it is a whole parameter of this shape, as it is."""
+        """Whether it is a whole parameter of this shape, unchanged."""
         return (self.shape, self.offset, self.strides) == (shape, 0, _c_strides(shape))
 
     def of(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        """Its elements: a view of a contiguous parameter where that is possible, else a copy."""
+        """Its values: a view of a contiguous parameter where possible, else a copy."""
         if self.strides is not None:
             source = tensors[self.sources[0]].contiguous()
             start = source.storage_offset() + self.offset
@@ -72,65 +71,65 @@ class Piece:
 
     @torch.no_grad()
     def assign(self, values: Tensor, tensors: Mapping[str, Tensor]) -> None:
-        """Give its elements other values.
+        """Write its values into the parameters.
 
         Args:
-            values: In its shape.
-            tensors: Name of a parameter -> it; written to.
+            values: New values, in the shape of this piece.
+            tensors: Parameters by name; written to.
         """
         if self.is_view and tensors[self.sources[0]].is_contiguous():
             self.of(tensors).copy_(values)
             return
         sizes = {name: tensors[name].numel() for name in self.sources}
-        for name, where, mine in self._by_source(sizes):
+        for name, positions, indices in self._by_source(sizes):
             flat = tensors[name].detach().reshape(-1)
-            at, of = (torch.from_numpy(places).to(flat.device) for places in (where, mine))
-            flat[at] = values.reshape(-1)[of]
+            to, source = (torch.from_numpy(array).to(flat.device) for array in (positions, indices))
+            flat[to] = values.reshape(-1)[source]
             tensors[name].copy_(flat.reshape(tensors[name].shape))
 
     def take(self, arrays: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """Its elements, as a new array, of arrays of the elements of parameters."""
+        """Its values as a new array, from arrays of the parameters."""
         if len(self.sources) == 1:
             flat = arrays[self.sources[0]].reshape(-1)
         else:
             flat = np.concatenate([arrays[name].reshape(-1) for name in self.sources])
-        return flat[self._places()].reshape(self.shape)
+        return flat[self._flat_positions()].reshape(self.shape)
 
     def put(self, values: NDArray[Any], arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Put elements where they belong in contiguous arrays of parameters, written to."""
+        """Write its values into contiguous arrays of the parameters."""
         sizes = {name: arrays[name].size for name in self.sources}
-        for name, where, mine in self._by_source(sizes):
-            arrays[name].reshape(-1)[where] = values.reshape(-1)[mine]
+        for name, positions, indices in self._by_source(sizes):
+            arrays[name].reshape(-1)[positions] = values.reshape(-1)[indices]
 
     def _by_source(
         self, sizes: Mapping[str, int]
     ) -> Iterator[tuple[str, NDArray[np.int64], NDArray[np.int64]]]:
-        """Each parameter, positions in it, and which elements of the piece lie there."""
-        places, start = self._places(), 0
+        """Yield each parameter, positions in it, and the indices of the piece that lie there."""
+        positions, start = self._flat_positions(), 0
         for name in self.sources:
-            mine = np.flatnonzero((places >= start) & (places < start + sizes[name]))
-            yield name, places[mine] - start, mine
+            indices = np.flatnonzero((positions >= start) & (positions < start + sizes[name]))
+            yield name, positions[indices] - start, indices
             start += sizes[name]
 
-    def _places(self) -> NDArray[np.int64]:
+    def _flat_positions(self) -> NDArray[np.int64]:
         if self.positions is not None:
             return self.positions
         assert self.strides is not None
-        places = np.full(self.shape, self.offset, dtype=np.int64)
+        positions = np.full(self.shape, self.offset, dtype=np.int64)
         for axis, stride in enumerate(self.strides):
             steps = np.arange(self.shape[axis], dtype=np.int64) * stride
-            places += steps.reshape([-1 if axis == at else 1 for at in range(len(self.shape))])
-        return places.reshape(-1)
+            positions += steps.reshape([-1 if axis == i else 1 for i in range(len(self.shape))])
+        return positions.reshape(-1)
 
 
 def revert_of(model: nn.Module | None) -> Revert | None:
-    """What transformers does to the names and tensors of a model when it saves it, if anything."""
+    """The conversion that transformers applies when it saves a model, if any."""
     if model is None or "transformers" not in sys.modules:
         return None
     try:
         from transformers import PreTrainedModel
         from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before transformers 5 a file had what the model has
+    except ImportError:  # before transformers 5 there was no conversion
         return None
     inner: Any = getattr(model, "_orig_mod", model)
     if not isinstance(inner, PreTrainedModel):
@@ -141,7 +140,7 @@ def revert_of(model: nn.Module | None) -> Revert | None:
 def find_pieces(
     parameters: Shapes, revert: Revert | None
 ) -> tuple[dict[str, Piece], dict[str, str]]:
-    """What each stored tensor is made of; and what is stored as something computed, with why."""
+    """Return the piece of each stored tensor; and parameters with computed values, with reasons."""
     plain = {without_wrappers(name): name for name in parameters}
     if revert is None or len(plain) < len(parameters):
         return {short: Piece.whole(n, parameters[n]) for short, n in plain.items()}, {}
@@ -154,7 +153,7 @@ def find_pieces(
     by_id = {id(tensor): short for short, tensor in meta.items()}
     stored: dict[str, Piece] = {}
     for name, tensor in saved.items():
-        if (short := by_id.get(id(tensor))) is not None:  # the very tensor, under some name
+        if (short := by_id.get(id(tensor))) is not None:  # the same object, under some name
             stored[name] = Piece.whole(plain[short], parameters[plain[short]])
     unchanged = {source for piece in stored.values() for source in piece.sources}
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.items() if name not in stored}
@@ -162,14 +161,14 @@ def find_pieces(
     computed: dict[str, str] = {}
 
     def find(shorts: list[str]) -> bool:
-        """Find what some parameters are stored as; False if others belong to it, too."""
+        """Find the stored tensors of some parameters; False if they need other parameters, too."""
         named = {short: parameters[plain[short]] for short in shorts}
-        found = _positions(named, revert)
-        if any(shapes.get(name) != tuple(tensor.shape) for name, tensor in found.items()):
+        pieces = _positions(named, revert)
+        if any(shapes.get(name) != tuple(tensor.shape) for name, tensor in pieces.items()):
             return False
         sources = tuple(plain[short] for short in shorts)
         sizes = [prod(shape) for shape in named.values()]
-        stored.update({name: _piece(of, sources, sizes) for name, of in found.items()})
+        stored.update({name: _piece(p, sources, sizes) for name, p in pieces.items()})
         return True
 
     for short in (short for short, name in plain.items() if name not in unchanged):
@@ -178,73 +177,73 @@ def find_pieces(
                 rest.append(short)
         except _ComputedError as error:
             computed[plain[short]] = str(error)
-        except Exception:  # an operation that takes several parameters, and was given one
+        except Exception:  # an operation that takes several parameters
             rest.append(short)
     try:
         if rest and not find(rest):
-            raise _ComputedError("its stored tensors cannot be told")
+            raise _ComputedError("its stored tensors cannot be determined")
     except Exception as error:
         computed |= {plain[short]: f"{type(error).__name__}: {error}" for short in rest}
-    # In the order in which files list them, as far as that is known.
-    order = {name: at for at, name in enumerate(saved)}
+    # In the order of the files, as far as it is known.
+    order = {name: index for index, name in enumerate(saved)}
     return dict(sorted(stored.items(), key=lambda item: order.get(item[0], 0))), computed
 
 
 class _ComputedError(Exception):
-    """What is stored of a parameter is not its elements in another order."""
+    """The stored values of a parameter are not a permutation of its elements."""
 
 
 def _positions(shapes: Shapes, revert: Revert) -> dict[str, Tensor]:
-    """Send the positions of elements the way of their values: int64 of each stored tensor.
+    """Pass positions of elements through the conversion: int64 of each stored tensor.
 
     Raises:
-        _ComputedError: Values do not come through unchanged, or not all exactly once.
+        _ComputedError: Values are changed, or do not all appear exactly once.
     """
     num = sum(prod(shape) for shape in shapes.values())
 
-    def sent(first: int, step: int) -> dict[str, Tensor]:
+    def convert(first: int, step: int) -> dict[str, Tensor]:
         tensors, start = {}, 0
         for name, shape in shapes.items():
-            places = torch.arange(start, start + prod(shape), dtype=torch.int64)
-            tensors[name] = (first + step * places).reshape(shape)
+            values = torch.arange(start, start + prod(shape), dtype=torch.int64)
+            tensors[name] = (first + step * values).reshape(shape)
             start += prod(shape)
         return revert(tensors)
 
-    positions, others = sent(0, 1), sent(7, 3)
-    flat = torch.cat([of.reshape(-1) for of in positions.values()])
-    moved = all(torch.equal(others[name], 7 + 3 * of) for name, of in positions.items())
+    positions, others = convert(0, 1), convert(7, 3)
+    flat = torch.cat([tensor.reshape(-1) for tensor in positions.values()])
+    moved = all(torch.equal(others[name], 7 + 3 * tensor) for name, tensor in positions.items())
     if not moved or len(flat) != num or not torch.equal(flat.sort().values, torch.arange(num)):
         raise _ComputedError("its stored values are computed")
     return positions
 
 
 def _piece(positions: Tensor, sources: tuple[str, ...], sizes: list[int]) -> Piece:
-    """A stored tensor from the positions of its elements, as a view of one parameter if it is."""
-    places = positions.numpy()
+    """The piece with these positions; a view of one parameter if they are regular."""
+    array = positions.numpy()
     shape = tuple(positions.shape)
-    if not places.size:
+    if not array.size:
         return Piece(shape, sources[:1], 0, _c_strides(shape))
-    first = int(places.flat[0])
+    first = int(array.flat[0])
     strides = []
     for axis, size in enumerate(shape):
         second = [0] * len(shape)
         second[axis] = 1
-        strides.append(int(places[tuple(second)]) - first if size > 1 else 0)
+        strides.append(int(array[tuple(second)]) - first if size > 1 else 0)
     regular = Piece(shape, sources, first, tuple(strides))
     ends = np.cumsum(sizes)
-    at = int(np.searchsorted(ends, first, side="right"))
-    start = int(ends[at]) - sizes[at]
-    is_inside = places.min() >= start and places.max() < ends[at]
-    if is_inside and np.array_equal(regular._places(), places.reshape(-1)):
-        return Piece(shape, (sources[at],), first - start, _normal(tuple(strides), shape))
-    return Piece(shape, sources, positions=places.reshape(-1))
+    index = int(np.searchsorted(ends, first, side="right"))
+    start = int(ends[index]) - sizes[index]
+    is_inside = array.min() >= start and array.max() < ends[index]
+    if is_inside and np.array_equal(regular._flat_positions(), array.reshape(-1)):
+        return Piece(shape, (sources[index],), first - start, _normal(tuple(strides), shape))
+    return Piece(shape, sources, positions=array.reshape(-1))
 
 
 def _normal(strides: tuple[int, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides with those of C order along axes of one element, where any would do."""
-    usual = _c_strides(shape)
+    """Strides with those of C order along axes of size 1, where any stride is valid."""
     return tuple(
-        of if size > 1 else use for of, size, use in zip(strides, shape, usual, strict=True)
+        stride if size > 1 else default
+        for stride, size, default in zip(strides, shape, _c_strides(shape), strict=True)
     )
 
 

@@ -21,15 +21,15 @@ from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Row
 
 
 def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
-    """Reward of each token: minus its penalty, and the score of the completion at the last.
+    """Reward of each token: minus its penalty, plus the score of the completion at the last token.
 
     Args:
-        scores: One for each completion. `[rows]`
-        penalties: For each token; what is subtracted from its reward. `[rows, tokens]`
+        scores: Score of each completion. `[rows]`
+        penalties: Penalty of each token, subtracted from its reward. `[rows, tokens]`
         mask: Tokens of the completions, which begin at the first column.
 
     Source:
-        Ouyang et al. 2022 (arXiv 2203.02155), eq. 2, as one reward for each token.
+        Ouyang et al. 2022 (arXiv 2203.02155), eq. 2, as one reward per token.
     """
     last = torch.nn.functional.one_hot(mask.sum(1) - 1, mask.shape[1]).bool()
     rewards = -penalties.masked_fill(~mask, 0.0)
@@ -39,18 +39,18 @@ def token_rewards(scores: Tensor, penalties: Tensor, mask: Tensor) -> Tensor:
 def advantages_and_returns(
     rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimates, and the returns that the critic is to predict.
+    """Generalised advantage estimates, and the returns that the critic learns to predict.
 
     With `delta_t = r_t + gamma V_{t+1} - V_t`, the advantage is `A_t = delta_t + gamma lam A_{t+1}`
     and the return `A_t + V_t`. Beyond the last token of a completion both are 0, also where the
     length limit cut it: the task ends there.
 
     Args:
-        rewards: Of each token. `[rows, tokens]`
-        values: What the critic expects before each token. `[rows, tokens]`
+        rewards: Reward of each token. `[rows, tokens]`
+        values: Prediction of the critic before each token. `[rows, tokens]`
         mask: Tokens of the completions, which begin at the first column.
-        gamma: Discount of what comes later.
-        lam: 0 trusts the critic, 1 the rewards.
+        gamma: Discount factor.
+        lam: GAE lambda: 0 trusts the critic, 1 the rewards.
 
     Returns:
         Advantages and returns, 0 where the mask is False. `[rows, tokens]`
@@ -76,16 +76,16 @@ KLEstimator = Literal["k1", "k2", "k3"]
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, cliprange: float
 ) -> tuple[Tensor, Tensor]:
-    """Half the squared error of each value, the larger with and without clipping.
+    """Half the squared error of each value; the larger of the clipped and the unclipped one.
 
     Args:
-        values: Of the critic, with gradient.
-        old_values: Of the critic when the completions were sampled. Same shape.
-        returns: What it is to predict. Same shape.
-        cliprange: How far a value can move from the old one before there is no gain in more.
+        values: Predictions of the critic, with gradient.
+        old_values: Predictions of the critic when the completions were sampled. Same shape.
+        returns: Targets. Same shape.
+        cliprange: Range around the old value outside which the clipped value is constant.
 
     Returns:
-        The loss, and where it is clipped.
+        The loss, and a mask of where it is clipped.
 
     Source:
         The squared error is L^VF of Schulman et al. 2017 (arXiv 1707.06347), sec. 5, eq. 9. The
@@ -99,16 +99,16 @@ def value_loss(
 
 
 def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: KLEstimator) -> Tensor:
-    """An estimate of KL(policy || reference) from one sampled token, for each token.
+    """Estimate KL(policy || reference) per token, from the sampled token.
 
     With `d = log_probs - ref_log_probs`: k1 is `d`, unbiased and of either sign; k2 is `d^2 / 2`,
     biased, never negative; k3 is `exp(-d) - 1 + d`, unbiased and never negative. As a loss, k1 has
     a gradient of expectation zero, and that of k2 is the gradient of the KL divergence.
 
     Args:
-        log_probs: Under the policy that sampled the tokens.
-        ref_log_probs: Under the reference. Same shape.
-        estimator: Which.
+        log_probs: Log-probabilities under the policy that sampled the tokens.
+        ref_log_probs: Log-probabilities under the reference. Same shape.
+        estimator: Which estimate to compute.
 
     Source:
         J. Schulman, "Approximating KL Divergence", 2020 (joschu.net/blog/kl-approx.html).
@@ -124,8 +124,8 @@ def kl_estimate(log_probs: Tensor, ref_log_probs: Tensor, estimator: KLEstimator
 class Critic(nn.Module):
     """A transformer with a linear value head on its last hidden states.
 
-    The head starts at zero, so every value is 0 before the first step, whatever the seed; and the
-    transformer moves from the second step on.
+    The head is initialised to zero, so every value is 0 before the first step, whatever the seed,
+    and the transformer changes from the second step on.
 
     Args:
         policy: A causal language model of transformers; its transformer is copied.
@@ -139,11 +139,11 @@ class Critic(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def activation_checkpointing_enable(self) -> None:
-        """Compute activations twice, and keep few of them."""
+        """Recompute activations in the backward pass to save memory."""
         self.body.activation_checkpointing_enable()
 
     def forward(self, samples: Samples) -> Tensor:
-        """What is expected from each completion token on, before that token is known.
+        """Predict the return from each completion token on, before that token is known.
 
         Returns:
             `[rows, completion width]`, fp32; 0 where the completion mask is False.
@@ -157,16 +157,16 @@ class Critic(nn.Module):
 
 @dataclass
 class PPOConfig(RolloutConfig):
-    """Settings of `PPOTrainer`, beside those of every `transformers.TrainingArguments`.
+    """Settings of `PPOTrainer`, in addition to `transformers.TrainingArguments`.
 
     Attributes:
         learning_rate: Peak of the policy's schedule. 3e-6, as in TRL until 1.12.
-        cliprange_value: How far values are moved with effect. 0.2, as in the code of the PPO paper
+        cliprange_value: Clip range of the value loss. 0.2, as in the code of the PPO paper
             and in TRL until 1.12.
         vf_coef: Factor of the critic's loss. The critic has an optimizer of its own, and AdamW
             divides by the size of gradients: it acts only where they are clipped. 0.5, as in the
             code of the PPO paper.
-        gamma: Discount of what comes later. 1: a completion is short, and its reward comes last.
+        gamma: Discount factor. 1: a completion is short, and its reward comes last.
         lam: Lambda of the advantage estimates. 0.95, as Schulman et al. 2017, app. A.
         kl_coef: Factor of the KL divergence from the reference; 0 for none, and no reference. 0.05,
             as in TRL until 1.12.
@@ -174,9 +174,9 @@ class PPOConfig(RolloutConfig):
             `loss`: added to the loss.
         kl_estimator: `k1`, `k2` or `k3`. None: `k1` in the reward, as Ouyang et al.; `k3` in the
             loss, as GRPO (Shao et al. 2024, eq. 4).
-        whiten_rewards: Whether rewards of tokens are scaled to variance 1 in each round.
+        whiten_rewards: Whether token rewards are scaled to unit variance in each round.
         missing_eos_penalty: Subtracted from the score of a completion that was cut by the length
-            limit; None for nothing.
+            limit; None for no penalty.
         critic_learning_rate: Peak of the critic's schedule; None for `learning_rate`.
     """
 
@@ -220,13 +220,13 @@ class PPOConfig(RolloutConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PPOBatch(PolicyBatch):
-    """Completions, and all that was known of them when they were sampled.
+    """Completions, with everything that was computed when they were sampled.
 
     Attributes:
-        ref_log_probs: Under the reference; None without one. This and the following are 0 where
-            the completion mask is False. `[rows, tokens]`, fp32.
-        values: Of the critic.
-        returns: What the critic is to predict.
+        ref_log_probs: Log-probabilities under the reference; None without one. This and the
+            following are 0 where the completion mask is False. `[rows, tokens]`, fp32.
+        values: Predictions of the critic.
+        returns: Targets of the critic.
     """
 
     ref_log_probs: Tensor | None
@@ -243,7 +243,7 @@ class PPOTrainer(RolloutTrainer):
         reference: The frozen reference; None with `kl_coef = 0`.
 
     Raises:
-        SettingsError: Something of it cannot be used; all is named at once.
+        SettingsError: Arguments cannot be used; lists all problems.
     """
 
     args: PPOConfig
@@ -270,7 +270,7 @@ class PPOTrainer(RolloutTrainer):
         )
 
     def make_round(self, rows: Rows) -> list[PPOBatch]:
-        """Sample, reward, and estimate advantages."""
+        """Sample completions, reward them, and estimate advantages."""
         args = self.args
         samples, scores = self.sample_and_reward(rows)
         mask = samples.completion_mask
@@ -305,13 +305,13 @@ class PPOTrainer(RolloutTrainer):
         return self.batches(whole)
 
     def add_to_losses(self, losses: Tensor, log_probs: Tensor, batch: PPOBatch) -> Tensor:
-        """With the KL divergence from the reference, where it is part of the loss."""
+        """Add the KL divergence from the reference, if it is part of the loss."""
         if batch.ref_log_probs is None or self.args.kl_in != "loss":
             return losses
         return losses + self.args.kl_coef * self._kl(log_probs, batch.ref_log_probs)
 
     def train_auxiliary(self, batch: PPOBatch, is_last: bool) -> None:
-        """Train the critic on the same batch, and step when the policy does."""
+        """Train the critic on the same batch; its optimizer steps with the policy's."""
         values = self._values(batch.samples)
         losses, is_clipped = value_loss(
             values, batch.values, batch.returns, self.args.cliprange_value

@@ -4,7 +4,7 @@ trainer = PRIMETrainer(model, PRIMEConfig("out"), train_dataset, tokenizer, rewa
 train_only(trainer, "mask.safetensors")   # or leave it out, to train everything
 trainer.train()
 
-Completions of one prompt are `num_generations` rows after each other. The implicit reward of a
+Completions of one prompt are `num_generations` consecutive rows. The implicit reward of a
 token is `q_t = beta log(pi_rm / pi_ref)`, and of a completion the sum of these.
 """
 
@@ -34,14 +34,14 @@ from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Row
 
 
 def leave_one_out(values: Tensor, num_generations: int) -> Tensor:
-    """For each completion, the mean over the other completions of its prompt."""
+    """Mean over the other completions of the same prompt, for each completion."""
     groups = values.view(-1, num_generations)
     others = (groups.sum(1, keepdim=True) - groups) / (num_generations - 1)
     return others.reshape(-1)
 
 
 def outcome_advantages(outcomes: Tensor, num_generations: int) -> Tensor:
-    """What each completion is worth beyond the mean of the others of its prompt.
+    """Outcome of each completion minus the mean of the others of its prompt.
 
     Source:
         arXiv 2502.01456, advantage estimation: the term of the outcome, the same for every token.
@@ -52,17 +52,17 @@ def outcome_advantages(outcomes: Tensor, num_generations: int) -> Tensor:
 def process_advantages(
     rewards: Tensor, mask: Tensor, num_generations: int, *, gamma: float
 ) -> Tensor:
-    """Discounted sums of what each token is worth beyond the tokens of the other completions.
+    """Discounted returns of the process rewards minus a leave-one-out baseline.
 
-    The baseline of a completion is the mean, over the other completions of its prompt, of their
-    mean reward of a token. It is subtracted from every token, and what is left is summed from each
-    token to the last.
+    The baseline of a completion is the mean of the mean token rewards of the other completions of
+    its prompt. It is subtracted from every token, and the difference is summed from each token to
+    the last.
 
     Args:
         rewards: Process rewards of tokens. `[rows, tokens]`
         mask: Tokens of the completions, which begin at the first column.
         num_generations: Completions of each prompt.
-        gamma: Discount of what comes later.
+        gamma: Discount factor.
 
     Returns:
         `[rows, tokens]`, 0 where the mask is False.
@@ -87,7 +87,7 @@ def discounted_returns(rewards: Tensor, gamma: float) -> Tensor:
 
 
 def scaled_to_returns(rewards: Tensor) -> Tensor:
-    """Rewards divided by the largest sum, in size, of any completion from any token to its last.
+    """Rewards divided by the largest absolute return of any completion from any token.
 
     Args:
         rewards: Process rewards of a round, 0 beyond the completions. `[rows, tokens]`
@@ -101,19 +101,19 @@ def scaled_to_returns(rewards: Tensor) -> Tensor:
 def within_bounds_first(
     outcomes: Tensor, num_generations: int, *, lower: float, upper: float
 ) -> tuple[Tensor, int]:
-    """Rows in the order in which their prompts are to be used.
+    """Row indices, with the prompts whose mean outcome is within the bounds first.
 
-    Prompts within the bounds come first, then the others, each in the order in which they are
-    given: a round that has too few prompts within the bounds is filled with others.
+    The order is stable otherwise. A round that has too few prompts within the bounds is filled with
+    others.
 
     Args:
-        outcomes: From 0 to 1; those of a prompt are rows after each other. `[rows]`
+        outcomes: From 0 to 1; those of a prompt are consecutive rows. `[rows]`
         num_generations: Completions of each prompt.
-        lower: Least mean outcome.
+        lower: Smallest mean outcome.
         upper: Largest mean outcome.
 
     Returns:
-        Indices of rows, and how many prompts are within the bounds.
+        Row indices, and the number of prompts within the bounds.
 
     Source:
         arXiv 2502.01456, online prompt filtering; filling up is as in the authors' code.
@@ -128,10 +128,10 @@ def within_bounds_first(
 
 
 def cross_entropy_loss(rewards: Tensor, outcomes: Tensor) -> Tensor:
-    """Cross-entropy of the outcome, where the chance of a right completion is sigma(reward).
+    """Cross-entropy of the outcome, with sigma(reward) as probability of a correct completion.
 
     Args:
-        rewards: Of completions, with gradient. `[rows]`
+        rewards: Rewards of completions, with gradient. `[rows]`
         outcomes: From 0 to 1. `[rows]`
 
     Returns:
@@ -144,16 +144,16 @@ def cross_entropy_loss(rewards: Tensor, outcomes: Tensor) -> Tensor:
 
 
 def dpo_loss(rewards: Tensor, outcomes: Tensor, opposites: Tensor) -> Tensor:
-    """Loss of preferring right completions to wrong ones of the same prompt, one side at a time.
+    """DPO loss between correct and wrong completions of the same prompt, one side at a time.
 
-    Of `-log sigma(reward of the right - reward of the wrong)`, the other side is held fixed, at
-    the mean reward of the completions of the other outcome. So every completion has a loss of its
-    own, in whatever batch it is.
+    In `-log sigma(reward of correct - reward of wrong)`, the other side is detached and replaced by
+    the mean reward of the completions with the other outcome. So the loss of a completion does not
+    depend on its batch.
 
     Args:
-        rewards: Of completions, with gradient. `[rows]`
-        outcomes: Right is above one half. `[rows]`
-        opposites: From `mean_of_opposites`; NaN for completions that have none, whose loss is 0.
+        rewards: Rewards of completions, with gradient. `[rows]`
+        outcomes: Correct if above 0.5. `[rows]`
+        opposites: From `mean_of_opposites`; the loss is 0 where it is NaN.
 
     Returns:
         The loss of each completion. `[rows]`
@@ -168,30 +168,30 @@ def dpo_loss(rewards: Tensor, outcomes: Tensor, opposites: Tensor) -> Tensor:
 
 
 def mean_of_opposites(rewards: Tensor, outcomes: Tensor, num_generations: int) -> Tensor:
-    """For each completion, the mean reward of those of its prompt with the other outcome.
+    """Mean reward of the completions of the same prompt with the other outcome.
 
     Args:
-        rewards: Of completions; those of a prompt are rows after each other. `[rows]`
-        outcomes: Right is above one half. `[rows]`
+        rewards: Rewards of completions; those of a prompt are consecutive rows. `[rows]`
+        outcomes: Correct if above 0.5. `[rows]`
         num_generations: Completions of each prompt.
 
     Returns:
-        `[rows]`; NaN where there is none.
+        `[rows]`; NaN if there is no such completion.
     """
     rewards = rewards.detach().view(-1, num_generations)
     right = outcomes.view(-1, num_generations) > 0.5
 
-    def mean(of: Tensor) -> Tensor:
-        return (rewards * of).sum(1, keepdim=True) / of.sum(1, keepdim=True)
+    def mean(selected: Tensor) -> Tensor:
+        return (rewards * selected).sum(1, keepdim=True) / selected.sum(1, keepdim=True)
 
     return torch.where(right, mean(~right), mean(right)).reshape(-1)
 
 
 def pair_accuracy(rewards: Tensor, outcomes: Tensor, num_generations: int) -> tuple[int, int]:
-    """How often the right one of two completions of a prompt has the larger reward.
+    """Count the pairs of a correct and a wrong completion that the rewards order correctly.
 
     Returns:
-        Pairs that it is so for, and all pairs of a right and a wrong completion.
+        Number of correctly ordered pairs, and of all pairs.
     """
     rewards = rewards.view(-1, num_generations)
     right = outcomes.view(-1, num_generations) > 0.5
@@ -202,36 +202,36 @@ def pair_accuracy(rewards: Tensor, outcomes: Tensor, num_generations: int) -> tu
 
 @dataclass
 class PRIMEConfig(RolloutConfig):
-    """Settings of `PRIMETrainer`, beside those of every `transformers.TrainingArguments`.
+    """Settings of `PRIMETrainer`, in addition to `transformers.TrainingArguments`.
 
     "The authors" are those of arXiv 2502.01456, and their settings those of their recipe in verl
     (`recipe/prime`, `run_prime_qwen.sh` and `config/prime_trainer.yaml`).
 
     Attributes:
         learning_rate: Peak of the policy's schedule. 5e-7, as the authors.
-        lr_scheduler_type: Of policy and reward model. `constant`, as the authors.
+        lr_scheduler_type: Schedule of policy and reward model. `constant`, as the authors.
         num_ppo_epochs: Passes over the completions of a round. 1, as the authors.
         num_generations: Completions of each prompt. 4, as the authors.
         beta: Factor of the log-ratio in the implicit reward. 0.05, as the authors.
         gamma: Discount of later process rewards. 1: the authors' code has none.
-        outcome_coef: Weight of the advantage by outcome. 1, as their paper; 5 in their code, where
-            whitening leaves nothing but the ratio of the two.
-        process_coef: Weight of the advantage by process rewards. As `outcome_coef`.
+        outcome_coef: Weight of the outcome advantages. 1, as their paper; 5 in their code, where
+            only the ratio of the two matters after whitening.
+        process_coef: Weight of the process advantages; see `outcome_coef`.
         scale_process_rewards: Whether the process rewards of a round are divided by their largest
             sum to the end of a completion. The authors' code does, their paper does not.
-        reward_loss: `ce`, cross-entropy on the outcome, or `dpo`, preference of right completions
-            to wrong ones of the same prompt.
+        reward_loss: `ce`, cross-entropy on the outcome; or `dpo`, preference of correct over wrong
+            completions of the same prompt.
         reward_update: `before` the process rewards are computed, from the same completions, so
             that they are up to date; or `after`, which saves one forward pass. `before`, as the
             authors' code.
         reward_learning_rate: Peak of the reward model's schedule. 1e-6, as the authors.
-        reward_max_grad_norm: Norm that gradients of the reward model are clipped by; 0 for no
+        reward_max_grad_norm: Norm at which gradients of the reward model are clipped; 0 for no
             clipping. 10, as the authors.
-        accuracy_lower_bound: Prompts with a smaller mean outcome are put last. 0.2, as the
+        accuracy_lower_bound: Prompts with a smaller mean outcome are used last. 0.2, as the
             authors.
-        accuracy_upper_bound: Prompts with a larger mean outcome are put last. 0.8, as the authors.
-        oversample_factor: So many times the prompts of a round are sampled, for prompts to be
-            put last to be left out. 1 uses every prompt. 4, as the authors.
+        accuracy_upper_bound: Prompts with a larger mean outcome are used last. 0.8, as the authors.
+        oversample_factor: Prompts that are sampled per prompt of a round; prompts outside the
+            bounds are dropped first. 1 uses every prompt. 4, as the authors.
     """
 
     learning_rate: float = 5e-7
@@ -253,7 +253,7 @@ class PRIMEConfig(RolloutConfig):
 
     @property
     def rows_per_round(self) -> int:
-        """Rows of the data that a round takes: prompts are sampled, and some are left out."""
+        """Rows of the data per round: more prompts are sampled than are used."""
         return ceil(self.round_size // self.num_generations * self.oversample_factor)
 
     def _problems(self) -> Iterator[str]:
@@ -295,7 +295,7 @@ class PRIMEConfig(RolloutConfig):
 
 @dataclass(frozen=True)
 class _Judged:
-    """Completions with their outcomes, for the reward model to learn from."""
+    """Completions with their outcomes, to train the reward model on."""
 
     samples: Samples
     ref_log_probs: Tensor
@@ -303,16 +303,16 @@ class _Judged:
 
 
 class PRIMETrainer(RolloutTrainer):
-    """Trains a policy by PRIME: outcomes, and process rewards of a model that learns from them.
+    """Trains a policy by PRIME, with process rewards of a model that learns from outcomes.
 
-    The arguments are those of `RolloutTrainer`. `reward_funcs` says how right a completion is, from
-    0 to 1; the reward model begins as a copy of the reference.
+    The arguments are those of `RolloutTrainer`. `reward_funcs` return outcomes from 0 to 1; the
+    reward model starts as a copy of the reference.
 
     Attributes:
-        reference: The frozen reference, with fp32 weights: the ratio of the two is 1 at first.
+        reference: The frozen reference, with fp32 weights; the initial ratio of the two is 1.
 
     Raises:
-        SettingsError: Something of it cannot be used; all is named at once.
+        SettingsError: Arguments cannot be used; lists all problems.
     """
 
     args: PRIMEConfig
@@ -337,12 +337,12 @@ class PRIMETrainer(RolloutTrainer):
         )
 
     def auxiliary_steps(self, num_training_steps: int) -> int:
-        """The reward model goes through the completions of each round once."""
+        """The reward model is trained on the completions of each round once."""
         args = self.args
         return ceil(num_training_steps / args.steps_per_round) * args.num_mini_batches
 
     def make_round(self, rows: Rows) -> list[PolicyBatch]:
-        """Sample, judge, leave prompts out, train the reward model, and compare."""
+        """Sample, judge and filter, train the reward model, and compute advantages."""
         args = self.args
         judged = self._judge(rows)
         samples, mask = judged.samples, judged.samples.completion_mask
@@ -367,7 +367,7 @@ class PRIMETrainer(RolloutTrainer):
         return self.batches(PolicyBatch(samples, log_probs, advantages, samples.num_tokens))
 
     def _judge(self, rows: Rows) -> _Judged:
-        """Sample some completions of each prompt, and choose the prompts of the round."""
+        """Sample completions of each prompt, and choose the prompts of the round."""
         args = self.args
         repeated = [row for row in rows for _ in range(args.num_generations)]
         samples, outcomes = self.sample_and_reward(repeated)
@@ -394,7 +394,7 @@ class PRIMETrainer(RolloutTrainer):
         return self.args.beta * (log_probs - judged.ref_log_probs)
 
     def _train_reward_model(self, judged: _Judged) -> None:
-        """Go through the completions of the round once, a mini-batch for each step."""
+        """Train on the completions of the round once, one step per mini-batch."""
         args = self.args
         opposites = None
         if args.reward_loss == "dpo":

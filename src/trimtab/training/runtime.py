@@ -1,12 +1,7 @@
-"""Start torch, transformers and TRL: offline, quiet, and with the cure when they are missing.
+"""Start torch, transformers and TRL offline and quietly, and measure peak memory.
 
-Their behaviour is fixed by environment variables that they read when they are first imported, so
-every entry point of `trimtab.training` calls `start` before it imports any of them.
-
-The most memory that a piece of work held at a time, measured; and giving back what is unused.
-
-On a GPU it is what torch allocated there. On a CPU it is the resident memory of the process, whose
-peak Linux lets a process reset; elsewhere the peak is that since the process began.
+These libraries read environment variables when they are first imported, so every entry point of
+`trimtab.training` calls `start` before it imports any of them.
 """
 
 from __future__ import annotations
@@ -41,10 +36,10 @@ _ENVIRONMENT = {
 
 
 def start(*, offline: bool = True) -> None:
-    """Set the environment, where the user has not, and check that the train extra is there.
+    """Set environment variables that the user has not set, and check for the train extra.
 
     Args:
-        offline: Keep the hub client from the network; models that a user names may come from it.
+        offline: Whether the hub client stays offline; False where a user can name hub models.
 
     Raises:
         MissingExtraError: A package of the train extra is missing.
@@ -57,10 +52,10 @@ def start(*, offline: bool = True) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the user something, at level INFO of the logger `trimtab`.
+    """Log a message for the user, at level INFO of the logger `trimtab`.
 
-    A library that was asked to do something says what it did, so it is seen unless the user has set
-    the level of that logger; by the user's handlers, or else on stderr.
+    It is shown by the user's handlers, or else on stderr, unless the user has set the level of that
+    logger.
     """
     logger = getLogger("trimtab")
     if logger.level == NOTSET:
@@ -73,7 +68,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars, logs (our own, too) and one known deprecation of other libraries."""
+    """Silence progress bars, logs (including ours) and one known deprecation warning."""
     import datasets
     from transformers.utils import logging
 
@@ -102,7 +97,7 @@ def quiet() -> Iterator[None]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that can alter the result of a training run."""
+    """Versions of the packages that can affect the result of a training run."""
     packages = ("torch", "transformers", "trl", "accelerate")
     return {
         "trimtab": __version__,
@@ -112,14 +107,14 @@ def versions() -> dict[str, str]:
 
 
 def accelerator() -> Any:
-    """Where models compute: the `torch.device` of the accelerator, or the CPU if there is none."""
+    """The `torch.device` of the accelerator; the CPU if there is none."""
     import torch
 
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def device(where: Any = None) -> dict[str, Any]:
-    """Where a run computes.
+    """Describe the device of a run, for its record.
 
     Args:
         where: The `torch.device`; None for the CPU.
@@ -145,14 +140,14 @@ STATUS = Path("/proc/self/status")
 
 
 class PeakMemory:
-    """Measures from its making on."""
+    """Peak memory since this object was created.
+
+    On a GPU, the memory that torch allocated. On a CPU, the resident memory of the process; only
+    Linux lets a process reset its peak, elsewhere the peak counts from the start of the process.
+    """
 
     def __init__(self, device: Any) -> None:
-        """Reset the peak.
-
-        Args:
-            device: The `torch.device` that computes.
-        """
+        """Reset the peak of `device`, a `torch.device`."""
         self._device = device
         self._since = "the start of this phase"
         if device.type == "cuda":
@@ -167,7 +162,7 @@ class PeakMemory:
         self._at_start = self._peak()
 
     def read(self) -> dict[str, Any]:
-        """The peak so far, what it is a peak of, and what there was when it was reset."""
+        """The peak so far, what it measures, and the value when it was reset."""
         on_gpu = self._device.type == "cuda"
         return {
             "num_bytes": self._peak(),
@@ -191,10 +186,10 @@ class PeakMemory:
 
 
 def give_back_unused() -> None:
-    """Free what only cycles hold, and return free memory to the system, where that is possible.
+    """Collect reference cycles, and return free memory to the system where possible.
 
-    The allocator of glibc keeps freed memory for later; after a phase that needed several times
-    that of the next, what it keeps is most of what the process has.
+    The allocator of glibc keeps freed memory: most of the process after a phase that needed several
+    times the memory of the next one.
     """
     import torch
 

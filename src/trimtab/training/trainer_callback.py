@@ -1,4 +1,4 @@
-"""Train only a mask by the Trainer's own means: `optimizers=` and a callback.
+"""Train only a mask through the Trainer's own `optimizers=` and a callback.
 
 ::
 
@@ -10,8 +10,8 @@
         callbacks=[MaskedTrainingCallback()],
     )
 
-This suffices where a Trainer takes its optimizer ready-made and saves by `save_strategy`. What only
-`train_only` does needs more than a callback is told: see docs/train.md.
+This works where a Trainer accepts an optimizer and saves by `save_strategy`. For what only
+`train_only` can do, see docs/train.md.
 """
 
 from __future__ import annotations
@@ -42,35 +42,35 @@ from trimtab.training.tracker.gradients import unwrapped
 def sparse_adamw(
     model: Any, mask: Mask | str | os.PathLike[str], args: Any = None, **options: Any
 ) -> SparseAdamW:
-    """Make the optimizer that a Trainer takes as `optimizers=(sparse_adamw(…), None)`.
+    """Create the optimizer that a Trainer takes as `optimizers=(sparse_adamw(…), None)`.
 
     Args:
         model: The model; on the device where it is trained.
         mask: The mask, or its file.
-        args: A `TrainingArguments`, of which learning rate, betas, epsilon, weight decay (and which
-            parameters have none) and `max_grad_norm` are taken; None to give them as `options`.
+        args: A `TrainingArguments` with learning rate, betas, epsilon, weight decay (and which
+            parameters have none) and `max_grad_norm`; None to pass them as `options`.
         **options: Arguments of `SparseAdamW`; they take precedence over `args`.
 
     Raises:
-        SettingsError: `args` ask for another optimizer, or for what a mask has no form of; or the
-            Trainer would clip the gradient a second time.
-        MaskError: No mask file; or it selects nothing, or everything.
-        MaskMismatchError: The mask is one for another model, or for other weights.
-        OptimizerError: Parameters that the mask selects cannot be trained so.
+        SettingsError: `args` request an optimizer or option that is not supported with a mask; or
+            the Trainer would clip the gradient a second time.
+        MaskError: The mask cannot be read; or it selects nothing, or everything.
+        MaskMismatchError: The mask was made for another model, or for other weights.
+        OptimizerError: Parameters that the mask selects cannot be trained this way.
     """
     if not isinstance(mask, Mask):
         mask = Mask.load(mask)
     settings: dict[str, Any] = {}
     if args is not None:
-        found = optimizer_settings(args, model)
-        if found.algorithm != "adamw":
+        optimizer = optimizer_settings(args, model)
+        if optimizer.algorithm != "adamw":
             raise SettingsError(f"optim={args.optim!r}: make a SparseSGD, with lr and momentum")
         decayed = set(Trainer.get_decay_parameter_names(Trainer, model))
         settings = {
-            **found.keywords,
-            "weight_decay": found.weight_decay,
+            **optimizer.keywords,
+            "weight_decay": optimizer.weight_decay,
             "no_decay": lambda name: name not in decayed,
-            "max_grad_norm": found.max_grad_norm,
+            "max_grad_norm": optimizer.max_grad_norm,
         }
     if options.get("clip_by") == "full" and args is not None and args.max_grad_norm:
         raise SettingsError(
@@ -81,12 +81,11 @@ def sparse_adamw(
 
 
 class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
-    """What a Trainer with a sparse optimizer does beside its steps.
+    """Callback for a Trainer with a sparse optimizer.
 
-    While it trains, parameters without a masked element get no gradient (in one process); in its
-    logs, `grad_norm` is the norm of the masked gradient, where the Trainer found none to measure;
-    in each checkpoint, mask and record are written beside the weights; and at the end the optimizer
-    is closed, so that the model is an ordinary one again.
+    During training, parameters without a masked element get no gradient (in one process), and
+    `grad_norm` in the logs is the norm of the masked gradient. Each checkpoint gets mask and record
+    next to the weights. At the end the optimizer is closed and the model is an ordinary one again.
     """
 
     def __init__(self) -> None:
@@ -95,11 +94,11 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
         self._frozen: list[Tensor] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Find the optimizer, and freeze what it does not train.
+        """Find the optimizer, and freeze the parameters that it does not train.
 
         Raises:
-            SettingsError: The Trainer has another optimizer; or it resumes a model whose weights
-                files store otherwise than it does, of which it would load only some.
+            SettingsError: The Trainer has another optimizer; or it resumes a model whose tensors
+                are stored under other names or shapes, some of which it would not load.
         """
         model, optimizer = kwargs["model"], unwrapped(kwargs["optimizer"])
         if not isinstance(optimizer, SparseOptimizer):
@@ -109,8 +108,8 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
             )
         if state.global_step and converted_pieces(model):
             raise SettingsError(
-                "transformers stores tensors of this model otherwise than it holds them, and its "
-                "Trainer passes over them when it resumes: use train_only, which loads them"
+                "transformers stores tensors of this model under other names or shapes, and its "
+                "Trainer skips them when it resumes: use train_only, which loads them"
             )
         optimizer.reopen()
         self._optimizer = optimizer
@@ -121,7 +120,7 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """Put the norm of the masked gradient in place of the Trainer's, which found none."""
+        """Replace the Trainer's gradient norm by that of the masked gradient."""
         norm = None if self._optimizer is None else self._optimizer.grad_norm
         if logs is not None and "grad_norm" in logs and norm is not None:
             logs["grad_norm"] = norm
@@ -129,7 +128,7 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
                 state.log_history[-1]["grad_norm"] = norm
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Write mask and record beside the weights of a checkpoint."""
+        """Write mask and record into a checkpoint."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and self._optimizer is not None and self._mask is not None:
             record = {
@@ -143,7 +142,7 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
             write_beside_weights(folder, self._mask, record)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Make an ordinary model of it: no hooks, and no parameter frozen by us."""
+        """Restore an ordinary model: remove hooks, and unfreeze parameters."""
         for parameter in self._frozen:
             parameter.requires_grad_(True)
         self._frozen = []

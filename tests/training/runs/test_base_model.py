@@ -59,7 +59,7 @@ def test_an_adapter_beside_the_weights_is_refused(base: Base, tmp_path: Path) ->
     (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     with (
         pytest.warns(CheckpointWarning, match=r"LoRA adapter next to it \(adapter_config.json\)"),
-        pytest.raises(CheckpointError, match=r"^model: .* would be put on top of them"),
+        pytest.raises(CheckpointError, match=r"^model: .* would be loaded on top of them"),
     ):
         open_base(str(folder), Path())
 

@@ -70,7 +70,7 @@ def test_texts_with_line_separators_of_unicode(tmp_path: Path) -> None:
         ([{**GOOD, "prompt": SAID}], "line 1 mixes texts with messages"),
         ([GOOD, {**GOOD, "prompt": SAID}], "line 2 has a prompt of another kind than the first"),
         ([{**GOOD, "x": 1}, {**GOOD, "x": "1"}], "line 2 has a x of another type than the first"),
-        (['{"prompt": "a", "prompt": "b"}'], "line 1 is not JSON (the key prompt is there twice)"),
+        (['{"prompt": "a", "prompt": "b"}'], "line 1 is not JSON (the key prompt occurs twice)"),
         (
             [GOOD, '{"prompt": "\\ud83d", "completion": "a"}'],
             "line 2 is not JSON (half of a surr",
@@ -138,7 +138,7 @@ def test_answers_that_nothing_can_be_compared_with(tmp_path: Path) -> None:
     values = (7, None, 2.5, True, None, ["7"], float("nan"), {"a": 1})
     with pytest.raises(SettingsError) as error:
         answers(tmp_path, *values)
-    wanted = "expected the text or number that a right completion says"
+    wanted = "expected the text or number of a correct completion"
     assert str(error.value).startswith(f"data.file: {tmp_path / 'data.jsonl'}: line 4 has")
     for told in (
         f"in lines 2, 5 answer is null, {wanted}",
@@ -164,5 +164,5 @@ def test_columns_that_rewards_are_called_with_anyway(tmp_path: Path) -> None:
 def test_answers_that_are_no_mathematics(tmp_path: Path) -> None:
     math = comparison("math", "answer", None)
     answers(tmp_path, "12", "\\frac{1}{2}", "$x$", reward=math)
-    with pytest.raises(SettingsError, match="in lines 2, 3 answer is no mathematics that math-v"):
+    with pytest.raises(SettingsError, match="in lines 2, 3 answer cannot be parsed by math-v"):
         answers(tmp_path, "12", "", "$", reward=math)

@@ -353,7 +353,7 @@ def test_damaged_record(base: Base, tmp_path: Path, resolved: str) -> None:
     run = write(tmp_path, content("sft", base[0]))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "resolved.json").write_text(resolved)
-    with pytest.raises(CheckpointError, match=r"delete .*out to train anew"):
+    with pytest.raises(CheckpointError, match=r"delete .*out to train again"):
         train(run)
 
 

@@ -75,8 +75,8 @@ def test_a_result_says_that_what_moves_had_not_settled(finished: Any) -> None:
     _, folder, result = finished
     (step,) = Mask.load(folder / "out" / "mask.safetensors").provenance["steps"]
     share = percent(step["looks"][-1]["share_new"], 1)
-    told = f"auto: what moves had not settled after 4 steps: {share} of it had not moved at the "
-    assert result["notes"][0].startswith(told)
+    start = "auto: the set of moved elements had not settled after 4 steps: "
+    assert result["notes"][0].startswith(f"{start}{share} of it is new since the previous look")
     assert read_json(folder / "out" / "result.json")["notes"] == result["notes"]
 
 
@@ -92,8 +92,8 @@ def test_it_is_said_while_it_trains_and_at_the_end(
     shown = capsys.readouterr()
     assert "auto: after 2 steps 9" in shown.err and "of the weights had moved\n" in shown.err
     for stream in (shown.out, shown.err):
-        assert "auto: it was looked once, after 2 steps, so whether" in stream
-        assert "of the weights, so it is nearly the whole model that is trained" in stream
+        assert "auto: there was one look, after 2 steps, so it is not known whether" in stream
+        assert "of the weights, which is most of the model: lower" in stream
 
 
 def test_nothing_is_left_of_the_exploration(finished: Any) -> None:
@@ -121,14 +121,14 @@ def test_a_call_that_ends_between_the_phases_is_made_good(
 ) -> None:
     algorithm, folder, _ = finished
     run = write(tmp_path, auto(base, algorithm))
-    go_over = explore._go_over
+    go_over = explore._rewrite_checkpoint
 
     def then_stop(*arguments: Any) -> None:
         go_over(*arguments)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(explore, "_go_over", then_stop)
+        patch.setattr(explore, "_rewrite_checkpoint", then_stop)
         train(run)
     assert not (tmp_path / "out" / "mask.safetensors").exists()
     train(run)
@@ -225,7 +225,7 @@ def test_a_run_too_short_for_its_exploration(base: Base, tmp_path: Path) -> None
 
 def test_looks_lie_where_a_run_can_go_on(base: Base, tmp_path: Path) -> None:
     values = auto(base, "grpo", trainer={"num_iterations": 4})
-    with pytest.raises(SettingsError, match=r"auto\.every is 2, and samples serve 4 steps"):
+    with pytest.raises(SettingsError, match=r"auto\.every is 2, and samples are used for 4 steps"):
         train(write(tmp_path, values))
 
 

@@ -177,7 +177,7 @@ def test_a_factor_beside_its_key_is_refused(name: str, algorithm: str, key: str)
     values["factors"] = {name: list(value) if isinstance(value, tuple) else value}
     with pytest.raises(SettingsError) as error:
         Settings.of("run.toml", values)
-    told = f"factors.{name} stands for {key}, which the file has, too: leave one of them out"
+    told = f"factors.{name} sets {key}, which the file also sets: remove one of them"
     assert told in str(error.value)
 
 
@@ -196,7 +196,7 @@ def test_a_factor_beside_its_key_is_refused(name: str, algorithm: str, key: str)
         ("sft", {"eps": -1e-9}, "factors.eps is -1e-09, expected a number that is not negative"),
         ("sft", {"optimizer": "sgd", "momentum": -1}, "factors.momentum is -1.0, expected a"),
         ("sft", {"dropout": 1.0}, "dropout is 1.0, expected at least 0 and below 1"),
-        ("dpo", {"kl": False}, "factors.kl cannot be switched off: the loss of dpo is made of it"),
+        ("dpo", {"kl": False}, "factors.kl cannot be switched off: it is part of the loss of dpo"),
         ("grpo", {"kl": -1}, "factors.kl is -1.0, expected false or a number above 0"),
         ("grpo", {"lag": 0}, "factors.lag is 0, expected at least 1"),
         ("ppo", {"reuse": 0}, "factors.reuse is 0, expected at least 1"),

@@ -176,7 +176,7 @@ def test_damaged_samples(base: Base, tmp_path: Path, damage: Any, told: str) -> 
         train(run, stop=after(4))
     path = tmp_path / "out" / "samples.jsonl"
     path.write_text(damage(path.read_text()))
-    with pytest.raises(CheckpointError, match=rf"{told}.*delete the folder to start anew"):
+    with pytest.raises(CheckpointError, match=rf"{told}.*delete the folder to start again"):
         train(run)
 
 

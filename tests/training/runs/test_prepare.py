@@ -59,7 +59,7 @@ def test_trainer_overrides_the_defaults(tmp_path: Path, base: Base) -> None:
         ({"learning_rate": "1e-5"}, 'trainer.learning_rate is "1e-5", expected a number'),
         ({"max_steps": 1.5}, "trainer.max_steps is 1.5, expected a whole number"),
         ({"output_dir": "x"}, "trainer.output_dir is set by output"),
-        ({"save_only_model": True}, "could not go on from its checkpoints"),
+        ({"save_only_model": True}, "could not resume from its checkpoints"),
         ({"optim": "adafactor"}, r"trainer.optim is set by name in \[optimizer\]"),
         ({"num_generations": 4}, "no key trainer.num_generations"),
         ({"lr_scheduler_type": "liner"}, "trainer: liner is not a valid SchedulerType"),
@@ -197,7 +197,7 @@ def test_checkpoints_lie_between_two_samplings(
 
 
 def test_checkpoints_between_samplings_are_refused(tmp_path: Path, base: Base) -> None:
-    with pytest.raises(SettingsError, match="save_steps is 6, and samples serve 4 steps"):
+    with pytest.raises(SettingsError, match="save_steps is 6, and samples are used for 4 steps"):
         prepared(tmp_path, base, "grpo", trainer={"num_iterations": 4, "save_steps": 6})
 
 

@@ -68,7 +68,7 @@ def test_math(completion: str, answer: str | int, expected: float) -> None:
 
 @pytest.mark.train
 def test_an_answer_that_is_no_mathematics_is_not_taken_for_a_wrong_completion() -> None:
-    with pytest.raises(SettingsError, match="reads no mathematics in the answer ''"):
+    with pytest.raises(SettingsError, match="cannot parse the answer ''"):
         score(comparison("math", "answer", None), ["12"], answer=[""])
 
 

@@ -101,7 +101,7 @@ def test_damaged_results_are_told_before_anything_trains(
     out.mkdir(parents=True)
     (out / "result.json").write_text("{}")
     (out / file).write_text(text)
-    told = r"cannot be read .*: delete .*seed=0(/out)? to train anew"
+    told = r"cannot be read .*: delete .*seed=0(/out)? to train again"
     with pytest.raises(CheckpointError, match=told):
         planned(tmp_path, ASKING, base[0])
 

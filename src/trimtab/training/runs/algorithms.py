@@ -1,7 +1,7 @@
-"""The algorithms of run files: one table of what a run has to know of each trainer.
+"""The algorithms of run files, in one table.
 
-To add an algorithm, add an `Algorithm` to the table; a subclass where its trainer needs more than
-settings. Nothing here imports TRL before a run asks for it.
+To add an algorithm, add an `Algorithm` to the table; subclass it if its trainer needs more than
+settings. TRL is imported only when a run needs it.
 """
 
 from __future__ import annotations
@@ -18,43 +18,46 @@ from trimtab.training.addition import end_token
 from trimtab.training.runs.data import Rows, prompt_ids
 from trimtab.training.runs.rewards import Reward
 
+DataRows = Sequence[Mapping[str, Any]]
+
 Made = Literal["completions", "pairs", "labels"]
-"""What is made of samples: good ones, pairs of a good and a bad one, or both with a label."""
+"""Training rows made from samples: good ones, pairs of good and bad, or both with a label."""
 
 PAIRS = ("prompt", "chosen", "rejected")
-"""Columns of a preference between two completions."""
+"""Columns of preference data."""
 
 OF_TEMPLATES = ("tools", "chat_template_kwargs")
-"""Columns that TRL gives the chat template."""
+"""Columns that TRL passes to the chat template."""
 
 DEFAULTS: Mapping[str, Any] = {
-    # TRL turns both on. bf16 arithmetic on fp32 weights is a choice; on bf16 weights it is no news.
+    # TRL turns both on. bf16 arithmetic on fp32 weights should be a choice.
     "bf16": False,
     "activation_checkpointing": False,
     "logging_steps": 1,
     "report_to": "none",
-    # Enough to lose little, and seldom enough to cost little: 50 steps apart, the last one kept.
+    # Every 50 steps, keeping the last one: little is lost on a crash, and saving costs little.
     "save_steps": 50,
     "save_total_limit": 1,
 }
-"""Where `[trainer]` starts from, if not from TRL's own defaults."""
+"""Defaults of `[trainer]` that differ from those of TRL."""
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A trainer of TRL, or of the same make.
+    """A trainer of TRL, or one with the same interface.
 
     Attributes:
-        name: As run files have it.
+        name: Name in run files.
         trainer: Import path of the trainer, `module:class`.
         config: Import path of its configuration.
-        columns: What every row of the data must have.
-        or_columns: What it may have instead.
-        defaults: More of `DEFAULTS`, of this algorithm only.
-        fixed: Settings that make it this algorithm; `[trainer]` may not say otherwise.
-        takes_reward: Whether completions are sampled while it trains, and rewarded by a function.
-        made_of_samples: What is made of samples that are drawn before; None if none can be.
-        needs_samples: Whether it is only ever trained on such samples.
+        columns: Columns that every row of the data must have.
+        or_columns: Alternative set of columns.
+        defaults: Additional `DEFAULTS` of this algorithm.
+        fixed: Settings that define the algorithm; `[trainer]` cannot change them.
+        takes_reward: Whether it samples completions during training and rewards them.
+        made_of_samples: Rows to make from samples that are drawn before training; None if it cannot
+            use such samples.
+        needs_samples: Whether it only trains on such samples.
     """
 
     name: str
@@ -73,7 +76,7 @@ class Algorithm:
         return _load(self.config)
 
     def problems(self, args: Any) -> Iterator[str]:
-        """What its trainer would refuse when the model is loaded, and can be told before.
+        """Problems that its trainer would only report after the model is loaded.
 
         Args:
             args: An instance of `config_class`.
@@ -81,7 +84,7 @@ class Algorithm:
         return iter(())
 
     def steps_per_round(self, args: Any) -> int:
-        """Steps between two points at which a run can stop and go on to the same weights."""
+        """Steps between two points from which a run resumes to the same weights."""
         return 1
 
     def build(
@@ -93,57 +96,50 @@ class Algorithm:
         args: Any,
         callbacks: Sequence[Any],
     ) -> Any:
-        """Set up the trainer.
+        """Create the trainer.
 
         Args:
             model: Trained in place.
-            tokenizer: Of the model.
+            tokenizer: Tokenizer of the model.
             rows: The data.
-            reward: What samples are worth; None where the algorithm takes none.
+            reward: The reward; None if the algorithm takes none.
             args: An instance of `config_class`.
             callbacks: Trainer callbacks.
         """
         return _load(self.trainer)(
             model=model,
             args=args,
-            train_dataset=self.dataset(
-                rows.rows, tokenizer, args.seed, ends_with_line=rows.ends_with_line
-            ),
+            train_dataset=self.dataset(rows.rows, tokenizer, args.seed, rows.ends_with_line),
             processing_class=tokenizer,
             callbacks=list(callbacks),
             **self.more(model, tokenizer, rows, reward),
         )
 
     def dataset(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        tokenizer: Any,
-        seed: int,
-        *,
-        ends_with_line: bool = False,
+        self, rows: DataRows, tokenizer: Any, seed: int, ends_with_line: bool = False
     ) -> Any:
-        """The rows as the trainer is given them; most shuffle and tokenize them themselves.
+        """The data set that is passed to the trainer; most trainers shuffle and tokenize it.
 
-        Where no reward looks at them, other columns are left out: TRL would train on `input_ids` in
-        place of prompt and completion, end no text that has a `text` beside it, and so on.
+        Unless a reward uses them, other columns are dropped: TRL would train on `input_ids` instead
+        of prompt and completion, add no end token to rows that also have a `text`, and so on.
 
         Args:
             rows: The rows.
-            tokenizer: Of the model.
-            seed: Of the run.
-            ends_with_line: Whether completions end with their line, and not with an end token.
+            tokenizer: Tokenizer of the model.
+            seed: Seed of the run.
+            ends_with_line: Whether completions end with a newline instead of an end token.
         """
         from trimtab.training.runs.exact_dataset import ExactDataset
 
         if not self.takes_reward:
-            kept = {*self.columns, *(self.or_columns or ()), *OF_TEMPLATES}
-            rows = [{name: of for name, of in row.items() if name in kept} for row in rows]
+            columns = {*self.columns, *(self.or_columns or ()), *OF_TEMPLATES}
+            rows = [{k: value for k, value in row.items() if k in columns} for row in rows]
         return ExactDataset.of(rows)
 
     def more(
         self, model: Any, tokenizer: Any, rows: Rows, reward: Reward | None
     ) -> Mapping[str, Any]:
-        """Arguments of the trainer that others do not have."""
+        """Additional arguments of the trainer."""
         return {}
 
 
@@ -153,15 +149,15 @@ def _load(path: str) -> Any:
 
 
 class OnlineAlgorithm(Algorithm):
-    """Groups of samples to one prompt, compared by their rewards."""
+    """Trains on groups of samples for the same prompt, compared by their rewards."""
 
     def problems(self, args: Any) -> Iterator[str]:
-        """Samples come from vLLM only where it is installed."""
+        """VLLM is used only if it is installed."""
         if args.use_vllm and find_spec("vllm") is None:
             yield "trainer.use_vllm: vllm is not installed: install it, or leave the key out"
 
     def steps_per_round(self, args: Any) -> int:
-        """Samples may serve several steps; a run that goes on draws new ones first."""
+        """Samples may be used for several steps; a resumed run draws new ones first."""
         every = args.steps_per_generation * args.num_iterations
         accumulation: int = args.gradient_accumulation_steps
         return lcm(every, accumulation) // accumulation
@@ -169,7 +165,7 @@ class OnlineAlgorithm(Algorithm):
     def more(
         self, model: Any, tokenizer: Any, rows: Rows, reward: Reward | None
     ) -> Mapping[str, Any]:
-        """The reward; and the end of a line ends a completion where it does so in the data."""
+        """The reward; a newline also becomes the end token if completions in the data end so."""
         if rows.ends_with_line:
             model.generation_config.eos_token_id = [end_token(tokenizer)]
         assert reward is not None, "the run file was checked for it"
@@ -177,35 +173,30 @@ class OnlineAlgorithm(Algorithm):
 
 
 class RolloutAlgorithm(OnlineAlgorithm):
-    """Samples in rounds, and trains a second model beside the policy."""
+    """Samples in rounds, and trains a second model in addition to the policy."""
 
     def problems(self, args: Any) -> Iterator[str]:
-        """None: the configuration itself refuses what its trainer would."""
+        """None: the configuration checks itself."""
         return iter(())
 
     def steps_per_round(self, args: Any) -> int:
-        """Samples serve all steps of a round."""
+        """Samples are used for all steps of a round."""
         steps: int = args.steps_per_round
         return steps
 
 
 class _SFT(Algorithm):
-    """TRL's loss on given completions, or on samples of the model.
+    """TRL's SFT on given completions, or on samples of the model.
 
-    TRL ends a completion with the end token, and tokenizes the text of a sample again. So rows that
-    say themselves which tokens are learned are tokenized here: samples, to the very tokens that
-    were drawn; and completions that end with their line, as those that GRPO samples do.
+    TRL appends the end token, and would tokenize the text of a sample again. So two kinds of rows
+    are tokenized here: samples, with exactly the tokens that were drawn; and completions that end
+    with a newline, like those that GRPO samples.
     """
 
     def dataset(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        tokenizer: Any,
-        seed: int,
-        *,
-        ends_with_line: bool = False,
+        self, rows: DataRows, tokenizer: Any, seed: int, ends_with_line: bool = False
     ) -> Any:
-        """Tokens of prompt and completion where the data has them; only the latter is learned."""
+        """Tokens and labels if completions end with a newline or are samples; else the rows."""
         from datasets import Dataset
 
         if not (ends_with_line or self.needs_samples):
@@ -223,12 +214,11 @@ class _SFT(Algorithm):
 
 
 class _KTO(Algorithm):
-    """Completions that are good or bad, each by itself.
+    """TRL's KTO on completions with a label.
 
-    TRL estimates the KL term from the completions of neighbours in a batch, and therefore takes the
-    rows in the order in which they are given, in every epoch. So they are shuffled here, by the
-    seed, and both rows of a pair are made before: TRL would put all chosen ones before all rejected
-    ones.
+    TRL estimates the KL term from neighbouring completions in a batch, so it uses the rows in their
+    given order in every epoch. They are shuffled here, by the seed, after splitting pairs into two
+    rows: TRL would put all chosen ones before all rejected ones.
     """
 
     def problems(self, args: Any) -> Iterator[str]:
@@ -240,21 +230,16 @@ class _KTO(Algorithm):
             )
 
     def dataset(
-        self,
-        rows: Sequence[Mapping[str, Any]],
-        tokenizer: Any,
-        seed: int,
-        *,
-        ends_with_line: bool = False,
+        self, rows: DataRows, tokenizer: Any, seed: int, ends_with_line: bool = False
     ) -> Any:
-        """Two rows of each pair, all shuffled."""
+        """Two rows per pair, shuffled."""
         ordered = [single for row in rows for single in _singles(row)]
         Random(seed).shuffle(ordered)
         return super().dataset(ordered, tokenizer, seed)
 
 
 def _singles(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """A row as it is, or the two rows of a pair."""
+    """The row itself, or the two rows of a pair."""
     if "label" in row:
         return [row]
     return [
@@ -271,8 +256,7 @@ _ALL = (
         config="trl:SFTConfig",
         columns=("prompt", "completion"),
     ),
-    # SFT on those of the model's own samples that the reward accepts. It is the control for what
-    # SFT does when its data comes from the model: same loss, other data.
+    # SFT on the model's own samples that the reward accepts: same loss as SFT, on-policy data.
     _SFT(
         name="rft",
         trainer="trl:SFTTrainer",
@@ -281,8 +265,8 @@ _ALL = (
         made_of_samples="completions",
         needs_samples=True,
     ),
-    # The reference is the base: TRL loads it again from the folder that the model came from, in the
-    # same dtype, also when a run is resumed.
+    # The reference is the base: TRL loads it again from the folder of the model, in the same dtype,
+    # also when a run is resumed.
     Algorithm(
         name="dpo",
         trainer="trl:DPOTrainer",
@@ -308,10 +292,10 @@ _ALL = (
         made_of_samples="labels",
     ),
     # The loss of TRL's CPOTrainer without the cloning term. `CPOConfig` keeps `cpo_alpha = 1.0`
-    # when only `loss_type` is set, which is another algorithm, CPO-SimPO, so what makes it SimPO is
-    # fixed. TRL's `beta = 0.1` is DPO's; SimPO divides by the length and needs a larger one. Ours,
-    # and the margin of half of it, are those that its authors trained Llama-3-Base with and
-    # recommend to start from (README of princeton-nlp/SimPO).
+    # when only `loss_type` is set, which is another algorithm, CPO-SimPO, so these are fixed. TRL's
+    # `beta = 0.1` is that of DPO; SimPO divides by the length and needs a larger one. Ours, and the
+    # margin of half of it, are those that its authors trained Llama-3-Base with and
+    # recommend as a start (README of princeton-nlp/SimPO).
     Algorithm(
         name="simpo",
         trainer="trl.experimental.cpo:CPOTrainer",
@@ -334,7 +318,7 @@ _ALL = (
         columns=("prompt",),
         takes_reward=True,
     ),
-    # Advantages within the group, a clipped ratio for each token.
+    # Advantages within the group, a clipped ratio per token.
     OnlineAlgorithm(
         name="grpo",
         trainer="trl:GRPOTrainer",
@@ -342,9 +326,8 @@ _ALL = (
         columns=("prompt",),
         takes_reward=True,
     ),
-    # Each sample against the mean of the others, a ratio for the whole. Its KL penalty is in the
-    # reward and on by default (`beta`): the reference is the base, which TRL loads again from the
-    # folder that the model came from.
+    # Advantage over the mean of the other samples, one ratio per completion. Its KL penalty is in
+    # the reward and on by default (`beta`); TRL loads the reference from the folder of the model.
     OnlineAlgorithm(
         name="rloo",
         trainer="trl:RLOOTrainer",
@@ -352,8 +335,8 @@ _ALL = (
         columns=("prompt",),
         takes_reward=True,
     ),
-    # trimtab's own trainer: TRL never had it, and verl's recipe no longer runs. The reward model
-    # begins as the base; so does its reference, also when a run is resumed.
+    # trimtab's own trainer: TRL never had it, and verl's recipe no longer runs. Reward model and
+    # reference start as the base, also when a run is resumed.
     RolloutAlgorithm(
         name="prime",
         trainer="trimtab.training:PRIMETrainer",

@@ -1,4 +1,4 @@
-"""The model that a run starts from, what its parameters are, and the checkpoint made of it."""
+"""The model that a run starts from, and the checkpoint that is saved from it."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from trimtab.training.layout import Layout
 
 DTYPES = {"bf16": "bfloat16", "fp32": "float32"}
-"""Dtypes of training, as torch calls them."""
+"""Training dtypes -> their names in torch."""
 
 GENERATION = "generation_config.json"
 
 WIDER = {"BF16": ("bf16", "fp32"), "F16": ("fp32",), "F32": ("fp32",)}
-"""Stored dtype -> training dtypes that hold all its values."""
+"""Stored dtype -> training dtypes that represent all its values."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class BaseModel:
     """A checkpoint on disk.
 
     Attributes:
-        folder: Where it is; TRL loads reference models from there.
-        record: What is recorded of it, with one hash over all its tensors.
+        folder: Its folder; TRL loads reference models from there.
+        record: Its record, with one hash over all tensors.
         tensors: Name -> dtype and hash of each stored tensor.
-        tied: Further names of these -> the stored name.
-        layout: The parameters of the model made from it, and the stored tensors they make up.
-        has_chat_template: Whether its tokenizer can write messages as text.
-        files: Those that were read for the record.
+        tied: Aliases of tensors -> the stored name.
+        layout: The mapping between parameters and stored tensors.
+        has_chat_template: Whether its tokenizer has a chat template.
+        files: The files that were hashed.
     """
 
     folder: Path
@@ -62,15 +62,14 @@ class BaseModel:
     files: tuple[DataFile, ...] = ()
 
     def load(self, dtype: str, **options: Any) -> Any:
-        """Load the model, from the very files of which the record speaks.
+        """Load the model, and check that its files have not changed since they were hashed.
 
         Args:
-            dtype: `bf16` or `fp32`: of the weights.
-            options: Of its config.
+            dtype: Dtype of the weights: `bf16` or `fp32`.
+            options: Overrides of its config.
 
         Raises:
-            CheckpointError: It cannot be loaded, or a file has changed since it was read for the
-                record.
+            CheckpointError: It cannot be loaded, or a file has changed.
         """
         with loading(f"model: {self.folder}: it cannot be loaded"):
             model = load_model_of(self.folder, dtype, **options)
@@ -78,56 +77,56 @@ class BaseModel:
         return model
 
     def check(self) -> None:
-        """Check that the files are those of which the record speaks.
+        """Check that no file has changed since it was hashed.
 
         Raises:
-            CheckpointError: One has changed.
+            CheckpointError: A file has changed.
         """
         for file in self.files:
             file.check()
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name -> shape of each tensor that training can move, under the names of the files."""
+        """Name -> shape of each trainable tensor, under the names of the files."""
         return self.layout.shapes
 
     def layout_of(self, model: Any) -> Layout:
-        """The layout of a model that was made from it, under the names of its files."""
+        """The layout of a model loaded from it, under the names of its files."""
         from trimtab.training.layout import Layout
 
         return Layout.of(model).named_like(self.tensors, self.tied)
 
     def fitted(self, mask: Mask) -> Mask:
-        """A mask under the names of its files.
+        """Convert a mask to the names of its files, and check it.
 
         Raises:
-            MaskMismatchError: The mask is one for another model, or for other weights.
+            MaskMismatchError: The mask was made for another model, or for other weights.
         """
         mask = named_like(self.layout.in_files(mask), self.tensors, self.tied)
-        mask.check(self.shapes, {name: of.digest for name, of in self.tensors.items()})
+        mask.check(self.shapes, {name: tensor.digest for name, tensor in self.tensors.items()})
         return mask
 
-    def training_dtype(self, asked: str | None) -> str:
-        """The dtype to train in: by default the stored one, and never one that loses bits.
+    def training_dtype(self, requested: str | None) -> str:
+        """The dtype to train in: by default the stored one, and never a narrower one.
 
         Raises:
-            SettingsError: The weights would be rounded when they are loaded, masked or not.
+            SettingsError: Loading would round the weights.
         """
         stored = {tensor.dtype for tensor in self.tensors.values() if tensor.dtype in WIDER}
         possible = [dtype for dtype in ("bf16", "fp32") if all(dtype in WIDER[s] for s in stored)]
-        if asked is None:
+        if requested is None:
             return possible[0]
-        if asked not in possible:
+        if requested not in possible:
             raise SettingsError(
-                f'dtype is "{asked}", and {self.record.id} is stored in '
+                f'dtype is "{requested}", and {self.record.id} is stored in '
                 f"{' and '.join(sorted(stored))}: loading would round every weight, trained or "
                 'not. Use dtype = "fp32" (with bf16 = true in [trainer] for bf16 arithmetic), or '
                 "save the model in bf16 first"
             )
-        return asked
+        return requested
 
     def with_dropout(self, probability: float) -> dict[str, float]:
-        """What to set in the config so that every dropout has this probability.
+        """The config entries that set every dropout to this probability.
 
         Raises:
             SettingsError: The model has no dropout.
@@ -141,41 +140,41 @@ class BaseModel:
         return dict.fromkeys(names, probability)
 
     def stored_dtypes(self, model: Any) -> dict[str, str]:
-        """Name of each parameter and buffer of a model -> the dtype that files have for it.
+        """Name of each parameter and buffer of a model -> its stored dtype.
 
-        It is the commonest one for what is not stored, and for what is stored in several.
+        It is the most common dtype for tensors that are not stored, or stored in several dtypes.
         """
         commonest = max(self.record.dtypes, key=lambda dtype: self.record.dtypes[dtype])
         names = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
         stored = match_renamed(names, self.tensors)
-        found = {name: {stored.get(name, name)} for name in names}
+        sources = {name: {stored.get(name, name)} for name in names}
         for name, piece in self.layout_of(model).stored.items():
             for source in piece.sources:
-                found[source] = found[source] - {source} | {name}
+                sources[source] = sources[source] - {source} | {name}
         dtypes = {
-            name: {self.tensors[of].dtype for of in made_of if of in self.tensors}
-            for name, made_of in found.items()
+            name: {self.tensors[source].dtype for source in some if source in self.tensors}
+            for name, some in sources.items()
         }
-        return {n: of.pop() if len(of) == 1 else commonest for n, of in dtypes.items()}
+        return {n: some.pop() if len(some) == 1 else commonest for n, some in dtypes.items()}
 
 
 def open_base(model: str, folder: Path) -> BaseModel:
-    """Find a model, and read all of it once for its hashes.
+    """Find a model, and hash all its tensors.
 
     Args:
         model: A folder, or a hub id with an optional `@revision`.
-        folder: What a relative path is relative to.
+        folder: Base of relative paths.
 
     Raises:
-        CheckpointError: There is no such model, or it cannot be trained from.
+        CheckpointError: The model does not exist, or cannot be used for training.
     """
     local = folder / Path(model).expanduser()
     with open_checkpoint(local if local.exists() else model) as checkpoint:
         refuse_quantized(
             checkpoint.tensors, checkpoint.config, checkpoint.tensors, f"model: {checkpoint.id}"
         )
-        where = checkpoint.folder
-        refuse_adapter("model", where)
+        path = checkpoint.folder
+        refuse_adapter("model", path)
         if local.exists() and not local.is_dir():
             raise CheckpointError(f"model: {local}: expected the folder of a model, not a file")
         if checkpoint.revision is not None:
@@ -186,51 +185,51 @@ def open_base(model: str, folder: Path) -> BaseModel:
             for name, tensor in checkpoint.tensors.items()
         }
         tied = dict(checkpoint.tied)
-        record = record_of(checkpoint, {name: of.digest for name, of in tensors.items()})
-        files = tuple(dict.fromkeys(of.file for of in checkpoint.tensors.values()))
-    strange = sorted({of.dtype for of in tensors.values()} - WIDER.keys())
+        record = record_of(checkpoint, {n: tensor.digest for n, tensor in tensors.items()})
+        files = tuple(dict.fromkeys(tensor.file for tensor in checkpoint.tensors.values()))
+    strange = sorted({tensor.dtype for tensor in tensors.values()} - WIDER.keys())
     if floats := [dtype for dtype in strange if dtype.startswith(("F8", "F4", "F6"))]:
         raise CheckpointError(
             f"model: {record.id} is stored in {' and '.join(floats)}: weights are trained in bf16 "
             "or fp32; save the model in one of them first"
         )
-    check_files(where)
+    check_files(path)
     _check_depth(checkpoint.config, len(tensors), record.id)
-    layout, has_chat_template = _layout(where, tensors, tied), _has_chat_template(where)
-    _check_generation(where)
-    return BaseModel(where, record, tensors, tied, layout, has_chat_template, files)
+    layout, has_chat_template = _layout(path, tensors, tied), _has_chat_template(path)
+    _check_generation(path)
+    return BaseModel(path, record, tensors, tied, layout, has_chat_template, files)
 
 
 def refuse_adapter(what: str, folder: Path) -> None:
-    """Refuse a folder in which transformers would put an adapter on top of the weights.
+    """Refuse a folder in which transformers would load an adapter on top of the weights.
 
-    Nothing prevents it from that, and TRL loads reference models from the same folder.
+    This cannot be switched off, and TRL loads reference models from the same folder.
 
     Args:
         what: What the folder is, for the message.
         folder: The folder of a model.
 
     Raises:
-        CheckpointError: There is an adapter in it.
+        CheckpointError: The folder has an adapter.
     """
     if adapter := adapter_in(folder):
         raise CheckpointError(
             f"{what}: {folder}: the LoRA adapter beside its weights ({first_few(adapter)}) would "
-            "be put on top of them when the model is loaded, and other weights measured than are "
-            "compared: move it away if it is merged already, else merge it (PEFT's "
+            "be loaded on top of them, so that other weights are measured than are compared: "
+            "move it away if it is merged already, else merge it (PEFT's "
             "merge_and_unload, then save_pretrained)"
         )
 
 
 def _is_dropout(name: str, value: Any) -> bool:
-    """Whether an entry of a config is a dropout of the language model, by its usual names."""
+    """Whether an entry of a config is a dropout of the language model."""
     of_a_head = name.startswith(("classifier", "summary"))
     is_one = "dropout" in name or name.endswith("_pdrop")
     return is_one and not of_a_head and isinstance(value, float | int)
 
 
 def _check_depth(config: Mapping[str, Any], num_tensors: int, name: str) -> None:
-    """Refuse a config of more layers than there are tensors: transformers would build them all."""
+    """Refuse a config with more layers than tensors: transformers would build them all."""
     for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
         num = config.get(key, 0)
         if isinstance(num, int) and num > num_tensors:
@@ -240,12 +239,12 @@ def _check_depth(config: Mapping[str, Any], num_tensors: int, name: str) -> None
 
 
 def load_model_of(folder: Path, dtype: str, **options: Any) -> Any:
-    """Load a language model, also one that reads pictures, of which only text is asked here.
+    """Load a language model, or a vision-language model for text only.
 
     Args:
         folder: A folder that transformers reads.
-        dtype: `bf16` or `fp32`: of the weights.
-        options: Of its config.
+        dtype: Dtype of the weights: `bf16` or `fp32`.
+        options: Overrides of its config.
     """
     from transformers import AutoConfig
 
@@ -254,7 +253,7 @@ def load_model_of(folder: Path, dtype: str, **options: Any) -> Any:
 
 
 def _auto_class(config: Any) -> Any:
-    """The class of transformers that makes a model of a config."""
+    """The class of transformers that builds a model from a config."""
     import transformers
 
     images, text = transformers.AutoModelForImageTextToText, transformers.AutoModelForCausalLM
@@ -266,7 +265,7 @@ def _auto_class(config: Any) -> Any:
 
 
 def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, str]) -> Layout:
-    """The layout of the model, from its config and from what is stored."""
+    """The layout of the model, from its config and the stored tensors."""
     import torch
     from transformers import AutoConfig
 
@@ -277,7 +276,7 @@ def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, 
         if any(
             head in tensors and embed in tensors and tensors[head] != tensors[embed]
             for embed, head in TIED.items()
-        ):  # transformers ties no two tensors that are stored and differ, whatever the config says
+        ):  # transformers does not tie tensors whose stored values differ, whatever the config says
             config.get_text_config().tie_word_embeddings = config.tie_word_embeddings = False
         with torch.device("meta"):
             model = _auto_class(config).from_config(config)
@@ -285,7 +284,7 @@ def _layout(folder: Path, tensors: Mapping[str, BaseTensor], tied: Mapping[str, 
 
 
 def _has_chat_template(folder: Path) -> bool:
-    """Look at the tokenizer, and that there is one."""
+    """Whether the tokenizer has a chat template; also checks that it can be loaded."""
     from transformers import AutoTokenizer
 
     with loading(f"model: {folder}: its tokenizer cannot be loaded"):
@@ -298,7 +297,7 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _check_generation(folder: Path) -> None:
-    """Load what says how the model samples, which is else read with the weights only."""
+    """Check the generation config, which is otherwise only read with the weights."""
     from transformers import GenerationConfig
 
     if (folder / GENERATION).exists():
@@ -308,14 +307,14 @@ def _check_generation(folder: Path) -> None:
 
 @contextmanager
 def loading(problem: str, kind: type[TrimtabError] = CheckpointError) -> Iterator[None]:
-    """Loading what others wrote with transformers, which raises anything for values that it meets.
+    """Convert any exception of transformers while it loads a file into one of ours.
 
     Args:
-        problem: What is the matter if it cannot be loaded.
-        kind: The error that says so.
+        problem: Start of the message.
+        kind: Type of the error to raise.
 
     Raises:
-        TrimtabError: It cannot; of that kind.
+        TrimtabError: Loading failed.
     """
     try:
         yield
@@ -336,8 +335,8 @@ def save_weights(model: Any, base: BaseModel, save_dtype: str, folder: Path) -> 
 
     Args:
         model: The trained model; its tensors are rounded in place.
-        base: What it was made from.
-        save_dtype: `stored`, as the base stores each tensor, or `fp32`.
+        base: The base that it was loaded from.
+        save_dtype: `stored`, the dtype of each tensor in the base, or `fp32`.
         folder: An empty folder.
     """
     import torch
@@ -359,30 +358,30 @@ def save_weights(model: Any, base: BaseModel, save_dtype: str, folder: Path) -> 
 
 
 def _say_fp32(config: Path) -> None:
-    """Write the dtype into a config: transformers loads weights in the one that it finds there."""
-    said = read_json(config)
-    names = [name for name in ("dtype", "torch_dtype") if name in said] or ["dtype"]
-    write_json(config, {**said, **dict.fromkeys(names, TORCH[FP32])})
+    """Write the dtype into a config: transformers loads weights in this dtype."""
+    content = read_json(config)
+    names = [name for name in ("dtype", "torch_dtype") if name in content] or ["dtype"]
+    write_json(config, {**content, **dict.fromkeys(names, TORCH[FP32])})
 
 
 def saved_dtypes(base: BaseModel, save_dtype: str) -> str:
-    """In which dtypes `save_weights` saves."""
-    wide = {FP32 if save_dtype == "fp32" and of in TORCH else of for of in base.record.dtypes}
-    return ", ".join(sorted(wide))
+    """The dtypes in which `save_weights` saves."""
+    dtypes = {FP32 if save_dtype == "fp32" and d in TORCH else d for d in base.record.dtypes}
+    return ", ".join(sorted(dtypes))
 
 
 def count_update(
     base: BaseModel, saved: Path, save_dtype: str, mask: Mask | None
 ) -> dict[str, Any]:
-    """What saved weights differ in from the base, bit for bit, in the mask and outside.
+    """Count the elements of saved weights that differ from the base, inside and outside the mask.
 
-    Weights that are saved in fp32 are compared with the base widened to it, which is exact.
+    Weights that are saved in fp32 are compared with the base cast to fp32, which is exact.
 
     Args:
         base: The base.
         saved: Folder of the weights.
         save_dtype: As in `save_weights`.
-        mask: What was trained; None for everything.
+        mask: The trained elements; None for everything.
     """
     changed = extract_mask(base.folder, saved, cast="fp32" if save_dtype == "fp32" else None)
     inside = 0

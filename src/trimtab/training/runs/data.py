@@ -1,7 +1,7 @@
-"""The data of a run: rows from a JSON Lines file, and whether their prompts fit the model.
+"""The data of a run: rows from a JSON Lines file, and a check of their lengths.
 
 Texts are strings, or lists of messages (`{"role": ..., "content": ...}`) for models with a chat
-template; a file has one or the other throughout. Rows of built-in tasks are made in `tasks`.
+template; a file must not mix the two. Rows of built-in tasks are made in `tasks`.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import xxhash
 from trimtab.errors import SettingsError
 from trimtab.inputs import MAX_DATA_BYTES, read_bytes
 from trimtab.training.runs.base_model import BaseModel
-from trimtab.training.runs.rewards import SAID_BY_TRAINERS, Reward
+from trimtab.training.runs.rewards import RESERVED_COLUMNS, Reward
 from trimtab.words import first_few
 
 TEXTS = ("prompt", "completion", "chosen", "rejected")
-"""Columns whose values are texts; any other column is what the reward makes of it."""
+"""Columns whose values are texts; other columns are for the reward."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What is trained on.
+    """The rows of a data set.
 
     Attributes:
         source: The file, or the task.
-        rows: All with the same columns.
+        rows: Rows that all have the same columns.
         digest: xxh3-128 of the file, or of the rows of a task.
-        ends_with_line: Whether the end of a line ends a completion, and not only the end token.
-        details: What else is recorded of them.
+        ends_with_line: Whether a newline ends a completion, in addition to the end token.
+        details: Additional entries of the record.
     """
 
     source: str
@@ -48,7 +48,7 @@ class Rows:
         return isinstance(self.rows[0]["prompt"], list)
 
     def describe(self) -> dict[str, Any]:
-        """What is recorded of the data."""
+        """The record of the data."""
         return {
             "source": self.source,
             "num_rows": len(self.rows),
@@ -64,20 +64,20 @@ def read_rows(
     """Read a JSON Lines file.
 
     Args:
-        path: One JSON object a line; empty lines are passed over.
-        columns: What every row must have.
-        *others: Other sets of columns of which it may have one instead; the first row tells.
-        reward: What every row must suit, too.
+        path: One JSON object per line; empty lines are skipped.
+        columns: Columns that every row must have.
+        *others: Alternative sets of columns; the first row decides which one is used.
+        reward: The reward whose columns every row must have, too.
 
     Raises:
-        SettingsError: The file cannot be read, or rows that cannot be used; the first few named.
+        SettingsError: The file or some rows cannot be used; lists the first few problems.
     """
     content = _content(path)
     wanted = reward.columns if reward is not None else ()
     rows: list[dict[str, Any]] = []
     first = 0
     problems: list[str] = []
-    unfit: dict[str, list[str]] = {}
+    invalid: dict[str, list[str]] = {}
     lines = content.decode("utf-8-sig").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -88,12 +88,12 @@ def read_rows(
             problems.append(f"line {number} is not JSON ({error})")
             continue
         if not rows and isinstance(row, dict):
-            columns = next((of for of in others if row.keys() >= set(of)), columns)
+            columns = next((some for some in others if row.keys() >= set(some)), columns)
             first = number
-            if reward is not None and (taken := row.keys() & set(SAID_BY_TRAINERS)):
+            if reward is not None and (taken := row.keys() & set(RESERVED_COLUMNS)):
                 problems.append(
-                    f"rename {', '.join(sorted(taken))}: to trainers and rewards that means more "
-                    "than a column of the data"
+                    f"rename {', '.join(sorted(taken))}: trainers and rewards use these names "
+                    "for something else"
                 )
         problems += [
             f"line {number} {problem}"
@@ -103,24 +103,27 @@ def read_rows(
             if reward is not None and column in row:
                 problem = reward.problem_of(row[column])
                 if problem is not None:
-                    unfit.setdefault(f"{column} {problem}", []).append(str(number))
+                    invalid.setdefault(f"{column} {problem}", []).append(str(number))
         rows.append(row)
     problems += [
-        f"in line{'s' if len(of) > 1 else ''} {', '.join(of)} {told}" for told, of in unfit.items()
+        f"in line{'s' if len(numbers) > 1 else ''} {', '.join(numbers)} {problem}"
+        for problem, numbers in invalid.items()
     ]
     if problems:
-        told = first_few(problems, "; ")
-        begun = next((line.lstrip() for line in lines if line.strip()), "")
-        if not begun.startswith("{"):
-            told += ". Expected JSON Lines: a JSON object on each line, and not a list or a table"
-        raise SettingsError(f"data.file: {path}: {told}")
+        message = first_few(problems, "; ")
+        first_line = next((line.lstrip() for line in lines if line.strip()), "")
+        if not first_line.startswith("{"):
+            message += (
+                ". Expected JSON Lines: a JSON object on each line, and not a list or a table"
+            )
+        raise SettingsError(f"data.file: {path}: {message}")
     if not rows:
         raise SettingsError(f"data.file: {path}: no rows: expected a JSON object on each line")
     return Rows(str(path), rows, xxhash.xxh3_128_hexdigest(content))
 
 
 def _content(path: Path) -> bytes:
-    """The bytes of a file of UTF-8."""
+    """Read a UTF-8 file as bytes."""
     content = read_bytes(path, SettingsError, limit=MAX_DATA_BYTES, where="data.file: ")
     try:
         content.decode("utf-8")
@@ -133,29 +136,29 @@ def _content(path: Path) -> bytes:
 
 
 def _parsed(line: str) -> Any:
-    """A line of JSON with each key once."""
+    """Parse a line of JSON; refuses duplicate keys and unpaired surrogates."""
     row = json.loads(line, object_pairs_hook=_with_each_key_once)
     if "\\u" in line:
         try:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair, which no tokenizer reads") from None
+            raise ValueError("an unpaired surrogate, which no tokenizer reads") from None
     return row
 
 
 def _with_each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    row = dict(pairs)
+    if len(row) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice} is there twice")
-    return made
+        raise ValueError(f"the key {twice} occurs twice")
+    return row
 
 
 def _problems(
     row: Any, columns: Sequence[str], first: Sequence[Mapping[str, Any]], line: int
 ) -> Iterator[str]:
-    """What is wrong with a row; `first` holds the first row, if this is not the one."""
+    """Problems of a row; `first` has the first row, unless this is the first one."""
     if not isinstance(row, dict):
         yield f"is a {type(row).__name__}, expected a JSON object"
         return
@@ -182,8 +185,8 @@ def _problems(
 
 
 def _same_type(value: Any, other: Any) -> bool:
-    """Whether two JSON values fit in one column; null fits in any."""
-    types = {float if type(of) is int else type(of) for of in (value, other)} - {type(None)}
+    """Whether two JSON values fit into one column; null fits into any."""
+    types = {float if type(v) is int else type(v) for v in (value, other)} - {type(None)}
     return len(types) < 2
 
 
@@ -204,7 +207,7 @@ def _kind(value: Any) -> str | None:
 
 
 def prompt_ids(tokenizer: Any, prompt: Any) -> list[int]:
-    """Token ids of a prompt: a text, or messages that a model is to answer."""
+    """Token ids of a prompt: a text, or messages."""
     if isinstance(prompt, str):
         ids: list[int] = tokenizer(prompt)["input_ids"]
     else:
@@ -219,19 +222,19 @@ def check_lengths(rows: Rows, base: BaseModel, room: int, max_length: int | None
     """Check that no prompt is empty, and that each leaves room for its completion.
 
     Args:
-        rows: Have prompts.
-        base: Its config says what its context is.
+        rows: Rows with prompts.
+        base: The model; its config has the context length.
         room: Tokens that a completion may take.
-        max_length: Where the trainer cuts prompt and completion off; None for nowhere.
+        max_length: Length at which the trainer truncates prompt and completion; None for no limit.
 
     Raises:
-        SettingsError: Some do not; the first few are named.
+        SettingsError: Some prompts are empty or too long; lists the first few.
     """
     from transformers import AutoConfig, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(base.folder)
     lengths = [len(prompt_ids(tokenizer, row["prompt"])) for row in rows.rows]
-    _raise_for(rows, [place for place, of in enumerate(lengths) if not of], "no token")
+    _raise_for(rows, [index for index, length in enumerate(lengths) if not length], "no token")
     config = AutoConfig.from_pretrained(base.folder).get_text_config()
     limits = {
         f"the context of {base.record.id}": getattr(config, "max_position_embeddings", None),
@@ -241,13 +244,13 @@ def check_lengths(rows: Rows, base: BaseModel, room: int, max_length: int | None
         if limit is not None:
             _raise_for(
                 rows,
-                [place for place, of in enumerate(lengths) if of + room > limit],
+                [index for index, length in enumerate(lengths) if length + room > limit],
                 f"too many tokens: the longest has {max(lengths)}, and {name} is {limit}, with "
                 f"{room} for the completion. Shorten or leave out what is too long",
             )
 
 
-def _raise_for(rows: Rows, places: Sequence[int], problem: str) -> None:
-    if places:
-        told = first_few([str(place + 1) for place in places])
-        raise SettingsError(f"data: {rows.source}: the prompts of rows {told} have {problem}")
+def _raise_for(rows: Rows, indices: Sequence[int], problem: str) -> None:
+    if indices:
+        numbers = first_few([str(index + 1) for index in indices])
+        raise SettingsError(f"data: {rows.source}: the prompts of rows {numbers} have {problem}")

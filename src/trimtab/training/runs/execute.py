@@ -3,13 +3,13 @@
 ::
 
     out/resolved.json    every setting, written before anything else
-    out/samples.jsonl    the model's own samples, where it is trained on them
-    out/mask.safetensors the mask that was found, with mask = "auto"
-    out/updates.trimtab  what every step changed, with track = 1
-    out/checkpoints/     the Trainer's; removed at the end unless the run file asks for some
+    out/samples.jsonl    samples of the model, if it is trained on them
+    out/mask.safetensors the mask that the run found, with mask = "auto"
+    out/updates.trimtab  the changes of every step, with track = 1
+    out/checkpoints/     of the Trainer; removed at the end unless the run file requests some
     out/model/           the trained checkpoint: the files of the base with other weights
-    out/result.json      what came of it; written last, so it marks a finished run
-    out/.lock            there while a process trains it
+    out/result.json      the results; written last, so it marks a finished run
+    out/.lock            locked while a process trains the run
 """
 
 from __future__ import annotations
@@ -56,39 +56,39 @@ MODEL = "model"
 LOCK = ".lock"
 
 MOMENTS = ("exp_avg", "exp_avg_sq", "momentum_buffer")
-"""Running means of AdamW and SGD, in the state of torch's optimizers and of trimtab's."""
+"""State entries of AdamW and SGD that are moments, in torch and in trimtab."""
 
 
 def execute(
     run: Run, bars: Progress, *, stop: Stop = lambda: False, waits: bool = False
 ) -> dict[str, Any]:
-    """Train until the end, or until asked to stop.
+    """Train until the end, or until `stop` returns True.
 
-    A run that was stopped goes on with the same call, and ends in the same weights as one that was
-    not (on one machine, where its arithmetic is deterministic): weights, optimizer state, order of
-    the data and random state are those of its last checkpoint.
+    The same call resumes an interrupted run from its last checkpoint, which has weights, optimizer
+    state, data order and random state. On one machine, with deterministic arithmetic, it ends in
+    the same weights as an uninterrupted run.
 
     Args:
         run: From `prepare`.
         bars: A running progress display.
-        stop: Asked after every step whether to stop; a checkpoint is written first.
-        waits: Where another process trains this run, wait for it to end, and go on from there.
+        stop: Called after every step; on True, a checkpoint is written and training ends.
+        waits: If another process trains this run, wait for it to end and resume from there.
 
     Returns:
         The content of `result.json`.
 
     Raises:
-        OutputExistsError: The folder holds another run, or a finished one, or something else; or
-            another process trains this one.
-        CheckpointError: The folder holds a damaged run.
-        WriteError: There is no room for what it writes.
-        Interrupted: It was asked to stop.
+        OutputExistsError: The folder has another run, a finished run, or something else; or another
+            process trains this run.
+        CheckpointError: The folder has a damaged run.
+        WriteError: The disk is full.
+        Interrupted: `stop` returned True.
     """
     check_output(run)
     with explain_no_room(run.output):
         run.output.mkdir(parents=True, exist_ok=True)
-    with lock(run.output / LOCK, wait=lambda: waits and not stop()) as mine:
-        if not mine:
+    with lock(run.output / LOCK, wait=lambda: waits and not stop()) as is_locked:
+        if not is_locked:
             if waits:
                 raise Interrupted("another process trains the run")
             raise OutputExistsError(
@@ -97,16 +97,16 @@ def execute(
         if waits and (run.output / RESULT).exists():
             finished: dict[str, Any] = read_json(run.output / RESULT)
             return finished
-        check_output(run)  # it may be another one by now
+        check_output(run)  # it may have changed while we waited
         try:
-            with explain_no_room(run.output, "make room, and the same command goes on"):
+            with explain_no_room(run.output, "make room, and the same command resumes"):
                 return _execute(run, bars, stop)
         except KeyboardInterrupt:
-            raise Interrupted(f"the same command goes on {goes_on(run.output)}") from None
+            raise Interrupted(f"the same command resumes {resume_point(run.output)}") from None
 
 
-def goes_on(output: Path) -> str:
-    """From where a run goes on, in words."""
+def resume_point(output: Path) -> str:
+    """Where a run resumes, in words."""
     if steps := complete_checkpoints(output / CHECKPOINTS):
         return f"from step {max(steps)}"
     if steps := complete_checkpoints(output / EXPLORED):
@@ -119,7 +119,7 @@ def goes_on(output: Path) -> str:
 
 
 def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
-    """Train, in a folder that is this process's own."""
+    """Train, in a folder that this process has locked."""
     write_json(run.output / RESOLVED, run.describe())
     runtime.start(offline=False)
     from trimtab.training.bf16_products import bf16_products
@@ -146,9 +146,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             if checkpoint is not None:
                 check_complete(checkpoint)
                 load_converted(checkpoint, trainer.model)
-            with explain_no_room(
-                run.output / CHECKPOINTS, "make room, and the same command goes on"
-            ):
+            with explain_no_room(run.output / CHECKPOINTS, "make room, and the same command resumes"):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 load_converted(Path(trainer.state.best_model_checkpoint), trainer.model)
@@ -156,9 +154,9 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
                 raise KeyboardInterrupt
     trained = perf_counter()
     peak_memory = peak.read()
-    # Both are read from tensors that saving rounds to the dtypes of the base.
+    # Read both before saving, which rounds tensors to the dtypes of the base.
     precision, optimizer = _precision(run, trainer), _optimizer(run, training, trainer)
-    shutil.rmtree(run.output / MODEL, ignore_errors=True)  # left by a call that ended just here
+    shutil.rmtree(run.output / MODEL, ignore_errors=True)  # left by an interrupted call
     with new_folder(run.output / MODEL) as draft:
         if training is not None:
             write_beside_weights(draft, training.mask, training.describe())
@@ -194,37 +192,37 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
 
 
 def _track(run: Run, trainer: Any) -> None:
-    """Follow the steps, if the run file says so."""
+    """Attach an `UpdateTracker`, if the run file has `track`."""
     if run.file.track is None:
         return
     from trimtab.training.tracker.callback import UpdateTracker
 
     dtype = "float32" if run.file.save_dtype == "fp32" else None
-    # What an earlier call left behind is gone on with, or else worth nothing: `force`.
+    # `force`: the tracker continues a usable file of an earlier call, and replaces any other.
     tracker = UpdateTracker(
         run.output / UPDATES,
         every=run.file.track,
         stored_dtype=dtype,
         force=True,
-        keep_base=True,  # until there is a result, the run may have to go on
+        keep_base=True,  # needed to resume, until there is a result
     )
     tracker.attach(trainer)
 
 
 def state_of(run: Run) -> Literal["new", "begun", "finished"]:
-    """What the folder of a run holds of it.
+    """The state of a run, from the content of its folder.
 
     Raises:
-        OutputExistsError: It holds another run, or something else.
-        CheckpointError: It holds a damaged run.
+        OutputExistsError: The folder has another run, or something else.
+        CheckpointError: The folder has a damaged run.
     """
     output = run.output
     is_finished = (output / RESULT).exists()
     if not output.exists() or (output.is_dir() and not any(map(_counts, output.iterdir()))):
         return "new"
     try:
-        found = read_json(output / RESOLVED)["settings"]
-        if not isinstance(found, dict):
+        settings = read_json(output / RESOLVED)["settings"]
+        if not isinstance(settings, dict):
             raise TypeError("it has no settings")
     except (OSError, ValueError, LookupError, TypeError) as error:
         if isinstance(error, FileNotFoundError | NotADirectoryError) and not is_finished:
@@ -232,14 +230,14 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
                 f"output: {output} exists and holds no run: choose another folder"
             ) from None
         raise CheckpointError(
-            f"{output / RESOLVED} cannot be read ({error!r}): delete {output} to train anew"
+            f"{output / RESOLVED} cannot be read ({error!r}): delete {output} to train again"
         ) from None
-    begun = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
-    kept = (FOUND, SAMPLES, UNFINISHED)
-    if not (is_finished or any(begun) or any((output / file).exists() for file in kept)):
-        return "new"  # it was stopped before there was anything to keep
+    checkpoints = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
+    files = (FOUND, SAMPLES, UNFINISHED)
+    if not (is_finished or any(checkpoints) or any((output / file).exists() for file in files)):
+        return "new"  # interrupted before anything was saved
     ensure_same_settings(
-        found,
+        settings,
         run.settings(),
         holds=f"output: {output} holds {'a finished' if is_finished else 'an unfinished'} run",
         cure="use the same settings, or choose another folder",
@@ -248,11 +246,11 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
 
 
 def check_output(run: Run) -> None:
-    """Check that a run can be trained in its folder: that it is new there, or begun.
+    """Check that a run can be started or resumed in its folder.
 
     Raises:
-        OutputExistsError: It holds another run, or a finished one, or something else.
-        CheckpointError: It holds a damaged run.
+        OutputExistsError: The folder has another run, a finished run, or something else.
+        CheckpointError: The folder has a damaged run.
     """
     if state_of(run) == "finished":
         raise OutputExistsError(
@@ -261,13 +259,13 @@ def check_output(run: Run) -> None:
 
 
 def _counts(path: Path) -> bool:
-    """Whether there is more in a folder than what a run leaves that was killed as it began."""
+    """Whether a file is more than a leftover of a run that was killed at its start."""
     is_empty = path.name == CHECKPOINTS and path.is_dir() and not any(path.iterdir())
     return not (path.name == LOCK or is_draft(path) or is_empty)
 
 
 def _optimizer(run: Run, training: MaskedTraining | None, trainer: Any = None) -> dict[str, Any]:
-    """What the optimizer trains; and, of a trainer that has trained, what it keeps for that."""
+    """Record of the optimizer; with the size of its state, if `trainer` has trained."""
     if training is not None:
         optimizer: dict[str, Any] = training.describe()["optimizer"]
         return optimizer
@@ -289,7 +287,7 @@ def _moments(trainer: Any) -> list[Any]:
 
 
 def _precision(run: Run, trainer: Any) -> dict[str, str]:
-    """The dtypes that a run really had, read from the trainer before it is saved."""
+    """The actual dtypes of a run, read from the trainer before saving."""
     weights = _dtypes(trainer.model.parameters())
     return {
         "base": ", ".join(sorted(run.base.record.dtypes)),
@@ -305,7 +303,7 @@ def _dtypes(tensors: Any) -> str:
 
 
 def overview(run: Run) -> str:
-    """What the run is, a line for each thing that one wants to know."""
+    """Describe a run for the terminal, one paragraph per topic."""
     rows = {
         "run": f"{run.algorithm.name} of {run.base.record.id}, seed {run.file.seed}",
         "trains": _trained(run),
@@ -313,14 +311,14 @@ def overview(run: Run) -> str:
         "steps": _steps(run),
         "output": f"{run.output} ({_state(run)})",
         "writes": ", ".join(_written(run)),
-        "stopped": "on Ctrl-C the step under way is finished and saved, and the same command goes "
-        f"on; checkpoints {_saving(run.args)}",
+        "stopped": "on Ctrl-C the current step is finished and saved, and the same command "
+        f"resumes; checkpoints {_saving(run.args)}",
     }
     return "\n".join(
         textwrap.fill(
-            told, 100, initial_indent=f"{name:8}", subsequent_indent=" " * 8, break_on_hyphens=False
+            text, 100, initial_indent=f"{name:8}", subsequent_indent=" " * 8, break_on_hyphens=False
         )
-        for name, told in rows.items()
+        for name, text in rows.items()
     )
 
 
@@ -341,13 +339,13 @@ def _trained(run: Run) -> str:
 
 def _data(run: Run) -> str:
     data = run.data.describe()
-    told = f"{plural(data['num_rows'], 'row')} of {data['source']} ({', '.join(data['columns'])})"
+    text = f"{plural(data['num_rows'], 'row')} of {data['source']} ({', '.join(data['columns'])})"
     if run.file.samples is not None:
-        told += f", and {plural(run.file.samples.num, 'sample')} of the model to each, drawn first"
+        text += f", and {plural(run.file.samples.num, 'sample')} of the model to each, drawn first"
     if run.reward is not None:
-        what = ", ".join(f"{key} {value}" for key, value in run.reward.record.items())
-        told += f"; judged by {what}"
-    return told
+        judges = ", ".join(f"{key} {value}" for key, value in run.reward.record.items())
+        text += f"; judged by {judges}"
+    return text
 
 
 def _steps(run: Run) -> str:
@@ -359,8 +357,7 @@ def _steps(run: Run) -> str:
     if args.max_steps > 0:
         return f"{args.max_steps:,}, {each}; learning rate {args.learning_rate:g}"
     return (
-        f"as many as {args.num_train_epochs:g} epochs take, {each}; learning rate "
-        f"{args.learning_rate:g}"
+        f"those of {args.num_train_epochs:g} epochs, {each}; learning rate {args.learning_rate:g}"
     )
 
 
@@ -371,19 +368,19 @@ def _state(run: Run) -> str:
         check_output(run)
     except TrimtabError as error:
         return f"training would be refused: {error}"
-    return f"the same command goes on {goes_on(run.output)}"
+    return f"the same command resumes {resume_point(run.output)}"
 
 
 def _written(run: Run) -> Iterator[str]:
     yield f"{MODEL}/ (the trained checkpoint)"
-    yield f"{RESULT} (what came of it)"
+    yield f"{RESULT} (the results)"
     yield f"{RESOLVED} (every setting)"
     if run.file.mask == "auto":
         yield f"{FOUND} (the mask that it finds)"
     if run.file.samples is not None:
         yield f"{SAMPLES} (the samples)"
     if run.file.track is not None:
-        yield "updates.trimtab (what steps changed)"
+        yield f"{UPDATES} (the changes of each step)"
     if run.keeps_checkpoints:
         yield f"{CHECKPOINTS}/ (kept)"
 

@@ -1,14 +1,11 @@
 """`mask = "auto"`: find the mask of a run in its own first steps, or in a probe before them.
 
-With `probe = "adamw"` everything is trained, with masters and running means as masked training
-keeps them, until the set of elements that differ from the base settles. Then the last checkpoint of
-that phase is rewritten as one of masked training: the chosen elements keep weights, masters and
-running means, all others the base. The run goes on from it, and its learning rate, data and random
-state know of no break. Nothing is ever held twice: the wide state is read from the checkpoint, one
-tensor at a time, when the trainer that made it is gone.
-
-With `probe = "gradients"` nothing is trained: absolute gradients are summed for some steps, one
-fp32 number for each element, and the largest are taken. The run then starts from the base.
+With `probe = "adamw"` everything is trained by a sparse optimizer until the set of elements that
+differ from the base settles. Then the last checkpoint is rewritten as one of masked training: the
+selected elements keep weights, masters and moments, all others return to the base, and the run
+resumes from it. The state of everything is read from the checkpoint one tensor at a time, after its
+trainer has been freed. With `probe = "gradients"` nothing is trained: absolute gradients are summed
+for some steps, the largest are selected, and the run starts from the base.
 """
 
 from __future__ import annotations
@@ -38,26 +35,26 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 EXPLORED = "explored"
-"""Folder of the first phase, in the folder of the run; gone when it is over."""
+"""Folder of the probe in the folder of the run; removed when the probe is over."""
 
 FOUND = "mask.safetensors"
-"""The mask that was found, in the folder of the run."""
+"""File of the mask, in the folder of the run."""
 
 MOST = 0.5
-"""Density of a mask from which on it is told that it takes most of the model."""
+"""Density of a mask above which the user is notified that it selects most of the model."""
 
-WRITTEN_ANEW = {"optimizer.pt", "scheduler.pt", MASK_FILE, RECORD_FILE}
+REWRITTEN = {"optimizer.pt", "scheduler.pt", MASK_FILE, RECORD_FILE}
 
 
 def find_mask(run: Run, bars: Progress, stop: Stop) -> Mask:
     """Find the mask of a run, or read the one that an earlier call found.
 
     Returns:
-        The mask, whose provenance says how it was found and what memory that took.
+        The mask, whose provenance records how it was found and the peak memory.
 
     Raises:
         SettingsError: Nothing moved, or the run is too short.
-        KeyboardInterrupt: It was asked to stop.
+        KeyboardInterrupt: `stop` returned True.
     """
     path = run.output / FOUND
     if not path.exists():
@@ -65,19 +62,19 @@ def find_mask(run: Run, bars: Progress, stop: Stop) -> Mask:
         if missing:
             raise SettingsError(
                 f"auto: the checkpoint does not store {first_few(missing)} under this name, so "
-                'what moves in it cannot be told: use mask = "random:…" or a file'
+                'changes of it cannot be measured: use mask = "random:…" or a file'
             )
         probe = {"adamw": _explore, "gradients": _sum_gradients}[run.file.auto.probe]
         mask = probe(run, bars, stop)
-        give_back_unused()  # the trainer of this phase, which it and its callbacks hold in a ring
+        give_back_unused()  # the trainer of the probe is part of a reference cycle
         if not mask.num_selected():
             raise SettingsError(
-                f"auto: nothing moved in {run.file.auto.steps} steps: take more of them, or a "
-                "higher learning rate"
+                f"auto: nothing moved in {run.file.auto.steps} steps: use more steps, or a higher "
+                "learning rate"
             )
         if run.file.auto.probe == "adamw":
-            _go_over(run, mask)
-            give_back_unused()  # the state of everything
+            _rewrite_checkpoint(run, mask)
+            give_back_unused()  # the optimizer state of all elements
         mask.save(path)
     shutil.rmtree(run.output / EXPLORED, ignore_errors=True)
     mask = Mask.load(path)
@@ -87,7 +84,7 @@ def find_mask(run: Run, bars: Progress, stop: Stop) -> Mask:
 
 
 def notes_of(mask: Mask, file: Settings) -> list[str]:
-    """What a person should know of a mask that a run found, before its figures are believed."""
+    """Warnings about a mask that a run found."""
     auto = file.auto
     if file.mask != "auto" or auto.probe != "adamw":
         return []
@@ -95,46 +92,47 @@ def notes_of(mask: Mask, file: Settings) -> list[str]:
     share, after = step["looks"][-1]["share_new"], step["after_steps"]
     if share is None:
         notes.append(
-            f"auto: it was looked once, after {after} steps, so whether what moves had settled is "
-            "not known: set auto.every below auto.steps"
+            f"auto: there was one look, after {after} steps, so it is not known whether the set of "
+            "moved elements has settled: set auto.every below auto.steps"
         )
     elif share and share >= auto.settle:
         notes.append(
-            f"auto: what moves had not settled after {after} steps: {percent(share, 1)} of it had "
-            f"not moved at the look before (auto.settle: {percent(auto.settle, 1)}). What moves "
-            "first from now on stays at the base: raise auto.steps"
+            f"auto: the set of moved elements had not settled after {after} steps: "
+            f"{percent(share, 1)} of it is new since the previous look (auto.settle: "
+            f"{percent(auto.settle, 1)}). Elements that would move later stay at the base: raise "
+            "auto.steps"
         )
     if mask.density > MOST:
         notes.append(
-            f"auto: the mask takes {percent(mask.num_selected(), mask.num_elements())} of the "
-            "weights, so it is nearly the whole model that is trained: lower the learning rate or "
-            'auto.steps, or set probe = "gradients" and a density'
+            f"auto: the mask selects {percent(mask.num_selected(), mask.num_elements())} of the "
+            "weights, which is most of the model: lower the learning rate or auto.steps, or set "
+            'probe = "gradients" and a density'
         )
     return notes
 
 
 def _explore(run: Run, bars: Progress, stop: Stop) -> Mask:
-    """Train everything until the set of moved elements settles; the mask is that set."""
+    """Train everything until the set of moved elements settles; return it as the mask."""
     from trimtab.training.auto_mask import nearly_all
 
-    auto, work = run.file.auto, run.output / EXPLORED
+    auto, output = run.file.auto, run.output / EXPLORED
     looks = _Looks(run)
-    if not looks.is_over(last_checkpoint(work)):
+    if not looks.is_over(last_checkpoint(output)):
         name = f"{run.algorithm.name}: find the mask"
         with open_checkpoint(run.base.folder) as stored, stage(bars, name, auto.steps) as line:
             callbacks = [follow(run, line, stop, auto.steps), looks.callback(stored.tensors, bars)]
-            trainer, _ = build_trainer(run, nearly_all(run.base.shapes), work, callbacks)
+            trainer, _ = build_trainer(run, nearly_all(run.base.shapes), output, callbacks)
             peak = PeakMemory(trainer.args.device)
-            checkpoint = last_checkpoint(work)
+            checkpoint = last_checkpoint(output)
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             looks.peak_memory = peak.read()
-            if not looks.is_over(last_checkpoint(work)):
+            if not looks.is_over(last_checkpoint(output)):
                 raise KeyboardInterrupt
-    return looks.mask(_step_of(last_checkpoint(work)))
+    return looks.mask(_step_of(last_checkpoint(output)))
 
 
 class _Looks:
-    """What had moved at each look, kept on disk so that an interrupted phase knows it, too."""
+    """The moved elements at each look, stored on disk to survive an interruption."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -142,7 +140,7 @@ class _Looks:
         self.peak_memory: dict[str, Any] | None = None
 
     def callback(self, stored: Any, bars: Progress) -> Any:
-        """A Trainer callback that looks, says what it saw, and ends the phase."""
+        """A Trainer callback that records the moved elements, and ends the probe."""
         from transformers import TrainerCallback
 
         from trimtab.training.auto_mask import moved_elements
@@ -165,9 +163,8 @@ class _Looks:
                     return
                 tensors = looks._run.base.tensors
                 parameters = dict(model.named_parameters())
-                here = looks._run.base.layout_of(model).tensors(parameters)
-                now = moved_elements(here, stored, tensors, {})
-                now.save(looks._path(done), force=True)
+                named = looks._run.base.layout_of(model).tensors(parameters)
+                moved_elements(named, stored, tensors, {}).save(looks._path(done), force=True)
                 note(bars, looks.sentence(done))
                 if looks._settled_at(done):
                     control.should_save = control.should_training_stop = True
@@ -175,21 +172,22 @@ class _Looks:
         return Look()
 
     def sentence(self, done: int) -> str:
-        """What there was to see at a step."""
+        """Describe the look after a step."""
         look = self._look(done)
         moved = percent(look["num_moved"], sum(map(prod, self._run.base.shapes.values())))
         new = ""
         if look["share_new"] is not None:
             limit = percent(self._auto.settle, 1)
-            new = f", {percent(look['share_new'], 1)} of it since the look before (limit: {limit})"
+            share = percent(look["share_new"], 1)
+            new = f", {share} of them since the previous look (limit: {limit})"
         return f"auto: after {done} steps {moved} of the weights had moved{new}"
 
     def is_over(self, checkpoint: Path | None) -> bool:
-        """Whether the phase ended at a checkpoint."""
+        """Whether the probe ended at a checkpoint."""
         return checkpoint is not None and self._settled_at(_step_of(checkpoint))
 
     def mask(self, last: int) -> Mask:
-        """What had moved at the last look, with all looks in its provenance."""
+        """The mask of the last look, with all looks in its provenance."""
         mask = Mask.load(self._path(last))
         step = {
             "step": "moved",
@@ -221,7 +219,7 @@ class _Looks:
         }
 
     def _steps(self, last: int) -> list[int]:
-        """The steps of all looks up to one."""
+        """Steps of all looks up to `last`."""
         auto = self._auto
         steps = [*range(auto.every, auto.steps, auto.every), auto.steps]
         return [step for step in steps if step <= last]
@@ -230,17 +228,17 @@ class _Looks:
         return self._run.output / EXPLORED / f"moved-{done}.safetensors"
 
 
-def _go_over(run: Run, mask: Mask) -> None:
-    """Rewrite the last checkpoint of the first phase as one of masked training."""
+def _rewrite_checkpoint(run: Run, mask: Mask) -> None:
+    """Rewrite the last checkpoint of the probe as one of masked training."""
     import torch
 
     from trimtab.training.auto_mask import nearly_all, put_back, select_state
     from trimtab.training.layout import Layout
 
     old = last_checkpoint(run.output / EXPLORED)
-    assert old is not None, "the phase ends with a checkpoint"
+    assert old is not None, "the probe ends with a checkpoint"
     new = run.output / CHECKPOINTS / old.name
-    shutil.rmtree(new, ignore_errors=True)  # left by a call that ended before it kept the mask
+    shutil.rmtree(new, ignore_errors=True)  # left by a call that ended before it saved the mask
     with new_folder(new) as draft:
         model = load_model_of(old, run.dtype)
         layout = run.base.layout_of(model)
@@ -248,7 +246,7 @@ def _go_over(run: Run, mask: Mask) -> None:
             put_back(dict(model.named_parameters()), layout, stored.tensors, mask)
         model.save_pretrained(draft)
         for file in old.iterdir():
-            if file.name not in WRITTEN_ANEW and not (draft / file.name).exists():
+            if file.name not in REWRITTEN and not (draft / file.name).exists():
                 shutil.copy2(file, draft / file.name)
         saved = torch.load(old / "optimizer.pt", mmap=True, weights_only=True)
         wide = layout.in_memory(nearly_all(run.base.shapes))
@@ -258,12 +256,12 @@ def _go_over(run: Run, mask: Mask) -> None:
         schedule = torch.load(old / "scheduler.pt", weights_only=True)
         torch.save(_for_groups(schedule, len(narrow["param_groups"])), draft / "scheduler.pt")
         record = read_json(old / RECORD_FILE)
-        kept = ("settings", "base", "trainer", "step", "versions")
-        write_beside_weights(draft, mask, {key: record[key] for key in kept})
+        keys = ("settings", "base", "trainer", "step", "versions")
+        write_beside_weights(draft, mask, {key: record[key] for key in keys})
 
 
 def _for_groups(schedule: dict[str, Any], num_groups: int) -> dict[str, Any]:
-    """The state of a learning-rate schedule for fewer groups of parameters, alike in their rate."""
+    """The state of a learning-rate schedule for fewer parameter groups with the same rate."""
     return {
         key: value[:num_groups] if isinstance(value, list) else value
         for key, value in schedule.items()
@@ -271,7 +269,7 @@ def _for_groups(schedule: dict[str, Any], num_groups: int) -> dict[str, Any]:
 
 
 def _sum_gradients(run: Run, bars: Progress, stop: Stop) -> Mask:
-    """Sum absolute gradients at the base; the mask is where they are largest."""
+    """Sum absolute gradients at the base; return the mask of the largest."""
     import torch
     from transformers.trainer_utils import SaveStrategy
 
@@ -285,7 +283,7 @@ def _sum_gradients(run: Run, bars: Progress, stop: Stop) -> Mask:
         trainer.args.max_grad_norm = 0.0
         trainer.args.save_strategy = SaveStrategy.NO
         sums = GradientSums(trainer.model.named_parameters())
-        # It never finds a gradient, and so never takes a step.
+        # Gradients are freed by the hooks, so this never changes a parameter.
         trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=0.0)
         peak = PeakMemory(trainer.args.device)
         trainer.train()
@@ -300,8 +298,8 @@ def _sum_gradients(run: Run, bars: Progress, stop: Stop) -> Mask:
             "density": auto.density,
             "peak_memory": peak.read(),
         }
-        found = sums.largest(auto.density, provenance_of([step]))
-        return run.base.layout_of(trainer.model).in_files(found).with_base(run.base.tensors)
+        mask = sums.largest(auto.density, provenance_of([step]))
+        return run.base.layout_of(trainer.model).in_files(mask).with_base(run.base.tensors)
 
 
 def _step_of(checkpoint: Path | None) -> int:

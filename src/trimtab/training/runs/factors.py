@@ -1,11 +1,9 @@
 """`[factors]`: the causes of sparse updates that papers name, one switch each.
 
-A factor says in one word what takes another key in every algorithm, or several keys that belong
-together. It is nothing but a name for those keys: `with_factors` writes them into the content of a
-run file before anything reads it, and refuses a factor beside a key that it stands for. So a run
-with a factor is the run with its keys, and no factor can touch more than its own.
-
-A dotted key names an entry of a table: `trainer.beta` is the key `beta` of the table `trainer`.
+A factor is one name for a key that differs between algorithms, or for several keys that belong
+together. `with_factors` replaces factors by these keys before the run file is read, and refuses a
+factor together with one of its keys. A dotted key names an entry of a table: `trainer.beta` is the
+key `beta` of the table `trainer`.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from trimtab.results.tables import check_table
 from trimtab.training.runs.algorithms import ALGORITHMS
 
 ONLINE = ("ppo", "grpo", "rloo", "prime")
-"""Algorithms that sample while they train."""
+"""Algorithms that sample during training."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +26,20 @@ class FactorsTable:
 
     Attributes:
         kl: Coefficient of the KL term; false for none.
-        clip: Norm that gradients are clipped by; false for no clipping.
-        lag: Batches that are sampled at once, so that the last is trained on by a model that has
-            taken `lag - 1` steps since; 1 is on-policy.
-        reuse: Times that each batch of samples is trained on.
+        clip: Norm at which gradients are clipped; false for no clipping.
+        lag: Batches that are sampled at once; the last one is trained on after `lag - 1` steps.
+            1 is on-policy.
+        reuse: Number of times that each batch of samples is trained on.
         steps: Optimizer steps.
-        learning_rate: Its peak.
-        schedule: Of the learning rate, as transformers names it.
+        learning_rate: Peak learning rate.
+        schedule: Learning rate schedule, as transformers names it.
         optimizer: `adamw` or `sgd`.
-        betas: Of AdamW: two numbers.
-        eps: Of AdamW.
-        momentum: Of SGD.
-        weight_decay: Of the parameters that have any.
-        precision: Of weights, masters, optimizer state and the saved weights.
-        batch_size: Rows or samples for each optimizer step.
+        betas: The two betas of AdamW.
+        eps: Epsilon of AdamW.
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of the parameters that have any.
+        precision: Precision of weights, masters, optimizer state and saved weights.
+        batch_size: Rows or samples per optimizer step.
         dropout: Probability of every dropout of the model.
     """
 
@@ -63,23 +61,23 @@ class FactorsTable:
 
 
 Given = Callable[[str, Any], Any]
-"""The value of a dotted key of the run file, or what is to be taken for it if it is not there."""
+"""Returns the value of a dotted key of the run file, or the given default."""
 
 
 class _CannotBe(Exception):
-    """Why a factor cannot have a value."""
+    """A factor cannot have this value."""
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What a factor stands for.
+    """The definition of a factor.
 
     Attributes:
         keys: Algorithm -> dotted keys of the run file.
-        source: Who names it as a cause, or tests it as one.
-        values: What the keys are set to; by default, the one key to the value of the factor.
-            Takes the value, the algorithm and the rest of the run file.
-        instead: Further keys that say the same in another way, and may not stand beside it.
+        source: Paper that names or tests it as a cause.
+        values: Returns the values of the keys, given the value of the factor, the algorithm and the
+            rest of the run file; by default, the value of the factor for its one key.
+        instead: Alternative keys with the same meaning, which must not be set together with it.
     """
 
     keys: Mapping[str, tuple[str, ...]]
@@ -88,7 +86,7 @@ class Factor:
     instead: tuple[str, ...] = ()
 
     def settings(self, value: Any, algorithm: str, given: Given) -> Mapping[str, Any]:
-        """Dotted keys of the run file -> their values."""
+        """Return the dotted keys of the run file, with their values."""
         if self.values is not None:
             return self.values(value, algorithm, given)
         if isinstance(value, int):
@@ -109,7 +107,7 @@ def _kl(value: Any, algorithm: str, given: Given) -> Mapping[str, Any]:
         raise _CannotBe(f"is {value}, expected false or a number above 0")
     if not coefficient and algorithm not in ONLINE:
         raise _CannotBe(
-            f"cannot be switched off: the loss of {algorithm} is made of it, and its coefficient "
+            f"cannot be switched off: it is part of the loss of {algorithm}, and its coefficient "
             "is trainer.beta"
         )
     (key,) = FACTORS["kl"].keys[algorithm]
@@ -160,15 +158,15 @@ def _momentum(value: float, algorithm: str, given: Given) -> Mapping[str, Any]:
 
 
 def _only_of(optimizer: str, given: Given) -> None:
-    found = given("factors.optimizer", given("optimizer.name", "adamw"))
-    if found != optimizer:
-        raise _CannotBe(f"is one of {optimizer}, and the optimizer is {found}")
+    actual = given("factors.optimizer", given("optimizer.name", "adamw"))
+    if actual != optimizer:
+        raise _CannotBe(f"is one of {optimizer}, and the optimizer is {actual}")
 
 
 def _precision(value: str, algorithm: str, given: Given) -> Mapping[str, Any]:
     mask = given("mask", None)
     if value.startswith("fp32"):
-        # Arithmetic is bf16 in all four, so that they differ in nothing but what is kept.
+        # Arithmetic is bf16 in all four, so that they differ only in what is stored.
         arithmetic = {} if given("trainer.bf16", None) is not None else {"trainer.bf16": True}
         return {
             "dtype": "fp32",
@@ -178,14 +176,14 @@ def _precision(value: str, algorithm: str, given: Given) -> Mapping[str, Any]:
     if mask == "none":
         if value == "lo16":
             raise _CannotBe(
-                'is "lo16", which torch\'s optimizers do not have: in place of '
-                'mask = "none" take mask = "all", which trains everything with trimtab\'s'
+                'is "lo16", which torch\'s optimizers do not have: instead of mask = "none", use '
+                'mask = "all", which trains everything with a sparse optimizer'
             )
         return {"dtype": "bf16"}
     state = {"master": "lo16", "state_dtype": "fp32"}
     if value == "bf16":
         state = {"master": "none", "state_dtype": "bf16"}
-    return {"dtype": "bf16", **{f"optimizer.{key}": of for key, of in state.items()}}
+    return {"dtype": "bf16", **{f"optimizer.{key}": v for key, v in state.items()}}
 
 
 def _batch_size(value: int, algorithm: str, given: Given) -> Mapping[str, Any]:
@@ -261,35 +259,35 @@ FACTORS: Mapping[str, Factor] = {
         _dropout,
     ),
 }
-"""Factor -> what it stands for. Every algorithm trains so, but for those it leaves out."""
+"""Factors by name; a factor applies to the algorithms in its `keys`."""
 
 KEYS_THEMSELVES: Mapping[str, tuple[str, str]] = {
     "seed": ("seed", "2505.11711, table 4 (overlap between seeds)"),
     "data": ("data.file", "2505.11711, sec. 6 (in or out of distribution)"),
     "start": ("model", "2505.11711, sec. 6 (SFT before RL)"),
 }
-"""Factors that are one key in every algorithm, under which they are given -> key, source."""
+"""Causes that are plain keys of a run file -> key, source."""
 
 
 def with_factors(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """The content of a run file with the keys that its `[factors]` stand for.
+    """Replace the `[factors]` of a run file by the keys that they stand for.
 
     Args:
-        content: As TOML has it; it is not changed.
-        problems: One sentence is added for each factor that cannot be meant.
+        content: The parsed TOML; not modified.
+        problems: A message is appended for each invalid factor.
     """
     factors = content.get("factors")
     if not isinstance(factors, dict) or content.get("algorithm") not in tuple(ALGORITHMS):
-        return dict(content)  # it is told elsewhere, if it is wrong
+        return dict(content)  # errors are reported elsewhere
     return with_keys(content, expand(content, problems))
 
 
 def expand(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Dotted keys of a run file that its `[factors]` stand for -> their values.
+    """Return the dotted keys that the `[factors]` of a run file stand for, with their values.
 
     Args:
-        content: Of a run file with a known algorithm and a table `factors`.
-        problems: One sentence is added for each factor that cannot be meant.
+        content: A run file with a known algorithm and a table `factors`.
+        problems: A message is appended for each invalid factor.
     """
     algorithm: str = content["algorithm"]
     factors = dict(content["factors"])
@@ -309,8 +307,8 @@ def expand(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
         keys = (*factor.keys[algorithm], *factor.instead)
         if stated := [key for key in keys if given(key, None) is not None]:
             problems.append(
-                f"factors.{name} stands for {', '.join(stated)}, which the file has, too: leave "
-                "one of them out"
+                f"factors.{name} sets {', '.join(stated)}, which the file also sets: remove one of "
+                "them"
             )
             continue
         try:
@@ -321,32 +319,32 @@ def expand(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
 
 
 def look_up(content: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """The value of a key of a run file, or the default if it is not there."""
+    """Return the value of a dotted key of a run file, or the default."""
     table, _, name = key.rpartition(".")
-    place = content.get(table) if table else content
-    return place.get(name, default) if isinstance(place, Mapping) else default
+    entries = content.get(table) if table else content
+    return entries.get(name, default) if isinstance(entries, Mapping) else default
 
 
 def with_keys(
     content: Mapping[str, Any], settings: Mapping[str, Any], without: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """A run file with other values of some keys.
+    """Return a run file with other values of some keys.
 
     Args:
-        content: As TOML has it; it is not changed. What should be a table and is none stays what
-            it is, to be told of when the run file is checked.
+        content: The parsed TOML; not modified. Values that should be tables but are not are left
+            unchanged, and reported when the run file is checked.
         settings: Dotted keys -> values.
-        without: Dotted keys to take away before.
+        without: Dotted keys to remove first.
     """
-    whole = {key: dict(of) if isinstance(of, dict) else of for key, of in content.items()}
+    whole = {k: dict(v) if isinstance(v, dict) else v for k, v in content.items()}
     for key in without:
         table, _, name = key.rpartition(".")
-        place = whole.get(table) if table else whole
-        if isinstance(place, dict):
-            place.pop(name, None)
+        entries = whole.get(table) if table else whole
+        if isinstance(entries, dict):
+            entries.pop(name, None)
     for key, value in settings.items():
         table, _, name = key.rpartition(".")
-        place = whole.setdefault(table, {}) if table else whole
-        if isinstance(place, dict):
-            place[name] = value
+        entries = whole.setdefault(table, {}) if table else whole
+        if isinstance(entries, dict):
+            entries[name] = value
     return whole

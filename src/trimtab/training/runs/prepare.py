@@ -1,9 +1,8 @@
-"""Everything that a run file names, opened and checked before anything is trained.
+"""Open and check everything that a run file names, and build its trainer.
 
-`prepare` leaves nothing to find out later that can be known now: the whole base is read and hashed,
-the mask is compared with it, every row of the data is looked at, the reward is loaded, and the
-configuration of TRL is made. All problems are reported at once. `build_trainer` puts model,
-tokenizer, data and mask together.
+`prepare` finds errors before training starts: it hashes the base, compares the mask with it, checks
+every row of the data, loads the reward, and creates the configuration of TRL. All problems are
+reported together.
 """
 
 from __future__ import annotations
@@ -41,37 +40,37 @@ from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
 
 
 def load_mask(path: Path, base: BaseModel) -> Mask:
-    """Load a mask that was made against this very base.
+    """Load a mask that was made against this base.
 
     Raises:
-        MaskError: It is no mask file.
-        MaskMismatchError: It is one for another model, or for other weights.
+        MaskError: The mask cannot be read.
+        MaskMismatchError: The mask was made for another model, or for other weights.
     """
     return base.fitted(Mask.load(path))
 
 
 def random_mask(base: BaseModel, density: float, seed: int) -> Mask:
-    """Select the same share of every parameter, at random places.
+    """Select the same fraction of every tensor at random.
 
     Args:
         base: The model.
-        density: Selected elements of each tensor, rounded to a whole number.
-        seed: Decides the places; the same as `trimtab mask random` would choose.
+        density: Fraction of each tensor, rounded to a whole number of elements.
+        seed: Random seed; the selection is that of `trimtab mask random`.
     """
     tensors = {
         name: random_tensor(shape, round(density * prod(shape)), seed=seed, name=name)
         for name, shape in base.shapes.items()
     }
-    known = {name: base.tensors[name] for name in tensors if name in base.tensors}
+    recorded = {name: base.tensors[name] for name in tensors if name in base.tensors}
     step = {"step": "random density", "density": density, "seed": seed, "base": base.record.id}
-    return Mask(tensors, known, provenance_of([step]))
+    return Mask(tensors, recorded, provenance_of([step]))
 
 
 FORMAT = "trimtab.run"
 FORMAT_VERSION = 1
 
 WITHOUT_EFFECT = {"output_dir", "hub_token", "run_name", "logging_dir"}
-"""Fields of TRL's configuration that do not belong to the settings of a run."""
+"""Fields of TRL's configuration that do not affect the result of a run."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +79,15 @@ class Run:
 
     Attributes:
         file: The run file.
-        output: Its folder.
+        output: Its output folder.
         algorithm: The algorithm.
         base: The model that it starts from.
-        dtype: Of the weights while they are trained.
-        data: What was read, or the prompts of samples.
-        rows: What is trained on: the data, or what is made of samples once they are drawn.
-        reward: The reward; None where nothing is rewarded.
+        dtype: Dtype of the weights during training.
+        data: The data that was read, or the prompts for samples.
+        rows: The training rows: the data, or rows made from samples once they are drawn.
+        reward: The reward; None if the run has none.
         args: TRL's configuration.
-        mask: What is trained; None for all, and for a mask that the run has yet to find.
+        mask: The mask; None for everything, or if the run has yet to find it.
     """
 
     file: Settings
@@ -104,12 +103,12 @@ class Run:
 
     @property
     def keeps_checkpoints(self) -> bool:
-        """Whether checkpoints were asked for, beyond those to go on from."""
+        """Whether checkpoints are kept after the run."""
         return any(key in self.file.trainer for key in SAVING)
 
     @property
     def trained(self) -> Mask | None:
-        """The mask, with the parameters that are trained whole beside it."""
+        """The mask, with the parameters that are trained in full."""
         from trimtab.training.layout import names_of_whole, with_whole
 
         if self.mask is None:
@@ -118,7 +117,7 @@ class Run:
         return with_whole(self.mask, shapes, names_of_whole(self.file.also, shapes))
 
     def settings(self) -> dict[str, Any]:
-        """All that decides the result, as plain data; a run goes on only with the same."""
+        """All settings that determine the result, as plain data; resuming needs the same."""
         trainer = {k: v for k, v in self.args.to_dict().items() if k not in WITHOUT_EFFECT}
         settings = {
             "algorithm": self.algorithm.name,
@@ -148,7 +147,7 @@ class Run:
         return None if self.mask is None else self.mask.digest
 
     def describe(self) -> dict[str, Any]:
-        """What is known of the run before it starts."""
+        """The record of the run before it starts."""
         return {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -166,15 +165,14 @@ class Run:
 
 
 def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
-    """Open and check all that a run file names.
+    """Open and check everything that a run file names.
 
     Args:
         file: The run file.
-        bases: Models that have been opened and hashed before, by where they are; added to. For
-            many runs of the same model.
+        bases: Cache of opened and hashed models by path, for many runs of the same model.
 
     Raises:
-        SettingsError: Some settings cannot be used, or several things are wrong.
+        SettingsError: Some settings cannot be used, or there are several problems.
         CheckpointError: The model cannot be used.
         MaskError: The mask cannot be used.
         MissingExtraError: A package of the train extra is missing.
@@ -182,7 +180,7 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
     if (num_processes := os.environ.get("WORLD_SIZE", "1")) not in ("0", "1"):
         raise SettingsError(
             f"trimtab train runs in one process, and WORLD_SIZE is {num_processes}: use train_only "
-            "in a script of your own"
+            "in your own script"
         )
     runtime.start(offline=False)
     from trimtab.training.layout import names_of_whole
@@ -206,14 +204,14 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
         if file.save_dtype == "fp32" and dtype == "bf16":
             problems.add(
                 SettingsError(
-                    'save_dtype is "fp32", and the weights are trained in bf16: dtype = "fp32"'
+                    'save_dtype is "fp32", and the weights are trained in bf16: set dtype = "fp32"'
                 )
             )
         if data is not None and data.has_messages and not base.has_chat_template:
             problems.add(
                 SettingsError(
                     f"data has messages, and the tokenizer of {base.record.id} has no chat "
-                    "template: write prompts as text, or take a model with one"
+                    "template: write prompts as text, or use a model with one"
                 )
             )
         elif data is not None and args is not None:
@@ -224,14 +222,13 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
 
 
 def _base(file: Settings, bases: dict[Path, BaseModel]) -> BaseModel:
-    where = file.resolve(file.model)
-    if where not in bases:
-        bases[where] = open_base(file.model, file.path.parent)
-    return bases[where]
+    path = file.resolve(file.model)
+    if path not in bases:
+        bases[path] = open_base(file.model, file.path.parent)
+    return bases[path]
 
 
 def _questions(file: Settings) -> Any:
-    """The questions of a reasoning-gym task; None for other data."""
     return gym_questions(file.data, file.task_seed) if file.data.is_gym else None
 
 
@@ -267,7 +264,7 @@ def _data(file: Settings, algorithm: Algorithm, reward: Reward | None, questions
 def _check_lengths(
     file: Settings, algorithm: Algorithm, data: Rows, base: BaseModel, args: Any
 ) -> None:
-    """Check that prompts leave room for what is sampled, or for some of what is learned."""
+    """Check that prompts leave room for completions."""
     if algorithm.takes_reward:
         check_lengths(data, base, args.max_completion_length or 1, None)
         return
@@ -276,7 +273,7 @@ def _check_lengths(
 
 
 def _check_dropout(file: Settings, base: BaseModel, args: Any) -> None:
-    """Check that the model has dropout to set, and that it stays on."""
+    """Check that the model has dropout, and that TRL does not disable it."""
     if file.dropout is None:
         return
     base.with_dropout(file.dropout)
@@ -298,11 +295,11 @@ def _mask(file: Settings, base: BaseModel) -> Mask | None:
     return load_mask(file.resolve(file.mask), base)
 
 
-def _describe_mask(asked: str, mask: Mask | None) -> Mapping[str, Any]:
+def _describe_mask(source: str, mask: Mask | None) -> Mapping[str, Any]:
     if mask is None:
-        return {"source": asked}
+        return {"source": source}
     return {
-        "source": asked,
+        "source": source,
         "digest": mask.digest,
         "density": mask.density,
         "num_selected": mask.num_selected(),
@@ -312,18 +309,18 @@ def _describe_mask(asked: str, mask: Mask | None) -> Mapping[str, Any]:
 
 
 Stop = Callable[[], bool]
-"""Asked after every step whether to stop."""
+"""Called after every step; returns whether to stop."""
 
 
 def build_trainer(
-    run: Run, mask: Mask | None, work: Path, callbacks: Sequence[Any]
+    run: Run, mask: Mask | None, output: Path, callbacks: Sequence[Any]
 ) -> tuple[Any, MaskedTraining | None]:
-    """Load the model and set up its trainer.
+    """Load the model and create its trainer.
 
     Args:
         run: The run.
-        mask: What is trained; None for everything, by torch's own optimizer.
-        work: For the Trainer's checkpoints.
+        mask: The mask; None to train everything with torch's own optimizer.
+        output: Folder for the Trainer's checkpoints.
         callbacks: Trainer callbacks.
     """
     import torch
@@ -332,20 +329,17 @@ def build_trainer(
     tokenizer = AutoTokenizer.from_pretrained(run.base.folder)
     dropout = {} if run.file.dropout is None else run.base.with_dropout(run.file.dropout)
     model = run.base.load(run.dtype, **dropout)
-    args = copy(run.args)  # the Trainer writes to it, as we do
-    args.output_dir = str(work)
+    args = copy(run.args)  # the Trainer modifies it
+    args.output_dir = str(output)
     try:
         trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
     except TrimtabError:
         raise
-    except Exception as error:  # whatever settings, data or model lead to in there
-        told = (
-            ""
-            if isinstance(error, ValueError | TypeError | ImportError)
-            else f"{type(error).__name__}: "
-        )
+    except Exception as error:  # settings, data or model can cause any error in TRL
+        is_plain = isinstance(error, ValueError | TypeError | ImportError)
+        kind = "" if is_plain else f"{type(error).__name__}: "
         raise SettingsError(
-            f"{run.algorithm.trainer.rpartition(':')[2]}: {told}{' '.join(str(error).split())}"
+            f"{run.algorithm.trainer.rpartition(':')[2]}: {kind}{' '.join(str(error).split())}"
         ) from error
     run.base.check()  # TRL may have loaded a reference model from the same folder
     trainer.remove_callback(PrinterCallback)
@@ -361,17 +355,17 @@ def build_trainer(
         state_dtype=getattr(torch, DTYPES[table.state_dtype]),
         clip_by=table.clip_by,
         nonfinite=table.nonfinite,
-        check_base=False,  # `load_mask` compared it with the checkpoint itself
+        check_base=False,  # `load_mask` has compared it with the checkpoint
     )
     return trainer, training
 
 
 def order_by_epoch(trainer: Any) -> None:
-    """Make the order of the prompts follow from the seed and the epoch, for a run that goes on.
+    """Make the order of the prompts depend only on seed and epoch, so that runs can resume.
 
-    TRL draws the orders of GRPO's and RLOO's epochs one after the other from one generator, which
-    begins anew when a run is resumed: its second epoch would come in the order of the first.
-    Trainers with other samplers are left as they are.
+    For GRPO and RLOO, TRL draws the orders of all epochs from one generator, which is reset when a
+    run is resumed: the second epoch would use the order of the first. Trainers with other samplers
+    are not changed.
     """
     import torch
     from trl.trainer.utils import RepeatSampler
@@ -395,13 +389,13 @@ def order_by_epoch(trainer: Any) -> None:
 
 
 def follow(run: Run, line: Stage, stop: Stop, num_steps: int | None = None) -> Any:
-    """A Trainer callback that shows each step, and stops where a run can go on.
+    """A Trainer callback that shows each step, and stops where the run can resume.
 
     Args:
         run: The run.
-        line: Where steps are shown.
-        stop: Whether to stop.
-        num_steps: Steps to show as the whole; None for all of the Trainer's.
+        line: Progress line of the steps.
+        stop: Returns whether to stop.
+        num_steps: Total number of steps to show; None for that of the Trainer.
     """
     from transformers import TrainerCallback
 
@@ -414,7 +408,7 @@ def follow(run: Run, line: Stage, stop: Stop, num_steps: int | None = None) -> A
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             done = state.global_step
             if done >= state.max_steps:
-                # The model itself is saved next; the Trainer would save a checkpoint before.
+                # The model itself is saved next; avoid an additional checkpoint.
                 control.should_save = control.should_save and run.keeps_checkpoints
             elif done % steps_per_round == 0 and stop():
                 control.should_save = control.should_training_stop = True

@@ -1,7 +1,4 @@
-"""The reward of a completion: a user's function, a comparison with an answer, or a model.
-
-The rewards of tasks are in `tasks`.
-"""
+"""Rewards: a user's function, a comparison with an answer, or a model; for tasks see `tasks`."""
 
 from __future__ import annotations
 
@@ -31,9 +28,9 @@ from trimtab.training.runs.base_model import loading, refuse_adapter
 from trimtab.training.runtime import INSTALL
 
 NOT_PASSED = ("prompt", "completion", "completion_ids")
-"""Columns that a reward function is not given as such, as with TRL."""
+"""Columns that are not passed to a reward function, as in TRL."""
 
-SAID_BY_TRAINERS = (
+RESERVED_COLUMNS = (
     "image",
     "images",
     "environment",
@@ -44,7 +41,7 @@ SAID_BY_TRAINERS = (
     "log_metric",
     "environments",
 )
-"""What trainers call a reward function with beside the columns of the data, or take for more."""
+"""Names that trainers pass to a reward function themselves, or treat specially."""
 
 
 def _any_value(value: Any) -> str | None:
@@ -56,11 +53,11 @@ class Reward:
     """A reward function whose results are checked.
 
     Attributes:
-        function: Called as TRL calls a reward function; returns one finite number each.
+        function: Called as TRL calls a reward function; returns one finite number per completion.
         columns: Columns of the data that it needs.
-        record: What is recorded of it.
-        problem_of: What is wrong with a value of these columns; None if nothing is. A function of
-            the user's is given what the file says, null too.
+        record: Its entry in records.
+        problem_of: Returns what is wrong with a value of these columns, or None. Functions of the
+            user get all values of the file, including null.
     """
 
     function: Callable[..., list[float]]
@@ -69,35 +66,37 @@ class Reward:
     problem_of: Callable[[Any], str | None] = _any_value
 
     def of(self, rows: Sequence[Mapping[str, Any]], texts: Sequence[str]) -> list[float]:
-        """What completions are worth, told as a trainer tells it.
+        """Compute the rewards of completions, like a trainer.
 
         Args:
-            rows: The row behind each completion.
-            texts: The completions. Where prompts are messages, they are passed on as such.
+            rows: The row of each completion.
+            texts: The completions; converted to messages if the prompts are messages.
 
         Raises:
             SettingsError: The reward fails.
         """
-        said = [
+        completions = [
             text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)
         ]
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in NOT_PASSED}
-        return self.function(prompts=[row["prompt"] for row in rows], completions=said, **columns)
+        return self.function(
+            prompts=[row["prompt"] for row in rows], completions=completions, **columns
+        )
 
 
 def comparison(kind: str, column: str, pattern: str | None) -> Reward:
-    """1 where the completion is the answer, 0 elsewhere.
+    """A reward of 1 if the completion is the answer, 0 otherwise.
 
     Args:
-        kind: `exact` compares the whole completion; `regex` the first group of a pattern (all that
-            it matches if it has none), wherever it is found first; both but for space around it.
-            `math` asks math-verify whether two mathematical expressions are equal.
-        column: The column that holds the answer.
-        pattern: For `regex`.
+        kind: `exact` compares the whole completion; `regex` the first group (or else the whole) of
+            the first match of a pattern; both ignore surrounding whitespace. `math` uses
+            math-verify to compare mathematical expressions.
+        column: The column with the answer.
+        pattern: Regular expression for `regex`.
 
     Raises:
-        SettingsError: The pattern is missing, not wanted, or no regular expression.
+        SettingsError: The pattern is missing, not expected, or invalid.
         MissingExtraError: `kind` is `math`, and math-verify is missing.
     """
     if (kind == "regex") != (pattern is not None):
@@ -115,7 +114,7 @@ def comparison(kind: str, column: str, pattern: str | None) -> Reward:
     def problem_of(right: Any) -> str | None:
         problem = _no_answer(right)
         if problem is None and kind == "math" and not _gold(str(right)):
-            problem = "is no mathematics that math-verify reads"
+            problem = "cannot be parsed by math-verify"
         return problem
 
     record = {"kind": kind, "column": column}
@@ -127,7 +126,7 @@ def comparison(kind: str, column: str, pattern: str | None) -> Reward:
 
 
 def _no_answer(right: Any) -> str | None:
-    """What is wrong with a value that completions are to be compared with."""
+    """What is wrong with an answer that completions are compared with, or None."""
     if isinstance(right, str | int) and not isinstance(right, bool):
         return None
     if isinstance(right, float) and isfinite(right):
@@ -137,11 +136,11 @@ def _no_answer(right: Any) -> str | None:
         shown = json.dumps(right)
     elif isinstance(right, float):
         shown += " that is not finite"
-    return f"is {shown}, expected the text or number that a right completion says"
+    return f"is {shown}, expected the text or number of a correct completion"
 
 
 def _answer(right: Any) -> str:
-    """The text that is compared: a number as Python writes it."""
+    """The answer as text; a number as Python formats it."""
     if (problem := _no_answer(right)) is not None:
         raise SettingsError(f"an answer {problem}")
     return str(right)
@@ -152,7 +151,7 @@ def _is_exact(text: str, right: str) -> bool:
 
 
 def _finder(pattern: str) -> Callable[[str, str], bool]:
-    """Whether what a pattern finds is the answer."""
+    """Return a comparison of the first match of a pattern with the answer."""
     try:
         searched = re.compile(pattern, re.DOTALL)
     except re.error as error:
@@ -167,25 +166,25 @@ def _finder(pattern: str) -> Callable[[str, str], bool]:
 
 
 def _math() -> Callable[[str, str], bool]:
-    """Whether the last mathematical expression of a text equals the answer.
+    """Return a comparison of the last mathematical expression of a text with the answer.
 
-    An answer that is not in LaTeX marks is read as if it were boxed. What math-verify cannot read
-    or compare in 5 seconds is not equal.
+    An answer without LaTeX delimiters is treated as boxed. Expressions that math-verify cannot
+    parse or compare within 5 seconds are not equal.
     """
     library = require("math_verify", INSTALL)
 
     def is_equal(text: str, right: str) -> bool:
         gold = _gold(right)
         if not gold:
-            raise ValueError(f"math-verify reads no mathematics in the answer {right!r}")
+            raise ValueError(f"math-verify cannot parse the answer {right!r}")
         return bool(library.verify(gold, library.parse(text)))
 
     return is_equal
 
 
-@cache  # it is read of every row before a run, and of every sample in it
+@cache  # called for every row before a run, and for every sample during it
 def _gold(right: str) -> list[Any]:
-    """An answer as math-verify reads it; nothing where it reads none."""
+    """An answer as parsed by math-verify; empty if it cannot be parsed."""
     is_marked = "$" in right or "\\boxed" in right
     parse: Callable[[str], list[Any]] = require("math_verify", INSTALL).parse
     return parse(right if is_marked else f"\\boxed{{{right}}}")
@@ -196,22 +195,22 @@ def load_function(named: str, folder: Path) -> Reward:
 
     Args:
         named: `file.py:name`.
-        folder: What a relative path is relative to.
+        folder: Base of relative paths.
 
     Raises:
-        SettingsError: There is no such file or function, or the file fails.
+        SettingsError: The file or function does not exist, or the file fails.
     """
-    where, _, name = named.rpartition(":")
-    if not where or not name.isidentifier():
+    file, _, name = named.rpartition(":")
+    if not file or not name.isidentifier():
         raise SettingsError(f'reward.function is "{named}", expected "file.py:name"')
-    path = folder / Path(where).expanduser()
+    path = folder / Path(file).expanduser()
     content = read_bytes(path, SettingsError, limit=MAX_CONFIG_BYTES, where="reward.function: ")
     digest = xxhash.xxh3_128_hexdigest(content)
     spec = spec_from_file_location(f"trimtab_reward_{digest}", path)
     if spec is None or spec.loader is None:
         raise SettingsError(f"reward.function: {path}: expected a file ending in .py")
     module = module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses and pickles of the file look it up
+    sys.modules[spec.name] = module  # needed by dataclasses and pickles in the file
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -223,7 +222,7 @@ def load_function(named: str, folder: Path) -> Reward:
 
 
 def text_of(completion: Any) -> str:
-    """A completion as text; TRL gives messages where the prompts are messages."""
+    """A completion as text; TRL passes messages if the prompts are messages."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
@@ -232,11 +231,11 @@ def model_reward(named: str, folder: Path) -> Reward:
 
     Args:
         named: The folder of the model.
-        folder: What a relative path is relative to.
+        folder: Base of relative paths.
 
     Raises:
-        SettingsError: There is no such folder, or it holds no such model with its tokenizer.
-        CheckpointError: Its weights cannot be read, or an adapter lies beside them.
+        SettingsError: The folder does not exist, or has no such model with its tokenizer.
+        CheckpointError: Its weights cannot be read, or the folder has an adapter.
     """
     from transformers import AutoConfig, AutoTokenizer
 
@@ -258,18 +257,18 @@ def model_reward(named: str, folder: Path) -> Reward:
 
 
 class _LoadedLater:
-    """A reward model that takes no memory before it is asked."""
+    """A reward model that is loaded on first use."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._model: Any = None
 
-    def __call__(self, **given: Any) -> list[float]:
+    def __call__(self, **kwargs: Any) -> list[float]:
         if self._model is None:
             from trimtab.training.rollouts.rewards import RewardModel
 
             self._model = RewardModel(str(self._path), None, runtime.accelerator())
-        scores: list[float] = self._model(**given)
+        scores: list[float] = self._model(**kwargs)
         return scores
 
 

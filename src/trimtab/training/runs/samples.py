@@ -1,15 +1,13 @@
-"""The model's own samples: drawn before training, judged, chosen, and kept in the run's folder.
+"""Samples of the base model: drawn before training, rewarded, selected, and stored with the run.
 
-They are drawn by the base, with a seed for every batch, and written as soon as they are judged. A
-run that was stopped continues with the next batch, and draws what it would have drawn::
+Every batch has its own seed and is written as soon as it is rewarded, so an interrupted run
+continues with the next batch and draws the same samples::
 
-    out/samples.partial.jsonl   one sample a line, while they are drawn
-    out/samples.jsonl           all of them
+    out/samples.partial.jsonl   one sample per line, while they are drawn
+    out/samples.jsonl           all samples
 
-Which of them are trained on depends on the algorithm: accepted ones, pairs, or all with a label.
-Identical samples to one prompt count once, and samples that did not end count nowhere: what was cut
-off at the length limit is no completion. Samples of a prompt are independent of each other, so the
-first ones are as random a choice as any.
+The algorithm decides which are used: accepted ones, pairs, or all with a label. Identical samples
+of a prompt count once; samples that were cut off at the length limit are not used.
 """
 
 from __future__ import annotations
@@ -39,12 +37,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """What the model said to a prompt.
+    """A sampled completion of a prompt.
 
     Attributes:
         completion: A text, or a list with one message.
-        completion_ids: Its tokens as they were drawn, with the one that ended it.
-        reward: What it is worth.
+        completion_ids: Its tokens as sampled, including the end token.
+        reward: Its reward.
         has_ended: Whether it ended before the length limit.
     """
 
@@ -57,17 +55,17 @@ class Sample:
 def select(
     prompts: Sequence[Any], samples: Sequence[Sequence[Sample]], made: Made, table: SamplesTable
 ) -> list[dict[str, Any]]:
-    """Make rows to train on.
+    """Select rows to train on.
 
     Args:
         prompts: The prompts.
-        samples: Samples of each.
-        made: Which rows are wanted.
-        table: Has the rule that tells good samples from bad ones.
+        samples: Samples of each prompt.
+        made: Which kind of rows to make.
+        table: Has the rule that separates good from bad samples.
 
     Returns:
         Rows with `prompt` and, by `made`: `completion` and `completion_ids`; `chosen` and
-        `rejected`; or `completion` and `label`. In the order of the prompts; one may have none.
+        `rejected`; or `completion` and `label`. In the order of the prompts; some may have none.
     """
     rows: list[dict[str, Any]] = []
     for prompt, group in zip(prompts, samples, strict=True):
@@ -77,7 +75,7 @@ def select(
 
 
 def _distinct(group: Sequence[Sample]) -> list[Sample]:
-    """Those that ended, the first of each text."""
+    """The samples that ended, without duplicates."""
     first: dict[str, Sample] = {}
     for sample in group:
         if sample.has_ended:
@@ -86,7 +84,7 @@ def _distinct(group: Sequence[Sample]) -> list[Sample]:
 
 
 def _parted(group: Sequence[Sample], table: SamplesTable) -> tuple[list[Sample], list[Sample]]:
-    """The good and the bad ones."""
+    """The good and the bad samples."""
     if table.rule == "threshold":
         good = [sample for sample in group if sample.reward >= table.threshold]
         return good, [sample for sample in group if sample.reward < table.threshold]
@@ -100,7 +98,7 @@ def _parted(group: Sequence[Sample], table: SamplesTable) -> tuple[list[Sample],
 def _rows(
     made: Made, good: Sequence[Sample], bad: Sequence[Sample], most: int | None
 ) -> list[dict[str, Any]]:
-    """Rows of one prompt, without it; no sample is in two pairs."""
+    """Rows of one prompt, without the prompt; no sample is in two pairs."""
     good, bad = good[:most], bad[:most]
     match made:
         case "completions":
@@ -123,15 +121,15 @@ UNFINISHED = "samples.partial.jsonl"
 
 
 def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
-    """Draw the samples of a run, or read those that an earlier call drew, and choose among them.
+    """Draw the samples of a run, or read those of an earlier call, and select rows from them.
 
     Returns:
-        What is trained on; how many samples there were, and how many were good, is recorded of it.
+        The rows to train on, with counts of samples in their details.
 
     Raises:
-        SettingsError: The reward fails, or nothing is left to train on.
-        CheckpointError: What an earlier call drew is damaged.
-        KeyboardInterrupt: It was asked to stop.
+        SettingsError: The reward fails, or no rows are left to train on.
+        CheckpointError: The stored samples are damaged.
+        KeyboardInterrupt: `stop` returned True.
     """
     table, made = run.file.samples, run.algorithm.made_of_samples
     assert table is not None and made is not None, "the run file was checked for it"
@@ -140,7 +138,7 @@ def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
         _draw(run, table, bars, stop)
         (run.output / UNFINISHED).replace(path)
     content = read_bytes(path, CheckpointError, limit=MAX_DATA_BYTES)
-    expected, cure = len(run.data.rows) * table.num, "delete the folder to start anew"
+    expected, cure = len(run.data.rows) * table.num, "delete the folder to start again"
     try:
         drawn = [Sample(**json.loads(line)) for line in content.splitlines()]
     except (ValueError, TypeError) as error:
@@ -163,7 +161,7 @@ def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
 
 
 def _draw(run: Run, table: SamplesTable, bars: Progress, stop: Stop) -> None:
-    """Write a line for every sample, a batch of prompts at a time."""
+    """Draw samples batch by batch, and write one line per sample."""
     unfinished = Journal(run.output / UNFINISHED, CheckpointError)
     per_batch = max(1, table.batch_size // table.num)
     rows = run.data.rows
@@ -180,11 +178,11 @@ def _draw(run: Run, table: SamplesTable, bars: Progress, stop: Stop) -> None:
             unfinished.append(*(asdict(sample) for sample in sampler.batch(batch, number)))
             line.step(number + 1, {})
     del sampler
-    give_back_unused()  # the model; another one is trained
+    give_back_unused()  # frees the model before another one is loaded for training
 
 
 class _Sampler:
-    """The base, ready to answer."""
+    """Samples from the base."""
 
     def __init__(self, run: Run, table: SamplesTable) -> None:
         from transformers import AutoTokenizer
@@ -206,12 +204,7 @@ class _Sampler:
         )
 
     def batch(self, rows: Sequence[Mapping[str, Any]], number: int) -> Iterator[Sample]:
-        """Judged samples of some prompts, those of a prompt together.
-
-        Args:
-            rows: Have the prompts, and what the reward looks at.
-            number: Of the batch; decides, with the seed of the run, what is drawn.
-        """
+        """Rewarded samples of a batch of rows; `number`, the batch index, is part of the seed."""
         from trimtab.training.rollouts.sampling import ids_of, seeded
 
         repeated = [row for row in rows for _ in range(self._num)]
@@ -233,7 +226,7 @@ class _Sampler:
         return map(Sample, texts, completions, rewards, ended)
 
     def _up_to_stop(self, completion: list[int]) -> tuple[list[int], bool]:
-        """The tokens up to the one that completes the text that ends a sample, if it has it."""
+        """The tokens up to the one that completes the stop text, and whether it occurs."""
         assert self._stop is not None
         if self._stop in self._sampler.texts([completion])[0]:
             for length in range(1, len(completion)):
@@ -246,13 +239,13 @@ class _Sampler:
 def _nothing_left(run: Run, drawn: Sequence[Sample]) -> str:
     rewards = [sample.reward for sample in drawn]
     num_cut = sum(not sample.has_ended for sample in drawn)
-    what = {
+    missing = {
         "completions": "no good sample",
         "pairs": "no prompt with both a good and a bad sample",
         "labels": "no sample that ended",
     }[str(run.algorithm.made_of_samples)]
     return (
-        f"samples: {what} among {len(drawn)} of {len(run.data.rows)} prompts: rewards from "
+        f"samples: {missing} among {len(drawn)} of {len(run.data.rows)} prompts: rewards from "
         f"{min(rewards):g} to {max(rewards):g}, and {num_cut} did not end within "
         "samples.max_completion_length. Change the reward, [samples] or the model, and take "
         "another folder"

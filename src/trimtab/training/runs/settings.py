@@ -1,7 +1,7 @@
-"""`Settings`: what a run file says, checked as far as the file alone allows.
+"""`Settings`: the content of a run file, checked without opening other files.
 
-All problems are reported at once. Relative paths are relative to the file, so a run file and its
-data can be moved together and used from any folder.
+All problems are reported together. Paths are relative to the run file, so it can be moved together
+with its data and used from any folder.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.factors import with_factors
 
 CELL_FORMAT, CELL_VERSION = "trimtab.cell", 1
-"""Of the run of a cell of a sweep."""
+"""Format of the run of a cell of a sweep."""
 
 ADDITION = "addition"
 
 REASONING_GYM = "reasoning_gym:"
-"""Before the name of a task of that package."""
+"""Prefix of the tasks of that package."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class DataTable:
     Attributes:
         file: JSON Lines.
         task: `addition`, or `reasoning_gym:` and the name of a task of that package.
-        size: Questions of a reasoning-gym task.
-        chat: Whether its questions are messages of a user, and not texts.
-        config: Passed to the configuration of a reasoning-gym task.
-        seed: Decides the questions of a task; None for the seed of the run.
+        size: Number of questions of a reasoning-gym task.
+        chat: Whether its questions are user messages instead of texts.
+        config: Configuration of a reasoning-gym task.
+        seed: Seed for the questions of a task; None for the seed of the run.
     """
 
     file: str | None = None
@@ -60,9 +60,9 @@ class RewardTable:
     Attributes:
         function: `file.py:name`, called as TRL calls a reward function.
         kind: A built-in comparison of the completion with a column of the data.
-        column: The column that holds the right answer; for `kind`.
+        column: The column with the correct answer; for `kind`.
         pattern: Regular expression whose first group is the answer; for `kind = "regex"`.
-        model: Folder of a sequence classifier with one output, which is the reward.
+        model: Folder of a sequence classifier whose single output is the reward.
     """
 
     function: str | None = None
@@ -74,17 +74,17 @@ class RewardTable:
 
 @dataclass(frozen=True)
 class SamplesTable:
-    """`[samples]`: train on what the model itself says, judged by the reward.
+    """`[samples]`: train on samples of the model itself, judged by the reward.
 
     Attributes:
-        num: Samples for each prompt.
-        temperature: Of the sampling.
-        max_completion_length: Tokens of a sample, at most.
-        stop: A text that ends a sample, beside the end token.
+        num: Samples per prompt.
+        temperature: Sampling temperature.
+        max_completion_length: Maximum number of tokens of a sample.
+        stop: A text that ends a sample, in addition to the end token.
         rule: Which samples are good: `threshold`, those with enough reward; `best`, the one of
-            each prompt with the most, compared with the one with the least.
-        threshold: The reward of a good sample, at least; for `rule = "threshold"`.
-        most: Of the good samples of a prompt (or pairs with one), how many at most; None for all.
+            each prompt with the highest reward, paired with the one with the lowest.
+        threshold: Minimum reward of a good sample; for `rule = "threshold"`.
+        most: Maximum number of good samples (or pairs) per prompt; None for all.
         batch_size: Samples that are drawn at a time.
     """
 
@@ -104,10 +104,10 @@ class OptimizerTable:
 
     Attributes:
         name: The algorithm.
-        master: How masked elements keep fp32 precision; by default as `SparseAdamW` chooses.
-        state_dtype: Of the moments.
-        clip_by: Norm that gradients are clipped by.
-        nonfinite: What a gradient that is not finite does.
+        master: How masked elements keep fp32 precision; by default the choice of `SparseAdamW`.
+        state_dtype: Dtype of the moments.
+        clip_by: Norm by which gradients are clipped.
+        nonfinite: What to do on a gradient that is not finite.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
@@ -122,12 +122,13 @@ class AutoTable:
     """`[auto]`, for `mask = "auto"`.
 
     Attributes:
-        probe: What finds the mask: `adamw` trains everything for a while and takes what moved;
-            `gradients` trains nothing and takes what has the largest gradients.
-        steps: Steps of the probe, at most.
-        every: Steps between two looks at what moved.
-        settle: The probe ends when a smaller share of what moved is new since the look before.
-        density: Share of all elements to take; for `gradients` only.
+        probe: How the mask is found: `adamw` trains everything for some steps and selects the moved
+            elements; `gradients` trains nothing and selects those with the largest gradients.
+        steps: Maximum number of steps of the probe.
+        every: Steps between two looks at the moved elements.
+        settle: The probe ends when a smaller share of the moved elements is new since the last
+            look.
+        density: Fraction of all elements to select; for `gradients` only.
     """
 
     probe: Literal["adamw", "gradients"] = "adamw"
@@ -138,10 +139,10 @@ class AutoTable:
 
 
 def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterator[str]:
-    """Say what cannot be meant.
+    """Yield the contradictions in a run file.
 
     Args:
-        top: The keys that are in no table.
+        top: The top-level keys.
         tables: The tables that the file has.
     """
     if not 0 <= top.get("seed", 0) < 2**32:
@@ -170,14 +171,14 @@ def _of_track(track: int, mask: str | None, auto: AutoTable | None) -> Iterator[
     if track < 1:
         yield f"track is {track}, expected a number of steps from 1 on"
     if mask == "auto" and auto is not None and auto.probe == "adamw":
-        yield 'track: mask = "auto" with probe = "adamw" trains twice, and one can be followed'
+        yield 'track: mask = "auto" with probe = "adamw" trains twice, and only one can be tracked'
 
 
 def _of_also(mask: str | None, auto: AutoTable | None) -> Iterator[str]:
     if mask in ("none", "all"):
         yield f'also has no effect with mask = "{mask}", which trains everything'
     if mask == "auto" and auto is not None and auto.probe == "adamw":
-        yield 'also: not with mask = "auto" and probe = "adamw", which takes what moves'
+        yield 'also: not with mask = "auto" and probe = "adamw", which selects what moves'
 
 
 def _of_data(data: DataTable) -> Iterator[str]:
@@ -260,9 +261,9 @@ def _why_no_samples(algorithm: Algorithm) -> str:
 
 def _of_mask(mask: str | None, optimizer: OptimizerTable | None) -> Iterator[str]:
     if mask == "none" and optimizer is not None:
-        usual = OptimizerTable(name=optimizer.name)
-        names = [field.name for field in fields(usual)]
-        yield from _without_effect("optimizer", optimizer, usual, names, 'with mask = "none"')
+        default = OptimizerTable(name=optimizer.name)
+        names = [field.name for field in fields(default)]
+        yield from _without_effect("optimizer", optimizer, default, names, 'with mask = "none"')
     kind, colon, density = (mask or "").partition(":")
     if kind == "random":
         try:
@@ -276,9 +277,9 @@ def _of_mask(mask: str | None, optimizer: OptimizerTable | None) -> Iterator[str
 def _of_auto(mask: str | None, auto: AutoTable) -> Iterator[str]:
     if mask != "auto":
         yield 'auto: for mask = "auto" only'
-    for name, least in (("steps", 1), ("every", 1), ("settle", 0)):
-        if (value := getattr(auto, name)) < least:
-            yield f"auto.{name} is {value}, expected at least {least}"
+    for name, minimum in (("steps", 1), ("every", 1), ("settle", 0)):
+        if (value := getattr(auto, name)) < minimum:
+            yield f"auto.{name} is {value}, expected at least {minimum}"
     if auto.probe == "gradients" and (auto.density is None or not 0 < auto.density < 1):
         yield f'auto.density is {auto.density}, and probe = "gradients" needs one between 0 and 1'
     if auto.probe == "adamw" and auto.density is not None:
@@ -286,37 +287,37 @@ def _of_auto(mask: str | None, auto: AutoTable) -> Iterator[str]:
 
 
 def _without_effect(
-    table: str, given: object, usual: object, names: Any, where: str
+    table: str, given: object, default: object, names: Any, where: str
 ) -> Iterator[str]:
-    """A key that says something where nothing reads it."""
+    """Yield keys that are set but not used."""
     for name in names:
-        if getattr(given, name) != getattr(usual, name):
+        if getattr(given, name) != getattr(default, name):
             yield f"{table}.{name} has no effect {where}"
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A run as it was asked for.
+    """The content of a run file.
 
     Attributes:
         path: The TOML file.
         algorithm: A key of `ALGORITHMS`.
         model: A checkpoint folder, or a hub id with an optional `@revision`.
-        output: Folder that the run makes.
+        output: Output folder of the run.
         mask: A file, `random:DENSITY`, `none`, `all` or `auto`.
-        also: Parameters to train whole, beside the mask; see `train_only`.
-        seed: Of everything that is drawn.
-        dtype: Of the weights while they are trained; None is that in which the model is stored.
-        data: What is trained on, or the prompts of what is.
-        reward: What samples are rewarded for; None if the file has no such table.
-        samples: How the model's own samples are drawn before training; None if they are not.
-        optimizer: The optimizer, where the mask decides; the rest is in `trainer`.
+        also: Parameters to train in full, in addition to the mask; see `train_only`.
+        seed: Random seed.
+        dtype: Dtype of the weights during training; None for that of the stored model.
+        data: The training data, or the prompts for samples.
+        reward: The reward; None if the file has no such table.
+        samples: How samples of the model are drawn before training; None if they are not.
+        optimizer: Settings of the sparse optimizer; the others are in `trainer`.
         auto: How `mask = "auto"` finds its mask.
         trainer: Passed to the configuration class of TRL.
-        save_dtype: Of the saved weights: that in which the model is stored, or `fp32`.
-        dropout: Probability of every dropout of the model; None for what its config says.
+        save_dtype: Dtype of the saved weights: that of the stored model, or `fp32`.
+        dropout: Probability of every dropout of the model; None for that of its config.
         track: Optimizer steps between two points of an `UpdateTracker`; None for no tracker.
-        factors: Those that were asked for; the keys that they stand for are set accordingly.
+        factors: The factors of the file; the keys that they stand for are already set.
     """
 
     path: Path
@@ -343,7 +344,7 @@ class Settings:
         """Read and check a run file, or the run of a cell of a sweep (`.json`).
 
         Raises:
-            SettingsError: It cannot be read, or says something that cannot be meant; all at once.
+            SettingsError: The file cannot be read, or its settings are invalid; lists all problems.
         """
         path = Path(path)
         if path.suffix == ".json":
@@ -352,14 +353,14 @@ class Settings:
 
     @classmethod
     def of(cls, path: str | Path, content: Mapping[str, Any]) -> Settings:
-        """Check what a run file says, or would say.
+        """Check the content of a run file.
 
         Args:
-            path: The run file, for messages and for paths that are relative to it.
-            content: As TOML has it.
+            path: The run file, for messages and relative paths.
+            content: The parsed TOML.
 
         Raises:
-            SettingsError: It says something that cannot be meant; all at once.
+            SettingsError: The settings are invalid; lists all problems.
         """
         path = Path(path)
         problems: list[str] = []
@@ -389,12 +390,12 @@ class Settings:
 
     @property
     def task_seed(self) -> int:
-        """Decides the questions of a task."""
+        """Seed for the questions of a task."""
         return self.seed if self.data.seed is None else self.data.seed
 
     @property
     def density(self) -> float | None:
-        """The density of a random mask; None for any other."""
+        """The density of a random mask; None for other masks."""
         kind, colon, density = self.mask.partition(":")
         return float(density) if kind == "random" and colon else None
 
@@ -413,7 +414,7 @@ _REQUIRED = ("algorithm", "model", "output", "mask", "data")
 
 
 def _table(content: Mapping[str, Any], name: str, cls: type, problems: list[str]) -> Any:
-    """A table of the file as its dataclass; None, and a problem, if it is something else."""
+    """A table of the file as its dataclass; None, and a problem, if it is not a table."""
     given = content[name]
     if not isinstance(given, dict):
         problems.append(f"{name} is not a table: expected [{name}] and its keys below")
@@ -422,20 +423,20 @@ def _table(content: Mapping[str, Any], name: str, cls: type, problems: list[str]
 
 
 def _cell_content(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The run file that a cell was made of, and its content with the keys of the cell.
+    """The run file of a cell of a sweep, and its content with the keys of the cell.
 
-    What lies in the folder of the cell (`here`) is named relative to it, so that it can be moved.
+    Paths in the folder of the cell (`here`) are relative to it, so that it can be moved.
     """
-    found = read_json(path, SettingsError)
+    record = read_json(path, SettingsError)
     try:
-        if (found["format"], found["format_version"]) != (CELL_FORMAT, CELL_VERSION):
+        if (record["format"], record["format_version"]) != (CELL_FORMAT, CELL_VERSION):
             raise SettingsError(
                 f"{path}: expected {CELL_FORMAT} of version {CELL_VERSION}, found "
-                f"{found['format']!r} of {found['format_version']!r}"
+                f"{record['format']!r} of {record['format_version']!r}"
             )
-        run = (path.parent / found["run_file"]).resolve()
-        here = found.get("here", {"output": "out"})  # cells of 0.1 have nothing else there
-        places = {key: str((path.parent / place).resolve()) for key, place in here.items()}
-        return run, {**found["content"], **places}
+        run = (path.parent / record["run_file"]).resolve()
+        relative = record.get("here", {"output": "out"})  # cells of 0.1 have nothing else there
+        paths = {key: str((path.parent / target).resolve()) for key, target in relative.items()}
+        return run, {**record["content"], **paths}
     except (LookupError, TypeError, AttributeError) as error:
         raise SettingsError(f"{path}: not the run of a cell ({error!r})") from None

@@ -1,7 +1,7 @@
-"""The built-in tasks: questions with answers that can be checked, and the rewards that check them.
+"""The built-in tasks: questions with verifiable answers, and their rewards.
 
-A task of the package reasoning-gym is named `reasoning_gym:NAME`; it makes its questions itself and
-brings its own verifier.
+A task of the package reasoning-gym is named `reasoning_gym:NAME`; it generates its own questions
+and has its own verifier.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def addition_rows(columns: Sequence[str], seed: int) -> Rows:
 
 
 def addition_reward() -> Reward:
-    """1 for a right completion, 0 for any other."""
+    """A reward of 1 for a correct completion, 0 otherwise."""
     return Reward(checked_reward(addition.reward, ADDITION), ("answer",), {"task": ADDITION})
 
 
@@ -60,10 +60,10 @@ _OF_ADDITION: Mapping[str, Callable[[Question, Random], Any]] = {
 
 
 def gym_questions(table: DataTable, seed: int) -> Any:
-    """The questions of a reasoning-gym task, all made from the seed.
+    """Generate the questions of a reasoning-gym task from the seed.
 
     Raises:
-        SettingsError: There is no such task, or its configuration is not one.
+        SettingsError: The task does not exist, or its configuration is invalid.
         MissingExtraError: The package is missing.
     """
     factory = require("reasoning_gym.factory", INSTALL)
@@ -73,8 +73,8 @@ def gym_questions(table: DataTable, seed: int) -> Any:
         problem = unknown_key(name, factory.DATASETS).removeprefix("there is no key ")
         raise SettingsError(f"data.task: reasoning-gym has no task {problem}")
     problems = [
-        f"data.config.{key} is set by {where}"
-        for key, where in (("seed", "seed"), ("size", "size in [data]"))
+        f"data.config.{key} is set by {setter}"
+        for key, setter in (("seed", "seed"), ("size", "size in [data]"))
         if key in (table.config or {})
     ]
     _, config = factory.DATASETS[name]
@@ -88,10 +88,10 @@ def gym_questions(table: DataTable, seed: int) -> Any:
 
 
 def gym_rows(questions: Any, table: DataTable, columns: Iterable[str]) -> Rows:
-    """Questions as rows: `prompt`, `completion` (the answer) and `item`, the number of a question.
+    """Questions as rows: `prompt`, `completion` (the answer) and `item`, the index of the question.
 
     Raises:
-        SettingsError: The task has no single right answer, and `completion` is needed.
+        SettingsError: `completion` is needed, and the task has no single correct answer.
     """
     rows = []
     for item, question in enumerate(questions):
@@ -102,8 +102,8 @@ def gym_rows(questions: Any, table: DataTable, columns: Iterable[str]) -> Rows:
                 '(algorithm = "rft"), or train on its reward'
             )
         values = {
-            "prompt": _said("user", question["question"], table.chat),
-            "completion": _said("assistant", answer, table.chat),
+            "prompt": _message("user", question["question"], table.chat),
+            "completion": _message("assistant", answer, table.chat),
             "item": item,
         }
         rows.append({column: values[column] for column in columns})
@@ -117,7 +117,7 @@ def gym_rows(questions: Any, table: DataTable, columns: Iterable[str]) -> Rows:
 def gym_reward(questions: Any, table: DataTable) -> Reward:
     """The score of the task's own verifier, from 0 to 1.
 
-    The answer is what stands in the last `<answer>` tags of a completion; all of it if it has none.
+    The answer is the content of the last `<answer>` tags of a completion, or else all of it.
     """
     extract_answer = require("reasoning_gym.utils", INSTALL).extract_answer
 
@@ -135,7 +135,7 @@ def gym_reward(questions: Any, table: DataTable) -> Reward:
     return Reward(checked_reward(reward, table.task), ("item",), record)
 
 
-def _said(role: str, text: Any, chat: bool) -> Any:
+def _message(role: str, text: Any, chat: bool) -> Any:
     return [{"role": role, "content": text}] if chat else text
 
 

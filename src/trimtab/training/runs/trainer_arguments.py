@@ -1,4 +1,4 @@
-"""TRL's configuration of a run: what `[trainer]` says, our defaults, and nothing said twice."""
+"""Create TRL's configuration from `[trainer]` and our defaults."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SET_ELSEWHERE = {
     "seed": "seed",
     "optim": "name in [optimizer]",
     "model_init_kwargs": "model and dtype",
-    "resume_from_checkpoint": "nothing: an interrupted run goes on by itself",
-    "save_only_model": "nothing: an interrupted run could not go on from its checkpoints",
-    "disable_tqdm": "nothing: the progress is trimtab's own",
+    "resume_from_checkpoint": "nothing: an interrupted run resumes automatically",
+    "save_only_model": "nothing: an interrupted run could not resume from its checkpoints",
+    "disable_tqdm": "nothing: trimtab shows the progress",
 }
-"""Keys of TRL's configuration that `[trainer]` may not have -> where the run file has them."""
+"""Keys that `[trainer]` must not have -> where the run file sets them."""
 
 LEAST: dict[str, float] = {
     **dict.fromkeys(
@@ -35,20 +35,20 @@ LEAST: dict[str, float] = {
     **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "num_train_epochs"), 0),
     **dict.fromkeys(("neftune_noise_alpha", "dataloader_num_workers"), 0),
 }
-"""Numbers that TRL takes whatever they are, and stumbles over in training -> the least, finite."""
+"""Numbers that TRL does not check before training -> their minimum."""
 
 OPTIM = {"adamw": "adamw_torch_fused", "sgd": "sgd"}
 """`optimizer.name` -> `optim` of TRL's configuration."""
 
 SAVING = ("save_strategy", "save_steps", "save_total_limit")
-"""Who sets one of these wants checkpoints, and not only to be able to go on."""
+"""Keys that request checkpoints to be kept after the run."""
 
 
 def trainer_arguments(file: Settings, algorithm: Algorithm, output: Path) -> Any:
-    """Make TRL's configuration, from `[trainer]` and the defaults.
+    """Create TRL's configuration from `[trainer]` and the defaults.
 
     Raises:
-        SettingsError: A key is unknown, has a wrong value, or says what is said elsewhere.
+        SettingsError: A key is unknown, has a wrong value, or is set elsewhere.
     """
     import torch
 
@@ -95,14 +95,14 @@ def trainer_arguments(file: Settings, algorithm: Algorithm, output: Path) -> Any
             )
         steps_per_round = algorithm.steps_per_round(args)
         if steps_per_round < 1:
-            raise ArithmeticError(f"samples would serve {steps_per_round} steps")
+            raise ArithmeticError(f"samples would be used for {steps_per_round} steps")
         return args, steps_per_round
 
     try:
         args, steps_per_round = made(given)
     except (ValueError, TypeError, ImportError) as error:
         raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
-    except Exception as error:  # whatever a value of the user leads to in there
+    except Exception as error:  # a value of the user can cause any error in TRL
         raise SettingsError(_culprit(given, made, error)) from error
     if problems := list(algorithm.problems(args)):
         raise SettingsError("; ".join(problems))
@@ -115,39 +115,35 @@ def trainer_arguments(file: Settings, algorithm: Algorithm, output: Path) -> Any
 def _culprit(
     given: Mapping[str, Any], made: Callable[[dict[str, Any]], Any], error: Exception
 ) -> str:
-    """Which key has the value that the configuration fails on.
-
-    It is the one without which it does not fail, or for another reason. Its own message is of a
-    division by zero, or the like.
-    """
-    told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Find the key whose value makes the configuration fail: without it, the error changes."""
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     for key in given:
         try:
             made({name: value for name, value in given.items() if name != key})
         except Exception as other:
             if repr(other) == repr(error):
                 continue
-        return f"trainer.{key} is {shown(given[key])}, which the configuration fails on ({told})"
-    return f"trainer: the configuration fails on these keys ({told})"
+        return f"trainer.{key} is {shown(given[key])}, which the configuration fails on ({reason})"
+    return f"trainer: the configuration fails on these keys ({reason})"
 
 
 def _save_between_rounds(args: Any, steps_per_round: int, is_given: bool) -> None:
-    """Let checkpoints lie where a run that goes on ends in the same weights."""
+    """Save checkpoints only where a resumed run ends in the same weights."""
     if args.save_steps < 1 or args.save_steps % steps_per_round == 0:
         return
     if is_given:
         raise SettingsError(
-            f"trainer.save_steps is {args.save_steps}, and samples serve {steps_per_round} steps: "
-            f"expected a multiple of {steps_per_round}"
+            f"trainer.save_steps is {args.save_steps}, and samples are used for "
+            f"{steps_per_round} steps: expected a multiple of {steps_per_round}"
         )
     args.save_steps = -(-args.save_steps // steps_per_round) * steps_per_round
 
 
 def _check_exploration(auto: AutoTable, max_steps: int, steps_per_round: int) -> None:
-    """Check that the probe ends before the run, and where a run can go on."""
+    """Check that the probe ends before the run, and where the run can resume."""
     problems = [
-        f"auto.{name} is {value}, and samples serve {steps_per_round} steps: expected a multiple "
-        f"of {steps_per_round}"
+        f"auto.{name} is {value}, and samples are used for {steps_per_round} steps: expected a "
+        f"multiple of {steps_per_round}"
         for name, value in (("steps", auto.steps), ("every", auto.every))
         if value % steps_per_round
     ]
