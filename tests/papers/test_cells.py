@@ -155,7 +155,7 @@ def test_what_a_scale_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
     message = str(caught.value)
     for part in (
         'base is "huge"',
-        "no.toml is no file",
+        "no.toml is not a file",
         "needs b",
         "both of mask and of",
         "two arms",

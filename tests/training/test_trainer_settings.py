@@ -39,7 +39,7 @@ def test_an_optimizer_class_given_to_the_trainer(base: Base, tmp_path: Path) -> 
     trainer = build("plain", model(base[0]), base[0], tmp_path)
     mask = Mask.from_arrays(arrays(trainer.model))
     trainer.optimizer_cls_and_kwargs = (torch.optim.Adagrad, {"lr": 1e-3})
-    with pytest.raises(SettingsError, match="Adagrad has no form"):
+    with pytest.raises(SettingsError, match="Adagrad cannot train only a mask"):
         train_only(trainer, mask)
     trainer.optimizer_cls_and_kwargs = (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.5})
     settings = train_only(trainer, mask).settings()

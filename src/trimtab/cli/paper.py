@@ -130,7 +130,7 @@ def run(
             plan,
             jobs=jobs,
             trains=not no_training,
-            told=lambda message: say(message, err=True),
+            notify=lambda message: say(message, err=True),
             stop=stop,
         )
     outputs.give(result)

@@ -104,7 +104,7 @@ def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
 
     with stop_asked("finishing the steps under way and saving them") as stop:
         table = run_sweep(
-            planned, jobs=jobs, told=report, stop=stop, command=options.command_line()
+            planned, jobs=jobs, notify=report, stop=stop, command=options.command_line()
         )
     if as_json:
         say(json.dumps(table, indent=1))

@@ -1,6 +1,5 @@
-"""Papers: their claims, run again with the controls they lacked.
+"""Papers: their claims, tested again with the controls they lacked.
 
-A layer of its own, above the rest: its runs are cells of a sweep, and what it measures of them are
-results of the verbs, by names that the documentation lists. What a paper claims, and which runs
-test it, is in `papers/<id>/` of the project.
+Runs are cells of sweeps, and measures are figures of results. The claims of a paper and the runs
+that test them are in `papers/<id>/` of the project.
 """

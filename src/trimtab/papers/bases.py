@@ -1,8 +1,8 @@
-"""The base models of the scales, made once and kept.
+"""The base models of the scales.
 
-The base of the scale `tiny` is a Llama of 100,000 weights, trained from scratch in seconds: it
-reads sums of two digits, a line each, of which half end in a random number. So it knows the right
-answers, gives them half of the time, and has something left to learn.
+The base of the scale `tiny` is a Llama of 100,000 weights, trained from scratch in seconds on sums
+of two digits, half of which have a random answer. So it gives correct answers half of the time, and
+has something left to learn.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trimtab.training.smollm2 import export_base
 CHARACTERS = "0123456789+="
 STEPS, BATCH, LEARNING_RATE = 200, 128, 5e-3
 RIGHT = 0.5
-"""Share of the sums with the right answer; in the others any number is as likely."""
+"""Share of the sums with the correct answer; the others have a uniformly random one."""
 
 
 def make_tiny_base(folder: Path) -> None:
-    """Train it and save it as bf16."""
+    """Train the base of the scale `tiny` and save it in bf16."""
     runtime.start()
     import torch
 
@@ -37,7 +37,7 @@ def make_tiny_base(folder: Path) -> None:
 
 
 def _tokenizer() -> Any:
-    """A token for each character; the end of a line is the end token."""
+    """A token per character; the newline is the end token."""
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
@@ -92,10 +92,10 @@ def _line(random: Random) -> str:
 
 
 def make_base(name: BaseName, folder: Path) -> None:
-    """Make a base checkpoint in a folder, unless it is there.
+    """Make a base checkpoint in a folder, unless the folder exists.
 
     Raises:
-        TrimtabError: What it is made of is not installed.
+        TrimtabError: A required package is not installed.
     """
     if folder.exists():
         return
@@ -108,11 +108,10 @@ def make_base(name: BaseName, folder: Path) -> None:
 
 
 def _end_with_the_line(folder: Path) -> None:
-    r"""Make the end of a line the end token of a checkpoint.
+    """Make the newline the end token of a checkpoint, without changing its weights.
 
-    Questions are lines, so a completion ends where its line does. Trainers of given answers append
-    the end token, and those that sample stop at it: this way both train on the same tokens, and
-    nobody is taught a token that the base would never put there. No weight is touched.
+    Questions are lines, so completions end with a newline. SFT appends the end token and RL stops
+    at it: this way both train on the same tokens, which the base would also produce.
     """
     from transformers import AutoTokenizer
 

@@ -1,10 +1,8 @@
-"""`Paper`: what a paper claims and how each claim is tried, as `papers/<id>/` says; and `Scale`.
+"""`Paper`: the claims of a paper and their tests; and `Scale`: the runs that papers share.
 
-`expected.json` is what the paper says, `config.toml` what we do about it. A scale, described in
-`papers/scales/<name>`, has the runs that papers share, from one base model. Its arms are those of a
-sweep: a run file with some keys set, which may need another arm. Papers name arms, so two papers
-that ask for the same arm share its cells. All of it is the project's `papers/`, which a wheel
-carries as data: see `papers_folder`.
+They are described in `papers/` of the project, which a wheel has as data (see `papers_folder`): in
+`<id>/expected.json` the claims, in `<id>/config.toml` their trials, and in `scales/<name>` the arms
+of a scale. Papers name arms, so papers that use the same arm share its cells.
 """
 
 from __future__ import annotations
@@ -26,23 +24,23 @@ from trimtab.training.sweeps.settings import Arm, ArmTable
 CONFIG, EXPECTED, SCALES, SCALE = "config.toml", "expected.json", "scales", "scale.toml"
 
 BASE = "base"
-"""The base of all cells, in the folder of a scale's runs."""
+"""Folder of the base of all cells, in the folder of the scale's runs."""
 
 Made = TypeVar("Made")
 
 BaseName = Literal["smollm2", "tiny"]
-"""Which base a scale starts from."""
+"""The base model of a scale."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """What every trained model is asked.
+    """The questions for every trained model.
 
     Attributes:
         file: JSON Lines with `prompt` and `answer`, in the folder of the scale.
         pattern: Regular expression whose first group is the answer.
-        max_tokens: Of an answer.
-        samples: Sampled answers to each question, beside the greedy one.
+        max_tokens: Maximum tokens of an answer.
+        samples: Sampled answers per question, in addition to the greedy one.
     """
 
     file: str
@@ -53,12 +51,12 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class PaperArm(Arm):
-    """An arm of a sweep, with what a paper has to know of it besides.
+    """An arm of a sweep with further keys, those of `[[arm]]` of a scale.
 
     Attributes:
-        asked: What its models are asked in place of what the others are.
-        more_seeds: Seeds beside those that a paper asks for: where more can be afforded.
-        minutes: That a cell takes, where it is not as those of the others.
+        asked: File of questions that replaces that of the scale.
+        more_seeds: Seeds in addition to those of a paper, for arms that are cheap enough.
+        minutes: Duration of a cell, if it differs from that of the scale.
     """
 
     asked: str | None = None
@@ -68,8 +66,6 @@ class PaperArm(Arm):
 
 @dataclass(frozen=True)
 class _PaperArmTable(ArmTable):
-    """`[[arm]]` of a scale, as TOML has it."""
-
     asked: str | None = None
     more_seeds: tuple[int, ...] = ()
     minutes: float | None = None
@@ -77,7 +73,7 @@ class _PaperArmTable(ArmTable):
 
 @dataclass(frozen=True)
 class _Top:
-    """Keys of a scale that are in no table."""
+    """Top-level keys of a scale."""
 
     base: BaseName
     minutes: float
@@ -88,11 +84,11 @@ class Scale:
     """The arms of one scale.
 
     Attributes:
-        folder: Where it is described.
-        base: Which base model is made.
-        minutes: That a cell takes, roughly, on one CPU core.
-        evaluate: What the models are asked.
-        arms: By name, those that are needed before those that need them.
+        folder: Folder of its description.
+        base: Its base model.
+        minutes: Approximate duration of a cell on one CPU core.
+        evaluate: The questions for the models.
+        arms: By name; arms come after those that they need.
     """
 
     folder: Path
@@ -103,7 +99,7 @@ class Scale:
 
     @property
     def name(self) -> str:
-        """Of the scale: that of its folder."""
+        """The name of its folder."""
         return self.folder.name
 
     @classmethod
@@ -111,14 +107,14 @@ class Scale:
         """Read and check the description of a scale.
 
         Raises:
-            SettingsError: It cannot be read, or names what there is not; all problems at once.
+            SettingsError: The description is invalid; lists all problems.
         """
         path = folder / SCALE
         content = read_toml(path, SettingsError)
         problems: list[str] = []
         tables = ("evaluate", "arm")
-        rest = {key: value for key, value in content.items() if key not in tables}
-        top = made_from_table(_Top, rest, "the scale", problems)
+        keys = {key: value for key, value in content.items() if key not in tables}
+        top = made_from_table(_Top, keys, "the scale", problems)
         evaluate = made_from_table(Evaluate, content.get("evaluate"), "[evaluate]", problems)
         arms: dict[str, PaperArm] = {}
         for number, given in enumerate(content.get("arm", []), start=1):
@@ -128,14 +124,16 @@ class Scale:
                 if table is not None:
                     problems.append(f"{where} lacks run")
                 continue
-            own = {key: of for key, of in vars(table).items() if key not in ("run", "set")}
-            arm = PaperArm(run=folder / table.run, settings=table.set or {}, **own)
+            rest = {key: v for key, v in vars(table).items() if key not in ("run", "set")}
+            arm = PaperArm(run=folder / table.run, settings=table.set or {}, **rest)
             if table.name in arms:
                 problems.append(f"two arms are named {table.name}")
             if not arm.run.is_file():
-                problems.append(f"{where}: {arm.run} is no file")
+                problems.append(f"{where}: {arm.run} is not a file")
             if any(seed < 0 for seed in arm.more_seeds):
-                problems.append(f"{where}: more_seeds is {list(arm.more_seeds)}, expected no sign")
+                problems.append(
+                    f"{where}: more_seeds is {list(arm.more_seeds)}, expected none below 0"
+                )
             problems += arm.problems(arms)
             arms[table.name] = arm
         if problems:
@@ -146,14 +144,14 @@ class Scale:
 
 @dataclass(frozen=True)
 class PaperCell:
-    """An arm of a scale under one seed.
+    """An arm of a scale with one seed.
 
     Attributes:
-        scale: Whose arm it is.
+        scale: The scale.
         arm: The arm.
-        seed: Its seed.
+        seed: The seed.
         root: Folder of the scale's cells and base.
-        cell: The run.
+        cell: The cell of a sweep.
     """
 
     scale: Scale
@@ -174,17 +172,17 @@ class PaperCell:
 
     @property
     def questions(self) -> Path:
-        """What its model is asked."""
+        """File of the questions for its model."""
         return self.scale.folder / (self.arm.asked or self.scale.evaluate.file)
 
     @property
     def minutes(self) -> float:
-        """What its training takes, roughly, on one CPU core."""
+        """Approximate duration of its training on one CPU core."""
         return self.scale.minutes if self.arm.minutes is None else self.arm.minutes
 
     @property
     def is_saved_as_fp32(self) -> bool:
-        """Whether its model is stored as it was trained, and not in the dtype of the base."""
+        """Whether its model is saved in fp32 instead of the dtype of the base."""
         return self.arm.settings.get("save_dtype") == "fp32"
 
 
@@ -196,16 +194,16 @@ def cells_of(
     *,
     with_more_seeds: bool = False,
 ) -> list[PaperCell]:
-    """Cells of some arms and of all that these need, each after those that it needs.
+    """Cells of some arms and of those that they need, each after the cells that it needs.
 
-    Cells of one seed come together, so that a comparison of arms is whole as soon as it can be.
+    They are ordered by seed, so that a comparison of arms is complete as early as possible.
 
     Args:
-        scale: Whose arms they are.
-        arms: Their names.
-        seeds: Of every arm.
+        scale: The scale of the arms.
+        arms: Names of arms.
+        seeds: Seeds of every arm.
         root: Folder of the scale's cells and base.
-        with_more_seeds: Also run an arm under the further seeds that the scale has for it.
+        with_more_seeds: Also include the additional seeds of arms.
     """
     wanted: dict[str, set[int]] = {}
 
@@ -238,18 +236,18 @@ def cells_of(
 
 @dataclass(frozen=True)
 class Claim:
-    """What a paper says.
+    """A claim of a paper.
 
     Attributes:
-        id: Of the claim, within the paper.
+        id: Id within the paper.
         place: Table, figure or section.
-        claim: In our words.
-        expected: What was measured -> the figure, as it is printed there.
-        unit: Of the figures.
-        source: arXiv number, where it is not that of the paper.
-        note: Errata, and what to know.
-        untestable: Why it cannot be tried at any scale; None if it can.
-        same_as: A figure of another paper that it equals: `pair` and `criterion`.
+        claim: The claim in our words.
+        expected: Quantity -> value, as printed.
+        unit: Unit of the values.
+        source: arXiv number, if it differs from that of the paper.
+        note: Errata and remarks.
+        untestable: Why it cannot be tested at any scale; None if it can.
+        same_as: An identical figure of another paper: `pair` and `criterion`.
     """
 
     id: str
@@ -265,14 +263,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class PublicPair:
-    """A figure about two checkpoints that others published.
+    """A claim about two published checkpoints.
 
     Attributes:
-        id: By which `--checkpoints` says where they are.
+        id: Id in the file of `--checkpoints`.
         place: Table, figure or section.
-        base: Before, as the paper names it.
-        tuned: After.
-        sparsity: Criterion -> percent unchanged, as printed: its digits say how exact it is.
+        base: The base model, as the paper names it.
+        tuned: The tuned model.
+        sparsity: Criterion -> percent unchanged, as printed; the digits give the precision.
         note: Errata.
     """
 
@@ -286,18 +284,18 @@ class PublicPair:
 
 @dataclass(frozen=True)
 class Trial:
-    """A figure of our runs that a claim is tried by, or a control beside it.
+    """A figure of our runs that tests a claim, or a control.
 
     Attributes:
         claim: The id of the claim.
         measure: A key of `MEASURES`.
-        arm: Whose runs are measured.
-        settings: Of the measure.
+        arm: The arm that is measured.
+        settings: Settings of the measure.
         than: The arm whose figure is subtracted, seed by seed.
-        other: For `overlap`: the arm whose masks are the second ones.
-        premise: Whether the claim means nothing unless this holds.
-        bound: One of `above`, `below` and `within`, or nothing for a control -> its value.
-        scales: At which it is tried.
+        other: For `overlap`: the arm of the second masks.
+        premise: Whether the claim is only meaningful if this trial holds.
+        bound: One of `above`, `below` and `within` -> its value; empty for a control.
+        scales: Scales at which it is run.
     """
 
     claim: str
@@ -311,7 +309,7 @@ class Trial:
     scales: tuple[str, ...] = ("small",)
 
     def problems(self) -> Iterator[str]:
-        """What cannot be meant."""
+        """Problems of the trial."""
         if len(self.bound) > 1:
             yield f"a trial of {self.claim} has {' and '.join(self.bound)}: expected one"
         measure = MEASURES.get(self.measure)
@@ -321,7 +319,7 @@ class Trial:
             yield f"the measure {self.measure} has no setting {', '.join(strangers)}"
 
     def describe(self) -> str:
-        """What it is, in a few words."""
+        """A short description."""
         arms = f"{self.arm} − {self.than}" if self.than else self.arm
         if self.other:
             is_one = self.arm == self.other
@@ -339,13 +337,13 @@ class Paper:
     """A paper, or several under one heading.
 
     Attributes:
-        folder: Where it is described.
-        title: Of the paper.
-        arxiv: Its number.
+        folder: Folder of its description.
+        title: Title.
+        arxiv: arXiv number.
         status: Published, withdrawn, ...
-        claims: In the order of the paper.
-        trials: In the order of the claims.
-        public: Figures about published checkpoints.
+        claims: Claims, in the order of the paper.
+        trials: Trials, in the order of the claims.
+        public: Claims about published checkpoints.
         seeds: Scale -> seeds of its runs.
     """
 
@@ -360,14 +358,14 @@ class Paper:
 
     @property
     def id(self) -> str:
-        """Of the paper: the name of its folder."""
+        """The name of its folder."""
         return self.folder.name
 
     def scale(self, name: str) -> Scale:
-        """The runs of one of its scales.
+        """One of its scales.
 
         Raises:
-            SettingsError: It has no such scale, or an arm that is tried is not there.
+            SettingsError: The paper has no such scale, or the scale lacks an arm of a trial.
         """
         if name not in self.seeds:
             raise SettingsError(f"{self.id} has no scale {name}, only {', '.join(self.seeds)}")
@@ -384,7 +382,7 @@ class Paper:
         return [trial for trial in self.trials if scale in trial.scales]
 
     def arms_at(self, scale: str) -> list[str]:
-        """Arms that are tried at a scale, in the order of the trials."""
+        """Arms of the trials at a scale, in the order of the trials."""
         arms = (arm for trial in self.trials_at(scale) for arm in trial.arms)
         return list(dict.fromkeys(arms))
 
@@ -411,21 +409,21 @@ class Paper:
 
 
 def papers_folder() -> Path:
-    """Where the papers are: in the wheel as data of this package, in a checkout beside `src`.
+    """The folder of the papers: data of the package in a wheel, next to `src` in a checkout.
 
     Raises:
-        SettingsError: Neither is there.
+        SettingsError: Neither exists.
     """
     package = Path(trimtab.__file__).parent
-    places = (package / "papers" / "files", package.parent.parent / "papers")
-    for place in places:
-        if (place / SCALES).is_dir():
-            return place
-    raise SettingsError(f"no papers are installed: looked in {places[0]} and {places[1]}")
+    candidates = (package / "papers" / "files", package.parent.parent / "papers")
+    for candidate in candidates:
+        if (candidate / SCALES).is_dir():
+            return candidate
+    raise SettingsError(f"no papers are installed: looked in {candidates[0]} and {candidates[1]}")
 
 
 def paper_ids(folder: Path) -> list[str]:
-    """Ids of the papers in a folder of papers."""
+    """Ids of the papers in a folder."""
     return sorted(path.parent.name for path in folder.glob(f"*/{EXPECTED}"))
 
 
@@ -433,8 +431,7 @@ def read_paper(id: str, folder: Path) -> Paper:
     """Read and check a paper.
 
     Raises:
-        SettingsError: There is none of this id, or its files say what cannot be meant; all
-            problems at once.
+        SettingsError: There is no such paper, or its files are invalid; lists all problems.
     """
     known = paper_ids(folder)
     if id not in known:
@@ -463,16 +460,16 @@ def read_paper(id: str, folder: Path) -> Paper:
 def _all_made(
     cls: type[Made], tables: Iterable[Mapping[str, Any]], what: str, problems: list[str]
 ) -> tuple[Made, ...]:
-    """Tables as objects, but for those with a problem."""
+    """Tables as objects, without those that have a problem."""
     made = [
         made_from_table(cls, table, f"{what} {table.get('id', table.get('claim'))}", problems)
         for table in tables
     ]
-    return tuple(of for of in made if of is not None)
+    return tuple(one for one in made if one is not None)
 
 
 def _with_bound(table: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial as TOML has it, with its bound in one place."""
+    """A trial from TOML, with its bound as a mapping."""
     bound = {key: table[key] for key in BOUNDS if key in table}
     rest = {key: value for key, value in table.items() if key not in bound}
     return {**rest, "bound": bound} if bound else rest

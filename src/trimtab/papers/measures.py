@@ -1,8 +1,4 @@
-"""What is measured of a cell: figures, each read from a file that one command makes.
-
-A measure has a name and settings, as `config.toml` of a paper gives them; `MEASURES` says which
-file it reads and how.
-"""
+"""`MEASURES`: the figures that trials of papers use, each read from a result file of a cell."""
 
 from __future__ import annotations
 
@@ -23,12 +19,12 @@ class Measure:
     """How a figure is read.
 
     Attributes:
-        source: The file that it is in, a key of `trimtab.papers.run.SOURCES`.
+        source: The file with the figure, a key of `trimtab.papers.run.SOURCES`.
         read: Takes the content of the file and the settings of the measure.
-        words: Takes all settings, and says in a few words what is measured; the arms come after
-            its words: "unchanged by bits (grpo − sft)".
+        words: Takes all settings, and returns a description, which is followed by the arms:
+            "unchanged by bits (grpo − sft)".
         unit: `share`, of 1; `points`, the difference of two shares; or `factor`.
-        shares: Values of its setting `figure` that are shares, whatever the others are.
+        shares: Values of its setting `figure` that are shares, independent of `unit`.
     """
 
     source: str
@@ -38,20 +34,20 @@ class Measure:
     shares: tuple[str, ...] = ()
 
     def unit_of(self, settings: Mapping[str, Any], *, is_difference: bool = False) -> str:
-        """The unit of a figure; two shares differ by points."""
+        """The unit of a figure; a difference of shares is in points."""
         unit = "share" if settings.get("figure") in self.shares else self.unit
         return "points" if is_difference and unit == "share" else unit
 
     @property
     def settings(self) -> list[str]:
-        """Names of the settings that it takes, and of none it needs more."""
+        """Names of its settings."""
         return list(signature(self.read).parameters)[1:]
 
     def describe(self, settings: Mapping[str, Any]) -> str:
-        """What is measured, with these settings and the defaults of the others.
+        """Describe the figure with these settings.
 
         Raises:
-            TypeError: A setting is missing that has no default.
+            TypeError: A setting without default is missing.
         """
         bound = signature(self.read).bind(None, **settings)
         bound.apply_defaults()
@@ -69,18 +65,19 @@ def _unchanged(group: Data, criterion: str) -> float:
 
 
 def _tolerance_gain(data: Data, wide: str, narrow: str) -> float:
-    """How much sparser the same update is by a wider tolerance."""
+    """Sparsity by a wider tolerance minus that by a narrower one."""
     return _sparsity(data, wide) - _sparsity(data, narrow)
 
 
 def _layer_spread(data: Data, criterion: str = "bits") -> float:
-    """Sparsity of the sparsest layer less that of the densest."""
-    layers = [_unchanged(of, criterion) for name, of in data["by_layer"].items() if name.isdigit()]
+    """Sparsity of the sparsest layer minus that of the densest."""
+    by_layer = data["by_layer"].items()
+    layers = [_unchanged(layer, criterion) for name, layer in by_layer if name.isdigit()]
     return max(layers) - min(layers)
 
 
 def _norm_excess(data: Data, criterion: str = "bits") -> float:
-    """How much sparser norms are than everything together."""
+    """Sparsity of norms minus that of the whole model."""
     return _sparsity(data, criterion, "norm") - _sparsity(data, criterion)
 
 
@@ -88,35 +85,35 @@ def _accuracy(data: Data, answers: str = "greedy", level: int | None = None) -> 
     if level is None:
         accuracy: float = data["models"][-1]["answers"][f"{answers}_accuracy"]
         return accuracy
-    for of in data["by_level"]:
-        if of["level"] == level:
-            of_level: float = of["models"][-1][f"{answers}_accuracy"]
+    for entry in data["by_level"]:
+        if entry["level"] == level:
+            of_level: float = entry["models"][-1][f"{answers}_accuracy"]
             return of_level
     raise SettingsError(f"there is no level {level} in the evaluation")
 
 
 def _level_gap(data: Data, hard: int, easy: int, answers: str = "sampled") -> float:
-    """Accuracy on the harder questions less that on the easier ones."""
+    """Accuracy on the harder questions minus that on the easier ones."""
     return _accuracy(data, answers, hard) - _accuracy(data, answers, easy)
 
 
 def _gain(data: Data, answers: str = "greedy") -> float:
-    """Accuracy less that of the base on the same questions."""
+    """Accuracy minus that of the base on the same questions."""
     before: float = data["models"][0]["answers"][f"{answers}_accuracy"]
     return _accuracy(data, answers) - before
 
 
 def _above_majority(data: Data) -> float:
-    """Greedy accuracy less what the best constant answer scores."""
+    """Greedy accuracy minus the score of the best constant answer."""
     majority: float = data["questions"]["majority_baseline"]["accuracy"]
     return _accuracy(data) - majority
 
 
 def _equal(data: Data, part: str = "all", criterion: str = "bits", to: str = "sub") -> float:
-    """Share of elements in which the model (or, as its control, the base) equals the full one."""
-    of = data["total"][part]
-    equal: int = of[f"num_{to}_equal"][criterion]
-    return equal / of["num_elements"]
+    """Share of elements in which the model (or, as a control, the base) equals the full run."""
+    total = data["total"][part]
+    equal: int = total[f"num_{to}_equal"][criterion]
+    return equal / total["num_elements"]
 
 
 def _relative_l2(data: Data, part: str = "all") -> float:
@@ -135,7 +132,7 @@ def _last(data: Data) -> Data:
 
 
 def _untouched(data: Data) -> float:
-    """Share that differed from the base at no point."""
+    """Share that never differed from the base."""
     last = _last(data)
     return 1 - last["ever"] / last["num_elements"]
 
@@ -161,21 +158,21 @@ def _stepped(data: Data) -> float:
 
 
 def _sparsity_at(data: Data, step: int) -> float:
-    """Share of the model that is as in the base after so many steps."""
-    (point,) = (of["total"] for of in _points(data) if of["step"] == step)
+    """Share of the model that equals the base after `step` steps."""
+    (point,) = (point["total"] for point in _points(data) if point["step"] == step)
     return 1 - point["changed"] / point["num_elements"]
 
 
 def _reward_at(data: Data, step: int, over: int = 5) -> float:
-    """Mean reward of the samples of the last few steps until then, on training questions."""
+    """Mean training reward over the last `over` steps until `step`."""
     return fmean(log["reward"] for log in data["history"] if step - over < log["step"] <= step)
 
 
 def _flattening(data: Data) -> float:
-    """Fall of the sparsity in the last quarter of the points, as a share of that in the first."""
+    """Decrease of the sparsity in the last quarter of the points, relative to the first."""
     points = _points(data)
     quarter = max(1, len(points) // 4)
-    density = [0.0, *(of["total"]["changed"] / of["total"]["num_elements"] for of in points)]
+    density = [0.0, *(p["total"]["changed"] / p["total"]["num_elements"] for p in points)]
     return (density[-1] - density[-1 - quarter]) / density[quarter]
 
 
@@ -184,27 +181,27 @@ def _points(data: Data) -> Any:
 
 
 def _gradient_density(data: Data) -> float:
-    """Mean share of gradients that are not 0, over the steps that had any."""
+    """Mean share of nonzero gradients, over the steps that had any."""
     key = "trimtab/gradient_density"
     return fmean(log[key] for log in data["history"] if key in log and log["grad_norm"] > 0)
 
 
 def _overlap(data: Data, figure: str = "lift", null: str = "independent") -> float:
-    """Of two masks: `o1`, `o2` and `jaccard`; the `lift` over a null; or the share of it explained.
+    """Overlap of two masks: `o1`, `o2`, `jaccard`, `lift` over a null, or `explained`.
 
     `explained` is log(lift of magnitude-matched random masks) / log(lift of the masks), both over
-    independent ones: 1 if nothing is left beside magnitude.
+    independent masks: 1 if magnitude explains all of the overlap.
     """
     total = data["total"]
     if figure == "explained":
-        lift, left = (total["nulls"][of]["lift"] for of in ("independent", "magnitude-matched"))
+        lift, left = (total["nulls"][n]["lift"] for n in ("independent", "magnitude-matched"))
         return 1 - log(left) / log(lift)
     value: float = total[figure] if figure != "lift" else total["nulls"][null]["lift"]
     return value
 
 
 def _rank(data: Data, figure: str, of: str = "mean") -> float:
-    """Mean or least rank over the matrices, as a share of the most; `random_…` of the control."""
+    """Mean or minimum rank over the matrices, relative to full rank; `random_…` is the control."""
     share: float = data["rank"]["summary"][figure][of]
     return share
 

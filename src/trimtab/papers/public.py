@@ -1,4 +1,4 @@
-"""Claims about checkpoints that others published: measured where `--checkpoints` says where."""
+"""Claims about published checkpoints, measured on those given by `--checkpoints`."""
 
 from __future__ import annotations
 
@@ -18,51 +18,51 @@ NOT_GIVEN = "the checkpoints were not given: name them in --checkpoints MAP.toml
 
 
 def read_checkpoints(path: Path, known: Iterable[str]) -> Checkpoints:
-    """Read `MAP.toml`: a table for each pair, named by its id, with `base` and `tuned`.
+    """Read `MAP.toml`: a table per pair, named by its id, with `base` and `tuned`.
 
     Folders are relative to the file.
 
     Raises:
-        SettingsError: It cannot be read, or says something else; all problems at once.
+        SettingsError: The file cannot be read, or its content is invalid; lists all problems.
     """
     content, ids = read_toml(path, SettingsError), list(known)
     problems = [f"there is no pair {id}, only {', '.join(ids)}" for id in content if id not in ids]
-    found: dict[str, Mapping[str, str]] = {}
+    pairs: dict[str, Mapping[str, str]] = {}
     for id, table in content.items():
         if not isinstance(table, dict) or table.keys() != {"base", "tuned"}:
-            problems.append(f"[{id}] does not have base and tuned, and nothing else")
+            problems.append(f"[{id}] does not have exactly the keys base and tuned")
         else:
-            found[id] = {side: _place(str(table[side]), path.parent) for side in table}
+            pairs[id] = {side: _path_or_id(str(table[side]), path.parent) for side in table}
     if problems:
         raise SettingsError(f"{path}: {'; '.join(problems)}")
-    return found
+    return pairs
 
 
-def _place(said: str, folder: Path) -> str:
-    local = folder / Path(said).expanduser()
-    return str(local) if local.exists() else said
+def _path_or_id(name: str, folder: Path) -> str:
+    local = folder / Path(name).expanduser()
+    return str(local) if local.exists() else name
 
 
 def public_claims(
     pairs: Iterable[PublicPair],
     checkpoints: Checkpoints,
     folder: Path,
-    told: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Each pair as a claim, compared where it is given.
+    """Each pair as a claim, compared if its checkpoints are given.
 
     Args:
         pairs: The pairs.
-        checkpoints: Where they are.
-        folder: Where comparisons are kept, for the next call.
-        told: Told what happens, in a few words.
+        checkpoints: Their checkpoints.
+        folder: Folder in which comparisons are cached.
+        notify: Called with progress messages.
     """
     claims = []
     for pair in pairs:
         trials: list[dict[str, Any]] = []
         why: str | None = NOT_GIVEN
         if pair.id in checkpoints:
-            told(f"comparing {pair.id}")
+            notify(f"comparing {pair.id}")
             try:
                 compared = _compared(folder / f"{pair.id}.json", **checkpoints[pair.id])
                 trials, why = _trials(pair, compared), None
@@ -85,7 +85,7 @@ def public_claims(
 
 
 def _compared(path: Path, base: str, tuned: str) -> Comparison:
-    """Compare two checkpoints, or read what an earlier call found of the same two."""
+    """Compare two checkpoints, or read the comparison of an earlier call."""
     if path.exists():
         known = Comparison.load(path)
         if (known.base.id, known.tuned.id) == (base, tuned):

@@ -1,9 +1,8 @@
-"""`PaperResult`: each claim with its figures and the verdict that follows from them.
+"""`PaperResult`: each claim with its figures and its verdict.
 
-A claim holds where the whole interval is on its side of the bound, and does not hold where all of
-it is on the other. An interval with the bound in it settles nothing, and neither does a single
-seed, which has none. Verdicts are computed from the stored values whenever a result is read: nobody
-can write one into the file that the numbers do not give.
+A claim holds if its whole interval is on the right side of the bound, and does not hold if all of
+it is on the other side. It is not settled if the interval contains the bound, or if there is only
+one seed. Verdicts are computed from the stored values when a result is read, never read from it.
 """
 
 from __future__ import annotations
@@ -26,16 +25,11 @@ NOT_TESTABLE = "not testable here"
 VERDICTS = (HOLDS, DOES_NOT_HOLD, NOT_SETTLED, NOT_RUN, NOT_TESTABLE)
 
 BOUNDS = ("above", "below", "within", "equals")
-"""What a trial may ask of its figure: beyond a bound; at most so far from 0; a figure, to the
-digits that it was printed with."""
+"""Bounds of a trial: on one side, on the distance from 0, or equality up to the printed digits."""
 
 
 def estimate_of(trial: Mapping[str, Any]) -> Estimate | None:
-    """The figure of a trial from its stored values: a mean, or a mean difference.
-
-    Returns:
-        None if there are no values, or none of what it is set against.
-    """
+    """The mean, or mean difference, of the stored values of a trial; None without values."""
     values, other = trial["values"], trial.get("other_values")
     if not values or other == {}:
         return None
@@ -43,17 +37,14 @@ def estimate_of(trial: Mapping[str, Any]) -> Estimate | None:
 
 
 def verdict_of_trial(trial: Mapping[str, Any]) -> str | None:
-    """The verdict of one trial from its stored values and bound; None if it has no bound.
-
-    A trial without a bound is shown beside others, as a control.
-    """
+    """The verdict of one trial from its stored values; None for a control, without bound."""
     bound: Mapping[str, float] = trial["bound"]
     if not bound:
         return None
     estimate = estimate_of(trial)
     if estimate is None:
         return NOT_RUN
-    if "equals" in bound:  # two checkpoints, no seeds: nothing is random
+    if "equals" in bound:  # a comparison of two checkpoints is not random
         is_equal = abs(estimate.value - bound["equals"]) <= bound["digits"]
         return HOLDS if is_equal else DOES_NOT_HOLD
     if estimate.low is None or estimate.high is None:
@@ -72,22 +63,22 @@ def verdict_of_trial(trial: Mapping[str, Any]) -> str | None:
 
 
 def verdict_of_trials(trials: Iterable[tuple[str | None, bool]]) -> str:
-    """The verdict of a claim: it holds if all of its trials do, and not if one of them does not.
+    """The verdict of a claim: it holds if all of its trials hold.
 
     Args:
-        trials: The verdict of each, and whether it is a premise: where one does not hold, what the
-            others say settles nothing.
+        trials: The verdict of each trial, and whether it is a premise. If a premise does not hold,
+            the claim is not settled.
     """
-    told = [(verdict, premise) for verdict, premise in trials if verdict is not None]
-    if any(premise and verdict == DOES_NOT_HOLD for verdict, premise in told):
+    verdicts = [(verdict, premise) for verdict, premise in trials if verdict is not None]
+    if any(premise and verdict == DOES_NOT_HOLD for verdict, premise in verdicts):
         return NOT_SETTLED
     for verdict in (DOES_NOT_HOLD, NOT_RUN, NOT_SETTLED):
-        if (verdict, False) in told:
+        if (verdict, False) in verdicts:
             return verdict
-    for verdict, premise in told:
+    for verdict, premise in verdicts:
         if premise and verdict != HOLDS:
             return verdict or NOT_SETTLED
-    return HOLDS if told else NOT_TESTABLE
+    return HOLDS if verdicts else NOT_TESTABLE
 
 
 OF_A_TRIAL = (
@@ -99,11 +90,11 @@ STORED = ("id", "source", "place", "claim", "expected", "unit", "note", "why")
 
 def _bound_problem(bound: Mapping[str, float]) -> str | None:
     known: tuple[set[str], ...] = (set(), {"above"}, {"below"}, {"within"}, {"equals", "digits"})
-    return None if set(bound) in known else "is no bound that a trial can have"
+    return None if set(bound) in known else "is not a valid bound of a trial"
 
 
 class Paper(TypedDict):
-    """Which paper."""
+    """The paper of a result."""
 
     id: str
     title: str
@@ -112,7 +103,7 @@ class Paper(TypedDict):
 
 
 class ScaleRecord(TypedDict):
-    """What was run for it."""
+    """The runs of a result."""
 
     name: str
     base: str
@@ -122,7 +113,7 @@ class ScaleRecord(TypedDict):
 
 
 class Trial(TypedDict):
-    """One figure of a claim; what follows from it is derived again."""
+    """One figure of a claim; the optional keys are derived."""
 
     about: str
     measure: str
@@ -144,12 +135,12 @@ class Trial(TypedDict):
 def _trial_problem(trial: Mapping[str, Any]) -> str | None:
     figures = [*trial["values"].values(), *trial.get("other_values", {}).values()]
     if trial["unit"] != "factor" and any(abs(figure) > 1 + 1e-6 for figure in figures):
-        return f"is a figure in {trial['unit']} with values beyond 1"
+        return f"is a figure in {trial['unit']} with values above 1"
     return None
 
 
 class Claim(TypedDict):
-    """A claim with its trials; what follows from them is derived again."""
+    """A claim with its trials; the optional keys are derived."""
 
     id: str
     source: str | None
@@ -168,13 +159,13 @@ class Claim(TypedDict):
 
 @dataclass(frozen=True)
 class PaperResult(Result):
-    """What came of a paper at a scale.
+    """The result of running a paper at a scale.
 
     Attributes:
         paper: `id`, `title`, `arxiv` and `status`.
-        scale: `name`, `base` and `seeds`; `failed`: what failed -> why; and `cells`: name ->
-            whether it was finished.
-        claims: Each with what the paper says and the `trials`, whose `values` are by seed.
+        scale: `name`, `base` and `seeds`; `failed`: name -> error; and `cells`: name -> whether
+            it was finished.
+        claims: Each with the claim of the paper and the `trials`, whose `values` are by seed.
         provenance: trimtab version, command, date, device and packages.
     """
 
@@ -195,20 +186,20 @@ class PaperResult(Result):
         return one_line(self, f"{self.paper['id']}, {self.scale['name']}: {hold} found to hold")
 
     def plain_claims(self) -> list[dict[str, Any]]:
-        """The claims with what is derived."""
+        """The claims with derived values."""
         return [_derived(claim) for claim in self.claims]
 
     def num_by_verdict(self) -> dict[str, int]:
-        """How many claims have each verdict."""
-        told = [verdict_of(claim) for claim in self.claims]
-        return {verdict: told.count(verdict) for verdict in VERDICTS}
+        """Number of claims with each verdict."""
+        verdicts = [verdict_of(claim) for claim in self.claims]
+        return {verdict: verdicts.count(verdict) for verdict in VERDICTS}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> PaperResult:
-        """The inverse of `to_dict`; what is derived is derived again.
+        """The inverse of `to_dict`; derived values are computed again.
 
         Raises:
-            ResultFormatError: It is something else, or damaged.
+            ResultFormatError: The data is not such a result, or damaged.
         """
         result = super().from_dict(data)
         return replace(result, claims=tuple(map(_stored, result.claims)))
@@ -216,8 +207,8 @@ class PaperResult(Result):
 
 def verdict_of(claim: Mapping[str, Any]) -> str:
     """The verdict of a claim from its stored trials."""
-    told = [(verdict_of_trial(trial), trial["premise"]) for trial in claim["trials"]]
-    return verdict_of_trials(told)
+    verdicts = [(verdict_of_trial(trial), trial["premise"]) for trial in claim["trials"]]
+    return verdict_of_trials(verdicts)
 
 
 def _stored(claim: Mapping[str, Any]) -> dict[str, Any]:
@@ -229,10 +220,7 @@ def _stored(claim: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _derived(claim: Mapping[str, Any]) -> dict[str, Any]:
-    """A claim with the figures and verdicts that follow from its trials.
-
-    `measured`, `n` and `interval` are those of its first trial.
-    """
+    """Add figures and verdicts to a claim; those of the claim are of its first trial."""
     trials = [{**trial, "unit": _unit(trial), **_figures(trial)} for trial in claim["trials"]]
     first = trials[0] if trials else {"value": None, "n": 0, "interval": None}
     return {
@@ -246,7 +234,7 @@ def _derived(claim: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unit(trial: Mapping[str, Any]) -> str:
-    """That of its measure now: a result of before may call a share a factor."""
+    """The unit of its measure; results of older releases may call a share a factor."""
     if trial["measure"] not in MEASURES:
         return str(trial["unit"])
     measure = MEASURES[trial["measure"]]

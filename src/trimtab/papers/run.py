@@ -1,11 +1,11 @@
-"""`run_paper`: train what is missing, measure it, and set it against what the paper says.
+"""`run_paper`: train missing cells, measure them, and compare with the claims of the paper.
 
 ::
 
     OUT/small/base/                     the base of all cells
     OUT/small/cells/grpo/seed-0/        a cell of a sweep: `trimtab train run.json` trains it
         comparison.json, evaluation.json, …
-    OUT/small/overlaps/                 of masks of two cells
+    OUT/small/overlaps/                 overlaps of the masks of two cells
     OUT/public/                         comparisons of published checkpoints
 """
 
@@ -38,43 +38,45 @@ from trimtab.training.sweeps.plan import checked
 OVERLAPS = "overlaps"
 
 
-def _compare(of: PaperCell, *, rank: bool = False, geometry: bool = False) -> Any:
-    # fp32 weights are compared as such: fp32 has every value of the base.
-    cast = "fp32" if of.is_saved_as_fp32 else None
-    return compare(of.cell.starts_from(), of.cell.model, cast=cast, rank=rank, geometry=geometry)
-
-
-def _evaluate(of: PaperCell) -> Any:
-    asked = of.scale.evaluate
-    judge = RewardTable(kind="regex", pattern=asked.pattern)
-    questions = file_questions(of.questions, reward_of(judge, Path()))
-    return evaluate(
-        [str(of.base), str(of.cell.model)],
-        questions=replace(questions, max_completion_length=asked.max_tokens),
-        num_samples=asked.samples,
-        seed=of.seed,
+def _compare(cell: PaperCell, *, rank: bool = False, geometry: bool = False) -> Any:
+    # fp32 weights are compared in fp32, which represents every value of the base.
+    cast = "fp32" if cell.is_saved_as_fp32 else None
+    return compare(
+        cell.cell.starts_from(), cell.cell.model, cast=cast, rank=rank, geometry=geometry
     )
 
 
-def _identity(of: PaperCell) -> Any:
-    assert of.cell.of is not None, "a run in a mask"
-    return identity(of.base, of.cell.of.model, of.cell.model, of.cell.mask_file)
+def _evaluate(cell: PaperCell) -> Any:
+    table = cell.scale.evaluate
+    judge = RewardTable(kind="regex", pattern=table.pattern)
+    questions = file_questions(cell.questions, reward_of(judge, Path()))
+    return evaluate(
+        [str(cell.base), str(cell.cell.model)],
+        questions=replace(questions, max_completion_length=table.max_tokens),
+        num_samples=table.samples,
+        seed=cell.seed,
+    )
+
+
+def _identity(cell: PaperCell) -> Any:
+    assert cell.cell.of is not None, "a run in a mask"
+    return identity(cell.base, cell.cell.of.model, cell.cell.model, cell.cell.mask_file)
 
 
 SOURCES: Mapping[str, Callable[[PaperCell], Any]] = {
     "comparison": _compare,
-    "rank": lambda of: _compare(of, rank=True),
-    "geometry": lambda of: _compare(of, geometry=True),
+    "rank": lambda cell: _compare(cell, rank=True),
+    "geometry": lambda cell: _compare(cell, geometry=True),
     "evaluation": _evaluate,
     "identity": _identity,
-    "trajectory": lambda of: read_tracked(of.cell.out / "updates.trimtab"),
+    "trajectory": lambda cell: read_tracked(cell.cell.out / "updates.trimtab"),
 }
-"""Name of a file -> what makes the result that is written to it."""
+"""Name of a result file -> function that computes the result."""
 
 
 @dataclass(frozen=True)
 class Measuring:
-    """Makes what is missing and reads figures."""
+    """Reads figures from result files, and computes missing ones."""
 
     _read: dict[Path, Any] = field(default_factory=dict, repr=False)
 
@@ -83,11 +85,11 @@ class Measuring:
 
         Args:
             trial: The trial.
-            cells: Arm -> its cells that are trained, one for each seed.
+            cells: Arm -> its trained cells, one per seed.
 
         Returns:
-            `values` and, if it has another arm to subtract, `other_values`: seed -> figure; for an
-            overlap, both seeds.
+            `values` and, if another arm is subtracted, `other_values`: seed -> figure; for an
+            overlap, pair of seeds -> figure.
 
         Raises:
             TrimtabError: Something cannot be measured.
@@ -101,12 +103,12 @@ class Measuring:
 
     def _figures(self, trial: Trial, cells: Sequence[PaperCell]) -> dict[str, float]:
         return {
-            str(of.seed): _figure(trial, self._source(of, MEASURES[trial.measure].source), of)
-            for of in cells
+            str(cell.seed): _figure(trial, self._source(cell, MEASURES[trial.measure].source), cell)
+            for cell in cells
         }
 
     def _overlaps(self, trial: Trial, cells: Mapping[str, Sequence[PaperCell]]) -> dict[str, float]:
-        """Of masks of one arm, every two seeds; of those of two arms, the same seed of both."""
+        """Overlaps of all pairs of seeds of one arm; or of the same seeds of two arms."""
         assert trial.other is not None
         first, second = cells[trial.arm], cells[trial.other]
         pairs = [
@@ -122,14 +124,14 @@ class Measuring:
             for one, two in pairs
         }
 
-    def _source(self, of: PaperCell, source: str) -> Any:
-        """The content of a file of a trained cell, made if it is not there."""
+    def _source(self, cell: PaperCell, source: str) -> Any:
+        """The content of a result file of a trained cell, computed if it is missing."""
         if source == "result":
-            return self._json(of.cell.result)
-        return self._json(of.cell.folder / f"{source}.json", lambda: SOURCES[source](of))
+            return self._json(cell.cell.result)
+        return self._json(cell.cell.folder / f"{source}.json", lambda: SOURCES[source](cell))
 
     def _overlap(self, one: PaperCell, two: PaperCell) -> Any:
-        names = (of.name.replace("/seed-", "-") for of in (one, two))
+        names = (cell.name.replace("/seed-", "-") for cell in (one, two))
         path = one.root / OVERLAPS / f"{'--'.join(names)}.json"
         return self._json(
             path, lambda: overlap(one.cell.changed(), two.cell.changed(), base=one.base)
@@ -143,33 +145,33 @@ class Measuring:
         return self._read[path]
 
 
-def _figure(trial: Trial, data: Any, of: PaperCell) -> float:
+def _figure(trial: Trial, data: Any, cell: PaperCell) -> float:
     measure = MEASURES[trial.measure]
     try:
         return measure.read(data, **trial.settings)
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise TrimtabError(
-            f"{of.name}: no {trial.measure} can be read from its {measure.source} ({error!r})"
+            f"{cell.name}: no {trial.measure} can be read from its {measure.source} ({error!r})"
         ) from None
 
 
 PUBLIC = "public"
-"""Folder of the comparisons of published checkpoints, in that of all runs."""
+"""Folder of the comparisons of published checkpoints, in the folder of all runs."""
 
 QUICK = 1.0
-"""Minutes of a run that is not worth a process of its own, which first loads torch."""
+"""Runs below this number of minutes share one process, since loading torch takes longer."""
 
 
 @dataclass(frozen=True)
 class PaperPlan:
-    """What a run of a paper would do.
+    """What `run_paper` would do.
 
     Attributes:
         paper: The paper.
         scale: The scale of its runs.
-        seeds: Under which any arm is run.
-        cells: All that it needs.
-        checkpoints: Where published checkpoints are; those that are not in it are not measured.
+        seeds: All seeds of its cells.
+        cells: All cells that it needs.
+        checkpoints: Published checkpoints; others are not measured.
         out: Folder of all runs.
     """
 
@@ -182,13 +184,13 @@ class PaperPlan:
 
     @property
     def missing(self) -> list[PaperCell]:
-        """Cells that are yet to be trained."""
-        return [of for of in self.cells if not of.cell.is_finished]
+        """Cells that are not trained yet."""
+        return [cell for cell in self.cells if not cell.cell.is_finished]
 
     @property
     def minutes(self) -> float:
-        """What that takes, roughly, on one CPU core."""
-        return sum(of.minutes for of in self.missing)
+        """Approximate duration of the missing cells on one CPU core."""
+        return sum(cell.minutes for cell in self.missing)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -196,7 +198,7 @@ class PaperPlan:
             "paper": self.paper.id,
             "scale": self.scale.name,
             "seeds": list(self.seeds),
-            "cells": {of.name: of.cell.is_finished for of in self.cells},
+            "cells": {cell.name: cell.cell.is_finished for cell in self.cells},
             "num_missing": len(self.missing),
             "minutes": self.minutes,
             "num_claims": len(self.paper.claims) + len(self.paper.public),
@@ -212,14 +214,14 @@ def plan_paper(
     seeds: Sequence[int] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> PaperPlan:
-    """Say what a run of a paper would do.
+    """Plan a run of a paper.
 
     Args:
         paper: The paper.
-        scale: One of its scales.
+        scale: Name of one of its scales.
         out: Folder of all runs, which papers share.
-        seeds: In place of those that the paper and the scale ask for.
-        checkpoints: Where published checkpoints are.
+        seeds: Seeds instead of those of the paper and the scale.
+        checkpoints: Published checkpoints.
 
     Raises:
         SettingsError: The files of the paper or the scale cannot be used.
@@ -237,55 +239,57 @@ def run_paper(
     *,
     jobs: int = 1,
     trains: bool = True,
-    told: Callable[[str], None] = lambda _: None,
+    notify: Callable[[str], None] = lambda _: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> PaperResult:
-    """Train the cells that are missing, measure all, and say what follows.
+    """Train the missing cells, measure all cells, and derive the verdicts.
 
-    Cells that fail are left out, and reported; the others are measured all the same.
+    Cells that fail are reported and left out; the others are still measured.
 
     Args:
         plan: From `plan_paper`.
-        jobs: Cells that train at a time.
-        trains: Whether to train at all; without, what is missing is said to be not yet run.
-        told: Told what happens, in a few words.
-        stop: Whether to stop.
+        jobs: Number of cells that train in parallel.
+        trains: Whether to train; otherwise missing cells are reported as not yet run.
+        notify: Called with progress messages.
+        stop: Returns whether to stop.
 
     Raises:
-        OutputExistsError: A cell is there and belongs to another run.
+        OutputExistsError: The folder of a cell has another run.
         TrimtabError: The base cannot be made.
-        Interrupted: It was asked to stop.
+        Interrupted: `stop` returned True.
     """
     measuring = Measuring()
     failed: dict[str, str] = {}
     if trains and plan.missing:
         make_base(plan.scale.base, plan.out / plan.scale.name / BASE)
     bases: dict[Path, BaseModel] = {}
-    for of in plan.cells:
-        if of.cell.out.exists():
-            checked(of.cell, bases)
+    for cell in plan.cells:
+        if cell.cell.out.exists():
+            checked(cell.cell, bases)
     if trains:
         outcomes = run_cells(
-            [of.cell for of in plan.missing],
+            [missing.cell for missing in plan.missing],
             jobs=jobs,
-            told=lambda cell, what: told(f"{cell.name}: {what}"),
+            notify=lambda cell, message: notify(f"{cell.name}: {message}"),
             stop=stop,
             here=plan.scale.minutes < QUICK and jobs == 1,
         )
-        failed = {name: of.error for name, of in outcomes.items() if of.error is not None}
-    # Another run may finish more of them meanwhile: what is measured is what is finished now.
-    done = {of.name: of.cell.is_finished for of in plan.cells}
+        failed = {name: o.error for name, o in outcomes.items() if o.error is not None}
+    # Another process may finish more cells meanwhile; measure those that are finished now.
+    done = {cell.name: cell.cell.is_finished for cell in plan.cells}
     claims = []
     for claim in plan.paper.claims:
         if stop():
             missing = f"{len(plan.missing)} of {len(plan.cells)} runs"
-            raise Interrupted(f"the same command goes on: {missing} are missing")
-        told(f"measuring {claim.id}")
-        trials = [of for of in plan.paper.trials_at(plan.scale.name) if of.claim == claim.id]
+            raise Interrupted(f"the same command resumes: {missing} are missing")
+        notify(f"measuring {claim.id}")
+        trials = [t for t in plan.paper.trials_at(plan.scale.name) if t.claim == claim.id]
         claims.append(
-            _told(claim, [_measured(of, plan.cells, done, measuring, failed) for of in trials])
+            _recorded(
+                claim, [_measured(trial, plan.cells, done, measuring, failed) for trial in trials]
+            )
         )
-    claims += public_claims(plan.paper.public, plan.checkpoints, plan.out / PUBLIC, told)
+    claims += public_claims(plan.paper.public, plan.checkpoints, plan.out / PUBLIC, notify)
     return PaperResult(
         paper={
             "id": plan.paper.id,
@@ -306,17 +310,19 @@ def run_paper(
 
 
 def _made_by(cells: Sequence[PaperCell]) -> dict[str, Any]:
-    """On what the finished cells were trained, and how long that took in all."""
-    results = [read_json(of.cell.result) for of in cells if of.cell.is_finished]
+    """Versions, devices, and total steps and seconds of the finished cells."""
+    results = [read_json(entry.cell.result) for entry in cells if entry.cell.is_finished]
     return {
         "versions": results[0]["versions"] if results else {},
-        "devices": list({json.dumps(of["device"]): of["device"] for of in results}.values()),
-        "num_steps": sum(of["steps"] for of in results),
-        "seconds_train": sum(of["seconds"]["train"] for of in results),
+        "devices": list(
+            {json.dumps(entry["device"]): entry["device"] for entry in results}.values()
+        ),
+        "num_steps": sum(entry["steps"] for entry in results),
+        "seconds_train": sum(entry["seconds"]["train"] for entry in results),
     }
 
 
-def _told(claim: Claim, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _recorded(claim: Claim, trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     why = claim.untestable
     if why is None and not trials:
         why = "no trial of it at this scale"
@@ -341,8 +347,8 @@ def _measured(
     failed: dict[str, str],
 ) -> dict[str, Any]:
     by_arm = {arm: [cell for cell in cells if cell.arm.name == arm] for arm in trial.arms}
-    missing = [cell.name for of in by_arm.values() for cell in of if not done[cell.name]]
-    trained = {arm: [cell for cell in of if done[cell.name]] for arm, of in by_arm.items()}
+    missing = [cell.name for some in by_arm.values() for cell in some if not done[cell.name]]
+    trained = {arm: [cell for cell in some if done[cell.name]] for arm, some in by_arm.items()}
     try:
         values = measuring.values(trial, trained)
     except TrimtabError as error:

@@ -73,7 +73,7 @@ def test_texts_with_line_separators_of_unicode(tmp_path: Path) -> None:
         (['{"prompt": "a", "prompt": "b"}'], "line 1 is not JSON (the key prompt occurs twice)"),
         (
             [GOOD, '{"prompt": "\\ud83d", "completion": "a"}'],
-            "line 2 is not JSON (half of a surr",
+            "line 2 is not JSON (an unpaired surr",
         ),
         (["", GOOD, {**GOOD, "x": 1}], "line 3 and line 2 do not both have x"),
         ([{**GOOD, "x": 1}, {**GOOD, "x": True}], "line 2 has a x of another type than the first"),
@@ -155,7 +155,7 @@ def test_columns_that_rewards_are_called_with_anyway(tmp_path: Path) -> None:
     path = write(tmp_path, {"prompt": "1+1=", "answer": "2", "prompts": "x", "images": []})
     read_rows(path, ("prompt",))
     with pytest.raises(
-        SettingsError, match=r"jsonl: rename images, prompts: to trainers and rewards"
+        SettingsError, match=r"jsonl: rename images, prompts: trainers and rewards use"
     ):
         read_rows(path, ("prompt",), reward=comparison("exact", "answer", None))
 

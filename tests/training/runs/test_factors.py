@@ -250,7 +250,7 @@ def test_batch_size_that_accumulation_does_not_divide() -> None:
 
 def test_lo16_needs_an_optimizer_of_ours() -> None:
     values = content("sft", Path("base"), mask="none", factors={"precision": "lo16"})
-    with pytest.raises(SettingsError, match='mask = "none" take mask = "all"'):
+    with pytest.raises(SettingsError, match='instead of mask = "none", use mask = "all"'):
         Settings.of("run.toml", values)
 
 

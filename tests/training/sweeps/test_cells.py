@@ -91,7 +91,7 @@ def test_what_an_arm_sets_cannot_be_swept(tmp_path: Path) -> None:
 
 
 def test_a_date_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="a date or a time, and no key takes one"):
+    with pytest.raises(SettingsError, match="a date or a time, which no key accepts"):
         cells(tmp_path, TOP + "[sweep]\nseed = [2026-11-21]")
 
 

@@ -53,21 +53,21 @@ def test_cells_are_asked_what_they_were_not_trained_on(finished: Plan) -> None:
 def test_answers_are_in_the_table_and_asked_once(
     finished: Plan, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = run_sweep(finished, told=tell_nobody)
+    table = run_sweep(finished, notify=tell_nobody)
     rows = table["cells"]
     assert [row["num_questions"] for row in rows] == [6, 6]
     assert [row["accuracy"] for row in rows] == [row["num_right"] / 6 for row in rows]
     (arm,) = table["arms"]
     assert (arm["arm"], arm["accuracy"]["n"]) == ("sft", 2)
     monkeypatch.setattr(cell, "evaluate", None)  # it would fail
-    assert run_sweep(finished, told=tell_nobody)["cells"] == rows
+    assert run_sweep(finished, notify=tell_nobody)["cells"] == rows
 
 
 def test_other_questions_are_asked_anew(finished: Plan, base: Base) -> None:
-    run_sweep(finished, told=tell_nobody)
+    run_sweep(finished, notify=tell_nobody)
     folder = finished.sweep.path.parent
     fewer = planned(folder, ASKING.replace("6", "3"), base[0])
-    assert [row["num_questions"] for row in run_sweep(fewer, told=tell_nobody)["cells"]] == [3, 3]
+    assert [row["num_questions"] for row in run_sweep(fewer, notify=tell_nobody)["cells"]] == [3, 3]
 
 
 def test_a_model_that_cannot_be_asked_spoils_no_table(
@@ -79,8 +79,8 @@ def test_a_model_that_cannot_be_asked_spoils_no_table(
         return evaluate(models, **more)
 
     monkeypatch.setattr(cell, "evaluate", failing)
-    first, second = run_sweep(finished, told=tell_nobody)["cells"]
-    assert (first["status"], first["error"]) == ("finished", "cannot be asked: it is gone")
+    first, second = run_sweep(finished, notify=tell_nobody)["cells"]
+    assert (first["status"], first["error"]) == ("finished", "cannot be evaluated: it is gone")
     assert (first["num_questions"], second["num_questions"], second["error"]) == (None, 6, None)
     assert first["num_changed"] > 0
 
@@ -88,7 +88,7 @@ def test_a_model_that_cannot_be_asked_spoils_no_table(
 def test_stopped_before_it_began(base: Base, tmp_path: Path) -> None:
     plan = planned(tmp_path, ASKING, base[0])
     with pytest.raises(KeyboardInterrupt):
-        run_sweep(plan, told=tell_nobody, stop=lambda: True)
+        run_sweep(plan, notify=tell_nobody, stop=lambda: True)
     assert (tmp_path / "out" / "table.csv").read_text().count("missing") == 2
 
 

@@ -80,7 +80,7 @@ TOP = 'run = "sft.toml"\noutput = "out"\n'
         (TOP + "[sweep]\nlerning_rate = [1]", "no key sweep.lerning_rate: did you mean sweep.lea"),
         (TOP + '[sweep]\noutput = ["a"]', "sweep.output: every cell has its own folder"),
         (TOP + "[sweep]\ntrainer = [1]", "sweep.trainer is a table of the run file: name a key"),
-        (TOP + '[sweep]\nkl = [1]\n"factors.kl" = [2]', "sweep.kl is there twice"),
+        (TOP + '[sweep]\nkl = [1]\n"factors.kl" = [2]', "sweep.kl occurs twice"),
         (TOP + "[[arm]]\nset = {seed = 1}", "arm 1 has no name"),
         (TOP + '[[arm]]\nname = "a"\nnmae = "b"', "there is no key arm 1: nmae"),
         (TOP + '[[arm]]\nname="a"\n[[arm]]\nname="a"', "two arms are named a"),

@@ -1,7 +1,7 @@
-"""`Cell`: one run of a sweep, in a folder whose name says what it is, and what it measured.
+"""`Cell`: one run of a sweep and its results, in a folder of its own.
 
-The name follows from what was set alone, so a cell keeps its folder when others are added to the
-sweep. A cell is an ordinary run: `trimtab train CELL/run.json` trains or resumes it.
+The name depends only on the settings of the cell, so it keeps its folder when others are added to
+the sweep. A cell is an ordinary run: `trimtab train CELL/run.json` trains or resumes it.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ from trimtab.training.runs.settings import (
 from trimtab.training.sweeps.settings import Arm, MaskKind, SweepSettings
 
 CELLS = "cells"
-"""Folder of the cells, in that of the sweep."""
+"""Folder of the cells, in the folder of the sweep."""
 
 RUN = "run.json"
-"""The run of a cell, in its folder: a run file with keys set, which `Settings.read` reads."""
+"""File of the run of a cell: a run file with keys set, which `Settings.read` reads."""
 
 MASK = "mask.safetensors"
-"""The mask that a cell trains, in its folder, if it is made of what another one changed."""
+"""File of the mask that a cell trains, if it is derived from the changes of another cell."""
 
 CHANGED = "changed.safetensors"
-"""The mask of what a cell changed, in its folder, once another one needs it."""
+"""File of the mask of what a cell changed, once another cell needs it."""
 
 OUT = "out"
-"""What the run leaves, in the folder of the cell."""
+"""Output folder of the run, in the folder of the cell."""
 
 SEED = "seed"
 """The key over whose values an arm is averaged."""
@@ -69,11 +69,11 @@ LONGEST_VALUE, LONGEST_NAME = 40, 150
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell.
+    """How a cell ended.
 
     Attributes:
         status: `finished`, `failed` or `interrupted`.
-        error: Why it failed, in one line.
+        error: Why it failed, one line.
     """
 
     status: str
@@ -85,15 +85,15 @@ class Cell:
     """One run of a sweep.
 
     Attributes:
-        name: Of the cell and its folder.
-        arm: What it is one seed of.
-        run: The run file that it was made of.
+        name: Name of the cell and its folder.
+        arm: Name of the arm; its cells differ in the seed.
+        run: The run file.
         settings: Dotted keys of the run file that the sweep sets -> values.
-        content: Of a run file with these keys set.
-        folder: Where it lies.
-        mask: What it trains only, of what `of` changed; None for what the run file says.
-        of: The cell whose changes the mask is made of.
-        start: The cell whose model it trains on; None for the model of the run file.
+        content: Content of the run file with these keys set.
+        folder: Folder of the cell.
+        mask: Which mask to derive from the changes of `of`; None for that of the run file.
+        of: The cell whose changes the mask is derived from.
+        start: The cell whose model it starts from; None for the model of the run file.
     """
 
     name: str
@@ -118,12 +118,12 @@ class Cell:
 
     @property
     def result(self) -> Path:
-        """What the run says of itself; written last, so it marks a finished run."""
+        """The result file of the run; written last, so it marks a finished run."""
         return self.out / RESULT
 
     @property
     def mask_file(self) -> Path:
-        """The mask that it trains, if it is made of what another one changed."""
+        """The mask that it trains, if it is derived from another cell."""
         return self.folder / MASK
 
     @property
@@ -133,22 +133,22 @@ class Cell:
 
     @property
     def needs(self) -> tuple[Cell, ...]:
-        """Cells that must be finished before."""
+        """Cells that must finish first."""
         return tuple(cell for cell in (self.of, self.start) if cell is not None)
 
     @property
     def is_ready(self) -> bool:
-        """Whether all that it needs is there."""
+        """Whether all cells that it needs are finished."""
         return all(cell.is_finished for cell in self.needs)
 
     @property
     def from_others(self) -> dict[str, str]:
-        """Keys of the run file that follow from the cells that it needs -> what they are."""
+        """Keys of the run file that are set by the cells that it needs -> description."""
         made = {} if self.of is None else {"mask": f"{self.mask} of {self.of.arm}"}
         return made if self.start is None else {**made, "model": f"model of {self.start.arm}"}
 
     def starts_from(self) -> Path | str:
-        """What its training starts from: a folder, or a hub id."""
+        """The model that its training starts from: a folder, or a hub id."""
         if self.start is not None:
             return self.start.model
         file = self.file()
@@ -156,13 +156,13 @@ class Cell:
         return local if local.exists() else file.model
 
     def file(self) -> Settings:
-        """The run file, checked.
+        """The settings of the run, checked.
 
-        Until the cells that it needs are finished, it is one with a mask of everything, and with
-        the model that they start from: what else can be wrong with it is known before.
+        Until the cells that it needs are finished, they have a mask of everything and the model
+        that those cells start from, so that other problems are found early.
 
         Raises:
-            SettingsError: It says something that cannot be meant.
+            SettingsError: The settings are invalid.
         """
         content = {**self.content, "output": str(self.out.resolve())}
         if self.of is not None:
@@ -174,18 +174,18 @@ class Cell:
         return Settings.of(self.run, content)
 
     def write(self) -> Path:
-        """Write the run, and the mask that it trains, into the folder of the cell; say where."""
+        """Write the run and its mask into the folder of the cell; returns the file of the run."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        here = {}
+        relative = {}
         if self.of is not None:
             self._make_mask(self.of)
-            here["mask"] = MASK
+            relative["mask"] = MASK
         if self.start is not None:
-            here["model"] = Path(os.path.relpath(self.start.model, self.folder)).as_posix()
+            relative["model"] = Path(os.path.relpath(self.start.model, self.folder)).as_posix()
         path = self.folder / RUN
         run = os.path.relpath(self.run.resolve(), self.folder.resolve())
         header = {"format": CELL_FORMAT, "format_version": CELL_VERSION, "run_file": run}
-        write_json(path, {**header, "content": self.content, "here": {"output": OUT, **here}})
+        write_json(path, {**header, "content": self.content, "here": {"output": OUT, **relative}})
         return path
 
     def _make_mask(self, of: Cell) -> None:
@@ -196,7 +196,7 @@ class Cell:
             derived_mask(self.mask, changed, base, seed).save(self.mask_file)
 
     def changed(self) -> Path:
-        """The mask of what it changed, by bits in the dtype of the base; made once."""
+        """The mask of what it changed, by bits in the dtype of the base; computed once."""
         path = self.folder / CHANGED
         if not path.exists():
             cast = "bf16" if self.file().save_dtype == "fp32" else None
@@ -205,15 +205,16 @@ class Cell:
 
 
 def derived_mask(kind: MaskKind, changed: Mask, base: Path | str, seed: int) -> Mask:
-    """A mask of what a run changed, or another one of its size to set it against.
+    """The mask of what a run changed, or a control mask for it.
 
     Args:
-        kind: `own` is what it changed. `random` has as many elements of each tensor, `matched` as
-            many of each tensor and binary exponent of the base's weight, `low-magnitude` as many of
-            each tensor, the smallest. `complement` is everything else.
-        changed: What the run changed.
+        kind: `own` is what it changed. `random` selects the same number of elements per tensor,
+            `matched` the same number per tensor and binary exponent of the base's weight,
+            `low-magnitude` the same number per tensor, those of smallest magnitude. `complement`
+            is everything else.
+        changed: Mask of what the run changed.
         base: The base.
-        seed: Decides what is drawn.
+        seed: Random seed.
     """
     match kind:
         case "own":
@@ -234,20 +235,20 @@ def derived_mask(kind: MaskKind, changed: Mask, base: Path | str, seed: int) -> 
 
 
 def cells_of(sweep: SweepSettings) -> list[Cell]:
-    """All cells of a sweep: every arm with every combination of the values, the last the fastest.
+    """All cells of a sweep: every arm with every combination of the values.
 
     Raises:
-        SettingsError: A run file cannot be read, or two cells are the same; all at once.
+        SettingsError: A run file cannot be read, or two cells have the same name.
     """
     contents = {
         run: read_toml(run, SettingsError) for run in dict.fromkeys(arm.run for arm in sweep.arms)
     }
     cells: dict[tuple[str | None, int], Cell] = {}
     for arm in sweep.arms:
-        for number, values in enumerate(product(*sweep.axes.values())):
+        for index, values in enumerate(product(*sweep.axes.values())):
             point = dict(zip(sweep.axes, values, strict=True))
-            others = {name: cells[name, number] for name in arm.needs}
-            cells[arm.name, number] = _cell(sweep, arm, contents[arm.run], point, others)
+            others = {name: cells[name, index] for name in arm.needs}
+            cells[arm.name, index] = _cell(sweep, arm, contents[arm.run], point, others)
     names = [cell.name for cell in cells.values()]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise SettingsError(f"{sweep.path}: several cells are named {', '.join(twice)}")
@@ -289,24 +290,24 @@ def made_cell(
     arm_name: str,
     folder: Path,
 ) -> Cell:
-    """A cell of an arm.
+    """Create a cell of an arm.
 
     Args:
         arm: The arm.
-        content: Of its run file, as TOML has it.
+        content: The parsed TOML of its run file.
         settings: Dotted keys of the run file -> values.
-        others: Name of each arm that it needs -> the cell of it.
-        name: Of the cell.
-        arm_name: What it is one seed of.
-        folder: Where it lies.
+        others: Name of each arm that it needs -> cell of that arm.
+        name: Name of the cell.
+        arm_name: Name of the arm; its cells differ in the seed.
+        folder: Folder of the cell.
 
     Raises:
-        SettingsError: A value is none that a run file can have.
+        SettingsError: A value is not allowed in a run file.
     """
     try:
         json.dumps([content, settings])
     except TypeError:
-        raise SettingsError(f"{arm.run}: a date or a time, and no key takes one") from None
+        raise SettingsError(f"{arm.run}: a date or a time, which no key accepts") from None
     cell = Cell(
         name,
         arm_name,
@@ -319,12 +320,14 @@ def made_cell(
         None if arm.start is None else others[arm.start],
     )
     if both := [key for key in cell.from_others if key in settings]:
-        raise SettingsError(f"arm {arm.name} takes its {both[0]} from another, and it is set, too")
+        raise SettingsError(
+            f"arm {arm.name} takes its {both[0]} from another arm, and it is also set"
+        )
     return replace(cell, settings={**settings, **cell.from_others})
 
 
 def _with(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run file with keys set; a factor takes the place of the keys that it stands for."""
+    """A run file with keys set; a factor replaces the keys that it stands for."""
     algorithm = str(settings.get("algorithm", content.get("algorithm")))
     replaced = [
         key
@@ -339,7 +342,7 @@ def _is_factor(key: str) -> bool:
 
 
 def _name(arm: Arm, point: Mapping[str, Any]) -> str:
-    """What tells a cell, or an arm, from the others of a sweep: file-name characters only."""
+    """Name of a cell or an arm: its values in the sweep, in file-name characters."""
     last = [key.rpartition(".")[2] for key in point]
     parts = [
         f"{key if last.count(name) > 1 else name}={_text(value)}"
@@ -360,7 +363,7 @@ def _text(value: Any) -> str:
 
 
 def _shortened(text: str, longest: int, of: str | None = None) -> str:
-    """Text of a limited length; what is lost, or was before, is told apart by a hash."""
+    """Shorten a text; a hash keeps texts distinct that were cut or changed."""
     if len(text) <= longest and of is None:
         return text
     digest = xxhash.xxh3_64_hexdigest((of or text).encode())[:8]
@@ -373,7 +376,7 @@ MEASURED = (
     *("loss_last", "reward_last", "num_tokens"),
     *("seconds_train", "peak_memory_bytes", "num_threads", "mask_digest"),
 )
-"""Columns that are known when a cell is finished."""
+"""Columns that are known once a cell is finished."""
 
 
 def measured(cell: Cell) -> dict[str, Any]:
@@ -387,7 +390,7 @@ def measured(cell: Cell) -> dict[str, Any]:
         return _columns(read_json(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
-            f"{path} cannot be read ({error!r}): delete {cell.folder} to train anew"
+            f"{path} cannot be read ({error!r}): delete {cell.folder} to train again"
         ) from None
 
 
@@ -416,7 +419,7 @@ def _columns(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:
-    """The last value that was logged; None if none was."""
+    """The last logged value; None if there is none."""
     return next((log[name] for log in reversed(history) if name in log), None)
 
 
@@ -425,57 +428,57 @@ def _whole(number: float | None) -> int | None:
 
 
 ANSWERS = "evaluation.json"
-"""What a cell answered, in its folder."""
+"""File of the answers of a cell, in its folder."""
 
 
 @dataclass(frozen=True)
 class Examiner:
-    """Asks each cell its questions, once.
+    """Evaluates each cell on its questions, once.
 
     Attributes:
-        questions: Name of a cell -> what it is asked.
+        questions: Name of a cell -> its questions.
     """
 
     questions: Mapping[str, Questions]
 
     def has_asked(self, cell: Cell) -> bool:
-        """Whether an earlier call asked a cell the same questions."""
+        """Whether a cell has stored answers to the same questions."""
         return self._known(cell) is not None
 
     def ask(self, cell: Cell) -> dict[str, Any]:
-        """What a finished cell answers, or answered to the same questions before."""
+        """The answers of a finished cell, from its folder if they are to the same questions."""
         if (known := self._known(cell)) is not None:
             return known
         questions = self.questions[cell.name]
-        answered = evaluate([str(cell.model)], questions=questions).to_dict()
-        write_json(cell.folder / ANSWERS, answered)
-        return answered
+        evaluation = evaluate([str(cell.model)], questions=questions).to_dict()
+        write_json(cell.folder / ANSWERS, evaluation)
+        return evaluation
 
     def _known(self, cell: Cell) -> dict[str, Any] | None:
-        asked = json.loads(json.dumps(self.questions[cell.name].describe()))
+        record = json.loads(json.dumps(self.questions[cell.name].describe()))
         try:
             known: dict[str, Any] = read_json(cell.folder / ANSWERS)
-            return known if known["questions"]["record"] == asked else None
+            return known if known["questions"]["record"] == record else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
 
 
 def questions_of_cell(sweep: SweepSettings, cell: Cell) -> Questions:
-    """What a cell is asked: nothing that it was trained on.
+    """The questions for a cell, without those that it was trained on.
 
     Raises:
-        SettingsError: There are none, or nothing to judge the answers by.
+        SettingsError: There are no questions, or no reward to judge the answers.
     """
     table, file = sweep.evaluate, cell.file()
     assert table is not None
     if table.file is not None:
         judge = RewardTable(kind=table.kind, column=table.column, pattern=table.pattern)
         reward = reward_of(judge, sweep.path.parent)
-        asked = file_questions(sweep.path.parent / table.file, reward, column=table.column)
+        questions = file_questions(sweep.path.parent / table.file, reward, column=table.column)
         if file.data.file is not None:
             seen = read_rows(file.resolve(file.data.file), ("prompt",)).rows
-            asked = asked.unseen(row["prompt"] for row in seen)
-        return asked.first(table.questions)
+            questions = questions.unseen(row["prompt"] for row in seen)
+        return questions.first(table.questions)
     if table.task is None or table.task == file.data.task:
         return questions_of_run(file, num=table.questions)
     return questions_of_task(DataTable(task=table.task), seed=file.task_seed, num=table.questions)

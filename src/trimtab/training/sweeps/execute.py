@@ -1,13 +1,9 @@
-"""`run_sweep`: run the cells that a plan has left to run, and write one tidy table of all.
+"""`run_sweep`: run the unfinished cells of a plan, and write one table of all cells.
 
-A cell is `python -m trimtab train CELL/run.json` in a process of its own, so that one that fails
-takes no other with it (but for those that need it); what it prints is kept in `CELL/log.txt`.
-Children have sessions of their own, so that Ctrl-C reaches this process alone. They are asked to
-stop by SIGTERM, since a shell that starts a sweep in the background has SIGINT ignored, and end
-with this process, whatever ends it.
-
-The table is read from the folders of the cells, so it is the same for a sweep that was stopped and
-resumed, but for times and memory.
+A cell is `python -m trimtab train CELL/run.json` in its own process, so that a failure only affects
+cells that need it; its output is in `CELL/log.txt`. Children have their own sessions, so that
+Ctrl-C only reaches this process; they are stopped by SIGTERM, because a sweep in the background
+ignores SIGINT, and end when this process ends for any reason.
 """
 
 from __future__ import annotations
@@ -50,32 +46,32 @@ METRICS = ("sparsity", "loss_last", "reward_last", "accuracy")
 def sweep_table(
     plan: Plan, outcomes: Mapping[str, Outcome], answers: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """All that is known of the cells of a sweep.
+    """Collect the results of all cells of a sweep, from their folders.
 
     Args:
         plan: The sweep.
-        outcomes: Name of a cell -> what became of it, for those that were run just now.
-        answers: Name of a cell -> what its model answered.
+        outcomes: Name of a cell -> how it ended, for the cells that were run by this call.
+        answers: Name of a cell -> answers of its model.
 
     Returns:
         The content of `table.json`.
     """
-    swept = dict.fromkeys(key for of in plan.cells for key in of.cell.settings)
+    keys = dict.fromkeys(key for planned in plan.cells for key in planned.cell.settings)
     rows = []
-    for of in plan.cells:
-        row = _row(of, tuple(swept), plan.sweep.output)
-        if of.is_finished:
-            row |= measured(of.cell)
-        if of.cell.name in outcomes:
-            row |= asdict(outcomes[of.cell.name])
-        if of.cell.name in answers:
-            row |= _answered(answers[of.cell.name])
+    for planned in plan.cells:
+        row = _row(planned, tuple(keys), plan.sweep.output)
+        if planned.is_finished:
+            row |= measured(planned.cell)
+        if planned.cell.name in outcomes:
+            row |= asdict(outcomes[planned.cell.name])
+        if planned.cell.name in answers:
+            row |= _answered(answers[planned.cell.name])
         rows.append(row)
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "sweep_file": str(plan.sweep.path),
-        "swept": [_column(key) for key in swept],
+        "swept": [_column(key) for key in keys],
         "columns": list(rows[0]),
         "cells": rows,
         "arms": _arm_rows(rows),
@@ -86,7 +82,7 @@ def sweep_table(
 
 
 def as_csv(table: Mapping[str, Any]) -> str:
-    """The rows as CSV: what is not known is empty."""
+    """The rows as CSV; unknown values are empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, table["columns"], lineterminator="\n")
     writer.writeheader()
@@ -94,13 +90,13 @@ def as_csv(table: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def _row(planned: PlannedCell, swept: Sequence[str], sweep: Path) -> dict[str, Any]:
-    """What is known of a cell before it runs, with places for the rest."""
+def _row(planned: PlannedCell, keys: Sequence[str], sweep: Path) -> dict[str, Any]:
+    """The row of a cell before it runs; other columns are None."""
     cell, settings, work = planned.cell, planned.settings, planned.work
     return {
         "cell": cell.name,
         "arm": cell.arm,
-        **{_column(key): _shown(_value(planned, key)) for key in swept},
+        **{_column(key): _shown(_value(planned, key)) for key in keys},
         "status": "finished" if planned.is_finished else "missing",
         "error": None,
         "algorithm": settings["algorithm"],
@@ -114,13 +110,13 @@ def _row(planned: PlannedCell, swept: Sequence[str], sweep: Path) -> dict[str, A
 
 
 ANSWERED = ("num_questions", "num_right", "accuracy")
-"""Columns that are known when a model has been asked."""
+"""Columns that are known once a model has been evaluated."""
 
 COLUMNS = (
     *("cell", "arm", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
     *("sequences_per_step", "mask", *MEASURED, *ANSWERED, "folder"),
 )
-"""All columns but those of the keys that are swept, which come after the first two."""
+"""All columns except those of the swept keys, which follow the first two."""
 
 
 def _answered(evaluation: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,24 +129,24 @@ def _answered(evaluation: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _value(planned: PlannedCell, key: str) -> Any:
-    """What a cell has for a key that the sweep sets: what the sweep says, or its run file."""
+    """The value of a cell for a key, from the sweep or else from its run file."""
     if key in planned.cell.settings:
         return planned.cell.settings[key]
     return flat(planned.cell.content).get(key)
 
 
 def _column(key: str) -> str:
-    """A key as the sweep file has it: factors by their name."""
+    """The column of a key; factors without their prefix."""
     return key.removeprefix("factors.")
 
 
 def _shown(value: Any) -> Any:
-    """A value as a cell of a table holds it: lists as text."""
+    """A value for the table; lists become text."""
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _arm_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each arm with what its seeds have in common."""
+    """Each arm with the means over its seeds."""
     arms = []
     for name in dict.fromkeys(row["arm"] for row in rows):
         of_arm = [row for row in rows if row["arm"] == name]
@@ -166,19 +162,22 @@ def _arm_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "num_finished": len(finished),
                 "criterion": finished[0]["criterion"] if finished else None,
                 "saved_dtype": finished[0]["saved_dtype"] if finished else None,
-                **{metric: over_seeds(of) if of else None for metric, of in known.items()},
+                **{
+                    metric: over_seeds(values) if values else None
+                    for metric, values in known.items()
+                },
             }
         )
     return arms
 
 
 LOG = "log.txt"
-"""What the process of a cell said, in the folder of the cell."""
+"""Output of the process of a cell, in the folder of the cell."""
 
 POLL_SECONDS = 0.05
 
-Told = Callable[[Cell, str], None]
-"""Is told what happens to a cell, in a few words."""
+Notify = Callable[[Cell, str], None]
+"""Called with a cell and a short message when its state changes."""
 
 
 @dataclass
@@ -188,17 +187,17 @@ class _Running:
     started: float
     num_steps: int
 
-    def kept_more(self) -> bool:
-        """Whether a later step than before has been kept."""
-        before, self.num_steps = self.num_steps, _num_steps_kept(self.cell)
+    def has_saved_more(self) -> bool:
+        """Whether there is a later checkpoint than at the last call."""
+        before, self.num_steps = self.num_steps, _num_saved_steps(self.cell)
         return self.num_steps > before
 
 
 def num_processors() -> int:
-    """Processors that this process may use; fewer if the user has said so to OpenMP."""
-    said = os.environ.get("OMP_NUM_THREADS", "")
-    if said.isdigit() and int(said):
-        return int(said)
+    """Number of usable processors, or OMP_NUM_THREADS if it is set."""
+    limit = os.environ.get("OMP_NUM_THREADS", "")
+    if limit.isdigit() and int(limit):
+        return int(limit)
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -206,22 +205,22 @@ def run_cells(
     cells: Sequence[Cell],
     *,
     jobs: int,
-    told: Told,
+    notify: Notify,
     stop: Callable[[], bool],
     here: bool = False,
 ) -> dict[str, Outcome]:
-    """Run cells, some at a time, in their order; each after those that it needs.
+    """Run cells in order, several at a time; each after those that it needs.
 
     Args:
-        cells: None of them finished.
-        jobs: Processes at a time. With several, each has its share of the processors.
-        told: Told when a cell starts and ends.
-        stop: Whether to stop: what runs then finishes its step and keeps it, and nothing starts.
-        here: Run them in this process, one at a time: where a process that loads torch first would
-            take longer than they do.
+        cells: Unfinished cells.
+        jobs: Number of parallel processes, which share the processors equally.
+        notify: Called when a cell starts and ends.
+        stop: Returns whether to stop: running cells then finish and save their step.
+        here: Run the cells in this process, one at a time; for runs that are shorter than loading
+            torch.
 
     Returns:
-        Name of the cell -> what became of it. Cells that were not started are not in it.
+        Name of the cell -> how it ended; without cells that were not started.
     """
     waiting, running = list(cells), list[_Running]()
     outcomes: dict[str, Outcome] = {}
@@ -232,7 +231,7 @@ def run_cells(
 
     def end(cell: Cell, outcome: Outcome, started: float) -> None:
         outcomes[cell.name] = outcome
-        told(cell, f"{outcome.error or outcome.status} ({monotonic() - started:.0f} s)")
+        notify(cell, f"{outcome.error or outcome.status} ({monotonic() - started:.0f} s)")
 
     try:
         while running or (waiting and not stopping):
@@ -249,7 +248,7 @@ def run_cells(
                     end(cell, Outcome("failed", f"needs {', '.join(bad)}"), begun)
                 elif not needed and len(running) < jobs:
                     waiting.remove(cell)
-                    told(cell, "started")
+                    notify(cell, "started")
                     try:
                         cell.write()
                         if not here:
@@ -265,8 +264,8 @@ def run_cells(
                     except TrimtabError as error:
                         end(cell, Outcome("failed", str(error)), begun)
             for of in running:
-                if of.kept_more():
-                    told(of.cell, f"{of.num_steps:,} steps done and kept")
+                if of.has_saved_more():
+                    notify(of.cell, f"{of.num_steps:,} steps done and saved")
             for of in [of for of in running if of.process.poll() is not None]:
                 running.remove(of)
                 with of.process:  # closes the pipe to it
@@ -275,7 +274,7 @@ def run_cells(
             if running:
                 sleep(POLL_SECONDS)
     finally:
-        for of in running:  # only if this process is to end at once
+        for of in running:  # only if this process is about to end
             with of.process:
                 of.process.kill()
     return outcomes
@@ -283,37 +282,37 @@ def run_cells(
 
 def _start(cell: Cell, environment: Mapping[str, str]) -> _Running:
     path = cell.folder / LOG
-    path.unlink(missing_ok=True)  # what a process of a killed sweep still says is not for this one
+    path.unlink(missing_ok=True)  # a process of a killed sweep may still write to the old file
     with path.open("xb") as log:
         run = str(cell.folder / RUN)
         process = start_trimtab(["train", run], log, environment)
-    return _Running(cell, process, monotonic(), _num_steps_kept(cell))
+    return _Running(cell, process, monotonic(), _num_saved_steps(cell))
 
 
-def _num_steps_kept(cell: Cell) -> int:
-    """Step of the last whole checkpoint of a run: the Trainer writes its state last."""
+def _num_saved_steps(cell: Cell) -> int:
+    """Step of the last complete checkpoint of a run: the Trainer writes its state last."""
     states = (cell.out / CHECKPOINTS).glob("checkpoint-*/trainer_state.json")
     steps = (state.parent.name.rpartition("-")[2] for state in states)
     return max((int(step) for step in steps if step.isdigit()), default=0)
 
 
-def _outcome(of: _Running, stopping: bool) -> Outcome:
-    if of.cell.is_finished:
+def _outcome(run: _Running, stopping: bool) -> Outcome:
+    if run.cell.is_finished:
         return Outcome("finished")
     if stopping:
         return Outcome("interrupted")
-    return Outcome("failed", _last_line(of.cell.folder / LOG, of.process.returncode))
+    return Outcome("failed", _last_line(run.cell.folder / LOG, run.process.returncode))
 
 
 def _last_line(log: Path, code: int) -> str:
-    """The line in which a command says why it ended; or, if it could not, how it ended."""
+    """The last line of the log, which says why the command ended; or else its exit status."""
     if code < 0:
-        memory = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
+        memory = ", perhaps out of memory" if -code == signal.SIGKILL else ""
         return f"ended by {signal.Signals(-code).name}{memory}: see {log}"
     content = read_bytes(log, CheckpointError, limit=MAX_DATA_BYTES)
     lines = content.decode("utf-8", errors="replace").splitlines()
-    said = [line for line in lines if line.strip()]
-    return said[-1].removeprefix("trimtab: ") if said else f"exit code {code}"
+    printed = [line for line in lines if line.strip()]
+    return printed[-1].removeprefix("trimtab: ") if printed else f"exit code {code}"
 
 
 CSV = "table.csv"
@@ -325,65 +324,64 @@ def run_sweep(
     plan: Plan,
     *,
     jobs: int = 1,
-    told: Told,
+    notify: Notify,
     stop: Callable[[], bool] = lambda: False,
     command: str | None = None,
 ) -> dict[str, Any]:
-    """Run every cell that is not finished; then ask the models, and write the table.
+    """Run every unfinished cell, evaluate the models, and write the table.
 
-    A sweep that was stopped goes on with the same call. Cells that failed are tried again.
+    The same call resumes an interrupted sweep, and retries cells that failed.
 
     Args:
         plan: From `plan`.
-        jobs: Cells that run at a time.
-        told: Told what happens to a cell.
-        stop: Whether to stop.
-        command: What was typed, for the provenance.
+        jobs: Number of cells that run in parallel.
+        notify: Called when the state of a cell changes.
+        stop: Returns whether to stop.
+        command: The command line, for the provenance.
 
     Returns:
         The content of `table.json`.
 
     Raises:
         OutputExistsError: Another process runs it.
-        Interrupted: It was asked to stop; the table has what there is.
+        Interrupted: `stop` returned True; the table has the finished cells.
     """
     output = plan.sweep.output
     output.mkdir(parents=True, exist_ok=True)
-    with lock(output / LOCK) as mine:
-        if not mine:
-            raise OutputExistsError(f"another process runs the sweep in {output}: wait for its end")
-        missing = [of.cell for of in plan.cells if not of.is_finished]
-        outcomes = run_cells(missing, jobs=jobs, told=told, stop=stop)
-        answers = _answers(plan, outcomes, told, stop)
+    with lock(output / LOCK) as is_locked:
+        if not is_locked:
+            raise OutputExistsError(
+                f"another process runs the sweep in {output}: wait for it to end"
+            )
+        missing = [planned.cell for planned in plan.cells if not planned.is_finished]
+        outcomes = run_cells(missing, jobs=jobs, notify=notify, stop=stop)
+        answers = _answers(plan, outcomes, notify, stop)
         table = sweep_table(plan, outcomes, answers)
         table["provenance"]["command"] = command
         write_json(output / JSON, table)
         write_text(output / CSV, as_csv(table), force=True)
     if stop():
-        num = sum(of.is_finished for of in plan.cells)
+        num = sum(planned.is_finished for planned in plan.cells)
         raise Interrupted(
-            f"the same command goes on: {num} of {len(plan.cells)} cells are finished, and the "
+            f"the same command resumes: {num} of {len(plan.cells)} cells are finished, and the "
             "others keep their last checkpoint"
         )
     return table
 
 
 def _answers(
-    plan: Plan, outcomes: dict[str, Outcome], told: Told, stop: Callable[[], bool]
+    plan: Plan, outcomes: dict[str, Outcome], notify: Notify, stop: Callable[[], bool]
 ) -> dict[str, dict[str, Any]]:
-    """Name of each finished cell -> what its model answers; of none, if nothing is asked.
-
-    What goes wrong is put into the outcomes: the others are asked all the same.
-    """
+    """Evaluate the finished cells, by name; failures are recorded in `outcomes`."""
     answers: dict[str, dict[str, Any]] = {}
-    for of in plan.cells:
+    for planned in plan.cells:
         if plan.examiner is None or stop():
             break
-        if of.is_finished:
-            if not plan.examiner.has_asked(of.cell):
-                told(of.cell, "asking")
+        if planned.is_finished:
+            if not plan.examiner.has_asked(planned.cell):
+                notify(planned.cell, "evaluating")
             try:
-                answers[of.cell.name] = plan.examiner.ask(of.cell)
+                answers[planned.cell.name] = plan.examiner.ask(planned.cell)
             except TrimtabError as error:
-                outcomes[of.cell.name] = Outcome("finished", f"cannot be asked: {error}")
+                outcomes[planned.cell.name] = Outcome("finished", f"cannot be evaluated: {error}")
     return answers

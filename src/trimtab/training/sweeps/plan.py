@@ -1,8 +1,8 @@
-"""`Plan`: every cell of a sweep checked, before any of them trains, and how they differ.
+"""`Plan`: all cells of a sweep, checked before any of them trains, and how they differ.
 
-Two arms that differ in more than what is asked for show nothing of it. So all settings of all
-cells are resolved, every default among them, and those that are not the same everywhere are sorted
-by why: they were asked for, they follow from what was asked for, or neither.
+A comparison of arms is only meaningful if they differ in nothing else. So all settings of all
+cells, including defaults, are resolved, and the differences are grouped by cause: set by the sweep,
+a consequence of what it sets, or neither.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured, que
 from trimtab.training.sweeps.settings import SweepSettings
 
 MOST_ROWS = 1000
-"""Whose tokens are counted; the mean of so many is near enough to compare arms by."""
+"""Number of rows from which the mean number of tokens is estimated."""
 
 COMPLETIONS = ("completion", "chosen", "rejected")
 
 
 def work_of_a_step(run: Run) -> dict[str, Any]:
-    """Sequences and tokens that an optimizer step of a run trains on.
+    """Sequences and tokens per optimizer step of a run.
 
     Returns:
-        `sequences`: a pair of chosen and rejected is two. `tokens`: their mean number, prompts
-        among them, over the first rows of the data; padding is not counted. `is_bound`: whether
-        completions are yet to be sampled, and counted as long as they may be.
+        `sequences`: a pair of chosen and rejected counts as two. `tokens`: mean number of tokens
+        including prompts and without padding, over the first rows of the data. `is_bound`: whether
+        completions are sampled, and counted with their maximum length.
     """
     from transformers import AutoTokenizer
 
@@ -51,7 +51,7 @@ def work_of_a_step(run: Run) -> dict[str, Any]:
     made_of_pairs = "rejected" in run.algorithm.columns
     cut = None if run.algorithm.takes_reward else args.max_length
     lengths = [
-        sum(min(of, cut or of) for of in _lengths(tokenizer, row, longest, made_of_pairs))
+        sum(min(n, cut or n) for n in _lengths(tokenizer, row, longest, made_of_pairs))
         for row in run.data.rows[:MOST_ROWS]
     ]
     pairs_to_singles = not made_of_pairs and not is_sampled and "rejected" in run.data.rows[0]
@@ -77,14 +77,14 @@ def _lengths(
 
 
 def _text(completion: Any) -> str:
-    """A completion as text; of messages, what they say."""
+    """A completion as text; the content of messages."""
     if isinstance(completion, str):
         return completion
     return "".join(str(message["content"]) for message in completion)
 
 
 STEPS, WORK = "steps", "work_of_a_step"
-"""Figures beside the settings: what arms must share to be compared, and is no one setting."""
+"""Derived figures that arms must share to be comparable."""
 
 SETTING_OF = {
     "data.file": "data",
@@ -94,18 +94,18 @@ SETTING_OF = {
     "trainer.num_train_epochs": STEPS,
     "trainer.per_device_train_batch_size": WORK,
 }
-"""Key of a run file -> what else it is resolved to, beside the setting of its name."""
+"""Key of a run file -> the setting that it also determines."""
 
 
 @dataclass(frozen=True)
 class PlannedCell:
-    """A cell that can run.
+    """A checked cell.
 
     Attributes:
         cell: The cell.
-        settings: All that decides its result, by dotted name.
-        description: What is known of it before it starts, as in `resolved.json`.
-        work: What an optimizer step takes.
+        settings: All settings that determine its result, by dotted name.
+        description: Its record before it starts, as in `resolved.json`.
+        work: The result of `work_of_a_step`.
     """
 
     cell: Cell
@@ -125,11 +125,11 @@ class Difference:
 
     Attributes:
         setting: Its dotted name.
-        why: `asked`; `consequence` of what was asked; `run file`, if run files differ in it where
-            nobody asked; or `equal`.
-        of: Dotted keys that the sweep sets and that account for it.
-        values: Each value -> the cells that have it, in their order. Cells whose algorithm has no
-            such setting are in none.
+        why: `asked`, if the sweep sets it; `consequence` of what it sets; `run file`, if run files
+            differ in it; or `equal`.
+        of: Dotted keys of the sweep that explain it.
+        values: Each value with the cells that have it, in order; without cells whose algorithm
+            does not have the setting.
     """
 
     setting: str
@@ -154,14 +154,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep that can run.
+    """A checked sweep.
 
     Attributes:
         sweep: The sweep file.
-        cells: In their order.
-        differences: Between them, what was asked for first.
-        matched: What arms must share to be compared: `learning_rate`, `steps`, `work_of_a_step`.
-        examiner: Asks the trained models; None if they are asked nothing.
+        cells: The cells, in order.
+        differences: Differences between cells; those that the sweep sets come first.
+        matched: What arms must share to be comparable: `learning_rate`, `steps`, `work_of_a_step`.
+        examiner: Evaluates the trained models; None for no evaluation.
     """
 
     sweep: SweepSettings
@@ -184,7 +184,7 @@ class Plan:
                 for planned in self.cells
             ],
             "differences": [difference.to_dict() for difference in self.differences],
-            "matched": {name: of.to_dict() for name, of in self.matched.items()},
+            "matched": {name: match.to_dict() for name, match in self.matched.items()},
         }
 
 
@@ -192,9 +192,9 @@ def plan(sweep: SweepSettings) -> Plan:
     """Check every cell of a sweep, and find how they differ.
 
     Raises:
-        SettingsError: Cells cannot be used; all problems at once, each with its cells.
-        OutputExistsError: A cell was trained, or begun, with other settings.
-        TrimtabError: As `prepare`, if there is but one problem.
+        SettingsError: Cells cannot be used; lists all problems with their cells.
+        OutputExistsError: A cell was trained with other settings, at least partly.
+        TrimtabError: The error of `prepare`, if there is only one problem.
     """
     problems = Problems()
     planned = []
@@ -205,7 +205,7 @@ def plan(sweep: SweepSettings) -> Plan:
     examiner = None
     if sweep.evaluate is not None and not problems:
         questions = {}
-        for cell in (of.cell for of in planned):
+        for cell in (one.cell for one in planned):
             with problems.collect(f"cell {cell.name}"):
                 questions[cell.name] = questions_of_cell(sweep, cell)
         examiner = Examiner(questions)
@@ -214,51 +214,51 @@ def plan(sweep: SweepSettings) -> Plan:
 
 
 def checked(cell: Cell, bases: dict[Path, BaseModel]) -> Run:
-    """The run of a cell, ready as far as it can be before the cells that it needs.
+    """Prepare the run of a cell, which may still need others.
 
     Args:
         cell: The cell.
-        bases: Models that have been opened before; added to.
+        bases: Cache of opened models.
 
     Raises:
-        OutputExistsError: It was trained, or begun, with other settings.
+        OutputExistsError: It was trained with other settings, at least partly.
         TrimtabError: It cannot be used.
     """
     run = prepare(cell.file(), bases)
     if cell.is_ready and state_of(run) == "finished":
-        measured(cell)  # better to hear now that it cannot be read
+        measured(cell)  # raises now if it cannot be read
     return run
 
 
 def _planned(cell: Cell, bases: dict[Path, BaseModel]) -> PlannedCell:
     run = checked(cell, bases)
-    settings, about = {**run.settings(), **cell.from_others}, run.describe()
+    settings, description = {**run.settings(), **cell.from_others}, run.describe()
     if cell.of is not None:
-        about["mask"] = {**about["mask"], "source": cell.from_others["mask"]}
-    return PlannedCell(cell, flat(settings), about, work_of_a_step(run))
+        description["mask"] = {**description["mask"], "source": cell.from_others["mask"]}
+    return PlannedCell(cell, flat(settings), description, work_of_a_step(run))
 
 
 def differences(planned: Sequence[PlannedCell]) -> list[Difference]:
-    """Every setting that is not the same in all cells, and why."""
-    names = dict.fromkeys(name for of in planned for name in of.settings)
-    found = [_difference(planned, name) for name in names]
+    """Every setting that differs between cells, and why."""
+    names = dict.fromkeys(name for cell in planned for name in cell.settings)
+    all_differences = [_difference(planned, name) for name in names]
     order = ("asked", "consequence", "run file")
-    unequal = [difference for difference in found if difference.why in order]
+    unequal = [difference for difference in all_differences if difference.why in order]
     return sorted(unequal, key=lambda difference: order.index(difference.why))
 
 
 def matched(planned: Sequence[PlannedCell]) -> dict[str, Difference]:
-    """Whether cells take the same learning rate, steps and tokens, and if not, why."""
-    figures = [replace(of, settings={**of.settings, **_figures(of)}) for of in planned]
+    """Whether cells have the same learning rate, steps and tokens, and if not, why."""
+    figures = [replace(cell, settings={**cell.settings, **_figures(cell)}) for cell in planned]
     names = {"learning_rate": "trainer.learning_rate", "steps": STEPS, "work_of_a_step": WORK}
     return {name: _difference(figures, setting) for name, setting in names.items()}
 
 
-def _figures(of: PlannedCell) -> dict[str, Any]:
-    steps, epochs = of.settings["trainer.max_steps"], of.settings["trainer.num_train_epochs"]
+def _figures(cell: PlannedCell) -> dict[str, Any]:
+    steps, epochs = cell.settings["trainer.max_steps"], cell.settings["trainer.num_train_epochs"]
     return {
         STEPS: {"steps": steps} if steps > 0 else {"epochs": epochs},
-        WORK: dict(of.work),
+        WORK: dict(cell.work),
     }
 
 
@@ -266,11 +266,11 @@ def _difference(planned: Sequence[PlannedCell], setting: str) -> Difference:
     values = _by_value(planned, setting)
     if len(values) == 1 and len(values[0][1]) == len(planned):
         return Difference(setting, "equal", (), values)
-    setters = {of.cell.name: _setters(of, setting) for of in planned}
-    left_alone = [of for of in planned if not setters[of.cell.name]]
+    setters = {cell.cell.name: _setters(cell, setting) for cell in planned}
+    left_alone = [cell for cell in planned if not setters[cell.cell.name]]
     if len(_by_value(left_alone, setting)) < 2 and any(setters.values()):
-        asked = dict.fromkeys(key for keys in setters.values() for key in keys)
-        return Difference(setting, "asked", tuple(asked), values)
+        keys_set = dict.fromkeys(key for keys in setters.values() for key in keys)
+        return Difference(setting, "asked", tuple(keys_set), values)
     causes = tuple(_causes(left_alone, setting))
     if not causes or _differs_otherwise(left_alone, setting, causes):
         return Difference(setting, "run file", (), values)
@@ -281,20 +281,20 @@ def _by_value(
     planned: Sequence[PlannedCell], setting: str
 ) -> tuple[tuple[Any, tuple[str, ...]], ...]:
     cells: dict[str, tuple[Any, list[str]]] = {}
-    for of in planned:
-        if setting in of.settings:
-            value = of.settings[setting]
-            cells.setdefault(json.dumps(value), (value, []))[1].append(of.cell.name)
+    for cell in planned:
+        if setting in cell.settings:
+            value = cell.settings[setting]
+            cells.setdefault(json.dumps(value), (value, []))[1].append(cell.cell.name)
     return tuple((value, tuple(names)) for value, names in cells.values())
 
 
 def _setters(planned: PlannedCell, setting: str) -> list[str]:
-    """Keys that the sweep sets in a cell and that are names of a setting."""
+    """Keys of the sweep that directly set a setting of a cell."""
     return [key for key in planned.cell.settings if setting in _names(key, planned)]
 
 
 def _names(key: str, planned: PlannedCell) -> set[str | None]:
-    """Settings that a key stands for; those of a factor depend on the algorithm."""
+    """Settings that a key sets; those of a factor depend on the algorithm."""
     table, _, name = key.rpartition(".")
     algorithm = planned.settings["algorithm"]
     keys = FACTORS[name].keys.get(algorithm, ()) if table == "factors" else (key,)
@@ -302,10 +302,10 @@ def _names(key: str, planned: PlannedCell) -> set[str | None]:
 
 
 def _causes(planned: Sequence[PlannedCell], setting: str) -> list[str]:
-    """Keys whose change alone changes a setting.
+    """Keys of the sweep that change a setting.
 
-    Two cells of one run file that differ in nothing else that the sweep sets show it. Where arms
-    set several keys at once there may be no such pair; then it is all that they differ in.
+    A pair of cells of one run file that differ in a single key identifies it. Where arms set
+    several keys at once there may be no such pair; then it is the smallest set of differing keys.
     """
     fewest: list[str] = []
     causes: dict[str, None] = {}
@@ -324,8 +324,8 @@ def _causes(planned: Sequence[PlannedCell], setting: str) -> list[str]:
 
 
 def _differs_otherwise(planned: Sequence[PlannedCell], setting: str, causes: Sequence[str]) -> bool:
-    """Whether run files differ in a setting where all that is known to change it is equal."""
-    have = [of for of in planned if setting in of.settings]
+    """Whether run files differ in a setting although its known causes are equal."""
+    have = [cell for cell in planned if setting in cell.settings]
     return any(
         one.cell.run != other.cell.run
         and one.settings[setting] != other.settings[setting]

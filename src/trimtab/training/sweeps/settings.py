@@ -1,9 +1,8 @@
-"""`SweepSettings`: which runs a TOML file asks for, checked as far as it alone allows.
+"""`SweepSettings`: the content of a sweep file, checked without opening other files.
 
-A sweep takes a run file, or several, and sets keys of it: those of `[set]` everywhere, and every
-combination of the lists of `[sweep]`, in each `[[arm]]`. An arm may need another one, whose cells
-give its own what they train or start from. Its own paths are relative to it; those
-that it sets in a run file are relative to the run file.
+A sweep sets keys of run files: those of `[set]` in every cell, and every combination of the lists
+of `[sweep]` in each `[[arm]]`. An arm can take its mask or its model from another arm. Paths are
+relative to the sweep file; paths that it sets in a run file are relative to the run file.
 """
 
 from __future__ import annotations
@@ -26,28 +25,28 @@ TABLES = ("data", "reward", "samples", "optimizer", "auto", "trainer")
 """Tables of a run file whose keys can be set."""
 
 ALONE = tuple(
-    of.name
-    for of in fields(Settings)
-    if of.name not in (*TABLES, *FACTORS, "path", "output", "factors")
+    key.name
+    for key in fields(Settings)
+    if key.name not in (*TABLES, *FACTORS, "path", "output", "factors")
 )
 """Keys of a run file that are in no table, and can be set."""
 
 
 MaskKind = Literal["own", "random", "matched", "complement", "low-magnitude"]
-"""What is trained of what another run changed: that, or something else of its size."""
+"""Which mask to derive from what another run changed: that itself, or a control."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Some cells of a sweep that have something in common.
+    """A group of cells with the same run file and settings.
 
     Attributes:
-        name: As the file has it; None for the only arm of a file that names none.
+        name: Name in the file; None for the only arm of a file without `[[arm]]`.
         run: The run file.
         settings: Dotted keys of the run file -> values, for all its cells.
-        mask: What its cells train only, of what those of arm `of` changed.
-        of: The arm whose changes the mask is made of.
-        start: The arm whose models its cells train on; None for the model of the run file.
+        mask: Which mask its cells derive from the changes of arm `of`.
+        of: The arm whose changes the mask is derived from.
+        start: The arm whose models its cells start from; None for the model of the run file.
     """
 
     name: str | None
@@ -59,31 +58,32 @@ class Arm:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """Arms that must be finished before, each under the same values of `[sweep]`."""
+        """Arms that must finish first, with the same values of `[sweep]`."""
         return tuple(name for name in (self.of, self.start) if name is not None)
 
     def problems(self, before: Iterable[str]) -> Iterator[str]:
-        """What cannot be meant of its needs, given the names of the arms before it."""
+        """Problems of its needs, given the names of the arms before it."""
         if missing := [name for name in self.needs if name not in before]:
             yield f"arm {self.name} needs {', '.join(missing)}, expected an arm before it"
         if (self.mask is None) != (self.of is None):
             yield f"arm {self.name}: expected both of mask and of, or neither"
         for key, other in (("mask", self.of), ("model", self.start)):
             if other is not None and key in self.settings:
-                yield f"arm {self.name}: its {key} is that of arm {other}, and {key} is set, too"
+                yield f"arm {self.name}: its {key} is that of arm {other}, and {key} is also set"
 
 
 @dataclass(frozen=True)
 class EvaluateTable:
-    """`[evaluate]`: what the trained models are asked.
+    """`[evaluate]`: the questions for the trained models.
 
     Attributes:
         task: `addition`, or `reasoning_gym:` and a name; None for that of the run.
-        file: JSON Lines with `prompt` and the right answer; what a run was trained on is left out.
-        kind: How answers in `file` are judged.
-        pattern: For `kind = "regex"`.
-        column: The column of the right answer in `file`.
-        questions: How many, at most; None for all.
+        file: JSON Lines with `prompt` and the correct answer; prompts of the training data are
+            excluded.
+        kind: How answers to `file` are judged.
+        pattern: Regular expression for `kind = "regex"`.
+        column: The column with the correct answer in `file`.
+        questions: Maximum number of questions; None for all.
     """
 
     task: str | None = None
@@ -96,14 +96,14 @@ class EvaluateTable:
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """A sweep as it was asked for.
+    """The content of a sweep file.
 
     Attributes:
         path: The TOML file.
-        output: The folder that the sweep makes.
+        output: Output folder of the sweep.
         arms: At least one.
-        axes: Dotted key of the run file -> the values that it takes in each arm.
-        evaluate: What the trained models are asked; None for nothing.
+        axes: Dotted key of the run file -> its values in each arm.
+        evaluate: The questions for the trained models; None for no evaluation.
     """
 
     path: Path
@@ -117,7 +117,7 @@ class SweepSettings:
         """Read and check a sweep file.
 
         Raises:
-            SettingsError: It is no TOML, or says something that cannot be meant; all at once.
+            SettingsError: The file cannot be read, or its settings are invalid; lists all problems.
         """
         path = Path(path)
         content = read_toml(path, SettingsError)
@@ -127,10 +127,11 @@ class SweepSettings:
         axes = _axes(_table(content, "sweep", problems), problems)
         common = _settings(_table(content, "set", problems), "set", problems)
         arms = _arms(content.get("arm"), top.get("run"), path.parent, common, problems)
-        asked = _table(content, "evaluate", problems)
-        evaluate = _evaluate(asked, problems) if "evaluate" in content else None
+        evaluate = None
+        if "evaluate" in content:
+            evaluate = _evaluate(_table(content, "evaluate", problems), problems)
         if not top.get("output"):
-            problems.append("missing: output, the folder that the sweep makes")
+            problems.append("missing: output, the folder of the sweep")
         if len(arms) * prod(map(len, axes.values())) > MOST_CELLS:
             problems.append(f"more than {MOST_CELLS:,} cells")
         elif not problems and not axes and len(arms) < 2:
@@ -142,7 +143,7 @@ class SweepSettings:
 
 @dataclass(frozen=True)
 class _Top:
-    """Types of the keys that are in no table."""
+    """Top-level keys."""
 
     run: str
     output: str
@@ -150,7 +151,7 @@ class _Top:
 
 @dataclass(frozen=True)
 class ArmTable:
-    """Types of the keys of `[[arm]]`."""
+    """Keys of `[[arm]]`."""
 
     name: str
     run: str | None = None
@@ -160,7 +161,7 @@ class ArmTable:
     start: str | None = None
 
 
-_TOP = tuple(of.name for of in fields(_Top))
+_TOP = tuple(key.name for key in fields(_Top))
 _KNOWN = (*_TOP, "set", "sweep", "arm", "evaluate")
 
 
@@ -222,12 +223,12 @@ def _evaluate(given: Mapping[str, Any], problems: list[str]) -> EvaluateTable:
     table = EvaluateTable(**check_table(EvaluateTable, given, "evaluate.", problems))
     if table.task is not None and table.file is not None:
         problems.append("evaluate: expected one of task and file, or none")
-    usual = EvaluateTable()
+    default = EvaluateTable()
     if table.file is None:
         problems += [
             f"evaluate.{name} has no effect without file"
             for name in ("kind", "pattern", "column")
-            if getattr(table, name) != getattr(usual, name)
+            if getattr(table, name) != getattr(default, name)
         ]
     if table.questions is not None and table.questions < 1:
         problems.append(f"evaluate.questions is {table.questions}, expected at least 1")
@@ -235,7 +236,7 @@ def _evaluate(given: Mapping[str, Any], problems: list[str]) -> EvaluateTable:
 
 
 def _settings(given: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
-    """Dotted keys of the run file -> what was given for them."""
+    """Return dotted keys of the run file -> values."""
     settings: dict[str, Any] = {}
     for key, value in _dotted(given):
         table, _, name = key.rpartition(".")
@@ -253,15 +254,15 @@ def _settings(given: Mapping[str, Any], where: str, problems: list[str]) -> dict
             problems.append(unknown_key(key, (*FACTORS, *ALONE), f"{where}."))
             continue
         if full in settings:
-            problems.append(f"{where}.{name} is there twice")
+            problems.append(f"{where}.{name} occurs twice")
         settings[full] = value
     return settings
 
 
 def _dotted(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Keys as they would be with quotes: `trainer.beta = …` is a table to TOML without them."""
+    """Flatten tables: in TOML, an unquoted `trainer.beta = …` is a table."""
     for key, value in given.items():
         if isinstance(value, dict) and key in (*TABLES, "factors"):
-            yield from ((f"{key}.{name}", of) for name, of in value.items())
+            yield from ((f"{key}.{name}", entry) for name, entry in value.items())
         else:
             yield key, value
