@@ -96,7 +96,7 @@ def test_hub_ids_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_what_a_map_gets_wrong_is_told_at_once(tmp_path: Path) -> None:
     (tmp_path / "map.toml").write_text('[odd]\nbase = "a"\n', "utf-8")
-    with pytest.raises(SettingsError, match=r"no pair odd, only pair; \[odd\] does not have base"):
+    with pytest.raises(SettingsError, match=r"only pair; \[odd\] does not have exactly"):
         read_checkpoints(tmp_path / "map.toml", ["pair"])
 
 
