@@ -146,7 +146,9 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             if checkpoint is not None:
                 check_complete(checkpoint)
                 load_converted(checkpoint, trainer.model)
-            with explain_no_room(run.output / CHECKPOINTS, "make room, and the same command resumes"):
+            with explain_no_room(
+                run.output / CHECKPOINTS, "make room, and the same command resumes"
+            ):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
                 load_converted(Path(trainer.state.best_model_checkpoint), trainer.model)
