@@ -74,7 +74,7 @@ def test_demo_trains_the_mask(
     assert check.mask.id == f"{out.name}/mask.safetensors"
     Comparison.from_dict(json.loads((out / "grpo.json").read_text("utf-8")))
     page = Page((out / "report.html").read_text("utf-8"))
-    assert [row[0] for row in page.table("Beside GRPO").body] == ["GRPO", "GRPO mask"]
+    assert [row[0] for row in page.table("Compared with GRPO").body] == ["GRPO", "GRPO mask"]
 
 
 def test_controls_stand_beside_it(
@@ -98,6 +98,6 @@ def test_controls_stand_beside_it(
     assert list(told["comparisons"]) == ["GRPO", "SFT", "GRPO seed 1"]
     assert list(told["identities"]) == runs[1:]
     page = Page((out / "report.html").read_text("utf-8"))
-    assert [row[0] for row in page.table("Beside GRPO").body] == runs
+    assert [row[0] for row in page.table("Compared with GRPO").body] == runs
     regions = page.table("Inside the mask, outside it, and all")
     assert list(dict.fromkeys(row[0] for row in regions.body)) == runs[1:5]

@@ -36,7 +36,7 @@ def test_page_sets_a_masked_run_beside_the_full_one() -> None:
     )
     page = Page(render(demo_document(demo, comparisons, {"mask": check})))
     assert page.sections[:4] == ["Did they learn?", *SECTIONS, "Where the changes are"]
-    table = page.table("Beside grpo")
+    table = page.table("Compared with grpo")
     full, mask = (dict(zip(table.headings, row, strict=True)) for row in table.body)
     num_changed = comparisons["grpo"].total.num_changed["bits"]
     assert full == {
@@ -71,7 +71,7 @@ def test_another_full_run_is_no_subnetwork() -> None:
     stray = make_identity(num_strays=1)
     checks = {"seed 1": stray, "mask": make_identity()}
     page = Page(render(demo_document(demo, arms("grpo", "sft", "seed 1"), checks)))
-    assert [row[0] for row in page.table("Beside grpo").body] == ["grpo", "seed 1", "mask"]
+    assert [row[0] for row in page.table("Compared with grpo").body] == ["grpo", "seed 1", "mask"]
     regions = page.table("Inside the mask, outside it, and all")
     assert {row[0] for row in regions.body} == {"mask"}
     assert "OUTSIDE" not in page.text
@@ -131,7 +131,7 @@ def test_a_run_that_trained_nothing_told_has_dashes() -> None:
     demo = make_demo()
     demo["full"] = "grpo"
     page = Page(render(demo_document(demo, arms("grpo"), {"sft": make_identity()})))
-    table = page.table("Beside grpo")
+    table = page.table("Compared with grpo")
     for heading in ("optimizer", "trained", "same answers"):
         place = table.headings.index(heading)
         assert [row[place] for row in table.body] == ["–", "–"]

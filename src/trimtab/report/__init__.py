@@ -1,6 +1,6 @@
-"""The reports: results as documents, drawn for a terminal or as a page.
+"""Reports of results, for a terminal or as an HTML page.
 
-Nothing here opens a checkpoint. The module of a result is loaded when it is needed.
+Nothing here opens a checkpoint. The module of a result is imported when it is needed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Report:
-    """A kind of result: what makes it, and what reads and describes it.
+    """The report of a kind of result.
 
     Attributes:
-        command: Which makes it.
-        kind: Module of `trimtab.report` that imports its class and has its `<kind>_document`.
-        result: Name of its class, which has `from_dict`.
-        module: Where the class is, if `trimtab.report` may not import it.
+        command: The command that produces the result.
+        kind: Module of `trimtab.report` with its `<kind>_document`; it imports the class, too.
+        result: Name of the class of the result.
+        module: Module of the class, if `trimtab.report` may not import it.
     """
 
     command: str
@@ -36,7 +36,7 @@ class Report:
     module: str = ""
 
     def load(self, data: Mapping[str, Any]) -> Result:
-        """Read a result back.
+        """Read a result from its plain data.
 
         Raises:
             ResultFormatError: It is damaged, or of another version.
@@ -46,13 +46,13 @@ class Report:
         return result
 
     def document(self, result: Any) -> Document:
-        """Describe a result."""
+        """The document of a result."""
         describe = getattr(import_module(f"trimtab.report.{self.kind}"), f"{self.kind}_document")
         document: Document = describe(result)
         return document
 
     def text(self, result: Any, *, styled: bool) -> str:
-        """Draw a result for a terminal."""
+        """A result as text for a terminal."""
         from trimtab.report.terminal import render_text
 
         return render_text(self.document(result), styled=styled)
@@ -70,17 +70,17 @@ REPORTS: Mapping[str, Report] = {
     "trimtab.robustness": Report("trimtab robustness", "robustness", "Robustness"),
     "trimtab.paper": Report("trimtab paper run", "paper", "PaperResult", "trimtab.papers.results"),
 }
-"""Format of a result file -> what reads and draws it. A new kind of result is one entry here."""
+"""Format of a result file -> its report. A new kind of result is one entry here."""
 
 
 def report_of(result: Result) -> Report:
-    """The entry of a result, by its class: as data it may be megabytes."""
+    """The report of a result, by the name of its class."""
     name = type(result).__name__
     return next(report for report in REPORTS.values() if report.result == name)
 
 
 def document_of(result: Result) -> Document:
-    """Describe a result: the document that is printed, drawn as a page or written as tables."""
+    """The document of a result, to be printed, drawn as a page or written as tables."""
     return report_of(result).document(result)
 
 
@@ -88,7 +88,7 @@ def text_of(result: Result, *, styled: bool = False) -> str:
     """Draw a result for a terminal.
 
     Args:
-        result: What a command measured.
+        result: A result.
         styled: Use bold, dim and yellow, for a terminal that shows them.
     """
     return report_of(result).text(result, styled=styled)
@@ -106,10 +106,10 @@ def html_of(*results: Result) -> str:
 
 
 def read_result(data: Any) -> Result:
-    """Read back what `to_dict` gave.
+    """Read a result from the data of `to_dict`.
 
     Raises:
-        ResultFormatError: No command of this trimtab made it, or it is damaged.
+        ResultFormatError: It is not a result of this version of trimtab, or it is damaged.
     """
     format = data.get("format") if isinstance(data, dict) else None
     if not isinstance(format, str) or format not in REPORTS:
@@ -120,13 +120,13 @@ def read_result(data: Any) -> Result:
 
 
 def load_result(path: str | os.PathLike[str]) -> Result:
-    """Read a result that `save`, or `-o` of a command, wrote.
+    """Read a result that was written by `save`, or by `-o` of a command.
 
     Args:
         path: The file.
 
     Raises:
-        ResultFormatError: The file is no JSON, or no result of this version.
+        ResultFormatError: The file is not JSON, or not a result of this version.
     """
     from trimtab.results.result import read_result_file
 
@@ -134,6 +134,6 @@ def load_result(path: str | os.PathLike[str]) -> Result:
 
 
 def commands() -> str:
-    """The commands that make results, in words."""
+    """The commands that produce results, as a list in words."""
     *most, last = (f"`{report.command}`" for report in REPORTS.values())
     return f"{', '.join(most)} or {last}"

@@ -1,4 +1,4 @@
-"""What the reports of overlaps and of predictions share: masks against chance, and their words."""
+"""Masks compared with chance, for the reports of overlaps and predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trimtab.report.wording import NONE, Shown, count, share, shown
 from trimtab.words import plural, were
 
 MEASURED = "measured"
-"""The row, and the colour, of what is no null."""
+"""Name of the measured values among the nulls."""
 
 _TITLES = {
     "not_compared": "Not in all masks, not compared",
@@ -24,7 +24,7 @@ KEPT = {
     PER_TENSOR: "in each tensor",
     MAGNITUDE: "in each tensor at each magnitude of the base's weights",
 }
-"""Where a null model selects as many weights as the masks do."""
+"""Null -> where it keeps the number of selected weights."""
 
 NO_BASE = (
     "No base was given, so chance is not matched by magnitude: where rounding lets only small "
@@ -33,28 +33,28 @@ NO_BASE = (
 
 NULLS = (
     "Each null draws masks at random that select as many weights as these: "
-    + "; ".join(f"{what} ({null})" for null, what in KEPT.items())
+    + "; ".join(f"{positions} ({null})" for null, positions in KEPT.items())
     + "."
 )
 
 
 def letters(overlap: Overlap) -> list[str]:
-    """What the masks are called: A, B, C, ..."""
+    """Names of the masks: A, B, C, ..."""
     return list(LETTERS[: len(overlap.masks)])
 
 
 def ratio_text(ratio: float | None) -> Shown:
-    """A share that was measured or is expected; a dash where there is none."""
+    """A share in percent; a dash for None."""
     return NONE if ratio is None else share(ratio, 1.0)
 
 
 def lift_text(lift: float | None) -> Shown:
-    """A lift to four digits; a dash where there is none."""
+    """A lift to four digits; a dash for None."""
     return shown(lift, lambda v: f"{v:,.0f}" if v >= 1000 else f"{v:.4g}")
 
 
 def z_text(z: float | None) -> Shown:
-    """A number of standard deviations; a dash where there are none."""
+    """A number of standard deviations; a dash for None."""
     if z is None:
         return NONE
     text = f"{z:,.0f}" if abs(z) >= 100 else f"{z:.2f}"
@@ -68,7 +68,7 @@ def count_text(expected: float) -> Shown:
 
 
 def probability_text(against: AgainstNull) -> Shown:
-    """A probability, by its power of ten where it is small; after ≈ if it is not exact."""
+    """A probability; after ≈ if it is not exact."""
     log10_p = against.probability.log10_p
     if log10_p < -300:
         return Shown("<1e-300", 10**log10_p)
@@ -77,7 +77,7 @@ def probability_text(against: AgainstNull) -> Shown:
 
 
 def coverage_sentence(overlap: Overlap) -> str:
-    """Which elements of the masks the figures speak of."""
+    """Which elements of the masks were compared."""
     coverage = overlap.coverage
     if coverage.is_complete:
         return f"complete: all {coverage.num_compared:,} elements of the masks were compared"
@@ -96,7 +96,7 @@ def coverage_sentence(overlap: Overlap) -> str:
 
 
 def other_base_sentence(overlap: Overlap) -> str | None:
-    """A warning where the masks were made against different bases; None where none is known."""
+    """A warning if the masks were made against different bases; None if none is known."""
     if not (others := overlap.coverage.other_base):
         return None
     return (
@@ -107,7 +107,7 @@ def other_base_sentence(overlap: Overlap) -> str | None:
 
 
 def against_chance(overlap: Overlap) -> Section:
-    """Two masks: what they share, and under each null what chance gives."""
+    """Two masks: what they share, compared with chance under each null."""
     shared = overlap.total()
     most = "“most” is what such masks can share at best."
     columns = (
@@ -158,7 +158,7 @@ def overlap_coverage(overlap: Overlap) -> Section:
 
 
 def _flat(rows: Iterable[Any], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows with a column for each mask, in place of a list of what is true of each."""
+    """Rows with a column for each mask instead of a list."""
     flat = []
     for row in rows:
         cells = {key: value for key, value in row.items() if key not in ("num_selected", "base")}
@@ -173,17 +173,17 @@ def _flat(rows: Iterable[Any], names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def overlap_provenance(overlap: Overlap) -> Section:
-    """The masks and how they were made, the base, and how the overlap was run."""
+    """Provenance of the masks, the base and the overlap."""
     masks = dict(zip(letters(overlap), overlap.masks, strict=True))
     return masks_provenance(masks, overlap.base, settings_table("Overlap", overlap.provenance))
 
 
 def times_sentence(lifts: Mapping[Any, float | None], chances: Mapping[Any, str]) -> str:
-    """Lifts in one sentence; empty where there is none.
+    """Lifts in one sentence; empty without lifts.
 
     Args:
-        lifts: By what they are over.
-        chances: What that is, in words, in order.
+        lifts: Lift over each null or guess.
+        chances: Description of each null or guess, in order.
     """
     parts = [
         f"{lift_text(lifts[key])} × {words}"

@@ -1,7 +1,7 @@
 """What changed between checkpoints: where, by how much, and which tensors most.
 
-Each section takes one comparison or several runs from the same base, side by side. A single run is
-printed in a terminal too; several are in the words of whoever sets them beside each other.
+Each section takes one comparison, or several runs from the same base to show side by side. Only a
+single run is printed in a terminal too.
 """
 
 from __future__ import annotations
@@ -22,26 +22,23 @@ from trimtab.words import plural
 
 _NUM_MOVERS = 12
 _HEAT_MAP = (
-    "Each cell is all tensors of one kind in one layer; the stronger its colour, the larger the "
-    "share of their elements that changed. A cell without colour is nearly or fully untouched; "
-    "where there is no cell, there is no such tensor. “out” holds what is outside the layers."
+    "Each cell shows all tensors of one kind in one layer: the stronger the colour, the larger the "
+    "share of changed elements. A cell without colour is nearly or fully unchanged; a missing cell "
+    "has no tensors. “out” is outside the layers."
 )
 _TOLERANCES = (
-    "A higher tolerance forgives larger moves, so the share that counts as unchanged grows to the "
-    "right. Tolerances are on a log scale; 0, which no log scale has, stands at its left end "
-    "behind a dotted line. The vertical axis does not begin at 0 unless it says so."
+    "With a higher tolerance larger moves count as unchanged, so the share grows to the right. "
+    "Tolerances are on a log scale, with 0 at its left end after a dotted line. The vertical axis "
+    "need not begin at 0."
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One comparison of a report, rolled up once.
-
-    A mixture-of-experts checkpoint has tens of thousands of tensors; a report shows kinds, layers
-    and the largest movers, never every tensor.
+    """One comparison of a report, with its sums by kind and by layer.
 
     Attributes:
-        label: What the run is called (`grpo`); empty where a report has a single one.
+        label: Label of the run (`grpo`); empty if a report has a single one.
         comparison: Its result.
     """
 
@@ -55,7 +52,7 @@ class Run:
 
     @property
     def measured_by(self) -> str:
-        """The criterion to set beside a prediction, which has no tolerance: `bits` or `value`."""
+        """The criterion to compare a prediction with, which has no tolerance: `bits` or `value`."""
         return self.criterion if self.criterion in ("bits", "value") else "value"
 
     @cached_property
@@ -65,7 +62,7 @@ class Run:
 
     @cached_property
     def by_kind(self) -> dict[str, ChangeCounts]:
-        """Counts by kind, in reading order."""
+        """Counts by kind, in display order."""
         counts: defaultdict[str, ChangeCounts] = defaultdict(ChangeCounts)
         for (_, kind), group in self.by_layer_kind.items():
             counts[kind] += group
@@ -86,14 +83,14 @@ class Run:
 
     @cached_property
     def tensors_by_kind(self) -> dict[str, list[TensorChange]]:
-        """The tensors of each kind, in reading order."""
+        """The tensors of each kind, in display order."""
         groups: defaultdict[str, list[TensorChange]] = defaultdict(list)
         for tensor in self.comparison.tensors:
             groups[tensor.kind].append(tensor)
         return {kind: groups[kind] for kind in wording.kinds_in_order(groups)}
 
     def kind(self, kind: str | None) -> ChangeCounts | None:
-        """Counts of a kind, or of all; None where there is no such tensor."""
+        """Counts of a kind, or of all; None without such tensors."""
         return self.total if kind is None else self.by_kind.get(kind)
 
     def random_walk(self, kind: str | None) -> wording.Shown | None:
@@ -109,7 +106,7 @@ class Run:
 
 
 def predicted_share(row: Mapping[str, Any], model: str) -> wording.Shown:
-    """The share that one of the models of a precision analysis leaves unchanged."""
+    """The share that a model of the precision analysis predicts to be unchanged."""
     return wording.share(row["num_elements"] - row[model], row["num_elements"])
 
 
@@ -144,7 +141,7 @@ def where(runs: Sequence[Run]) -> doc.Section:
 
 
 def _side_by_side(runs: Sequence[Run]) -> doc.Table:
-    """Runs from one base; in a terminal with what the size of their steps alone predicts."""
+    """Runs from one base; in a terminal with the prediction from the size of their steps."""
     kinds: list[str | None] = [
         *wording.kinds_in_order(kind for run in runs for kind in run.by_kind),
         None,
@@ -158,8 +155,8 @@ def _side_by_side(runs: Sequence[Run]) -> doc.Table:
     if all(run.random_walk(None) for run in runs):
         section = runs[0].comparison.analyses["precision"]
         note = (
-            f"“predicted” knows only the base weights, their dtype, and that {section['steps']} "
-            f"steps of {section['lr']:g} go at random up or down: it is the same for every run."
+            f"“predicted” depends only on the base weights, their dtype and {section['steps']} "
+            f"random steps of {section['lr']:g}: it is the same for every run."
         )
         predicted = doc.Column[str | None](
             "predicted",
@@ -196,8 +193,8 @@ def _of_run(run: Run, *, predicts: bool) -> list[doc.Column[str | None]]:
         walk = doc.Column[str | None](
             f"{run.label} random walk",
             lambda kind: run.random_walk(kind) or "–",
-            note="“random walk” is the share that steps of this size without any direction would "
-            "leave unchanged, see “What precision alone predicts”.",
+            note="“random walk” is the share that random steps of this size would leave unchanged, "
+            "see “What precision alone predicts”.",
             only="page",
         )
         columns.append(walk)
@@ -231,7 +228,7 @@ def _by_kind(run: Run, *, is_single: bool) -> doc.Table:
             "predicted", lambda kind: run.random_walk(kind) or "–", drop=4, note=note
         )
         columns.append(predicted)
-    note = "“unchanged” is weighted by elements, “mean of tensors” counts each alike."
+    note = "“unchanged” is weighted by elements, “mean of tensors” weights tensors equally."
     columns.append(doc.Column("mean of tensors", mean, drop=2, note=note))
     return doc.table(
         wording.named(run.label, "By kind"),
@@ -267,7 +264,7 @@ def _heat_map(run: Run, highest: float, *, is_first: bool) -> doc.Figure | None:
         lambda: charts.heat_map(
             marks, [layer for layer in run.by_layer if layer is not None], highest
         ),
-        _HEAT_MAP if is_first else "To be read as the map above, on the same scale.",
+        _HEAT_MAP if is_first else "As above, on the same scale.",
         doc.table(
             wording.named(run.label, "Every layer and kind"),
             [
@@ -295,7 +292,7 @@ def _by_layer(run: Run) -> doc.Table:
 
 
 def how_large(runs: Sequence[Run]) -> doc.Section:
-    """Sparsity against tolerance, and under every other criterion."""
+    """Sparsity against tolerance, and under the other criteria."""
     keys = list(dict.fromkeys(key for run in runs for key in run.total.num_changed))
     tolerances = {
         key: criterion.tolerance
@@ -373,7 +370,7 @@ def _sweep(runs: Sequence[Run], tolerances: Mapping[str, float]) -> list[doc.Tab
 
 
 def how_far(runs: Sequence[Run]) -> doc.Section | None:
-    """Histogram of the signed distance in ulp; None where nothing has one."""
+    """Histogram of the signed distance in ulp; None without distances."""
     histograms = {run.label: run.total.ulp_histogram for run in runs}
     distances = label_order(Counter({key: 1 for bins in histograms.values() for key in bins}))
     if not distances:
@@ -392,7 +389,7 @@ def how_far(runs: Sequence[Run]) -> doc.Section | None:
     )
     columns: list[tuple[str, doc.Role]] = [("distance in ulp", "number")]
     for label in histograms:
-        columns += [(f"{label} {what}".strip(), "number") for what in ("elements", "share")]
+        columns += [(f"{label} {unit}".strip(), "number") for unit in ("elements", "share")]
     numbers = doc.plain_table(
         "Elements by distance",
         columns,
@@ -442,12 +439,12 @@ def _directions(counts: ChangeCounts) -> str:
 def largest_movers(runs: Sequence[Run]) -> doc.Section:
     """The tensors with the largest share of changed elements, and with the largest update."""
     blocks: list[doc.Table] = []
-    still = []
+    unmoved = []
     for run in runs:
         criterion = run.criterion
         moved = [t for t in run.comparison.tensors if t.counts.num_changed.get(criterion)]
         if not moved:
-            still.append(wording.named(run.label, "No tensor changed") + ".")
+            unmoved.append(wording.named(run.label, "No tensor changed") + ".")
             continue
         orders: dict[str, Any] = {
             "By share of changed elements": lambda t, key=criterion: t.counts.density(key) or 0,
@@ -464,7 +461,7 @@ def largest_movers(runs: Sequence[Run]) -> doc.Section:
             )
             for title, by in orders.items()
         ]
-    return doc.Section("Largest movers", tuple(still), tuple(blocks))
+    return doc.Section("Largest movers", tuple(unmoved), tuple(blocks))
 
 
 def _mover_columns(criterion: str) -> tuple[doc.Column[TensorChange], ...]:

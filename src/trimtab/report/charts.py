@@ -1,4 +1,4 @@
-"""The charts that several results share. What all charts have in common is in `vega`."""
+"""Charts of several kinds of results. Parts of charts are in `vega`."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Marks:
-    """What a chart draws.
+    """The data of a chart.
 
     Attributes:
-        rows: The data; `tip_0`, `tip_1`, ... are the finished texts of the hover box.
-        titles: What those are.
+        rows: The data; `tip_0`, `tip_1`, ... are the texts of the hover box.
+        titles: Titles of these texts.
     """
 
     rows: list[dict[str, Any]]
@@ -40,18 +40,17 @@ def marks_of(
     rows: Iterable[Keyed[Row]],
     keys: Sequence[str],
     hover: Sequence[Column[Row]],
-    place: Callable[[Sequence[str], Row], dict[str, Any] | None],
+    fields_of: Callable[[Sequence[str], Row], dict[str, Any] | None],
 ) -> Marks:
-    """Draw the rows of a table: the hover box shows the cells that the table has.
+    """The marks of the rows of a table; the hover box shows cells of the table.
 
     Args:
-        rows: As `document.table` takes them.
-        keys: Headings of what each row is called.
+        rows: As for `document.table`.
+        keys: Headings of the names of a row.
         hover: The columns that the hover box shows.
-        place: From the names of a row and what it is about, the fields that say where its mark is;
-            None where there is none.
+        fields_of: Makes the fields of a mark from a row; None for a row without a mark.
     """
-    placed = [(names, row, fields) for names, row in rows if (fields := place(names, row))]
+    placed = [(names, row, fields) for names, row in rows if (fields := fields_of(names, row))]
     used = [at for at in range(len(keys)) if any(names[at] for names, _, _ in placed)]
     drawn = []
     for names, row, fields in placed:
@@ -66,10 +65,10 @@ def run_keys(
     """Legend of the runs' colours.
 
     Args:
-        labels: Of the runs that are drawn.
-        runs: Those of all runs of the page, in order.
-        single: What the dots are where the only run has no label.
-        before: What stands before each label.
+        labels: Labels of the runs that are drawn.
+        runs: Labels of all runs of the page, in order.
+        single: Text for a single run without a label.
+        before: Prefix of each label.
     """
     return tuple(
         Key(
@@ -81,7 +80,7 @@ def run_keys(
 
 
 def nice_ceiling(value: float) -> float:
-    """The smallest of 1, 1.5, 2, 3, 4, 5, 6, 8, 10 times a power of ten that is not below it."""
+    """The smallest number >= value that is 1, 1.5, 2, 3, 4, 5, 6 or 8 times a power of ten."""
     if value <= 0:
         return 1.0
     power = 10.0 ** floor(log10(value))
@@ -90,13 +89,13 @@ def nice_ceiling(value: float) -> float:
 
 
 def percent_floor(values: Sequence[float]) -> float:
-    """Where a percent axis that ends at 100 may begin so that all values are well inside."""
+    """Start of a percent axis that ends at 100 and contains all values."""
     lowest = min(values, default=100.0)
     return 0.0 if lowest < 40 else float(max(0, 5 * floor((lowest - 2) / 5)))
 
 
 def heat_map(marks: Marks, layers: Sequence[int], highest: float) -> dict[str, Any]:
-    """Update density of every layer × kind; the depth of one colour, from 0 to `highest` percent.
+    """Update density of every layer × kind, shaded from 0 to `highest` percent.
 
     Args:
         marks: `layer` (text; `out` beyond the layers), `kind`, `density` in percent.
@@ -132,10 +131,10 @@ def heat_map(marks: Marks, layers: Sequence[int], highest: float) -> dict[str, A
 
 
 def tolerance_sweep(marks: Marks, labels: Sequence[str], smallest: float) -> dict[str, Any]:
-    """Update sparsity against absolute tolerance, on a log axis with a place for 0 at its left.
+    """Update sparsity against absolute tolerance, on a log axis with 0 at its left end.
 
     Args:
-        marks: `arm`, `tolerance`, `unchanged` in percent, and as finished text `label`.
+        marks: `arm`, `tolerance`, `unchanged` in percent, and `label` as text.
         labels: Of the runs, in order.
         smallest: The smallest tolerance above 0; 0 is drawn one decade below it.
     """
@@ -213,7 +212,7 @@ def ulp_histogram(marks: Marks, labels: Sequence[str], distances: Sequence[str])
     return vega.chart(
         marks.rows,
         vega.layer("bar", bars),
-        # As high as the chart and not seen: the shortest bars can be hovered over too.
+        # Invisible bars of full height, so that short bars can be hovered over.
         vega.layer("bar", {**places, "y": tallest, "tooltip": marks.tooltip}, opacity=0),
         height=230,
     )
@@ -227,15 +226,15 @@ def reference_dots(
     domain: tuple[float, float],
     runs: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """A measured percentage of each name, as a dot over the tick of what it is to be read against.
+    """A measured percentage of each name as a dot, over its reference as a tick.
 
     Args:
-        marks: `arm`, `name`, and in percent `measured` and `reference`; `from` and `to` too where
-            a bar is to show a range.
+        marks: `arm`, `name`, and in percent `measured` and `reference`; `from` and `to` too for
+            a bar that shows a range.
         labels: Values of `arm`, in order.
         axis: Title of the axis.
-        domain: Where the axis begins and ends.
-        runs: Labels of all runs of the page in order, so that each keeps its colour; by default
+        domain: Ends of the axis.
+        runs: Labels of all runs of the page in order, for consistent colours; by default
             `labels`.
     """
     names = list(dict.fromkeys(row["name"] for row in marks.rows))
@@ -310,7 +309,7 @@ def lift_dots(marks: Marks, nulls: Sequence[str]) -> dict[str, Any]:
 
     Args:
         marks: `arm` (one of `nulls`), `name`, `lift` above 0.
-        nulls: In order, so that each has its colour.
+        nulls: In the order of their colours.
     """
     lifts = marks.values("lift")
     names = list(dict.fromkeys(row["name"] for row in marks.rows))
@@ -333,7 +332,7 @@ def lift_dots(marks: Marks, nulls: Sequence[str]) -> dict[str, Any]:
 
 
 _MANY = 60
-"""Points from which a line without dots reads better; the hover box stays."""
+"""Number of points above which a line is drawn without dots."""
 
 
 def shares_over_time(
@@ -349,10 +348,10 @@ def shares_over_time(
 
     Args:
         marks: `arm` (one of `names`), `at` (step, or number of the point), `value` in percent.
-        names: In order, so that each has its colour.
+        names: In the order of their colours.
         time: Title of the axis of `at`.
         axis: Title of the axis of values.
-        domain: Where that axis begins and ends.
+        domain: Ends of that axis.
         rule: A percentage to draw a dashed line at.
     """
     scale = {"nice": False, "zero": False}

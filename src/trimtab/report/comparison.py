@@ -1,7 +1,7 @@
-"""The report of a comparison: what changed, and what its analyses found.
+"""The report of a comparison: what changed, and the results of its analyses.
 
-Each figure of an analysis is set beside its control: what precision alone predicts, the same update
-shuffled, or chance. `frame` and `comparison_sections` also serve a demo, which has several runs.
+Each figure of an analysis is shown with a control: the prediction from precision alone, the same
+update shuffled, or chance. `frame` and `comparison_sections` also serve a demo with several runs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def frame(runs: Sequence[Run], **parts: Any) -> doc.Document:
 
     Args:
         runs: At least one.
-        parts: Of the document: what is not the same for one run and for several.
+        parts: Attributes of the document that differ between one run and several.
     """
     conversions = dict.fromkeys(
         wording.printable(run.comparison.conversion) for run in runs if run.comparison.conversion
@@ -98,7 +98,7 @@ def _hero(run: Run) -> doc.Hero:
 
 
 def comparison_sections(runs: Sequence[Run]) -> list[doc.Section | None]:
-    """Everything on what changed and why, what was compared, and where it comes from."""
+    """Sections on the changes, the analyses, the coverage and the provenance."""
     return [
         where(runs),
         how_large(runs),
@@ -120,7 +120,7 @@ def comparison_sections(runs: Sequence[Run]) -> list[doc.Section | None]:
 
 
 def _provenance(runs: Sequence[Run]) -> doc.Section:
-    """Ids, revisions, hashes, dtypes and how the comparisons were run."""
+    """Ids, revisions, hashes, dtypes and settings of the comparisons."""
     records: dict[str, CheckpointRecord] = {"base": runs[0].comparison.base}
     for run in runs:
         records[run.label or "tuned"] = run.comparison.tuned
@@ -140,7 +140,7 @@ def _settings(run: Run) -> doc.Table:
 
 
 def compared(runs: Sequence[Run]) -> str:
-    """What was compared and what "changed" means, in plain words."""
+    """What was compared, and what "changed" means."""
     first = runs[0].comparison
     dtypes = dict.fromkeys(tensor.dtype for run in runs for tensor in run.comparison.tensors)
     stored = f" ({', '.join(map(wording.printable, dtypes))})" if dtypes else ""
@@ -161,7 +161,7 @@ _RANKS = {
     "entropy_rank": "entropy rank",
     "stable_rank": "stable rank",
 }
-"""Rank of an update -> how it is called."""
+"""Rank of an update -> its name."""
 
 _SHARES = {
     "energy_left": "update in top output directions",
@@ -170,7 +170,7 @@ _SHARES = {
     "low_magnitude_mask": "changes on the smallest weights",
     "principal_mask": "changes on the principal weights",
 }
-"""Share of an update -> how it is called."""
+"""Share of an update -> its name."""
 
 _NUM_TENSORS = 300
 
@@ -187,12 +187,12 @@ def _analysed(runs: Sequence[Run], name: str) -> list[Analysed]:
 
 
 def _brief(runs: Sequence[Run], title: str) -> str | None:
-    """The title in a terminal, which shows the analyses of a single run."""
+    """The title in a terminal, which shows the analyses of a single run only."""
     return title if len(runs) == 1 else None
 
 
 def precision(runs: Sequence[Run]) -> doc.Section | None:
-    """Measured sparsity beside the one that LR, steps and the stored dtype alone predict."""
+    """Measured sparsity, compared with the prediction from LR, steps and the stored dtype."""
     sections = _analysed(runs, "precision")
     if not sections:
         return None
@@ -221,7 +221,7 @@ def precision(runs: Sequence[Run]) -> doc.Section | None:
         predicted(
             "Adam at worst",
             "adam_bound",
-            "“Adam at worst” bounds what so many Adam steps can reach, whatever the gradients.",
+            "“Adam at worst” bounds the changes by these Adam steps under any gradients.",
         ),
     )
     measured, one_step, walk, line, _ = columns
@@ -268,7 +268,7 @@ def precision(runs: Sequence[Run]) -> doc.Section | None:
 
 
 def rank(runs: Sequence[Run]) -> doc.Section | None:
-    """Ranks of the update of every matrix beside those of the same update shuffled."""
+    """Ranks of the update of every matrix, compared with the same update shuffled."""
     sections = _analysed(runs, "rank")
     if not sections:
         return None
@@ -323,7 +323,7 @@ def rank(runs: Sequence[Run]) -> doc.Section | None:
     ]
     intro = (
         "A sparse random matrix has nearly full rank, so a high rank by itself says nothing. Each "
-        "figure is set beside that of a control: the elements of the same update in random order."
+        "figure has a control: the elements of the same update in random order."
     )
     details = [_ranks_by_tensor(label, section) for label, section in sections]
     return doc.Section(
@@ -334,7 +334,7 @@ def rank(runs: Sequence[Run]) -> doc.Section | None:
 def _measured(
     figure: str, control: str
 ) -> Callable[[Sequence[str], Mapping[str, Any]], dict[str, Any]]:
-    """What the dots of a figure beside its control are drawn from, by their keys in a summary."""
+    """The marks of a figure and its control, by their keys in a summary."""
     return lambda names, summary: {
         "arm": names[1],
         "name": names[0],
@@ -385,7 +385,7 @@ def _ranks_by_tensor(label: str, section: Mapping[str, Any]) -> doc.Table:
 
 
 def geometry(runs: Sequence[Run]) -> doc.Section | None:
-    """Where in the matrices the update lies, each share beside its chance."""
+    """Where in the matrices the update lies, compared with chance."""
     sections = _analysed(runs, "geometry")
     if not sections:
         return None
@@ -413,8 +413,8 @@ def geometry(runs: Sequence[Run]) -> doc.Section | None:
             "share (%)",
         ),
         "A dot on its tick is where a random update would lie. Small weights move more easily in "
-        "a low-precision format, so a dot to the right of its tick on the smallest weights is no "
-        "sign of a preference by itself.",
+        "a low-precision format, so a dot to the right of its tick on the smallest weights does "
+        "not show a preference by itself.",
         doc.table(
             "Shares and their chance",
             rows,

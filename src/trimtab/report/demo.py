@@ -1,8 +1,7 @@
-"""The report of a demo: did the runs learn, what did they change, at what cost.
+"""The report of a demo: whether the runs learned, what they changed, at what cost.
 
-Runs inside a mask are set beside FULL, the run of every weight whose changes are the mask. Each
-comes with an identity check against it: in the mask that the run trained, or, for another run of
-every weight, in the mask of FULL.
+Runs inside a mask are compared with FULL, the run of every weight whose changes are the mask, by an
+identity check in their own mask, or in that of FULL for another run of every weight.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from trimtab.report.charts import Marks, accuracy_dots, marks_of, run_keys
 from trimtab.report.comparison import compared, comparison_sections, frame
 from trimtab.report.demo_record import ArmRecord, BeforeRecord, DemoRecord, Score
 from trimtab.report.identity import base_share, cosine_text, same_model, stray_sentence, sub_share
+from trimtab.report.records import setting_text
 from trimtab.words import plural
 
 
@@ -32,9 +32,9 @@ def demo_document(
     """What a report says about a demo: runs from one base, side by side.
 
     Args:
-        demo: What the runs did, by label.
-        comparisons: Each run of every weight compared with the base, by label.
-        identities: The others, and further runs of every weight, checked against FULL, by label.
+        demo: The record of the runs.
+        comparisons: Comparison with the base of each run of every weight, by label.
+        identities: Check against FULL of the other runs, by label.
     """
     identities = identities or {}
     runs = [Run(label, comparison) for label, comparison in comparisons.items()]
@@ -142,7 +142,7 @@ def _learned(demo: DemoRecord) -> doc.Section:
 
 
 def _placed(model: str, way: str, label: str, score: Score) -> dict[str, Any]:
-    """Where the mark of a score is."""
+    """The mark of a score."""
     value = score["correct"] / score["total"] if score["total"] else 0.0
     low, high = score.get("interval") or (value, value)
     ends = {"accuracy": 100 * value, "low": 100 * low, "high": 100 * high}
@@ -150,7 +150,7 @@ def _placed(model: str, way: str, label: str, score: Score) -> dict[str, Any]:
 
 
 def _accuracy_columns() -> list[doc.Column[Any]]:
-    """Of a record with both scores, or of the score of a constant answer."""
+    """Columns of a record with both scores, or of the score of a constant answer."""
 
     def greedy(row: Any) -> Any:
         return row.get("accuracy_greedy", row)
@@ -198,24 +198,18 @@ def _curve(demo: DemoRecord, measure: str) -> doc.Figure | None:
         columns,
         lambda names, value: {"arm": names[0], "step": int(names[1]), "value": value},
     )
-    what = {"reward": "Mean reward of the batch", "loss": "Loss of the batch"}[measure]
+    title = {"reward": "Mean reward of the batch", "loss": "Loss of the batch"}[measure]
     return doc.Figure(
-        f"{what} at every step",
+        f"{title} at every step",
         lambda: _learning_curve(marks, labels, measure),
         "One dot for each training step, on the questions of that step.",
-        doc.table(f"{what}, step by step", points, columns, keys=keys),
+        doc.table(f"{title}, step by step", points, columns, keys=keys),
         run_keys(dict.fromkeys(names[0] for names, _ in points), labels),
     )
 
 
 def _learning_curve(marks: Marks, labels: Sequence[str], measure: str) -> dict[str, Any]:
-    """A training measure at every step.
-
-    Args:
-        marks: `arm`, `step`, `value`.
-        labels: Of all runs of the page, in order, so that each keeps its colour.
-        measure: Title of the axis.
-    """
+    """A training measure at every step, from marks with `arm`, `step`, `value`."""
     look: dict[str, Any] = {"grid": False, "tickMinStep": 1, "format": "d", "labelFlush": False}
     places = {
         "x": vega.quantity("step", "step", scale={"nice": False}, **look),
@@ -231,13 +225,13 @@ def _learning_curve(marks: Marks, labels: Sequence[str], measure: str) -> dict[s
 
 
 Masked = tuple[ArmRecord, int, Identity | None]
-"""A run, how many weights it changed, and its check against FULL."""
+"""A run, the number of weights that it changed, and its check against FULL."""
 
 
 def _only_the_mask(
     demo: DemoRecord, comparisons: Mapping[str, Comparison], identities: Mapping[str, Identity]
 ) -> doc.Section:
-    """What the runs inside a mask trained and learned, beside FULL."""
+    """What the runs inside a mask trained and learned, compared with FULL."""
     full = demo["full"]
     rows: list[tuple[Sequence[str], Masked]] = [
         ((full,), (demo["arms"][full], comparisons[full].total.num_changed["bits"], None)),
@@ -254,11 +248,16 @@ def _only_the_mask(
     notes = tuple(map(wording.printable, demo.get("mask_notes", ())))
     title = "Training only the mask"
     brief = title
-    if check := next((of for label, of in identities.items() if label not in comparisons), None):
+    if check := next((identities[label] for label in identities if label not in comparisons), None):
         num, total = check.mask.num_selected, check.mask.num_elements
         brief += f": {num:,} of {total:,} weights ({percent(num, total)})"
     numbers = doc.table(
-        f"Beside {full}", rows, _mask_columns(full), keys=("run",), is_folded=False, brief=brief
+        f"Compared with {full}",
+        rows,
+        _mask_columns(full),
+        keys=("run",),
+        is_folded=False,
+        brief=brief,
     )
     paragraphs = (*map(wording.printable, about), *notes)
     return doc.Section(title, paragraphs, (numbers, doc.Lines("", notes, is_wrapped=True)))
@@ -324,7 +323,7 @@ def _optimizer_text(row: Masked) -> str:
 
 
 def _cost(demo: DemoRecord) -> doc.Section:
-    """Time, trained tokens and settings of the runs side by side; what all share stands apart."""
+    """Time, trained tokens and settings of the runs; shared settings have their own table."""
     records = list(demo["arms"].values())
     rows = {
         "training time": [f"{record['seconds']:,.0f} s" for record in records],
@@ -333,7 +332,7 @@ def _cost(demo: DemoRecord) -> doc.Section:
     shared = {}
     for key in dict.fromkeys(key for record in records for key in record["settings"]):
         name = wording.printable(key.replace("_", " "))
-        cells = [_setting(record["settings"].get(key)) for record in records]
+        cells = [setting_text(record["settings"].get(key)) for record in records]
         if len(records) > 1 and len(set(cells)) == 1:
             shared[name] = cells[0]
         else:
@@ -350,13 +349,3 @@ def _cost(demo: DemoRecord) -> doc.Section:
             doc.plain_table("The same in every run", settings, shared.items(), is_folded=False)
         )
     return doc.Section("What the runs took", blocks=tuple(blocks))
-
-
-def _setting(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_setting, value))
-    if isinstance(value, bool | str):
-        return wording.printable(str(value))
-    return f"{value:,}" if isinstance(value, int) else wording.printable(f"{value}")

@@ -1,7 +1,4 @@
-"""The record of a demo: what its page says of the runs, as plain data.
-
-It is saved as JSON beside the page, which can be drawn again from it.
-"""
+"""The record of a demo: the scores and settings of its runs, as plain data for page and JSON."""
 
 from __future__ import annotations
 
@@ -13,10 +10,7 @@ from trimtab.results.statistics import wilson
 
 
 class Score(TypedDict):
-    """How many answers were right, of how many, and the 95 % interval of the ratio, if it has one.
-
-    The interval is that of `trimtab evaluate`.
-    """
+    """Right answers, all answers, and the 95 % interval of the ratio, as in `trimtab evaluate`."""
 
     correct: int
     total: int
@@ -24,20 +18,20 @@ class Score(TypedDict):
 
 
 class BeforeRecord(TypedDict):
-    """The base on the held-out questions."""
+    """Scores of the base on the held-out questions."""
 
     accuracy_greedy: Score
     accuracy_sampled: Score
 
 
 class Baseline(Score):
-    """What always giving the most frequent answer would score."""
+    """Score of always giving the most frequent answer."""
 
     answer: str
 
 
 class OptimizerRecord(TypedDict):
-    """What a run trained, and the memory that its optimizer needed for that.
+    """The elements that a run trained, and the memory of its optimizer.
 
     Attributes:
         num_selected: Elements trained.
@@ -53,17 +47,17 @@ class OptimizerRecord(TypedDict):
 
 
 class ArmRecord(BeforeRecord):
-    """One run of a demo: the scores after training, and what training took.
+    """One run of a demo: the scores after training, and its cost.
 
     Attributes:
         history: One entry for each step: `step` and `reward` or `loss`; other keys are ignored.
         seconds: Wall time of training.
         loss_tokens: Tokens whose loss was trained on.
-        settings: Whatever the run should be known by (`lr`, `steps`, ...), as plain data.
+        settings: Settings to show (`lr`, `steps`, ...), as plain data.
         optimizer: What it trained.
         same_answers: Held-out questions to which it gives the greedy answer of the run whose
             changes are the mask.
-        about: A sentence on what the run is.
+        about: A sentence that describes the run.
     """
 
     history: Sequence[Mapping[str, float]]
@@ -76,16 +70,15 @@ class ArmRecord(BeforeRecord):
 
 
 class DemoRecord(TypedDict):
-    """What a demo did, besides the comparisons of its runs with their base.
+    """A demo, without the comparisons of its runs.
 
     Attributes:
         base_id: Name of the base model.
-        model_note: A sentence on the base that readers must know (de-quantised 4-bit weights).
+        model_note: A remark on the base (de-quantised 4-bit weights).
         task: What the runs trained on, to follow "trained on": `one-digit addition, ...`.
-        before: The base on the held-out questions.
-        majority_baseline: What a constant answer scores on the same questions.
-        arms: The runs, by label. Those that have comparisons or identity checks have the same
-            label there.
+        before: Scores of the base on the held-out questions.
+        majority_baseline: Score of a constant answer on the same questions.
+        arms: The runs, by the label of their comparisons and identity checks.
         full: Label of the run whose changes are the mask; needed with identity checks.
         mask_notes: Sentences on how the masks were trained.
     """
@@ -124,7 +117,7 @@ ABOUT_SEED = (
     "agree."
 )
 MEASURES = {"grpo": "reward", "sft": "loss"}
-"""What tells of learning; the loss of GRPO hovers around zero by construction."""
+"""The measure of learning; the loss of GRPO is near zero by construction."""
 
 ON_SAMPLES = (
     "GRPO learns from answers that it samples itself. As soon as one weight differs so do the "
@@ -164,16 +157,16 @@ SETTINGS = {
     "clipped by": "optimizer.clip_by",
     "mask": "mask",
 }
-"""What the page lists of the settings of a run -> where `resolved.json` has it."""
+"""Setting on the page -> its key in `resolved.json`."""
 
 
 def label_of(name: str) -> str:
-    """What a run is called in tables and charts."""
+    """The label of a run in tables and charts."""
     return LABELS.get(name) or f"GRPO seed {name.rpartition('-')[2]}"
 
 
 def demo_record(data: Mapping[str, Any]) -> DemoRecord:
-    """Everything but the comparisons and identity checks, in the words of the page.
+    """Everything on the page but the comparisons and identity checks.
 
     Args:
         data: `DemoRun.to_dict()` of `trimtab.training.demo`.
@@ -206,7 +199,7 @@ def _arm(name: str, run: Mapping[str, Any], full: Mapping[str, Any]) -> dict[str
         label: settings[key] for label, key in SETTINGS.items() if settings.get(key) is not None
     }
     if "mask" in shown:
-        shown["mask"] = f"{shown['mask'][:8]}…"  # a table has no room for whole digests
+        shown["mask"] = f"{shown['mask'][:8]}…"  # a whole digest is too long for a table
     arm: dict[str, Any] = {
         **_scores(run["evaluation"]),
         "history": [{key: row[key] for key in ("step", measure)} for row in result["history"]],

@@ -1,13 +1,8 @@
-"""What a report says about a result: one description, from which both renderers draw.
+"""The content of a report, from which both renderers draw.
 
 A function such as `identity_document` turns a result into a `Document`. `terminal.render_text`
-prints its headlines, its facts and the tables marked `brief`; `html.render` draws all of it. Text
-here is plain and finished; the renderers escape, style and wrap it.
-
-A `Column` says everything about one column: its heading, how a cell is made from a row, what a
-reader must know to read it, and how soon it gives way in a narrow terminal. A figure cannot be
-built without its table and without the sentence that says how to read it, so no chart is ever the
-only place where a number stands.
+prints its headlines, facts and the tables marked `brief`; `html.render` draws all of it. Text is
+plain; the renderers escape, style and wrap it. Every figure has a table with the same numbers.
 """
 
 from __future__ import annotations
@@ -19,15 +14,15 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 from trimtab.report.wording import kinds_in_order, layer_text, printable
 
 Role = Literal["text", "prose", "number", "code", "word"]
-"""How a column is set: text, sentences that need some width, right-aligned figures, names from
-files, or words that stay on one line."""
+"""Layout of a column: text, sentences, right-aligned numbers, names from files in a code font, or
+words without line breaks."""
 
 Where = Literal["page", "terminal"]
 
 Row = TypeVar("Row")
 
 Keyed: TypeAlias = tuple[Sequence[str], Row]
-"""What a row is called, and what its cells are made from."""
+"""The names of a row, and the object that its cells are made from."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +31,14 @@ class Column(Generic[Row]):
 
     Attributes:
         heading: Its heading.
-        cell: Text of a cell, from what the row is about; a `wording.Shown` keeps its number for
-            CSV files and data frames. Not used where the cells are given.
-        role: How it is set.
-        short: Heading in a terminal, if another one.
-        drop: Place in the order in which columns give way in a narrow terminal, from 1; a column
-            of 0 always stays.
-        note: How to read it; shown below the table wherever the column is.
-        only: Where alone the column is shown; everywhere if empty.
+        cell: Makes the text of a cell; a `wording.Shown` keeps its number for CSV files and data
+            frames. Not used by `plain_table`.
+        role: Its layout.
+        short: Heading in a terminal, if different.
+        drop: Order in which columns are dropped in a narrow terminal, from 1; a column of 0 is
+            never dropped.
+        note: How to read it; shown below the table if the column is.
+        only: Show the column only there; everywhere if empty.
     """
 
     heading: str
@@ -57,17 +52,17 @@ class Column(Generic[Row]):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of finished text; `table` and `plain_table` make them.
+    """A table of text; made by `table` and `plain_table`.
 
     Attributes:
-        title: Caption, or what a folded table is opened by.
+        title: Caption, or the label that opens a folded table.
         columns: In order.
         rows: Cells, one for each column.
-        has_total: Whether the last row sums up the others.
+        has_total: Whether the last row is a total.
         num_left_out: Rows that are not shown; reported below the table.
         is_folded: Whether the table opens on a click.
         note: How to read the table, in addition to the notes of its columns.
-        brief: Title in a terminal; None for a table that a terminal does not show.
+        brief: Title in a terminal; None if the table is not shown there.
         on_page: Whether the page shows it.
     """
 
@@ -83,33 +78,33 @@ class Table:
 
     @property
     def headings(self) -> tuple[str, ...]:
-        """One for each column."""
+        """Headings of the columns."""
         return tuple(column.heading for column in self.columns)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How to read it: its own note, and those of its columns."""
+        """The note of the table and those of its columns."""
         notes = [self.note, *(column.note for column in self.columns)]
         return tuple(dict.fromkeys(note for note in notes if note))
 
     @property
     def is_long(self) -> bool:
-        """Whether it scrolls on screen and stays out of print."""
+        """Whether it scrolls on screen and is not printed."""
         return len(self.rows) > 40
 
     def at(self, where: Where) -> Table:
-        """The table as one of the renderers shows it: without the columns of the other."""
+        """The table without the columns that are only for the other renderer."""
         return self.only(
-            place for place, column in enumerate(self.columns) if column.only in ("", where)
+            index for index, column in enumerate(self.columns) if column.only in ("", where)
         )
 
-    def only(self, places: Iterable[int]) -> Table:
-        """The same rows with some of the columns."""
-        chosen = tuple(places)
+    def only(self, indices: Iterable[int]) -> Table:
+        """The table with some of its columns."""
+        chosen = tuple(indices)
         return replace(
             self,
-            columns=tuple(self.columns[place] for place in chosen),
-            rows=tuple(tuple(row[place] for place in chosen) for row in self.rows),
+            columns=tuple(self.columns[index] for index in chosen),
+            rows=tuple(tuple(row[index] for index in chosen) for row in self.rows),
         )
 
 
@@ -127,27 +122,27 @@ def table(
 
     Args:
         title: Caption.
-        rows: What each row is called, a text for each of `keys`, and what its cells are made from.
+        rows: The names of each row, one for each of `keys`, and the object for its cells.
         columns: The columns after the keys.
-        keys: Headings of the first columns, which say what a row is about, with their role where
-            that is not text. One that is empty in every row is left out: the label of the only run.
-        limit: Show this many rows and count the rest.
+        keys: Headings of the first columns, which name the rows, with their role if it is not
+            text. A column that is empty in every row is left out.
+        limit: Maximum number of rows; the rest is counted.
         is_folded: Whether it opens on a click.
         more: Further attributes of `Table`.
     """
     given = list(rows)
     shown = given if limit is None else given[:limit]
     heads = [key if isinstance(key, tuple) else (key, "text") for key in keys]
-    used = [place for place in range(len(heads)) if any(names[place] for names, _ in shown)]
+    used = [index for index in range(len(heads)) if any(names[index] for names, _ in shown)]
     first: list[Column[Any]] = [
-        Column(heads[place][0], str, heads[place][1])
-        for place in (used if shown else range(len(heads)))
+        Column(heads[index][0], str, heads[index][1])
+        for index in (used if shown else range(len(heads)))
     ]
     return Table(
         title,
         (*first, *columns),
         tuple(
-            (*(printable(names[place]) for place in used), *(c.cell(row) for c in columns))
+            (*(printable(names[index]) for index in used), *(c.cell(row) for c in columns))
             for names, row in shown
         ),
         num_left_out=len(given) - len(shown),
@@ -157,7 +152,7 @@ def table(
 
 
 def rows_by_kind(groups: Mapping[str, Row], total: Row) -> list[Keyed[Row]]:
-    """A row for each kind, in reading order, and one for all."""
+    """A row for each kind, in display order, and one for all."""
     return [*(((kind,), groups[kind]) for kind in kinds_in_order(groups)), (("all",), total)]
 
 
@@ -174,13 +169,13 @@ def plain_table(
     limit: int | None = None,
     **more: Any,
 ) -> Table:
-    """Build a table of text that is there already.
+    """Build a table of given cells.
 
     Args:
         title: Caption.
-        columns: Each one, or just its heading and its role.
+        columns: Each as a column, or as heading and role.
         rows: Cells.
-        limit: Show this many rows and count the rest.
+        limit: Maximum number of rows; the rest is counted.
         more: Further attributes of `Table`.
     """
     cells = tuple(tuple(row) for row in rows)
@@ -194,7 +189,7 @@ class Key:
     """An entry of a figure's legend.
 
     Attributes:
-        symbol: CSS class of the sign: `dot-0`, `dot-1` (one for each run), `ring-0`, `tick`,
+        symbol: CSS class of the symbol: `dot-0`, `dot-1` (one for each run), `ring-0`, `tick`,
             `span`, `dashed`, `whisker` (an error bar), or `ramp` for the colour scale from `text`
             to `end`.
         text: What it means.
@@ -208,12 +203,12 @@ class Key:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its title, its legend, how to read it, and the same numbers as a table.
+    """A chart with its legend, an explanation, and the same numbers as a table.
 
     Attributes:
-        title: What is shown.
-        draw: Builds `spec`; called when a page or a figure file is drawn, never for a terminal.
-        reading: How to read it, in a sentence or two.
+        title: The title.
+        draw: Builds `spec`; not called for a terminal.
+        reading: How to read it, in one or two sentences.
         table: The numbers.
         keys: The legend.
     """
@@ -237,8 +232,7 @@ class Lines:
     Attributes:
         title: Above them, or empty.
         lines: In order.
-        is_wrapped: Whether lines are wrapped, and indented below a title; otherwise they stay as
-            they are.
+        is_wrapped: Whether lines are wrapped, and indented below a title.
     """
 
     title: str
@@ -254,7 +248,7 @@ class Section:
         title: The heading.
         paragraphs: Text before the blocks.
         blocks: Figures and tables in order.
-        is_warning: Whether the paragraphs must be seen.
+        is_warning: Whether the paragraphs are shown as a warning.
     """
 
     title: str
@@ -272,7 +266,7 @@ class Section:
         )
 
     def page_only(self) -> Section:
-        """The section as a part of a page whose text says the same in its own way."""
+        """The section without the tables for a terminal."""
         return replace(self, blocks=tuple(map(_page_only, self.shown)))
 
 
@@ -287,11 +281,11 @@ class Hero:
     """A headline figure over a bar.
 
     Attributes:
-        label: What it is about, or empty.
+        label: Its label, or empty.
         figure: The figure.
         words: The rest of its sentence.
         filled: Share of the bar that is filled.
-        under: What the filled part is.
+        under: Label of the filled part.
     """
 
     label: str
@@ -303,26 +297,26 @@ class Hero:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What a report says about one result, in order; a sentence of None is left out.
+    """The content of a report, in order; sentences that are None are left out.
 
     Attributes:
-        title: Of the browser's tab.
-        heading: The page's own title.
-        subtitle: What was set against what.
+        title: Title of the browser tab.
+        heading: Title of the page.
+        subtitle: The two sides of the comparison.
         heroes: The headline figures of the page.
-        paragraphs: What opens the page.
-        facts: What opens the text: names and what they are.
+        paragraphs: The introduction of the page.
+        facts: The first lines of the text: names and values.
         headlines: The main sentences of the text.
         summary: The sentences after them.
-        warnings: Shown at the top of both.
-        caveats: Sentences of the text on what the figures do not say.
-        conversion: Words on a cast, if there was one.
-        coverage: One sentence on what was looked at.
-        is_complete: Whether all was; otherwise it is shown as a warning.
-        prints_coverage: Whether the text has it too.
-        sections: In order; None where there is nothing to say.
-        source: What every figure is of: criterion, checkpoints, date. It stands below each figure.
-        date: When the result was made; its first ten characters are shown.
+        warnings: Shown at the top of page and text.
+        caveats: Sentences of the text on limits of the figures.
+        conversion: Describes a cast, if there was one.
+        coverage: One sentence on what was measured.
+        is_complete: Whether everything was; otherwise coverage is shown as a warning.
+        prints_coverage: Whether the text has the coverage too.
+        sections: In order; a section of None is left out.
+        source: Criterion and checkpoints, shown below each figure.
+        date: Date of the result; its first ten characters are shown.
     """
 
     title: str = ""
@@ -358,13 +352,13 @@ class Document:
         return printable(str(self.date))[:10]
 
     def blocks(self) -> Iterator[Figure | Table | Lines]:
-        """Those of all sections, in order."""
+        """The blocks of all sections, in order."""
         for section in self.sections:
             if section is not None:
                 yield from section.blocks
 
     def tables(self) -> Iterator[Table]:
-        """Every table, those of figures among them, in order."""
+        """Every table, including those of figures, in order."""
         for block in self.blocks():
             if not isinstance(block, Lines):
                 yield block.table if isinstance(block, Figure) else block

@@ -1,4 +1,4 @@
-"""The report of an evaluation: what models answered, and what they forgot."""
+"""The report of an evaluation: accuracies, differences between models, and forgetting."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trimtab.report import wording
 from trimtab.report.charts import accuracy_dots, marks_of
 from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.results.answers import Answer, Answers, Forgetting, answers_difference
-from trimtab.results.evaluation import AskedQuestions, Evaluation
+from trimtab.results.evaluation import AskedQuestions, EvaluatedModel, Evaluation
 from trimtab.results.statistics import CONFIDENCE, normal_interval
 from trimtab.words import plural
 
@@ -20,16 +20,16 @@ _CONFIDENCE = f"{100 * CONFIDENCE:g} %"
 
 
 def evaluation_document(evaluation: Evaluation) -> doc.Document:
-    """What a report says about an evaluation."""
-    first, *others = names = _names(evaluation)
-    asked = evaluation.questions
-    task = "" if asked is None else _task(asked)
+    """The document of an evaluation."""
+    first, *others = names = [name for name, _ in _named(evaluation)]
+    questions = evaluation.questions
+    task = "" if questions is None else _task(questions)
     return doc.Document(
         title=", ".join((*others, first)),
-        heading="What the models forgot" if asked is None else "What the models answered",
+        heading="What the models forgot" if questions is None else "What the models answered",
         subtitle=(first, ", ".join(others) or "no other model"),
-        headlines=[f"{task}."] if asked else [],
-        summary=[_asked(evaluation, asked)] if asked else [],
+        headlines=[f"{task}."] if questions else [],
+        summary=[_settings_text(evaluation, questions)] if questions else [],
         heroes=_heroes(evaluation),
         coverage="complete: every model was given the same questions and texts",
         prints_coverage=False,
@@ -40,31 +40,30 @@ def evaluation_document(evaluation: Evaluation) -> doc.Document:
             _given_answers(evaluation),
             _provenance(evaluation),
         ],
-        source=(f"{task} · " if asked else "") + ", ".join(names),
+        source=(f"{task} · " if questions else "") + ", ".join(names),
         date=evaluation.provenance.get("date", ""),
     )
 
 
-def _names(evaluation: Evaluation) -> list[str]:
-    """What the models are called: as they were given."""
-    return [wording.printable(model.record.id) for model in evaluation.models]
+def _named(evaluation: Evaluation) -> list[tuple[str, EvaluatedModel]]:
+    return [(wording.printable(model.record.id), model) for model in evaluation.models]
 
 
 def _answered(evaluation: Evaluation) -> list[tuple[str, Answers]]:
-    """The models that were asked, and what they answered."""
-    models = zip(_names(evaluation), evaluation.models, strict=True)
+    models = _named(evaluation)
     return [(name, model.answers) for name, model in models if model.answers is not None]
 
 
-def _task(asked: AskedQuestions) -> str:
-    """What was asked: `addition: 32 questions`."""
-    text = f"{wording.printable(asked.record['source'])}: {plural(asked.num_questions, 'question')}"
-    if num := asked.record["num_seen"]:
+def _task(questions: AskedQuestions) -> str:
+    """Source and number of the questions: `addition: 32 questions`."""
+    source = wording.printable(questions.record["source"])
+    text = f"{source}: {plural(questions.num_questions, 'question')}"
+    if num := questions.record["num_seen"]:
         text += f" ({num:,} more were left out: the run was trained on them)"
     return text
 
 
-def _asked(evaluation: Evaluation, asked: AskedQuestions) -> str:
+def _settings_text(evaluation: Evaluation, questions: AskedQuestions) -> str:
     """How the questions were asked."""
     settings = evaluation.settings
     sampled = ""
@@ -73,7 +72,7 @@ def _asked(evaluation: Evaluation, asked: AskedQuestions) -> str:
             f", and {plural(settings['num_samples'], 'sample')} of each at temperature "
             f"{settings['temperature']:g}, seed {settings['seed']}"
         )
-    tokens = plural(asked.record["max_completion_length"], "token")
+    tokens = plural(questions.record["max_completion_length"], "token")
     return (
         f"Asked greedily{sampled}; at most {tokens} an answer, {settings['batch_size']:,} at a "
         f"time, computed in {settings['dtype']}."
@@ -81,17 +80,17 @@ def _asked(evaluation: Evaluation, asked: AskedQuestions) -> str:
 
 
 def _heroes(evaluation: Evaluation) -> list[doc.Hero]:
-    """The greedy accuracy of each model, or of those that are set against the first."""
+    """The greedy accuracy of each model, or of those that are compared with the first."""
     models = _answered(evaluation)
-    beside = ""
+    reference_text = ""
     if len(models) > 1:
         first, answers = models.pop(0)
-        beside = f"; {wording.share(answers.greedy_accuracy, 1, 1)} by {first}"
+        reference_text = f"; {wording.share(answers.greedy_accuracy, 1, 1)} by {first}"
     return [
         doc.Hero(
             name,
             wording.share(answers.greedy_accuracy, 1, 1),
-            f"of {answers.num_questions:,} questions are answered right, greedily{beside}",
+            f"of {answers.num_questions:,} questions are answered right, greedily{reference_text}",
             answers.greedy_accuracy,
             f"{answers.num_greedy_correct:,} right",
         )
@@ -101,15 +100,15 @@ def _heroes(evaluation: Evaluation) -> list[doc.Hero]:
 
 def _accuracy(evaluation: Evaluation) -> doc.Section | None:
     """Accuracy of each model, differences and levels; None if nothing was asked."""
-    asked = evaluation.questions
-    if asked is None:
+    questions = evaluation.questions
+    if questions is None:
         return None
-    blocks: list[doc.Figure | doc.Table] = [_accuracy_figure(evaluation, asked)]
+    blocks: list[doc.Figure | doc.Table] = [_accuracy_figure(evaluation, questions)]
     if len(evaluation.models) > 1:
         blocks.append(_differences(evaluation))
-    if asked.by is not None:
-        blocks.append(_levels(evaluation, asked))
-    opening = f"{_task(asked)}. {_asked(evaluation, asked)}"
+    if questions.by is not None:
+        blocks.append(_levels(evaluation, questions))
+    opening = f"{_task(questions)}. {_settings_text(evaluation, questions)}"
     return doc.Section("Held-out accuracy", (opening,), tuple(blocks))
 
 
@@ -135,7 +134,7 @@ def _cut_off(row: _Scored) -> str:
     return wording.count(row.num_greedy_not_ended) if isinstance(row, Answers) else ""
 
 
-def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> doc.Figure:
+def _accuracy_figure(evaluation: Evaluation, questions: AskedQuestions) -> doc.Figure:
     answered = _answered(evaluation)
     names = [name for name, _ in answered]
     coloured = names[1:] or names
@@ -171,7 +170,7 @@ def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> doc.Figur
         title = f"sampled, T = {evaluation.settings['temperature'] or 0:g}"
         columns.insert(1, doc.Column(title, _sampled))
         keys.append(doc.Key("ring-ink", "sampled"))
-    if baseline := asked.baseline():
+    if baseline := questions.baseline():
         rows.append(((_always(baseline),), baseline))
         keys.append(doc.Key("dashed", f"{_always(baseline)}, {_greedy(baseline)}"))
     title = f"Held-out accuracy [{_CONFIDENCE} interval]"
@@ -181,20 +180,20 @@ def _accuracy_figure(evaluation: Evaluation, asked: AskedQuestions) -> doc.Figur
         lambda: accuracy_dots(marks, names, coloured, baseline=constant),
         f"Whiskers are {_CONFIDENCE} intervals (Wilson's), over questions: several samples of one "
         "question are not independent. Models answer the same questions, so the differences below "
-        "are sharper than two whiskers beside each other.",
+        "are sharper than two whiskers suggest.",
         doc.table(title, rows, columns, keys=("model",), is_folded=False, brief=title),
         (*keys, doc.Key("whisker", f"{_CONFIDENCE} interval")),
     )
 
 
 def _always(baseline: Mapping[str, Any]) -> str:
-    """What the constant answer says."""
+    """The name of the baseline."""
     answer = " ".join(str(baseline["answer"]).split())
     return f"always “{wording.printable(answer if len(answer) <= 20 else f'{answer[:19]}…')}”"
 
 
 def _differences(evaluation: Evaluation) -> doc.Table:
-    """Each model against the first, on the same questions."""
+    """Difference of each model from the first, on the same questions."""
     (first, reference), *others = _answered(evaluation)
     title = f"Differences on the same questions [{_CONFIDENCE} interval]"
     columns = [
@@ -231,27 +230,27 @@ def _differences(evaluation: Evaluation) -> doc.Table:
 
 
 def _headings(evaluation: Evaluation, *others: str) -> list[str]:
-    """A heading for each model, other than those of the other columns and of each other."""
+    """A unique heading for each model."""
     headings: list[str] = []
-    for heading in _names(evaluation):
+    for heading, _ in _named(evaluation):
         while heading in (*others, *headings):
             heading = f"./{heading}"
         headings.append(heading)
     return headings
 
 
-def _levels(evaluation: Evaluation, asked: AskedQuestions) -> doc.Table:
+def _levels(evaluation: Evaluation, questions: AskedQuestions) -> doc.Table:
     """Greedy accuracy of each model at each level."""
-    by = wording.printable(asked.by or "")
+    by = wording.printable(questions.by or "")
     rows = [
         (
             (wording.printable(str(level)),),
             (
-                asked.baseline(indices),
+                questions.baseline(indices),
                 [answers.subset(indices) for _, answers in _answered(evaluation)],
             ),
         )
-        for level, indices in asked.indices_by_level().items()
+        for level, indices in questions.indices_by_level().items()
     ]
     columns: list[doc.Column[Any]] = [
         doc.Column("questions", lambda row: wording.count(row[1][0].num_questions)),
@@ -261,8 +260,8 @@ def _levels(evaluation: Evaluation, asked: AskedQuestions) -> doc.Table:
     if not any(baseline for _, (baseline, _) in rows):
         columns.pop()
         note = "Greedy."
-    for place, heading in enumerate(_headings(evaluation, "level", "questions", "always")):
-        columns.append(doc.Column(heading, partial(lambda at, row: _greedy(row[1][at]), place)))
+    for index, heading in enumerate(_headings(evaluation, "level", "questions", "always")):
+        columns.append(doc.Column(heading, partial(lambda at, row: _greedy(row[1][at]), index)))
     title = f"Accuracy by {by}"
     return doc.table(title, rows, columns, keys=("level",), is_folded=False, note=note, brief=title)
 
@@ -272,7 +271,7 @@ def _forgetting(evaluation: Evaluation) -> doc.Section | None:
     if evaluation.text is None:
         return None
     base = next(model.forgetting for model in evaluation.models if model.forgetting is not None)
-    read = (
+    source = (
         f"{plural(base.num_tokens, 'token')} of {wording.printable(evaluation.text['source'])}, in "
         f"{plural(len(base.passages), 'passage')}"
     )
@@ -283,18 +282,17 @@ def _forgetting(evaluation: Evaluation) -> doc.Section | None:
             lambda row: wording.shown(row.tuned_perplexity if row else base.base_perplexity, ".4g"),
         ),
     )
-    models = zip(_names(evaluation), evaluation.models, strict=True)
     numbers = doc.table(
         f"On neutral text [{_CONFIDENCE} interval]",
-        [((name,), model.forgetting) for name, model in models],
+        [((name,), model.forgetting) for name, model in _named(evaluation)],
         columns,
         keys=("model",),
         is_folded=False,
         note="“KL” is in nats a token, 0 for a model that predicts as the base does; its interval "
         "is over passages.",
-        brief=f"Forgetting [{_CONFIDENCE} interval]: {read}",
+        brief=f"Forgetting [{_CONFIDENCE} interval]: {source}",
     )
-    return doc.Section("Forgetting", (f"Read beside the base: {read}.",), (numbers,))
+    return doc.Section("Forgetting", (f"Compared with the base on {source}.",), (numbers,))
 
 
 def _kl(row: Forgetting | None) -> wording.Shown:
@@ -319,8 +317,8 @@ def _suites(evaluation: Evaluation) -> doc.Section | None:
         for metric in suite["metrics"]
     ]
     columns = [
-        doc.Column[list[Any]](heading, partial(lambda at, row: _metric(row[at]), place))
-        for place, heading in enumerate(_headings(evaluation, "task", "metric"))
+        doc.Column[list[Any]](heading, partial(lambda at, row: _metric(row[at]), index))
+        for index, heading in enumerate(_headings(evaluation, "task", "metric"))
     ]
     title = f"lm-evaluation-harness [{_CONFIDENCE} interval]"
     keys = ("task", "metric")
@@ -336,8 +334,8 @@ def _metric(metric: Mapping[str, Any]) -> wording.Shown:
 
 def _given_answers(evaluation: Evaluation) -> doc.Section | None:
     """The greedy answers to the first questions; None if nothing was asked."""
-    asked = evaluation.questions
-    if asked is None:
+    questions = evaluation.questions
+    if questions is None:
         return None
     answered = _answered(evaluation)
     answers = doc.plain_table(
@@ -350,9 +348,9 @@ def _given_answers(evaluation: Evaluation) -> doc.Section | None:
                     is_end=True,
                 ),
                 "–" if row.answer is None else _short(str(row.answer)),
-                *(_marked(answers.answers[place]) for _, answers in answered),
+                *(_marked(answers.answers[index]) for _, answers in answered),
             )
-            for place, row in enumerate(asked.rows[:_NUM_ANSWERS])
+            for index, row in enumerate(questions.rows[:_NUM_ANSWERS])
         ],
         note=f"The first {_NUM_ANSWERS} questions at most; ✓ marks what is right. All are in the "
         "JSON.",
@@ -365,7 +363,7 @@ def _marked(answer: Answer) -> str:
 
 
 def _short(text: str, *, is_end: bool = False) -> str:
-    """One line of a text: its beginning, or its end, where what is asked stands."""
+    """One line of a text: its beginning, or its end, where the question is."""
     line = wording.printable(" ".join(text.split()))
     if len(line) <= 60:
         return line
@@ -373,10 +371,9 @@ def _short(text: str, *, is_end: bool = False) -> str:
 
 
 def _provenance(evaluation: Evaluation) -> doc.Section:
-    """Ids, hashes and how the evaluation was run."""
-    models = zip(_names(evaluation), evaluation.models, strict=True)
+    """Ids, hashes and settings of the evaluation."""
     blocks = [
-        checkpoints_table({name: model.record for name, model in models}),
+        checkpoints_table({name: model.record for name, model in _named(evaluation)}),
         settings_table("Evaluation", {**evaluation.settings, **evaluation.provenance}),
     ]
     if evaluation.questions is not None:

@@ -1,7 +1,7 @@
-"""The figures of a page as files of their own, for a paper: SVG, or PNG drawn from it.
+"""Figures of a page as SVG or PNG files, for a paper.
 
-A figure keeps its title, its legend and its source line, in the colours of the light page. SVG text
-stays text.
+A file has the title, the legend and the source line of its figure, in the colours of the light
+page.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trimtab.report.html import check_installed, template_text
 MARGIN = 16
 LINE = 20
 _CHARACTER = 6.6
-"""About the width of a character of the legend, which is set at 12 pixels."""
+"""Approximate width of a character of the legend, at 12 pixels."""
 
 _OPENING = re.compile(r"<svg\b[^>]*>")
 _SIZE = re.compile(r'\b(width|height)="([\d.]+)"')
@@ -75,7 +75,7 @@ def _svg(figure: Figure, page: Document, vl_convert: Any) -> str:
         x = float(MARGIN)
         for key in row:
             lines.append(_sign(key, x, top))
-            lines.append(_text(_words(key), x + _sign_width(key) + 6, top, colour="--soft"))
+            lines.append(_text(_key_text(key), x + _sign_width(key) + 6, top, colour="--soft"))
             x += _key_width(key)
     top += LINE / 2
     lines.append(f'<svg x="{MARGIN}" y="{top:g}" {opening[0][5:]}{drawn[opening.end() :]}')
@@ -94,7 +94,7 @@ def _svg(figure: Figure, page: Document, vl_convert: Any) -> str:
 
 
 def _legend_rows(keys: Sequence[Key], width: float) -> list[list[Key]]:
-    """The entries, in as many rows as their words need."""
+    """The entries, broken into rows."""
     rows: list[list[Key]] = []
     left = 0.0
     for key in keys:
@@ -106,7 +106,7 @@ def _legend_rows(keys: Sequence[Key], width: float) -> list[list[Key]]:
     return rows
 
 
-def _words(key: Key) -> str:
+def _key_text(key: Key) -> str:
     return f"{key.text} → {key.end}" if key.symbol == "ramp" else key.text
 
 
@@ -115,11 +115,11 @@ def _sign_width(key: Key) -> int:
 
 
 def _key_width(key: Key) -> float:
-    return _sign_width(key) + 6 + _CHARACTER * len(_words(key)) + 20
+    return _sign_width(key) + 6 + _CHARACTER * len(_key_text(key)) + 20
 
 
 def _sign(key: Key, x: float, y: float) -> str:
-    """The sign of an entry, on a line of text whose foot is at `y`."""
+    """The symbol of an entry, on a line of text with its baseline at `y`."""
     middle, width = y - 4, _sign_width(key)
     shape, _, place = key.symbol.partition("-")
     colour = "var(--soft)" if place in ("", "ink") else f"var(--arm-{place})"
@@ -142,14 +142,14 @@ def _sign(key: Key, x: float, y: float) -> str:
 
 
 def _text(
-    words: str, x: float, y: float, *, size: int = 12, weight: int = 400, colour: str = "--ink"
+    text_shown: str, x: float, y: float, *, size: int = 12, weight: int = 400, colour: str = "--ink"
 ) -> str:
     place = f'x="{x:g}" y="{y:g}" font-size="{size}" font-weight="{weight}"'
-    return f'<text {place} fill="var({colour})">{escape(words)}</text>'
+    return f'<text {place} fill="var({colour})">{escape(text_shown)}</text>'
 
 
 def _coloured(text: str) -> str:
-    """The text with the colours of the light page for the names of the style sheet."""
+    """Replace the CSS variables by the colours of the light page."""
     colours = _light()
     return _VARIABLE.sub(lambda match: colours[match[1]], text)
 

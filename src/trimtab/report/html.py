@@ -1,8 +1,8 @@
-"""Documents as a page: one file that needs nothing else, now or in ten years.
+"""Documents as one self-contained HTML page.
 
-Styles, data and the chart library are inside. The page's own content security policy lets the
-browser run the two scripts that trimtab put there, known by their hashes, and load nothing: a
-name in a checkpoint that was made to be a script stays text even if escaping it had failed.
+Styles, data and the chart library are inlined. The content security policy of the page allows only
+the two scripts of trimtab, by their hashes, and no requests: a name in a checkpoint cannot run as a
+script even if escaping it failed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_installed() -> Any:
     """The module of the chart library.
 
     Raises:
-        MissingExtraError: It is not installed. Better heard before a long comparison than after.
+        MissingExtraError: It is not installed.
     """
     return require("vl_convert", "pip install 'trimtab[report]'")
 
@@ -61,7 +61,7 @@ def render(*documents: Document) -> str:
 def _chart_library() -> str:
     """Vega, Vega-Lite and Vega-Embed as one script."""
     vl_convert = check_installed()
-    # An inline script ends at the first "</script", wherever that stands.
+    # An inline script ends at the first "</script".
     bundle: str = vl_convert.javascript_bundle()
     return bundle.replace("</script", "<\\/script")
 
@@ -71,7 +71,7 @@ def _hash(script: str) -> str:
 
 
 def template_text(name: str) -> str:
-    """A part of the frame, such as `style.css`."""
+    """A template file, such as `style.css`."""
     return files("trimtab.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 

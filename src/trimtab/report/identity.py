@@ -1,7 +1,7 @@
-"""The report of an identity check: did training only the mask give the same model?
+"""The report of an identity check: whether training only the mask gave the same model.
 
-Sections take several checks by label, so that a mask can be shown next to its controls; a single
-check is called "".
+Sections take several checks by label, to show a mask with its controls; the label of a single check
+is "".
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _QUESTION = (
 
 
 def sub_share(agreement: Agreement, criterion: str = "bits") -> wording.Shown:
-    """Share of elements in which SUB equals FULL; a dash where there are no elements."""
+    """Share of elements in which SUB equals FULL; a dash without elements."""
     return wording.share(agreement.num_sub_equal.get(criterion, 0), agreement.num_elements)
 
 
 def base_share(agreement: Agreement, criterion: str = "bits") -> wording.Shown:
-    """Share of elements in which BASE equals FULL: what doing nothing scores."""
+    """Share of elements in which BASE equals FULL, the score of an untrained model."""
     return wording.share(agreement.num_base_equal.get(criterion, 0), agreement.num_elements)
 
 
 def cosine_text(cosine: float | None) -> wording.Shown:
-    """To four digits, where 1 appears only when exactly true; a dash where there is none."""
+    """A cosine to four digits, 1 only if exact; a dash for None."""
     if cosine is None:
         return wording.NONE
     if abs(cosine) == 1:
@@ -91,7 +91,7 @@ _COLUMNS = (
 
 
 def identity_document(identity: Identity) -> doc.Document:
-    """What a report says about one check."""
+    """The document of one check."""
     checks = {"": identity}
     names = {side: wording.endpoint(getattr(identity, side)) for side in SIDES}
     mask = mask_text(identity.mask)
@@ -121,11 +121,11 @@ def identity_document(identity: Identity) -> doc.Document:
 
 
 def same_model(checks: Mapping[str, Identity], *, runs: Sequence[str] = ()) -> doc.Section:
-    """Equal elements inside the mask and outside it, beside what doing nothing scores.
+    """Equal elements inside and outside the mask, compared with an untrained model.
 
     Args:
         checks: By label.
-        runs: Labels of all runs of the page in order, so that each keeps its colour.
+        runs: Labels of all runs of the page in order, for consistent colours.
     """
     sentences = [
         wording.labelled(label, sentence)
@@ -211,7 +211,7 @@ def _by_kind(checks: Mapping[str, Identity], runs: Sequence[str]) -> doc.Figure:
 
 
 def _by_criterion(checks: Mapping[str, Identity]) -> list[doc.Table]:
-    """All criteria; in a terminal without those that differ only at the very tolerance."""
+    """All criteria; in a terminal without `strict_atol`."""
     title = "Inside the mask, under every criterion"
     columns: tuple[doc.Column[tuple[str, Agreement]], ...] = (
         doc.Column("x equals y when", lambda row: wording.rule(row[0], "y", "x"), "text"),
@@ -232,7 +232,7 @@ def _by_criterion(checks: Mapping[str, Identity]) -> list[doc.Table]:
 
 
 def _least_alike(checks: Mapping[str, Identity]) -> doc.Section | None:
-    """The tensors in which the smallest share of the mask equals FULL; None without a mask."""
+    """The tensors with the smallest share of the mask equal to FULL; None without a mask."""
     blocks = []
     for label, identity in checks.items():
         rows = [
@@ -265,7 +265,7 @@ def _records(identity: Identity) -> Iterator[doc.Table]:
 
 
 def _heroes(identity: Identity) -> list[doc.Hero]:
-    """SUB inside the mask, and beside it the trivial comparison."""
+    """SUB inside the mask, and the trivial baseline."""
     inside = identity.total.inside
     if not inside.num_elements:
         return [doc.Hero("", *headline(identity), 0.0, "nothing to compare")]
@@ -297,7 +297,7 @@ def headline(identity: Identity) -> tuple[str, str]:
 
 
 def outside_sentence(identity: Identity) -> str:
-    """What the figure outside the mask is worth: mostly it holds by construction."""
+    """How far the figure outside the mask holds by construction."""
     outside = identity.total.outside
     if not outside.num_elements:
         return "The mask selects every weight that was compared: nothing is outside it."
@@ -318,7 +318,7 @@ def outside_sentence(identity: Identity) -> str:
 
 
 def stray_sentence(identity: Identity) -> str | None:
-    """The alarm where SUB moved outside the mask; None after training only the mask."""
+    """A warning if SUB moved outside the mask; None otherwise."""
     if identity.sub_stayed_outside:
         return None
     outside = identity.total.outside
@@ -330,7 +330,7 @@ def stray_sentence(identity: Identity) -> str | None:
 
 
 def _coverage_sentence(coverage: IdentityCoverage) -> str:
-    """Which share of the three checkpoints the figures speak of."""
+    """Which share of the three checkpoints was compared."""
     if coverage.is_complete:
         text = f"complete: all {coverage.num_compared:,} stored elements were compared"
     else:

@@ -1,7 +1,7 @@
 """The report of a mask: what it selects, by kind, and how it was made, step by step.
 
-The steps of its provenance come from files, so any of their values can be anything; what is not
-what it should be is shown as it is, or as an ellipsis.
+The steps of its provenance come from a file, so their values are not trusted; one of an unexpected
+type is shown as is, or as an ellipsis.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trimtab.words import plural
 Step: TypeAlias = Mapping[str, Any]
 
 MOST_NESTED = 4
-"""Masks made from masks made from masks: how far back the lines go."""
+"""Maximum nesting of masks made from masks that is shown."""
 
 MOST_LISTED = 12
 
@@ -31,7 +31,7 @@ _GAPS = {
 
 
 def mask_document(mask: PackedMask) -> doc.Document:
-    """What `trimtab mask info` says about a mask."""
+    """The document of `trimtab mask info`."""
     selected = share_text(mask.num_selected(), mask.num_elements())
     steps = tuple(steps_lines(mask.provenance))
     made = [doc.Lines("How it was made:", steps)] if steps else []
@@ -43,7 +43,7 @@ def mask_document(mask: PackedMask) -> doc.Document:
 
 
 def share_text(num_selected: int, num_elements: int) -> str:
-    """How much some elements are of others: `1,834 of 10,592 elements (17.31 %)`."""
+    """Selected elements as text: `1,834 of 10,592 elements (17.31 %)`."""
     selected = f" ({percent(num_selected, num_elements)})" if num_elements else ""
     return f"{num_selected:,} of {num_elements:,} elements{selected}"
 
@@ -68,9 +68,9 @@ def _by_kind(mask: PackedMask) -> doc.Table:
 
 
 def steps_lines(provenance: Mapping[str, Any]) -> list[str]:
-    """A line for each step, and below it, further in, those of the masks that it combined.
+    """A line for each step, and indented below it those of the masks that it combined.
 
-    The steps of a mask are listed once, where it comes first.
+    The steps of a mask are listed once, at its first use.
     """
     steps, made_from = provenance.get("steps"), provenance.get("made_from")
     before = dict(made_from) if isinstance(made_from, Mapping) else {}
@@ -78,7 +78,7 @@ def steps_lines(provenance: Mapping[str, Any]) -> list[str]:
 
 
 def _lines(steps: Any, made_from: dict[str, Any], *, nested: int) -> list[str]:
-    """Lines for the steps of one mask; takes those of the masks before it out of `made_from`."""
+    """Lines for the steps of one mask; removes the masks that it combined from `made_from`."""
     indent = "  " * nested
     if not isinstance(steps, list):
         return []
@@ -108,7 +108,7 @@ def _text(step: Step) -> str:
 
 
 def gaps_text(step: Mapping[str, Any]) -> str:
-    """Which tensors an extraction could not compare, in words; empty if it compared all."""
+    """Tensors that an extraction could not compare; empty if it compared all."""
     rows = {where: step.get(name) for name, where in _GAPS.items()}
     return ", ".join(
         f"{plural(len(tensors), 'tensor')} {where}"
@@ -118,7 +118,7 @@ def gaps_text(step: Mapping[str, Any]) -> str:
 
 
 def carried_text(step: Step) -> str:
-    """What a transfer did other than to keep bits, in words; empty if nothing."""
+    """What a transfer did besides copying bits; empty if nothing."""
     layers, rows = step.get("layers"), step.get("common_rows")
     parts = []
     if isinstance(layers, Mapping):
@@ -185,7 +185,7 @@ def _random(step: Step) -> str:
 
 
 def _chosen(what: str) -> Callable[[Step], str]:
-    """Words for a step that selected by scores."""
+    """The description of a step that selected by scores."""
 
     def words(step: Step) -> str:
         details = "".join(f", {key} {_brief(step[key])}" for key in _DETAILS if key in step)
@@ -200,7 +200,7 @@ _DETAILS = ("share", "lr", "steps")
 
 
 def _size(step: Step) -> str:
-    """How many a step selected, and in what as many."""
+    """How many elements a step selected, and what the numbers are matched in."""
     match = step.get("match", "tensor")
     where = _PLACES.get(match) if isinstance(match, str) else None
     if "density" in step:
@@ -222,7 +222,7 @@ def _consensus(step: Step) -> str:
 
 
 def _probe(step: Step) -> str:
-    """What gradients were taken of, how much of it, and what that took."""
+    """The data of the gradients, and the cost of computing them."""
     data, seconds = step.get("data"), step.get("seconds")
     source = data.get("source") if isinstance(data, Mapping) else _brief(data)
     num, tokens = _brief(step.get("num_sequences")), _brief(step.get("num_tokens"))
@@ -271,7 +271,7 @@ _WORDS: Mapping[str, Callable[[Step], str]] = {
     "snip": _probe,
     "warm": _warm,
 }
-"""Name of a step -> the words after it; a step that is not here is shown as it is."""
+"""Name of a step -> its description; other steps are shown as is."""
 
 
 def _phase(step: Step) -> str:
@@ -280,7 +280,7 @@ def _phase(step: Step) -> str:
 
 
 def _look(look: Any) -> str:
-    """What had moved at some step of a run."""
+    """Elements that had moved at some step of a run."""
     if not isinstance(look, Mapping):
         return _brief(look)
     num_moved, share_new = look.get("num_moved"), look.get("share_new")
@@ -299,12 +299,12 @@ def _peak(memory: Any) -> str:
 
 
 def _brief(value: Any) -> str:
-    """A value of a step; the file and `--json` have what is too long for a line."""
+    """A value of a step; `--json` has those that are too long for a line."""
     return "…" if isinstance(value, Mapping | list) else str(value)
 
 
 def _listed(values: Any) -> str:
-    """A list of words or numbers; the file has what is too long for a line."""
+    """A list of words or numbers, shortened."""
     if not isinstance(values, list):
         return _brief(values)
     shown = [_brief(value) for value in values[:MOST_LISTED]]

@@ -1,4 +1,4 @@
-"""The report of an overlap: what masks share, beside what they would share by chance."""
+"""The report of an overlap: what masks share, compared with chance."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _LIFTS = "The last columns are the lift over each null: shared / expected."
 
 
 def overlap_document(overlap: Overlap) -> doc.Document:
-    """What a report says about an overlap."""
+    """The document of an overlap."""
     texts = dict(zip(chance.letters(overlap), map(mask_text, overlap.masks), strict=True))
     first, *others = map(mask_file, overlap.masks)
     base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
@@ -74,7 +74,7 @@ def _sections(overlap: Overlap) -> list[doc.Section]:
 
 
 def _counts(first: str, second: str) -> tuple[doc.Column[Shared], ...]:
-    """Columns on what two masks share, by what these are called."""
+    """Columns on what two masks share, by their names."""
     return (
         doc.Column(f"in {first}", lambda shared: count(shared.num_first), drop=1),
         doc.Column(f"in {second}", lambda shared: count(shared.num_second), drop=2),
@@ -102,7 +102,7 @@ def _lifts(overlap: Overlap) -> tuple[doc.Column[Shared], ...]:
 
 
 def _where(overlap: Overlap) -> doc.Section:
-    """Two masks: the lift of each kind over each null, and the same by layer."""
+    """Two masks: the lift over each null, by kind and by layer."""
     kinds = doc.rows_by_kind(overlap.by_kind(), overlap.total())
     elements = doc.Column[Shared]("elements", lambda shared: count(shared.num_elements), drop=3)
     columns = (elements, *_counts("A", "B"), *_lifts(overlap))
@@ -121,7 +121,7 @@ def _where(overlap: Overlap) -> doc.Section:
             note=_LIFTS,
             brief="By kind, with the lift over each null",
         ),
-        tuple(doc.Key(f"dot-{place}", null) for place, null in enumerate(overlap.nulls)),
+        tuple(doc.Key(f"dot-{index}", null) for index, null in enumerate(overlap.nulls)),
     )
     layers = doc.table(
         "By layer",
@@ -160,7 +160,7 @@ def _lift_by_kind(kinds: Iterable[doc.Keyed[Shared]], nulls: Sequence[Null]) -> 
 def _against_each_null(
     rows: Iterable[doc.Keyed[Shared]],
 ) -> list[doc.Keyed[tuple[Shared, AgainstNull]]]:
-    """A row for each null in place of each row."""
+    """A row for each null, instead of each row."""
     return [
         ((*names, null), (shared, against))
         for names, shared in rows
@@ -177,7 +177,7 @@ _Z = doc.Column[tuple[Shared, AgainstNull]]("z", lambda row: chance.z_text(row[1
 _P = doc.Column[tuple[Shared, AgainstNull]]("p", lambda row: chance.probability_text(row[1]))
 
 Pair = tuple[Shared, float | None]
-"""What two masks share, and the share of the one that is in the other."""
+"""What two masks share, and the share of the first that is in the second."""
 
 
 def _every_pair(overlap: Overlap) -> doc.Section:
@@ -277,9 +277,9 @@ def _matrix(
 
 
 def _over_the_series(overlap: Overlap) -> doc.Section:
-    """Masks in the order of time: each set against the last."""
+    """Masks in the order of time: each compared with the last."""
     names, last = chance.letters(overlap), len(overlap.masks) - 1
-    rows = [((names[place],), overlap.total(place, last)) for place in range(last)]
+    rows = [((names[index],), overlap.total(index, last)) for index in range(last)]
     of_it, in_it = f"of it in {names[last]}", f"of {names[last]} in it"
     lines = {of_it: "o1", in_it: "o2"}
     marks = charts.marks_of(
@@ -322,25 +322,25 @@ def _over_the_series(overlap: Overlap) -> doc.Section:
             note=_LIFTS,
             brief=f"Each mask against the last, {names[last]}, with the lift over each null",
         ),
-        tuple(doc.Key(f"dot-{place}", title) for place, title in enumerate(lines)),
+        tuple(doc.Key(f"dot-{index}", title) for index, title in enumerate(lines)),
     )
     return doc.Section("Early and late", blocks=(figure,))
 
 
 def _agreed(overlap: Overlap) -> doc.Section:
-    """Three masks or more: how many weights are in exactly so many of them."""
+    """Three masks or more: number of weights by the number of masks that select them."""
     consensus, by_kind = overlap.consensus(), overlap.consensus_by_kind()
     expected = {null: consensus.expected_by_count(null) for null in overlap.nulls}
     numbers: dict[str, Sequence[float]] = {chance.MEASURED: consensus.num_by_count}
     numbers |= {str(null): by_count for null, by_count in expected.items()}
     nulls: list[tuple[str, doc.Role]] = [(_short_name(null), "number") for null in overlap.nulls]
-    counts = [str(place) for place in range(len(consensus.num_by_count))]
+    counts = [str(index) for index in range(len(consensus.num_by_count))]
     title = "Weights in exactly so many masks"
     marks = charts.marks_of(
         [
-            ((place, name), (consensus.num_by_count[int(place)], weights))
+            ((index, name), (consensus.num_by_count[int(index)], weights))
             for name, by_count in numbers.items()
-            for place, weights in zip(counts, by_count, strict=True)
+            for index, weights in zip(counts, by_count, strict=True)
         ],
         ("masks", ""),
         (
@@ -360,16 +360,16 @@ def _agreed(overlap: Overlap) -> doc.Section:
             [("in so many masks", "text"), ("weights", "number"), *nulls],
             [
                 (
-                    place,
+                    index,
                     count(num),
-                    *(chance.count_text(by_count[int(place)]) for by_count in expected.values()),
+                    *(chance.count_text(by_count[int(index)]) for by_count in expected.values()),
                 )
-                for place, num in zip(counts, consensus.num_by_count, strict=True)
+                for index, num in zip(counts, consensus.num_by_count, strict=True)
             ],
             is_folded=False,
             brief=f"{title}, and how many each null expects",
         ),
-        tuple(doc.Key(f"dot-{place}", name) for place, name in enumerate(numbers)),
+        tuple(doc.Key(f"dot-{index}", name) for index, name in enumerate(numbers)),
     )
     groups = {printable(kind): by_kind[kind] for kind in kinds_in_order(by_kind)}
     common = doc.plain_table(
@@ -393,7 +393,7 @@ def _agreed(overlap: Overlap) -> doc.Section:
 def _pair_matrix(
     marks: charts.Marks, names: Sequence[str], *, lowest: float, highest: float
 ) -> dict[str, Any]:
-    """A square for each pair of masks, its figure in it; the depth of one colour is its value."""
+    """A square with its figure for each pair of masks, shaded by its value."""
     places = {
         "x": vega.category("column", names, padding=0.04, orient="top", labelAngle=0),
         "y": vega.category("row", names, padding=0.04),
@@ -418,7 +418,7 @@ def _pair_matrix(
 def _counts_by_mask(
     marks: charts.Marks, arms: Sequence[str], counts: Sequence[str]
 ) -> dict[str, Any]:
-    """Weights that are in so many masks: as a dot what was measured, as ticks what is expected."""
+    """Weights by number of masks: measured as dots, expected as ticks."""
     powers = [log10(weights) for weights in marks.values("weights")] or [0.0]
     domain = [10.0 ** floor(min(powers)), 10.0 ** max(ceil(max(powers)), floor(min(powers)) + 1)]
     scale = {"type": "log", "domain": domain}
@@ -508,5 +508,5 @@ def common_sentence(overlap: Overlap) -> str:
 
 
 def _short_name(null: Null) -> str:
-    """A null as the heading of a column."""
+    """Name of a null in a heading."""
     return "magnitude" if null == MAGNITUDE else null

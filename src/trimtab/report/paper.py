@@ -1,8 +1,7 @@
-"""The report of a paper's result: which claims hold, and every figure behind them.
+"""The report of a paper's result: which claims hold, and the figures behind them.
 
-`claims_document` and `plan_document` are what `trimtab paper show` and `run` print before anything
-is measured. All of them are drawn from plain data, since what follows from the stored figures is
-derived by `to_dict`.
+`claims_document` and `plan_document` are printed by `trimtab paper show` and `run`. All take plain
+data, since `to_dict` derives the figures.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ Data = Mapping[str, Any]
 
 _MOST_NAMES = 12
 _TRIED = ("holds", "does not hold", "not settled")
-"""Verdicts of claims that something was measured for."""
+"""Verdicts of claims that were tested."""
 
 _CONTROL = "control"
 _LOOKS = {_TRIED[0]: "0", _TRIED[1]: "1", _TRIED[2]: "3", _CONTROL: "ink"}
-"""Verdict of a figure, or that it is a control -> its sign in the legend."""
+"""Verdict of a figure, or `control` -> its symbol in the legend."""
 
 _COLOURS = {
     verdict: "var(--soft)" if look == "ink" else f"var(--arm-{look})"
@@ -37,18 +36,17 @@ _UNITS = {
     "points": ("Differences, in points", "points"),
     "factor": ("Ratios", ""),
 }
-"""Unit of a figure -> title of its chart, and unit of the axis. Claims in the same unit are of the
-same thing; others write theirs out, as in "% of the most"."""
+"""Unit of a figure -> title of its chart, and unit of the axis."""
 
 _SIGNS = {"share": " %", "points": " points", "factor": ""}
-"""Unit of a figure -> what stands behind it; all but factors are stored as shares of 1."""
+"""Unit of a figure -> its suffix; all but factors are stored as shares of 1."""
 
 _RANGES = {"share": (0.0, 1.0), "points": (-1.0, 1.0)}
-"""Unit -> what its figures can be."""
+"""Unit -> range of its figures."""
 
 
 def figure_text(value: float | None, interval: Sequence[float] | None, unit: str) -> Shown:
-    """A mean with its interval: `8.1 % [7.2, 9.0]`; a dash for none."""
+    """A mean with its interval: `8.1 % [7.2, 9.0]`; a dash for None."""
     if value is None:
         return NONE
     write = "{:.3f}".format if unit == "factor" else _percent
@@ -59,17 +57,14 @@ def figure_text(value: float | None, interval: Sequence[float] | None, unit: str
 
 
 def _possible(interval: Sequence[float], value: float, unit: str) -> tuple[float, float]:
-    """An interval cut where no share, and no difference of shares, can be.
-
-    A mean that is beyond them itself is of no share, whatever its unit says, and is left alone.
-    """
+    """An interval cut at the range of its unit, unless the mean itself is outside the range."""
     low, high = interval
     least, most = _RANGES.get(unit, (-inf, inf))
     return (max(least, low), min(most, high)) if least <= value <= most else (low, high)
 
 
 def _percent(share: float) -> str:
-    """A share, or a difference of shares, in percent; 0 and 100 only where that is exactly so."""
+    """A share, or a difference of shares, in percent; 0 and 100 only if exact."""
     text = f"{100 * share:.2f}"
     if text == "100.00" and share < 1:
         return ">99.99"
@@ -84,47 +79,47 @@ def measured_text(trial: Data) -> Shown:
 
 
 def seeds_text(trial: Data) -> Shown:
-    """How many seeds a figure is of, and whether there will be more."""
+    """Number of seeds of a figure, and of runs that are missing."""
     missing = len(trial["missing"])
     more = f" ({plural(missing, 'run')} to come)" if missing else ""
     return Shown(f"{trial['n']}{more}", trial["n"])
 
 
 def bound_text(trial: Data) -> str:
-    """What a trial asks of its figure, and whether that is a premise; empty for a control."""
+    """The required bound of a trial, and whether it is a premise; empty for a control."""
     (kind, bound), *_ = trial["bound"].items() or [("", 0.0)]
     scale = 1 if trial["unit"] == "factor" else 100
     shown = f"{bound * scale:g}{_SIGNS[trial['unit']]}"
-    asked = {
+    requirement = {
         "": "",
         "above": f"above {shown}",
         "below": f"below {shown}",
         "within": f"within ± {shown}",
         "equals": f"{shown}, as printed",
     }[kind]
-    return f"{asked}{', a premise' if trial['premise'] else ''}"
+    return f"{requirement}{', a premise' if trial['premise'] else ''}"
 
 
 def _trial_text(trial: Data) -> str:
-    """What is measured, the figure, of how many seeds, and what is asked of it, if anything is."""
-    asked = f", asked for: {bound_text(trial)}" if trial["bound"] else ""
-    return f"{trial['about']}: {measured_text(trial)}, n = {seeds_text(trial)}{asked}"
+    """What is measured, the figure, the number of seeds, and the required bound."""
+    requirement = f", asked for: {bound_text(trial)}" if trial["bound"] else ""
+    return f"{trial['about']}: {measured_text(trial)}, n = {seeds_text(trial)}{requirement}"
 
 
 def expected_text(claim: Data) -> str:
-    """What a paper says, as it is printed there."""
+    """The figures of the paper, as printed there."""
     figures = "; ".join(f"{label} {figure}" for label, figure in claim["expected"].items())
     return f"{figures} {claim['unit']}".rstrip() if figures else NONE
 
 
 def verdicts_text(verdicts: Mapping[str, int]) -> str:
-    """How many claims have each verdict: `2 hold, 1 does not hold and 4 are not settled`."""
+    """Number of claims by verdict: `2 hold, 1 does not hold and 4 are not settled`."""
     parts = [f"{num} {_agreeing(verdict, num)}" for verdict, num in verdicts.items() if num]
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _agreeing(verdict: str, num: int) -> str:
-    """A verdict on so many claims as the end of a sentence."""
+    """A verdict on a number of claims, as the end of a sentence."""
     match verdict.split():
         case ["holds"]:
             return "holds" if num == 1 else "hold"
@@ -139,7 +134,7 @@ def _place(claim: Data) -> str:
 
 
 def paper_document(result: Result) -> doc.Document:
-    """What a report says about a paper's result."""
+    """The document of a paper's result."""
     data = result.to_dict()
     paper, scale, claims = data["paper"], data["scale"], data["claims"]
     cells = scale["cells"].values()
@@ -196,7 +191,7 @@ _CLAIM = (
 
 
 def _claims(claims: Sequence[Data]) -> doc.Section:
-    """A row for each claim: what was tried in full view, the others folded by why not."""
+    """A row for each claim: tested claims first, the others folded by reason."""
     by_verdict: dict[str, list[Data]] = {}
     for claim in claims:
         title = "" if claim["verdict"] in _TRIED else claim["verdict"]
@@ -252,7 +247,7 @@ _Measured = tuple[Data, Data]
 
 
 def _figures(claims: Sequence[Data]) -> doc.Section | None:
-    """A chart for each unit with every figure of it that was measured, controls too."""
+    """A chart for each unit with every measured figure, including controls."""
     measured = [
         (claim, trial)
         for claim in claims
@@ -277,7 +272,7 @@ _TRIAL = (
 def _figure(unit: str, trials: Sequence[_Measured]) -> doc.Figure:
     title, axis = _UNITS[unit]
     shown: dict[str, _Measured] = {}
-    for claim, trial in trials:  # one row for a figure; where it is asked something, that is shown
+    for claim, trial in trials:  # one row per figure, preferably the trial with a bound
         about = trial["about"]
         if about not in shown or (trial["bound"] and not shown[about][1]["bound"]):
             shown[about] = claim, trial
@@ -306,13 +301,13 @@ def _figure(unit: str, trials: Sequence[_Measured]) -> doc.Figure:
 
 
 def _marks(claim: Data, trial: Data, axis: str) -> Iterator[dict[str, Any]]:
-    """The dot of a figure, the ticks of its bound, and the rings of what the paper has."""
+    """The dot of a figure, the ticks of its bound, and the rings of the paper's figures."""
     scale = 1 if trial["unit"] == "factor" else 100
     verdict = trial["verdict"] or _CONTROL
     low, high = _ends(trial)
 
     def mark(kind: str, value: float, *texts: str, **more: Any) -> dict[str, Any]:
-        tips = {f"tip_{at}": text for at, text in enumerate((trial["about"], *texts))}
+        tips = {f"tip_{index}": text for index, text in enumerate((trial["about"], *texts))}
         return {"name": trial["about"], "kind": kind, "value": value, **more, **tips}
 
     ends = {"low": scale * low, "high": scale * high}
@@ -328,7 +323,7 @@ def _marks(claim: Data, trial: Data, axis: str) -> Iterator[dict[str, Any]]:
 
 
 def _ends(trial: Data) -> tuple[float, float]:
-    """Of the interval of a figure, as it is drawn."""
+    """Ends of the interval of a figure, as drawn."""
     value: float = trial["value"]
     if trial["interval"] is None:
         return value, value
@@ -336,7 +331,7 @@ def _ends(trial: Data) -> tuple[float, float]:
 
 
 def _frontiers(claims: Sequence[Data]) -> doc.Section | None:
-    """Runs by what they left unchanged and what they learned, of claims that ask for both."""
+    """Runs by sparsity and accuracy gained, for claims with both."""
     figures = tuple(figure for claim in claims if (figure := _frontier(claim)) is not None)
     return doc.Section("Sparsity and learning", (), figures) if figures else None
 
@@ -358,9 +353,9 @@ def _frontier(claim: Data) -> doc.Figure | None:
         if trial["arms"] and trial["value"] is not None and trial["measure"] in _FRONTIER:
             by_arm.setdefault(trial["arms"][0], {})[trial["measure"]] = trial
     rows = [
-        ((arm,), (known["sparsity"], known["gain"]))
-        for arm, known in by_arm.items()
-        if len(known) == 2
+        ((arm,), (figures["sparsity"], figures["gain"]))
+        for arm, figures in by_arm.items()
+        if len(figures) == 2
     ]
     if len(rows) < 2:
         return None
@@ -391,7 +386,7 @@ def _percents(name: str, trial: Data) -> dict[str, float]:
 
 
 def claims_document(paper: Data) -> doc.Document:
-    """What a paper claims, and how it is tried.
+    """The claims of a paper, and how they are tested.
 
     Args:
         paper: Its plain data.

@@ -1,4 +1,4 @@
-"""The charts of a paper's result. What all charts have in common is in `trimtab.report.vega`."""
+"""Charts of a paper's result. Parts of charts are in `vega`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trimtab.report.charts import Marks
 def forest(
     marks: Marks, names: Sequence[str], colours: Mapping[str, str], *, title: str, is_log: bool
 ) -> dict[str, Any]:
-    """A mean with its interval in each row, what is asked of it, and what others published.
+    """A mean with its interval in each row, its required bound, and the published figure.
 
     Args:
         marks: `name`, `kind` (`ours`, `theirs` or `asked`) and `value`; of ours `arm` (a key of
@@ -20,7 +20,7 @@ def forest(
         names: From top to bottom.
         colours: Arm -> CSS colour.
         title: Of the axis.
-        is_log: Whether the axis is; its values must be above 0.
+        is_log: Whether the axis is logarithmic; values must be above 0.
     """
     scale = {"type": "log", "nice": False, "padding": 12} if is_log else {"padding": 12}
 
@@ -41,20 +41,22 @@ def forest(
     ring = {"filled": False, "color": "var(--soft)"}
     present = {row["kind"] for row in marks.rows}  # a layer without rows would have no scale
 
-    def of(kind: str) -> dict[str, Any]:
+    def where_kind(kind: str) -> dict[str, Any]:
         return {"where": {"field": "kind", "equal": kind}}
 
     layers = [
-        vega.ticks(at, height=17, **of("asked")) if "asked" in present else None,
-        vega.whiskers(between, **of("ours")),
-        vega.dots(at, 70, strokeWidth=2, **ring, **of("theirs")) if "theirs" in present else None,
-        vega.dots(ours, 70, strokeWidth=2, **of("ours")),
+        vega.ticks(at, height=17, **where_kind("asked")) if "asked" in present else None,
+        vega.whiskers(between, **where_kind("ours")),
+        vega.dots(at, 70, strokeWidth=2, **ring, **where_kind("theirs"))
+        if "theirs" in present
+        else None,
+        vega.dots(ours, 70, strokeWidth=2, **where_kind("ours")),
     ]
     return vega.chart(marks.rows, *filter(None, layers), height=24 * len(names))
 
 
 def learned_beside_unchanged(marks: Marks) -> dict[str, Any]:
-    """Runs as points: what is unchanged to the right, what was learned upwards.
+    """Runs as points: the share unchanged (x) and the accuracy gained (y).
 
     Args:
         marks: `name`; in percent and points `unchanged` and `gained`, each with an interval
@@ -106,23 +108,23 @@ _SIDES: dict[str, dict[str, Any]] = {
     "right": {"dx": 9, "align": "left"},
     "left": {"dx": -9, "align": "right"},
 }
-"""Where the label of a point may stand."""
+"""Positions of the label of a point."""
 
 _Box: TypeAlias = tuple[float, float, float, float]
 """Left, right, top and bottom, in pixels."""
 
 _HEIGHT, _CHARACTER, _LINE = 320, 6.0, 13
-"""Of the chart, and about those of a label, in pixels."""
+"""Height of the chart, and approximate size of a character of a label, in pixels."""
 
 
 def _sides(rows: vega.Rows) -> list[str]:
-    """For each point the first side on which its label meets no point and no label before it."""
+    """For each point, the first side on which its label overlaps no point and no earlier label."""
     across = _pixels([row["unchanged"] for row in rows], vega.WIDTH - 160)
-    down = [-place for place in _pixels([row["gained"] for row in rows], _HEIGHT - 80)]
+    down = [-index for index in _pixels([row["gained"] for row in rows], _HEIGHT - 80)]
     taken = [(x - 6, x + 6, y - 6, y + 6) for x, y in zip(across, down, strict=True)]
     sides = []
-    for place, (row, x, y) in enumerate(zip(rows, across, down, strict=True)):
-        others = [*taken[:place], *taken[place + 1 :]]
+    for index, (row, x, y) in enumerate(zip(rows, across, down, strict=True)):
+        others = [*taken[:index], *taken[index + 1 :]]
         width = _CHARACTER * len(row["name"])
         boxes = {side: _box(look, x, y, width) for side, look in _SIDES.items()}
         free = (
@@ -144,5 +146,7 @@ def _box(look: dict[str, Any], x: float, y: float, width: float) -> _Box:
     return left, left + width, middle - _LINE / 2, middle + _LINE / 2
 
 
-def _meet(one: _Box, other: _Box) -> bool:
-    return one[0] < other[1] and other[0] < one[1] and one[2] < other[3] and other[2] < one[3]
+def _meet(first: _Box, other: _Box) -> bool:
+    return (
+        first[0] < other[1] and other[0] < first[1] and first[2] < other[3] and other[2] < first[3]
+    )

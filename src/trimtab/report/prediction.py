@@ -1,4 +1,4 @@
-"""The report of a prediction: how much came true, where, and beside what guesses would get."""
+"""The report of a prediction: its quality, compared with guesses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIFT_TITLES = {
     MAGNITUDE: "magnitude",
     LOW_MAGNITUDE: "smallest",
 }
-"""What a lift is over -> the heading of its column."""
+"""Guess -> the heading of the lift over it."""
 
 _GUESSES = {
     INDEPENDENT: "what as many weights at random would hit",
@@ -27,7 +27,7 @@ _GUESSES = {
     MAGNITUDE: "that with as many in each tensor at each magnitude of the base's weights",
     LOW_MAGNITUDE: "what as many of the smallest weights of each tensor would",
 }
-"""The same -> what it would hit."""
+"""Guess -> its description."""
 
 NO_BASE = (
     "No base was given, so the prediction is not set beside one by magnitude alone: where rounding "
@@ -36,7 +36,7 @@ NO_BASE = (
 
 
 def prediction_document(score: PredictionScore) -> doc.Document:
-    """What a report says about a prediction."""
+    """The document of a prediction."""
     overlap = score.overlap
     pred, true = map(mask_file, overlap.masks)
     base = {} if overlap.base is None else {"base": printable(overlap.base.id)}
@@ -146,7 +146,7 @@ def _where(score: PredictionScore) -> doc.Section:
             is_folded=False,
             note=note,
         ),
-        tuple(doc.Key(f"dot-{place}", key) for place, key in enumerate(guesses)),
+        tuple(doc.Key(f"dot-{index}", key) for index, key in enumerate(guesses)),
     )
     layers = doc.table(
         "By layer",
@@ -155,7 +155,7 @@ def _where(score: PredictionScore) -> doc.Section:
         keys=("layer",),
         note=note,
     )
-    # A terminal is not as wide as all of that.
+    # Two narrower tables for a terminal.
     brief: dict[str, Any] = {"keys": ("kind",), "has_total": True, "on_page": False}
     narrow = (
         doc.table("By kind", kinds, qualities, brief="By kind", **brief),
@@ -165,7 +165,7 @@ def _where(score: PredictionScore) -> doc.Section:
 
 
 def _lift_column(guess: str) -> doc.Column[Quality]:
-    """The lift over one guess, as far as there is any."""
+    """The lift over one guess."""
 
     def cell(quality: Quality) -> Shown:
         return chance.lift_text(quality.lifts.get(guess))
@@ -194,7 +194,7 @@ def _sentence(score: PredictionScore) -> str:
 
 
 def _ranking_sentence(score: PredictionScore) -> str:
-    """Average precision, and what it is of."""
+    """Average precision, and of which ranking."""
     total, ranking = score.total, score.ranking
     figure = chance.ratio_text(total.average_precision)
     guess = f"a random ranking has {chance.ratio_text(total.density)}"

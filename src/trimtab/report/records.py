@@ -1,4 +1,4 @@
-"""Sections and tables on what the figures of a result speak of and where they come from."""
+"""Sections and tables on the coverage and provenance of a result."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ _NUM_LISTED = 40
 
 
 class Coverage(Protocol):
-    """What a result says about what it compared; its lists of tensors are attributes too."""
+    """The coverage of a result; its lists of tensors are attributes too."""
 
     @property
     def is_complete(self) -> bool:
-        """Whether all was compared."""
-        ...
+        """Whether everything was compared."""
 
 
 class Covered(NamedTuple):
-    """What one run compared.
+    """The coverage of one run.
 
     Attributes:
-        sentence: In words, to follow "coverage is".
-        coverage: The same as data.
+        sentence: As text, to follow "coverage is".
+        coverage: As data.
         lists: Names of its lists of tensors, in order.
     """
 
@@ -39,7 +38,7 @@ def coverage_section(runs: Mapping[str, Covered], titles: Mapping[str, str]) -> 
     """What was compared and what was not; every gap is listed.
 
     Args:
-        runs: What each run compared, by label; a single run is called "".
+        runs: Coverage of each run, by label; the label of a single run is "".
         titles: Name of a list -> title of its table.
     """
     return Section(
@@ -59,8 +58,8 @@ def coverage_section(runs: Mapping[str, Covered], titles: Mapping[str, str]) -> 
 
 
 def listed(title: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """A list of a coverage as a table of the keys that its rows have."""
-    # Hashes are for machines, which read the JSON; here they would leave names no room.
+    """A list of tensors of a coverage as a table."""
+    # Hashes are in the JSON; here they would take the space of the names.
     keys = list(dict.fromkeys(key for row in rows for key in row if not key.endswith("hash")))
     numbers = [key for key in keys if key.startswith("num_") or key.endswith("shape")]
     return plain_table(
@@ -86,7 +85,7 @@ def _cell(value: object) -> str:
 
 
 def checkpoints_table(records: Mapping[str, CheckpointRecord], title: str = "Checkpoints") -> Table:
-    """What each checkpoint was, side by side under the names given."""
+    """The records of checkpoints, side by side."""
     lines: list[tuple[str, tuple[str, ...]]] = [
         ("id", tuple(printable(record.id) for record in records.values())),
         ("revision", tuple(printable(record.revision or "–") for record in records.values())),
@@ -114,27 +113,32 @@ def _dtypes(dtypes: Mapping[str, int]) -> str:
 
 
 def settings_table(title: str, entries: Mapping[str, object], *, is_folded: bool = False) -> Table:
-    """Names and values, whatever they are."""
+    """Names and values of settings."""
     return plain_table(
         title,
         [("", "text"), ("", "code")],
-        [(printable(name.replace("_", " ")), _setting(value)) for name, value in entries.items()],
+        [
+            (printable(name.replace("_", " ")), setting_text(value))
+            for name, value in entries.items()
+        ],
         is_folded=is_folded,
     )
 
 
-def _setting(value: object) -> str:
+def setting_text(value: object) -> str:
+    """The value of a setting."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{printable(str(key))} {_setting(item)}" for key, item in value.items())
+        pairs = value.items()
+        return ", ".join(f"{printable(str(key))} {setting_text(item)}" for key, item in pairs)
     if isinstance(value, list | tuple):
-        return ", ".join(map(_setting, value)) or "–"
-    return _cell(value)
+        return ", ".join(map(setting_text, value)) or "–"
+    return str(value) if isinstance(value, bool) else _cell(value)
 
 
 def masks_provenance(
     masks: Mapping[str, MaskRecord], base: CheckpointRecord | None, run: Table
 ) -> Section:
-    """Where masks come from, by what they are called, their base, and how they were counted."""
+    """Provenance of masks, by name, of their base, and of the result."""
     return Section(
         "Provenance",
         blocks=(
@@ -158,15 +162,15 @@ def masks_provenance(
 
 
 def mask_file(mask: MaskRecord) -> str:
-    """Its file, or what stands for one."""
+    """The file of a mask."""
     return "not from a file" if mask.id is None else printable(mask.id)
 
 
 def mask_share(mask: MaskRecord) -> str:
-    """How much it selects, in words."""
+    """Selected weights of a mask."""
     return f"{of_all(mask.num_selected, mask.num_elements)} weights selected"
 
 
 def mask_text(mask: MaskRecord) -> str:
-    """Which mask, and how much it selects."""
+    """File and selected weights of a mask."""
     return f"{mask_file(mask)}: {mask_share(mask)}"

@@ -1,4 +1,4 @@
-"""The report of a robustness probe: what noise in a mask does, and what it does elsewhere."""
+"""The report of a robustness probe: the effect of noise in a mask and elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trimtab.results.statistics import CONFIDENCE
 from trimtab.words import plural
 
 Arm = Mapping[str, Any]
-"""What one condition did to one set of weights: an entry of `arms` in `Robustness.summaries`."""
+"""The effect of one condition on one set: an entry of `arms` in `Robustness.summaries`."""
 
 ARMS: Mapping[str, str] = {
     "mask": "the mask",
@@ -24,9 +24,9 @@ ARMS: Mapping[str, str] = {
     "random": "at random",
     "magnitude": "magnitude-matched",
 }
-"""Set of weights -> what it is called."""
+"""Set of weights -> its name."""
 
-_BESIDE = {
+_OTHER_SETS = {
     "outside": "outside it",
     "random": "at random",
     "magnitude": "of the same magnitudes",
@@ -41,7 +41,7 @@ NOISES: Mapping[str, str] = {
 
 
 def robustness_document(probe: Robustness) -> doc.Document:
-    """What a report says about a robustness probe."""
+    """The document of a robustness probe."""
     name = wording.endpoint(probe.checkpoint)
     mask = mask_text(probe.mask)
     return doc.Document(
@@ -49,10 +49,10 @@ def robustness_document(probe: Robustness) -> doc.Document:
         heading="Is the mask more fragile?",
         subtitle=(name, mask),
         facts={"checkpoint": name, "mask": mask},
-        headlines=[_beside(probe, arm) for arm in probe.arms[1:]],
-        summary=[_asked(probe)],
+        headlines=[_comparison(probe, arm) for arm in probe.arms[1:]],
+        summary=[_opening(probe)],
         heroes=[_hero(probe, arm) for arm in probe.arms[1:]],
-        paragraphs=(_asked(probe),),
+        paragraphs=(_opening(probe),),
         coverage="complete: every set of weights was given the same noise, text and questions",
         prints_coverage=False,
         sections=[
@@ -64,8 +64,8 @@ def robustness_document(probe: Robustness) -> doc.Document:
     )
 
 
-def _asked(probe: Robustness) -> str:
-    """What was measured, on what, how often."""
+def _opening(probe: Robustness) -> str:
+    """What was measured: questions, text, seeds."""
     parts = []
     if probe.questions is not None:
         num = probe.questions["num_questions"]
@@ -82,7 +82,7 @@ def _asked(probe: Robustness) -> str:
 
 
 def noise_text(noise: str) -> str:
-    """What a kind of noise is."""
+    """The description of a kind of noise."""
     return NOISES.get(noise, wording.printable(noise))
 
 
@@ -97,7 +97,7 @@ def verdict(arm: Arm) -> str:
 
 
 def verdict_counts(probe: Robustness, name: str) -> dict[str, int]:
-    """In how many conditions the mask is more or less fragile than a set, or neither is shown."""
+    """Number of conditions with each verdict on the mask compared with a set."""
     verdicts = [
         verdict(arm)
         for summary in probe.summaries()
@@ -107,12 +107,13 @@ def verdict_counts(probe: Robustness, name: str) -> dict[str, int]:
     return {each: verdicts.count(each) for each in ("more", "less", "open")}
 
 
-def _beside(probe: Robustness, arm: str) -> str:
-    """The mask beside one set, over all conditions, as a sentence."""
+def _comparison(probe: Robustness, arm: str) -> str:
+    """The mask compared with one set, over all conditions."""
     counts = verdict_counts(probe, arm)
     return (
-        f"Beside as many weights {_BESIDE[arm]}, noise in the mask moves the model more in "
-        f"{counts['more']}, less in {counts['less']} of {plural(sum(counts.values()), 'condition')}"
+        f"Compared with as many weights {_OTHER_SETS[arm]}, noise in the mask moves the model more "
+        f"in {counts['more']}, less in {counts['less']} of "
+        f"{plural(sum(counts.values()), 'condition')}"
         f"{'; ' + str(counts['open']) + ' open' if counts['open'] else ''}."
     )
 
@@ -121,36 +122,36 @@ def _hero(probe: Robustness, arm: str) -> doc.Hero:
     counts = verdict_counts(probe, arm)
     num = sum(counts.values())
     more = counts["more"]
-    return doc.Hero("", f"{more} of {num}", _beside(probe, arm), more / num, "more fragile")
+    return doc.Hero("", f"{more} of {num}", _comparison(probe, arm), more / num, "more fragile")
 
 
-def _share(over: Arm | None) -> wording.Shown:
-    if over is None:
+def _share(summary: Arm | None) -> wording.Shown:
+    if summary is None:
         return wording.NONE
-    return wording.share_text(over["mean"], 1, wording.within(over, 0.0, 1.0), digits=2)
+    return wording.share_text(summary["mean"], 1, wording.within(summary, 0.0, 1.0), digits=2)
 
 
-def _points(over: Arm | None) -> wording.Shown:
-    if over is None:
+def _points(summary: Arm | None) -> wording.Shown:
+    if summary is None:
         return wording.NONE
-    return wording.points_text(over["mean"], wording.within(over, -1.0, 1.0))
+    return wording.points_text(summary["mean"], wording.within(summary, -1.0, 1.0))
 
 
-def _amount(over: Arm | None) -> wording.Shown:
-    """Of what is never negative, though its t-interval can be."""
-    if over is None:
+def _amount(summary: Arm | None) -> wording.Shown:
+    """A figure that is never negative, though its t-interval can be."""
+    if summary is None:
         return wording.NONE
-    return wording.with_ends(over["mean"], wording.within(over, 0.0, inf), wording.magnitude)
+    return wording.with_ends(summary["mean"], wording.within(summary, 0.0, inf), wording.magnitude)
 
 
 def _paired(arm: Arm, figure: str) -> Arm | None:
-    known: Arm | None = arm["mask_beside_it"][figure]
-    return known
+    paired: Arm | None = arm["mask_beside_it"][figure]
+    return paired
 
 
 def columns(*, has_questions: bool) -> list[doc.Column[Arm]]:
-    """What noise did, to be read under the level and the set that it hit."""
-    every: list[doc.Column[Arm]] = [
+    """Columns on the effect of noise."""
+    all_columns: list[doc.Column[Arm]] = [
         doc.Column("in mask", lambda arm: wording.share(arm["share_in_mask"]["mean"], 1), drop=1),
         doc.Column(
             "norm",
@@ -175,7 +176,7 @@ def columns(*, has_questions: bool) -> list[doc.Column[Arm]]:
             note="“correct, mask − it” is the difference in points, seed by seed.",
         ),
     ]
-    return [column for column in every if has_questions or "correct" not in column.heading]
+    return [column for column in all_columns if has_questions or "correct" not in column.heading]
 
 
 def rows_of(summaries: Sequence[Mapping[str, Any]], noise: str) -> Iterator[doc.Keyed[Arm]]:
@@ -210,9 +211,8 @@ def _figures(probe: Robustness) -> Iterator[doc.Figure]:
                 rows,
                 shown,
                 keys=_KEYS,
-                note=f"In brackets: {100 * CONFIDENCE:g} % t-intervals over seeds, cut where no "
-                "figure can be, each with sets and noise of its own, of one condition at a time; "
-                "the questions are the same.",
+                note=f"In brackets: {100 * CONFIDENCE:g} % t-intervals over seeds, cut at "
+                "possible values, each seed with its own sets and noise and the same questions.",
                 brief=title,
             ),
             (*run_keys(names, names), doc.Key("whisker", "least to most of the seeds")),
@@ -220,7 +220,7 @@ def _figures(probe: Robustness) -> Iterator[doc.Figure]:
 
 
 def _place(names: Sequence[str], arm: Arm) -> dict[str, Any] | None:
-    """Where a mean is drawn; a logarithm has no place for what rounding took."""
+    """The mark of a mean; None for a divergence of 0, which a log axis cannot show."""
     if arm["kl"]["least"] <= 0:
         return None
     kl = {"kl": arm["kl"]["mean"], "least": arm["kl"]["least"], "most": arm["kl"]["most"]}
@@ -253,7 +253,7 @@ def _divergence_by_level(
 
 
 def _provenance(probe: Robustness) -> doc.Section:
-    """Ids, hashes and how the probe was run."""
+    """Ids, hashes and settings of the probe."""
     mask = {key: value for key, value in probe.mask.to_dict().items() if key != "provenance"}
     blocks = [
         checkpoints_table({"checkpoint": probe.checkpoint, "base": probe.base}),

@@ -1,4 +1,4 @@
-"""The report of masks that were split into a common core and own parts."""
+"""The report of a split of masks into a common core and own parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MATCHED = "Matched: the same with as many of each tensor × exponent of the bas
 
 
 def split_document(split: Split) -> doc.Document:
-    """What a report says about a split."""
+    """The document of a split."""
     names = _names(split)
     first, *others = names
     warnings = _warnings(split)
@@ -56,7 +56,7 @@ def split_document(split: Split) -> doc.Document:
 
 
 def _names(split: Split) -> list[str]:
-    """What to call each mask: its file, without the folders, or its number."""
+    """Name of each mask: its file name, or its number."""
     return [
         f"mask {number}" if mask.id is None else printable(Path(mask.id).name)
         for number, mask in enumerate(split.masks, 1)
@@ -64,7 +64,7 @@ def _names(split: Split) -> list[str]:
 
 
 def _warnings(split: Split) -> list[str]:
-    """Whether the masks were made against different bases, as far as it is known."""
+    """A warning if the masks are known to be made against different bases."""
     if not split.base_differs:
         return []
     return [

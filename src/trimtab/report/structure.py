@@ -1,7 +1,7 @@
-"""The report of where masks live: units against chance, matrices, and what masks share.
+"""The report of where masks are dense: units compared with chance, matrices, and shared units.
 
-Two nulls stand side by side: as many selected elements in each tensor, and, where the base was
-given, as many in each tensor × exponent of the base weight.
+There are two nulls: the same number of selected elements in each tensor, and, if the base was
+given, in each tensor × exponent of the base weight.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _MOST_HEROES = 3
 
 
 def shared_p_text(log10_p: float) -> Shown:
-    """A probability of which the logarithm is known: `10^-2006`."""
+    """A probability, from its logarithm: `10^-2006`."""
     return Shown(f"10^{log10_p:.0f}" if log10_p < -4 else magnitude(10**log10_p), 10**log10_p)
 
 
@@ -52,18 +52,18 @@ def _entropy(value: float | None) -> Shown:
 
 
 def mask_labels(structure: Structure) -> list[str]:
-    """What each mask is called: its file's name, with its place where two have the same."""
+    """Name of each mask: its file name, with its number if two have the same."""
     names = [
-        f"mask {place}" if one.mask.id is None else printable(PurePath(one.mask.id).stem)
-        for place, one in enumerate(structure.masks, start=1)
+        f"mask {index}" if one.mask.id is None else printable(PurePath(one.mask.id).stem)
+        for index, one in enumerate(structure.masks, start=1)
     ]
     if len(set(names)) == len(names):
         return names
-    return [f"{name} ({place})" for place, name in enumerate(names, start=1)]
+    return [f"{name} ({index})" for index, name in enumerate(names, start=1)]
 
 
 def structure_document(structure: Structure) -> doc.Document:
-    """What a report says about where masks live."""
+    """The document of a structure."""
     labels = mask_labels(structure)
     masks = list(zip(labels if len(labels) > 1 else [""], structure.masks, strict=True))
     weights = "none" if structure.base is None else printable(structure.base.id)
@@ -119,7 +119,7 @@ def structure_document(structure: Structure) -> doc.Document:
 
 
 def _gap(gap: LeftOut) -> str:
-    """What belongs to no unit of a family, and why."""
+    """Tensors that belong to no unit of a family, and why."""
     what = "any unit" if gap.family == "all" else units.units_name(gap.family)
     more = "" if gap.num_tensors == 1 else f" and {gap.num_tensors - 1:,} more"
     return (
@@ -201,7 +201,7 @@ _FROM_MAGNITUDE = doc.Column[_Tested](
 
 
 def _clustering(masks: units.Labelled) -> doc.Section:
-    """Every family against both nulls, with the random control beside it."""
+    """Every family compared with both nulls and the random control."""
     families = [
         ((label, units.units_name(family.name)), family)
         for label, one in masks
@@ -253,7 +253,7 @@ _COMMON = (
 
 
 def _sharing(structure: Structure, labels: Sequence[str]) -> doc.Section | None:
-    """Whether masks favour the same units; None for a single mask."""
+    """Whether masks prefer the same units; None for a single mask."""
     if not structure.shared:
         return None
     keys = ("family", "masks")

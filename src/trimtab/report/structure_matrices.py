@@ -1,4 +1,4 @@
-"""What the report of masks' structure says about matrices: stripes by kind, and one in detail."""
+"""Matrices in the report of masks' structure: stripes by kind, and one matrix in detail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SIDES = ("rows", "columns")
 
 
 def opened(text: str) -> str:
-    """With a capital at its beginning, and the others as they are: `MLP neurons`."""
+    """Text with a capital first letter: `MLP neurons`."""
     return text[:1].upper() + text[1:]
 
 
@@ -31,14 +31,14 @@ def spread_text(value: float | None) -> wording.Shown:
 
 
 class Stripes:
-    """The matrices of a kind: means over them, each counting alike."""
+    """The matrices of a kind, and unweighted means over them."""
 
     def __init__(self, tensors: Sequence[TensorStructure]) -> None:
         self.num_tensors = len(tensors)
         self._tensors = tensors
 
     def mean(self, axis: str, figure: str) -> float | None:
-        """Mean of a figure of the rows or the columns; None where no matrix has it."""
+        """Mean of a figure of the rows or the columns; None if no matrix has it."""
         values = self._known(axis, figure)
         return sum(values) / len(values) if values else None
 
@@ -53,7 +53,7 @@ class Stripes:
 
 
 def stripes_by_kind(tensors: Iterable[TensorStructure]) -> dict[str, Stripes]:
-    """The matrices of each kind, in reading order."""
+    """The matrices of each kind, in display order."""
     groups: dict[str, list[TensorStructure]] = {}
     for tensor in tensors:
         groups.setdefault(tensor.kind, []).append(tensor)
@@ -83,7 +83,7 @@ _MATCHED = (
 
 
 def stripes(masks: Sequence[tuple[str, MaskStructure]]) -> doc.Section | None:
-    """How far the rows and the columns of the matrices of each kind differ."""
+    """Spread of the rows and columns of the matrices of each kind."""
     blocks = tuple(_stripes(label, mask) for label, mask in masks if mask.tensors)
     if not blocks:
         return None
@@ -194,7 +194,7 @@ def _map(label: str, matrix: ElementMap) -> doc.Figure:
     )
     blocks = [block for block in cells if block.num_selected and block.size]
     shares = sorted(100 * block.num_selected / block.size for block in blocks)
-    # 1 block in 200 may be above the share in full colour, so that the rest is seen.
+    # 1 block in 200 may exceed the full colour, so that the others remain visible.
     strongest = charts.nice_ceiling(shares[int(0.995 * (len(shares) - 1))]) if shares else 1.0
     densest = sorted(blocks, key=lambda block: -block.num_selected / block.size)
     return doc.Figure(
@@ -217,10 +217,10 @@ def _map(label: str, matrix: ElementMap) -> doc.Figure:
 def _block_map(
     blocks: Sequence[_Block], columns: Sequence[int], rows: Sequence[int], strongest: float
 ) -> dict[str, Any]:
-    """The blocks that have selected elements; the depth of one colour is their share.
+    """The blocks with selected elements, shaded by their share.
 
-    There are thousands of blocks, and lists are smaller than objects: first column, first row,
-    share in percent, and selected elements as text.
+    There are thousands of blocks, so rows are lists, which are smaller than objects: first column,
+    first row, share in percent, and selected elements as text.
     """
     width = max(2, min(12, (vega.WIDTH - 70) // max(len(columns), 1)))
     height = max(2, min(width, 480 // max(len(rows), 1)))
@@ -344,5 +344,5 @@ def _line_profile(marks: charts.Marks, lines: str, last: int) -> dict[str, Any]:
 
 
 def _range(start: int, stop: int) -> str:
-    """Lines `start` to before `stop`, as they are counted: from 0."""
+    """The lines `start` to `stop - 1`, counted from 0."""
     return f"{start}" if stop == start + 1 else f"{start}–{stop - 1}"

@@ -1,4 +1,4 @@
-"""What the report of masks' structure says about single units: in a grid, and in order."""
+"""Single units in the report of masks' structure: in a grid, and in order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trimtab.report import document as doc
 from trimtab.report.structure_matrices import opened
 
 Labelled = Sequence[tuple[str, MaskStructure]]
-"""Each mask under its label, which is empty where there is only one."""
+"""Each mask with its label, which is empty for a single mask."""
 
 FAMILY_NAMES: Mapping[str, str] = {
     "head": "attention heads",
@@ -21,7 +21,7 @@ FAMILY_NAMES: Mapping[str, str] = {
     "token": "vocabulary rows",
     "expert": "experts",
 }
-"""Family -> what its units are called."""
+"""Family -> the name of its units."""
 
 _SINGULAR = {
     "head": "head",
@@ -42,17 +42,17 @@ _SHOWN_RANKS = (0.0, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 1.0)
 
 
 def ratio_text(num_selected: int, expected: float | None) -> wording.Shown:
-    """Selected / expected: `1.24 ×`; a dash where nothing is expected."""
+    """Selected / expected: `1.24 ×`; a dash if nothing is expected."""
     return wording.shown(num_selected / expected if expected else None, lambda v: f"{v:.2f} ×")
 
 
 def z_text(z: float | None) -> wording.Shown:
-    """With its sign, to one decimal, a large one to whole numbers."""
+    """A z-score with its sign."""
     return wording.shown(z, lambda v: f"{v:+.1f}" if abs(v) < 1000 else f"{v:+,.0f}")
 
 
 def p_text(p: float | None) -> wording.Shown:
-    """A probability; one below fp64 as a bound."""
+    """A probability, or a bound if it underflows."""
     return wording.shown(p, lambda v: "< 1e-300" if v < 1e-300 else wording.magnitude(v))
 
 
@@ -67,7 +67,7 @@ def _unit_word(family: str) -> str:
 
 
 def units_name(family: str) -> str:
-    """What the units of a family are called."""
+    """The name of the units of a family."""
     return FAMILY_NAMES.get(family, wording.printable(family))
 
 

@@ -1,4 +1,4 @@
-"""What `trimtab sweep` prints: before it trains its plan, and afterwards its cells and its arms."""
+"""What `trimtab sweep` prints: the plan before training, the cells and arms after it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 40
 
 
 def sweep_document(sweep: Mapping[str, Any]) -> doc.Document:
-    """What is printed of a sweep when it is done.
+    """The results of a sweep.
 
     Args:
         sweep: The table of its cells and arms, as plain data.
@@ -45,11 +45,11 @@ def sweep_document(sweep: Mapping[str, Any]) -> doc.Document:
 
 
 def _table(title: str, rows: Sequence[Mapping[str, str]]) -> doc.Table:
-    """A table of the columns of which anything is known; the first says what a row is about."""
+    """A table without the columns that are empty; the first column names the rows."""
     known = [name for name in rows[0] if {row[name] for row in rows} != {NONE}]
     columns = [
-        doc.Column[Any](name, role="number" if place else "text", drop=int(name == "seconds"))
-        for place, name in enumerate(known)
+        doc.Column[Any](name, role="number" if index else "text", drop=int(name == "seconds"))
+        for index, name in enumerate(known)
     ]
     return doc.plain_table(
         title, columns, [[row[name] for name in known] for row in rows], brief=title
@@ -102,7 +102,7 @@ def _mean(known: Mapping[str, Any] | None, *, is_share: bool = False) -> str:
 
 
 def plan_document(plan: Mapping[str, Any]) -> doc.Document:
-    """What is printed of a sweep before it trains: the cells, and how they differ.
+    """The plan of a sweep: its cells, and the settings in which they differ.
 
     Args:
         plan: Its plain data.
@@ -120,16 +120,16 @@ def plan_document(plan: Mapping[str, Any]) -> doc.Document:
     finished = f", {num_finished} finished" if num_finished else ""
     blocks = [doc.Lines(f"{opening}{finished}.", tuple(names))]
     for why, title in TITLES.items():
-        found = [row for row in plan["differences"] if row["why"] == why]
-        if found:
-            blocks.append(doc.Lines(title, tuple(_differences(found, len(cells)))))
+        rows = [row for row in plan["differences"] if row["why"] == why]
+        if rows:
+            blocks.append(doc.Lines(title, tuple(_differences(rows, len(cells)))))
     blocks.append(doc.Lines("Matched", tuple(_matched(plan["matched"]))))
     return doc.Document(sections=[doc.Section("", blocks=tuple(blocks))])
 
 
-def _differences(found: Sequence[Mapping[str, Any]], num_cells: int) -> list[str]:
-    """One line for each setting; those that nobody asked for and not all have are counted."""
-    shared = [row for row in found if row["of"] or _num_cells(row) == num_cells]
+def _differences(rows: Sequence[Mapping[str, Any]], num_cells: int) -> list[str]:
+    """One line per setting; settings of some algorithms only are counted."""
+    shared = [row for row in rows if row["of"] or _num_cells(row) == num_cells]
     lines = []
     width = max((len(row["setting"]) for row in shared), default=0)
     for row in shared:
@@ -139,7 +139,7 @@ def _differences(found: Sequence[Mapping[str, Any]], num_cells: int) -> list[str
         )
         by = f"  [{', '.join(_key(key) for key in row['of'])}]" if row["of"] else ""
         lines.append(f"  {printable(row['setting']).ljust(width)}  {values}{by}")
-    if only := len(found) - len(shared):
+    if only := len(rows) - len(shared):
         lines.append(f"  and {plural(only, 'setting')} that only some of the algorithms have")
     return lines
 
@@ -149,22 +149,22 @@ def _num_cells(difference: Mapping[str, Any]) -> int:
 
 
 def _matched(matched: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Whether the cells take the same learning rate, steps and tokens."""
+    """Whether the cells have the same learning rate, steps and tokens."""
     texts: dict[str, tuple[str, Callable[[Any], str]]] = {
         "learning_rate": ("learning rate", _value),
         "steps": ("steps", _steps),
         "work_of_a_step": ("tokens per step", _tokens),
     }
     lines = []
-    for key, (name, text) in texts.items():
-        values = "; ".join(text(known["value"]) for known in matched[key]["values"])
-        said = {
+    for key, (name, write) in texts.items():
+        values = "; ".join(write(known["value"]) for known in matched[key]["values"])
+        text = {
             "equal": f"{values} in every cell",
             "asked": f"as asked: {values}",
             "consequence": f"follows from {', '.join(map(_key, matched[key]['of']))}: {values}",
             "run file": f"DIFFERENT, and not asked for: {values}",
         }[matched[key]["why"]]
-        lines.append(f"  {name.ljust(15)}  {said}")
+        lines.append(f"  {name.ljust(15)}  {text}")
     return lines
 
 
@@ -172,9 +172,9 @@ def _steps(steps: Mapping[str, Any]) -> str:
     return f"{steps['steps']:,}" if "steps" in steps else f"{steps['epochs']:g} epochs of the data"
 
 
-def _tokens(work: Mapping[str, Any]) -> str:
-    how = "at most about" if work["is_bound"] else "about"
-    return f"{how} {work['tokens']:,} in {plural(work['sequences'], 'sequence')}"
+def _tokens(step: Mapping[str, Any]) -> str:
+    bound = "at most about" if step["is_bound"] else "about"
+    return f"{bound} {step['tokens']:,} in {plural(step['sequences'], 'sequence')}"
 
 
 def _key(key: str) -> str:

@@ -1,7 +1,6 @@
-"""The tables of a report as files for a paper, as data frames, and as HTML for a notebook.
+"""The tables of a report as CSV, Markdown and LaTeX, as data frames, and as HTML for a notebook.
 
-The numbers in CSV files and data frames are those behind the text (`wording.Shown`), not rounded;
-Markdown and LaTeX have the text of the report.
+CSV files and data frames have the exact numbers (`wording.Shown`), the other formats their text.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ _LATEX = str.maketrans(
 
 
 def tables_of(result: Result) -> list[Table]:
-    """The tables of a result's page, those of its figures among them, in order."""
+    """The tables of a result's page, including those of its figures, in order."""
     tables = document_of(result).tables()
     return [table.at("page") for table in tables if table.on_page and table.rows]
 
 
 def frame_of(result: Result, title: str) -> pd.DataFrame:
-    """A table as a data frame, with numbers where cells are figures.
+    """A table as a data frame, with exact numbers.
 
     Args:
         result: The result.
@@ -70,7 +69,7 @@ def _number(cell: str) -> Any:
 
 
 def _csv(*results: Result) -> str:
-    """One table of all: a row says which table it is from, and has the columns of that table."""
+    """All tables in one; each row names its table and has the columns of that table."""
     rows = [
         {"result": place, "table": table.title}
         | {
@@ -169,11 +168,11 @@ WRITERS: Mapping[str, Callable[..., str]] = {
     ".md": _markdown,
     ".tex": _latex,
 }
-"""Ending of a file -> what makes its text of some results."""
+"""File name ending -> the function that writes results in that format."""
 
 
 def fragment_of(result: Result) -> str:
-    """Headlines and the tables that a terminal shows, as a piece of HTML."""
+    """Headlines and the tables for a terminal, as an HTML fragment."""
     document = document_of(result)
     parts = [f"<p><strong>{escape(text)}</strong></p>" for text in document.headlines]
     sentences = (*document.warnings, *document.summary, *document.caveats)

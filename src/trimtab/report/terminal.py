@@ -1,8 +1,7 @@
-"""A document as text for a terminal: as wide as the terminal or narrower, plain unless styled.
+"""A document as text for a terminal, no wider than the terminal, plain unless styled.
 
-No box drawing and no colour unless asked for, so that a pipe, a log file and a narrow window get
-the same words. Columns that do not fit are left out, the least important first, together with their
-notes; if that is not enough, each row becomes a sentence. A figure is never cut or wrapped.
+Columns that do not fit are dropped in the order of `Column.drop`, with their notes; if that is not
+enough, each row becomes a sentence. A number is never cut or wrapped.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from trimtab.report.document import Document, Figure, Lines, Table
 
 GAP = "  "
-"""Between two columns."""
+"""Space between two columns."""
 
 _NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -28,7 +27,7 @@ def render_text(
     """Draw a document as text.
 
     Args:
-        document: What is said about a result.
+        document: The document.
         console_width: Characters in a line; None asks the terminal.
         styled: Use bold, dim and yellow, for a terminal that shows them.
 
@@ -45,7 +44,7 @@ class _Text:
         self._width = width
         self._is_styled = styled
         self._notes: set[str] = set()
-        """Those that were printed: a second table need not repeat them."""
+        """Notes that were printed, which a second table does not repeat."""
 
     def parts(self, document: Document) -> list[str]:
         """The opening and every brief block."""
@@ -115,11 +114,13 @@ class _Text:
         return [*self._wrapped(title, BOLD), *grid, *self._wrapped(" ".join(notes), DIM)]
 
     def _fitting(self, table: Table) -> Table:
-        """Without the columns that find no room, as far as columns may be left out."""
-        leaving = sorted({column.drop for column in table.columns if column.drop})
-        for gone in (0, *leaving):
+        """The table without the columns that do not fit and may be dropped."""
+        drops = sorted({column.drop for column in table.columns if column.drop})
+        for dropped in (0, *drops):
             fits = table.only(
-                place for place, column in enumerate(table.columns) if not 0 < column.drop <= gone
+                index
+                for index, column in enumerate(table.columns)
+                if not 0 < column.drop <= dropped
             )
             if _width(fits) <= self._width:
                 return fits
@@ -138,7 +139,7 @@ class _Text:
         ]
 
     def _sentences(self, table: Table) -> list[str]:
-        """A sentence for each row: its name, and what its other cells are."""
+        """A sentence for each row: its name and its other cells."""
         headings = _headings(table)
         lines = []
         for row in table.rows:
@@ -162,7 +163,7 @@ def _headings(table: Table) -> Sequence[str]:
 
 
 def _sizes(table: Table) -> list[int]:
-    """Characters that each column needs."""
+    """Width of each column in characters."""
     return [max(map(len, cells)) for cells in zip(_headings(table), *table.rows, strict=True)]
 
 

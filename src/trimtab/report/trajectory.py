@@ -1,9 +1,8 @@
 """The report of a trajectory: how a subnetwork forms over a series of checkpoints or steps.
 
-Figures 2, 5, 6 and 7b of arXiv 2505.11711 are drawn here, by bits instead of within 1e-5. Figure 6
-has two readings there, a share of the weights that ever changed and one of the model; both are
-drawn. Every title of figures gives the cadence: what moves and comes back between two points is
-seen by neither.
+Draws figures 2, 5, 6 and 7b of arXiv 2505.11711, by bits instead of within 1e-5. Figure 6 can be
+read as a share of the weights that ever changed or of the model; both are drawn. Every title gives
+the cadence, since moves that are undone between two points are not observed.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ _TITLES = {
     "folded": "Block scales multiplied into their weights",
 }
 _MOST_POINTS = 24
-"""Points that a terminal shows; of a longer series, some at even distances."""
+"""Maximum number of points in a terminal; a longer series is sampled evenly."""
 
 Part = Callable[[PointCounts], int]
 Share = tuple[Part, Part]
-"""What is counted, and of how many."""
+"""Numerator and denominator of a share."""
 
 
 def trajectory_document(trajectory: Trajectory) -> doc.Document:
-    """What a report says about a trajectory."""
+    """The document of a trajectory."""
     base, last = words.endpoints_of(trajectory)
     has_weights = trajectory.final.total.num_elements > 0
     return doc.Document(
@@ -154,7 +153,7 @@ def _what_became(trajectory: Trajectory) -> doc.Section:
 
 
 def _ever_changed_bars(rows: Sequence[doc.Keyed[tuple[str | None, PointCounts]]]) -> dict[str, Any]:
-    """The weights of each kind that ever changed, by what became of them."""
+    """The weights of each kind that ever changed, by their final state."""
     drawn = ("effective", "cancelled")
 
     def place(names: Sequence[str], counts: PointCounts) -> dict[str, Any]:
@@ -195,7 +194,7 @@ def _ever_changed_bars(rows: Sequence[doc.Keyed[tuple[str | None, PointCounts]]]
 
 
 def _over_time(trajectory: Trajectory) -> doc.Section:
-    """Update sparsity at each point, and what changed from one point to the next."""
+    """Update sparsity at each point, and changes from point to point."""
     unchanged: dict[str, Share] = {
         "unchanged": (lambda now: now.num_elements - now.changed, _all),
         "untouched so far": (lambda now: now.untouched, _all),
@@ -228,7 +227,7 @@ def _over_time(trajectory: Trajectory) -> doc.Section:
 
 
 def _final_subnetwork(trajectory: Trajectory) -> doc.Section | None:
-    """When the final mask was there, and what lies outside it; None where nothing changed."""
+    """When the final mask formed, and changes outside it; None if nothing changed."""
     final = trajectory.final.total.changed
     if not final:
         return None
@@ -269,24 +268,24 @@ def _final_subnetwork(trajectory: Trajectory) -> doc.Section | None:
 
 
 def _points(trajectory: Trajectory) -> doc.Table:
-    """Points at even distances, as a terminal shows them."""
+    """Evenly sampled points, for a terminal."""
     num = len(trajectory.points)
     most = min(num, _MOST_POINTS)
-    places = sorted({round((at + 1) * num / most) - 1 for at in range(most)})
+    indices = sorted({round((index + 1) * num / most) - 1 for index in range(most)})
 
     def column(heading: str, part: Part, note: str = "", **more: Any) -> doc.Column[int]:
-        def cell(at: int) -> wording.Shown:
-            now = trajectory.points[at].total
+        def cell(index: int) -> wording.Shown:
+            now = trajectory.points[index].total
             return wording.share(part(now), now.num_elements)
 
         return doc.Column(heading, cell, note=note, **more)
 
     def likeness(heading: str, measure: Likeness, note: str, drop: int) -> doc.Column[int]:
-        cell: Callable[[int], str] = lambda at: words.likeness_text(trajectory, measure, at)  # noqa: E731
+        cell: Callable[[int], str] = lambda index: words.likeness_text(trajectory, measure, index)  # noqa: E731
         return doc.Column(heading, cell, note=note, drop=drop)
 
-    def outside_of_ever(at: int) -> str:
-        now = trajectory.points[at].total
+    def outside_of_ever(index: int) -> str:
+        now = trajectory.points[index].total
         return wording.share(now.outside_final, now.ever)
 
     steps = trajectory.steps
@@ -294,8 +293,11 @@ def _points(trajectory: Trajectory) -> doc.Table:
     shown = doc.table(
         title,
         [
-            ((words.point_title(trajectory, at) if steps is None else f"{steps[at]:,}",), at)
-            for at in places
+            (
+                (words.point_title(trajectory, index) if steps is None else f"{steps[index]:,}",),
+                index,
+            )
+            for index in indices
         ],
         (
             column(
@@ -326,7 +328,7 @@ def _points(trajectory: Trajectory) -> doc.Table:
         brief=title,
         on_page=False,
     )
-    return replace(shown, num_left_out=num - len(places))
+    return replace(shown, num_left_out=num - len(indices))
 
 
 def _curves(
@@ -343,23 +345,23 @@ def _curves(
 ) -> doc.Figure:
     """Shares of the whole model at every point, as lines and as a table."""
     steps = trajectory.steps
-    places: list[int] = list(range(len(trajectory.points)))
+    indices: list[int] = list(range(len(trajectory.points)))
     series = trajectory.series()
-    names = [words.point_title(trajectory, place) for place in places]
+    names = [words.point_title(trajectory, place) for place in indices]
     columns: list[tuple[str, doc.Role]] = [("point", "text")]
     for line in shares:
         columns += [(line, "number"), ("weights", "number")]
     cells = []
     drawn: list[dict[str, Any]] = []
-    for place, now in zip(places, series, strict=True):
+    for place, now in zip(indices, series, strict=True):
         row = [names[place]]
         for line, (part, whole) in shares.items():
             text, number = wording.share(part(now), whole(now)), wording.count(part(now))
             row += [text, number]
             if text.value is not None:
                 tips = {"tip_0": names[place], "tip_1": f"{text} {line}", "tip_2": number}
-                at = place + 1 if steps is None else steps[place]
-                drawn.append({"arm": line, "at": at, "value": 100 * text.value, **tips})
+                index = place + 1 if steps is None else steps[place]
+                drawn.append({"arm": line, "at": index, "value": 100 * text.value, **tips})
         cells.append(row)
     marks = charts.Marks(drawn, ("point", "share", "weights"))
     values = marks.values("value")
@@ -385,7 +387,7 @@ def _curves(
 
 
 def _coverage(trajectory: Trajectory) -> doc.Section:
-    """What was followed and what was not; every gap is listed."""
+    """What was tracked and what was not; every gap is listed."""
     coverage = trajectory.coverage
     if coverage is None:
         return doc.Section("Coverage", (f"Coverage is {_coverage_text(trajectory)}.",))
@@ -397,14 +399,14 @@ def _coverage(trajectory: Trajectory) -> doc.Section:
 
 
 def _coverage_text(trajectory: Trajectory) -> str:
-    """Which weights the figures speak of, to follow "coverage is"."""
+    """The coverage, to follow "coverage is"."""
     if trajectory.coverage is not None:
         return words.series_coverage_sentence(trajectory.coverage)
     return f"that of the tracker: {trajectory.final.total.num_elements:,} weights of the model"
 
 
 def _provenance(trajectory: Trajectory) -> doc.Section:
-    """Ids, hashes and how the series was followed."""
+    """Ids, hashes and settings of the trajectory."""
     records: dict[str, CheckpointRecord] = {"base": trajectory.base}
     last = trajectory.final.checkpoint
     if last is not None:
@@ -423,7 +425,7 @@ def _provenance(trajectory: Trajectory) -> doc.Section:
 
 
 def _points_table(trajectory: Trajectory) -> doc.Table:
-    """Which checkpoint each point was."""
+    """The checkpoint of each point."""
     return doc.plain_table(
         "Points",
         [

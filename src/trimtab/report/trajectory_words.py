@@ -1,8 +1,4 @@
-"""How a trajectory is put into words.
-
-Every title of figures gives the cadence too: what moves and comes back between two points is seen
-by neither.
-"""
+"""The sentences of the report of a trajectory."""
 
 from __future__ import annotations
 
@@ -24,19 +20,19 @@ FATES = {
     "cancelled": "differs at some point, and is equal to the base at the last",
     "effective": "differs at the last point: the final subnetwork",
 }
-"""What can become of a weight, and what is meant by it."""
+"""State of a weight at the end -> its meaning."""
 
 RULE = f"{100 * SETTLED_FROM:g} %"
 
 
 def fates(counts: PointCounts) -> dict[str, int]:
-    """Elements by what became of them up to a point; the keys are those of `FATES`."""
+    """Elements by their state at a point; the keys are those of `FATES`."""
     numbers = counts.untouched, counts.returned, counts.changed
     return dict(zip(FATES, numbers, strict=True))
 
 
 def cadence(trajectory: Trajectory) -> str:
-    """How often was looked, to follow "observed" on a figure: `every 10 steps`."""
+    """The cadence of the points, to follow "observed": `every 10 steps`."""
     if trajectory.every == 1:
         return "every step"
     points = plural(len(trajectory.points), _noun(trajectory))
@@ -48,7 +44,7 @@ def cadence(trajectory: Trajectory) -> str:
 
 
 def cadence_sentence(trajectory: Trajectory) -> str:
-    """When was looked, and what that leaves unseen."""
+    """When the points were observed, and what that misses."""
     points = plural(len(trajectory.points), _noun(trajectory))
     steps = trajectory.steps
     match trajectory.provenance.get("cut_off"):
@@ -81,16 +77,16 @@ def _noun(trajectory: Trajectory) -> str:
     return "checkpoint" if trajectory.observed == "checkpoints" else "point"
 
 
-def _point_name(trajectory: Trajectory, at: int) -> str:
-    """A point in few words: its step, or its number where steps do not tell points apart."""
+def _point_name(trajectory: Trajectory, index: int) -> str:
+    """Short name of a point: its step, or its number if steps are unknown."""
     steps = trajectory.steps
-    return f"point {at + 1:,}" if steps is None else f"step {steps[at]:,}"
+    return f"point {index + 1:,}" if steps is None else f"step {steps[index]:,}"
 
 
-def point_title(trajectory: Trajectory, at: int) -> str:
-    """A point as a row of a table: its step, or its number and what it was given as."""
-    label = printable(trajectory.points[at].label)
-    return f"{at + 1:,}: {label}" if trajectory.steps is None else _point_name(trajectory, at)
+def point_title(trajectory: Trajectory, index: int) -> str:
+    """A point as a row of a table: its step, or its number and label."""
+    label = printable(trajectory.points[index].label)
+    return f"{index + 1:,}: {label}" if trajectory.steps is None else _point_name(trajectory, index)
 
 
 def endpoints_of(trajectory: Trajectory) -> tuple[str, str]:
@@ -99,7 +95,7 @@ def endpoints_of(trajectory: Trajectory) -> tuple[str, str]:
 
 
 def fates_sentence(trajectory: Trajectory) -> str:
-    """What became of the weights."""
+    """Shares of untouched, cancelled and effective weights."""
     total = trajectory.final.total
     if not total.num_elements:
         return "No weights were followed."
@@ -112,7 +108,7 @@ def fates_sentence(trajectory: Trajectory) -> str:
 
 
 def outside_sentence(trajectory: Trajectory) -> str | None:
-    """The weights that changed on the way but not in the end; None where none ever did."""
+    """The weights that changed but not at the end; None if none ever did."""
     final = trajectory.final.total
     if not final.ever:
         return None
@@ -124,17 +120,17 @@ def outside_sentence(trajectory: Trajectory) -> str | None:
 
 
 def settled_text(trajectory: Trajectory, measure: Likeness, kind: str | None = None) -> str:
-    """When the mask of a kind settled, for a table; a dash where nothing is changed at the end."""
-    at = trajectory.settled(measure, kind)
-    if at is None:
+    """When the mask of a kind settled, for a table; a dash if nothing changed."""
+    index = trajectory.settled(measure, kind)
+    if index is None:
         return "–"
-    if at == len(trajectory.points) - 1:
+    if index == len(trajectory.points) - 1:
         return "not before the end"
-    return _point_name(trajectory, at)
+    return _point_name(trajectory, index)
 
 
 def settled_sentence(trajectory: Trajectory) -> str | None:
-    """When the mask settled, and by which rule; None where there is nothing to say."""
+    """When the mask settled, and by which rule; None if nothing changed or for one point."""
     if len(trajectory.points) == 1 or not trajectory.final.total.changed:
         return None
     coverage, jaccard = (_settled(trajectory, measure) for measure in ("coverage", "jaccard"))
@@ -146,23 +142,23 @@ def settled_sentence(trajectory: Trajectory) -> str | None:
 
 
 def _settled(trajectory: Trajectory, measure: Likeness) -> str:
-    at = trajectory.settled(measure)
-    assert at is not None, "something is changed at the end"
-    if at < len(trajectory.points) - 1:
-        return f"from {_point_name(trajectory, at)} on"
-    before = likeness_text(trajectory, measure, at - 1)
+    index = trajectory.settled(measure)
+    assert index is not None, "something is changed at the end"
+    if index < len(trajectory.points) - 1:
+        return f"from {_point_name(trajectory, index)} on"
+    before = likeness_text(trajectory, measure, index - 1)
     return f"not before the last point ({before} at the one before)"
 
 
-def likeness_text(trajectory: Trajectory, measure: Likeness, at: int) -> Shown:
-    """How much like the final mask the mask is at a point."""
-    now, final = trajectory.points[at].total, trajectory.final.total.changed
+def likeness_text(trajectory: Trajectory, measure: Likeness, index: int) -> Shown:
+    """Similarity of the mask at a point with the final mask."""
+    now, final = trajectory.points[index].total, trajectory.final.total.changed
     union = now.changed + final - now.in_final
     return share(now.in_final, final if measure == "coverage" else union)
 
 
 def series_coverage_sentence(coverage: SeriesCoverage) -> str:
-    """Which share of the checkpoints the figures speak of."""
+    """Which share of the checkpoints was tracked."""
     if coverage.is_complete:
         text = f"complete: all {coverage.num_compared:,} stored elements were followed"
     else:

@@ -1,9 +1,8 @@
-"""The common ground of all charts: Vega-Lite as plain dicts, with their data inside.
+"""Parts of charts: Vega-Lite specifications as dicts, with their data.
 
-Colours are CSS variables, so that one drawing fits light, dark and paper. Every text that a chart
-shows arrives finished in its data (never as an expression, never formatted by Vega): names from
-files cannot become code, and percentages keep the rule that 0 % and 100 % are exact. Column names
-are fixed in the code for the same reason.
+Colours are CSS variables, for light, dark and print. All text that a chart shows is in its data,
+never an expression or formatted by Vega: names from files cannot become code, and 0 % and 100 %
+are exact.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Rows = Sequence[dict[str, Any]]
-"""Data of a chart; `tip_*` columns are finished text for the hover box."""
+"""Data of a chart; `tip_*` columns are the texts of the hover box."""
 
 WIDTH = 736
 
 NUM_COLOURS = 6
-"""Runs that the style sheet can tell apart; a page of more begins again."""
+"""Number of colours in the style sheet; they repeat for more runs."""
 
 _FONT = '-apple-system, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", Arial, sans-serif'
 
@@ -47,14 +46,14 @@ def chart(
     width: int | Mapping[str, int] = WIDTH,
     **parts: Any,
 ) -> dict[str, Any]:
-    """A specification with these data and the look of the report.
+    """A specification with data and the style of the report.
 
     Args:
         rows: The data.
-        layers: Marks over each other, from the lowest; a single one can be in `parts`.
-        height: In pixels, or `step`: those of a row.
-        width: In pixels, names of an axis included, or `step`: those of a column.
-        parts: Of the specification.
+        layers: Layers, from the lowest; a single mark can be in `parts`.
+        height: In pixels, or `step`: the pixels of a row.
+        width: In pixels, including axis labels, or `step`: the pixels of a column.
+        parts: Further keys of the specification.
     """
     fit = {"autosize": {"type": "fit-x", "contains": "padding"}} if isinstance(width, int) else {}
     return {
@@ -83,9 +82,9 @@ def layer(
     Args:
         mark: The type: `line`, `rule`, `bar`, ...
         encoding: Channels by name.
-        rows: Data of its own.
+        rows: Data of the layer, if not those of the chart.
         where: A filter of the rows.
-        look: How the marks are drawn.
+        look: Properties of the mark.
     """
     drawn: dict[str, Any] = {"mark": {"type": mark, **look}, "encoding": dict(encoding)}
     if rows is not None:
@@ -101,7 +100,7 @@ def dots(encoding: Mapping[str, Any], size: int = 90, **more: Any) -> dict[str, 
 
 
 def ticks(encoding: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """A layer of short dark lines: what dots are to be read against."""
+    """A layer of short dark lines, as references for dots."""
     return layer("tick", encoding, thickness=2, color="var(--ink)", **more)
 
 
@@ -116,7 +115,7 @@ def dashed_at(value: float, channel: str, scale: Mapping[str, Any]) -> dict[str,
     Args:
         value: Where it is drawn.
         channel: `x` or `y`.
-        scale: The channel that `quantity` gave.
+        scale: The channel, from `quantity`.
     """
     encoding = {channel: {**scale, "field": "rule"}}
     look: dict[str, Any] = {"strokeDash": [4, 4], "color": "var(--soft)"}
@@ -136,9 +135,9 @@ def quantity(
     Args:
         field: Name in the rows.
         title: Of the axis.
-        domain: Where the axis begins and ends, exactly.
-        scale: The scale in its place.
-        look: Of the axis.
+        domain: Exact ends of the axis.
+        scale: The scale, instead of `domain`.
+        look: Properties of the axis.
     """
     if domain is not None:
         scale = {"domain": list(domain), "nice": False}
@@ -158,14 +157,14 @@ def category(
     padding: float | None = 0.25,
     **look: Any,
 ) -> dict[str, Any]:
-    """A channel for names, all of which have a place, in order.
+    """A channel for names, in order.
 
     Args:
         field: Name in the rows.
         names: From left to right, or from top to bottom.
         title: Of the axis.
-        padding: Between two of them, as a share of their distance; None for that of Vega.
-        look: Of the axis.
+        padding: Between two of them, as a share of their distance; None for Vega's default.
+        look: Properties of the axis.
     """
     return {
         "field": field,
@@ -178,7 +177,7 @@ def category(
 def packed(part: Any) -> Any:
     """A specification whose rows name their columns once instead of in every row.
 
-    A map of a matrix has ten thousand rows; `charts.js` gives them their names back.
+    A map of a matrix has ten thousand rows; `charts.js` restores the names.
     """
     if isinstance(part, list):
         return [packed(item) for item in part]
@@ -194,16 +193,16 @@ def packed(part: Any) -> Any:
 
 
 def hover_box(*titles: str) -> list[dict[str, str]]:
-    """A hover box of the finished texts `tip_0`, `tip_1`, ... under their titles."""
+    """A hover box of the texts `tip_0`, `tip_1`, ... with their titles."""
     return [
-        {"field": f"tip_{place}", "type": "nominal", "title": title}
-        for place, title in enumerate(titles)
+        {"field": f"tip_{index}", "type": "nominal", "title": title}
+        for index, title in enumerate(titles)
     ]
 
 
 def arm_colours(arms: Sequence[str]) -> dict[str, Any]:
-    """Encoding that gives each arm its colour; the legend is set in HTML."""
-    colours = [f"var(--arm-{place % NUM_COLOURS})" for place in range(len(arms))]
+    """Encoding of a colour for each arm; the legend is in the HTML."""
+    colours = [f"var(--arm-{index % NUM_COLOURS})" for index in range(len(arms))]
     return {
         "field": "arm",
         "type": "nominal",

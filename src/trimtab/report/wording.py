@@ -1,7 +1,6 @@
-"""How figures are put into words, the same in the terminal table and in the HTML report.
+"""Numbers and phrases as text, the same in the terminal and in the HTML report.
 
-Every phrase about change names its criterion. Text that comes from files passes through
-`printable`: names of tensors are chosen by strangers.
+Every phrase about change names its criterion. Text from files passes through `printable`.
 """
 
 from __future__ import annotations
@@ -16,14 +15,14 @@ from trimtab.results.records import CheckpointRecord
 from trimtab.words import plural, were
 
 Ends = Sequence[float] | None
-"""An interval; None where there is none."""
+"""An interval, or None."""
 
 
 class Shown(str):
-    """Text of a figure that still knows its number, for files that others compute with.
+    """Text of a number that keeps the number, for CSV files and data frames.
 
     Attributes:
-        value: The number; None where there is none.
+        value: The number, or None.
     """
 
     __slots__ = ("value",)
@@ -37,23 +36,23 @@ class Shown(str):
 
 
 NONE = Shown("–", None)
-"""The text of a figure that there is not."""
+"""The text of a missing number."""
 
 
 def shown(value: float | None, write: str | Callable[[float], str]) -> Shown:
-    """A number by a format, or as it is written; a dash where there is none."""
+    """A number by a format or a function; a dash for None."""
     if value is None:
         return NONE
     return Shown(format(value, write) if isinstance(write, str) else write(value), value)
 
 
 def count(num: int | None) -> Shown:
-    """A whole number: `1,024`; a dash where there is none."""
+    """A whole number: `1,024`; a dash for None."""
     return shown(num, ",")
 
 
 def share(part: float, whole: float, digits: int = 2) -> Shown:
-    """A share in percent, 0 and 100 only where exactly true; a dash of nothing."""
+    """A share in percent, 0 and 100 only if exact; a dash if the whole is 0."""
     return Shown(percent(part, whole, digits), part / whole if whole else None)
 
 
@@ -66,12 +65,12 @@ def printable(text: str) -> str:
 
 
 def named(label: str, title: str) -> str:
-    """A title with the label of a run, where a page has several."""
+    """A title with the label of a run, if there is one."""
     return f"{title}: {label}" if label else title
 
 
 def labelled(label: str, sentence: str) -> str:
-    """A sentence after the label of its run, where a page has several."""
+    """A sentence after the label of its run, if there is one."""
     return f"{label}: {sentence}" if label else sentence
 
 
@@ -86,13 +85,13 @@ def of_all(part: int, whole: int) -> str:
 
 
 def sparsity_text(counts: ChangeCounts, criterion: str) -> Shown:
-    """Update sparsity as a percentage; a dash where there are no elements."""
+    """Update sparsity as a percentage; a dash without elements."""
     num_changed = counts.num_changed.get(criterion, 0)
     return share(counts.num_elements - num_changed, counts.num_elements)
 
 
 def unchanged(criterion: str) -> str:
-    """What unchanged weights are, to follow "are": `bit-identical to the base`."""
+    """The meaning of "unchanged", to follow "are": `bit-identical to the base`."""
     parsed = parse_criterion(criterion)
     size = parsed.key.partition("=")[2]
     return {
@@ -105,7 +104,7 @@ def unchanged(criterion: str) -> str:
 
 
 def rule(criterion: str, x: str = "base", y: str = "tuned") -> str:
-    """When two elements of these names count as equal, as a formula."""
+    """The formula by which two elements count as equal."""
     parsed = parse_criterion(criterion)
     size = parsed.key.partition("=")[2]
     either = ", ".join(f"|{name}|" for name in sorted((x, y)))
@@ -119,7 +118,7 @@ def rule(criterion: str, x: str = "base", y: str = "tuned") -> str:
 
 
 def changed_means(criterion: str) -> str:
-    """One plain sentence on what "changed" means under a criterion."""
+    """The meaning of "changed" under a criterion, in one sentence."""
     parsed = parse_criterion(criterion)
     if parsed.rule == "bits":
         return (
@@ -163,7 +162,7 @@ def share_text(part: float, whole: float, interval: Ends, digits: int = 1) -> Sh
 
 
 def points_text(difference: float | None, interval: Ends) -> Shown:
-    """A difference of shares in points: `+31.2 [+9.6, +49.1]`; a dash where there is none."""
+    """A difference of shares in points: `+31.2 [+9.6, +49.1]`; a dash for None."""
     if difference is None:
         return NONE
     ends = f" [{interval_text(interval, '+')}]" if interval else ""
@@ -171,29 +170,29 @@ def points_text(difference: float | None, interval: Ends) -> Shown:
 
 
 def with_ends(value: float, interval: Ends, write: Callable[[float], str]) -> Shown:
-    """A number with its interval, all written alike: `0.015 [0.0101, 0.0199]`."""
+    """A number with its interval in the same format: `0.015 [0.0101, 0.0199]`."""
     ends = f" [{', '.join(map(write, interval))}]" if interval else ""
     return Shown(f"{write(value)}{ends}", value)
 
 
-def within(over: Mapping[str, Any], least: float, most: float) -> Ends:
-    """A t-interval cut at what a figure can be: of a normal distribution it knows no such ends.
+def within(summary: Mapping[str, Any], least: float, most: float) -> Ends:
+    """A t-interval cut at the possible values of a figure.
 
     Args:
-        over: A mean over seeds, as `trimtab.results.statistics.over_seeds` gives it.
-        least: The least that the figure can be.
-        most: The most.
+        summary: A mean over seeds, from `trimtab.results.statistics.over_seeds`.
+        least: Lower bound of the figure.
+        most: Upper bound.
 
     Returns:
         The ends; None for one seed.
     """
-    if over["low"] is None:
+    if summary["low"] is None:
         return None
-    return max(least, over["low"]), min(most, over["high"])
+    return max(least, summary["low"]), min(most, summary["high"])
 
 
 def coverage_sentence(coverage: Coverage) -> str:
-    """Which share of both checkpoints the figures speak of."""
+    """Which share of both checkpoints was compared."""
     if coverage.is_complete:
         text = f"complete: all {coverage.num_compared:,} stored elements were compared"
     else:
@@ -241,6 +240,6 @@ _KIND_ORDER = (
 
 
 def kinds_in_order(kinds: Iterable[str]) -> list[str]:
-    """Kinds as a reader expects them: attention, MLP, experts, the rest; unknown ones last."""
-    order = {kind: place for place, kind in enumerate(_KIND_ORDER)}
+    """Kinds in display order: attention, MLP, experts, the rest; unknown ones last."""
+    order = {kind: index for index, kind in enumerate(_KIND_ORDER)}
     return sorted(dict.fromkeys(kinds), key=lambda kind: order.get(kind, len(order)))
