@@ -1,7 +1,8 @@
-"""Text of the documentation that programs write: help, real output, tables of real results.
+"""Generated text of the documentation: help, real output, tables of real results.
 
 `python -m cogapp -r -P README.md docs/*.md`, run from the root of the project, writes it into the
-pages; `--check` instead of `-r` says whether they are up to date. Every function prints Markdown.
+pages; with `--check` instead of `-r` it checks whether they are up to date. All functions print
+Markdown.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ CONVENTIONS = {
 
 @cache
 def _example() -> str:
-    """A folder with what `trimtab example` writes, made once for all pages."""
+    """A folder with the output of `trimtab example`, made once for all pages."""
     folder = tempfile.mkdtemp()
     atexit.register(shutil.rmtree, folder)
     write_example(folder)
@@ -68,7 +69,7 @@ def _example() -> str:
 
 @contextlib.contextmanager
 def tiny_pair() -> Iterator[None]:
-    """Work in a folder with what `trimtab example` writes, which goes away again."""
+    """Work in a temporary folder with the output of `trimtab example`."""
     settings = {"COLUMNS": str(WIDTH), "HF_HUB_OFFLINE": "1"}
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -92,7 +93,7 @@ def part_of(command: str, start: str) -> None:
     """Run a command in the folder of `base` and `tuned`, and show its output from a line on."""
     with tiny_pair():
         lines = _printed_by(command).splitlines()
-    (first,) = (place for place, line in enumerate(lines) if line.startswith(start))
+    (first,) = (index for index, line in enumerate(lines) if line.startswith(start))
     print("\n".join(["```console", f"$ {command}", "…", *lines[first:], "```"]))
 
 
@@ -125,22 +126,22 @@ def session(source: str) -> None:
 
 
 def help_of(*path: str) -> None:
-    """The `--help` of the command line, of one of its verbs, or of a command below a verb."""
+    """The `--help` of the command line, of one of its commands, or of a subcommand."""
     context = click.Context(
         command_line, info_name="trimtab", terminal_width=WIDTH, **command_line.context_settings
     )
     for name in path:
         assert isinstance(context.command, click.Group), path
-        found = context.command.get_command(context, name)
-        assert found is not None, path
-        context = click.Context(found, context, name)
+        command = context.command.get_command(context, name)
+        assert command is not None, path
+        context = click.Context(command, context, name)
     print(f"```text\n{context.get_help()}\n```")
 
 
 def verbs() -> None:
-    """The verbs with what each does."""
+    """The commands with a description of each."""
     rows(
-        ["command", "what it does"],
+        ["command", "description"],
         (
             [f"`trimtab {name}`", str(verb.short_help)]
             for name, verb in command_line.commands.items()

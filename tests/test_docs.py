@@ -1,4 +1,4 @@
-"""Whatever a user can meet is in the documentation, and what the code printed there is current."""
+"""Everything public is documented, and generated text is current."""
 
 from __future__ import annotations
 
@@ -77,13 +77,13 @@ COMMANDS = dict(commands_below("trimtab", command_line))
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS if words != "trimtab"])
 def test_every_command(words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its section shows its own help of today, and the help tells of every option."""
+    """Its section shows its current help, and every option has a help text."""
     _, heading, rest = page("cli.md").partition(f"\n{'#' * len(words.split())} {words}\n")
     assert heading, words
     section = re.split(r"\n##+ ", rest)[0]
     generated.help_of(*words.split()[1:])
     assert capsys.readouterr().out in section
-    options = [of for of in COMMANDS[words].params if isinstance(of, click.Option)]
+    options = [part for part in COMMANDS[words].params if isinstance(part, click.Option)]
     assert all(option.help for option in options)
 
 
@@ -99,7 +99,7 @@ FLAGS = sorted(
 
 @pytest.mark.parametrize("flags", FLAGS, ids=" ".join)
 def test_every_option(flags: tuple[str, ...]) -> None:
-    """Somebody wrote of it, or used it, on some page: the help that is printed there is no more."""
+    """Some page explains or uses it outside of the generated help."""
     texts = [pages.by_hand(path.read_text("utf-8")) for path in PAGES]
     uses = [rf"(?<![\w-]){flag}(?![\w-])" for flag in flags]
     assert any(re.search(use, text) for use in uses for text in texts)
@@ -141,27 +141,27 @@ def test_every_key_of_an_identity_check() -> None:
     data = generated.example_identity()
     records = data["provenance"]
     # What a checkpoint is, and how a mask was made, is documented with a comparison and a mask.
-    told = {
+    documented_elsewhere = {
         **dict.fromkeys(("base", "full", "sub"), 0),
         "mask": {**records["mask"], "provenance": 0},
     }
-    data = data | {"provenance": records | told}
+    data = data | {"provenance": records | documented_elsewhere}
     assert not set(keys_of(data)) - documented("## The result of an identity check")
 
 
 def test_every_key_of_a_trajectory() -> None:
     data = generated.example_trajectory()
     # What a checkpoint is, is documented with a comparison.
-    told = {**data["provenance"], "base": None}
+    provenance = {**data["provenance"], "base": None}
     points = [{**point, "checkpoint": None} for point in data["points"]]
-    keys = set(keys_of({**data, "provenance": told, "points": points}))
+    keys = set(keys_of({**data, "provenance": provenance, "points": points}))
     assert not keys - documented("## The result of a trajectory")
 
 
 def test_every_key_of_a_structure() -> None:
     data = generated_structure.example_structure()
     # What a checkpoint is and what a mask was is documented elsewhere.
-    masks = [{**of, "mask": None} for of in data["masks"]]
+    masks = [{**mask, "mask": None} for mask in data["masks"]]
     keys = set(keys_of({**data, "base": None, "masks": masks}))
     assert not keys - documented("## The structure of masks")
 
@@ -281,14 +281,14 @@ def test_a_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
-    told: dict[str, Any] = {"trimtab_version": "0.1.0", "torch_version": "2.13"}
-    told |= {
+    info: dict[str, Any] = {"trimtab_version": "0.1.0", "torch_version": "2.13"}
+    info |= {
         "peft_version": "0.21",
         "processor": "a processor",
         "processors": 2,
         "load_before": 0.5,
     }
-    provenance = {"provenance": told | {"date": "2026-11-21T12:00:00+00:00"}}
+    provenance = {"provenance": info | {"date": "2026-11-21T12:00:00+00:00"}}
     reference = {"num_trained": 50, "making": 0, "steps": 1600e6, "in_use": 1500e6, "kept": 0}
     ours = {"num_trained": 50, "making": 9e6, "steps": 152e6, "in_use": 150e6, "kept": 900}
     of_density = {"masked dense AdamW, fp32 masters": reference, "SparseAdamW": ours}
@@ -331,9 +331,9 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_training_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> None:
-    told: dict[str, Any] = {f"{name}_version": "1.2" for name in ("torch", "transformers", "trl")}
-    told |= {"trimtab_version": "0.1.0", "processor": "a processor", "processors": 2}
-    told |= {"date": "2026-11-21T12:00:00+00:00", "load_before": 0.5}
+    info: dict[str, Any] = {f"{name}_version": "1.2" for name in ("torch", "transformers", "trl")}
+    info |= {"trimtab_version": "0.1.0", "processor": "a processor", "processors": 2}
+    info |= {"date": "2026-11-21T12:00:00+00:00", "load_before": 0.5}
 
     def figures(*peers: str) -> dict[str, float]:
         ratios = {f"speed / {peer}": 1.25 for peer in peers} | dict.fromkeys(
@@ -344,7 +344,7 @@ def test_a_training_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> No
     def part(*names: str, load: float) -> dict[str, Any]:
         peers = [name for name in names if "%" not in name]
         contestants = {name: figures(*peers) for name in names}
-        facts = {"provenance": {**told, "load_before": load}, "rounds": 5, "steps": 1}
+        facts = {"provenance": {**info, "load_before": load}, "rounds": 5, "steps": 1}
         return {**facts, "contestants": contestants}
 
     masked = ("whole model", "20%", "5%")

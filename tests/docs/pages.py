@@ -58,14 +58,14 @@ def prose(page: str) -> str:
 
 
 def blocks(page: str, *languages: str) -> list[Block]:
-    """The blocks of a page that nobody generated; of some languages, or all."""
+    """The blocks of a page that are not generated; of some languages, or all."""
     text = GENERATED.sub("", PAGES[page].read_text("utf-8"))
     found = [Block(*match) for match in FENCE.findall(text)]
     return [block for block in found if not languages or block.language in languages]
 
 
 def commands(page: str) -> Iterator[Command]:
-    """All commands of a page that nobody generated, in order."""
+    """All commands of a page that are not generated, in order."""
     for block in blocks(page, "console", "bash"):
         yield from commands_in(block)
 
@@ -75,8 +75,8 @@ def commands_in(block: Block) -> list[Command]:
     found: list[Command] = []
     for line in block.text.replace("\\\n", " ").splitlines():
         if block.language == "bash" or line.startswith("$ "):
-            typed, _, piped = line.removeprefix("$ ").partition(" | ")
-            found.append(Command(shlex.split(typed, comments=True), piped, []))
+            command, _, piped = line.removeprefix("$ ").partition(" | ")
+            found.append(Command(shlex.split(command, comments=True), piped, []))
         else:
             assert found, (block, line)
             found[-1].shown.append(line)
@@ -84,7 +84,7 @@ def commands_in(block: Block) -> list[Command]:
 
 
 def steps(page: str) -> Iterator[Command | Block]:
-    """What a reader would type from top to bottom, generated or not: commands, and Python."""
+    """All commands and Python blocks of a page from top to bottom, generated or not."""
     for match in FENCE.findall(PAGES[page].read_text("utf-8")):
         block = Block(*match)
         if block.language in ("console", "bash"):

@@ -1,10 +1,9 @@
-"""Every command that the documentation shows runs, in a tiny world.
+"""Every command that the documentation shows runs on tiny models.
 
-A reader starts with the first three pages (`FIRST`): all that they show, what cog printed too, is
-typed in one folder from top to bottom, after `make demo`. The commands of each other page are typed
-one after the other in a folder with what the page supposes (`world.SUPPOSED`). All must succeed. A
-command that is new in a page is run like all others. What would take too long, or needs what no
-test has, is in `CUT`, in the stand-ins and in `NOT_INSTALLED`, each with its reason.
+All commands of the first three pages (`FIRST`), including generated ones, run in one folder from
+top to bottom, after `make demo`. The commands of each other page run in order in a folder with what
+the page needs (`world.SUPPOSED`). All must succeed. Commands that would take too long, or need what
+tests do not have, are in `CUT`, in the stand-ins and in `NOT_INSTALLED`, each with its reason.
 """
 
 from __future__ import annotations
@@ -32,16 +31,16 @@ from tests.training import tiny
 from trimtab.cli import main
 
 FIRST = ("README.md", "docs/quickstart.md", "docs/tutorial.md")
-"""The pages that a reader types first, in this order, in one folder."""
+"""The pages whose commands a reader runs first, in this order, in one folder."""
 
 
 class Cut(NamedTuple):
-    """What is typed in place of a command that a page shows.
+    """A shorter form of a command that a page shows.
 
     Attributes:
         why: The reason.
         more: Options at its end.
-        instead: A word of it -> what stands for it.
+        instead: A word of it -> its replacement.
     """
 
     why: str
@@ -125,8 +124,8 @@ def stand_in_for_models(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def missing_package(words: list[str]) -> str | None:
     """The package that a command needs and this machine may not have."""
-    needed = [of for of in NOT_INSTALLED if any(word.startswith(of) for word in words)]
-    return next((of for of in needed if find_spec(of) is None), None)
+    needed = [name for name in NOT_INSTALLED if any(word.startswith(name) for word in words)]
+    return next((name for name in needed if find_spec(name) is None), None)
 
 
 @pytest.mark.train
@@ -150,7 +149,7 @@ def test_a_reader_types_the_first_pages_from_top_to_bottom(
 
 
 def follow(session: str, page: str, names: dict[str, Any]) -> bool:
-    """Type a session of Python; whether it prints what the page says."""
+    """Run a session of Python; whether it prints what the page shows."""
     test = doctest.DocTestParser().get_doctest(session, names, page, page, 0)
     outcome = doctest.DocTestRunner(optionflags=doctest.REPORT_NDIFF).run(test, clear_globs=False)
     names.update(test.globs)
@@ -178,26 +177,26 @@ def test_the_commands_of_a_page_run(
 
 
 def run(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    """Type a command: it succeeds, writes and prints what the page says, or fails as it says."""
+    """Run a command: it succeeds, writes and prints what the page shows, or fails as shown."""
     words = command.words[1:]
     if missing_package(words):
         understood(words)
         return
     code = type_in(words)
-    printed, said = capsys.readouterr()
+    printed, errors = capsys.readouterr()
     is_refused = any(line.startswith("trimtab: ") for line in command.shown)
-    assert code == int(is_refused), f"trimtab {shlex.join(words)}: {said}"
+    assert code == int(is_refused), f"trimtab {shlex.join(words)}: {errors}"
     for option, value in pairwise(words):
         if option in WRITES:
             assert Path(value).exists(), (words, value)
     if command.piped:
         assert filtered(printed, command.piped) is not None
-    told = {*command.shown} - ELLIPSIS - TOLD_OTHERWISE.keys()
-    assert told <= {*printed.splitlines(), *said.splitlines()}, words
+    expected = {*command.shown} - ELLIPSIS - TOLD_OTHERWISE.keys()
+    assert expected <= {*printed.splitlines(), *errors.splitlines()}, words
 
 
 def type_in(words: list[str]) -> object:
-    """Run a command as the page has it, or as `CUT` does; its exit code."""
+    """Run a command as the page shows it, or as in `CUT`; its exit code."""
     cut = CUT.get(shlex.join(words), Cut("nothing"))
     with pytest.raises(SystemExit) as stop:
         main([*(cut.instead.get(word, word) for word in words), *cut.more])

@@ -51,15 +51,15 @@ def test_what_is_shown_imports_public_names_only() -> None:
 
 
 def test_every_exit_code() -> None:
-    told = re.findall(r"(\d+) [a-z]", str(trimtab.cli.__doc__).partition("Exit codes:")[2])
+    documented = re.findall(r"(\d+) [a-z]", str(trimtab.cli.__doc__).partition("Exit codes:")[2])
     rows = re.findall(r"^\| (\d+) \|", section("docs/errors.md", "Exit codes"), re.M)
-    assert rows == told == ["0", "1", "2", "3", "130", "143"]
+    assert rows == documented == ["0", "1", "2", "3", "130", "143"]
 
 
 @pytest.mark.parametrize("flag", ["--version", "--debug", "--help", "-h"])
 def test_every_option_of_trimtab_itself(flag: str) -> None:
     command = COMMANDS["trimtab"]
-    assert {of for option in command.params for of in option.opts} == {"--version", "--debug"}
+    assert {flag for option in command.params for flag in option.opts} == {"--version", "--debug"}
     assert flag in TEXTS["docs/cli.md"].partition("\n## ")[0]
 
 

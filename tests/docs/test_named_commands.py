@@ -42,7 +42,7 @@ def test_a_wrong_command_is_not_understood() -> None:
 
 
 def test_examples_of_help_and_of_run_files_are_understood() -> None:
-    helps = [of.epilog or "" for of in below(trimtab)]
+    helps = [command.epilog or "" for command in below(trimtab)]
     files = [path.read_text("utf-8") for path in sorted((ROOT / "examples").glob("*.toml"))]
     text = "\n".join([*helps, *files])
     found = [shlex.split(line, comments=True) for line in re.findall(r"(?<!`)\btrimtab (.+)", text)]
@@ -53,7 +53,7 @@ def test_examples_of_help_and_of_run_files_are_understood() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_generated_commands_are_understood(page: str) -> None:
-    """Those of results that were recorded ran elsewhere, and maybe before an option was renamed."""
+    """Recorded results ran elsewhere, possibly before an option was renamed."""
     lines = re.findall(r"^\$ trimtab (.+)$", PAGES[page].read_text("utf-8"), re.M)
     for line in lines:
         if not line.endswith("\\"):
@@ -65,41 +65,41 @@ def below(command: click.Command) -> Iterator[click.Command]:
     yield command
     if isinstance(command, click.Group):
         for name in command.list_commands(context := click.Context(command)):
-            of = command.get_command(context, name)
-            assert of is not None
-            yield from below(of)
+            child = command.get_command(context, name)
+            assert child is not None
+            yield from below(child)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_in_the_text_are_there(page: str) -> None:
-    """`trimtab mask survivors` and `make docs` between backquotes: such a verb, option, target."""
-    for typed in re.findall(r"`((?:trimtab|make) [^`\n]+)`", prose(page)):
-        program, *words = typed.split()
+    """`trimtab mask survivors` and `make docs` between backquotes exist."""
+    for named in re.findall(r"`((?:trimtab|make) [^`\n]+)`", prose(page)):
+        program, *words = named.split()
         if program == "make":
-            assert words[0] in targets(), typed
+            assert words[0] in targets(), named
             continue
         command: click.Command = trimtab
-        options = {flag for of in command.params for flag in of.opts}
+        options = {flag for option in command.params for flag in option.opts}
         for word in words:
             if word.startswith("-"):
-                assert word in options, typed
+                assert word in options, named
             elif isinstance(command, click.Group):
                 if word in ("…", "COMMAND"):
                     break
                 found = command.get_command(click.Context(command), word)
-                assert found is not None, typed
+                assert found is not None, named
                 command = found
-                options |= {flag for of in command.params for flag in of.opts}
+                options |= {flag for option in command.params for flag in option.opts}
 
 
 def targets() -> dict[str, set[str]]:
-    """Targets of the Makefile -> variables that they hear."""
+    """Targets of the Makefile -> variables that they use."""
     text = (ROOT / "Makefile").read_text("utf-8")
     rules = re.findall(r"^([a-z-]+):([^\n#]*)(?:##[^\n]*)?\n((?:\t.*\n)*)", text, re.M)
     own = {name: {*re.findall(r"\$\((\w+)\)", recipe)} for name, _, recipe in rules}
     needs = {name: needed.split() for name, needed, _ in rules}
     return {
-        name: variables.union(*(own.get(of, set()) for of in needs[name]))
+        name: variables.union(*(own.get(target, set()) for target in needs[name]))
         for name, variables in own.items()
     }
 

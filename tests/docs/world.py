@@ -1,6 +1,7 @@
-"""A tiny world in which what the pages show can be run: what they suppose to be there.
+"""Tiny checkpoints and files with which the commands of the pages can be run.
 
-One base that reads prose, and two runs on sums from it, stand for every model that a page names.
+One base whose tokenizer reads prose, and two runs on sums from it, replace every model that a page
+names.
 """
 
 from __future__ import annotations
@@ -56,16 +57,16 @@ SUPPOSED: Mapping[str, Mapping[str, str]] = {
     "docs/tracker.md": {"updates.trimtab": "out/updates.trimtab"},
     "docs/train.md": {"base": "base", "mask.safetensors": "mask.safetensors"},
 }
-"""Page -> what lies in the folder where its commands are typed -> what of `make_shelf` it is."""
+"""Page -> file in the folder where its commands run -> file of `make_shelf`."""
 
 REPLACED: Mapping[tuple[str, str], Mapping[str, str]] = {
     ("docs/algorithms/ppo.md", "python"): {
         # 100 steps of 32 completions
         "max_steps=100, per_device_train_batch_size=32": "**quick, max_completion_length=4",
-        '"a/reward-model"': '"reward-model"',  # it stands for any
+        '"a/reward-model"': '"reward-model"',  # any reward model
     },
     ("docs/distributed.md", "python"): {
-        '"nccl"': '"gloo", **meeting',  # no GPUs, and no torchrun to say where processes meet
+        '"nccl"': '"gloo", **meeting',  # no GPUs and no torchrun
         ".cuda()": "",
     },
     ("docs/papers.md", "toml"): {
@@ -78,39 +79,39 @@ REPLACED: Mapping[tuple[str, str], Mapping[str, str]] = {
         "per_device_train_batch_size = 32": "per_device_train_batch_size = 8",
     },
     ("docs/sweeps.md", "toml"): {
-        'run = "sft.toml"': 'run = "examples/sft.toml"',  # the page thinks itself in examples/
+        'run = "sft.toml"': 'run = "examples/sft.toml"',  # written for examples/
         'run = "grpo.toml"': 'run = "examples/grpo.toml"',
         '"../runs/': '"runs/',
     },
     ("docs/tracker.md", "diff"): {
-        "GRPOTrainer(…)": "GRPOTrainer(model, reward, config, dataset)",  # what "…" stands for
+        "GRPOTrainer(…)": "GRPOTrainer(model, reward, config, dataset)",  # elided on the page
     },
     ("docs/train.md", "diff"): {
         '"Qwen/Qwen2.5-0.5B"': '"base"',  # no hub
         'load_dataset("trl-lib/tldr", split="train")': "dataset",
-        # whole epochs, and a rate that is not seen after three steps
+        # whole epochs, and a rate too low for three steps
         "learning_rate=1e-6": "**quick, num_generations=2, max_completion_length=4",
     },
 }
-"""Page and language -> what is written in its blocks -> what stands for it here, and why."""
+"""Page and language -> text in its blocks -> replacement here, with the reason."""
 
 WRITTEN: Mapping[str, Mapping[str, int]] = {
     "docs/papers.md": {"map.toml": 0},
     "docs/run-files.md": {"run.toml": 0},
     "docs/sweeps.md": {"sweep.toml": 0, "few.toml": 0},
 }
-"""Page -> file that its commands take -> which of its TOML blocks that is."""
+"""Page -> file that its commands use -> index of its TOML block."""
 
 FEWER = {
     "[1e-6, 1e-5]": "[1e-5]",
     '["fp32", "fp32-master", "lo16", "bf16"]': '["fp32", "bf16"]',
     "[0, 1, 2]": "[0]",
 }
-"""What makes of the sweep that a page shows one of two cells."""
+"""Replacements that reduce the sweep of a page to two cells."""
 
 
 def make_shelf(folder: Path) -> None:
-    """Make, in a new folder, everything that a page may suppose."""
+    """Make everything that a page may need, in a new folder."""
     from trimtab.training import runtime
 
     runtime.start()
