@@ -139,7 +139,7 @@ def take_step(training: Training, number: int, session: Session | None, point: i
         clip_grad_norm_(training.model.parameters(), MAX_GRAD_NORM)
     times.append(perf_counter())
     if session is not None:
-        session.see_gradients(training.optimizer)
+        session.count_gradients(training.optimizer)
     times.append(perf_counter())
     training.optimizer.step()
     times.append(perf_counter())
@@ -221,7 +221,7 @@ def optimize(training: Training, session: Session | None, point: int) -> None:
     for parameter in training.model.parameters():
         parameter.grad = torch.randn_like(parameter)
     if session is not None:
-        session.see_gradients(training.optimizer)
+        session.count_gradients(training.optimizer)
     training.optimizer.step()
     if session is not None:
         session.take_point(point, training.optimizer)

@@ -1,4 +1,4 @@
-"""`UpdateTracker`: a callback that follows every optimizer step of a Trainer, TRL's among them."""
+"""`UpdateTracker`, a callback that tracks the optimizer steps of a Trainer (also TRL's)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from trimtab.training.tracker.run import KindTotals, Session, TrackerSettings
 
 
 class UpdateTracker(TrainerCallback):  # type: ignore[misc]
-    """Counts, step by step, what training does to the weights as they are stored.
+    """Counts, step by step, how training changes the weights as they are stored.
 
-    One line before `trainer.train()`::
+    Attach it before `trainer.train()`::
 
         UpdateTracker("updates.trimtab").attach(trainer)
 
-    At each point and for each kind of tensor: elements that differ from the base, from the point
-    before, ever did, and came back; gradients that are not 0; elements that the optimizer moved
-    and rounding kept where they were; norms. All is by bits in the stored dtype: fp32 weights are
-    rounded to it before they are compared, as they are when a checkpoint is saved.
+    At each point it records per kind of tensor: how many elements differ from the base and from
+    the previous point, ever differed, and came back; nonzero gradients; elements that the optimizer
+    moved and rounding left unchanged; and norms. Bits are compared in the stored dtype: fp32
+    weights are rounded to it first, as when a checkpoint is saved.
 
     The file has every point (`trimtab trajectory updates.trimtab` reads it), and the Trainer's
     logs have the last one, under `trimtab/…`. A run that is resumed from one of its checkpoints
-    goes on in the same file, and ends as if it had not stopped.
+    continues the same file, and ends with the same file as an uninterrupted run.
 
-    What counts as moved by the optimizer is in `trimtab.training.tracker.gradients`. It is known at
-    `every=1` only, since a step is compared with the one before.
+    See `trimtab.training.tracker.gradients` for what counts as moved by the optimizer. This is
+    known with `every=1` only, since each step is compared with the previous one.
     """
 
     def __init__(
@@ -43,26 +43,26 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
         force: bool = False,
         keep_base: bool = False,
     ) -> None:
-        """Say what to track; nothing is read or written before training begins.
+        """Set what to track; nothing is read or written before training starts.
 
         Args:
-            path: The file to write. Until the last step, `path` + `.base` lies beside it: the
-                weights that training began with.
-            every: Steps from point to point. A point is also taken whenever a checkpoint is saved,
-                and at the last step.
+            path: The file to write. Until the last step, the initial weights are kept next to it,
+                in `path` + `.base`.
+            every: Steps between points. A point is also taken whenever a checkpoint is saved, and
+                at the last step.
             stored_dtype: Dtype in which fp32 weights are compared: `bfloat16`, `float16` or
-                `float32`. By default the one of 16 bits that holds the base without loss, if any
-                does, and else `float32`. Other weights are compared in their own.
-            log_kinds: Also log the figures of each kind.
-            force: Let a new run replace the file. A resumed one goes on in it either way.
-            keep_base: Leave `path` + `.base` there after the last step, too: for a run that may
-                have to go on from an earlier checkpoint until its result is saved.
+                `float32`. By default a 16-bit dtype if it represents the base exactly, else
+                `float32`. Other weights are compared in their own dtype.
+            log_kinds: Whether to also log the figures of each kind.
+            force: Whether a new run may replace the file. A resumed run always continues it.
+            keep_base: Whether to keep `path` + `.base` after the last step, for a run that may be
+                resumed from an earlier checkpoint.
 
         Raises:
             SettingsError: A setting is out of range.
         """
         if every < 1:
-            raise SettingsError(f"every is a number of steps from 1 on, not {every}")
+            raise SettingsError(f"every is {every}, expected a number of steps of at least 1")
         self._settings = TrackerSettings(Path(path), every, parse_stored_dtype(stored_dtype), force)
         self._log_kinds = log_kinds
         self._keep_base = keep_base
@@ -77,9 +77,9 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
     def attach(self, trainer: Any) -> UpdateTracker:
         """Track the training of a trainer.
 
-        The tracker comes before the trainer's other callbacks, so that those that report to
-        TensorBoard and the like find its figures in the logs. (With `trainer.add_callback` it
-        would come after them, and only the file and `trainer.state.log_history` had them.)
+        The tracker is put before the trainer's other callbacks, so that those that report to
+        TensorBoard and so on find its figures in the logs. (With `trainer.add_callback` it would
+        come after them, and only the file and `trainer.state.log_history` would have them.)
         """
         callbacks = trainer.callback_handler.callbacks
         if self not in callbacks:
@@ -87,21 +87,21 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take the base, or find the point that the run is resumed after."""
+        """Record the base, or find the point from which the run is resumed."""
         self._session = Session(self._settings, kwargs["model"], state.global_step)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """See the gradients, which the optimizer may use up."""
+        """Count the gradients, before the optimizer consumes them."""
         if self._session is not None and self._is_due(state.global_step + 1):
-            self._session.see_gradients(kwargs["optimizer"])
+            self._session.count_gradients(kwargs["optimizer"])
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take a point, while the gradients are still there."""
+        """Take a point, while the gradients still exist."""
         if self._is_due(state.global_step + 1):
             self._take_point(state.global_step + 1, kwargs["optimizer"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take a point of the last step."""
+        """Take a point at the last step, or before a checkpoint is saved."""
         if state.global_step >= state.max_steps or control.should_save:
             self._take_point(state.global_step)
 
@@ -110,10 +110,10 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
         self._take_point(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Take a point if training was stopped between two, and let go of everything."""
+        """Take a point if training was stopped between two, and close the session."""
         if self._session is None:
             return
-        if not args.load_best_model_at_end:  # else other weights are loaded by now
+        if not args.load_best_model_at_end:  # else the best weights are loaded by now
             self._take_point(state.global_step)
         is_over = state.global_step >= state.max_steps
         self._session.close(finished=is_over and not self._keep_base)
@@ -130,8 +130,8 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
             return
         figures = _for_logs("", KindTotals.sum_of(totals.values()))
         if self._log_kinds:
-            for kind, of in totals.items():
-                figures |= _for_logs(f"/{kind}", of)
+            for kind, kind_totals in totals.items():
+                figures |= _for_logs(f"/{kind}", kind_totals)
         logs.update(figures)
         if state.log_history and state.log_history[-1].get("step") == state.global_step:
             state.log_history[-1].update(figures)
@@ -147,16 +147,16 @@ class UpdateTracker(TrainerCallback):  # type: ignore[misc]
 
 
 def _for_logs(suffix: str, totals: KindTotals) -> dict[str, float]:
-    """The figures of one point, as shares of all elements where they count any."""
-    whole, figures = max(totals.num_elements, 1), totals.figures
+    """The figures of one point; counts of elements as shares of all elements."""
+    num_elements, figures = max(totals.num_elements, 1), totals.figures
     values = {
-        "changed": totals.changed / whole,
-        "stepped": figures.stepped / whole,
-        "ever": totals.ever / whole,
-        "returned": (totals.ever - totals.changed) / whole,
+        "changed": totals.changed / num_elements,
+        "stepped": figures.stepped / num_elements,
+        "ever": totals.ever / num_elements,
+        "returned": (totals.ever - totals.changed) / num_elements,
         "gradient_density": figures.gradient_density,
         "absorbed": figures.absorbed_share,
         "step_norm": figures.step_norm,
         "update_norm": figures.update_norm,
     }
-    return {f"trimtab/{name}{suffix}": of for name, of in values.items() if of is not None}
+    return {f"trimtab/{name}{suffix}": value for name, value in values.items() if value is not None}

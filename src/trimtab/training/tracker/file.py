@@ -1,10 +1,9 @@
-"""The file of tracked updates while a run goes on, and that of the base beside it.
+"""Writes the file of tracked updates during a run, and the file of the base next to it.
 
-A point is one write at the end of the file: a run that is killed leaves the file with its last
-whole point, or with a piece of the next that readers pass over and a resumed run cuts off. Every
-point compares with the stored bits of the base. They are read piece by piece, from the system's
-cache of files where that has room for it, so they take no memory of the process; and a run that is
-resumed, which begins with other weights, finds them there.
+A point is appended by a single write: a run that is killed leaves a file that ends with a complete
+point, or with a part of the next one, which readers skip and a resumed run truncates. The stored
+bits of the base are read from their file in chunks for every point, so that they take no memory
+and a resumed run, which starts from other weights, has them.
 """
 
 from __future__ import annotations
@@ -50,26 +49,22 @@ from trimtab.words import first_few
 
 
 def base_path(path: Path, process: int, num_processes: int) -> Path:
-    """Where a process keeps its part of the base, beside a file of tracked updates."""
+    """The path of a process's part of the base, next to a file of tracked updates."""
     number = f"-{process}" if num_processes > 1 else ""
     return path.with_name(f"{path.name}.base{number}")
 
 
 class BaseFile(Pooled):
-    """An open base; use it as a context manager.
-
-    Attributes:
-        path: Where it is.
-    """
+    """An open base file, as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        """Open; CheckpointError if there is no such file."""
+        """Open the file; CheckpointError if it does not exist."""
         self.path = path
         self._pool = FilePool()
         self._file = DataFile(path, self._pool)
 
     def read_into(self, start: int, out: Bits) -> None:
-        """Fill `out` from a byte on; any thread may.
+        """Read into `out`, starting at a byte. Thread-safe.
 
         Raises:
             CheckpointError: The file is shorter, or was replaced.
@@ -89,7 +84,7 @@ class BaseFile(Pooled):
 
 
 def write_base(path: Path, parts: Iterable[Bits]) -> None:
-    """Write the stored bits of all parts, one after the other, in the place of an old file."""
+    """Write the stored bits of all parts, replacing an existing file."""
     with new_file(path, force=True) as file:
         for bits in parts:
             file.write(bits.data)
@@ -103,15 +98,15 @@ def new_header(
     parts: Sequence[Part],
     base_digests: Sequence[str],
 ) -> dict[str, Any]:
-    """Build the header of a file. All processes that share the model must call it.
+    """Build the header of a file. Collective: all processes that share the model must call it.
 
     Args:
         model: The base.
         parameters: Its parameters.
         stored: Dtype in which fp32 weights are compared.
-        every: Steps from point to point.
+        every: Steps between points.
         parts: The parts of all processes.
-        base_digests: Of the base file of each process.
+        base_digests: Digest of the base file of each process.
     """
     first = next(iter(parameters.values()))
     return {
@@ -128,47 +123,45 @@ def new_header(
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": first.device.type,
             "threads": torch.get_num_threads(),
-            "trained_dtypes": sorted({dtype_name(of.dtype) for of in parameters.values()}),
+            "trained_dtypes": sorted({dtype_name(p.dtype) for p in parameters.values()}),
             "torch_version": torch.__version__,
         },
     }
 
 
 def check_header(
-    found: Mapping[str, Any], every: int, asked: str | None, parts: Sequence[Part]
+    header: Mapping[str, Any], every: int, stored_dtype: str | None, parts: Sequence[Part]
 ) -> None:
-    """Check that a resumed run has the settings and the parts of the file.
-
-    `asked` is the dtype in which fp32 weights are to be compared, or None for that of the file.
+    """Check that a resumed run has the settings and parts of the file; None for its stored dtype.
 
     Raises:
-        SettingsError: It does not; names every difference.
+        SettingsError: They differ; names every difference.
     """
     problems = []
-    if found["every"] != every:
-        problems.append(f"every={found['every']} (now {every})")
-    if asked not in (None, found["stored_dtype"]):
-        problems.append(f"stored_dtype={found['stored_dtype']!r} (now {asked!r})")
-    theirs = [Part(*of) for of in found["parts"]]
-    if theirs != list(parts):
-        differ = [str(part.name) for part in {*theirs} ^ {*parts}]
+    if header["every"] != every:
+        problems.append(f"every={header['every']} (now {every})")
+    if stored_dtype not in (None, header["stored_dtype"]):
+        problems.append(f"stored_dtype={header['stored_dtype']!r} (now {stored_dtype!r})")
+    recorded = [Part(*row) for row in header["parts"]]
+    if recorded != list(parts):
+        differ = [str(part.name) for part in {*recorded} ^ {*parts}]
         problems.append(f"other tensors or processes ({first_few(sorted(differ))})")
     if problems:
         raise SettingsError(
             f"the file of tracked updates belongs to a run with {', '.join(problems)}: resume "
-            "with the same, or track to another file from the base on"
+            "with the same, or start from the base with another file"
         )
 
 
 def _base(model: Any, parameters: Mapping[str, Tensor], stored: str) -> CheckpointRecord:
-    """What the base is, with the hash that `trimtab compare` gives a checkpoint of it."""
+    """The record of the base, with the content hash of its checkpoint as in `trimtab compare`."""
     config = getattr(model, "config", None)
     dtypes: dict[str, int] = {}
     rows = []
-    for name, of, piece in sorted(
+    for name, source, piece in sorted(
         stored_tensors(parameters, Layout.of(model)), key=lambda tensor: tensor[0]
     ):
-        parameter = parameters[of]
+        parameter = parameters[source]
         dtype = stored_name(parameter, stored)
         values = parameter if piece is None else piece.of(dict.fromkeys(piece.sources, parameter))
         dtypes[dtype] = dtypes.get(dtype, 0) + values.numel()
@@ -194,33 +187,33 @@ def _digest(parameter: Tensor, dtype: str) -> str:
 
 
 def create_file(path: Path, header: Mapping[str, Any]) -> None:
-    """Write a file without points, in the place of an old one."""
+    """Write a file without points, replacing an existing one."""
     content = json.dumps(header, separators=(",", ":"), allow_nan=False).encode()
     with new_file(path, force=True) as file:
         file.write(MAGIC + pack_record(content, len(MAGIC)))
 
 
 def append_point(path: Path, content: bytes, version: int) -> None:
-    """Append a point to a file of a format version, whole or not at all."""
+    """Append a point to a file of a format version, completely or not at all."""
     append(path, pack_record(content, path.stat().st_size, version))
 
 
 Sets = tuple[NDArray[np.uint64], NDArray[np.uint64]]
-"""The elements of a part that differ from the base, and those that ever did."""
+"""Bit sets of the elements of a part that differ from the base, and of those that ever did."""
 
 
 def open_at_step(path: Path, step: int) -> TrackedFile:
-    """Open the file of a run that is resumed: as if it ended with the point at a step.
+    """Open the file of a resumed run, up to the point at a step.
 
     Raises:
-        ResultFormatError: The file is gone or damaged, or has no point at that step.
+        ResultFormatError: The file is missing or damaged, or has no point at that step.
     """
     tracked = open_tracked(path)
     points = tuple(point for point in tracked.points if point.figures.step <= step)
     if not points or points[-1].figures.step != step:
         raise ResultFormatError(
-            f"{path}: has no point at step {step}, after which the run is resumed: resume "
-            "from a checkpoint that was saved while it was tracked, or without the tracker"
+            f"{path}: has no point at step {step}, from which the run is resumed: resume from a "
+            "checkpoint that was saved while it was tracked, or without the tracker"
         )
     return replace(tracked, points=points, end=points[-1].end)
 

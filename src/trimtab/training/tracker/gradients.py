@@ -1,17 +1,16 @@
-"""The gradients of a step, seen before the optimizer uses them up, and what it moves by them.
+"""Counts the gradients before an optimizer step, and the elements that the step moves.
 
-What counts as moved, per element, in a step whose learning rate is not 0:
+An element counts as moved in a step whose learning rate is not 0:
 
-- AdamW, Adam and others with a running mean of the gradient (`exp_avg`): the mean is not 0 after
-  the step, or there is weight decay and the weight was not 0.
-- SGD with momentum: the momentum is not 0 after the step.
-- any other optimizer, as SGD without momentum: the gradient is not 0, or there is weight decay and
-  the weight was not 0.
-- `SparseAdamW` and `SparseSGD`: the same, of the elements of their mask; no other is moved.
+- with AdamW, Adam and others that have a running mean of the gradient (`exp_avg`), if the mean is
+  not 0 after the step, or there is weight decay and the weight was not 0;
+- with SGD with momentum, if the momentum is not 0 after the step;
+- with other optimizers, such as SGD without momentum, if the gradient is not 0, or there is weight
+  decay and the weight was not 0;
+- with `SparseAdamW` and `SparseSGD` likewise, but only elements of the mask.
 
-A parameter without a gradient is not stepped, so none of its elements is moved; nor is any where
-the whole step was skipped. Whether the weights are fp32, bf16 with masters or plain bf16 makes no
-difference: it is the update before it is rounded that is asked about.
+Parameters without a gradient and skipped steps move no elements. The dtype of the weights and
+masters makes no difference: what counts is the update before rounding.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ from trimtab.training.tracker.parts import CHUNK, MAGNITUDES, ModelPart, as_bits
 
 
 class GradientCounts(NamedTuple):
-    """How many elements had a gradient that could be seen, and one that was not 0."""
+    """How many elements had a gradient, and a nonzero one."""
 
     num_seen: int
     num_nonzero: int
 
 
 class Gradients(NamedTuple):
-    """What was seen before a step.
+    """The gradients before a step.
 
     Attributes:
-        counts: For each part; None if nothing of its gradient was there.
+        counts: Counts of each part; None without a gradient.
         graded: Names of the parameters that had a gradient.
-        masked: Of an optimizer that keeps nothing that tells: name of a parameter -> whether each
-            of its selected elements had a gradient that was not 0.
-        num_skipped_steps: Steps that a sparse optimizer had left out by then.
+        masked: For a sparse optimizer without momentum: name of a parameter -> whether each of its
+            selected elements had a nonzero gradient.
+        num_skipped_steps: Steps that a sparse optimizer had skipped so far.
     """
 
     counts: list[GradientCounts | None]
@@ -57,19 +56,19 @@ class Gradients(NamedTuple):
     num_skipped_steps: int
 
 
-def see_gradients(
+def count_gradients(
     optimizer: Any, parts: Sequence[tuple[ModelPart, Tensor]], pool: ThreadPoolExecutor
 ) -> Gradients:
-    """Count the gradients that exist, or that a sparse optimizer has collected, on threads."""
+    """Count the gradients, also those that a sparse optimizer has collected, on threads."""
     inner = unwrapped(optimizer)
     collected, masked = {}, {}
     if isinstance(inner, SparseOptimizer):
-        forgets = isinstance(inner, SparseSGD) and not inner.defaults["momentum"]
+        is_stateless = isinstance(inner, SparseSGD) and not inner.defaults["momentum"]
         for name, elements in inner.elements.items():
             gradient = _gradient_of(elements)
             if gradient is not None:
                 collected[name] = gradient
-                if forgets:
+                if is_stateless:
                     masked[name] = gradient != 0
     graded = set(collected)
     pending: list[list[Future[GradientCounts]]] = []
@@ -84,7 +83,7 @@ def see_gradients(
             futures = [pool.submit(_count_masked, part, elements, gradient)]
         pending.append(futures)
     counts = [
-        GradientCounts(*map(sum, zip(*(of.result() for of in futures), strict=True)))
+        GradientCounts(*map(sum, zip(*(future.result() for future in futures), strict=True)))
         if futures
         else None
         for futures in pending
@@ -93,14 +92,14 @@ def see_gradients(
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """The optimizer that accelerate has wrapped."""
+    """The optimizer inside the wrappers of accelerate."""
     while hasattr(optimizer, "optimizer"):
         optimizer = optimizer.optimizer
     return optimizer
 
 
 def flags_of(elements: Elements, values: Tensor) -> Tensor:
-    """Flags of all elements of a parameter, given values of the selected ones.
+    """Flags of all elements of a parameter, given the values of the selected ones.
 
     Returns uint8 on the CPU, of the shape of this process's part: `step_kernels.SELECTED` where an
     element is selected, and `step_kernels.MOVES` where its value is not 0.
@@ -131,7 +130,7 @@ def _count_masked(part: ModelPart, elements: Elements, gradient: Tensor) -> Grad
 
 
 def _gradient_of(elements: Elements) -> Tensor | None:
-    """The gradient of the selected elements, collected already or not."""
+    """The gradient of the selected elements, whether collected yet or not."""
     if elements.gradient is not None:
         return elements.export(elements.gradient)
     dense = elements.parameter.grad
@@ -155,7 +154,7 @@ NOTHING = np.empty(0, np.uint8)
 
 
 class Moved(NamedTuple):
-    """What moved the elements of a part, flat on the CPU; see `step_kernels.look`."""
+    """What moved the elements of a part, flat on the CPU; arguments of `step_kernels.look`."""
 
     values: NDArray[Any] = NOTHING
     magnitude: Any = MAGNITUDES[1]
@@ -164,10 +163,10 @@ class Moved(NamedTuple):
 
 
 class Moments:
-    """What moved the parameters in the step that was just taken, one after the other."""
+    """What moved the parameters in the step that was just taken."""
 
     def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor], before: Gradients) -> None:
-        """Find the parameters that were stepped; `before` is what `see_gradients` returned."""
+        """Find the parameters that were stepped; `before` is the result of `count_gradients`."""
         self._optimizer = unwrapped(optimizer)
         self._masked = before.masked
         self._stepped: dict[str, tuple[Tensor, Mapping[str, Any]]] = {}

@@ -1,7 +1,7 @@
-"""What of a model is counted together, by which process, and in which dtype it is compared.
+"""The parts of a model that are counted separately, by which process and in which dtype.
 
-A part is a tensor, or the part of a fused one that has a kind of its own (the rows of q in a fused
-qkv). Of a model that is sharded, each process has parts of its own.
+A part is a tensor, or a part of a fused tensor (such as the rows of q in a fused qkv). In a sharded
+model, each process has its own parts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from trimtab.training.pieces import Piece
 from trimtab.words import first_few
 
 CHUNK = 1 << 19
-"""Elements looked at at once: what is read and compared stays in a processor's cache."""
+"""Elements processed at a time: few enough to stay in a CPU cache."""
 
 STORED: Mapping[str, torch.dtype] = {
     "F32": torch.float32,
     "BF16": torch.bfloat16,
     "F16": torch.float16,
 }
-"""Dtypes that are tracked, by their safetensors names."""
+"""Safetensors name -> dtype that is tracked."""
 
 MAGNITUDES: Mapping[int, Any] = {
     1: np.uint8(0xFF),
@@ -43,7 +43,7 @@ MAGNITUDES: Mapping[int, Any] = {
     4: np.uint32(0x7FFFFFFF),
     8: np.uint64(0x7FFFFFFFFFFFFFFF),
 }
-"""Bytes of an element -> its bits that are 0 in +0.0 and -0.0; of one byte, all."""
+"""Bytes of an element -> its bits that are 0 in +0.0 and -0.0; all bits for one byte."""
 
 UNSIGNED = {1: torch.uint8, 2: torch.uint16, 4: torch.uint32, 8: torch.uint64}
 
@@ -51,8 +51,8 @@ _local = threading.local()
 
 
 def as_bits(values: Tensor) -> tuple[NDArray[Any], Any]:
-    """Flat values as integers on the CPU, and the bits of these that are 0 where a value is 0."""
-    if values.device.type != "cpu":  # one byte to an element travels faster than two or four
+    """Flat values as unsigned integers on the CPU, and the mask of bits that are 0 in zeros."""
+    if values.device.type != "cpu":  # one byte per element is faster to transfer
         values = (values != 0).cpu()
     if values.dtype == torch.bool:
         values = values.view(torch.uint8)
@@ -61,7 +61,7 @@ def as_bits(values: Tensor) -> tuple[NDArray[Any], Any]:
 
 
 def stored_bits(elements: Tensor | NDArray[Any], dtype: DType) -> Bits:
-    """Elements rounded to the dtype in which they are stored, as bits, valid until the next call.
+    """Bits of elements rounded to the dtype in which they are stored; valid until the next call.
 
     Elements are flat, at most `CHUNK`: a tensor, or the bits of fp32 or of `dtype`.
     """
@@ -79,26 +79,26 @@ def stored_bits(elements: Tensor | NDArray[Any], dtype: DType) -> Bits:
 
 
 def buffer(name: str, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
-    """Memory of the calling thread for at most `CHUNK` elements of at most 4 bytes."""
-    kept: NDArray[np.uint8] | None = getattr(_local, name, None)
-    if kept is None:
-        kept = np.empty(4 * CHUNK, np.uint8)
-        setattr(_local, name, kept)
-    return kept[: size * dtype.itemsize].view(dtype)
+    """A thread-local buffer for at most `CHUNK` elements of at most 4 bytes."""
+    memory: NDArray[np.uint8] | None = getattr(_local, name, None)
+    if memory is None:
+        memory = np.empty(4 * CHUNK, np.uint8)
+        setattr(_local, name, memory)
+    return memory[: size * dtype.itemsize].view(dtype)
 
 
 Result = TypeVar("Result")
 
 
 class Processes:
-    """All processes if a parameter is sharded, else the first alone.
+    """All processes if a parameter is sharded, else only the first.
 
-    Every method is collective: all processes that take part must call it alike.
+    Every method is collective: all processes that take part must call it in the same way.
 
     Attributes:
-        takes_part: Whether this process has anything to count.
-        number: Of this process; 0 writes the file.
-        size: How many take part.
+        takes_part: Whether this process counts anything.
+        number: Rank of this process; rank 0 writes the file.
+        size: How many processes take part.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -115,10 +115,10 @@ class Processes:
         return self.number == 0
 
     def together(self, action: Callable[[], Result]) -> list[Result]:
-        """Do something in each process, and return the results of all, in each.
+        """Call a function in each process, and gather the results in all of them.
 
         Raises:
-            TrimtabError: It failed in one; raised by all of them.
+            TrimtabError: It failed in one process; raised by all of them.
         """
         outcome: Any
         try:
@@ -131,13 +131,13 @@ class Processes:
             return [outcome]
         outcomes: list[Any] = [None] * self.size
         torch.distributed.all_gather_object(outcomes, outcome)
-        for of in outcomes:
-            if isinstance(of, (TrimtabError, OSError)):
-                raise of
+        for result in outcomes:
+            if isinstance(result, (TrimtabError, OSError)):
+                raise result
         return outcomes
 
     def by_first(self, action: Callable[[], Result]) -> Result:
-        """Do something in the first process, and return its result in each.
+        """Call a function in the first process, and return its result in all.
 
         Raises:
             TrimtabError: It failed; raised by all of them.
@@ -145,7 +145,7 @@ class Processes:
         return self.together(lambda: action() if self.is_first else None)[0]  # type: ignore[return-value]
 
     def to_first(self, value: Result) -> list[Result]:
-        """The values of all processes in the first; nothing in the others."""
+        """Gather the values of all processes in the first; an empty list in the others."""
         if self.size == 1:
             return [value]
         values: list[Any] | None = [None] * self.size if self.is_first else None
@@ -153,7 +153,7 @@ class Processes:
         return values or []
 
     def from_first(self, values: Sequence[Result]) -> Result:
-        """The value that the first process has for this one."""
+        """Scatter the values that the first process has, one per process."""
         if self.size == 1:
             return values[0]
         received: list[Any] = [None]
@@ -163,16 +163,16 @@ class Processes:
 
 @dataclass(frozen=True)
 class ModelPart:
-    """What is counted together.
+    """A part of a model.
 
     Attributes:
-        name: Of the tensor; a part of a fused tensor adds its label.
-        kind: What it is: `q_proj`, `norm`, ...
-        parameter: Name of the parameter that has it.
-        dtype: In which its elements are compared.
-        pieces: Rows and columns of the 2-D view of what this process has of the parameter; None
-            for all of it.
-        piece: The stored tensor that it is, where files cut the parameter; else None.
+        name: Name of the tensor; for a part of a fused tensor, with its label.
+        kind: Kind of tensor: `q_proj`, `norm`, ...
+        parameter: Name of the parameter that contains it.
+        dtype: Dtype in which its elements are compared.
+        pieces: Rows and columns in the 2-D view of this process's part of the parameter; None for
+            all of it.
+        piece: The stored tensor, where files split the parameter; else None.
     """
 
     name: str
@@ -184,11 +184,11 @@ class ModelPart:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it is all that this process has of the parameter, in its order."""
+        """Whether it is this process's entire part of the parameter, in the same order."""
         return self.pieces is None and self.piece is None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Its elements, flat, of a tensor of the shape of the parameter: a view where possible."""
+        """Its elements in a tensor of the parameter's shape, flat; a view where possible."""
         here = local(tensor.detach())
         if self.piece is not None:
             return self.piece.of(dict.fromkeys(self.piece.sources, here)).reshape(-1)
@@ -199,11 +199,11 @@ class ModelPart:
 
 
 def tracked_parameters(model: Any) -> dict[str, Tensor]:
-    """The parameters of a model by the names that they have in a checkpoint.
+    """The parameters of a model, by name without wrappers.
 
     Raises:
-        OptimizerError: They are flattened or partitioned by a wrapper, or of a dtype in which
-            nothing is trained; names them.
+        OptimizerError: They are flattened or partitioned by a wrapper, or have a dtype that is not
+            tracked; names them.
     """
     parameters = {without_wrappers(name): p for name, p in model.named_parameters()}
     refuse_wrapped_model(list(parameters.items()))
@@ -213,15 +213,15 @@ def tracked_parameters(model: Any) -> dict[str, Tensor]:
         if p.dtype not in STORED.values()
     ]:
         raise OptimizerError(
-            f"only float32, bfloat16 and float16 weights are tracked: {first_few(bad)}"
+            f"only float32, bfloat16 and float16 weights can be tracked: {first_few(bad)}"
         )
     return parameters
 
 
 def fitting_dtypes(parameters: Mapping[str, Tensor]) -> set[str]:
-    """Which 16-bit dtypes hold all fp32 weights of this process without loss.
+    """The 16-bit dtypes that represent all fp32 weights of this process exactly.
 
-    A base that was stored in 16 bits is often loaded as fp32; then its weights tell.
+    A base that is stored in 16 bits is often loaded as fp32.
     """
     candidates = {"BF16", "F16"}
     for parameter in parameters.values():
@@ -234,28 +234,27 @@ def fitting_dtypes(parameters: Mapping[str, Tensor]) -> set[str]:
 def stored_tensors(
     parameters: Mapping[str, Tensor], layout: Layout
 ) -> Iterator[tuple[str, str, Piece | None]]:
-    """The tensors that files have for parameters.
+    """The tensors that checkpoint files have for parameters.
 
-    A parameter that is stored in several tensors, and is sharded, is one under its own name: of
-    what each process has of it, files are not cut.
+    A sharded parameter that is stored in several tensors counts as one, under its own name.
 
     Args:
         parameters: Name without wrappers -> parameter.
-        layout: Of the model.
+        layout: Layout of the model.
 
     Yields:
-        The name in files, that of the parameter, and what it has of it; None for all.
+        The name in files, the name of the parameter, and the piece of it; None for all of it.
     """
     pieces: dict[str, list[tuple[str, Piece]]] = {}
     for name, piece in layout.stored.items():
         for source in piece.sources:
             pieces.setdefault(without_wrappers(source), []).append((name, piece))
     for name, parameter in parameters.items():
-        mine = pieces.get(name, [])
-        if len(mine) == 1 and mine[0][1].is_all_of(tuple(parameter.shape)):
-            yield mine[0][0], name, None
-        elif as_sharded(parameter) is None and mine and all(len(p.sources) == 1 for _, p in mine):
-            yield from ((stored, name, piece) for stored, piece in mine)
+        held = pieces.get(name, [])
+        if len(held) == 1 and held[0][1].is_all_of(tuple(parameter.shape)):
+            yield held[0][0], name, None
+        elif as_sharded(parameter) is None and held and all(len(p.sources) == 1 for _, p in held):
+            yield from ((stored, name, piece) for stored, piece in held)
         else:
             yield name, name, None
 
@@ -265,34 +264,34 @@ def find_parts(
 ) -> list[ModelPart]:
     """The parts of a model that this process counts; fused tensors are split by `config`.
 
-    A parameter of which all processes have a copy is counted by the first of them.
+    A parameter that is copied to all processes is counted by the first of them.
     """
     found = []
-    for name, of, piece in stored_tensors(parameters, layout):
-        parameter = parameters[of]
+    for name, source, piece in stored_tensors(parameters, layout):
+        parameter = parameters[source]
         if not _is_counted_here(parameter):
             continue
         dtype = DTYPES[stored_name(parameter, stored)]
         if piece is not None:
             (part,) = parts_of(name, piece.shape, {})
-            found.append(ModelPart(name, part.kind, of, dtype, piece=piece))
+            found.append(ModelPart(name, part.kind, source, dtype, piece=piece))
             continue
         shape = tuple(parameter.shape)
         of_tensor = parts_of(name, shape, config)
-        mine = None if len(of_tensor) == 1 else _rectangle(parameter)
-        if mine is None:
-            if len(of_tensor) > 1:  # sharded in a way that the parts of a tensor cannot follow
+        held = None if len(of_tensor) == 1 else _rectangle(parameter)
+        if held is None:
+            if len(of_tensor) > 1:  # sharded in a way that its parts cannot follow
                 of_tensor = parts_of(name, shape, {})
-            found.append(ModelPart(name, of_tensor[0].kind, of, dtype))
+            found.append(ModelPart(name, of_tensor[0].kind, source, dtype))
             continue
         for part in of_tensor:
-            pieces = _pieces(part, mine)
-            found.append(ModelPart(part.name_in(name), part.kind, of, dtype, pieces))
+            pieces = _pieces(part, held)
+            found.append(ModelPart(part.name_in(name), part.kind, source, dtype, pieces))
     return found
 
 
 def parse_stored_dtype(text: str | None) -> str | None:
-    """The dtype that `bf16`, `BF16`, `bfloat16` or the like names; else SettingsError."""
+    """The safetensors name of `bf16`, `BF16`, `bfloat16` and so on; SettingsError if unknown."""
     if text is None:
         return None
     names = {dtype_name(dtype): name for name, dtype in STORED.items()}
@@ -316,35 +315,35 @@ def _fits(flat: Tensor, name: str) -> bool:
 
 
 def _is_counted_here(parameter: Tensor) -> bool:
-    """Whether this process is the one that counts what it has of a parameter."""
+    """Whether this process counts its part of a parameter."""
     sharded = as_sharded(parameter)
     if sharded is None:
         is_alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
         return is_alone or torch.distributed.get_rank() == 0
     mesh: Any = sharded.device_mesh
-    copies = [axis for axis, of in enumerate(sharded.placements) if of.is_replicate()]
+    copies = [axis for axis, placement in enumerate(sharded.placements) if placement.is_replicate()]
     is_first = all(mesh.get_local_rank(axis) == 0 for axis in copies)
     return is_first and local(parameter.detach()).numel() > 0
 
 
 def _rectangle(parameter: Tensor) -> Rectangle | None:
-    """What this process has of the 2-D view of a parameter; None if that is no rectangle."""
+    """This process's part in the 2-D view of a parameter; None if it is not a rectangle."""
     shape, box = parameter.shape, box_of(parameter)
     if len(shape) == 1:
         return Rectangle(0, 1, box[0].start, box[0].stop)
-    if any(of.stop - of.start != n for of, n in zip(box[1:-1], shape[1:-1], strict=True)):
+    if any(cut.stop - cut.start != n for cut, n in zip(box[1:-1], shape[1:-1], strict=True)):
         return None
     height = prod(shape[1:-1])
     return Rectangle(box[0].start * height, box[0].stop * height, box[-1].start, box[-1].stop)
 
 
-def _pieces(part: TensorPart, mine: Rectangle) -> tuple[tuple[slice, slice], ...]:
-    """Where a part lies in the 2-D view of what this process has."""
+def _pieces(part: TensorPart, held: Rectangle) -> tuple[tuple[slice, slice], ...]:
+    """The position of a part in the 2-D view of this process's elements."""
     pieces = []
     for r in part.rectangles:
-        top, bottom = max(r.row_start, mine.row_start), min(r.row_stop, mine.row_stop)
-        left, right = max(r.column_start, mine.column_start), min(r.column_stop, mine.column_stop)
+        top, bottom = max(r.row_start, held.row_start), min(r.row_stop, held.row_stop)
+        left, right = max(r.column_start, held.column_start), min(r.column_stop, held.column_stop)
         if top < bottom and left < right:
-            rows = slice(top - mine.row_start, bottom - mine.row_start)
-            pieces.append((rows, slice(left - mine.column_start, right - mine.column_start)))
+            rows = slice(top - held.row_start, bottom - held.row_start)
+            pieces.append((rows, slice(left - held.column_start, right - held.column_start)))
     return tuple(pieces) or ((slice(0, 0), slice(0, 0)),)

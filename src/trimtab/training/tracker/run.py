@@ -1,7 +1,7 @@
-"""A run that is being tracked: from its first step, or from the one it is resumed after.
+"""`Session`: takes the points of a run that is tracked.
 
-For each element three bits are kept (whether it differs from the base, ever did, entered or left)
-and its stored bits at the point before. The base stays on disk.
+In memory are, per element, its stored bits at the previous point and three flags: whether it
+differs from the base, ever did, and has changed in that. The base stays on disk.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -43,7 +44,7 @@ from trimtab.training.tracker.file import (
     sets_of,
     write_base,
 )
-from trimtab.training.tracker.gradients import Gradients, Moments, Moved, see_gradients
+from trimtab.training.tracker.gradients import Gradients, Moments, Moved, count_gradients
 from trimtab.training.tracker.parts import (
     CHUNK,
     MAGNITUDES,
@@ -58,21 +59,21 @@ from trimtab.training.tracker.parts import (
 )
 
 MOST_PENDING = 16
-"""Chunks that wait for a thread, or a few more: what moved them is in memory."""
+"""Chunks that may wait for a thread, approximately; limits memory for what moved them."""
 
 Weights: TypeAlias = Tensor | NDArray[Any]
-"""Elements, flat: bits if they are on the CPU."""
+"""Flat elements: bits if they are on the CPU."""
 
 
-class Seen(NamedTuple):
-    """What one point saw of a part.
+class Observation(NamedTuple):
+    """The counts of a part at one point.
 
     Attributes:
-        figures: Without gradients.
+        figures: Figures without gradients.
         num_changed: Elements that differ from the base.
         num_ever: Elements that ever did.
         coding: How `toggled` is coded.
-        toggled: Elements that entered or left those that differ from the base.
+        toggled: Elements that started or stopped to differ from the base.
     """
 
     figures: KindFigures
@@ -83,14 +84,14 @@ class Seen(NamedTuple):
 
 
 class Watched:
-    """A part of the model, and what is known of its elements.
+    """A part of the model, and the state of its elements.
 
     Attributes:
         part: The part.
-        before: Its stored bits at the last point, or those of the base.
-        changed: Set of the elements that differ from the base.
-        ever: Set of those that did at some point.
-        start: Where in the base file it begins, in bytes.
+        before: Its stored bits at the previous point, or those of the base.
+        changed: Bit set of the elements that differ from the base.
+        ever: Bit set of those that did at some point.
+        start: Offset in the base file, in bytes.
     """
 
     def __init__(self, part: ModelPart, elements: Tensor, start: int) -> None:
@@ -107,11 +108,11 @@ class Watched:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its base."""
+        """Size of its base in bytes."""
         return self.before.nbytes
 
     def look(self, begin: int, weights: Weights, base: BaseFile, moved: Moved) -> Counts:
-        """Look at a chunk of weights from `begin`, a multiple of `CHUNK`; see `look_at`."""
+        """Compare the chunk of weights at `begin`, a multiple of `CHUNK`; see `observe`."""
         here = slice(begin, min(begin + CHUNK, self.before.size))
         words = slice(begin // step_kernels.WORD, -(-here.stop // step_kernels.WORD))
         dtype, before = self.part.dtype, self.before[here]
@@ -141,8 +142,8 @@ class Watched:
             before[:] = now
         return found
 
-    def settle(self, counts: Sequence[Counts], *, knows_moments: bool) -> Seen:
-        """Put what was found in the chunks together; without any, nothing ever moved."""
+    def settle(self, counts: Sequence[Counts], *, knows_moments: bool) -> Observation:
+        """Sum the counts of all chunks; without any, nothing ever moved."""
         total = Counts(*map(sum, zip(Counts(), *counts, strict=True)))
         coding, toggled = index_coding.encode(self._toggled, self.before.size)
         figures = KindFigures(
@@ -152,11 +153,11 @@ class Watched:
             step_squares=total.step_squares,
             update_squares=total.update_squares,
         )
-        return Seen(figures, total.changed, total.ever, coding, toggled)
+        return Observation(figures, total.changed, total.ever, coding, toggled)
 
 
 class Counts(NamedTuple):
-    """What was found in a chunk; the first five as `step_kernels.look` returns them."""
+    """The counts of a chunk; the first five as `step_kernels.look` returns them."""
 
     stepped: int = 0
     changed: int = 0
@@ -167,41 +168,42 @@ class Counts(NamedTuple):
     update_squares: float = 0.0
 
 
-def look_at(
+def observe(
     watched: Iterable[tuple[Watched, Tensor | None, Moved]],
     base: BaseFile,
     pool: ThreadPoolExecutor,
     *,
     knows_moments: bool,
-) -> list[Seen]:
-    """Take a point: compare every element with the point before and with the base.
+) -> list[Observation]:
+    """Take a point: compare every element with the previous point and with the base.
 
     Args:
-        watched: Each part with its elements, flat, or None if nothing ever trained it; and what
-            moved them. Not all are taken at once.
-        base: Where the base is.
-        pool: Threads to do it on.
+        watched: Each part with its flat elements, or None if it was never trained; and what moved
+            them. Consumed lazily.
+        base: The open base.
+        pool: Threads to run on.
         knows_moments: Whether it is known what moved the elements.
     """
-    seen = []
+    observations = []
     pending: deque[tuple[Watched, list[Future[Counts]]]] = deque()
 
     def settle() -> None:
-        of, futures = pending.popleft()
-        seen.append(of.settle([future.result() for future in futures], knows_moments=knows_moments))
+        part, futures = pending.popleft()
+        counts = [future.result() for future in futures]
+        observations.append(part.settle(counts, knows_moments=knows_moments))
 
-    for of, elements, moved in watched:
+    for part, elements, moved in watched:
         futures = []
         if elements is not None:
             weights = as_bits(elements)[0] if elements.device.type == "cpu" else elements
-            starts = range(0, of.before.size, CHUNK)
-            futures = [pool.submit(of.look, start, weights, base, moved) for start in starts]
-        pending.append((of, futures))
+            starts = range(0, part.before.size, CHUNK)
+            futures = [pool.submit(part.look, start, weights, base, moved) for start in starts]
+        pending.append((part, futures))
         while sum(len(futures) for _, futures in pending) > MOST_PENDING and len(pending) > 1:
             settle()
     while pending:
         settle()
-    return seen
+    return observations
 
 
 class TrackerSettings(NamedTuple):
@@ -209,10 +211,10 @@ class TrackerSettings(NamedTuple):
 
     Attributes:
         path: The file.
-        every: Steps from point to point.
-        stored_dtype: In which fp32 weights are compared, as safetensors spells it; None for that
-            of the base.
-        force: Whether a new run may take the place of an old file.
+        every: Steps between points.
+        stored_dtype: Dtype in which fp32 weights are compared, by its safetensors name; None for
+            that of the base.
+        force: Whether a new run may replace an existing file.
     """
 
     path: Path
@@ -222,13 +224,13 @@ class TrackerSettings(NamedTuple):
 
 
 class KindTotals(NamedTuple):
-    """What one point saw of a kind, for logs.
+    """The figures of a kind of tensor at one point, for logs.
 
     Attributes:
         num_elements: Elements tracked.
-        changed: Differ from the base now.
-        ever: Differed from it at this point or one before.
-        figures: The rest.
+        changed: Elements that differ from the base.
+        ever: Elements that did at this point or an earlier one.
+        figures: The other figures.
     """
 
     num_elements: int
@@ -238,7 +240,7 @@ class KindTotals(NamedTuple):
 
     @classmethod
     def sum_of(cls, totals: Iterable[KindTotals]) -> KindTotals:
-        """All these elements together."""
+        """The totals of several kinds together."""
         num_elements, changed, ever, figures = zip(*totals, strict=True)
         return cls(sum(num_elements), sum(changed), sum(ever), KindFigures.sum_of(figures))
 
@@ -248,23 +250,24 @@ class Session:
 
     Attributes:
         last_step: Step of the last point.
-        totals: What it saw, by kind; empty before the first, and in all processes but the first.
+        totals: Its totals by kind; empty before the first point, and in all processes but the
+            first.
     """
 
     def __init__(self, settings: TrackerSettings, model: Any, step: int) -> None:
-        """Begin, or go on.
+        """Start a new file at step 0, or resume an existing one at any other step.
 
         Args:
             settings: What is tracked, and how.
-            model: The model: the base at step 0, and what training goes on from at any other.
+            model: The model: the base at step 0, otherwise the weights to resume from.
             step: Optimizer steps taken.
 
         Raises:
             OutputExistsError: A new run would replace a file.
-            SettingsError: A run is resumed that has tracked something else.
-            CheckpointError: A run is resumed and its base is gone, or it goes on from other
-                weights than the file knows.
-            ResultFormatError: A run is resumed whose file is gone or damaged.
+            SettingsError: The resumed run has tracked something else.
+            CheckpointError: The base of the resumed run is missing, or the weights are not those of
+                the last point.
+            ResultFormatError: The file of the resumed run is missing or damaged.
             OptimizerError: The parameters cannot be tracked.
         """
         self._settings = settings
@@ -279,23 +282,23 @@ class Session:
         self._gradients: Gradients | None = None
         self._version = FORMAT_VERSION
         if step:
-            self._go_on(model, step)
+            self._resume(model, step)
         else:
             self._begin(model)
 
-    def see_gradients(self, optimizer: Any) -> None:
-        """See the gradients before the step whose point will be taken."""
+    def count_gradients(self, optimizer: Any) -> None:
+        """Count the gradients before the step at which a point will be taken."""
         if self._processes.takes_part:
-            watched = [(of.part, self._parameters[of.part.parameter]) for of in self._watched]
-            self._gradients = see_gradients(optimizer, watched, self._pool)
+            watched = [(w.part, self._parameters[w.part.parameter]) for w in self._watched]
+            self._gradients = count_gradients(optimizer, watched, self._pool)
 
     def take_point(self, step: int, optimizer: Any = None) -> None:
         """Take a point.
 
         Args:
             step: Optimizer steps taken.
-            optimizer: What took the last of them, just now, after `see_gradients`; None if more
-                has happened since.
+            optimizer: The optimizer that has just taken the last of them, after
+                `count_gradients`; None if anything else has happened since.
         """
         if not self._processes.takes_part:
             return
@@ -303,31 +306,32 @@ class Session:
         moments = None
         if optimizer is not None and gradients is not None and self.last_step == step - 1:
             moments = Moments(optimizer, self._parameters, gradients)
-        seen = self._look(moments)
-        parts = []
-        for number, (of, found) in enumerate(zip(self._watched, seen, strict=True)):
+        rows = []
+        for number, (watched, seen) in enumerate(
+            zip(self._watched, self._observe(moments), strict=True)
+        ):
             counts = None if gradients is None else gradients.counts[number]
-            figures = found.figures
+            figures = seen.figures
             if counts is not None:
                 figures = figures._replace(
                     gradient_elements=counts.num_seen, gradient_nonzero=counts.num_nonzero
                 )
-            totals = KindTotals(of.before.size, found.num_changed, found.num_ever, figures)
-            parts.append((of.part.kind, totals, (found.coding, found.toggled)))
+            totals = KindTotals(watched.before.size, seen.num_changed, seen.num_ever, figures)
+            rows.append((watched.part.kind, totals, (seen.coding, seen.toggled)))
         self.last_step = step
-        of_all = [part for of in self._processes.to_first(parts) for part in of]
+        all_rows = list(chain.from_iterable(self._processes.to_first(rows)))
         if self._processes.is_first:
             by_kind: dict[str, list[KindTotals]] = {}
-            for kind, totals, _ in of_all:
+            for kind, totals, _ in all_rows:
                 by_kind.setdefault(kind, []).append(totals)
-            self.totals = {kind: KindTotals.sum_of(of) for kind, of in by_kind.items()}
-            figures_of = {kind: of.figures for kind, of in self.totals.items()}
-            sets = [toggled for _, _, toggled in of_all]
-            point = pack_point(StepFigures(step, figures_of), sets)
+            self.totals = {kind: KindTotals.sum_of(group) for kind, group in by_kind.items()}
+            figures_by_kind = {kind: totals.figures for kind, totals in self.totals.items()}
+            sets = [toggled for _, _, toggled in all_rows]
+            point = pack_point(StepFigures(step, figures_by_kind), sets)
             append_point(self._settings.path, point, self._version)
 
     def close(self, *, finished: bool) -> None:
-        """Shut down; `finished` is whether all steps are taken, so that the base can be deleted."""
+        """Close; `finished` says that all steps are taken, so that the base can be deleted."""
         if not self._processes.takes_part:
             return
         self._pool.shutdown()
@@ -342,12 +346,12 @@ class Session:
             fit = set.intersection(*processes.together(lambda: fitting_dtypes(self._parameters)))
             stored = next((name for name in ("BF16", "F16") if name in fit), "F32")
         self._watch(model, stored)
-        write_base(self._base_path, (of.before for of in self._watched))
+        write_base(self._base_path, (watched.before for watched in self._watched))
         digests = processes.together(self._base_digest)
         header = new_header(model, self._parameters, stored, settings.every, self._parts(), digests)
         processes.by_first(lambda: create_file(settings.path, header))
 
-    def _go_on(self, model: Any, step: int) -> None:
+    def _resume(self, model: Any, step: int) -> None:
         settings, processes = self._settings, self._processes
         reached: list[TrackedFile] = []  # in the first process only
 
@@ -366,8 +370,8 @@ class Session:
         for tracked in reached:
             for number, part in enumerate(tracked.parts):
                 sets[part.process].append(sets_of(tracked, number))
-        for of, (changed, ever) in zip(self._watched, processes.from_first(sets), strict=True):
-            of.changed[:], of.ever[:] = changed, ever
+        for watched, (changed, ever) in zip(self._watched, processes.from_first(sets), strict=True):
+            watched.changed[:], watched.ever[:] = changed, ever
         processes.together(self._check_weights)
         self._version = header["format_version"]
         processes.by_first(lambda: os.truncate(settings.path, reached[0].end))
@@ -377,33 +381,33 @@ class Session:
         self._watched: list[Watched] = []
         start = 0
         for part in find_parts(self._parameters, Layout.of(model), stored, config):
-            of = Watched(part, part.of(self._parameters[part.parameter]), start)
-            self._watched.append(of)
-            start += of.num_bytes
+            watched = Watched(part, part.of(self._parameters[part.parameter]), start)
+            self._watched.append(watched)
+            start += watched.num_bytes
 
     def _parts(self) -> list[Part]:
-        """What is counted in all processes."""
+        """The parts of all processes."""
         number = self._processes.number
-        mine = [
-            Part(of.part.name, of.part.kind, of.part.dtype.name, of.before.size, number)
-            for of in self._watched
+        own = [
+            Part(w.part.name, w.part.kind, w.part.dtype.name, w.before.size, number)
+            for w in self._watched
         ]
-        return [part for parts in self._processes.together(lambda: mine) for part in parts]
+        return list(chain.from_iterable(self._processes.together(lambda: own)))
 
-    def _look(self, moments: Moments | None) -> list[Seen]:
-        """Compare all weights; `moments` is None if it is not known what moved them."""
+    def _observe(self, moments: Moments | None) -> list[Observation]:
+        """Compare all weights; `moments` is None if it is unknown what moved them."""
 
         def chosen() -> Iterator[tuple[Watched, Tensor | None, Moved]]:
-            for of in self._watched:
-                parameter = self._parameters[of.part.parameter]
-                if not parameter.requires_grad and not of.ever.any():
-                    yield of, None, Moved()
+            for watched in self._watched:
+                parameter = self._parameters[watched.part.parameter]
+                if not parameter.requires_grad and not watched.ever.any():
+                    yield watched, None, Moved()
                 else:
-                    moved = Moved() if moments is None else moments.of(of.part)
-                    yield of, of.part.of(parameter), moved
+                    moved = Moved() if moments is None else moments.of(watched.part)
+                    yield watched, watched.part.of(parameter), moved
 
         with BaseFile(self._base_path) as base:
-            return look_at(chosen(), base, self._pool, knows_moments=moments is not None)
+            return observe(chosen(), base, self._pool, knows_moments=moments is not None)
 
     def _refuse_to_replace(self) -> None:
         path = self._settings.path
@@ -412,7 +416,7 @@ class Session:
         if path.exists() and not self._settings.force:
             raise OutputExistsError(
                 f"{path} exists already: give another name, or UpdateTracker(…, force=True) to "
-                "replace it; a run that is resumed goes on in it"
+                "replace it (a resumed run continues it)"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -423,13 +427,13 @@ class Session:
     def _check_base(self, digest: str) -> None:
         if self._base_digest() != digest:
             raise CheckpointError(
-                f"{self._base_path}: not the base that {self._settings.path} was begun with: put "
-                "that back, or train from the base"
+                f"{self._base_path}: not the base of {self._settings.path}: restore that file, or "
+                "train from the base"
             )
 
     def _check_weights(self) -> None:
-        if any(seen.coding != EMPTY for seen in self._look(None)):
+        if any(seen.coding != EMPTY for seen in self._observe(None)):
             raise CheckpointError(
-                f"the weights to go on from are not those that {self._settings.path} has a point "
-                f"of at step {self.last_step}: resume from the checkpoint of the same run"
+                f"the weights to resume from are not those of step {self.last_step} in "
+                f"{self._settings.path}: resume from a checkpoint of the same run"
             )
