@@ -81,7 +81,7 @@ def test_sizes(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"train_dataset": []}, "train_dataset has no rows"),
-        ({"train_dataset": ROWS[:3]}, "has 3 rows, and a round takes 4: expected at least as many"),
+        ({"train_dataset": ROWS[:3]}, "has 3 rows, expected at least the 4 of a round"),
         ({"train_dataset": iter(ROWS)}, "expected a data set with a length"),
         ({"train_dataset": [{"question": "1"}] * 4}, "row 0 has no column prompt"),
         ({"train_dataset": [{"prompt": "1" * 2046}] * 4}, "leaves room for 2044 before"),

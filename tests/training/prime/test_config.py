@@ -57,7 +57,7 @@ def test_sizes(tmp_path: Path) -> None:
 
 
 def test_too_few_prompts_for_a_round(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="has 3 rows, and a round takes 4"):
+    with pytest.raises(SettingsError, match="has 3 rows, expected at least the 4 of a round"):
         prime(tiny.model(), tmp_path, train_dataset=ROWS[:3])
 
 

@@ -59,7 +59,7 @@ def test_every_process_refuses(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         exists, other_base = rank["refused"]
         assert "exists already" in exists
-        assert "refused.base-1: not the base that" in other_base
+        assert "refused.base-1: not the base of" in other_base
 
 
 def test_copies_are_counted_once(ranks: list[dict[str, Any]]) -> None:

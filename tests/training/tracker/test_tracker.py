@@ -349,11 +349,11 @@ def test_what_cannot_be_resumed(base: Base, tmp_path: Path) -> None:
     with torch.no_grad():
         stranger.model.norm.weight += 1.0
     stranger.save_pretrained(saved)
-    with pytest.raises(CheckpointError, match=r"not those that .* has a point of at step 4"):
+    with pytest.raises(CheckpointError, match=r"not those of step 4 in "):
         run(base, tmp_path, 4)
     content = (tmp_path / "u.base").read_bytes()
     (tmp_path / "u.base").write_bytes(content[:-1] + b"\x07")
-    with pytest.raises(CheckpointError, match=r"u\.base: not the base that"):
+    with pytest.raises(CheckpointError, match=r"u\.base: not the base of"):
         run(base, tmp_path, 4)
     (tmp_path / "u.base").unlink()
     with pytest.raises(CheckpointError, match=r"u\.base: no such file"):
@@ -386,7 +386,7 @@ def test_nothing_is_replaced_unless_asked(base: Base, tmp_path: Path) -> None:
 
 
 def test_settings_out_of_range(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="every is a number"):
+    with pytest.raises(SettingsError, match="every is 0, expected a number"):
         UpdateTracker(tmp_path / "u", every=0)
     with pytest.raises(SettingsError, match="stored_dtype is one of float32, bfloat16, float16"):
         UpdateTracker(tmp_path / "u", stored_dtype="int8")

@@ -1,5 +1,5 @@
-"""Sampled completions, their log-probabilities and rewards: what PPO and PRIME train on.
+"""Sampling of completions, their log-probabilities and rewards, for PPO and PRIME.
 
-One **round** is: sample completions with the policy as it is, reward them, and take some optimizer
-steps on them. A run can stop between two rounds and go on to the same weights.
+One **round** samples completions with the current policy, rewards them, and takes some optimizer
+steps on them. A run that is stopped between two rounds resumes to the same weights.
 """

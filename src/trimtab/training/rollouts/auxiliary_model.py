@@ -1,9 +1,9 @@
-"""`AuxiliaryModel`: a second model that is trained beside the policy, with its own optimizer.
+"""`AuxiliaryModel`: a second model that is trained with the policy, by its own optimizer.
 
-The critic of PPO and the reward model of PRIME are such. An auxiliary model keeps fp32 weights
-whatever the policy has: at the learning rates of RL, most steps are smaller than bf16 can hold. It
-follows the Trainer's arguments in all but its learning rate and clipping, and is saved in the
-Trainer's checkpoints: `NAME.safetensors` and `NAME_optimizer.pt`.
+It is used for the critic of PPO and the reward model of PRIME. Its weights are fp32, because at the
+learning rates of RL most updates are lost in bf16. It uses the Trainer's arguments except for
+learning rate and clipping, and is saved in the Trainer's checkpoints: `NAME.safetensors` and
+`NAME_optimizer.pt`.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ class AuxiliaryModel:
     """A model with its AdamW and its learning rate schedule.
 
     Attributes:
-        name: What its files begin with.
-        model: Its weights become fp32.
+        name: Prefix of its files.
+        model: The model, with fp32 weights.
 
     Args:
-        name: See above.
-        model: A model of transformers, or one that can checkpoint its activations as these do.
+        name: Prefix of its files.
+        model: A Transformers model, or one with the same method for activation checkpointing. Its
+            weights are converted to fp32.
         args: The Trainer's arguments: betas, epsilon, weight decay, schedule, warmup, and
-            checkpointing of activations.
-        learning_rate: The peak of the schedule.
-        max_grad_norm: Norm that its gradients are clipped by; 0 for no clipping.
+            activation checkpointing.
+        learning_rate: Peak learning rate of the schedule.
+        max_grad_norm: Norm to clip its gradient to; 0 for no clipping.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class AuxiliaryModel:
         self._schedule: Any = None
 
     def start(self, num_steps: int, decayed: Collection[str]) -> None:
-        """Create the optimizer, unless training resumes, and the schedule for `num_steps`."""
+        """Create the schedule for `num_steps`, and the optimizer if there is none yet."""
         from transformers import get_scheduler
 
         args = self._args
@@ -75,7 +76,7 @@ class AuxiliaryModel:
         )
 
     def step(self) -> float:
-        """Step along the gradients, free them, and return their norm before clipping."""
+        """Take an optimizer step, free the gradients, and return their norm before clipping."""
         norm = torch.nn.utils.clip_grad_norm_(
             self.model.parameters(), self._max_grad_norm or float("inf")
         )
@@ -85,11 +86,11 @@ class AuxiliaryModel:
         return float(norm)
 
     def forget_gradients(self) -> None:
-        """Drop what a step that was interrupted had gathered."""
+        """Drop the gradients of an interrupted step."""
         self.model.zero_grad()
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and schedule into a checkpoint."""
+        """Save weights, optimizer and schedule in a checkpoint folder."""
         from safetensors.torch import save_model
 
         save_model(self.model, str(folder / f"{self.name}.safetensors"))
@@ -100,7 +101,7 @@ class AuxiliaryModel:
         torch.save(state, folder / f"{self.name}_optimizer.pt")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; CheckpointError if it is missing, or of another model."""
+        """Load what `save` wrote; CheckpointError if it is missing or belongs to another model."""
         from safetensors import SafetensorError
         from safetensors.torch import load_model
 
@@ -112,6 +113,6 @@ class AuxiliaryModel:
         except (OSError, LookupError, ValueError, RuntimeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
-                f"{folder} is no checkpoint that this run can go on from: its {self.name} cannot "
-                f"be read ({reason})"
+                f"this run cannot be resumed from {folder}: its {self.name} cannot be read "
+                f"({reason})"
             ) from None

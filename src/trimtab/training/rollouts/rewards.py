@@ -1,8 +1,7 @@
-"""What completions are worth: the sum of reward functions and reward models.
+"""Rewards of completions: the sum of reward functions and reward models.
 
-A reward function is one of TRL's: called with the lists `prompts`, `completions` and
-`completion_ids` and every other column of the data, it returns one finite number each.
-
+Reward functions have TRL's signature: called with the lists `prompts`, `completions` and
+`completion_ids` and every other column of the data, they return one finite number per completion.
 Importing this module does not import torch.
 """
 
@@ -21,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def checked_reward(function: Callable[..., Any], name: str) -> Callable[..., list[float]]:
-    """A reward function that returns one finite number for each completion, or raises.
+    """Wrap a reward function, so that it returns one finite number per completion, or raises.
 
     Args:
-        function: Called as TRL calls a reward function, with keyword arguments only.
-        name: Used in messages and, by TRL, in logs.
+        function: Reward function with TRL's signature; called with keyword arguments only.
+        name: Name in messages and, by TRL, in logs.
 
     Raises:
         SettingsError: (by the function) It fails, or returns anything else.
@@ -33,18 +32,18 @@ def checked_reward(function: Callable[..., Any], name: str) -> Callable[..., lis
 
     def reward(completions: Sequence[Any], **columns: Any) -> list[float]:
         try:
-            given = list(function(completions=completions, **columns))
+            values = list(function(completions=completions, **columns))
         except TrimtabError:
             raise
         except Exception as error:
             raise SettingsError(f"the reward function {name} fails: {error!r}") from error
-        if len(given) != len(completions):
+        if len(values) != len(completions):
             raise SettingsError(
-                f"the reward function {name} returned {len(given)} rewards for "
+                f"the reward function {name} returned {len(values)} rewards for "
                 f"{len(completions)} completions"
             )
         try:
-            rewards = [float(value) for value in given]
+            rewards = [float(value) for value in values]
         except (TypeError, ValueError) as error:
             raise SettingsError(f"the reward function {name}: {error}") from None
         if bad := [value for value in rewards if not isfinite(value)]:
@@ -56,20 +55,20 @@ def checked_reward(function: Callable[..., Any], name: str) -> Callable[..., lis
 
 
 RewardSource: TypeAlias = "Callable[..., Any] | str | PathLike[str] | torch.nn.Module"
-"""A function, the folder or hub id of a sequence classification checkpoint, or such a model."""
+"""A function, a sequence classification model, or the folder or hub id of one."""
 
 PASSED = {"prompt", "completion", "prompts", "completions", "completion_ids"}
-"""Columns that a reward function is not given as such, as with TRL."""
+"""Columns that are not passed to reward functions as they are, as in TRL."""
 
 
 class RewardModel:
-    """A sequence classification model with one output, called as a reward function is.
+    """A sequence classification model with one output, as a reward function.
 
     Args:
-        model: Folder or hub id of a checkpoint with its tokenizer; or a model, which reads the
-            texts with the tokenizer of the policy.
-        tokenizer: Of the policy.
-        device: Where a checkpoint is loaded to.
+        model: Folder or hub id of a checkpoint with its tokenizer; or a model, which uses the
+            tokenizer of the policy.
+        tokenizer: Tokenizer of the policy.
+        device: Device of the model.
 
     Raises:
         SettingsError: The checkpoint cannot be loaded, or has another number of outputs.
@@ -105,7 +104,7 @@ class RewardModel:
             ]
 
     def _score(self, prompt: Any, completion: Any) -> float:
-        """One text at a time: the score depends on no padding."""
+        """Score a single text, so that the score does not depend on padding."""
         import torch
 
         if isinstance(prompt, str):
@@ -128,7 +127,7 @@ def _load_reward_model(path: str) -> tuple[Any, Any]:
 
 
 def reward_problems(sources: Sequence[Any]) -> list[str]:
-    """Say what is wrong with `reward_funcs`."""
+    """List what is wrong with `reward_funcs`."""
     if not sources:
         return ["reward_funcs is empty: expected a function, a reward model, or a list of them"]
     return [
@@ -140,12 +139,12 @@ def reward_problems(sources: Sequence[Any]) -> list[str]:
 
 
 class Rewards:
-    """Reward functions and models, whose results are checked and added up.
+    """The sum of reward functions and models, with checks of their results.
 
     Args:
-        sources: At least one.
-        tokenizer: Of the policy.
-        device: Where reward models compute.
+        sources: At least one reward function or model.
+        tokenizer: Tokenizer of the policy.
+        device: Device of the reward models.
 
     Raises:
         SettingsError: A reward model cannot be loaded.
@@ -173,8 +172,8 @@ class Rewards:
         """The sum of all rewards of each completion.
 
         Args:
-            rows: The row of the data behind each completion.
-            completions: As texts, or as messages where the prompts are messages.
+            rows: The row of the data of each completion.
+            completions: Texts, or messages where the prompts are messages.
             ids: Token ids of each completion.
 
         Returns:
@@ -187,5 +186,5 @@ class Rewards:
 
         columns = {name: [row[name] for row in rows] for name in rows[0] if name not in PASSED}
         columns |= {"prompts": [row["prompt"] for row in rows], "completion_ids": ids}
-        given = [function(completions=completions, **columns) for function in self._functions]
-        return torch.tensor(given).sum(0)
+        rewards = [function(completions=completions, **columns) for function in self._functions]
+        return torch.tensor(rewards).sum(0)

@@ -1,9 +1,8 @@
-"""Prompts in, sampled completions out; their log-probabilities, and the policy's loss on them.
+"""Sampling of completions, their log-probabilities, and the policy loss on them.
 
-Completions are sampled with transformers' `generate`, by the settings of the run and no others.
-What a checkpoint brings in its generation config (Qwen's has top_k, top_p and a repetition penalty)
-would make the samples come from another distribution than the one that is trained. It is set aside
-while sampling; only its end tokens are kept.
+Completions are sampled with Transformers' `generate` and the settings of the run only. The
+generation config of a checkpoint (Qwen's has top_k, top_p and a repetition penalty) would change
+the distribution, so it is replaced during sampling; only its end tokens are used.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ Batch = TypeVar("Batch", bound=Any)
 
 @dataclass(frozen=True)
 class Samples:
-    """Completions of prompts; one row for each.
+    """Completions of prompts, one per row.
 
     Attributes:
-        prompt_ids: Padded on the left. `[rows, prompt width]`, int64.
-        prompt_mask: False on the padding. Bool.
-        completion_ids: Padded on the right. `[rows, completion width]`, int64.
-        completion_mask: True up to and with the token that ended the completion. Bool.
-        has_ended: Whether a completion ended by itself, before the length limit. `[rows]`, bool.
+        prompt_ids: Left-padded, int64 `[rows, prompt width]`.
+        prompt_mask: False on padding; bool, same shape.
+        completion_ids: Right-padded, int64 `[rows, completion width]`.
+        completion_mask: True up to and including the end token; bool, same shape.
+        has_ended: Whether a completion ended before the length limit, bool `[rows]`.
     """
 
     prompt_ids: Tensor
@@ -48,35 +47,35 @@ class Samples:
 
     @property
     def input_ids(self) -> Tensor:
-        """Prompt and completion."""
+        """Prompt and completion ids, concatenated."""
         return torch.cat([self.prompt_ids, self.completion_ids], dim=1)
 
     @property
     def attention_mask(self) -> Tensor:
-        """False on the padding at both ends."""
+        """False on padding."""
         return torch.cat([self.prompt_mask, self.completion_mask], dim=1)
 
     @property
     def position_ids(self) -> Tensor:
-        """Positions counted from the first token that is no padding, as `generate` counts them."""
+        """Positions, counted from the first token that is not padding, as in `generate`."""
         return (self.attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
     @property
     def num_tokens(self) -> int:
-        """Completion tokens of all rows."""
+        """Number of completion tokens of all rows."""
         return int(self.completion_mask.sum())
 
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """Completions, and what the policy's loss needs of when they were sampled.
+    """Completions, with what the policy loss needs from the time of sampling.
 
     Attributes:
         samples: The completions.
-        log_probs: Under the policy that sampled them, 0 where the completion mask is False.
-            `[rows, tokens]`, fp32.
-        advantages: Of each token, likewise.
-        num_tokens: Completion tokens of the mini-batch that these rows are a part of; losses are
+        log_probs: Log-probabilities under the policy that sampled them, 0 where the completion mask
+            is False; fp32 `[rows, tokens]`.
+        advantages: Advantage of each token; same shape.
+        num_tokens: Completion tokens of the mini-batch to which these rows belong; losses are
             averaged over them.
     """
 
@@ -87,10 +86,10 @@ class PolicyBatch:
 
 
 def take_rows(batch: Batch, rows: Tensor) -> Batch:
-    """Some rows of a dataclass of tensors, in the given order.
+    """Select rows of a dataclass of tensors, in the given order.
 
-    Fields that are tensors have rows as their first axis; fields that are dataclasses are indexed
-    likewise; all others are unchanged.
+    Tensors are indexed along their first axis, nested dataclasses likewise; other fields are
+    unchanged.
     """
     taken: dict[str, Any] = {}
     for field in fields(batch):
@@ -103,37 +102,37 @@ def take_rows(batch: Batch, rows: Tensor) -> Batch:
 
 
 def split_rows(rows: Tensor, size: int) -> Iterator[Tensor]:
-    """Rows in parts of one size; the last may be smaller."""
+    """Split rows into chunks of a size; the last may be smaller."""
     for first in range(0, len(rows), size):
         yield rows[first : first + size]
 
 
 def token_log_probs(model: Any, samples: Samples, temperature: float) -> Tensor:
-    """Log-probability of each completion token, given all that precedes it.
+    """Log-probability of each completion token, given all previous tokens.
 
-    Of the whole distribution at this temperature: `top_p` leaves tokens out when they are sampled,
-    and is not part of the policy.
+    These are of the full distribution at this temperature: `top_p` restricts sampling only, and is
+    not part of the policy.
 
     Args:
-        model: A causal language model of transformers; with its gradient, unless that is off.
+        model: A causal language model of Transformers.
         samples: The completions.
         temperature: Logits are divided by it.
 
     Returns:
-        `[rows, completion width]`, fp32; 0 where the completion mask is False.
+        fp32 `[rows, completion width]`, with gradient; 0 where the completion mask is False.
     """
     width = samples.completion_ids.shape[1]
     inputs = whole_inputs(model, samples)
     if _takes(model, "logits_to_keep"):
         inputs["logits_to_keep"] = width + 1
-    # The logits before a token are those that it was sampled from.
+    # A token was sampled from the logits at the position before it.
     logits = model(**inputs).logits[:, -width - 1 : -1].float() / temperature
     chosen = logits.gather(2, samples.completion_ids.unsqueeze(2)).squeeze(2)
     return (chosen - logits.logsumexp(2)).masked_fill(~samples.completion_mask, 0.0)
 
 
 def whole_inputs(model: Any, samples: Samples) -> dict[str, Any]:
-    """Arguments of a model's forward pass over prompts and completions."""
+    """The arguments of a forward pass over prompts and completions."""
     inputs = {
         "input_ids": samples.input_ids,
         "attention_mask": samples.attention_mask.long(),
@@ -148,7 +147,7 @@ def whole_inputs(model: Any, samples: Samples) -> dict[str, Any]:
 def in_chunks(
     function: Callable[[Samples], Tensor], model: Any, samples: Samples, rows: int
 ) -> Tensor:
-    """Call a function on some rows of samples at a time, with the model in evaluation mode."""
+    """Call a function on chunks of samples, with the model in evaluation mode."""
     was_training = model.training
     model.eval()
     try:
@@ -159,12 +158,12 @@ def in_chunks(
 
 
 def _takes(model: Any, argument: str) -> bool:
-    """Whether the forward pass of a model's class has an argument."""
+    """Whether the forward method of a model has an argument."""
     return argument in inspect.signature(type(model).forward).parameters
 
 
 EPSILON = 1e-8
-"""Added to the variance, so that equal values stay finite."""
+"""Added to the variance, for values that are all equal."""
 
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -176,13 +175,13 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """Scale values to variance 1, over all tokens of all rows together.
 
     Args:
-        values: Any shape.
-        mask: Which of them count; bool, of the same shape.
-        shift_mean: Whether their mean becomes 0, or stays.
+        values: Tensor of any shape.
+        mask: Which values count; bool, same shape.
+        shift_mean: Whether to shift the mean to 0.
 
     Returns:
-        The whitened values; 0 where the mask is False. One value alone has no variance and is
-        returned as it is, or as 0 if the mean is shifted.
+        The whitened values; 0 where the mask is False. A single value has no variance and is
+        unchanged, or 0 if the mean is shifted.
     """
     mean = masked_mean(values, mask)
     centred = values - mean
@@ -199,16 +198,16 @@ def policy_loss(
     """The clipped loss of each token: `-min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)`.
 
     Args:
-        log_probs: Under the policy, with gradient.
-        old_log_probs: Under the policy that sampled. Same shape.
-        advantages: Same shape.
-        cliprange: eps.
+        log_probs: Log-probabilities under the policy, with gradient.
+        old_log_probs: Log-probabilities under the policy that sampled; same shape.
+        advantages: Advantages; same shape.
+        cliprange: The clip range eps.
 
     Returns:
-        The loss, and where it is clipped: the other term is smaller, so there is no gradient.
+        The loss, and a bool mask of where it is clipped, so that there is no gradient.
 
     Source:
-        Schulman et al. 2017 (arXiv 1707.06347), sec. 3, eq. 7, as a loss.
+        Schulman et al. 2017 (arXiv 1707.06347), sec. 3, eq. 7, negated.
     """
     ratio = (log_probs - old_log_probs).exp()
     unclipped = -advantages * ratio
@@ -221,47 +220,47 @@ def prompt_problems(
 ) -> Iterator[str]:
     """Yield what is wrong with the prompts of a data set.
 
-    `room` is the most tokens that a prompt may have; None for any number.
+    `room` is the maximum number of tokens of a prompt; None for no limit.
     """
     if not len(rows):
         yield "train_dataset has no rows"
         return
-    lacking = [number for number, row in enumerate(rows) if "prompt" not in row]
-    if lacking:
-        yield f"train_dataset: row {lacking[0]} has no column prompt"
+    missing = [number for number, row in enumerate(rows) if "prompt" not in row]
+    if missing:
+        yield f"train_dataset: row {missing[0]} has no column prompt"
         return
     kinds = {type(row["prompt"]) for row in rows}
-    if strange := sorted(kind.__name__ for kind in kinds - {str, list}):
-        yield f"train_dataset has a prompt of type {strange[0]}: expected a text or messages"
+    if others := sorted(kind.__name__ for kind in kinds - {str, list}):
+        yield f"train_dataset has a prompt of type {others[0]}: expected a text or messages"
         return
     if list in kinds and not tokenizer.chat_template:
         yield "train_dataset has messages as prompts, and the tokenizer has no chat template"
         return
-    wrong = []
+    problems = []
     for number, row in enumerate(rows):
         length = len(prompt_ids(tokenizer, row["prompt"]))
         if not length:
-            wrong.append(f"the prompt of row {number} has no tokens")
+            problems.append(f"the prompt of row {number} has no tokens")
         elif room is not None and length > room:
-            wrong.append(
+            problems.append(
                 f"the prompt of row {number} has {length} tokens, and the context of the model "
                 f"leaves room for {room} before a completion"
             )
-    if wrong:
-        yield f"train_dataset: {first_few(wrong, '; ')}"
+    if problems:
+        yield f"train_dataset: {first_few(problems, '; ')}"
 
 
 class RoundSampler(data.Sampler[int]):
-    """Order of the rows of a data set: round by round, in an order of its own in every epoch.
+    """Samples the rows of a data set round by round, reshuffled in every epoch.
 
-    The rows of a round are repeated, because the Trainer fetches them anew for each of the batches
-    that the round serves. Rows that are too few for a whole round are left out of an epoch.
+    The rows of a round are repeated, because the Trainer fetches them for each of the batches of
+    the round. An incomplete last round is dropped.
 
     Args:
         num_rows: Rows of the data set.
-        rows_per_round: Rows that a round takes.
-        num_repeats: How often they are repeated, as a whole.
-        seed: Of the order.
+        rows_per_round: Rows of a round.
+        num_repeats: How often the rows of a round are repeated.
+        seed: Seed of the order.
     """
 
     def __init__(self, num_rows: int, rows_per_round: int, num_repeats: int, seed: int) -> None:
@@ -272,7 +271,7 @@ class RoundSampler(data.Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order; the Trainer calls it, also when it goes on in the midst of an epoch."""
+        """Set the epoch; called by the Trainer, also when it resumes within an epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -291,11 +290,11 @@ class Sampling:
     """How completions are sampled.
 
     Attributes:
-        max_completion_length: Tokens of a completion, at most.
-        temperature: Logits are divided by it; 0 takes the likeliest token, and draws none.
-        top_p: Share of the probability that tokens are drawn from; 1 for all of it.
-        end_tokens: Ids that end a completion.
-        pad_token: Id that fills up rows.
+        max_completion_length: Maximum number of tokens of a completion.
+        temperature: Logits are divided by it; 0 for greedy decoding.
+        top_p: Probability mass to sample from; 1 for all of it.
+        end_tokens: Token ids that end a completion.
+        pad_token: Token id of padding.
     """
 
     max_completion_length: int
@@ -306,18 +305,18 @@ class Sampling:
 
 
 class Sampler:
-    """A model with its tokenizer, ready to complete prompts.
+    """Completes prompts with a model and its tokenizer.
 
     Args:
-        model: A causal language model of transformers.
-        tokenizer: Of the model.
-        max_completion_length: Tokens of a completion, at most.
-        temperature: Logits are divided by it; 0 takes the likeliest token, and draws none.
-        top_p: Share of the probability that tokens are drawn from; 1 for all of it.
-        stop: A text that ends a completion, too, where it is a single token.
+        model: A causal language model of Transformers.
+        tokenizer: Tokenizer of the model.
+        max_completion_length: See `Sampling`.
+        temperature: See `Sampling`.
+        top_p: See `Sampling`.
+        stop: A text that also ends a completion, if it is a single token.
 
     Raises:
-        SettingsError: Nothing ends a completion.
+        SettingsError: There is no end token.
     """
 
     def __init__(
@@ -346,7 +345,7 @@ class Sampler:
     ) -> Samples:
         """Sample a completion of each prompt, given as token ids, with torch's random state.
 
-        `temperature` overrides that of the sampler.
+        `temperature` overrides the sampler's.
         """
         sampling = self._sampling
         if temperature is not None:
@@ -354,20 +353,20 @@ class Sampler:
         return sample(self._model, prompts, sampling)
 
     def texts(self, completions: Sequence[Any]) -> list[str]:
-        """Decode completions, given as token ids, without special tokens."""
+        """Decode the token ids of completions, without special tokens."""
         texts: list[str] = self._tokenizer.batch_decode(completions, skip_special_tokens=True)
         return texts
 
 
 def ids_of(samples: Samples) -> list[list[int]]:
-    """Token ids of each completion, with the one that ended it."""
+    """Token ids of each completion, including the end token."""
     pairs = zip(samples.completion_ids, samples.completion_mask, strict=True)
     return [ids[mask].tolist() for ids, mask in pairs]
 
 
 @contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Draw by a seed while the block runs; the random state is left as it was."""
+    """Seed torch within the block, and restore the random state afterwards."""
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type=device.type if devices else "cuda"):
         torch.manual_seed(seed)
@@ -375,24 +374,24 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a completion: those of the model's generation config, and the tokenizer's.
+    """The end tokens of the model's generation config and of the tokenizer, as ids.
 
     Raises:
         SettingsError: There is none.
     """
-    of_model = getattr(model.generation_config, "eos_token_id", None)
-    several = of_model if isinstance(of_model, list | tuple) else [of_model]
-    found = {token for token in (*several, tokenizer.eos_token_id) if token is not None}
-    if not found:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    ids = configured if isinstance(configured, list | tuple) else [configured]
+    tokens = {token for token in (*ids, tokenizer.eos_token_id) if token is not None}
+    if not tokens:
         raise SettingsError(
             "neither the model nor the tokenizer has an end token: set "
             "model.generation_config.eos_token_id to the id of the token that ends a completion"
         )
-    return tuple(sorted(found))
+    return tuple(sorted(tokens))
 
 
 def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> tuple[Tensor, Tensor]:
-    """Token ids of prompts in one tensor, and its mask: False on the padding, which comes first."""
+    """Left-pad token ids of prompts; returns the ids and a mask that is False on padding."""
     width = max(map(len, prompts))
     ids = torch.tensor([[pad_token] * (width - len(row)) + list(row) for row in prompts])
     lengths = torch.tensor([[len(row)] for row in prompts])
@@ -401,7 +400,7 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_token: int) -> tuple[Tenso
 
 @torch.no_grad()
 def sample(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Samples:
-    """Sample a completion of each prompt, of at least one token, with torch's random state."""
+    """Sample a completion of at least one token per prompt, with torch's random state."""
     prompt_ids, prompt_mask = (
         tensor.to(model.device) for tensor in left_padded(prompts, sampling.pad_token)
     )
@@ -427,12 +426,12 @@ def sample(model: Any, prompts: Sequence[Sequence[int]], sampling: Sampling) -> 
 
 @contextmanager
 def _generation_of(model: Any, sampling: Sampling) -> Iterator[None]:
-    """Have the model sample as asked, and by nothing that its own generation config says."""
+    """Replace the generation config of a model within the block."""
     from transformers import GenerationConfig
 
-    drawing: dict[str, Any] = {"do_sample": False}
+    options: dict[str, Any] = {"do_sample": False}
     if sampling.temperature:
-        drawing = {
+        options = {
             "do_sample": True,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -440,7 +439,7 @@ def _generation_of(model: Any, sampling: Sampling) -> Iterator[None]:
         }
     own = model.generation_config
     model.generation_config = GenerationConfig(
-        **drawing,
+        **options,
         max_new_tokens=sampling.max_completion_length,
         eos_token_id=list(sampling.end_tokens),
         pad_token_id=sampling.pad_token,

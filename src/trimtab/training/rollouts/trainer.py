@@ -1,9 +1,8 @@
-"""`RolloutTrainer`: what PPO and PRIME share of a Trainer that samples what it trains on.
+"""`RolloutTrainer`, the base class of the PPO and PRIME trainers.
 
-Everything else is the Trainer's: optimizer, schedule, accumulation, clipping, logging, checkpoints.
-`trainer.model` is the policy and nothing but the policy. A round begins in `_prepare_inputs`, where
-the Trainer would move a batch to the device: completions are sampled, and cut into the batches of
-all steps that the round serves.
+`trainer.model` is the policy alone; optimizer, schedule, accumulation, clipping, logging and
+checkpoints are the Trainer's. A round starts in `_prepare_inputs`, where the Trainer would move a
+batch to the device: completions are sampled and split into the batches of all steps of the round.
 """
 
 from __future__ import annotations
@@ -44,26 +43,26 @@ from trimtab.training.runs.data import prompt_ids
 
 @dataclass
 class RolloutConfig(TrainingArguments):  # type: ignore[misc]
-    """How completions are sampled, and how many optimizer steps they serve.
+    """Settings of sampling and of the optimizer steps of a round.
 
-    One optimizer step takes `per_device_train_batch_size x gradient_accumulation_steps`
-    completions, a mini-batch. A round samples `num_mini_batches` of them, and goes through them
-    `num_ppo_epochs` times, shuffled anew each time.
+    One optimizer step uses `per_device_train_batch_size x gradient_accumulation_steps` completions,
+    a mini-batch. A round samples `num_mini_batches` of them, and makes `num_ppo_epochs` passes over
+    them, reshuffled each time.
 
     Attributes:
         num_ppo_epochs: Passes over the completions of a round. 4, as in `baselines` and in TRL
             until 1.12.
-        num_mini_batches: Mini-batches that a round is divided into. 1, as in TRL until 1.12.
+        num_mini_batches: Mini-batches of a round. 1, as in TRL until 1.12.
         cliprange: The clip range epsilon of the policy loss. 0.2, the best of Schulman et al. 2017
             (arXiv 1707.06347), sec. 6.1, table 1.
-        max_completion_length: Tokens of a completion, at most. 512, as in TRL's GRPO (1.16).
+        max_completion_length: Maximum tokens of a completion. 512, as in TRL's GRPO (1.16).
         temperature: Logits are divided by it, when completions are sampled and in all
             log-probabilities. 1: the policy itself.
-        top_p: Share of the probability that completions are sampled from. 1: all of it.
-        whiten_advantages: Whether advantages are scaled to mean 0 and variance 1 in each round.
-        disable_dropout: Whether dropout is switched off. With dropout, the ratio of the new policy
+        top_p: Probability mass to sample completions from. 1: all of it.
+        whiten_advantages: Whether to scale advantages to mean 0 and variance 1 in each round.
+        disable_dropout: Whether to disable dropout. With dropout, the ratio of the new policy
             to the old one is not 1 in the first step of a round.
-        remove_unused_columns: Not used: reward functions are given every column.
+        remove_unused_columns: Has no effect: reward functions get every column.
     """
 
     num_ppo_epochs: int = 4
@@ -84,22 +83,22 @@ class RolloutConfig(TrainingArguments):  # type: ignore[misc]
 
     @property
     def mini_batch_size(self) -> int:
-        """Completions that one optimizer step takes."""
+        """Completions per optimizer step."""
         return self.per_device_train_batch_size * self.gradient_accumulation_steps
 
     @property
     def round_size(self) -> int:
-        """Completions that a round trains on."""
+        """Completions per round."""
         return self.mini_batch_size * self.num_mini_batches
 
     @property
     def rows_per_round(self) -> int:
-        """Rows of the data that a round takes."""
+        """Rows of the data per round."""
         return self.round_size
 
     @property
     def steps_per_round(self) -> int:
-        """Optimizer steps of a round."""
+        """Optimizer steps per round."""
         return self.num_ppo_epochs * self.num_mini_batches
 
     def _problems(self) -> Iterator[str]:
@@ -112,23 +111,23 @@ class RolloutConfig(TrainingArguments):  # type: ignore[misc]
         if not 0 < self.top_p <= 1:
             yield f"top_p is {self.top_p}, expected a number above 0 and at most 1"
         if self.fp16:
-            yield "fp16 scales its gradients by a moving factor: use bf16"
+            yield "fp16 scales gradients by a varying factor: use bf16"
 
 
 class Means:
-    """Weighted means by name; sums stay on their device until they are asked for."""
+    """Weighted means by name; sums stay on their device until `take`."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float | Tensor] = defaultdict(float)
         self._weights: dict[str, float] = defaultdict(float)
 
     def add(self, name: str, total: float | Tensor, weight: float) -> None:
-        """Add to a sum, and to the number of things that the mean is over."""
+        """Add to a sum and to its weight."""
         self._sums[name] = self._sums[name] + total
         self._weights[name] += weight
 
     def take(self) -> dict[str, float]:
-        """All means, in the order of their first `add`; then begin anew."""
+        """Return all means, in the order of their first `add`, and reset them."""
         means = {name: float(total) / self._weights[name] for name, total in self._sums.items()}
         self._sums.clear()
         self._weights.clear()
@@ -138,33 +137,33 @@ class Means:
 Rows = Sequence[Mapping[str, Any]]
 
 DROPOUTS = ("dropout", "attention_dropout", "activation_dropout")
-"""Attributes of modules that pass their dropout to a function, where they are numbers."""
+"""Names of float attributes of modules that call dropout as a function."""
 
 
 class RolloutTrainer(Trainer):  # type: ignore[misc]
     """Samples completions in rounds, and takes some optimizer steps on each round.
 
-    Subclasses say which models there are beside the policy (`make_reference`, `make_auxiliary`),
-    and what a round is (`make_round`).
+    Subclasses define the models in addition to the policy (`make_reference`, `make_auxiliary`), and
+    how a round is made (`make_round`).
 
     Args:
         model: The policy; `trainer.model`. Trained in place.
         args: The settings.
-        train_dataset: Rows with a `prompt`, as text or messages, and what the rewards look at.
+        train_dataset: Rows with a `prompt`, as text or messages, and the columns of the rewards.
         processing_class: The tokenizer.
-        reward_funcs: A reward function as TRL's, a reward model or its path, or a list of them;
-            their rewards are added.
+        reward_funcs: A reward function with TRL's signature, a reward model or its path, or a list
+            of them, whose rewards are added.
         callbacks: Trainer callbacks.
-        optimizers: As the Trainer's.
+        optimizers: As for `Trainer`.
         ref_model: The reference; by default a copy of `model` as it is now. Pass it in a script
-            that goes on from weights that were trained already.
+            that starts from weights that were trained already.
 
     Attributes:
         reference: The frozen reference; None without one.
-        auxiliary: The model that is trained beside the policy; saved in the Trainer's checkpoints.
+        auxiliary: The model that is trained with the policy; saved in the Trainer's checkpoints.
 
     Raises:
-        SettingsError: Something of it cannot be used; all is named at once.
+        SettingsError: Arguments cannot be used; names all problems.
     """
 
     args: RolloutConfig
@@ -212,42 +211,42 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         self.means = Means()
         self._round: list[Any] | None = None
         self._batch: Any = None
-        self._num_batches = 0  # of the optimizer step under way, so far
+        self._num_batches = 0  # of the current optimizer step, so far
         self.reference = self.make_reference(self.model if ref_model is None else ref_model)
         self.auxiliary = self.make_auxiliary()
 
     @abstractmethod
     def make_reference(self, model: Any) -> Any:
-        """The frozen reference, a copy of a model; None for none."""
+        """Create the frozen reference from a model; None for no reference."""
 
     @abstractmethod
     def make_auxiliary(self) -> AuxiliaryModel:
-        """The model that is trained beside the policy."""
+        """Create the model that is trained with the policy."""
 
     @abstractmethod
     def make_round(self, rows: Rows) -> list[Any]:
-        """Sample completions, and cut them into the batches that a round serves, in their order.
+        """Sample completions, and split them into the batches of a round, in order.
 
         Args:
             rows: `args.rows_per_round` rows of the data.
         """
 
     def train_auxiliary(self, batch: Any, is_last: bool) -> None:
-        """Train the auxiliary model if it learns at the pace of the policy; by default not.
+        """Train the auxiliary model, if it takes a step with every step of the policy.
 
         Args:
-            batch: What the policy's loss was computed on.
+            batch: The batch of the policy loss.
             is_last: Whether the policy takes its optimizer step next.
         """
 
     def add_to_losses(self, losses: Tensor, log_probs: Tensor, batch: Any) -> Tensor:
-        """What is minimised, given the clipped policy loss of each token: by default that alone."""
+        """Add terms to the clipped policy loss of each token; none by default."""
         return losses
 
-    # What the Trainer calls.
+    # Overrides of the Trainer.
 
     def get_train_dataloader(self) -> DataLoader[Any]:
-        """Stands in for the Trainer's: for every batch, the rows of its whole round."""
+        """Overrides the Trainer's: yields for every batch all rows of its round."""
         args = self.args
         sampler = RoundSampler(
             len(self.train_dataset),
@@ -264,13 +263,13 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         return self.accelerator.prepare(loader)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Stands in for the Trainer's: begin with a new round, also after an interruption."""
+        """Overrides the Trainer's: starts with a new round, also after an interruption."""
         self._round, self._num_batches = None, 0
         self.auxiliary.forget_gradients()
         return super().train(*args, **kwargs)
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """Stands in for the Trainer's: the auxiliary model learns from the same batch."""
+        """Overrides the Trainer's: also trains the auxiliary model on the batch."""
         loss: Tensor = super().training_step(model, inputs, num_items_in_batch)
         is_last: bool = self.accelerator.sync_gradients
         self.train_auxiliary(self._batch, is_last)
@@ -278,7 +277,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         return loss
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """Stands in for the Trainer's: rows in, a batch of the round out."""
+        """Overrides the Trainer's: maps the rows of a round to its next batch."""
         args = self.args
         step = self.state.global_step % args.steps_per_round
         if self._round is None or (step == 0 and self._num_batches == 0):
@@ -289,7 +288,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: PolicyBatch, return_outputs: bool = False, **_: Any
     ) -> Tensor:
-        """The policy's loss on a batch, averaged over the tokens of its mini-batch."""
+        """The policy loss on a batch, averaged over the tokens of its mini-batch."""
         args, batch = self.args, inputs
         log_probs = token_log_probs(model, batch.samples, args.temperature)
         losses, is_clipped = policy_loss(
@@ -299,18 +298,17 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         mask = batch.samples.completion_mask
         self.means.add("clip_fraction", is_clipped[mask].sum(), batch.samples.num_tokens)
         loss = losses[mask].sum() / batch.num_tokens
-        # The Trainer divides by the number of batches, which a mean over all tokens of the
-        # mini-batch has been already.
+        # The Trainer divides by the number of batches, but this is the mean of the mini-batch.
         return loss * self.current_gradient_accumulation_steps
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Stands in for the Trainer's: the auxiliary model has its own made at the same time."""
+        """Overrides the Trainer's: also creates the schedule of the auxiliary model."""
         decayed = self.get_decay_parameter_names(self.auxiliary.model)
         self.auxiliary.start(self.auxiliary_steps(num_training_steps), decayed)
         return super().create_scheduler(num_training_steps, optimizer)
 
     def auxiliary_steps(self, num_training_steps: int) -> int:
-        """Steps that the auxiliary model takes while the policy takes so many."""
+        """Number of steps of the auxiliary model, given those of the policy."""
         return num_training_steps
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
@@ -323,17 +321,14 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
             self.auxiliary.load(Path(checkpoint))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Stands in for the Trainer's: with the means since the last log."""
+        """Overrides the Trainer's: adds the means since the last log."""
         logs.update(self.means.take())
         super().log(logs, *args, **kwargs)
 
-    # What subclasses use.
+    # Helpers of subclasses.
 
     def autocast(self, model: Any) -> AbstractContextManager[None]:
-        """The arithmetic of a model: as the Trainer has the policy compute, or as its weights are.
-
-        Beside a policy with bf16 weights, models with fp32 weights compute in bf16, too.
-        """
+        """Autocast to bf16, if the Trainer does or if only the policy has bf16 weights."""
         is_wider = next(model.parameters()).dtype != self.model.dtype
         return torch.autocast(
             self.args.device.type, torch.bfloat16, enabled=self.args.bf16 or is_wider
@@ -343,7 +338,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         """Sample a completion for each row, and reward it.
 
         Returns:
-            The completions, and the reward of each: `[rows]`, fp32.
+            The completions, and their rewards: fp32 `[rows]`.
         """
         prompts = [prompt_ids(self.processing_class, row["prompt"]) for row in rows]
         with self.autocast(self.model):
@@ -361,20 +356,20 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         return samples, rewards
 
     def log_probs(self, model: Any, samples: Samples, temperature: float) -> Tensor:
-        """Log-probabilities of completion tokens, without gradient, a batch at a time."""
+        """Log-probabilities of completion tokens, in batches and without gradient."""
 
-        def of(part: Samples) -> Tensor:
+        def compute(part: Samples) -> Tensor:
             with self.autocast(model):
                 return token_log_probs(model, part, temperature)
 
-        return in_chunks(of, model, samples, self.args.per_device_train_batch_size)
+        return in_chunks(compute, model, samples, self.args.per_device_train_batch_size)
 
     def batches(self, whole: Batch) -> list[Batch]:
-        """A round, in the batches of all its steps.
+        """Split a round into the batches of all its steps.
 
         Args:
-            whole: A dataclass with `samples` and `num_tokens`, which becomes the number of
-                completion tokens of the mini-batch that a batch is a part of.
+            whole: A dataclass with `samples` and `num_tokens`, which is set to the number of
+                completion tokens of the mini-batch of a batch.
         """
         mask = whole.samples.completion_mask
         return [
@@ -383,11 +378,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         ]
 
     def _batch_rows(self, num_rows: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The rows of every batch of a round: each pass in an order of its own.
-
-        Yields:
-            The rows of a batch, and those of the mini-batch that it is a part of.
-        """
+        """Yield the rows of every batch and of its mini-batch, reshuffled for each pass."""
         args = self.args
         for _ in range(args.num_ppo_epochs):
             order = torch.randperm(num_rows)
@@ -397,20 +388,20 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
 
 
 def frozen_copy(model: Any) -> Any:
-    """A copy of a model as it is now, which nothing trains.
+    """A copy of a model, to be used without training.
 
-    Its weights could have gradients all the same: on a CPU torch multiplies the slice of hidden
-    states that `logits_to_keep` leaves by weights that can have none many times more slowly.
+    `requires_grad` is set for speed: on a CPU, torch multiplies the slice of hidden states that
+    `logits_to_keep` leaves many times more slowly by weights that do not require a gradient.
     """
     return copy.deepcopy(model).requires_grad_(True)
 
 
 def _problems(model: Any, args: RolloutConfig, rows: Any, tokenizer: Any) -> Iterator[str]:
-    """What stands in the way of a run, as far as it can be known before it."""
+    """Yield everything that is wrong with the arguments."""
     if args.world_size > 1 or args.n_gpu > 1:
         yield (
-            "it runs in one process on one device: start it without torchrun, and let "
-            "CUDA_VISIBLE_DEVICES name one"
+            "it runs in one process on one device: start it without torchrun, and set "
+            "CUDA_VISIBLE_DEVICES to one device"
         )
     if not isinstance(model, PreTrainedModel) or not model.can_generate():
         yield (
@@ -428,8 +419,8 @@ def _problems(model: Any, args: RolloutConfig, rows: Any, tokenizer: Any) -> Ite
     yield from prompt_problems(rows, tokenizer, room)
     if 0 < len(rows) < args.rows_per_round:
         yield (
-            f"train_dataset has {len(rows)} rows, and a round takes {args.rows_per_round}: "
-            "expected at least as many"
+            f"train_dataset has {len(rows)} rows, expected at least the {args.rows_per_round} of a "
+            "round"
         )
 
 
