@@ -146,8 +146,8 @@ def test_wrong_usage(run: Run, options: list[str], told: str) -> None:
         (["--task", "subtraction"], 'no task "subtraction": expected addition or'),
         (["--data", "none.jsonl"], "none.jsonl: no such file"),
         (["--run", "none.toml"], "none.toml: no such file"),
-        (["--task", "addition", "--by", "size"], "no levels to tell apart by size"),
-        (["--task", "addition", "--text", "t.txt"], "t.txt is read beside a base"),
+        (["--task", "addition", "--by", "size"], "no levels size"),
+        (["--task", "addition", "--text", "t.txt"], "t.txt is for comparison with a base"),
         (["--task", "addition", "--max-tokens", "9000"], "too many tokens"),
     ],
 )

@@ -16,7 +16,7 @@ from trimtab.errors import CheckpointError, MissingExtraError, SettingsError
 from trimtab.results.evaluation import Evaluation
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
 from trimtab.training.evaluation.evaluate import evaluate
-from trimtab.training.evaluation.forgetting import PASSAGE, pieces, probe, read_text
+from trimtab.training.evaluation.forgetting import PASSAGE, measure_forgetting, pieces, read_text
 from trimtab.training.evaluation.suites import Suites
 
 pytestmark = pytest.mark.train
@@ -44,7 +44,7 @@ def test_base_and_tuned(pair: Pair, text: Path) -> None:
         tokenizer(passage)["input_ids"] for passage in ("Some words to read.", "And some more.")
     ]
     assert told.models[0].forgetting is None
-    assert told.models[1].forgetting == probe(base, tuned, passages)
+    assert told.models[1].forgetting == measure_forgetting(base, tuned, passages)
     assert told.settings == {
         "dtype": "bf16",
         "seed": 5,
@@ -129,7 +129,7 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"questions": ASKED, "temperature": float("inf")}, "temperature is inf"),
         ({"questions": ASKED, "batch_size": 0}, "batch_size is 0"),
         ({"questions": ASKED, "seed": -1}, "seed is -1"),
-        ({"questions": ASKED, "text": Path("t")}, "t is read beside a base"),
+        ({"questions": ASKED, "text": Path("t")}, "t is for comparison with a base"),
         ({"batch_size": 0}, "batch_size is 0.*; nothing to evaluate"),
     ],
 )
@@ -174,7 +174,7 @@ def test_models_that_cannot_be_read_beside_each_other(
     other = tmp_path / "other"
     shutil.copytree(pair.tuned, other)
     tiny.tokenizer("zyxwvutsrqponmlkjihgfedcba .").save_pretrained(other)
-    with pytest.raises(SettingsError, match="writes the text in other tokens than the base"):
+    with pytest.raises(SettingsError, match="tokenises the text differently from the base"):
         evaluate([str(other)], base=str(pair.base), text=text)
 
 

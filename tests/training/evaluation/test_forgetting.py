@@ -17,8 +17,8 @@ from trimtab.results.schema import from_plain, to_plain
 from trimtab.training.evaluation.answering import load_model, load_tokenizer
 from trimtab.training.evaluation.forgetting import (
     NeutralText,
+    measure_forgetting,
     pieces,
-    probe,
     read_text,
 )
 
@@ -63,7 +63,7 @@ def test_probe_is_the_dense_divergence(pair: Pair, dtype: str) -> None:
     base, tuned = (load_model(folder, dtype, "cpu") for folder in pair)
     passages = [list(range(3, 40)), [5, 6], [(7 * place) % 90 + 2 for place in range(150)]]
     seen: list[tuple[int, int]] = []
-    told = probe(base, tuned, passages, lambda done, total: seen.append((done, total)))
+    told = measure_forgetting(base, tuned, passages, lambda done, total: seen.append((done, total)))
     assert [passage.num_tokens for passage in told.passages] == [36, 1, 149]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     for place, ids in enumerate(passages):
@@ -85,7 +85,7 @@ def test_probe_is_the_dense_divergence(pair: Pair, dtype: str) -> None:
 
 def test_a_model_has_forgotten_nothing_of_itself(pair: Pair) -> None:
     base = load_model(pair.base, "bf16", "cpu")
-    told = probe(base, base, [[3, 4, 5, 6]])
+    told = measure_forgetting(base, base, [[3, 4, 5, 6]])
     assert told.kl == 0
     assert told.base_perplexity == told.tuned_perplexity
 
@@ -107,10 +107,12 @@ def test_what_the_base_rules_out_adds_nothing() -> None:
             return Output()
 
     base = Fixed([0.0, 0.0, -math.inf])
-    assert probe(base, Fixed([0.0, 0.0, 0.0]), [[0, 1]]).kl == pytest.approx(math.log(3 / 2))
-    assert probe(base, base, [[0, 1]]).kl == 0
+    assert measure_forgetting(base, Fixed([0.0, 0.0, 0.0]), [[0, 1]]).kl == pytest.approx(
+        math.log(3 / 2)
+    )
+    assert measure_forgetting(base, base, [[0, 1]]).kl == 0
     with pytest.raises(CheckpointError, match="not finite"):
-        probe(Fixed([0.0, 0.0, 0.0]), base, [[0, 1]])
+        measure_forgetting(Fixed([0.0, 0.0, 0.0]), base, [[0, 1]])
 
 
 def test_our_own_text_is_of_a_useful_size() -> None:

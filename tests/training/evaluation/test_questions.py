@@ -115,7 +115,7 @@ def test_reasoning_gym_by_what_it_tells() -> None:
 
 @pytest.mark.gym
 def test_reasoning_gym_has_what_it_can_be_told_by() -> None:
-    with pytest.raises(SettingsError, match="does not tell size of a question: it tells num_terms"):
+    with pytest.raises(SettingsError, match="have no level size: expected one of num_terms"):
         questions_of_task(GYM, by="size")
 
 
@@ -180,5 +180,5 @@ def test_a_reward_model_does_not_say_what_is_right(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", ROWS[:2])
     other = write(tmp_path / "other.jsonl", ROWS)
     file = run_file(tmp_path, {"file": "train.jsonl"}, {"model": "rm"})
-    with pytest.raises(SettingsError, match="scores of a reward model are not right or wrong"):
+    with pytest.raises(SettingsError, match="scores of a reward model do not say"):
         questions_of_run(file, data=other)

@@ -50,7 +50,7 @@ def test_given_messages() -> None:
     assert tokenizer.decode(prompt) == "1+1=\n"
     assert tokenizer.decode(completion) == "2\n"
     tokenizer.chat_template = CHAT  # its prompt ends with =, and no answered prompt does
-    with pytest.raises(SettingsError, match="rows: row 1: the chat template alters a prompt"):
+    with pytest.raises(SettingsError, match="rows: row 1: the chat template changes a prompt"):
         given_completions(tokenizer, data_of(row))
 
 
@@ -105,5 +105,5 @@ def test_the_end_of_a_line_ends_a_sample() -> None:
 
 def test_a_stop_of_several_tokens() -> None:
     data = read_data(DataTable(task="addition"), "prompts", stop="12")
-    with pytest.raises(SettingsError, match="'12' that ends a completion has 2 tokens"):
+    with pytest.raises(SettingsError, match="stop '12' has 2 tokens"):
         JudgedSampler(tiny.model(), tiny.tokenizer(), data, 0)

@@ -56,7 +56,7 @@ def test_a_task_of_reasoning_gym() -> None:
 
 
 def test_what_cannot_be_read(file: DataTable) -> None:
-    with pytest.raises(SettingsError, match="nothing says which completions are good"):
+    with pytest.raises(SettingsError, match="there is no reward to judge"):
         read_data(file, "rewards")
     with pytest.raises(SettingsError, match='there is no task "additoin": expected addition or'):
         read_data(DataTable(task="additoin"), "prompts")

@@ -28,7 +28,7 @@ from trimtab.training.probes.engine import (
     ElementSums,
     Measure,
     _chosen,
-    _Work,
+    _Totals,
     probe,
 )
 from trimtab.training.probes.losses import (
@@ -218,7 +218,7 @@ def test_what_is_told_of_a_probe(base: Base, tmp_path: Path) -> None:
 
 
 def test_rewards_that_say_nothing(base: Base, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="each of 8 prompts have equal rewards, so nothing"):
+    with pytest.raises(SettingsError, match="each of 8 prompts have equal rewards, so all"):
         scores_of(base[0], SIGN_CONSISTENCY, LOSSES["reward"], tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_experts_are_scored_one_by_one(tmp_path: Path) -> None:
     sums = ElementSums({n: p.shape for n, p in pieces.items()}, {}, tmp_path)
     with sums:
         parameters = dict(model.named_parameters())
-        work = _Work(FISHER, sums, parameters, pieces)
+        work = _Totals(FISHER, sums, parameters, pieces)
         gradients = {n: torch.randn_like(p) for n, p in parameters.items()}
         for name, gradient in gradients.items():
             work.add(name, gradient)

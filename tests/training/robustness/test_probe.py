@@ -28,7 +28,7 @@ from trimtab.results.robustness import Cell, Robustness
 from trimtab.training import runtime
 from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import ask, load_model, load_tokenizer
-from trimtab.training.evaluation.forgetting import pieces, probe, read_text
+from trimtab.training.evaluation.forgetting import measure_forgetting, pieces, read_text
 from trimtab.training.evaluation.questions import Questions, addition_questions
 from trimtab.training.perturbation.noise import ARMS, Hit, noisy
 from trimtab.training.perturbation.probe import _Subject, robustness
@@ -103,7 +103,7 @@ def test_figures_are_those_of_a_model_perturbed_by_hand(
         for cell in result.cells
         if (cell.noise, cell.level, cell.seed, cell.arm) == ("gaussian", 1.0, 4, "mask")
     ]
-    told = probe(whole, hurt, pieces(tokenizer, read_text(text), 512)[:2])
+    told = measure_forgetting(whole, hurt, pieces(tokenizer, read_text(text), 512)[:2])
     assert cell.kl == pytest.approx(told.kl)
     assert cell.num_changed == num_changed
     assert cell.num_chosen == cell.num_in_mask == mask.num_selected()
@@ -194,7 +194,7 @@ def test_weights_that_were_not_put_back_are_noticed_at_once(
 
     monkeypatch.setattr("trimtab.training.perturbation.probe.perturbed", sloppy)
     file = tmp_path / "r.partial.jsonl"
-    with pytest.raises(RuntimeError, match="not put back"):
+    with pytest.raises(RuntimeError, match="not restored"):
         robustness(folders[1], base=folders[0], mask=mask, text=text, unfinished=file)
     assert len(file.read_text().splitlines()) == 1  # no cell is kept
 

@@ -74,7 +74,7 @@ def test_another_probe_is_refused_and_the_file_stays(path: Path) -> None:
         f"{path} holds the finished part of a probe with mask='{'a' * 32}' (now '{'b' * 32}'), ",
         "settings.levels=[0.1, 1.0] (now [0.1])",
         "more=None (now 1)",
-        "delete the file to begin anew",
+        "delete the file to start over",
     ):
         assert said in str(error.value)
     assert "dtype" not in str(error.value)
@@ -99,7 +99,7 @@ def test_damage_is_one_sentence(path: Path, damage: Callable[[list[bytes]], list
     lines = path.read_bytes().splitlines()
     assert damage(lines) != lines
     path.write_bytes(b"".join(line + b"\n" for line in damage(lines)))
-    with pytest.raises(ResultFormatError, match=r"a damaged one .*: delete the file to begin anew"):
+    with pytest.raises(ResultFormatError, match=r"a damaged one .*: delete the file to start over"):
         open_file(path)
 
 

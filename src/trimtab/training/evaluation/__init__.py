@@ -1,4 +1,4 @@
-"""Ask models questions that they were not trained on, and measure what they forgot.
+"""Evaluates models on held-out questions, and measures what they forgot.
 
-`engine.evaluate` is the whole of it. Nothing here imports torch before it is called.
+The entry point is `evaluate.evaluate`. No module imports torch before a function is called.
 """

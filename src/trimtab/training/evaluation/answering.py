@@ -1,8 +1,8 @@
-"""Ask a model questions: once greedily, and some times by sampling.
+"""Asks a model questions, greedily and by sampling.
 
 The same seed, model, questions and batch size give the same answers on the same machine. Samples
-depend on the batch size, since a batch is drawn at once; in low precision so can the greedy answer,
-by the padding that questions of different lengths are given.
+depend on the batch size, since a batch is drawn at once; in low precision greedy answers can, too,
+because of padding.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from trimtab.training.runs.data import prompt_ids
 from trimtab.words import first_few
 
 Progress = Callable[[int, int], None]
-"""Called with batches done, and batches in all."""
+"""Called with the number of batches done, and of all batches."""
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint.
 
     Raises:
-        CheckpointError: A file of the folder is none to read.
+        CheckpointError: A file of the folder must not be read.
     """
     from transformers import AutoTokenizer
 
@@ -36,29 +36,28 @@ def load_tokenizer(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def load_model(of: BaseModel | Path, dtype: str, device: Any) -> Any:
-    """The model of a checkpoint, to be asked and not trained.
+def load_model(source: BaseModel | Path, dtype: str, device: Any) -> Any:
+    """Load the model of a checkpoint for inference.
 
-    Its weights could have gradients all the same: on a CPU torch multiplies the last hidden states,
-    a slice, by weights that can have none many times more slowly.
+    `requires_grad` stays set for speed: on a CPU, torch multiplies the last hidden states, a slice,
+    many times more slowly by weights that do not require a gradient.
 
     Args:
-        of: The model; or a folder that nobody else writes to, and that has no adapter.
-        dtype: `bf16` or `fp32`: of the weights and the arithmetic.
-        device: Where it computes.
+        source: The model; or a folder without an adapter that nothing else writes to.
+        dtype: `bf16` or `fp32`, for weights and arithmetic.
+        device: Device of the model.
 
     Raises:
-        CheckpointError: Its weights are not finite, so nothing that it says is; or they changed
-            since they were hashed.
+        CheckpointError: Its weights are not finite, or changed since they were hashed.
     """
-    if isinstance(of, BaseModel):
-        folder, model = of.folder, of.load(dtype)
+    if isinstance(source, BaseModel):
+        folder, model = source.folder, source.load(dtype)
     else:
-        folder, model = of, load_model_of(of, dtype)
-    broken = [name for name, of in model.named_parameters() if not of.isfinite().all()]
+        folder, model = source, load_model_of(source, dtype)
+    broken = [name for name, p in model.named_parameters() if not p.isfinite().all()]
     if broken:
         raise CheckpointError(
-            f"{folder} cannot be asked: NaN or infinity in {first_few(broken)} (as {dtype})"
+            f"{folder} cannot be evaluated: NaN or infinity in {first_few(broken)} (as {dtype})"
         )
     return model.to(device).eval()
 
@@ -77,13 +76,13 @@ def ask(
     """Ask every question, and judge the answers.
 
     Args:
-        model: A causal language model of transformers.
-        tokenizer: Of the model.
-        questions: What to ask.
-        seed: Of the sampling. The random state is left as it was.
+        model: A causal language model of Transformers.
+        tokenizer: Tokenizer of the model.
+        questions: Questions to ask.
+        seed: Seed of sampling. The random state is restored.
         num_samples: Sampled completions for each question; 0 for none.
-        temperature: Of the sampling, from all of the distribution.
-        batch_size: Completions that are generated at a time.
+        temperature: Sampling temperature, without top_p or top_k.
+        batch_size: Completions generated at a time.
         progress: Called after every batch.
 
     Raises:
@@ -91,21 +90,21 @@ def ask(
     """
     from trimtab.training.rollouts.sampling import Sampler, ids_of, seeded
 
-    # A stop of several tokens cannot end the sampling; the text is cut at it all the same.
+    # A stop of several tokens does not end sampling, but the text is cut at it.
     sampler = Sampler(model, tokenizer, questions.max_completion_length, stop=questions.stop)
     ids = [prompt_ids(tokenizer, prompt) for prompt in questions.prompts]
-    each = list(range(len(questions)))
-    repeated = [place for place in each for _ in range(num_samples)]
-    total = ceil(len(each) / batch_size) + ceil(len(repeated) / batch_size)
+    all_once = list(range(len(questions)))
+    repeated = [index for index in all_once for _ in range(num_samples)]
+    total = ceil(len(all_once) / batch_size) + ceil(len(repeated) / batch_size)
     num_done = 0
 
-    def complete(places: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
-        """A completion of each question: its text, whether it is right, and whether it ended."""
+    def complete(indices: Sequence[int], temperature: float) -> list[tuple[str, bool, bool]]:
+        """A completion per question: its text, whether it is correct, and whether it ended."""
         nonlocal num_done
         answered: list[tuple[str, bool, bool]] = []
-        for start in range(0, len(places), batch_size):
-            batch = places[start : start + batch_size]
-            samples = sampler.sample([ids[place] for place in batch], temperature=temperature)
+        for start in range(0, len(indices), batch_size):
+            batch = indices[start : start + batch_size]
+            samples = sampler.sample([ids[index] for index in batch], temperature=temperature)
             texts, ended = sampler.texts(ids_of(samples)), samples.has_ended.tolist()
             if questions.stop is not None:
                 ended = [
@@ -113,19 +112,19 @@ def ask(
                     for text, has_ended in zip(texts, ended, strict=True)
                 ]
                 texts = [text.partition(questions.stop)[0] for text in texts]
-            rewards = questions.reward.of([questions.rows.rows[place] for place in batch], texts)
-            right = [reward >= 1 for reward in rewards]
-            answered += zip(texts, right, ended, strict=True)
+            rewards = questions.reward.of([questions.rows.rows[index] for index in batch], texts)
+            correct = [reward >= 1 for reward in rewards]
+            answered += zip(texts, correct, ended, strict=True)
             num_done += 1
             if progress is not None:
                 progress(num_done, total)
         return answered
 
     with seeded(model.device, seed):
-        greedy = complete(each, 0.0)
+        greedy = complete(all_once, 0.0)
         sampled = complete(repeated, temperature)
-    num_right = [0] * len(questions)
-    for place, (_, is_right, _) in zip(repeated, sampled, strict=True):
-        num_right[place] += is_right
-    rows = zip(greedy, num_right, strict=True)
+    num_correct = [0] * len(questions)
+    for index, (_, is_correct, _) in zip(repeated, sampled, strict=True):
+        num_correct[index] += is_correct
+    rows = zip(greedy, num_correct, strict=True)
     return Answers(num_samples, tuple(Answer(*answer, num) for answer, num in rows))

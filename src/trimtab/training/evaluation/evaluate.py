@@ -1,7 +1,7 @@
-"""Evaluate models side by side: `evaluate` checks everything, then loads one model after the other.
+"""`evaluate`: checks everything up front, then evaluates one model after the other.
 
-All models compute in one dtype, so that what differs between them is not arithmetic. While there is
-a text to read, the base stays loaded beside the model under way; otherwise there is one at a time.
+All models compute in the same dtype, so that differences are not due to arithmetic. With a text,
+the base stays loaded together with the current model; otherwise only one model is loaded.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from trimtab.training.evaluation.answering import ask, load_model, load_tokenize
 from trimtab.training.evaluation.forgetting import (
     PASSAGE,
     NeutralText,
+    measure_forgetting,
     passage_length,
     pieces,
-    probe,
     read_text,
 )
 from trimtab.training.evaluation.questions import Questions
@@ -50,24 +50,25 @@ def evaluate(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Ask models questions, and measure what they forgot of a base.
+    """Ask models questions, and measure what they forgot compared with a base.
 
     Args:
         models: Folders, or hub ids with an optional `@revision`.
-        base: What they were tuned from. It is evaluated like them, before them, and all of them
-            read a text beside it.
-        questions: What to ask; None for nothing.
-        num_samples: Completions sampled for each question, beside the greedy one.
-        temperature: Of the sampling.
-        text: What is read beside the base; None for trimtab's own neutral text.
+        base: The model that they were tuned from. It is evaluated first, and the predictions of all
+            models on a text are compared with its own.
+        questions: Questions to ask; None for no questions.
+        num_samples: Completions sampled for each question, in addition to the greedy one.
+        temperature: Sampling temperature.
+        text: Text to compare predictions on; None for trimtab's neutral text.
         suites: Tasks of lm-evaluation-harness to run.
-        dtype: Of weights and arithmetic; None for bf16 if all models are stored in it, else fp32.
+        dtype: Dtype of weights and arithmetic; None for bf16 if all models are stored in it, else
+            fp32.
         batch_size: Completions generated at a time.
-        seed: Of the sampling.
-        progress: A running display to add lines to; by default an own one on stderr.
+        seed: Seed of sampling.
+        progress: A progress display to add lines to; by default a new one on stderr.
 
     Raises:
-        SettingsError: There is nothing to evaluate, or settings that cannot be used.
+        SettingsError: There is nothing to evaluate, or settings cannot be used.
         CheckpointError: A model cannot be used.
         MissingExtraError: A package is missing.
     """
@@ -80,17 +81,17 @@ def evaluate(
         problems.append("no models to evaluate")
     if questions is None and base is None and suites is None:
         problems.append(
-            "nothing to evaluate: give questions, suites, or a base to set models against"
+            "nothing to evaluate: give questions, suites, or a base to compare models with"
         )
     if text is not None and base is None:
-        problems.append(f"{text} is read beside a base: give one")
+        problems.append(f"{text} is for comparison with a base: give one")
     if problems:
         raise SettingsError("; ".join(problems))
     if suites is not None:
         suites.check()
-    read = None if base is None else read_text(text)
+    neutral = None if base is None else read_text(text)
     opened = _opened(names, questions)
-    passages = None if read is None else _passages(opened, read)
+    passages = None if neutral is None else _passages(opened, neutral)
     stored = {model.training_dtype(None) for model in opened}
     settings = {
         "dtype": dtype or ("bf16" if stored == {"bf16"} else "fp32"),
@@ -108,8 +109,8 @@ def evaluate(
         evaluated = _evaluated(opened, settings, questions, passages, suites, bars)
     return Evaluation(
         models=tuple(evaluated),
-        questions=None if questions is None else _asked(questions),
-        text=None if read is None else {**read.describe(), "max_passage_tokens": PASSAGE},
+        questions=None if questions is None else _asked_questions(questions),
+        text=None if neutral is None else {**neutral.describe(), "max_passage_tokens": PASSAGE},
         settings=settings,
         provenance=made_now(
             device={**runtime.device(device), "bf16_products": how}, versions=runtime.versions()
@@ -129,7 +130,7 @@ def _problems(num_samples: int, temperature: float, batch_size: int, seed: int) 
 
 
 def _opened(names: Sequence[str], questions: Questions | None) -> list[BaseModel]:
-    """The models, hashed and checked against the questions; all problems at once."""
+    """Open the models and check them against the questions; collects all problems."""
     opened: list[BaseModel] = []
     problems = Problems()
     for name in names:
@@ -146,7 +147,7 @@ def _opened(names: Sequence[str], questions: Questions | None) -> list[BaseModel
 
 
 def _passages(opened: Sequence[BaseModel], text: NeutralText) -> list[list[int]]:
-    """The text as tokens, which must be those of every model."""
+    """The token ids of the text, which must be the same for every model."""
     from transformers import AutoConfig
 
     configs = [AutoConfig.from_pretrained(model.folder).get_text_config() for model in opened]
@@ -165,7 +166,7 @@ def _passages(opened: Sequence[BaseModel], text: NeutralText) -> list[list[int]]
         elif pieces(load_tokenizer(model.folder), text, length) != passages:
             problems.add(
                 SettingsError(
-                    f"{model.record.id} writes the text in other tokens than the base: their "
+                    f"{model.record.id} tokenises the text differently from the base: their "
                     "predictions cannot be compared"
                 )
             )
@@ -173,7 +174,7 @@ def _passages(opened: Sequence[BaseModel], text: NeutralText) -> list[list[int]]
     return passages
 
 
-def _asked(questions: Questions) -> AskedQuestions:
+def _asked_questions(questions: Questions) -> AskedQuestions:
     levels = questions.levels or (None,) * len(questions)
     rows = zip(questions.prompts, questions.answers, levels, strict=True)
     return AskedQuestions(questions.by, questions.describe(), tuple(Question(*row) for row in rows))
@@ -192,10 +193,10 @@ def _evaluated(
     evaluated: list[EvaluatedModel] = []
     with stage(bars, f"evaluate {plural(len(opened), 'model')}", len(opened)) as models:
         models.step(0, {})
-        for of in opened:
-            name = Path(of.record.id).name
-            model = load_model(of, settings["dtype"], runtime.accelerator())
-            tokenizer = load_tokenizer(of.folder)
+        for source in opened:
+            name = Path(source.record.id).name
+            model = load_model(source, settings["dtype"], runtime.accelerator())
+            tokenizer = load_tokenizer(source.folder)
             answers = forgetting = metrics = None
             if questions is not None:
                 with stage(bars, f"{name}: questions") as line:
@@ -211,7 +212,7 @@ def _evaluated(
                     )
             if base is not None and passages is not None:
                 with stage(bars, f"{name}: text") as line:
-                    forgetting = probe(base, model, passages, line.follow)
+                    forgetting = measure_forgetting(base, model, passages, line.follow)
             if suites is not None:
                 with stage(bars, f"{name}: suites"):
                     metrics = suites.run(
@@ -220,7 +221,7 @@ def _evaluated(
                         batch_size=settings["batch_size"],
                         seed=settings["seed"],
                     )
-            evaluated.append(EvaluatedModel(of.record, answers, forgetting, metrics))
+            evaluated.append(EvaluatedModel(source.record, answers, forgetting, metrics))
             models.step(len(evaluated), {})
             if passages is not None and base is None:
                 base = model

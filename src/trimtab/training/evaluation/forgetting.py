@@ -1,13 +1,11 @@
-"""Forgetting: how far a model has moved from its base on text that it was not trained on.
+"""Forgetting: the divergence of a model from its base on text that it was not trained on.
 
-The base reads the text, and so does the tuned model. At every token both say how likely each next
-token is; the figure is the divergence KL(base || tuned) of the two, in nats, averaged over tokens.
-It is 0 for the base itself, and needs no right answers.
+The measure is KL(base || tuned) of the next-token distributions, in nats, averaged over the tokens
+of the text. It is 0 for the base itself, and needs no reference answers.
 
 Source:
-    Shenfeld, Pari and Agrawal 2025 (arXiv 2509.04259): the divergence from the base goes with how
-    much is forgotten. There it is measured on the new task; here on neutral text, with the base
-    first.
+    Shenfeld, Pari and Agrawal 2025 (arXiv 2509.04259): the divergence from the base correlates with
+    forgetting. There it is measured on the new task; here on neutral text, with the base first.
 """
 
 from __future__ import annotations
@@ -32,7 +30,7 @@ if TYPE_CHECKING:
 NEUTRAL = "neutral.txt"
 
 PASSAGE = 512
-"""Tokens of a passage, at most; longer ones are cut."""
+"""Maximum number of tokens of a passage; longer ones are split."""
 
 ROWS = 64
 """Tokens whose distributions are compared at a time, in fp64."""
@@ -40,12 +38,12 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class NeutralText:
-    """What the models read.
+    """A text for the models to read.
 
     Attributes:
-        source: The file, or that it is trimtab's own.
+        source: The file, or a description of trimtab's text.
         digest: xxh3-128 of its bytes.
-        passages: Each is read on its own.
+        passages: Passages, which are read separately.
     """
 
     source: str
@@ -55,7 +53,7 @@ class NeutralText:
     __repr__ = one_line
 
     def describe(self) -> dict[str, Any]:
-        """What is recorded of it."""
+        """The record of the text, for results."""
         return {
             "source": self.source,
             "xxh3_128": self.digest,
@@ -64,10 +62,10 @@ class NeutralText:
 
 
 def read_text(path: Path | None = None) -> NeutralText:
-    """Read a text; empty lines part its passages.
+    """Read a text; empty lines separate its passages.
 
     Args:
-        path: A text file in UTF-8; None for trimtab's own.
+        path: A text file in UTF-8; None for trimtab's text.
 
     Raises:
         SettingsError: It cannot be read, or is empty.
@@ -97,11 +95,7 @@ def read_text(path: Path | None = None) -> NeutralText:
 
 
 def passage_length(folder: Path) -> int:
-    """Tokens of a passage that a model reads, at most: `PASSAGE`, or its context if that is less.
-
-    Args:
-        folder: A checkpoint.
-    """
+    """Maximum tokens of a passage for a checkpoint: `PASSAGE`, or its context if that is less."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(folder).get_text_config()
@@ -109,53 +103,53 @@ def passage_length(folder: Path) -> int:
 
 
 def pieces(tokenizer: Any, text: NeutralText, length: int) -> list[list[int]]:
-    """Token ids of the passages, cut where they are longer; those with nothing to predict left out.
+    """Token ids of the passages, split where they are too long; without those of a single token.
 
     Args:
-        tokenizer: Of both models.
+        tokenizer: Tokenizer of both models.
         text: The text.
-        length: Tokens of a piece, at most.
+        length: Maximum tokens of a piece.
 
     Raises:
-        SettingsError: Nothing is left.
+        SettingsError: There is no passage of two tokens or more.
     """
-    found = []
+    passages = []
     for passage in text.passages:
         ids = tokenizer(passage)["input_ids"]
         cuts = [ids[start : start + length] for start in range(0, len(ids), length)]
-        found += [piece for piece in cuts if len(piece) > 1]
-    if not found:
+        passages += [piece for piece in cuts if len(piece) > 1]
+    if not passages:
         raise SettingsError(f"text: {text.source}: no passage of two tokens or more")
-    return found
+    return passages
 
 
-def probe(
+def measure_forgetting(
     base: Any,
     tuned: Any,
     passages: Sequence[Sequence[int]],
     progress: Callable[[int, int], None] | None = None,
 ) -> Forgetting:
-    """Have both models read passages, one at a time, so that no figure depends on padding.
+    """Compare the predictions of both models on passages, one at a time to avoid padding.
 
     Args:
-        base: A causal language model of transformers, in evaluation mode.
+        base: A causal language model of Transformers, in evaluation mode.
         tuned: Another one, with the same vocabulary.
-        passages: Token ids of each; two or more.
-        progress: Called with passages read, and passages in all.
+        passages: Token ids of each passage; at least two.
+        progress: Called with the number of passages read, and of all.
 
     Raises:
-        CheckpointError: A model predicts something that is not finite.
+        CheckpointError: Predictions are not finite.
     """
     import torch
 
     rows = []
     for number, ids in enumerate(passages, start=1):
-        with torch.no_grad():  # and not inference mode: see `bf16_products`
+        with torch.no_grad():  # not inference mode, see `bf16_products`
             sums = sums_of(next_logits(base, ids), next_logits(tuned, ids), ids)
         if not all(map(isfinite, sums)):
             raise CheckpointError(
-                "the divergence from the base is not finite: a model rules out what the other "
-                "expects, or its arithmetic overflows (try fp32)"
+                "the divergence from the base is not finite: a model gives probability 0 to what "
+                "the other expects, or its arithmetic overflows (try fp32)"
             )
         rows.append(Passage(len(ids) - 1, *sums))
         if progress is not None:
@@ -164,12 +158,12 @@ def probe(
 
 
 def next_logits(model: Any, ids: Sequence[int]) -> Tensor:
-    """What a model says after each token but the last."""
+    """The logits after each token but the last."""
     import torch
 
-    whole = torch.tensor([list(ids)], device=model.device)
-    logits: Tensor = model(input_ids=whole, use_cache=False).logits[0, :-1]
-    # fp64 is wanted next, which only CPUs and CUDA have.
+    input_ids = torch.tensor([list(ids)], device=model.device)
+    logits: Tensor = model(input_ids=input_ids, use_cache=False).logits[0, :-1]
+    # The next operation is in fp64, which only CPUs and CUDA support.
     return logits if logits.device.type == "cuda" else logits.cpu()
 
 
@@ -183,13 +177,13 @@ def sums_of(base: Tensor, tuned: Tensor, ids: Sequence[int]) -> tuple[float, flo
     following = torch.tensor(list(ids[1:]), device=base.device).unsqueeze(1)
     divergence = base_surprise = tuned_surprise = 0.0
     for chunk in (slice(start, start + ROWS) for start in range(0, len(following), ROWS)):
-        of_base, of_tuned, tokens = base[chunk], tuned[chunk], following[chunk]
-        log_base = of_base.double().log_softmax(1)
-        log_tuned = of_tuned.to(log_base).log_softmax(1)
-        chances = log_base.exp()
-        terms = chances * (log_base - log_tuned)
-        # A token that the base rules out adds nothing, whatever the tuned model says of it.
-        divergence += float(terms.masked_fill(chances == 0, 0.0).sum())
+        tokens = following[chunk]
+        log_base = base[chunk].double().log_softmax(1)
+        log_tuned = tuned[chunk].to(log_base).log_softmax(1)
+        probs = log_base.exp()
+        terms = probs * (log_base - log_tuned)
+        # A token of probability 0 under the base adds nothing.
+        divergence += float(terms.masked_fill(probs == 0, 0.0).sum())
         base_surprise -= float(log_base.gather(1, tokens).sum())
         tuned_surprise -= float(log_tuned.gather(1, tokens).sum())
     return divergence, base_surprise, tuned_surprise

@@ -1,8 +1,8 @@
-"""Held-out questions: those of a task, of a file, or those that a run was not trained on.
+"""Held-out questions of a task, of a file, or of a run.
 
-A task makes its held-out questions as it makes its training questions, by the same code, from other
-seeds. What a run was trained on is left out by its text, too, and counted: a task with few
-possible questions asks some of them again.
+A task generates held-out questions like its training questions, from other seeds. Questions whose
+prompts a run was trained on are left out and counted, because a task with few possible questions
+repeats some of them.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable, R
 from trimtab.training.runs.tasks import addition_reward, gym_questions, gym_reward, gym_rows
 
 NUM_QUESTIONS = 100
-"""That a task of reasoning-gym makes, unless told otherwise."""
+"""Default number of questions of a reasoning-gym task."""
 
 Level = str | int | float
 
 
 @dataclass(frozen=True)
 class Questions:
-    """What models are asked, and how their answers are judged.
+    """Questions for models, and how their answers are judged.
 
     Attributes:
-        rows: Each with `prompt` and what the reward looks at.
-        reward: A completion is right if its reward is at least 1.
-        answers: The right answer of each, as written; None where there is no single one.
-        levels: The level of each; None if the questions have none.
-        by: What the levels are.
-        stop: A text that ends a completion, beside the end token.
-        max_completion_length: Tokens of a completion, at most.
+        rows: Rows with `prompt` and the columns of the reward.
+        reward: A completion is correct if its reward is at least 1.
+        answers: The correct answer of each question, as text; None if there is no single one.
+        levels: The level of each question; None if there are none.
+        by: Name of the levels.
+        stop: A text that ends a completion, in addition to the end token.
+        max_completion_length: Maximum number of tokens of a completion.
         num_seen: Questions left out because the run was trained on them.
     """
 
@@ -60,40 +60,40 @@ class Questions:
 
     @property
     def prompts(self) -> tuple[Any, ...]:
-        """What is asked: texts, or lists of messages."""
+        """The prompts: texts, or lists of messages."""
         return tuple(row["prompt"] for row in self.rows.rows)
 
-    def keep(self, places: Sequence[int]) -> Questions:
-        """Some of the questions.
+    def select(self, indices: Sequence[int]) -> Questions:
+        """Select some of the questions.
 
         Raises:
-            SettingsError: None is left.
+            SettingsError: No question is selected.
         """
-        if not places:
+        if not indices:
             raise SettingsError(f"{self.rows.source}: no question is left to ask")
-        rows = [self.rows.rows[place] for place in places]
+        rows = [self.rows.rows[index] for index in indices]
         return replace(
             self,
             rows=replace(self.rows, rows=rows),
-            answers=tuple(self.answers[place] for place in places),
-            levels=None if self.levels is None else tuple(self.levels[p] for p in places),
+            answers=tuple(self.answers[index] for index in indices),
+            levels=None if self.levels is None else tuple(self.levels[index] for index in indices),
         )
 
     def unseen(self, seen: Iterable[Any]) -> Questions:
         """The questions whose prompts are not among those that a run was trained on."""
         known = {_key(prompt) for prompt in seen}
-        places = [place for place, of in enumerate(self.prompts) if _key(of) not in known]
-        return replace(self.keep(places), num_seen=len(self) - len(places))
+        indices = [i for i, prompt in enumerate(self.prompts) if _key(prompt) not in known]
+        return replace(self.select(indices), num_seen=len(self) - len(indices))
 
     def first(self, num: int | None) -> Questions:
-        """The first so many; all for None."""
-        return self if num is None else self.keep(range(min(num, len(self))))
+        """The first `num` questions; None for all."""
+        return self if num is None else self.select(range(min(num, len(self))))
 
     def check(self, model: BaseModel) -> None:
-        """Check that a model can be asked.
+        """Check that the questions fit a model.
 
         Raises:
-            SettingsError: It takes no messages, or some questions do not fit its context.
+            SettingsError: It has no chat template, or some questions exceed its context.
         """
         if self.rows.has_messages and not model.has_chat_template:
             raise SettingsError(
@@ -103,11 +103,11 @@ class Questions:
         check_lengths(self.rows, model, self.max_completion_length, None)
 
     def describe(self) -> dict[str, Any]:
-        """What is recorded of them, beside what was asked and the right answers."""
-        asked = json.dumps([self.prompts, self.answers], default=str).encode()
+        """The record of the questions, without prompts and answers."""
+        content = json.dumps([self.prompts, self.answers], default=str).encode()
         return {
             "source": self.rows.source,
-            "xxh3_128": xxhash.xxh3_128_hexdigest(asked),
+            "xxh3_128": xxhash.xxh3_128_hexdigest(content),
             "num_seen": self.num_seen,
             "reward": dict(self.reward.record),
             "stop": self.stop,
@@ -117,11 +117,11 @@ class Questions:
 
 
 def addition_questions(heldout: Sequence[addition.Question], **details: Any) -> Questions:
-    """Sums of two digits; the end of a line ends an answer.
+    """Sums of two digits; a newline ends an answer.
 
     Args:
         heldout: The sums.
-        **details: Recorded with them.
+        **details: Entries to add to the record.
     """
     rows = [{"prompt": question.prompt, "answer": question.answer} for question in heldout]
     return Questions(
@@ -139,10 +139,10 @@ def file_questions(
     """The rows of a JSON Lines file.
 
     Args:
-        path: Each row has `prompt`, what the reward looks at, and perhaps a level.
-        reward: Judges the completions.
-        column: Has the right answer, if there is such a column.
-        by: The column with the level; None takes `level` if there is one.
+        path: File whose rows have `prompt`, the columns of the reward, and optionally a level.
+        reward: Reward of the completions.
+        column: Column of the correct answer, if it exists.
+        by: Column of the level; None for `level`, if it exists.
 
     Raises:
         SettingsError: The file, or rows of it, cannot be used; or it has no such column.
@@ -151,7 +151,7 @@ def file_questions(
     columns = rows.rows[0].keys()
     if by is not None and by not in columns:
         raise SettingsError(
-            f"{path}: no column {by} to tell levels by: it has {', '.join(sorted(columns))}"
+            f"{path}: no column {by} for levels: it has {', '.join(sorted(columns))}"
         )
     levels = by or ("level" if "level" in columns else None)
     return Questions(
@@ -169,13 +169,13 @@ def questions_of_task(
     """Held-out questions of a task.
 
     Args:
-        table: Names the task, and has the configuration of one of reasoning-gym.
-        seed: Decides the questions: for `addition` the split, the same as the seed of a run.
-        num: How many, at most; None for all held-out sums, or 100 of a task of reasoning-gym.
+        table: Name of the task, and the configuration of a reasoning-gym task.
+        seed: Seed of the questions; for `addition` that of the split, equal to the seed of a run.
+        num: Maximum number; None for all held-out sums, or 100 of a reasoning-gym task.
         by: Key of the metadata of a reasoning-gym question that is its level.
 
     Raises:
-        SettingsError: There is no such task, or it cannot be asked so.
+        SettingsError: There is no such task, or it does not support the settings.
         MissingExtraError: The package of the task is missing.
     """
     if table.is_gym:
@@ -185,7 +185,7 @@ def questions_of_task(
             f'there is no task "{table.task}": expected {ADDITION} or {REASONING_GYM}NAME'
         )
     if by is not None:
-        raise SettingsError(f"{ADDITION} has no levels to tell apart by {by}")
+        raise SettingsError(f"{ADDITION} has no levels {by}")
     if table.config:
         raise SettingsError(f"{ADDITION} has nothing to configure: {', '.join(table.config)}")
     return addition_questions(split_questions(seed).heldout, seed=seed).first(num)
@@ -194,16 +194,17 @@ def questions_of_task(
 def questions_of_run(
     file: Settings, *, data: Path | None = None, num: int | None = None, by: str | None = None
 ) -> Questions:
-    """Questions like those of a run, that it was not trained on.
+    """Questions like those of a run, without those that it was trained on.
 
     Args:
         file: The run.
-        data: Held-out questions, for a run that was trained on a file: judged by its reward.
-        num: How many, at most; see `questions_of_task`.
-        by: What the levels are; see `questions_of_task` and `file_questions`.
+        data: File of held-out questions, for a run that was trained on a file; judged by its
+            reward.
+        num: Maximum number; see `questions_of_task`.
+        by: Name of the levels; see `questions_of_task` and `file_questions`.
 
     Raises:
-        SettingsError: The run has no questions like this, or nothing that judges answers.
+        SettingsError: The run has no such questions, or no reward to judge answers by.
     """
     if file.data.file is not None:
         if data is None:
@@ -213,56 +214,57 @@ def questions_of_run(
             )
         reward, column = _reward_of_run(file)
         seen = read_rows(file.resolve(file.data.file), ("prompt",)).rows
-        asked = file_questions(data, reward, column=column, by=by)
-        return asked.unseen(row["prompt"] for row in seen).first(num)
+        questions = file_questions(data, reward, column=column, by=by)
+        return questions.unseen(row["prompt"] for row in seen).first(num)
     if data is not None:
         raise SettingsError(f"{file.path} trains on the task {file.data.task}: leave --data out")
     if not file.data.is_gym:
         return questions_of_task(file.data, seed=file.task_seed, num=num, by=by)
-    # The tasks seed question i with seed + i: the training questions are the first ones.
+    # Question i has the seed `seed + i`, and the training questions come first.
     seen = gym_questions(file.data, file.task_seed)
-    asked = questions_of_task(file.data, seed=file.task_seed + file.data.size, num=num, by=by)
-    return asked.unseen(row["prompt"] for row in gym_rows(seen, file.data, ("prompt",)).rows)
+    seed = file.task_seed + file.data.size
+    questions = questions_of_task(file.data, seed=seed, num=num, by=by)
+    return questions.unseen(row["prompt"] for row in gym_rows(seen, file.data, ("prompt",)).rows)
 
 
 def _reward_of_run(file: Settings) -> tuple[Reward, str]:
-    """What judges the answers of a run, and the column of the right ones."""
+    """The reward of a run, and the column of the correct answers."""
     table = file.reward
     if table is None:
         raise SettingsError(
-            f"{file.path} has no [reward], so nothing in it tells right answers from wrong ones: "
-            "leave --run out, and say how with --verifier or --reward"
+            f"{file.path} has no [reward] to judge answers by: leave --run out, and give "
+            "--verifier or --reward"
         )
     if table.model is not None:
         raise SettingsError(
-            f"{file.path}: the scores of a reward model are not right or wrong: leave --run out, "
-            "and say how to judge answers with --verifier or --reward"
+            f"{file.path}: the scores of a reward model do not say whether an answer is correct: "
+            "leave --run out, and give --verifier or --reward"
         )
     return reward_of(table, file.path.parent), table.column
 
 
 def reward_of(table: RewardTable, folder: Path) -> Reward:
-    """A function of the user's, or a comparison with the right answer.
+    """Build a reward: a user's function, or a comparison with the correct answer.
 
     Args:
-        table: Has a `function` or a `kind`.
-        folder: What the file of the function is relative to.
+        table: Table with a `function` or a `kind`.
+        folder: Folder that the path of the function is relative to.
 
     Raises:
-        SettingsError: It cannot be used.
+        SettingsError: The reward cannot be used.
     """
     if table.function is not None:
         return load_function(table.function, folder)
-    assert table.kind is not None, "there is one of the two"
+    assert table.kind is not None, "a table has one of the two"
     return comparison(table.kind, table.column, table.pattern)
 
 
 def _gym(table: DataTable, seed: int, by: str | None) -> Questions:
-    made = gym_questions(table, seed)
-    entries = [made[place] for place in range(table.size)]
+    dataset = gym_questions(table, seed)
+    entries = [dataset[index] for index in range(table.size)]
     return Questions(
-        gym_rows(made, table, ("prompt", "item")),
-        gym_reward(made, table),
+        gym_rows(dataset, table, ("prompt", "item")),
+        gym_reward(dataset, table),
         tuple(entry["answer"] if isinstance(entry["answer"], str) else None for entry in entries),
         None if by is None else tuple(_gym_level(entry, by, table.task) for entry in entries),
         by,
@@ -273,13 +275,13 @@ def _gym_level(entry: Mapping[str, Any], by: str, task: str | None) -> Level:
     metadata = entry["metadata"]
     if by not in metadata:
         plain = [key for key, value in metadata.items() if isinstance(value, Level)]
-        told = ", ".join(key for key in plain if not key.startswith("source_")) or "nothing"
-        raise SettingsError(f"{task} does not tell {by} of a question: it tells {told}")
+        known = ", ".join(key for key in plain if not key.startswith("source_")) or "none"
+        raise SettingsError(f"questions of {task} have no level {by}: expected one of {known}")
     return _level(metadata[by])
 
 
 def _written(answer: Any) -> str | None:
-    """An answer as text; None where there is none."""
+    """An answer as text; None if there is none."""
     if answer is None or isinstance(answer, str):
         return answer
     is_number = isinstance(answer, int | float) and not isinstance(answer, bool)
@@ -287,7 +289,7 @@ def _written(answer: Any) -> str | None:
 
 
 def _level(value: Any) -> Level:
-    """A text or a finite number; anything else as JSON writes it."""
+    """A text or a finite number as it is; anything else as JSON."""
     is_plain = isinstance(value, str | int) or (isinstance(value, float) and isfinite(value))
     return value if is_plain else json.dumps(value, default=str)
 

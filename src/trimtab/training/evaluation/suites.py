@@ -1,8 +1,7 @@
-"""Tasks of lm-evaluation-harness, on the models that are being evaluated anyway.
+"""Runs tasks of lm-evaluation-harness on the models that are evaluated.
 
-Prompts, answers and metrics are all theirs; a task of the user's own is a YAML file as that
-package reads it. The models are passed to it as they are loaded, so dtype and device are those of
-everything else that is measured.
+Prompts, answers and metrics are those of the package; users can add tasks as YAML files. The models
+are passed as they are loaded, so dtype and device are those of the rest of the evaluation.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ INSTALL = "pip install 'trimtab[eval]'"
 
 @dataclass(frozen=True)
 class Suites:
-    """Tasks to be run.
+    """Tasks to run.
 
     Attributes:
-        names: Of tasks, groups or tags, as `lm_eval` has them.
-        folder: Has YAML files of tasks beside those of the package; None for no others.
-        num_questions: Of each task, at most; None for all.
+        names: Names of tasks, groups or tags of `lm_eval`.
+        folder: Folder with YAML files of additional tasks; None for none.
+        num_questions: Maximum number of questions of each task; None for all.
     """
 
     names: tuple[str, ...]
@@ -34,7 +33,7 @@ class Suites:
     num_questions: int | None = None
 
     def check(self) -> None:
-        """Check that the tasks are known, before any model is loaded.
+        """Check that the tasks exist, before any model is loaded.
 
         Raises:
             MissingExtraError: The package is not installed.
@@ -55,23 +54,23 @@ class Suites:
         """Run the tasks on a model.
 
         Args:
-            model: A causal language model of transformers.
-            tokenizer: Of the model.
+            model: A causal language model of Transformers.
+            tokenizer: Tokenizer of the model.
             batch_size: Requests at a time.
-            seed: Of everything that the package draws.
+            seed: Seed of all random numbers of the package.
 
         Returns:
             Task -> its number of questions, version, shots, and metrics, each with its standard
             error if it has one.
 
         Raises:
-            SettingsError: A task fails: its data cannot be had, or it needs what is not there.
+            SettingsError: A task fails, because data or packages are missing.
         """
         lm_eval = require("lm_eval", INSTALL)
-        getLogger("lm_eval").setLevel(ERROR)  # it would warn that the model was loaded before
+        getLogger("lm_eval").setLevel(ERROR)  # it warns about models that are already loaded
         wrapper = require("lm_eval.models.huggingface", INSTALL)
         try:
-            found = lm_eval.simple_evaluate(
+            results = lm_eval.simple_evaluate(
                 model=wrapper.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=list(self.names),
                 task_manager=self._manager(),
@@ -84,29 +83,29 @@ class Suites:
             )
         except Exception as error:
             raise SettingsError(f"suites: {' '.join(str(error).split()) or repr(error)}") from error
-        return {name: _told(found, name) for name in found["results"]}
+        return {name: _metrics(results, name) for name in results["results"]}
 
     def _manager(self) -> Any:
         tasks = require("lm_eval.tasks", INSTALL)
         return tasks.TaskManager(include_path=None if self.folder is None else str(self.folder))
 
 
-def _told(found: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """One task; its results are named `metric,filter` and `metric_stderr,filter` there."""
-    results = found["results"][name]
+def _metrics(results: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The results of a task, which the package names `metric,filter`, `metric_stderr,filter`."""
+    values = results["results"][name]
     metrics = {}
-    for key, value in results.items():
+    for key, value in values.items():
         metric, comma, filtered = key.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        error = results.get(f"{metric}_stderr,{filtered}")
+        error = values.get(f"{metric}_stderr,{filtered}")
         metrics[metric if filtered == "none" else f"{metric} ({filtered})"] = {
             "value": value,
             "standard_error": error if isinstance(error, int | float) else None,
         }
     return {
-        "num_questions": found["n-samples"].get(name, {}).get("effective"),
-        "num_shots": found["n-shot"].get(name),
-        "version": found["versions"].get(name),
+        "num_questions": results["n-samples"].get(name, {}).get("effective"),
+        "num_shots": results["n-shot"].get(name),
+        "version": results["versions"].get(name),
         "metrics": metrics,
     }

@@ -1,4 +1,4 @@
-"""Noise of a known size on sets of elements of a model, for as long as a block lasts.
+"""Perturbs sets of elements of a model by noise of a known size.
 
 The sets are the mask, and sets of its size to compare it with:
 
@@ -9,25 +9,25 @@ The sets are the mask, and sets of its size to compare it with:
 `magnitude`    as many elements of each tensor and exponent of the base's weight, at random
 =============  ====================================================================================
 
-All four have the same number of elements in every tensor, so a tensor that is more than half
-selected is thinned to what is left outside: the mask itself is, at random. The last two may take
-elements of the mask, too; `Arm.num_in_mask` says how many.
+All four have the same number of elements in every tensor. Where more than half of a tensor is
+selected, a random part of the mask is used, as large as the rest of the tensor. The last two may
+include elements of the mask; `Arm.num_in_mask` says how many.
 
 Noise is rounded to the dtype of the weight, and every kind has a level. For Gaussian noise it is a
 norm: of the noise of a tensor, relative to the chosen elements (`gaussian`), or of one element,
-relative to the root mean square of the whole tensor (`gaussian-absolute`). For the others it is the
-share of the chosen elements that are hit.
+relative to the root mean square of the tensor (`gaussian-absolute`). For the others it is the share
+of the chosen elements that are hit.
 
 =====================  =============================================================================
 `gaussian`             norm of the noise = level · norm of the chosen elements, in each tensor
 `gaussian-absolute`    norm of the noise = level · rms of the tensor · sqrt(number of chosen ones)
 `sign`                 a share of the chosen elements is negated: their sign bit is flipped
-`bitflip`              a share of the chosen elements has one bit of the mantissa flipped, any alike
+`bitflip`              a share of the chosen elements has a random bit of the mantissa flipped
 =====================  =============================================================================
 
-So the first is as large as the elements it hits, and the second is the same for all elements of a
-tensor: a set of small elements suffers more from it. Both hold before rounding; `Hit` says what is
-left of it in the stored dtype. The same seed draws the same noise for every set and every level.
+So the first scales with the elements it hits, and the second is the same for all elements of a
+tensor and hits a set of small elements harder. These are norms before rounding; `Hit` has those in
+the stored dtype. The same seed draws the same noise for every set and every level.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ARMS = ("mask", "outside", "random", "magnitude")
-"""In the order in which they are shown; the others are what the first is set against."""
+"""In display order; the first is compared with the others."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Arm:
 
     Attributes:
         name: One of `ARMS`.
-        elements: Which.
+        elements: The set, as a mask.
         num_in_mask: How many of them the mask selects.
     """
 
@@ -74,7 +74,7 @@ class Arm:
 def arms_of(mask: Mask, base: Checkpoint, seed: int) -> dict[str, Arm]:
     """Draw the sets for one seed: name -> set, in the order of `ARMS`.
 
-    `base` is what the mask was made against: its weights say which elements have one magnitude.
+    `base` is the base of the mask, whose weights are matched by magnitude.
     """
     outside = mask.complement()
     room = {name: min(mask.num_selected(name), outside.num_selected(name)) for name in mask}
@@ -91,16 +91,16 @@ def arms_of(mask: Mask, base: Checkpoint, seed: int) -> dict[str, Arm]:
     }
 
 
-def _thinned(mask: Mask, room: dict[str, int], seed: int, what: str) -> Mask:
-    """So many of the elements that a mask selects in each tensor, at random."""
+def _thinned(mask: Mask, room: dict[str, int], seed: int, arm: str) -> Mask:
+    """Keep `room` of the elements that a mask selects in each tensor, at random."""
     if all(room[name] == mask.num_selected(name) for name in mask):
         return mask
     tensors = {}
     for name in mask:
         selected = mask.array(name)
-        places = mask.indices(name)
-        kept = random_tensor(places.shape, room[name], seed=seed, name=f"{what}\0{name}").unpack()
-        selected.reshape(-1)[places[~kept]] = False
+        index = mask.indices(name)
+        keep = random_tensor(index.shape, room[name], seed=seed, name=f"{arm}\0{name}").unpack()
+        selected.reshape(-1)[index[~keep]] = False
         tensors[name] = PackedTensor.pack(selected)
     return Mask(tensors, mask.base, mask.provenance)
 
@@ -111,11 +111,11 @@ def _num_common(left: Mask, right: Mask) -> int:
 
 @dataclass(frozen=True)
 class Hit:
-    """What noise did, in the dtype of the weights; addable.
+    """The effect of noise, in the dtype of the weights; can be added up.
 
     Attributes:
-        num_chosen: Elements that it could hit.
-        num_changed: Elements that have other bits than before.
+        num_chosen: Elements in the set.
+        num_changed: Elements whose bits changed.
         squared_noise: Sum of the squares of after - before.
         squared_weights: Sum of the squares of before, over the chosen elements.
     """
@@ -137,40 +137,39 @@ class Hit:
 
 
 def noisy(
-    weights: Tensor, places: Tensor, noise: str, level: float, *, seed: int, name: str
+    weights: Tensor, index: Tensor, noise: str, level: float, *, seed: int, name: str
 ) -> tuple[Tensor, Hit]:
-    """New values for some elements of a weight, which is left as it is.
+    """Compute perturbed values for some elements of a weight, without changing it.
 
     Args:
         weights: All elements, `[num_elements]`, of a float dtype.
-        places: Of the chosen elements, int64, each once.
+        index: Positions of the chosen elements, int64, each once.
         noise: A key of `NOISES`.
-        level: How much of it, see above.
-        seed: With the name it decides the draw.
-        name: Of the weight.
+        level: Level of the noise, see the module docstring.
+        seed: Determines the noise, together with the name.
+        name: Name of the weight.
 
     Returns:
-        The new values at `places`, and what became of them.
+        The new values at `index`, and the effect.
     """
     import torch
 
-    before = weights[places]
+    before = weights[index]
     generator = torch.Generator().manual_seed(
         xxhash.xxh3_64_intdigest(f"{seed}\0{noise}\0{name}".encode()) >> 1  # a signed 64-bit number
     )
     after = NOISES[noise](weights, before, level, generator)
     difference = after.double() - before.double()
-    bits = _BITS[before.element_size()]
     return after, Hit(
-        len(places),
-        int((after.view(_dtype(bits)) != before.view(_dtype(bits))).sum()),
+        len(index),
+        int((_bits(after) != _bits(before)).sum()),
         float(difference.square().sum()),
         float(before.double().square().sum()),
     )
 
 
 def level_problem(noise: str, level: float) -> str | None:
-    """Why a level cannot be used, in words; None if it can."""
+    """Why a level cannot be used; None if it can."""
     if not (isfinite(level) and level > 0):
         return f"a level of {level:g}: expected a number above 0"
     if noise in ("sign", "bitflip") and level > 1:
@@ -190,7 +189,7 @@ def _gaussian_absolute(
 
 
 def _added(before: Tensor, norm: float, generator: torch.Generator) -> Tensor:
-    """Add Gaussian noise that is scaled to have this very norm."""
+    """Add Gaussian noise that is scaled to exactly this norm."""
     import torch
 
     if not len(before):
@@ -214,28 +213,25 @@ def _bitflip(weights: Tensor, before: Tensor, level: float, generator: torch.Gen
     hit = _some(before, level, generator)
     num_bits = round(-log2(torch.finfo(before.dtype).eps))  # of the mantissa
     drawn = torch.randint(num_bits, (len(hit),), generator=generator).to(before.device)
-    bits = after.view(_dtype(_BITS[before.element_size()]))
+    bits = _bits(after)
     bits[hit] ^= torch.ones_like(drawn).bitwise_left_shift(drawn).to(bits.dtype)
     return after
 
 
 def _some(before: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Places of a share of some elements, rounded to a whole number of them."""
+    """Random positions of a share of some elements, rounded to a whole number of them."""
     import torch
 
     order = torch.randperm(len(before), generator=generator)
     return order[: round(share * len(before))].to(before.device)
 
 
-def _dtype(name: str) -> torch.dtype:
+def _bits(values: Tensor) -> Tensor:
+    """The bit patterns of values as integers of the same width: a view."""
     import torch
 
-    found: torch.dtype = getattr(torch, name)
-    return found
+    return values.view(getattr(torch, f"int{8 * values.element_size()}"))
 
-
-_BITS = {2: "int16", 4: "int32", 8: "int64"}
-"""Bytes of an element -> integer of its width, to see its bits."""
 
 NOISES: Mapping[str, Callable[[Tensor, Tensor, float, torch.Generator], Tensor]] = {
     "gaussian": _gaussian,
@@ -243,22 +239,22 @@ NOISES: Mapping[str, Callable[[Tensor, Tensor, float, torch.Generator], Tensor]]
     "sign": _sign,
     "bitflip": _bitflip,
 }
-"""Kind of noise -> all elements, the chosen ones, level and generator to new values of these."""
+"""Kind of noise -> function of all elements, the chosen ones, level and generator to new values."""
 
 
 @contextmanager
 def perturbed(model: Any, elements: Mask, noise: str, level: float, *, seed: int) -> Iterator[Hit]:
-    """Perturb some elements of a model, and put their old bits back.
+    """Perturb some elements of a model within the block, and restore their bits afterwards.
 
     Args:
         model: A torch module.
         elements: Which to perturb, under the names of files or of the model.
         noise: A key of `NOISES`.
-        level: How much of it.
-        seed: Of the noise.
+        level: Level of the noise.
+        seed: Seed of the noise.
 
     Yields:
-        What the noise did.
+        The effect of the noise.
     """
     import torch
 
@@ -274,24 +270,24 @@ def perturbed(model: Any, elements: Mask, noise: str, level: float, *, seed: int
                 if not elements.num_selected(name):
                     continue
                 flat = parameters[name].detach().view(-1)
-                places = torch.from_numpy(elements.indices(name)).to(flat.device)
-                after, hit = noisy(flat, places, noise, level, seed=seed, name=name)
-                replaced.append((flat, places, flat[places]))
-                flat[places] = after
+                index = torch.from_numpy(elements.indices(name)).to(flat.device)
+                after, hit = noisy(flat, index, noise, level, seed=seed, name=name)
+                replaced.append((flat, index, flat[index]))
+                flat[index] = after
                 total += hit
         yield total
     finally:
         with torch.no_grad():
-            for flat, places, before in replaced:
-                flat[places] = before
+            for flat, index, before in replaced:
+                flat[index] = before
 
 
 def fingerprint(model: Any) -> str:
-    """xxh3-128 over the bits of all parameters, in hexadecimal."""
-    import torch
+    """xxh3-128 of the bits of all parameters, in hexadecimal."""
+    from trimtab.training.optimizers.distributed import raw_bytes
 
     hasher = xxhash.xxh3_128()
     for name, parameter in model.named_parameters():
         hasher.update(name.encode())
-        hasher.update(parameter.detach().cpu().view(-1).view(torch.uint8).numpy().data)
+        hasher.update(raw_bytes(parameter).numpy().data)
     return hasher.hexdigest()

@@ -1,13 +1,11 @@
-"""`robustness`: perturb a model inside a mask and elsewhere, and see what it still knows.
+"""`robustness`: perturbs a model inside a mask and elsewhere, and measures the effect.
 
-The model stays in memory and is perturbed in place: one condition after the other, each undone
-before the next. What it says unperturbed is kept, and all that is measured is set against that.
+The model is perturbed in place, under one condition after the other, and restored in between. All
+measurements are relative to the unperturbed model.
 
-Finished cells can be kept in a file, so that an interrupted probe can be resumed. Its first line
-says what is probed with what, and where it computes: a cell is taken from the file only where all
-of that is the same, since only then is it what would be measured again. Every other line is a cell,
-on disk before the next one begins; a line that was cut short is measured again. A file that does
-not begin so is somebody else's, and is refused as it is.
+Finished cells can be saved in a file, so that an interrupted probe can be resumed. Its first line
+has all settings, including the device: cells are only reused if everything is the same. Every other
+line is a cell, synced to disk before the next one starts; an incomplete last line is dropped.
 """
 
 from __future__ import annotations
@@ -76,21 +74,21 @@ Key: TypeAlias = tuple[int, str, float, str]
 
 
 def key_of(cell: Cell) -> Key:
-    """Which cell it is."""
+    """The key of a cell."""
     return cell.seed, cell.noise, cell.level, cell.arm
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """Keep other processes from the file of a probe while the block runs.
+    """Lock the file of a probe within the block.
 
     Raises:
-        OutputExistsError: Another one has it.
+        OutputExistsError: Another process holds the lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with lock(path.with_name(f".{path.name}.lock")) as mine:
-        if not mine:
-            raise OutputExistsError(f"{path}: another process is at this probe: wait for it to end")
+    with lock(path.with_name(f".{path.name}.lock")) as is_locked:
+        if not is_locked:
+            raise OutputExistsError(f"{path}: another process runs this probe: wait for it to end")
         yield
 
 
@@ -98,7 +96,7 @@ class Unfinished:
     """The cells of a probe that are finished.
 
     Attributes:
-        cells: By key.
+        cells: Key -> cell.
     """
 
     def __init__(
@@ -108,17 +106,17 @@ class Unfinished:
         wanted: Iterable[Key],
         num_questions: int | None,
     ) -> None:
-        """Begin a file of cells, or resume from what an earlier call left.
+        """Start a file of cells, or resume from that of an earlier call.
 
         Args:
             path: The file; None to keep cells in memory only.
-            probed: What is probed, with what and where; plain data.
-            wanted: All cells of the probe.
-            num_questions: Questions per cell; None if none are asked.
+            probed: All settings of the probe, as plain data.
+            wanted: Keys of all cells of the probe.
+            num_questions: Questions per cell; None without questions.
 
         Raises:
-            OutputExistsError: The file is of another probe.
-            ResultFormatError: It is no such file, or a damaged one.
+            OutputExistsError: The file belongs to another probe.
+            ResultFormatError: The file has another format, or is damaged.
         """
         self.cells: dict[Key, Cell] = {}
         self._journal: Journal | None = None
@@ -127,7 +125,7 @@ class Unfinished:
         self._journal = journal = Journal(path, ResultFormatError)
         opening = {"format": FORMAT, "format_version": FORMAT_VERSION, **probed}
         lines = journal.lines() if _is_ours(path) else []
-        if not lines:  # also where the first one was cut short
+        if not lines:  # also if the first line is incomplete
             journal.begin(opening)
             return
         self.cells = _read(path, lines, json.loads(json.dumps(opening)), num_questions)
@@ -136,23 +134,23 @@ class Unfinished:
         journal.keep(lines)
 
     def add(self, cell: Cell) -> None:
-        """Keep a finished cell."""
+        """Add a finished cell."""
         self.cells[key_of(cell)] = cell
         if self._journal is not None:
             self._journal.append(cell.__dict__, syncs=True)
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether the file exists and a probe began it; OutputExistsError if it is any other file."""
-    ours = json.dumps({"format": FORMAT})[:-1].encode()
+    """Whether the file exists and is one of a probe; OutputExistsError if it is any other."""
+    opening = json.dumps({"format": FORMAT})[:-1].encode()
     if not os.path.lexists(path):
         return False
     with open_regular(path, OutputExistsError) as file:
-        begin = file.read(len(ours))
-    if not ours.startswith(begin):
+        start = file.read(len(opening))
+    if not opening.startswith(start):
         raise OutputExistsError(
-            f"{path} is in the way: finished cells are kept there until the result is written, and "
-            "this is no such file: move it, or give -o another name"
+            f"{path} is in the way: finished cells are saved there until the result is written, "
+            "but this is another kind of file: move it, or give -o another name"
         )
     return True
 
@@ -161,12 +159,12 @@ def _read(
     path: Path, lines: list[bytes], opening: dict[str, Any], num_questions: int | None
 ) -> dict[Key, Cell]:
     try:
-        found, *rows = map(json.loads, lines)
+        first, *rows = map(json.loads, lines)
         ensure_same_settings(
-            found,
+            first,
             opening,
             holds=f"{path} holds the finished part of a probe",
-            cure="use the same to go on, or delete the file to begin anew",
+            cure="use the same to resume, or delete the file to start over",
         )
         cells = [from_plain(Cell, row, what="cell") for row in rows]
         for cell in cells:
@@ -180,7 +178,7 @@ def _read(
 def _damaged(path: Path, why: str) -> ResultFormatError:
     return ResultFormatError(
         f"{path}: not the finished part of a probe, or a damaged one ({why}): delete the file to "
-        "begin anew"
+        "start over"
     )
 
 
@@ -203,36 +201,35 @@ def robustness(
     unfinished: Path | None = None,
     progress: Progress | None = None,
 ) -> Robustness:
-    """Ask whether a subnetwork is more fragile than other sets of its size.
+    """Measure whether a subnetwork is more fragile than other sets of its size.
 
-    Every noise and level is applied to the elements of the mask, to as many outside it, to as many
-    at random, and to as many that match them in magnitude: `trimtab.training.perturbation.noise`
-    describes sets and noises. Weights are perturbed in the dtype in which they are stored (fp16 in
-    fp32).
+    Every noise and level is applied to the elements of the mask, and to the same number of elements
+    outside it, at random, and matched by magnitude; see `trimtab.training.perturbation.noise` for
+    the sets and noises. Weights are perturbed in the dtype in which they are stored (fp16 in fp32).
 
     Args:
-        checkpoint: The model to perturb, as a rule what the mask was extracted from.
-        base: What the mask was made against; its weights say which elements have one magnitude.
+        checkpoint: The model to perturb, usually the one from which the mask was extracted.
+        base: The base of the mask; its weights are used to match elements by magnitude.
         mask: The mask, or its file.
-        questions: Asked greedily of every perturbed model; None for no questions.
+        questions: Questions for every perturbed model, answered greedily; None for no questions.
         noises: Keys of `NOISES`.
-        levels: Of every noise.
-        num_seeds: How often sets and noise are drawn anew.
-        seed: The first of the seeds, which follow each other.
-        text: Read by the perturbed and the unperturbed model; None for trimtab's neutral text.
-        num_passages: The first so many of its passages; None for all.
+        levels: Levels of every noise.
+        num_seeds: Number of draws of sets and noise.
+        seed: The first of consecutive seeds.
+        text: Text for the divergence from the unperturbed model; None for trimtab's neutral text.
+        num_passages: Use only the first N of its passages; None for all.
         batch_size: Answers generated at a time.
-        unfinished: Keep what is finished in this file, and go on with what an earlier call left
-            there; delete it once the result is saved. None to keep nothing.
-        progress: A running display to add lines to; by default an own one on stderr.
+        unfinished: File for finished cells, from which an earlier call is resumed; to be deleted by
+            the caller once the result is saved. None for no file.
+        progress: A progress display to add lines to; by default a new one on stderr.
 
     Raises:
-        AnalysisError: Settings that cannot be used, or noise that leaves nothing finite.
+        AnalysisError: Settings cannot be used, or perturbed predictions are not finite.
         CheckpointError: A model cannot be used.
-        MaskError: The mask selects nothing, or no file of one.
-        MaskMismatchError: The mask is of another model, or was made against another base.
-        OutputExistsError: The file of what is finished is of another probe.
-        ResultFormatError: It is damaged, or no such file.
+        MaskError: The mask selects nothing or everything, or its file cannot be read.
+        MaskMismatchError: The mask belongs to another model or another base.
+        OutputExistsError: The file of finished cells belongs to another probe.
+        ResultFormatError: The file of finished cells is damaged.
         SettingsError: The text or the questions cannot be used.
         MissingExtraError: A package is missing.
     """
@@ -245,7 +242,7 @@ def robustness(
     mask = _fitted(mask, origin, tuned)
     if questions is not None:
         questions.check(tuned)
-    read = _Reading.of(tuned, text, num_passages)
+    reading = _Reading.of(tuned, text, num_passages)
     settings: dict[str, Any] = {
         "noises": list(noises),
         "levels": list(levels),
@@ -253,17 +250,19 @@ def robustness(
         "dtype": tuned.training_dtype(None),
         "batch_size": batch_size,
     }
-    asked = None if questions is None else {"num_questions": len(questions), **questions.describe()}
-    where = {"device": runtime.device(runtime.accelerator()), "versions": runtime.versions()}
+    question_record = (
+        None if questions is None else {"num_questions": len(questions), **questions.describe()}
+    )
+    environment = {"device": runtime.device(runtime.accelerator()), "versions": runtime.versions()}
     probed = {
         "checkpoint": tuned.record.content_hash,
         "base": origin.record.content_hash,
         "mask": mask.digest,
-        "questions": asked,
-        "text": read.record,
-        "tokens": xxhash.xxh3_128_hexdigest(json.dumps(read.passages).encode()),
+        "questions": question_record,
+        "text": reading.record,
+        "tokens": xxhash.xxh3_128_hexdigest(json.dumps(reading.passages).encode()),
         "settings": settings,
-        **where,
+        **environment,
     }
     keys = list(product(settings["seeds"], noises, levels, ARMS))
     with ExitStack() as stack:
@@ -274,19 +273,19 @@ def robustness(
         )
         bars = progress or stack.enter_context(progress_bars())
         stack.enter_context(runtime.quiet())
-        subject = _Subject.load(tuned, questions, read, batch_size)
+        subject = _Subject.load(tuned, questions, reading, batch_size)
         _measure(subject, mask, origin, keys, finished, bars)
     return Robustness(
         checkpoint=tuned.record,
         base=origin.record,
-        mask=mask_record(mask, mask_id, {name: of.digest for name, of in origin.tensors.items()}),
-        questions=asked,
+        mask=mask_record(mask, mask_id, {name: t.digest for name, t in origin.tensors.items()}),
+        questions=question_record,
         num_correct=subject.num_correct,
-        text=read.record,
+        text=reading.record,
         arms=ARMS,
         cells=tuple(finished.cells[key] for key in keys),
         settings=settings,
-        provenance=made_now(**where),
+        provenance=made_now(**environment),
     )
 
 
@@ -298,13 +297,13 @@ def _measure(
     finished: Unfinished,
     bars: Progress,
 ) -> None:
-    """Measure the cells that are not finished yet, one seed after the other."""
-    left = [key for key in keys if key not in finished.cells]
+    """Measure the remaining cells, seed by seed."""
+    remaining = [key for key in keys if key not in finished.cells]
     with open_checkpoint(origin.folder) as base, stage(bars, "robustness", len(keys)) as line:
         line.step(len(finished.cells), {})
-        for seed, of_seed in groupby(left, key=itemgetter(0)):
+        for seed, seed_keys in groupby(remaining, key=itemgetter(0)):
             arms = arms_of(mask, base, seed)
-            for _, noise, level, arm in of_seed:
+            for _, noise, level, arm in seed_keys:
                 finished.add(subject.cell(arms[arm], noise, level, seed))
                 line.step(len(finished.cells), {})
 
@@ -320,11 +319,11 @@ def _problems(
     for noise in noises:
         if noise not in NOISES:
             yield f"there is no noise {noise}: expected some of {', '.join(NOISES)}"
-    for what, given in (("noise", noises), ("level", levels)):
-        if not given:
-            yield f"no {what} is given"
-        if len(set(given)) < len(given):
-            yield f"a {what} is given twice"
+    for kind, values in (("noise", noises), ("level", levels)):
+        if not values:
+            yield f"no {kind} is given"
+        if len(set(values)) < len(values):
+            yield f"a {kind} is given twice"
     for level in levels:
         if problem := next(filter(None, (level_problem(noise, level) for noise in noises)), None):
             yield problem
@@ -339,7 +338,7 @@ def _problems(
 
 
 def _fitted(mask: Mask, base: BaseModel, tuned: BaseModel) -> Mask:
-    """Check a mask against both models, and give it the names of the base's files."""
+    """Check a mask against both models, and convert it to the tensor names of the base's files."""
     mask = base.fitted(mask)
     one, two = base.layout.parameters, tuned.layout.parameters
     if one != two:
@@ -351,18 +350,18 @@ def _fitted(mask: Mask, base: BaseModel, tuned: BaseModel) -> Mask:
     if not mask.num_selected():
         raise MaskError("the mask selects nothing, so there is nothing to perturb")
     if mask.num_selected() == mask.num_elements():
-        raise MaskError("the mask selects everything, so nothing is left to set it beside")
+        raise MaskError("the mask selects everything, so nothing is left to compare it with")
     return mask
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """What the models read.
+    """The passages on which predictions are compared.
 
     Attributes:
-        tokenizer: Of both models.
-        passages: Token ids.
-        record: What is recorded of them.
+        tokenizer: Tokenizer of both models.
+        passages: Token ids of each passage.
+        record: Record of the text, for the result.
     """
 
     tokenizer: Any
@@ -371,11 +370,11 @@ class _Reading:
 
     @classmethod
     def of(cls, model: BaseModel, text: Path | None, num_passages: int | None) -> _Reading:
-        read = read_text(text)
+        neutral = read_text(text)
         tokenizer, length = load_tokenizer(model.folder), passage_length(model.folder)
-        passages = pieces(tokenizer, read, length)[:num_passages]
+        passages = pieces(tokenizer, neutral, length)[:num_passages]
         record = {
-            **read.describe(),
+            **neutral.describe(),
             "num_passages": len(passages),
             "num_tokens": sum(len(ids) - 1 for ids in passages),
             "max_passage_tokens": length,
@@ -385,21 +384,21 @@ class _Reading:
 
 @dataclass
 class _Subject:
-    """The model that is perturbed, and what it says unperturbed.
+    """The model that is perturbed, and its unperturbed predictions.
 
     Attributes:
         model: The model.
-        questions: What it is asked.
-        read: What it reads.
+        questions: Questions to ask it.
+        reading: Passages to read.
         batch_size: Answers generated at a time.
-        logits: What it says of each passage, unperturbed.
-        bits: Fingerprint of its weights, unperturbed.
-        num_correct: Questions that it answers right, unperturbed.
+        logits: Unperturbed logits of each passage.
+        bits: Fingerprint of the unperturbed weights.
+        num_correct: Questions that the unperturbed model answers correctly.
     """
 
     model: Any
     questions: Questions | None
-    read: _Reading
+    reading: _Reading
     batch_size: int
     logits: list[Tensor]
     bits: str
@@ -407,14 +406,14 @@ class _Subject:
 
     @classmethod
     def load(
-        cls, checkpoint: BaseModel, questions: Questions | None, read: _Reading, batch_size: int
+        cls, checkpoint: BaseModel, questions: Questions | None, reading: _Reading, batch_size: int
     ) -> _Subject:
         import torch
 
         model = load_model(checkpoint, checkpoint.training_dtype(None), runtime.accelerator())
         with torch.inference_mode():
-            logits = [next_logits(model, ids) for ids in read.passages]
-        subject = cls(model, questions, read, batch_size, logits, fingerprint(model))
+            logits = [next_logits(model, ids) for ids in reading.passages]
+        subject = cls(model, questions, reading, batch_size, logits, fingerprint(model))
         subject.num_correct = subject._answered()
         return subject
 
@@ -428,12 +427,12 @@ class _Subject:
             kl = self._divergence()
             if not isfinite(kl):
                 raise AnalysisError(
-                    f"{noise} at level {level:g} ({arm.name}, seed {seed}): what the perturbed "
-                    "model predicts is not finite: lower the level"
+                    f"{noise} at level {level:g} ({arm.name}, seed {seed}): the predictions of the "
+                    "perturbed model are not finite: lower the level"
                 )
             num_correct = self._answered()
         if fingerprint(self.model) != self.bits:
-            raise RuntimeError("the perturbed weights were not put back: a defect of trimtab")
+            raise RuntimeError("the perturbed weights were not restored: this is a bug of trimtab")
         return Cell(
             noise=noise,
             level=level,
@@ -448,21 +447,21 @@ class _Subject:
         )
 
     def _divergence(self) -> float:
-        """KL(unperturbed || perturbed) of a token; what `forgetting.probe` measures."""
+        """Mean KL(unperturbed || perturbed) per token, as in `forgetting.measure_forgetting`."""
         import torch
 
         total = 0.0
         with torch.inference_mode():
-            for ids, before in zip(self.read.passages, self.logits, strict=True):
+            for ids, before in zip(self.reading.passages, self.logits, strict=True):
                 total += sums_of(before, next_logits(self.model, ids), ids)[0]
-        return total / self.read.record["num_tokens"]
+        return total / self.reading.record["num_tokens"]
 
     def _answered(self) -> int | None:
         if self.questions is None:
             return None
         answers = ask(
             self.model,
-            self.read.tokenizer,
+            self.reading.tokenizer,
             self.questions,
             seed=0,
             num_samples=0,

@@ -1,1 +1,1 @@
-"""Ask the gradients of a base model which elements training would move, before it is trained."""
+"""Scores the elements of a base model by its gradients, to make masks before training."""

@@ -1,9 +1,8 @@
-"""Take gradients of a base model, and make a score for each element from their sums.
+"""Computes gradients of a base model, and a score for each element from their sums.
 
-The model is loaded once and never changed. Every gradient is seen as soon as autograd has it, and
-freed. The sums, one fp32 number for each element, are in a mapped file without a name: the pages of
-a tensor are let go of as soon as its gradient has been added, so that they stay in the system's
-cache of files, which is not memory of the process; and the file is gone however the process ends.
+The model is loaded once and never changed, and each gradient is freed as soon as it is processed.
+The sums, an fp32 number per element, are in an unlinked memory-mapped file, whose pages are
+released after every update: they take page cache but no memory of the process.
 """
 
 from __future__ import annotations
@@ -48,9 +47,9 @@ class Measure:
     """How gradients become scores. Tensors are flat and fp32.
 
     Attributes:
-        name: Of the measure, as the command line and the provenance have it.
+        name: Name in the command line and the provenance.
         add: Adds a gradient, which it may overwrite, to the sums.
-        finish: Turns sums into scores, in place, given the weights and how many were added.
+        finish: Converts sums to scores in place, given the weights and the number of gradients.
     """
 
     name: str
@@ -84,19 +83,19 @@ def _saliency(sums: Tensor, weights: Tensor, num: int) -> None:
 
 FISHER = Measure("fisher", _add_square, _mean)
 """The diagonal of the model Fisher: the mean of (∂ log p(y | x) / ∂w)² over prompts x and
-completions y that the model itself gives them.
+completions y sampled from the model.
 
-y is a whole completion. Its tokens one by one would give the same expectation, since the gradients
-of different tokens of a sample of the model are uncorrelated.
+y is an entire completion. Single tokens would give the same expectation, since the gradients of
+different tokens of a sample are uncorrelated.
 
 Source:
     arXiv 2609.36262: a small diagonal of the model Fisher means small expected gradients.
 """
 
 SIGN_CONSISTENCY = Measure("sign-consistency", _add_sign, _share_of_signs)
-"""|sum of the signs of the gradient| / N over N batches: 1 if all push the element the same way.
+"""|sum of the signs of the gradient| / N over N batches: 1 if all signs are equal.
 
-A gradient of 0 has no sign and counts as a batch that does not push.
+The sign of a gradient of 0 is 0.
 """
 
 SNIP = Measure("snip", _add, _saliency)
@@ -105,16 +104,16 @@ if the element were 0.
 
 Source:
     Lee, Ajanthan and Torr, SNIP, ICLR 2019 (arXiv 1810.02340), section 4, without the division
-    by the sum over all elements, which changes no order.
+    by the sum over all elements, which does not change the order.
 """
 
 
 class ElementSums:
-    """A number for each element, 0 at first: `Scores` of masks. A context manager.
+    """A number for each element, initially 0; a context manager that implements `Scores` of masks.
 
     Attributes:
         shapes: Name -> shape of each tensor.
-        base: What the tensors are.
+        base: Name -> dtype and digest of each tensor.
     """
 
     def __init__(
@@ -123,19 +122,19 @@ class ElementSums:
         base: Mapping[str, BaseTensor],
         folder: Path,
     ) -> None:
-        """Reserve the space on the disk of `folder`, or of its first parent that exists.
+        """Reserve space on the disk of `folder`, or of its closest existing parent.
 
         Raises:
-            SettingsError: There is no room for it.
+            SettingsError: The disk is full.
         """
         self.shapes = dict(shapes)
         self.base = dict(base)
         while not folder.is_dir():
             folder = folder.parent
-        self._places: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         end = 0
         for name, shape in self.shapes.items():
-            self._places[name] = end
+            self._offsets[name] = end
             end += _whole_pages(4 * prod(shape))
         self._file = TemporaryFile(dir=folder)  # noqa: SIM115 - closed with the map
         try:
@@ -154,19 +153,20 @@ class ElementSums:
 
     @contextmanager
     def of(self, name: str) -> Iterator[Tensor]:
-        """The numbers of a tensor, flat, to be read and written as long as the context lasts."""
-        count, place = prod(self.shapes[name]), self._places[name]
+        """The numbers of a tensor, flat, readable and writable within the context."""
+        count, offset = prod(self.shapes[name]), self._offsets[name]
         if not count:
             yield torch.empty(0)
             return
-        yield torch.frombuffer(self._map, dtype=torch.float32, count=count, offset=place)
+        yield torch.frombuffer(self._map, dtype=torch.float32, count=count, offset=offset)
         if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, place, _whole_pages(4 * count))
+            self._map.madvise(mmap.MADV_DONTNEED, offset, _whole_pages(4 * count))
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """The numbers of a tensor, as in `trimtab.masks.selection.scores.Scores`."""
-        place, end = self._places[name], self._places[name] + 4 * prod(self.shapes[name])
-        for start in range(place, end, 4 * CHUNK_ELEMENTS):
+        first = self._offsets[name]
+        end = first + 4 * prod(self.shapes[name])
+        for start in range(first, end, 4 * CHUNK_ELEMENTS):
             yield np.frombuffer(self._map[start : min(end, start + 4 * CHUNK_ELEMENTS)], np.float32)
 
 
@@ -175,7 +175,7 @@ def _whole_pages(num_bytes: int) -> int:
 
 
 def _reserve(file: int, num_bytes: int, folder: Path) -> None:
-    """Take room now: a mapped file that finds none when it is written to ends the process."""
+    """Allocate space: writing to a mapped file on a full disk would kill the process."""
     try:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file, 0, max(num_bytes, 1))
@@ -199,41 +199,41 @@ Backward = Callable[[Tensor], None]
 
 @contextmanager
 def each_gradient(parameters: Mapping[str, Tensor], see: See) -> Iterator[Backward]:
-    """Yield a function that shows the gradients of a loss, one after the other.
+    """Yield a backward function that passes each gradient to `see` and frees it.
 
-    The gradient of a parameter that the model uses twice, as it does tied embeddings, is the sum
-    of both. A parameter that the loss does not depend on is not shown.
+    The gradient of a parameter that the model uses twice, such as tied embeddings, is the sum of
+    both. Parameters that do not affect the loss are skipped.
 
     Args:
-        parameters: By name; their `grad` is None before and after.
-        see: Sees the gradients of each loss.
+        parameters: Name -> parameter; `grad` is None before and after.
+        see: Called with the gradients of each loss.
 
     Raises:
         SettingsError: (by the function) A gradient has NaN or infinity; names the parameters.
     """
     broken: list[str] = []
 
-    def looker(name: str) -> Callable[[Any], None]:
-        def look(parameter: Any) -> None:
+    def hook_of(name: str) -> Callable[[Any], None]:
+        def hook(parameter: Any) -> None:
             gradient, parameter.grad = parameter.grad, None
-            # The largest magnitude is NaN if any is, and takes one pass without a copy.
+            # The maximum norm is NaN if any element is, and takes one pass without a copy.
             if not isfinite(torch.linalg.vector_norm(gradient, torch.inf)):
                 broken.append(name)
             elif not broken:
                 see(name, gradient)
 
-        return look
+        return hook
 
     def backward(loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         if broken:
             raise SettingsError(
-                f"the gradient of {first_few(broken)} has NaN or infinity, so it says nothing of "
-                "the elements: leave out the rows that make it so, or compute in another dtype"
+                f"the gradient of {first_few(broken)} has NaN or infinity, so elements cannot be "
+                "scored: leave out the rows that cause it, or compute in another dtype"
             )
 
     hooks = [
-        parameter.register_post_accumulate_grad_hook(looker(name))  # type: ignore[no-untyped-call]
+        parameter.register_post_accumulate_grad_hook(hook_of(name))  # type: ignore[no-untyped-call]
         for name, parameter in parameters.items()
     ]
     try:
@@ -245,11 +245,11 @@ def each_gradient(parameters: Mapping[str, Tensor], see: See) -> Iterator[Backwa
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe found.
+    """The result of a probe.
 
     Attributes:
-        scores: A number for each element; higher says sooner selected.
-        step: How it was found and what that cost, for the provenance of a mask.
+        scores: A number for each element; elements with higher scores are selected first.
+        step: Settings and costs, for the provenance of a mask.
     """
 
     scores: ElementSums
@@ -269,22 +269,22 @@ def probe(
     dtype: Literal["bf16", "fp32"] = "fp32",
     progress: Progress | None = None,
 ) -> Iterator[Probed]:
-    """Score every element of a model by its gradients, for as long as the context lasts.
+    """Score every element of a model by its gradients; the scores are valid within the context.
 
     Args:
         base: The model: a folder, or a hub id with an optional `@revision`.
-        measure: What is made of the gradients.
-        losses: Whose gradients.
-        data: What they are taken on; has what `losses` needs.
-        folder: On whose disk the sums lie, 4 bytes for each element.
-        names: Of the tensors to score; None for all that are trained.
-        seed: Of the order of the rows and of the samples.
-        dtype: Of weights and arithmetic. Gradients in bf16 have 8 bits, so many are equal.
-        progress: A running display to add a line to; by default an own one on stderr.
+        measure: How gradients become scores.
+        losses: The losses to differentiate.
+        data: The data, with everything that `losses` needs.
+        folder: The sums are stored on its disk, 4 bytes for each element.
+        names: Names of the tensors to score; None for all that are trained.
+        seed: Seed of the order of the rows and of sampling.
+        dtype: Dtype of weights and arithmetic. In bf16 many gradients are equal.
+        progress: A progress display to add a line to; by default a new one on stderr.
 
     Raises:
-        SettingsError: Settings or data cannot be used, a gradient is not finite, or the rewards
-            say nothing.
+        SettingsError: Settings or data cannot be used, a gradient is not finite, or all rewards of
+            every prompt are equal.
         CheckpointError: The model cannot be used.
     """
     runtime.start(offline=False)
@@ -304,18 +304,18 @@ def probe(
         shapes = {name: piece.shape for name, piece in pieces.items()}
         digests = {name: opened.tensors[name] for name in pieces}
         sums = stack.enter_context(ElementSums(shapes, digests, folder))
-        work = _Work(measure, sums, parameters, pieces)
+        totals = _Totals(measure, sums, parameters, pieces)
         with stage(bars, f"{measure.name}: gradients", losses.num_terms(data)) as line:
-            with each_gradient(parameters, work.add) as backward:
+            with each_gradient(parameters, totals.add) as backward:
                 for term in losses.terms(model, tokenizer, data, seed):
                     if term.loss is not None:
                         backward(term.loss)
-                    work.count(term)
-                    line.step(work.num_terms, {})
-            work.finish()
-        counted, peak_memory = work.describe(), peak.read()
+                    totals.count(term)
+                    line.step(totals.num_terms, {})
+            totals.finish()
+        counted, peak_memory = totals.describe(), peak.read()
         device = runtime.device(model.device)
-        del model, parameters, work
+        del model, parameters, totals
         give_back_unused()
         step = {
             "step": measure.name,
@@ -334,8 +334,8 @@ def probe(
         yield Probed(sums, step)
 
 
-class _Work:
-    """The sums of one probe, and what went into them."""
+class _Totals:
+    """The sums of a probe, and counts of what was added to them."""
 
     def __init__(
         self,
@@ -355,14 +355,14 @@ class _Work:
         self._groups = dict.fromkeys(("num_groups", "num_groups_told"), 0)
 
     def add(self, name: str, gradient: Tensor) -> None:
-        """Add the gradient of a parameter to the sums of the tensors that files have for it."""
+        """Add the gradient of a parameter to the sums of its stored tensors."""
         for stored, piece in self._pieces[name]:
             with self._sums.of(stored) as sums:
-                here = piece.of({name: gradient}).reshape(-1)
-                self._measure.add(sums, here.to("cpu", torch.float32))
+                values = piece.of({name: gradient}).reshape(-1)
+                self._measure.add(sums, values.to("cpu", torch.float32))
 
     def count(self, term: Term) -> None:
-        """Count what a loss was made of."""
+        """Add the counts of a loss."""
         self.num_terms += 1
         for counts in (self._counts, self._groups):
             for name in counts:
@@ -370,11 +370,11 @@ class _Work:
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Turn sums into scores; SettingsError if the rewards of no prompt differed."""
+        """Convert sums to scores; SettingsError if the rewards of every prompt were equal."""
         if self._groups["num_groups"] and not self._groups["num_groups_told"]:
             raise SettingsError(
                 f"the samples of each of {self._groups['num_groups']} prompts have equal rewards, "
-                "so nothing pushes any element: take more samples, other prompts or another reward"
+                "so all gradients are 0: use more samples, other prompts or another reward"
             )
         for stored, piece in (pair for pairs in self._pieces.values() for pair in pairs):
             with self._sums.of(stored) as sums:
@@ -382,12 +382,12 @@ class _Work:
                 self._measure.finish(sums, weights.to("cpu", torch.float32), self.num_terms)
 
     def describe(self) -> dict[str, int]:
-        """What is recorded of what went into the sums."""
+        """The counts, for the provenance."""
         return {**self._counts, **(self._groups if self._groups["num_groups"] else {})}
 
 
 def _chosen(layout: Layout, names: Iterable[str] | None) -> dict[str, Piece]:
-    """The stored tensors to be scored; SettingsError if one is made of several parameters."""
+    """The stored tensors to score; SettingsError if one consists of several parameters."""
     chosen = layout.stored.keys() if names is None else set(names)
     pieces = {name: piece for name, piece in layout.stored.items() if name in chosen}
     if joined := [name for name, piece in pieces.items() if len(piece.sources) > 1]:
@@ -399,7 +399,7 @@ def _chosen(layout: Layout, names: Iterable[str] | None) -> dict[str, Piece]:
 
 
 def _check(base: BaseModel, losses: Losses, data: ProbeData) -> None:
-    """Check that the base has what it is asked for, before it is loaded."""
+    """Check the base against losses and data, before it is loaded."""
     if missing := [name for name in base.shapes if name not in base.tensors]:
         raise SettingsError(
             f"{base.record.id} does not store {first_few(missing)} under this name, so a mask "
@@ -408,7 +408,7 @@ def _check(base: BaseModel, losses: Losses, data: ProbeData) -> None:
     if data.rows.has_messages and not base.has_chat_template:
         raise SettingsError(
             f"{data.rows.source} has messages, and the tokenizer of {base.record.id} has no chat "
-            "template: write prompts as text, or take a model with one"
+            "template: write prompts as text, or use a model with one"
         )
     samples = losses.needs != "completions"
     check_lengths(data.rows, base, data.max_completion_length if samples else 1, None)

@@ -1,7 +1,7 @@
-"""The losses whose gradients a probe takes: of samples of the model, given answers, or rewards.
+"""The data and losses of a probe: on samples of the model, on given completions, or on rewards.
 
-Data are the same files, tasks and rewards as in a run file; the questions of a task are those that
-a run with the same seed trains on.
+Data are the files, tasks and rewards of run files; a task has the questions that a run with the
+same seed trains on.
 """
 
 from __future__ import annotations
@@ -41,22 +41,22 @@ from trimtab.training.runs.tasks import (
 from trimtab.words import first_few
 
 Needs = Literal["prompts", "completions", "rewards"]
-"""What of the data a probe needs beside its prompts: nothing, completions, or a reward."""
+"""What a probe needs of the data: prompts alone, completions, or rewards as well."""
 
 MAX_COMPLETION_LENGTH = 256
 ADDITION_LENGTH = 3
-"""Tokens of a sampled completion, at most, unless told otherwise: two digits and a line end."""
+"""Default maximum number of tokens of a sampled completion: two digits and a newline."""
 
 
 @dataclass(frozen=True)
 class ProbeData:
-    """What gradients are taken on.
+    """The data of a probe.
 
     Attributes:
-        rows: Each with `prompt`, and `completion` or what the reward looks at where needed.
-        reward: Judges sampled completions; None where nothing is judged.
-        stop: A text that ends a completion, beside the end token.
-        max_completion_length: Tokens of a sampled completion, at most.
+        rows: Rows with `prompt`, and `completion` or the columns of the reward where needed.
+        reward: The reward of sampled completions; None if not needed.
+        stop: A text that ends a completion, in addition to the end token.
+        max_completion_length: Maximum number of tokens of a sampled completion.
     """
 
     rows: Rows
@@ -65,7 +65,7 @@ class ProbeData:
     max_completion_length: int
 
     def describe(self) -> dict[str, Any]:
-        """What is recorded of it."""
+        """The data, for the provenance."""
         return {
             **self.rows.describe(),
             "reward": None if self.reward is None else dict(self.reward.record),
@@ -83,18 +83,18 @@ def read_data(
     max_completion_length: int | None = None,
     seed: int = 0,
 ) -> ProbeData:
-    """Read what a probe looks at.
+    """Read the data of a probe.
 
     Args:
         table: A file, or a task.
-        needs: What it must have.
-        reward: Judges sampled completions, for a file; a task brings its own.
-        stop: A text that ends a completion; None for the task's own.
-        max_completion_length: None for 256, or what an answer of the task takes.
-        seed: Of the questions of a task.
+        needs: What the data must have.
+        reward: The reward of sampled completions, for a file; tasks have their own.
+        stop: A text that ends a completion; None for that of the task.
+        max_completion_length: None for 256, or the length of an answer of the task.
+        seed: Seed of the questions of a task.
 
     Raises:
-        SettingsError: The data or the reward cannot be used, or do not have what is needed.
+        SettingsError: The data or the reward cannot be used, or lack something that is needed.
         MissingExtraError: The package of the task is missing.
     """
     if table.file is not None:
@@ -102,7 +102,7 @@ def read_data(
         if needs == "rewards":
             if reward is None:
                 raise SettingsError(
-                    f"{table.file}: nothing says which completions are good: give a reward"
+                    f"{table.file}: there is no reward to judge completions by: give one"
                 )
             judged = reward_of(reward, Path())
         rows = read_rows(Path(table.file), _columns(needs, None), reward=judged)
@@ -122,7 +122,7 @@ def read_data(
 
 
 def row_order(num_rows: int, seed: int) -> Iterator[int]:
-    """The places of all rows in a random order, again and again, each time in another one."""
+    """Yield the indices of all rows in random order, reshuffled in each pass, without end."""
     epoch = 0
     while True:
         order = list(range(num_rows))
@@ -141,15 +141,15 @@ Tokens = tuple[list[int], list[int]]
 
 
 class JudgedSampler:
-    """A model that completes prompts, and the judge of what it says."""
+    """Samples completions from a model, and computes their rewards."""
 
     def __init__(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> None:
-        """Prepare to sample at temperature 1 from the whole distribution.
+        """Prepare to sample at temperature 1 from the full distribution.
 
-        With the number of a batch, `seed` decides what is drawn.
+        `seed` and the number of a batch determine its samples.
 
         Raises:
-            SettingsError: Nothing ends a completion, or what does is no single token.
+            SettingsError: There is no end token, or the stop is not a single token.
         """
         if data.stop is not None:
             _check_stop(tokenizer, data.stop)
@@ -160,22 +160,22 @@ class JudgedSampler:
         self._seed = seed
 
     def draw(self, rows: Sequence[Mapping[str, Any]], number: int) -> Samples:
-        """A completion of the prompt of each row of a batch. The random state is restored."""
+        """Sample a completion for each row of a batch. The random state is restored."""
         ids = [prompt_ids(self._tokenizer, row["prompt"]) for row in rows]
         seed = xxhash.xxh3_64_intdigest(f"{self._seed}/{number}".encode())
         with seeded(self._device, seed):
             return self._sampler.sample(ids)
 
     def rewards(self, rows: Sequence[Mapping[str, Any]], samples: Samples) -> list[float]:
-        """The rewards of the completions of some rows; SettingsError if the reward fails."""
+        """The rewards of completions; SettingsError if the reward fails."""
         assert self._data.reward is not None, "the data was read with a reward"
         return self._data.reward.of(rows, self._sampler.texts(ids_of(samples)))
 
 
 def given_completions(tokenizer: Any, data: ProbeData) -> list[Tokens]:
-    """Prompts and completions of all rows as tokens.
+    """Token ids of the prompts and completions of all rows.
 
-    The end of a text is learned, too: the tokenizer's end token, unless the end of a line ends it.
+    Texts end with the tokenizer's end token, unless the rows end with a newline.
 
     Raises:
         SettingsError: Some rows cannot be tokenised; names the first few.
@@ -194,7 +194,7 @@ def given_completions(tokenizer: Any, data: ProbeData) -> list[Tokens]:
             )["input_ids"]
             completion = written[len(prompt) :]
             if written[: len(prompt)] != prompt:
-                problems.append(f"row {number}: the chat template alters a prompt that is answered")
+                problems.append(f"row {number}: the chat template changes a prompt if answered")
         if not completion:
             problems.append(f"row {number}: the completion has no token")
         pairs.append((prompt, list(completion)))
@@ -204,9 +204,9 @@ def given_completions(tokenizer: Any, data: ProbeData) -> list[Tokens]:
 
 
 def padded_samples(pairs: Sequence[Tokens], device: Any) -> Samples:
-    """Prompts and completions side by side in tensors, as the model takes them."""
+    """Pad prompts and completions, as inputs of a model."""
     prompts, prompt_mask = left_padded([prompt for prompt, _ in pairs], 0)
-    # Padding on the right is padding on the left, read backwards.
+    # Right padding is left padding of the reversed sequence.
     backwards, mask = left_padded([completion[::-1] for _, completion in pairs], 0)
     return Samples(
         prompt_ids=prompts.to(device),
@@ -218,7 +218,7 @@ def padded_samples(pairs: Sequence[Tokens], device: Any) -> Samples:
 
 
 def one_by_one(samples: Samples) -> Iterator[Samples]:
-    """Each row by itself, without padding."""
+    """Yield each row separately, without padding."""
     for row in range(len(samples)):
         prompt = samples.prompt_ids[row][samples.prompt_mask[row]]
         completion = samples.completion_ids[row][samples.completion_mask[row]]
@@ -229,8 +229,7 @@ def _check_stop(tokenizer: Any, stop: str) -> None:
     ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
     if len(ids) != 1:
         raise SettingsError(
-            f"the text {stop!r} that ends a completion has {len(ids)} tokens: give one of a single "
-            "token, or none"
+            f"the stop {stop!r} has {len(ids)} tokens: give a text of a single token, or none"
         )
 
 
@@ -242,11 +241,11 @@ class Term(NamedTuple):
     """One loss.
 
     Attributes:
-        loss: None where its gradient is known to be 0.
-        num_sequences: That it is made of.
-        num_tokens: Completion tokens of them.
-        num_groups: Prompts whose samples were set beside each other.
-        num_groups_told: Those of them whose rewards differ, so that they say something.
+        loss: The loss; None if its gradient is known to be 0.
+        num_sequences: Number of its completions.
+        num_tokens: Number of their tokens.
+        num_groups: Number of prompts whose samples are compared with each other.
+        num_groups_told: Those whose rewards differ, so that they have a gradient.
     """
 
     loss: Tensor | None
@@ -257,7 +256,7 @@ class Term(NamedTuple):
 
 
 class Losses(Protocol):
-    """What a probe takes gradients of."""
+    """The losses that a probe differentiates."""
 
     @property
     def needs(self) -> Needs:
@@ -271,22 +270,22 @@ class Losses(Protocol):
         """
 
     def num_terms(self, data: ProbeData) -> int:
-        """How many losses there will be."""
+        """Number of losses."""
 
     def terms(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> Iterator[Term]:
-        """The losses, one after the other; each is to be differentiated before the next is made."""
+        """Yield the losses; each must be differentiated before the next is requested."""
 
     def describe(self) -> dict[str, Any]:
-        """What is recorded of the settings."""
+        """The settings, for the provenance."""
 
 
 @dataclass(frozen=True)
 class OwnSamples:
-    """The log-probability of each completion that the model itself gives.
+    """The log-probability of each completion sampled from the model.
 
     Attributes:
-        num_prompts: How many prompts, at most; None for all.
-        num_samples: Completions of each.
+        num_prompts: Maximum number of prompts; None for all.
+        num_samples: Completions of each prompt.
         batch_size: Completions sampled at a time.
     """
 
@@ -297,7 +296,7 @@ class OwnSamples:
     needs: Needs = "prompts"
 
     def check(self, data: ProbeData) -> None:
-        """Any will do."""
+        """Check the settings; any data fits."""
         _refuse_below_one(
             num_prompts=1 if self.num_prompts is None else self.num_prompts,
             num_samples=self.num_samples,
@@ -309,10 +308,10 @@ class OwnSamples:
         return self._num_prompts(data) * self.num_samples
 
     def terms(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> Iterator[Term]:
-        """One for each completion, those of a prompt after each other."""
+        """One for each completion, prompt by prompt."""
         sampler = JudgedSampler(model, tokenizer, data, seed)
-        places = islice(row_order(len(data.rows.rows), seed), self._num_prompts(data))
-        rows = [data.rows.rows[place] for place in places for _ in range(self.num_samples)]
+        order = islice(row_order(len(data.rows.rows), seed), self._num_prompts(data))
+        rows = [data.rows.rows[index] for index in order for _ in range(self.num_samples)]
         for start in range(0, len(rows), self.batch_size):
             for samples in one_by_one(sampler.draw(rows[start : start + self.batch_size], start)):
                 loss = token_log_probs(model, samples, 1.0).sum()
@@ -329,11 +328,11 @@ class OwnSamples:
 
 @dataclass(frozen=True)
 class AnswerLoss:
-    """The mean negative log-likelihood of the tokens of given completions, as SFT has it.
+    """The mean negative log-likelihood of the tokens of given completions, as in SFT.
 
     Attributes:
-        num_batches: How many losses.
-        batch_size: Completions in each.
+        num_batches: Number of losses.
+        batch_size: Completions of each.
     """
 
     num_batches: int = 16
@@ -342,7 +341,7 @@ class AnswerLoss:
     needs: Needs = "completions"
 
     def check(self, data: ProbeData) -> None:
-        """Any will do."""
+        """Check the settings; any data fits."""
         _refuse_below_one(num_batches=self.num_batches, batch_size=self.batch_size)
 
     def num_terms(self, data: ProbeData) -> int:
@@ -350,11 +349,11 @@ class AnswerLoss:
         return self.num_batches
 
     def terms(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> Iterator[Term]:
-        """One for each batch; rows come again when all have been there."""
+        """One for each batch, in several passes over the rows if needed."""
         pairs = given_completions(tokenizer, data)
         order = row_order(len(pairs), seed)
         for _ in range(self.num_batches):
-            batch = [pairs[place] for place in islice(order, self.batch_size)]
+            batch = [pairs[index] for index in islice(order, self.batch_size)]
             samples = padded_samples(batch, model.device)
             loss = -token_log_probs(model, samples, 1.0).sum() / samples.num_tokens
             yield Term(loss, len(samples), samples.num_tokens)
@@ -366,16 +365,16 @@ class AnswerLoss:
 
 @dataclass(frozen=True)
 class RewardLoss:
-    """The policy gradient of the model's own samples, as the first step of GRPO has it.
+    """The policy gradient on samples of the model, as in the first step of GRPO.
 
-    A completion's advantage is its reward less the mean of its prompt's completions, in units of
-    their standard deviation; the loss is the mean over all completion tokens of the batch. There is
-    no clipping and no KL term: at the model that sampled, neither has a gradient.
+    The advantage of a completion is its reward minus the mean over its prompt's completions,
+    divided by their standard deviation; the loss is the mean over all completion tokens of the
+    batch. Clipping and KL term have no gradient at the model that sampled, and are left out.
 
     Attributes:
-        num_batches: How many losses.
-        batch_size: Completions in each.
-        num_samples: Of each prompt.
+        num_batches: Number of losses.
+        batch_size: Completions of each.
+        num_samples: Completions of each prompt.
     """
 
     num_batches: int = 16
@@ -385,7 +384,7 @@ class RewardLoss:
     needs: Needs = "rewards"
 
     def check(self, data: ProbeData) -> None:
-        """Samples of a prompt are set beside each other, so there must be at least two."""
+        """Check the settings: advantages need at least two samples of a prompt."""
         _refuse_below_one(num_batches=self.num_batches, batch_size=self.batch_size)
         if self.num_samples < 2:
             raise SettingsError(f"num_samples is {self.num_samples}, expected at least 2")
@@ -400,19 +399,19 @@ class RewardLoss:
         return self.num_batches
 
     def terms(self, model: Any, tokenizer: Any, data: ProbeData, seed: int) -> Iterator[Term]:
-        """One for each batch; prompts come again when all have been there."""
+        """One for each batch, in several passes over the prompts if needed."""
         sampler = JudgedSampler(model, tokenizer, data, seed)
         order = row_order(len(data.rows.rows), seed)
         num_groups = self.batch_size // self.num_samples
         for number in range(self.num_batches):
-            places = list(islice(order, num_groups))
-            rows = [data.rows.rows[place] for place in places for _ in range(self.num_samples)]
+            indices = islice(order, num_groups)
+            rows = [data.rows.rows[index] for index in indices for _ in range(self.num_samples)]
             samples = sampler.draw(rows, number)
             rewards = torch.tensor(sampler.rewards(rows, samples))
             advantages = group_advantages(rewards, self.num_samples)
-            told = int(advantages.view(num_groups, -1).any(1).sum())
-            loss = _policy_loss(model, samples, advantages) if told else None
-            yield Term(loss, len(samples), samples.num_tokens, num_groups, told)
+            num_useful = int(advantages.view(num_groups, -1).any(1).sum())
+            loss = _policy_loss(model, samples, advantages) if num_useful else None
+            yield Term(loss, len(samples), samples.num_tokens, num_groups, num_useful)
 
     def describe(self) -> dict[str, Any]:
         """Settings."""
@@ -420,15 +419,15 @@ class RewardLoss:
 
 
 def group_advantages(rewards: Tensor, num_samples: int) -> Tensor:
-    """Rewards less the mean of their group, in units of its standard deviation.
+    """Rewards minus the mean of their group, divided by its standard deviation.
 
-    Returns `[rows]`, exactly 0 in a group of equal rewards; rows of a prompt follow each other.
+    Consecutive rewards form a group. Returns `[rows]`, exactly 0 in a group of equal rewards.
     """
     groups = rewards.view(-1, num_samples)
     centred = groups - groups.mean(1, keepdim=True)
-    is_told = (groups != groups[:, :1]).any(1, keepdim=True)
+    differs = (groups != groups[:, :1]).any(1, keepdim=True)
     scaled = centred / (groups.std(1, keepdim=True) + EPSILON)
-    return torch.where(is_told, scaled, 0.0).reshape(-1)
+    return torch.where(differs, scaled, 0.0).reshape(-1)
 
 
 def _policy_loss(model: Any, samples: Samples, advantages: Tensor) -> Tensor:
