@@ -1,1 +1,1 @@
-"""The mask: which elements of which tensors, one bit each; made, kept in a file, and checked."""
+"""Masks: which elements of which tensors are selected, one bit each."""

@@ -1,15 +1,8 @@
-"""Masks made from others: what both select, either, exactly one, or only the first; and parts.
+"""Masks made from other masks: intersection, union, difference, complement and restriction.
 
-Two masks are combined tensor by tensor, in packed bits. The result has the tensors of both; a
-tensor that one of them does not have has nothing selected there, as everywhere. The complement is
-of the mask's own tensors, so `a - b` is `a & ~b` only where both have the same tensors.
-
-The result was made against a base as far as the two do not contradict each other: the digest of a
-tensor is kept where both have the same or only one has any, and dropped where they differ.
-
-It is a `DerivedMask`, made in memory at once or straight into a file. Everything but the bits is
-known, and checked, before the first tensor is made. Saved from masks that are on disk, it needs
-memory for a few copies of the largest tensor's bits, and never for the mask.
+The result has the tensors of both masks; in a tensor that one of them lacks, that one selects
+nothing. The complement is of the mask's own tensors, so `a - b` is `a & ~b` only if both have the
+same tensors. The base digest of a tensor is kept unless the masks disagree on it.
 """
 
 from __future__ import annotations
@@ -34,11 +27,15 @@ from trimtab.words import first_few, one_line
 
 @dataclass(frozen=True, eq=False)
 class DerivedMask:
-    """A recipe for a mask; `Mask.of` follows it in memory, `save` on disk.
+    """A mask that is computed on demand, in memory by `Mask.of` or tensor by tensor by `save`.
+
+    All but the bits is known and checked at once. Saving needs memory for a few copies of the
+    largest
+    tensor's bits.
 
     Attributes:
-        header: Of the mask.
-        tensor: Makes the bits of a tensor, given its name; new ones at each call.
+        header: Header of the mask.
+        tensor: Computes the bits of a tensor, given its name; a new array at each call.
     """
 
     header: MaskHeader
@@ -52,15 +49,16 @@ class DerivedMask:
         return replace(self, header=replace(self.header, provenance=provenance))
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> int:
-        """Make the mask and write it, whole or not at all, one tensor at a time.
+        """Compute the mask and write it, whole or not at all, one tensor at a time.
 
         Args:
-            path: The file; missing parent folders are made. It may be one of those that the mask
-                is made from.
+            path: The file; missing parent folders are created. It may be one of those that the mask
+                is
+                made from.
             force: Replace an existing file.
 
         Returns:
-            How many elements the mask selects.
+            Number of selected elements.
 
         Raises:
             OutputExistsError: The file exists and `force` is not set, or the path is a folder.
@@ -79,25 +77,26 @@ OPERATIONS: Mapping[Operation, Callable[[_Bits, _Bits], _Bits]] = {
     "xor": lambda first, second: first ^ second,
     "minus": lambda first, second: first & ~second,
 }
-"""What is done to the bits of two masks. Unused bits, 0 in both, stay 0 in all of them."""
+"""Operation on the bits of two masks. Unused bits, 0 in both, stay 0."""
 
 
 def combine(operation: Operation, first: PackedMask, second: PackedMask) -> DerivedMask:
     """Combine two masks.
 
     Args:
-        operation: `and`: what both select; `or`: what either does; `xor`: what exactly one does;
-            `minus`: what the first selects and the second does not.
+        operation: `and`, `or`, `xor` or `minus` (what the first selects and the second does not).
         first: A mask.
-        second: Another, of the same model: its shapes are the same where both have a tensor. Names
-            that differ by a wrapper or a prefix are one name, that of the first.
+        second: Another mask of the same model: shapes agree where both have a tensor. Names that
+            differ
+            by a wrapper or a prefix are one name, that of the first.
 
     Returns:
-        A mask with the tensors of both, those of the first before the others. Its provenance keeps
+        A mask with the tensors of both, those of the first before the others. Its provenance
+        contains
         that of both, and in `base_differs` the tensors whose bases differ.
 
     Raises:
-        MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
+        MaskMismatchError: Shapes differ; the message names the tensors, up to a handful.
     """
     first, second = named_alike([first, second])
     model = common_model([first, second])
@@ -135,16 +134,18 @@ def restrict(
     Args:
         mask: The mask.
         kinds: Kinds of tensors, such as `q_proj`; they follow from names alone, so a fused tensor
-            is one tensor of one kind.
+            is
+            one tensor of one kind.
         layers: Indices of transformer layers; tensors outside the layers are in none.
         tensors: Names, or patterns with `*`, `?` and `[...]` as in a shell.
 
     Returns:
-        A mask that has no tensors but those.
+        A mask with only those tensors.
 
     Raises:
-        MaskError: There is no condition; or a kind, layer or name fits no tensor of the mask, or
-            no tensor meets all conditions.
+        MaskError: No condition is given; or a kind, layer or name matches no tensor of the mask, or
+            no
+            tensor meets all conditions.
     """
     conditions = {"kinds": kinds, "layers": layers, "tensors": tensors}
     requested = {key: list(wanted) for key, wanted in conditions.items() if wanted is not None}
@@ -173,7 +174,7 @@ def restrict(
 
 
 def _there_is(key: str, parts: Mapping[str, TensorPart]) -> str:
-    """What a mask has instead of what was asked for."""
+    """What a mask has, for the message about what it lacks."""
     if key == "kinds":
         return f"it has {', '.join(sorted({part.kind for part in parts.values()}))}"
     if key == "layers":

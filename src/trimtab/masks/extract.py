@@ -1,7 +1,6 @@
 """`extract_mask`: one streaming pass over two checkpoints that keeps which elements changed.
 
-Both sides are read in chunks, and one bit for each element is what stays: memory is 1/16 of a
-bf16 checkpoint, and a few buffers per thread.
+Memory is one bit for each element (1/16 of a bf16 checkpoint) and a few buffers per thread.
 """
 
 from __future__ import annotations
@@ -39,28 +38,31 @@ def extract_mask(
 ) -> Mask:
     """Select the elements that changed from a base to a tuned checkpoint.
 
-    Tensors have base's names and shapes. What has no counterpart is not in the mask: tensors only
-    on one side, and rows that a resized vocabulary has only in tuned; rows only in base are there
-    and not selected. A tied copy is left out for its original. The provenance lists all of it.
+    Tensors have base's names and shapes. The mask leaves out tensors that only one side has and
+    rows of
+    a resized vocabulary that only tuned has; rows that only base has are not selected. A tied copy
+    is
+    left out for its original. The provenance lists all of these.
 
     Args:
         base: The checkpoint before training: a folder, a file, a hub id (`org/name@revision`),
             or an open checkpoint.
         tuned: The checkpoint after training.
         changed: The criterion: `bits`, `value`, `atol=1e-5`, `rel=1e-3`.
-        cast: Name of a float dtype (`fp32`) that both are converted to before; None to refuse
-            tensors that are stored in different ones.
+        cast: Name of a float dtype (`fp32`) that both are converted to first; None to refuse
+            tensors
+            that are stored in different dtypes.
         dequantize: Multiply quantised weights by their scales, giving fp32.
-        threads: Tensors read at the same time; by default the processors there are, at most 8.
+        threads: Tensors read at the same time; by default the number of processors, at most 8.
         progress: Called after each chunk, from any thread.
 
     Returns:
-        The mask; nothing is selected in it where nothing changed.
+        The mask; it selects nothing where nothing changed.
 
     Raises:
         CheckpointError: A checkpoint cannot be read.
         TensorMismatchError: The two have nothing in common, or differ in dtypes without `cast`.
-        CriterionError: `changed` is no criterion.
+        CriterionError: `changed` is not a criterion.
     """
     criterion = parse_criterion(changed)
     with opened(base, tuned) as (base, tuned):
@@ -89,7 +91,7 @@ def extract_mask(
 
 
 def _gaps(alignment: Alignment, items: Sequence[Aligned]) -> dict[str, Any]:
-    """Lists of what could not be compared, named as in the coverage of a comparison."""
+    """What could not be compared, in the keys of the coverage of a comparison."""
     (side,) = alignment.sides
 
     def only(tensor: StoredTensor) -> dict[str, Any]:
@@ -116,11 +118,7 @@ def _gaps(alignment: Alignment, items: Sequence[Aligned]) -> dict[str, Any]:
 
 
 def _changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDArray[np.bool_]:
-    """The definition, `trimtab.elements.criteria.changed`, asked only where the answer is open.
-
-    Most elements have the same bits, which no criterion calls a change unless they are a NaN; a
-    tolerance takes ten times as long to decide.
-    """
+    """`trimtab.elements.criteria.changed`, evaluated only for elements that differ or are NaN."""
     differ: NDArray[np.bool_] = base != tuned
     if criterion.rule != "bits":
         differ |= dtype.is_nan(base)
@@ -131,8 +129,7 @@ def _changed(base: Bits, tuned: Bits, dtype: DType, criterion: Criterion) -> NDA
 
 def _mark(criterion: Criterion, item: Aligned, reader: Reader) -> PackedTensor:
     """Mark what changed in a tensor."""
-    # Rows that both have come first in either tensor, and those only in base are not selected. Seen
-    # flat, chunks are of whole bytes; scales lie in blocks of rows and columns of the 2-D view.
+    # The rows that both have come first. Flat chunks are whole bytes, but scales need the 2-D view.
     is_scaled = any(scale is not None for scale in item.scales)
     pairs = map(reader.read, reader.chunks(item.shape if is_scaled else (item.num_elements,)))
     marked = (

@@ -1,21 +1,24 @@
-"""All of a mask but its bits: names and shapes, what it was made against, and how it was made.
+"""All of a mask except its bits: names, shapes, base tensors and provenance.
 
-`PackedMask` is a mask wherever its bits are: a `Mask` has them in memory, a `StoredMask` on disk.
-
-How it was made are its steps, the first step first, each with the digests of what it used. A mask
-that was made from several others has in `made_from` what the provenance of each was, by digest, and
-that of those that they were made from: side by side, so that the masks of a long loop are not
-nested in each other, and one that was used twice is there once.
+`PackedMask` is the common interface of `Mask` (bits in memory) and `StoredMask` (on disk). The
+provenance lists the steps that made the mask, first to last, each with the digests of its inputs.
+If
+it was made from several masks, `made_from` has the provenance of each, and of theirs, by digest:
+flat,
+so that long derivations do not nest and no provenance is repeated.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 from reprlib import repr as short
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -23,7 +26,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import MaskError, MaskMismatchError
+from trimtab.checkpoints.safetensors import read_with_metadata
+from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
+from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.results.records import MaskRecord, made_now
 from trimtab.words import first_few, one_line
@@ -32,7 +37,7 @@ HEX_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class BaseTensor(NamedTuple):
-    """What a tensor of a mask was when the mask was made.
+    """The tensor that a mask was made against.
 
     Attributes:
         dtype: Its safetensors name, such as `BF16`.
@@ -44,21 +49,21 @@ class BaseTensor(NamedTuple):
 
     @property
     def has_digest(self) -> bool:
-        """Whether the digest is 32 hexadecimal digits, as it has to be."""
+        """Whether the digest is 32 hexadecimal digits."""
         return HEX_DIGEST.fullmatch(self.digest) is not None
 
 
 @dataclass(frozen=True, eq=False)
 class MaskHeader:
-    """What is known of a mask before its bits. Checked when made, and copied.
+    """What is known of a mask before its bits. Validated and copied on construction.
 
     Attributes:
         shapes: Name -> shape, in the mask's order.
-        base: Name -> what the tensor was when the mask was made; may lack any.
+        base: Name -> the tensor that the mask was made against; may be incomplete.
         provenance: Plain data.
 
     Raises:
-        MaskError: A name, the base or the provenance could not be stored in a file.
+        MaskError: A name, the base or the provenance cannot be stored in a file.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -68,7 +73,7 @@ class MaskHeader:
     __repr__ = one_line
 
     def __post_init__(self) -> None:
-        # A name that no header may hold would make a file that cannot be read.
+        # Such names would make the file unreadable.
         if bad := [n for n in self.shapes if n == "__metadata__" or not n.isprintable()]:
             raise MaskError(f"{first_few([repr(name) for name in bad])}: not names of tensors")
         if strangers := sorted(self.base.keys() - self.shapes.keys()):
@@ -80,7 +85,7 @@ class MaskHeader:
         object.__setattr__(self, "provenance", plain_provenance(self.provenance))
 
     def renamed(self, names: Mapping[str, str]) -> MaskHeader:
-        """The same with other names for some of the tensors.
+        """The same header with other names for some of the tensors.
 
         Raises:
             MaskError: Two tensors would have one name.
@@ -101,14 +106,14 @@ class MaskHeader:
 
 
 class PackedMask(ABC):
-    """A mask that is read tensor by tensor, wherever its bits are."""
+    """A mask that is read tensor by tensor, from memory or from disk."""
 
     def __init__(self, header: MaskHeader) -> None:
         self._header = header
 
     @property
     def path(self) -> str | None:
-        """The file that the bits are read from, as it was given; None for a mask in memory."""
+        """The file of the bits, as the user gave it; None for a mask in memory."""
         return None
 
     @property
@@ -118,12 +123,12 @@ class PackedMask(ABC):
 
     @property
     def provenance(self) -> Mapping[str, Any]:
-        """Where the mask comes from; `steps` lists how it was made, the first step first."""
+        """How the mask was made; `steps` lists the steps, first to last."""
         return MappingProxyType(self._header.provenance)
 
     @property
     def base(self) -> Mapping[str, BaseTensor]:
-        """What the tensors were that the mask was made against; empty if it is not known."""
+        """The tensors that the mask was made against; empty if unknown."""
         return MappingProxyType(self._header.base)
 
     @property
@@ -131,7 +136,7 @@ class PackedMask(ABC):
     def digest(self) -> str:
         """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask.
 
-        Neither the order of the tensors nor where the mask comes from is part of it.
+        The order of the tensors and the provenance are not part of it.
         """
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -147,13 +152,13 @@ class PackedMask(ABC):
         """
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> PackedTensor:
-        """What the mask selects of a tensor of this shape: nothing of one that it does not have."""
+        """What the mask selects of a tensor of this shape: nothing if it lacks the tensor."""
         if name not in self:
             return PackedTensor(shape, np.zeros(num_packed_bytes(prod(shape)), np.uint8), 0)
         return PackedTensor(shape, self.packed(name), self.num_selected(name))
 
     def packed_in_order(self) -> Iterator[NDArray[np.uint8]]:
-        """The bits of all tensors, as `packed` gives them, sorted by their names."""
+        """The bits of all tensors, as `packed` returns them, sorted by name."""
         for name in sorted(self):
             yield self.packed(name)
 
@@ -172,7 +177,7 @@ class PackedMask(ABC):
 
     @abstractmethod
     def renamed(self, names: Mapping[str, str]) -> Self:
-        """The same mask with other names for some of its tensors, and the digest that it had.
+        """The same mask with other names for some of its tensors, and the same digest.
 
         Args:
             names: Name of a tensor of this mask -> its new name.
@@ -183,16 +188,18 @@ class PackedMask(ABC):
     ) -> None:
         """Check that the mask fits the tensors of a model.
 
-        A tensor that the model does not have is let pass where nothing of it is selected:
-        checkpoints can hold buffers that no model trains.
+        Tensors that the model lacks are ignored if nothing of them is selected: checkpoints can
+        hold buffers
+        that no model trains.
 
         Args:
             shapes: Name -> shape of the model's tensors.
-            digests: Name -> xxh3-128 of the bytes of those tensors, as stored; compared with
-                `base` for the names that both have.
+            digests: Name -> xxh3-128 of the bytes of those tensors, as stored; compared with `base`
+                for the
+                names in both.
 
         Raises:
-            MaskMismatchError: It does not fit; the message names every tensor, up to a handful.
+            MaskMismatchError: It does not fit; the message names the tensors, up to a handful.
         """
         problems = []
         for name, shape in self._header.shapes.items():
@@ -225,12 +232,12 @@ class PackedMask(ABC):
 
 
 def mask_record(mask: PackedMask, id: str | None, digests: Collection[str]) -> MaskRecord:
-    """Say what a mask was.
+    """The record of a mask, for results.
 
     Args:
         mask: The mask.
         id: The path of its file as the user gave it, or None.
-        digests: Names of the tensors whose bytes were found to be those of its base.
+        digests: Names of the tensors whose bytes were verified to be those of its base.
     """
     return MaskRecord(
         id=id,
@@ -252,8 +259,8 @@ def provenance_with(before: Mapping[str, Any], step: Mapping[str, Any]) -> dict[
     """The provenance of a mask made just now by one step from another mask.
 
     Args:
-        before: Of the other mask.
-        step: What was done to it.
+        before: Provenance of the other mask.
+        step: Description of the step.
     """
     return {**before, **provenance_of([*before.get("steps", ()), dict(step)])}
 
@@ -262,20 +269,20 @@ def provenance_from(masks: Sequence[PackedMask], step: Mapping[str, Any]) -> dic
     """The provenance of a mask made just now by one step from several others.
 
     Args:
-        masks: The others; the step has their digests in `of`, in this order.
-        step: What was done with them.
+        masks: The others; the step records their digests in `of`, in this order.
+        step: Description of the step.
     """
     of_all = {**step, "of": [mask.digest for mask in masks]}
     return {**provenance_of([of_all]), "made_from": provenances_by_digest(masks)}
 
 
 def provenances_by_digest(masks: Sequence[PackedMask]) -> dict[str, Any]:
-    """The provenance of each of some masks, and of those that they were made from, by digest."""
+    """The provenance of some masks and of those that they were made from, by digest."""
     made_from: dict[str, Any] = {}
     for mask in masks:
         provenance = dict(mask.provenance)
         before = provenance.pop("made_from", {})
-        # What is there already stays: then no mask is ever said to be made from itself.
+        # Existing entries stay, so that no mask is recorded as made from itself.
         for digest, other in before.items() if isinstance(before, dict) else ():
             made_from.setdefault(digest, other)
         made_from.setdefault(mask.digest, provenance)
@@ -283,7 +290,7 @@ def provenances_by_digest(masks: Sequence[PackedMask]) -> dict[str, Any]:
 
 
 def plain_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a provenance as JSON has it, so that no later change can reach it.
+    """A deep copy of a provenance as plain JSON data.
 
     Raises:
         MaskError: It cannot be stored.
@@ -301,12 +308,12 @@ def plain_provenance(provenance: Mapping[str, Any]) -> dict[str, Any]:
 def check_format(
     metadata: Mapping[str, str], format: str, version: int, kind: str, source: str
 ) -> None:
-    """Check that the metadata of a safetensors file are those of a format of trimtab.
+    """Check that the metadata of a safetensors file are those of a trimtab format.
 
     Args:
-        metadata: Of the file.
-        format: The one expected.
-        version: The one that is read.
+        metadata: Metadata of the file.
+        format: Expected format.
+        version: Supported version.
         kind: The file in words: `a mask`.
         source: What writes such files.
 
@@ -324,3 +331,27 @@ def check_format(
             f"{kind} of format version {short(metadata.get('format_version'))}; this trimtab reads "
             f"version {version}"
         )
+
+
+@contextmanager
+def opened_tensors(
+    path: str | os.PathLike[str],
+) -> Iterator[tuple[FilePool, list[StoredTensor], dict[str, str]]]:
+    """Open a safetensors file of trimtab; an error of the block closes it, and names the file.
+
+    Yields:
+        What keeps the file open, its tensors by offset, and its metadata.
+
+    Raises:
+        MaskError: It is not a safetensors file, or the block raised one without the file's name.
+    """
+    pool = FilePool()
+    try:
+        yield pool, *read_with_metadata(DataFile(Path(path), pool))
+    except BaseException as error:
+        pool.close()
+        if isinstance(error, CheckpointError):
+            raise MaskError(str(error)) from None
+        if isinstance(error, MaskError):
+            raise MaskError(f"{os.fspath(path)}: {error}") from None
+        raise

@@ -1,9 +1,7 @@
-"""`identity`: did training only the mask give the model that training every weight gives?
+"""`identity`: does training only the mask give the model that training every weight gives?
 
-One streaming pass over three checkpoints and the mask. Each tensor is a task of its own, see
-`trimtab.checkpoints.stream`; memory is the mask and a few buffers per thread. The result, an
-`Identity`, is complete in itself: tables and reports are drawn from it (or from its JSON, years
-later) without opening a checkpoint again.
+One streaming pass over three checkpoints and the mask; memory is the mask and a few buffers per
+thread. Tables and reports need only the `Identity` (or its JSON), never the checkpoints.
 """
 
 from __future__ import annotations
@@ -37,11 +35,11 @@ SIDES = ("base", "full", "sub")
 """The three checkpoints, in the order in which they are given."""
 
 COVERAGE_LISTS = ("not_compared", "not_in_mask", "tied", "renamed")
-"""Lists of tensors that need a word, in the order in which reports show them."""
+"""Lists of tensors with remarks, in the order of reports."""
 
 
 class NotCompared(TypedDict):
-    """A tensor that not all three have alike; a shape of None where it is not there."""
+    """A tensor that not all three have in one shape; None where it is missing."""
 
     name: str
     base_shape: tuple[Count, ...] | None
@@ -51,7 +49,7 @@ class NotCompared(TypedDict):
 
 
 class NotInMask(TypedDict):
-    """A tensor that is outside the mask as a whole."""
+    """A tensor that is entirely outside the mask."""
 
     name: str
     num_elements: Count
@@ -67,7 +65,7 @@ class Renamed(TypedDict):
 
 @dataclass(frozen=True)
 class IdentityCoverage:
-    """Which stored elements the counts speak of, and which they do not.
+    """Which stored elements the counts cover, and which they do not.
 
     Attributes:
         num_base: Elements stored in BASE, without tied copies.
@@ -75,9 +73,9 @@ class IdentityCoverage:
         num_sub: Elements stored in SUB, without tied copies.
         num_compared: Elements compared.
         not_compared: `{"name", "base_shape", "full_shape", "sub_shape", "num_selected"}` of tensors
-            that are not in all three, or not of one shape; a shape of None where it is not there.
-        not_in_mask: `{"name", "num_elements"}` of tensors that were compared and are not in the
-            mask; they are outside it as a whole.
+            that are not in all three, or not of one shape; a shape is None where it is missing.
+        not_in_mask: `{"name", "num_elements"}` of compared tensors that the mask lacks; they are
+            entirely outside it.
         tied: `{"name", "tied_to", "num_elements"}` of tensors that repeat another one.
         renamed: `{"base", "full", "sub"}` of tensors matched although their name prefixes differ.
     """
@@ -99,7 +97,7 @@ class IdentityCoverage:
         return self.num_base == self.num_full == self.num_sub == self.num_compared
 
     def problems(self) -> Iterator[str]:
-        """What no check can cover."""
+        """Contradictions between the counts."""
         for name in ("num_base", "num_full", "num_sub"):
             if not 0 <= self.num_compared <= getattr(self, name):
                 yield f"num_compared is {self.num_compared} of {getattr(self, name)} ({name})"
@@ -131,7 +129,7 @@ class TensorIdentity:
         return one_line(self, f"{self.name}: {self.agreement.inside.summary()} inside the mask")
 
     def problems(self) -> Iterator[str]:
-        """What no tensor can be."""
+        """Contradictions between the counts."""
         num = self.agreement.all.num_elements
         if min(self.shape, default=0) < 0 or prod(self.shape) != num:
             yield f"shape is {list(self.shape)}, and inside and outside have {num} elements"
@@ -139,16 +137,16 @@ class TensorIdentity:
 
 @dataclass(frozen=True, eq=False)
 class Identity(Result):
-    """How far a model trained inside a mask is the model that training every weight gave.
+    """How closely a model trained inside a mask matches one trained on every weight.
 
     Attributes:
-        base: Where both trainings started.
+        base: The checkpoint from which both trainings started.
         full: After training every weight.
         sub: After training those of the mask.
         mask: The mask.
-        coverage: What the counts speak of.
+        coverage: Which elements the counts cover.
         tensors: One entry per tensor or part of a fused tensor, in the order of BASE's files.
-        conversion: Words on how elements were compared other than as stored, or None.
+        conversion: Description of how elements were converted, or None.
         provenance: trimtab version, command, date, device, threads.
     """
 
@@ -173,7 +171,7 @@ class Identity(Result):
     def __repr__(self) -> str:
         return one_line(
             self,
-            f"{self.sub.id} beside {self.full.id}: {self.total.inside.summary()} inside the mask",
+            f"{self.sub.id} against {self.full.id}: {self.total.inside.summary()} inside the mask",
         )
 
     @property
@@ -203,7 +201,7 @@ class Identity(Result):
         return plain_layers(self.by_layer())
 
     def problems(self) -> Iterator[str]:
-        """What no check can find."""
+        """Contradictions between the counts."""
         num = sum(tensor.agreement.all.num_elements for tensor in self.tensors)
         if num != self.coverage.num_compared:
             yield f"coverage.num_compared is {self.coverage.num_compared}, its tensors have {num}"
@@ -224,16 +222,17 @@ def identity(
 ) -> Identity:
     """Count where SUB equals FULL, inside the mask and outside it, under every default criterion.
 
-    BASE is set against FULL in the same way: what doing nothing would score. A tensor that is not
-    in the mask is wholly outside it.
+    BASE is compared with FULL in the same way: the score of doing nothing. A tensor that the mask
+    lacks
+    is entirely outside it.
 
     Args:
         base: The checkpoint from which both trainings started: a folder, a file, a hub id
             (`org/name@revision`), or an open checkpoint.
         full: The checkpoint after training every weight.
         sub: The checkpoint after training those of the mask.
-        mask: The mask, or the file of one.
-        threads: Tensors read at the same time; by default the processors there are, at most 8.
+        mask: The mask, or its file.
+        threads: Tensors read at the same time; by default the number of processors, at most 8.
         progress: Called after each chunk, from any thread.
 
     Returns:
@@ -242,9 +241,10 @@ def identity(
     Raises:
         CheckpointError: A checkpoint cannot be read.
         TensorMismatchError: The three have nothing in common, or differ in dtypes.
-        MaskError: The file is no mask.
+        MaskError: The file is not a mask.
         MaskMismatchError: The mask is of another model, or was made against another base. The
-            second is only known once BASE has been read.
+            second is
+            only known once BASE has been read.
     """
     with opened(base, full, sub) as checkpoints, ExitStack() as stack:
         base, full, sub = checkpoints
@@ -302,7 +302,7 @@ def _count_tensor(
 
 
 def _coverage(alignment: Alignment, done: Streamed[Any], mask: PackedMask) -> IdentityCoverage:
-    """Sort every stored element into compared, tied or not compared, and the mask's beside it."""
+    """Sort every stored element into compared, tied and not compared."""
     num_compared = sum(item.num_elements for item in done.items)
     num_stored = [num_compared] * len(SIDES)
     not_compared: dict[str, dict[str, Any]] = {}

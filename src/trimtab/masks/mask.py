@@ -1,4 +1,4 @@
-"""`Mask`: which elements of which tensors are selected, one bit for each; and its summary."""
+"""`Mask`: which elements of which tensors are selected, one bit each; and its summary."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from trimtab.words import first_few, one_line, out_of, plural
 class Mask(PackedMask):
     """Which elements of which tensors are selected. Immutable.
 
-    A tensor that the mask does not have has nothing selected. Two masks are equal when they have
-    the same tensors, shapes and bits, however they were made.
+    Tensors that the mask lacks have nothing selected. Two masks are equal if they have the same
+    tensors,
+    shapes and bits, whatever their provenance.
 
     Make one with `Mask.from_arrays`, `Mask.load` or `trimtab.extract_mask`.
     """
@@ -36,15 +37,15 @@ class Mask(PackedMask):
         base: Mapping[str, BaseTensor],
         provenance: Mapping[str, Any],
     ) -> None:
-        """Check and keep.
+        """Check and store.
 
         Args:
             tensors: Name -> bits.
-            base: Name -> what the tensor was when the mask was made; may lack any.
+            base: Name -> the tensor that the mask was made against; may be incomplete.
             provenance: Plain data.
 
         Raises:
-            MaskError: A name or the provenance could not be stored in a file.
+            MaskError: A name or the provenance cannot be stored in a file.
         """
         self._tensors = dict(tensors)
         shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
@@ -59,12 +60,12 @@ class Mask(PackedMask):
         provenance: Mapping[str, Any] | None = None,
         base: Mapping[str, BaseTensor] | None = None,
     ) -> Mask:
-        """Make a mask of bool arrays.
+        """Make a mask from bool arrays.
 
         Args:
             arrays: Name of a tensor -> bool array of its shape; True selects an element.
-            provenance: Where the mask comes from; plain data.
-            base: What the tensors are that the mask was made against; `check` compares with it.
+            provenance: How the mask was made; plain data.
+            base: The tensors that the mask was made against; `check` compares with them.
 
         Raises:
             MaskError: An array is not bool, or a name or the provenance cannot be stored.
@@ -77,7 +78,7 @@ class Mask(PackedMask):
 
     @classmethod
     def of(cls, derived: DerivedMask) -> Mask:
-        """Make a mask from others, in memory."""
+        """Compute a derived mask in memory."""
         header = derived.header
         tensors = {name: derived.tensor(name) for name in header.shapes}
         return cls(tensors, header.base, header.provenance)
@@ -87,17 +88,17 @@ class Mask(PackedMask):
         """Read a mask from a file.
 
         Raises:
-            MaskError: It is no mask file, or a damaged one.
+            MaskError: It is not a mask file, or a damaged one.
         """
         with open_unchecked(path) as stored:
             tensors = dict(stored.checked())
         return cls({name: tensors[name] for name in stored}, stored.base, stored.provenance)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:
-        """Write the mask to a file, whole or not at all; missing parent folders are made.
+        """Write the mask to a file, whole or not at all; missing parent folders are created.
 
         Args:
-            path: The file, by custom `….safetensors`.
+            path: The file, by convention `….safetensors`.
             force: Replace an existing file.
 
         Raises:
@@ -132,7 +133,7 @@ class Mask(PackedMask):
     def digest(self) -> str:
         """xxh3-128 of names, shapes and bits, hexadecimal: the identity of the mask.
 
-        Neither the order of the tensors nor where the mask comes from is part of it.
+        The order of the tensors and the provenance are not part of it.
         """
         if self._renamed_from is not None:
             return self._renamed_from.digest
@@ -160,11 +161,12 @@ class Mask(PackedMask):
             tensors: Names, or patterns with `*`, `?` and `[...]` as in a shell.
 
         Returns:
-            A mask that has no tensors but those.
+            A mask with only those tensors.
 
         Raises:
-            MaskError: There is no condition; or a kind, layer or name fits no tensor, or no tensor
-                meets all conditions.
+            MaskError: No condition is given; or a kind, layer or name matches no tensor, or no
+                tensor meets
+                all conditions.
         """
         return Mask.of(restrict(self, kinds=kinds, layers=layers, tensors=tensors))
 
@@ -189,11 +191,12 @@ class Mask(PackedMask):
         return self.complement()
 
     def random_like(self, seed: int) -> Mask:
-        """As many elements in each tensor as this mask has, at random places.
+        """The same number of elements in each tensor, selected at random.
 
         Args:
-            seed: With a tensor's name it decides the tensor's elements, on any machine and
-                whichever tensors there are besides.
+            seed: With a tensor's name it decides the tensor's elements, on any machine and whatever
+                other
+                tensors there are.
         """
         tensors = {
             name: random_tensor(tensor.shape, tensor.num_selected, seed=seed, name=name)
@@ -206,12 +209,12 @@ class Mask(PackedMask):
         return Mask(self._tensors, self._header.base, {**self._header.provenance, **entries})
 
     def with_base(self, base: Mapping[str, BaseTensor]) -> Mask:
-        """The same mask, made against other tensors: those of `base` that it has."""
+        """The same mask made against other tensors: those of `base` that it has."""
         known = {name: base[name] for name in self._tensors if name in base}
         return Mask(self._tensors, known, self._header.provenance)
 
     def renamed(self, names: Mapping[str, str]) -> Mask:
-        """The same mask with other names for some of its tensors, and the digest that it had.
+        """The same mask with other names for some of its tensors, and the same digest.
 
         Args:
             names: Name of a tensor of this mask -> its new name.
@@ -223,11 +226,11 @@ class Mask(PackedMask):
     def in_other_tensors(
         self, tensors: Mapping[str, PackedTensor], base: Mapping[str, BaseTensor]
     ) -> Mask:
-        """The same elements as they lie in other tensors, with the digest that the mask had.
+        """The same elements as part of other tensors, with the same digest.
 
         Args:
             tensors: Name -> bits of each tensor of which this mask has elements.
-            base: What these tensors were when the mask was made; may lack any.
+            base: The tensors when the mask was made; may be incomplete.
         """
         mask = Mask(tensors, base, self._header.provenance)
         mask._renamed_from = self
@@ -260,7 +263,7 @@ class Mask(PackedMask):
 
 
 def summarise(mask: PackedMask) -> dict[str, Any]:
-    """Count a mask, in the format of the docs page "Formats".
+    """Summarise a mask, in the format of the docs page "Formats".
 
     Kinds follow from names alone, so a fused tensor is one tensor of one kind.
     """

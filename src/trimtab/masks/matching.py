@@ -1,8 +1,7 @@
-"""Masks of one model: brought to one set of names, and checked against each other and a base.
+"""Bring masks of one model to one set of names, and check them against each other and a base.
 
-A file that was saved inside or outside a wrapper, without the head, or by another version of
-transformers names the same tensors differently (`trimtab.checkpoints.names.core_name`). Whatever
-sets masks beside each other, or beside a checkpoint, first brings them to one set of names here.
+Wrappers, a missing head or another version of transformers change the names of tensors
+(`trimtab.checkpoints.names.core_name`).
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ AMask = TypeVar("AMask", bound=PackedMask)
 def named_like(
     mask: AMask, names: Collection[str], tied: Mapping[str, str] = MappingProxyType({})
 ) -> AMask:
-    """Give tensors of a mask the names that others have for them.
+    """Rename tensors of a mask to the names that others use for them.
 
     Args:
         mask: The mask.
@@ -32,24 +31,25 @@ def named_like(
         tied: Further names -> the one of `names` that is the same tensor.
 
     Returns:
-        The mask under those names, with the digest that it had; tensors that have no other name
-        among them keep theirs. The mask itself if nothing changes.
+        The renamed mask, with the same digest; unmatched tensors keep their names. The mask itself
+        if
+        nothing changes.
     """
     new_names: dict[str, str] = match_stored([*mask], names, tied)
     return mask.renamed(new_names) if new_names else mask
 
 
 def named_as_in(mask: AMask, checkpoint: Checkpoint) -> AMask:
-    """A mask under the names under which a checkpoint stores the tensors; see `named_like`."""
+    """The mask with the names that a checkpoint uses; see `named_like`."""
     return named_like(mask, checkpoint.tensors, checkpoint.tied)
 
 
 def named_alike(masks: Sequence[AMask], base: Checkpoint | None = None) -> list[AMask]:
-    """Masks under one set of names: those of a base, or else of the first mask that has a tensor.
+    """Masks with one set of names: those of a base, or else of the first mask that has a tensor.
 
     Args:
         masks: Masks of one model.
-        base: A checkpoint whose names count more than those of the masks.
+        base: A checkpoint whose names take precedence.
     """
     names = set(base.tensors if base is not None else ())
     alike = []
@@ -60,12 +60,12 @@ def named_alike(masks: Sequence[AMask], base: Checkpoint | None = None) -> list[
 
 
 class CommonModel(NamedTuple):
-    """The model that several masks are of.
+    """The model of several masks.
 
     Attributes:
-        shapes: Name -> shape, of the tensors of all, those of the first before the others.
-        base: Name -> what it was when the masks were made, where those that say it agree.
-        base_differs: Names of those for which they do not.
+        shapes: Name -> shape of all tensors, those of the first mask first.
+        base: Name -> the tensor that the masks were made against, where they agree.
+        base_differs: Names of the tensors for which they do not.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -74,10 +74,10 @@ class CommonModel(NamedTuple):
 
 
 def common_model(masks: Sequence[PackedMask]) -> CommonModel:
-    """Check that masks are of one model, and say of which; see `named_alike` for their names.
+    """Check that masks are of one model, and return it; see `named_alike` for their names.
 
     Raises:
-        MaskMismatchError: Shapes differ; the message names every such tensor, up to a handful.
+        MaskMismatchError: Shapes differ; the message names the tensors, up to a handful.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     base: dict[str, BaseTensor] = {}
@@ -100,7 +100,7 @@ def common_model(masks: Sequence[PackedMask]) -> CommonModel:
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], base: Checkpoint) -> None:
-    """Check that a base has the tensors of masks, as weights and not as parts of quantised ones.
+    """Check that a base has the tensors of masks, unquantised.
 
     Raises:
         MaskMismatchError: It lacks some, or they have other shapes.
@@ -123,10 +123,10 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]], base: Checkpoint) -> Non
 def check_digests(
     masks: Sequence[PackedMask], digests: Mapping[str, str], base: Checkpoint
 ) -> None:
-    """Check that a base is the one that the masks say they were made against, now that it is read.
+    """Check that a base that has been read is the one that the masks were made against.
 
     Args:
-        masks: Those that do not say of a tensor are not asked.
+        masks: Masks; tensors without a recorded base are skipped.
         digests: Name -> xxh3-128 of the stored bytes.
         base: The base.
 
@@ -148,10 +148,10 @@ def check_digests(
 
 
 def base_tensors(base: Checkpoint, digests: Mapping[str, str]) -> dict[str, BaseTensor]:
-    """What a mask says of the tensors that it is made against.
+    """The base tensors of a mask.
 
     Args:
         base: Their checkpoint.
-        digests: Name -> xxh3-128 of the stored bytes, of each of them.
+        digests: Name -> xxh3-128 of the stored bytes of each.
     """
     return {name: BaseTensor(base.tensors[name].dtype.name, digests[name]) for name in digests}

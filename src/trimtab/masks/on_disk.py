@@ -1,20 +1,13 @@
-"""The file of a mask: a safetensors file of packed bits, with what they mean in its metadata.
+"""The file of a mask: a safetensors file of packed bits, described by its metadata.
 
 Each tensor of the mask is a U8 tensor of its name, `[ceil(num_elements / 8)]`; shapes, counts and
-provenance are JSON in the metadata. A file is a claim by a stranger: the header is checked against
-the file's size, and every shape against the bytes that are there, before anything is allocated;
-then counts, unused bits and the digest against the bits, before anyone uses them.
+provenance are JSON in the metadata. Files are untrusted: sizes and shapes are checked before
+anything
+is allocated; counts, unused bits and the digest are checked before the bits are used.
 
-It is written tensor by tensor, so that the whole mask is never in memory. Names and shapes are
-known before and come first in the file; counts and the digest are known last. So the header is
-written with room for the largest counts, and once more at the end. Data lie in the order of the
-digest, by name: whoever reads the file from first byte to last can check it. The order of the
-mask's tensors is that in the metadata.
-
-A `StoredMask` leaves the bits on disk. Opening reads the file once from first byte to last, holding
-one tensor's bits at a time, and refuses what `Mask.load` would refuse. Afterwards a tensor's bits
-are in memory only while somebody holds them, so what works through it tensor by tensor needs memory
-for its largest tensor (1/8 byte for each element), however large the mask is.
+The file is written tensor by tensor, sorted by name as for the digest, so a sequential reader can
+check it. Counts and the digest are known last: the header is written with room for them and then
+overwritten. A `StoredMask` leaves the bits on disk and needs memory for its largest tensor.
 """
 
 from __future__ import annotations
@@ -25,7 +18,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from math import prod
-from pathlib import Path
 from reprlib import repr as short
 from typing import Any, BinaryIO
 
@@ -33,10 +25,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints import safetensors
-from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
+from trimtab.checkpoints.tensors import FilePool, Pooled, StoredTensor
 from trimtab.errors import CheckpointError, MaskError
 from trimtab.inputs import parse_json
-from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, check_format
+from trimtab.masks.header import (
+    BaseTensor,
+    MaskHeader,
+    PackedMask,
+    check_format,
+    opened_tensors,
+)
 from trimtab.masks.packed import MaskDigest, PackedTensor, num_packed_bytes
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
@@ -47,7 +45,7 @@ FORMAT_VERSION = 1
 
 
 class StoredMask(PackedMask, Pooled):
-    """A mask whose bits are on disk: it is read like a `Mask`, a tensor at a time.
+    """A mask whose bits are on disk, read a tensor at a time.
 
     Use it as a context manager, or call `close`. Make one with `open_mask`.
     """
@@ -63,16 +61,16 @@ class StoredMask(PackedMask, Pooled):
         *,
         is_checked: bool = False,
     ) -> None:
-        """Keep what a header says; the bits are claims until they were read.
+        """Store the header; the bits are unverified until they are read.
 
         Args:
-            path: The file, as it was given.
-            header: Of the mask.
-            digest: Of the mask, as the metadata says.
-            num_selected: Name -> how many bits are 1, as the metadata says.
-            stored: Name -> where the bits are.
+            path: The file, as the user gave it.
+            header: Header of the mask.
+            digest: Digest in the metadata.
+            num_selected: Name -> number of bits that are 1, from the metadata.
+            stored: Name -> the stored bits.
             pool: Keeps the file open.
-            is_checked: Whether all bits were read, and are what the header says.
+            is_checked: Whether all bits were read and match the header.
         """
         super().__init__(header)
         self._path = path
@@ -84,7 +82,7 @@ class StoredMask(PackedMask, Pooled):
 
     @property
     def path(self) -> str:
-        """The file, as it was given."""
+        """The file, as the user gave it."""
         return self._path
 
     @property
@@ -93,7 +91,7 @@ class StoredMask(PackedMask, Pooled):
         return self._digest
 
     def packed(self, name: str) -> NDArray[np.uint8]:
-        """Read the bits of a tensor, as `Mask.packed` gives them. Any thread may call this.
+        """Read the bits of a tensor, as `Mask.packed` returns them. Thread-safe.
 
         Returns:
             A new array, uint8 `[ceil(num_elements / 8)]`; bits after the last element are 0.
@@ -108,7 +106,7 @@ class StoredMask(PackedMask, Pooled):
         return tensor.bits
 
     def packed_in_order(self) -> Iterator[NDArray[np.uint8]]:
-        """The bits of all tensors, sorted by their names; checked meanwhile if nobody has yet.
+        """The bits of all tensors, sorted by name; checked on the way unless they were before.
 
         Raises:
             MaskError: The file is damaged; known at the end.
@@ -124,10 +122,11 @@ class StoredMask(PackedMask, Pooled):
         return sum(self._num_selected.values()) if name is None else self._num_selected[name]
 
     def renamed(self, names: Mapping[str, str]) -> StoredMask:
-        """The same file with other names for some of its tensors, and the digest that it has.
+        """The same file with other names for some of its tensors, and the same digest.
 
-        It reads through the files of this one, and is closed with it. A file of which nobody has
-        read the bits is checked now: the digest is of the names in the file.
+        It shares the open file and is closed with this mask. Unchecked bits are checked first,
+        since the
+        digest is of the names in the file.
 
         Args:
             names: Name of a tensor of this mask -> its new name.
@@ -148,13 +147,14 @@ class StoredMask(PackedMask, Pooled):
         )
 
     def checked(self) -> Iterator[tuple[str, PackedTensor]]:
-        """Read the bits of all tensors, sorted by name, and check everything about them.
+        """Read the bits of all tensors, sorted by name, and check them.
 
-        Only at the end it is known that the mask is whole: use no tensor before.
+        Use no tensor before the end: only then is the mask known to be intact.
 
         Raises:
-            MaskError: Bits are not what the header says, listed for all tensors up to a handful;
-                or their digest is not the one that the file says.
+            MaskError: Bits do not match the header, listed for all tensors up to a handful; or
+                their digest
+                is not that of the file.
         """
         problems: list[str] = []
         digest = MaskDigest()
@@ -198,7 +198,7 @@ def open_mask(path: str | os.PathLike[str]) -> StoredMask:
     """Open a mask file, check all of it, and leave its bits on disk.
 
     Raises:
-        MaskError: It is no mask file, or a damaged one.
+        MaskError: It is not a mask file, or a damaged one.
     """
     mask = open_unchecked(path)
     try:
@@ -210,36 +210,27 @@ def open_mask(path: str | os.PathLike[str]) -> StoredMask:
 
 
 def open_unchecked(path: str | os.PathLike[str]) -> StoredMask:
-    """Open a mask file and check its header alone: trust its bits only after `checked`.
+    """Open a mask file and check only its header: trust its bits only after `checked`.
 
     Raises:
-        MaskError: It is no mask file, or a damaged one; the message lists what is wrong.
+        MaskError: It is not a mask file, or a damaged one; the message lists the problems.
     """
-    pool = FilePool()
-    try:
-        stored, metadata = safetensors.read_with_metadata(DataFile(Path(path), pool))
+    with opened_tensors(path) as (pool, stored, metadata):
         return _parse(os.fspath(path), {tensor.name: tensor for tensor in stored}, metadata, pool)
-    except BaseException as error:
-        pool.close()
-        if isinstance(error, CheckpointError):
-            raise MaskError(str(error)) from None
-        if isinstance(error, MaskError):
-            raise MaskError(f"{os.fspath(path)}: {error}") from None
-        raise
 
 
 def opened_masks(
     masks: Iterable[str | os.PathLike[str] | PackedMask], stack: ExitStack, *, check: bool = True
 ) -> list[PackedMask]:
-    """Masks as they are, and those of files opened for as long as the stack lasts.
+    """Open the masks that are given as files, for as long as the stack lasts.
 
     Args:
-        masks: Masks, or the files of them.
+        masks: Masks, or their files.
         stack: Closes the files.
-        check: Read and check all bits of the files; without it, `packed_in_order` does so.
+        check: Read and check all bits of the files; otherwise `packed_in_order` does so.
 
     Raises:
-        MaskError: A file is no mask, or a damaged one.
+        MaskError: A file is not a mask, or a damaged one.
     """
     open_one = open_mask if check else open_unchecked
     return [
@@ -274,7 +265,7 @@ def _parse(
 
 
 def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
-    """The shape of a tensor, once its bits are known to have the right number."""
+    """The shape of a tensor, after checking the number of its bits."""
     if not isinstance(entry, dict) or not {"shape", "num_selected", "base"} <= entry.keys():
         raise MaskError("lacks one of shape, num_selected, base")
     shape = entry["shape"]
@@ -330,12 +321,12 @@ def _refuse(problems: Iterable[str]) -> None:
 
 
 class MaskWriter:
-    """A mask file under way.
+    """Writes a mask file.
 
     Attributes:
-        header: Of the mask.
-        names: Names of its tensors, in the order in which they are to be added.
-        num_selected: Name -> selected elements, of the tensors that were added.
+        header: Header of the mask.
+        names: Names of its tensors, in the order in which they must be added.
+        num_selected: Name -> selected elements of the tensors added so far.
     """
 
     def __init__(self, file: BinaryIO, header: MaskHeader) -> None:
@@ -358,7 +349,7 @@ class MaskWriter:
         self.num_selected[name] = tensor.num_selected
 
     def finish(self) -> None:
-        """Write the header with what is known by now; all tensors must have been added."""
+        """Write the final header; all tensors must have been added."""
         self._file.seek(0)
         digest = self._digest.hexdigest()
         self._file.write(self._start(self.num_selected, digest, self._num_start_bytes))
@@ -395,7 +386,7 @@ class MaskWriter:
 def mask_writer(
     path: str | os.PathLike[str], header: MaskHeader, *, force: bool
 ) -> Iterator[MaskWriter]:
-    """Write a mask, atomically, in a block that adds every tensor; missing folders are made.
+    """Yield a writer to which every tensor is added; the file appears at the end, whole.
 
     Raises:
         OutputExistsError: The file exists and `force` is not set, or the path is a folder.
@@ -413,16 +404,16 @@ def write_mask_file(
     *,
     force: bool,
 ) -> int:
-    """Write a mask, atomically, holding one tensor at a time; missing parent folders are made.
+    """Write a mask, whole or not at all, one tensor at a time; missing parent folders are created.
 
     Args:
         path: The file.
-        header: Of the mask.
-        tensor: Gives the bits of a tensor by name; called once for each, sorted by name.
+        header: Header of the mask.
+        tensor: Returns the bits of a tensor by name; called once for each, sorted by name.
         force: Replace an existing file.
 
     Returns:
-        How many elements the mask selects.
+        Number of selected elements.
 
     Raises:
         OutputExistsError: The file exists and `force` is not set, or the path is a folder.

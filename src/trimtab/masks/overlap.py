@@ -1,9 +1,7 @@
-"""`overlap`: do masks select the same elements, more often than chance would have it?
+"""`overlap`: do masks select the same elements, more often than by chance?
 
-One streaming pass over the masks, and over the base where magnitudes are to be matched. Each tensor
-is a task of its own; memory is the bits of the tensors under way, and a few buffers per thread. A
-mask file is checked while it is read, tensor by tensor in the order of the names; only at its end
-is it known to be whole.
+One streaming pass over the masks and, to match magnitudes, over the base; memory is the bits of the
+tensors in progress and a few buffers per thread. Mask files are checked while they are read.
 """
 
 from __future__ import annotations
@@ -51,8 +49,9 @@ def tensors_in_order(
         executor: Reads a tensor of all masks at the same time.
 
     Yields:
-        A name, and the bits in each mask that has the tensor, as `Mask.packed` gives them. Those of
-        a damaged file can be anything.
+        A name, and the bits in each mask that has the tensor, as `Mask.packed` returns them;
+        arbitrary
+        for a damaged file.
 
     Raises:
         MaskError: A file is damaged; known at the end.
@@ -62,7 +61,7 @@ def tensors_in_order(
         having = [of_mask for of_mask, mask in zip(of_each, masks, strict=True) if name in mask]
         yield name, list(executor.map(next, having))
     for of_mask in of_each:
-        deque(of_mask, maxlen=0)  # what a file says of all its tensors comes after the last
+        deque(of_mask, maxlen=0)  # files are checked after the last tensor
 
 
 def names_in_all(masks: Sequence[PackedMask]) -> list[str]:
@@ -81,7 +80,7 @@ def names_in_all(masks: Sequence[PackedMask]) -> list[str]:
 
 
 def overlap_coverage(masks: Sequence[PackedMask], names: Sequence[str]) -> OverlapCoverage:
-    """Sort the tensors of all masks into compared and not, and find disagreements on the base."""
+    """Sort the tensors of all masks into compared and not; list those with different bases."""
     in_all = set(names)
     every_name = dict.fromkeys(name for mask in masks for name in mask)
     not_compared = [
@@ -117,18 +116,20 @@ def overlap(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Overlap:
-    """Count what masks share, beside what they would share by chance.
+    """Count what masks share, and what they would share by chance.
 
-    Tensors that not all masks have are left out, and listed. Masks that were made against different
-    bases are compared all the same, place by place, and that is listed too.
+    Tensors that not all masks have are left out and listed. Masks made against different bases are
+    still
+    compared, element by element, and listed too.
 
     Args:
-        masks: Two or more, or the files of them; at most 26.
+        masks: Two to 26 masks, or their files.
         base: The checkpoint that the masks were made against: a folder, a file, a hub id
             (`org/name@revision`), or an open checkpoint. With it, chance is also matched by the
-            magnitude of its weights.
-        series: The masks are in the order of time, to be set against the last.
-        threads: Tensors counted at the same time; by default the processors there are, at most 8.
+            magnitude
+            of its weights.
+        series: The masks are in temporal order, to be compared with the last.
+        threads: Tensors counted at the same time; by default the number of processors, at most 8.
         progress: Called after each chunk, from any thread.
 
     Returns:
@@ -136,10 +137,11 @@ def overlap(
 
     Raises:
         AnalysisError: There are too few masks or too many.
-        MaskError: A file is no mask, or a damaged one.
+        MaskError: A file is not a mask, or a damaged one.
         MaskMismatchError: Tensors of one name have different shapes, the masks have no tensor in
-            common, or one was made against another base than this. The last is only known once
-            the base has been read.
+            common, or one was made against another base. The last is only known once the base has
+            been
+            read.
         CheckpointError: The base cannot be read.
     """
     if not 2 <= len(masks) <= len(LETTERS):
@@ -178,20 +180,13 @@ def _count(
     sets: Sequence[NDArray[np.uint8]],
     bins: MagnitudeBins | None = None,
 ) -> TensorOverlap:
-    """Count what masks share in a tensor.
-
-    Args:
-        name: Of the tensor.
-        shape: Of the tensor.
-        sets: Its bits in each mask.
-        bins: The counts by magnitude, where there is a base.
-    """
+    """Count what masks share in a tensor, given its bits in each mask."""
     from trimtab.elements.set_kernels import count_shared
 
     num_masks = len(sets)
     # Above the diagonal what two share, on it what one selects.
     shared = np.zeros((num_masks, num_masks), dtype=np.int64)
-    # Of two masks, the counts of both and of what they share say it all.
+    # For two masks, these counts follow from the shared ones.
     counts = np.zeros(num_masks + 1 if num_masks > 2 else 0, dtype=np.int64)
     for words in _words(sets):
         count_shared(words, shared, counts)
@@ -213,7 +208,7 @@ def _count(
 
 
 def _words(sets: Sequence[NDArray[np.uint8]]) -> Iterator[NDArray[np.uint64]]:
-    """The bits of several sets side by side, some at a time: `[sets, words]`."""
+    """The bits of several sets as 64-bit words, some at a time: `[sets, words]`."""
     num_bytes = 8 * CHUNK_WORDS
     for start in range(0, len(sets[0]), num_bytes):
         yield _side_by_side([packed[start : start + num_bytes] for packed in sets])
@@ -234,7 +229,7 @@ def _without_base(
     num_threads: int,
     progress: Progress | None,
 ) -> dict[str, TensorOverlap]:
-    """Count while the masks are read, which is once; a few tensors at a time are in memory."""
+    """Count while the masks are read once; a few tensors at a time are in memory."""
     num_bytes = sum(num_packed_bytes(mask.num_elements(name)) for mask in masks for name in mask)
     to_count = set(names)
     tasks: dict[str, Future[TensorOverlap]] = {}
@@ -258,13 +253,7 @@ def _with_base(
     num_threads: int,
     progress: Progress | None,
 ) -> tuple[dict[str, TensorOverlap], Mapping[str, str]]:
-    """Count, read the base beside it, and check that it is the one the masks were made against.
-
-    The masks are read once, in the order of their names, a tensor ahead of the threads.
-
-    Returns:
-        What was counted, and name -> xxh3-128 of the bytes of each tensor of the base.
-    """
+    """Count while masks and base are read once; also returns the digests of the base, checked."""
     alignment = alone(base, names, is_all_hashed=True)
     items = {item.name: item for item in alignment.items}
     bits: dict[Aligned, list[NDArray[np.uint8]]] = {}
@@ -293,13 +282,13 @@ def _with_base(
 def _by_magnitude(
     item: Aligned, reader: Reader, sets: Sequence[NDArray[np.uint8]]
 ) -> MagnitudeBins:
-    """Count the masks of a tensor by exponent."""
+    """Count the masks of a tensor by exponent of the base weights."""
     from trimtab.elements.set_kernels import count_by_bin
 
     shift, largest = exponent_place(item.dtype)
     (source,) = reader.sources
     counts = np.zeros((largest + 1, 1 + len(sets)), dtype=np.int64)
-    # Seen flat, every chunk but the last is of whole words.
+    # Flat chunks, except the last, are whole words.
     for chunk in reader.chunks((item.num_elements,)):
         bits = source.read(chunk).ravel()
         first, last = chunk.column // 8, -(-(chunk.column + len(bits)) // 8)

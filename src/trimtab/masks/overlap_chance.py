@@ -1,21 +1,22 @@
 """What two masks share in one scope, or several agree on, and what they would by chance.
 
-A number of shared elements says nothing by itself: two masks of 80 % share much, and two masks of
-small weights share many small weights. So it always stands beside its expectation under a null
-model, and there are three, each of which keeps more of the masks than the one before:
+A number of shared elements means little by itself, so it is always shown with its expectation under
+a null model. There are three, each of which preserves more of the masks than the one before:
 
 - `independent`: how many elements each mask selects in the whole scope. One urn, the baseline of
   arXiv 2505.11711 (section 5 and appendix E).
 - `per-tensor`: how many it selects in each tensor.
-- `magnitude-matched`: how many it selects in each tensor among the weights of the base of each
-  binary exponent. Rounding to few digits lets only small weights move by a small step, so two runs
-  of the same step size share weights that were small, whatever they learned.
+- `magnitude-matched`: how many it selects in each tensor among the base weights of each binary
+  exponent. Low precision lets only small weights move by a small step, so two runs with one step
+  size share small weights, whatever they learned.
 
-Given those counts, every choice of elements is as likely, and the masks are drawn apart. The mean
-and variance of what two share follow exactly; see `trimtab.results.urn`. An element of a stratum is
-in a mask with the probability of the mask's density there, so the number of several masks that have
-it is a sum of independent truth values (Poisson-binomial), and the expected counts of elements in
-exactly so many masks are sums over the strata.
+Given those counts, every choice of elements is equally likely, and the masks are independent. Mean
+and variance of the shared number are exact; see `trimtab.results.urn`. An element of a stratum is
+in
+a mask with the probability of the mask's density there, so the number of masks that contain it is a
+sum of independent Bernoulli variables (Poisson-binomial), and expected counts of elements in
+exactly
+k masks are sums over the strata.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ PER_TENSOR: Null = "per-tensor"
 MAGNITUDE: Null = "magnitude-matched"
 
 NULLS: tuple[Null, ...] = (INDEPENDENT, PER_TENSOR, MAGNITUDE)
-"""From the one that keeps least of the masks to the one that keeps most."""
+"""From the weakest to the strictest."""
 
 
 class Ratios(NamedTuple):
-    """A number of shared elements as shares; None where there is nothing to divide by.
+    """A number of shared elements as shares; None where the denominator is 0.
 
     Attributes:
         o1: Of the first mask.
@@ -59,16 +60,16 @@ class Ratios(NamedTuple):
 
 @dataclass(frozen=True)
 class AgainstNull:
-    """What two masks share, set against one null model.
+    """What two masks share, compared with one null model.
 
     Attributes:
         num_shared: Elements that both select.
         expected: Mean of that number under the null.
         deviation: Its standard deviation under the null.
         most: Most elements that masks with these counts can share.
-        chance: The mean as shares. That of Jaccard is of the mean number, not the mean of Jaccard.
+        chance: The mean as shares; for Jaccard that of the mean number, not the mean of Jaccard.
         ceiling: The most as shares.
-        probability: How far out the number is.
+        probability: Tail probability of the number.
     """
 
     num_shared: int
@@ -83,12 +84,12 @@ class AgainstNull:
 
     @property
     def lift(self) -> float | None:
-        """Shared / expected, which is also o1 and o2 over their chance; None for no expectation."""
+        """Shared / expected, which is also o1 and o2 over their chance; None if 0 are expected."""
         return self.num_shared / self.expected if self.expected else None
 
     @property
     def z(self) -> float | None:
-        """Deviations above the mean; None where the null leaves only one possibility."""
+        """Deviations above the mean; None if the number cannot vary under the null."""
         excess = self.num_shared - self.expected
         return excess / self.deviation if self.deviation else None
 
@@ -163,7 +164,7 @@ class Shared:
         return {null: self._against(strata[null]) for null in NULLS if null in strata}
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what stands beside the counts is of the independent null."""
+        """Plain data for JSON; figures at the top level are those of the independent null."""
         nulls = {null: against.to_dict() for null, against in self.nulls.items()}
         return {
             "num_elements": self.num_elements,
@@ -201,7 +202,7 @@ def one_urn(num_elements: int, num_first: int, num_second: int) -> Strata:
 
 @dataclass(frozen=True, eq=False)
 class Counted:
-    """Several masks, counted in each of some strata that do not overlap.
+    """Several masks, counted in each of some disjoint strata.
 
     Attributes:
         num_elements: int64 `[strata]`.
@@ -247,7 +248,7 @@ class Counted:
             rarer = np.log1p(-1 / self.num_selected) - np.log1p(-1 / n)[:, None]
             excess = np.expm1(np.log1p(-1 / n) + rarer.sum(axis=1))
         variances = expected + expected**2 * excess
-        # Where a mask has nothing, or the stratum a single element, chance has no say.
+        # An empty mask or a stratum of one element has no variance.
         return float(variances[(expected > 0) & (n > 1)].clip(min=0).sum())
 
 

@@ -1,9 +1,7 @@
 """The result of an overlap: what masks share, tensor by tensor, as counts.
 
-An `Overlap` is complete in itself: tables and reports are drawn from it (or from its JSON, years
-later) without opening a mask or a checkpoint again. All it keeps are integers; every ratio, chance
-and lift is derived from them. Counts that contradict each other are refused when they are made: a
-result that was read from a file is as sound as one that was just counted.
+Ratios, chance and lifts are derived from the counts, which are checked for contradictions when they
+are read. Tables and reports need only the `Overlap` (or its JSON).
 """
 
 from __future__ import annotations
@@ -33,11 +31,11 @@ from trimtab.results.urn import Strata
 from trimtab.words import one_line, out_of, plural
 
 COVERAGE_LISTS = ("not_compared", "other_base")
-"""Lists of tensors that need a word, in the order in which reports show them."""
+"""Lists of tensors with remarks, in the order of reports."""
 
 
 def pairs_of(num_masks: int) -> list[tuple[int, int]]:
-    """Every two of some masks, in the order in which their counts are kept."""
+    """All pairs of some masks, in the order of their counts."""
     return list(combinations(range(num_masks), 2))
 
 
@@ -50,14 +48,14 @@ class NotCompared(TypedDict):
 
 
 class BaseOfMask(TypedDict):
-    """What a mask says that it was made against."""
+    """The base tensor that a mask records."""
 
     dtype: str
     digest: str
 
 
 class OtherBase(TypedDict):
-    """A tensor that the masks were made of against different bases."""
+    """A tensor that the masks were made against in different versions."""
 
     name: str
     base: tuple[BaseOfMask | None, ...]
@@ -65,14 +63,16 @@ class OtherBase(TypedDict):
 
 @dataclass(frozen=True)
 class OverlapCoverage:
-    """Which elements of the masks the counts speak of, and which they do not.
+    """Which elements of the masks the counts cover, and which they do not.
 
     Attributes:
         num_compared: Elements of the tensors that all masks have.
-        not_compared: `{"name", "shape", "num_selected"}` of tensors that not all masks have; of
-            each mask, the elements that it selects there, or None where it lacks the tensor.
+        not_compared: `{"name", "shape", "num_selected"}` of tensors that not all masks have; for
+            each
+            mask, the elements that it selects there, or None if it lacks the tensor.
         other_base: `{"name", "base"}` of tensors that were compared although masks were made
-            against different bases; of each mask, the dtype and the digest that it says, or None.
+            against
+            different bases; for each mask, the recorded dtype and digest, or None.
     """
 
     num_compared: Count
@@ -179,7 +179,7 @@ def _fit(bins: MagnitudeBins, num_elements: int, num_selected: Sequence[int]) ->
 
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-"""What the masks are called, in the order in which they are given; there can be no more."""
+"""Names of the masks, in the order given; there can be no more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,10 +188,10 @@ class Overlap(Result):
 
     Attributes:
         masks: The masks, called A, B, C, ... in this order.
-        coverage: What the counts speak of.
+        coverage: Which elements the counts cover.
         tensors: One entry for each tensor that all masks have, in the order of the first.
         base: The checkpoint by whose weights magnitudes are matched; None without one.
-        is_series: Whether the masks are in the order of time, to be set against the last.
+        is_series: Whether the masks are in temporal order, to be compared with the last.
         provenance: trimtab version, command, date, device, threads.
     """
 
@@ -199,7 +199,7 @@ class Overlap(Result):
     NAME = "overlap"
     COMMAND = "trimtab mask overlap"
     PLAIN: ClassVar = (
-        # These two also where an overlap is part of another result.
+        # These two are needed if an overlap is part of another result.
         *("format=FORMAT", "format_version=FORMAT_VERSION", "is_series", "provenance"),
         *("provenance.masks=masks", "provenance.base=base"),
         *("coverage", "total?=_plain_total", "by_layer?=_plain_layers", "by_kind?=_plain_kinds"),
@@ -221,20 +221,20 @@ class Overlap(Result):
 
     @property
     def pairs(self) -> list[tuple[int, int]]:
-        """Every two masks, by their places."""
+        """All pairs of masks, by index."""
         return pairs_of(len(self.masks))
 
     @property
     def nulls(self) -> tuple[Null, ...]:
-        """The null models that the counts allow."""
+        """The null models that the counts support."""
         return (INDEPENDENT, PER_TENSOR, *(() if self.base is None else (MAGNITUDE,)))
 
     def total(self, first: int = 0, second: int = 1) -> Shared:
         """What two masks share in all tensors.
 
         Args:
-            first: Place of a mask.
-            second: Place of another one.
+            first: Index of a mask.
+            second: Index of another one.
         """
         return self._shared(self.tensors, first, second)
 
@@ -303,7 +303,7 @@ class Overlap(Result):
         counts = np.array(list(rows), dtype=np.int64).reshape(-1, 1 + len(self.masks))
         return Counted(counts[:, 0], counts[:, 1:])
 
-    # For readers of the JSON: two masks as they are, more of them pair by pair.
+    # In the JSON two masks are compared directly, more of them pair by pair.
 
     def _plain_total(self) -> Shared | None:
         return self.total() if len(self.masks) == 2 else None
@@ -337,7 +337,7 @@ class Overlap(Result):
         return {"total": self.consensus(), "by_kind": self.consensus_by_kind()}
 
     def problems(self) -> Iterator[str]:
-        """What no masks can share."""
+        """Contradictions between the counts."""
         if not 2 <= len(self.masks) <= len(LETTERS):
             yield f"it is of {len(self.masks)} masks"
             return

@@ -1,7 +1,7 @@
 """One tensor of a mask: a bit for each element, eight to a byte.
 
-Bit `i % 8` of byte `i // 8` is element `i` in C order (`np.packbits` with `bitorder="little"`);
-the bits after the last element are 0. A mask of a tensor takes 1/16 of its bytes in bf16.
+Bit `i % 8` of byte `i // 8` is element `i` in C order (`np.packbits` with `bitorder="little"`); the
+bits after the last element are 0. This is 1/16 of the bytes of a bf16 tensor.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trimtab.checkpoints.stream import Chunk
 from trimtab.words import one_line
 
 CHUNK_BYTES = 1 << 17
-"""Packed bytes that are unpacked or counted at once: a million elements."""
+"""Packed bytes to unpack or count at once: a million elements."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class PackedTensor:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], bits: NDArray[np.uint8]) -> PackedTensor:
-        """Count the bits of a tensor; the caller answers for their number and the padding."""
+        """Count the bits of a tensor; their number and padding must be right."""
         return cls(shape, bits, count_bits(bits))
 
     @classmethod
@@ -51,12 +51,12 @@ class PackedTensor:
 
     @classmethod
     def of_parts(cls, shape: tuple[int, ...], parts: Iterable[NDArray[np.bool_]]) -> PackedTensor:
-        """Pack the elements of a tensor that come flat, in order; what does not come is 0."""
+        """Pack the elements of a tensor given as flat parts, in order; missing ones are 0."""
         bits = np.zeros(num_packed_bytes(prod(shape)), dtype=np.uint8)
         filled, left = 0, np.zeros(0, dtype=np.bool_)
         for part in parts:
             selected = np.concatenate([left, part]) if len(left) else part
-            whole = len(selected) // 8 * 8  # what is left after the last byte waits for the next
+            whole = len(selected) // 8 * 8  # the rest waits for the next part
             packed = np.packbits(selected[:whole], bitorder="little")
             bits[filled : filled + len(packed)] = packed
             filled, left = filled + len(packed), selected[whole:]
@@ -71,7 +71,7 @@ class PackedTensor:
 
     @property
     def has_clean_padding(self) -> bool:
-        """Whether the bits after the last element are 0, as they have to be."""
+        """Whether the bits after the last element are 0."""
         used = self.num_elements % 8
         return not used or not self.bits[-1] >> used
 
@@ -98,9 +98,9 @@ class PackedTensor:
         return PackedTensor(self.shape, bits, self.num_elements - self.num_selected)
 
     def resized(self, shape: tuple[int, ...]) -> PackedTensor:
-        """The first elements in C order, as many as fit; what comes after them is not selected.
+        """Truncate or extend to another shape, in C order; new elements are not selected.
 
-        For two shapes that differ in the first axis, these are the first rows.
+        For two shapes that differ in the first axis, this keeps the first rows.
         """
         bits = np.zeros(num_packed_bytes(prod(shape)), dtype=np.uint8)
         num_kept = min(self.num_elements, prod(shape))
@@ -112,18 +112,18 @@ class PackedTensor:
 
 
 class MaskDigest:
-    """The digest of a mask while its tensors come by: sorted by name, each of them once."""
+    """The digest of a mask, updated with its tensors sorted by name."""
 
     def __init__(self) -> None:
         self._hasher = xxhash.xxh3_128()
 
     def update(self, name: str, tensor: PackedTensor) -> None:
-        """Take in the next tensor."""
+        """Add the next tensor."""
         self._hasher.update(json.dumps([name, tensor.shape]).encode())
         self._hasher.update(tensor.bits.data)
 
     def hexdigest(self) -> str:
-        """The digest of what was taken in so far."""
+        """The digest of the tensors so far."""
         return self._hasher.hexdigest()
 
 
@@ -138,7 +138,7 @@ def count_bits(bits: NDArray[np.uint8]) -> int:
 
 
 def num_packed_bytes(num_elements: int) -> int:
-    """Bytes that the bits of so many elements take."""
+    """Bytes for the bits of some elements."""
     return -(-num_elements // 8)
 
 

@@ -1,19 +1,17 @@
-"""How well a mask, or the scores that it was made by, predicts another mask.
+"""How well a mask, or the scores that it was made from, predicts another mask.
 
-The result is an overlap of the two, PRED and TRUE, which are its masks A and B, with what an
-overlap does not know: how far the smallest weights alone would get, and how well a ranking puts
-what is true before the rest. Everything else is derived. The weights of a base are counted by
-magnitude, scores by level; each is one streaming pass.
+The result adds to the overlap of PRED (mask A) and TRUE (mask B) how far the smallest weights alone
+would get, and how well a ranking puts true elements first.
 
-Average precision: going down a ranking, the precision is taken at every element of TRUE and
-averaged over them. Scores that tie have no order: they are taken together, with the precision below
-the last of them:
+Average precision: going down a ranking, the precision at every element of TRUE, averaged. Tied
+scores
+are taken together, with the precision below the last of them:
 
     AP = Σ (recall_n - recall_{n-1}) precision_n    over the distinct scores n, the highest first
 
-A model's scores are not sorted but counted by their first 16 bits (sign, exponent and the first
-seven digits, as in bf16), so that scores closer than 0.8 % can count as tied. Scores of bf16
-weights, and whatever else bf16 holds, lose nothing by it.
+Scores are counted by their first 16 bits (sign, exponent and seven mantissa bits, as in bf16)
+rather
+than sorted, so scores closer than 0.8 % can count as tied; bf16 scores are exact.
 
 Source: the definition is that of scikit-learn's `average_precision_score`.
 """
@@ -74,14 +72,14 @@ def average_precision(num_elements: NDArray[np.int64], num_true: NDArray[np.int6
 
 
 class LevelCounts:
-    """Counts elements by score, those that are true apart.
+    """Counts elements by score, true ones separately.
 
     Attributes:
-        is_exact: Whether no score had digits beyond those that are told apart.
+        is_exact: Whether no score had more bits than are distinguished.
     """
 
     def __init__(self) -> None:
-        """Start with none."""
+        """Start at zero."""
         self.is_exact = True
         self._counts = np.zeros((2, 1 << LEVEL_BITS), dtype=np.int64)
 
@@ -89,8 +87,8 @@ class LevelCounts:
         """Count some elements.
 
         Args:
-            name: Of their tensor, for the message.
-            scores: Of each.
+            name: Name of their tensor, for the message.
+            scores: Score of each.
             is_true: Whether each is true.
 
         Raises:
@@ -104,22 +102,22 @@ class LevelCounts:
         self._counts[1] += np.bincount(levels[is_true], minlength=1 << LEVEL_BITS)
 
     def add_unranked(self, num_elements: int, num_true: int) -> None:
-        """Count elements that have no score, below all that have one."""
+        """Count elements without a score, below all that have one."""
         self._counts[:, 0] += num_elements, num_true
 
     def add_all(self, other: LevelCounts) -> None:
-        """Take in what another has counted."""
+        """Add the counts of another."""
         self._counts += other._counts
         self.is_exact &= other.is_exact
 
     @property
     def average_precision(self) -> float | None:
-        """Of what was counted; None if nothing was true."""
+        """Average precision of the counts; None if nothing was true."""
         return average_precision(*self._counts)
 
 
 LOW_MAGNITUDE = "low-magnitude"
-"""What a lift is over, beside the nulls of an overlap: the smallest weights, as many per tensor."""
+"""Key of the lift over the smallest weights, as many per tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +125,11 @@ class Quality:
     """How well PRED predicts TRUE in one scope.
 
     Attributes:
-        shared: What the two share there, and would by chance.
+        shared: What the two share, and would by chance.
         num_low: Elements of TRUE among the smallest weights, as many in each tensor as PRED
-            selects; the mean over every way to break ties. None without a base.
-        ranked: Average precision of the ranking by scores; None without one, or where TRUE is
-            empty.
+            selects;
+            the mean over every way to break ties. None without a base.
+        ranked: Average precision of the ranking by scores; None without one, or if TRUE is empty.
     """
 
     shared: Shared
@@ -160,7 +158,7 @@ class Quality:
 
     @property
     def binary(self) -> float | None:
-        """Average precision of PRED itself: what it selects tied before the rest, tied."""
+        """Average precision of PRED itself: its elements tied, before the rest, tied."""
         if self.recall is None or self.density is None:
             return None
         return self.recall * (self.precision or 0.0) + (1 - self.recall) * self.density
@@ -172,7 +170,7 @@ class Quality:
 
     @property
     def lifts(self) -> dict[str, float | None]:
-        """What PRED and TRUE share, over what each null and the smallest weights would give."""
+        """What both share, over the expectation of each null and of the smallest weights."""
         lifts: dict[str, float | None] = {
             null: against.lift for null, against in self.shared.nulls.items()
         }
@@ -198,16 +196,15 @@ class Quality:
 
 @dataclass(frozen=True, eq=False)
 class Ranking:
-    """How well scores put the elements of TRUE before the others.
+    """How well scores rank the elements of TRUE before the others.
 
     Attributes:
-        id: The file of the scores, as it was given.
-        is_exact: Whether scores were told apart wherever they differ; if not, where they differ in
-            their first 16 bits.
+        id: The file of the scores, as the user gave it.
+        is_exact: Whether all different scores were distinguished, not only their first 16 bits.
         total: Average precision over all elements; None if TRUE is empty.
         by_layer: The same within each layer; None for the tensors outside the layers.
         by_kind: The same within each kind.
-        provenance: How the scores were made, as their file says.
+        provenance: How the scores were made, according to their file.
     """
 
     id: str | None
@@ -280,7 +277,7 @@ class PredictionScore(Result):
         return plain_layers(self.by_layer())
 
     def problems(self) -> Iterator[str]:
-        """What no prediction can score."""
+        """Contradictions between the counts."""
         tensors = {tensor.name: tensor for tensor in self.overlap.tensors}
         if len(self.overlap.masks) != 2:
             yield f"overlap is of {len(self.overlap.masks)} masks, expected 2"
@@ -293,7 +290,7 @@ class PredictionScore(Result):
 
 
 MAGNITUDE_BITS = 16
-"""First bits of a magnitude that are told apart: all of those of bf16 and fp16."""
+"""Leading bits of a magnitude that are distinguished: all of bf16 and fp16."""
 
 
 def score_prediction(
@@ -308,16 +305,18 @@ def score_prediction(
 
     Args:
         pred: The prediction, or its file.
-        true: What came true, or its file.
-        scores: The scores that the prediction was made by, or their file; with them average
-            precision is that of the ranking. Elements that have none rank last.
+        true: The mask to predict, or its file.
+        scores: The scores that the prediction was made from, or their file; with them average
+            precision
+            is that of the ranking. Elements without a score rank last.
         base: The checkpoint that both were made against: a folder, a file, a hub id, or an open
-            checkpoint. With it, the prediction is set beside random ones of its magnitudes, and
-            beside the smallest weights.
-        progress: Called after each chunk that is read of base, from any thread.
+            checkpoint. With it, the prediction is compared with random ones of its magnitudes, and
+            with
+            the smallest weights.
+        progress: Called after each chunk of base, from any thread.
 
     Raises:
-        MaskError: A file is no mask or no scores, or a score is NaN.
+        MaskError: A file is not a mask or not scores, or a score is NaN.
         MaskMismatchError: They are of different models, or were made against another base.
         CheckpointError: The base cannot be read.
     """
@@ -347,11 +346,11 @@ def _num_low(
     tensor: StoredTensor,
     chunks: Iterator[tuple[int, Bits]],
 ) -> float:
-    """True elements among so many of the smallest weights; the mean over ways to break ties."""
+    """True elements among the smallest weights; the mean over ways to break ties."""
     num_bits = 8 * tensor.dtype.num_bytes - 1
     shift = tensor.dtype.bits.type(max(0, num_bits - MAGNITUDE_BITS))
     sign = tensor.dtype.bits.type(1 << num_bits)
-    # Elements that are no floats have no magnitude, and all tie.
+    # Elements that are not floats all tie.
     keep = ~sign if tensor.dtype.is_float else tensor.dtype.bits.type(0)
     num_levels = 1 << min(num_bits, MAGNITUDE_BITS)
     counts = np.zeros((2, num_levels), dtype=np.int64)
@@ -409,7 +408,7 @@ def _ranking(
 
 
 def _levels(scores: Scores, name: str, truth: PackedMask, tensor: TensorOverlap) -> LevelCounts:
-    """Count the elements of a tensor by score; `name` is that of the scores for it."""
+    """Count the elements of a tensor by score; `name` is its name in the scores."""
     counts = LevelCounts()
     packed = truth.packed(tensor.name)
     if name not in scores.shapes:

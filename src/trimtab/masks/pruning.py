@@ -1,18 +1,14 @@
-"""`prune`: set a share of the weights to zero and write the checkpoint that is left.
+"""`prune`: set a share of the weights to zero and write the resulting checkpoint.
 
-The base is read once or, by magnitude, five times to choose, and once more while it is written. In
-memory are a matrix per thread, and one bit for each weight that can be pruned. Every file of
-weights keeps its name, its header and the place of each tensor in it; a tensor is copied a million
-elements at a time, and the files beside the weights are copied.
+The base is read once or, by magnitude, five times to choose, and once to write. Memory is a matrix
+per thread, and one bit for each weight that can be pruned. Files keep their names, headers and
+offsets. By default the matrices of the layers are pruned, not embeddings, head, norms, biases or
+routers: they are few, or costly to prune (Sun et al. 2024, arXiv 2306.11695, sec. 4: "linear
+layers,
+excluding the first embedding layer and the final classification head").
 
-By default the matrices of the layers are pruned. Embeddings and the language-modelling head are
-left alone, as are norms, biases and routers: they are few, or what removing them costs is out of
-proportion (Sun et al. 2024, arXiv 2306.11695, sec. 4: "linear layers, excluding the first embedding
-layer and the final classification head").
-
-`survivors` is what pruning has left of a checkpoint: the elements that are not 0, of either sign,
-whoever made the others so. A mask of them is what keeps a pruned model pruned: training only
-`mask & survivors` never touches a zero.
+`survivors` selects the non-zero elements of a checkpoint, however it was pruned. Training only
+`mask & survivors` keeps a pruned model pruned.
 """
 
 from __future__ import annotations
@@ -66,7 +62,7 @@ def survivors(
         CheckpointError: The checkpoint cannot be read, or its weights are packed into integers.
     """
     with opened(checkpoint) as (checkpoint,):
-        # A scale leaves a zero a zero; what trimtab does not know of could do anything.
+        # A scale keeps zeros; unknown formats are refused here.
         block_scales(checkpoint.tensors, checkpoint.config, checkpoint.id)
         tensors, digests = read_weights(
             checkpoint, checkpoint.tensors, _survivors_of, progress=progress
@@ -83,7 +79,7 @@ def survivors(
 
 
 def is_zero(bits: Bits, dtype: DType) -> NDArray[np.bool_]:
-    """Which elements are 0: +0 and -0 of a float, and no exponent of a scale."""
+    """Which elements are 0: +0 and -0 of a float; none of an exponent-only dtype."""
     if dtype.is_float:
         bits = bits << dtype.bits.type(1)  # all but the sign
     zero: NDArray[np.bool_] = bits == 0
@@ -95,7 +91,7 @@ def _survivors_of(tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> P
 
 
 def _stored_copies(checkpoint: Checkpoint, digests: dict[str, str]) -> dict[str, str]:
-    """Heads that the config ties to an embedding and that are stored all the same, bit for bit."""
+    """Heads that the config ties to an embedding but that are stored too, bit for bit."""
     names = checkpoint.tensors.keys() - set(TIED.values())
     tied = tied_names(names, checkpoint.config)
     return {
@@ -111,7 +107,7 @@ LEFT_ALONE = frozenset(
     {"embed", "lm_head", "norm", "bias", "router", "scale", "buffer", "other"}
     | {"vision", "audio", "projector", "sinks", "linear_attn.conv1d", "linear_attn.A_log"}
 )
-"""Kinds that are pruned only if they are asked for."""
+"""Kinds that are pruned only if requested."""
 
 
 def matrices_of(base: Checkpoint, kinds: Sequence[str] | None = None) -> list[StoredTensor]:
@@ -119,11 +115,13 @@ def matrices_of(base: Checkpoint, kinds: Sequence[str] | None = None) -> list[St
 
     Args:
         base: An open checkpoint.
-        kinds: Which kinds; None for all but `LEFT_ALONE`. A fused tensor is taken if all of its
+        kinds: Kinds to prune; None for all but `LEFT_ALONE`. A fused tensor is included if all of
+            its
             parts are.
 
     Raises:
-        CheckpointError: There are none of a kind, or they are stored in a dtype that is not pruned,
+        CheckpointError: There are none of a kind, or they are stored in a dtype that cannot be
+            pruned,
             or quantised.
     """
     kinds_by_name = {
@@ -158,8 +156,8 @@ class ZeroCount:
     """Zeros of a tensor, or of several; addable.
 
     Attributes:
-        num_elements: Its elements.
-        num_before: Those that were 0, of either sign.
+        num_elements: Elements.
+        num_before: Those that were 0 before, of either sign.
         num_after: Those that are 0 now.
     """
 
@@ -178,7 +176,7 @@ def write_zeroed(
 
     Args:
         base: An open checkpoint of safetensors files.
-        mask: What keeps its bits; so does every tensor that the mask does not have.
+        mask: Selects the elements to keep; tensors that it lacks are kept whole.
         target: An existing folder.
         progress: Called after each tensor.
 
@@ -202,7 +200,7 @@ Method = Literal["magnitude", "wanda"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 RECORD = "pruning.json"
-"""File of the pruned checkpoint that says how it was made."""
+"""File of the pruned checkpoint that records how it was made."""
 
 
 @dataclass(frozen=True)
@@ -222,16 +220,16 @@ class PrunedTensor:
 
 @dataclass(frozen=True, eq=False)
 class Pruning(Result):
-    """What pruning did.
+    """The result of pruning.
 
     Attributes:
         base: The checkpoint that was pruned.
         method: How the weights were chosen.
-        sparsity: Share of each matrix, or of each of its rows, that was asked for.
-        kinds: Kinds that were asked for; None for the matrices of the layers.
-        seed: What decided between equal magnitudes.
+        sparsity: Requested share of each matrix, or of each of its rows.
+        kinds: Requested kinds; None for the matrices of the layers.
+        seed: Breaks ties between equal magnitudes.
         tensors: The matrices that were pruned.
-        others: Zeros of all other tensors together, which keep their bits.
+        others: Zeros of all other tensors together, which are unchanged.
         norms: How the input norms were measured, for `wanda`; None for other methods.
         provenance: trimtab version, command, date.
     """
@@ -283,26 +281,29 @@ def prune(
 ) -> Pruning:
     """Write a checkpoint in which a share of the weights is zero.
 
-    `magnitude` prunes the smallest weights of each matrix, `wanda` those of each row that move its
-    output least (see `trimtab.masks.wanda`). Counts are exact; a weight that is 0 already
-    goes first. Dtypes, files and the places of tensors in them stay as they are.
+    `magnitude` prunes the smallest weights of each matrix, `wanda` those of each row that affect
+    its
+    output least (see `trimtab.masks.wanda`). Counts are exact; weights that are 0 already are
+    chosen
+    first. Dtypes, files and the offsets of tensors in them do not change.
 
     Args:
         base: A folder of safetensors, or a hub id with an optional `@revision`.
-        output: The folder to make; it must not exist. It is there whole or not at all.
+        output: The folder to create, whole or not at all; it must not exist.
         sparsity: Share to prune, 0 to 1, rounded to a whole number of weights.
         method: How to choose.
         norms: Of the inputs of every matrix that is pruned, for `wanda`.
         kinds: Kinds of tensors to prune, such as `up_proj`; by default the matrices of the layers:
-            no embeddings, head, norms, biases or routers.
-        seed: Decides which of equal magnitudes go.
-        command: Recorded as what made it.
-        progress: Called with bytes done since the last call, and bytes in all; from any thread.
+            no
+            embeddings, head, norms, biases or routers.
+        seed: Breaks ties between equal magnitudes.
+        command: Command to record in the provenance.
+        progress: Called with bytes done since the last call, and the total; from any thread.
 
     Raises:
         AnalysisError: Settings that do not go together.
         OutputExistsError: The folder exists.
-        CheckpointError: The base cannot be read, or cannot be pruned so.
+        CheckpointError: The base cannot be read, or cannot be pruned in this way.
         MaskError: A weight is NaN.
         MaskMismatchError: The norms are not those of this base.
     """

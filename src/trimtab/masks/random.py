@@ -1,13 +1,12 @@
-"""Random bits with an exact number of ones: the control that every mask is shown beside.
+"""Random bits with an exact number of ones: the control of every mask.
 
-Every subset of that size is equally likely. Each element is first selected by itself with nearly
-the right probability; then elements drawn at random are added, or taken away, until the number is
-right. Given how many the first round selected, all subsets of that size are equally likely by
-symmetry, and adding or removing uniformly keeps it so: the probability of the first round decides
-only how much is left to mend (about the square root of the number of elements).
-
-Memory is that of the bits. Only raw output of NumPy's PCG64 is used, which does not change between
-versions of NumPy as its distributions may: a seed gives the same mask everywhere.
+Each element is first selected independently with nearly the right probability; then randomly drawn
+elements are added or removed until the number is right. By symmetry every subset of that size is
+equally likely; the first probability only decides how much is left to correct (about the square
+root
+of the number of elements). Only raw output of NumPy's PCG64 is used, which is stable across
+versions
+of NumPy: a seed gives the same mask everywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ CHUNK_ELEMENTS = 1 << 20
 _NONE = np.zeros(0, dtype=np.uint8)
 
 MAX_BATCH = 1 << 16
-"""Most positions drawn at once to mend the count."""
+"""Most positions drawn at once to correct the count."""
 
 
 def random_tensor(
@@ -36,10 +35,10 @@ def random_tensor(
     """Select an exact number of elements of a tensor, uniformly at random.
 
     Args:
-        shape: Of the tensor.
-        num_selected: How many to select, at most as many as there are.
+        shape: Shape of the tensor.
+        num_selected: Number of elements to select.
         seed: Any integer.
-        name: Of the tensor. With the seed it decides the draw, whatever is drawn before or after.
+        name: Name of the tensor. With the seed it decides the draw, independent of other draws.
     """
     num_elements = prod(shape)
     generator = np.random.PCG64(xxhash.xxh3_128_intdigest(f"{seed}\0{name}".encode()))
@@ -57,22 +56,22 @@ def random_tensor(
 
 
 class Lots:
-    """Lots for elements of several strata, an exact number of which win in each, all alike.
+    """Draws an exact number of winners in each of several strata, uniformly at random.
 
-    The elements come in order, some at a time, and each draws the next lot of its stratum. Which
-    lots win is decided for all of a stratum beforehand, so every choice of so many of its elements
-    is equally likely, and memory is one bit for each.
+    Elements come in order, some at a time, and each takes the next lot of its stratum. All lots are
+    decided beforehand, so every choice is equally likely, and memory is one bit for each element.
     """
 
     def __init__(self, sizes: Sequence[int], nums: Sequence[int], *, seed: int, name: str) -> None:
         """Decide which lots win.
 
         Args:
-            sizes: Elements that will come, for each stratum.
-            nums: How many of them win, for each stratum.
+            sizes: Number of elements of each stratum.
+            nums: Number of winners of each stratum.
             seed: Any integer.
             name: With the seed it decides the draw: a single stratum wins what `random_tensor`
-                selects of a tensor of that size and name, several each have a name of their own.
+                selects of a
+                tensor of that size and name, several each have a name of their own.
         """
         names = (
             [name] if len(sizes) == 1 else [f"{name}\0{stratum}" for stratum in range(len(sizes))]
@@ -84,7 +83,7 @@ class Lots:
         self._drawn = [0] * len(self._lots)
 
     def draw(self, strata: NDArray[np.uint16]) -> NDArray[np.bool_]:
-        """Draw for the elements that come next.
+        """Draw for the next elements.
 
         Args:
             strata: Stratum of each, flat.
@@ -113,12 +112,12 @@ class Lots:
 def _flip(
     bits: NDArray[np.uint8], num_elements: int, num: int, value: bool, generator: np.random.PCG64
 ) -> None:
-    """Flip `num` bits of those that have `value`, each drawn uniformly from those left."""
+    """Flip `num` of the bits that equal `value`, drawn uniformly."""
     batch = 64
     while num:
         positions = _positions(generator, num_elements, batch)
         positions = positions[_bits_at(bits, positions) == value]
-        # Only the first appearance of a position counts: then the bit has the value no more.
+        # Duplicates are dropped: a bit is flipped once.
         positions = positions[np.sort(np.unique(positions, return_index=True)[1])][:num]
         flips = np.left_shift(np.uint8(1), (positions & np.uint64(7)).astype(np.uint8))
         np.bitwise_xor.at(bits, (positions >> np.uint64(3)).astype(np.int64), flips)
@@ -132,7 +131,7 @@ def _bits_at(bits: NDArray[np.uint8], positions: NDArray[np.uint64]) -> NDArray[
 
 
 def _positions(generator: np.random.PCG64, num_elements: int, num: int) -> NDArray[np.uint64]:
-    """Independent uniform positions: `num` of as many bits as needed, less those too large."""
+    """Independent uniform positions: `num` draws, without those that are too large."""
     width = max((num_elements - 1).bit_length(), 1)
     drawn = _raw(generator, num) >> np.uint64(64 - width)
     return drawn[drawn < num_elements]

@@ -1,16 +1,13 @@
-"""What several masks have in common and what each has alone: of tasks, of seeds, of algorithms.
+"""What several masks have in common and what is unique to each: of tasks, seeds or algorithms.
 
-The common core is what all of them select; a mask's own part is what it selects and no other does.
-Both say little by their size: masks that select much share much. So each count stands beside what
-chance gives: the mean for masks that select as many elements of each tensor, at random and
-independently of each other (the per-tensor null of `trimtab.masks.overlap`), and with the base at
-hand as many of each tensor × exponent bin of its weights (the magnitude-matched null). Where mask j
-selects the share pⱼ, an element is in the core with probability ∏ pⱼ, and in the own part of mask i
-with probability pᵢ·∏ (1 - pⱼ) over the others.
+The common core is what all masks select; a mask's own part is what no other selects. Large masks
+share much, so each count is shown with its expectation for independent random masks that select as
+many elements of each tensor (the per-tensor null of `trimtab.masks.overlap`) and, with the base, of
+each tensor × exponent bin (the magnitude-matched null). If mask j selects the share pⱼ, an element
+is
+in the core with probability ∏ pⱼ, and in the own part of mask i with pᵢ·∏ (1 - pⱼ) over the others.
 
-All parts are written in one pass over the masks, which stay on disk, each to a file of its own. The
-result, a `Split`, is complete in itself: tables and reports are drawn from it (or from its JSON,
-years later) without opening a mask again.
+All parts are written in one pass over the masks. Reports need only the `Split` (or its JSON).
 """
 
 from __future__ import annotations
@@ -46,19 +43,18 @@ class Part:
     """The common core, or the own part of one mask.
 
     Attributes:
-        file: Where it was written.
-        mask: Place of the mask that it is the own part of, from 0; None for the core.
+        file: The file that it was written to.
+        mask: Index of the mask that it is the own part of; None for the core.
         num_selected: Elements in it.
-        chance: Elements that would be in it by chance, for masks that have as many of each tensor.
-        matched_chance: The same for as many of each tensor × exponent bin of the base; None if it
-            was not given.
+        chance: Expected elements by chance, for masks with as many elements of each tensor.
+        matched_chance: The same for each tensor × exponent bin of the base; None without one.
     """
 
     PLAIN: ClassVar = (
         *("file", "mask", "num_selected", "chance", "matched_chance"),
         *("share?=_of_the_split", "lift?=_of_the_split", "matched_lift?=_of_the_split"),
     )
-    _of_the_split: ClassVar = None  # the split says them of its parts
+    _of_the_split: ClassVar = None  # `Split.plain_parts` adds them
 
     file: str
     mask: int | None
@@ -68,7 +64,7 @@ class Part:
 
     @property
     def lift(self) -> float | None:
-        """How many times as many elements as by chance; None if there would be none."""
+        """Selected / expected elements; None if none are expected."""
         return self.num_selected / self.chance if self.chance else None
 
     @property
@@ -112,7 +108,7 @@ class Split(Result):
         return self.parts[0]
 
     def whole(self, part: Part) -> int:
-        """Elements that a part is a share of: of its mask, or for the core of the smallest one."""
+        """The size that a part is a share of: its mask, or for the core the smallest mask."""
         num_selected = [mask.num_selected for mask in self.masks]
         return min(num_selected) if part.mask is None else num_selected[part.mask]
 
@@ -122,7 +118,7 @@ class Split(Result):
         return part.num_selected / whole if whole else None
 
     def plain_parts(self) -> list[dict[str, Any]]:
-        """The parts with what is derived of them."""
+        """The parts with their derived figures."""
         derived = (
             {"share": self.share(part), "lift": part.lift, "matched_lift": part.matched_lift}
             for part in self.parts
@@ -130,7 +126,7 @@ class Split(Result):
         return [to_plain(part) | figures for part, figures in zip(self.parts, derived, strict=True)]
 
     def problems(self) -> Iterator[str]:
-        """What `share` does not make."""
+        """Contradictions between the counts."""
         if [part.mask for part in self.parts] != [None, *range(len(self.masks))]:
             yield "its parts are not a core and an own part of each mask"
         elif len(self.masks) < 2:
@@ -163,18 +159,20 @@ def share(
     Memory is that of the largest tensor's bits, for each mask and each part.
 
     Args:
-        masks: At least two, of one model. What a mask does not have, it does not select.
-        files: Where the core goes, then the own part of each mask.
+        masks: At least two masks of one model. Tensors that a mask lacks are not selected by it.
+        files: Files of the core, then of the own part of each mask.
         base: The checkpoint that the masks were made against; read once, for the chance of masks
-            that favour the same magnitudes of weights. All masks need to have the same tensors.
+            that
+            favour the same magnitudes of weights. All masks need to have the same tensors.
         progress: Called after each chunk of the base, from any thread.
-        command: For the provenance of all.
+        command: Command to record in the provenance.
         force: Replace existing files.
 
     Raises:
         MaskError: There are fewer than two masks.
-        MaskMismatchError: Shapes differ, or the base is another one; the message names every such
-            tensor, up to a handful.
+        MaskMismatchError: Shapes differ, or the base is another one; the message names the tensors,
+            up
+            to a handful.
         CheckpointError: The base cannot be read.
         OutputExistsError: A file exists and `force` is not set.
     """
@@ -222,7 +220,7 @@ def share(
 
 
 def split_tensor(tensors: Sequence[PackedTensor]) -> list[PackedTensor]:
-    """What all masks select of a tensor, then what each selects and no other does."""
+    """What all masks select of a tensor, then what only each one selects."""
     shape = tensors[0].shape
     core = tensors[0].bits.copy()
     seen = tensors[0].bits.copy()

@@ -1,10 +1,8 @@
-"""`structure`: where in a network masks live: heads, neurons, channels, rows and columns.
+"""`structure`: where in a network masks are: heads, neurons, channels, rows and columns.
 
-One streaming pass, tensor by tensor: the bits of a tensor are summed by row and by column, once
-for each mask and once for its random control, and its lines are gathered into units. Memory is the
-bits of the tensors at work, and what is kept of units; of a base, a few buffers and a small
-histogram of each row and column. One matrix is drawn at the resolution of a screen: blocks of
-elements, and its rows and columns in order.
+One streaming pass, tensor by tensor: the bits of each mask and its random control are summed by row
+and column, and lines are gathered into units. Memory is the bits of the tensors in progress, the
+counts of units and, with a base, a small histogram of each row and column.
 """
 
 from __future__ import annotations
@@ -65,7 +63,7 @@ from trimtab.words import first_few
 def config_of(
     base: Checkpoint | None, config: str | os.PathLike[str] | None
 ) -> tuple[str | None, Mapping[str, Any]]:
-    """Where the config comes from, and the config; None and empty if there is none.
+    """Source of the config, and the config; None and empty if there is none.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -104,15 +102,15 @@ def element_map(
     control_lines: tuple[Counts, Counts],
     counters: Counters,
 ) -> ElementMap:
-    """Draw a matrix together.
+    """Downsample a matrix to blocks.
 
     Args:
-        name: Of the tensor.
-        shape: Of its 2-D view.
+        name: Name of the tensor.
+        shape: Shape of its 2-D view.
         bits: Its packed bits.
         lines: Selected elements of its rows, and of its columns.
         control_lines: The same of the random control.
-        counters: Do the counting.
+        counters: The counting functions.
     """
     row_edges, column_edges = (_edges(size, MOST_BLOCKS) for size in shape)
     counts = []
@@ -144,7 +142,7 @@ def _profile(counts: Counts, control: Counts, line_length: int) -> Profile:
 
 
 def _edges(size: int, most: int) -> list[int]:
-    """Where blocks of one size begin, and the end; the last may be smaller."""
+    """Starts of blocks of equal size, and the end; the last block may be smaller."""
     return [*range(0, size, -(-size // most)), size]
 
 
@@ -160,26 +158,28 @@ def structure(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Structure:
-    """Ask where masks live: by head, neuron, channel, row and column, against chance.
+    """Locate masks: by head, neuron, channel, row and column, against chance.
 
-    Every mask stands beside a random control with as many elements in each tensor.
+    Every mask is compared with a random control with as many elements in each tensor.
 
     Args:
-        masks: Masks of one model, or the files of them; at least one.
-        base: The checkpoint that they were made against: its config says how many heads there are,
-            and its weights give the null that is matched by magnitude.
-        config: A folder with a `config.json`, or such a file; it counts more than that of base.
+        masks: Masks of one model, or their files; at least one.
+        base: The checkpoint that they were made against: its config gives the number of heads, and
+            its
+            weights the null that is matched by magnitude.
+        config: A folder with a `config.json`, or such a file; takes precedence over that of base.
         map: Name of the tensor to map; by default the matrix whose rows or columns are most
-            dispersed in the first mask.
-        seed: Of the control of the first mask; that of the next is one more.
-        threads: Tensors counted at the same time; by default the processors there are, at most 8.
-        progress: Called with bytes read, and bytes in all.
+            dispersed in
+            the first mask.
+        seed: Seed of the control of the first mask; each next one adds 1.
+        threads: Tensors counted at the same time; by default the number of processors, at most 8.
+        progress: Called with bytes read, and the total.
 
     Returns:
         The result.
 
     Raises:
-        MaskError: A file is no mask; or `map` is no matrix of the masks.
+        MaskError: A file is not a mask; or `map` is not a matrix of the masks.
         MaskMismatchError: The masks are of different models, or of another one than base.
         CheckpointError: Base or config cannot be read.
     """
@@ -194,7 +194,7 @@ def structure(
         shapes = common_model(packed_masks).shapes
         if base is not None:
             stored = base.tensors
-            # What base lacks is let pass where nothing of it is selected.
+            # Base may lack tensors of which nothing is selected.
             selected = {name for mask in packed_masks for name in mask if mask.num_selected(name)}
             check_shapes({n: shapes[n] for n in shapes if n in stored or n in selected}, base)
         if map is not None and not is_matrix(shapes.get(map)):
@@ -248,7 +248,7 @@ def structure(
 
 
 def _most_dispersed(tensors: Mapping[str, Sequence[Sequence[TensorStructure]]]) -> str | None:
-    """Name of the matrix of the first mask whose lines differ most."""
+    """Name of the matrix whose lines differ most in the first mask."""
 
     def highest(name: str) -> float:
         axes = [axis for part in tensors[name] for axis in (part[0].rows, part[0].columns)]
@@ -258,7 +258,7 @@ def _most_dispersed(tensors: Mapping[str, Sequence[Sequence[TensorStructure]]]) 
 
 
 def _summed(left_out: Iterable[LeftOut]) -> tuple[LeftOut, ...]:
-    """One row for all tensors of a kind that are left out for the same reason."""
+    """Merge the rows of a kind that have the same reason."""
     rows: dict[tuple[str, str, str], LeftOut] = {}
     for gap in left_out:
         key = gap.family, gap.kind, gap.reason
@@ -274,14 +274,11 @@ def _summed(left_out: Iterable[LeftOut]) -> tuple[LeftOut, ...]:
 
 @dataclass(eq=False)
 class _Counted:
-    """What a thread found in one tensor.
+    """The counts of one tensor.
 
-    Attributes:
-        digest: xxh3-128 of its stored bytes; None without base.
-        tensors: For each of its parts, the stripes in each mask; none unless it is a matrix.
-        units: What its parts have of some units.
-        experts: Its parts that are of one expert as a whole.
-        left_out: Units that could not be found.
+    `digest` is the xxh3-128 of its stored bytes, None without base; `tensors` has the stripes of
+    each part
+    in each mask, if it is a matrix; `experts` are the parts that belong to one expert entirely.
     """
 
     digest: str | None
@@ -304,7 +301,7 @@ class _Counting:
     counters: Counters
 
     def run(self, num_threads: int, progress: Progress | None) -> Iterator[tuple[str, _Counted]]:
-        """Count all tensors of the masks; those of base alone are hashed, so that all is known."""
+        """Count all tensors of the masks; those that only base has are hashed."""
         stored = {} if self.base is None else self.base.tensors
         names = [*self.shapes, *(name for name in stored if name not in self.shapes)]
         num_bytes = [
@@ -324,7 +321,7 @@ class _Counting:
                 raise
 
     def one(self, name: str) -> _Counted:
-        """Count one tensor: its lines, and what it has of units."""
+        """Count one tensor: its lines and units."""
         stored = None if self.base is None else self.base.tensors.get(name)
         if name not in self.shapes:
             assert stored is not None

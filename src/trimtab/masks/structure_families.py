@@ -1,7 +1,8 @@
-"""All units of a family, gathered from the tensors that have a part in them; their statistics.
+"""Units of a family over all layers, and their statistics.
 
-Also whether two masks favour the same units, and whether the rows or the columns of one matrix
-differ more than chance: stripes.
+Also whether two masks favour the same units, and whether the rows or columns of a matrix differ
+more
+than by chance (stripes).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from trimtab.results import urn
 from trimtab.results.statistics import discoveries, entropy, gini, spearman
 
 MOST_LISTED = 8192
-"""Units of a family up to which each of them is in the result."""
+"""Families of up to this many units are listed whole."""
 
 NUM_FURTHEST = 25
 """Units listed at either end of a family that has more."""
@@ -34,11 +35,11 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class VersusChance:
-    """Counts of units, or of the lines of a matrix, beside what chance gives.
+    """Counts of units, or of the lines of a matrix, and their distribution by chance.
 
     Attributes:
         counts: Selected elements of each.
-        chance: Of each count.
+        chance: Moments of each count by chance.
     """
 
     counts: Counts
@@ -56,7 +57,7 @@ class VersusChance:
 
     @cached_property
     def q(self) -> Floats:
-        """Of Benjamini and Hochberg over all that can vary; NaN for others."""
+        """Benjamini-Hochberg q-values over all that can vary; NaN for others."""
         return discoveries(self.p)
 
     def significant(self, sign: int) -> NDArray[np.bool_]:
@@ -66,7 +67,7 @@ class VersusChance:
 
     @property
     def dispersion(self) -> float | None:
-        """Mean of z²: 1 where nothing clusters; None where nothing can vary."""
+        """Mean of z²: 1 without clustering; None if nothing can vary."""
         z = self.z[~np.isnan(self.z)]
         return float(np.mean(z**2)) if len(z) else None
 
@@ -97,10 +98,9 @@ class MaskUnits:
     """Units of one mask.
 
     Attributes:
-        mask: The mask's counts, beside what chance selects.
-        control: Those of its random control; chance is another one only in fused tensors.
-        matched: The mask's, beside what chance selects where exponents of the base count too; None
-            without base.
+        mask: Counts of the mask.
+        control: Counts of its random control; their chance differs only in fused tensors.
+        matched: Counts of the mask under the null that is matched by exponent; None without base.
     """
 
     mask: VersusChance
@@ -109,7 +109,7 @@ class MaskUnits:
 
     @classmethod
     def of(cls, units: Units, index: int) -> MaskUnits:
-        """Take those of the mask at a place."""
+        """Those of the mask at an index."""
         at_control = len(units.selected) // 2 + index
         mask, control = (
             VersusChance(units.selected[at], units.null.of_set(at)) for at in (index, at_control)
@@ -120,7 +120,7 @@ class MaskUnits:
 
     @property
     def from_magnitude(self) -> float | None:
-        """Mean of z² that a mask would have which is random but for its counts by exponent."""
+        """Expected mean of z² of a mask that is random given its counts by exponent."""
         if self.matched is None:
             return None
         null, matched = self.mask.chance, self.matched.chance
@@ -136,10 +136,10 @@ class FamilyUnits:
     """The units of a family, layer after layer.
 
     Attributes:
-        name: Of the family.
-        layers: Of each unit; -1 for units of the whole model.
-        indices: Number of each in its layer.
-        elements: Of each.
+        name: Name of the family.
+        layers: Layer of each unit; -1 for units of the whole model.
+        indices: Index of each in its layer.
+        elements: Elements of each.
         masks: What each mask selects of them.
     """
 
@@ -152,18 +152,19 @@ class FamilyUnits:
 
 @dataclass(frozen=True, eq=False)
 class ExpertTensor:
-    """A tensor that is of one expert as a whole.
+    """A tensor that belongs to one expert entirely.
 
-    Under the null of tensors it could not but have what it has, so all experts of a layer and kind
-    are one stratum, or one for each exponent.
+    Under the per-tensor null its count cannot vary, so all experts of a layer and kind form one
+    stratum,
+    or one for each exponent.
 
     Attributes:
-        layer: Of the expert.
-        kind: Of the tensor.
-        expert: Its number.
-        num_elements: Of the tensor.
-        selected: By each mask.
-        exponents: Those of its base weights, ascending; empty without base.
+        layer: Layer of the expert.
+        kind: Kind of the tensor.
+        expert: Index of the expert.
+        num_elements: Elements of the tensor.
+        selected: Elements that each mask selects.
+        exponents: Exponents of its base weights, ascending; empty without base.
         sizes: Elements of each of these exponents.
         selected_sizes: How many of them each mask selects, `[masks, exponents]`.
     """
@@ -188,12 +189,12 @@ class Gathering:
         self._experts: dict[tuple[int | None, str], list[ExpertTensor]] = {}
 
     def add(self, family: str, layer: int | None, units: Units) -> None:
-        """Add what a part of a tensor has of the units of a family in a layer."""
+        """Add the units of a family that a part of a tensor has."""
         key = family, -1 if layer is None else layer
         self._units[key] = self._units[key] + units if key in self._units else units
 
     def add_expert(self, tensor: ExpertTensor) -> None:
-        """Add a tensor that is of one expert."""
+        """Add a tensor of one expert."""
         self._experts.setdefault((tensor.layer, tensor.kind), []).append(tensor)
 
     def families(self) -> list[FamilyUnits]:
@@ -224,7 +225,7 @@ class Gathering:
 def _pooled(
     tensors: Sequence[ExpertTensor], num_masks: int, generator: np.random.Generator
 ) -> Units:
-    """The experts of a layer, from the tensors of one kind that each of them has."""
+    """The experts of a layer, from their tensors of one kind."""
     num = 1 + max(tensor.expert for tensor in tensors)
     at = [tensor.expert for tensor in tensors]
     elements = np.zeros(num, dtype=np.int64)
@@ -252,11 +253,11 @@ def _pooled(
 
 
 def spread_at_random(sizes: Counts, num: int, generator: np.random.Generator) -> Counts:
-    """How many each of some sets gets when so many of all their elements are drawn.
+    """Multivariate hypergeometric counts: elements drawn from the union of some sets.
 
-    Each gets a binomial number; then single elements, drawn in proportion to what is left of each
-    set, are added or taken away until the sum is right. (NumPy's own multivariate hypergeometric
-    numbers end at 10**9 elements.)
+    Each count starts as a binomial number; then elements, drawn in proportion to what is left of
+    each
+    set, are added or removed until the sum is right. (NumPy's own function ends at 10**9 elements.)
     """
     total = int(sizes.sum())
     counts = generator.binomial(sizes, num / total if total else 0.0).astype(np.int64)
@@ -269,11 +270,11 @@ def spread_at_random(sizes: Counts, num: int, generator: np.random.Generator) ->
 
 
 MOST_AT_ONCE = 1 << 16
-"""Elements moved between two looks at what is left."""
+"""Elements moved before the proportions are updated."""
 
 
 def family_of(units: FamilyUnits, index: int) -> result.Family:
-    """The statistics of a family of the mask at a place."""
+    """The statistics of a family for the mask at an index."""
     of_mask = units.masks[index]
     mask, control, matched = of_mask.mask, of_mask.control, of_mask.matched
     return result.Family(
@@ -293,7 +294,7 @@ def family_of(units: FamilyUnits, index: int) -> result.Family:
 
 
 def _curve(mask: VersusChance, control: VersusChance) -> tuple[result.CurvePoint, ...]:
-    """Units of both in the order of selected / expected."""
+    """Units of mask and control, ordered by selected / expected."""
     masks, controls = _by_ratio(mask), _by_ratio(control)
     num = min(len(masks), len(controls))
     return tuple(
@@ -310,7 +311,7 @@ def _curve(mask: VersusChance, control: VersusChance) -> tuple[result.CurvePoint
 
 
 def _by_ratio(units: VersusChance) -> Counts:
-    """Units of which any element is expected, highest selected / expected first."""
+    """Units with a positive expectation, highest selected / expected first."""
     expected = units.chance.mean
     some = np.flatnonzero(expected > 0)
     ordered: Counts = some[np.argsort(-units.counts[some] / expected[some], kind="stable")]
@@ -318,7 +319,7 @@ def _by_ratio(units: VersusChance) -> Counts:
 
 
 def _ranks(num: int) -> NDArray[np.int64]:
-    """Places from 0, evenly taken and more at either end, where the curve is steep."""
+    """Ranks from 0, evenly spaced and denser at both ends, where the curve is steep."""
     even = np.linspace(0, num - 1, CURVE_POINTS // 2)
     ends = np.geomspace(1, num, CURVE_POINTS // 4) - 1
     ranks = np.concatenate([even, ends, num - 1 - ends])
@@ -359,7 +360,7 @@ def _listed(units: FamilyUnits, of_mask: MaskUnits) -> tuple[result.Unit, ...]:
 
 
 def shared_units(families: Iterable[FamilyUnits]) -> tuple[result.SharedUnits, ...]:
-    """Set each mask beside each other one, family by family."""
+    """Compare each pair of masks, family by family."""
     return tuple(
         _shared(units.name, first, second, units.masks[first], units.masks[second])
         for units in families

@@ -1,9 +1,7 @@
-"""The result of asking where masks live: by unit, by tensor, and how masks share units.
+"""The result of locating masks: by unit, by tensor, and how masks share units.
 
-A `Structure` is complete in itself: tables and reports are drawn from it (or from its JSON, years
-later) without opening a mask again. Two nulls stand beside each other throughout: `null` keeps the
-count of each tensor, `matched` (where the base was given) the count of each tensor × exponent bin
-of the base weights.
+There are two nulls: `null` preserves the count of each tensor, `matched` (with a base) that of each
+tensor × exponent bin of the base weights. Reports need only the `Structure` (or its JSON).
 """
 
 from __future__ import annotations
@@ -45,7 +43,7 @@ class Test:
     spread: float | None
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         if min(self.num_up, self.num_down) < 0 or self.num_up + self.num_down > self.num_tested:
             yield f"{self.num_up} up and {self.num_down} down of {self.num_tested} tested"
 
@@ -82,7 +80,7 @@ class CurvePoint:
     control_expected: float
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         if min(self.rank, self.num_selected, self.control_num_selected) < 0 or self.expected < 0:
             yield "a rank, a count or an expectation is negative"
 
@@ -124,7 +122,7 @@ class Unit:
     matched_q: float | None
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         for name in ("num_selected", "control_num_selected"):
             if not 0 <= getattr(self, name) <= self.num_elements:
                 yield f"{name} is {getattr(self, name)} of {self.num_elements}"
@@ -169,7 +167,7 @@ class Family:
     units: tuple[Unit, ...]
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         if not 0 <= self.num_selected <= self.num_elements:
             yield f"num_selected is {self.num_selected} of {self.num_elements}"
         if len(self.units) > self.num_units or max(self.null.num_tested, 0) > self.num_units:
@@ -232,7 +230,7 @@ class TensorStructure:
     columns: AxisStructure
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         if min(self.shape, default=0) < 0 or not 0 <= self.num_selected <= prod(self.shape):
             yield f"num_selected is {self.num_selected}, of the shape {list(self.shape)}"
 
@@ -260,7 +258,7 @@ class Profile:
     control_highest: tuple[int, ...]
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         lists = self.lowest, self.highest, self.control_lowest, self.control_highest
         if any(len(counts) != len(self.starts) for counts in lists):
             yield "its lists have different lengths"
@@ -295,7 +293,7 @@ class ElementMap:
     columns: Profile
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         num_rows, num_columns = len(self.row_edges) - 1, len(self.column_edges) - 1
         if len(self.shape) != 2 or (
             (self.row_edges[:1], self.column_edges[:1]) != ((0,), (0,))
@@ -366,7 +364,7 @@ class Common:
     log10_p: float
 
     def problems(self) -> Iterator[str]:
-        """What cannot be."""
+        """Contradictions between the counts."""
         if self.null not in ("tensor", "magnitude") or self.direction not in ("up", "down"):
             yield f"null is {self.null[:40]!a} and direction {self.direction[:40]!a}"
         if not 0 <= self.num_common <= min(self.num_first, self.num_second):
@@ -456,7 +454,7 @@ class Structure(Result):
         return one_line(self, f"{plural(len(self.masks), 'mask')}: {ids}")
 
     def problems(self) -> Iterator[str]:
-        """What no masks can be."""
+        """Contradictions between the counts."""
         if not self.masks:
             yield "it is of no mask"
         for index, of in enumerate(self.shared):

@@ -1,15 +1,13 @@
-"""Which units of a network the lines of a tensor belong to, and what each has selected.
+"""Which units of a network the lines of a tensor belong to, and what is selected of each.
 
-A weight matrix of a linear layer is stored as `[outputs, inputs]`: row `i` is all that makes output
-`i`, column `j` all that reads input `j`. So the rows of `q_proj` are those of the attention heads,
-the columns of `down_proj` those of the MLP neurons, and whatever reads or writes the residual
-stream has its channels on the other side. Only GPT-2 stores its matrices the other way round. What
-cannot be told from names, shapes and the config is left out, with the reason: a wrong unit would
-look like a finding.
-
-Counts are by row, by column and by unit, of one tensor of some masks. What chance would select is
-given by two nulls: as many as the tensor has, anywhere in it; and, where the base is at hand, as
-many as the tensor has of each exponent of the base weights. A fused tensor counts as its parts.
+A weight matrix is stored as `[outputs, inputs]`: row `i` computes output `i`, column `j` reads
+input
+`j`. So the rows of `q_proj` belong to attention heads, the columns of `down_proj` to MLP neurons,
+and
+the other side of what reads or writes the residual stream to its channels; GPT-2 stores matrices
+transposed. What names, shapes and the config do not tell is left out, with the reason: a wrong unit
+would look like a finding. Both nulls of a result are computed here; a fused tensor counts as its
+parts.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ FAMILIES: Mapping[str, str] = {
     "token": "vocabulary rows: rows of the embedding and of the head",
     "expert": "experts: all that belongs to one of them",
 }
-"""Family of units -> what they are made of, in the order of reports."""
+"""Family of units -> its members, in the order of reports."""
 
 Axis = Literal["rows", "columns"]
 
@@ -80,7 +78,7 @@ NO_CONFIG = "no config says how many heads there are: give --base or --config"
 
 
 class LeftOutError(Exception):
-    """Why an axis belongs to no unit, though one of its kind could."""
+    """Why an axis belongs to no unit, although its kind does."""
 
 
 class Membership(NamedTuple):
@@ -163,14 +161,13 @@ def memberships_of(
     """The units that the lines of a part of a tensor belong to.
 
     Args:
-        name: Of the tensor.
-        part: The part, as `parts_of` gives it.
-        shape: Of the tensor.
-        layout: Of the model.
+        name: Name of the tensor.
+        part: The part, as `parts_of` returns it.
+        shape: Shape of the tensor.
+        layout: Layout of the model.
 
     Returns:
-        What belongs to units, and for each family that could have been among them and is not, the
-        family and the reason.
+        The memberships, and each family that is left out with the reason.
     """
     memberships: list[Membership] = []
     reasons: list[tuple[str, str]] = []
@@ -197,7 +194,7 @@ def memberships_of(
 def _families(
     name: str, part: TensorPart, shape: tuple[int, ...], layout: Layout
 ) -> tuple[str | None, str | None] | str:
-    """Family of the rows and of the columns; or why nothing is known of them."""
+    """Family of the rows and of the columns; or the reason why they are unknown."""
     if part.kind == "norm" and len(shape) == 1:
         return None, "channel"
     if len(shape) == 1:
@@ -229,11 +226,7 @@ def _membership(
     shape: tuple[int, ...],
     layout: Layout,
 ) -> Membership:
-    """The units of one axis.
-
-    Raises:
-        LeftOutError: The shape does not fit what the config says.
-    """
+    """The units of one axis; raises LeftOutError if the shape does not fit the config."""
     extent = part.num_rows if axis == "rows" else part.num_columns
     if family in ("head", "kv_group"):
         number = layout.num_heads if family == "head" else layout.num_kv_groups
@@ -262,7 +255,7 @@ def _membership(
 
 
 def expert_of(name: str, part: TensorPart) -> int | None:
-    """Number of the expert that a tensor of its own belongs to."""
+    """Index of the expert that a whole tensor belongs to."""
     match = EXPERT.search(name) if part.kind.startswith("expert.") else None
     return int(match[1]) if match else None
 
@@ -320,10 +313,11 @@ class PartCounts:
         return self.rows.sum(axis=1, dtype=np.int64)
 
     def units(self, membership: Membership) -> Units:
-        """Gather the lines of one axis into units, beside what chance gives them.
+        """Gather the lines of one axis into units, with their distribution by chance.
 
         A control has as many elements in each tensor as its mask, but not in each part of a fused
-        one: so each has a null of its own.
+        one, so it
+        has its own null.
         """
         base, is_rows = self.base, membership.axis == "rows"
         counts, length = self.rows, self.part.num_columns
@@ -451,8 +445,7 @@ def count_base(
 ) -> tuple[list[BaseCounts], str]:
     """Count the elements of a tensor by the exponent of their base weight, in two passes.
 
-    The first finds which exponents there are, so that the second need not keep a count of each of
-    256 for every row.
+    The first finds the exponents that occur, so that the second needs no 256 counts for every row.
 
     Returns:
         The counts of each part, and the xxh3-128 of the stored bytes.
@@ -504,7 +497,7 @@ def _exponents_again(stored: StoredTensor) -> Iterator[tuple[Chunk, NDArray[np.u
 def _part_sums(
     part: TensorPart, bits: Packed, num_columns: int, counters: Counters
 ) -> tuple[Counts, Counts]:
-    """Set bits by row and by column of a part, whose rectangles stand one below the other."""
+    """Set bits by row and by column of a part, whose rectangles are stacked."""
     by_row = []
     by_column = np.zeros(part.num_columns, dtype=np.int64)
     for r in part.rectangles:

@@ -1,19 +1,20 @@
 """Carry a mask to another checkpoint: the same elements where they exist, else by a map.
 
 Exact: the other checkpoint has the mask's tensors with their shapes (base and instruct, another
-seed, another task). The bits stay; what the mask was made against becomes the other checkpoint. Of
-a vocabulary of another size the rows that both have are carried, token by token.
+seed,
+another task), and the bits are copied. Of a resized vocabulary the common rows are carried.
 
-By a map, which has to be named, because it is a hypothesis and no fact about the other model:
+By a map, which must be requested because it is a hypothesis about the other model:
 
 - `layers=interpolate`, for another depth: layer i of L₂ gets the bits of layer
   round(i·(L₁ - 1) / (L₂ - 1)) of L₁.
-- `units=density`, for another width: each row gets as large a share of selected elements as the
-  row at the same relative place of the mask, at random places. No element is carried. A row is one
-  of the tensor's 2-D view `[prod(shape[:-1]), shape[-1]]`; a 1-D tensor is one row.
+- `units=density`, for another width: each row gets the same share of selected elements as the row
+at
+  the same relative position of the mask, at random columns. A row is one of the tensor's 2-D view
+  `[prod(shape[:-1]), shape[-1]]`; a 1-D tensor is one row.
 
-Only shapes and hashes of the other checkpoint are used, and tensors are made one at a time. What
-cannot be carried as asked is found before a weight or a bit is read, and reported all at once.
+Only shapes and hashes of the other checkpoint are used. Tensors that cannot be carried are found
+before any weight or bit is read, and reported together.
 """
 
 from __future__ import annotations
@@ -64,30 +65,32 @@ def row_counts(tensor: PackedTensor) -> NDArray[np.int64]:
 
 
 def nearest(positions: NDArray[np.int64], num: int, num_before: int) -> NDArray[np.int64]:
-    """For some of `num` units in a row, those of `num_before` at the same relative places.
+    """Map positions among `num` units to those among `num_before` at the same relative position.
 
-    Unit i stands where i·(num_before - 1) / (num - 1) is, rounded half up, so that the first and
-    the last stay the first and the last; a single unit is the first.
+    Unit i maps to i·(num_before - 1) / (num - 1), rounded half up, so that the first and the last
+    stay the
+    first and the last; a single unit maps to the first.
 
     Args:
-        positions: Of the units, from 0.
-        num: Units in the row.
-        num_before: Units in the other row.
+        positions: Positions of the units, from 0.
+        num: Number of units.
+        num_before: Number of units to map to.
     """
     gaps = max(num - 1, 1)
     return (2 * positions * (num_before - 1) + gaps) // (2 * gaps)
 
 
 def scaled_counts(counts: NDArray[np.int64], before: int, after: int) -> NDArray[np.int64]:
-    """Counts out of `before` as counts out of `after`, of nearly the same shares.
+    """Rescale counts out of `before` to counts out of `after`, with nearly the same shares.
 
-    The sums of the first 1, 2, 3, … counts are rounded, not the counts: so the shares add up
-    to that of the whole within half an element, and each count is less than one from its share.
+    Running sums are rounded rather than counts, so the total is right within half an element, and
+    each
+    count within one.
 
     Args:
         counts: int64 `[rows]`, each at most `before`.
-        before: Elements of a row that they count.
-        after: Elements of a row to be counted.
+        before: Elements of a row before.
+        after: Elements of a row after.
     """
     if not before:
         return np.zeros_like(counts)
@@ -124,7 +127,7 @@ def random_rows(
 
 
 def _blocks(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """Rows to do at once: first and last + 1. Every block starts at a byte of the packed bits."""
+    """Ranges of rows to process at once; every range starts at a byte of the packed bits."""
     height = 8 * max(CHUNK_ELEMENTS // max(8 * columns, 1), 1)
     for start in range(0, rows, height):
         yield start, min(start + height, rows)
@@ -139,7 +142,7 @@ DENSITY = "units=density"
 How: TypeAlias = Literal["bits", "rows", "density"]
 
 HOW: tuple[How, ...] = ("bits", "rows", "density")
-"""All bits; those of the first rows; or how many in each row, and not which."""
+"""All bits; those of the first rows; or only their number in each row."""
 
 
 class Carried(NamedTuple):
@@ -161,10 +164,10 @@ class TransferPlan:
     """How a mask is carried to a checkpoint.
 
     Attributes:
-        tensors: Name in the checkpoint -> where its bits come from.
+        tensors: Name in the checkpoint -> source of its bits.
         layers: Layer of the checkpoint -> layer of the mask; None if they are the same.
-        not_in_mask: Tensors of the checkpoint that get nothing, as the mask does not have them.
-        left_out: Tensors of the mask that no tensor gets anything from.
+        not_in_mask: Tensors of the checkpoint that the mask lacks.
+        left_out: Tensors of the mask that are carried to no tensor.
     """
 
     tensors: Mapping[str, Carried]
@@ -279,7 +282,7 @@ def _how(
 
 
 def _source(name: str, shape: tuple[int, ...], layers: Mapping[int, int] | None) -> str:
-    """The name in the mask that stands for a name in the checkpoint."""
+    """The name in the mask for a name in the checkpoint."""
     layer = _layer(name, shape)
     match = LAYER.search(name)
     if layers is None or layer is None or match is None:
@@ -298,7 +301,7 @@ def _layers(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
 
 
 MAPS = (INTERPOLATE, DENSITY)
-"""The maps there are."""
+"""All maps."""
 
 
 def transfer(
@@ -357,12 +360,12 @@ def transfer(
 
 
 def _read_past(_: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> None:
-    """Read a tensor for its hash alone."""
+    """Read a tensor only to hash it."""
     deque(chunks, maxlen=0)
 
 
 def _account(mask: PackedMask, plan: TransferPlan, seed: int) -> dict[str, Any]:
-    """What provenance says of how a mask was carried."""
+    """The provenance of a transfer."""
     by = {how: [n for n, one in plan.tensors.items() if one.how == how] for how in HOW}
     used = {INTERPOLATE: plan.layers is not None, DENSITY: bool(by["density"])}
     return {
@@ -384,7 +387,7 @@ def _account(mask: PackedMask, plan: TransferPlan, seed: int) -> dict[str, Any]:
 
 
 def _spread(before: PackedTensor, shape: tuple[int, ...], *, seed: int, name: str) -> PackedTensor:
-    """Select as large a share of each row as of the row at the same relative place before."""
+    """Select the same share of each row as of the row at the same relative position before."""
     if not prod(before.shape) or not prod(shape):
         return random_rows(shape, np.zeros(prod(shape[:-1]), np.int64), seed=seed, name=name)
     counts = row_counts(before)

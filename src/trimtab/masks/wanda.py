@@ -1,17 +1,16 @@
-"""Wanda: keep, in each output row, the weights that move the output most.
+"""Wanda: keep, in each output row, the weights that affect the output most.
 
-The score of a weight is its magnitude times the norm of its input feature, |w_ij| · ‖x_j‖, and is
-compared within the row: each output loses the same share of its inputs.
-
-How large the inputs are stands in a safetensors file with one vector for each matrix, under the
-name of the matrix: element `j` is the L2 norm of the input feature `j` over all tokens that were
-read. Only its proportions within a vector matter. Any program can write one; what `trimtab prune`
-measures says in the metadata how. A file is a claim by a stranger: all of it is checked before
-anything is pruned by it.
+The score of a weight is its magnitude times the norm of its input feature, |w_ij| · ‖x_j‖, compared
+within the row: each output loses the same share of its inputs. Input norms are a safetensors file
+with
+a vector for each matrix, under the matrix's name: element `j` is the L2 norm of input feature `j`
+over
+all tokens; only proportions within a vector matter. Any program may write one; all of it is
+checked.
 
 Source:
     Sun, Liu, Bair and Kolter 2024 (arXiv 2306.11695), sec. 3 and algorithm 1. Of equal scores the
-    first in the row goes, as with the stable sort of their code.
+    first in the row is pruned, as with the stable sort of their code.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
@@ -30,14 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.safetensors import file_start, read_with_metadata
+from trimtab.checkpoints.safetensors import file_start
 from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.checkpoints.weights import read_weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.inputs import parse_json
-from trimtab.masks.header import provenance_of
+from trimtab.masks.header import opened_tensors, provenance_of
 from trimtab.masks.mask import Mask
 from trimtab.masks.matching import base_tensors
 from trimtab.masks.packed import PackedTensor
@@ -72,22 +70,13 @@ class InputNorms:
         Raises:
             MaskError: It is none, or has numbers that no norm can be; all problems at once.
         """
-        with closing(FilePool()) as pool:
-            try:
-                stored, metadata = read_with_metadata(DataFile(Path(path), pool))
-                provenance = _provenance(metadata)
-                if wrong := [problem for tensor in stored if (problem := _shape_problem(tensor))]:
-                    raise MaskError(f"no input norms: {first_few(wrong)}")
-                vectors = {tensor.name: tensor.dtype.decode(tensor.read()) for tensor in stored}
-            except CheckpointError as error:
-                raise MaskError(str(error)) from None
-            except MaskError as error:
-                raise MaskError(f"{os.fspath(path)}: {error}") from None
-        wrong = [f"{name} {problem}" for name, v in vectors.items() if (problem := _problem(v))]
-        if wrong:
-            raise MaskError(
-                f"{os.fspath(path)}: input norms are finite and at least 0: {first_few(wrong)}"
-            )
+        with opened_tensors(path) as (pool, stored, metadata), closing(pool):
+            provenance = _provenance(metadata)
+            if wrong := [problem for tensor in stored if (problem := _shape_problem(tensor))]:
+                raise MaskError(f"no input norms: {first_few(wrong)}")
+            vectors = {tensor.name: tensor.dtype.decode(tensor.read()) for tensor in stored}
+            if wrong := [f"{name} {why}" for name, v in vectors.items() if (why := _problem(v))]:
+                raise MaskError(f"input norms are finite and at least 0: {first_few(wrong)}")
         return cls({name: v.astype(np.float32) for name, v in vectors.items()}, provenance)
 
     def save(self, path: str | os.PathLike[str], *, force: bool = False) -> None:

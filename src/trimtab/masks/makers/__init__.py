@@ -1,1 +1,1 @@
-"""What predicts a mask: scores from which `trimtab.select` selects, one module for each family."""
+"""Predictors of masks: scores for `trimtab.select`, one module for each family."""

@@ -1,14 +1,13 @@
-"""Elements that training steps of a size can change at all in the stored dtype.
+"""Elements that training steps of a given size can change in the stored dtype.
 
-A weight `w` that moves by `d` and is stored again changes only if `w + d` no longer rounds to `w`
+A weight `w` that moves by `d` changes only if `w + d` no longer rounds to `w`
 (`trimtab.elements.absorption`). With pure low-precision weights each step is rounded on its own, so
-what one step of LR cannot change, no number of such steps can. With an fp32 master what counts is
-how far it gets: after N steps of Adam at most LR × `adam_displacement_bound(N)`.
+steps of LR never change what one of them cannot. With an fp32 master the total distance counts:
+after N steps of Adam at most LR × `adam_displacement_bound(N)`.
 
-How many elements that is follows from LR, and needs neither data nor a size.
-
-Source: arXiv 2602.03839 (PULSE) and 2511.08567 (Gate III), as in `trimtab.elements.absorption`.
-The threshold here is exact for each weight and direction, where they take |w| / 256.
+Source: arXiv 2602.03839 (PULSE) and 2511.08567 (Gate III), which use |w| / 256; here the threshold
+is
+exact for each weight and direction.
 """
 
 from __future__ import annotations
@@ -33,18 +32,18 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 
 BETAS = (0.9, 0.999)
-"""Adam's betas, for which `absorption_distance` is stated; the usual ones."""
+"""Adam's betas for `absorption_distance`; the usual ones."""
 
 
 def absorption_distance(lr: float, steps: int = 1) -> float:
-    """How far a weight can get in some steps of Adam: LR, for one.
+    """The distance that a weight can move in some steps of Adam: LR, for one.
 
     Args:
-        lr: Learning rate, at its peak.
-        steps: Steps whose moves add up, in a master of high precision; 1 without one.
+        lr: Peak learning rate.
+        steps: Steps that accumulate in a high-precision master; 1 without one.
 
     Raises:
-        MaskError: They are no learning rate and no number of steps.
+        MaskError: `lr` is not a positive number, or `steps` is below 1.
     """
     if not (isfinite(lr) and lr > 0):
         raise MaskError(f"learning rate {lr}: expected a finite number above 0")
@@ -56,7 +55,7 @@ def absorption_distance(lr: float, steps: int = 1) -> float:
 def absorption_scores(
     base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
 ) -> ElementScores:
-    """The weights first that the smallest move changes. Arguments as for `WeightScores`."""
+    """Weights that the smallest move changes first. Arguments as for `WeightScores`."""
     return ElementScores(
         lambda bits, dtype: -smallest_reach(bits, dtype), base, names, progress=progress
     )
@@ -76,8 +75,8 @@ def absorption_mask(
 
     Args:
         base: An open checkpoint.
-        distance: As `absorption_distance` gives it.
-        names: Of its tensors; by default all that are stored as floats.
+        distance: As `absorption_distance` returns it.
+        names: Names of its tensors; by default all that are stored as floats.
         provenance: The step that decided the distance.
         progress: Called after each chunk, from any thread.
 

@@ -1,8 +1,8 @@
 """Masks by how often an element was selected or moved: by several masks, or early in a run.
 
-A mask of one run holds what that run moved; what several runs of other seeds or data moved is the
-part that a new run will most likely move too. And what a run has moved early is mostly what it
-moves later, so a few steps of training predict the mask of all of them, at their cost.
+Elements that several runs (other seeds or data) moved will most likely move in a new one; what a
+run
+moved early is mostly what it moves later, so a few training steps predict its mask.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from trimtab.words import first_few
 
 
 class CountScores:
-    """The number of masks that select an element. Tensors are those that any mask has.
+    """The number of masks that select an element, for the tensors that any mask has.
 
     Attributes:
         shapes: Name -> shape of each tensor.
-        base: What the tensors are, where the masks do not contradict each other.
+        base: The base tensors, where the masks do not disagree.
     """
 
     def __init__(self, masks: Sequence[PackedMask]) -> None:
-        """Take masks of one model.
+        """Count masks of one model.
 
         Raises:
             MaskError: There are none.
@@ -67,14 +67,14 @@ class CountScores:
 
 
 def consensus(masks: Sequence[PackedMask], at_least: int) -> Mask:
-    """Select the elements that at least so many of some masks select.
+    """Select the elements that at least a given number of masks select.
 
     Args:
-        masks: Of one model, made against one base.
-        at_least: 1 for what any selects, their number for what all do.
+        masks: Masks of one model, made against one base.
+        at_least: 1 for the union, the number of masks for the intersection.
 
     Raises:
-        MaskError: `at_least` is not one of 1 to the number of masks.
+        MaskError: `at_least` is not between 1 and the number of masks.
         MaskMismatchError: The masks are of different models, or were made against different bases.
     """
     scores = CountScores(masks)
@@ -85,7 +85,7 @@ def consensus(masks: Sequence[PackedMask], at_least: int) -> Mask:
 
 
 class TimesScores(WeightScores):
-    """At how many points of a run an element differed from the base."""
+    """The number of points of a run at which an element differed from the base."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class TimesScores(WeightScores):
         *,
         progress: Progress | None = None,
     ) -> None:
-        """As for `WeightScores`; `times` gives the numbers of a tensor, flat."""
+        """As for `WeightScores`; `times` returns the numbers of a tensor, flat."""
         super().__init__(base, names, progress=progress)
         self._times = times
 
@@ -107,7 +107,7 @@ class TimesScores(WeightScores):
 
 
 def ever(scores: Scores, provenance: Mapping[str, Any]) -> Mask:
-    """Select what has a score above 0: what moved at any point.
+    """Select elements with a score above 0: those that moved at any point.
 
     Args:
         scores: How often elements had moved.

@@ -1,18 +1,15 @@
 """Elements that carry the principal directions of a matrix, those that do not, and safe ones.
 
-The score of an element is its magnitude in the rank-k part of its matrix, `W V Vᵀ` with V the top
-k right singular directions; for the elements off the principal directions, its negative. RL updates
-are reported to stay off them. Set both beside low magnitude, which the second resembles: where the
-rank-k part of a matrix is small, its weights tend to be small.
+The score of an element is its magnitude in the rank-k part of its matrix, `W V Vᵀ` with V the top k
+right singular directions; for elements off the principal directions, its negative. Compare both
+with
+low magnitude, which resembles the second. A stack of matrices (fused experts, 3-D) is scored matrix
+by matrix; a vector is its own rank-1 part, so its principal elements are its largest.
 
-A stack of matrices (fused experts, 3-D) is taken matrix by matrix. A vector is its own rank-1 part,
-so the largest weights of a norm are its principal ones.
-
-Safe elements are of small magnitude or off the principal directions. The safe mask of arXiv
-2511.08567 (Tables 4-5) is the union of a low-magnitude and an off-principal mask; there 58.6 % and
-50 %, together 74 %. To compare masks of one size, here both have the same density in each tensor,
-whatever makes the union the size that is asked for: the score of an element is the larger of its
-two ranks, as shares of its tensor.
+Safe elements are of small magnitude or off the principal directions: the union of a low-magnitude
+and an off-principal mask. In arXiv 2511.08567 these have 58.6 % and 50 %, together 74 %; here both
+have the same density in each tensor, chosen to give the union its size. The score of an element is
+the larger of its two ranks, as shares of its tensor.
 
 Source: arXiv 2511.08567 sec. 4 (principal mask: top α by |rank-k reconstruction|) and Tables 4-5
 (principal, its complement, both at 50 %).
@@ -44,9 +41,11 @@ Matrix = NDArray[np.floating[Any]]
 class PrincipalScores(WeightScores):
     """Magnitude in the rank-k part of the matrix, or its negative.
 
-    A matrix is held in memory while it is looked at, and so are a few of min(m, n)² fp64 numbers;
-    the time goes with m·n·min(m, n). The directions of the matrix looked at last are kept, so a
-    selection that goes tensor by tensor finds them once, and one by `total` four times.
+    Memory is one matrix and a few of min(m, n)² fp64 numbers; time is proportional to m·n·min(m,
+    n). The
+    directions of the last matrix are cached, so a selection per tensor computes them once, and one
+    by
+    `total` four times.
     """
 
     def __init__(
@@ -62,13 +61,13 @@ class PrincipalScores(WeightScores):
 
         Args:
             base: An open checkpoint, which must stay open.
-            names: Of its tensors.
+            names: Names of its tensors.
             share: k as a share of min(m, n), rounded up.
             off: Score the elements off the principal directions highest.
             progress: Called while base is read for the first time.
 
         Raises:
-            MaskError: The share is none, or a weight is NaN or infinite.
+            MaskError: `share` is not above 0 and at most 1, or a weight is NaN or infinite.
         """
         if not 0 < share <= 1:
             raise MaskError(f"a rank of {share} of the whole: expected a share above 0, at most 1")
@@ -98,7 +97,7 @@ class PrincipalScores(WeightScores):
 
 
 def _matrices(tensor: StoredTensor) -> Iterator[Matrix]:
-    """The matrices of a tensor, fp32; fp64 where they are stored so."""
+    """The matrices of a tensor, fp32; fp64 if stored so."""
     vector = len(tensor.shape) < 2
     rows, columns = (tensor.num_elements, 1) if vector else tensor.shape[-2:]
     dtype = np.float64 if tensor.dtype.num_bytes == 8 else np.float32
@@ -112,7 +111,7 @@ def _matrices(tensor: StoredTensor) -> Iterator[Matrix]:
 
 
 KEY_BITS = 16
-"""Bits of a score that its rank is known by: bf16 precision, so that of a bf16 weight is exact."""
+"""Bits of a score that determine its rank: bf16 precision, exact for bf16 weights."""
 
 
 def safe_scores(
@@ -122,7 +121,7 @@ def safe_scores(
     share: float = PRINCIPAL_SHARE,
     progress: Progress | None = None,
 ) -> UnionScores:
-    """The safe elements of a base first. Arguments as for `PrincipalScores`."""
+    """Safe elements of a base first. Arguments as for `PrincipalScores`."""
     off = PrincipalScores(base, names, share=share, off=True, progress=progress)
     return UnionScores(low_magnitude_scores(base, off.shapes, progress=progress), off)
 
@@ -132,11 +131,11 @@ class UnionScores:
 
     Attributes:
         shapes: Name -> shape of each tensor.
-        base: What the tensors are.
+        base: The base tensors.
     """
 
     def __init__(self, *scores: Scores) -> None:
-        """Unite scores of the same tensors."""
+        """Combine scores of the same tensors."""
         self._scores = scores
         self.shapes: Mapping[str, tuple[int, ...]] = scores[0].shapes
         self.base: Mapping[str, BaseTensor] = scores[0].base

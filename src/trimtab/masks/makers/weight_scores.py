@@ -1,9 +1,9 @@
 """Scores that follow from the weights of a base alone: a few passes over it, and no data.
 
-A score that depends on one weight alone is looked up: bf16 has only 65,536 of them. The simplest
-are -|w|, |w| and 0: small or large weights first, or all alike. In bf16 a step moves a weight only
-if it is at least about |w| / 512, so which weights are small says most of which will change,
-whatever is learned. That makes low magnitude the control of every predictor, and a mask of its own.
+Scores of single weights are looked up in a table: bf16 has only 65,536 values. The simplest are
+-|w|,
+|w| and 0. In bf16 a step moves a weight only if it is at least about |w| / 512, so low magnitude
+predicts much of what will change, whatever is learned: it is the control of every predictor.
 
 Source: arXiv 2511.08567 (low-magnitude mask, sec. 4 and Table 4); 2602.03839 (absorption).
 """
@@ -30,15 +30,15 @@ from trimtab.masks.matching import base_tensors
 from trimtab.words import first_few
 
 Function = Callable[[Bits, DType], NDArray[Any]]
-"""Gives a value for each of some elements, given as bits."""
+"""Maps elements, given as bits, to values."""
 
 
 class WeightScores(ABC):
-    """Scores of the float tensors of a base, which must hold numbers alone.
+    """Scores of the float tensors of a base, which must not contain NaN.
 
     Attributes:
         shapes: Name -> shape of each tensor.
-        base: What the tensors are.
+        base: The base tensors.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class WeightScores(ABC):
         finite: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        """Read base once, for its hashes and to see that it holds numbers.
+        """Read base once, to hash it and to check its weights.
 
         Args:
             base: An open checkpoint, which must stay open.
-            names: Of its tensors; by default all that are stored as floats.
+            names: Names of its tensors; by default all that are stored as floats.
             finite: Refuse infinite weights too.
             progress: Called after each chunk, from any thread.
 
@@ -84,15 +84,15 @@ class WeightScores(ABC):
 
 
 class Lookup:
-    """A function of single weights, looked up in a table where a dtype has few of them."""
+    """A function of single weights, tabulated for dtypes of up to 16 bits."""
 
     def __init__(self, function: Function) -> None:
-        """Take a function of bits and their dtype, element by element."""
+        """Wrap a function of bits and their dtype, applied element by element."""
         self._function = function
         self._tables: dict[DType, NDArray[Any]] = {}
 
     def __call__(self, bits: Bits, dtype: DType) -> NDArray[Any]:
-        """Its values for some elements. Any thread may call this."""
+        """Its values for some elements. Thread-safe."""
         if dtype.num_bytes > 2:
             return self._function(bits, dtype)
         if dtype not in self._tables:
@@ -102,7 +102,7 @@ class Lookup:
 
 
 class ElementScores(WeightScores):
-    """Scores each of which depends on one weight alone."""
+    """Scores that depend on one weight each."""
 
     def __init__(
         self,
@@ -112,7 +112,7 @@ class ElementScores(WeightScores):
         *,
         progress: Progress | None = None,
     ) -> None:
-        """As for `WeightScores`; `function` says what the score of a weight is."""
+        """As for `WeightScores`; `function` returns the score of a weight."""
         super().__init__(base, names, progress=progress)
         self._scores = Lookup(lambda bits, dtype: _fp32(function(bits, dtype)))
 
@@ -123,8 +123,7 @@ class ElementScores(WeightScores):
 
 
 def _fp32(scores: NDArray[np.floating[Any]]) -> NDArray[np.float32]:
-    # What is too large for fp32 comes first or last, as it should; weights are no NaN, but a table
-    # of all that a dtype has holds some.
+    # Overflow to infinity keeps the order; NaN occurs only in tables, not in weights.
     with np.errstate(over="ignore", invalid="ignore"):
         return scores.astype(np.float32)
 
@@ -156,7 +155,7 @@ def high_magnitude_scores(
 def no_preference(
     base: Checkpoint, names: Iterable[str] | None = None, *, progress: Progress | None = None
 ) -> ElementScores:
-    """0: a selection is random, however small the weights. Arguments as for `WeightScores`."""
+    """0: a random selection, regardless of weights. Arguments as for `WeightScores`."""
     return ElementScores(lambda bits, dtype: np.zeros(bits.shape), base, names, progress=progress)
 
 

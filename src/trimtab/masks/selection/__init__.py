@@ -1,1 +1,1 @@
-"""Masks of exactly so many elements, those with the highest scores."""
+"""Masks with an exact number of elements, those with the highest scores."""

@@ -1,19 +1,18 @@
 """How many elements to select, and where: the densities at which two masks are compared fairly.
 
-A mask of 10 % of a model can be set beside another mask of 10 % in three ways, each stricter than
-the one before:
+Masks of equal density can be matched in three ways, each stricter than the one before:
 
 =============  ===================================================================================
-`total`        as many elements in the whole model; it may take them all from one tensor
-`tensor`       as many in each tensor
-`magnitude`    as many in each tensor × exponent bin of the stored base weight
-               (`trimtab.elements.dtypes`): what is left is not a matter of small weights
+`total`        the same number in the whole model; possibly all from one tensor
+`tensor`       the same number in each tensor
+`magnitude`    the same number in each tensor × exponent bin of the stored base weight
+               (`trimtab.elements.dtypes`): what is left does not depend on small weights
 =============  ===================================================================================
 
-The strictest random control, `random_matched`, fills the last of them at random. A step of training
-moves a stored weight only if it is large beside the weight (see `trimtab.elements.absorption`), so
-masks of two trainings both favour small weights. What a mask has beyond that shows only beside a
-random one that favours them as much.
+`random_matched`, the strictest random control, matches the last at random. A training step moves a
+stored weight only if it is large relative to the weight (see `trimtab.elements.absorption`), so
+masks
+of two trainings both favour small weights; only this control favours them as much.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Tensors whose elements compete with each other for the places of each stratum.
+    """Tensors whose elements compete for the same quotas.
 
     Attributes:
-        names: Of the tensors.
+        names: Names of the tensors.
         sizes: Elements in each stratum.
         nums: How many of them to select.
     """
@@ -66,7 +65,7 @@ class Group:
 
     @property
     def name(self) -> str:
-        """What it is called where random numbers are drawn for it: its tensor, if it is one."""
+        """Name for drawing random numbers: that of its tensor, if it has only one."""
         return self.names[0] if len(self.names) == 1 else ""
 
 
@@ -80,7 +79,7 @@ class Quotas:
         match: What the strata are.
         groups: Every tensor is in one of them.
         shapes: Name -> shape of the tensors.
-        origin: Where the numbers come from, for the provenance of a mask.
+        origin: Source of the numbers, for the provenance of a mask.
         base: The open checkpoint whose exponents are the strata; None for the other matches.
         digests: Name -> xxh3-128 of the stored bytes, of the tensors read to count strata.
     """
@@ -110,11 +109,11 @@ class Quotas:
             density: Share of the elements, 0 to 1.
             shapes: Name -> shape of the tensors to select from.
             match: What the strata are.
-            base: An open checkpoint that has these tensors, for `magnitude`.
+            base: An open checkpoint with these tensors, for `magnitude`.
             progress: Called while base is read.
 
         Raises:
-            MaskError: The density is no share, or `magnitude` has no base.
+            MaskError: The density is not between 0 and 1, or `magnitude` has no base.
         """
         if not 0 <= density <= 1:
             raise MaskError(f"density {density}: expected a number from 0 to 1")
@@ -140,15 +139,16 @@ class Quotas:
         num_passes: int = 1,
         progress: Progress | None = None,
     ) -> Quotas:
-        """As many as a mask selects.
+        """The numbers that a mask selects.
 
         Args:
             mask: The mask.
             shapes: Name -> shape of the tensors that can be selected from, by default the mask's.
-                Those that the mask does not have get nothing selected and are left out.
+                Those
+                that the mask lacks are left out.
             match: What the strata are.
             base: An open checkpoint with these tensors, for `magnitude`.
-            num_passes: How often base is read in all, for `progress`.
+            num_passes: Total number of passes over base, for `progress`.
             progress: Called while base is read.
 
         Raises:
@@ -191,13 +191,7 @@ def _groups(
     num_passes: int,
     progress: Progress | None,
 ) -> tuple[tuple[Group, ...], Mapping[str, str]]:
-    """Elements of each stratum and those that a mask selects, and the digests of what was read.
-
-    Raises:
-        MaskError: `magnitude` has no base.
-        MaskMismatchError: The base does not have the tensors in these shapes.
-        CheckpointError: The base is quantised.
-    """
+    """The groups, with what a mask selects of each stratum; and the digests of what was read."""
     if match == "magnitude":
         if base is None:
             raise MaskError(
@@ -219,7 +213,7 @@ def _groups(
 
 
 def _only(num: int) -> Counts:
-    """The counts where there is a single stratum."""
+    """The counts of a single stratum."""
     return np.array([num], dtype=np.int64)
 
 
@@ -245,15 +239,16 @@ def random_matched(
     *,
     progress: Progress | None = None,
 ) -> Mask:
-    """Select as many elements of each tensor × exponent bin as a mask does, at random places.
+    """Select the same number of elements of each tensor × exponent bin as a mask does, at random.
 
-    Every choice of so many elements of each bin is equally likely.
+    Every choice of that many elements of each bin is equally likely.
 
     Args:
         mask: The mask to match.
         base: The checkpoint that it was made against; read twice.
-        seed: With a tensor's name it decides the tensor's elements, on any machine and whichever
-            tensors there are besides.
+        seed: With a tensor's name it decides the tensor's elements, on any machine and whatever
+            other
+            tensors there are.
         progress: Called after each chunk, from any thread.
 
     Raises:

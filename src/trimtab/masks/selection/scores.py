@@ -1,8 +1,8 @@
-"""Scores: a number for every element of a model, the higher the sooner it is selected.
+"""Scores: a number for every element of a model; the highest are selected first.
 
-Whatever predicts a mask gives scores, from which `select` makes a mask of any size. They are fp32,
-four bytes an element, so nothing holds those of a model at once: they are made or read a million at
-a time, as often as they are asked for.
+Predictors of masks produce scores, from which `select` makes a mask of any size. Scores are fp32,
+four
+bytes an element, so they are computed or read a million at a time, as often as needed.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.checkpoints.safetensors import file_start, read_with_metadata
-from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
+from trimtab.checkpoints.safetensors import file_start
+from trimtab.checkpoints.tensors import Pooled
 from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of
-from trimtab.errors import CheckpointError, MaskError
+from trimtab.errors import MaskError
 from trimtab.inputs import parse_json
-from trimtab.masks.header import BaseTensor, check_format
+from trimtab.masks.header import BaseTensor, check_format, opened_tensors
 from trimtab.outputs import new_file
 from trimtab.results.records import made_now
 from trimtab.words import first_few
@@ -41,17 +39,17 @@ class Scores(Protocol):
 
     @property
     def base(self) -> Mapping[str, BaseTensor]:
-        """What the tensors are that the scores are of; may lack any."""
+        """The tensors that the scores are of; may be incomplete."""
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
         """The scores of a tensor, flat in C order, `weights.CHUNK_ELEMENTS` at a time.
 
-        The last chunk is shorter. May be called any number of times.
+        The last chunk is shorter. May be called repeatedly.
         """
 
 
 def in_chunks(parts: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """The same scores in chunks as `Scores` has them, from flat parts of any sizes."""
+    """Regroup flat parts of any size into the chunks of `Scores`."""
     waiting = np.zeros(0, dtype=np.float32)
     for part in parts:
         waiting = np.concatenate((waiting, part)) if len(waiting) else part
@@ -71,7 +69,7 @@ class ArrayScores:
         arrays: Mapping[str, NDArray[np.floating[Any]]],
         base: Mapping[str, BaseTensor] | None = None,
     ) -> None:
-        """Keep arrays of any floating dtype, which are rounded to fp32."""
+        """Store arrays of any floating dtype, which are rounded to fp32."""
         self._arrays = arrays
         self.shapes = {name: array.shape for name, array in arrays.items()}
         self.base = dict(base or {})
@@ -95,8 +93,8 @@ def write_scores(
     """Write scores to a file, a chunk at a time, whole or not at all.
 
     Args:
-        path: The file, by custom `….safetensors`; missing parent folders are made.
-        scores: What to write.
+        path: The file, by convention `….safetensors`; missing parent folders are created.
+        scores: The scores.
         provenance: How they were made; plain data.
         force: Replace an existing file.
 
@@ -125,34 +123,23 @@ def write_scores(
 
 
 class ScoreFile(Pooled):
-    """The scores of a file, which stay on disk. Use it as a context manager, or call `close`.
+    """Scores in a file, which stay on disk. Use it as a context manager, or call `close`.
 
     Attributes:
         shapes: Name -> shape of each tensor.
-        base: What the tensors are that the scores are of; may lack any.
-        provenance: How they were made, as the file says.
+        base: The tensors that the scores are of; may be incomplete.
+        provenance: How they were made, according to the file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a file; only its header is read.
 
         Raises:
-            MaskError: It is no file of scores, or a damaged one.
+            MaskError: It is not a file of scores, or a damaged one.
         """
-        self._pool = FilePool()
-        with ExitStack() as stack:
-            stack.callback(self.close)
-            try:
-                stored, metadata = read_with_metadata(DataFile(Path(path), self._pool))
-            except CheckpointError as error:
-                raise MaskError(str(error)) from None
+        with opened_tensors(path) as (self._pool, stored, metadata):
             self._tensors = {tensor.name: tensor for tensor in stored}
-            try:
-                self.provenance, self.base = _metadata(metadata)
-            except MaskError as error:
-                raise MaskError(f"{os.fspath(path)}: {error}") from None
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise MaskError(f"{os.fspath(path)}: damaged file of scores: {error!r}") from None
+            self.provenance, self.base = _metadata(metadata)
             wrong = [
                 *(
                     f"{tensor.name} is {tensor.dtype.name}, expected F32"
@@ -171,10 +158,7 @@ class ScoreFile(Pooled):
                 ),
             ]
             if wrong:
-                raise MaskError(
-                    f"{os.fspath(path)}: damaged file of scores: {first_few(wrong, '; ')}"
-                )
-            stack.pop_all()
+                raise MaskError(f"damaged file of scores: {first_few(wrong, '; ')}")
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 
     def chunks(self, name: str) -> Iterator[NDArray[np.float32]]:
@@ -185,8 +169,13 @@ class ScoreFile(Pooled):
 def _metadata(metadata: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, BaseTensor]]:
     source = "`trimtab mask make … --scores`"
     check_format(metadata, FORMAT, FORMAT_VERSION, "a file of scores", source)
-    provenance, base = (parse_json(metadata[key], strict=True) for key in ("provenance", "base"))
-    return dict(provenance.items()), {
-        name: BaseTensor(dtype=str(entry["dtype"]), digest=str(entry["digest"]))
-        for name, entry in base.items()
-    }
+    try:
+        provenance, base = (
+            parse_json(metadata[key], strict=True) for key in ("provenance", "base")
+        )
+        return dict(provenance.items()), {
+            name: BaseTensor(dtype=str(entry["dtype"]), digest=str(entry["digest"]))
+            for name, entry in base.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MaskError(f"damaged file of scores: {error!r}") from None

@@ -1,11 +1,10 @@
-"""Select exactly as many elements as there is room for, those with the highest scores first.
+"""Select an exact number of elements, those with the highest scores.
 
-The edge between what is selected and what is not is found without sorting or holding the scores:
-three passes count elements by 11, 11 and 10 bits of their score, the most significant first, and
-each narrows the edge down to one of those bit patterns. After the third it is one number, exact in
-fp32. A fourth pass selects what lies above it and, of what lies at it, as many as there is room
-for, drawn at random: scores tie in the thousands (magnitudes in bf16 do), and to go by position
-would select the first rows of a matrix.
+The threshold is found without sorting or storing the scores: three passes count elements by 11, 11
+and 10 bits of their score, the most significant first. A fourth pass selects the elements above the
+threshold and, at random, enough of those equal to it: scores tie in the thousands (magnitudes in
+bf16
+do), and selecting by position would favour the first rows of a matrix.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _INFINITY = np.uint32(0xFF800000)
 """The key of infinity; that of minus infinity is its complement, and NaN lies beyond either."""
 
 DIGITS = (11, 11, 10)
-"""Bits of a score that each pass looks at, the most significant first."""
+"""Bits of a score that each pass counts, the most significant first."""
 
 
 def select(
@@ -46,14 +45,15 @@ def select(
     provenance: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Mask:
-    """Select as many elements of each stratum as there is room for, the highest scores first.
+    """Select the elements with the highest scores in each stratum, as many as the quotas say.
 
     Args:
         scores: Of at least the tensors of `quotas`; read four times.
-        quotas: How many.
+        quotas: How many to select.
         seed: With the names of the tensors it decides which of equal scores are selected.
-        provenance: The step that made the scores, such as `{"step": "low-magnitude", …}`; what is
-            known of `quotas` and the seed are added.
+        provenance: The step that made the scores, such as `{"step": "low-magnitude", …}`; the
+            origin of
+            `quotas` and the seed are added.
         progress: Called after each chunk, with the bytes of its scores.
 
     Raises:
@@ -85,13 +85,13 @@ def select(
 
 
 def ordered_keys(name: str, scores: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """Unsigned integers in the order of the scores; -0.0 and 0.0 are the same one.
+    """Unsigned integers in the order of the scores; -0.0 and 0.0 are equal.
 
     Raises:
         MaskError: A score is NaN.
     """
     bits = (scores + np.float32(0)).view(np.uint32)
-    # Negative numbers are ordered backwards: all of their bits are turned, of others the sign.
+    # Negative numbers are ordered backwards: flip all of their bits, and the sign of the others.
     turned = (bits.view(np.int32) >> 31).view(np.uint32)
     turned |= _SIGN
     bits ^= turned
@@ -101,7 +101,7 @@ def ordered_keys(name: str, scores: NDArray[np.float32]) -> NDArray[np.uint32]:
 
 
 class _Reader:
-    """Reads scores as keys, each with the stratum of its element, and tells the progress."""
+    """Reads scores as keys, each with the stratum of its element, and reports progress."""
 
     def __init__(self, scores: Scores, quotas: Quotas, progress: Progress | None) -> None:
         self._scores = scores
@@ -120,11 +120,11 @@ class _Reader:
 
 @dataclass(frozen=True, eq=False)
 class _Edges:
-    """Where each stratum of a group is cut.
+    """Thresholds of the strata of a group.
 
     Attributes:
         keys: Elements with a larger key are selected.
-        num_tied: Elements with this very key.
+        num_tied: Elements with exactly this key.
         num_drawn: How many of those are selected too.
     """
 
@@ -144,7 +144,7 @@ def _edges(reader: _Reader, group: Group) -> _Edges:
         counts = np.zeros((num_strata, 1 << num_bits), dtype=np.int64)
         for name in group.names:
             for keys, strata in reader.read(name):
-                if above < 32:  # only what has the digits found so far
+                if above < 32:  # only elements with the digits found so far
                     inside = keys >> np.uint32(above) == _of_stratum(edges, strata)
                     keys, strata = keys[inside], strata[inside]
                 digits = keys >> np.uint32(below) & np.uint32((1 << num_bits) - 1)
