@@ -70,7 +70,7 @@ def damaged(data: dict[str, Any], path: tuple[str | int, ...], value: Any) -> di
             "num_up is 1.5, expected a whole number",
         ),
         (("masks", 1, "map", "counts", 0), {}, r"map.counts\[0\] is {}, expected a list"),
-        (("shared", 0, "more"), 1, r"shared\[0\].more is no key"),
+        (("shared", 0, "more"), 1, r"shared\[0\].more is an unknown key"),
         (("provenance",), 1, "provenance is 1, expected an object"),
     ],
 )
