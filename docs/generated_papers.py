@@ -16,7 +16,7 @@ from docs.generated import rows
 
 from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.results import PaperResult
-from trimtab.report.figures import figure_files
+from trimtab.report.html import figure_files
 from trimtab.report.paper import (
     bound_text,
     expected_text,

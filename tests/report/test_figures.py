@@ -14,7 +14,7 @@ from trimtab.report.comparison import comparison_document
 from trimtab.report.demo import demo_document
 from trimtab.report.document import Document as Page
 from trimtab.report.document import Figure
-from trimtab.report.figures import figure_files
+from trimtab.report.html import figure_files
 from trimtab.report.identity import identity_document
 from trimtab.report.vega import packed
 

@@ -53,7 +53,7 @@ def report(
     RESULTS are JSON files written by -o of a command such as `trimtab compare`. No checkpoint is
     opened. A CSV file has the exact numbers, with a row for each row of each table.
     """
-    from trimtab.report.figures import figure_files
+    from trimtab.report.html import figure_files
     from trimtab.report.tables import WRITERS
 
     draw = html_of
