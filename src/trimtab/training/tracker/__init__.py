@@ -1,1 +1,1 @@
-"""Follow what each optimizer step does to the weights, as stored, while a run goes on."""
+"""Tracks how each optimizer step changes the weights as they are stored."""
