@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -370,13 +370,26 @@ def _shortened(text: str, longest: int, of: str | None = None) -> str:
     return f"{text[: longest - 9].rstrip('-.')}-{digest}"
 
 
-MEASURED = (
-    *("num_steps", "base_dtype", "weights_dtype", "compute_dtype", "optimizer_state_dtype"),
-    *("saved_dtype", "criterion", "num_elements", "num_changed", "sparsity"),
-    *("loss_last", "reward_last", "num_tokens"),
-    *("seconds_train", "peak_memory_bytes", "num_threads", "mask_digest"),
-)
-"""Columns that are known once a cell is finished."""
+MEASURED: Mapping[str, Callable[[Any], Any]] = {
+    "num_steps": lambda result: result["steps"],
+    "base_dtype": lambda result: result["precision"]["base"],
+    "weights_dtype": lambda result: result["precision"]["weights"],
+    "compute_dtype": lambda result: result["precision"]["compute"],
+    "optimizer_state_dtype": lambda result: result["precision"]["optimizer_state"],
+    "saved_dtype": lambda result: result["precision"]["saved"],
+    "criterion": lambda result: result["update"]["criterion"],
+    "num_elements": lambda result: result["update"]["num_elements"],
+    "num_changed": lambda result: result["update"]["num_changed"],
+    "sparsity": lambda result: _sparsity(**result["update"]),
+    "loss_last": lambda result: _last(result, "loss"),
+    "reward_last": lambda result: _last(result, "reward"),
+    "num_tokens": lambda result: None if (n := _last(result, "num_tokens")) is None else int(n),
+    "seconds_train": lambda result: result["seconds"]["train"],
+    "peak_memory_bytes": lambda result: result["peak_memory"]["num_bytes"],
+    "num_threads": lambda result: result["device"].get("num_threads"),
+    "mask_digest": lambda result: result["optimizer"].get("mask"),
+}
+"""Columns that are known once a cell is finished -> how to read them from `result.json`."""
 
 
 def measured(cell: Cell) -> dict[str, Any]:
@@ -387,44 +400,21 @@ def measured(cell: Cell) -> dict[str, Any]:
     """
     path = cell.result
     try:
-        return _columns(read_json(path))
+        result = read_json(path)
+        return {name: read(result) for name, read in MEASURED.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}): delete {cell.folder} to train again"
         ) from None
 
 
-def _columns(result: Mapping[str, Any]) -> dict[str, Any]:
-    update, precision = result["update"], result["precision"]
-    num_elements, num_changed = update["num_elements"], update["num_changed"]
-    return {
-        "num_steps": result["steps"],
-        "base_dtype": precision["base"],
-        "weights_dtype": precision["weights"],
-        "compute_dtype": precision["compute"],
-        "optimizer_state_dtype": precision["optimizer_state"],
-        "saved_dtype": precision["saved"],
-        "criterion": update["criterion"],
-        "num_elements": num_elements,
-        "num_changed": num_changed,
-        "sparsity": (num_elements - num_changed) / num_elements,
-        "loss_last": _last(result["history"], "loss"),
-        "reward_last": _last(result["history"], "reward"),
-        "num_tokens": _whole(_last(result["history"], "num_tokens")),
-        "seconds_train": result["seconds"]["train"],
-        "peak_memory_bytes": result["peak_memory"]["num_bytes"],
-        "num_threads": result["device"].get("num_threads"),
-        "mask_digest": result["optimizer"].get("mask"),
-    }
+def _sparsity(num_elements: int, num_changed: int, **_: Any) -> float:
+    return (num_elements - num_changed) / num_elements
 
 
-def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:
+def _last(result: Mapping[str, Any], name: str) -> Any:
     """The last logged value; None if there is none."""
-    return next((log[name] for log in reversed(history) if name in log), None)
-
-
-def _whole(number: float | None) -> int | None:
-    return None if number is None else int(number)
+    return next((log[name] for log in reversed(result["history"]) if name in log), None)
 
 
 ANSWERS = "evaluation.json"

@@ -42,6 +42,27 @@ FORMAT_VERSION = 1
 METRICS = ("sparsity", "loss_last", "reward_last", "accuracy")
 """Columns that are averaged over the seeds of an arm."""
 
+CSV = "table.csv"
+JSON = "table.json"
+LOCK = ".lock"
+
+LOG = "log.txt"
+"""Output of the process of a cell, in the folder of the cell."""
+
+POLL_SECONDS = 0.05
+
+ANSWERED = ("num_questions", "num_right", "accuracy")
+"""Columns that are known once a model has been evaluated."""
+
+COLUMNS = (
+    *("cell", "arm", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
+    *("sequences_per_step", "mask", *MEASURED, *ANSWERED, "folder"),
+)
+"""All columns except those of the swept keys, which follow the first two."""
+
+Notify = Callable[[Cell, str], None]
+"""Called with a cell and a short message when its state changes."""
+
 
 def sweep_table(
     plan: Plan, outcomes: Mapping[str, Outcome], answers: Mapping[str, Mapping[str, Any]]
@@ -109,16 +130,6 @@ def _row(planned: PlannedCell, keys: Sequence[str], sweep: Path) -> dict[str, An
     }
 
 
-ANSWERED = ("num_questions", "num_right", "accuracy")
-"""Columns that are known once a model has been evaluated."""
-
-COLUMNS = (
-    *("cell", "arm", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
-    *("sequences_per_step", "mask", *MEASURED, *ANSWERED, "folder"),
-)
-"""All columns except those of the swept keys, which follow the first two."""
-
-
 def _answered(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     answers = evaluation["models"][0]["answers"]
     return {
@@ -169,15 +180,6 @@ def _arm_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     return arms
-
-
-LOG = "log.txt"
-"""Output of the process of a cell, in the folder of the cell."""
-
-POLL_SECONDS = 0.05
-
-Notify = Callable[[Cell, str], None]
-"""Called with a cell and a short message when its state changes."""
 
 
 @dataclass
@@ -313,11 +315,6 @@ def _last_line(log: Path, code: int) -> str:
     lines = content.decode("utf-8", errors="replace").splitlines()
     printed = [line for line in lines if line.strip()]
     return printed[-1].removeprefix("trimtab: ") if printed else f"exit code {code}"
-
-
-CSV = "table.csv"
-JSON = "table.json"
-LOCK = ".lock"
 
 
 def run_sweep(
