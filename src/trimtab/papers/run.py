@@ -272,7 +272,7 @@ def run_paper(
             jobs=jobs,
             notify=lambda cell, message: notify(f"{cell.name}: {message}"),
             stop=stop,
-            here=plan.scale.minutes < QUICK and jobs == 1,
+            in_process=plan.scale.minutes < QUICK and jobs == 1,
         )
         failed = {name: o.error for name, o in outcomes.items() if o.error is not None}
     # Another process may finish more cells meanwhile; measure those that are finished now.

@@ -280,7 +280,9 @@ def _make_masks(out: Path, kinds: list[MaskKind], seed: int) -> None:
     """Derive masks from what `FULL` changed and save those whose file is missing or different."""
     changed = extract_mask(out / "base", out / FULL / MODEL, changed="bits")
     if not changed.num_selected():
-        raise MaskError(f"{out / FULL} is the base bit for bit, so there is no mask: train longer")
+        raise MaskError(
+            f"{out / FULL} equals the base bit for bit, so there is no mask: train longer"
+        )
     for kind in kinds:
         path = out / ("mask.safetensors" if kind == "own" else f"mask-{kind}.safetensors")
         mask = derived_mask(kind, changed, out / "base", seed)

@@ -144,8 +144,8 @@ class Cell:
     @property
     def from_others(self) -> dict[str, str]:
         """Keys of the run file that are set by the cells that it needs -> description."""
-        made = {} if self.of is None else {"mask": f"{self.mask} of {self.of.arm}"}
-        return made if self.start is None else {**made, "model": f"model of {self.start.arm}"}
+        keys = {} if self.of is None else {"mask": f"{self.mask} of {self.of.arm}"}
+        return keys if self.start is None else {**keys, "model": f"model of {self.start.arm}"}
 
     def starts_from(self) -> Path | str:
         """The model that its training starts from: a folder, or a hub id."""
@@ -188,11 +188,11 @@ class Cell:
         write_json(path, {**header, "content": self.content, "here": {"output": OUT, **relative}})
         return path
 
-    def _make_mask(self, of: Cell) -> None:
+    def _make_mask(self, source: Cell) -> None:
         if not self.mask_file.exists():
             assert self.mask is not None, "the arm was checked for it"
-            changed = Mask.load(of.changed())
-            base, seed = of.starts_from(), self.content.get("seed", 0)
+            changed = Mask.load(source.changed())
+            base, seed = source.starts_from(), self.content.get("seed", 0)
             derived_mask(self.mask, changed, base, seed).save(self.mask_file)
 
     def changed(self) -> Path:
@@ -359,14 +359,14 @@ def _text(value: Any) -> str:
     )
     plain = re.sub(r"[^A-Za-z0-9._+-]", "-", text).strip("-.") or "-"
     lossy = isinstance(value, str) and plain != value
-    return _shortened(plain, LONGEST_VALUE, of=text if lossy else None)
+    return _shortened(plain, LONGEST_VALUE, text if lossy else None)
 
 
-def _shortened(text: str, longest: int, of: str | None = None) -> str:
+def _shortened(text: str, longest: int, original: str | None = None) -> str:
     """Shorten a text; a hash keeps texts distinct that were cut or changed."""
-    if len(text) <= longest and of is None:
+    if len(text) <= longest and original is None:
         return text
-    digest = xxhash.xxh3_64_hexdigest((of or text).encode())[:8]
+    digest = xxhash.xxh3_64_hexdigest((original or text).encode())[:8]
     return f"{text[: longest - 9].rstrip('-.')}-{digest}"
 
 

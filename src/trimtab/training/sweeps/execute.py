@@ -209,7 +209,7 @@ def run_cells(
     jobs: int,
     notify: Notify,
     stop: Callable[[], bool],
-    here: bool = False,
+    in_process: bool = False,
 ) -> dict[str, Outcome]:
     """Run cells in order, several at a time; each after those that it needs.
 
@@ -218,8 +218,8 @@ def run_cells(
         jobs: Number of parallel processes, which share the processors equally.
         notify: Called when a cell starts and ends.
         stop: Returns whether to stop: running cells then finish and save their step.
-        here: Run the cells in this process, one at a time; for runs that are shorter than loading
-            torch.
+        in_process: Run the cells in this process, one at a time; for runs that are shorter than
+            loading torch.
 
     Returns:
         Name of the cell -> how it ended; without cells that were not started.
@@ -239,46 +239,46 @@ def run_cells(
         while running or (waiting and not stopping):
             if not stopping and stop():
                 stopping = True
-                for of in running:
-                    of.process.terminate()
+                for child in running:
+                    child.process.terminate()
             for cell in list(waiting) if not stopping else ():
-                begun = monotonic()
-                pending = {of.name for of in (*waiting, *(one.cell for one in running))}
-                needed = [of.name for of in cell.needs if not of.is_finished]
+                started = monotonic()
+                pending = {other.name for other in (*waiting, *(child.cell for child in running))}
+                needed = [other.name for other in cell.needs if not other.is_finished]
                 if bad := [name for name in needed if name not in pending]:
                     waiting.remove(cell)
-                    end(cell, Outcome("failed", f"needs {', '.join(bad)}"), begun)
+                    end(cell, Outcome("failed", f"needs {', '.join(bad)}"), started)
                 elif not needed and len(running) < jobs:
                     waiting.remove(cell)
                     notify(cell, "started")
                     try:
                         cell.write()
-                        if not here:
+                        if not in_process:
                             running.append(_start(cell, environment))
                             continue
                         with progress_bars() as bars:
                             execute(prepare(cell.file()), bars, stop=stop)
-                        end(cell, Outcome("finished"), begun)
+                        end(cell, Outcome("finished"), started)
                     except Interrupted:
                         stopping = True
-                        end(cell, Outcome("interrupted"), begun)
+                        end(cell, Outcome("interrupted"), started)
                         break
                     except TrimtabError as error:
-                        end(cell, Outcome("failed", str(error)), begun)
-            for of in running:
-                if of.has_saved_more():
-                    notify(of.cell, f"{of.num_steps:,} steps done and saved")
-            for of in [of for of in running if of.process.poll() is not None]:
-                running.remove(of)
-                with of.process:  # closes the pipe to it
+                        end(cell, Outcome("failed", str(error)), started)
+            for child in running:
+                if child.has_saved_more():
+                    notify(child.cell, f"{child.num_steps:,} steps done and saved")
+            for child in [child for child in running if child.process.poll() is not None]:
+                running.remove(child)
+                with child.process:  # closes the pipe to it
                     pass
-                end(of.cell, _outcome(of, stopping), of.started)
+                end(child.cell, _outcome(child, stopping), child.started)
             if running:
                 sleep(POLL_SECONDS)
     finally:
-        for of in running:  # only if this process is about to end
-            with of.process:
-                of.process.kill()
+        for child in running:  # only if this process is about to end
+            with child.process:
+                child.process.kill()
     return outcomes
 
 
