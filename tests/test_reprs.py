@@ -63,6 +63,7 @@ def results(folder: Path) -> Iterator[Any]:
     for path in (ROOT / "papers").glob("*/results/*.json"):
         yield PaperResult.from_dict(json.loads(path.read_text("utf-8")))
     yield prune(base, folder / "pruned", sparsity=0.5)
+    yield trimtab.make_delta(base, tuned, folder / "run.delta")
     with trimtab.open_checkpoint(base) as checkpoint:
         yield [checkpoint, checkpoint.tensors]
     with open_mask(folder / "mask.safetensors") as stored:

@@ -16,6 +16,14 @@ if TYPE_CHECKING:
     from trimtab.checkpoints.checkpoint import Checkpoint as Checkpoint
     from trimtab.checkpoints.checkpoint import open_checkpoint as open_checkpoint
     from trimtab.checkpoints.tensors import StoredTensor as StoredTensor
+    from trimtab.deltas.apply import apply_delta as apply_delta
+    from trimtab.deltas.apply import compact_deltas as compact_deltas
+    from trimtab.deltas.apply import verify_delta as verify_delta
+    from trimtab.deltas.file import DeltaFile as DeltaFile
+    from trimtab.deltas.in_place import apply_in_place as apply_in_place
+    from trimtab.deltas.in_place import revert as revert
+    from trimtab.deltas.make import make_delta as make_delta
+    from trimtab.deltas.manifest import Manifest as Manifest
     from trimtab.elements.counts import ChangeCounts as ChangeCounts
     from trimtab.elements.criteria import Criterion as Criterion
     from trimtab.elements.criteria import parse_criterion as parse_criterion
@@ -71,6 +79,11 @@ if TYPE_CHECKING:
 _NAMES = {
     "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
     "checkpoints.tensors": ("StoredTensor",),
+    "deltas.apply": ("apply_delta", "compact_deltas", "verify_delta"),
+    "deltas.file": ("DeltaFile",),
+    "deltas.in_place": ("apply_in_place", "revert"),
+    "deltas.make": ("make_delta",),
+    "deltas.manifest": ("Manifest",),
     "elements.counts": ("ChangeCounts",),
     "elements.criteria": ("Criterion", "parse_criterion"),
     "errors": ("TrimtabError",),

@@ -15,7 +15,7 @@ import pytest
 from tests.docs import world
 from tests.docs.pages import PAGES, ROOT, blocks
 from trimtab.papers.library import papers_folder, read_paper
-from trimtab.papers.run import read_checkpoints
+from trimtab.papers.public import read_checkpoints
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings
 from trimtab.training.sweeps.plan import plan

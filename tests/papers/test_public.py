@@ -12,8 +12,8 @@ from trimtab import compare
 from trimtab.cli import main
 from trimtab.errors import SettingsError
 from trimtab.papers.library import PublicPair
+from trimtab.papers.public import public_claims, read_checkpoints
 from trimtab.papers.results import PaperResult
-from trimtab.papers.run import public_claims, read_checkpoints
 
 
 def told(claims: list[dict[str, object]]) -> dict[str, object]:

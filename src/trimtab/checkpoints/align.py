@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
+from typing import Any, Protocol
 
 from trimtab.checkpoints.architectures import MODALITIES, TIED
 from trimtab.checkpoints.checkpoint import Checkpoint
@@ -30,6 +31,18 @@ This does not hold for other embeddings (positions, patches, token types) or wid
 
 MAX_SHOWN = 3
 """Tensors of different dtypes that a message names."""
+
+
+class HasNames(Protocol):
+    """What names are matched by: a checkpoint, or what has its tensors."""
+
+    @property
+    def tensors(self) -> Mapping[str, Any]:
+        """Name -> tensor."""
+
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Names that repeat a stored tensor without being stored -> its name."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +289,7 @@ def _apart(
 
 
 def _side(base: Checkpoint, other: Checkpoint, folded: Collection[str], exact: bool) -> Side:
-    matches = _match_names(base, other)
+    matches = match_names(base, other)
     shared, mismatched = {}, []
     for name, its_name in matches.items():
         if name in folded or its_name in folded:
@@ -320,7 +333,7 @@ def _cast_target(cast: str | None) -> DType | None:
     return target
 
 
-def _match_names(base: Checkpoint, other: Checkpoint) -> dict[str, str]:
+def match_names(base: HasNames, other: HasNames) -> dict[str, str]:
     """Name in base -> name in the other, in base's order."""
     in_base = set(base.tensors) | set(base.tied)
     in_other = set(other.tensors) | set(other.tied)

@@ -110,7 +110,7 @@ def weights_named(folder: Path, config: Mapping[str, Any]) -> str | None:
     if named is None:
         return None
     ends = (".safetensors", ".safetensors.index.json")
-    if not isinstance(named, str) or not named.endswith(ends) or _is_foreign(named):
+    if not isinstance(named, str) or not named.endswith(ends) or is_foreign(named):
         raise CheckpointError(
             f"{folder / 'config.json'}: transformers_weights is {named!r}, expected the name of a "
             f"file in its folder that ends in {' or '.join(ends)}"
@@ -178,7 +178,7 @@ def _sharded(folder: Path, index: str, why: str | None = None) -> WeightFiles:
     return WeightFiles(folder, paths, shard_of, _notes(folder, index, shards, why))
 
 
-def _is_foreign(name: str) -> bool:
+def is_foreign(name: str) -> bool:
     """Whether a name in a file leads outside the folder of that file."""
     return (
         not {"", ".", ".."}.isdisjoint(name.split("/"))
@@ -194,7 +194,7 @@ def _read_index(path: Path) -> dict[str, str]:
         raise CheckpointError(f"{path}: has no weight_map from tensors to shards")
     shard_of = {name: str(shard) for name, shard in weight_map.items()}
     # A shard is in the folder of its index or below; nothing else, such as ../x, is followed.
-    foreign = sorted(repr(shard) for shard in set(shard_of.values()) if _is_foreign(shard))
+    foreign = sorted(repr(shard) for shard in set(shard_of.values()) if is_foreign(shard))
     if foreign:
         raise CheckpointError(f"{path}: names shards outside its folder: {first_few(foreign)}")
     return shard_of

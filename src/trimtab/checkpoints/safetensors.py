@@ -54,34 +54,66 @@ def read_with_metadata(file: DataFile) -> tuple[list[StoredTensor], dict[str, st
     Raises:
         CheckpointError: The file is not valid; the message lists what is wrong.
     """
-    problems: list[str] = []
-    entries: dict[str, Entry] = {}
     try:
-        header, data_start = _read_header(file)
-        for name, value in header.items():
-            try:
-                if name == "__metadata__":
-                    _check_metadata(value)
-                else:
-                    entries[name] = _parse_entry(name, value)
-            except _HeaderError as error:
-                problems.append(f"{short(name)} {error}")
-        spans = sorted((begin, end, name) for name, (_, _, begin, end) in entries.items())
-        if not problems:  # a tensor that could not be parsed would show as a hole here
-            problems = _layout_problems(spans, file.size - data_start)
-        if problems:
-            raise _HeaderError(first_few(problems, "; "))
+        raw = _read_header(file)
+        entries, metadata = _parse_header(raw, file.size - 8 - len(raw))
     except _HeaderError as error:
         raise CheckpointError(f"{file.path}: not a valid safetensors file: {error}") from None
     tensors = [
-        StoredTensor(name, dtype, shape, file, data_start + begin)
-        for begin, _, name in spans
-        for dtype, shape, _, _ in [entries[name]]
+        StoredTensor(name, dtype, shape, file, 8 + len(raw) + begin)
+        for name, (dtype, shape, begin, _) in entries.items()
     ]
-    return tensors, header.get("__metadata__", {})
+    return tensors, metadata
 
 
-def _read_header(file: DataFile) -> tuple[dict[str, Any], int]:
+def parse_start(start: bytes, num_bytes: int, where: str) -> dict[str, Entry]:
+    """The tensors that the start of a safetensors file describes, by offset.
+
+    Args:
+        start: The length of the header and the header, as `file_start` returns them.
+        num_bytes: Bytes of the whole file.
+        where: What the start was read from, for the message.
+
+    Raises:
+        CheckpointError: It is not the start of a safetensors file of that size.
+    """
+    try:
+        if int.from_bytes(start[:8], "little") != len(start) - 8:
+            raise _HeaderError(f"its header has {len(start) - 8} bytes, not as many as it claims")
+        return _parse_header(start[8:], num_bytes - len(start))[0]
+    except _HeaderError as error:
+        raise CheckpointError(f"{where}: not a valid safetensors file: {error}") from None
+
+
+def _parse_header(raw: bytes, num_data: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    """The tensors by offset, and the metadata, of a header before so many bytes of data."""
+    problems: list[str] = []
+    entries: dict[str, Entry] = {}
+    if not raw.startswith(b"{"):
+        raise _HeaderError("its header does not start with '{'")
+    try:
+        header = parse_json(raw, strict=True)
+    except UnicodeDecodeError:
+        raise _HeaderError("its header is not UTF-8") from None
+    except ValueError as error:
+        raise _HeaderError(f"its header is not JSON ({error})") from None
+    for name, value in header.items():
+        try:
+            if name == "__metadata__":
+                _check_metadata(value)
+            else:
+                entries[name] = _parse_entry(name, value)
+        except _HeaderError as error:
+            problems.append(f"{short(name)} {error}")
+    spans = sorted((begin, end, name) for name, (_, _, begin, end) in entries.items())
+    if not problems:  # a tensor that could not be parsed would show as a hole here
+        problems = _layout_problems(spans, num_data)
+    if problems:
+        raise _HeaderError(first_few(problems, "; "))
+    return {name: entries[name] for _, _, name in spans}, header.get("__metadata__", {})
+
+
+def _read_header(file: DataFile) -> bytes:
     prefix = file.read(0, 8)
     if len(prefix) < 8:
         raise _HeaderError(f"it has {file.size} bytes, fewer than the 8 of the header's length")
@@ -96,15 +128,7 @@ def _read_header(file: DataFile) -> tuple[dict[str, Any], int]:
     raw = file.read(8, length)
     if len(raw) < length:
         raise _HeaderError("it was cut short while its header was being read")
-    if not raw.startswith(b"{"):
-        raise _HeaderError("its header does not start with '{'")
-    try:
-        header = parse_json(raw, strict=True)
-    except UnicodeDecodeError:
-        raise _HeaderError("its header is not UTF-8") from None
-    except ValueError as error:
-        raise _HeaderError(f"its header is not JSON ({error})") from None
-    return header, 8 + length
+    return raw
 
 
 def _parse_entry(name: str, entry: Any) -> Entry:

@@ -106,7 +106,8 @@ def run(
     resumes and keeps the runs that are finished.
     """
     from trimtab.papers.library import papers_folder, read_paper
-    from trimtab.papers.run import plan_paper, read_checkpoints, run_paper
+    from trimtab.papers.public import read_checkpoints
+    from trimtab.papers.run import plan_paper, run_paper
     from trimtab.report.paper import plan_document
     from trimtab.report.terminal import render_text
 

@@ -12,17 +12,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-from trimtab import Comparison, compare, identity, overlap, read_tracked
-from trimtab.errors import SettingsError, TrimtabError
-from trimtab.inputs import read_toml
+from trimtab import compare, identity, overlap, read_tracked
+from trimtab.errors import TrimtabError
 from trimtab.papers.bases import make_base
-from trimtab.papers.library import BASE, Claim, Paper, PaperCell, PublicPair, Scale, Trial, cells_of
+from trimtab.papers.library import BASE, Claim, Paper, PaperCell, Scale, Trial, cells_of
 from trimtab.papers.measures import MEASURES
+from trimtab.papers.public import Checkpoints, public_claims
 from trimtab.papers.results import PaperResult
 from trimtab.processes import Interrupted
 from trimtab.results.records import made_now
@@ -34,113 +34,6 @@ from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.settings import RewardTable
 from trimtab.training.sweeps.execute import run_cells
 from trimtab.training.sweeps.plan import checked
-
-Checkpoints: TypeAlias = Mapping[str, Mapping[str, str]]
-"""Id of a pair -> `base` and `tuned`: each a hub id with an optional `@revision`, or a folder."""
-
-NOT_GIVEN = "the checkpoints were not given: name them in --checkpoints MAP.toml"
-
-
-def read_checkpoints(path: Path, known: Iterable[str]) -> Checkpoints:
-    """Read `MAP.toml`: a table per pair, named by its id, with `base` and `tuned`.
-
-    Folders are relative to the file.
-
-    Raises:
-        SettingsError: The file cannot be read, or its content is invalid; lists all problems.
-    """
-    content, ids = read_toml(path, SettingsError), list(known)
-    problems = [f"there is no pair {id}, only {', '.join(ids)}" for id in content if id not in ids]
-    pairs: dict[str, Mapping[str, str]] = {}
-    for id, table in content.items():
-        if not isinstance(table, dict) or table.keys() != {"base", "tuned"}:
-            problems.append(f"[{id}] does not have exactly the keys base and tuned")
-        else:
-            pairs[id] = {side: _path_or_id(str(table[side]), path.parent) for side in table}
-    if problems:
-        raise SettingsError(f"{path}: {'; '.join(problems)}")
-    return pairs
-
-
-def _path_or_id(name: str, folder: Path) -> str:
-    local = folder / Path(name).expanduser()
-    return str(local) if local.exists() else name
-
-
-def public_claims(
-    pairs: Iterable[PublicPair],
-    checkpoints: Checkpoints,
-    folder: Path,
-    notify: Callable[[str], None],
-) -> list[dict[str, Any]]:
-    """Each pair as a claim, compared if its checkpoints are given.
-
-    Args:
-        pairs: The pairs.
-        checkpoints: Their checkpoints.
-        folder: Folder in which comparisons are cached.
-        notify: Called with progress messages.
-    """
-    claims = []
-    for pair in pairs:
-        trials: list[dict[str, Any]] = []
-        why: str | None = NOT_GIVEN
-        if pair.id in checkpoints:
-            notify(f"comparing {pair.id}")
-            try:
-                compared = _public_comparison(folder / f"{pair.id}.json", **checkpoints[pair.id])
-                trials, why = _public_trials(pair, compared), None
-            except TrimtabError as error:
-                why = str(error)
-        claims.append(
-            {
-                "id": pair.id,
-                "source": None,
-                "place": pair.place,
-                "claim": f"{pair.base} → {pair.tuned}: so much is unchanged.",
-                "expected": dict(pair.sparsity),
-                "unit": "%",
-                "note": pair.note,
-                "why": why,
-                "trials": trials,
-            }
-        )
-    return claims
-
-
-def _public_comparison(path: Path, base: str, tuned: str) -> Comparison:
-    """Compare two checkpoints, or read the comparison of an earlier call."""
-    if path.exists():
-        known = Comparison.load(path)
-        if (known.base.id, known.tuned.id) == (base, tuned):
-            return known
-    comparison = compare(base, tuned)
-    comparison.save(path, force=True)
-    return comparison
-
-
-def _public_trials(pair: PublicPair, comparison: Comparison) -> list[dict[str, Any]]:
-    total = comparison.total
-    between = f"from {comparison.base.id} to {comparison.tuned.id}"
-    trials = []
-    for criterion, percent in pair.sparsity.items():
-        share = (total.num_elements - total.num_changed[criterion]) / total.num_elements
-        digits = len(percent.partition(".")[2])
-        trials.append(
-            {
-                "about": f"sparsity ({criterion}) {between}",
-                "measure": "sparsity",
-                "settings": {"criterion": criterion},
-                "arms": [],
-                "unit": "share",
-                "bound": {"equals": float(percent) / 100, "digits": 0.5 / 10 ** (digits + 2)},
-                "premise": False,
-                "missing": [],
-                "values": {"": share},
-            }
-        )
-    return trials
-
 
 OVERLAPS = "overlaps"
 
@@ -379,7 +272,7 @@ def run_paper(
             jobs=jobs,
             notify=lambda cell, message: notify(f"{cell.name}: {message}"),
             stop=stop,
-            in_process=plan.scale.minutes < QUICK and jobs == 1,
+            here=plan.scale.minutes < QUICK and jobs == 1,
         )
         failed = {name: o.error for name, o in outcomes.items() if o.error is not None}
     # Another process may finish more cells meanwhile; measure those that are finished now.

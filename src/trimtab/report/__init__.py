@@ -68,6 +68,7 @@ REPORTS: Mapping[str, Report] = {
     "trimtab.structure": Report("trimtab mask structure", "structure", "Structure"),
     "trimtab.evaluation": Report("trimtab evaluate", "evaluation", "Evaluation"),
     "trimtab.robustness": Report("trimtab robustness", "robustness", "Robustness"),
+    "trimtab.delta": Report("trimtab delta info", "delta", "Manifest"),
     "trimtab.paper": Report("trimtab paper run", "paper", "PaperResult", "trimtab.papers.results"),
 }
 """Format of a result file -> its report. A new kind of result is one entry here."""

@@ -21,7 +21,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import MaskError, SettingsError
+from trimtab.errors import MaskError, ResultFormatError, SettingsError
+from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
 from trimtab.outputs import new_file
@@ -33,7 +34,7 @@ from trimtab.training.addition import split_questions
 from trimtab.training.evaluation.answering import load_tokenizer
 from trimtab.training.evaluation.evaluate import evaluate
 from trimtab.training.evaluation.questions import addition_questions
-from trimtab.training.folders import read_json, write_json
+from trimtab.training.folders import write_json
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.execute import MODEL, RESULT, execute, state_of
 from trimtab.training.runs.prepare import Run, Stop, prepare
@@ -259,7 +260,7 @@ def train_demo(
             is_finished = state_of(run) == "finished"
             runs[name] = (
                 run,
-                read_json(run.output / RESULT) if is_finished else execute(run, bars, stop=stop),
+                _json(run.output / RESULT) if is_finished else execute(run, bars, stop=stop),
             )
         if stop():
             raise Interrupted("the same command resumes with the held-out questions")
@@ -280,9 +281,7 @@ def _make_masks(out: Path, kinds: list[MaskKind], seed: int) -> None:
     """Derive masks from what `FULL` changed and save those whose file is missing or different."""
     changed = extract_mask(out / "base", out / FULL / MODEL, changed="bits")
     if not changed.num_selected():
-        raise MaskError(
-            f"{out / FULL} equals the base bit for bit, so there is no mask: train longer"
-        )
+        raise MaskError(f"{out / FULL} is the base bit for bit, so there is no mask: train longer")
     for kind in kinds:
         path = out / ("mask.safetensors" if kind == "own" else f"mask-{kind}.safetensors")
         mask = derived_mask(kind, changed, out / "base", seed)
@@ -306,7 +305,7 @@ def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Eva
     checkpoints = [out / "base", *models]
     questions = addition_questions(split_questions(seed).heldout, seed=seed)
     if path.exists():
-        known = Evaluation.from_dict(read_json(path))
+        known = Evaluation.from_dict(_json(path))
         hashes = [open_base(str(model), Path()).record.content_hash for model in checkpoints]
         if (
             [model.record.content_hash for model in known.models] == hashes
@@ -326,3 +325,8 @@ def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Eva
     )
     write_json(path, evaluation.to_dict())
     return evaluation
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = read_json(path, ResultFormatError, limit=MAX_RESULT_BYTES)
+    return content

@@ -18,8 +18,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
-from trimtab.training import masked_checkpoint, runtime
+from trimtab.training import runtime
 from trimtab.training.folders import read_json
+from trimtab.training.masked_checkpoint import (
+    RECORD_FILE,
+    check_same_run,
+    load_converted,
+    write_beside_weights,
+)
 from trimtab.words import first_few
 
 if TYPE_CHECKING:
@@ -339,7 +345,7 @@ class MaskedTraining:
         self._replaced["save_model"](output_dir, *args, **kwargs)
         if self.trainer.args.should_save:
             folder = Path(self.trainer.args.output_dir if output_dir is None else output_dir)
-            masked_checkpoint.write_beside_weights(folder, self.mask, self.describe())
+            write_beside_weights(folder, self.mask, self.describe())
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
@@ -351,15 +357,15 @@ class MaskedTraining:
         if folder is True:
             folder = get_last_checkpoint(self.trainer.args.output_dir)
         if folder:
-            masked_checkpoint.check_same_run(Path(folder), self.mask, self.settings())
-            masked_checkpoint.load_converted(Path(folder), self.trainer.model)
+            check_same_run(Path(folder), self.mask, self.settings())
+            load_converted(Path(folder), self.trainer.model)
         self._best_record = None
         try:
             result = self._replaced["train"](resume_from_checkpoint, *args, **kwargs)
             if self.trainer.args.load_best_model_at_end:
                 best = self.trainer.state.best_model_checkpoint
                 if best is not None:
-                    masked_checkpoint.load_converted(Path(best), self.trainer.model)
+                    load_converted(Path(best), self.trainer.model)
                 self._forget()  # its state belongs to the last weights, and the best are loaded now
         finally:
             self._release()
@@ -370,7 +376,7 @@ class MaskedTraining:
         self._replaced["_load_best_model"]()
         state, now = self.trainer.state, self.describe()
         try:
-            record = read_json(Path(state.best_model_checkpoint) / masked_checkpoint.RECORD_FILE)
+            record = read_json(Path(state.best_model_checkpoint) / RECORD_FILE)
             self._best_record = {key: record[key] for key in now}
         except (OSError, ValueError, LookupError, TypeError):  # on another node, or an older one
             self._best_record = {**now, "step": state.best_global_step}

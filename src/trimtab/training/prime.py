@@ -20,8 +20,16 @@ from torch import Tensor
 from torch.nn import functional
 
 from trimtab.errors import SettingsError
-from trimtab.training.rollouts import sampling
 from trimtab.training.rollouts.auxiliary_model import AuxiliaryModel
+from trimtab.training.rollouts.sampling import (
+    EPSILON,
+    PolicyBatch,
+    Samples,
+    split_rows,
+    take_rows,
+    token_log_probs,
+    whiten,
+)
 from trimtab.training.rollouts.trainer import RolloutConfig, RolloutTrainer, Rows, frozen_copy
 
 
@@ -87,7 +95,7 @@ def scaled_to_returns(rewards: Tensor) -> Tensor:
     Source:
         `prime_norm = batch_norm` of the authors' code; not in arXiv 2502.01456.
     """
-    return rewards / (discounted_returns(rewards, 1.0).abs().max() + sampling.EPSILON)
+    return rewards / (discounted_returns(rewards, 1.0).abs().max() + EPSILON)
 
 
 def within_bounds_first(
@@ -289,7 +297,7 @@ class PRIMEConfig(RolloutConfig):
 class _Judged:
     """Completions with their outcomes, to train the reward model on."""
 
-    samples: sampling.Samples
+    samples: Samples
     ref_log_probs: Tensor
     outcomes: Tensor
 
@@ -333,7 +341,7 @@ class PRIMETrainer(RolloutTrainer):
         args = self.args
         return ceil(num_training_steps / args.steps_per_round) * args.num_mini_batches
 
-    def make_round(self, rows: Rows) -> list[sampling.PolicyBatch]:
+    def make_round(self, rows: Rows) -> list[PolicyBatch]:
         """Sample, judge and filter, train the reward model, and compute advantages."""
         args = self.args
         judged = self._judge(rows)
@@ -354,11 +362,9 @@ class PRIMETrainer(RolloutTrainer):
         advantages = args.outcome_coef * by_outcome.unsqueeze(1) + args.process_coef * by_process
         advantages = advantages.masked_fill(~mask, 0.0)
         if args.whiten_advantages:
-            advantages = sampling.whiten(advantages, mask)
+            advantages = whiten(advantages, mask)
         log_probs = self.log_probs(self.model, samples, args.temperature)
-        return self.batches(
-            sampling.PolicyBatch(samples, log_probs, advantages, samples.num_tokens)
-        )
+        return self.batches(PolicyBatch(samples, log_probs, advantages, samples.num_tokens))
 
     def _judge(self, rows: Rows) -> _Judged:
         """Sample completions of each prompt, and choose the prompts of the round."""
@@ -379,7 +385,7 @@ class PRIMETrainer(RolloutTrainer):
         )
         self.means.add("prompts_kept", num_kept, len(rows))
         chosen = order[: args.round_size]
-        samples = sampling.take_rows(samples, chosen)
+        samples = take_rows(samples, chosen)
         return _Judged(samples, self.log_probs(self.reference, samples, 1.0), outcomes[chosen])
 
     def _process_rewards(self, judged: _Judged) -> Tensor:
@@ -394,13 +400,11 @@ class PRIMETrainer(RolloutTrainer):
         if args.reward_loss == "dpo":
             rewards = self._process_rewards(judged).sum(1)
             opposites = mean_of_opposites(rewards, judged.outcomes, args.num_generations)
-        for mini_batch in sampling.split_rows(
-            torch.arange(len(judged.samples)), args.mini_batch_size
-        ):
-            for rows in sampling.split_rows(mini_batch, args.per_device_train_batch_size):
-                batch = sampling.take_rows(judged, rows)
+        for mini_batch in split_rows(torch.arange(len(judged.samples)), args.mini_batch_size):
+            for rows in split_rows(mini_batch, args.per_device_train_batch_size):
+                batch = take_rows(judged, rows)
                 with self.autocast(self.reward_model):
-                    log_probs = sampling.token_log_probs(self.reward_model, batch.samples, 1.0)
+                    log_probs = token_log_probs(self.reward_model, batch.samples, 1.0)
                 rewards = args.beta * (log_probs - batch.ref_log_probs).sum(1)
                 if opposites is None:
                     losses = cross_entropy_loss(rewards, batch.outcomes)

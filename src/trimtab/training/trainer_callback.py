@@ -25,9 +25,15 @@ from transformers import Trainer, TrainerCallback
 
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
-from trimtab.training import masked_training, runtime
+from trimtab.training import runtime
 from trimtab.training.layout import Layout
 from trimtab.training.masked_checkpoint import converted_pieces, write_beside_weights
+from trimtab.training.masked_training import (
+    base_of,
+    freeze_others,
+    optimizer_settings,
+    settings_of,
+)
 from trimtab.training.optimizers.adamw import SparseAdamW
 from trimtab.training.optimizers.sparse import SparseOptimizer
 from trimtab.training.tracker.gradients import unwrapped
@@ -56,7 +62,7 @@ def sparse_adamw(
         mask = Mask.load(mask)
     settings: dict[str, Any] = {}
     if args is not None:
-        optimizer = masked_training.optimizer_settings(args, model)
+        optimizer = optimizer_settings(args, model)
         if optimizer.algorithm != "adamw":
             raise SettingsError(f"optim={args.optim!r}: make a SparseSGD, with lr and momentum")
         decayed = set(Trainer.get_decay_parameter_names(Trainer, model))
@@ -109,7 +115,7 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
         self._optimizer = optimizer
         self._mask = Layout.of(model).in_files(optimizer.mask)
         if args.world_size == 1 and optimizer.describe()["clip_by"] == "masked":
-            self._frozen = masked_training.freeze_others(model, optimizer)
+            self._frozen = freeze_others(model, optimizer)
 
     def on_log(
         self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any
@@ -126,9 +132,9 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if args.should_save and self._optimizer is not None and self._mask is not None:
             record = {
-                "settings": masked_training.settings_of(self._optimizer),
+                "settings": settings_of(self._optimizer),
                 "optimizer": self._optimizer.describe(),
-                "base": masked_training.base_of(kwargs["model"]),
+                "base": base_of(kwargs["model"]),
                 "trainer": None,
                 "step": state.global_step,
                 "versions": runtime.versions(),

@@ -200,8 +200,8 @@ def test_a_factor_beside_its_key_is_refused(name: str, algorithm: str, key: str)
         ("grpo", {"kl": -1}, "factors.kl is -1.0, expected false or a number above 0"),
         ("grpo", {"lag": 0}, "factors.lag is 0, expected at least 1"),
         ("ppo", {"reuse": 0}, "factors.reuse is 0, expected at least 1"),
-        ("sft", {"seed": 1}, "factors.seed is not a factor: set the key seed instead"),
-        ("sft", {"data": "x"}, "factors.data is not a factor: set the key data.file instead"),
+        ("sft", {"seed": 1}, "factors.seed is no factor: it is the key seed itself"),
+        ("sft", {"data": "x"}, "factors.data is no factor: it is the key data.file itself"),
         ("sft", {"steps": 1.5}, "factors.steps is 1.5, expected a whole number"),
     ],
 )

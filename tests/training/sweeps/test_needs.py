@@ -58,7 +58,7 @@ def test_an_arm_trains_what_another_changed_or_starts_where_it_ended(
             order.append(cell.name)
 
     last_first = list(reversed(cells.values()))
-    outcomes = run_cells(last_first, jobs=1, notify=tell, stop=lambda: False, in_process=True)
+    outcomes = run_cells(last_first, jobs=1, notify=tell, stop=lambda: False, here=True)
     assert {outcome.status for outcome in outcomes.values()} == {"finished"}, outcomes
     assert sorted(order) == sorted(cells)
     for seed in (0, 1):
@@ -92,7 +92,7 @@ def test_what_is_wrong_beside_a_need_is_known_before(base: Base, tmp_path: Path)
 def test_what_needs_a_failed_cell_is_not_run(base: Base, tmp_path: Path) -> None:
     cells = [of.cell for of in planned(tmp_path, TEXT, base[0], sft=FAST).cells]
     few = [cell for cell in cells if cell.name in ("random,seed=0", "longer,seed=1")]
-    outcomes = run_cells(few, jobs=1, notify=tell_nobody, stop=lambda: False, in_process=True)
+    outcomes = run_cells(few, jobs=1, notify=tell_nobody, stop=lambda: False, here=True)
     assert {name: outcome.error for name, outcome in outcomes.items()} == {
         "random,seed=0": "needs full,seed=0",
         "longer,seed=1": "needs full,seed=1",
@@ -102,9 +102,7 @@ def test_what_needs_a_failed_cell_is_not_run(base: Base, tmp_path: Path) -> None
 def test_nothing_is_begun_once_asked_to_stop(base: Base, tmp_path: Path) -> None:
     cells = [of.cell for of in planned(tmp_path, TEXT, base[0], sft=FAST).cells]
     asked = iter([False, True, True, True, True, True])  # after the first step of the first cell
-    outcomes = run_cells(
-        cells, jobs=1, notify=tell_nobody, stop=lambda: next(asked), in_process=True
-    )
+    outcomes = run_cells(cells, jobs=1, notify=tell_nobody, stop=lambda: next(asked), here=True)
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
         "full,seed=0": "interrupted"
     }

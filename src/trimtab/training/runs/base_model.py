@@ -214,7 +214,7 @@ def refuse_adapter(what: str, folder: Path) -> None:
     """
     if adapter := adapter_in(folder):
         raise CheckpointError(
-            f"{what}: {folder}: the LoRA adapter next to its weights ({first_few(adapter)}) would "
+            f"{what}: {folder}: the LoRA adapter beside its weights ({first_few(adapter)}) would "
             "be loaded on top of them, so that other weights are measured than are compared: "
             "move it away if it is merged already, else merge it (PEFT's "
             "merge_and_unload, then save_pretrained)"

@@ -29,7 +29,13 @@ from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.outputs import ensure_same_settings, explain_no_room, is_draft, lock, new_folder
 from trimtab.processes import Interrupted
 from trimtab.progress import stage
-from trimtab.training import folders, runtime
+from trimtab.training import runtime
+from trimtab.training.folders import (
+    complete_checkpoints,
+    last_unfinished,
+    read_json,
+    write_json,
+)
 from trimtab.training.masked_checkpoint import check_complete, load_converted, write_beside_weights
 from trimtab.training.masked_training import MaskedTraining
 from trimtab.training.runs.base_model import count_update, save_weights, saved_dtypes
@@ -89,7 +95,7 @@ def execute(
                 f"output: another process trains the run in {run.output}: wait for it to end"
             )
         if waits and (run.output / RESULT).exists():
-            finished: dict[str, Any] = folders.read_json(run.output / RESULT)
+            finished: dict[str, Any] = read_json(run.output / RESULT)
             return finished
         check_output(run)  # it may have changed while we waited
         try:
@@ -101,9 +107,9 @@ def execute(
 
 def resume_point(output: Path) -> str:
     """Where a run resumes, in words."""
-    if steps := folders.complete_checkpoints(output / CHECKPOINTS):
+    if steps := complete_checkpoints(output / CHECKPOINTS):
         return f"from step {max(steps)}"
-    if steps := folders.complete_checkpoints(output / EXPLORED):
+    if steps := complete_checkpoints(output / EXPLORED):
         return f"from step {max(steps)} of the search for the mask"
     if (output / FOUND).exists():
         return "with the mask that was found"
@@ -114,7 +120,7 @@ def resume_point(output: Path) -> str:
 
 def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
     """Train, in a folder that this process has locked."""
-    folders.write_json(run.output / RESOLVED, run.describe())
+    write_json(run.output / RESOLVED, run.describe())
     runtime.start(offline=False)
     from trimtab.training.bf16_products import bf16_products
 
@@ -126,7 +132,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             run = replace(run, rows=sampled_rows(run, bars, stop))
         if run.file.mask == "auto":
             run = replace(run, mask=find_mask(run, bars, stop))
-        checkpoint = folders.last_unfinished(run.output / CHECKPOINTS)
+        checkpoint = last_unfinished(run.output / CHECKPOINTS)
         resolved = run.describe()
         with stage(bars, f"{run.algorithm.name}: train") as line:
             trainer, training = build_trainer(
@@ -134,7 +140,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             )
             _track(run, trainer)
             resolved["optimizer"] = _optimizer(run, training)
-            folders.write_json(run.output / RESOLVED, resolved)
+            write_json(run.output / RESOLVED, resolved)
             peak = PeakMemory(device)
             loaded = perf_counter()
             if checkpoint is not None:
@@ -177,7 +183,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
         "device": {**runtime.device(device), "bf16_products": how},
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    folders.write_json(run.output / RESULT, result)
+    write_json(run.output / RESULT, result)
     if run.file.track is not None:
         from trimtab.training.tracker.file import base_path
 
@@ -217,7 +223,7 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
     if not output.exists() or (output.is_dir() and not any(map(_counts, output.iterdir()))):
         return "new"
     try:
-        settings = folders.read_json(output / RESOLVED)["settings"]
+        settings = read_json(output / RESOLVED)["settings"]
         if not isinstance(settings, dict):
             raise TypeError("it has no settings")
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -228,9 +234,7 @@ def state_of(run: Run) -> Literal["new", "begun", "finished"]:
         raise CheckpointError(
             f"{output / RESOLVED} cannot be read ({error!r}): delete {output} to train again"
         ) from None
-    checkpoints = [
-        folders.complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)
-    ]
+    checkpoints = [complete_checkpoints(output / folder) for folder in (CHECKPOINTS, EXPLORED)]
     files = (FOUND, SAMPLES, UNFINISHED)
     if not (is_finished or any(checkpoints) or any((output / file).exists() for file in files)):
         return "new"  # interrupted before anything was saved

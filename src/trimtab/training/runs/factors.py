@@ -293,7 +293,7 @@ def expand(content: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
     factors = dict(content["factors"])
     for name, (key, _) in KEYS_THEMSELVES.items():
         if name in factors:
-            problems.append(f"factors.{name} is not a factor: set the key {key} instead")
+            problems.append(f"factors.{name} is no factor: it is the key {key} itself")
             del factors[name]
     settings: dict[str, Any] = {}
 

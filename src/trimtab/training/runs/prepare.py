@@ -24,12 +24,18 @@ from trimtab.masks.random import random_tensor
 from trimtab.progress import Stage
 from trimtab.training import runtime
 from trimtab.training.masked_training import MaskedTraining, train_only
-from trimtab.training.runs import tasks
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.base_model import DTYPES, BaseModel, open_base
 from trimtab.training.runs.data import Rows, check_lengths, read_rows
 from trimtab.training.runs.rewards import Reward, comparison, load_function, model_reward
 from trimtab.training.runs.settings import ADDITION, Settings
+from trimtab.training.runs.tasks import (
+    addition_reward,
+    addition_rows,
+    gym_questions,
+    gym_reward,
+    gym_rows,
+)
 from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
 
 
@@ -223,7 +229,7 @@ def _base(file: Settings, bases: dict[Path, BaseModel]) -> BaseModel:
 
 
 def _questions(file: Settings) -> Any:
-    return tasks.gym_questions(file.data, file.task_seed) if file.data.is_gym else None
+    return gym_questions(file.data, file.task_seed) if file.data.is_gym else None
 
 
 def _reward(file: Settings, algorithm: Algorithm, questions: Any) -> Reward | None:
@@ -231,9 +237,9 @@ def _reward(file: Settings, algorithm: Algorithm, questions: Any) -> Reward | No
     if not algorithm.takes_reward and file.samples is None:
         return None
     if file.data.task == ADDITION:
-        return tasks.addition_reward()
+        return addition_reward()
     if file.data.is_gym:
-        return tasks.gym_reward(questions, file.data)
+        return gym_reward(questions, file.data)
     assert table is not None, "the run file was checked for it"
     if table.function is not None:
         return load_function(table.function, file.path.parent)
@@ -248,9 +254,9 @@ def _data(file: Settings, algorithm: Algorithm, reward: Reward | None, questions
     sets = [columns for columns in either if columns is not None]
     of_reward = reward.columns if reward else ()
     if file.data.task == ADDITION:
-        return tasks.addition_rows((*sets[-1], *of_reward), file.task_seed)
+        return addition_rows((*sets[-1], *of_reward), file.task_seed)
     if file.data.is_gym:
-        return tasks.gym_rows(questions, file.data, (*sets[0], *of_reward))
+        return gym_rows(questions, file.data, (*sets[0], *of_reward))
     assert file.data.file is not None
     return read_rows(file.resolve(file.data.file), *sets, reward=reward)
 

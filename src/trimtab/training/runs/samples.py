@@ -53,14 +53,14 @@ class Sample:
 
 
 def select(
-    prompts: Sequence[Any], samples: Sequence[Sequence[Sample]], kind: Made, table: SamplesTable
+    prompts: Sequence[Any], samples: Sequence[Sequence[Sample]], made: Made, table: SamplesTable
 ) -> list[dict[str, Any]]:
     """Select rows to train on.
 
     Args:
         prompts: The prompts.
         samples: Samples of each prompt.
-        kind: Which kind of rows to make.
+        made: Which kind of rows to make.
         table: Has the rule that separates good from bad samples.
 
     Returns:
@@ -70,7 +70,7 @@ def select(
     rows: list[dict[str, Any]] = []
     for prompt, group in zip(prompts, samples, strict=True):
         good, bad = _parted(_distinct(group), table)
-        rows += ({"prompt": prompt, **row} for row in _rows(kind, good, bad, table.most))
+        rows += ({"prompt": prompt, **row} for row in _rows(made, good, bad, table.most))
     return rows
 
 
@@ -96,11 +96,11 @@ def _parted(group: Sequence[Sample], table: SamplesTable) -> tuple[list[Sample],
 
 
 def _rows(
-    kind: Made, good: Sequence[Sample], bad: Sequence[Sample], most: int | None
+    made: Made, good: Sequence[Sample], bad: Sequence[Sample], most: int | None
 ) -> list[dict[str, Any]]:
     """Rows of one prompt, without the prompt; no sample is in two pairs."""
     good, bad = good[:most], bad[:most]
-    match kind:
+    match made:
         case "completions":
             return [
                 {"completion": one.completion, "completion_ids": one.completion_ids} for one in good
@@ -131,8 +131,8 @@ def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
         CheckpointError: The stored samples are damaged.
         KeyboardInterrupt: `stop` returned True.
     """
-    table, kind = run.file.samples, run.algorithm.made_of_samples
-    assert table is not None and kind is not None, "the run file was checked for it"
+    table, made = run.file.samples, run.algorithm.made_of_samples
+    assert table is not None and made is not None, "the run file was checked for it"
     path = run.output / SAMPLES
     if not path.exists():
         _draw(run, table, bars, stop)
@@ -147,7 +147,7 @@ def sampled_rows(run: Run, bars: Progress, stop: Stop) -> Rows:
         raise CheckpointError(f"{path} has {len(drawn)} samples, expected {expected}: {cure}")
     prompts = [row["prompt"] for row in run.data.rows]
     groups = [drawn[start : start + table.num] for start in range(0, len(drawn), table.num)]
-    rows = select(prompts, groups, kind, table)
+    rows = select(prompts, groups, made, table)
     details = {
         "settings": asdict(table),
         "num_samples": len(drawn),

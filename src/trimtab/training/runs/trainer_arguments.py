@@ -84,10 +84,10 @@ def trainer_arguments(file: Settings, algorithm: Algorithm, output: Path) -> Any
     if any(key in given for key in SAVING):
         del defaults["save_total_limit"]
 
-    def create(keys: dict[str, Any]) -> tuple[Any, int]:
+    def made(given: dict[str, Any]) -> tuple[Any, int]:
         with runtime.quiet():
             args = config(
-                **{**defaults, **keys},
+                **{**defaults, **given},
                 output_dir=str(output / CHECKPOINTS),
                 seed=file.seed,
                 optim=OPTIM[file.optimizer.name],
@@ -99,11 +99,11 @@ def trainer_arguments(file: Settings, algorithm: Algorithm, output: Path) -> Any
         return args, steps_per_round
 
     try:
-        args, steps_per_round = create(given)
+        args, steps_per_round = made(given)
     except (ValueError, TypeError, ImportError) as error:
         raise SettingsError(f"trainer: {' '.join(str(error).split())}") from error
     except Exception as error:  # a value of the user can cause any error in TRL
-        raise SettingsError(_culprit(given, create, error)) from error
+        raise SettingsError(_culprit(given, made, error)) from error
     if problems := list(algorithm.problems(args)):
         raise SettingsError("; ".join(problems))
     _save_between_rounds(args, steps_per_round, "save_steps" in given)
@@ -113,13 +113,13 @@ def trainer_arguments(file: Settings, algorithm: Algorithm, output: Path) -> Any
 
 
 def _culprit(
-    given: Mapping[str, Any], create: Callable[[dict[str, Any]], Any], error: Exception
+    given: Mapping[str, Any], made: Callable[[dict[str, Any]], Any], error: Exception
 ) -> str:
     """Find the key whose value makes the configuration fail: without it, the error changes."""
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     for key in given:
         try:
-            create({name: value for name, value in given.items() if name != key})
+            made({name: value for name, value in given.items() if name != key})
         except Exception as other:
             if repr(other) == repr(error):
                 continue

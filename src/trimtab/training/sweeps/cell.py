@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -144,8 +144,8 @@ class Cell:
     @property
     def from_others(self) -> dict[str, str]:
         """Keys of the run file that are set by the cells that it needs -> description."""
-        keys = {} if self.of is None else {"mask": f"{self.mask} of {self.of.arm}"}
-        return keys if self.start is None else {**keys, "model": f"model of {self.start.arm}"}
+        made = {} if self.of is None else {"mask": f"{self.mask} of {self.of.arm}"}
+        return made if self.start is None else {**made, "model": f"model of {self.start.arm}"}
 
     def starts_from(self) -> Path | str:
         """The model that its training starts from: a folder, or a hub id."""
@@ -188,11 +188,11 @@ class Cell:
         write_json(path, {**header, "content": self.content, "here": {"output": OUT, **relative}})
         return path
 
-    def _make_mask(self, source: Cell) -> None:
+    def _make_mask(self, of: Cell) -> None:
         if not self.mask_file.exists():
             assert self.mask is not None, "the arm was checked for it"
-            changed = Mask.load(source.changed())
-            base, seed = source.starts_from(), self.content.get("seed", 0)
+            changed = Mask.load(of.changed())
+            base, seed = of.starts_from(), self.content.get("seed", 0)
             derived_mask(self.mask, changed, base, seed).save(self.mask_file)
 
     def changed(self) -> Path:
@@ -359,37 +359,24 @@ def _text(value: Any) -> str:
     )
     plain = re.sub(r"[^A-Za-z0-9._+-]", "-", text).strip("-.") or "-"
     lossy = isinstance(value, str) and plain != value
-    return _shortened(plain, LONGEST_VALUE, text if lossy else None)
+    return _shortened(plain, LONGEST_VALUE, of=text if lossy else None)
 
 
-def _shortened(text: str, longest: int, original: str | None = None) -> str:
+def _shortened(text: str, longest: int, of: str | None = None) -> str:
     """Shorten a text; a hash keeps texts distinct that were cut or changed."""
-    if len(text) <= longest and original is None:
+    if len(text) <= longest and of is None:
         return text
-    digest = xxhash.xxh3_64_hexdigest((original or text).encode())[:8]
+    digest = xxhash.xxh3_64_hexdigest((of or text).encode())[:8]
     return f"{text[: longest - 9].rstrip('-.')}-{digest}"
 
 
-MEASURED: Mapping[str, Callable[[Any], Any]] = {
-    "num_steps": lambda result: result["steps"],
-    "base_dtype": lambda result: result["precision"]["base"],
-    "weights_dtype": lambda result: result["precision"]["weights"],
-    "compute_dtype": lambda result: result["precision"]["compute"],
-    "optimizer_state_dtype": lambda result: result["precision"]["optimizer_state"],
-    "saved_dtype": lambda result: result["precision"]["saved"],
-    "criterion": lambda result: result["update"]["criterion"],
-    "num_elements": lambda result: result["update"]["num_elements"],
-    "num_changed": lambda result: result["update"]["num_changed"],
-    "sparsity": lambda result: _sparsity(**result["update"]),
-    "loss_last": lambda result: _last(result, "loss"),
-    "reward_last": lambda result: _last(result, "reward"),
-    "num_tokens": lambda result: None if (n := _last(result, "num_tokens")) is None else int(n),
-    "seconds_train": lambda result: result["seconds"]["train"],
-    "peak_memory_bytes": lambda result: result["peak_memory"]["num_bytes"],
-    "num_threads": lambda result: result["device"].get("num_threads"),
-    "mask_digest": lambda result: result["optimizer"].get("mask"),
-}
-"""Columns that are known once a cell is finished -> how to read them from `result.json`."""
+MEASURED = (
+    *("num_steps", "base_dtype", "weights_dtype", "compute_dtype", "optimizer_state_dtype"),
+    *("saved_dtype", "criterion", "num_elements", "num_changed", "sparsity"),
+    *("loss_last", "reward_last", "num_tokens"),
+    *("seconds_train", "peak_memory_bytes", "num_threads", "mask_digest"),
+)
+"""Columns that are known once a cell is finished."""
 
 
 def measured(cell: Cell) -> dict[str, Any]:
@@ -400,21 +387,44 @@ def measured(cell: Cell) -> dict[str, Any]:
     """
     path = cell.result
     try:
-        result = read_json(path)
-        return {name: read(result) for name, read in MEASURED.items()}
+        return _columns(read_json(path))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}): delete {cell.folder} to train again"
         ) from None
 
 
-def _sparsity(num_elements: int, num_changed: int, **_: Any) -> float:
-    return (num_elements - num_changed) / num_elements
+def _columns(result: Mapping[str, Any]) -> dict[str, Any]:
+    update, precision = result["update"], result["precision"]
+    num_elements, num_changed = update["num_elements"], update["num_changed"]
+    return {
+        "num_steps": result["steps"],
+        "base_dtype": precision["base"],
+        "weights_dtype": precision["weights"],
+        "compute_dtype": precision["compute"],
+        "optimizer_state_dtype": precision["optimizer_state"],
+        "saved_dtype": precision["saved"],
+        "criterion": update["criterion"],
+        "num_elements": num_elements,
+        "num_changed": num_changed,
+        "sparsity": (num_elements - num_changed) / num_elements,
+        "loss_last": _last(result["history"], "loss"),
+        "reward_last": _last(result["history"], "reward"),
+        "num_tokens": _whole(_last(result["history"], "num_tokens")),
+        "seconds_train": result["seconds"]["train"],
+        "peak_memory_bytes": result["peak_memory"]["num_bytes"],
+        "num_threads": result["device"].get("num_threads"),
+        "mask_digest": result["optimizer"].get("mask"),
+    }
 
 
-def _last(result: Mapping[str, Any], name: str) -> Any:
+def _last(history: Sequence[Mapping[str, Any]], name: str) -> Any:
     """The last logged value; None if there is none."""
-    return next((log[name] for log in reversed(result["history"]) if name in log), None)
+    return next((log[name] for log in reversed(history) if name in log), None)
+
+
+def _whole(number: float | None) -> int | None:
+    return None if number is None else int(number)
 
 
 ANSWERS = "evaluation.json"

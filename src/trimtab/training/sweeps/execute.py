@@ -42,27 +42,6 @@ FORMAT_VERSION = 1
 METRICS = ("sparsity", "loss_last", "reward_last", "accuracy")
 """Columns that are averaged over the seeds of an arm."""
 
-CSV = "table.csv"
-JSON = "table.json"
-LOCK = ".lock"
-
-LOG = "log.txt"
-"""Output of the process of a cell, in the folder of the cell."""
-
-POLL_SECONDS = 0.05
-
-ANSWERED = ("num_questions", "num_right", "accuracy")
-"""Columns that are known once a model has been evaluated."""
-
-COLUMNS = (
-    *("cell", "arm", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
-    *("sequences_per_step", "mask", *MEASURED, *ANSWERED, "folder"),
-)
-"""All columns except those of the swept keys, which follow the first two."""
-
-Notify = Callable[[Cell, str], None]
-"""Called with a cell and a short message when its state changes."""
-
 
 def sweep_table(
     plan: Plan, outcomes: Mapping[str, Outcome], answers: Mapping[str, Mapping[str, Any]]
@@ -130,6 +109,16 @@ def _row(planned: PlannedCell, keys: Sequence[str], sweep: Path) -> dict[str, An
     }
 
 
+ANSWERED = ("num_questions", "num_right", "accuracy")
+"""Columns that are known once a model has been evaluated."""
+
+COLUMNS = (
+    *("cell", "arm", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
+    *("sequences_per_step", "mask", *MEASURED, *ANSWERED, "folder"),
+)
+"""All columns except those of the swept keys, which follow the first two."""
+
+
 def _answered(evaluation: Mapping[str, Any]) -> dict[str, Any]:
     answers = evaluation["models"][0]["answers"]
     return {
@@ -182,6 +171,15 @@ def _arm_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return arms
 
 
+LOG = "log.txt"
+"""Output of the process of a cell, in the folder of the cell."""
+
+POLL_SECONDS = 0.05
+
+Notify = Callable[[Cell, str], None]
+"""Called with a cell and a short message when its state changes."""
+
+
 @dataclass
 class _Running:
     cell: Cell
@@ -209,7 +207,7 @@ def run_cells(
     jobs: int,
     notify: Notify,
     stop: Callable[[], bool],
-    in_process: bool = False,
+    here: bool = False,
 ) -> dict[str, Outcome]:
     """Run cells in order, several at a time; each after those that it needs.
 
@@ -218,8 +216,8 @@ def run_cells(
         jobs: Number of parallel processes, which share the processors equally.
         notify: Called when a cell starts and ends.
         stop: Returns whether to stop: running cells then finish and save their step.
-        in_process: Run the cells in this process, one at a time; for runs that are shorter than
-            loading torch.
+        here: Run the cells in this process, one at a time; for runs that are shorter than loading
+            torch.
 
     Returns:
         Name of the cell -> how it ended; without cells that were not started.
@@ -239,46 +237,46 @@ def run_cells(
         while running or (waiting and not stopping):
             if not stopping and stop():
                 stopping = True
-                for child in running:
-                    child.process.terminate()
+                for of in running:
+                    of.process.terminate()
             for cell in list(waiting) if not stopping else ():
-                started = monotonic()
-                pending = {other.name for other in (*waiting, *(child.cell for child in running))}
-                needed = [other.name for other in cell.needs if not other.is_finished]
+                begun = monotonic()
+                pending = {of.name for of in (*waiting, *(one.cell for one in running))}
+                needed = [of.name for of in cell.needs if not of.is_finished]
                 if bad := [name for name in needed if name not in pending]:
                     waiting.remove(cell)
-                    end(cell, Outcome("failed", f"needs {', '.join(bad)}"), started)
+                    end(cell, Outcome("failed", f"needs {', '.join(bad)}"), begun)
                 elif not needed and len(running) < jobs:
                     waiting.remove(cell)
                     notify(cell, "started")
                     try:
                         cell.write()
-                        if not in_process:
+                        if not here:
                             running.append(_start(cell, environment))
                             continue
                         with progress_bars() as bars:
                             execute(prepare(cell.file()), bars, stop=stop)
-                        end(cell, Outcome("finished"), started)
+                        end(cell, Outcome("finished"), begun)
                     except Interrupted:
                         stopping = True
-                        end(cell, Outcome("interrupted"), started)
+                        end(cell, Outcome("interrupted"), begun)
                         break
                     except TrimtabError as error:
-                        end(cell, Outcome("failed", str(error)), started)
-            for child in running:
-                if child.has_saved_more():
-                    notify(child.cell, f"{child.num_steps:,} steps done and saved")
-            for child in [child for child in running if child.process.poll() is not None]:
-                running.remove(child)
-                with child.process:  # closes the pipe to it
+                        end(cell, Outcome("failed", str(error)), begun)
+            for of in running:
+                if of.has_saved_more():
+                    notify(of.cell, f"{of.num_steps:,} steps done and saved")
+            for of in [of for of in running if of.process.poll() is not None]:
+                running.remove(of)
+                with of.process:  # closes the pipe to it
                     pass
-                end(child.cell, _outcome(child, stopping), child.started)
+                end(of.cell, _outcome(of, stopping), of.started)
             if running:
                 sleep(POLL_SECONDS)
     finally:
-        for child in running:  # only if this process is about to end
-            with child.process:
-                child.process.kill()
+        for of in running:  # only if this process is about to end
+            with of.process:
+                of.process.kill()
     return outcomes
 
 
@@ -315,6 +313,11 @@ def _last_line(log: Path, code: int) -> str:
     lines = content.decode("utf-8", errors="replace").splitlines()
     printed = [line for line in lines if line.strip()]
     return printed[-1].removeprefix("trimtab: ") if printed else f"exit code {code}"
+
+
+CSV = "table.csv"
+JSON = "table.json"
+LOCK = ".lock"
 
 
 def run_sweep(

@@ -1,1 +1,1 @@
-"""Tracks how each optimizer step changes the weights as they are stored."""
+"""Follow what each optimizer step does to the weights, as stored, while a run goes on."""

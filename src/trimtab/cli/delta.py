@@ -1,0 +1,291 @@
+"""`trimtab delta`: a tuned checkpoint as a delta against its base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+import trimtab
+from trimtab.cli import options
+from trimtab.cli.terminal import say
+from trimtab.outputs import ensure_free
+from trimtab.progress import byte_progress
+from trimtab.words import plural
+
+deltas_argument = click.argument("deltas", nargs=-1, required=True, type=options.PATH)
+
+
+@click.group("delta", cls=options.Group, short_help="Store a tuned checkpoint as a delta.")
+def delta() -> None:
+    """Store a tuned checkpoint as a lossless delta against its base, and get it back."""
+
+
+@delta.command(
+    "make",
+    cls=options.Command,
+    short_help="Write a tuned checkpoint as a delta.",
+    epilog="Example: trimtab delta make base/ tuned/ -o run.delta",
+)
+@click.argument("base")
+@click.argument("tuned")
+@click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
+@click.option("--after", type=options.PATH, help="Delta that produced BASE, to continue its chain.")
+@click.option(
+    "--carry",
+    multiple=True,
+    metavar="PATTERN",
+    help="Files to store that are left out otherwise, such as '*.pt'. May be repeated.",
+)
+@options.threads_option
+@options.force_option
+def make(base: str, tuned: str, output: Path, carry: tuple[str, ...], **settings: Any) -> None:
+    """Write a TUNED checkpoint as a delta against its BASE: a few per cent of its size.
+
+    BASE and TUNED are each a folder, a file, or a hub id with an optional @revision; TUNED is of
+    safetensors files. `trimtab delta apply` gives all of its files back, byte for byte.
+    """
+    ensure_free(output, force=settings["force"])
+    with byte_progress("coding") as progress:
+        made = trimtab.make_delta(
+            base,
+            tuned,
+            output,
+            carry=carry,
+            command=options.command_line(),
+            progress=progress,
+            **settings,
+        )
+    _say_written(output, made)
+    if made.left_out:
+        say(f"not stored: {', '.join(made.left_out)} (see --carry)", err=True)
+
+
+@delta.command(
+    "apply",
+    cls=options.Command,
+    short_help="Write the checkpoint that deltas make of a base.",
+    epilog="Example: trimtab delta apply base/ run.delta -o tuned/",
+)
+@click.argument("base")
+@click.argument("deltas", nargs=-1, type=options.PATH)
+@click.option("-o", "--output", type=options.PATH, help="Folder to make.")
+@click.option("--in-place", is_flag=True, help="Change the folder BASE itself.")
+@click.option(
+    "--no-undo", is_flag=True, help="With --in-place: keep nothing for `trimtab delta revert`."
+)
+@options.threads_option
+def apply(
+    base: str,
+    deltas: tuple[Path, ...],
+    output: Path | None,
+    in_place: bool,
+    no_undo: bool,
+    threads: int | None,
+) -> None:
+    """Write the checkpoint that DELTAS make of a BASE, byte for byte.
+
+    DELTAS are one delta file, or those of a chain in any order. The hash of every tensor is checked
+    before and after. With --in-place, the folder BASE becomes the result; if that is interrupted,
+    `trimtab delta apply BASE --in-place` completes it.
+    """
+    if in_place == (output is not None):
+        raise click.UsageError("give either -o FOLDER or --in-place")
+    if no_undo and not in_place:
+        raise click.UsageError("--no-undo is for --in-place")
+    if not deltas and not in_place:
+        raise click.UsageError("Missing argument 'DELTAS...'.")
+    with byte_progress("decoding") as progress:
+        if output is not None:
+            trimtab.apply_delta(base, deltas, output, threads=threads, progress=progress)
+        else:
+            trimtab.apply_in_place(
+                base, deltas or None, keep_undo=not no_undo, threads=threads, progress=progress
+            )
+    say(f"wrote {output or base}", err=True)
+
+
+@delta.command(
+    "revert",
+    cls=options.Command,
+    short_help="Undo `trimtab delta apply --in-place`.",
+    epilog="Example: trimtab delta revert base/",
+)
+@click.argument("folder", type=options.PATH)
+@options.threads_option
+def revert(folder: Path, threads: int | None) -> None:
+    """Undo the last `trimtab delta apply --in-place` on a FOLDER, bit for bit."""
+    with byte_progress("decoding") as progress:
+        trimtab.revert(folder, threads=threads, progress=progress)
+    say(f"wrote {folder}", err=True)
+
+
+@delta.command(
+    "verify",
+    cls=options.Command,
+    short_help="Check deltas, alone or against their base.",
+    epilog="Example: trimtab delta verify run.delta --base base/",
+)
+@deltas_argument
+@click.option("--base", help="The base: decode everything and check every hash.")
+@options.threads_option
+def verify(deltas: tuple[Path, ...], base: str | None, threads: int | None) -> None:
+    """Check that DELTAS are whole and form one chain; with --base, that they decode on it.
+
+    Exit code 1 says what is wrong.
+    """
+    if base is None:
+        from trimtab.deltas.chain import opened_chain
+
+        with opened_chain(deltas):
+            pass
+        say(f"{plural(len(deltas), 'delta')} in order; give --base to decode and check the tensors")
+        return
+    with byte_progress("checking") as progress:
+        checked = trimtab.verify_delta(base, deltas, threads=threads, progress=progress)
+    files = plural(len(checked.files), "file")
+    tensors = plural(len(checked.tensors), "tensor")
+    say(f"{tensors} and {files} decode to what the delta says")
+
+
+@delta.command(
+    "info",
+    cls=options.Command,
+    short_help="Show what a delta holds, and where its bytes go.",
+    epilog="Example: trimtab delta info run.delta --html info.html",
+)
+@click.argument("path", metavar="DELTA", type=options.PATH)
+@options.result_options
+def info(path: Path, outputs: options.Outputs) -> None:
+    """Show what a DELTA holds, and where its bytes go by kind and by tensor."""
+    with trimtab.DeltaFile(path) as opened:
+        outputs.give(opened.manifest)
+
+
+@delta.command(
+    "chain",
+    cls=options.Command,
+    short_help="Show the order in which deltas are applied.",
+    epilog="Example: trimtab delta chain run/*.delta",
+)
+@deltas_argument
+def chain(deltas: tuple[Path, ...]) -> None:
+    """Show the order in which DELTAS are applied; refuse gaps and forks."""
+    from trimtab.deltas.chain import opened_chain
+
+    with opened_chain(deltas) as ordered:
+        for step in ordered:
+            manifest = step.manifest
+            say(
+                f"{step.path}: {manifest.base.content_hash} → {manifest.result.content_hash}, "
+                f"{step.num_bytes:,} bytes"
+            )
+
+
+@delta.command(
+    "compact",
+    cls=options.Command,
+    short_help="Write one delta in place of a chain.",
+    epilog="Example: trimtab delta compact base/ run/*.delta -o run.delta",
+)
+@click.argument("base")
+@deltas_argument
+@click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
+@options.threads_option
+@options.force_option
+def compact(base: str, deltas: tuple[Path, ...], output: Path, **settings: Any) -> None:
+    """Write one delta that does what a chain of DELTAS does to its BASE."""
+    ensure_free(output, force=settings["force"])
+    with byte_progress("coding") as progress:
+        made = trimtab.compact_deltas(
+            base, deltas, output, command=options.command_line(), progress=progress, **settings
+        )
+    _say_written(output, made)
+
+
+@delta.command(
+    "export",
+    cls=options.Command,
+    short_help="Write a delta in a format of another program.",
+    epilog="Example: trimtab delta export base/ tuned/ --to slime -o weight_v000001",
+)
+@click.argument("base")
+@click.argument("tuned")
+@click.option("-o", "--output", type=options.PATH, required=True, help="Folder or file to write.")
+@click.option(
+    "--to",
+    "format",
+    type=click.Choice(["slime", "arc_v2", "index_value"]),
+    required=True,
+    help="Format: slime's folder, Fireworks' arc_v2, or indices and values.",
+)
+@click.option(
+    "--encoding",
+    type=click.Choice(["xor", "overwrite"]),
+    default="xor",
+    show_default=True,
+    help="Encoding of slime's format.",
+)
+@click.option(
+    "--checksum",
+    type=click.Choice(["adler32", "xxh3-128", "blake3"]),
+    default="adler32",
+    show_default=True,
+    help="Checksum of slime's format.",
+)
+@click.option("--version", default=1, show_default=True, help="Version of TUNED, for slime.")
+@click.option("--base-version", default=0, show_default=True, help="Version of BASE, for slime.")
+@options.force_option
+def export(base: str, tuned: str, output: Path, format: str, force: bool, **settings: Any) -> None:
+    """Write a TUNED checkpoint as a delta against its BASE in a format of another program."""
+    from trimtab.checkpoints.checkpoint import opened
+    from trimtab.deltas.exchange.arc import write_arc_v2
+    from trimtab.deltas.exchange.index_value import write_index_value
+    from trimtab.deltas.exchange.slime import write_slime
+
+    if force and format != "index_value":
+        raise click.UsageError("--force is for index_value: a folder is never replaced")
+    with opened(base, tuned) as (old, new), byte_progress("coding") as progress:
+        if format == "slime":
+            done = write_slime(old, new, output, progress=progress, **settings)
+        elif format == "arc_v2":
+            done = write_arc_v2(old, new, output, progress=progress)
+        else:
+            done = write_index_value(old, new, output, force=force, progress=progress)
+    say(f"wrote {output}: {done.num_bytes:,} bytes", err=True)
+
+
+@delta.command(
+    "import",
+    cls=options.Command,
+    short_help="Apply a delta of another program.",
+    epilog="Example: trimtab delta import base/ weight_v000001 -o tuned/",
+)
+@click.argument("base")
+@click.argument("source", type=options.PATH)
+@click.option("-o", "--output", type=options.PATH, required=True, help="Folder to make.")
+@click.option(
+    "--from",
+    "format",
+    type=click.Choice(["slime", "arc_v2", "index_value"]),
+    help="Format of SOURCE.  [default: detected]",
+)
+@click.option("--base-version", type=int, help="Version of BASE, which slime's format checks.")
+def import_(base: str, source: Path, output: Path, format: Any, base_version: int | None) -> None:
+    """Apply a delta of another program to its BASE and write the checkpoint that results."""
+    from trimtab.deltas.exchange.importing import import_delta
+
+    with byte_progress("decoding") as progress:
+        done = import_delta(
+            base, source, output, format=format, base_version=base_version, progress=progress
+        )
+    say(f"wrote {output} from a delta of format {done.format}", err=True)
+    if done.unchecked:
+        say(f"without a checksum: {plural(len(done.unchecked), 'tensor')}", err=True)
+
+
+def _say_written(path: Path, made: trimtab.Manifest) -> None:
+    from trimtab.report.delta import size_sentence
+
+    say(f"wrote {path}: {size_sentence(made, path.stat().st_size)}", err=True)

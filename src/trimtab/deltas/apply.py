@@ -1,0 +1,271 @@
+"""Apply deltas: the tuned checkpoint again, every file byte for byte, or nothing."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+import xxhash
+
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.folder import fetch_the_rest
+from trimtab.checkpoints.safetensors import parse_start
+from trimtab.checkpoints.stream import Progress
+from trimtab.deltas.chain import AnyPath, Replay, opened_chain
+from trimtab.deltas.make import write_delta
+from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
+from trimtab.deltas.source import Source, WeightsFile, content_in
+from trimtab.deltas.work import in_order
+from trimtab.elements.dtypes import DTYPES, Bits, DType
+from trimtab.errors import CheckpointError, DeltaError
+from trimtab.outputs import ensure_no_folder, new_folder
+
+
+def apply_delta(
+    base: AnyPath | Checkpoint,
+    deltas: AnyPath | Sequence[AnyPath],
+    output: AnyPath,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write the checkpoint that deltas make of a base, byte for byte.
+
+    Every tensor of the base is checked before it is used, and every tensor and file of the result
+    before the folder takes its name. Of several deltas, the steps between are not written.
+
+    Args:
+        base: The checkpoint that the first delta was made against.
+        deltas: One delta file, or those of a chain in any order.
+        output: Folder to make.
+        threads: Tensors or chunks decoded at the same time; by default one for each core.
+        progress: Called with bytes done and bytes in all.
+
+    Returns:
+        What the last delta says of the result.
+
+    Raises:
+        CheckpointError: The base cannot be read.
+        DeltaError: It is not the base of the deltas, they are no chain, or one is damaged.
+        OutputExistsError: The folder exists.
+    """
+    ensure_no_folder(output)
+    with _opened(base, deltas) as replay, new_folder(output) as folder:
+        for file in replay.manifest.files:
+            path = folder / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as target:
+                write_file(replay, file, target, threads=threads, progress=progress)
+                os.fsync(target.fileno())
+        return replay.manifest
+
+
+def verify_delta(
+    base: AnyPath | Checkpoint,
+    deltas: AnyPath | Sequence[AnyPath],
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Decode deltas against a base and check every hash, writing nothing.
+
+    Args and errors are those of `apply_delta`.
+
+    Returns:
+        What the last delta says of the result.
+    """
+    with _opened(base, deltas) as replay:
+        for file in replay.manifest.files:
+            write_file(replay, file, None, threads=threads, progress=progress)
+        return replay.manifest
+
+
+def compact_deltas(
+    base: AnyPath | Checkpoint,
+    deltas: AnyPath | Sequence[AnyPath],
+    output: AnyPath,
+    *,
+    threads: int | None = None,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write one delta that does what a chain of deltas does.
+
+    Args:
+        base: The checkpoint that the first delta was made against.
+        deltas: The delta files of the chain, in any order.
+        output: The delta file to write.
+        threads: Tensors or chunks coded at the same time; by default one for each core.
+        force: Replace an existing file.
+        command: The command to record in the provenance.
+        progress: Called with bytes done and bytes in all.
+
+    Returns:
+        What the new delta holds.
+
+    Raises:
+        CheckpointError: The base cannot be read.
+        DeltaError: It is not the base of the deltas, they are no chain, or one is damaged.
+        OutputExistsError: The output exists and `force` is not set.
+    """
+    with _opened(base, deltas) as replay:
+        return write_delta(
+            replay.base,
+            _source_of(replay),
+            output,
+            threads=threads,
+            force=force,
+            command=command,
+            progress=progress,
+        )
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A tensor that a chain of deltas decodes to."""
+
+    replay: Replay
+    entry: TensorEntry
+
+    @property
+    def name(self) -> str:
+        return self.entry.name
+
+    @property
+    def dtype(self) -> DType:
+        return DTYPES[self.entry.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.entry.shape
+
+    @property
+    def num_bytes(self) -> int:
+        return self.entry.num_bytes
+
+    def read(self) -> Bits:
+        return self.replay.tensor(self.entry)
+
+
+def _source_of(replay: Replay) -> Source:
+    weights, others = {}, {}
+    level = len(replay.deltas)
+    for file in replay.manifest.files:
+        content = _content(replay, level, file)
+        if file.kind == "weights":
+            names = tuple(entry.name for entry in _entries_of(replay, file, content))
+            weights[file.path] = WeightsFile(content, names)
+        else:
+            others[file.path] = partial(_content, replay, level, file)
+    entries = replay.deltas[-1].tensors
+    return Source(
+        tensors={
+            name: _Decoded(replay, entries[name])
+            for file in weights.values()
+            for name in file.tensors
+        },
+        tied={},
+        weights=weights,
+        others=others,
+        left_out=replay.manifest.left_out,
+        record=lambda hashes: replay.manifest.result,
+    )
+
+
+@contextmanager
+def _opened(base: AnyPath | Checkpoint, deltas: AnyPath | Sequence[AnyPath]) -> Iterator[Replay]:
+    with opened_chain(deltas) as chain, opened(base) as (checkpoint,):
+        if checkpoint.revision is not None:
+            fetch_the_rest(checkpoint.id, checkpoint.revision)
+        yield Replay(checkpoint, chain)
+
+
+def write_file(
+    replay: Replay,
+    file: FileEntry,
+    target: BinaryIO | None,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write a file of the result, and check its hash; without a target, only check it.
+
+    Raises:
+        DeltaError: It is not what the delta says.
+    """
+    path = replay.deltas[-1].path
+    hasher, num_bytes = xxhash.xxh3_128(), 0
+
+    def put(content: bytes | memoryview) -> None:
+        nonlocal num_bytes
+        hasher.update(content)
+        num_bytes += len(content)
+        if target is not None:
+            target.write(content)
+
+    content = _content(replay, len(replay.deltas), file)
+    put(content)
+    if file.kind == "weights":
+        entries = list(_entries_of(replay, file, content))
+        total = sum(entry.num_bytes for entry in replay.manifest.tensors)
+        for entry, bits in zip(
+            entries,
+            in_order(
+                entries,
+                lambda entry, threads: replay.tensor(entry, threads=threads),
+                lambda entry: entry.num_bytes,
+                threads,
+            ),
+            strict=True,
+        ):
+            put(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+            if progress is not None:
+                progress(entry.num_bytes, total)
+    if num_bytes != file.num_bytes or hasher.hexdigest() != file.hash:
+        raise DeltaError(
+            f"{path}: {file.path} has {num_bytes} bytes of xxh3-128 {hasher.hexdigest()}, expected "
+            f"{file.num_bytes} of {file.hash}: the delta is damaged; get it again"
+        )
+
+
+def _entries_of(replay: Replay, file: FileEntry, start: bytes) -> Iterator[TensorEntry]:
+    """The tensors of a weights file, in its order, as header and manifest agree on them."""
+    delta = replay.deltas[-1]
+    try:
+        described = parse_start(start, file.num_bytes, f"{delta.path}: {file.path}")
+    except CheckpointError as error:
+        raise DeltaError(str(error)) from None
+    for name, (dtype, shape, _, _) in described.items():
+        entry = delta.tensors.get(name)
+        if entry is None or (entry.dtype, entry.shape) != (dtype.name, shape):
+            raise DeltaError(
+                f"{delta.path}: {file.path} has a tensor {name} of {dtype.name} {list(shape)}, "
+                f"and the manifest {entry or 'none'}"
+            )
+        yield entry
+
+
+def _content(replay: Replay, level: int, file: FileEntry) -> bytes:
+    """The content of a file of a delta, from the delta and its counterparts before it."""
+    delta = replay.deltas[level - 1]
+    if file.base is None:
+        return delta.content(file, b"")
+    if level > 1:
+        files = {other.path: other for other in replay.deltas[level - 2].manifest.files}
+        other = files.get(file.base)
+        before = None if other is None else _content(replay, level - 1, other)
+    else:
+        before = content_in(replay.base, file.base)
+    if before is None or xxhash.xxh3_128_hexdigest(before) != file.base_hash:
+        where = replay.base.id if level == 1 else str(replay.deltas[level - 2].path)
+        raise DeltaError(
+            f"{where}: {file.base} is not the one that {delta.path} was made against: give the "
+            f"base {delta.manifest.base.id}, unchanged"
+        )
+    return delta.content(file, before)

@@ -1,0 +1,229 @@
+"""A delta file: read strictly, and written.
+
+It is a safetensors file of `U8` vectors, so that its own header has the checks of that format and
+any safetensors reader finds every part by its byte range: `tensor:NAME` holds the frames of a
+tensor, `file:PATH` the compressed header of a weights file or another file, and `manifest` the
+compressed JSON of a `Manifest`. See docs/formats.md, "Delta".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import BinaryIO
+
+import xxhash
+import zstandard
+
+from trimtab.checkpoints.safetensors import file_start, read_with_metadata
+from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
+from trimtab.deltas.manifest import MAX_FILE_BYTES, FileEntry, Manifest, TensorEntry
+from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
+from trimtab.inputs import parse_json
+from trimtab.outputs import new_file
+from trimtab.words import first_few, one_line
+
+FORMAT, VERSION = "trimtab.delta", "1"
+
+MAX_MANIFEST_BYTES = 256 << 20
+"""Longest manifest that is decompressed: about a million tensors."""
+
+LEVEL = 19
+"""Of zstd. What is compressed is small beside the tensors, and read more often than written."""
+
+
+class DeltaFile(Pooled):
+    """An open delta file: its manifest is in memory, the rest stays on disk until it is read.
+
+    Use it as a context manager, or call `close`.
+
+    Attributes:
+        path: Where it is.
+        manifest: What it says of itself.
+        tensors: Name -> entry of the manifest.
+        num_bytes: Its size.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        """Open a delta file and check everything but the parts that stay on disk.
+
+        Raises:
+            DeltaError: It cannot be read, is no delta, or is damaged.
+        """
+        self.path = Path(path)
+        self._pool = FilePool()
+        try:
+            self._file = DataFile(self.path, self._pool)
+            self.num_bytes = self._file.size
+            stored, metadata = read_with_metadata(self._file)
+            self._parts = {tensor.name: tensor for tensor in stored}
+            self.manifest = self._read_manifest(metadata)
+        except CheckpointError as error:
+            self.close()
+            raise DeltaError(str(error)) from None
+        except BaseException:
+            self.close()
+            raise
+        self.tensors = MappingProxyType(dict(self.manifest.by_name()))
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.path}: {self.manifest!r}")
+
+    def frames(self, entry: TensorEntry) -> tuple[list[bytes], bytes]:
+        """The frames of a tensor's coded elements, and the bytes that are stored whole.
+
+        Raises:
+            DeltaError: The file cannot be read, or changed since it was opened.
+        """
+        content = self._read(f"tensor:{entry.name}", entry.num_stored)
+        frames, start = [], 0
+        for size in entry.frames:
+            frames.append(content[start : start + size])
+            start += size
+        return frames, content[start:]
+
+    def content(self, file: FileEntry, base: bytes) -> bytes:
+        """The content of a file: of weights, its header with the length of the header.
+
+        Args:
+            file: An entry of the manifest.
+            base: Its counterpart in the base; empty if it has none.
+
+        Raises:
+            DeltaError: The file cannot be read, or is damaged.
+        """
+        if not file.num_stored:
+            return base
+        packed = self._read(f"file:{file.path}", file.num_stored)
+        return _decompress(packed, file.num_content, f"{self.path}: file:{file.path}", base)
+
+    def _read(self, name: str, num_bytes: int) -> bytes:
+        if not num_bytes:
+            return b""
+        try:
+            return self._parts[name].read().tobytes()
+        except CheckpointError as error:
+            raise DeltaError(str(error)) from None
+
+    def _read_manifest(self, metadata: Mapping[str, str]) -> Manifest:
+        if metadata.get("format") != FORMAT or "manifest" not in self._parts:
+            raise DeltaError(f"{self.path}: a safetensors file, but not a delta")
+        if metadata.get("format_version") != VERSION:
+            found = metadata.get("format_version")
+            raise DeltaError(
+                f"{self.path}: a delta of format version {found!r}: this trimtab reads version "
+                f"{VERSION}; install a newer one"
+            )
+        damaged = f"{self.path}: damaged delta"
+        sizes = {}
+        for name, part in self._parts.items():
+            if part.dtype.name != "U8" or len(part.shape) != 1:
+                raise DeltaError(f"{damaged}: {name!r} is not a vector of U8")
+            sizes[name] = part.num_bytes
+        packed = self._parts["manifest"].read().tobytes()
+        if xxhash.xxh3_128_hexdigest(packed) != metadata.get("manifest_hash"):
+            raise DeltaError(f"{damaged}: its manifest does not have the hash in the header")
+        raw = _decompress(packed, None, f"{self.path}: manifest")
+        try:
+            manifest = Manifest.from_dict(parse_json(raw, strict=True))
+        except (ResultFormatError, ValueError) as error:
+            raise DeltaError(f"{self.path}: {error}") from None
+        expected = {**manifest.contents(), "manifest": len(packed)}
+        wrong = sorted(
+            f"{name!r} has {sizes.get(name, 'no')} bytes, expected {expected.get(name, 'none')}"
+            for name in sizes.keys() | expected.keys()
+            if sizes.get(name) != expected.get(name)
+        )
+        if wrong:
+            raise DeltaError(f"{damaged}: {first_few(wrong, '; ')}")
+        return manifest
+
+
+class DeltaWriter:
+    """Writes a delta file part by part; the header is filled in at the end.
+
+    Args:
+        file: An empty file.
+        limits: Name of each part that may come -> most bytes of it.
+    """
+
+    def __init__(self, file: BinaryIO, limits: Mapping[str, int]) -> None:
+        self._file = file
+        self._sizes: dict[str, int] = {}
+        # No part is longer than its limit, so no number of the header has more digits than here.
+        widest = {**limits, "manifest": MAX_MANIFEST_BYTES}
+        header = {name: ("U8", (size,)) for name, size in widest.items()}
+        self._start = len(file_start(header, _metadata("0" * 32)))
+        file.write(b" " * self._start)
+
+    def add(self, name: str, content: bytes) -> None:
+        """Write a part, unless it is empty."""
+        if content:
+            self._sizes[name] = len(content)
+            self._file.write(content)
+
+    def finish(self, manifest: Manifest) -> int:
+        """Write the manifest and the header.
+
+        Returns:
+            Bytes of the whole file.
+        """
+        text = json.dumps(manifest.to_dict(), separators=(",", ":"), allow_nan=False)
+        packed = compress(text.encode())
+        self.add("manifest", packed)
+        end = self._file.tell()
+        self._file.seek(0)
+        header = {name: ("U8", (size,)) for name, size in self._sizes.items()}
+        digest = xxhash.xxh3_128_hexdigest(packed)
+        self._file.write(file_start(header, _metadata(digest), num_bytes=self._start))
+        self._file.seek(end)
+        return end
+
+
+@contextmanager
+def new_delta(
+    path: str | os.PathLike[str], limits: Mapping[str, int], *, force: bool = False
+) -> Iterator[DeltaWriter]:
+    """Yield a writer whose file takes its name when the block succeeds.
+
+    Raises:
+        OutputExistsError: The file exists and `force` is not set, or the path is a folder.
+        WriteError: There is no room for it.
+    """
+    with new_file(path, force=force) as file:
+        yield DeltaWriter(file, limits)
+
+
+def compress(content: bytes, base: bytes = b"") -> bytes:
+    """Zstd of a content, given one that may be like it."""
+    return zstandard.ZstdCompressor(level=LEVEL, dict_data=_dictionary(base)).compress(content)
+
+
+def _decompress(packed: bytes, num_bytes: int | None, where: str, base: bytes = b"") -> bytes:
+    """The inverse of `compress`; allocates no more than `num_bytes`, or the limit of a manifest."""
+    try:
+        # zstandard allocates what a frame claims: the claim is checked first.
+        claimed = zstandard.frame_content_size(packed)
+        limit = MAX_MANIFEST_BYTES if num_bytes is None else min(num_bytes, MAX_FILE_BYTES)
+        if not 0 <= claimed <= limit or num_bytes not in (None, claimed):
+            raise DeltaError(
+                f"{where}: damaged: it claims {claimed} bytes, expected "
+                f"{f'at most {limit}' if num_bytes is None else num_bytes}"
+            )
+        return zstandard.ZstdDecompressor(dict_data=_dictionary(base)).decompress(packed)
+    except zstandard.ZstdError as error:
+        raise DeltaError(f"{where}: damaged: {error}") from None
+
+
+def _dictionary(base: bytes) -> zstandard.ZstdCompressionDict | None:
+    if not base:
+        return None
+    return zstandard.ZstdCompressionDict(base, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def _metadata(digest: str) -> dict[str, str]:
+    return {"format": FORMAT, "format_version": VERSION, "manifest_hash": digest}

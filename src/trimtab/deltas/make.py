@@ -1,0 +1,258 @@
+"""Make a delta: every tensor of a tuned checkpoint, coded given its counterpart in the base."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from trimtab.checkpoints.align import match_names
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.folder import fetch_the_rest
+from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.deltas.file import DeltaFile, DeltaWriter, compress, new_delta
+from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
+from trimtab.deltas.source import Source, TunedTensor, content_in, source_of
+from trimtab.deltas.work import in_order
+from trimtab.elements.dtypes import Bits
+from trimtab.elements.update_coding import encode_tensor
+from trimtab.errors import DeltaError
+from trimtab.outputs import ensure_free
+from trimtab.results.records import made_now, record_of
+
+
+class _Pair(NamedTuple):
+    """A tensor of the tuned checkpoint and what it is coded against."""
+
+    tuned: TunedTensor
+    base: StoredTensor | None
+    num_common: int
+    same: TunedTensor | None  # an earlier tuned tensor with the same counterpart, maybe its copy
+
+
+class _Coded(NamedTuple):
+    entry: TensorEntry
+    content: bytes
+    bits: Bits  # of the tuned tensor
+
+
+def make_delta(
+    base: str | os.PathLike[str] | Checkpoint,
+    tuned: str | os.PathLike[str] | Checkpoint,
+    output: str | os.PathLike[str],
+    *,
+    after: str | os.PathLike[str] | None = None,
+    carry: Sequence[str] = (),
+    threads: int | None = None,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Write a tuned checkpoint as a delta against its base.
+
+    Args:
+        base: The checkpoint before training: a folder, a file, a hub id (`org/name@revision`), or
+            an open checkpoint.
+        tuned: The checkpoint after it, of safetensors files.
+        output: The delta file to write.
+        after: The delta that produced `base`, if the two belong to one chain.
+        carry: Patterns of file names to carry that would be left out (`*.pt`, ...).
+        threads: Tensors or chunks coded at the same time; by default one for each core.
+        force: Replace an existing file.
+        command: The command to record in the provenance.
+        progress: Called with bytes done and bytes in all.
+
+    Returns:
+        What the delta holds.
+
+    Raises:
+        CheckpointError: One of the checkpoints cannot be read, or the tuned one is not safetensors.
+        DeltaError: `after` is no delta, or does not end at `base`.
+        OutputExistsError: The output exists and `force` is not set.
+    """
+    ensure_free(output, force=force)
+    with opened(base, tuned) as (old, new):
+        for checkpoint in (old, new):
+            if checkpoint.revision is not None:
+                fetch_the_rest(checkpoint.id, checkpoint.revision)
+        return write_delta(
+            old,
+            source_of(new, carry),
+            output,
+            after=after,
+            threads=threads,
+            force=force,
+            command=command,
+            progress=progress,
+        )
+
+
+def write_delta(
+    base: Checkpoint,
+    source: Source,
+    output: str | os.PathLike[str],
+    *,
+    after: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    force: bool = False,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """`make_delta` for a tuned checkpoint of any source."""
+    pairs = list(_pairs(base, source))
+    files = {name: file.start for name, file in source.weights.items()}
+    files |= {name: read() for name, read in source.others.items()}
+    limits = {f"file:{name}": 2 * len(content) + 4096 for name, content in files.items()}
+    for pair in pairs:
+        limits[f"tensor:{pair.tuned.name}"] = pair.tuned.num_bytes * 101 // 100 + 4096
+    num_bytes = sum(pair.tuned.num_bytes for pair in pairs)
+    file_of = {name: path for path, file in source.weights.items() for name in file.tensors}
+    hashers = {path: xxhash.xxh3_128(content) for path, content in files.items()}
+    sizes = {path: len(content) for path, content in files.items()}
+    with new_delta(output, limits, force=force) as writer:
+        entries: list[TensorEntry] = []
+        base_hashes: dict[str, str] = {}
+        coded = in_order(pairs, _code, lambda pair: pair.tuned.num_bytes, threads)
+        for pair, (entry, content, bits) in zip(pairs, coded, strict=True):
+            writer.add(f"tensor:{entry.name}", content)
+            entries.append(entry)
+            path = file_of[entry.name]
+            hashers[path].update(bits.reshape(-1).view(np.uint8).data)
+            sizes[path] += bits.nbytes
+            if pair.base is not None:
+                base_hashes[pair.base.name] = entry.base_hash
+            if progress is not None:
+                progress(pair.tuned.num_bytes, num_bytes)
+        for name, tensor in base.tensors.items():
+            if name not in base_hashes:
+                base_hashes[name] = hash_of(tensor.read())
+        before = record_of(base, base_hashes)
+        root, position = _place_in_chain(after, before.content_hash)
+        manifest = Manifest(
+            base=before,
+            result=source.record({entry.name: entry.hash for entry in entries}),
+            root=root,
+            position=position,
+            files=tuple(
+                replace(
+                    _store(
+                        writer,
+                        path,
+                        content,
+                        # A base that was saved again, in other shards, is the same base.
+                        None if path in source.weights else content_in(base, path),
+                    ),
+                    kind="weights" if path in source.weights else "other",
+                    num_bytes=sizes[path],
+                    hash=hashers[path].hexdigest(),
+                )
+                for path, content in files.items()
+            ),
+            tensors=tuple(entries),
+            left_out=source.left_out,
+            provenance=made_now(command=command),
+        )
+        writer.finish(manifest)
+    return manifest
+
+
+def hash_of(bits: Bits) -> str:
+    """xxh3-128 of the bytes of a tensor."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+
+
+def _pairs(base: Checkpoint, tuned: Source) -> Iterator[_Pair]:
+    """Tensors of the tuned checkpoint in the order of its files, with their counterparts."""
+    counterparts = {
+        its_name: base.tensors[base.tied.get(name, name)]
+        for name, its_name in match_names(base, tuned).items()
+    }
+    first: dict[str, TunedTensor] = {}
+    for tensor in tuned.tensors.values():
+        other = counterparts.get(tensor.name)
+        num_common = 0
+        if other is not None and other.dtype == tensor.dtype:
+            num_common = _num_common(other.shape, tensor.shape)
+        if other is None or not num_common:
+            yield _Pair(tensor, None, 0, None)
+        else:
+            yield _Pair(tensor, other, num_common, first.setdefault(other.name, tensor))
+
+
+def _num_common(base: tuple[int, ...], tuned: tuple[int, ...]) -> int:
+    """Elements at the start of two tensors, in C order, that are at the same position in both."""
+    if base == tuned:
+        return int(np.prod(tuned, dtype=np.int64))
+    if not base or len(base) != len(tuned) or base[1:] != tuned[1:]:
+        return 0
+    return int(min(base[0], tuned[0]) * np.prod(tuned[1:], dtype=np.int64))
+
+
+def _code(pair: _Pair, threads: int) -> _Coded:
+    tensor, base, num_common, same = pair
+    tuned = tensor.read()
+    before = base.read() if base is not None else None
+    entry = TensorEntry(
+        name=tensor.name,
+        dtype=tensor.dtype.name,
+        shape=tensor.shape,
+        hash=hash_of(tuned),
+        base=base.name if base is not None else None,
+        base_hash=hash_of(before) if before is not None else "",
+        num_common=num_common,
+        num_changed=tuned.size - num_common,
+        frames=(),
+    )
+    after = tuned.reshape(-1)
+    common, rest = after[:num_common], after[num_common:]
+    if before is not None:
+        before = before.reshape(-1)[:num_common]
+        num_changed = int(np.count_nonzero(before != common)) + rest.size
+        entry = replace(entry, num_changed=num_changed)
+    if same is not None and same is not tensor and _is_equal(same, tensor, tuned):
+        return _Coded(replace(entry, copy_of=same.name), b"", tuned)
+    frames: list[bytes] = []
+    if before is not None and entry.num_changed > rest.size:
+        frames = encode_tensor(before, common, tensor.dtype, threads=threads)
+    sizes = tuple(len(frame) for frame in frames)
+    content = b"".join((*frames, rest.tobytes()))
+    return _Coded(replace(entry, frames=sizes), content, tuned)
+
+
+def _is_equal(tensor: TunedTensor, other: TunedTensor, bits: Bits) -> bool:
+    alike = (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
+    return alike and np.array_equal(tensor.read(), bits)
+
+
+def _store(writer: DeltaWriter, name: str, content: bytes, before: bytes | None) -> FileEntry:
+    packed = b"" if content == before else compress(content, before or b"")
+    writer.add(f"file:{name}", packed)
+    return FileEntry(
+        path=name,
+        kind="other",
+        num_bytes=len(content),
+        hash=xxhash.xxh3_128_hexdigest(content),
+        base=name if before is not None else None,
+        base_hash=xxhash.xxh3_128_hexdigest(before) if before is not None else "",
+        num_content=len(content),
+        num_stored=len(packed),
+    )
+
+
+def _place_in_chain(after: str | os.PathLike[str] | None, base: str) -> tuple[str, int]:
+    """Content hash of the start of the chain that ends at a base, and the next position in it."""
+    if after is None:
+        return base, 1
+    with DeltaFile(after) as previous:
+        manifest = previous.manifest
+    if manifest.result.content_hash != base:
+        raise DeltaError(
+            f"{os.fspath(after)}: its result is {manifest.result.content_hash}, and the base is "
+            f"{base}: give the delta that the base was made by"
+        )
+    return manifest.root, manifest.position + 1

@@ -1,0 +1,237 @@
+"""What a delta file says of itself: its files, its tensors, and the hashes that prove them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar, Literal
+
+from trimtab.checkpoints.folder import is_foreign
+from trimtab.checkpoints.names import parts_of
+from trimtab.elements.dtypes import DTYPES
+from trimtab.results.records import CheckpointRecord
+from trimtab.results.result import Result
+from trimtab.results.schema import Count, Provenance
+from trimtab.words import one_line, plural
+
+MAX_FILE_BYTES = 256 << 20
+"""Longest file, apart from weights, that a delta carries."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """How a delta stores one tensor of the tuned checkpoint.
+
+    Attributes:
+        name: Its name in the tuned checkpoint.
+        dtype: safetensors name of its dtype.
+        shape: Its shape.
+        hash: xxh3-128 of its bytes.
+        base: The tensor of the base that it is coded against; None if it is stored whole.
+        base_hash: xxh3-128 of the bytes of `base`; empty if there is none.
+        num_common: Its first elements, in C order, that are coded against the first elements of
+            `base`. The rest is stored whole. All of them, unless rows were added or removed.
+        num_changed: Elements that differ from the base, with those that have no counterpart.
+        frames: Bytes of each frame of the coded elements; none if they equal those of the base.
+        copy_of: The tensor of the tuned checkpoint that it equals bit for bit, if it is tied to one
+            and stored all the same; then nothing is stored for it.
+    """
+
+    PLAIN: ClassVar = (
+        *("name", "layer", "kind", "dtype", "shape", "hash", "base", "base_hash", "num_common"),
+        *("num_changed", "num_stored", "frames", "copy_of?"),
+    )
+
+    name: str
+    dtype: str
+    shape: tuple[Count, ...]
+    hash: str
+    base: str | None
+    base_hash: str
+    num_common: Count
+    num_changed: Count
+    frames: tuple[Count, ...]
+    copy_of: str | None = None
+
+    def __post_init__(self) -> None:
+        """Take the lists of a file as what they were."""
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "frames", tuple(self.frames))
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}: {self.num_changed:,} of {self.num_elements:,} changed")
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the transformer layer, or None outside the layers."""
+        return parts_of(self.name, self.shape, {})[0].layer
+
+    @property
+    def kind(self) -> str:
+        """What it is: `q_proj`, `down_proj`, `norm`, `embed`, ..."""
+        return parts_of(self.name, self.shape, {})[0].kind
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the tuned tensor."""
+        return prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tuned tensor."""
+        return self.num_elements * DTYPES[self.dtype].num_bytes
+
+    @property
+    def num_coded(self) -> int:
+        """Bytes of the frames."""
+        return sum(self.frames)
+
+    @property
+    def num_stored(self) -> int:
+        """Bytes in the delta: of the frames, and of the elements that are stored whole."""
+        if self.copy_of is not None:
+            return 0
+        rest = self.num_elements - self.num_common
+        return self.num_coded + rest * DTYPES[self.dtype].num_bytes
+
+    def problems(self) -> Iterator[str]:
+        """What no tensor of a delta can be."""
+        if self.dtype not in DTYPES:
+            yield f"dtype is {self.dtype!r}, which safetensors does not have"
+        elif max(self.num_common, self.num_changed) > self.num_elements:
+            yield f"it has {self.num_elements} elements, fewer than num_common or num_changed"
+        elif self.base is None and (self.num_common or self.frames):
+            yield "it has elements in common with a base, and no base"
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file of the tuned checkpoint.
+
+    Attributes:
+        path: Its path in the folder, with `/`.
+        kind: `weights` for a safetensors file, of which the delta stores the header and, tensor by
+            tensor, the data; `other` for a file that is stored as it is.
+        num_bytes: Its size.
+        hash: xxh3-128 of its bytes.
+        base: The file of the base that helps to decompress this one, or equals it. None for
+            weights.
+        base_hash: xxh3-128 of that file; empty if there is none.
+        num_content: Bytes of the content: the file, or its header with the 8 bytes of its length.
+        num_stored: Bytes in the delta; 0 if it equals the base's file.
+    """
+
+    path: str
+    kind: Literal["weights", "other"]
+    num_bytes: Count
+    hash: str
+    base: str | None
+    base_hash: str
+    num_content: Count
+    num_stored: Count
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.path}: {self.num_bytes:,} bytes")
+
+    def problems(self) -> Iterator[str]:
+        """What no file of a delta can be."""
+        if is_foreign(self.path):
+            yield f"path is {self.path!r}, which leads out of the folder"
+        if self.base is not None and is_foreign(self.base):
+            yield f"base is {self.base!r}, which leads out of the folder"
+        if self.num_content > min(self.num_bytes, MAX_FILE_BYTES):
+            yield f"num_content is {self.num_content}, too many for a file of {self.num_bytes}"
+        if self.base is None and not self.num_stored:
+            yield "nothing is stored of it, and it has no base"
+
+
+@dataclass(frozen=True)
+class Manifest(Result):
+    """What a delta holds: the JSON in a delta file, and what `trimtab delta info` shows.
+
+    Attributes:
+        base: The checkpoint that the delta is applied to.
+        result: The checkpoint that comes of it.
+        root: Content hash of the checkpoint that its chain starts from.
+        position: Number of the delta in its chain, from 1.
+        files: Every file of the result.
+        tensors: Every tensor of the result, by name.
+        left_out: Files of the tuned folder that the delta does not carry.
+        provenance: How it was made.
+    """
+
+    FORMAT: ClassVar[str] = "trimtab.delta"
+    NAME: ClassVar[str] = "delta"
+    COMMAND: ClassVar[str] = "trimtab delta make"
+    PLAIN: ClassVar = (
+        *("provenance", "base", "result", "root", "position", "files", "left_out", "tensors"),
+    )
+
+    base: CheckpointRecord
+    result: CheckpointRecord
+    root: str
+    position: Count
+    files: tuple[FileEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    left_out: tuple[str, ...]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        """Take the lists of a file as what they were."""
+        for name in ("files", "tensors", "left_out"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def __repr__(self) -> str:
+        return one_line(
+            self,
+            f"{plural(len(self.tensors), 'tensor')}, {self.num_changed:,} of "
+            f"{self.num_elements:,} elements changed, {self.num_stored:,} bytes",
+        )
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the result."""
+        return sum(entry.num_elements for entry in self.tensors)
+
+    @property
+    def num_changed(self) -> int:
+        """Elements that differ from the base."""
+        return sum(entry.num_changed for entry in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all files of the result."""
+        return sum(file.num_bytes for file in self.files)
+
+    @property
+    def num_stored(self) -> int:
+        """Bytes that the delta stores of tensors and files, without its own header and manifest."""
+        tensors = sum(entry.num_stored for entry in self.tensors)
+        return tensors + sum(file.num_stored for file in self.files)
+
+    def contents(self) -> dict[str, int]:
+        """Name in the delta file -> bytes, of everything that it must hold beside the manifest."""
+        files = {f"file:{file.path}": file.num_stored for file in self.files}
+        tensors = {f"tensor:{entry.name}": entry.num_stored for entry in self.tensors}
+        return {name: size for name, size in (files | tensors).items() if size}
+
+    def problems(self) -> Iterator[str]:
+        """What no delta can be."""
+        for what, names in (
+            ("file", [file.path.casefold() for file in self.files]),
+            ("tensor", [entry.name for entry in self.tensors]),
+        ):
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                yield f"it has two {what}s of the name {twice[0]!r}"
+        originals = {e.name: e for e in self.tensors if e.copy_of is None}
+        for entry in self.tensors:
+            if entry.copy_of is not None and entry.copy_of not in originals:
+                yield f"{entry.name!r} is a copy of {entry.copy_of!r}, which is not there"
+        if not self.position:
+            yield "position is 0, expected 1 or more"
+
+    def by_name(self) -> Mapping[str, TensorEntry]:
+        """The tensors by their names."""
+        return {entry.name: entry for entry in self.tensors}

@@ -1,0 +1,149 @@
+"""A tuned checkpoint that a delta is made of: in a folder, or decoded from a chain of deltas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Protocol
+
+from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.checkpoints.folder import OTHER_WEIGHTS, is_foreign
+from trimtab.checkpoints.tensors import DataFile
+from trimtab.deltas.manifest import MAX_FILE_BYTES
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.errors import CheckpointError
+from trimtab.inputs import read_bytes
+from trimtab.results.records import CheckpointRecord, record_of
+from trimtab.words import first_few
+
+LEFT_OUT = ("*.pt", "*.pth", "*.bin", "*.pkl", "*.safetensors", "*.npz", "*.npy", *OTHER_WEIGHTS)
+"""Files that a delta carries only on request: optimizer states, pickles, other weights.
+
+The files of the model's own weights are not meant, and hidden files are never carried.
+"""
+
+
+class TunedTensor(Protocol):
+    """A tensor that can be read: a `StoredTensor`, or one that is decoded."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> DType:
+        """Its dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+
+    def read(self) -> Bits:
+        """Its bits, in its shape."""
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A safetensors file of the tuned checkpoint.
+
+    Attributes:
+        start: The length of its header, and the header.
+        tensors: Names of its tensors, in its order.
+    """
+
+    start: bytes
+    tensors: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tuned checkpoint.
+
+    Attributes:
+        tensors: Name -> tensor, in the order of the files.
+        tied: Names that repeat a stored tensor without being stored -> its name.
+        weights: Path in the folder -> safetensors file.
+        others: Path in the folder -> reads another file.
+        left_out: Names of files that are not carried.
+        record: Describes the checkpoint, given the hash of every tensor.
+    """
+
+    tensors: Mapping[str, TunedTensor]
+    tied: Mapping[str, str]
+    weights: Mapping[str, WeightsFile]
+    others: Mapping[str, Callable[[], bytes]]
+    left_out: tuple[str, ...]
+    record: Callable[[Mapping[str, str]], CheckpointRecord]
+
+
+def source_of(tuned: Checkpoint, carry: Sequence[str] = ()) -> Source:
+    """The source in an open checkpoint.
+
+    Args:
+        tuned: The checkpoint.
+        carry: Patterns of file names to carry although they are among `LEFT_OUT`.
+
+    Raises:
+        CheckpointError: It is not stored in safetensors files.
+    """
+    names: dict[DataFile, list[str]] = {}
+    for tensor in tuned.tensors.values():
+        names.setdefault(tensor.file, []).append(tensor.name)
+    weights = {
+        file.path.relative_to(tuned.folder).as_posix(): WeightsFile(start_of(file), tuple(tensors))
+        for file, tensors in names.items()
+        if file.path.suffix == ".safetensors"
+    }
+    if len(weights) < len(names):
+        odd = [file.path.name for file in names if file.path.suffix != ".safetensors"]
+        raise CheckpointError(
+            f"{tuned.id} is stored in {first_few(odd)}: expected safetensors; save_pretrained the "
+            "model first"
+        )
+    others: dict[str, Callable[[], bytes]] = {}
+    left_out = []
+    is_folder = not Path(tuned.id).is_file()
+    for path in sorted(tuned.folder.iterdir()) if is_folder else ():
+        if path.name in weights or path.name.startswith(".") or not path.is_file():
+            continue
+        if path.stat().st_size > MAX_FILE_BYTES or not _is_carried(path.name, carry):
+            left_out.append(path.name)
+        else:
+            others[path.name] = _reader(path)
+    return Source(
+        tensors=tuned.tensors,
+        tied=tuned.tied,
+        weights=weights,
+        others=others,
+        left_out=tuple(left_out),
+        record=lambda hashes: record_of(tuned, hashes),
+    )
+
+
+def start_of(file: DataFile) -> bytes:
+    """The length of the header of a safetensors file, and the header."""
+    return file.read(0, 8 + int.from_bytes(file.read(0, 8), "little"))
+
+
+def content_in(base: Checkpoint, name: str) -> bytes | None:
+    """What a base has under the name of a file that holds no weights; None without one."""
+    path = base.folder / name
+    if is_foreign(name) or not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
+        return None
+    return _reader(path)()
+
+
+def _is_carried(name: str, carry: Sequence[str]) -> bool:
+    if any(fnmatch(name, pattern) for pattern in carry) or name.endswith(".index.json"):
+        return True
+    return not any(fnmatch(name, pattern) for pattern in LEFT_OUT)
+
+
+def _reader(path: Path) -> Callable[[], bytes]:
+    return lambda: read_bytes(path, CheckpointError, limit=MAX_FILE_BYTES)
