@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from trimtab.deltas.apply import compact_deltas as compact_deltas
     from trimtab.deltas.apply import verify_delta as verify_delta
     from trimtab.deltas.file import DeltaFile as DeltaFile
+    from trimtab.deltas.hub import load_model as load_model
+    from trimtab.deltas.hub import push_delta as push_delta
     from trimtab.deltas.in_place import apply_in_place as apply_in_place
     from trimtab.deltas.in_place import revert as revert
     from trimtab.deltas.make import make_delta as make_delta
@@ -81,6 +83,7 @@ _NAMES = {
     "checkpoints.tensors": ("StoredTensor",),
     "deltas.apply": ("apply_delta", "compact_deltas", "verify_delta"),
     "deltas.file": ("DeltaFile",),
+    "deltas.hub": ("load_model", "push_delta"),
     "deltas.in_place": ("apply_in_place", "revert"),
     "deltas.make": ("make_delta",),
     "deltas.manifest": ("Manifest",),

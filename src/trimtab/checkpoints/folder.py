@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -294,6 +295,7 @@ REASONS = (
     ("RepositoryNotFoundError", "the hub has no such repository, or it is private"),
     ("RevisionNotFoundError", "the repository has no such revision"),
     ("LocalEntryNotFoundError", "the hub cannot be reached and the local cache does not hold it"),
+    ("EntryNotFoundError", "the repository holds no {}"),
     ("HFValidationError", "it is not a hub id"),
 )
 """Error class of huggingface_hub -> reason; the first match counts."""
@@ -362,17 +364,45 @@ def fetch_the_rest(id: str, commit: str) -> None:
     _download(match["repository"], commit, list(FILES))
 
 
+def fetch_file(repository: str, revision: str | None, name: str) -> Path:
+    """Download one file of a repository unless it is cached.
+
+    Args:
+        repository: `org/name`.
+        revision: Branch, tag or commit; None for the default branch.
+        name: The file.
+
+    Returns:
+        The cached file.
+
+    Raises:
+        CheckpointNotFoundError: The repository, revision or file does not exist or is not
+            accessible, or there is no network and it is not cached.
+    """
+    from huggingface_hub import hf_hub_download
+
+    with _explained(repository, revision, name):
+        return Path(hf_hub_download(repository, name, revision=revision))
+
+
 def _download(repository: str, revision: str | None, names: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    with _explained(repository, revision, first_few(names)):
         return Path(snapshot_download(repository, revision=revision, allow_patterns=names))
+
+
+@contextmanager
+def _explained(repository: str, revision: str | None, wanted: str) -> Iterator[None]:
+    """Say in one sentence why something was not downloaded."""
+    try:
+        yield
     except Exception as error:
         # The hub client raises a dozen classes, some of its HTTP library, depending on its version.
         classes = {base.__name__ for base in type(error).__mro__}
         reason = next((text for name, text in REASONS if name in classes), None)
         at = f"{repository}@{revision}" if revision else repository
-        why = reason or str(error).partition("\n")[0] or type(error).__name__
+        why = (reason or "").format(wanted) or str(error).partition("\n")[0] or type(error).__name__
         raise CheckpointNotFoundError(
             f"{at}: no such local path, and not taken from the hub: {why}{missing_hint(at)}"
         ) from (error if reason is None else None)  # a known reason needs no 70 lines of traceback

@@ -14,7 +14,7 @@ from trimtab.outputs import ensure_free
 from trimtab.progress import byte_progress
 from trimtab.words import plural
 
-deltas_argument = click.argument("deltas", nargs=-1, required=True, type=options.PATH)
+deltas_argument = click.argument("deltas", nargs=-1, required=True)
 
 
 @click.group("delta", cls=options.Group, short_help="Store a tuned checkpoint as a delta.")
@@ -69,7 +69,7 @@ def make(base: str, tuned: str, output: Path, carry: tuple[str, ...], **settings
     epilog="Example: trimtab delta apply base/ run.delta -o tuned/",
 )
 @click.argument("base")
-@click.argument("deltas", nargs=-1, type=options.PATH)
+@click.argument("deltas", nargs=-1)
 @click.option("-o", "--output", type=options.PATH, help="Folder to make.")
 @click.option("--in-place", is_flag=True, help="Change the folder BASE itself.")
 @click.option(
@@ -77,8 +77,8 @@ def make(base: str, tuned: str, output: Path, carry: tuple[str, ...], **settings
 )
 @options.threads_option
 def apply(
-    base: str,
-    deltas: tuple[Path, ...],
+    base: str | None,
+    deltas: tuple[str, ...],
     output: Path | None,
     in_place: bool,
     no_undo: bool,
@@ -86,20 +86,22 @@ def apply(
 ) -> None:
     """Write the checkpoint that DELTAS make of a BASE, byte for byte.
 
-    DELTAS are one delta file, or those of a chain in any order. The hash of every tensor is checked
-    before and after. With --in-place, the folder BASE becomes the result; if that is interrupted,
+    DELTAS are one delta file, or those of a chain in any order; each may be a hub id with an
+    optional @revision. A single delta without BASE is applied to the base that it names, at the
+    commit that it names, from the hub. The hash of every tensor is checked before and after. With
+    --in-place, the folder BASE becomes the result; if that is interrupted,
     `trimtab delta apply BASE --in-place` completes it.
     """
     if in_place == (output is not None):
         raise click.UsageError("give either -o FOLDER or --in-place")
     if no_undo and not in_place:
         raise click.UsageError("--no-undo is for --in-place")
-    if not deltas and not in_place:
-        raise click.UsageError("Missing argument 'DELTAS...'.")
+    if base is not None and not deltas and not in_place:
+        deltas, base = (base,), None
     with byte_progress("decoding") as progress:
         if output is not None:
             trimtab.apply_delta(base, deltas, output, threads=threads, progress=progress)
-        else:
+        elif base is not None:
             trimtab.apply_in_place(
                 base, deltas or None, keep_undo=not no_undo, threads=threads, progress=progress
             )
@@ -130,10 +132,10 @@ def revert(folder: Path, threads: int | None) -> None:
 @deltas_argument
 @click.option("--base", help="The base: decode everything and check every hash.")
 @options.threads_option
-def verify(deltas: tuple[Path, ...], base: str | None, threads: int | None) -> None:
+def verify(deltas: tuple[str, ...], base: str | None, threads: int | None) -> None:
     """Check that DELTAS are whole and form one chain; with --base, that they decode on it.
 
-    Exit code 1 says what is wrong.
+    DELTAS are files or hub ids. Exit code 1 says what is wrong.
     """
     if base is None:
         from trimtab.deltas.chain import opened_chain
@@ -155,10 +157,10 @@ def verify(deltas: tuple[Path, ...], base: str | None, threads: int | None) -> N
     short_help="Show what a delta holds, and where its bytes go.",
     epilog="Example: trimtab delta info run.delta --html info.html",
 )
-@click.argument("path", metavar="DELTA", type=options.PATH)
+@click.argument("path", metavar="DELTA")
 @options.result_options
-def info(path: Path, outputs: options.Outputs) -> None:
-    """Show what a DELTA holds, and where its bytes go by kind and by tensor."""
+def info(path: str, outputs: options.Outputs) -> None:
+    """Show what a DELTA, a file or a hub id, holds, and where its bytes go by kind and tensor."""
     with trimtab.DeltaFile(path) as opened:
         outputs.give(opened.manifest)
 
@@ -170,7 +172,7 @@ def info(path: Path, outputs: options.Outputs) -> None:
     epilog="Example: trimtab delta chain run/*.delta",
 )
 @deltas_argument
-def chain(deltas: tuple[Path, ...]) -> None:
+def chain(deltas: tuple[str, ...]) -> None:
     """Show the order in which DELTAS are applied; refuse gaps and forks."""
     from trimtab.deltas.chain import opened_chain
 
@@ -194,7 +196,7 @@ def chain(deltas: tuple[Path, ...]) -> None:
 @click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
 @options.threads_option
 @options.force_option
-def compact(base: str, deltas: tuple[Path, ...], output: Path, **settings: Any) -> None:
+def compact(base: str, deltas: tuple[str, ...], output: Path, **settings: Any) -> None:
     """Write one delta that does what a chain of DELTAS does to its BASE."""
     ensure_free(output, force=settings["force"])
     with byte_progress("coding") as progress:
@@ -283,6 +285,31 @@ def import_(base: str, source: Path, output: Path, format: Any, base_version: in
     say(f"wrote {output} from a delta of format {done.format}", err=True)
     if done.unchecked:
         say(f"without a checksum: {plural(len(done.unchecked), 'tensor')}", err=True)
+
+
+@delta.command(
+    "push",
+    cls=options.Command,
+    short_help="Write a delta to the hub, with a model card.",
+    epilog="Example: trimtab delta push run.delta org/name-delta --base org/base@main",
+)
+@click.argument("path", metavar="DELTA", type=options.PATH)
+@click.argument("repository")
+@click.option(
+    "--base",
+    metavar="ID",
+    help="The base as a hub id, if DELTA was made against a local copy of it.",
+)
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+def push(path: Path, repository: str, base: str | None, private: bool) -> None:
+    """Write a DELTA to a REPOSITORY on the hub as model.delta, with a model card.
+
+    It needs `hf auth login`, or HF_TOKEN. The delta must name its base by hub id and commit: it
+    does so if it was made against a hub id; with --base it is checked against that one first.
+    """
+    with byte_progress("checking") as progress:
+        pushed = trimtab.push_delta(path, repository, base=base, private=private, progress=progress)
+    say(f"pushed {pushed}", err=True)
 
 
 def _say_written(path: Path, made: trimtab.Manifest) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import numpy as np
 import xxhash
 
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
-from trimtab.checkpoints.folder import fetch_the_rest
+from trimtab.checkpoints.folder import HUB_ID, fetch_the_rest
 from trimtab.checkpoints.safetensors import parse_start
 from trimtab.checkpoints.stream import Progress
 from trimtab.deltas.chain import AnyPath, Replay, opened_chain
+from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
 from trimtab.deltas.source import Source, WeightsFile, content_in
@@ -25,9 +27,11 @@ from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import CheckpointError, DeltaError
 from trimtab.outputs import ensure_no_folder, new_folder
 
+COMMIT = re.compile("[0-9a-f]{40}")
+
 
 def apply_delta(
-    base: AnyPath | Checkpoint,
+    base: AnyPath | Checkpoint | None,
     deltas: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
@@ -40,8 +44,9 @@ def apply_delta(
     before the folder takes its name. Of several deltas, the steps between are not written.
 
     Args:
-        base: The checkpoint that the first delta was made against.
-        deltas: One delta file, or those of a chain in any order.
+        base: The checkpoint that the first delta was made against; None for the hub repository, at
+            the commit, that the delta names.
+        deltas: One delta file or hub id (`org/name@revision`), or those of a chain in any order.
         output: Folder to make.
         threads: Tensors or chunks decoded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all.
@@ -66,7 +71,7 @@ def apply_delta(
 
 
 def verify_delta(
-    base: AnyPath | Checkpoint,
+    base: AnyPath | Checkpoint | None,
     deltas: AnyPath | Sequence[AnyPath],
     *,
     threads: int | None = None,
@@ -86,7 +91,7 @@ def verify_delta(
 
 
 def compact_deltas(
-    base: AnyPath | Checkpoint,
+    base: AnyPath | Checkpoint | None,
     deltas: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
@@ -98,7 +103,8 @@ def compact_deltas(
     """Write one delta that does what a chain of deltas does.
 
     Args:
-        base: The checkpoint that the first delta was made against.
+        base: The checkpoint that the first delta was made against; None for the one on the hub that
+            it names.
         deltas: The delta files of the chain, in any order.
         output: The delta file to write.
         threads: Tensors or chunks coded at the same time; by default one for each core.
@@ -179,11 +185,37 @@ def _source_of(replay: Replay) -> Source:
 
 
 @contextmanager
-def _opened(base: AnyPath | Checkpoint, deltas: AnyPath | Sequence[AnyPath]) -> Iterator[Replay]:
-    with opened_chain(deltas) as chain, opened(base) as (checkpoint,):
+def _opened(
+    base: AnyPath | Checkpoint | None, deltas: AnyPath | Sequence[AnyPath]
+) -> Iterator[Replay]:
+    with (
+        opened_chain(deltas) as chain,
+        opened(hub_base(chain[0]) if base is None else base) as (checkpoint,),
+    ):
         if checkpoint.revision is not None:
             fetch_the_rest(checkpoint.id, checkpoint.revision)
         yield Replay(checkpoint, chain)
+
+
+def hub_base(delta: DeltaFile) -> str:
+    """The base of a delta as a hub id with its commit.
+
+    Raises:
+        DeltaError: It was made against a local checkpoint.
+    """
+    base = delta.manifest.base
+    match = HUB_ID.fullmatch(base.id)
+    if base.revision is None or match is None:
+        raise DeltaError(
+            f"{delta.path} was made against {base.id}, a local checkpoint: say where it is, by "
+            "BASE or --base on the command line, by base= in Python"
+        )
+    if COMMIT.fullmatch(base.revision) is None:
+        raise DeltaError(
+            f"{delta.path} names revision {base.revision!r} of its base {base.id}, expected the 40 "
+            "hexadecimal digits of a commit: give the base yourself"
+        )
+    return f"{match['repository']}@{base.revision}"
 
 
 def write_file(

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import xxhash
 import zstandard
 
+from trimtab.checkpoints.folder import HUB_ID, fetch_file
 from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.deltas.manifest import MAX_FILE_BYTES, FileEntry, Manifest, TensorEntry
@@ -28,6 +29,9 @@ from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
 
 FORMAT, VERSION = "trimtab.delta", "1"
+
+HUB_NAME = "model.delta"
+"""Name of the delta in a repository on the hub."""
 
 MAX_MANIFEST_BYTES = 256 << 20
 """Longest manifest that is decompressed: about a million tensors."""
@@ -51,12 +55,18 @@ class DeltaFile(Pooled):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Open a delta file and check everything but the parts that stay on disk.
 
+        Args:
+            path: A file, or a hub id `org/name` with an optional `@revision`: then the file
+                `model.delta` of that repository. An existing path, and a name that ends in
+                `.delta`, is never taken for a hub id.
+
         Raises:
             DeltaError: It cannot be read, is no delta, or is damaged.
         """
         self.path = Path(path)
         self._pool = FilePool()
         try:
+            self.path = _located(path)
             self._file = DataFile(self.path, self._pool)
             self.num_bytes = self._file.size
             stored, metadata = read_with_metadata(self._file)
@@ -101,6 +111,20 @@ class DeltaFile(Pooled):
         packed = self._read(f"file:{file.path}", file.num_stored)
         return _decompress(packed, file.num_content, f"{self.path}: file:{file.path}", base)
 
+    def copy(self, path: str | os.PathLike[str], manifest: Manifest) -> None:
+        """Write the same delta with a manifest that says something else of its base.
+
+        Raises:
+            DeltaError: The file cannot be read, or changed since it was opened.
+            OutputExistsError: The path exists.
+        """
+        contents = self.manifest.contents()
+        with new_delta(path, contents) as writer:
+            for name in self._parts:
+                if name in contents:
+                    writer.add(name, self._read(name, contents[name]))
+            writer.finish(manifest)
+
     def _read(self, name: str, num_bytes: int) -> bytes:
         if not num_bytes:
             return b""
@@ -141,6 +165,15 @@ class DeltaFile(Pooled):
         if wrong:
             raise DeltaError(f"{damaged}: {first_few(wrong, '; ')}")
         return manifest
+
+
+def _located(ref: str | os.PathLike[str]) -> Path:
+    """The local path of a delta, downloaded if it is on the hub."""
+    path = Path(ref)
+    match = HUB_ID.fullmatch(os.fspath(ref))
+    if path.exists() or path.suffix == ".delta" or match is None or "/" not in match["repository"]:
+        return path
+    return fetch_file(match["repository"], match["revision"], HUB_NAME)
 
 
 class DeltaWriter:

@@ -1,0 +1,261 @@
+"""Deltas on the Hugging Face hub: push one with its model card, load the model that one makes."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.folder import HUB_ID
+from trimtab.checkpoints.stream import Progress
+from trimtab.deltas.apply import apply_delta, hub_base, verify_delta
+from trimtab.deltas.chain import AnyPath, opened_chain
+from trimtab.deltas.file import HUB_NAME, DeltaFile
+from trimtab.deltas.manifest import Manifest, TensorEntry
+from trimtab.errors import DeltaError
+from trimtab.extras import require
+from trimtab.results.by_tensor import by_kind
+from trimtab.words import first_few
+
+TAG = "trimtab-delta"
+"""Tag by which the repositories of deltas are found on the hub."""
+
+INSTALL = "pip install 'trimtab[train]'"
+
+REASONS = (
+    ("OfflineModeIsEnabled", "HF_HUB_OFFLINE is set"),
+    ("LocalTokenNotFoundError", "nobody is logged in: run `hf auth login`"),
+    ("HFValidationError", "it is not a hub id"),
+    ("ConnectError", "the hub cannot be reached"),
+    ("ConnectionError", "the hub cannot be reached"),
+)
+"""Error class of the hub client, or of its HTTP library -> reason; the first match counts."""
+
+STATUS = {
+    401: "the hub does not know the token: run `hf auth login`",
+    403: "the token may not write there",
+}
+"""HTTP status -> reason."""
+
+
+def push_delta(
+    delta: AnyPath,
+    repository: str,
+    *,
+    base: AnyPath | Checkpoint | None = None,
+    private: bool = False,
+    progress: Progress | None = None,
+) -> str:
+    """Write a delta and its model card to a repository on the hub, in one commit.
+
+    The repository is created if it does not exist; files of the same names are replaced, and stay
+    in its history. The token is that of `hf auth login` or of `HF_TOKEN`.
+
+    Args:
+        delta: The delta file.
+        repository: `org/name`.
+        base: The base as a hub id, `org/base@revision`, if the delta was made against a local copy
+            of it. The delta is decoded against it, and what is pushed names its commit.
+        private: Make a new repository private.
+        progress: Called with bytes done and bytes in all, while `base` is checked.
+
+    Returns:
+        `repository@commit`, under which anybody gets these very bytes.
+
+    Raises:
+        CheckpointError: `base` cannot be read.
+        DeltaError: The delta cannot be read, `base` is not its base, its base is not on the hub, or
+            the hub does not take it.
+    """
+    with tempfile.TemporaryDirectory() as folder, DeltaFile(delta) as opened_delta:
+        path, manifest = opened_delta.path, opened_delta.manifest
+        if base is not None:
+            with opened(base) as (checkpoint,):
+                id, commit = _place(checkpoint)
+                record = replace(manifest.base, id=id, revision=commit)
+                verify_delta(checkpoint, path, progress=progress)
+            path = Path(folder, HUB_NAME)
+            opened_delta.copy(path, replace(manifest, base=record))
+        with DeltaFile(path) as pushed:
+            card = _model_card(pushed, repository)
+        return f"{repository}@{_upload(path, card, repository, private=private)}"
+
+
+def load_model(
+    delta: AnyPath | Sequence[AnyPath],
+    *,
+    base: AnyPath | Checkpoint | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    **options: Any,
+) -> Any:
+    """Load the model that a delta makes, with `AutoModelForCausalLM`.
+
+    The checkpoint is written to the hub's cache, under the SHA-256 of the delta, and is used from
+    there the next time. Needs the train extra.
+
+    Args:
+        delta: A hub id, `org/name-delta` with an optional `@revision`; a delta file; or those of a
+            chain.
+        base: The checkpoint that the delta was made against; by default the repository on the hub,
+            at the commit, that the delta names.
+        threads: Tensors or chunks decoded at the same time; by default one for each core.
+        progress: Called with bytes done and bytes in all, while it is decoded.
+        options: Passed on to `from_pretrained`: `dtype`, `device_map`, ...
+
+    Returns:
+        The model.
+
+    Raises:
+        CheckpointError: The base cannot be read.
+        DeltaError: The delta cannot be read, its base is another one, or was a local checkpoint.
+        MissingExtraError: transformers or torch is not installed.
+    """
+    require("torch", INSTALL)
+    transformers = require("transformers", INSTALL)
+    folder = _applied(delta, base, threads, progress)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def _applied(
+    delta: AnyPath | Sequence[AnyPath],
+    base: AnyPath | Checkpoint | None,
+    threads: int | None,
+    progress: Progress | None,
+) -> Path:
+    """The folder in the cache with the checkpoint that a delta makes."""
+    from huggingface_hub import cached_assets_path
+
+    with opened_chain(delta) as chain:
+        paths, manifest = [step.path for step in chain], chain[-1].manifest
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    folder = cached_assets_path("trimtab", "models") / digest.hexdigest()
+    if not folder.exists():
+        try:
+            apply_delta(base, paths, folder, threads=threads, progress=progress)
+        except OSError:
+            if not folder.exists():  # else another process made it at the same time
+                raise
+    wrong = [
+        file.path
+        for file in manifest.files
+        if not (folder / file.path).is_file()
+        or (folder / file.path).stat().st_size != file.num_bytes
+    ]
+    if wrong:
+        raise DeltaError(
+            f"{folder}: {first_few(wrong)} was removed or changed: delete the folder, and it is "
+            "made again"
+        )
+    return folder
+
+
+def _place(checkpoint: Checkpoint) -> tuple[str, str]:
+    """Repository and commit of a checkpoint from the hub."""
+    match = HUB_ID.fullmatch(checkpoint.id)
+    if checkpoint.revision is None or match is None:
+        raise DeltaError(
+            f"base {checkpoint.id} is a local checkpoint, and whoever gets the delta needs it from "
+            "the hub: expected org/name@revision"
+        )
+    return match["repository"], checkpoint.revision
+
+
+def _upload(path: Path, card: str, repository: str, *, private: bool) -> str:
+    """Commit both files; returns the commit."""
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    api = HfApi()
+    try:
+        api.create_repo(repository, private=private or None, exist_ok=True)
+        done = api.create_commit(
+            repository,
+            [
+                CommitOperationAdd(HUB_NAME, path),
+                CommitOperationAdd("README.md", card.encode()),
+            ],
+            commit_message="Upload a delta with trimtab",
+        )
+    except Exception as error:
+        # As for downloads: the client raises many classes, some of its HTTP library.
+        classes = {base.__name__ for base in type(error).__mro__}
+        reason = next((text for name, text in REASONS if name in classes), None)
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        why = reason or STATUS.get(status or 0) or str(error).partition("\n")[0]
+        raise DeltaError(f"{repository}: not pushed: {why or type(error).__name__}") from (
+            error if reason is None else None
+        )
+    return str(done.oid)
+
+
+def _model_card(delta: DeltaFile, repository: str) -> str:
+    """README.md of the repository of a delta.
+
+    Raises:
+        DeltaError: The delta was made against a local checkpoint.
+    """
+    from huggingface_hub import ModelCardData
+
+    manifest = delta.manifest
+    base, _, commit = hub_base(delta).partition("@")
+    data = ModelCardData(
+        base_model=base,
+        base_model_relation="finetune",
+        library_name="trimtab",
+        tags=[TAG],
+    )
+    share = _share(delta.num_bytes, manifest.num_bytes)
+    return f"""\
+---
+{data.to_yaml()}
+---
+
+# {repository.rpartition("/")[2]}
+
+A fine-tune of [{base}](https://huggingface.co/{base}/tree/{commit}), stored as a lossless delta by
+trimtab: {delta.num_bytes:,} bytes, {share} of the
+{manifest.num_bytes:,} bytes of the checkpoint. Applied to commit `{commit}` of the base, it gives
+every file of the fine-tuned checkpoint back, byte for byte, or refuses.
+
+```bash
+pip install 'trimtab[train]'
+trimtab delta apply {repository} -o model    # the folder, as it was saved
+python -c "import trimtab; print(trimtab.load_model('{repository}'))"
+```
+
+{_size_table(manifest)}
+"""
+
+
+def _size_table(manifest: Manifest) -> str:
+    """Bytes by kind of tensor, in Markdown."""
+    rows = ["| | elements | changed | bytes | of dense |", "| --- | --: | --: | --: | --: |"]
+    kinds = by_kind(manifest.tensors, lambda entries: entries)
+    for kind, entries in {**kinds, "all tensors": manifest.tensors}.items():
+        rows.append(_size_row(kind, entries))
+    files = sum(file.num_stored for file in manifest.files)
+    rows.append(f"| headers and other files | | | {files:,} | |")
+    return "\n".join(rows)
+
+
+def _size_row(name: str, entries: Sequence[TensorEntry]) -> str:
+    elements, changed, stored, dense = (
+        sum(getattr(entry, figure) for entry in entries)
+        for figure in ("num_elements", "num_changed", "num_stored", "num_bytes")
+    )
+    name = name.replace("|", "\\|")
+    return (
+        f"| {name} | {elements:,} | {_share(changed, elements)} | {stored:,} "
+        f"| {_share(stored, dense)} |"
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / max(whole, 1):.2f} %"

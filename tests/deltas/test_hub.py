@@ -1,0 +1,266 @@
+"""Deltas are pushed to a stand-in of the hub by the hub's own client, and come back as models.
+
+huggingface_hub reads its settings when it is imported, so each command has its own process.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import trimtab
+from tests.checkpoints.test_hub import COMMITS, REPOSITORIES, Hub
+from tests.deltas.building import content_of, moved, random_bits, write_folder
+from trimtab.deltas.file import DeltaFile
+from trimtab.errors import DeltaError
+
+BASE_COMMIT = COMMITS["step-100"]
+
+
+class PushableHub(Hub):
+    """The stand-in, which takes commits too."""
+
+    creations: list[dict[str, Any]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        words = self.path.partition("?")[0].strip("/").split("/")
+        if self.headers.get("Authorization") != "Bearer hf_right":
+            return self.reply(401, b"{}", {}, with_body=True)
+        answer: dict[str, Any] = {}
+        if words[-2:] == ["repos", "create"]:
+            asked = json.loads(body)
+            self.creations.append(asked)
+            id = f"{asked['organization']}/{asked['name']}"
+            REPOSITORIES.setdefault(id, {})
+            answer = {"url": f"http://{self.headers['Host']}/{id}"}
+        elif words[-2] == "preupload":
+            paths = [file["path"] for file in json.loads(body)["files"]]
+            answer["files"] = [
+                {"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths
+            ]
+        elif words[-2] == "commit":
+            files = REPOSITORIES["/".join(words[2:4])]
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            url = f"http://{self.headers['Host']}/{words[2]}/{words[3]}/commit/{COMMITS['main']}"
+            answer = {"commitUrl": url, "commitOid": COMMITS["main"]}
+        else:
+            assert words[-1] == "validate-yaml", words
+            answer = {"errors": [], "warnings": []}
+        return self.reply(200, json.dumps(answer).encode(), {}, with_body=True)
+
+
+class Running(NamedTuple):
+    """A running stand-in."""
+
+    endpoint: str
+    downloads: list[str]
+    creations: list[dict[str, Any]]
+
+
+@pytest.fixture
+def hub() -> Iterator[Running]:
+    """The stand-in; its repositories are as before at the end."""
+    before, downloads, creations = dict(REPOSITORIES), [], []  # type: ignore[var-annotated]
+    handler = type("Handler", (PushableHub,), {"downloads": downloads, "creations": creations})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield Running(f"http://127.0.0.1:{server.server_port}", downloads, creations)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+    REPOSITORIES.clear()
+    REPOSITORIES.update(before)
+
+
+def run(
+    folder: Path, endpoint: str, *command: str, token: str = "hf_right", offline: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, with a cache of its own, against a hub."""
+    environment = os.environ | {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "hf"),
+        "HF_TOKEN": token,
+        "HF_HUB_OFFLINE": str(int(offline)),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder,
+        env=environment,
+        timeout=120,
+    )
+
+
+def trimtab_says(
+    folder: Path, hub: Running, *arguments: str, code: int = 0, **settings: Any
+) -> str:
+    """What the command line says, after checking its exit code."""
+    done = run(folder, hub.endpoint, "-m", "trimtab", *arguments, **settings)
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+def pair(folder: Path) -> None:
+    """`base` and `tuned` in a folder; the base is also on the stand-in, as `org/base`."""
+    weight = random_bits("BF16", (40, 30), 0)
+    name = "model.layers.0.mlp.up_proj.weight"
+    base = write_folder(folder / "base", {name: ("BF16", weight)})
+    write_folder(folder / "tuned", {name: ("BF16", moved(weight, 0.1, 0))}, config={"b": 2})
+    REPOSITORIES["org/base"] = content_of(base)
+
+
+def test_pushed_and_applied_by_pinned_revisions(hub: Running, tmp_path: Path) -> None:
+    pair(tmp_path)
+    trimtab_says(tmp_path, hub, "delta", "make", "org/base@step-100", "tuned", "-o", "x.delta")
+    said = trimtab_says(tmp_path, hub, "delta", "push", "x.delta", "org/x-delta", "--private")
+    assert said == f"pushed org/x-delta@{COMMITS['main']}\n"
+    (creation,) = hub.creations
+    assert (creation["organization"], creation["name"]) == ("org", "x-delta")
+    assert creation.get("visibility") == "private" or creation["private"]  # by the client's age
+    files = REPOSITORIES["org/x-delta"]
+    assert files.keys() == {"README.md", "model.delta"}
+    assert files["model.delta"] == (tmp_path / "x.delta").read_bytes()
+    card = files["README.md"].decode()
+    assert card.startswith(
+        "---\nbase_model: org/base\nlibrary_name: trimtab\ntags:\n- trimtab-delta\n"
+        "base_model_relation: finetune\n---\n\n# x-delta\n\n"
+    )
+    with DeltaFile(tmp_path / "x.delta") as made:
+        changed = made.manifest.num_changed
+    assert f"Applied to commit `{BASE_COMMIT}` of the base" in card
+    assert "| up_proj | 1,200 | " in card
+    assert f"| all tensors | 1,200 | {100 * changed / 1200:.2f} % | " in card
+    hub.downloads.clear()
+    said = trimtab_says(tmp_path, hub, "delta", "apply", "org/x-delta", "-o", "out")
+    assert said == "wrote out\n"
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "tuned")
+    assert hub.downloads == ["model.delta"]  # the base is in the cache
+    pinned = f"org/x-delta@{COMMITS['main']}"
+    trimtab_says(tmp_path, hub, "delta", "apply", "base", pinned, "-o", "again", offline=True)
+    assert content_of(tmp_path / "again") == content_of(tmp_path / "tuned")
+    assert "decode" in trimtab_says(tmp_path, hub, "delta", "verify", pinned, "--base", "base")
+    assert "up_proj" in trimtab_says(tmp_path, hub, "delta", "info", "org/x-delta")
+
+
+def test_a_local_base_is_named_by_its_place_on_the_hub(hub: Running, tmp_path: Path) -> None:
+    pair(tmp_path)
+    trimtab_says(tmp_path, hub, "delta", "make", "base", "tuned", "-o", "x.delta")
+    said = trimtab_says(tmp_path, hub, "delta", "push", "x.delta", "org/x-delta", code=1)
+    assert re.search("was made against base, a local checkpoint: say where it is, by BASE or", said)
+    said = trimtab_says(
+        tmp_path, hub, "delta", "push", "x.delta", "org/x-delta", "--base", "base", code=1
+    )
+    assert "base base is a local checkpoint" in said
+    said = trimtab_says(
+        tmp_path, hub, "delta", "push", "x.delta", "org/x-delta", "--base", "org/whole", code=1
+    )
+    assert "org/whole has no tensor model.layers.0.mlp.up_proj.weight" in said
+    assert "org/x-delta" not in REPOSITORIES
+    trimtab_says(
+        tmp_path, hub, "delta", "push", "x.delta", "org/x-delta", "--base", "org/base@step-100"
+    )
+    (tmp_path / "pushed.delta").write_bytes(REPOSITORIES["org/x-delta"]["model.delta"])
+    with DeltaFile(tmp_path / "pushed.delta") as pushed, DeltaFile(tmp_path / "x.delta") as local:
+        assert (pushed.manifest.base.id, pushed.manifest.base.revision) == ("org/base", BASE_COMMIT)
+        assert pushed.manifest.tensors == local.manifest.tensors
+    trimtab_says(tmp_path, hub, "delta", "apply", "org/x-delta", "-o", "out")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "tuned")
+
+
+def test_what_the_hub_refuses(hub: Running, tmp_path: Path) -> None:
+    pair(tmp_path)
+    trimtab_says(tmp_path, hub, "delta", "make", "org/base@step-100", "tuned", "-o", "x.delta")
+    push = ("delta", "push", "x.delta", "org/x-delta")
+    said = trimtab_says(tmp_path, hub, *push, code=1, token="hf_wrong")
+    assert "org/x-delta: not pushed: the hub does not know the token: run `hf auth login`" in said
+    said = trimtab_says(tmp_path, hub, *push, code=1, offline=True)
+    assert "org/x-delta: not pushed: HF_HUB_OFFLINE is set" in said
+    for ref, reason in {
+        "org/absent": "the hub has no such repository",
+        "org/base": "the repository holds no model.delta",
+        "org/base@absent": "the repository has no such revision",
+    }.items():
+        said = trimtab_says(tmp_path, hub, "delta", "info", ref, code=1)
+        assert reason in said
+        assert said.count("\n") == 1
+    for name in ("org/absent.delta", "/absent"):  # never taken for hub ids
+        with pytest.raises(DeltaError, match="no such file"):
+            DeltaFile(name)
+
+
+LOAD = """
+import hashlib, json, os, sys, torch, trimtab
+
+def load(delta, **options):
+    try:
+        model = trimtab.load_model(delta, **options)
+    except trimtab.TrimtabError as error:
+        return str(error)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    return [type(model).__name__, str(model.dtype), digest.hexdigest()]
+
+loaded = [load("org/x-delta"), load("org/x-delta", dtype=torch.float32), load("x.delta")]
+loaded += [load("x.delta", base="base")]
+models = os.environ["HF_HOME"] + "/assets/trimtab/models/default"
+folders = sorted(os.scandir(models), key=lambda folder: folder.stat().st_mtime_ns)
+loaded += [[folder.path for folder in folders]]
+os.truncate(folders[0].path + "/model.safetensors", 3)
+loaded += [load("org/x-delta")]
+print(json.dumps(loaded))
+"""
+
+
+@pytest.mark.train
+def test_a_model_is_loaded_by_a_hub_id(hub: Running, tmp_path: Path) -> None:
+    import torch
+
+    from tests.training import tiny
+
+    base, tuned = tmp_path / "base", tmp_path / "tuned"
+    model = tiny.model().to(torch.bfloat16)
+    model.save_pretrained(base)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += (torch.rand_like(parameter) < 0.1) * 0.01
+    model.save_pretrained(tuned)
+    digest = hashlib.sha256()
+    for _, value in sorted(model.state_dict().items()):
+        digest.update(value.contiguous().view(torch.uint8).numpy().tobytes())
+    REPOSITORIES["org/base"] = content_of(base)
+    trimtab.make_delta(base, tuned, tmp_path / "x.delta")
+    trimtab_says(
+        tmp_path, hub, "delta", "push", "x.delta", "org/x-delta", "--base", "org/base@step-100"
+    )
+    hub.downloads.clear()
+    done = run(tmp_path, hub.endpoint, "-c", LOAD)
+    assert done.returncode == 0, done.stderr
+    by_id, as_float, refused, by_file, folders, cut = json.loads(done.stdout)
+    assert by_id == by_file == ["LlamaForCausalLM", "torch.bfloat16", digest.hexdigest()]
+    assert as_float[:2] == ["LlamaForCausalLM", "torch.float32"]
+    assert re.search("x.delta was made against .*/base, a local checkpoint", refused)
+    assert len(folders) == 2  # the two deltas differ in what they say of their base
+    assert content_of(Path(folders[1])) == content_of(tuned)
+    assert f"{folders[0]}: model.safetensors was removed or changed: delete the folder" in cut
+    assert hub.downloads == ["model.delta"]  # the base is in the cache, since it was checked
