@@ -34,20 +34,22 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
     return decorate
 
 
-def _vector(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    """Load `LANES` elements from `index` on; they need not be aligned."""
+def _vector(
+    context: Any, builder: Any, array_type: Any, array: Any, index: Any, lanes: int = LANES
+) -> Any:
+    """Load elements from `index` on; they need not be aligned."""
     data = cgutils.create_struct_proxy(array_type)(context, builder, value=array).data
     lane = ir.IntType(array_type.dtype.bitwidth)
-    pointer = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, LANES).as_pointer())
+    pointer = builder.bitcast(builder.gep(data, [index]), ir.VectorType(lane, lanes).as_pointer())
     return builder.load(pointer, align=array_type.dtype.bitwidth // 8)
 
 
-def _splat(builder: Any, value: Any) -> Any:
-    """A vector of `LANES` copies of a scalar."""
-    undefined = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+def _splat(builder: Any, value: Any, lanes: int = LANES) -> Any:
+    """A vector of copies of a scalar."""
+    undefined = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
     first = builder.insert_element(undefined, value, ir.IntType(32)(0))
-    lanes = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
-    return builder.shuffle_vector(first, undefined, lanes)
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+    return builder.shuffle_vector(first, undefined, zeros)
 
 
 @intrinsic
@@ -75,6 +77,19 @@ def above(typing_context: Any, array: Any, index: Any, magnitude: Any, limit: An
         return builder.bitcast(above, ir.IntType(LANES))
 
     return types.uint64(array, types.intp, array.dtype, array.dtype), generate
+
+
+@intrinsic
+def num_at_most(typing_context: Any, array: Any, index: Any, value: Any) -> Any:
+    """How many of the 16 elements `index .. index + 16` are at most a value."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x = _vector(context, builder, signature.args[0], args[0], args[1], 16)
+        at_most = builder.icmp_unsigned("<=", x, _splat(builder, args[2], 16))
+        mask = builder.zext(builder.bitcast(at_most, ir.IntType(16)), ir.IntType(64))
+        return builder.ctpop(mask)
+
+    return types.intp(array, types.intp, array.dtype), generate
 
 
 @intrinsic
