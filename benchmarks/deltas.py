@@ -23,8 +23,7 @@ import xxhash
 from benchmarks.provenance import provenance
 from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.elements.dtypes import Bits, DType
-from trimtab.elements.update_coding import decode_tensor, encode_tensor
-from trimtab.elements.update_predictor import read_predictor
+from trimtab.elements.update_coding import decode_tensor, encode_tensor, read_predictor
 
 
 def measure(base_path: str, tuned_path: str, max_rank: int, threads: int) -> dict[str, Any]:

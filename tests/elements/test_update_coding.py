@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from trimtab.elements import update_coding
 from trimtab.elements.dtypes import DTYPES, Bits, DType
-from trimtab.elements.update_coding import CODED, SAME, STORED, decode_tensor, encode_tensor
+from trimtab.elements.update_coding import (
+    CODED,
+    SAME,
+    STORED,
+    decode_tensor,
+    encode_tensor,
+    read_predictor,
+)
 from trimtab.errors import CheckpointError
 
 BF16 = DTYPES["BF16"]
@@ -84,11 +91,13 @@ def test_an_update_that_follows_the_exponent_takes_its_conditional_entropy() -> 
     )
     chance = np.where((base >> 7) < 113, 0.3, 0.002)
     moved = random.random(base.size) < chance
-    tuned = base + moved.astype(np.uint16)
+    signs = random.choice(np.array([1, 0xFFFF], np.uint16), base.size)
+    tuned = base + moved.astype(np.uint16) * signs
     coded = encode(base, tuned, BF16)
     entropy = -(chance * np.log2(chance) + (1 - chance) * np.log2(1 - chance)).sum() / 8
+    entropy += moved.sum() / 8
     assert coded[0] == CODED
-    assert entropy * 0.98 < len(coded) < entropy * 1.06  # and away from zero costs next to nothing
+    assert entropy * 0.98 < len(coded) < entropy * 1.06
     assert np.array_equal(decode(base, coded, BF16), tuned)
 
 
@@ -133,3 +142,81 @@ def test_a_tensor_comes_back_from_its_frames(
     for wrong in (frames[:-1], [*frames, b"\0"], [b"\1", *frames[1:]]):
         with pytest.raises(CheckpointError, match=r"do(es)? not fit "):
             decode_tensor(base, wrong, BF16, threads=threads)
+
+
+def low_rank_update(rows: int, columns: int, dtype: DType) -> tuple[Bits, Bits]:
+    """Weights, and what steps with two directions made of them."""
+    random = np.random.default_rng(0)
+    weights = random.normal(0, 0.05, (rows, columns))
+    steps = random.normal(0, 1, (rows, 2)) @ random.normal(0, 1, (2, columns))
+    noise = random.normal(0, 0.3, steps.shape)
+    return dtype.encode(weights), dtype.encode(weights + 2e-4 * (steps + noise))
+
+
+@pytest.mark.parametrize("name", ["BF16", "F16", "F32", "F8_E4M3"])
+@pytest.mark.parametrize("chunk", [1 << 22, 64 * 77])
+def test_a_matrix_comes_back_from_its_predictor(
+    name: str, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(update_coding, "CHUNK", chunk)
+    dtype = DTYPES[name]
+    base, tuned = low_rank_update(300, 130, dtype)
+    frames = encode_tensor(base, tuned, dtype, threads=2)
+    assert read_predictor(frames[0], base.shape).rank in ((0, 2) if "8" in name else (2,))
+    assert np.array_equal(decode_tensor(base, frames, dtype, threads=2), tuned)
+    assert frames == encode_tensor(base, tuned, dtype)
+    plain = encode_tensor(base, tuned, dtype, max_rank=0)
+    assert sum(map(len, frames)) <= sum(map(len, plain)) * (
+        1 if frames[0] == b"" or chunk < base.size else 0.99
+    )
+    assert encode_tensor(base, tuned, dtype, max_rank=1)[0][:1] in (b"", b"\1")
+
+
+@pytest.mark.parametrize("name", ["BF16", "F32"])
+def test_a_predictor_withstands_special_values(name: str) -> None:
+    dtype = DTYPES[name]
+    base, tuned = low_rank_update(200, 130, dtype)
+    width = 8 * dtype.num_bytes
+    special = [0, 1 << (width - 1), dtype.largest_magnitude, (1 << width) - 1, 1]
+    random = np.random.default_rng(0)
+    for bits in (base, tuned):
+        places = random.random(bits.shape) < 0.02
+        bits[places] = random.choice(np.array(special, bits.dtype), int(places.sum()))
+    frames = encode_tensor(base, tuned, dtype)
+    assert frames[0]
+    assert np.array_equal(decode_tensor(base, frames, dtype), tuned)
+
+
+def test_an_update_without_directions_has_no_predictor() -> None:
+    random = np.random.default_rng(0)
+    base = random.integers(0x3C00, 0x3D00, (200, 130), np.uint16)
+    tuned = base + random.choice(np.array([0, 1, 0xFFFF], np.uint16), base.shape)
+    assert encode_tensor(base, tuned, BF16)[0] == b""
+    assert encode_tensor(base, base, BF16) == [b"", bytes([SAME])]
+
+
+def test_a_damaged_predictor_is_refused_or_decodes_to_something() -> None:
+    base, tuned = low_rank_update(200, 130, BF16)
+    frames = encode_tensor(base, tuned, BF16)
+    random = np.random.default_rng(0)
+    num_refused = 0
+    for _ in range(500):
+        damaged = [bytearray(frame) for frame in frames]
+        frame = damaged[int(random.integers(2))]
+        match int(random.integers(3)):
+            case 0:
+                frame[int(random.integers(min(40, len(frame))))] ^= int(random.integers(1, 256))
+            case 1:
+                del frame[int(random.integers(len(frame))) :]
+            case 2:
+                frame[int(random.integers(len(frame)))] ^= int(random.integers(1, 256))
+        try:
+            decoded = decode_tensor(base, [bytes(frame) for frame in damaged], BF16)
+        except CheckpointError:
+            num_refused += 1
+        else:
+            assert decoded.shape == base.shape
+    assert num_refused > 100
+    for shape in ((), (26_000,), (8, 3250), (2, 13_000)):
+        with pytest.raises(CheckpointError, match="does not fit a tensor of shape"):
+            read_predictor(frames[0], shape)

@@ -8,13 +8,19 @@ decoder alike, so that none are sent.
 
 Elements whose exponent makes a change unlikely are cold: of each 64 elements one bit says whether a
 cold one changed, and only then they are coded one by one. `trimtab.elements.update_kernels` has the
-coder itself, `trimtab.elements.update_predictor` what a matrix may be predicted from.
+coder itself.
+
+What training adds to a matrix has few directions, and rounding scatters it. So a matrix may come
+with a predictor: factors of its rows and columns, small integers, whose products say where changes
+are likely, and their signs. They become contexts of the decisions above. How many factors are sent
+is decided for each matrix by what they save; none is a choice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,12 +28,6 @@ from numpy.typing import NDArray
 
 from trimtab.elements import update_kernels as kernels
 from trimtab.elements.dtypes import Bits, DType, exponent_bins, exponent_place, num_exponent_bins
-from trimtab.elements.update_predictor import (
-    NO_PREDICTOR,
-    Predictor,
-    fit_predictor,
-    read_predictor,
-)
 from trimtab.errors import CheckpointError
 
 CHUNK = 1 << 22
@@ -39,11 +39,51 @@ SAME, CODED, STORED = 0, 1, 2
 COLD = 0.03
 """Exponents above the last one of which more than this share changed are cold."""
 
-SAMPLE = 1 << 17
-"""About how many elements decide what is cold."""
+SAMPLE = 1 << 14
+"""About how many elements decide what is cold, and how large steps are cut off."""
+
+RANKS = (1, 2, 4, 8, 16)
+"""Numbers of factors that are tried."""
+
+MOST_WEIGHT = 2047
+"""Largest weight of a factor: predictions stay below 2^30."""
+
+BAND = 1 << 18
+"""About how many elements decide how many factors there are."""
+
+NUM_PASSES = 3
+"""Passes of subspace iteration over a matrix."""
+
+BLOCK = 1 << 20
+"""About how many elements of a matrix are looked at together when its factors are fitted."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """What predicts an update of a matrix.
+
+    Attributes:
+        coded: Its frame.
+        left: Weighted factors of the rows, int32, (rows, rank).
+        right: Factors of the columns, int32, (rank, columns).
+        scale: Levels, of which there are 16, for each unit of a prediction, in 1 / 2^32.
+    """
+
+    coded: bytes
+    left: NDArray[np.int32]
+    right: NDArray[np.int32]
+    scale: int
+
+    @property
+    def rank(self) -> int:
+        """Number of factors."""
+        return self.right.shape[0]
+
+
+NO_PREDICTOR = Predictor(b"", np.zeros((0, 0), np.int32), np.zeros((0, 0), np.int32), 0)
 
 
 def encode_tensor(
@@ -69,7 +109,7 @@ def encode_tensor(
         Frames: the predictor of the tensor (empty if it has none), then one for each `CHUNK`
         elements, in C order. A frame of a chunk is never longer than its elements and one byte.
     """
-    predictor = fit_predictor(base, tuned, dtype, max_rank) if max_rank else NO_PREDICTOR
+    predictor = _best_predictor(base, tuned, dtype, max_rank)
     before, after = (np.ascontiguousarray(bits).reshape(-1) for bits in (base, tuned))
 
     def frame(start: int) -> bytes:
@@ -120,7 +160,7 @@ def _encode(
     dtype: DType,
     start: int,
     predictor: Predictor,
-    tally: NDArray[np.float64] | None,
+    tally: NDArray[np.float64] | None = None,
 ) -> bytes:
     """The frame of a chunk whose first element is number `start` of its tensor."""
     if np.array_equal(before, after):
@@ -131,7 +171,7 @@ def _encode(
     exponent = _last_warm_exponent(before, after, dtype)
     counts = np.zeros(3)
     size = kernels.encode_chunk(
-        before, after, *_arguments(dtype, exponent, start, predictor), out, most, counts
+        before, after, out, most, counts, *_arguments(dtype, exponent, start, predictor)
     )
     if tally is not None:
         tally += counts
@@ -156,7 +196,7 @@ def _decode(
     if method == bytes([CODED]) and is_whole:
         words = np.frombuffer(content, "<u4", offset=2).astype(np.uint32)
         if kernels.decode_chunk(
-            before, words, *_arguments(dtype, exponent, start, predictor), after
+            before, words, after, *_arguments(dtype, exponent, start, predictor)
         ):
             return
     raise CheckpointError(
@@ -174,9 +214,7 @@ def _last_warm_exponent(before: Bits, after: Bits, dtype: DType) -> int:
     return int(np.flatnonzero(num_changed > COLD * num).max(initial=0))
 
 
-def _arguments(
-    dtype: DType, exponent: int, start: int, predictor: Predictor
-) -> tuple[NDArray[np.uint64], Any, Any, tuple[Any, ...], tuple[Any, ...]]:
+def _arguments(dtype: DType, exponent: int, start: int, predictor: Predictor) -> tuple[Any, ...]:
     """What both kernels need: the dtype, what is cold, the predictor, and tables to learn in."""
     width = 8 * dtype.num_bytes
     full, sign = (1 << width) - 1, 1 << (width - 1) if dtype.is_float else 0
@@ -200,4 +238,148 @@ def _arguments(
     limit = (exponent << shift) + (1 << shift) - 1 if dtype.is_float else 0
     kind = np.array([full, sign, shift, field, rows], np.uint64)
     factors = (start, predictor.left, predictor.right, np.int64(predictor.scale))
-    return kind, dtype.bits.type(magnitude), dtype.bits.type(limit), factors, room
+    return kind, dtype.bits.type(magnitude), dtype.bits.type(limit), *factors, *room
+
+
+def read_predictor(frame: bytes, shape: tuple[int, ...]) -> Predictor:
+    """The predictor in the first frame of a tensor.
+
+    Raises:
+        CheckpointError: It is not one for a tensor of this shape.
+    """
+    if not frame:
+        return NO_PREDICTOR
+    rank, (rows, columns) = frame[0], _matrix_shape(shape)
+    start = 5 + 2 * rank
+    is_whole = len(frame) >= start + 4 and (len(frame) - start) % 4 == 0
+    if rank in RANKS and _is_small(rank, rows, columns) and is_whole:
+        scale = int.from_bytes(frame[1:5], "little")
+        weights = np.frombuffer(frame, "<u2", rank, 5).astype(np.int32)
+        words = np.frombuffer(frame, "<u4", offset=start).astype(np.uint32)
+        factors = np.empty((rank, rows + columns), np.int32)
+        table, gaps = _factor_tables(rank)
+        if weights.max() <= MOST_WEIGHT and kernels.decode_factors(words, table, gaps, factors):
+            left = np.ascontiguousarray((factors[:, :rows] * weights[:, None]).T)
+            return Predictor(frame, left, np.ascontiguousarray(factors[:, rows:]), scale)
+    raise CheckpointError(
+        f"a predictor of {len(frame)} bytes does not fit a tensor of shape {list(shape)}: "
+        "the file is damaged, or of another tensor"
+    )
+
+
+def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Rows and columns of a tensor: all its axes but the last are one."""
+    columns = shape[-1] if len(shape) > 1 else 0
+    return int(np.prod(shape[:-1])) if columns else 0, columns
+
+
+def _is_small(rank: int, rows: int, columns: int) -> bool:
+    """Whether factors take less room than half of the elements."""
+    return 4 * rank <= min(rows, columns)
+
+
+def _factor_tables(rank: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
+    return np.zeros(rank * int(kernels.ROW), np.uint16), np.zeros(2 * rank, np.uint16)
+
+
+def _best_predictor(base: Bits, tuned: Bits, dtype: DType, max_rank: int) -> Predictor:
+    """The predictor with which a band of rows in the middle of the matrix becomes smallest."""
+    rows, columns = _matrix_shape(base.shape)
+    ranks = [rank for rank in RANKS if rank <= max_rank and _is_small(rank, rows, columns)]
+    if not ranks or not dtype.is_float or dtype.num_bytes > 4:
+        return NO_PREDICTOR
+    before, after = (np.ascontiguousarray(bits).reshape(rows, columns) for bits in (base, tuned))
+    fitted = _fit(before, after, dtype, ranks[-1])
+    if fitted is None:
+        return NO_PREDICTOR
+    num = min(rows, max(1, BAND // columns))
+    first = (rows - num) // 2
+    part = slice(first, first + num)
+
+    def size(predictor: Predictor) -> float:
+        frame = _encode(
+            before[part].reshape(-1), after[part].reshape(-1), dtype, first * columns, predictor
+        )
+        return len(predictor.coded) + len(frame) * rows / num
+
+    best, least = NO_PREDICTOR, size(NO_PREDICTOR)
+    for rank in ranks:
+        predictor = _quantised(*(matrix[:, :rank] for matrix in fitted))
+        if (cost := size(predictor)) >= least:
+            break
+        best, least = predictor, cost
+    return best
+
+
+def _fit(
+    before: Bits, after: Bits, dtype: DType, rank: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    """Left and right singular vectors, times their singular values, of what training added.
+
+    Steps are cut off at twice the median of those that show, because few of them are much
+    larger: weights that were nearly zero show steps of any size.
+    """
+    rows, columns = before.shape
+    step = max(1, before.size // SAMPLE)
+    shown = np.abs(_change(before.reshape(-1)[::step], after.reshape(-1)[::step], dtype))
+    shown = shown[shown > 0]
+    if shown.size < 64:
+        return None
+    typical = np.float32(np.median(shown))
+    height = max(1, BLOCK // columns)
+
+    def blocks() -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        for start in range(0, rows, height):
+            part = slice(start, start + height)
+            with np.errstate(over="ignore"):
+                block = _change(before[part], after[part], dtype) / typical
+            yield part, np.clip(block, -2, 2)
+
+    # A small matrix is kept, a large one is computed in every pass.
+    kept = list(blocks()) if before.size <= 4 * BLOCK else None
+    random = np.random.default_rng(0)
+    right = random.standard_normal((columns, rank + 4)).astype(np.float32)
+    for _ in range(NUM_PASSES):
+        right = np.linalg.qr(right)[0]
+        turned = np.zeros_like(right)
+        for _, block in kept or blocks():
+            turned += block.T @ (block @ right)
+        right = turned
+    right = np.linalg.qr(right)[0]
+    left = np.empty((rows, rank + 4), np.float32)
+    for part, block in kept or blocks():
+        left[part] = block @ right
+    turn = np.linalg.eigh(left.T @ left)[1][:, ::-1]
+    return (left @ turn)[:, :rank], (right @ turn)[:, :rank]
+
+
+def _change(before: Bits, after: Bits, dtype: DType) -> NDArray[np.float32]:
+    """What training added, where it is a number and not more than fp32 can hold."""
+    old, new = (bits.view(dtype.storage).astype(np.float32) for bits in (before, after))
+    with np.errstate(invalid="ignore", over="ignore"):
+        change = new - old
+    change[~np.isfinite(change)] = 0
+    return change
+
+
+def _quantised(left: NDArray[np.float32], right: NDArray[np.float32]) -> Predictor:
+    """A predictor of factors in steps of half their root mean square, and weights."""
+    sizes = np.sqrt((left.astype(np.float64) ** 2).sum(0))
+    sizes[sizes == 0] = 1
+    weights = np.maximum(1, np.round(sizes / sizes.max() * MOST_WEIGHT)).astype("<u2")
+    steps = [
+        np.clip(np.round(2 * np.sqrt(len(matrix)) * matrix / size), -128, 127).astype(np.int32).T
+        for matrix, size in ((left, sizes), (right, 1))
+    ]
+    factors = np.ascontiguousarray(np.concatenate(steps, axis=1))
+    rank = len(factors)
+    out = np.empty(factors.size + 8, np.uint32)
+    num_words = kernels.encode_factors(factors, *_factor_tables(rank), out)
+    weighted = np.ascontiguousarray((steps[0] * weights[:, None].astype(np.int32)).T)
+    every = max(1, len(weighted) * right.shape[0] // SAMPLE)
+    predictions = np.abs(weighted[::every] @ steps[1])
+    reach = max(16.0, float(np.quantile(predictions, 0.97)))
+    scale = min(int(15 * 2**32 / reach), 2**32 - 1)
+    words = out[:num_words].astype("<u4").tobytes()
+    coded = bytes([rank]) + scale.to_bytes(4, "little") + weights.tobytes() + words
+    return Predictor(coded, weighted, np.ascontiguousarray(steps[1]), scale)

@@ -6,9 +6,6 @@ probability of 16 bits that moves with what was coded (`learn`); a symbol, 0 to 
 table with counts, from which its 16 intervals are computed every so often (A. Said, "Introduction
 to arithmetic coding", 2004, sec. 3.3). Everything is computed in integers: every machine decodes
 the same bits.
-
-Helpers take and return the state as local variables and are inlined: state in an array costs more
-than the coding.
 """
 
 from __future__ import annotations
@@ -33,6 +30,12 @@ U16: TypeAlias = NDArray[np.uint16]
 U32: TypeAlias = NDArray[np.uint32]
 I32: TypeAlias = NDArray[np.int32]
 I64: TypeAlias = NDArray[np.int64]
+
+lean = compiled(_nrt=False)
+"""Nothing is allocated, so references need no counting, which costs as much as the coding."""
+
+inlined = compiled(forceinline=True, _nrt=False)
+"""For what takes and returns the state of a coder: in an array it costs more than the coding."""
 
 SEGMENT = 4096
 """Elements whose flags are coded together, then the distances of those that changed."""
@@ -65,18 +68,18 @@ ZERO, ONE, TWO, HALF_WORD, WORD = (np.uint64(number) for number in (0, 1, 2, 16,
 BELOW_WORD, ALL = np.uint64(1 << 32), np.uint64((1 << 64) - 1)
 
 
-@compiled(forceinline=True)
+@inlined
 def learn(table: U32, slot: np.uint64, bit: np.uint64) -> None:
     """Move a probability towards a bit (all ones or zero), at the rate of its limit."""
     value, count = table[slot], table[slot + ONE]
     rate = RATES[count]
     down = value - ((value * rate) >> np.uint32(16))
     up = value + (((np.uint32(65535) - value) * rate) >> np.uint32(16))
-    table[slot] = up if bit else down
+    table[slot] = (up & np.uint32(bit)) | (down & np.uint32(~bit))
     table[slot + ONE] = count + np.uint32(count < table[slot + TWO])
 
 
-@compiled()
+@lean
 def carry(out: U32, place: int) -> None:
     """Add one to the number that was written."""
     place -= 1
@@ -86,7 +89,7 @@ def carry(out: U32, place: int) -> None:
         out[place] += np.uint32(1)
 
 
-@compiled(forceinline=True)
+@inlined
 def put_interval(
     low: np.uint64, span: np.uint64, place: int, out: U32, start: np.uint64, size: np.uint64
 ) -> tuple[np.uint64, np.uint64, int]:
@@ -101,7 +104,7 @@ def put_interval(
     return low, span, place
 
 
-@compiled(forceinline=True)
+@inlined
 def get_interval(
     code: np.uint64, span: np.uint64, place: int, words: U32
 ) -> tuple[np.uint64, np.uint64, int]:
@@ -112,7 +115,7 @@ def get_interval(
     return code, span, place
 
 
-@compiled(forceinline=True)
+@inlined
 def put_bit(
     low: np.uint64,
     span: np.uint64,
@@ -125,11 +128,11 @@ def put_bit(
     """Code a bit (all ones or zero) by the probability in a slot."""
     bound = (span >> HALF_WORD) * np.uint64(table[slot] | np.uint32(1))
     learn(table, slot, bit)
-    size = bound if bit else span - bound
+    size = (bound & bit) | ((span - bound) & ~bit)
     return put_interval(low, span, place, out, bound & ~bit, size)
 
 
-@compiled(forceinline=True)
+@inlined
 def get_bit(
     code: np.uint64, span: np.uint64, place: int, words: U32, table: U32, slot: np.uint64
 ) -> tuple[np.uint64, np.uint64, np.uint64, int]:
@@ -144,7 +147,7 @@ def get_bit(
     return bit, code, span, place
 
 
-@compiled()
+@lean
 def refresh(table: U16, gaps: U16, row: np.uint64) -> None:
     """Compute the intervals of a row from its counts, and when to do so again."""
     first = int(row * ROW)
@@ -165,7 +168,7 @@ def refresh(table: U16, gaps: U16, row: np.uint64) -> None:
     gaps[row + row] = gaps[row + row + ONE] = np.uint16(gap)
 
 
-@compiled(forceinline=True)
+@inlined
 def interval(table: U16, row: np.uint64, symbol: int) -> tuple[np.uint64, np.uint64]:
     """Start and size of a symbol's interval, in 1 / 65,536; counts the symbol."""
     at = row * ROW + np.uint64(symbol)
@@ -175,7 +178,7 @@ def interval(table: U16, row: np.uint64, symbol: int) -> tuple[np.uint64, np.uin
     return start, end - start
 
 
-@compiled(forceinline=True)
+@inlined
 def put_symbol(
     low: np.uint64,
     span: np.uint64,
@@ -195,7 +198,7 @@ def put_symbol(
     return put_interval(low, span, place, out, share * start, share * size)
 
 
-@compiled(forceinline=True)
+@inlined
 def get_symbol(
     code: np.uint64, span: np.uint64, place: int, words: U32, table: U16, gaps: U16, row: np.uint64
 ) -> tuple[int, np.uint64, np.uint64, int]:
@@ -211,7 +214,7 @@ def get_symbol(
     return symbol, code, span, place
 
 
-@compiled(forceinline=True)
+@inlined
 def put_digits(
     low: np.uint64, span: np.uint64, place: int, out: U32, number: np.uint64, width: int
 ) -> tuple[np.uint64, np.uint64, int]:
@@ -225,7 +228,7 @@ def put_digits(
     return low, span, place
 
 
-@compiled(forceinline=True)
+@inlined
 def get_digits(
     code: np.uint64, span: np.uint64, place: int, words: U32, width: int
 ) -> tuple[np.uint64, np.uint64, np.uint64, int]:
@@ -241,7 +244,7 @@ def get_digits(
     return number, code, span, place
 
 
-@compiled()
+@lean
 def finish(low: np.uint64, place: int, out: U32) -> int:
     """Write a word that lies in the interval whatever follows it; the number of words."""
     last = low + (BELOW_WORD - ONE)
@@ -251,19 +254,19 @@ def finish(low: np.uint64, place: int, out: U32) -> int:
     return place + 1
 
 
-@compiled(forceinline=True)
+@inlined
 def place_of(bits: np.uint64, full: np.uint64, sign: np.uint64) -> np.uint64:
     """Place of an element on the line of values: every pattern of bits has its own."""
     return bits ^ full if bits & sign else bits | sign
 
 
-@compiled(forceinline=True)
+@inlined
 def bits_at(place: np.uint64, full: np.uint64, sign: np.uint64) -> np.uint64:
     """The inverse of `place_of`."""
     return place ^ sign if sign == ZERO or place & sign else place ^ full
 
 
-@compiled()
+@lean
 def predict(
     levels: U8, start: int, stop: int, left: I32, right: I32, scale: np.int64, sums: I32
 ) -> None:
@@ -291,19 +294,51 @@ def predict(
                 sums[j] += factor * right[k, column + j]
         for j in range(num):
             size = min(int((np.int64(abs(sums[j])) * scale) >> 32), 15)
-            levels[at - start + j] = np.uint8(size) | (
-                np.uint8(128) if sums[j] < 0 else np.uint8(0)
-            )
+            levels[at - start + j] = np.uint8(size + 128 if sums[j] < 0 else size)
         at += num
 
 
-@compiled()
+@lean
+def encode_factors(factors: I32, table: U16, gaps: U16, out: U32) -> int:
+    """Words written for numbers from -128 to 127, (rank, size); each rank has its counts."""
+    low, span, place = ZERO, ALL, 0
+    for k in range(factors.shape[0]):
+        for j in range(factors.shape[1]):
+            number = int(factors[k, j])
+            symbol = number + ESCAPE // 2 if abs(number) <= ESCAPE // 2 else ESCAPE
+            low, span, place = put_symbol(low, span, place, out, table, gaps, np.uint64(k), symbol)
+            if symbol == ESCAPE:
+                low, span, place = put_digits(low, span, place, out, np.uint64(number + 128), 8)
+    return finish(low, place, out)
+
+
+@lean
+def decode_factors(words: U32, table: U16, gaps: U16, factors: I32) -> bool:
+    """The inverse of `encode_factors`: whether the coding is just as long as they need."""
+    span, place = ALL, 2
+    code = (np.uint64(words[0]) << WORD) | (np.uint64(words[1]) if words.size > 1 else ZERO)
+    for k in range(factors.shape[0]):
+        for j in range(factors.shape[1]):
+            symbol, code, span, place = get_symbol(
+                code, span, place, words, table, gaps, np.uint64(k)
+            )
+            if symbol == ESCAPE:
+                digits, code, span, place = get_digits(code, span, place, words, 8)
+                factors[k, j] = np.int32(np.int64(digits) - 128)
+            else:
+                factors[k, j] = np.int32(symbol - ESCAPE // 2)
+        if place > words.size + 1:
+            return False
+    return place == words.size + 1
+
+
+@lean
 def num_bits(span: np.uint64, place: int) -> float:
     """Bits coded so far."""
     return 32.0 * place + 64.0 - np.log2(float(span))
 
 
-@compiled(forceinline=True)
+@inlined
 def block_masks(base: Bits, at: int, magnitude: int, limit: int) -> tuple[np.uint64, np.uint64]:
     """Elements of the 64 from `at` on that are there, and those of them above the limit."""
     if at + 64 <= base.size:
@@ -316,26 +351,33 @@ def block_masks(base: Bits, at: int, magnitude: int, limit: int) -> tuple[np.uin
     return there, cold
 
 
-@compiled()
+@lean
 def encode_chunk(
     base: Bits,
     tuned: Bits,
-    kind: NDArray[np.uint64],
-    magnitude: int,
-    limit: int,
-    factors: tuple[int, I32, I32, np.int64],
-    room: tuple[U32, U32, U16, U16, I64, U8, I32],
     out: U32,
     most: int,
     tally: NDArray[np.float64],
+    kind: NDArray[np.uint64],
+    magnitude: int,
+    limit: int,
+    offset: int,
+    left: I32,
+    right: I32,
+    scale: np.int64,
+    flags: U32,
+    signs: U32,
+    table: U16,
+    gaps: U16,
+    changed: I64,
+    levels: U8,
+    sums: I32,
 ) -> int:
     """Words written, or -1 where that would be more than `most`.
 
     `tally` gets the bits of flags, of signs and of distances, for reports only.
     """
     full, sign, shift, field, rows = kind[0], kind[1], kind[2], kind[3], kind[4]
-    flags, signs, table, gaps, changed, levels, sums = room
-    offset, left, right, scale = factors
     block_slot = np.uint64(flags.size - 3)
     low, span, place = ZERO, ALL, 0
     begin = num_bits(span, place)
@@ -415,21 +457,28 @@ def encode_chunk(
     return finish(low, place, out)
 
 
-@compiled()
+@lean
 def decode_chunk(
     base: Bits,
     words: U32,
+    tuned: Bits,
     kind: NDArray[np.uint64],
     magnitude: int,
     limit: int,
-    factors: tuple[int, I32, I32, np.int64],
-    room: tuple[U32, U32, U16, U16, I64, U8, I32],
-    tuned: Bits,
+    offset: int,
+    left: I32,
+    right: I32,
+    scale: np.int64,
+    flags: U32,
+    signs: U32,
+    table: U16,
+    gaps: U16,
+    changed: I64,
+    levels: U8,
+    sums: I32,
 ) -> bool:
     """Whether the coding is just as long as its elements need."""
     full, sign, shift, field, rows = kind[0], kind[1], kind[2], kind[3], kind[4]
-    flags, signs, table, gaps, changed, levels, sums = room
-    offset, left, right, scale = factors
     block_slot = np.uint64(flags.size - 3)
     span, place = ALL, 2
     code = (np.uint64(words[0]) << WORD) | (np.uint64(words[1]) if words.size > 1 else ZERO)
