@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import trimtab
 from tests.deltas.building import content_of, moved, random_bits, write_folder
+from tests.deltas.killing import killed_at_every_step
 from tests.deltas.test_deltas import made, pair
 from trimtab.errors import CheckpointError, DeltaError
 from trimtab.outputs import lock
@@ -62,65 +61,20 @@ def test_without_undo_and_under_another_process(tmp_path: Path) -> None:
         trimtab.revert(base)
 
 
-KILLED = """
-import os, shutil, sys
-import concurrent.futures.thread, json, xxhash, zstandard
-import trimtab
-
-start, folders, delta, verb = sys.argv[1:]
-shutil.copytree(start, f"{folders}.warm")  # so that no child loads compiled kernels
-try:
-    trimtab.apply_in_place(f"{folders}.warm", delta, threads=1)
-except trimtab.TrimtabError:
-    trimtab.revert(f"{folders}.warm", threads=1)
-
-def run(folder, left):
-    def audit(event, arguments):
-        nonlocal left
-        if event in ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate"):
-            if folder in str(arguments[0]):
-                left -= 1
-                if left < 0:
-                    os.kill(os.getpid(), 9)
-    sys.addaudithook(audit)
-    if verb == "revert":
-        trimtab.revert(folder, threads=1)
-    else:
-        trimtab.apply_in_place(folder, delta, threads=1)
-
-for step in range(1000):
-    folder = f"{folders}/{step}"
-    shutil.copytree(start, folder)
-    if not (child := os.fork()):
-        try:
-            run(folder, step)
-        except BaseException as error:
-            print(error)
-            os._exit(1)
-        os._exit(0)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if code != -9:
-        sys.exit(code)
-"""
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills the children of a fork")
 @pytest.mark.parametrize("verb", ["apply", "revert"])
 def test_killed_at_every_step(tmp_path: Path, verb: str) -> None:
     """Killed before each call that opens, renames or removes: what loads is one of the two."""
     base, tuned = pair(tmp_path, rows=6)
     delta = made(base, tuned, tmp_path / "x.delta")
-    start, folders = tmp_path / "start", tmp_path / "folders"
+    start = tmp_path / "start"
     shutil.copytree(base, start)
+    work = f"trimtab.apply_in_place(folder, {str(delta)!r}, threads=1)"
     if verb == "revert":
         trimtab.apply_in_place(start, delta)
+        work = "trimtab.revert(folder, threads=1)"
     old, new = content_of(start), content_of(base if verb == "revert" else tuned)
-    folders.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, start, folders, delta, verb], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    *killed, last = sorted(folders.iterdir(), key=lambda folder: int(folder.name))
+    killed, last = killed_at_every_step(start, tmp_path / "folders", work)
     assert content_of(last) == new
     assert len(killed) > 30
     ends = set()

@@ -6,10 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import PurePosixPath
+from reprlib import repr as short
 from typing import ClassVar, Literal
 
 from trimtab.checkpoints.folder import is_foreign
 from trimtab.checkpoints.names import parts_of
+from trimtab.checkpoints.safetensors import MAX_DIMENSIONS
 from trimtab.elements.dtypes import DTYPES
 from trimtab.results.records import CheckpointRecord
 from trimtab.results.result import Result
@@ -18,6 +21,9 @@ from trimtab.words import one_line, plural
 
 MAX_FILE_BYTES = 256 << 20
 """Longest file, apart from weights, that a delta carries."""
+
+MAX_NAME_BYTES = 255
+"""Longest name of a file or a folder, on usual file systems."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,8 @@ class TensorEntry:
         """What no tensor of a delta can be."""
         if self.dtype not in DTYPES:
             yield f"dtype is {self.dtype!r}, which safetensors does not have"
+        elif len(self.shape) > MAX_DIMENSIONS or prod(max(1, n) for n in self.shape) >= 2**60:
+            yield f"{short(self.shape)} is no shape of a tensor"
         elif max(self.num_common, self.num_changed) > self.num_elements:
             yield f"it has {self.num_elements} elements, fewer than num_common or num_changed"
         elif self.base is None and (self.num_common or self.frames):
@@ -137,14 +145,24 @@ class FileEntry:
 
     def problems(self) -> Iterator[str]:
         """What no file of a delta can be."""
-        if is_foreign(self.path):
-            yield f"path is {self.path!r}, which leads out of the folder"
-        if self.base is not None and is_foreign(self.base):
-            yield f"base is {self.base!r}, which leads out of the folder"
+        for what, path in (("path", self.path), ("base", self.base)):
+            if path is not None and is_foreign(path):
+                yield f"{what} is {short(path)}, which leads out of the folder"
+            elif path is not None and _is_odd(path, self.kind):
+                yield f"{what} is {short(path)}, which is hidden or too long"
         if self.num_content > min(self.num_bytes, MAX_FILE_BYTES):
             yield f"num_content is {self.num_content}, too many for a file of {self.num_bytes}"
         if self.base is None and not self.num_stored:
             yield "nothing is stored of it, and it has no base"
+
+
+def _is_odd(path: str, kind: str) -> bool:
+    """Whether a path is one that `make` never stores: tools act on what is hidden."""
+    *folders, name = path.split("/")
+    hidden = [*folders, name] if kind == "other" else folders
+    return any(part.startswith(".") for part in hidden) or any(
+        len(part.encode()) > MAX_NAME_BYTES for part in (*folders, name)
+    )
 
 
 @dataclass(frozen=True)
@@ -219,12 +237,25 @@ class Manifest(Result):
 
     def problems(self) -> Iterator[str]:
         """What no delta can be."""
+        paths = [file.path.casefold() for file in self.files]
         for what, names in (
-            ("file", [file.path.casefold() for file in self.files]),
+            ("file", paths),
             ("tensor", [entry.name for entry in self.tensors]),
         ):
             if twice := [name for name, count in Counter(names).items() if count > 1]:
                 yield f"it has two {what}s of the name {twice[0]!r}"
+        folders = {str(folder) for path in paths for folder in PurePosixPath(path).parents}
+        if inside := sorted(folders.intersection(paths)):
+            yield f"it has a file of the name {short(inside[0])}, and files in a folder of it"
+        # Or a small delta could give any number of large files.
+        weights = sum(
+            file.num_bytes - file.num_content for file in self.files if file.kind == "weights"
+        )
+        if weights != (tensors := sum(entry.num_bytes for entry in self.tensors)):
+            yield (
+                f"its files of weights have {weights} bytes of tensors, and the tensors have "
+                f"{tensors}"
+            )
         originals = {e.name: e for e in self.tensors if e.copy_of is None}
         for entry in self.tensors:
             if entry.copy_of is not None and entry.copy_of not in originals:

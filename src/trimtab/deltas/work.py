@@ -30,6 +30,9 @@ def in_order(
         threads: Threads in all; by default one for each core.
     """
     threads = threads or os.cpu_count() or 1
+    if threads == 1:
+        yield from (task(item, 1) for item in items)
+        return
     pending: deque[Future[Done]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
