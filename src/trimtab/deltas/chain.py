@@ -95,6 +95,16 @@ class Replay:
         """
         return self._tensor(len(self.deltas), entry, threads)
 
+    def check_base(self) -> None:
+        """Compare every tensor that the first delta needs of the base with the hash of it there.
+
+        Raises:
+            DeltaError: The base is another one.
+        """
+        for entry in self.deltas[0].tensors.values():
+            if entry.base is not None:
+                self._before(1, entry, entry.base, 1)
+
     def _tensor(self, level: int, entry: TensorEntry, threads: int) -> Bits:
         delta = self.deltas[level - 1]
         if entry.copy_of is not None:

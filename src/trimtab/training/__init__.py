@@ -12,6 +12,9 @@ from trimtab.extras import lazy_names
 if TYPE_CHECKING:
     from trimtab.results.evaluation import Evaluation as Evaluation
     from trimtab.results.robustness import Robustness as Robustness
+    from trimtab.training.deltas.loading import LoadedDelta as LoadedDelta
+    from trimtab.training.deltas.loading import applied_delta as applied_delta
+    from trimtab.training.deltas.loading import load_delta as load_delta
     from trimtab.training.evaluation.evaluate import evaluate as evaluate
     from trimtab.training.evaluation.questions import file_questions as file_questions
     from trimtab.training.evaluation.questions import questions_of_run as questions_of_run
@@ -32,10 +35,13 @@ if TYPE_CHECKING:
     from trimtab.training.trainer_callback import sparse_adamw as sparse_adamw
 
 _MODULES = {
+    "applied_delta": "trimtab.training.deltas.loading",
     "DataTable": "trimtab.training.runs.settings",
     "evaluate": "trimtab.training.evaluation.evaluate",
     "Evaluation": "trimtab.results.evaluation",
     "file_questions": "trimtab.training.evaluation.questions",
+    "load_delta": "trimtab.training.deltas.loading",
+    "LoadedDelta": "trimtab.training.deltas.loading",
     "MaskedTraining": "trimtab.training.masked_training",
     "MaskedTrainingCallback": "trimtab.training.trainer_callback",
     "measure_input_norms": "trimtab.training.input_norms",

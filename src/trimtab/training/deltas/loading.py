@@ -1,0 +1,234 @@
+"""Apply a delta to a model in memory, and take it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, cast
+
+import numpy as np
+from torch import nn
+
+from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.deltas.chain import AnyPath, Replay, opened_chain
+from trimtab.deltas.make import hash_of
+from trimtab.deltas.manifest import Manifest, TensorEntry
+from trimtab.deltas.work import in_order
+from trimtab.elements.dtypes import Bits
+from trimtab.elements.update_coding import decode_tensor, encode_tensor
+from trimtab.errors import DeltaError
+from trimtab.training.deltas.live import LiveModel, LiveTensor, stored_tensors
+from trimtab.words import first_few, one_line
+
+
+class _Undo(NamedTuple):
+    """A tensor that was changed, and the way back."""
+
+    tensor: LiveTensor
+    frames: list[bytes]  # its bits before, coded given those after
+    before: str  # xxh3-128 of both
+    after: str
+
+
+class LoadedDelta:
+    """A delta that `load_delta` applied to a model.
+
+    Attributes:
+        manifest: What the delta says of the result.
+        num_bytes: Bytes in memory that `revert` needs.
+    """
+
+    def __init__(self, manifest: Manifest, undo: Sequence[_Undo]) -> None:
+        self.manifest = manifest
+        self.num_bytes = sum(len(frame) for entry in undo for frame in entry.frames)
+        self._undo: tuple[_Undo, ...] | None = tuple(undo)
+
+    def __repr__(self) -> str:
+        state = "reverted" if self._undo is None else f"{self.num_bytes:,} bytes to revert it"
+        return one_line(self, f"{self.manifest!r}; {state}")
+
+    def revert(self, *, threads: int | None = None) -> None:
+        """Give the model the weights from before, bit for bit.
+
+        Args:
+            threads: Tensors or chunks decoded at the same time; by default one for each core.
+
+        Raises:
+            DeltaError: It was reverted before, or the weights were changed since, by training or by
+                another delta; the model is left as it is.
+        """
+        if self._undo is None:
+            raise DeltaError("the delta was reverted before: apply it again with load_delta")
+        changed = [u.tensor.name for u in self._undo if hash_of(u.tensor.read()) != u.after]
+        if changed:
+            raise DeltaError(
+                f"{first_few(changed)} changed since the delta was applied (by training, or by "
+                "another delta that is to be reverted first): the model is left as it is"
+            )
+        _take_back(self._undo, threads)
+        self._undo = None
+
+
+def load_delta(
+    model: nn.Module, deltas: AnyPath | Sequence[AnyPath], *, threads: int | None = None
+) -> LoadedDelta:
+    """Give a model in memory the weights that deltas make of its own, bit for bit.
+
+    The parameters and persistent buffers are changed in place, on any device. Before anything is
+    written, the hash of every tensor is compared with that of the base of the delta; afterwards,
+    with that of the result. If anything fails, the model is as it was.
+
+    Args:
+        model: The base of the (first) delta, in the dtypes in which it is stored.
+        deltas: One delta file, or those of a chain in any order.
+        threads: Tensors or chunks coded at the same time; by default one for each core.
+
+    Returns:
+        A handle whose `revert` takes the delta back.
+
+    Raises:
+        DeltaError: The model is not the base of the deltas; it has other tensors, shapes or dtypes
+            than the result; they are no chain, or one is damaged.
+    """
+    with opened_chain(deltas) as chain:
+        base = stored_tensors(model, _base_names(chain[0].manifest))
+        # Of its base, a replay uses the id, the tensors and which of them are tied.
+        replay = Replay(cast("Checkpoint", _Base("the model", base.tensors, base.tied)), chain)
+        targets = _targets(replay, base, stored_tensors(model, chain[-1].tensors))
+        replay.check_base()
+        undo: list[_Undo] = []
+        bits: Bits | None = None
+        try:
+            for bits, way_back in in_order(
+                targets,
+                lambda target, threads: _decode(replay, *target, threads),
+                lambda target: target[0].num_bytes,
+                threads,
+            ):
+                if way_back is not None:
+                    undo.append(way_back)
+                    way_back.tensor.write(bits)
+            for entry, tensor in targets:
+                if hash_of(tensor.read()) != entry.hash:
+                    raise DeltaError(
+                        f"{entry.name} of the model is not what was written to it: it shares "
+                        "memory with another tensor, or was changed at the same time"
+                    )
+        except BaseException:
+            if undo and bits is not None and hash_of(bits) == undo[-1].after:
+                undo[-1].tensor.write(bits)  # an interrupt may have come in the middle of it
+            _take_back(undo, threads)
+            raise
+    return LoadedDelta(replay.manifest, undo)
+
+
+@contextmanager
+def applied_delta(
+    model: nn.Module, deltas: AnyPath | Sequence[AnyPath], *, threads: int | None = None
+) -> Iterator[LoadedDelta]:
+    """`load_delta` for the duration of a `with` block, and `revert` at its end.
+
+    Raises:
+        DeltaError: As of `load_delta`; or, at the end, the block changed the weights.
+    """
+    loaded = load_delta(model, deltas, threads=threads)
+    try:
+        yield loaded
+    finally:
+        loaded.revert(threads=threads)
+
+
+class _Base(NamedTuple):
+    """A model as the base of a replay."""
+
+    id: str
+    tensors: Mapping[str, LiveTensor]
+    tied: Mapping[str, str]
+
+
+def _targets(
+    replay: Replay, base: LiveModel, live: LiveModel
+) -> list[tuple[TensorEntry, LiveTensor]]:
+    """Every tensor of the model, with the entry of the last delta that makes it."""
+    path = replay.deltas[-1].path
+    entries = replay.deltas[-1].tensors
+    if missing := [name for name in entries if live.get(name) is None]:
+        raise DeltaError(
+            f"the model has no {first_few(missing)}, which {path} makes: expected a model of "
+            f"{replay.manifest.base.id}"
+        )
+    made: dict[str, TensorEntry] = {}
+    for name, entry in entries.items():
+        tensor = live.tensors[live.tied.get(name, name)]
+        if (entry.dtype, entry.shape) != (tensor.dtype.name, tensor.shape):
+            raise DeltaError(
+                f"{name} is {tensor.dtype.name} {list(tensor.shape)} in the model, and "
+                f"{entry.dtype} {list(entry.shape)} in {path}: load the base in the dtypes of its "
+                "files (dtype='auto')"
+            )
+        origin = _origin(replay, entry)
+        before = base.get(origin) if origin is not None else None
+        if before is not None and not before.is_same(tensor):
+            raise DeltaError(
+                f"{path} makes {name} of {origin}, another tensor of the model: apply it to "
+                "files, with trimtab delta apply"
+            )
+        other = made.setdefault(tensor.name, entry)
+        if other.hash != entry.hash:
+            raise DeltaError(
+                f"{other.name} and {name} are one tensor in the model, and two in {path}: untie "
+                "them in the config of the model"
+            )
+    if more := [name for name in live.tensors if name not in made]:
+        raise DeltaError(
+            f"{path} makes no {first_few(more)}, which the model has: expected a model of "
+            f"{replay.manifest.base.id}"
+        )
+    return [(entry, live.tensors[name]) for name, entry in made.items()]
+
+
+def _base_names(manifest: Manifest) -> dict[str, None]:
+    return {entry.base: None for entry in manifest.tensors if entry.base is not None}
+
+
+def _origin(replay: Replay, entry: TensorEntry) -> str | None:
+    """The tensor of the base that the deltas make a tensor of; None if it is stored whole."""
+    for delta in reversed(replay.deltas):
+        entry = delta.tensors.get(entry.copy_of or entry.name, entry)
+        if entry.base is None:
+            return None
+        if delta is replay.deltas[0]:
+            break
+        before = replay.deltas[replay.deltas.index(delta) - 1].tensors.get(entry.base)
+        if before is None:
+            return None
+        entry = before
+    return entry.base
+
+
+def _decode(
+    replay: Replay, entry: TensorEntry, tensor: LiveTensor, threads: int
+) -> tuple[Bits, _Undo | None]:
+    """The new bits of a tensor, and the way back; None if they are those that it has."""
+    after, before = replay.tensor(entry, threads=threads), tensor.read()
+    if np.array_equal(before, after):
+        return after, None
+    frames = encode_tensor(after, before, tensor.dtype, threads=threads)
+    return after, _Undo(tensor, frames, hash_of(before), entry.hash)
+
+
+def _take_back(undo: Sequence[_Undo], threads: int | None) -> None:
+    """Undo every change that is still in the model."""
+
+    def decode(entry: _Undo, threads: int) -> Bits:
+        now = entry.tensor.read()
+        if hash_of(now) == entry.before:
+            return now
+        before = decode_tensor(now, entry.frames, entry.tensor.dtype, threads=threads)
+        if hash_of(before) != entry.before:
+            raise DeltaError(f"{entry.tensor.name} cannot be given back: load the model again")
+        return before
+
+    decoded = in_order(undo, decode, lambda entry: entry.tensor.num_bytes, threads)
+    for entry, bits in zip(undo, decoded, strict=True):
+        entry.tensor.write(bits)

@@ -1,0 +1,269 @@
+"""Deltas of models in memory: applied and taken back bit for bit, or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import trimtab
+from tests.deltas.building import moved, random_bits, write_folder
+from tests.training import architectures, tiny
+from trimtab.elements.dtypes import DTYPES, Bits
+from trimtab.errors import DeltaError
+from trimtab.training import LoadedDelta, applied_delta, load_delta
+from trimtab.training.deltas.live import INTEGERS, NAMES, LiveTensor
+
+pytestmark = pytest.mark.train
+
+TORCH = {name: dtype for dtype, name in NAMES.items()}
+
+Arrays = dict[str, tuple[str, Bits]]
+
+
+def tensor_of(dtype: str, bits: Bits) -> torch.Tensor:
+    integers = INTEGERS[bits.itemsize]
+    signed = bits.copy().view(f"i{bits.itemsize}" if bits.itemsize > 1 else "u1")
+    return torch.from_numpy(signed).view(integers).view(TORCH[dtype])
+
+
+def module_of(arrays: Mapping[str, tuple[str, Bits]]) -> nn.Module:
+    """Floats are parameters, others buffers."""
+    module = nn.Module()
+    for name, (dtype, bits) in arrays.items():
+        values = tensor_of(dtype, bits)
+        if DTYPES[dtype].is_float:
+            module.register_parameter(name, nn.Parameter(values, requires_grad=False))
+        else:
+            module.register_buffer(name, values)
+    return module
+
+
+def bits_of(model: nn.Module) -> dict[str, bytes]:
+    return {
+        name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in model.state_dict().items()
+    }
+
+
+def raw(arrays: Arrays) -> dict[str, bytes]:
+    return {name: bits.tobytes() for name, (_, bits) in arrays.items()}
+
+
+def arrays_pair() -> tuple[Arrays, Arrays]:
+    """Every dtype, with NaN payloads and both zeros; empty and 0-d; one that does not change."""
+    shapes = dict.fromkeys(DTYPES, (7, 9)) | {"F64": (), "I64": (0, 3), "BF16": (50, 8)}
+    base: Arrays = {n: (n, random_bits(n, shape, i)) for i, (n, shape) in enumerate(shapes.items())}
+    base["same"] = ("BF16", random_bits("BF16", (5,), 99))
+    tuned: Arrays = {
+        n: (dtype, moved(bits, 0.2, 1) if n not in ("same", "BOOL") else bits.copy())
+        for n, (dtype, bits) in base.items()
+    }
+    tuned["BF16"][1].reshape(-1)[:4] = (0x7FC1, 0xFF81, 0x8000, 0x0000)
+    return base, tuned
+
+
+def made(folder: Path, base: Arrays, tuned: Arrays, name: str = "x") -> Path:
+    one = write_folder(folder / f"{name}-base", base)
+    other = write_folder(folder / f"{name}-tuned", tuned)
+    trimtab.make_delta(one, other, folder / f"{name}.delta")
+    return folder / f"{name}.delta"
+
+
+def test_every_dtype_there_and_back(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    delta = made(tmp_path, base, tuned)
+    model = module_of(base)
+    places = {name: tensor.data_ptr() for name, tensor in model.state_dict().items()}
+    loaded = load_delta(model, delta, threads=2)
+    assert bits_of(model) == raw(tuned)
+    assert {name: tensor.data_ptr() for name, tensor in model.state_dict().items()} == places
+    assert 0 < loaded.num_bytes < sum(bits.nbytes for _, bits in tuned.values()) * 1.1
+    assert "bytes to revert it" in repr(loaded)
+    with pytest.raises(DeltaError, match="the delta was applied before; nothing was changed"):
+        load_delta(model, delta)
+    assert bits_of(model) == raw(tuned)
+    loaded.revert()
+    assert bits_of(model) == raw(base)
+    with pytest.raises(DeltaError, match="the delta was reverted before"):
+        loaded.revert()
+    with applied_delta(model, delta) as again:
+        assert isinstance(again, LoadedDelta)
+        assert bits_of(model) == raw(tuned)
+    assert bits_of(model) == raw(base)
+
+
+def test_a_chain_is_applied_at_once(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    last: Arrays = {
+        n: (dtype, moved(bits, 0.1, 5)) for n, (dtype, bits) in tuned.items() if n != "BOOL"
+    }
+    last = {n: last.get(n, tuned[n]) for n in tuned}
+    one = made(tmp_path, base, tuned)
+    other = write_folder(tmp_path / "last", last)
+    trimtab.make_delta(tmp_path / "x-tuned", other, tmp_path / "2.delta", after=one)
+    model = module_of(base)
+    with applied_delta(model, [tmp_path / "2.delta", one]):
+        assert bits_of(model) == raw(last)
+    assert bits_of(model) == raw(base)
+
+
+def test_the_model_is_left_alone_where_it_is_not_the_base(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    delta = made(tmp_path, base, tuned)
+    other = {n: (dtype, bits.copy()) for n, (dtype, bits) in base.items()}
+    other["same"][1][3] ^= 1  # not even a tensor that changes
+    cases: list[tuple[Arrays, str]] = [
+        (other, "same has xxh3-128 .* give the base"),
+        ({n: v for n, v in base.items() if n != "F16"}, "the model has no F16, which"),
+        ({**base, "more": base["F16"]}, "makes no more, which the model has"),
+        (
+            {**base, "F16": ("F16", base["F16"][1][:5])},
+            r"F16 is F16 \[5, 9\] in the model, and F16",
+        ),
+        ({**base, "F16": ("BF16", base["F16"][1])}, "dtypes of its files"),
+    ]
+    for arrays, message in cases:
+        model = module_of(arrays)
+        before = bits_of(model)
+        with pytest.raises(DeltaError, match=message):
+            load_delta(model, delta)
+        assert bits_of(model) == before
+
+
+def test_a_damaged_delta_and_an_interrupt_leave_the_model_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned = arrays_pair()
+    delta = made(tmp_path, base, tuned)
+    model = module_of(base)
+    content = delta.read_bytes()
+    with trimtab.DeltaFile(delta) as opened:  # flip a bit of the last tensor that is stored
+        part = opened._parts["tensor:U8"]
+    damaged = bytearray(content)
+    damaged[part.offset + part.num_bytes // 2] ^= 16
+    (tmp_path / "damaged.delta").write_bytes(damaged)
+    with pytest.raises(DeltaError, match="U8"):
+        load_delta(model, tmp_path / "damaged.delta", threads=1)
+    assert bits_of(model) == raw(base)
+
+    real = LiveTensor.write
+    for stop in range(1, 9):
+        left = stop
+
+        def write(self: Any, bits: Bits) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                real(self, np.where(np.arange(bits.size).reshape(bits.shape) % 2, bits, ~bits))
+                raise KeyboardInterrupt
+            real(self, bits)
+
+        monkeypatch.setattr(LiveTensor, "write", write)
+        with pytest.raises(KeyboardInterrupt):
+            load_delta(model, delta)
+        monkeypatch.undo()
+        assert bits_of(model) == raw(base)
+
+
+def test_a_model_that_was_trained_is_not_reverted(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    delta = made(tmp_path, base, tuned)
+    model = module_of(base)
+    loaded = load_delta(model, delta)
+    with torch.no_grad():
+        model.get_parameter("F32").view(torch.int32)[0, 0] ^= 1
+    before = bits_of(model)
+    with pytest.raises(DeltaError, match="F32 changed since the delta was applied"):
+        loaded.revert()
+    assert bits_of(model) == before
+
+
+def test_a_transformers_model_with_tied_embeddings(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from trimtab.training import runtime
+
+    tiny.make_base(tmp_path / "base")
+    with runtime.quiet():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
+        tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
+        with torch.no_grad():
+            for parameter in tuned.parameters():
+                parameter.mul_(1.01)
+        tuned.save_pretrained(tmp_path / "tuned")
+    trimtab.make_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "x.delta")
+    ids = torch.arange(8).reshape(1, 8)
+    before, expected = model(ids).logits, tuned(ids).logits
+    assert not torch.equal(before, expected)
+    with applied_delta(model, tmp_path / "x.delta"):
+        assert torch.equal(model(ids).logits, expected)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert torch.equal(model(ids).logits, before)
+
+
+def test_fused_experts_are_changed_where_they_are(tmp_path: Path) -> None:
+    """Files hold experts one by one, and the model holds them in one parameter."""
+    model = architectures.build("Mixtral").to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    expected = {n: t.detach().clone() * 1.02 for n, t in model.named_parameters()}
+    old = bits_of(model)
+    kept = {n: t.detach().clone() for n, t in model.named_parameters()}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(expected[name])
+        new = bits_of(model)
+        model.save_pretrained(tmp_path / "tuned")
+        for name, parameter in model.named_parameters():
+            parameter.copy_(kept[name])
+    trimtab.make_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "x.delta")
+    with applied_delta(model, tmp_path / "x.delta"):
+        assert bits_of(model) == new
+    assert bits_of(model) == old
+
+
+def test_odd_memory(tmp_path: Path) -> None:
+    """Transposed parameters, and two that share memory without being one object."""
+    bits = random_bits("BF16", (6, 4), 0)
+    base: Arrays = {"a": ("BF16", bits), "b": ("BF16", bits)}
+    new = moved(bits, 0.5, 1)
+    delta = made(tmp_path, base, {"a": ("BF16", new), "b": ("BF16", new)})
+    model = nn.Module()
+    model.a = nn.Parameter(tensor_of("BF16", bits.T.copy()).T, requires_grad=False)
+    assert not model.a.is_contiguous()
+    model.b = nn.Parameter(model.a.detach(), requires_grad=False)
+    with applied_delta(model, delta):
+        assert bits_of(model) == {"a": new.tobytes(), "b": new.tobytes()}
+    assert bits_of(model) == {"a": bits.tobytes(), "b": bits.tobytes()}
+    apart = made(tmp_path, base, {"a": ("BF16", new), "b": ("BF16", bits)}, "apart")
+    with pytest.raises(DeltaError, match="a and b are one tensor in the model, and two in"):
+        load_delta(model, apart)
+    overlapping = nn.Module()
+    memory = tensor_of("BF16", np.arange(8, dtype=np.uint16))
+    overlapping.a = nn.Parameter(memory[:6], requires_grad=False)
+    overlapping.b = nn.Parameter(memory[2:], requires_grad=False)
+    halves: Arrays = {
+        "a": ("BF16", np.arange(6, dtype=np.uint16)),
+        "b": ("BF16", np.arange(2, 8, dtype=np.uint16)),
+    }
+    changed: Arrays = {n: (dtype, values + np.uint16(100)) for n, (dtype, values) in halves.items()}
+    changed["a"][1][5] += 1
+    with pytest.raises(DeltaError, match="a and b of the model overlap in memory"):
+        load_delta(overlapping, made(tmp_path, halves, changed, "halves"))
+    assert bits_of(overlapping) == raw(halves)
+
+
+def test_a_model_without_values_is_refused(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    delta = made(tmp_path, base, tuned)
+    with pytest.raises(DeltaError, match="is on the meta device, without values"):
+        load_delta(module_of(base).to("meta"), delta)
+    odd = module_of({"F32": base["F32"]})
+    odd.register_buffer("wave", torch.zeros(2, dtype=torch.complex64))
+    with pytest.raises(DeltaError, match=r"wave is a tensor of torch\.complex64"):
+        load_delta(odd, delta)
