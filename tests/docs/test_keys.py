@@ -95,8 +95,8 @@ def test_a_run(tmp_path: Path, shelf: Path) -> None:
     train(write(tmp_path, content("sft", shelf / "base", mask="random:0.1", output="out")))
     for name in (RESOLVED, RESULT):
         keys = read(tmp_path / "out" / name).keys()
-        assert not keys - quoted(section("docs/run-files.md", "What it leaves"))
+        assert not keys - quoted(section("docs/run-files.md", "Output"))
     record = read(tmp_path / "out" / "model" / RECORD_FILE)
     record["mask"]["provenance"] = None  # that of the mask's file
     for part in (record, record["mask"], record["settings"], record["optimizer"]):
-        assert not undocumented(part, "The record beside trained weights")
+        assert not undocumented(part, "The record of trained weights")

@@ -82,6 +82,7 @@ def of_train() -> Names:
 
 NAMES: Mapping[str, Callable[[], Names]] = {
     "docs/algorithms/ppo.md": of_ppo,
+    "docs/deltas.md": dict,
     "docs/evaluation.md": dict,
     "docs/pruning.md": dict,
     "docs/tracker.md": dict,
@@ -92,6 +93,12 @@ NAMES: Mapping[str, Callable[[], Names]] = {
 
 def after_ppo(names: Names) -> None:
     assert_trained(names["trainer"], Mask.load("mask.safetensors"))
+
+
+def after_deltas(names: Names) -> None:
+    assert names["manifest"].num_changed > 0
+    for path in Path("from-python").iterdir():
+        assert path.read_bytes() == Path("tuned", path.name).read_bytes()
 
 
 def after_evaluation(names: Names) -> None:
@@ -119,6 +126,7 @@ def after_train(names: Names) -> None:
 
 AFTER: Mapping[str, Callable[[Names], None]] = {
     "docs/algorithms/ppo.md": after_ppo,
+    "docs/deltas.md": after_deltas,
     "docs/evaluation.md": after_evaluation,
     "docs/pruning.md": after_pruning,
     "docs/tracker.md": after_tracker,

@@ -28,6 +28,7 @@ SUPPOSED: Mapping[str, Mapping[str, str]] = {
         "reward-model": "reward-model",
     },
     "docs/cli.md": {"base": "base", "tuned": TUNED},
+    "docs/deltas.md": {"base": "base", "tuned": TUNED},
     "docs/evaluation.md": {
         "base": "base",
         "out": "out",

@@ -82,6 +82,7 @@ def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
         make_structure(tmp_path_factory.mktemp("structure"), 2, has_base=True),
         make_evaluation(levels=(1, 1, 2, 2, 2, 3), suites=True),
         make_probe(),
+        trimtab.make_delta(*pair, folder / "run.delta"),
     ]
     found = [result.to_dict() for result in made]
     found.append(json.loads((ROOT / "papers/balashov-2025/results/small.json").read_text("utf-8")))

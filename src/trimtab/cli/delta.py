@@ -17,7 +17,12 @@ from trimtab.words import plural
 deltas_argument = click.argument("deltas", nargs=-1, required=True)
 
 
-@click.group("delta", cls=options.Group, short_help="Store a tuned checkpoint as a delta.")
+@click.group(
+    "delta",
+    cls=options.Group,
+    short_help="Store a tuned checkpoint as a delta.",
+    epilog="Example: trimtab delta make base/ tuned/ -o run.delta",
+)
 def delta() -> None:
     """Store a tuned checkpoint as a lossless delta against its base, and get it back."""
 
