@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -106,24 +106,38 @@ def source_of(tuned: Checkpoint, carry: Sequence[str] = ()) -> Source:
             f"{tuned.id} is stored in {first_few(odd)}: expected safetensors; save_pretrained the "
             "model first"
         )
+    others, left_out = other_files(tuned, weights, carry)
+    return Source(
+        tensors=tuned.tensors,
+        tied=tuned.tied,
+        weights=weights,
+        others=others,
+        left_out=left_out,
+        record=lambda hashes: record_of(tuned, hashes),
+    )
+
+
+def other_files(
+    checkpoint: Checkpoint, weights: Collection[str], carry: Sequence[str] = ()
+) -> tuple[dict[str, Callable[[], bytes]], tuple[str, ...]]:
+    """The files beside the weights that a delta carries, and the names of those that it does not.
+
+    Args:
+        checkpoint: An open checkpoint; one that is a single file has no others.
+        weights: Names of its files of weights.
+        carry: Patterns of file names to carry although they are among `LEFT_OUT`.
+    """
     others: dict[str, Callable[[], bytes]] = {}
     left_out = []
-    is_folder = not Path(tuned.id).is_file()
-    for path in sorted(tuned.folder.iterdir()) if is_folder else ():
+    is_folder = not Path(checkpoint.id).is_file()
+    for path in sorted(checkpoint.folder.iterdir()) if is_folder else ():
         if path.name in weights or path.name.startswith(".") or not path.is_file():
             continue
         if path.stat().st_size > MAX_FILE_BYTES or not _is_carried(path.name, carry):
             left_out.append(path.name)
         else:
             others[path.name] = _reader(path)
-    return Source(
-        tensors=tuned.tensors,
-        tied=tuned.tied,
-        weights=weights,
-        others=others,
-        left_out=tuple(left_out),
-        record=lambda hashes: record_of(tuned, hashes),
-    )
+    return others, tuple(left_out)
 
 
 def start_of(file: DataFile) -> bytes:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from trimtab.training.deltas.loading import LoadedDelta as LoadedDelta
     from trimtab.training.deltas.loading import applied_delta as applied_delta
     from trimtab.training.deltas.loading import load_delta as load_delta
+    from trimtab.training.deltas.saving import save_delta as save_delta
     from trimtab.training.evaluation.evaluate import evaluate as evaluate
     from trimtab.training.evaluation.questions import file_questions as file_questions
     from trimtab.training.evaluation.questions import questions_of_run as questions_of_run
@@ -53,6 +54,7 @@ _MODULES = {
     "questions_of_task": "trimtab.training.evaluation.questions",
     "Robustness": "trimtab.results.robustness",
     "robustness": "trimtab.training.perturbation.probe",
+    "save_delta": "trimtab.training.deltas.saving",
     "SparseAdamW": "trimtab.training.optimizers.adamw",
     "SparseSGD": "trimtab.training.optimizers.sgd",
     "sparse_adamw": "trimtab.training.trainer_callback",

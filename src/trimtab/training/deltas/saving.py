@@ -1,0 +1,125 @@
+"""Write a model in memory as a delta, without writing the model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
+from trimtab.checkpoints.safetensors import file_start
+from trimtab.deltas.make import write_delta
+from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.source import Source, WeightsFile, other_files
+from trimtab.outputs import ensure_free
+from trimtab.results.records import CheckpointRecord, content_hash
+from trimtab.training import runtime
+from trimtab.training.deltas.live import LiveTensor, stored_tensors
+from trimtab.training.folders import WEIGHTS
+
+ORDER = (
+    *("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
+    *("F8_E8M0", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"),
+)
+"""The order of dtypes in a file that safetensors writes; in each, tensors are sorted by name."""
+
+
+def save_delta(
+    model: nn.Module,
+    base: str | os.PathLike[str] | Checkpoint,
+    output: str | os.PathLike[str],
+    *,
+    after: str | os.PathLike[str] | None = None,
+    threads: int | None = None,
+    force: bool = False,
+) -> Manifest:
+    """Write a model in memory as a delta against its base.
+
+    What `apply_delta` makes of it has one `model.safetensors` with the bytes that `save_pretrained`
+    would write, the `config.json` of the model (if it has one), and the other files of the base:
+    its tokenizer, and so on.
+
+    Args:
+        model: The tuned model, on any device; tied parameters are stored once.
+        base: The checkpoint before training: a folder, a file, a hub id or an open checkpoint.
+        output: The delta file to write.
+        after: The delta that produced `base`, if the two belong to one chain.
+        threads: Tensors or chunks coded at the same time; by default one for each core.
+        force: Replace an existing file.
+
+    Returns:
+        What the delta holds.
+
+    Raises:
+        CheckpointError: The base cannot be read.
+        DeltaError: The model is sharded or without values; or `after` does not end at `base`.
+        OutputExistsError: The output exists and `force` is not set.
+    """
+    ensure_free(output, force=force)
+    with opened(base) as (old,):
+        return write_delta(
+            old, _source_of(model, old), output, after=after, threads=threads, force=force
+        )
+
+
+def _source_of(model: nn.Module, base: Checkpoint) -> Source:
+    live = stored_tensors(model)
+    ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
+    kept = [tensor for name, tensor in live.tensors.items() if name not in ignored]
+    kept.sort(key=lambda tensor: (ORDER.index(tensor.dtype.name), tensor.name))
+    tensors = {tensor.name: tensor for tensor in kept}
+    start = file_start({n: (t.dtype.name, t.shape) for n, t in tensors.items()}, {"format": "pt"})
+    others, _ = other_files(base, {tensor.file.path.name for tensor in base.tensors.values()})
+    own = _config_files(model)
+    return Source(
+        tensors=tensors,
+        tied=live.tied,
+        weights={WEIGHTS: WeightsFile(start, tuple(tensors))},
+        others={
+            **{name: read for name, read in others.items() if not name.endswith(".index.json")},
+            **{name: lambda content=content: content for name, content in own.items()},  # type: ignore[misc]
+        },
+        left_out=(),
+        record=lambda hashes: _record(model, tensors, hashes),
+    )
+
+
+def _config_files(model: nn.Module) -> Mapping[str, bytes]:
+    """What `save_pretrained` writes beside the weights."""
+    inner: Any = getattr(model, "_orig_mod", model)
+    if not hasattr(getattr(inner, "config", None), "save_pretrained"):
+        return {}
+    config = copy.copy(inner.config)
+    config.dtype = str(inner.dtype).removeprefix("torch.")
+    config.architectures = [type(inner).__name__]
+    with TemporaryDirectory() as folder, runtime.quiet():
+        config.save_pretrained(folder)
+        if inner.can_generate():
+            inner.generation_config.save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+
+
+def _record(
+    model: nn.Module, tensors: Mapping[str, LiveTensor], hashes: Mapping[str, str]
+) -> CheckpointRecord:
+    name = type(getattr(model, "_orig_mod", model)).__name__
+    sizes = {t.name: t.num_bytes // t.dtype.num_bytes for t in tensors.values()}
+    dtypes: dict[str, int] = {}
+    for tensor in tensors.values():
+        dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + sizes[tensor.name]
+    return CheckpointRecord(
+        id=f"{name} in memory",
+        revision=None,
+        architecture=name if hasattr(model, "config") else None,
+        num_tensors=len(tensors),
+        num_elements=sum(sizes.values()),
+        dtypes=dtypes,
+        content_hash=content_hash(
+            (n, t.dtype.name, t.shape, hashes[n]) for n, t in sorted(tensors.items())
+        ),
+    )

@@ -1,0 +1,57 @@
+"""A model in memory is written as a delta of what `save_pretrained` would have written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import trimtab
+from tests.deltas.building import content_of
+from tests.training import architectures, tiny
+from tests.training.deltas.test_loading import arrays_pair, bits_of, module_of, raw
+from trimtab.errors import DeltaError, OutputExistsError
+from trimtab.training import applied_delta, runtime, save_delta
+
+pytestmark = pytest.mark.train
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mixtral", "GPT2", "tied"])
+def test_the_files_are_those_of_save_pretrained(name: str, tmp_path: Path) -> None:
+    model = tiny.model() if name == "tied" else architectures.build(name)
+    with runtime.quiet():
+        model.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+        tiny.tokenizer().save_pretrained(tmp_path / "base")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
+        made = save_delta(model, tmp_path / "base", tmp_path / "x.delta", threads=1)
+        model.save_pretrained(tmp_path / "tuned")
+    trimtab.apply_delta(tmp_path / "base", tmp_path / "x.delta", tmp_path / "again")
+    expected = content_of(tmp_path / "base") | content_of(tmp_path / "tuned")
+    assert content_of(tmp_path / "again") == expected
+    again = trimtab.make_delta(tmp_path / "base", tmp_path / "tuned", tmp_path / "2.delta")
+    assert again.result.content_hash == made.result.content_hash
+    assert made.result.num_elements == again.result.num_elements
+    assert made.result.id == f"{type(model).__name__} in memory"
+    with pytest.raises(OutputExistsError):
+        save_delta(model, tmp_path / "base", tmp_path / "x.delta")
+
+
+def test_any_module_and_any_dtype(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    from tests.deltas.building import write_folder
+
+    write_folder(tmp_path / "base", base)
+    save_delta(module_of(tuned), tmp_path / "base", tmp_path / "x.delta")
+    trimtab.apply_delta(tmp_path / "base", tmp_path / "x.delta", tmp_path / "again")
+    model = module_of(base)
+    with applied_delta(model, tmp_path / "x.delta"):
+        assert bits_of(model) == raw(tuned)
+    with trimtab.open_checkpoint(tmp_path / "again") as again:
+        assert {n: t.read().tobytes() for n, t in again.tensors.items()} == raw(tuned)
+    with pytest.raises(DeltaError, match="meta device"):
+        save_delta(nn.Linear(2, 2, device="meta"), tmp_path / "base", tmp_path / "y.delta")
+    assert not (tmp_path / "y.delta").exists()
