@@ -64,6 +64,7 @@ def results(folder: Path) -> Iterator[Any]:
         yield PaperResult.from_dict(json.loads(path.read_text("utf-8")))
     yield prune(base, folder / "pruned", sparsity=0.5)
     yield trimtab.make_delta(base, tuned, folder / "run.delta")
+    yield trimtab.Store.create(folder / "store", base).add(tuned, "a-name-" * 14)
     with trimtab.open_checkpoint(base) as checkpoint:
         yield [checkpoint, checkpoint.tensors]
     with open_mask(folder / "mask.safetensors") as stored:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from trimtab.deltas.in_place import revert as revert
     from trimtab.deltas.make import make_delta as make_delta
     from trimtab.deltas.manifest import Manifest as Manifest
+    from trimtab.deltas.store import Store as Store
+    from trimtab.deltas.store import StoreEntry as StoreEntry
     from trimtab.elements.counts import ChangeCounts as ChangeCounts
     from trimtab.elements.criteria import Criterion as Criterion
     from trimtab.elements.criteria import parse_criterion as parse_criterion
@@ -87,6 +89,7 @@ _NAMES = {
     "deltas.in_place": ("apply_in_place", "revert"),
     "deltas.make": ("make_delta",),
     "deltas.manifest": ("Manifest",),
+    "deltas.store": ("Store", "StoreEntry"),
     "elements.counts": ("ChangeCounts",),
     "elements.criteria": ("Criterion", "parse_criterion"),
     "errors": ("TrimtabError",),

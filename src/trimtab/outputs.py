@@ -179,6 +179,25 @@ def new_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         draft.rename(target)
 
 
+@contextmanager
+def scratch_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield an empty folder to work in, beside a path and hidden; removed when the block ends.
+
+    One that a killed process left is removed when the same path is given again, or by
+    `remove_drafts`.
+
+    Raises:
+        WriteError: There is no room for what is written there.
+    """
+    with explain_no_room(path), _draft_of(Path(path), is_folder=True) as draft:
+        yield draft
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove all drafts in a folder whose writers no longer run."""
+    _remove_left(folder, is_draft)
+
+
 def ensure_no_folder(path: str | os.PathLike[str]) -> None:
     """Check that a folder may be created, before the work that fills it.
 
@@ -330,7 +349,8 @@ def is_draft(path: Path) -> bool:
 def _draft_of(target: Path, *, is_folder: bool = False) -> Iterator[Path]:
     """Yield a new, locked draft next to a target; removed at the end unless it was renamed."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(target)
+    name = re.escape(f".{target.name[:100]}.") + r"[0-9a-f]{8}\.tmp"
+    _remove_left(target.parent, lambda path: re.fullmatch(name, path.name) is not None)
     with ExitStack() as stack:
         while True:
             draft = target.with_name(f".{target.name[:100]}.{token_hex(4)}.tmp")
@@ -339,7 +359,10 @@ def _draft_of(target: Path, *, is_folder: bool = False) -> Iterator[Path]:
             else:
                 draft.touch(exist_ok=False)
             stack.callback(_remove, draft)
-            number = os.open(draft, os.O_RDONLY if is_folder else os.O_RDWR)
+            try:
+                number = os.open(draft, os.O_RDONLY if is_folder else os.O_RDWR)
+            except FileNotFoundError:  # another writer took it for one that was left
+                continue
             stack.callback(os.close, number)
             _try_to_lock(number, waits=True)
             if _is_still(draft, number):  # no other writer removed it before it was locked
@@ -347,19 +370,19 @@ def _draft_of(target: Path, *, is_folder: bool = False) -> Iterator[Path]:
         yield draft
 
 
-def _remove_left(target: Path) -> None:
-    """Remove the drafts of a target whose writers no longer run."""
+def _remove_left(folder: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Remove the drafts of a folder, of those that are meant, whose writers no longer run."""
     if fcntl is None:
         return
-    ours = re.compile(re.escape(f".{target.name[:100]}.") + r"[0-9a-f]{8}\.tmp")
-    with suppress(OSError), os.scandir(target.parent) as entries:
-        left = [entry for entry in entries if ours.fullmatch(entry.name) and not entry.is_symlink()]
-        for entry in left:
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            if path.is_symlink() or not is_ours(path):
+                continue
             with suppress(OSError):
-                number = os.open(entry.path, os.O_RDONLY if entry.is_dir() else os.O_RDWR)
+                number = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
                 try:
                     fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    _remove(Path(entry.path))
+                    _remove(path)
                 finally:
                     os.close(number)
 

@@ -60,13 +60,8 @@ def apply_delta(
         OutputExistsError: The folder exists.
     """
     ensure_no_folder(output)
-    with _opened(base, deltas) as replay, new_folder(output) as folder:
-        for file in replay.manifest.files:
-            path = folder / file.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as target:
-                write_file(replay, file, target, threads=threads, progress=progress)
-                os.fsync(target.fileno())
+    with _opened(base, deltas) as replay:
+        write_folder(replay, output, threads=threads, progress=progress)
         return replay.manifest
 
 
@@ -216,6 +211,28 @@ def hub_base(delta: DeltaFile) -> str:
             "hexadecimal digits of a commit: give the base yourself"
         )
     return f"{match['repository']}@{base.revision}"
+
+
+def write_folder(
+    replay: Replay,
+    output: AnyPath,
+    *,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Write all files of the result to a new folder, which takes its name when they are checked.
+
+    Raises:
+        DeltaError: The base is another one, or a delta is damaged.
+        OutputExistsError: The folder exists.
+    """
+    with new_folder(output) as folder:
+        for file in replay.manifest.files:
+            path = folder / file.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("xb") as target:
+                write_file(replay, file, target, threads=threads, progress=progress)
+                os.fsync(target.fileno())
 
 
 def write_file(

@@ -1,0 +1,148 @@
+"""The objects of a store: checkpoints as deltas, each named by the hash of its files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import xxhash
+
+from trimtab.deltas.file import DeltaFile
+from trimtab.deltas.manifest import Manifest
+from trimtab.errors import DeltaError
+
+HASH = re.compile("[0-9a-f]{32}")
+
+MAX_CHAIN = 32
+"""Most deltas from the base to a checkpoint: each of them is decoded at a checkout."""
+
+
+class Candidate(NamedTuple):
+    """A delta that may become an object.
+
+    Attributes:
+        path: Where it is, on the file system of the store.
+        manifest: What it holds.
+        parent: Hash of the object that it is a delta against; None for the base.
+    """
+
+    path: Path
+    manifest: Manifest
+    parent: str | None
+
+
+class Objects:
+    """The objects in a folder.
+
+    Args:
+        folder: The folder of the store.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def hashes(self) -> list[str]:
+        """Hashes of all objects, in order."""
+        paths = (self.folder / "objects").glob("*.delta")
+        return sorted(path.stem for path in paths if HASH.fullmatch(path.stem))
+
+    def path(self, hash: str) -> Path:
+        """Where an object is."""
+        return self.folder / id_of(hash)
+
+    def open(self, hash: str) -> DeltaFile:
+        """Open an object.
+
+        Raises:
+            DeltaError: It is missing or damaged, or holds another checkpoint.
+        """
+        delta = DeltaFile(self.path(hash))
+        if (found := _hash_of(delta.manifest)) != hash:
+            delta.close()
+            raise DeltaError(
+                f"{delta.path}: it holds the checkpoint {found}: the store is damaged; remove the "
+                "file and add its checkpoint again"
+            )
+        return delta
+
+    @contextmanager
+    def opened_chain(self, hash: str) -> Iterator[tuple[DeltaFile, ...]]:
+        """Open the objects that make one of the base, in the order in which they are applied.
+
+        Raises:
+            DeltaError: One is missing or damaged.
+        """
+        with ExitStack() as stack:
+            chain: list[DeltaFile] = []
+            parent: str | None = hash
+            while parent is not None:
+                if len(chain) == MAX_CHAIN:
+                    raise DeltaError(
+                        f"{self.path(hash)}: more than {MAX_CHAIN} deltas from the base"
+                    )
+                chain.append(stack.enter_context(self.open(parent)))
+                parent = parent_of(chain[-1].manifest)
+            yield tuple(reversed(chain))
+
+    def num_deltas(self, hash: str) -> int:
+        """Deltas from the base to an object; 0 if one of them is missing or damaged."""
+        try:
+            with self.opened_chain(hash) as chain:
+                return len(chain)
+        except DeltaError:
+            return 0
+
+    def place(self, made: Sequence[Candidate]) -> str:
+        """Make the smallest of some deltas, all of one checkpoint, an object, unless there is one.
+
+        Returns:
+            Hash of the object.
+
+        Raises:
+            DeltaError: What they are deltas against is no longer there, or they are of different
+                checkpoints.
+        """
+        hash, *others = {_hash_of(each.manifest) for each in made}
+        if others:
+            raise DeltaError(
+                f"{made[0].manifest.result.id} changed while it was read: add it again when nothing "
+                "writes it"
+            )
+        if self.num_deltas(hash):
+            return hash
+        usable = [
+            each
+            for each in made
+            if each.parent is None or 0 < self.num_deltas(each.parent) < MAX_CHAIN
+        ]
+        if not usable:
+            raise DeltaError(f"{self.folder}: {made[0].parent} was removed meanwhile: add again")
+        target = self.path(hash)
+        if target.exists():  # damaged: no chain that it is part of becomes longer
+            usable = [each for each in usable if each.parent is None] or usable
+        best = min(usable, key=lambda each: each.path.stat().st_size)
+        target.parent.mkdir(exist_ok=True)
+        best.path.replace(target)
+        return hash
+
+
+def id_of(hash: str) -> str:
+    """How the manifest of an object names the object that it is a delta against."""
+    return f"objects/{hash}.delta"
+
+
+def parent_of(manifest: Manifest) -> str | None:
+    """Hash of the object that a delta is made against; None for the base of the store."""
+    hash = manifest.base.id.removeprefix("objects/").removesuffix(".delta")
+    return hash if HASH.fullmatch(hash) and manifest.base.id == id_of(hash) else None
+
+
+def _hash_of(manifest: Manifest) -> str:
+    """Hash of all files: that of the tensors alone would not tell two configs apart."""
+    hasher = xxhash.xxh3_128()
+    for path, digest in sorted((file.path, file.hash) for file in manifest.files):
+        hasher.update(f"{path}\0{digest}\n".encode())
+    return hasher.hexdigest()
