@@ -108,8 +108,8 @@ class Objects:
         hash, *others = {_hash_of(each.manifest) for each in made}
         if others:
             raise DeltaError(
-                f"{made[0].manifest.result.id} changed while it was read: add it again when nothing "
-                "writes it"
+                f"{made[0].manifest.result.id} changed while it was read: add it again when "
+                "nothing writes to it"
             )
         if self.num_deltas(hash):
             return hash
