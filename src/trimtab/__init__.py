@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from trimtab.masks.algebra import combine as combine
     from trimtab.masks.algebra import complement as complement
     from trimtab.masks.algebra import restrict as restrict
+    from trimtab.masks.coded_mask import pack_mask as pack_mask
+    from trimtab.masks.coded_mask import unpack_mask as unpack_mask
     from trimtab.masks.extract import extract_mask as extract_mask
     from trimtab.masks.header import BaseTensor as BaseTensor
     from trimtab.masks.identity import Identity as Identity
@@ -94,6 +96,7 @@ _NAMES = {
     "elements.criteria": ("Criterion", "parse_criterion"),
     "errors": ("TrimtabError",),
     "masks.algebra": ("combine", "complement", "DerivedMask", "restrict"),
+    "masks.coded_mask": ("pack_mask", "unpack_mask"),
     "masks.extract": ("extract_mask",),
     "masks.header": ("BaseTensor",),
     "masks.identity": ("Identity", "identity"),

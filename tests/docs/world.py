@@ -66,6 +66,9 @@ REPLACED: Mapping[tuple[str, str], Mapping[str, str]] = {
         "max_steps=100, per_device_train_batch_size=32": "**quick, max_completion_length=4",
         '"a/reward-model"': '"reward-model"',  # any reward model
     },
+    ("docs/deltas.md", "python"): {
+        '"org/name-delta"': '"python.delta", base="base"',  # no hub; in tests/deltas/test_hub.py
+    },
     ("docs/distributed.md", "python"): {
         '"nccl"': '"gloo", **meeting',  # no GPUs and no torchrun
         ".cuda()": "",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 import trimtab
-from trimtab.cli import mask_probe, options
+from trimtab.cli import coded_mask, mask_probe, options
 from trimtab.cli.mask_make import complement, make
 from trimtab.cli.terminal import say
 from trimtab.outputs import ensure_free
@@ -445,6 +445,10 @@ def info(mask: Path, as_json: bool) -> None:
             say(json.dumps(summarise(opened), indent=1))
         else:
             say(render_text(mask_document(opened), styled=sys.stdout.isatty()))
+
+
+mask.add_command(coded_mask.pack)
+mask.add_command(coded_mask.unpack)
 
 
 def _say_names(masks: Sequence[StoredMask]) -> None:

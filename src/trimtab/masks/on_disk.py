@@ -243,7 +243,7 @@ def _parse(
     path: str, stored: Mapping[str, StoredTensor], metadata: Mapping[str, str], pool: FilePool
 ) -> StoredMask:
     check_format(metadata, FORMAT, FORMAT_VERSION, "a mask", "`trimtab mask`")
-    entries, provenance = (_json_object(metadata, key) for key in ("tensors", "provenance"))
+    entries, provenance = (json_object(metadata, key) for key in ("tensors", "provenance"))
     _refuse(
         [
             *(f"{short(name)} has no bits" for name in entries if name not in stored),
@@ -254,8 +254,8 @@ def _parse(
     for name, entry in entries.items():
         try:
             shapes[name] = _shape(entry, stored[name])
-            num_selected[name] = _count(entry, prod(shapes[name]))
-            if (of_base := _base(entry)) is not None:
+            num_selected[name] = count_of(entry, prod(shapes[name]))
+            if (of_base := base_tensor_of(entry)) is not None:
                 base[name] = of_base
         except MaskError as error:
             problems.append(f"{short(name)} {error}")
@@ -284,7 +284,12 @@ def _shape(entry: Any, stored: StoredTensor) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _count(entry: Mapping[str, Any], num_elements: int) -> int:
+def count_of(entry: Mapping[str, Any], num_elements: int) -> int:
+    """The selected elements that the metadata claim for a tensor.
+
+    Raises:
+        MaskError: It has not as many elements.
+    """
     claimed = entry["num_selected"]
     if type(claimed) is not int or not 0 <= claimed <= num_elements:
         raise MaskError(
@@ -293,7 +298,12 @@ def _count(entry: Mapping[str, Any], num_elements: int) -> int:
     return claimed
 
 
-def _base(entry: Mapping[str, Any]) -> BaseTensor | None:
+def base_tensor_of(entry: Mapping[str, Any]) -> BaseTensor | None:
+    """What the metadata say of the base of a tensor.
+
+    Raises:
+        MaskError: It is not as `compact` writes it.
+    """
     base = entry["base"]
     if base is None:
         return None
@@ -303,7 +313,12 @@ def _base(entry: Mapping[str, Any]) -> BaseTensor | None:
     return BaseTensor(**base)
 
 
-def _json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+def json_object(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
+    """A JSON object in the metadata.
+
+    Raises:
+        MaskError: There is none.
+    """
     try:
         value = parse_json(metadata[key], strict=True)
     except KeyError:
@@ -375,8 +390,8 @@ class MaskWriter:
                 "format": FORMAT,
                 "format_version": str(FORMAT_VERSION),
                 "digest": digest,
-                "tensors": _compact(tensors),
-                "provenance": _compact(dict(self.header.provenance)),
+                "tensors": compact(tensors),
+                "provenance": compact(dict(self.header.provenance)),
             },
             num_bytes=num_bytes,
         )
@@ -424,5 +439,6 @@ def write_mask_file(
     return sum(writer.num_selected.values())
 
 
-def _compact(value: Any) -> str:
+def compact(value: Any) -> str:
+    """JSON for the metadata."""
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
