@@ -14,6 +14,13 @@ from trimtab.outputs import ensure_free
 from trimtab.progress import byte_progress
 from trimtab.words import plural
 
+max_rank_option = click.option(
+    "--max-rank",
+    type=click.IntRange(0, 16),
+    default=16,
+    help="Largest rank of the predictor of a matrix; 0 is faster, and the delta larger.",
+)
+
 deltas_argument = click.argument("deltas", nargs=-1, required=True)
 
 
@@ -43,6 +50,7 @@ def delta() -> None:
     metavar="PATTERN",
     help="Files to store that are left out otherwise, such as '*.pt'. May be repeated.",
 )
+@max_rank_option
 @options.threads_option
 @options.force_option
 def make(base: str, tuned: str, output: Path, carry: tuple[str, ...], **settings: Any) -> None:
@@ -199,6 +207,7 @@ def chain(deltas: tuple[str, ...]) -> None:
 @click.argument("base")
 @deltas_argument
 @click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
+@max_rank_option
 @options.threads_option
 @options.force_option
 def compact(base: str, deltas: tuple[str, ...], output: Path, **settings: Any) -> None:

@@ -19,7 +19,7 @@ from trimtab.checkpoints.safetensors import parse_start
 from trimtab.checkpoints.stream import Progress
 from trimtab.deltas.chain import AnyPath, Replay, opened_chain
 from trimtab.deltas.file import DeltaFile
-from trimtab.deltas.make import write_delta
+from trimtab.deltas.make import MAX_RANK, write_delta
 from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
 from trimtab.deltas.source import Source, WeightsFile, content_in
 from trimtab.deltas.work import in_order
@@ -90,6 +90,7 @@ def compact_deltas(
     deltas: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
+    max_rank: int = MAX_RANK,
     threads: int | None = None,
     force: bool = False,
     command: str | None = None,
@@ -102,6 +103,7 @@ def compact_deltas(
             it names.
         deltas: The delta files of the chain, in any order.
         output: The delta file to write.
+        max_rank: As in `make_delta`.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         force: Replace an existing file.
         command: The command to record in the provenance.
@@ -120,6 +122,7 @@ def compact_deltas(
             replay.base,
             _source_of(replay),
             output,
+            max_rank=max_rank,
             threads=threads,
             force=force,
             command=command,

@@ -132,7 +132,8 @@ class Replay:
         common = before[: entry.num_common]
         if frames:
             try:
-                common = decode_tensor(common, frames, dtype, threads=threads)
+                common = common.reshape(entry.common_shape)
+                common = decode_tensor(common, frames, dtype, threads=threads).reshape(-1)
             except CheckpointError as error:
                 raise DeltaError(f"{delta.path}: {entry.name}: {error}") from None
         return np.concatenate((common, after)) if after.size else common

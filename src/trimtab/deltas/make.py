@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import xxhash
+from threadpoolctl import threadpool_limits
 
 from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
@@ -24,6 +25,9 @@ from trimtab.elements.update_coding import encode_tensor
 from trimtab.errors import DeltaError
 from trimtab.outputs import ensure_free
 from trimtab.results.records import made_now, record_of
+
+MAX_RANK = 16
+"""Largest rank of a predictor, unless another one is asked for."""
 
 
 class _Pair(NamedTuple):
@@ -48,6 +52,7 @@ def make_delta(
     *,
     after: str | os.PathLike[str] | None = None,
     carry: Sequence[str] = (),
+    max_rank: int = MAX_RANK,
     threads: int | None = None,
     force: bool = False,
     command: str | None = None,
@@ -62,6 +67,8 @@ def make_delta(
         output: The delta file to write.
         after: The delta that produced `base`, if the two belong to one chain.
         carry: Patterns of file names to carry that would be left out (`*.pt`, ...).
+        max_rank: Largest rank of the predictor of a matrix, which is chosen by what it saves. 0 for
+            none: coding is then several times as fast, and the delta larger.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         force: Replace an existing file.
         command: The command to record in the provenance.
@@ -85,6 +92,7 @@ def make_delta(
             source_of(new, carry),
             output,
             after=after,
+            max_rank=max_rank,
             threads=threads,
             force=force,
             command=command,
@@ -98,6 +106,7 @@ def write_delta(
     output: str | os.PathLike[str],
     *,
     after: str | os.PathLike[str] | None = None,
+    max_rank: int = MAX_RANK,
     threads: int | None = None,
     force: bool = False,
     command: str | None = None,
@@ -114,10 +123,18 @@ def write_delta(
     file_of = {name: path for path, file in source.weights.items() for name in file.tensors}
     hashers = {path: xxhash.xxh3_128(content) for path, content in files.items()}
     sizes = {path: len(content) for path, content in files.items()}
-    with new_delta(output, limits, force=force) as writer:
+    # Tensors are coded side by side already, and threads of BLAS that wait for each other cost ten
+    # times the processor time of the work.
+    one_blas_thread = threadpool_limits(1, user_api="blas")
+    with one_blas_thread, new_delta(output, limits, force=force) as writer:
         entries: list[TensorEntry] = []
         base_hashes: dict[str, str] = {}
-        coded = in_order(pairs, _code, lambda pair: pair.tuned.num_bytes, threads)
+        coded = in_order(
+            pairs,
+            lambda pair, threads: _code(pair, threads, max_rank),
+            lambda pair: pair.tuned.num_bytes,
+            threads,
+        )
         for pair, (entry, content, bits) in zip(pairs, coded, strict=True):
             writer.add(f"tensor:{entry.name}", content)
             entries.append(entry)
@@ -193,7 +210,7 @@ def _num_common(base: tuple[int, ...], tuned: tuple[int, ...]) -> int:
     return int(min(base[0], tuned[0]) * np.prod(tuned[1:], dtype=np.int64))
 
 
-def _code(pair: _Pair, threads: int) -> _Coded:
+def _code(pair: _Pair, threads: int, max_rank: int) -> _Coded:
     tensor, base, num_common, same = pair
     tuned = tensor.read()
     before = base.read() if base is not None else None
@@ -218,7 +235,13 @@ def _code(pair: _Pair, threads: int) -> _Coded:
         return _Coded(replace(entry, copy_of=same.name), b"", tuned)
     frames: list[bytes] = []
     if before is not None and entry.num_changed > rest.size:
-        frames = encode_tensor(before, common, tensor.dtype, threads=threads)
+        frames = encode_tensor(
+            before.reshape(entry.common_shape),
+            common.reshape(entry.common_shape),
+            tensor.dtype,
+            threads=threads,
+            max_rank=max_rank,
+        )
     sizes = tuple(len(frame) for frame in frames)
     content = b"".join((*frames, rest.tobytes()))
     return _Coded(replace(entry, frames=sizes), content, tuned)

@@ -90,6 +90,13 @@ class TensorEntry:
         return self.num_elements * DTYPES[self.dtype].num_bytes
 
     @property
+    def common_shape(self) -> tuple[int, ...]:
+        """Shape of the coded elements: that of the tensor, or of its first rows."""
+        if self.num_common == self.num_elements:
+            return self.shape
+        return (self.num_common // prod(self.shape[1:]), *self.shape[1:])
+
+    @property
     def num_coded(self) -> int:
         """Bytes of the frames."""
         return sum(self.frames)
@@ -110,6 +117,8 @@ class TensorEntry:
             yield f"{short(self.shape)} is no shape of a tensor"
         elif max(self.num_common, self.num_changed) > self.num_elements:
             yield f"it has {self.num_elements} elements, fewer than num_common or num_changed"
+        elif self.num_common != prod(self.common_shape):
+            yield f"num_common is {self.num_common}, not a number of whole rows"
         elif self.base is None and (self.num_common or self.frames):
             yield "it has elements in common with a base, and no base"
 
