@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.training import tiny
+from trimtab.deltas.apply import apply_delta, verify_delta
+from trimtab.deltas.make import make_delta
 from trimtab.errors import CheckpointError, MaskError, OutputExistsError, SettingsError
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.identity import identity
@@ -110,6 +112,7 @@ def test_a_run_file_of_it_trains_alone(finished: DemoRun, tmp_path: Path) -> Non
 def test_second_call_does_no_work(finished: DemoRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "evaluate", None)
     monkeypatch.setattr(demo, "execute", None)
+    monkeypatch.setattr(demo, "make_delta", None)
     out = finished.base.parent
     again = train_demo(out, controls=True, steps=3, make_base=tiny.make_base)
     assert again.to_dict() == finished.to_dict()
@@ -255,6 +258,24 @@ def test_damaged_mask_is_written_again(finished: DemoRun, tmp_path: Path) -> Non
     path.write_bytes(b"no mask")
     train_demo(tmp_path / "out", steps=3, make_base=tiny.make_base)
     assert Mask.load(path) == whole
+
+
+def test_the_delta_is_the_checkpoint_and_is_made_again_if_it_is_not(
+    finished: DemoRun, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.base.parent, out)
+    path = out / "grpo.delta"
+    assert finished.delta["num_bytes"] == path.stat().st_size < finished.delta["num_bytes_whole"]
+    whole = path.read_bytes()
+    make_delta(out / "base", out / "sft" / "model", path, force=True)  # of another run
+    train_demo(out, steps=3, make_base=tiny.make_base)
+    apply_delta(out / "base", path, tmp_path / "again")
+    for file in finished.runs["grpo"].folder.iterdir():
+        assert (tmp_path / "again" / file.name).read_bytes() == file.read_bytes()
+    path.write_bytes(whole[:-1])
+    train_demo(out, steps=3, make_base=tiny.make_base)
+    verify_delta(out / "base", path)
 
 
 def test_no_change_is_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

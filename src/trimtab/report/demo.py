@@ -67,7 +67,7 @@ def demo_document(
             if (stray := stray_sentence(check)) is not None
         ],
         prints_coverage=False,
-        sections=(_learned(demo), *masked, *comparison_sections(runs), _cost(demo)),
+        sections=(_learned(demo), *masked, *comparison_sections(runs), *_delta(demo), _cost(demo)),
     )
 
 
@@ -320,6 +320,24 @@ def _optimizer_text(row: Masked) -> str:
         return "–"
     size = optimizer["state_bytes"] + optimizer["index_bytes"]
     return wording.Shown(f"{size / 1e6:,.{0 if size > 1e8 else 2}f} MB", size)
+
+
+def _delta(demo: DemoRecord) -> Sequence[doc.Section]:
+    """How small the run of every weight is as a delta."""
+    if "delta" not in demo:
+        return ()
+    delta, full = demo["delta"], demo["full"]
+    size, whole = delta["num_bytes"], delta["num_bytes_whole"]
+    notes = (
+        wording.printable(
+            f"{delta['path']} holds the checkpoint of {full} in {size / 1e6:,.2f} MB: "
+            f"{wording.share(size, whole, 1)} of its {whole / 1e6:,.1f} MB. With the base it gives "
+            "every file back byte for byte: "
+            f"“trimtab delta apply {delta['base']} {delta['path']} -o FOLDER”."
+        ),
+    )
+    title = f"{full} as a delta"
+    return (doc.Section(title, notes, (doc.Lines("", notes, is_wrapped=True),)),)
 
 
 def _cost(demo: DemoRecord) -> doc.Section:

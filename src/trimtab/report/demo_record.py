@@ -69,6 +69,22 @@ class ArmRecord(BeforeRecord):
     about: NotRequired[str]
 
 
+class DeltaRecord(TypedDict):
+    """The checkpoint of a run as a delta.
+
+    Attributes:
+        path: The file.
+        num_bytes: Its size.
+        num_bytes_whole: Bytes of the checkpoint.
+        base: Folder of the base.
+    """
+
+    path: str
+    num_bytes: int
+    num_bytes_whole: int
+    base: str
+
+
 class DemoRecord(TypedDict):
     """A demo, without the comparisons of its runs.
 
@@ -81,6 +97,7 @@ class DemoRecord(TypedDict):
         arms: The runs, by the label of their comparisons and identity checks.
         full: Label of the run whose changes are the mask; needed with identity checks.
         mask_notes: Sentences on how the masks were trained.
+        delta: The run `full` as a delta.
     """
 
     base_id: str
@@ -91,6 +108,7 @@ class DemoRecord(TypedDict):
     arms: Mapping[str, ArmRecord]
     full: NotRequired[str]
     mask_notes: NotRequired[Sequence[str]]
+    delta: NotRequired[DeltaRecord]
 
 
 LABELS = {
@@ -187,6 +205,8 @@ def demo_record(data: Mapping[str, Any]) -> DemoRecord:
         "full": LABELS["grpo"],
         "mask_notes": [ON_SAMPLES, ON_RANDOM if "grpo-random" in runs else ON_CONTROLS],
     }
+    if "delta" in data:
+        record["delta"] = {**data["delta"], "base": data["base"]}
     demo: DemoRecord = record
     return demo
 

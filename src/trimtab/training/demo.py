@@ -8,6 +8,7 @@ also train each one separately. Finished parts are kept::
     out/grpo/, …          the output of each run               (model/, result.json)
     out/mask.safetensors  the elements that GRPO changed
     out/evaluation.json   held-out answers of all models, as `trimtab evaluate` writes them
+    out/grpo.delta        what GRPO changed in the base: with it, its checkpoint byte for byte
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trimtab.errors import MaskError, ResultFormatError, SettingsError
+from trimtab.deltas.file import DeltaFile
+from trimtab.deltas.make import make_delta
+from trimtab.errors import DeltaError, MaskError, ResultFormatError, SettingsError
 from trimtab.inputs import MAX_RESULT_BYTES, read_json
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
@@ -63,6 +66,7 @@ NUM_SAMPLES = 8
 """Sampled answers per held-out question, in addition to the greedy one."""
 
 EVALUATION = "evaluation.json"
+DELTA = f"{FULL}.delta"
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ class DemoRun:
         evaluation: The held-out questions, with the answers of the base and of the runs.
         runs: The trained runs by name; full-model runs come first.
         num_train_questions: Number of questions that the runs were trained on.
+        delta: The delta of `FULL`: `path`, `num_bytes`, and `num_bytes_whole` of its checkpoint.
     """
 
     base: Path
@@ -128,6 +133,7 @@ class DemoRun:
     evaluation: Evaluation
     runs: Mapping[str, TrainedRun]
     num_train_questions: int
+    delta: Mapping[str, Any]
 
     @property
     def before(self) -> Answers:
@@ -158,6 +164,7 @@ class DemoRun:
             "seconds": {
                 name: sum(run.result["seconds"].values()) for name, run in self.runs.items()
             },
+            "delta": dict(self.delta),
         }
 
 
@@ -266,6 +273,8 @@ def train_demo(
             raise Interrupted("the same command resumes with the held-out questions")
         models = [run.output / MODEL for run, _ in runs.values()]
         evaluation = _evaluation(out, models, seed, bars)
+        with stage(bars, "delta: what GRPO changed, as a file"):
+            delta = _delta(out)
     train = split_questions(seed).train
     tokenizer = load_tokenizer(out / "base")
     num_prompt_tokens = max(len(tokenizer(q.prompt)["input_ids"]) for q in train)
@@ -274,7 +283,7 @@ def train_demo(
         mask = out / run.file.mask if name in MASKED else None
         assert model.answers is not None
         trained[name] = TrainedRun(run, result, mask, model.answers, num_prompt_tokens)
-    return DemoRun(out / "base", origin, evaluation, trained, len(train))
+    return DemoRun(out / "base", origin, evaluation, trained, len(train), delta)
 
 
 def _make_masks(out: Path, kinds: list[MaskKind], seed: int) -> None:
@@ -325,6 +334,25 @@ def _evaluation(out: Path, models: list[Path], seed: int, bars: Progress) -> Eva
     )
     write_json(path, evaluation.to_dict())
     return evaluation
+
+
+def _delta(out: Path) -> dict[str, Any]:
+    """Write the checkpoint of `FULL` as a delta, unless the file is there already."""
+    path, folders = out / DELTA, (out / "base", out / FULL / MODEL)
+    hashes = [open_base(str(folder), Path()).record.content_hash for folder in folders]
+    manifest = None
+    if path.exists():
+        with suppress(DeltaError), DeltaFile(path) as delta:  # damaged: written again
+            ends = delta.manifest.base, delta.manifest.result
+            if [record.content_hash for record in ends] == hashes:
+                manifest = delta.manifest
+    if manifest is None:
+        manifest = make_delta(*folders, path, force=True)
+    return {
+        "path": str(path),
+        "num_bytes": path.stat().st_size,
+        "num_bytes_whole": manifest.num_bytes,
+    }
 
 
 def _json(path: Path) -> dict[str, Any]:
