@@ -56,7 +56,7 @@ MOST_FILES, MOST_LINES, MOST_OF_A_FILE, MOST_HEADS = 218, 52_530, 550, 0.11
 """Files, their lines, lines of one file, and the share of heads. To be lowered, never raised, until
 they are 230, 43,500, 550 and 0.08. The first two are of the house without its new wings."""
 
-NEW_WINGS = {"coded_masks": (2, 370), "deltas": (29, 6_600), "stores": (1, 220)}
+NEW_WINGS = {"coded_masks": (2, 370), "deltas": (30, 6_750), "stores": (1, 220)}
 """Folder -> most files and lines; its verbs and reports (`cli/delta.py`) count too."""
 
 

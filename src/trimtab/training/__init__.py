@@ -12,6 +12,7 @@ from trimtab.extras import lazy_names
 if TYPE_CHECKING:
     from trimtab.results.evaluation import Evaluation as Evaluation
     from trimtab.results.robustness import Robustness as Robustness
+    from trimtab.training.deltas.checkpoints import DeltaCheckpoint as DeltaCheckpoint
     from trimtab.training.deltas.loading import LoadedDelta as LoadedDelta
     from trimtab.training.deltas.loading import applied_delta as applied_delta
     from trimtab.training.deltas.loading import load_delta as load_delta
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "applied_delta": "trimtab.training.deltas.loading",
     "DataTable": "trimtab.training.runs.settings",
+    "DeltaCheckpoint": "trimtab.training.deltas.checkpoints",
     "evaluate": "trimtab.training.evaluation.evaluate",
     "Evaluation": "trimtab.results.evaluation",
     "file_questions": "trimtab.training.evaluation.questions",

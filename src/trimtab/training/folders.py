@@ -43,7 +43,7 @@ def seal(folder: Path, name: str, record: Mapping[str, Any]) -> dict[str, Any]:
         "weights": {
             "file": WEIGHTS,
             "num_bytes": weights.stat().st_size,
-            "xxh3_128": _hash(weights),
+            "xxh3_128": hash_of_file(weights),
         },
     }
     write_json(folder / name, sealed)
@@ -74,7 +74,7 @@ def read_record(folder: Path, name: str) -> dict[str, Any] | None:
             raise CheckpointError(
                 f"{weights} has {num_bytes} bytes, {name} says {expected['num_bytes']}: {cure}"
             )
-        if _hash(weights) != expected["xxh3_128"]:
+        if hash_of_file(weights) != expected["xxh3_128"]:
             raise CheckpointError(f"{weights} was changed after {name} was written: {cure}")
     except (OSError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} is not complete ({name}: {error!r}): {cure}") from error
@@ -133,7 +133,8 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", force=True)
 
 
-def _hash(path: Path) -> str:
+def hash_of_file(path: Path) -> str:
+    """xxh3-128 of the bytes of a file."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
