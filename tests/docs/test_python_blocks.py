@@ -17,6 +17,7 @@ from torch.multiprocessing.spawn import spawn
 from tests.docs import distributed_worker, world
 from tests.docs.pages import PAGES, blocks
 from tests.training import tiny, tiny_trainers
+from trimtab.example import write_example
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
 from trimtab.training import runtime, train_only
@@ -55,6 +56,11 @@ def of_a_script() -> Names:
     }
 
 
+def of_deltas() -> Names:
+    write_example(".")  # as the page does with its first command
+    return {}
+
+
 def of_ppo() -> Names:
     return {
         "model": tiny_trainers.model(Path("base")),
@@ -82,7 +88,7 @@ def of_train() -> Names:
 
 NAMES: Mapping[str, Callable[[], Names]] = {
     "docs/algorithms/ppo.md": of_ppo,
-    "docs/deltas.md": dict,
+    "docs/deltas.md": of_deltas,
     "docs/evaluation.md": dict,
     "docs/pruning.md": dict,
     "docs/tracker.md": dict,

@@ -28,7 +28,6 @@ SUPPOSED: Mapping[str, Mapping[str, str]] = {
         "reward-model": "reward-model",
     },
     "docs/cli.md": {"base": "base", "tuned": TUNED},
-    "docs/deltas.md": {"base": "base", "tuned": TUNED},
     "docs/evaluation.md": {
         "base": "base",
         "out": "out",
@@ -39,6 +38,7 @@ SUPPOSED: Mapping[str, Mapping[str, str]] = {
         "math500.jsonl": "rows.jsonl",
         "tasks": "tasks",
     },
+    "docs/masks.md": {"base": "base", "mask.safetensors": "mask.safetensors"},
     "docs/papers.md": {"base": "base", "tuned": TUNED},
     "docs/predict.md": {
         "base": "base",
