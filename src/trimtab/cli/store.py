@@ -11,6 +11,7 @@ import click
 
 import trimtab
 from trimtab.cli import options
+from trimtab.cli.delta import max_rank_option
 from trimtab.cli.terminal import say
 from trimtab.progress import byte_progress
 from trimtab.words import plural
@@ -20,7 +21,12 @@ store_argument = click.argument("folder", metavar="STORE", type=options.PATH)
 base_option = click.option("--base", help="Where the base is now.  [default: where it was]")
 
 
-@click.group("store", cls=options.Group, short_help="Store many fine-tunes of one base.")
+@click.group(
+    "store",
+    cls=options.Group,
+    short_help="Store many fine-tunes of one base.",
+    epilog="Example: trimtab store init store/ --base base/",
+)
 def store() -> None:
     """Store many checkpoints that were tuned from one base, each as a lossless delta."""
 
@@ -64,6 +70,7 @@ def init(folder: Path, base: str) -> None:
     metavar="PATTERN",
     help="Files to store that are left out otherwise, such as '*.pt'. May be repeated.",
 )
+@max_rank_option
 @base_option
 @options.threads_option
 @click.option("--force", is_flag=True, help="Take the name from the checkpoint that has it.")

@@ -27,7 +27,7 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.deltas.apply import write_file, write_folder
 from trimtab.deltas.chain import AnyPath, Replay
 from trimtab.deltas.file import DeltaFile
-from trimtab.deltas.make import hash_of, write_delta
+from trimtab.deltas.make import MAX_RANK, hash_of, write_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.source import source_of
 from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects, id_of, parent_of
@@ -184,6 +184,7 @@ class Store:
         against: str = "auto",
         base: AnyPath | None = None,
         carry: Sequence[str] = (),
+        max_rank: int = MAX_RANK,
         threads: int | None = None,
         force: bool = False,
         command: str | None = None,
@@ -200,6 +201,7 @@ class Store:
                 against the base and one against the newest checkpoint and keep the smaller file.
             base: Where the base is now; by default where it was.
             carry: Patterns of file names to carry that would be left out (`*.pt`, ...).
+            max_rank: As in `make_delta`.
             threads: Tensors or chunks coded at the same time; by default one for each core.
             force: Give the name to this checkpoint although another has it.
             command: The command to record in the provenance.
@@ -233,6 +235,7 @@ class Store:
                             source,
                             output,
                             after=after,
+                            max_rank=max_rank,
                             threads=threads,
                             command=command,
                             progress=progress,
