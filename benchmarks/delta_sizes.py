@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -36,9 +38,6 @@ from trimtab.deltas.exchange.arc import write_arc_v2
 from trimtab.deltas.exchange.index_value import write_index_value
 from trimtab.deltas.exchange.slime import write_slime
 from trimtab.elements.dtypes import Bits, DType, exponent_place
-
-WINDOW_LOG = 30
-"""Of `zstd --patch-from`: the whole base is within reach."""
 
 LONGEST = 16
 """Distances up to here have a symbol each; longer ones one for each bit length, and low bits."""
@@ -146,15 +145,15 @@ def zstd(base: Checkpoint, tuned: Checkpoint, scratch: Path, *, level: int) -> i
 
 
 def patch_from(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
-    """`zstd -3 --long=30 --patch-from`: the file of the base as the dictionary."""
+    """The program zstd with the file of the base: `zstd -3 --long=30 --patch-from`."""
+    if shutil.which("zstd") is None:
+        raise ModuleNotFoundError("no program zstd")
     num_bytes = 0
-    for before, after in zip(_files(base), _files(tuned), strict=True):
-        settings = zstandard.ZstdCompressionParameters.from_level(
-            3, window_log=WINDOW_LOG, enable_ldm=True, source_size=len(after)
-        )
-        base_file = zstandard.ZstdCompressionDict(before, dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-        coder = zstandard.ZstdCompressor(compression_params=settings, dict_data=base_file)
-        num_bytes += len(coder.compress(after))
+    for number, (before, after) in enumerate(zip(_paths(base), _paths(tuned), strict=True)):
+        patch = scratch / f"{number}.zst"
+        command = ["zstd", "-q", "-3", "--long=30", f"--patch-from={before}", after, "-o", patch]
+        subprocess.run(command, check=True)
+        num_bytes += patch.stat().st_size
     return num_bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib.metadata import PackageNotFoundError, version
 from math import log2
 
@@ -13,6 +14,8 @@ from tests.deltas.building import write_folder
 
 
 def is_here(codec: str) -> bool:
+    if "--patch-from" in codec and shutil.which("zstd") is None:
+        return False
     try:
         return bool(version(PACKAGES[codec])) if codec in PACKAGES else True
     except PackageNotFoundError:
