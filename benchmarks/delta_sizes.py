@@ -151,7 +151,16 @@ def patch_from(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
     num_bytes = 0
     for number, (before, after) in enumerate(zip(_paths(base), _paths(tuned), strict=True)):
         patch = scratch / f"{number}.zst"
-        command = ["zstd", "-q", "-3", "--long=30", f"--patch-from={before}", after, "-o", patch]
+        command = [
+            "zstd",
+            "-q",
+            "-3",
+            "--long=30",
+            f"--patch-from={before}",
+            str(after),
+            "-o",
+            str(patch),
+        ]
         subprocess.run(command, check=True)
         num_bytes += patch.stat().st_size
     return num_bytes
