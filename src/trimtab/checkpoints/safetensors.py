@@ -79,7 +79,9 @@ def parse_start(start: bytes, num_bytes: int, where: str) -> dict[str, Entry]:
     """
     try:
         if int.from_bytes(start[:8], "little") != len(start) - 8:
-            raise _HeaderError(f"its header has {len(start) - 8} bytes, not as many as it claims")
+            raise _HeaderError(
+                f"its header has {len(start) - 8} bytes, another number than it claims"
+            )
         return _parse_header(start[8:], num_bytes - len(start))[0]
     except _HeaderError as error:
         raise CheckpointError(f"{where}: not a valid safetensors file: {error}") from None

@@ -107,7 +107,7 @@ class ChangeCounts:
 
     @property
     def sign_balance(self) -> float | None:
-        """(increased - decreased) / (increased + decreased); 0 means as many up as down."""
+        """(increased - decreased) / (increased + decreased); 0 means equal numbers."""
         moved = self.num_increased + self.num_decreased
         return (self.num_increased - self.num_decreased) / moved if moved else None
 

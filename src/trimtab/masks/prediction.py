@@ -117,7 +117,7 @@ class LevelCounts:
 
 
 LOW_MAGNITUDE = "low-magnitude"
-"""Key of the lift over the smallest weights, as many per tensor."""
+"""Key of the lift over the smallest weights of each tensor."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +126,8 @@ class Quality:
 
     Attributes:
         shared: What the two share, and would by chance.
-        num_low: Elements of TRUE among the smallest weights, as many in each tensor as PRED
-            selects;
+        num_low: Elements of TRUE among the smallest weights of each tensor, in the number that PRED
+            selects there;
             the mean over every way to break ties. None without a base.
         ranked: Average precision of the ranking by scores; None without one, or if TRUE is empty.
     """
@@ -223,8 +223,8 @@ class PredictionScore(Result):
 
     Attributes:
         overlap: What the two share; its mask A is PRED, B is TRUE.
-        num_low: Name -> elements of TRUE among as many of the smallest weights of the tensor as
-            PRED selects; empty without a base.
+        num_low: Name -> elements of TRUE among the smallest weights of the tensor, in the number
+            that PRED selects there; empty without a base.
         ranking: What the scores say; None without them.
         provenance: trimtab version, command, date.
     """

@@ -46,7 +46,7 @@ class Part:
         file: The file that it was written to.
         mask: Index of the mask that it is the own part of; None for the core.
         num_selected: Elements in it.
-        chance: Expected elements by chance, for masks with as many elements of each tensor.
+        chance: Expected elements by chance, for masks of the same size in each tensor.
         matched_chance: The same for each tensor × exponent bin of the base; None without one.
     """
 

@@ -160,7 +160,7 @@ def structure(
 ) -> Structure:
     """Locate masks: by head, neuron, channel, row and column, against chance.
 
-    Every mask is compared with a random control with as many elements in each tensor.
+    Every mask is compared with a random control of the same size in each tensor.
 
     Args:
         masks: Masks of one model, or their files; at least one.

@@ -315,9 +315,8 @@ class PartCounts:
     def units(self, membership: Membership) -> Units:
         """Gather the lines of one axis into units, with their distribution by chance.
 
-        A control has as many elements in each tensor as its mask, but not in each part of a fused
-        one, so it
-        has its own null.
+        A control has the same number of elements as its mask in each tensor, but not in each part
+        of a fused one, so it has its own null.
         """
         base, is_rows = self.base, membership.axis == "rows"
         counts, length = self.rows, self.part.num_columns

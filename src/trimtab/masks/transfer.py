@@ -108,7 +108,7 @@ def random_rows(
 
     Args:
         shape: Of the tensor.
-        counts: int64 `[rows]`: how many to select in each row, at most as many as it has.
+        counts: int64 `[rows]`: how many to select in each row, at most `columns`.
         seed: Any integer.
         name: Of the tensor. With the seed it decides the draw, whatever is drawn before or after.
     """

@@ -342,7 +342,7 @@ class Decompressed:
         """Fill `out` with the next bytes.
 
         Raises:
-            DeltaError: There are not as many, or what there is cannot be decompressed.
+            DeltaError: There are fewer bytes than `out` has, or they cannot be decompressed.
         """
         unread = memoryview(out.data)
         while unread:

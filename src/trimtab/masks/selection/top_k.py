@@ -45,7 +45,7 @@ def select(
     provenance: Mapping[str, Any],
     progress: Progress | None = None,
 ) -> Mask:
-    """Select the elements with the highest scores in each stratum, as many as the quotas say.
+    """Select the elements with the highest scores, up to the quota of each stratum.
 
     Args:
         scores: Of at least the tensors of `quotas`; read four times.

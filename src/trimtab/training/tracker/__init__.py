@@ -1,1 +1,1 @@
-"""Follow what each optimizer step does to the weights, as stored, while a run goes on."""
+"""Follow what each optimizer step does to the weights, as stored, during a run."""
