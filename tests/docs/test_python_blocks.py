@@ -161,6 +161,7 @@ def test_the_python_of_a_page_runs(
 ) -> None:
     world.furnish(shelf, page, tmp_path)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.utils._cache_assets.HF_ASSETS_CACHE", str(tmp_path / "hf"))
     with runtime.quiet():
         names = NAMES[page]()
     for text in world.replaced(page, "python"):
