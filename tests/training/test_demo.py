@@ -63,7 +63,7 @@ def test_what_is_left(finished: DemoRun) -> None:
     runs = {*FULL, *MASKED}
     masks = {"mask", "mask-random", "mask-matched", "mask-complement"}
     files = {f"{name}.toml" for name in runs} | {f"{name}.safetensors" for name in masks}
-    assert names == {"base", *runs, *files, "evaluation.json"}
+    assert names == {"base", *runs, *files, "evaluation.json", "grpo.delta"}
 
 
 def test_default_runs_are_the_shipped_files() -> None:

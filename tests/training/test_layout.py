@@ -113,7 +113,7 @@ def test_pairs_alone_do_not_say_how_experts_are_stored() -> None:
     model = build("Qwen3Moe")
     name = next(n for n in Layout.of(model).stored if ".experts.0." in n)
     mask = Mask.from_arrays({name: np.ones(Layout.of(model).stored[name].shape, dtype=np.bool_)})
-    with pytest.raises(MaskMismatchError, match="give the model itself"):
+    with pytest.raises(MaskMismatchError, match="pass the model itself"):
         SparseAdamW(list(model.named_parameters()), mask, lr=0.1)
     for given in (model, model.named_parameters()):
         SparseAdamW(given, mask, lr=0.1).close()

@@ -14,8 +14,10 @@ from torch import nn
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.safetensors import file_start
 from trimtab.deltas.make import write_delta
-from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.manifest import MAX_FILE_BYTES, Manifest
 from trimtab.deltas.source import Source, WeightsFile, other_files
+from trimtab.errors import CheckpointError
+from trimtab.inputs import read_bytes
 from trimtab.outputs import ensure_free
 from trimtab.results.records import CheckpointRecord, content_hash
 from trimtab.training import runtime
@@ -101,7 +103,10 @@ def _config_files(model: nn.Module) -> Mapping[str, bytes]:
         config.save_pretrained(folder)
         if inner.can_generate():
             inner.generation_config.save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
+        return {
+            path.name: read_bytes(path, CheckpointError, limit=MAX_FILE_BYTES)
+            for path in sorted(Path(folder).iterdir())
+        }
 
 
 def _record(
