@@ -202,6 +202,13 @@ def test_a_chain_in_any_order_and_folded_into_one(tmp_path: Path) -> None:
         assert direct.manifest.tensors == folded.tensors
 
 
+def test_a_chain_that_leads_back_to_one_of_its_checkpoints(tmp_path: Path) -> None:
+    folders, deltas = versions(tmp_path, 3)
+    back = made(folders[2], folders[1], tmp_path / "back.delta")
+    trimtab.apply_delta(folders[0], [back, *deltas], tmp_path / "out")
+    assert content_of(tmp_path / "out") == content_of(folders[1])
+
+
 def test_what_is_no_chain(tmp_path: Path) -> None:
     folders, deltas = versions(tmp_path, 4)
     with pytest.raises(DeltaError, match=r"3\.delta does not follow .*1\.delta: a delta between"):
@@ -212,6 +219,12 @@ def test_what_is_no_chain(tmp_path: Path) -> None:
     back = made(folders[1], folders[0], tmp_path / "back.delta")
     with pytest.raises(DeltaError, match="lead back to their own base"):
         trimtab.verify_delta(folders[0], [deltas[0], back])
+    trimtab.apply_delta(
+        folders[0],
+        [deltas[0], deltas[1], made(folders[2], folders[1], tmp_path / "b.delta")],
+        tmp_path / "round",
+    )
+    assert content_of(tmp_path / "round") == content_of(folders[1])
     with pytest.raises(DeltaError, match="no deltas: give one or more"):
         trimtab.verify_delta(folders[0], [])
     with pytest.raises(DeltaError, match="give the delta that the base was made by"):

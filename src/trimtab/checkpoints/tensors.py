@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits, DType
@@ -25,6 +26,20 @@ from trimtab.words import one_line
 
 Hashes = Sequence[Mapping[str, str]]
 """Name -> xxh3-128 of every stored tensor, for each of several checkpoints."""
+
+
+def hash_of(bits: Bits) -> str:
+    """xxh3-128 of the bytes of a tensor."""
+    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
+
+
+def hash_of_file(path: Path) -> str:
+    """xxh3-128 of the bytes of a file."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 class FilePool:
@@ -115,8 +130,7 @@ class DataFile:
 
         Raises:
             CheckpointError: The file is gone, cannot be read, or has changed since the checkpoint
-                was
-                opened.
+                was opened.
         """
         handle = open_regular(self.path, CheckpointError)
         if identity_of(os.fstat(handle.fileno())) != self._identity:

@@ -21,6 +21,13 @@ max_rank_option = click.option(
     help="Largest rank of the predictor of a matrix; 0 is faster, and the delta larger.",
 )
 
+carry_option = click.option(
+    "--carry",
+    multiple=True,
+    metavar="PATTERN",
+    help="Files to store that are left out otherwise, such as '*.pt'. May be repeated.",
+)
+
 deltas_argument = click.argument("deltas", nargs=-1, required=True)
 
 
@@ -44,12 +51,7 @@ def delta() -> None:
 @click.argument("tuned")
 @click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
 @click.option("--after", type=options.PATH, help="Delta that produced BASE, to continue its chain.")
-@click.option(
-    "--carry",
-    multiple=True,
-    metavar="PATTERN",
-    help="Files to store that are left out otherwise, such as '*.pt'. May be repeated.",
-)
+@carry_option
 @max_rank_option
 @options.threads_option
 @options.force_option

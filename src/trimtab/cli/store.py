@@ -11,7 +11,7 @@ import click
 
 import trimtab
 from trimtab.cli import options
-from trimtab.cli.delta import max_rank_option
+from trimtab.cli.delta import carry_option, max_rank_option
 from trimtab.cli.terminal import say
 from trimtab.progress import byte_progress
 from trimtab.words import plural
@@ -64,12 +64,7 @@ def init(folder: Path, base: str) -> None:
     help="What to store the difference to; auto takes the base or the newest checkpoint, "
     "whichever gives the smaller file.",
 )
-@click.option(
-    "--carry",
-    multiple=True,
-    metavar="PATTERN",
-    help="Files to store that are left out otherwise, such as '*.pt'. May be repeated.",
-)
+@carry_option
 @max_rank_option
 @base_option
 @options.threads_option

@@ -16,15 +16,16 @@ import xxhash
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import HUB_ID, fetch_the_rest
 from trimtab.checkpoints.safetensors import parse_start
-from trimtab.checkpoints.stream import Progress
-from trimtab.deltas.chain import AnyPath, Replay, opened_chain
+from trimtab.checkpoints.stream import Progress, in_order
+from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.file import DeltaFile
-from trimtab.deltas.make import MAX_RANK, write_delta
+from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
 from trimtab.deltas.source import Source, WeightsFile, content_in
-from trimtab.deltas.work import in_order
 from trimtab.elements.dtypes import DTYPES, Bits, DType
+from trimtab.elements.update_coding import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError
+from trimtab.inputs import AnyPath
 from trimtab.outputs import ensure_no_folder, new_folder
 
 COMMIT = re.compile("[0-9a-f]{40}")

@@ -9,16 +9,14 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.checkpoints.tensors import StoredTensor, hash_of
 from trimtab.deltas.file import DeltaFile
-from trimtab.deltas.make import hash_of
 from trimtab.deltas.manifest import TensorEntry
 from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.elements.update_coding import decode_tensor
 from trimtab.errors import CheckpointError, DeltaError
+from trimtab.inputs import AnyPath
 from trimtab.words import first_few
-
-AnyPath = str | os.PathLike[str]
 
 
 @contextmanager
@@ -51,15 +49,20 @@ def in_sequence(deltas: Sequence[DeltaFile]) -> tuple[DeltaFile, ...]:
                 f"{other.path} and {delta.path} are both deltas of {start}: a fork; give the ones "
                 "that lead to the checkpoint that you want"
             )
+    idle: dict[str, list[DeltaFile]] = {}
+    for delta, (start, end) in ends.items():
+        if start == end:  # it changes nothing
+            idle.setdefault(start, []).append(delta)
     results = {ends[delta][1] for delta in following.values()}
-    chain = [delta for start, delta in following.items() if start not in results][:1]
-    while chain and (after := following.get(ends[chain[-1]][1])) is not None:
+    starts = [start for start in following or idle if start not in results]
+    chain: list[DeltaFile] = []
+    at = starts[0] if starts else None
+    while at is not None:
+        chain += idle.pop(at, [])
+        if (after := following.pop(at, None)) is None:  # each once: they may lead back
+            break
         chain.append(after)
-    for delta in deltas:  # the ones that change nothing
-        if delta not in following.values():
-            places = [ends[other][0] for other in chain] + [ends[other][1] for other in chain[-1:]]
-            if not chain or ends[delta][0] in places:
-                chain.insert(places.index(ends[delta][0]) if chain else 0, delta)
+        at = ends[after][1]
     if apart := [str(delta.path) for delta in deltas if delta not in chain]:
         raise DeltaError(
             f"no chain: {first_few(apart)} {'do' if len(apart) > 1 else 'does'} not follow "

@@ -23,6 +23,7 @@ from trimtab.checkpoints.folder import HUB_ID, fetch_file
 from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.deltas.manifest import MAX_FILE_BYTES, FileEntry, Manifest, TensorEntry
+from trimtab.elements.update_coding import split_frames
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
 from trimtab.inputs import parse_json
 from trimtab.outputs import new_file
@@ -89,12 +90,7 @@ class DeltaFile(Pooled):
         Raises:
             DeltaError: The file cannot be read, or changed since it was opened.
         """
-        content = self._read(f"tensor:{entry.name}", entry.num_stored)
-        frames, start = [], 0
-        for size in entry.frames:
-            frames.append(content[start : start + size])
-            start += size
-        return frames, content[start:]
+        return split_frames(self._read(f"tensor:{entry.name}", entry.num_stored), entry.frames)
 
     def content(self, file: FileEntry, base: bytes) -> bytes:
         """The content of a file: of weights, its header with the length of the header.

@@ -13,11 +13,12 @@ from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import HUB_ID
 from trimtab.checkpoints.stream import Progress
 from trimtab.deltas.apply import apply_delta, hub_base, verify_delta
-from trimtab.deltas.chain import AnyPath, opened_chain
+from trimtab.deltas.chain import opened_chain
 from trimtab.deltas.file import HUB_NAME, DeltaFile
 from trimtab.deltas.manifest import Manifest, TensorEntry
 from trimtab.errors import DeltaError
 from trimtab.extras import require
+from trimtab.inputs import AnyPath
 from trimtab.results.by_tensor import by_kind
 from trimtab.words import first_few
 

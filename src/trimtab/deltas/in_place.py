@@ -15,17 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from trimtab import inputs
 from trimtab.checkpoints.checkpoint import open_checkpoint
-from trimtab.checkpoints.folder import is_foreign
+from trimtab.checkpoints.folder import SHARD, is_foreign
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.apply import apply_delta
-from trimtab.deltas.chain import AnyPath
 from trimtab.deltas.make import make_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.errors import CheckpointNotFoundError, DeltaError
+from trimtab.inputs import AnyPath
 from trimtab.outputs import lock, write_text
 
 STAGE, NEW, MARKER, UNDO = ".trimtab-delta", "new", "ready.json", ".trimtab-undo.delta"
@@ -121,7 +120,7 @@ def _prepare(
         if keep_undo:
             with open_checkpoint(stage / NEW) as result:
                 make_delta(result, base, stage / UNDO, carry=new, threads=threads)
-    gone = sorted({*old, *(f"{name}.index.json" for name in _weights_names(old))} - {*new})
+    gone = sorted({*old, *(f"{SHARD.sub('', name)}.index.json" for name in old)} - {*new})
     plan = {
         "files": {file.path: file.hash for file in manifest.files},
         "gone": [name for name in gone if (target / name).exists()],
@@ -131,11 +130,6 @@ def _prepare(
     write_text(stage / MARKER, json.dumps(plan))
     _sync(stage)
     return manifest
-
-
-def _weights_names(files: set[str]) -> set[str]:
-    """`model.safetensors` of `model-00001-of-00002.safetensors`."""
-    return {f"{name.partition('-')[0].removesuffix('.safetensors')}.safetensors" for name in files}
 
 
 def _swap(target: Path) -> None:
@@ -151,7 +145,7 @@ def _swap(target: Path) -> None:
         if source.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             source.replace(place)
-        elif not place.exists() or _hash_of(place) != files[name]:
+        elif not place.exists() or hash_of_file(place) != files[name]:
             raise DeltaError(
                 f"{target}: {name} changed while a delta was being applied: get the checkpoint and "
                 f"the delta again, and remove {stage}"
@@ -177,14 +171,6 @@ def _plan(path: Path) -> dict[str, Any]:
     if any(not isinstance(name, str) or is_foreign(name) for name in names):
         raise DeltaError(f"{path}: damaged: remove {path.parent} and apply the delta again")
     return {"files": {}, "gone": [], "keeps_undo": True, **plan}
-
-
-def _hash_of(path: Path) -> str:
-    hasher = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            hasher.update(chunk)
-    return hasher.hexdigest()
 
 
 def _sync(folder: Path) -> None:

@@ -14,20 +14,16 @@ from threadpoolctl import threadpool_limits
 from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import fetch_the_rest
-from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.checkpoints.stream import Progress, in_order
+from trimtab.checkpoints.tensors import StoredTensor, hash_of
 from trimtab.deltas.file import DeltaFile, DeltaWriter, compress, new_delta
 from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
 from trimtab.deltas.source import Source, TunedTensor, content_in, source_of
-from trimtab.deltas.work import in_order
 from trimtab.elements.dtypes import Bits
-from trimtab.elements.update_coding import encode_tensor
+from trimtab.elements.update_coding import MAX_RANK, encode_tensor
 from trimtab.errors import DeltaError
 from trimtab.outputs import ensure_free
 from trimtab.results.records import made_now, record_of
-
-MAX_RANK = 16
-"""Largest rank of a predictor, unless another one is asked for."""
 
 
 class _Pair(NamedTuple):
@@ -176,11 +172,6 @@ def write_delta(
         )
         writer.finish(manifest)
     return manifest
-
-
-def hash_of(bits: Bits) -> str:
-    """xxh3-128 of the bytes of a tensor."""
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
 
 def _pairs(base: Checkpoint, tuned: Source) -> Iterator[_Pair]:

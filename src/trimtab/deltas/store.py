@@ -24,15 +24,17 @@ from trimtab import outputs
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint, opened
 from trimtab.checkpoints.folder import fetch_the_rest
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import hash_of
 from trimtab.deltas.apply import write_file, write_folder
-from trimtab.deltas.chain import AnyPath, Replay
+from trimtab.deltas.chain import Replay
 from trimtab.deltas.file import DeltaFile
-from trimtab.deltas.make import MAX_RANK, hash_of, write_delta
+from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.source import source_of
 from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects, id_of, parent_of
+from trimtab.elements.update_coding import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
-from trimtab.inputs import read_json
+from trimtab.inputs import AnyPath, read_json
 from trimtab.results.records import CheckpointRecord, record_of
 from trimtab.results.schema import Count, from_plain, to_plain
 from trimtab.words import first_few, one_line, plural

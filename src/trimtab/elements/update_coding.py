@@ -45,6 +45,9 @@ SAMPLE = 1 << 14
 RANKS = (1, 2, 4, 8, 16)
 """Numbers of factors that are tried."""
 
+MAX_RANK = RANKS[-1]
+"""Largest rank of a predictor, unless another one is asked for."""
+
 MOST_WEIGHT = 2047
 """Largest weight of a factor: predictions stay below 2^30."""
 
@@ -92,7 +95,7 @@ def encode_tensor(
     dtype: DType,
     *,
     threads: int = 1,
-    max_rank: int = 16,
+    max_rank: int = MAX_RANK,
     tally: NDArray[np.float64] | None = None,
 ) -> list[bytes]:
     """Code a tuned tensor, given its base.
@@ -144,6 +147,15 @@ def decode_tensor(base: Bits, frames: Sequence[bytes], dtype: DType, *, threads:
 
     _map(fill, starts, threads)
     return after.reshape(base.shape)
+
+
+def split_frames(content: bytes, sizes: Sequence[int]) -> tuple[list[bytes], bytes]:
+    """Frames that were joined, given their sizes, and the bytes after them."""
+    frames, start = [], 0
+    for size in sizes:
+        frames.append(content[start : start + size])
+        start += size
+    return frames, content[start:]
 
 
 def _map(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:

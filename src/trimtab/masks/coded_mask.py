@@ -20,14 +20,12 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import xxhash
 
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.safetensors import are_sizes, file_start
 from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.tensors import StoredTensor
-from trimtab.elements.dtypes import Bits
-from trimtab.elements.update_coding import decode_tensor, encode_tensor
+from trimtab.checkpoints.tensors import StoredTensor, hash_of
+from trimtab.elements.update_coding import decode_tensor, encode_tensor, split_frames
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, check_format, opened_tensors
 from trimtab.masks.matching import check_digests, named_as_in
@@ -88,7 +86,7 @@ def pack_mask(
         entries: dict[str, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             bits = tensor.read()
-            hash = _hash_of(bits)
+            hash = hash_of(bits)
             check_digests([alike], {tensor.name: hash}, checkpoint)
             num_selected, frames = given.num_selected(name), list[bytes]()
             if num_selected:
@@ -234,16 +232,13 @@ def _decoded(part: _Part, tensor: StoredTensor, where: str, threads: int) -> Pac
         num_bytes = num_packed_bytes(tensor.num_elements)
         return PackedTensor(part.shape, np.zeros(num_bytes, np.uint8), 0)
     bits = tensor.read()
-    if (hash := _hash_of(bits)) != part.with_hash:
+    if (hash := hash_of(bits)) != part.with_hash:
         raise MaskMismatchError(
             f"{where}: {tensor.name} of the base has the digest {hash}, and {part.with_hash} when "
             "the mask was packed: give the base that it was packed with"
         )
     try:
-        content, frames, start = part.stored.read().tobytes(), list[bytes](), 0
-        for size in part.frames:
-            frames.append(content[start : start + size])
-            start += size
+        frames, _ = split_frames(part.stored.read().tobytes(), part.frames)
         moved = decode_tensor(bits, frames, tensor.dtype, threads=threads)
     except CheckpointError as error:
         raise MaskError(f"{where}: {error}") from None
@@ -265,10 +260,6 @@ def _tensor_in(base: Checkpoint, name: str, shape: tuple[int, ...]) -> StoredTen
             "base that the mask was made against"
         )
     return tensor
-
-
-def _hash_of(bits: Bits) -> str:
-    return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
 
 
 def _threads(threads: int | None) -> int:

@@ -14,9 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from trimtab import inputs
+from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.errors import CheckpointError, CheckpointNotFoundError
 from trimtab.outputs import write_text
 
@@ -131,12 +130,3 @@ def read_json(path: Path) -> Any:
 def write_json(path: Path, data: Mapping[str, Any]) -> None:
     """Write a JSON file atomically: a reader sees the old file or the new one."""
     write_text(path, json.dumps(data, indent=2, ensure_ascii=False) + "\n", force=True)
-
-
-def hash_of_file(path: Path) -> str:
-    """xxh3-128 of the bytes of a file."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -11,13 +11,13 @@ from typing import Any
 from transformers import TrainerCallback
 
 from trimtab.checkpoints.checkpoint import opened
+from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.apply import verify_delta, write_file
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.source import source_of
 from trimtab.errors import CheckpointError, DeltaError, SettingsError, TrimtabError
 from trimtab.outputs import new_file
-from trimtab.training.folders import hash_of_file
 
 DELTA = "weights.delta"
 """In a checkpoint of a Trainer: its weights, and the files beside them."""

@@ -10,13 +10,14 @@ import numpy as np
 from torch import nn
 
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.deltas.chain import AnyPath, Replay, opened_chain
-from trimtab.deltas.make import hash_of
+from trimtab.checkpoints.stream import in_order
+from trimtab.checkpoints.tensors import hash_of
+from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.manifest import Manifest, TensorEntry
-from trimtab.deltas.work import in_order
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.update_coding import decode_tensor, encode_tensor
 from trimtab.errors import DeltaError
+from trimtab.inputs import AnyPath
 from trimtab.training.deltas.live import LiveModel, LiveTensor, stored_tensors
 from trimtab.words import first_few, one_line
 
