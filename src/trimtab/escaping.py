@@ -50,8 +50,7 @@ class GuardedStream:
     """Wraps stdout or stderr, through which everything is printed.
 
     Lines, tabs and the styles of our own tables pass unchanged, as does what a progress bar of
-    another
-    library writes first. Characters that the encoding of the stream lacks are escaped too.
+    another library writes first. Characters that the encoding of the stream lacks are escaped too.
     """
 
     def __init__(self, stream: TextIO, *, draws_bars: bool = False) -> None:

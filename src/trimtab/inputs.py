@@ -169,8 +169,7 @@ def parse_json(text: str | bytes, *, strict: bool) -> Any:
     Args:
         text: The JSON; bytes are UTF-8.
         strict: Refuse what parsers treat differently: duplicate keys, and NaN and infinities, which
-            are
-            not JSON. Configurations from the Hub contain both.
+            are not JSON. Configurations from the Hub contain both.
 
     Raises:
         ValueError: It is not JSON.

@@ -145,8 +145,7 @@ def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) 
     Args:
         path: The file to write.
         text: Its content. Characters that UTF-8 cannot encode (from file names that are not text)
-            are
-            written as escapes.
+            are written as escapes.
         force: Replace an existing file.
 
     Raises:

@@ -156,16 +156,13 @@ def align(
         cast: Name of a float dtype (`bf16`); every float tensor is rounded to it.
         dequantize: Multiply quantised weights by their scales, to fp32 (or to `cast`).
         exact: Set tensors of different shapes apart; by default the rows that all sizes of a
-            vocabulary
-            have are compared. Messages do not suggest a cast.
+            vocabulary have are compared. Messages do not suggest a cast.
         labels: Names of the checkpoints in messages; by default "base" and the ids of the others.
 
     Raises:
         TensorMismatchError: Some have no tensor in common with base, or no tensor is in all; or
-            some
-            are stored in different dtypes and `cast` is not given. All of it is counted, the first
-            few
-            are named.
+            some are stored in different dtypes and `cast` is not given. All of it is counted, the
+            first few are named.
         CheckpointError: `cast` is not a float dtype, or is given for quantised weights without
             `dequantize`, or they cannot be dequantised.
     """

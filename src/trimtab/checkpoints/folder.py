@@ -128,8 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a folder, or an empty dict if there is none.
 
     The quantisation settings that ModelOpt writes to a file of its own are added where transformers
-    has
-    them.
+    has them.
 
     Raises:
         CheckpointError: A file exists but is not a JSON object.

@@ -163,8 +163,7 @@ def core_name(name: str) -> str:
     """The name without wrappers and without the prefixes that saving adds or drops.
 
     `model.language_model.layers.0.mlp.up_proj.weight`, `language_model.model.layers…`, `layers…`
-    and
-    `_orig_mod.layers…` have the same core. So can two different tensors of one model.
+    and `_orig_mod.layers…` have the same core. So can two different tensors of one model.
     """
     words = without_wrappers(name).split(".")
     while len(words) > 2 and words[0] in PREFIXES:
@@ -181,8 +180,7 @@ def match_renamed(left: Collection[str], right: Collection[str]) -> dict[str, st
 
     Returns:
         Name on the left -> name on the right, where they differ. A core that several unmatched
-        names of
-        one side share matches none of them.
+        names of one side share matches none of them.
     """
     by_core = _by_core(name for name in right if name not in left)
     alone = _by_core(name for name in left if name not in right)
@@ -224,8 +222,7 @@ def tied_names(names: Collection[str], config: Mapping[str, Any]) -> dict[str, s
     """Names that the config ties to a stored tensor, and that are not stored themselves.
 
     Usually the head is not stored; `safetensors.torch.save_model` stores the name that sorts first,
-    so
-    that it can be the input embedding instead.
+    so that it can be the input embedding instead.
 
     Args:
         names: Names that are stored.

@@ -41,8 +41,7 @@ def read_weights(
         base: An open checkpoint.
         names: Names of the tensors.
         task: Called in any thread with a tensor and an iterator of `(start, elements)`: a position
-            that
-            is a multiple of 8, and the elements from there on, valid until the next pair.
+            that is a multiple of 8, and the elements from there on, valid until the next pair.
         num_passes: Total number of passes over the tensors, if others read them again.
         progress: Called after each chunk, from any thread.
 
@@ -121,8 +120,7 @@ def rewrite(
     """Copy a checkpoint with some of its elements changed.
 
     Every file of weights keeps its name, its header and the offset of each tensor; a tensor is
-    copied a
-    million elements at a time. The other files of the folder are copied unchanged.
+    copied a million elements at a time. The other files of the folder are copied unchanged.
 
     Args:
         base: An open checkpoint that is a folder of safetensors files.

@@ -118,8 +118,7 @@ def _float32_to_odd(values: NDArray[np.float64]) -> NDArray[np.float32]:
     """Round fp64 to fp32 so that rounding again, to a dtype of 16 bits or fewer, is exact.
 
     ml_dtypes rounds to bf16 and fp8 via fp32. A value that fp32 cannot hold becomes the neighbour
-    with
-    an odd last bit, which is never a tie.
+    with an odd last bit, which is never a tie.
     """
     rounded = values.astype(np.float32)
     bits = rounded.view(np.uint32)
@@ -184,8 +183,7 @@ def exponent_bins(bits: Bits, dtype: DType) -> NDArray[np.uint16]:
     """The biased exponent of each element; zeros and subnormals are in bin 0.
 
     These bins are the strata of every "magnitude-matched" figure: the distance that a weight must
-    move
-    before its stored value changes is the same within a bin to a factor of two.
+    move before its stored value changes is the same within a bin to a factor of two.
 
     Args:
         bits: Elements as unsigned integers of the stored width. Any shape.

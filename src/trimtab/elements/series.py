@@ -29,10 +29,8 @@ class History(Protocol):
             before: The elements at the previous point; at the first point, those of the base.
             now: The elements at this point.
             counts: `[len(COUNTED)]`, added to: elements that differ now from the base; from the
-                previous
-                point; that ever differed from the base; and those of the first and third that
-                differ from
-                the base at the last point.
+                previous point; that ever differed from the base; and those of the first and third
+                that differ from the base at the last point.
         """
 
 

@@ -47,8 +47,7 @@ def count_shared(
         sets: `[sets, words]`; padding bits are 0.
         shared: `[sets, sets]`, added to: above and on the diagonal.
         by_count: `[sets + 1]`, added to, except for the first entry: elements in no set cannot be
-            told
-            from padding. Empty to skip it.
+            told from padding. Empty to skip it.
     """
     num_sets, num_words = sets.shape
     for i in range(num_sets):
@@ -125,10 +124,9 @@ def count_by_bin(
     """Count the elements of each bin, and those of each set among them.
 
     A weight's bin is a binary number formed by some of its bits. Each digit of 64 weights is
-    extracted
-    as a word; a few operations on words then mark the weights of a bin. Most weights are in the few
-    bins
-    below that of the largest; the others, except for bin 0 (zeros), are counted one by one.
+    extracted as a word; a few operations on words then mark the weights of a bin. Most weights are
+    in the few bins below that of the largest; the others, except for bin 0 (zeros), are counted one
+    by one.
 
     Args:
         bits: Bits of the weights.

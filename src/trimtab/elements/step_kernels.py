@@ -63,8 +63,7 @@ def look(
 
     Returns:
         Number of elements that differ from before; that differ from the base; that ever did; that
-        the
-        optimizer moved; and those of the last that do not differ from before.
+        the optimizer moved; and those of the last that do not differ from before.
     """
     num_stepped = num_changed = num_ever = num_asked = num_absorbed = 0
     asks = moment.size > 0

@@ -30,8 +30,7 @@ class DerivedMask:
     """A mask that is computed on demand, in memory by `Mask.of` or tensor by tensor by `save`.
 
     All but the bits is known and checked at once. Saving needs memory for a few copies of the
-    largest
-    tensor's bits.
+    largest tensor's bits.
 
     Attributes:
         header: Header of the mask.
@@ -53,8 +52,7 @@ class DerivedMask:
 
         Args:
             path: The file; missing parent folders are created. It may be one of those that the mask
-                is
-                made from.
+                is made from.
             force: Replace an existing file.
 
         Returns:
@@ -87,13 +85,11 @@ def combine(operation: Operation, first: PackedMask, second: PackedMask) -> Deri
         operation: `and`, `or`, `xor` or `minus` (what the first selects and the second does not).
         first: A mask.
         second: Another mask of the same model: shapes agree where both have a tensor. Names that
-            differ
-            by a wrapper or a prefix are one name, that of the first.
+            differ by a wrapper or a prefix are one name, that of the first.
 
     Returns:
         A mask with the tensors of both, those of the first before the others. Its provenance
-        contains
-        that of both, and in `base_differs` the tensors whose bases differ.
+        contains that of both, and in `base_differs` the tensors whose bases differ.
 
     Raises:
         MaskMismatchError: Shapes differ; the message names the tensors, up to a handful.
@@ -134,8 +130,7 @@ def restrict(
     Args:
         mask: The mask.
         kinds: Kinds of tensors, such as `q_proj`; they follow from names alone, so a fused tensor
-            is
-            one tensor of one kind.
+            is one tensor of one kind.
         layers: Indices of transformer layers; tensors outside the layers are in none.
         tensors: Names, or patterns with `*`, `?` and `[...]` as in a shell.
 
@@ -144,8 +139,7 @@ def restrict(
 
     Raises:
         MaskError: No condition is given; or a kind, layer or name matches no tensor of the mask, or
-            no
-            tensor meets all conditions.
+            no tensor meets all conditions.
     """
     conditions = {"kinds": kinds, "layers": layers, "tensors": tensors}
     requested = {key: list(wanted) for key, wanted in conditions.items() if wanted is not None}

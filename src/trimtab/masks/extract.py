@@ -39,10 +39,8 @@ def extract_mask(
     """Select the elements that changed from a base to a tuned checkpoint.
 
     Tensors have base's names and shapes. The mask leaves out tensors that only one side has and
-    rows of
-    a resized vocabulary that only tuned has; rows that only base has are not selected. A tied copy
-    is
-    left out for its original. The provenance lists all of these.
+    rows of a resized vocabulary that only tuned has; rows that only base has are not selected. A
+    tied copy is left out for its original. The provenance lists all of these.
 
     Args:
         base: The checkpoint before training: a folder, a file, a hub id (`org/name@revision`),
@@ -50,8 +48,7 @@ def extract_mask(
         tuned: The checkpoint after training.
         changed: The criterion: `bits`, `value`, `atol=1e-5`, `rel=1e-3`.
         cast: Name of a float dtype (`fp32`) that both are converted to first; None to refuse
-            tensors
-            that are stored in different dtypes.
+            tensors that are stored in different dtypes.
         dequantize: Multiply quantised weights by their scales, giving fp32.
         threads: Tensors read at the same time; by default the number of processors, at most 8.
         progress: Called after each chunk, from any thread.

@@ -189,14 +189,12 @@ class PackedMask(ABC):
         """Check that the mask fits the tensors of a model.
 
         Tensors that the model lacks are ignored if nothing of them is selected: checkpoints can
-        hold buffers
-        that no model trains.
+        hold buffers that no model trains.
 
         Args:
             shapes: Name -> shape of the model's tensors.
             digests: Name -> xxh3-128 of the bytes of those tensors, as stored; compared with `base`
-                for the
-                names in both.
+                for the names in both.
 
         Raises:
             MaskMismatchError: It does not fit; the message names the tensors, up to a handful.

@@ -223,8 +223,7 @@ def identity(
     """Count where SUB equals FULL, inside the mask and outside it, under every default criterion.
 
     BASE is compared with FULL in the same way: the score of doing nothing. A tensor that the mask
-    lacks
-    is entirely outside it.
+    lacks is entirely outside it.
 
     Args:
         base: The checkpoint from which both trainings started: a folder, a file, a hub id
@@ -243,8 +242,7 @@ def identity(
         TensorMismatchError: The three have nothing in common, or differ in dtypes.
         MaskError: The file is not a mask.
         MaskMismatchError: The mask is of another model, or was made against another base. The
-            second is
-            only known once BASE has been read.
+            second is only known once BASE has been read.
     """
     with opened(base, full, sub) as checkpoints, ExitStack() as stack:
         base, full, sub = checkpoints

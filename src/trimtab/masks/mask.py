@@ -165,8 +165,7 @@ class Mask(PackedMask):
 
         Raises:
             MaskError: No condition is given; or a kind, layer or name matches no tensor, or no
-                tensor meets
-                all conditions.
+                tensor meets all conditions.
         """
         return Mask.of(restrict(self, kinds=kinds, layers=layers, tensors=tensors))
 
@@ -195,8 +194,7 @@ class Mask(PackedMask):
 
         Args:
             seed: With a tensor's name it decides the tensor's elements, on any machine and whatever
-                other
-                tensors there are.
+                other tensors there are.
         """
         tensors = {
             name: random_tensor(tensor.shape, tensor.num_selected, seed=seed, name=name)

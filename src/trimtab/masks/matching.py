@@ -32,8 +32,7 @@ def named_like(
 
     Returns:
         The renamed mask, with the same digest; unmatched tensors keep their names. The mask itself
-        if
-        nothing changes.
+        if nothing changes.
     """
     new_names: dict[str, str] = match_stored([*mask], names, tied)
     return mask.renamed(new_names) if new_names else mask

@@ -125,8 +125,7 @@ class StoredMask(PackedMask, Pooled):
         """The same file with other names for some of its tensors, and the same digest.
 
         It shares the open file and is closed with this mask. Unchecked bits are checked first,
-        since the
-        digest is of the names in the file.
+        since the digest is of the names in the file.
 
         Args:
             names: Name of a tensor of this mask -> its new name.
@@ -153,8 +152,7 @@ class StoredMask(PackedMask, Pooled):
 
         Raises:
             MaskError: Bits do not match the header, listed for all tensors up to a handful; or
-                their digest
-                is not that of the file.
+                their digest is not that of the file.
         """
         problems: list[str] = []
         digest = MaskDigest()

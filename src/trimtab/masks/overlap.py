@@ -50,8 +50,7 @@ def tensors_in_order(
 
     Yields:
         A name, and the bits in each mask that has the tensor, as `Mask.packed` returns them;
-        arbitrary
-        for a damaged file.
+        arbitrary for a damaged file.
 
     Raises:
         MaskError: A file is damaged; known at the end.
@@ -119,15 +118,13 @@ def overlap(
     """Count what masks share, and what they would share by chance.
 
     Tensors that not all masks have are left out and listed. Masks made against different bases are
-    still
-    compared, element by element, and listed too.
+    still compared, element by element, and listed too.
 
     Args:
         masks: Two to 26 masks, or their files.
         base: The checkpoint that the masks were made against: a folder, a file, a hub id
             (`org/name@revision`), or an open checkpoint. With it, chance is also matched by the
-            magnitude
-            of its weights.
+            magnitude of its weights.
         series: The masks are in temporal order, to be compared with the last.
         threads: Tensors counted at the same time; by default the number of processors, at most 8.
         progress: Called after each chunk, from any thread.
@@ -140,8 +137,7 @@ def overlap(
         MaskError: A file is not a mask, or a damaged one.
         MaskMismatchError: Tensors of one name have different shapes, the masks have no tensor in
             common, or one was made against another base. The last is only known once the base has
-            been
-            read.
+            been read.
         CheckpointError: The base cannot be read.
     """
     if not 2 <= len(masks) <= len(LETTERS):

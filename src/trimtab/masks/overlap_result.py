@@ -68,11 +68,9 @@ class OverlapCoverage:
     Attributes:
         num_compared: Elements of the tensors that all masks have.
         not_compared: `{"name", "shape", "num_selected"}` of tensors that not all masks have; for
-            each
-            mask, the elements that it selects there, or None if it lacks the tensor.
+            each mask, the elements that it selects there, or None if it lacks the tensor.
         other_base: `{"name", "base"}` of tensors that were compared although masks were made
-            against
-            different bases; for each mask, the recorded dtype and digest, or None.
+            against different bases; for each mask, the recorded dtype and digest, or None.
     """
 
     num_compared: Count

@@ -307,12 +307,10 @@ def score_prediction(
         pred: The prediction, or its file.
         true: The mask to predict, or its file.
         scores: The scores that the prediction was made from, or their file; with them average
-            precision
-            is that of the ranking. Elements without a score rank last.
+            precision is that of the ranking. Elements without a score rank last.
         base: The checkpoint that both were made against: a folder, a file, a hub id, or an open
             checkpoint. With it, the prediction is compared with random ones of its magnitudes, and
-            with
-            the smallest weights.
+            with the smallest weights.
         progress: Called after each chunk of base, from any thread.
 
     Raises:

@@ -116,8 +116,7 @@ def matrices_of(base: Checkpoint, kinds: Sequence[str] | None = None) -> list[St
     Args:
         base: An open checkpoint.
         kinds: Kinds to prune; None for all but `LEFT_ALONE`. A fused tensor is included if all of
-            its
-            parts are.
+            its parts are.
 
     Raises:
         CheckpointError: There are none of a kind, or they are stored in a dtype that cannot be
@@ -282,10 +281,8 @@ def prune(
     """Write a checkpoint in which a share of the weights is zero.
 
     `magnitude` prunes the smallest weights of each matrix, `wanda` those of each row that affect
-    its
-    output least (see `trimtab.masks.wanda`). Counts are exact; weights that are 0 already are
-    chosen
-    first. Dtypes, files and the offsets of tensors in them do not change.
+    its output least (see `trimtab.masks.wanda`). Counts are exact; weights that are 0 already are
+    chosen first. Dtypes, files and the offsets of tensors in them do not change.
 
     Args:
         base: A folder of safetensors, or a hub id with an optional `@revision`.
@@ -294,8 +291,7 @@ def prune(
         method: How to choose.
         norms: Of the inputs of every matrix that is pruned, for `wanda`.
         kinds: Kinds of tensors to prune, such as `up_proj`; by default the matrices of the layers:
-            no
-            embeddings, head, norms, biases or routers.
+            no embeddings, head, norms, biases or routers.
         seed: Breaks ties between equal magnitudes.
         command: Command to record in the provenance.
         progress: Called with bytes done since the last call, and the total; from any thread.

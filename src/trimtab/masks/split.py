@@ -162,8 +162,7 @@ def share(
         masks: At least two masks of one model. Tensors that a mask lacks are not selected by it.
         files: Files of the core, then of the own part of each mask.
         base: The checkpoint that the masks were made against; read once, for the chance of masks
-            that
-            favour the same magnitudes of weights. All masks need to have the same tensors.
+            that favour the same magnitudes of weights. All masks need to have the same tensors.
         progress: Called after each chunk of the base, from any thread.
         command: Command to record in the provenance.
         force: Replace existing files.
@@ -171,8 +170,7 @@ def share(
     Raises:
         MaskError: There are fewer than two masks.
         MaskMismatchError: Shapes differ, or the base is another one; the message names the tensors,
-            up
-            to a handful.
+            up to a handful.
         CheckpointError: The base cannot be read.
         OutputExistsError: A file exists and `force` is not set.
     """

@@ -165,12 +165,10 @@ def structure(
     Args:
         masks: Masks of one model, or their files; at least one.
         base: The checkpoint that they were made against: its config gives the number of heads, and
-            its
-            weights the null that is matched by magnitude.
+            its weights the null that is matched by magnitude.
         config: A folder with a `config.json`, or such a file; takes precedence over that of base.
         map: Name of the tensor to map; by default the matrix whose rows or columns are most
-            dispersed in
-            the first mask.
+            dispersed in the first mask.
         seed: Seed of the control of the first mask; each next one adds 1.
         threads: Tensors counted at the same time; by default the number of processors, at most 8.
         progress: Called with bytes read, and the total.
@@ -277,8 +275,8 @@ class _Counted:
     """The counts of one tensor.
 
     `digest` is the xxh3-128 of its stored bytes, None without base; `tensors` has the stripes of
-    each part
-    in each mask, if it is a matrix; `experts` are the parts that belong to one expert entirely.
+    each part in each mask, if it is a matrix; `experts` are the parts that belong to one expert
+    entirely.
     """
 
     digest: str | None

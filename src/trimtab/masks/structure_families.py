@@ -256,8 +256,8 @@ def spread_at_random(sizes: Counts, num: int, generator: np.random.Generator) ->
     """Multivariate hypergeometric counts: elements drawn from the union of some sets.
 
     Each count starts as a binomial number; then elements, drawn in proportion to what is left of
-    each
-    set, are added or removed until the sum is right. (NumPy's own function ends at 10**9 elements.)
+    each set, are added or removed until the sum is right. (NumPy's own function ends at 10**9
+    elements.)
     """
     total = int(sizes.sum())
     counts = generator.binomial(sizes, num / total if total else 0.0).astype(np.int64)

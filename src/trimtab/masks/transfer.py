@@ -68,8 +68,7 @@ def nearest(positions: NDArray[np.int64], num: int, num_before: int) -> NDArray[
     """Map positions among `num` units to those among `num_before` at the same relative position.
 
     Unit i maps to i·(num_before - 1) / (num - 1), rounded half up, so that the first and the last
-    stay the
-    first and the last; a single unit maps to the first.
+    stay the first and the last; a single unit maps to the first.
 
     Args:
         positions: Positions of the units, from 0.
@@ -84,8 +83,7 @@ def scaled_counts(counts: NDArray[np.int64], before: int, after: int) -> NDArray
     """Rescale counts out of `before` to counts out of `after`, with nearly the same shares.
 
     Running sums are rounded rather than counts, so the total is right within half an element, and
-    each
-    count within one.
+    each count within one.
 
     Args:
         counts: int64 `[rows]`, each at most `before`.

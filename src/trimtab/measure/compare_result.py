@@ -136,8 +136,7 @@ class Profile:
     """How the changed elements of a tensor are distributed over its rows, or its columns.
 
     Rows and columns are those of the 2-D view `[prod(shape[:-1]), shape[-1]]`; changed means that
-    the
-    bits differ.
+    the bits differ.
 
     Attributes:
         num: Rows.

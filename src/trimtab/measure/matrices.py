@@ -57,8 +57,7 @@ class MatrixAnalysis(ABC):
             name: Name of the tensor.
             base: Its values before training, fp32 or fp64; not modified.
             tuned: After training; same shape and dtype. A stack of matrices (fused experts, 3-D) is
-                taken
-                as its matrices, `name[0]`, `name[1]`, ...
+                taken as its matrices, `name[0]`, `name[1]`, ...
         """
         if base.ndim == 3:
             for index, (before, after) in enumerate(zip(base, tuned, strict=True)):
@@ -108,8 +107,7 @@ def work_of(item: Aligned, config: Mapping[str, Any], num_analyses: int) -> int:
     """The work of analyses on a tensor, in bytes that take about as long to read.
 
     A decomposition of m x n takes m·n·min(m, n) multiplications: by bytes alone, the last matrices
-    of a
-    model would seem as quick as its embeddings.
+    of a model would seem as quick as its embeddings.
 
     Args:
         item: The tensor.

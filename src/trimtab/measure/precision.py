@@ -136,8 +136,7 @@ class PrecisionProbe:
             kind: Kind of their tensor, such as `q_proj`.
             bits: Elements as unsigned integers. Any shape.
             dtype: Dtype of the elements, or its safetensors name: `BF16`. Elements that are not
-                floats are
-                counted, and never predicted to move.
+                floats are counted, and never predicted to move.
         """
         dtype = DTYPES[dtype] if isinstance(dtype, str) else dtype
         if not dtype.is_float:

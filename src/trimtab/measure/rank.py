@@ -91,10 +91,8 @@ class RankAnalysis(MatrixAnalysis):
     """Collects the ranks of a model's update, one matrix at a time.
 
     The result depends on the seed and on each tensor's name, not on the order of tensors. A matrix
-    needs
-    a copy of `update` for the control and, for exact singular values, a Gram matrix of min(m, n)²
-    fp64
-    numbers.
+    needs a copy of `update` for the control and, for exact singular values, a Gram matrix of min(m,
+    n)² fp64 numbers.
 
     Attributes:
         seed: Seeds the controls and the probes of estimates.

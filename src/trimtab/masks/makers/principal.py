@@ -44,8 +44,7 @@ class PrincipalScores(WeightScores):
     Memory is one matrix and a few of min(m, n)² fp64 numbers; time is proportional to m·n·min(m,
     n). The
     directions of the last matrix are cached, so a selection per tensor computes them once, and one
-    by
-    `total` four times.
+    by `total` four times.
     """
 
     def __init__(

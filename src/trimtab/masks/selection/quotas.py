@@ -247,8 +247,7 @@ def random_matched(
         mask: The mask to match.
         base: The checkpoint that it was made against; read twice.
         seed: With a tensor's name it decides the tensor's elements, on any machine and whatever
-            other
-            tensors there are.
+            other tensors there are.
         progress: Called after each chunk, from any thread.
 
     Raises:

@@ -52,8 +52,7 @@ def select(
         quotas: How many to select.
         seed: With the names of the tensors it decides which of equal scores are selected.
         provenance: The step that made the scores, such as `{"step": "low-magnitude", …}`; the
-            origin of
-            `quotas` and the seed are added.
+            origin of `quotas` and the seed are added.
         progress: Called after each chunk, with the bytes of its scores.
 
     Raises:
