@@ -246,6 +246,16 @@ class StoredTensor:
                 f"offset {self.offset + start}; the file was cut short while it was being read"
             )
 
+    def elements(self, start: int, stop: int) -> Bits:
+        """A vector of the elements from `start` to `stop`, in C order, as `read` gives them.
+
+        Raises:
+            CheckpointError: As in `read_into`.
+        """
+        out: Bits = np.empty(stop - start, dtype=self.dtype.bits)
+        self.read_into(start * self.dtype.num_bytes, out.view(np.uint8))
+        return out
+
     def read(self) -> Bits:
         """The whole tensor as unsigned integers of the stored width, in its shape."""
         out: Bits = np.empty(self.shape, dtype=self.dtype.bits)

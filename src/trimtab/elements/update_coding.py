@@ -18,10 +18,11 @@ is decided for each matrix by what they save; none is a choice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,33 @@ BLOCK = 1 << 20
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Readable(Protocol):
+    """A tensor that is read a part at a time: from a file, or by decoding."""
+
+    def elements(self, start: int, stop: int) -> Bits:
+        """A vector of its elements from `start` to `stop`, in C order."""
+
+
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """A tensor that is in memory."""
+
+    bits: Bits
+
+    def elements(self, start: int, stop: int) -> Bits:
+        """A view of its elements from `start` to `stop`, in C order."""
+        return self.bits.reshape(-1)[start:stop]
+
+
+class Mapped(Protocol):
+    """What applies a function to items like `map`: in order, perhaps to some of them at a time."""
+
+    def __call__(
+        self, function: Callable[[Item], Result], items: Iterable[Item], /
+    ) -> Iterator[Result]:
+        """The results, in the order of the items."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,14 +140,44 @@ def encode_tensor(
         Frames: the predictor of the tensor (empty if it has none), then one for each `CHUNK`
         elements, in C order. A frame of a chunk is never longer than its elements and one byte.
     """
-    predictor = _best_predictor(base, tuned, dtype, max_rank)
-    before, after = (np.ascontiguousarray(bits).reshape(-1) for bits in (base, tuned))
+    before, after = (InMemory(np.ascontiguousarray(bits)) for bits in (base, tuned))
+    with _several(threads) as mapped:
+        frames = encode_frames(
+            before, after, tuned.shape, dtype, max_rank=max_rank, mapped=mapped, tally=tally
+        )
+        return list(frames)
+
+
+def encode_frames(
+    base: Readable,
+    tuned: Readable,
+    shape: tuple[int, ...],
+    dtype: DType,
+    *,
+    max_rank: int = MAX_RANK,
+    mapped: Mapped = map,
+    tally: NDArray[np.float64] | None = None,
+) -> Iterator[bytes]:
+    """The frames of `encode_tensor` one by one, of tensors that are read a chunk at a time.
+
+    Args:
+        base: The tensor before training.
+        tuned: The tensor after it.
+        shape: Its shape. Of tensors that have more elements, only the first ones are coded.
+        dtype: What the bits mean.
+        max_rank: Largest rank of a predictor, 0 for none: smaller is faster.
+        mapped: Codes chunks, perhaps some at a time. The result does not depend on it.
+        tally: The bits of flags, of signs and of distances are added to its three elements.
+    """
+    predictor = _best_predictor(base, tuned, shape, dtype, max_rank)
+    num = int(np.prod(shape))
 
     def frame(start: int) -> bytes:
-        part = slice(start, start + CHUNK)
-        return _encode(before[part], after[part], dtype, start, predictor, tally)
+        part = start, min(start + CHUNK, num)
+        return _encode(base.elements(*part), tuned.elements(*part), dtype, start, predictor, tally)
 
-    return [predictor.coded, *_map(frame, range(0, after.size, CHUNK), threads)]
+    yield predictor.coded
+    yield from mapped(frame, range(0, num, CHUNK))
 
 
 def decode_tensor(base: Bits, frames: Sequence[bytes], dtype: DType, *, threads: int = 1) -> Bits:
@@ -133,20 +191,31 @@ def decode_tensor(base: Bits, frames: Sequence[bytes], dtype: DType, *, threads:
     """
     before = np.ascontiguousarray(base).reshape(-1)
     starts = range(0, before.size, CHUNK)
-    if len(frames) != 1 + len(starts):
-        raise CheckpointError(
-            f"{len(frames)} frames do not fit a tensor of {before.size} elements, which has "
-            f"{1 + len(starts)}: the file is damaged, or of another tensor"
-        )
+    ensure_fits(len(frames), before.size)
     predictor = read_predictor(frames[0], base.shape)
     after = np.empty_like(before)
 
     def fill(start: int) -> None:
         part = slice(start, start + CHUNK)
-        _decode(before[part], frames[1 + start // CHUNK], dtype, start, predictor, after[part])
+        decode_frame(before[part], frames[1 + start // CHUNK], dtype, start, predictor, after[part])
 
-    _map(fill, starts, threads)
+    with _several(threads) as mapped:
+        for _ in mapped(fill, starts):
+            pass
     return after.reshape(base.shape)
+
+
+def ensure_fits(num_frames: int, num_elements: int) -> None:
+    """Check the number of frames of a tensor.
+
+    Raises:
+        CheckpointError: A tensor of so many elements has more or fewer.
+    """
+    if num_frames != (expected := 1 + -(-num_elements // CHUNK)):
+        raise CheckpointError(
+            f"{num_frames} frames do not fit a tensor of {num_elements} elements, which has "
+            f"{expected}: the file is damaged, or of another tensor"
+        )
 
 
 def split_frames(content: bytes, sizes: Sequence[int]) -> tuple[list[bytes], bytes]:
@@ -158,12 +227,14 @@ def split_frames(content: bytes, sizes: Sequence[int]) -> tuple[list[bytes], byt
     return frames, content[start:]
 
 
-def _map(function: Callable[[Item], Result], items: Sequence[Item], threads: int) -> list[Result]:
-    """Apply a function to items, some at a time; the kernels run without the GIL."""
-    if threads == 1 or len(items) < 2:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(threads, len(items))) as pool:
-        return list(pool.map(function, items))
+@contextmanager
+def _several(threads: int) -> Iterator[Mapped]:
+    """What applies a function to several items at a time; the kernels run without the GIL."""
+    if threads == 1:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
 
 
 def _encode(
@@ -192,10 +263,22 @@ def _encode(
     return bytes([CODED]) + exponent.to_bytes(2, "little") + out[:size].astype("<u4").tobytes()
 
 
-def _decode(
+def decode_frame(
     before: Bits, frame: bytes, dtype: DType, start: int, predictor: Predictor, after: Bits
 ) -> None:
-    """Fill `after` from the frame of a chunk."""
+    """Decode a chunk.
+
+    Args:
+        before: Elements of the base.
+        frame: What `encode_frames` made of them.
+        dtype: What the bits mean.
+        start: Number of the first element in its tensor, a multiple of `CHUNK`.
+        predictor: That of the tensor.
+        after: Receives the elements.
+
+    Raises:
+        CheckpointError: It is no frame of so many elements of this dtype.
+    """
     method, content = frame[:1], frame[1:]
     if method == bytes([SAME]) and not content:
         after[:] = before
@@ -294,13 +377,41 @@ def _factor_tables(rank: int) -> tuple[NDArray[np.uint16], NDArray[np.uint16]]:
     return np.zeros(rank * int(kernels.ROW), np.uint16), np.zeros(2 * rank, np.uint16)
 
 
-def _best_predictor(base: Bits, tuned: Bits, dtype: DType, max_rank: int) -> Predictor:
+@dataclass(frozen=True)
+class _Matrix:
+    """A tensor as rows: those of a slice are read when it is asked for them."""
+
+    tensor: Readable
+    shape: tuple[int, int]
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    def __getitem__(self, rows: slice) -> Bits:
+        start, stop, _ = rows.indices(self.shape[0])
+        columns = self.shape[1]
+        return self.tensor.elements(start * columns, stop * columns).reshape(-1, columns)
+
+    def every(self, step: int) -> Bits:
+        """Every so many elements."""
+        size = -(-BLOCK // step) * step
+        starts = range(0, self.size, size)
+        elements = self.tensor.elements
+        return np.concatenate(
+            [elements(at, min(at + size, self.size))[::step].copy() for at in starts]
+        )
+
+
+def _best_predictor(
+    base: Readable, tuned: Readable, shape: tuple[int, ...], dtype: DType, max_rank: int
+) -> Predictor:
     """The predictor with which a band of rows in the middle of the matrix becomes smallest."""
-    rows, columns = _matrix_shape(base.shape)
+    rows, columns = _matrix_shape(shape)
     ranks = [rank for rank in RANKS if rank <= max_rank and _is_small(rank, rows, columns)]
     if not ranks or not dtype.is_float or dtype.num_bytes > 4:
         return NO_PREDICTOR
-    before, after = (np.ascontiguousarray(bits).reshape(rows, columns) for bits in (base, tuned))
+    before, after = (_Matrix(tensor, (rows, columns)) for tensor in (base, tuned))
     fitted = _fit(before, after, dtype, ranks[-1])
     if fitted is None:
         return NO_PREDICTOR
@@ -308,10 +419,10 @@ def _best_predictor(base: Bits, tuned: Bits, dtype: DType, max_rank: int) -> Pre
     first = (rows - num) // 2
     part = slice(first, first + num)
 
+    band = before[part].reshape(-1), after[part].reshape(-1)
+
     def size(predictor: Predictor) -> float:
-        frame = _encode(
-            before[part].reshape(-1), after[part].reshape(-1), dtype, first * columns, predictor
-        )
+        frame = _encode(*band, dtype, first * columns, predictor)
         return len(predictor.coded) + len(frame) * rows / num
 
     best, least = NO_PREDICTOR, size(NO_PREDICTOR)
@@ -324,7 +435,7 @@ def _best_predictor(base: Bits, tuned: Bits, dtype: DType, max_rank: int) -> Pre
 
 
 def _fit(
-    before: Bits, after: Bits, dtype: DType, rank: int
+    before: _Matrix, after: _Matrix, dtype: DType, rank: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """Left and right singular vectors, times their singular values, of what training added.
 
@@ -333,7 +444,7 @@ def _fit(
     """
     rows, columns = before.shape
     step = max(1, before.size // SAMPLE)
-    shown = np.abs(_change(before.reshape(-1)[::step], after.reshape(-1)[::step], dtype))
+    shown = np.abs(_change(before.every(step), after.every(step), dtype))
     shown = shown[shown > 0]
     if shown.size < 64:
         return None
