@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from trimtab.deltas.hub import push_delta as push_delta
     from trimtab.deltas.in_place import apply_in_place as apply_in_place
     from trimtab.deltas.in_place import revert as revert
+    from trimtab.deltas.info import delta_info as delta_info
     from trimtab.deltas.make import make_delta as make_delta
     from trimtab.deltas.manifest import Manifest as Manifest
     from trimtab.deltas.store import Store as Store
@@ -89,6 +90,7 @@ _NAMES = {
     "deltas.file": ("DeltaFile",),
     "deltas.hub": ("load_model", "push_delta"),
     "deltas.in_place": ("apply_in_place", "revert"),
+    "deltas.info": ("delta_info",),
     "deltas.make": ("make_delta",),
     "deltas.manifest": ("Manifest",),
     "deltas.store": ("Store", "StoreEntry"),

@@ -173,11 +173,18 @@ def verify(deltas: tuple[str, ...], base: str | None, threads: int | None) -> No
     epilog="Example: trimtab delta info run.delta --html info.html",
 )
 @click.argument("path", metavar="DELTA")
+@click.option("--base", help="The base: decode everything, and show how far elements moved.")
+@options.threads_option
 @options.result_options
-def info(path: str, outputs: options.Outputs) -> None:
-    """Show what a DELTA, a file or a hub id, holds, and where its bytes go by kind and tensor."""
-    with trimtab.DeltaFile(path) as opened:
-        outputs.give(opened.manifest)
+def info(path: str, base: str | None, threads: int | None, outputs: options.Outputs) -> None:
+    """Show what a DELTA holds, and where its bytes go by kind, layer and tensor.
+
+    DELTA is a file or a hub id. With --base, also the distances by which elements moved, and the
+    size that the entropies of positions and distances allow a coder that does not look at the base.
+    """
+    with byte_progress("decoding") as progress:
+        manifest = trimtab.delta_info(path, base, threads=threads, progress=progress)
+    outputs.give(manifest)
 
 
 @delta.command(

@@ -61,7 +61,7 @@ def apply_delta(
         OutputExistsError: The folder exists.
     """
     ensure_no_folder(output)
-    with _opened(base, deltas) as replay:
+    with opened_replay(base, deltas) as replay:
         write_folder(replay, output, threads=threads, progress=progress)
         return replay.manifest
 
@@ -80,7 +80,7 @@ def verify_delta(
     Returns:
         What the last delta says of the result.
     """
-    with _opened(base, deltas) as replay:
+    with opened_replay(base, deltas) as replay:
         for file in replay.manifest.files:
             write_file(replay, file, None, threads=threads, progress=progress)
         return replay.manifest
@@ -118,7 +118,7 @@ def compact_deltas(
         DeltaError: It is not the base of the deltas, they are no chain, or one is damaged.
         OutputExistsError: The output exists and `force` is not set.
     """
-    with _opened(base, deltas) as replay:
+    with opened_replay(base, deltas) as replay:
         return write_delta(
             replay.base,
             _source_of(replay),
@@ -184,9 +184,10 @@ def _source_of(replay: Replay) -> Source:
 
 
 @contextmanager
-def _opened(
+def opened_replay(
     base: AnyPath | Checkpoint | None, deltas: AnyPath | Sequence[AnyPath]
 ) -> Iterator[Replay]:
+    """Open deltas and their base; None for the one on the hub that the first names."""
     with (
         opened_chain(deltas) as chain,
         opened(hub_base(chain[0]) if base is None else base) as (checkpoint,),

@@ -98,6 +98,16 @@ class Replay:
         """
         return self._tensor(len(self.deltas), entry, threads)
 
+    def before(self, entry: TensorEntry) -> Bits | None:
+        """Bits of the tensor that an entry of the last delta is coded against; None without one.
+
+        Raises:
+            DeltaError: The base is another one, or a delta is damaged.
+        """
+        if entry.base is None:
+            return None
+        return self._before(len(self.deltas), entry, entry.base, 1)
+
     def check_base(self) -> None:
         """Compare every tensor that the first delta needs of the base with the hash of it there.
 

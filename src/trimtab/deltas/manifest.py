@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from trimtab.checkpoints.folder import is_foreign
 from trimtab.checkpoints.names import parts_of
 from trimtab.checkpoints.safetensors import MAX_DIMENSIONS
+from trimtab.elements.counts import ULP_LABEL
 from trimtab.elements.dtypes import DTYPES
 from trimtab.results.records import CheckpointRecord
 from trimtab.results.result import Result
@@ -43,11 +44,12 @@ class TensorEntry:
         frames: Bytes of each frame of the coded elements; none if they equal those of the base.
         copy_of: The tensor of the tuned checkpoint that it equals bit for bit, if it is tied to one
             and stored all the same; then nothing is stored for it.
+        ulp_histogram: As in `ChangeCounts`, if `delta_info` was given the base; never in a file.
     """
 
     PLAIN: ClassVar = (
         *("name", "layer", "kind", "dtype", "shape", "hash", "base", "base_hash", "num_common"),
-        *("num_changed", "num_stored", "frames", "copy_of?"),
+        *("num_changed", "num_stored", "frames", "copy_of?", "ulp_histogram?"),
     )
 
     name: str
@@ -60,6 +62,7 @@ class TensorEntry:
     num_changed: Count
     frames: tuple[Count, ...]
     copy_of: str | None = None
+    ulp_histogram: Mapping[str, Count] | None = None
 
     def __post_init__(self) -> None:
         """Take the lists of a file as what they were."""
@@ -121,6 +124,11 @@ class TensorEntry:
             yield f"num_common is {self.num_common}, not a number of whole rows"
         elif self.base is None and (self.num_common or self.frames):
             yield "it has elements in common with a base, and no base"
+        histogram = self.ulp_histogram or {}
+        if odd := [label for label in histogram if not ULP_LABEL.fullmatch(label)]:
+            yield f"ulp_histogram has the key {short(odd[0])}, which is no distance"
+        elif sum(histogram.values()) > self.num_changed:
+            yield f"ulp_histogram counts more than {self.num_changed} elements"
 
 
 @dataclass(frozen=True)

@@ -63,3 +63,9 @@ def labelled(bins: NDArray[np.int64]) -> dict[str, int]:
 def label_order(histogram: Mapping[str, int]) -> list[str]:
     """Labels of a histogram in ascending order of distance."""
     return sorted(histogram, key=lambda label: int(label.split("..")[0]))
+
+
+def num_distances(label: str) -> int:
+    """How many distances a label stands for."""
+    low, _, high = label.partition("..")
+    return abs(int(high or low) - int(low)) + 1

@@ -376,17 +376,6 @@ def how_far(runs: Sequence[Run]) -> doc.Section | None:
     if not distances:
         return None
     totals = {label: sum(histogram.values()) for label, histogram in histograms.items()}
-    marks = charts.marks_of(
-        [
-            ((distance, label), (histogram[distance], totals[label]))
-            for label, histogram in histograms.items()
-            for distance in distances
-            if distance in histogram
-        ],
-        ("distance in ulp", "run"),
-        (doc.Column("changed", lambda bin: wording.of_all(*bin)),),
-        lambda names, bin: {"arm": names[1], "distance": names[0], "changed": bin[0]},
-    )
     columns: list[tuple[str, doc.Role]] = [("distance in ulp", "number")]
     for label in histograms:
         columns += [(f"{label} {unit}".strip(), "number") for unit in ("elements", "share")]
@@ -406,17 +395,41 @@ def how_far(runs: Sequence[Run]) -> doc.Section | None:
             for distance in distances
         ],
     )
+    sentences = tuple(wording.labelled(run.label, _directions(run.total)) for run in runs)
+    return doc.Section(
+        "How far the changed weights moved", sentences, (distance_figure(histograms, numbers),)
+    )
+
+
+def distance_figure(histograms: Mapping[str, Mapping[str, int]], numbers: doc.Table) -> doc.Figure:
+    """Changed elements by signed distance in ulp.
+
+    Args:
+        histograms: Label of each run -> its histogram; not all are empty.
+        numbers: The same as a table.
+    """
     labels = list(histograms)
-    figure = doc.Figure(
+    distances = label_order(Counter({key: 1 for bins in histograms.values() for key in bins}))
+    totals = {label: sum(histogram.values()) for label, histogram in histograms.items()}
+    marks = charts.marks_of(
+        [
+            ((distance, label), (histogram[distance], totals[label]))
+            for label, histogram in histograms.items()
+            for distance in distances
+            if distance in histogram
+        ],
+        ("distance in ulp", "run"),
+        (doc.Column("changed", lambda bin: wording.of_all(*bin)),),
+        lambda names, bin: {"arm": names[1], "distance": names[0], "changed": bin[0]},
+    )
+    return doc.Figure(
         "Changed elements by signed distance",
         lambda: charts.ulp_histogram(marks, labels, distances),
         "One ulp is the step from one representable number to the next, the smallest change that "
         "can be stored. Negative distances are decreases. Unchanged elements are not drawn.",
         numbers,
-        charts.run_keys(labels, labels) if len(runs) > 1 else (),
+        charts.run_keys(labels, labels) if len(labels) > 1 else (),
     )
-    sentences = tuple(wording.labelled(run.label, _directions(run.total)) for run in runs)
-    return doc.Section("How far the changed weights moved", sentences, (figure,))
 
 
 def _directions(counts: ChangeCounts) -> str:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import log2
 from typing import NamedTuple
 
 from trimtab.deltas.manifest import Manifest as Manifest
 from trimtab.deltas.manifest import TensorEntry
+from trimtab.elements.counts import added
+from trimtab.elements.dtypes import DTYPES
+from trimtab.elements.ulps import label_order, num_distances
 from trimtab.report import document as doc
+from trimtab.report.changes import distance_figure
 from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.wording import count, endpoint, of_all, printable, share
 from trimtab.results.by_tensor import by_kind, by_layer
 from trimtab.words import plural
 
-FLAT = (
+FLAT_POSITIONS = (
     "Flat positions: what the positions alone would take at the entropy of their density, "
-    "N · H(changed / N) bits; a coder that does not use the base cannot need less."
+    "N · H(changed / N) bits."
+)
+
+FLAT_LIMIT = (
+    "Flat limit: positions, signed distances and their signs at the entropies of the whole row, "
+    "what a coder that looks neither at the base nor at rows and columns cannot go below."
 )
 
 
@@ -27,15 +36,29 @@ class _Sum(NamedTuple):
     num_changed: int
     num_bytes: int
     num_stored: int
+    num_predictor: int
+    distances: Mapping[str, int]
+    num_whole: int  # bytes of changed elements without a distance
 
     @property
-    def flat_bytes(self) -> float:
+    def flat_positions(self) -> float:
         """Bytes of the positions at the entropy of their density."""
-        density = self.num_changed / max(self.num_elements, 1)
-        if density in (0, 1):
-            return 0.0
-        bits = -density * log2(density) - (1 - density) * log2(1 - density)
-        return self.num_elements * bits / 8
+        return _entropy([self.num_changed, self.num_elements - self.num_changed]) / 8
+
+    @property
+    def flat_limit(self) -> float:
+        """Bytes of positions and signed distances, each at its entropy."""
+        numbers = [*self.distances.values()]
+        without = self.num_changed - sum(numbers)
+        low_bits = sum(num * log2(num_distances(d)) for d, num in self.distances.items())
+        distances = (_entropy([*numbers, without]) + low_bits) / 8 + self.num_whole
+        return self.flat_positions + distances
+
+
+def _entropy(counts: Sequence[int]) -> float:
+    """Bits of symbols that occur so often."""
+    total = sum(counts)
+    return sum(count * log2(total / count) for count in counts if count)
 
 
 COLUMNS = (
@@ -44,7 +67,23 @@ COLUMNS = (
     doc.Column[_Sum]("bytes", lambda row: count(row.num_stored)),
     doc.Column[_Sum]("of dense", lambda row: share(row.num_stored, row.num_bytes)),
     doc.Column[_Sum](
-        "flat positions", lambda row: share(row.flat_bytes, row.num_bytes), drop=1, note=FLAT
+        "predictor",
+        lambda row: share(row.num_predictor, row.num_bytes),
+        drop=3,
+        note="Predictor: the factors of rows and columns, a part of the bytes.",
+    ),
+    doc.Column[_Sum](
+        "flat positions",
+        lambda row: share(row.flat_positions, row.num_bytes),
+        drop=1,
+        note=FLAT_POSITIONS,
+    ),
+)
+
+WITH_BASE = (
+    *COLUMNS,
+    doc.Column[_Sum](
+        "flat limit", lambda row: share(row.flat_limit, row.num_bytes), note=FLAT_LIMIT
     ),
 )
 
@@ -53,6 +92,8 @@ def delta_document(delta: Manifest) -> doc.Document:
     """What a report says about a delta."""
     base, result = endpoint(delta.base), endpoint(delta.result)
     total = _sum(delta.tensors)
+    is_measured = all(entry.ulp_histogram is not None for entry in delta.tensors)
+    columns = WITH_BASE if is_measured else COLUMNS
     return doc.Document(
         title=f"{base} → {result}",
         heading="Where do the bytes of a delta go?",
@@ -68,6 +109,7 @@ def delta_document(delta: Manifest) -> doc.Document:
                 f"{delta.num_stored:,} of {delta.num_bytes:,} bytes",
             )
         ],
+        summary=[_limit_sentence(total) if is_measured and total.num_bytes else None],
         warnings=[_left_out(delta)],
         coverage=f"complete: all {plural(len(delta.tensors), 'tensor')} of the result",
         prints_coverage=False,
@@ -78,7 +120,7 @@ def delta_document(delta: Manifest) -> doc.Document:
                     doc.table(
                         "By kind",
                         doc.rows_by_kind(by_kind(delta.tensors, _sum), total),
-                        COLUMNS,
+                        columns,
                         keys=("kind",),
                         is_folded=False,
                         has_total=True,
@@ -87,18 +129,19 @@ def delta_document(delta: Manifest) -> doc.Document:
                     doc.table(
                         "By layer",
                         doc.rows_by_layer(by_layer(delta.tensors, _sum)),
-                        COLUMNS,
+                        columns,
                         keys=("layer",),
                     ),
                     doc.table(
                         "By tensor",
                         [((entry.name,), _sum([entry])) for entry in delta.tensors],
-                        COLUMNS,
+                        columns,
                         keys=(("tensor", "code"),),
                     ),
                     _files(delta),
                 ),
             ),
+            _how_far(total) if total.distances else None,
             doc.Section(
                 "Provenance",
                 blocks=(
@@ -123,12 +166,67 @@ def size_sentence(delta: Manifest, num_bytes: int) -> str:
     )
 
 
+def _limit_sentence(total: _Sum) -> str:
+    return (
+        f"The tensors take {share(total.num_stored, total.num_bytes)} of their dense bytes; the "
+        "flat limit, of a coder that looks neither at the base nor at rows and columns, is "
+        f"{share(total.flat_limit, total.num_bytes)}."
+    )
+
+
+def _how_far(total: _Sum) -> doc.Section:
+    """Section on the distances, with a table of one row for each distance."""
+    num = sum(total.distances.values())
+    ups = {d: count for d, count in total.distances.items() if not d.startswith("-")}
+    downs = {d.replace("-", ""): c for d, c in total.distances.items() if d.startswith("-")}
+
+    def cells(distance: str) -> tuple[str, ...]:
+        down, up = downs.get(distance, 0), ups.get(distance, 0)
+        return distance, count(down), count(up), share(down + up, num)
+
+    numbers = doc.plain_table(
+        "Elements by distance",
+        [
+            ("distance in ulp", "number"),
+            ("decreased", "number"),
+            ("increased", "number"),
+            ("share", "number"),
+        ],
+        map(cells, label_order(added(ups, downs))),
+        brief="Elements by distance",
+    )
+    sentence = (
+        f"{of_all(sum(ups.values()), num)} elements that moved increased; "
+        f"{share(ups.get('1', 0) + downs.get('1', 0), num)} moved by one ulp."
+    )
+    without = total.num_changed - num
+    more = f" {plural(without, 'changed element')} has no distance: " if without == 1 else ""
+    if without > 1:
+        more = f" {plural(without, 'changed element')} have no distance: "
+    if more:
+        more += "a NaN, a zero that changed its sign, or a row that the base does not have."
+    return doc.Section(
+        "How far the changed weights moved",
+        (sentence + more,),
+        (distance_figure({"": total.distances}, numbers),),
+    )
+
+
 def _sum(entries: Sequence[TensorEntry]) -> _Sum:
+    distances: dict[str, int] = {}
+    num_whole = 0
+    for entry in entries:
+        histogram = entry.ulp_histogram or {}
+        distances = added(distances, histogram)
+        num_whole += (entry.num_changed - sum(histogram.values())) * DTYPES[entry.dtype].num_bytes
     return _Sum(
         sum(entry.num_elements for entry in entries),
         sum(entry.num_changed for entry in entries),
         sum(entry.num_bytes for entry in entries),
         sum(entry.num_stored for entry in entries),
+        sum(entry.frames[0] for entry in entries if entry.frames and entry.copy_of is None),
+        distances,
+        num_whole,
     )
 
 
