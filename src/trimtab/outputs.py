@@ -40,6 +40,9 @@ OPEN_FILE = re.compile(r"/dev/(?:std(?P<name>out|err)|fd/(?P<number>\d+))|/proc/
 
 STANDARD = {"out": 1, "err": 2}
 
+NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
+"""Flag to refuse a link, where there is one."""
+
 
 def ensure_free(path: str | os.PathLike[str], *, force: bool = False) -> None:
     """Check that an output may be written, before the work that produces it.
@@ -321,7 +324,7 @@ def lock(path: Path, *, wait: Callable[[], bool] = lambda: False) -> Iterator[bo
     """
     while True:
         with explain_no_room(path):
-            number = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            number = os.open(path, os.O_RDWR | os.O_CREAT | NO_LINKS, 0o666)
         try:
             if _try_to_lock(number):
                 if _is_still(path, number):

@@ -214,6 +214,60 @@ def test_a_chain_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.add(tuned, "more").against == "base"
 
 
+def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
+    base, run = base_and_run(tmp_path, steps=2)
+    store = store_of(tmp_path / "store", base, run[0])
+    outside = tmp_path / "outside.json"
+    shutil.copy(store.folder / "names/step-1.json", outside)
+    (store.folder / "names/x.json").symlink_to(outside)
+    for call in (
+        lambda: store.add(run[1], "x", force=True),
+        lambda: store.checkout("x", tmp_path / "out"),
+        lambda: store.remove("x"),
+        store.entries,
+        store.gc,
+    ):
+        with pytest.raises(DeltaError, match=r"x\.json: expected a file, found a link: remove it"):
+            call()
+    (store.folder / "names/x.json").unlink()
+    (store.folder / ".lock").symlink_to(tmp_path / "lock")
+    with pytest.raises(DeltaError, match=r"\.lock: cannot be changed"):
+        store.gc()
+    (store.folder / ".lock").unlink()
+    for name in ("objects", "names"):
+        (store.folder / name).rename(tmp_path / name)
+        (store.folder / name).symlink_to(tmp_path / name)
+        with pytest.raises(DeltaError, match=f"{name}: expected a folder, found a link"):
+            trimtab.Store(store.folder)
+        (store.folder / name).unlink()
+        (tmp_path / name).rename(store.folder / name)
+    assert not (tmp_path / "lock").exists() and store.verify() == 1
+    assert outside.read_bytes() == (store.folder / "names/step-1.json").read_bytes()
+
+
+def test_what_is_removed_while_it_is_read(tmp_path: Path) -> None:
+    """The sibling that `add` makes a delta against, and the checkpoint that is checked out."""
+    base, run = base_and_run(tmp_path)
+    store = store_of(tmp_path / "store", base, run[0])
+
+    def removes(*_: int) -> None:
+        if store.names() == ("step-1",):
+            store.remove("step-1")
+            assert store.gc()[0]
+
+    with pytest.raises(DeltaError, match="was removed meanwhile: add again"):
+        store.add(run[1], "x", against="step-1", threads=1, progress=removes)
+    assert store.names() == () and store.verify() == 0
+    store.add(run[0], "step-1", threads=1)
+    assert store.add(run[1], "x", threads=1, progress=removes).against == "base"
+    assert check_out(store, "x", tmp_path / "out") == content_of(run[1])
+    store.remove("x")
+    store.add(run[0], "step-1", threads=1)
+    # Its objects are open: the checkout has all of it.
+    assert check_out(store, "step-1", tmp_path / "out", progress=removes) == content_of(run[0])
+    assert store.names() == () and store.gc() == (0, 0)
+
+
 LOOP = """
 import shutil, sys, time
 from pathlib import Path
@@ -233,16 +287,18 @@ while not (work / "stop").exists():
         store.gc()
     elif names := store.names():
         for name in names:
-            store.checkout(name, work / "out")
-            assert content_of(work / "out") in expected
-            shutil.rmtree(work / "out")
+            store.checkout(name, work / role)
+            assert content_of(work / role) in expected
+            shutil.rmtree(work / role)
         store.entries()
     done += 1
     (work / f"{role}.{done}").touch()
 """
 
+ROLES = ("a", "b", "read", "read-too", "gc")
 
-def test_two_add_while_one_reads_and_one_cleans_up(tmp_path: Path) -> None:
+
+def test_two_add_while_two_read_and_one_cleans_up(tmp_path: Path) -> None:
     base, run = base_and_run(tmp_path, steps=2, rows=6)
     store = store_of(tmp_path / "store", base)
     work = tmp_path / "work"
@@ -253,11 +309,11 @@ def test_two_add_while_one_reads_and_one_cleans_up(tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for role in ("a", "b", "read", "gc")
+        for role in ROLES
     ]
     try:
         while any(process.poll() is None for process in processes) and not all(
-            (work / f"{role}.2").exists() for role in ("a", "b", "read", "gc")
+            (work / f"{role}.2").exists() for role in ROLES
         ):
             sleep(0.05)
             if any(process.poll() for process in processes):
@@ -265,7 +321,7 @@ def test_two_add_while_one_reads_and_one_cleans_up(tmp_path: Path) -> None:
     finally:
         (work / "stop").touch()
         errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, errors
+    assert [process.returncode for process in processes] == [0] * len(ROLES), errors
     assert store.names() == ("a", "b", "both")
     assert store.verify() >= 1
     assert {path.name for path in store.folder.iterdir()} == {"store.json", "objects", "names"}

@@ -44,6 +44,9 @@ FORMAT, VERSION = "trimtab.store", 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a checkpoint in a store; `base` and `auto` mean something else."""
 
+MAX_JSON_BYTES = 1 << 20
+"""Longest `store.json` and longest file of a name; both have some hundred bytes."""
+
 
 @dataclass(frozen=True)
 class StoreEntry:
@@ -127,7 +130,12 @@ class Store:
             raise DeltaError(
                 f"{self.folder}: not a store: it has no store.json; `trimtab store init` makes one"
             )
-        data = read_json(path, DeltaError, strict=True)
+        for name in ("names", "objects"):
+            place = self.folder / name
+            if place.is_symlink() or (place.exists() and not place.is_dir()):
+                # Nothing outside the store is written or removed.
+                raise DeltaError(f"{place}: expected a folder, found a link or a file")
+        data = _read_json(path)
         found = data.get("format_version") if isinstance(data, Mapping) else None
         if found is not None and found != VERSION:
             raise DeltaError(
@@ -243,7 +251,7 @@ class Store:
                             progress=progress,
                         )
                 except DeltaError:
-                    if parent is None or parents == [parent] or self._objects.num_deltas(parent):
+                    if parent is None or self._objects.path(parent).exists():
                         raise
                     continue  # it was removed meanwhile
                 if parent is None and manifest.base.content_hash != self.base.content_hash:
@@ -254,6 +262,8 @@ class Store:
                     )
                 made.append(Candidate(output, manifest, parent))
             with self._locked():
+                if not made:
+                    raise DeltaError(f"{self.folder}: {against} was removed meanwhile: add again")
                 hash = self._objects.place(made)
                 date = datetime.now(UTC).isoformat(timespec="microseconds")
                 _write_json(path, _Named(hash, date), force=force)
@@ -379,7 +389,7 @@ class Store:
             for hash in self._objects.hashes():
                 if hash not in needed:
                     path = self._objects.path(hash)
-                    num_bytes += path.stat().st_size
+                    num_bytes += path.lstat().st_size
                     num_objects += 1
                     path.unlink()
             for folder in (self.folder, self.folder / "names"):
@@ -485,7 +495,7 @@ class Store:
         if not path.exists():
             known = first_few(self.names()) or "nothing"
             raise DeltaError(f"{self.folder}: no checkpoint {name!r}: it has {known}")
-        return _parsed(_Named, read_json(path, DeltaError, strict=True), path)
+        return _parsed(_Named, _read_json(path), path)
 
     def _name_path(self, name: str) -> Path:
         if not NAME.fullmatch(name):
@@ -493,12 +503,22 @@ class Store:
                 f"{name!r} cannot be a name in a store: use letters, digits, '.', '_' and '-', at "
                 "most 100, and start with a letter or digit"
             )
-        return self.folder / "names" / f"{name}.json"
+        path = self.folder / "names" / f"{name}.json"
+        if path.is_symlink():
+            raise DeltaError(f"{path}: expected a file, found a link: remove it")
+        return path
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with outputs.lock(self.folder / ".lock", wait=lambda: True):
-            yield
+        try:
+            with outputs.lock(self.folder / ".lock", wait=lambda: True):
+                yield
+        except OSError as error:
+            raise DeltaError(f"{error.filename}: cannot be changed ({error.strerror})") from None
+
+
+def _read_json(path: Path) -> Any:
+    return read_json(path, DeltaError, limit=MAX_JSON_BYTES, strict=True)
 
 
 def _parsed(kind: Any, data: Any, path: Path) -> Any:

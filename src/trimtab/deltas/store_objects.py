@@ -47,7 +47,11 @@ class Objects:
     def hashes(self) -> list[str]:
         """Hashes of all objects, in order."""
         paths = (self.folder / "objects").glob("*.delta")
-        return sorted(path.stem for path in paths if HASH.fullmatch(path.stem))
+        return sorted(
+            path.stem
+            for path in paths
+            if HASH.fullmatch(path.stem) and (path.is_symlink() or not path.is_dir())
+        )
 
     def path(self, hash: str) -> Path:
         """Where an object is."""
