@@ -14,6 +14,7 @@ from torch import nn
 import trimtab
 from tests.deltas.building import moved, random_bits, write_folder
 from tests.training import architectures, tiny
+from trimtab.deltas.changes import Changes
 from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.errors import DeltaError
 from trimtab.training import LoadedDelta, applied_delta, load_delta
@@ -156,13 +157,13 @@ def test_a_damaged_delta_and_an_interrupt_leave_the_model_as_it_was(
     for stop in range(1, 9):
         left = stop
 
-        def write(self: Any, bits: Bits) -> None:
+        def write(self: Any, bits: Bits, changes: Changes | None = None) -> None:
             nonlocal left
             left -= 1
             if left == 0:
                 real(self, np.where(np.arange(bits.size).reshape(bits.shape) % 2, bits, ~bits))
                 raise KeyboardInterrupt
-            real(self, bits)
+            real(self, bits, changes)
 
         monkeypatch.setattr(LiveTensor, "write", write)
         with pytest.raises(KeyboardInterrupt):

@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from trimtab.checkpoints.names import match_stored, without_wrappers
+from trimtab.checkpoints.tensors import hash_of
+from trimtab.deltas.changes import Changes, apply_changes, fingerprint
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import DeltaError
 from trimtab.training.layout import STORED, Layout
+from trimtab.training.optimizers.adamw import has_kernel
 from trimtab.training.optimizers.distributed import as_sharded
 from trimtab.training.pieces import Piece
 from trimtab.words import first_few, one_line
@@ -75,12 +78,77 @@ class LiveTensor:
         bits: Bits = values.view(self.dtype.bits)
         return bits
 
-    def write(self, bits: Bits) -> None:
-        """Replace its bits."""
+    def write(self, bits: Bits, changes: Changes | None = None) -> None:
+        """Replace its bits.
+
+        Args:
+            bits: The new ones.
+            changes: What makes them of those that it has; where kernels run, only this is copied.
+        """
+        if changes is not None and self._on_gpu() is not None:
+            self.change(changes)
+            return
         integers = np.ascontiguousarray(bits).reshape(self.shape)
         width = integers.itemsize
         values = torch.from_numpy(integers.view(f"i{width}" if width > 1 else "u1"))
         self.piece.assign(values.to(next(iter(self.sources.values())).device), self.sources)
+
+    def change(self, changes: Changes, *, back: bool = False) -> None:
+        """Make `after` of `before`, which it is, or the reverse with `back`; in place."""
+        if (flat := self._on_gpu()) is not None:
+            from trimtab.training.deltas import cuda_kernels
+
+            cuda_kernels.apply_changes(flat, changes, is_float=self.dtype.is_float, back=back)
+        elif (flat := self._in_place()) is not None and flat.device.type == "cpu":
+            apply_changes(flat.numpy().view(self.dtype.bits), changes, self.dtype, back=back)
+            for source in self.sources.values():
+                if not source.is_inference():
+                    torch.autograd.graph.increment_version(source)
+        else:
+            bits = self.read().copy()
+            apply_changes(bits.reshape(-1), changes, self.dtype, back=back)
+            self.write(bits)
+
+    def can_be_compared(self, other: LiveTensor) -> bool:
+        """Whether `changes_since` takes the other tensor: both are alike, and on one GPU."""
+        mine, its = self._on_gpu(), other._on_gpu()
+        alike = (self.dtype, self.shape) == (other.dtype, other.shape)
+        return alike and mine is not None and its is not None and mine.device == its.device
+
+    def changes_since(self, other: LiveTensor) -> Changes:
+        """What makes it of another tensor, found on the GPU of both."""
+        from trimtab.training.deltas import cuda_kernels
+
+        before, after = other._on_gpu(), self._on_gpu()
+        assert before is not None and after is not None
+        return cuda_kernels.find_changes(before, after, self.dtype)
+
+    def digest(self) -> str:
+        """A hash of its bits, computed where they are."""
+        if (flat := self._on_gpu()) is None:
+            return hash_of(self.read())
+        from trimtab.training.deltas import cuda_kernels
+
+        return f"{cuda_kernels.fingerprint(flat):016x}"
+
+    def digest_of(self, bits: Bits, xxh3: str = "") -> str:
+        """What `digest` would return if it had these bits, whose xxh3-128 may be known."""
+        if self._on_gpu() is not None:
+            return f"{fingerprint(np.ascontiguousarray(bits)):016x}"
+        return xxh3 or hash_of(bits)
+
+    def _in_place(self) -> Tensor | None:
+        """Its elements in the memory of the model, flat; None if they are not together there."""
+        source = self.sources[self.piece.sources[0]]
+        if not self.piece.is_view or not source.is_contiguous():
+            return None
+        values = self.piece.of(self.sources)
+        return values.view(-1) if values.is_contiguous() else None
+
+    def _on_gpu(self) -> Tensor | None:
+        """The same, if the kernels can run on them."""
+        flat = self._in_place()
+        return flat if flat is not None and has_kernel(flat.device) else None
 
     def is_same(self, other: LiveTensor) -> bool:
         """Whether both are the same elements of the same parameters."""

@@ -11,23 +11,22 @@ from torch import nn
 
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.stream import in_order
-from trimtab.checkpoints.tensors import hash_of
 from trimtab.deltas.chain import Replay, opened_chain
+from trimtab.deltas.changes import Changes, find_changes
 from trimtab.deltas.manifest import Manifest, TensorEntry
 from trimtab.elements.dtypes import Bits
-from trimtab.elements.update_coding import decode_tensor, encode_tensor
 from trimtab.errors import DeltaError
 from trimtab.inputs import AnyPath
 from trimtab.training.deltas.live import LiveModel, LiveTensor, stored_tensors
 from trimtab.words import first_few, one_line
 
 
-class _Undo(NamedTuple):
-    """A tensor that was changed, and the way back."""
+class _Change(NamedTuple):
+    """A tensor, what is changed in it, and its digests before and after."""
 
     tensor: LiveTensor
-    frames: list[bytes]  # its bits before, coded given those after
-    before: str  # xxh3-128 of both
+    changes: Changes | None  # None if nothing is
+    before: str
     after: str
 
 
@@ -39,35 +38,43 @@ class LoadedDelta:
         num_bytes: Bytes in memory that `revert` needs.
     """
 
-    def __init__(self, manifest: Manifest, undo: Sequence[_Undo]) -> None:
+    def __init__(self, manifest: Manifest, changes: Sequence[_Change]) -> None:
         self.manifest = manifest
-        self.num_bytes = sum(len(frame) for entry in undo for frame in entry.frames)
-        self._undo: tuple[_Undo, ...] | None = tuple(undo)
+        self._changes = tuple(changes)
+        self.num_bytes = sum([c.changes.num_bytes for c in changes if c.changes is not None])
+        self._is_reverted = False
 
     def __repr__(self) -> str:
-        state = "reverted" if self._undo is None else f"{self.num_bytes:,} bytes to revert it"
+        state = "reverted" if self._is_reverted else f"{self.num_bytes:,} bytes to revert it"
         return one_line(self, f"{self.manifest!r}; {state}")
 
     def revert(self, *, threads: int | None = None) -> None:
         """Give the model the weights from before, bit for bit.
 
+        If it is interrupted, call it again.
+
         Args:
-            threads: Tensors or chunks decoded at the same time; by default one for each core.
+            threads: Tensors changed at the same time; by default one for each core.
 
         Raises:
             DeltaError: It was reverted before, or the weights were changed since, by training or by
                 another delta; the model is left as it is.
         """
-        if self._undo is None:
+        if self._is_reverted:
             raise DeltaError("the delta was reverted before: apply it again with load_delta")
-        changed = [u.tensor.name for u in self._undo if hash_of(u.tensor.read()) != u.after]
+        digests = _digests(self._changes, threads)
+        changed = [
+            change.tensor.name
+            for change, digest in zip(self._changes, digests, strict=True)
+            if digest not in (change.before, change.after)
+        ]
         if changed:
             raise DeltaError(
                 f"{first_few(changed)} changed since the delta was applied (by training, or by "
                 "another delta that is to be reverted first): the model is left as it is"
             )
-        _take_back(self._undo, threads)
-        self._undo = None
+        _take_back(self._changes, digests, threads)
+        self._is_reverted, self._changes = True, ()
 
 
 def load_delta(
@@ -97,30 +104,30 @@ def load_delta(
         replay = Replay(cast("Checkpoint", _Base("the model", base.tensors, base.tied)), chain)
         targets = _targets(replay, base, stored_tensors(model, chain[-1].tensors))
         replay.check_base()
-        undo: list[_Undo] = []
+        made: list[_Change] = []
         bits: Bits | None = None
         try:
-            for bits, way_back in in_order(
+            for bits, change in in_order(
                 targets,
                 lambda target, threads: _decode(replay, *target, threads),
                 lambda target: target[0].num_bytes,
                 threads,
             ):
-                if way_back is not None:
-                    undo.append(way_back)
-                    way_back.tensor.write(bits)
-            for entry, tensor in targets:
-                if hash_of(tensor.read()) != entry.hash:
+                made.append(change)
+                if change.changes is not None:
+                    change.tensor.write(bits, change.changes)
+            for change, digest in zip(made, _digests(made, threads), strict=True):
+                if digest != change.after:
                     raise DeltaError(
-                        f"{entry.name} of the model is not what was written to it: it shares "
-                        "memory with another tensor, or was changed at the same time"
+                        f"{change.tensor.name} of the model is not what was written to it: it "
+                        "shares memory with another tensor, or was changed at the same time"
                     )
         except BaseException:
-            if undo and bits is not None and hash_of(bits) == undo[-1].after:
-                undo[-1].tensor.write(bits)  # an interrupt may have come in the middle of it
-            _take_back(undo, threads)
+            if made and bits is not None and made[-1].tensor.digest_of(bits) == made[-1].after:
+                made[-1].tensor.write(bits)  # an interrupt may have come in the middle of it
+            _take_back(made, _digests(made, threads), threads)
             raise
-    return LoadedDelta(replay.manifest, undo)
+    return LoadedDelta(replay.manifest, [change for change in made if change.changes is not None])
 
 
 @contextmanager
@@ -209,27 +216,41 @@ def _origin(replay: Replay, entry: TensorEntry) -> str | None:
 
 def _decode(
     replay: Replay, entry: TensorEntry, tensor: LiveTensor, threads: int
-) -> tuple[Bits, _Undo | None]:
-    """The new bits of a tensor, and the way back; None if they are those that it has."""
+) -> tuple[Bits, _Change]:
+    """The new bits of a tensor, and what changes in it."""
     after, before = replay.tensor(entry, threads=threads), tensor.read()
+    digest = tensor.digest_of(after, entry.hash)
     if np.array_equal(before, after):
-        return after, None
-    frames = encode_tensor(after, before, tensor.dtype, threads=threads)
-    return after, _Undo(tensor, frames, hash_of(before), entry.hash)
+        return after, _Change(tensor, None, digest, digest)
+    changes = find_changes(before, after, tensor.dtype)
+    return after, _Change(tensor, changes, tensor.digest_of(before), digest)
 
 
-def _take_back(undo: Sequence[_Undo], threads: int | None) -> None:
-    """Undo every change that is still in the model."""
+def _digests(made: Sequence[_Change], threads: int | None) -> list[str]:
+    """The digests that the tensors have now."""
+    return list(
+        in_order(
+            made,
+            lambda change, _: change.tensor.digest(),
+            lambda change: change.tensor.num_bytes,
+            threads,
+        )
+    )
 
-    def decode(entry: _Undo, threads: int) -> Bits:
-        now = entry.tensor.read()
-        if hash_of(now) == entry.before:
-            return now
-        before = decode_tensor(now, entry.frames, entry.tensor.dtype, threads=threads)
-        if hash_of(before) != entry.before:
-            raise DeltaError(f"{entry.tensor.name} cannot be given back: load the model again")
-        return before
 
-    decoded = in_order(undo, decode, lambda entry: entry.tensor.num_bytes, threads)
-    for entry, bits in zip(undo, decoded, strict=True):
-        entry.tensor.write(bits)
+def _take_back(made: Sequence[_Change], digests: Sequence[str], threads: int | None) -> None:
+    """Undo the changes that are still in the model, given the digests of its tensors."""
+
+    def undo(item: tuple[_Change, str], threads: int) -> str | None:
+        change, digest = item
+        if change.changes is None:
+            return None
+        if digest == change.after:
+            change.tensor.change(change.changes, back=True)
+            digest = change.tensor.digest()
+        return None if digest == change.before else change.tensor.name
+
+    items = list(zip(made, digests, strict=True))
+    names = in_order(items, undo, lambda item: item[0].tensor.num_bytes, threads)
+    if wrong := [name for name in names if name is not None]:
+        raise DeltaError(f"{first_few(wrong)} cannot be given back: load the model again")

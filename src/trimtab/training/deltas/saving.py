@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
 
+from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.safetensors import file_start
+from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.deltas.changes import apply_changes
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import MAX_FILE_BYTES, Manifest
 from trimtab.deltas.source import Source, WeightsFile, other_files
+from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError
 from trimtab.inputs import read_bytes
 from trimtab.outputs import ensure_free
 from trimtab.results.records import CheckpointRecord, content_hash
 from trimtab.training import runtime
-from trimtab.training.deltas.live import LiveTensor, stored_tensors
+from trimtab.training.deltas.live import LiveModel, LiveTensor, stored_tensors
 from trimtab.training.folders import WEIGHTS
+from trimtab.words import first_few
 
 ORDER = (
     *("U64", "I64", "F64", "F32", "U32", "I32", "BF16", "F16", "U16", "I16"),
@@ -36,6 +43,7 @@ def save_delta(
     base: str | os.PathLike[str] | Checkpoint,
     output: str | os.PathLike[str],
     *,
+    reference: nn.Module | None = None,
     after: str | os.PathLike[str] | None = None,
     threads: int | None = None,
     force: bool = False,
@@ -50,6 +58,9 @@ def save_delta(
         model: The tuned model, on any device; tied parameters are stored once.
         base: The checkpoint before training: a folder, a file, a hub id or an open checkpoint.
         output: The delta file to write.
+        reference: A model on the same GPU that has the weights of `base`, such as the reference
+            model of RL. What changed is then found on the GPU, and only that is copied to the
+            host; it changes nothing in the delta. Elsewhere it is not used.
         after: The delta that produced `base`, if the two belong to one chain.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         force: Replace an existing file.
@@ -64,13 +75,55 @@ def save_delta(
     """
     ensure_free(output, force=force)
     with opened(base) as (old,):
-        return write_delta(
-            old, _source_of(model, old), output, after=after, threads=threads, force=force
+        live, whole = stored_tensors(model), list[str]()
+        if reference is not None:
+            live = _compared(live, stored_tensors(reference), old, whole)
+        source = _source_of(model, live, old)
+        manifest = write_delta(old, source, output, after=after, threads=threads, force=force)
+    if whole:
+        warnings.warn(
+            f"the reference model has other weights than {old.id} in {first_few(sorted(whole))}: "
+            "these tensors were copied to the host whole",
+            stacklevel=2,
         )
+    return manifest
 
 
-def _source_of(model: nn.Module, base: Checkpoint) -> Source:
-    live = stored_tensors(model)
+@dataclass(frozen=True, eq=False, repr=False)
+class _ComparedTensor(LiveTensor):
+    """A tensor on a GPU that is read as its base in a file, and what changed in it."""
+
+    reference: LiveTensor
+    stored: StoredTensor
+    whole: list[str]  # gets its name if the reference does not have the bits of the file
+
+    def read(self) -> Bits:
+        bits = self.stored.read()
+        apply_changes(bits.reshape(-1), self.changes_since(self.reference), self.dtype)
+        if self.digest_of(bits) == self.digest():
+            return bits
+        self.whole.append(self.name)
+        return super().read()
+
+
+def _compared(
+    live: LiveModel, reference: LiveModel, base: Checkpoint, whole: list[str]
+) -> LiveModel:
+    """The tensors, compared with those of the reference where both are on one GPU."""
+    names = {its_name: name for name, its_name in match_names(base, live).items()}
+    tensors = dict(live.tensors)
+    for name, tensor in live.tensors.items():
+        other, at = reference.get(name), names.get(name)
+        stored = None if at is None else base.tensors[base.tied.get(at, at)]
+        if other is None or stored is None or not tensor.can_be_compared(other):
+            continue
+        if (stored.dtype, stored.shape) == (tensor.dtype, tensor.shape):
+            parts = tensor.name, tensor.dtype, tensor.piece, tensor.sources
+            tensors[name] = _ComparedTensor(*parts, other, stored, whole)
+    return live._replace(tensors=tensors)
+
+
+def _source_of(model: nn.Module, live: LiveModel, base: Checkpoint) -> Source:
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     kept = [tensor for name, tensor in live.tensors.items() if name not in ignored]
     kept.sort(key=lambda tensor: (ORDER.index(tensor.dtype.name), tensor.name))
