@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trimtab.deltas.info import delta_info as delta_info
     from trimtab.deltas.make import make_delta as make_delta
     from trimtab.deltas.manifest import Manifest as Manifest
+    from trimtab.deltas.signature import verify_signature as verify_signature
     from trimtab.deltas.store import Store as Store
     from trimtab.deltas.store import StoreEntry as StoreEntry
     from trimtab.elements.counts import ChangeCounts as ChangeCounts
@@ -93,6 +94,7 @@ _NAMES = {
     "deltas.info": ("delta_info",),
     "deltas.make": ("make_delta",),
     "deltas.manifest": ("Manifest",),
+    "deltas.signature": ("verify_signature",),
     "deltas.store": ("Store", "StoreEntry"),
     "elements.counts": ("ChangeCounts",),
     "elements.criteria": ("Criterion", "parse_criterion"),

@@ -23,6 +23,7 @@ import pytest
 import trimtab
 from tests.checkpoints.test_hub import COMMITS, REPOSITORIES, Hub
 from tests.deltas.building import content_of, moved, random_bits, write_folder
+from tests.deltas.signing import Signer
 from trimtab.deltas.file import DeltaFile
 from trimtab.errors import DeltaError
 
@@ -185,6 +186,32 @@ def test_a_local_base_is_named_by_its_place_on_the_hub(hub: Running, tmp_path: P
         assert pushed.manifest.tensors == local.manifest.tensors
     trimtab_says(tmp_path, hub, "delta", "apply", "org/x-delta", "-o", "out")
     assert content_of(tmp_path / "out") == content_of(tmp_path / "tuned")
+
+
+def test_a_signature_is_pushed_and_checked(hub: Running, tmp_path: Path) -> None:
+    pair(tmp_path)
+    trimtab_says(
+        tmp_path, hub, "delta", "make", "org/base@step-100", "tuned", "-o", "x.delta", "--sha256"
+    )
+    signer = Signer.new()
+    (tmp_path / "x.delta.sig").write_text(signer.sign((tmp_path / "x.delta").read_bytes()))
+    (tmp_path / "signers").write_text(signer.line)
+    (tmp_path / "strangers").write_text(Signer.new().line)
+    push = ("delta", "push", "x.delta", "org/x-delta")
+    said = trimtab_says(tmp_path, hub, *push, "--base", "org/base@step-100", code=1)
+    assert "x.delta is signed, and naming another base in it would undo that" in said
+    trimtab_says(tmp_path, hub, *push)
+    assert REPOSITORIES["org/x-delta"].keys() == {"README.md", "model.delta", "model.delta.sig"}
+    apply = ("delta", "apply", "org/x-delta", "--signers")
+    said = trimtab_says(tmp_path, hub, *apply, "strangers", "-o", "out", code=1)
+    assert "a key that is not among the 1 key of strangers" in said
+    trimtab_says(tmp_path, hub, *apply, "signers", "-o", "out")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "tuned")
+    del REPOSITORIES["org/x-delta"]["model.delta.sig"]
+    (tmp_path / "x.delta.sig").unlink()
+    trimtab_says(tmp_path, hub, *push)
+    said = trimtab_says(tmp_path, hub, "delta", "verify", *apply[2:], "signers", code=1)
+    assert said.startswith("trimtab: org/x-delta has no signature that can be read: ")
 
 
 def test_what_the_hub_refuses(hub: Running, tmp_path: Path) -> None:

@@ -28,6 +28,21 @@ carry_option = click.option(
     help="Files to store that are left out otherwise, such as '*.pt'. May be repeated.",
 )
 
+sha256_option = click.option(
+    "--sha256", is_flag=True, help="Store the SHA-256 of every file, which `apply` checks."
+)
+
+signed_options = options.adding(
+    click.option(
+        "--signers",
+        type=options.PATH,
+        help="Public keys, or allowed_signers of OpenSSH: refuse what none of them signed.",
+    ),
+    click.option(
+        "--signature", type=options.PATH, help="Signature of DELTA.  [default: DELTA.sig]"
+    ),
+)
+
 deltas_argument = click.argument("deltas", nargs=-1, required=True)
 
 
@@ -52,6 +67,7 @@ def delta() -> None:
 @click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
 @click.option("--after", type=options.PATH, help="Delta that produced BASE, to continue its chain.")
 @carry_option
+@sha256_option
 @max_rank_option
 @options.threads_option
 @options.force_option
@@ -90,6 +106,7 @@ def make(base: str, tuned: str, output: Path, carry: tuple[str, ...], **settings
 @click.option(
     "--no-undo", is_flag=True, help="With --in-place: keep nothing for `trimtab delta revert`."
 )
+@signed_options
 @options.threads_option
 def apply(
     base: str | None,
@@ -97,7 +114,7 @@ def apply(
     output: Path | None,
     in_place: bool,
     no_undo: bool,
-    threads: int | None,
+    **settings: Any,
 ) -> None:
     """Write the checkpoint that DELTAS make of a BASE, byte for byte.
 
@@ -111,14 +128,16 @@ def apply(
         raise click.UsageError("give either -o FOLDER or --in-place")
     if no_undo and not in_place:
         raise click.UsageError("--no-undo is for --in-place")
+    if settings["signature"] is not None and settings["signers"] is None:
+        raise click.UsageError("--signature needs --signers")
     if base is not None and not deltas and not in_place:
         deltas, base = (base,), None
     with byte_progress("decoding") as progress:
         if output is not None:
-            trimtab.apply_delta(base, deltas, output, threads=threads, progress=progress)
+            trimtab.apply_delta(base, deltas, output, progress=progress, **settings)
         elif base is not None:
             trimtab.apply_in_place(
-                base, deltas or None, keep_undo=not no_undo, threads=threads, progress=progress
+                base, deltas or None, keep_undo=not no_undo, progress=progress, **settings
             )
     say(f"wrote {output or base}", err=True)
 
@@ -146,12 +165,26 @@ def revert(folder: Path, threads: int | None) -> None:
 )
 @deltas_argument
 @click.option("--base", help="The base: decode everything and check every hash.")
+@signed_options
 @options.threads_option
-def verify(deltas: tuple[str, ...], base: str | None, threads: int | None) -> None:
+def verify(
+    deltas: tuple[str, ...],
+    base: str | None,
+    threads: int | None,
+    signers: Path | None,
+    signature: Path | None,
+) -> None:
     """Check that DELTAS are whole and form one chain; with --base, that they decode on it.
 
-    DELTAS are files or hub ids. Exit code 1 says what is wrong.
+    DELTAS are files or hub ids. With --signers, each needs a signature of one of the keys: that of
+    `ssh-keygen -Y sign -n trimtab.delta -f KEY DELTA`, which writes DELTA.sig. Exit code 1 says
+    what is wrong.
     """
+    if signature is not None and (signers is None or len(deltas) > 1):
+        raise click.UsageError("--signature is for one DELTA, and needs --signers")
+    if signers is not None:
+        for path in deltas:
+            say(f"{path} is signed by {trimtab.verify_signature(path, signers, signature)}")
     if base is None:
         from trimtab.deltas.chain import opened_chain
 
@@ -216,6 +249,7 @@ def chain(deltas: tuple[str, ...]) -> None:
 @click.argument("base")
 @deltas_argument
 @click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
+@sha256_option
 @max_rank_option
 @options.threads_option
 @options.force_option

@@ -20,7 +20,7 @@ from trimtab.checkpoints.stream import Progress, in_order
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import write_delta
-from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
+from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
 from trimtab.deltas.source import Source, WeightsFile, content_in
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.elements.update_coding import MAX_RANK
@@ -36,6 +36,8 @@ def apply_delta(
     deltas: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -49,6 +51,8 @@ def apply_delta(
             the commit, that the delta names.
         deltas: One delta file or hub id (`org/name@revision`), or those of a chain in any order.
         output: Folder to make.
+        signers: Refuse a delta that is not signed by a key in this file: see `verify_signature`.
+        signature: The signature, of a single delta that does not lie beside its own.
         threads: Tensors or chunks decoded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all.
 
@@ -57,11 +61,12 @@ def apply_delta(
 
     Raises:
         CheckpointError: The base cannot be read.
-        DeltaError: It is not the base of the deltas, they are no chain, or one is damaged.
+        DeltaError: It is not the base of the deltas, they are no chain, or one is damaged or not
+            signed.
         OutputExistsError: The folder exists.
     """
     ensure_no_folder(output)
-    with opened_replay(base, deltas) as replay:
+    with opened_replay(base, deltas, signers=signers, signature=signature) as replay:
         write_folder(replay, output, threads=threads, progress=progress)
         return replay.manifest
 
@@ -70,6 +75,8 @@ def verify_delta(
     base: AnyPath | Checkpoint | None,
     deltas: AnyPath | Sequence[AnyPath],
     *,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -80,7 +87,7 @@ def verify_delta(
     Returns:
         What the last delta says of the result.
     """
-    with opened_replay(base, deltas) as replay:
+    with opened_replay(base, deltas, signers=signers, signature=signature) as replay:
         for file in replay.manifest.files:
             write_file(replay, file, None, threads=threads, progress=progress)
         return replay.manifest
@@ -91,6 +98,7 @@ def compact_deltas(
     deltas: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
+    sha256: bool = False,
     max_rank: int = MAX_RANK,
     threads: int | None = None,
     force: bool = False,
@@ -104,7 +112,8 @@ def compact_deltas(
             it names.
         deltas: The delta files of the chain, in any order.
         output: The delta file to write.
-        max_rank: As in `make_delta`.
+        sha256: As in `make_delta`; likewise `max_rank`.
+        max_rank: Largest rank of a predictor.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         force: Replace an existing file.
         command: The command to record in the provenance.
@@ -123,6 +132,7 @@ def compact_deltas(
             replay.base,
             _source_of(replay),
             output,
+            sha256=sha256,
             max_rank=max_rank,
             threads=threads,
             force=force,
@@ -185,11 +195,15 @@ def _source_of(replay: Replay) -> Source:
 
 @contextmanager
 def opened_replay(
-    base: AnyPath | Checkpoint | None, deltas: AnyPath | Sequence[AnyPath]
+    base: AnyPath | Checkpoint | None,
+    deltas: AnyPath | Sequence[AnyPath],
+    *,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
 ) -> Iterator[Replay]:
     """Open deltas and their base; None for the one on the hub that the first names."""
     with (
-        opened_chain(deltas) as chain,
+        opened_chain(deltas, signers=signers, signature=signature) as chain,
         opened(hub_base(chain[0]) if base is None else base) as (checkpoint,),
     ):
         if checkpoint.revision is not None:
@@ -254,7 +268,7 @@ def write_file(
         DeltaError: It is not what the delta says.
     """
     path = replay.deltas[-1].path
-    hasher, num_bytes = xxhash.xxh3_128(), 0
+    hasher, num_bytes = FileHash(sha256=file.sha256 is not None), 0
 
     def put(content: bytes | memoryview) -> None:
         nonlocal num_bytes
@@ -285,6 +299,11 @@ def write_file(
         raise DeltaError(
             f"{path}: {file.path} has {num_bytes} bytes of xxh3-128 {hasher.hexdigest()}, expected "
             f"{file.num_bytes} of {file.hash}: the delta is damaged; get it again"
+        )
+    if hasher.sha256() != file.sha256:
+        raise DeltaError(
+            f"{path}: {file.path} has SHA-256 {hasher.sha256()}, expected {file.sha256}: the base "
+            "or the delta is forged; get both from whom you trust"
         )
 
 

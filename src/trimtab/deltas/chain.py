@@ -12,24 +12,46 @@ from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.tensors import StoredTensor, hash_of
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import TensorEntry
+from trimtab.deltas.signature import check_signature
 from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.elements.update_coding import decode_tensor
-from trimtab.errors import CheckpointError, DeltaError
+from trimtab.errors import CheckpointError, DeltaError, SettingsError
 from trimtab.inputs import AnyPath
 from trimtab.words import first_few
 
 
 @contextmanager
-def opened_chain(paths: AnyPath | Sequence[AnyPath]) -> Iterator[tuple[DeltaFile, ...]]:
+def opened_chain(
+    paths: AnyPath | Sequence[AnyPath],
+    *,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
+) -> Iterator[tuple[DeltaFile, ...]]:
     """Open deltas and put them in the order in which they are applied.
 
+    Args:
+        paths: One delta file or hub id, or several in any order.
+        signers: If given, each has to be signed by a key in this file, as in `verify_signature`.
+        signature: The signature of a single delta; by default each lies beside its delta.
+
     Raises:
-        DeltaError: One cannot be read, or together they are no chain.
+        DeltaError: One cannot be read, is not signed, or together they are no chain.
+        SettingsError: `signature` is given without `signers`, or for several deltas.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
+    if signature is not None and (signers is None or len(paths) > 1):
+        raise SettingsError(
+            "a signature was given without signers, who are trusted"
+            if signers is None
+            else f"one signature was given for {len(paths)} deltas: expected one beside each"
+        )
     with ExitStack() as stack:
-        yield in_sequence([stack.enter_context(DeltaFile(path)) for path in paths])
+        deltas = [stack.enter_context(DeltaFile(path)) for path in paths]
+        if signers is not None:
+            for delta, path in zip(deltas, paths, strict=True):
+                check_signature(delta, path, signers, signature)
+        yield in_sequence(deltas)
 
 
 def in_sequence(deltas: Sequence[DeltaFile]) -> tuple[DeltaFile, ...]:

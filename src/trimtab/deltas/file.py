@@ -8,6 +8,7 @@ compressed JSON of a `Manifest`. See docs/formats.md, "Delta".
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,7 @@ class DeltaFile(Pooled):
         self.path = Path(path)
         self._pool = FilePool()
         try:
-            self.path = _located(path)
+            self.path = located(path)
             self._file = DataFile(self.path, self._pool)
             self.num_bytes = self._file.size
             stored, metadata = read_with_metadata(self._file)
@@ -83,6 +84,17 @@ class DeltaFile(Pooled):
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.path}: {self.manifest!r}")
+
+    def open(self) -> io.FileIO:
+        """The file, to be read from its start; the caller closes it.
+
+        Raises:
+            DeltaError: It changed since it was opened.
+        """
+        try:
+            return self._file.open()
+        except CheckpointError as error:
+            raise DeltaError(str(error)) from None
 
     def frames(self, entry: TensorEntry) -> tuple[list[bytes], bytes]:
         """The frames of a tensor's coded elements, and the bytes that are stored whole.
@@ -163,13 +175,16 @@ class DeltaFile(Pooled):
         return manifest
 
 
-def _located(ref: str | os.PathLike[str]) -> Path:
-    """The local path of a delta, downloaded if it is on the hub."""
+def located(ref: str | os.PathLike[str], suffix: str = "") -> Path:
+    """The local path of a delta, or of the file beside it whose name has a suffix more.
+
+    It is downloaded if it is on the hub.
+    """
     path = Path(ref)
     match = HUB_ID.fullmatch(os.fspath(ref))
     if path.exists() or path.suffix == ".delta" or match is None or "/" not in match["repository"]:
-        return path
-    return fetch_file(match["repository"], match["revision"], HUB_NAME)
+        return Path(f"{path}{suffix}")
+    return fetch_file(match["repository"], match["revision"], HUB_NAME + suffix)
 
 
 class DeltaWriter:

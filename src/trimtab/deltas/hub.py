@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from trimtab.deltas.apply import apply_delta, hub_base, verify_delta
 from trimtab.deltas.chain import opened_chain
 from trimtab.deltas.file import HUB_NAME, DeltaFile
 from trimtab.deltas.manifest import Manifest, TensorEntry
+from trimtab.deltas.signature import SUFFIX
 from trimtab.errors import DeltaError
 from trimtab.extras import require
 from trimtab.inputs import AnyPath
@@ -54,7 +55,8 @@ def push_delta(
     """Write a delta and its model card to a repository on the hub, in one commit.
 
     The repository is created if it does not exist; files of the same names are replaced, and stay
-    in its history. The token is that of `hf auth login` or of `HF_TOKEN`.
+    in its history. The token is that of `hf auth login` or of `HF_TOKEN`. If the signature of the
+    delta lies beside it (`run.delta.sig`), it is pushed too.
 
     Args:
         delta: The delta file.
@@ -70,8 +72,14 @@ def push_delta(
     Raises:
         CheckpointError: `base` cannot be read.
         DeltaError: The delta cannot be read, `base` is not its base, its base is not on the hub, or
-            the hub does not take it.
+            the hub does not take it; or it is signed, and `base` would change it.
     """
+    signature = Path(f"{delta}{SUFFIX}")
+    if base is not None and signature.exists():
+        raise DeltaError(
+            f"{delta} is signed, and naming another base in it would undo that: make it against "
+            "the base on the hub and sign it then, or remove the signature"
+        )
     with tempfile.TemporaryDirectory() as folder, DeltaFile(delta) as opened_delta:
         path, manifest = opened_delta.path, opened_delta.manifest
         if base is not None:
@@ -83,13 +91,17 @@ def push_delta(
             opened_delta.copy(path, replace(manifest, base=record))
         with DeltaFile(path) as pushed:
             card = _model_card(pushed, repository)
-        return f"{repository}@{_upload(path, card, repository, private=private)}"
+        files: dict[str, Path | bytes] = {HUB_NAME: path, "README.md": card.encode()}
+        if signature.exists():
+            files[HUB_NAME + SUFFIX] = signature
+        return f"{repository}@{_upload(files, repository, private=private)}"
 
 
 def load_model(
     delta: AnyPath | Sequence[AnyPath],
     *,
     base: AnyPath | Checkpoint | None = None,
+    signers: AnyPath | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
     **options: Any,
@@ -104,6 +116,7 @@ def load_model(
             chain.
         base: The checkpoint that the delta was made against; by default the repository on the hub,
             at the commit, that the delta names.
+        signers: Refuse a delta that is not signed by a key in this file: see `verify_signature`.
         threads: Tensors or chunks decoded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all, while it is decoded.
         options: Passed on to `from_pretrained`: `dtype`, `device_map`, ...
@@ -118,20 +131,21 @@ def load_model(
     """
     require("torch", INSTALL)
     transformers = require("transformers", INSTALL)
-    folder = _applied(delta, base, threads, progress)
+    folder = _applied(delta, base, signers, threads, progress)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, **options)
 
 
 def _applied(
     delta: AnyPath | Sequence[AnyPath],
     base: AnyPath | Checkpoint | None,
+    signers: AnyPath | None,
     threads: int | None,
     progress: Progress | None,
 ) -> Path:
     """The folder in the cache with the checkpoint that a delta makes."""
     from huggingface_hub import cached_assets_path
 
-    with opened_chain(delta) as chain:
+    with opened_chain(delta, signers=signers) as chain:
         paths, manifest = [step.path for step in chain], chain[-1].manifest
     digest = hashlib.sha256()
     for path in paths:
@@ -169,8 +183,8 @@ def _place(checkpoint: Checkpoint) -> tuple[str, str]:
     return match["repository"], checkpoint.revision
 
 
-def _upload(path: Path, card: str, repository: str, *, private: bool) -> str:
-    """Commit both files; returns the commit."""
+def _upload(files: Mapping[str, Path | bytes], repository: str, *, private: bool) -> str:
+    """Commit files; returns the commit."""
     from huggingface_hub import CommitOperationAdd, HfApi
 
     api = HfApi()
@@ -178,10 +192,7 @@ def _upload(path: Path, card: str, repository: str, *, private: bool) -> str:
         api.create_repo(repository, private=private or None, exist_ok=True)
         done = api.create_commit(
             repository,
-            [
-                CommitOperationAdd(HUB_NAME, path),
-                CommitOperationAdd("README.md", card.encode()),
-            ],
+            [CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message="Upload a delta with trimtab",
         )
     except Exception as error:

@@ -39,6 +39,8 @@ def apply_in_place(
     deltas: AnyPath | Sequence[AnyPath] | None = None,
     *,
     keep_undo: bool = True,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest | None:
@@ -52,6 +54,8 @@ def apply_in_place(
         deltas: One delta file, or those of a chain in any order; None to complete what was
             interrupted.
         keep_undo: Write the delta back as `.trimtab-undo.delta`, for `revert`.
+        signers: As in `apply_delta`; likewise `signature`.
+        signature: The signature, of a single delta that does not lie beside its own.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all.
 
@@ -78,7 +82,15 @@ def apply_in_place(
             raise DeltaError(f"{target}: nothing was interrupted there: give a delta to apply")
         stage.mkdir()
         try:
-            manifest = _prepare(target, deltas, keep_undo, threads, progress)
+            manifest = _prepare(
+                target,
+                deltas,
+                keep_undo,
+                signers=signers,
+                signature=signature,
+                threads=threads,
+                progress=progress,
+            )
         except BaseException:
             if not (stage / MARKER).exists():
                 shutil.rmtree(stage, ignore_errors=True)
@@ -108,14 +120,18 @@ def _prepare(
     target: Path,
     deltas: AnyPath | Sequence[AnyPath],
     keep_undo: bool,
+    *,
     threads: int | None,
     progress: Progress | None,
+    **signed: AnyPath | None,
 ) -> Manifest:
     """Write everything that is needed, and the marker as its last."""
     stage = target / STAGE
     with open_checkpoint(target) as base:
         old = {tensor.file.path.relative_to(target).as_posix() for tensor in base.tensors.values()}
-        manifest = apply_delta(base, deltas, stage / NEW, threads=threads, progress=progress)
+        manifest = apply_delta(
+            base, deltas, stage / NEW, threads=threads, progress=progress, **signed
+        )
         new = [file.path for file in manifest.files]
         if keep_undo:
             with open_checkpoint(stage / NEW) as result:

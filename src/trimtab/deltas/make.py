@@ -17,7 +17,7 @@ from trimtab.checkpoints.folder import fetch_the_rest
 from trimtab.checkpoints.stream import Progress, in_order
 from trimtab.checkpoints.tensors import StoredTensor, hash_of
 from trimtab.deltas.file import DeltaFile, DeltaWriter, compress, new_delta
-from trimtab.deltas.manifest import FileEntry, Manifest, TensorEntry
+from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
 from trimtab.deltas.source import Source, TunedTensor, content_in, source_of
 from trimtab.elements.dtypes import Bits
 from trimtab.elements.update_coding import MAX_RANK, encode_tensor
@@ -48,6 +48,7 @@ def make_delta(
     *,
     after: str | os.PathLike[str] | None = None,
     carry: Sequence[str] = (),
+    sha256: bool = False,
     max_rank: int = MAX_RANK,
     threads: int | None = None,
     force: bool = False,
@@ -63,6 +64,8 @@ def make_delta(
         output: The delta file to write.
         after: The delta that produced `base`, if the two belong to one chain.
         carry: Patterns of file names to carry that would be left out (`*.pt`, ...).
+        sha256: Also store the SHA-256 of every file of `tuned`, which `apply_delta` checks: for a
+            delta that is signed, or to compare with hashes from elsewhere.
         max_rank: Largest rank of the predictor of a matrix, which is chosen by what it saves. 0 for
             none: coding is then several times as fast, and the delta larger.
         threads: Tensors or chunks coded at the same time; by default one for each core.
@@ -88,6 +91,7 @@ def make_delta(
             source_of(new, carry),
             output,
             after=after,
+            sha256=sha256,
             max_rank=max_rank,
             threads=threads,
             force=force,
@@ -102,6 +106,7 @@ def write_delta(
     output: str | os.PathLike[str],
     *,
     after: str | os.PathLike[str] | None = None,
+    sha256: bool = False,
     max_rank: int = MAX_RANK,
     threads: int | None = None,
     force: bool = False,
@@ -117,7 +122,9 @@ def write_delta(
         limits[f"tensor:{pair.tuned.name}"] = pair.tuned.num_bytes * 101 // 100 + 4096
     num_bytes = sum(pair.tuned.num_bytes for pair in pairs)
     file_of = {name: path for path, file in source.weights.items() for name in file.tensors}
-    hashers = {path: xxhash.xxh3_128(content) for path, content in files.items()}
+    hashers = {path: FileHash(sha256=sha256) for path in files}
+    for path, content in files.items():
+        hashers[path].update(content)
     sizes = {path: len(content) for path, content in files.items()}
     # Tensors are coded side by side already, and threads of BLAS that wait for each other cost ten
     # times the processor time of the work.
@@ -163,6 +170,7 @@ def write_delta(
                     kind="weights" if path in source.weights else "other",
                     num_bytes=sizes[path],
                     hash=hashers[path].hexdigest(),
+                    sha256=hashers[path].sha256(),
                 )
                 for path, content in files.items()
             ),

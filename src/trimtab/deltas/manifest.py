@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,6 +11,8 @@ from math import prod
 from pathlib import PurePosixPath
 from reprlib import repr as short
 from typing import ClassVar, Literal
+
+import xxhash
 
 from trimtab.checkpoints.folder import is_foreign
 from trimtab.checkpoints.names import parts_of
@@ -25,6 +29,30 @@ MAX_FILE_BYTES = 256 << 20
 
 MAX_NAME_BYTES = 255
 """Longest name of a file or a folder, on usual file systems."""
+
+SHA256 = re.compile("[0-9a-f]{64}")
+
+
+class FileHash:
+    """The hashes of a file of which one part after the other is read or written."""
+
+    def __init__(self, *, sha256: bool) -> None:
+        self._xxh3 = xxhash.xxh3_128()
+        self._sha256 = hashlib.sha256() if sha256 else None
+
+    def update(self, content: bytes | memoryview) -> None:
+        """Add a part."""
+        self._xxh3.update(content)
+        if self._sha256 is not None:
+            self._sha256.update(content)
+
+    def hexdigest(self) -> str:
+        """xxh3-128."""
+        return self._xxh3.hexdigest()
+
+    def sha256(self) -> str | None:
+        """SHA-256, if it was wanted."""
+        return None if self._sha256 is None else self._sha256.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -146,7 +174,13 @@ class FileEntry:
         base_hash: xxh3-128 of that file; empty if there is none.
         num_content: Bytes of the content: the file, or its header with the 8 bytes of its length.
         num_stored: Bytes in the delta; 0 if it equals the base's file.
+        sha256: SHA-256 of its bytes, if the delta was made with `sha256=True`.
     """
+
+    PLAIN: ClassVar = (
+        *("path", "kind", "num_bytes", "hash", "base", "base_hash", "num_content", "num_stored"),
+        "sha256?",
+    )
 
     path: str
     kind: Literal["weights", "other"]
@@ -156,6 +190,7 @@ class FileEntry:
     base_hash: str
     num_content: Count
     num_stored: Count
+    sha256: str | None = None
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.path}: {self.num_bytes:,} bytes")
@@ -171,6 +206,8 @@ class FileEntry:
             yield f"num_content is {self.num_content}, too many for a file of {self.num_bytes}"
         if self.base is None and not self.num_stored:
             yield "nothing is stored of it, and it has no base"
+        if self.sha256 is not None and SHA256.fullmatch(self.sha256) is None:
+            yield f"sha256 is {short(self.sha256)}, expected 64 hexadecimal digits"
 
 
 def _is_odd(path: str, kind: str) -> bool:

@@ -78,7 +78,12 @@ class LoadedDelta:
 
 
 def load_delta(
-    model: nn.Module, deltas: AnyPath | Sequence[AnyPath], *, threads: int | None = None
+    model: nn.Module,
+    deltas: AnyPath | Sequence[AnyPath],
+    *,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
+    threads: int | None = None,
 ) -> LoadedDelta:
     """Give a model in memory the weights that deltas make of its own, bit for bit.
 
@@ -89,6 +94,8 @@ def load_delta(
     Args:
         model: The base of the (first) delta, in the dtypes in which it is stored.
         deltas: One delta file, or those of a chain in any order.
+        signers: As in `apply_delta`; likewise `signature`.
+        signature: The signature, of a single delta that does not lie beside its own.
         threads: Tensors or chunks coded at the same time; by default one for each core.
 
     Returns:
@@ -98,7 +105,7 @@ def load_delta(
         DeltaError: The model is not the base of the deltas; it has other tensors, shapes or dtypes
             than the result; they are no chain, or one is damaged.
     """
-    with opened_chain(deltas) as chain:
+    with opened_chain(deltas, signers=signers, signature=signature) as chain:
         base = stored_tensors(model, _base_names(chain[0].manifest))
         # Of its base, a replay uses the id, the tensors and which of them are tied.
         replay = Replay(cast("Checkpoint", _Base("the model", base.tensors, base.tied)), chain)
@@ -132,14 +139,20 @@ def load_delta(
 
 @contextmanager
 def applied_delta(
-    model: nn.Module, deltas: AnyPath | Sequence[AnyPath], *, threads: int | None = None
+    model: nn.Module,
+    deltas: AnyPath | Sequence[AnyPath],
+    *,
+    threads: int | None = None,
+    **signed: AnyPath | None,
 ) -> Iterator[LoadedDelta]:
     """`load_delta` for the duration of a `with` block, and `revert` at its end.
+
+    Args are those of `load_delta`.
 
     Raises:
         DeltaError: As of `load_delta`; or, at the end, the block changed the weights.
     """
-    loaded = load_delta(model, deltas, threads=threads)
+    loaded = load_delta(model, deltas, threads=threads, **signed)
     try:
         yield loaded
     finally:
