@@ -99,6 +99,35 @@ def test_every_dtype_there_and_back(tmp_path: Path) -> None:
     assert bits_of(model) == raw(base)
 
 
+def test_switching_between_two_fine_tunes(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    others: Arrays = {n: (dtype, moved(bits, 0.3, 7)) for n, (dtype, bits) in base.items()}
+    model = module_of(base)
+    handles = []
+    for name, weights in (("one", tuned), ("two", others)):
+        loaded = load_delta(model, made(tmp_path, base, weights, name))
+        assert bits_of(model) == raw(weights)
+        with pytest.raises(DeltaError, match="applied already: revert it first"):
+            loaded.apply()
+        loaded.revert(keep=True)
+        assert bits_of(model) == raw(base) and "bytes to apply it" in repr(loaded)
+        handles.append((loaded, weights))
+    for loaded, weights in [*handles, *handles]:
+        loaded.apply()
+        assert bits_of(model) == raw(weights)
+        for other, _ in handles:
+            if other is not loaded:
+                with pytest.raises(DeltaError, match="changed since the delta was reverted"):
+                    other.apply()
+        assert bits_of(model) == raw(weights)
+        loaded.revert(keep=True)
+        assert bits_of(model) == raw(base)
+    loaded.apply()
+    loaded.revert()
+    with pytest.raises(DeltaError, match="reverted without keep=True"):
+        loaded.apply()
+
+
 def test_a_chain_is_applied_at_once(tmp_path: Path) -> None:
     base, tuned = arrays_pair()
     last: Arrays = {

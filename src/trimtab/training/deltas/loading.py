@@ -33,23 +33,54 @@ class _Change(NamedTuple):
 class LoadedDelta:
     """A delta that `load_delta` applied to a model.
 
+    To switch between fine-tunes of one base, keep the handles of all::
+
+        first = load_delta(model, "first.delta")
+        first.revert(keep=True)
+        second = load_delta(model, "second.delta")
+        second.revert(keep=True)
+        first.apply()  # reads and decodes nothing
+
     Attributes:
         manifest: What the delta says of the result.
-        num_bytes: Bytes in memory that `revert` needs.
+        num_bytes: Bytes in memory that `revert` and `apply` need.
     """
 
     def __init__(self, manifest: Manifest, changes: Sequence[_Change]) -> None:
         self.manifest = manifest
-        self._changes = tuple(changes)
+        self._changes: tuple[_Change, ...] | None = tuple(changes)
         self.num_bytes = sum([c.changes.num_bytes for c in changes if c.changes is not None])
-        self._is_reverted = False
+        self._is_applied = True
 
     def __repr__(self) -> str:
-        state = "reverted" if self._is_reverted else f"{self.num_bytes:,} bytes to revert it"
+        state = f"{self.num_bytes:,} bytes to revert it"
+        if not self._is_applied:
+            kept = "" if self._changes is None else f"; {self.num_bytes:,} bytes to apply it"
+            state = f"reverted{kept}"
         return one_line(self, f"{self.manifest!r}; {state}")
 
-    def revert(self, *, threads: int | None = None) -> None:
+    def revert(self, *, keep: bool = False, threads: int | None = None) -> None:
         """Give the model the weights from before, bit for bit.
+
+        If it is interrupted, call it again.
+
+        Args:
+            keep: Keep in memory what `apply` needs.
+            threads: Tensors changed at the same time; by default one for each core.
+
+        Raises:
+            DeltaError: It was reverted before, or the weights were changed since, by training or by
+                another delta; the model is left as it is.
+        """
+        if not self._is_applied or self._changes is None:
+            raise DeltaError("the delta was reverted before: apply it again with load_delta")
+        _check_and_turn(self._changes, threads, back=True)
+        self._is_applied = False
+        if not keep:
+            self._changes = None
+
+    def apply(self, *, threads: int | None = None) -> None:
+        """Give the model the weights of the delta again, after `revert(keep=True)`.
 
         If it is interrupted, call it again.
 
@@ -57,24 +88,17 @@ class LoadedDelta:
             threads: Tensors changed at the same time; by default one for each core.
 
         Raises:
-            DeltaError: It was reverted before, or the weights were changed since, by training or by
-                another delta; the model is left as it is.
+            DeltaError: It is applied already, `revert` did not keep it, or the model has other
+                weights than after `revert`; it is left as it is.
         """
-        if self._is_reverted:
-            raise DeltaError("the delta was reverted before: apply it again with load_delta")
-        digests = _digests(self._changes, threads)
-        changed = [
-            change.tensor.name
-            for change, digest in zip(self._changes, digests, strict=True)
-            if digest not in (change.before, change.after)
-        ]
-        if changed:
+        if self._is_applied:
+            raise DeltaError("the delta is applied already: revert it first")
+        if self._changes is None:
             raise DeltaError(
-                f"{first_few(changed)} changed since the delta was applied (by training, or by "
-                "another delta that is to be reverted first): the model is left as it is"
+                "the delta was reverted without keep=True: apply it again with load_delta"
             )
-        _take_back(self._changes, digests, threads)
-        self._is_reverted, self._changes = True, ()
+        _check_and_turn(self._changes, threads, back=False)
+        self._is_applied = True
 
 
 def load_delta(
@@ -132,7 +156,7 @@ def load_delta(
         except BaseException:
             if made and bits is not None and made[-1].tensor.digest_of(bits) == made[-1].after:
                 made[-1].tensor.write(bits)  # an interrupt may have come in the middle of it
-            _take_back(made, _digests(made, threads), threads)
+            _turn(made, _digests(made, threads), threads, back=True)
             raise
     return LoadedDelta(replay.manifest, [change for change in made if change.changes is not None])
 
@@ -251,19 +275,39 @@ def _digests(made: Sequence[_Change], threads: int | None) -> list[str]:
     )
 
 
-def _take_back(made: Sequence[_Change], digests: Sequence[str], threads: int | None) -> None:
-    """Undo the changes that are still in the model, given the digests of its tensors."""
+def _check_and_turn(changes: Sequence[_Change], threads: int | None, *, back: bool) -> None:
+    """Apply changes or take them back, if nobody else touched the tensors."""
+    digests = _digests(changes, threads)
+    changed = [
+        change.tensor.name
+        for change, digest in zip(changes, digests, strict=True)
+        if digest not in (change.before, change.after)
+    ]
+    if changed:
+        raise DeltaError(
+            f"{first_few(changed)} changed since the delta was {'applied' if back else 'reverted'} "
+            "(by training, or by another delta that is to be reverted first): the model is left as "
+            "it is"
+        )
+    _turn(changes, digests, threads, back=back)
 
-    def undo(item: tuple[_Change, str], threads: int) -> str | None:
+
+def _turn(
+    changes: Sequence[_Change], digests: Sequence[str], threads: int | None, *, back: bool
+) -> None:
+    """Apply changes where they are not yet, or take them back, given the digests of the tensors."""
+
+    def turn(item: tuple[_Change, str], threads: int) -> str | None:
         change, digest = item
         if change.changes is None:
             return None
-        if digest == change.after:
-            change.tensor.change(change.changes, back=True)
+        source, target = (change.after, change.before) if back else (change.before, change.after)
+        if digest == source:
+            change.tensor.change(change.changes, back=back)
             digest = change.tensor.digest()
-        return None if digest == change.before else change.tensor.name
+        return None if digest == target else change.tensor.name
 
-    items = list(zip(made, digests, strict=True))
-    names = in_order(items, undo, lambda item: item[0].tensor.num_bytes, threads)
+    items = list(zip(changes, digests, strict=True))
+    names = in_order(items, turn, lambda item: item[0].tensor.num_bytes, threads)
     if wrong := [name for name in names if name is not None]:
         raise DeltaError(f"{first_few(wrong)} cannot be given back: load the model again")
