@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from trimtab.elements.update_coding import (
     CODED,
     SAME,
     STORED,
+    Mapped,
     decode_tensor,
     encode_tensor,
     read_predictor,
@@ -125,23 +128,23 @@ def test_noise_decodes_to_an_array_of_the_base_or_is_refused() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (3, 0), (1,), (64,), (65, 3), (2, 5, 100)])
-@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("mapped", [map, ThreadPoolExecutor(3).map])
 def test_a_tensor_comes_back_from_its_frames(
-    shape: tuple[int, ...], threads: int, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], mapped: Mapped, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(update_coding, "CHUNK", 64)
     random = np.random.default_rng(0)
     base = random.integers(0, 1 << 16, shape, np.uint16)
     tuned = base + (random.random(shape) < 0.2).astype(np.uint16)
-    frames = encode_tensor(base, tuned, BF16, threads=threads)
+    frames = encode_tensor(base, tuned, BF16, mapped=mapped)
     assert len(frames) == 1 + -(-base.size // 64)
     assert frames == encode_tensor(base, tuned, BF16)
-    decoded = decode_tensor(base, frames, BF16, threads=threads)
+    decoded = decode_tensor(base, frames, BF16, mapped=mapped)
     assert decoded.shape == shape
     assert np.array_equal(decoded, tuned)
     for wrong in (frames[:-1], [*frames, b"\0"], [b"\1", *frames[1:]]):
         with pytest.raises(CheckpointError, match=r"do(es)? not fit "):
-            decode_tensor(base, wrong, BF16, threads=threads)
+            decode_tensor(base, wrong, BF16, mapped=mapped)
 
 
 def low_rank_update(rows: int, columns: int, dtype: DType) -> tuple[Bits, Bits]:
@@ -161,9 +164,9 @@ def test_a_matrix_comes_back_from_its_predictor(
     monkeypatch.setattr(update_coding, "CHUNK", chunk)
     dtype = DTYPES[name]
     base, tuned = low_rank_update(300, 130, dtype)
-    frames = encode_tensor(base, tuned, dtype, threads=2)
+    frames = encode_tensor(base, tuned, dtype, mapped=ThreadPoolExecutor(2).map)
     assert read_predictor(frames[0], base.shape).rank in ((0, 2) if "8" in name else (2,))
-    assert np.array_equal(decode_tensor(base, frames, dtype, threads=2), tuned)
+    assert np.array_equal(decode_tensor(base, frames, dtype), tuned)
     assert frames == encode_tensor(base, tuned, dtype)
     plain = encode_tensor(base, tuned, dtype, max_rank=0)
     assert sum(map(len, frames)) <= sum(map(len, plain)) * (

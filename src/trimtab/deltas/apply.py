@@ -16,12 +16,13 @@ import xxhash
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import HUB_ID, fetch_the_rest
 from trimtab.checkpoints.safetensors import parse_start
-from trimtab.checkpoints.stream import Progress, in_order
+from trimtab.checkpoints.stream import Progress
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
 from trimtab.deltas.source import Source, WeightsFile, content_in
+from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.elements.update_coding import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError
@@ -282,19 +283,11 @@ def write_file(
     if file.kind == "weights":
         entries = list(_entries_of(replay, file, content))
         total = sum(entry.num_bytes for entry in replay.manifest.tensors)
-        for entry, bits in zip(
-            entries,
-            in_order(
-                entries,
-                lambda entry, threads: replay.tensor(entry, threads=threads),
-                lambda entry: entry.num_bytes,
-                threads,
-            ),
-            strict=True,
-        ):
-            put(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
-            if progress is not None:
-                progress(entry.num_bytes, total)
+        with Workers(threads) as workers:
+            for _, bits in replay.chunks(entries, workers):
+                put(bits.view(np.uint8).data)
+                if progress is not None:
+                    progress(bits.nbytes, total)
     if num_bytes != file.num_bytes or hasher.hexdigest() != file.hash:
         raise DeltaError(
             f"{path}: {file.path} has {num_bytes} bytes of xxh3-128 {hasher.hexdigest()}, expected "

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import accumulate
+from math import prod
+from threading import Lock
 
 import numpy as np
+import xxhash
 
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.tensors import StoredTensor, hash_of
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import TensorEntry
 from trimtab.deltas.signature import check_signature
+from trimtab.deltas.source import chunks_of, hash_of_chunks, readable
+from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits
-from trimtab.elements.update_coding import decode_tensor
+from trimtab.elements.update_coding import (
+    CHUNK,
+    Mapped,
+    Readable,
+    decode_frame,
+    ensure_fits,
+    read_predictor,
+)
 from trimtab.errors import CheckpointError, DeltaError, SettingsError
 from trimtab.inputs import AnyPath
 from trimtab.words import first_few
@@ -99,6 +113,10 @@ def _start(delta: DeltaFile) -> str:
     return delta.manifest.base.content_hash
 
 
+CHUNK_BYTES = 2 * CHUNK
+"""About what a chunk takes; a tensor of the base is read at once if it is not larger."""
+
+
 class Replay:
     """The tensors that a chain of deltas makes of a base.
 
@@ -112,23 +130,70 @@ class Replay:
         self.deltas = tuple(deltas)
         self.manifest = self.deltas[-1].manifest
 
-    def tensor(self, entry: TensorEntry, *, threads: int = 1) -> Bits:
+    def tensor(self, entry: TensorEntry, *, mapped: Mapped = map) -> Bits:
         """Bits of a tensor of the last delta, in its shape; they have the hash of the entry.
+
+        Args:
+            entry: Of the last delta.
+            mapped: Decodes chunks, perhaps some at a time.
 
         Raises:
             DeltaError: The base is another one, or a delta is damaged.
         """
-        return self._tensor(len(self.deltas), entry, threads)
+        decoded = self._opened(len(self.deltas), entry)
+        bits: Bits = np.empty(entry.num_elements, DTYPES[entry.dtype].bits)
 
-    def before(self, entry: TensorEntry) -> Bits | None:
-        """Bits of the tensor that an entry of the last delta is coded against; None without one.
+        def fill(start: int) -> None:
+            part = bits[start : start + CHUNK]
+            part[:] = decoded.elements(start, start + part.size)
+
+        for _ in mapped(fill, range(0, bits.size, CHUNK)):
+            pass
+        self._check(len(self.deltas), entry, hash_of(bits))
+        return bits.reshape(entry.shape)
+
+    def chunks(
+        self, entries: Iterable[TensorEntry], workers: Workers
+    ) -> Iterator[tuple[TensorEntry, Bits]]:
+        """Tensors of the last delta as vectors, a chunk at a time, in order.
+
+        The last chunk of a tensor comes only if its bytes have the hash of the entry.
+
+        Raises:
+            DeltaError: The base is another one, or a delta is damaged.
+        """
+        parts = (
+            (entry, start, tensor)
+            for entry in entries
+            for tensor in [_Once(partial(self._opened, len(self.deltas), entry))]
+            for start in range(0, max(1, entry.num_elements), CHUNK)
+        )
+
+        def decode(part: tuple[TensorEntry, int, _Once]) -> tuple[TensorEntry, int, Bits]:
+            entry, start, tensor = part
+            stop = min(start + CHUNK, entry.num_elements)
+            return entry, stop, tensor().elements(start, stop)
+
+        def size(part: tuple[TensorEntry, int, _Once]) -> int:
+            return min(part[0].num_elements, CHUNK) * DTYPES[part[0].dtype].num_bytes
+
+        digest = xxhash.xxh3_128()
+        for entry, stop, bits in workers.in_order(parts, decode, size):
+            digest.update(bits.view(np.uint8).data)
+            if stop == entry.num_elements:
+                self._check(len(self.deltas), entry, digest.hexdigest())
+                digest.reset()
+            yield entry, bits
+
+    def before(self, entry: TensorEntry) -> Readable | None:
+        """The tensor that an entry of the last delta is coded against; None without one.
 
         Raises:
             DeltaError: The base is another one, or a delta is damaged.
         """
         if entry.base is None:
             return None
-        return self._before(len(self.deltas), entry, entry.base, 1)
+        return self._before(len(self.deltas), entry, entry.base)
 
     def check_base(self) -> None:
         """Compare every tensor that the first delta needs of the base with the hash of it there.
@@ -138,44 +203,28 @@ class Replay:
         """
         for entry in self.deltas[0].tensors.values():
             if entry.base is not None:
-                self._before(1, entry, entry.base, 1)
+                self._before(1, entry, entry.base)
 
-    def _tensor(self, level: int, entry: TensorEntry, threads: int) -> Bits:
+    def _opened(self, level: int, entry: TensorEntry) -> Readable:
+        """A tensor of a delta, of which nothing is decoded yet."""
         delta = self.deltas[level - 1]
         if entry.copy_of is not None:
-            bits = self._tensor(level, delta.tensors[entry.copy_of], threads)
-        else:
-            bits = self._decoded(level, entry, threads)
-        if (found := hash_of(bits)) != entry.hash:
-            raise DeltaError(
-                f"{delta.path}: {entry.name} decodes to bytes of xxh3-128 {found}, expected "
-                f"{entry.hash}: the file is damaged; get it again"
-            )
-        if bits.size != entry.num_elements:
-            raise DeltaError(f"{delta.path}: {entry.name} is a copy of a tensor of another size")
-        return bits.reshape(entry.shape)
+            original = delta.tensors[entry.copy_of]
+            if (original.dtype, original.num_elements) != (entry.dtype, entry.num_elements):
+                raise DeltaError(
+                    f"{delta.path}: {entry.name} is a copy of a tensor of another size"
+                )
+            return self._opened(level, original)
+        before = None if entry.base is None else self._before(level, entry, entry.base)
+        try:
+            return _Decoded(delta, entry, before)
+        except CheckpointError as error:
+            raise DeltaError(f"{delta.path}: {entry.name}: {error}") from None
 
-    def _decoded(self, level: int, entry: TensorEntry, threads: int) -> Bits:
-        delta, dtype = self.deltas[level - 1], DTYPES[entry.dtype]
-        frames, rest = delta.frames(entry)
-        after = np.frombuffer(rest, dtype.bits)
-        if entry.base is None:
-            return after
-        before = self._before(level, entry, entry.base, threads).reshape(-1)
-        if before.dtype != dtype.bits or before.size < entry.num_common:
-            raise DeltaError(f"{delta.path}: {entry.name} does not fit its base {entry.base}")
-        common = before[: entry.num_common]
-        if frames:
-            try:
-                common = common.reshape(entry.common_shape)
-                common = decode_tensor(common, frames, dtype, threads=threads).reshape(-1)
-            except CheckpointError as error:
-                raise DeltaError(f"{delta.path}: {entry.name}: {error}") from None
-        return np.concatenate((common, after)) if after.size else common
-
-    def _before(self, level: int, entry: TensorEntry, name: str, threads: int) -> Bits:
+    def _before(self, level: int, entry: TensorEntry, name: str) -> Readable:
         """The tensor that an entry is coded against, as the entry knows it."""
         delta = self.deltas[level - 1]
+        result: Readable
         if level > 1:
             before = self.deltas[level - 2].tensors.get(name)
             if before is None or before.hash != entry.base_hash:
@@ -183,17 +232,119 @@ class Replay:
                     f"{delta.path}: {entry.name} was not made against {name} of "
                     f"{self.deltas[level - 2].path}"
                 )
-            return self._tensor(level - 1, before, threads)
-        tensor = self.base.tensors.get(self.base.tied.get(name, name))
-        if tensor is None:
-            raise DeltaError(
-                f"{self.base.id} has no tensor {name}, against which {delta.path} was made: give "
-                f"the base {delta.manifest.base.id}"
-            )
-        bits = tensor.read()
-        if (found := hash_of(bits)) != entry.base_hash:
-            raise _wrong_base(self.base.id, tensor, found, entry, delta)
-        return bits
+            result, dtype, num = self._opened(level - 1, before), before.dtype, before.num_elements
+        else:
+            tensor = self.base.tensors.get(self.base.tied.get(name, name))
+            if tensor is None:
+                raise DeltaError(
+                    f"{self.base.id} has no tensor {name}, against which {delta.path} was made: "
+                    f"give the base {delta.manifest.base.id}"
+                )
+            dtype, num = tensor.dtype.name, prod(tensor.shape)
+            result = readable(tensor, CHUNK_BYTES)
+            if (found := hash_of_chunks(chunks_of(result, num))) != entry.base_hash:
+                raise _wrong_base(self.base.id, tensor, found, entry, delta)
+        if DTYPES[dtype].bits != DTYPES[entry.dtype].bits or num < entry.num_common:
+            raise DeltaError(f"{delta.path}: {entry.name} does not fit its base {entry.base}")
+        return result
+
+    def _check(self, level: int, entry: TensorEntry, found: str) -> None:
+        """Compare the hash of what was decoded with that of an entry.
+
+        Raises:
+            DeltaError: It differs; it names the first delta that decodes to something else.
+        """
+        if found == entry.hash:
+            return
+        delta = self.deltas[level - 1]
+        origin = delta.tensors[entry.copy_of] if entry.copy_of is not None else entry
+        if level > 1 and origin.base is not None:
+            before = self.deltas[level - 2].tensors[origin.base]
+            decoded = chunks_of(self._opened(level - 1, before), before.num_elements)
+            self._check(level - 1, before, hash_of_chunks(decoded))
+        raise DeltaError(
+            f"{delta.path}: {entry.name} decodes to bytes of xxh3-128 {found}, expected "
+            f"{entry.hash}: the file is damaged; get it again"
+        )
+
+
+class _Once:
+    """Opens a tensor when the first of its chunks is asked for, in any thread."""
+
+    def __init__(self, opened: Callable[[], Readable]) -> None:
+        self._open = opened
+        self._lock = Lock()
+        self._tensor: Readable | None = None
+
+    def __call__(self) -> Readable:
+        with self._lock:
+            if self._tensor is None:
+                self._tensor = self._open()
+            return self._tensor
+
+
+class _Decoded:
+    """A tensor that a delta makes of the one before it, decoded chunk by chunk.
+
+    Args:
+        delta: The delta.
+        entry: Its entry of the tensor, which is no copy.
+        before: The tensor that it is coded against, if there is one; it fits.
+
+    Raises:
+        CheckpointError: The frames are none of such a tensor.
+    """
+
+    def __init__(self, delta: DeltaFile, entry: TensorEntry, before: Readable | None) -> None:
+        self._delta = delta
+        self._entry = entry
+        self._before = before
+        self._dtype = DTYPES[entry.dtype]
+        self._starts = [0, *accumulate(entry.frames)]
+        if entry.frames:
+            ensure_fits(len(entry.frames), entry.num_common)
+            frame = delta.stored(entry, 0, entry.frames[0])
+            self._predictor = read_predictor(frame, entry.common_shape)
+
+    def elements(self, start: int, stop: int) -> Bits:
+        """A vector of its elements from `start` to `stop`, in C order.
+
+        Raises:
+            DeltaError: A frame is damaged.
+        """
+        parts = []
+        common = min(stop, self._entry.num_common)
+        if start < common:
+            for first in range(start - start % CHUNK, common, CHUNK):
+                parts.append(self._chunk(first)[max(0, start - first) : common - first])
+        if stop > common:
+            parts.append(self._rest(max(start, common), stop))
+        if len(parts) == 1:
+            return parts[0]
+        return np.concatenate(parts) if parts else np.empty(0, self._dtype.bits)
+
+    def _chunk(self, first: int) -> Bits:
+        """The elements of a chunk that are coded."""
+        entry = self._entry
+        assert self._before is not None  # or the manifest would have been refused
+        before = self._before.elements(first, min(first + CHUNK, entry.num_common))
+        if not entry.frames:
+            return before
+        number = 1 + first // CHUNK
+        frame = self._delta.stored(entry, self._starts[number], entry.frames[number])
+        after = np.empty_like(before)
+        try:
+            decode_frame(before, frame, self._dtype, first, self._predictor, after)
+        except CheckpointError as error:
+            raise DeltaError(f"{self._delta.path}: {entry.name}: {error}") from None
+        return after
+
+    def _rest(self, start: int, stop: int) -> Bits:
+        """Elements that are stored whole."""
+        width = self._dtype.num_bytes
+        offset = self._starts[-1] + (start - self._entry.num_common) * width
+        raw = self._delta.stored(self._entry, offset, (stop - start) * width)
+        return np.frombuffer(raw, self._dtype.bits)
 
 
 def _wrong_base(

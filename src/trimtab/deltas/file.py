@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -24,7 +24,6 @@ from trimtab.checkpoints.folder import HUB_ID, fetch_file
 from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.deltas.manifest import MAX_FILE_BYTES, FileEntry, Manifest, TensorEntry
-from trimtab.elements.update_coding import split_frames
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
 from trimtab.inputs import parse_json
 from trimtab.outputs import new_file
@@ -37,6 +36,9 @@ HUB_NAME = "model.delta"
 
 MAX_MANIFEST_BYTES = 256 << 20
 """Longest manifest that is decompressed: about a million tensors."""
+
+PIECE = 1 << 22
+"""Bytes of a part that are copied at once."""
 
 LEVEL = 19
 """Of zstd. What is compressed is small beside the tensors, and read more often than written."""
@@ -96,13 +98,18 @@ class DeltaFile(Pooled):
         except CheckpointError as error:
             raise DeltaError(str(error)) from None
 
-    def frames(self, entry: TensorEntry) -> tuple[list[bytes], bytes]:
-        """The frames of a tensor's coded elements, and the bytes that are stored whole.
+    def stored(self, entry: TensorEntry, start: int, num_bytes: int) -> bytes:
+        """Bytes that are stored of a tensor: its frames, then the elements that are stored whole.
+
+        Args:
+            entry: An entry of the manifest.
+            start: The first byte.
+            num_bytes: How many.
 
         Raises:
             DeltaError: The file cannot be read, or changed since it was opened.
         """
-        return split_frames(self._read(f"tensor:{entry.name}", entry.num_stored), entry.frames)
+        return self._read(f"tensor:{entry.name}", start, num_bytes)
 
     def content(self, file: FileEntry, base: bytes) -> bytes:
         """The content of a file: of weights, its header with the length of the header.
@@ -116,7 +123,7 @@ class DeltaFile(Pooled):
         """
         if not file.num_stored:
             return base
-        packed = self._read(f"file:{file.path}", file.num_stored)
+        packed = self._read(f"file:{file.path}", 0, file.num_stored)
         return _decompress(packed, file.num_content, f"{self.path}: file:{file.path}", base)
 
     def copy(self, path: str | os.PathLike[str], manifest: Manifest) -> None:
@@ -130,14 +137,20 @@ class DeltaFile(Pooled):
         with new_delta(path, contents) as writer:
             for name in self._parts:
                 if name in contents:
-                    writer.add(name, self._read(name, contents[name]))
+                    writer.add(
+                        name,
+                        (
+                            self._read(name, start, min(PIECE, contents[name] - start))
+                            for start in range(0, contents[name], PIECE)
+                        ),
+                    )
             writer.finish(manifest)
 
-    def _read(self, name: str, num_bytes: int) -> bytes:
+    def _read(self, name: str, start: int, num_bytes: int) -> bytes:
         if not num_bytes:
             return b""
         try:
-            return self._parts[name].read().tobytes()
+            return self._parts[name].elements(start, start + num_bytes).tobytes()
         except CheckpointError as error:
             raise DeltaError(str(error)) from None
 
@@ -204,11 +217,11 @@ class DeltaWriter:
         self._start = len(file_start(header, _metadata("0" * 32)))
         file.write(b" " * self._start)
 
-    def add(self, name: str, content: bytes) -> None:
-        """Write a part, unless it is empty."""
-        if content:
-            self._sizes[name] = len(content)
-            self._file.write(content)
+    def add(self, name: str, pieces: Iterable[bytes]) -> None:
+        """Write a part piece by piece, unless it is empty."""
+        size = sum(self._file.write(piece) for piece in pieces)
+        if size:
+            self._sizes[name] = size
 
     def finish(self, manifest: Manifest) -> int:
         """Write the manifest and the header.
@@ -218,7 +231,7 @@ class DeltaWriter:
         """
         text = json.dumps(manifest.to_dict(), separators=(",", ":"), allow_nan=False)
         packed = compress(text.encode())
-        self.add("manifest", packed)
+        self.add("manifest", [packed])
         end = self._file.tell()
         self._file.seek(0)
         header = {name: ("U8", (size,)) for name, size in self._sizes.items()}

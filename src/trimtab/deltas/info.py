@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
-import numpy as np
-
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.stream import Progress, in_order
+from trimtab.checkpoints.stream import Progress
 from trimtab.deltas.apply import opened_replay
 from trimtab.deltas.chain import Replay
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest, TensorEntry
+from trimtab.deltas.workers import Workers
 from trimtab.elements.criteria import Criterion
 from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.elements.fast import Scanners
 from trimtab.elements.scan import Scanner, Tally
+from trimtab.elements.update_coding import CHUNK
 from trimtab.inputs import AnyPath
 
 
@@ -32,7 +33,7 @@ def delta_info(
         delta: The delta file, or a hub id.
         base: The checkpoint that it was made against. Then the tensors are decoded and checked, and
             the entries of the result have an `ulp_histogram`.
-        threads: Tensors decoded at the same time; by default one for each core.
+        threads: Chunks decoded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all.
 
     Raises:
@@ -47,28 +48,35 @@ def delta_info(
         scanners = Scanners(manifest.num_elements)
         total = sum(entry.num_bytes for entry in manifest.tensors)
 
-        def measured(entry: TensorEntry, threads: int) -> TensorEntry:
-            return _measured(replay, entry, scanners.scanner, threads)
-
         entries = []
-        for entry in in_order(manifest.tensors, measured, lambda e: e.num_bytes, threads):
-            entries.append(entry)
-            if progress is not None:
-                progress(entry.num_bytes, total)
+        with Workers(threads) as workers:
+            chunks = replay.chunks(manifest.tensors, workers)
+            for entry in manifest.tensors:
+                entries.append(_measured(replay, entry, chunks, scanners.scanner))
+                if progress is not None:
+                    progress(entry.num_bytes, total)
         return replace(manifest, tensors=tuple(entries))
 
 
-def _measured(replay: Replay, entry: TensorEntry, scanner: Scanner, threads: int) -> TensorEntry:
-    """An entry with its histogram; decoding checks the hashes."""
-    tuned, base = replay.tensor(entry, threads=threads), replay.before(entry)
-    if base is None:
-        return replace(entry, ulp_histogram={})
-    shape = entry.common_shape
-    rows, columns = int(np.prod(shape[:-1])), shape[-1] if shape else 1
-
-    def matrix(bits: Bits) -> Bits:
-        return np.ascontiguousarray(bits).reshape(-1)[: entry.num_common].reshape(rows, columns)
-
+def _measured(
+    replay: Replay,
+    entry: TensorEntry,
+    chunks: Iterator[tuple[TensorEntry, Bits]],
+    scanner: Scanner,
+) -> TensorEntry:
+    """An entry with its histogram, given what follows of all tensors, which is checked."""
+    base = replay.before(entry)
+    columns = min(CHUNK, entry.num_common)
+    rows = -(-entry.num_common // CHUNK)
     tally = Tally(DTYPES[entry.dtype], [Criterion("bits")], rows, columns)
-    tally.add(matrix(base), matrix(tuned), 0, 0, scanner)
-    return replace(entry, ulp_histogram=tally.counts(scanner).plain_ulp_histogram())
+    start = 0
+    for _, tuned in chunks:
+        common = tuned[: max(0, entry.num_common - start)].reshape(1, -1)
+        if base is not None and common.size:
+            before = base.elements(start, start + common.size).reshape(1, -1)
+            tally.add(before, common, start // CHUNK, 0, scanner)
+        start += tuned.size
+        if start == entry.num_elements:
+            break
+    histogram = {} if base is None else tally.counts(scanner).plain_ulp_histogram()
+    return replace(entry, ulp_histogram=histogram)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from math import prod
+from pathlib import Path
+from tempfile import SpooledTemporaryFile
 from typing import NamedTuple
 
 import numpy as np
@@ -14,16 +18,33 @@ from threadpoolctl import threadpool_limits
 from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import fetch_the_rest
-from trimtab.checkpoints.stream import Progress, in_order
-from trimtab.checkpoints.tensors import StoredTensor, hash_of
-from trimtab.deltas.file import DeltaFile, DeltaWriter, compress, new_delta
+from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.deltas.file import PIECE, DeltaFile, DeltaWriter, compress, new_delta
 from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
-from trimtab.deltas.source import Source, TunedTensor, content_in, source_of
-from trimtab.elements.dtypes import Bits
-from trimtab.elements.update_coding import MAX_RANK, encode_tensor
+from trimtab.deltas.source import (
+    Source,
+    TunedTensor,
+    chunks_of,
+    content_in,
+    hash_of_chunks,
+    readable,
+    source_of,
+)
+from trimtab.deltas.workers import Workers
+from trimtab.elements.update_coding import CHUNK, MAX_RANK, Readable, encode_frames
 from trimtab.errors import DeltaError
-from trimtab.outputs import ensure_free
+from trimtab.outputs import ensure_free, is_stream
 from trimtab.results.records import made_now, record_of
+
+HELD_BYTES = 96 << 20
+"""Tensors that are in memory as a whole while they are coded take so much, all threads together.
+
+Of a larger tensor, parts are read when they are needed.
+"""
+
+SPOOLED_BYTES = 1 << 21
+"""Frames of a tensor that wait for their turn in memory; more of them wait in a temporary file."""
 
 
 class _Pair(NamedTuple):
@@ -37,8 +58,8 @@ class _Pair(NamedTuple):
 
 class _Coded(NamedTuple):
     entry: TensorEntry
-    content: bytes
-    bits: Bits  # of the tuned tensor
+    content: SpooledTemporaryFile[bytes]
+    tuned: Readable
 
 
 def make_delta(
@@ -129,28 +150,34 @@ def write_delta(
     # Tensors are coded side by side already, and threads of BLAS that wait for each other cost ten
     # times the processor time of the work.
     one_blas_thread = threadpool_limits(1, user_api="blas")
-    with one_blas_thread, new_delta(output, limits, force=force) as writer:
+    with (
+        one_blas_thread,
+        new_delta(output, limits, force=force) as writer,
+        Workers(threads) as workers,
+    ):
         entries: list[TensorEntry] = []
         base_hashes: dict[str, str] = {}
-        coded = in_order(
+        folder = None if is_stream(output) else str(Path(output).resolve().parent)
+        coded = workers.in_order(
             pairs,
-            lambda pair, threads: _code(pair, threads, max_rank),
-            lambda pair: pair.tuned.num_bytes,
-            threads,
+            lambda pair: _code(pair, workers, max_rank, folder),
+            lambda pair: 0 if isinstance(pair.tuned, StoredTensor) else pair.tuned.num_bytes,
         )
-        for pair, (entry, content, bits) in zip(pairs, coded, strict=True):
-            writer.add(f"tensor:{entry.name}", content)
+        for pair, (entry, spool, tuned) in zip(pairs, coded, strict=True):
+            with spool:
+                writer.add(f"tensor:{entry.name}", iter(partial(spool.read, PIECE), b""))
             entries.append(entry)
             path = file_of[entry.name]
-            hashers[path].update(bits.reshape(-1).view(np.uint8).data)
-            sizes[path] += bits.nbytes
+            for bits in chunks_of(tuned, entry.num_elements):
+                hashers[path].update(bits.view(np.uint8).data)
+            sizes[path] += entry.num_bytes
             if pair.base is not None:
                 base_hashes[pair.base.name] = entry.base_hash
             if progress is not None:
                 progress(pair.tuned.num_bytes, num_bytes)
         for name, tensor in base.tensors.items():
             if name not in base_hashes:
-                base_hashes[name] = hash_of(tensor.read())
+                base_hashes[name] = hash_of_chunks(chunks_of(tensor, tensor.num_elements))
         before = record_of(base, base_hashes)
         root, position = _place_in_chain(after, before.content_hash)
         manifest = Manifest(
@@ -209,51 +236,75 @@ def _num_common(base: tuple[int, ...], tuned: tuple[int, ...]) -> int:
     return int(min(base[0], tuned[0]) * np.prod(tuned[1:], dtype=np.int64))
 
 
-def _code(pair: _Pair, threads: int, max_rank: int) -> _Coded:
+def _code(pair: _Pair, workers: Workers, max_rank: int, folder: str | None) -> _Coded:
+    """Code a tensor; what waits for its turn lies in a temporary file in a folder."""
     tensor, base, num_common, same = pair
-    tuned = tensor.read()
-    before = base.read() if base is not None else None
-    entry = TensorEntry(
+    most = HELD_BYTES // (2 * workers.threads)
+    tuned = readable(tensor, most)
+    before = readable(base, most) if base is not None else None
+    entry = _compared(pair, tuned, before)
+    content: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(SPOOLED_BYTES, dir=folder)  # noqa: SIM115
+    result = _Coded(entry, content, tensor if isinstance(tensor, StoredTensor) else tuned)
+    if same is not None and same is not tensor and _is_equal(same, tensor, tuned, most):
+        return result._replace(entry=replace(entry, copy_of=same.name))
+    sizes: list[int] = []
+    if before is not None and entry.num_changed > entry.num_elements - num_common:
+        for frame in encode_frames(
+            before,
+            tuned,
+            entry.common_shape,
+            tensor.dtype,
+            max_rank=max_rank,
+            mapped=workers.map,
+        ):
+            sizes.append(content.write(frame))
+    for start in range(num_common, entry.num_elements, CHUNK):
+        stop = min(start + CHUNK, entry.num_elements)
+        content.write(tuned.elements(start, stop).tobytes())
+    content.seek(0)
+    return result._replace(entry=replace(entry, frames=tuple(sizes)))
+
+
+def _compared(pair: _Pair, tuned: Readable, before: Readable | None) -> TensorEntry:
+    """The entry of a tensor of which nothing is coded yet: its hashes, and how much changed."""
+    tensor, base, num_common, _ = pair
+    sizes = prod(tensor.shape), prod(base.shape) if base is not None else 0
+    hashers = xxhash.xxh3_128(), xxhash.xxh3_128()
+    num_same = 0
+    for start in range(0, max(sizes), CHUNK):
+        parts = []
+        for source, size, hasher in zip((tuned, before), sizes, hashers, strict=True):
+            if source is not None and start < size:
+                parts.append(source.elements(start, min(start + CHUNK, size)))
+                hasher.update(parts[-1].view(np.uint8).data)
+        if start < num_common:
+            after, old = (part[: num_common - start] for part in parts)
+            num_same += int(np.count_nonzero(after == old))
+    return TensorEntry(
         name=tensor.name,
         dtype=tensor.dtype.name,
         shape=tensor.shape,
-        hash=hash_of(tuned),
+        hash=hashers[0].hexdigest(),
         base=base.name if base is not None else None,
-        base_hash=hash_of(before) if before is not None else "",
+        base_hash=hashers[1].hexdigest() if base is not None else "",
         num_common=num_common,
-        num_changed=tuned.size - num_common,
+        num_changed=sizes[0] - num_same,
         frames=(),
     )
-    after = tuned.reshape(-1)
-    common, rest = after[:num_common], after[num_common:]
-    if before is not None:
-        before = before.reshape(-1)[:num_common]
-        num_changed = int(np.count_nonzero(before != common)) + rest.size
-        entry = replace(entry, num_changed=num_changed)
-    if same is not None and same is not tensor and _is_equal(same, tensor, tuned):
-        return _Coded(replace(entry, copy_of=same.name), b"", tuned)
-    frames: list[bytes] = []
-    if before is not None and entry.num_changed > rest.size:
-        frames = encode_tensor(
-            before.reshape(entry.common_shape),
-            common.reshape(entry.common_shape),
-            tensor.dtype,
-            threads=threads,
-            max_rank=max_rank,
-        )
-    sizes = tuple(len(frame) for frame in frames)
-    content = b"".join((*frames, rest.tobytes()))
-    return _Coded(replace(entry, frames=sizes), content, tuned)
 
 
-def _is_equal(tensor: TunedTensor, other: TunedTensor, bits: Bits) -> bool:
-    alike = (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
-    return alike and np.array_equal(tensor.read(), bits)
+def _is_equal(tensor: TunedTensor, other: TunedTensor, bits: Readable, most: int) -> bool:
+    """Whether two tensors are alike, of the second of which the bits are given."""
+    if (tensor.dtype, tensor.shape) != (other.dtype, other.shape):
+        return False
+    num = prod(tensor.shape)
+    pairs = zip(chunks_of(readable(tensor, most), num), chunks_of(bits, num), strict=True)
+    return all(np.array_equal(one, another) for one, another in pairs)
 
 
 def _store(writer: DeltaWriter, name: str, content: bytes, before: bytes | None) -> FileEntry:
     packed = b"" if content == before else compress(content, before or b"")
-    writer.add(f"file:{name}", packed)
+    writer.add(f"file:{name}", [packed])
     return FileEntry(
         path=name,
         kind="other",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+import xxhash
+
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.folder import OTHER_WEIGHTS, is_foreign
-from trimtab.checkpoints.tensors import DataFile
+from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.deltas.manifest import MAX_FILE_BYTES
 from trimtab.elements.dtypes import Bits, DType
+from trimtab.elements.update_coding import CHUNK, InMemory, Readable
 from trimtab.errors import CheckpointError
 from trimtab.inputs import read_bytes
 from trimtab.results.records import CheckpointRecord, record_of
@@ -46,6 +50,32 @@ class TunedTensor(Protocol):
 
     def read(self) -> Bits:
         """Its bits, in its shape."""
+
+
+def readable(tensor: TunedTensor, most: int = 0) -> Readable:
+    """A tensor to be read a chunk at a time: in memory, unless it lies in a file and is larger.
+
+    Args:
+        tensor: The tensor.
+        most: Most bytes of a tensor of a file that are read at once.
+    """
+    if isinstance(tensor, StoredTensor) and tensor.num_bytes > most:
+        return tensor
+    return InMemory(tensor.read())
+
+
+def chunks_of(tensor: Readable, num_elements: int) -> Iterator[Bits]:
+    """All elements of a tensor, as vectors of a chunk each."""
+    for start in range(0, num_elements, CHUNK):
+        yield tensor.elements(start, min(start + CHUNK, num_elements))
+
+
+def hash_of_chunks(chunks: Iterable[Bits]) -> str:
+    """xxh3-128 of the bytes of a tensor."""
+    digest = xxhash.xxh3_128()
+    for bits in chunks:
+        digest.update(bits.view(np.uint8).data)
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

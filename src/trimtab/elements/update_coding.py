@@ -19,8 +19,6 @@ is decided for each matrix by what they save; none is a choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -122,8 +120,8 @@ def encode_tensor(
     tuned: Bits,
     dtype: DType,
     *,
-    threads: int = 1,
     max_rank: int = MAX_RANK,
+    mapped: Mapped = map,
     tally: NDArray[np.float64] | None = None,
 ) -> list[bytes]:
     """Code a tuned tensor, given its base.
@@ -132,8 +130,8 @@ def encode_tensor(
         base: Bits before training, any shape.
         tuned: Bits after it, of the same shape and dtype.
         dtype: What the bits mean.
-        threads: How many chunks are coded at a time. The result does not depend on it.
         max_rank: Largest rank of a predictor, 0 for none: smaller is faster.
+        mapped: Codes chunks, perhaps some at a time. The result does not depend on it.
         tally: The bits of flags, of signs and of distances are added to its three elements.
 
     Returns:
@@ -141,11 +139,11 @@ def encode_tensor(
         elements, in C order. A frame of a chunk is never longer than its elements and one byte.
     """
     before, after = (InMemory(np.ascontiguousarray(bits)) for bits in (base, tuned))
-    with _several(threads) as mapped:
-        frames = encode_frames(
+    return list(
+        encode_frames(
             before, after, tuned.shape, dtype, max_rank=max_rank, mapped=mapped, tally=tally
         )
-        return list(frames)
+    )
 
 
 def encode_frames(
@@ -180,7 +178,9 @@ def encode_frames(
     yield from mapped(frame, range(0, num, CHUNK))
 
 
-def decode_tensor(base: Bits, frames: Sequence[bytes], dtype: DType, *, threads: int = 1) -> Bits:
+def decode_tensor(
+    base: Bits, frames: Sequence[bytes], dtype: DType, *, mapped: Mapped = map
+) -> Bits:
     """The inverse of `encode_tensor`: bits of the shape of `base`, which is not changed.
 
     What is allocated has the size of the base, whatever the frames say. Frames that were altered
@@ -199,9 +199,8 @@ def decode_tensor(base: Bits, frames: Sequence[bytes], dtype: DType, *, threads:
         part = slice(start, start + CHUNK)
         decode_frame(before[part], frames[1 + start // CHUNK], dtype, start, predictor, after[part])
 
-    with _several(threads) as mapped:
-        for _ in mapped(fill, starts):
-            pass
+    for _ in mapped(fill, starts):
+        pass
     return after.reshape(base.shape)
 
 
@@ -225,16 +224,6 @@ def split_frames(content: bytes, sizes: Sequence[int]) -> tuple[list[bytes], byt
         frames.append(content[start : start + size])
         start += size
     return frames, content[start:]
-
-
-@contextmanager
-def _several(threads: int) -> Iterator[Mapped]:
-    """What applies a function to several items at a time; the kernels run without the GIL."""
-    if threads == 1:
-        yield map
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        yield pool.map
 
 
 def _encode(

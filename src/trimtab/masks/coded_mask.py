@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import prod
@@ -25,7 +26,7 @@ from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.safetensors import are_sizes, file_start
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import StoredTensor, hash_of
-from trimtab.elements.update_coding import decode_tensor, encode_tensor, split_frames
+from trimtab.elements.update_coding import Mapped, decode_tensor, encode_tensor, split_frames
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.masks.header import BaseTensor, MaskHeader, PackedMask, check_format, opened_tensors
 from trimtab.masks.matching import check_digests, named_as_in
@@ -83,6 +84,7 @@ def pack_mask(
         }
         total = sum(tensor.num_bytes for tensor in tensors.values())
         spool = stack.enter_context(tempfile.TemporaryFile())
+        coders = stack.enter_context(ThreadPoolExecutor(threads or os.cpu_count()))
         entries: dict[str, dict[str, Any]] = {}
         for name, tensor in tensors.items():
             bits = tensor.read()
@@ -93,7 +95,7 @@ def pack_mask(
                 selected = given.tensor(name, given.shape(name)).unpack()
                 moved = bits + selected.astype(bits.dtype)  # may wrap, and is never the same
                 frames = encode_tensor(  # a predictor takes ten times as long, and saves 0.4 %
-                    bits, moved, tensor.dtype, threads=_threads(threads), max_rank=0
+                    bits, moved, tensor.dtype, max_rank=0, mapped=coders.map
                 )
             spool.writelines(frames)
             made_against = given.base.get(name)
@@ -166,10 +168,11 @@ def unpack_mask(
             provenance,
         )
         digest = MaskDigest()
+        coders = stack.enter_context(ThreadPoolExecutor(threads or os.cpu_count()))
         total = sum(tensor.num_bytes for tensor in tensors.values())
         writer = stack.enter_context(mask_writer(output, header, force=force))
         for name in writer.names:
-            tensor = _decoded(parts[name], tensors[name], f"{path}: {name}", _threads(threads))
+            tensor = _decoded(parts[name], tensors[name], f"{path}: {name}", coders.map)
             digest.update(name, tensor)
             writer.add(tensor)
             if progress is not None:
@@ -226,7 +229,7 @@ def _parts(metadata: Mapping[str, str], stored: Sequence[StoredTensor]) -> dict[
     return parts
 
 
-def _decoded(part: _Part, tensor: StoredTensor, where: str, threads: int) -> PackedTensor:
+def _decoded(part: _Part, tensor: StoredTensor, where: str, mapped: Mapped) -> PackedTensor:
     """The selected elements of a tensor; what is allocated has the size of the base's."""
     if not part.num_selected:
         num_bytes = num_packed_bytes(tensor.num_elements)
@@ -239,7 +242,7 @@ def _decoded(part: _Part, tensor: StoredTensor, where: str, threads: int) -> Pac
         )
     try:
         frames, _ = split_frames(part.stored.read().tobytes(), part.frames)
-        moved = decode_tensor(bits, frames, tensor.dtype, threads=threads)
+        moved = decode_tensor(bits, frames, tensor.dtype, mapped=mapped)
     except CheckpointError as error:
         raise MaskError(f"{where}: {error}") from None
     selected = PackedTensor.pack(moved != bits)
@@ -260,7 +263,3 @@ def _tensor_in(base: Checkpoint, name: str, shape: tuple[int, ...]) -> StoredTen
             "base that the mask was made against"
         )
     return tensor
-
-
-def _threads(threads: int | None) -> int:
-    return threads or os.cpu_count() or 1

@@ -10,10 +10,10 @@ import numpy as np
 from torch import nn
 
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.stream import in_order
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.changes import Changes, find_changes
 from trimtab.deltas.manifest import Manifest, TensorEntry
+from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import DeltaError
 from trimtab.inputs import AnyPath
@@ -138,15 +138,15 @@ def load_delta(
         made: list[_Change] = []
         bits: Bits | None = None
         try:
-            for bits, change in in_order(
-                targets,
-                lambda target, threads: _decode(replay, *target, threads),
-                lambda target: target[0].num_bytes,
-                threads,
-            ):
-                made.append(change)
-                if change.changes is not None:
-                    change.tensor.write(bits, change.changes)
+            with Workers(threads) as workers:
+                for bits, change in workers.in_order(
+                    targets,
+                    lambda target: _decode(replay, *target, workers),
+                    lambda target: target[0].num_bytes,
+                ):
+                    made.append(change)
+                    if change.changes is not None:
+                        change.tensor.write(bits, change.changes)
             for change, digest in zip(made, _digests(made, threads), strict=True):
                 if digest != change.after:
                     raise DeltaError(
@@ -252,10 +252,10 @@ def _origin(replay: Replay, entry: TensorEntry) -> str | None:
 
 
 def _decode(
-    replay: Replay, entry: TensorEntry, tensor: LiveTensor, threads: int
+    replay: Replay, entry: TensorEntry, tensor: LiveTensor, workers: Workers
 ) -> tuple[Bits, _Change]:
     """The new bits of a tensor, and what changes in it."""
-    after, before = replay.tensor(entry, threads=threads), tensor.read()
+    after, before = replay.tensor(entry, mapped=workers.map), tensor.read()
     digest = tensor.digest_of(after, entry.hash)
     if np.array_equal(before, after):
         return after, _Change(tensor, None, digest, digest)
@@ -265,14 +265,14 @@ def _decode(
 
 def _digests(made: Sequence[_Change], threads: int | None) -> list[str]:
     """The digests that the tensors have now."""
-    return list(
-        in_order(
-            made,
-            lambda change, _: change.tensor.digest(),
-            lambda change: change.tensor.num_bytes,
-            threads,
+    with Workers(threads) as workers:
+        return list(
+            workers.in_order(
+                made,
+                lambda change: change.tensor.digest(),
+                lambda change: change.tensor.num_bytes,
+            )
         )
-    )
 
 
 def _check_and_turn(changes: Sequence[_Change], threads: int | None, *, back: bool) -> None:
@@ -297,7 +297,7 @@ def _turn(
 ) -> None:
     """Apply changes where they are not yet, or take them back, given the digests of the tensors."""
 
-    def turn(item: tuple[_Change, str], threads: int) -> str | None:
+    def turn(item: tuple[_Change, str]) -> str | None:
         change, digest = item
         if change.changes is None:
             return None
@@ -308,6 +308,7 @@ def _turn(
         return None if digest == target else change.tensor.name
 
     items = list(zip(changes, digests, strict=True))
-    names = in_order(items, turn, lambda item: item[0].tensor.num_bytes, threads)
+    with Workers(threads) as workers:
+        names = list(workers.in_order(items, turn, lambda item: item[0].tensor.num_bytes))
     if wrong := [name for name in names if name is not None]:
         raise DeltaError(f"{first_few(wrong)} cannot be given back: load the model again")
