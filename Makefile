@@ -1,5 +1,5 @@
 # Each target sets up the environment first, which is quick once it exists.
-.PHONY: demo papers test test-fast lint docs bench bench-compare bench-masks bench-optimizer bench-tracker bench-training setup clean
+.PHONY: demo papers test test-fast lint docs bench bench-compare bench-deltas bench-masks bench-optimizer bench-tracker bench-training setup clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -31,10 +31,13 @@ lint: setup ## Format check, lint and types
 docs: setup ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: bench-compare bench-masks bench-optimizer bench-tracker bench-training ## Measure speed and memory, as ratios within one run
+bench: bench-compare bench-deltas bench-masks bench-optimizer bench-tracker bench-training ## Measure speed and memory, as ratios within one run
 
 bench-compare: setup ## Benchmark compare
 	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
+
+bench-deltas: setup ## Benchmark deltas: sizes beside other formats, speed, memory
+	$(PYTHON) -m benchmarks.deltas $(BENCH_DELTAS_ARGS)
 
 bench-masks: setup ## Benchmark masks: overlap and extract
 	$(PYTHON) -m benchmarks.masks $(BENCH_MASKS_ARGS)

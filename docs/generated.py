@@ -13,6 +13,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -42,7 +44,11 @@ from trimtab.masks.mask import Mask, summarise
 from trimtab.masks.overlap import overlap
 
 ROOT = Path(__file__).parent.parent
+IMAGES = ROOT / "docs" / "images"
 WIDTH = 80
+
+_TEXT = re.compile(r"<text[^>]*>([^<]*)<")
+"""The texts of a drawing."""
 
 CONVENTIONS = {
     "1.0 → the next number": (0x3F80, 0x3F81),
@@ -150,9 +156,34 @@ def verbs() -> None:
 
 
 def rows(titles: Sequence[str], cells: Any) -> None:
-    """A Markdown table."""
-    for line in (titles, ["---"] * len(titles), *cells):
+    """A Markdown table; without rows, a sentence."""
+    lines = list(cells)
+    if not lines:
+        print("*Not measured yet.*")
+        return
+    for line in (titles, ["---"] * len(titles), *lines):
         print(f"| {' | '.join(line)} |")
+
+
+def show_drawing(file: str, content: bytes) -> None:
+    """A figure as an image of a page, written when its marks have changed.
+
+    The digest of all marks is printed with it, so that a picture of old results is noticed.
+
+    Args:
+        file: Its name in `docs/images`.
+        content: The figure as SVG.
+    """
+    path, marks = IMAGES / file, _marks(content.decode())
+    if not path.exists() or _marks(path.read_text("utf-8")) != marks:
+        path.write_bytes(content)
+    title, *_ = _TEXT.findall(content.decode())
+    print(f"![{title}](images/{file})\n\n<!-- {sha256(marks.encode()).hexdigest()[:16]} -->")
+
+
+def _marks(svg: str) -> str:
+    """The content of a drawing without its geometry: labels of its marks, and its text."""
+    return "\n".join(sorted({*re.findall(r'aria-label="([^"]*)"', svg), *_TEXT.findall(svg)}))
 
 
 def default_criteria() -> None:

@@ -1,20 +1,49 @@
-"""Tables of `docs/benchmarks.md` drawn from the result of `benchmarks/delta_sizes.py`.
+"""Tables and the figure on deltas, drawn from the result of `benchmarks/deltas.py`.
 
 Like the functions of `docs.generated`, those here print Markdown.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from docs.generated import rows
+from docs.generated import rows, show_drawing
 
-__all__ = ["entropies", "measured", "memory", "sizes"]
+from trimtab.report import document as doc
+from trimtab.report import vega
+from trimtab.report.html import figure_files
+
+__all__ = [
+    "break_even",
+    "chains",
+    "limits",
+    "measured",
+    "memory",
+    "models",
+    "nested",
+    "ranks",
+    "sizes",
+    "speeds",
+    "steps",
+]
 
 Report = Mapping[str, Any]
 
 OURS = "trimtab delta"
+
+KINDS = ("positions", "distances", "signs")
+
+GIVEN = {
+    "flat": "entropies, flat",
+    "given exponent": "entropies, given the base's exponent",
+    "given tensor and exponent": "entropies, given tensor and exponent",
+}
+
+SENDING = (1, 10, 100)
+"""Bandwidths in Gbit/s."""
+
+NONE = "–"
 
 
 def measured(report: Report | None) -> None:
@@ -29,50 +58,311 @@ def measured(report: Report | None) -> None:
     )
 
 
-def sizes(report: Report | None) -> None:
-    """Size of every format, smallest first, in % of the dense tensors."""
+def _named(part: Mapping[str, Report], names: Sequence[str]) -> Iterator[tuple[str, Report]]:
+    """The entries of which a name is the beginning, in the order of the names."""
+    for start in names:
+        yield from ((name, entry) for name, entry in part.items() if name.startswith(start))
+
+
+def _changed(pair: Report) -> str:
+    return f"{100 * pair['num_changed'] / pair['num_elements']:.2f}"
+
+
+def sizes(report: Report | None, *names: str) -> None:
+    """Size of every format, smallest first, in % of the dense tensors and as a ratio to ours."""
     if report is None:
         return
-    pairs = report["pairs"]
-    names = sorted(
-        {name for pair in pairs.values() for name in pair["sizes"]},
-        key=lambda name: sum(pair["sizes"][name]["num_bytes"] for pair in pairs.values()),
-    )
+    pairs = dict(_named(report["pairs"], names))
+    found = {name for pair in pairs.values() for name in pair["sizes"]}
 
-    def line(name: str) -> list[str]:
-        cells = [f"**{name}**" if name == OURS else name]
-        for pair in pairs.values():
-            size = pair["sizes"][name]["num_bytes"]
-            cells.append(f"{100 * size / pair['num_bytes']:.2f}")
-            cells.append(f"{size / pair['sizes'][OURS]['num_bytes']:.2f} ×")
-        return cells
+    def least(name: str) -> float:
+        ratios = [
+            pair["sizes"][name] / pair["sizes"][OURS]
+            for pair in pairs.values()
+            if name in pair["sizes"]
+        ]
+        return sum(ratios) / len(ratios)
 
-    titles = [
-        title
-        for name, pair in pairs.items()
-        for title in (f"{name}, {100 * pair['density']:.2f} % changed", "to ours")
-    ]
-    rows(["% of the tuned weights", *titles], map(line, names))
-
-
-def entropies(report: Report | None) -> None:
-    """What codes of single elements could reach."""
-    if report is None:
-        return
-    kinds = ("positions", "distances", "signs", "sum")
-
-    def line(name: str, pair: Mapping[str, Any], given: str) -> list[str]:
-        part = pair["entropies"][given]
-        return [name, given, *(f"{100 * part[kind] / pair['num_bytes']:.2f}" for kind in kinds)]
+    def cell(name: str, pair: Report) -> str:
+        if (size := pair["sizes"].get(name)) is None:
+            return NONE
+        share = f"{100 * size / pair['num_bytes']:.2f}"
+        return share if name == OURS else f"{share} ({size / pair['sizes'][OURS]:.1f} ×)"
 
     rows(
-        ["% of the tuned weights", "entropies", *kinds],
+        [
+            "% of the tuned weights",
+            *(f"{n}: {_changed(pair)} % changed" for n, pair in pairs.items()),
+        ],
         (
-            line(name, pair, given)
-            for name, pair in report["pairs"].items()
-            for given in pair["entropies"]
+            [f"**{name}**" if name == OURS else name, *(cell(name, p) for p in pairs.values())]
+            for name in sorted(found, key=least)
         ),
     )
+
+
+def nested(report: Report | None, *names: str) -> None:
+    """Bits for each changed element, by what is known when it is coded."""
+    if report is None:
+        return
+
+    def line(pair: Report, label: str, part: Report, extra: float, total: float) -> list[str]:
+        bits = 8 / pair["num_changed"]
+        return [
+            label,
+            *(f"{bits * part[kind]:.2f}" for kind in KINDS),
+            f"{bits * extra:.2f}" if extra else NONE,
+            f"**{bits * total:.2f}**",
+            f"{100 * total / pair['num_bytes']:.2f}",
+        ]
+
+    def lines() -> Iterator[list[str]]:
+        for name, pair in _named(report["pairs"], names):
+            yield [f"**{name}** ({_changed(pair)} % changed)", *[""] * 6]
+            for given, label in GIVEN.items():
+                part = pair["entropies"][given]
+                yield line(pair, label, part, 0, part["sum"])
+            for rank, part in pair.get("by_rank", {}).items():
+                label = "coded, no predictor" if rank == "0" else f"coded, rank up to {rank}"
+                yield line(pair, label, part, part["predictors"], part["all"])
+
+    rows(
+        ["bits a change", "positions", "distances", "signs", "predictors", "sum", "% of dense"],
+        lines(),
+    )
+
+
+def ranks(report: Report | None, *names: str) -> None:
+    """Share of the elements by the rank of the predictor of their tensor."""
+    if report is None:
+        return
+    pairs = [item for item in _named(report["pairs"], names) if item[1].get("by_rank")]
+    shares = {name: list(pair["by_rank"].values())[-1]["elements_by_rank"] for name, pair in pairs}
+    found = sorted({int(rank) for share in shares.values() for rank in share})
+    rows(
+        ["% of the elements", *(f"rank {rank}" if rank else "none" for rank in found)],
+        (
+            [
+                name,
+                *(f"{100 * shares[name].get(str(r), 0) / pair['num_elements']:.1f}" for r in found),
+            ]
+            for name, pair in pairs
+        ),
+    )
+
+
+def models(report: Report | None) -> None:
+    """What the models that the benchmark trains have learned."""
+    if report is None:
+        return
+
+    def lines() -> Iterator[list[str]]:
+        for model, info in report.get("models", {}).items():
+            base = info["base"]
+            first, last = (f"{value:.2f}" for value in base["loss"])
+            rate = f"up to {base['learning_rate']:g}"
+            yield [f"{model}, base", str(base["steps"]), rate, f"loss {first} → {last}"]
+            for name, run in info["runs"].items():
+                what = "reward" if "reward" in run else "loss"
+                first, last = (f"{value:.2f}" for value in run[what])
+                rate = f"{run['learning_rate']:g}"
+                yield [f"{model}, {name}", str(run["steps"]), rate, f"{what} {first} → {last}"]
+
+    rows(["run", "steps", "learning rate", "means of the first and the last ten steps"], lines())
+
+
+RIVALS = ("Fireworks arc_v3", "NeMo-RL: u16 gaps, XOR, zstd-1", "slime: XOR, zstd-1")
+
+
+def steps(report: Report | None, *names: str) -> None:
+    """Size of the delta of each of some steps of a long run against the base."""
+    if report is None:
+        return
+    rows(
+        ["run", "step", "changed, %", "ours, %", "bits a change", "flat entropy, %", *RIVALS],
+        (
+            [name, step, *_cells(pair)]
+            for name, run in _named(report["steps"], names)
+            for step, pair in run.items()
+        ),
+    )
+
+
+def _cells(pair: Report) -> list[str]:
+    ours, dense = pair["sizes"][OURS], pair["num_bytes"]
+    return [
+        _changed(pair),
+        f"**{100 * ours / dense:.2f}**",
+        f"{8 * ours / max(pair['num_changed'], 1):.2f}",
+        f"{100 * pair['entropies']['flat']['sum'] / dense:.2f}",
+        *(f"{pair['sizes'][rival] / ours:.2f} ×" for rival in RIVALS),
+    ]
+
+
+def chains(report: Report | None, *names: str) -> None:
+    """The deltas of single steps, their sum, and the delta that does what all of them do."""
+    if report is None:
+        return
+    chosen = list(_named(report["chains"], names))
+
+    def columns(chain: Report) -> list[Report]:
+        return [*chain["links"].values(), chain["compacted"]]
+
+    def size(chain: Report, get: Any) -> list[str]:
+        parts = columns(chain)
+        shares = [100 * get(part) / part["num_bytes"] for part in parts]
+        mean = sum(shares[:-1]) / (len(shares) - 1)
+        return [f"{shares[0]:.3f}", f"{mean:.3f}", f"{sum(shares[:-1]):.2f}", f"{shares[-1]:.2f}"]
+
+    def lines() -> Iterator[list[str]]:
+        for name, chain in chosen:
+            changed = [100 * p["num_changed"] / p["num_elements"] for p in columns(chain)]
+            mean = sum(changed[:-1]) / (len(changed) - 1)
+            yield [
+                f"**{name}**: changed",
+                f"{changed[0]:.2f}",
+                f"{mean:.2f}",
+                f"{sum(changed[:-1]):.1f}",
+                f"{changed[-1]:.1f}",
+            ]
+            for codec in chain["compacted"]["sizes"]:
+                label = f"**{codec}**" if codec == OURS else codec
+                yield [label, *size(chain, lambda part, codec=codec: part["sizes"][codec])]
+            for given, label in GIVEN.items():
+                yield [label, *size(chain, lambda p, given=given: p["entropies"][given]["sum"])]
+
+    number = len(chosen[0][1]["links"]) if chosen else 0
+    rows(
+        ["% of the weights", "step 1", "a step, mean", f"{number} steps, sum", "as one delta"],
+        lines(),
+    )
+
+
+def speeds(report: Report | None) -> None:
+    """Speeds of one thread, in GB of dense tensors for each second of processor time."""
+    if report is None or not report["speeds"]:
+        return
+
+    def lines() -> Iterator[list[str]]:
+        for pair, by_threads in report["speeds"].items():
+            one, two = by_threads["1"], by_threads["2"]
+            for name, part in _codecs(one):
+                encode, decode = _rates(one, part)
+                gains = NONE
+                if name in two:
+                    gains = ", ".join(
+                        f"{part[way]['seconds'] / two[name][way]['seconds']:.2f} ×"
+                        for way in ("encode", "decode")
+                    )
+                label = f"**{name}**" if name == OURS else name
+                size = f"{100 * part['num_bytes'] / one['num_bytes']:.2f}"
+                yield [pair, label, size, f"{encode:.2f}", f"{decode:.2f}", gains]
+
+    rows(
+        ["pair", "codec", "% of dense", "encode, GB/s", "decode, GB/s", "two threads"],
+        lines(),
+    )
+
+
+def limits(report: Report | None) -> None:
+    """What the machine does with the same bytes."""
+    if report is None or not report["speeds"]:
+        return
+    pair, by_threads = next(iter(report["speeds"].items()))
+    one = by_threads["1"]
+    titles = {"copy": "copying", "read": "reading the file from the page cache", "xxh3_128": "xxh3"}
+    parts = [
+        f"{title} {one['num_bytes'] / one['limits'][key]['processor_seconds'] / 1e9:.1f}"
+        for key, title in titles.items()
+    ]
+    print(f"Limits, on the same bytes ({pair}), in GB/s: {', '.join(parts)}.")
+
+
+def _codecs(one: Report) -> Iterator[tuple[str, Report]]:
+    return (
+        (name, part) for name, part in one.items() if isinstance(part, Mapping) and "encode" in part
+    )
+
+
+def _rates(one: Report, part: Report) -> tuple[float, float]:
+    return tuple(  # type: ignore[return-value]
+        one["num_bytes"] / part[way]["processor_seconds"] / 1e9 for way in ("encode", "decode")
+    )
+
+
+def break_even(report: Report | None, pair: str) -> None:
+    """Seconds until one GB of weights is there, by bandwidth, as a table and drawn."""
+    if report is None or pair not in report["speeds"]:
+        return
+    one = report["speeds"][pair]["1"]
+    codecs = [("dense", 1.0, 0.0, 0.0)]
+    for name, part in _codecs(one):
+        encode, decode = _rates(one, part)
+        codecs.append((name, part["num_bytes"] / one["num_bytes"], 1 / encode, 1 / decode))
+
+    def total(codec: tuple[str, float, float, float], gigabits: float) -> float:
+        _, share, encode, decode = codec
+        return encode + 8 * share / gigabits + decode
+
+    def line(codec: tuple[str, float, float, float]) -> list[str]:
+        name, share, encode, decode = codec
+        cells = [name, *(f"{total(codec, gigabits):.2f}" for gigabits in SENDING)]
+        if name == "dense":
+            return [*cells, NONE, NONE]
+        saved = 8 * (1 - share)
+        return [*cells, f"{saved / (encode + decode):.1f}", f"{saved / decode:.1f}"]
+
+    rows(
+        [
+            "seconds for 1 GB of weights",
+            *(f"at {gigabits} Gbit/s" for gigabits in SENDING),
+            "beats dense below, Gbit/s",
+            "coded before: below",
+        ],
+        map(line, codecs),
+    )
+    marks = [
+        {
+            "arm": codec[0],
+            "gigabits": 10 ** (place / 10),
+            "seconds": total(codec, 10 ** (place / 10)),
+        }
+        for codec in codecs
+        for place in range(-10, 21)
+    ]
+    names = [codec[0] for codec in codecs]
+    places = {
+        "x": vega.quantity(
+            "gigabits",
+            "bandwidth, Gbit/s",
+            scale={"type": "log", "domain": [0.1, 100], "nice": False},
+            values=[0.1, 1, 10, 100],
+            labelExpr="format(datum.value, '~g')",
+        ),
+        "y": vega.quantity(
+            "seconds",
+            "seconds for 1 GB of weights: encode, send, decode",
+            scale={"type": "log", "nice": False, "domain": [0.05, 100]},
+            values=[0.1, 1, 10, 100],
+            labelExpr="format(datum.value, '~g')",
+        ),
+        "color": vega.arm_colours(names),
+    }
+    figure = doc.Figure(
+        "Where a delta beats sending dense",
+        lambda: vega.chart(marks, vega.layer("line", places, strokeWidth=2), height=320),
+        "",
+        doc.table("", [], [], keys=()),
+        tuple(doc.Key(f"dot-{place % vega.NUM_COLOURS}", name) for place, name in enumerate(names)),
+    )
+    page = doc.Document(
+        sections=(doc.Section("", blocks=(figure,)),),
+        source=f"{pair}, one thread to code and one to decode",
+        date=report["provenance"]["date"],
+    )
+    (drawn,) = figure_files([page])
+    print()
+    show_drawing("delta-break-even.svg", drawn.content)
 
 
 def memory(report: Report | None) -> None:

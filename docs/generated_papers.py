@@ -5,14 +5,11 @@ Like the functions of `docs.generated`, those here print Markdown.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
-from docs.generated import rows
+from docs.generated import rows, show_drawing
 
 from trimtab.papers.library import papers_folder, read_paper
 from trimtab.papers.results import PaperResult
@@ -38,8 +35,6 @@ __all__ = [
 ]
 
 NONE = "–"
-IMAGES = Path(__file__).parent / "images"
-_TEXT = re.compile(r"<text[^>]*>([^<]*)<")
 
 
 def overview(*papers: str, scale: str = "small") -> None:
@@ -198,17 +193,7 @@ def picture(paper: str, file: str, *, scale: str = "small") -> None:
         for figure in figure_files([paper_document(_read(paper, scale))])
         if figure.name.endswith(file)
     )
-    marks = _marks(drawn.content.decode())
-    path = IMAGES / f"{paper}-{file}"
-    if not path.exists() or _marks(path.read_text("utf-8")) != marks:
-        path.write_bytes(drawn.content)
-    title, *_ = _TEXT.findall(drawn.content.decode())
-    print(f"![{title}](images/{path.name})\n\n<!-- {sha256(marks.encode()).hexdigest()[:16]} -->")
-
-
-def _marks(svg: str) -> str:
-    """The content of a drawing without its geometry: labels of its marks, and its text."""
-    return "\n".join(sorted({*re.findall(r'aria-label="([^"]*)"', svg), *_TEXT.findall(svg)}))
+    show_drawing(f"{paper}-{file}", drawn.content)
 
 
 def reading() -> None:

@@ -1,6 +1,4 @@
-"""Sizes of one tuned checkpoint as a delta, in our format and in those of others, and memory.
-
-    python -m benchmarks.delta_sizes GRPO=demo/base,demo/grpo/model --output result.json
+"""What `benchmarks.deltas` compares: deltas in our format and in those of others, and entropies.
 
 Everything is counted, headers and other files of the folder too, except where a codec has no
 container: there, the bytes of its payloads. Formats of others are written by our exporters or by
@@ -11,18 +9,12 @@ elements alone: what a code could reach that knows nothing else.
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import json
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,23 +22,18 @@ import zstandard
 from numpy.typing import NDArray
 
 import trimtab
-from benchmarks.processes import in_own_process, peak_resident, reset_peak
-from benchmarks.provenance import provenance
-from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from trimtab.checkpoints.safetensors import file_start
+from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.deltas.exchange.arc import write_arc_v2
 from trimtab.deltas.exchange.index_value import write_index_value
 from trimtab.deltas.exchange.slime import write_slime
 from trimtab.elements.dtypes import Bits, DType, exponent_place
+from trimtab.elements.update_coding import MAX_RANK, decode_tensor, encode_tensor
 
 LONGEST = 16
 """Distances up to here have a symbol each; longer ones one for each bit length, and low bits."""
 
 GAP_LIMIT = (1 << 16) - 1
 """Longest gap of NeMo's u16; a larger one takes several."""
-
-MEMORY_TENSORS, MEMORY_ELEMENTS = 4, 1 << 28
-"""Of the pair whose memory is measured: 4 tensors of 512 MB."""
 
 
 class Change(NamedTuple):
@@ -59,11 +46,111 @@ class Change(NamedTuple):
 
 
 def changes(base: Checkpoint, tuned: Checkpoint) -> Iterator[Change]:
-    """Every tensor, one at a time, as vectors."""
+    """Every tensor, one at a time."""
     for name, tensor in tuned.tensors.items():
-        yield Change(
-            name, tensor.dtype, base.tensors[name].read().reshape(-1), tensor.read().reshape(-1)
-        )
+        yield Change(name, tensor.dtype, base.tensors[name].read(), tensor.read())
+
+
+class TensorCodec(NamedTuple):
+    """A codec without a file of its own: it codes one tensor, given its base, and decodes it."""
+
+    encode: Callable[[Change], Any]
+    decode: Callable[[Change, Any], Bits]
+    size: Callable[[Any], int] = len
+
+
+def _encode_ours(change: Change, *, max_rank: int) -> list[bytes]:
+    return encode_tensor(*change[2:], change.dtype, max_rank=max_rank)
+
+
+def _decode_ours(change: Change, coded: list[bytes]) -> Bits:
+    return decode_tensor(change.base, coded, change.dtype)
+
+
+def _encode_xor(change: Change) -> bytes:
+    return _zstd((change.base ^ change.tuned).tobytes(), 1)
+
+
+def _decode_xor(change: Change, coded: bytes) -> Bits:
+    return np.frombuffer(_unzstd(coded), change.base.dtype).reshape(change.base.shape) ^ change.base
+
+
+def _encode_gaps(change: Change) -> bytes:
+    """Gaps in u16, a longer one as so many of the largest, each without a value."""
+    before, after = (bits.reshape(-1) for bits in change[2:])
+    where = np.flatnonzero(before != after)
+    gaps = np.diff(where, prepend=-1)
+    whole = gaps // GAP_LIMIT
+    packed = np.full(gaps.size + int(whole.sum()), GAP_LIMIT, "<u2")
+    packed[np.cumsum(whole + 1) - 1] = gaps % GAP_LIMIT
+    return _zstd(packed.tobytes() + (before ^ after)[where].tobytes(), 1)
+
+
+def _decode_gaps(change: Change, coded: bytes) -> Bits:
+    data = np.frombuffer(_unzstd(coded), "<u2")
+    after = change.base.reshape(-1).copy()
+    # As many gaps as there are values, and the longest ones, which have none.
+    num_gaps, num_long = (data.size + 1) // 2, -1
+    while num_long != (count := int((data[:num_gaps] == GAP_LIMIT).sum())):
+        num_long, num_gaps = count, (data.size + count) // 2
+    places = np.cumsum(data[:num_gaps], dtype=np.int64) - 1
+    after[places[data[:num_gaps] != GAP_LIMIT]] ^= data[num_gaps:]
+    return after.reshape(change.base.shape)
+
+
+def _encode_rows(change: Change) -> bytes:
+    """Rows since the last change in u8, columns since it (or from the left) in u16, and values."""
+    columns = change.base.shape[-1] if change.base.ndim > 1 else 1
+    where = np.flatnonzero(change.base.reshape(-1) != change.tuned.reshape(-1))
+    row, column = np.divmod(where, columns)
+    rows = np.diff(row, prepend=0)
+    gaps = np.where(rows == 0, np.diff(column, prepend=0), column)
+    if rows.max(initial=0) > 255 or gaps.max(initial=0) > GAP_LIMIT:
+        rows, gaps = rows.astype("<u4"), gaps.astype("<u4")
+    else:
+        rows, gaps = rows.astype("u1"), gaps.astype("<u2")
+    values = change.tuned.reshape(-1)[where]
+    return _zstd(rows.tobytes() + gaps.tobytes() + values.tobytes(), 1)
+
+
+def _encode_arc_v3(change: Change) -> Any:
+    fireworks = importlib.import_module("fireworks_delta_compression")
+    src, dst = (_torch_bf16(bits) for bits in change[2:])
+    return fireworks.delta_compress(src=src, dst=dst, compression_format="arc_v3")
+
+
+def _decode_arc_v3(change: Change, coded: Any) -> Bits:
+    fireworks = importlib.import_module("fireworks_delta_compression")
+    torch = importlib.import_module("torch")
+    result = fireworks.delta_decompress(
+        src=_torch_bf16(change.base),
+        compressed_diff=coded[0],
+        checksum=coded[1],
+        compression_format="arc_v3",
+    )
+    bits: Bits = result.view(torch.int16).numpy().view(np.uint16)
+    return bits
+
+
+def _torch_bf16(bits: Bits) -> Any:
+    torch = importlib.import_module("torch")
+    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
+
+
+TENSOR_CODECS: Mapping[str, TensorCodec] = {
+    "trimtab delta": TensorCodec(
+        partial(_encode_ours, max_rank=MAX_RANK), _decode_ours, lambda frames: sum(map(len, frames))
+    ),
+    "trimtab delta, --max-rank 0": TensorCodec(
+        partial(_encode_ours, max_rank=0), _decode_ours, lambda frames: sum(map(len, frames))
+    ),
+    "Fireworks arc_v3": TensorCodec(
+        _encode_arc_v3, _decode_arc_v3, lambda coded: coded[0].numel() * coded[0].element_size()
+    ),
+    "NeMo-RL: u16 gaps, XOR, zstd-1": TensorCodec(_encode_gaps, _decode_gaps),
+    "XOR, zstd-1": TensorCodec(_encode_xor, _decode_xor),
+}
+"""Codecs whose speed is measured: bf16 tensors to bytes in memory, and back."""
 
 
 def ours(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
@@ -82,33 +169,22 @@ def arc_v2(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
 
 def arc_v3(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
     """The package of Fireworks itself, tensor by tensor, as its `delta_compress_dicts` does."""
-    fireworks = importlib.import_module("fireworks_delta_compression")
-    torch = importlib.import_module("torch")
-    num_bytes = 0
-    for name, dtype, before, after in changes(base, tuned):
-        if dtype.name != "BF16":
-            raise ValueError(f"{name} is {dtype.name}: this benchmark is for BF16")
-        shape = tuned.tensors[name].shape
-        src, dst = (
-            torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).reshape(shape)
-            for bits in (before, after)
-        )
-        coded, _ = fireworks.delta_compress(src=src, dst=dst, compression_format="arc_v3")
-        num_bytes += coded.numel() * coded.element_size()
-    return num_bytes
+    return _sum("Fireworks arc_v3", base, tuned)
 
 
 def nemo(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
     """NeMo-RL's sparse refit: u16 gaps between changed elements and XOR values, zstd-1."""
-    num_bytes = 0
-    for _, _, before, after in changes(base, tuned):
-        where = np.flatnonzero(before != after)
-        gaps = np.diff(where, prepend=-1)
-        # A gap that does not fit is written as so many of the largest, each without a value.
-        long = int((gaps // GAP_LIMIT).sum())
-        packed = np.concatenate([np.full(long, GAP_LIMIT), gaps % GAP_LIMIT]).astype("<u2")
-        num_bytes += len(_zstd(packed.tobytes() + (before ^ after)[where].tobytes(), 1))
-    return num_bytes
+    return _sum("NeMo-RL: u16 gaps, XOR, zstd-1", base, tuned)
+
+
+def grail(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
+    """Grail's sparse codec 3.1: rows in u8, columns in u16, absolute values, zstd-1."""
+    return sum(len(_encode_rows(change)) for change in changes(base, tuned))
+
+
+def _sum(name: str, base: Checkpoint, tuned: Checkpoint) -> int:
+    codec = TENSOR_CODECS[name]
+    return sum(codec.size(codec.encode(change)) for change in changes(base, tuned))
 
 
 def index_value(base: Checkpoint, tuned: Checkpoint, scratch: Path) -> int:
@@ -178,6 +254,10 @@ def _zstd(data: bytes, level: int) -> bytes:
     return zstandard.ZstdCompressor(level=level).compress(data)
 
 
+def _unzstd(data: bytes) -> bytes:
+    return zstandard.ZstdDecompressor().decompress(data)
+
+
 Codec = Callable[[Checkpoint, Checkpoint, Path], int]
 
 CODECS: Mapping[str, Codec] = {
@@ -185,6 +265,7 @@ CODECS: Mapping[str, Codec] = {
     "Fireworks arc_v3": arc_v3,
     "NeMo-RL: u16 gaps, XOR, zstd-1": nemo,
     "slime: XOR, zstd-1": slime,
+    "grail: rows and columns, values, zstd-1": grail,
     "Fireworks arc_v2": arc_v2,
     "u32 index and value, zstd-1": index_value_zstd,
     "u32 index and value": index_value,
@@ -219,7 +300,8 @@ def entropies(base: Checkpoint, tuned: Checkpoint) -> dict[str, dict[str, float]
     positions, distances, signs = [], [], []
     raw_bits = 0
     num_symbols = LONGEST + 64
-    for _, dtype, before, after in changes(base, tuned):
+    for _, dtype, *pair in changes(base, tuned):
+        before, after = (bits.reshape(-1) for bits in pair)
         shift, mask = exponent_place(dtype)
         exponent = ((before >> np.asarray(shift, before.dtype)) & mask).astype(np.int64)
         moved = before != after
@@ -260,139 +342,3 @@ def _table(
 ) -> NDArray[np.int64]:
     counts = np.bincount(row * columns + column, minlength=rows * columns)
     return counts.reshape(rows, columns)
-
-
-def measure_pair(
-    base_path: str, tuned_path: str, codecs: Mapping[str, Codec], sizes: dict[str, Any]
-) -> dict[str, Any]:
-    """Sizes of one pair, beside those that were measured before."""
-    with ExitStack() as stack:
-        base, tuned = (stack.enter_context(open_checkpoint(p)) for p in (base_path, tuned_path))
-        num_bytes = sum(tensor.num_bytes for tensor in tuned.tensors.values())
-        num_changed = sum(int((c.base != c.tuned).sum()) for c in changes(base, tuned))
-        num_elements = sum(tensor.num_elements for tensor in tuned.tensors.values())
-        for name, codec in codecs.items():
-            try:
-                with tempfile.TemporaryDirectory() as scratch:
-                    start = perf_counter()
-                    size = codec(base, tuned, Path(scratch))
-                    seconds = perf_counter() - start
-            except ModuleNotFoundError as error:
-                print(f"{name}: left out, {error}")
-                continue
-            sizes[name] = {"num_bytes": size, "seconds": seconds}
-            print(f"{name}: {size / num_bytes:.2%}", flush=True)
-        return {
-            "num_bytes": num_bytes,
-            "density": num_changed / num_elements,
-            "sizes": {name: sizes[name] for name in CODECS if name in sizes},
-            "entropies": entropies(base, tuned),
-        }
-
-
-def write_pair(folder: Path) -> tuple[Path, Path]:
-    """A base and a tuned checkpoint of 2 GB each, generated: normal weights, 9 % of them moved."""
-    rng = np.random.default_rng(0)
-    names = [f"model.layers.{i}.mlp.down_proj.weight" for i in range(MEMORY_TENSORS)]
-    start = file_start(dict.fromkeys(names, ("BF16", (1 << 14, 1 << 14))), {"format": "pt"})
-    paths = folder / "base", folder / "tuned"
-    for path in paths:
-        path.mkdir()
-        (path / "config.json").write_text("{}")
-    piece = 1 << 24
-    with (
-        (paths[0] / "model.safetensors").open("wb") as base,
-        (paths[1] / "model.safetensors").open("wb") as tuned,
-    ):
-        base.write(start)
-        tuned.write(start)
-        for _ in range(MEMORY_TENSORS * MEMORY_ELEMENTS // piece):
-            floats = 0.02 * rng.standard_normal(piece, np.float32)
-            bits = (floats.view(np.uint32) >> 16).astype(np.uint16)
-            base.write(bits.tobytes())
-            tuned.write((bits ^ (rng.random(piece, np.float32) < 0.09)).tobytes())
-    return paths
-
-
-def _peak_of(step: str, folder: Path, threads: int) -> dict[str, float]:
-    """Seconds, and highest resident bytes above those before."""
-    base, tuned, delta = folder / "base", folder / "tuned", folder / "x.delta"
-    tiny = folder / f"tiny-{step}-{threads}"
-    tiny.mkdir()
-    for path in (tiny / "base", tiny / "tuned"):  # so that kernels are compiled and loaded
-        path.mkdir()
-        bits = np.arange(8, dtype=np.uint16) + (path.name == "tuned")
-        (path / "model.safetensors").write_bytes(
-            file_start({"w": ("BF16", (8,))}, {}) + bits.tobytes()
-        )
-    trimtab.make_delta(tiny / "base", tiny / "tuned", tiny / "x.delta")
-    trimtab.apply_delta(tiny / "base", tiny / "x.delta", tiny / "out")
-    reset_peak()
-    before, start = peak_resident(), perf_counter()
-    if step == "make":
-        trimtab.make_delta(base, tuned, delta, threads=threads, force=True)
-    else:
-        trimtab.apply_delta(base, delta, tiny / "result", threads=threads)
-    seconds = perf_counter() - start
-    return {"num_bytes": peak_resident() - before, "seconds": seconds}
-
-
-def measure_memory() -> dict[str, Any]:
-    """Memory of making and applying a delta of a pair of 2 GB."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_pair(folder)
-        return {
-            "num_bytes": 2 * MEMORY_TENSORS * MEMORY_ELEMENTS,
-            "num_bytes_of_a_tensor": 2 * MEMORY_ELEMENTS,
-            **{step: in_own_process(_peak_of, step, folder, 2) for step in ("make", "apply")},
-        }
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES.values():
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def main() -> None:
-    """Measure pairs and print the figures as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("pairs", nargs="*", metavar="NAME=BASE,TUNED")
-    parser.add_argument("--output", type=Path, help="also write the JSON to this file")
-    parser.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        choices=[*CODECS, "memory"],
-        metavar="NAME",
-        help="measure this alone, which replaces its figures in the output file",
-    )
-    options = parser.parse_args()
-    only = options.only or [*CODECS, "memory"]
-    report: dict[str, Any] = {"provenance": {}, "pairs": {}}
-    if options.output is not None and options.output.exists():
-        report = json.loads(options.output.read_text())
-    found = {**provenance("numpy", "zstandard"), "packages": _packages()}
-    report |= {"provenance": found}
-    codecs = {name: CODECS[name] for name in CODECS if name in only}
-    for pair in options.pairs:
-        name, _, paths = pair.partition("=")
-        before = report["pairs"].get(name, {}).get("sizes", {})
-        base, tuned = paths.split(",", 1)
-        report["pairs"][name] = measure_pair(base, tuned, codecs, before)
-        if options.output is not None:
-            options.output.write_text(json.dumps(report, indent=1) + "\n")
-    if "memory" in only:
-        report["memory"] = measure_memory()
-        if options.output is not None:
-            options.output.write_text(json.dumps(report, indent=1) + "\n")
-    print(json.dumps(report, indent=1))
-
-
-if __name__ == "__main__":
-    main()
