@@ -11,7 +11,7 @@ import os, shutil, sys
 import concurrent.futures.thread, json, xxhash, zstandard
 import trimtab
 
-start, folders, code = sys.argv[1:]
+start, folders, code, stride = sys.argv[1:]
 shutil.copytree(start, f"{folders}.warm")  # so that no child loads compiled kernels
 exec(code, {"trimtab": trimtab, "folder": f"{folders}.warm"})
 
@@ -35,7 +35,7 @@ def run(folder, left):
     sys.setprofile(profile)
     exec(code, {"trimtab": trimtab, "folder": folder})
 
-for step in range(1000):
+for step in range(0, 2000, int(stride)):
     folder = f"{folders}/{step}"
     shutil.copytree(start, folder)
     if not (child := os.fork()):
@@ -51,20 +51,25 @@ for step in range(1000):
 """
 
 
-def killed_at_every_step(start: Path, folders: Path, code: str) -> tuple[list[Path], Path]:
+def killed_at_every_step(
+    start: Path, folders: Path, code: str, *, stride: int = 1
+) -> tuple[list[Path], Path]:
     """Run code on copies of a folder, each killed at one call later than the one before.
 
     Args:
         start: The folder as it is before.
         folders: Where the copies are made.
         code: Python; it sees `trimtab`, and the path of its copy as `folder`.
+        stride: By how many calls later; 1 for every call.
 
     Returns:
         The copies whose processes were killed, and the one whose process ended by itself.
     """
     folders.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, start, folders, code], capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT, start, folders, code, str(stride)],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     *killed, last = sorted(folders.iterdir(), key=lambda folder: int(folder.name))

@@ -13,25 +13,25 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from trimtab import outputs
-from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint, opened
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import fetch_the_rest
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import hash_of
-from trimtab.deltas.apply import write_file, write_folder
+from trimtab.deltas.apply import verify_delta, write_folder
 from trimtab.deltas.chain import Replay
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.source import source_of
-from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects, id_of, parent_of
+from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects, parent_of
 from trimtab.elements.update_coding import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
 from trimtab.inputs import AnyPath, read_json
@@ -40,6 +40,8 @@ from trimtab.results.schema import Count, from_plain, to_plain
 from trimtab.words import first_few, one_line, plural
 
 FORMAT, VERSION = "trimtab.store", 1
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a checkpoint in a store; `base` and `auto` mean something else."""
@@ -195,6 +197,8 @@ class Store:
         base: AnyPath | None = None,
         carry: Sequence[str] = (),
         max_rank: int = MAX_RANK,
+        decoded: AnyPath | None = None,
+        verify: bool = False,
         threads: int | None = None,
         force: bool = False,
         command: str | None = None,
@@ -212,6 +216,9 @@ class Store:
             base: Where the base is now; by default where it was.
             carry: Patterns of file names to carry that would be left out (`*.pt`, ...).
             max_rank: As in `make_delta`.
+            decoded: A folder that may hold the checkpoint `against`: files of it that have the
+                right hash need not be decoded.
+            verify: Decode what is stored and check every hash before the name is given.
             threads: Tensors or chunks coded at the same time; by default one for each core.
             force: Give the name to this checkpoint although another has it.
             command: The command to record in the provenance.
@@ -239,7 +246,10 @@ class Store:
             for parent in parents:
                 output = scratch / f"{len(made)}.delta"
                 try:
-                    with self._opened_parent(parent, old, scratch, threads) as (before, after):
+                    with self._objects.opened_parent(parent, old, scratch, decoded, threads) as (
+                        before,
+                        after,
+                    ):
                         manifest = write_delta(
                             before,
                             source,
@@ -250,6 +260,8 @@ class Store:
                             command=command,
                             progress=progress,
                         )
+                        if verify:
+                            verify_delta(before, output, threads=threads)
                 except DeltaError:
                     if parent is None or self._objects.path(parent).exists():
                         raise
@@ -265,6 +277,8 @@ class Store:
                 if not made:
                     raise DeltaError(f"{self.folder}: {against} was removed meanwhile: add again")
                 hash = self._objects.place(made)
+                if verify and all(each.path.exists() for each in made):
+                    self._objects.decode(hash, old, threads)  # it was there already
                 date = datetime.now(UTC).isoformat(timespec="microseconds")
                 _write_json(path, _Named(hash, date), force=force)
                 return self._entry(name, self._all_named())
@@ -294,16 +308,21 @@ class Store:
         """
         outputs.ensure_no_folder(output)
         with self._opened_base(base) as checkpoint:
-            while True:
-                named = self._named(name)
-                try:
-                    with self._opened_name(name) as chain:
-                        replay = Replay(checkpoint, chain)
-                        write_folder(replay, output, threads=threads, progress=progress)
-                        return replay.manifest
-                except DeltaError:
-                    if self._named(name) == named:  # else it was replaced, and the old one removed
-                        raise
+
+            def write(chain: Sequence[DeltaFile]) -> Manifest:
+                replay = Replay(checkpoint, chain)
+                write_folder(replay, output, threads=threads, progress=progress)
+                return replay.manifest
+
+            return self._with_chain(name, write)
+
+    def manifest(self, name: str) -> Manifest:
+        """What a checkpoint of the store is: its files, its tensors and their hashes.
+
+        Raises:
+            DeltaError: There is no such name, or an object is missing or damaged.
+        """
+        return self._with_chain(name, lambda chain: chain[-1].manifest)
 
     def verify(
         self,
@@ -333,8 +352,7 @@ class Store:
         needed: dict[str, None] = {}
         for name in self.names():
             try:
-                with self._opened_name(name) as chain:
-                    needed |= dict.fromkeys(delta.path.stem for delta in chain)
+                needed |= dict.fromkeys(self._hashes_for(name))
             except DeltaError as error:
                 problems.setdefault(str(error), []).append(name)
         with ExitStack() as stack:
@@ -344,10 +362,7 @@ class Store:
                     if old is None or hash not in needed:
                         self._objects.open(hash).close()
                         continue
-                    with self._objects.opened_chain(hash) as chain:
-                        replay = Replay(old, chain)
-                        for file in replay.manifest.files:
-                            write_file(replay, file, None, threads=threads, progress=progress)
+                    self._objects.decode(hash, old, threads, progress)
                 except DeltaError as error:
                     problems.setdefault(str(error), [])
         if problems:
@@ -384,8 +399,7 @@ class Store:
         with self._locked():
             needed: set[str] = set()
             for name in self.names():
-                with self._opened_name(name) as chain:
-                    needed |= {delta.path.stem for delta in chain}
+                needed.update(self._hashes_for(name))
             for hash in self._objects.hashes():
                 if hash not in needed:
                     path = self._objects.path(hash)
@@ -401,37 +415,22 @@ class Store:
         if against == "base":
             return [None]
         if against != "auto":
-            with self._opened_name(against) as chain:
-                if len(chain) >= MAX_CHAIN:
-                    raise DeltaError(
-                        f"{self.folder}: {against} is {len(chain)} deltas from the base, the most "
-                        "that there may be: add against the base"
-                    )
-                return [chain[-1].path.stem]
+            hashes = self._hashes_for(against)
+            if len(hashes) >= MAX_CHAIN:
+                raise DeltaError(
+                    f"{self.folder}: {against} is {len(hashes)} deltas from the base, the most "
+                    "that there may be: add against the base"
+                )
+            return hashes[-1:]  # type: ignore[return-value]
         parents: list[str | None] = [None]
         for name in list(self._all_named())[-1:]:
             try:
-                with self._opened_name(name) as chain:
-                    if len(chain) < MAX_CHAIN:
-                        parents.append(chain[-1].path.stem)
+                if len(hashes := self._hashes_for(name)) < MAX_CHAIN:
+                    parents.append(hashes[-1])
             except DeltaError:
                 if self._name_path(name).exists():  # else it was removed meanwhile
                     raise
         return parents
-
-    @contextmanager
-    def _opened_parent(
-        self, parent: str | None, base: Checkpoint, scratch: Path, threads: int | None
-    ) -> Iterator[tuple[Checkpoint, Path | None]]:
-        """The checkpoint that a delta is made against, and the object that it comes of."""
-        if parent is None:
-            yield base, None
-            return
-        with self._objects.opened_chain(parent) as chain:
-            write_folder(Replay(base, chain), scratch / parent, threads=threads)
-        with open_checkpoint(scratch / parent) as checkpoint:
-            checkpoint.id = id_of(parent)
-            yield checkpoint, self._objects.path(parent)
 
     @contextmanager
     def _opened_base(self, base: AnyPath | Checkpoint | None) -> Iterator[Checkpoint]:
@@ -449,22 +448,23 @@ class Store:
                 fetch_the_rest(checkpoint.id, checkpoint.revision)
             yield checkpoint
 
-    @contextmanager
-    def _opened_name(self, name: str) -> Iterator[tuple[DeltaFile, ...]]:
-        """The deltas that make a checkpoint of the base, in their order."""
-        with ExitStack() as stack:
-            while True:
-                named = self._named(name)
-                try:
-                    chain = stack.enter_context(self._objects.opened_chain(named.hash))
-                    break
-                except DeltaError:
-                    if self._named(name) == named:  # else it was replaced, and the old one removed
-                        raise
-            yield chain
+    def _with_chain(self, name: str, work: Callable[[Sequence[DeltaFile]], T]) -> T:
+        """What a function returns for the deltas that make a checkpoint of the base, in order."""
+        while True:
+            named = self._named(name)
+            try:
+                with self._objects.opened_chain(named.hash) as chain:
+                    return work(chain)
+            except DeltaError:
+                if self._named(name) == named:  # else it was replaced, and the old one removed
+                    raise
+
+    def _hashes_for(self, name: str) -> list[str]:
+        """The objects that a name needs, from the base on."""
+        return self._with_chain(name, lambda chain: [delta.path.stem for delta in chain])
 
     def _entry(self, name: str, named: Mapping[str, _Named]) -> StoreEntry:
-        with self._opened_name(name) as chain:
+        def entry(chain: Sequence[DeltaFile]) -> StoreEntry:
             delta = chain[-1]
             parent = parent_of(delta.manifest)
             names = [other for other, record in named.items() if record.hash == parent]
@@ -478,6 +478,8 @@ class Store:
                 date=self._named(name).date,
                 left_out=delta.manifest.left_out,
             )
+
+        return self._with_chain(name, entry)
 
     def _all_named(self) -> dict[str, _Named]:
         """Name -> what its file says, in the order in which they were added."""

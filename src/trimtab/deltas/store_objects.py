@@ -10,9 +10,15 @@ from typing import NamedTuple
 
 import xxhash
 
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import hash_of_file
+from trimtab.deltas.apply import write_file
+from trimtab.deltas.chain import Replay
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
 from trimtab.errors import DeltaError
+from trimtab.inputs import AnyPath
 
 HASH = re.compile("[0-9a-f]{32}")
 
@@ -91,6 +97,57 @@ class Objects:
                 parent = parent_of(chain[-1].manifest)
             yield tuple(reversed(chain))
 
+    def decode(
+        self,
+        hash: str,
+        base: Checkpoint,
+        threads: int | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Decode an object and check every hash.
+
+        Raises:
+            DeltaError: Something is missing or damaged, or the base is another one.
+        """
+        with self.opened_chain(hash) as chain:
+            replay = Replay(base, chain)
+            for file in replay.manifest.files:
+                write_file(replay, file, None, threads=threads, progress=progress)
+
+    @contextmanager
+    def opened_parent(
+        self,
+        parent: str | None,
+        base: Checkpoint,
+        scratch: Path,
+        decoded: AnyPath | None = None,
+        threads: int | None = None,
+    ) -> Iterator[tuple[Checkpoint, Path | None]]:
+        """The checkpoint that a delta is made against, and the object that it comes of.
+
+        Args:
+            parent: Hash of the object; None for the base.
+            base: The base.
+            scratch: A folder to write the checkpoint to.
+            decoded: A folder whose files are used instead, where they have the right hash.
+            threads: Tensors or chunks decoded at the same time; by default one for each core.
+        """
+        if parent is None:
+            yield base, None
+            return
+        with self.opened_chain(parent) as chain:
+            replay, folder = Replay(base, chain), scratch / parent
+            for file in replay.manifest.files:
+                path = folder / file.path
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if decoded is not None and _is_linked(Path(decoded, file.path), path, file.hash):
+                    continue
+                with path.open("xb") as target:
+                    write_file(replay, file, target, threads=threads)
+        with open_checkpoint(folder) as checkpoint:
+            checkpoint.id = id_of(parent)
+            yield checkpoint, self.path(parent)
+
     def num_deltas(self, hash: str) -> int:
         """Deltas from the base to an object; 0 if one of them is missing or damaged."""
         try:
@@ -131,6 +188,17 @@ class Objects:
         target.parent.mkdir(exist_ok=True)
         best.path.replace(target)
         return hash
+
+
+def _is_linked(source: Path, target: Path, hash: str) -> bool:
+    """Link to a file, if it has a hash and links can be made."""
+    if not source.is_file() or hash_of_file(source) != hash:
+        return False
+    try:
+        target.symlink_to(source.absolute())
+    except OSError:
+        return False
+    return True
 
 
 def id_of(hash: str) -> str:
