@@ -214,6 +214,46 @@ def test_a_model_that_was_trained_is_not_reverted(tmp_path: Path) -> None:
     assert bits_of(model) == before
 
 
+def test_interrupted_swaps_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before and after each tensor, in both directions; another model's bits are safe."""
+    base, tuned = arrays_pair()
+    model = module_of(base)
+    loaded = load_delta(model, made(tmp_path, base, tuned))
+    real = LiveTensor.change
+    for stop in range(2, 13):
+        for turn, weights in (
+            (lambda: loaded.revert(keep=True, threads=1), base),
+            (lambda: loaded.apply(threads=1), tuned),
+        ):
+            left = stop
+
+            def change(self: LiveTensor, changes: Changes, *, back: bool = False) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise KeyboardInterrupt
+                real(self, changes, back=back)
+                if left == 1 and stop % 2:
+                    left = 0
+                    raise KeyboardInterrupt
+
+            monkeypatch.setattr(LiveTensor, "change", change)
+            with pytest.raises(KeyboardInterrupt):
+                turn()
+            monkeypatch.undo()
+            flipped = model.get_parameter("F32").view(torch.int32)
+            with torch.no_grad():
+                flipped[0, 0] ^= 1
+            before = bits_of(model)
+            with pytest.raises(DeltaError, match="F32 changed since"):
+                turn()
+            assert bits_of(model) == before
+            with torch.no_grad():
+                flipped[0, 0] ^= 1
+            turn()
+            assert bits_of(model) == raw(weights)
+
+
 def test_a_transformers_model_with_tied_embeddings(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

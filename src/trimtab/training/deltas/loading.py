@@ -51,6 +51,7 @@ class LoadedDelta:
         self._changes: tuple[_Change, ...] | None = tuple(changes)
         self.num_bytes = sum([c.changes.num_bytes for c in changes if c.changes is not None])
         self._is_applied = True
+        self._is_whole = True  # all tensors are as `_is_applied` says
 
     def __repr__(self) -> str:
         state = f"{self.num_bytes:,} bytes to revert it"
@@ -74,8 +75,7 @@ class LoadedDelta:
         """
         if not self._is_applied or self._changes is None:
             raise DeltaError("the delta was reverted before: apply it again with load_delta")
-        _check_and_turn(self._changes, threads, back=True)
-        self._is_applied = False
+        self._turn(self._changes, threads, back=True)
         if not keep:
             self._changes = None
 
@@ -97,8 +97,32 @@ class LoadedDelta:
             raise DeltaError(
                 "the delta was reverted without keep=True: apply it again with load_delta"
             )
-        _check_and_turn(self._changes, threads, back=False)
-        self._is_applied = True
+        self._turn(self._changes, threads, back=False)
+
+    def _turn(self, changes: Sequence[_Change], threads: int | None, *, back: bool) -> None:
+        """Take the changes back, or apply them, if nobody else touched the tensors."""
+        # Each tensor is hashed right after it was changed, and all are turned back if one is not
+        # right: so they are looked at once, not twice. After an interruption some are changed
+        # already, and are looked at first.
+        is_whole, self._is_whole = self._is_whole, False
+        digests = None if is_whole else _digests(changes, threads)
+        touched = [
+            change.tensor.name
+            for change, digest in zip(changes, digests or (), strict=digests is not None)
+            if digest not in (change.before, change.after)
+        ]
+        if not touched:
+            touched = _turned(changes, threads, back=back, digests=digests)
+            if touched:
+                _turned(changes, threads, back=not back)
+        self._is_whole = is_whole or not touched
+        if touched:
+            raise DeltaError(
+                f"{first_few(touched)} changed since the delta was "
+                f"{'applied' if back else 'reverted'} (by training, or by another delta that is to "
+                "be reverted first): the model is left as it is"
+            )
+        self._is_applied = not back
 
 
 def load_delta(
@@ -156,7 +180,8 @@ def load_delta(
         except BaseException:
             if made and bits is not None and made[-1].tensor.digest_of(bits) == made[-1].after:
                 made[-1].tensor.write(bits)  # an interrupt may have come in the middle of it
-            _turn(made, _digests(made, threads), threads, back=True)
+            if wrong := _turned(made, threads, back=True, digests=_digests(made, threads)):
+                raise DeltaError(f"{first_few(wrong)} cannot be given back: load the model again")
             raise
     return LoadedDelta(replay.manifest, [change for change in made if change.changes is not None])
 
@@ -275,40 +300,37 @@ def _digests(made: Sequence[_Change], threads: int | None) -> list[str]:
         )
 
 
-def _check_and_turn(changes: Sequence[_Change], threads: int | None, *, back: bool) -> None:
-    """Apply changes or take them back, if nobody else touched the tensors."""
-    digests = _digests(changes, threads)
-    changed = [
-        change.tensor.name
-        for change, digest in zip(changes, digests, strict=True)
-        if digest not in (change.before, change.after)
-    ]
-    if changed:
-        raise DeltaError(
-            f"{first_few(changed)} changed since the delta was {'applied' if back else 'reverted'} "
-            "(by training, or by another delta that is to be reverted first): the model is left as "
-            "it is"
-        )
-    _turn(changes, digests, threads, back=back)
+def _turned(
+    changes: Sequence[_Change],
+    threads: int | None,
+    *,
+    back: bool,
+    digests: Sequence[str] | None = None,
+) -> list[str]:
+    """Apply changes, or take them back.
 
+    Args:
+        changes: Tensors and what is changed in them.
+        threads: Tensors changed at the same time.
+        back: Take them back.
+        digests: Those that the tensors have now, if some may be changed already.
 
-def _turn(
-    changes: Sequence[_Change], digests: Sequence[str], threads: int | None, *, back: bool
-) -> None:
-    """Apply changes where they are not yet, or take them back, given the digests of the tensors."""
+    Returns:
+        Names of the tensors that are not what they should be then.
+    """
 
-    def turn(item: tuple[_Change, str]) -> str | None:
+    def turn(item: tuple[_Change, str | None]) -> str | None:
         change, digest = item
         if change.changes is None:
             return None
         source, target = (change.after, change.before) if back else (change.before, change.after)
-        if digest == source:
+        if digest in (None, source):
             change.tensor.change(change.changes, back=back)
             digest = change.tensor.digest()
         return None if digest == target else change.tensor.name
 
-    items = list(zip(changes, digests, strict=True))
+    known: Sequence[str | None] = digests if digests is not None else [None] * len(changes)
+    items = list(zip(changes, known, strict=True))
     with Workers(threads) as workers:
         names = list(workers.in_order(items, turn, lambda item: item[0].tensor.num_bytes))
-    if wrong := [name for name in names if name is not None]:
-        raise DeltaError(f"{first_few(wrong)} cannot be given back: load the model again")
+    return [name for name in names if name is not None]
