@@ -177,11 +177,13 @@ def load_delta(
                         f"{change.tensor.name} of the model is not what was written to it: it "
                         "shares memory with another tensor, or was changed at the same time"
                     )
-        except BaseException:
+        except BaseException as error:
             if made and bits is not None and made[-1].tensor.digest_of(bits) == made[-1].after:
                 made[-1].tensor.write(bits)  # an interrupt may have come in the middle of it
             if wrong := _turned(made, threads, back=True, digests=_digests(made, threads)):
-                raise DeltaError(f"{first_few(wrong)} cannot be given back: load the model again")
+                raise DeltaError(
+                    f"{first_few(wrong)} cannot be given back: load the model again"
+                ) from error
             raise
     return LoadedDelta(replay.manifest, [change for change in made if change.changes is not None])
 
