@@ -3,8 +3,9 @@
     python -m benchmarks.delta_memory --output result.json
 
 The pair is generated: shards of bf16 in the shapes of Qwen2.5-7B. Weights are normal, with a scale
-for each row. The tuned ones are the base's in fp32, plus steps with four directions and as much
-noise, rounded to bf16 again; so which elements change follows from their exponents, as in training.
+for each row. The tuned ones are the base's in fp32, plus steps of which a share has four directions
+and the rest is noise, rounded to bf16 again; so which elements change follows from their exponents,
+as in training.
 Of noise there are 32 million numbers, read from other places for every part of every tensor.
 
 Each step runs in a process of its own. Its memory is the highest resident size (`VmHWM`) minus that
@@ -36,9 +37,10 @@ HIDDEN, INNER, KEYS, VOCABULARY = 3584, 18_944, 512, 152_064
 """Sizes of Qwen2.5-7B, which has 28 layers."""
 
 SCALE, STEP = 0.02, 7e-6
-"""Typical size of a weight, and of what was added to it: about 9 % of the elements change."""
+"""Typical size of a weight, and of what was added to it: about 8 % of the elements change."""
 
-NUM_DIRECTIONS = 4
+NUM_DIRECTIONS, SHARE = 4, 0.8
+"""Directions of the steps, and their share of the variance."""
 
 BLOCK = 1 << 22
 """Elements that are generated together."""
@@ -110,7 +112,7 @@ def _blocks(
     rows, columns = (1, *shape)[-2:]
     left = rng.standard_normal((rows, NUM_DIRECTIONS), np.float32)
     right = rng.standard_normal((NUM_DIRECTIONS, columns), np.float32)
-    right *= STEP * np.float32((NUM_DIRECTIONS * 2) ** -0.5)
+    right *= np.float32(STEP * (SHARE / NUM_DIRECTIONS) ** 0.5)
     scales = SCALE * np.exp2(rng.uniform(-1, 1, (rows, 1))).astype(np.float32)
     height = max(1, BLOCK // columns)
     for first in range(0, rows, height):
@@ -122,7 +124,7 @@ def _blocks(
         before = _rounded(weights * scales[part])
         wide = (before.astype(np.uint32) << 16).view(np.float32)
         wide += left[part] @ right
-        wide += noise * np.float32(STEP * 2**-0.5)
+        wide += noise * np.float32(STEP * (1 - SHARE) ** 0.5)
         yield before, _rounded(wide)
 
 
