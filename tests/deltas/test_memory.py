@@ -74,8 +74,9 @@ def test_memory_does_not_grow_with_the_largest_tensor(tmp_path: Path, holds_tens
     """The second case holds tensors as a whole, which the same measure must show."""
     write_pair(tmp_path / "tiny", 1 << 10)
     write_pair(tmp_path / "pair", LARGE // 2)
-    command = [sys.executable, "-c", PROGRAM, tmp_path / "tiny", tmp_path / "pair"]
-    done = subprocess.run([*command, str(holds_tensors)], capture_output=True, check=True)
+    folders = (str(tmp_path / name) for name in ("tiny", "pair"))
+    command = [sys.executable, "-c", PROGRAM, *folders, str(holds_tensors)]
+    done = subprocess.run(command, capture_output=True, check=True)
     measured = json.loads(done.stdout)
     assert measured.keys() == {"make", "apply", "verify"}
     for step, num_bytes in measured.items():
