@@ -249,7 +249,7 @@ def load(delta, **options):
     return [type(model).__name__, str(model.dtype), digest.hexdigest()]
 
 loaded = [load("org/x-delta"), load("org/x-delta", dtype=torch.float32), load("x.delta")]
-loaded += [load("x.delta", base="base")]
+loaded += [load("x.delta", base="base"), load("x.delta", base="base", device_map="cpu")]
 models = os.environ["HF_HOME"] + "/assets/trimtab/models/default"
 folders = sorted(os.scandir(models), key=lambda folder: folder.stat().st_mtime_ns)
 loaded += [[folder.path for folder in folders]]
@@ -283,8 +283,8 @@ def test_a_model_is_loaded_by_a_hub_id(hub: Running, tmp_path: Path) -> None:
     hub.downloads.clear()
     done = run(tmp_path, hub.endpoint, "-c", LOAD)
     assert done.returncode == 0, done.stderr
-    by_id, as_float, refused, by_file, folders, cut = json.loads(done.stdout)
-    assert by_id == by_file == ["LlamaForCausalLM", "torch.bfloat16", digest.hexdigest()]
+    by_id, as_float, refused, by_file, placed, folders, cut = json.loads(done.stdout)
+    assert by_id == by_file == placed == ["LlamaForCausalLM", "torch.bfloat16", digest.hexdigest()]
     assert as_float[:2] == ["LlamaForCausalLM", "torch.float32"]
     assert re.search("x.delta was made against .*/base, a local checkpoint", refused)
     assert len(folders) == 2  # the two deltas differ in what they say of their base

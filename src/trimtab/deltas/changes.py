@@ -107,11 +107,10 @@ def fingerprint_of_last(content: NDArray[np.uint8], num_words: int, total: int) 
 
 
 def _masks(dtype: DType) -> tuple[np.uint64, np.uint64, np.uint64]:
-    """All bits, the sign, and the bits that are inverted to put negative floats in order."""
+    """All bits, the number of the top one, and those inverted to put negative floats in order."""
     width = 8 * dtype.num_bytes
     full = (1 << width) - 1
-    sign = 1 << (width - 1) if dtype.is_float else 0
-    return np.uint64(full), np.uint64(sign), np.uint64(full ^ sign if sign else 0)
+    return np.uint64(full), np.uint64(width - 1), np.uint64(full >> 1 if dtype.is_float else 0)
 
 
 @compiled()
@@ -119,7 +118,7 @@ def _find(
     before: Bits,
     after: Bits,
     full: np.uint64,
-    sign: np.uint64,
+    top: np.uint64,
     magnitude: np.uint64,
     counts: NDArray[np.uint16],
     places: NDArray[np.uint8],
@@ -141,13 +140,13 @@ def _find(
                 at = start + trailing_zeros(changed)
                 changed &= changed - np.uint64(1)
                 old, new = np.uint64(before[at]), np.uint64(after[at])
-                old ^= magnitude if old & sign else np.uint64(0)
-                new ^= magnitude if new & sign else np.uint64(0)
+                # Without branches on the signs, which nothing predicts.
+                old ^= magnitude & (np.uint64(0) - (old >> top))
+                new ^= magnitude & (np.uint64(0) - (new >> top))
                 distance = (new - old) & full
-                if distance <= np.uint64(127):
-                    steps[num] = np.int8(distance)
-                elif distance >= full - np.uint64(126):
-                    steps[num] = np.int8(-np.int64(full - distance) - 1)
+                above_least = (distance + np.uint64(127)) & full
+                if above_least <= np.uint64(254):
+                    steps[num] = np.int64(above_least) - 127
                 else:
                     steps[num] = WIDE
                     wide[num_wide] = distance
@@ -162,7 +161,7 @@ def _find(
 def _apply(
     bits: Bits,
     full: np.uint64,
-    sign: np.uint64,
+    top: np.uint64,
     magnitude: np.uint64,
     counts: NDArray[np.uint16],
     places: NDArray[np.uint8],
@@ -180,9 +179,9 @@ def _apply(
                 num_wide += 1
             num += 1
             element = np.uint64(bits[at])
-            element ^= magnitude if element & sign else np.uint64(0)
+            element ^= magnitude & (np.uint64(0) - (element >> top))
             element = (element - distance if back else element + distance) & full
-            bits[at] = element ^ (magnitude if element & sign else np.uint64(0))
+            bits[at] = element ^ (magnitude & (np.uint64(0) - (element >> top)))
 
 
 @compiled()

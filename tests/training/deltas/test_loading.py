@@ -334,6 +334,11 @@ def test_a_model_without_values_is_refused(tmp_path: Path) -> None:
     delta = made(tmp_path, base, tuned)
     with pytest.raises(DeltaError, match="is on the meta device, without values"):
         load_delta(module_of(base).to("meta"), delta)
+    for mark in ("_is_flat_param", "ds_id"):  # of FSDP1 and DeepSpeed ZeRO-3
+        sharded = module_of(base)
+        setattr(sharded.get_parameter("F32"), mark, 1)
+        with pytest.raises(DeltaError, match="F32 is sharded over processes: save the model"):
+            load_delta(sharded, delta)
     odd = module_of({"F32": base["F32"]})
     odd.register_buffer("wave", torch.zeros(2, dtype=torch.complex64))
     with pytest.raises(DeltaError, match=r"wave is a tensor of torch\.complex64"):

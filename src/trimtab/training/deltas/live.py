@@ -224,8 +224,13 @@ def stored_tensors(model: nn.Module, names: Mapping[str, object] | None = None) 
 def _check(values: Mapping[str, Tensor]) -> None:
     for name, tensor in values.items():
         if tensor.is_meta:
-            raise DeltaError(f"{name} is on the meta device, without values: load the model first")
-        if as_sharded(tensor) is not None:
+            raise DeltaError(
+                f"{name} is on the meta device, without values (not loaded yet, or offloaded): load "
+                "the whole model, without offloading"
+            )
+        # A DTensor, a flat parameter of FSDP1, or one that DeepSpeed ZeRO-3 has emptied.
+        is_flat = getattr(tensor, "_is_flat_param", False)
+        if is_flat or as_sharded(tensor) is not None or hasattr(tensor, "ds_id"):
             raise DeltaError(
                 f"{name} is sharded over processes: save the model, and make and apply deltas of "
                 "its files"
