@@ -225,7 +225,7 @@ def _check(values: Mapping[str, Tensor]) -> None:
     for name, tensor in values.items():
         if tensor.is_meta:
             raise DeltaError(
-                f"{name} is on the meta device, without values (not loaded yet, or offloaded): load "
+                f"{name} is on the meta device, without values (not loaded, or offloaded): load "
                 "the whole model, without offloading"
             )
         # A DTensor, a flat parameter of FSDP1, or one that DeepSpeed ZeRO-3 has emptied.
