@@ -188,6 +188,26 @@ def test_a_local_base_is_named_by_its_place_on_the_hub(hub: Running, tmp_path: P
     assert content_of(tmp_path / "out") == content_of(tmp_path / "tuned")
 
 
+def test_a_store_has_its_base_from_the_hub(
+    hub: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the commit that the branch had when the store was made, wherever the branch is now."""
+    pair(tmp_path)
+    trimtab_says(tmp_path, hub, "store", "init", "s", "--base", "org/base@step-100")
+    trimtab_says(tmp_path, hub, "store", "add", "s", "tuned")
+    assert trimtab.Store(tmp_path / "s").base.revision == BASE_COMMIT
+    (tmp_path / "hf").rename(tmp_path / "old-cache")
+    checkout = ("store", "checkout", "s", "tuned", "-o", "out")
+    said = trimtab_says(tmp_path, hub, *checkout, code=1, offline=True)
+    assert f"org/base@{BASE_COMMIT}" in said and "--base" in said and said.count("\n") == 1
+    monkeypatch.setitem(COMMITS, "step-100", "c" * 40)  # the branch moves on
+    monkeypatch.setitem(COMMITS, "before", BASE_COMMIT)
+    hub.downloads.clear()
+    trimtab_says(tmp_path, hub, *checkout)
+    assert "model.safetensors" in hub.downloads
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "tuned")
+
+
 def test_a_signature_is_pushed_and_checked(hub: Running, tmp_path: Path) -> None:
     pair(tmp_path)
     trimtab_says(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, ClassVar, NotRequired, TypedDict
+from math import prod
+from typing import Any, ClassVar, NotRequired, TypeAlias, TypedDict
 
 import xxhash
 
@@ -113,12 +114,12 @@ class Tied(TypedDict):
     stored_in: NotRequired[tuple[str, ...]]
 
 
-def content_hash(rows: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
-    """One hash over all tensors of a checkpoint.
+Row: TypeAlias = tuple[str, str, tuple[int, ...], str]
+"""Name, safetensors dtype, shape, and xxh3-128 of the stored bytes of a tensor."""
 
-    Args:
-        rows: Name, dtype, shape and xxh3-128 of the stored bytes of each, sorted by name.
-    """
+
+def content_hash(rows: Iterable[Row]) -> str:
+    """One hash over all tensors of a checkpoint, sorted by name."""
     hasher = xxhash.xxh3_128()
     for name, dtype, shape, digest in rows:
         hasher.update(f"{name}\0{dtype}\0{shape}\0{digest}\n".encode())
@@ -127,20 +128,40 @@ def content_hash(rows: Iterable[tuple[str, str, tuple[int, ...], str]]) -> str:
 
 def record_of(checkpoint: Checkpoint, hashes: Mapping[str, str]) -> CheckpointRecord:
     """The record of a checkpoint, with one hash over all its tensors."""
-    dtypes: dict[str, int] = {}
-    rows = []
-    for name, tensor in sorted(checkpoint.tensors.items()):
-        dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + tensor.num_elements
-        rows.append((name, tensor.dtype.name, tensor.shape, hashes[name]))
-    return CheckpointRecord(
+    return record_of_tensors(
+        (
+            (name, tensor.dtype.name, tensor.shape, hashes[name])
+            for name, tensor in checkpoint.tensors.items()
+        ),
         id=checkpoint.id,
         revision=checkpoint.revision,
         architecture=checkpoint.architecture,
-        num_tensors=len(checkpoint.tensors),
-        num_elements=sum(tensor.num_elements for tensor in checkpoint.tensors.values()),
+        notes=checkpoint.notes,
+    )
+
+
+def record_of_tensors(
+    tensors: Iterable[Row],
+    *,
+    id: str,
+    revision: str | None,
+    architecture: str | None,
+    notes: tuple[str, ...] = (),
+) -> CheckpointRecord:
+    """The record of tensors in any order, from files or in memory."""
+    rows = sorted(tensors)
+    dtypes: dict[str, int] = {}
+    for _, dtype, shape, _ in rows:
+        dtypes[dtype] = dtypes.get(dtype, 0) + prod(shape)
+    return CheckpointRecord(
+        id=id,
+        revision=revision,
+        architecture=architecture,
+        num_tensors=len(rows),
+        num_elements=sum(dtypes.values()),
         dtypes=dtypes,
         content_hash=content_hash(rows),
-        notes=checkpoint.notes,
+        notes=notes,
     )
 
 

@@ -25,7 +25,7 @@ from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError
 from trimtab.inputs import read_bytes
 from trimtab.outputs import ensure_free
-from trimtab.results.records import CheckpointRecord, content_hash
+from trimtab.results.records import CheckpointRecord, record_of_tensors
 from trimtab.training import runtime
 from trimtab.training.deltas.live import LiveModel, LiveTensor, stored_tensors
 from trimtab.training.folders import WEIGHTS
@@ -166,18 +166,9 @@ def _record(
     model: nn.Module, tensors: Mapping[str, LiveTensor], hashes: Mapping[str, str]
 ) -> CheckpointRecord:
     name = type(getattr(model, "_orig_mod", model)).__name__
-    sizes = {t.name: t.num_bytes // t.dtype.num_bytes for t in tensors.values()}
-    dtypes: dict[str, int] = {}
-    for tensor in tensors.values():
-        dtypes[tensor.dtype.name] = dtypes.get(tensor.dtype.name, 0) + sizes[tensor.name]
-    return CheckpointRecord(
+    return record_of_tensors(
+        ((n, tensor.dtype.name, tensor.shape, hashes[n]) for n, tensor in tensors.items()),
         id=f"{name} in memory",
         revision=None,
         architecture=name if hasattr(model, "config") else None,
-        num_tensors=len(tensors),
-        num_elements=sum(sizes.values()),
-        dtypes=dtypes,
-        content_hash=content_hash(
-            (n, t.dtype.name, t.shape, hashes[n]) for n, t in sorted(tensors.items())
-        ),
     )

@@ -36,7 +36,7 @@ from trimtab.measure.tracked_file import (
     pack_record,
 )
 from trimtab.outputs import append, new_file
-from trimtab.results.records import CheckpointRecord, content_hash
+from trimtab.results.records import CheckpointRecord, record_of_tensors
 from trimtab.training.layout import Layout, dtype_name
 from trimtab.training.optimizers.distributed import whole
 from trimtab.training.tracker.parts import (
@@ -155,26 +155,19 @@ def check_header(
 
 def _base(model: Any, parameters: Mapping[str, Tensor], stored: str) -> CheckpointRecord:
     """The record of the base, with the content hash of its checkpoint as in `trimtab compare`."""
-    config = getattr(model, "config", None)
-    dtypes: dict[str, int] = {}
     rows = []
-    for name, source, piece in sorted(
-        stored_tensors(parameters, Layout.of(model)), key=lambda tensor: tensor[0]
-    ):
+    for name, source, piece in stored_tensors(parameters, Layout.of(model)):
         parameter = parameters[source]
         dtype = stored_name(parameter, stored)
         values = parameter if piece is None else piece.of(dict.fromkeys(piece.sources, parameter))
-        dtypes[dtype] = dtypes.get(dtype, 0) + values.numel()
         rows.append((name, dtype, tuple(values.shape), _digest(values, dtype)))
+    config = getattr(model, "config", None)
     architectures = getattr(config, "architectures", None)
-    return CheckpointRecord(
+    return record_of_tensors(
+        rows,
         id=getattr(config, "_name_or_path", None) or f"a {type(model).__name__} made in memory",
         revision=getattr(config, "_commit_hash", None),
         architecture=architectures[0] if architectures else None,
-        num_tensors=len(rows),
-        num_elements=sum(parameter.numel() for parameter in parameters.values()),
-        dtypes=dtypes,
-        content_hash=content_hash(rows),
     )
 
 
