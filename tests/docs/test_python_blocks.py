@@ -12,11 +12,11 @@ from string import printable
 from typing import Any
 
 import pytest
-from torch.multiprocessing.spawn import spawn
 
 from tests.docs import distributed_worker, world
 from tests.docs.pages import PAGES, blocks
 from tests.training import tiny, tiny_trainers
+from tests.training.workers import run_workers
 from trimtab.example import write_example
 from trimtab.masks.extract import extract_mask
 from trimtab.masks.mask import Mask
@@ -198,6 +198,7 @@ def test_a_script_runs_with_the_lines_that_are_added(
 
 def test_several_processes(shelf: Path, tmp_path: Path) -> None:
     """The blocks of `docs/distributed.md`, by two processes that talk by gloo."""
-    spawn(distributed_worker.run, (2, shelf, tmp_path), nprocs=2)  # type: ignore[no-untyped-call]
+    model = "transformers.models.llama.modeling_llama"
+    run_workers(distributed_worker.run, 2, shelf, tmp_path, num=2, loads=model)
     found = [(tmp_path / f"done-{rank}").read_text() for rank in range(2)]
     assert found[0] == found[1]

@@ -13,8 +13,9 @@ import platform
 import resource
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
 from logging import INFO, NOTSET, WARNING, getLogger
@@ -96,7 +97,8 @@ def quiet() -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def versions() -> dict[str, str]:
+@cache  # Python parses all the metadata of a package for its version: a tenth of a tiny run
+def versions() -> Mapping[str, str]:
     """Versions of the packages that can affect the result of a training run."""
     packages = ("torch", "transformers", "trl", "accelerate")
     return {

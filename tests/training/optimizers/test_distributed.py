@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.multiprocessing.spawn import spawn
 
 from tests.training.optimizers import distributed_worker as worker
 from tests.training.optimizers.reference import bits
+from tests.training.workers import run_workers
 from trimtab.training import SparseAdamW
 
 pytestmark = pytest.mark.train
@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results(folder: Path) -> Results:
     found = {}
     for world in (2, 4):
-        spawn(worker.run, (world, folder), nprocs=world)  # type: ignore[no-untyped-call]
+        run_workers(worker.run, world, folder, num=world, loads="torch")
         paths = [folder / f"results-{world}-{rank}.pt" for rank in range(world)]
         found[world] = [torch.load(path, weights_only=True) for path in paths]
     return found

@@ -11,17 +11,19 @@ pytest.importorskip("torch")
 pytestmark = pytest.mark.train
 
 import torch  # noqa: E402
-from torch.multiprocessing.spawn import spawn  # noqa: E402
 
 from tests.training.tracker import sharded_worker as worker  # noqa: E402
+from tests.training.workers import run_workers  # noqa: E402
 
 WORLD = 2
+
+MODEL = "transformers.models.llama.modeling_llama"
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("sharded")
-    spawn(worker.run, (WORLD, folder), nprocs=WORLD)  # type: ignore[no-untyped-call]
+    run_workers(worker.run, WORLD, folder, num=WORLD, loads=MODEL)
     paths = [folder / f"results-{rank}.pt" for rank in range(WORLD)]
     return [torch.load(path, weights_only=True) for path in paths]
 
