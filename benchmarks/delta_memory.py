@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import trimtab
-from benchmarks.processes import in_own_process, peak_resident, reset_peak
+from benchmarks.processes import counted_threads, in_own_process, peak_resident, reset_peak
 from benchmarks.provenance import provenance
 from trimtab.checkpoints.safetensors import file_start
 from trimtab.checkpoints.tensors import hash_of_file
@@ -135,7 +135,7 @@ def _rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def _measured(step: str, folder: Path, threads: int) -> dict[str, float]:
-    """Seconds, processor seconds, and highest resident bytes above those before."""
+    """Time, threads that had work on average, and highest resident bytes above those before."""
 
     def work(step: str, folder: Path) -> None:
         base, tuned, delta = (folder / name for name in ("base", "tuned", "x.delta"))
@@ -153,43 +153,42 @@ def _measured(step: str, folder: Path, threads: int) -> dict[str, float]:
             work(each, Path(tiny))
     reset_peak()
     before, start, processor_start = peak_resident(), perf_counter(), process_time()
-    work(step, folder)
+    with counted_threads() as counts:
+        work(step, folder)
     return {
         "seconds": perf_counter() - start,
         "processor_seconds": process_time() - processor_start,
+        "busy_threads": sum(min(count, threads) for count in counts) / max(1, len(counts)),
         "num_bytes": peak_resident() - before,
         "num_bytes_in_all": peak_resident(),
     }
 
 
 def measure(folder: Path, num_layers: int, threads: list[int]) -> dict[str, Any]:
-    """Write a pair, make a delta, verify and apply it, and compare the files."""
-    shapes = shapes_of(num_layers)
+    """Make a delta of a pair, verify and apply it, and compare the files."""
+    result: dict[str, Any] = {"steps": {}}
     if not (folder / "base").exists():
-        write_pair(folder, shapes)
-    sizes = [2 * int(np.prod(shape)) for shape in shapes.values()]
-    result: dict[str, Any] = {
-        "num_layers": num_layers,
-        "num_tensors": len(sizes),
-        "num_bytes": sum(sizes),
-        "num_bytes_of_largest_tensor": max(sizes),
-        "steps": {},
-    }
+        write_pair(folder, shapes_of(num_layers))
+        result["num_layers"] = num_layers
     for number in threads:
         for step in ("make", "verify", "apply"):
             shutil.rmtree(folder / "result", ignore_errors=True)
-            steps = result["steps"].setdefault(str(number), {})
+            steps = result["steps"].setdefault(str(number), {})  # as JSON has it
             steps[step] = in_own_process(_measured, step, folder, number)
             print(f"{step}, {number} threads: {steps[step]}", flush=True)
-        for path in (folder / "tuned").iterdir():
-            if hash_of_file(path) != hash_of_file(folder / "result" / path.name):
+        for path in (folder / "result").iterdir():
+            if hash_of_file(path) != hash_of_file(folder / "tuned" / path.name):
                 raise RuntimeError(f"{path.name} did not come back byte for byte")
         shutil.rmtree(folder / "result")
     with trimtab.DeltaFile(folder / "x.delta") as delta:
-        manifest = delta.manifest
-        result["num_bytes_of_delta"] = delta.num_bytes
-        result["density"] = manifest.num_changed / manifest.num_elements
-    return result
+        tensors = delta.manifest.tensors
+        return result | {
+            "num_tensors": len(tensors),
+            "num_bytes": sum(entry.num_bytes for entry in tensors),
+            "num_bytes_of_largest_tensor": max(entry.num_bytes for entry in tensors),
+            "num_bytes_of_delta": delta.num_bytes,
+            "density": delta.manifest.num_changed / delta.manifest.num_elements,
+        }
 
 
 def main() -> None:
@@ -198,7 +197,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=26, help="26 for 14 GB (default)")
     parser.add_argument("--threads", type=int, nargs="+", default=[2])
     parser.add_argument("--name", default="large", help="name of the pair in the result")
-    parser.add_argument("--folder", type=Path, help="for the pair, of which three copies must fit")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="for the pair, three times its size; if it has base and tuned, they are measured",
+    )
     parser.add_argument("--output", type=Path, help="write the JSON here, beside other pairs")
     options = parser.parse_args()
     report: dict[str, Any] = {"pairs": {}}

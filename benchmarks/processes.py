@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-__all__ = ["in_own_process", "peak_resident", "reset_peak", "resident_after_trim"]
+__all__ = [
+    "counted_threads",
+    "in_own_process",
+    "peak_resident",
+    "reset_peak",
+    "resident_after_trim",
+]
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -37,6 +45,35 @@ def reset_peak() -> None:
 def peak_resident() -> int:
     """Highest resident bytes since then, mapped pages included."""
     return _status("VmHWM")
+
+
+@contextmanager
+def counted_threads(seconds: float = 0.03) -> Iterator[list[int]]:
+    """Count, again and again while the block runs, the threads of this process that have work.
+
+    They run or wait for a processor or a disk: how many there are hardly depends on what else the
+    machine does.
+    """
+    counts: list[int] = []
+    ended = threading.Event()
+
+    def count() -> None:
+        own = threading.get_native_id()
+        while not ended.wait(seconds):
+            states = []
+            for task in Path("/proc/self/task").iterdir():
+                with suppress(OSError):  # it has ended
+                    if int(task.name) != own:
+                        states.append((task / "stat").read_text().rpartition(") ")[2][0])
+            counts.append(sum(state in "RD" for state in states))
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        yield counts
+    finally:
+        ended.set()
+        counter.join()
 
 
 def _status(key: str) -> int:
