@@ -36,7 +36,7 @@ bench: bench-compare bench-deltas bench-masks bench-optimizer bench-tracker benc
 bench-compare: setup ## Benchmark compare
 	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
 
-bench-deltas: setup ## Benchmark deltas: sizes beside other formats, speed, memory
+bench-deltas: setup ## Benchmark deltas: sizes beside other formats, speed
 	$(PYTHON) -m benchmarks.deltas $(BENCH_DELTAS_ARGS)
 
 bench-masks: setup ## Benchmark masks: overlap and extract

@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import trimtab
+from benchmarks.delta_pairs import rounded
 from benchmarks.processes import counted_threads, in_own_process, peak_resident, reset_peak
 from benchmarks.provenance import provenance
 from trimtab.checkpoints.safetensors import file_start
@@ -121,17 +122,11 @@ def _blocks(
         weights, noise = (
             pool[at : at + num].reshape(-1, columns) for at in rng.integers(0, pool.size - num, 2)
         )
-        before = _rounded(weights * scales[part])
+        before = rounded(weights * scales[part])
         wide = (before.astype(np.uint32) << 16).view(np.float32)
         wide += left[part] @ right
         wide += noise * np.float32(STEP * (1 - SHARE) ** 0.5)
-        yield before, _rounded(wide)
-
-
-def _rounded(values: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Bits of bf16, rounded to nearest, ties to even; the values are finite."""
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+        yield before, rounded(wide)
 
 
 def _measured(step: str, folder: Path, threads: int) -> dict[str, float]:

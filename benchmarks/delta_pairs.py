@@ -24,9 +24,6 @@ SHARES: Mapping[str, float] = {"t20": 0.2045, "t01": 0.0102, "a20": 0.353, "a01"
 DISTANCES = (0.85, 0.12, 0.03)
 """Shares of the changes of `t20` and `t01` by one, two and three steps."""
 
-MEMORY_TENSORS, MEMORY_SIDE = 4, 1 << 14
-"""Of the pair whose memory is measured: 4 tensors of 537 MB."""
-
 PIECE = 1 << 22
 """Elements that are generated together."""
 
@@ -73,15 +70,6 @@ TUNES: Mapping[str, Callable[[np.random.Generator, F32, float], U16]] = {
     "t": _by_size,
     "a": _by_adding,
 }
-
-
-def write_large(folder: Path) -> tuple[Path, Path]:
-    """The pair whose memory is measured, 9 % of its elements moved by one step."""
-
-    def tune(rng: np.random.Generator, floats: F32) -> U16:
-        return rounded(floats) ^ (rng.random(floats.size, np.float32) < 0.09)
-
-    return write_pair(folder, MEMORY_TENSORS, MEMORY_SIDE, tune)
 
 
 def write_pair(folder: Path, num_tensors: int, side: int, tune: Tune) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Sizes of deltas in our format and in those of others, their speed, and memory.
+"""Sizes of deltas in our format and in those of others, and their speed.
 
     python -m benchmarks.deltas --demo demo --cache deltas-out --output result.json
 
@@ -9,8 +9,9 @@ It measures
   rank of our predictor;
 - `steps`: some steps of long runs, each against the base;
 - `chains`: the first steps of these runs, each against the one before;
-- `speeds`: of coding and decoding, beside copying, reading and hashing the same bytes;
-- `memory`: of a pair of 2 GB.
+- `speeds`: of coding and decoding, beside copying, reading and hashing the same bytes.
+
+`benchmarks.delta_memory` has the time and memory of a large model.
 
 What is trained and generated stays in the cache, and what the output file has is not measured
 again: an interrupted benchmark resumes.
@@ -35,7 +36,6 @@ from typing import Any
 import numpy as np
 import xxhash
 
-import trimtab
 from benchmarks import delta_models, delta_pairs
 from benchmarks.delta_codecs import (
     CODECS,
@@ -46,13 +46,12 @@ from benchmarks.delta_codecs import (
     changes,
     entropies,
 )
-from benchmarks.processes import in_own_process, peak_resident, reset_peak
+from benchmarks.processes import in_own_process
 from benchmarks.provenance import provenance
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from trimtab.checkpoints.safetensors import file_start
 from trimtab.elements.update_coding import RANKS, decode_tensor, encode_tensor, read_predictor
 
-PARTS = ("pairs", "steps", "chains", "speeds", "memory")
+PARTS = ("pairs", "steps", "chains", "speeds")
 
 OURS = "trimtab delta"
 
@@ -215,42 +214,6 @@ def measure_speeds(pairs: Mapping[str, tuple[Path, Path]], result: Report, save:
                 save()
 
 
-def _peak_of(step: str, folder: Path, threads: int) -> dict[str, float]:
-    """Seconds, and highest resident bytes above those before."""
-    base, tuned, delta = folder / "base", folder / "tuned", folder / "x.delta"
-    tiny = folder / f"tiny-{step}-{threads}"
-    tiny.mkdir()
-    for path in (tiny / "base", tiny / "tuned"):  # so that kernels are compiled and loaded
-        path.mkdir()
-        bits = np.arange(8, dtype=np.uint16) + (path.name == "tuned")
-        (path / "model.safetensors").write_bytes(
-            file_start({"w": ("BF16", (8,))}, {}) + bits.tobytes()
-        )
-    trimtab.make_delta(tiny / "base", tiny / "tuned", tiny / "x.delta")
-    trimtab.apply_delta(tiny / "base", tiny / "x.delta", tiny / "out")
-    reset_peak()
-    before, start = peak_resident(), perf_counter()
-    if step == "make":
-        trimtab.make_delta(base, tuned, delta, threads=threads, force=True)
-    else:
-        trimtab.apply_delta(base, delta, tiny / "result", threads=threads)
-    seconds = perf_counter() - start
-    return {"num_bytes": peak_resident() - before, "seconds": seconds}
-
-
-def measure_memory() -> Report:
-    """Memory of making and applying a delta of a pair of 2 GB."""
-    num_bytes = 2 * delta_pairs.MEMORY_SIDE**2
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        delta_pairs.write_large(folder)
-        return {
-            "num_bytes": delta_pairs.MEMORY_TENSORS * num_bytes,
-            "num_bytes_of_a_tensor": num_bytes,
-            **{step: in_own_process(_peak_of, step, folder, 2) for step in ("make", "apply")},
-        }
-
-
 def pairs_of(demo: Path | None, cache: Path, models: Sequence[str]) -> dict[str, tuple[Path, Path]]:
     """Name of a pair -> its base and its tuned checkpoint; synthetic pairs are written first."""
     found = {}
@@ -371,8 +334,6 @@ def main() -> None:
     if "speeds" in options.parts:
         named = {name: pairs[name] for name in options.speeds_of if name in pairs}
         measure_speeds(named, report["speeds"], save)
-    if "memory" in options.parts:
-        report["memory"] = measure_memory()
     save()
 
 

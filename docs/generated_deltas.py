@@ -366,25 +366,48 @@ def break_even(report: Report | None, pair: str) -> None:
 
 
 def memory(report: Report | None) -> None:
-    """Peak memory and time of a large pair."""
-    if report is None or "memory" not in report:
+    """Time and memory of making, verifying and applying the deltas of large models."""
+    if report is None:
         return
-    part = report["memory"]
-    tensor = part["num_bytes_of_a_tensor"]
+
+    def line(name: str, pair: Report, threads: str, step: str) -> list[str]:
+        part = pair["steps"][threads][step]
+        busy = part.get("busy_threads")
+        return [
+            f"{name}, {pair['num_bytes'] / 1e9:.1f} GB",
+            step,
+            threads,
+            f"{part['num_bytes'] / 1e6:.0f} MB",
+            f"{part['processor_seconds']:.0f}",
+            f"{part['seconds']:.0f}",
+            "" if busy is None else f"{busy:.2f}",
+        ]
+
     rows(
         [
-            f"{part['num_bytes'] / 1e9:.1f} GB in tensors of {tensor / 1e6:.0f} MB",
-            "peak resident memory",
-            "above one tensor",
+            "pair",
+            "step",
+            "threads",
+            "peak memory",
+            "processor seconds",
             "seconds",
+            "threads with work",
         ],
         (
-            [
-                step,
-                f"{part[step]['num_bytes'] / 1e6:.0f} MB",
-                f"{(part[step]['num_bytes'] - tensor) / 1e6:.0f} MB",
-                f"{part[step]['seconds']:.0f}",
-            ]
-            for step in ("make", "apply")
+            line(name, pair, threads, step)
+            for name, pair in report["pairs"].items()
+            for threads, steps in pair["steps"].items()
+            for step in steps
         ),
     )
+    print()
+    for name, pair in report["pairs"].items():
+        info = pair["provenance"]
+        largest = pair["num_bytes_of_largest_tensor"] / 1e6
+        share = 100 * pair["num_bytes_of_delta"] / pair["num_bytes"]
+        print(
+            f"{name}: {pair['num_tensors']} tensors, the largest of {largest:.0f} MB; "
+            f"{100 * pair['density']:.2f} % of the elements changed, and the delta has {share:.2f} % "
+            f"of the bytes. Measured on {info['date'][:10]} with trimtab {info['trimtab_version']} "
+            f"on {info['processors']} cores; the load was {info['load_before']:.1f}.\n"
+        )
