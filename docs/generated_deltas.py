@@ -407,7 +407,7 @@ def memory(report: Report | None) -> None:
         share = 100 * pair["num_bytes_of_delta"] / pair["num_bytes"]
         print(
             f"{name}: {pair['num_tensors']} tensors, the largest of {largest:.0f} MB; "
-            f"{100 * pair['density']:.2f} % of the elements changed, and the delta has {share:.2f} % "
-            f"of the bytes. Measured on {info['date'][:10]} with trimtab {info['trimtab_version']} "
+            f"{100 * pair['density']:.2f} % of the elements changed, and the delta has "
+            f"{share:.2f} % of the bytes. Measured on {info['date'][:10]} with trimtab {info['trimtab_version']} "
             f"on {info['processors']} cores; the load was {info['load_before']:.1f}.\n"
         )
