@@ -408,6 +408,7 @@ def memory(report: Report | None) -> None:
         print(
             f"{name}: {pair['num_tensors']} tensors, the largest of {largest:.0f} MB; "
             f"{100 * pair['density']:.2f} % of the elements changed, and the delta has "
-            f"{share:.2f} % of the bytes. Measured on {info['date'][:10]} with trimtab {info['trimtab_version']} "
-            f"on {info['processors']} cores; the load was {info['load_before']:.1f}.\n"
+            f"{share:.2f} % of the bytes. Measured on {info['date'][:10]} with trimtab "
+            f"{info['trimtab_version']} on {info['processors']} cores; the load was "
+            f"{info['load_before']:.1f}.\n"
         )
