@@ -167,12 +167,15 @@ class LiveModel(NamedTuple):
         return self.tensors.get(self.tied.get(name, name))
 
 
-def stored_tensors(model: nn.Module, names: Mapping[str, object] | None = None) -> LiveModel:
+def stored_tensors(
+    model: nn.Module, names: Mapping[str, object] | None = None, *, sharded: bool = False
+) -> LiveModel:
     """The tensors that `save_pretrained` would store of a model, where they are in memory.
 
     Args:
         model: Any module. Parameters and buffers that are tied are listed once.
         names: Names that a checkpoint has for them; without, those of the module.
+        sharded: Whether parameters may be DTensors, which are in `sources` as they are.
 
     Raises:
         DeltaError: Its values are not here (meta device, sharded), have a dtype that safetensors
@@ -195,15 +198,18 @@ def stored_tensors(model: nn.Module, names: Mapping[str, object] | None = None) 
     pieces = dict(layout.stored)
     for name, tensor in buffers.items():
         pieces[without_wrappers(name)] = Piece.whole(name, tuple(tensor.shape))
-    _check(values)
-    _check_apart(values)
+    _check(values, sharded=sharded)
+    _check_apart({name: t for name, t in values.items() if as_sharded(t) is None})
     tied = {
         without_wrappers(name): layout.stored_name[first]
         for name, first in layout.tied.items()
         if first in layout.stored_name
     }
     renamed = match_stored(pieces, names, {}) if names is not None else {}
-    integers = {n: t.detach().view(INTEGERS[t.element_size()]) for n, t in values.items()}
+    integers = {
+        n: t.detach().view(INTEGERS[t.element_size()]) if as_sharded(t) is None else t.detach()
+        for n, t in values.items()
+    }
     tensors: dict[str, LiveTensor] = {}
     first: dict[tuple[object, ...], str] = {}
     for name, piece in pieces.items():
@@ -221,7 +227,7 @@ def stored_tensors(model: nn.Module, names: Mapping[str, object] | None = None) 
     return LiveModel(tensors, tied)
 
 
-def _check(values: Mapping[str, Tensor]) -> None:
+def _check(values: Mapping[str, Tensor], *, sharded: bool) -> None:
     for name, tensor in values.items():
         if tensor.is_meta:
             raise DeltaError(
@@ -229,8 +235,9 @@ def _check(values: Mapping[str, Tensor]) -> None:
                 "the whole model, without offloading"
             )
         # A DTensor, a flat parameter of FSDP1, or one that DeepSpeed ZeRO-3 has emptied.
-        is_flat = getattr(tensor, "_is_flat_param", False)
-        if is_flat or as_sharded(tensor) is not None or hasattr(tensor, "ds_id"):
+        is_dtensor = as_sharded(tensor) is not None
+        is_flat = getattr(tensor, "_is_flat_param", False) or hasattr(tensor, "ds_id")
+        if is_flat or (is_dtensor and not sharded):
             raise DeltaError(
                 f"{name} is sharded over processes: save the model, and make and apply deltas of "
                 "its files"
@@ -263,6 +270,7 @@ def _check_apart(values: Mapping[str, Tensor]) -> None:
 def _place(values: Mapping[str, Tensor], piece: Piece) -> tuple[object, ...] | None:
     """What two names of one tensor have in common; None for what cannot be tied."""
     tensor = values[piece.sources[0]]
-    if not tensor.numel() or not piece.is_all_of(tuple(tensor.shape)):
+    is_whole = piece.is_all_of(tuple(tensor.shape))
+    if not tensor.numel() or not is_whole or as_sharded(tensor) is not None:
         return None
     return tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride()

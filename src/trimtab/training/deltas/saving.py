@@ -28,6 +28,7 @@ from trimtab.outputs import ensure_free
 from trimtab.results.records import CheckpointRecord, record_of_tensors
 from trimtab.training import runtime
 from trimtab.training.deltas.live import LiveModel, LiveTensor, stored_tensors
+from trimtab.training.deltas.sharded import Gathering, gathered
 from trimtab.training.folders import WEIGHTS
 from trimtab.words import first_few
 
@@ -54,6 +55,9 @@ def save_delta(
     would write, the `config.json` of the model (if it has one), and the other files of the base:
     its tokenizer, and so on.
 
+    A model that is sharded over processes (FSDP2, tensor parallelism) is gathered one parameter at
+    a time. All processes must call this; the first one reads the base and writes the delta.
+
     Args:
         model: The tuned model, on any device; tied parameters are stored once.
         base: The checkpoint before training: a folder, a file, a hub id or an open checkpoint.
@@ -70,19 +74,30 @@ def save_delta(
 
     Raises:
         CheckpointError: The base cannot be read.
-        DeltaError: The model is sharded or without values; or `after` does not end at `base`.
+        DeltaError: The model is without values, or sharded by FSDP1 or DeepSpeed ZeRO-3; or `after`
+            does not end at `base`.
         OutputExistsError: The output exists and `force` is not set.
     """
-    ensure_free(output, force=force)
-    with opened(base) as (old,):
-        live, whole = stored_tensors(model), list[str]()
-        if reference is not None:
-            live = _compared(live, stored_tensors(reference), old, whole)
-        source = _source_of(model, live, old)
-        manifest = write_delta(old, source, output, after=after, threads=threads, force=force)
+    live, whole = stored_tensors(model, sharded=True), list[str]()
+    gathering = Gathering(
+        {name: value for tensor in live.tensors.values() for name, value in tensor.sources.items()}
+    )
+
+    def save() -> Manifest:
+        ensure_free(output, force=force)
+        with opened(base) as (old,):
+            tensors = live
+            if gathering.is_needed:
+                tensors = gathered(live, gathering)
+            elif reference is not None:
+                tensors = _compared(live, stored_tensors(reference), old, whole)
+            source = _source_of(model, tensors, old)
+            return write_delta(old, source, output, after=after, threads=threads, force=force)
+
+    manifest = gathering.run(save) if gathering.is_needed else save()
     if whole:
         warnings.warn(
-            f"the reference model has other weights than {old.id} in {first_few(sorted(whole))}: "
+            f"the reference model has other weights than the base in {first_few(sorted(whole))}: "
             "these tensors were copied to the host whole",
             stacklevel=2,
         )
@@ -151,7 +166,7 @@ def _config_files(model: nn.Module) -> Mapping[str, bytes]:
         return {}
     config = copy.copy(inner.config)
     config.dtype = str(inner.dtype).removeprefix("torch.")
-    config.architectures = [type(inner).__name__]
+    config.architectures = [_class_name(inner)]
     with TemporaryDirectory() as folder, runtime.quiet():
         config.save_pretrained(folder)
         if inner.can_generate():
@@ -162,10 +177,16 @@ def _config_files(model: nn.Module) -> Mapping[str, bytes]:
         }
 
 
+def _class_name(model: nn.Module) -> str:
+    """The name of the class of a model, which `fully_shard` replaces by one of its own."""
+    names = [each.__name__ for each in type(model).__mro__]
+    return names[names.index("FSDPModule") + 1] if "FSDPModule" in names else names[0]
+
+
 def _record(
     model: nn.Module, tensors: Mapping[str, LiveTensor], hashes: Mapping[str, str]
 ) -> CheckpointRecord:
-    name = type(getattr(model, "_orig_mod", model)).__name__
+    name = _class_name(getattr(model, "_orig_mod", model))
     return record_of_tensors(
         ((n, tensor.dtype.name, tensor.shape, hashes[n]) for n, tensor in tensors.items()),
         id=f"{name} in memory",
