@@ -9,7 +9,7 @@ from functools import partial
 from math import prod
 from pathlib import Path
 from tempfile import SpooledTemporaryFile
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
@@ -136,17 +136,17 @@ def write_delta(
 ) -> Manifest:
     """`make_delta` for a tuned checkpoint of any source."""
     pairs = list(_pairs(base, source))
-    files = {name: file.start for name, file in source.weights.items()}
-    files |= {name: read() for name, read in source.others.items()}
-    limits = {f"file:{name}": 2 * len(content) + 4096 for name, content in files.items()}
+    # Files that are not weights are read twice, so that one of them at a time is in memory.
+    sizes = {name: len(file.start) for name, file in source.weights.items()}
+    sizes |= {name: len(read()) for name, read in source.others.items()}
+    limits = {f"file:{name}": 2 * size + 4096 for name, size in sizes.items()}
     for pair in pairs:
         limits[f"tensor:{pair.tuned.name}"] = pair.tuned.num_bytes * 101 // 100 + 4096
     num_bytes = sum(pair.tuned.num_bytes for pair in pairs)
     file_of = {name: path for path, file in source.weights.items() for name in file.tensors}
-    hashers = {path: FileHash(sha256=sha256) for path in files}
-    for path, content in files.items():
-        hashers[path].update(content)
-    sizes = {path: len(content) for path, content in files.items()}
+    hashers = {path: FileHash(sha256=sha256) for path in sizes}
+    for path, file in source.weights.items():
+        hashers[path].update(file.start)
     # Tensors are coded side by side already, and threads of BLAS that wait for each other cost ten
     # times the processor time of the work.
     one_blas_thread = threadpool_limits(1, user_api="blas")
@@ -180,6 +180,15 @@ def write_delta(
                 base_hashes[name] = hash_of_chunks(chunks_of(tensor, tensor.num_elements))
         before = record_of(base, base_hashes)
         root, position = _place_in_chain(after, before.content_hash)
+        files: list[FileEntry] = []
+        for path, file in source.weights.items():
+            # A base that was saved again, in other shards, is the same base.
+            stored = _store(writer, path, "weights", file.start, None)
+            files.append(replace(stored, num_bytes=sizes[path]))
+        for path, read in source.others.items():
+            content = read()
+            hashers[path].update(content)
+            files.append(_store(writer, path, "other", content, content_in(base, path)))
         manifest = Manifest(
             base=before,
             result=source.record({entry.name: entry.hash for entry in entries}),
@@ -187,19 +196,9 @@ def write_delta(
             position=position,
             files=tuple(
                 replace(
-                    _store(
-                        writer,
-                        path,
-                        content,
-                        # A base that was saved again, in other shards, is the same base.
-                        None if path in source.weights else content_in(base, path),
-                    ),
-                    kind="weights" if path in source.weights else "other",
-                    num_bytes=sizes[path],
-                    hash=hashers[path].hexdigest(),
-                    sha256=hashers[path].sha256(),
+                    file, hash=hashers[file.path].hexdigest(), sha256=hashers[file.path].sha256()
                 )
-                for path, content in files.items()
+                for file in files
             ),
             tensors=tuple(entries),
             left_out=source.left_out,
@@ -302,14 +301,21 @@ def _is_equal(tensor: TunedTensor, other: TunedTensor, bits: Readable, most: int
     return all(np.array_equal(one, another) for one, another in pairs)
 
 
-def _store(writer: DeltaWriter, name: str, content: bytes, before: bytes | None) -> FileEntry:
+def _store(
+    writer: DeltaWriter,
+    name: str,
+    kind: Literal["weights", "other"],
+    content: bytes,
+    before: bytes | None,
+) -> FileEntry:
+    """Store the content of a file; the entry has no hash yet."""
     packed = b"" if content == before else compress(content, before or b"")
     writer.add(f"file:{name}", [packed])
     return FileEntry(
         path=name,
-        kind="other",
+        kind=kind,
         num_bytes=len(content),
-        hash=xxhash.xxh3_128_hexdigest(content),
+        hash="",
         base=name if before is not None else None,
         base_hash=xxhash.xxh3_128_hexdigest(before) if before is not None else "",
         num_content=len(content),
