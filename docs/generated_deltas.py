@@ -26,11 +26,14 @@ __all__ = [
     "sizes",
     "speeds",
     "steps",
+    "swaps",
 ]
 
 Report = Mapping[str, Any]
 
 OURS = "trimtab delta"
+
+OUR_SWAPS = ("changes in memory", "delta files")
 
 KINDS = ("positions", "distances", "signs")
 
@@ -285,7 +288,7 @@ def _codecs(one: Report) -> Iterator[tuple[str, Report]]:
 
 
 def _rates(one: Report, part: Report) -> tuple[float, float]:
-    return tuple(  # type: ignore[return-value]
+    return tuple(
         one["num_bytes"] / part[way]["processor_seconds"] / 1e9 for way in ("encode", "decode")
     )
 
@@ -412,3 +415,35 @@ def memory(report: Report | None) -> None:
             f"{info['trimtab_version']} on {info['processors']} cores; the load was "
             f"{info['load_before']:.1f}.\n"
         )
+
+
+def swaps(report: Report | None) -> None:
+    """Times of swaps between two fine-tunes in memory, quickest first, and how it was measured."""
+    if report is None:
+        return
+    info, (first, second) = report["provenance"], report["percent_of_delta_files"]
+    rows(
+        ["swap by", "processor ms per GB of weights", "memory for a further fine-tune"],
+        (
+            [
+                f"**{name}**" if name in OUR_SWAPS else name,
+                f"{way['processor_milliseconds_per_gigabyte']:,.0f}",
+                f"{way['percent_in_memory']:.1f} %" if way["percent_in_memory"] else "–",
+            ]
+            for name, way in sorted(
+                report["ways"].items(),
+                key=lambda item: item[1]["processor_milliseconds_per_gigabyte"],
+            )
+        ),
+    )
+    different = report["percent_of_base_changed_by_merging"]
+    print(
+        f"\nThe delta files take {first:.2f} % and {second:.2f} % of the weights. After PEFT had "
+        f"merged and unmerged its adapters, {different:.1f} % of the base's weights had other bits "
+        "than before.\n\n"
+        f"Measured on {info['date'][:10]} with trimtab {info['trimtab_version']}, torch "
+        f"{info['torch_version']} and PEFT {info['peft_version']} on {info['processor']}, "
+        f"{report['threads']} thread, medians of {2 * report['rounds']} swaps, "
+        f"{report['num_bytes'] / 1e6:.0f} MB of weights. Processor time, because the machine was "
+        f"shared (load average {info['load_before']:.0f} on {info['processors']} processors)."
+    )

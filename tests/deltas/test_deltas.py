@@ -372,3 +372,24 @@ def test_the_report_and_the_json(tmp_path: Path) -> None:
     assert trimtab.load_result(tmp_path / "x.json") == manifest
     assert re.search(r"elements changed; [\d,]+ bytes", trimtab.report.text_of(manifest))
     assert list(manifest.to_dataframe()["name"]) == ["w", "n"]
+
+
+def test_fp8_weights_with_their_scales(tmp_path: Path) -> None:
+    """Both are tensors of their own, stored as they are: nothing is multiplied."""
+    weight, scale = random_bits("F8_E4M3", (16, 32), 0), random_bits("F32", (2, 4), 1)
+    config = {"quantization_config": {"quant_method": "fp8", "weight_block_size": [8, 8]}}
+    names = [f"model.layers.0.mlp.up_proj.{part}" for part in ("weight", "weight_scale_inv")]
+    folders = [
+        write_folder(
+            tmp_path / folder,
+            {
+                names[0]: ("F8_E4M3", moved(weight, share, 2)),
+                names[1]: ("F32", moved(scale, share, 3)),
+            },
+            config=config,
+        )
+        for folder, share in (("base", 0.0), ("tuned", 0.2))
+    ]
+    entries = check_round_trip(folders[0], folders[1], tmp_path).by_name()
+    assert [entries[name].dtype for name in names] == ["F8_E4M3", "F32"]
+    assert 0 < entries[names[0]].num_stored < weight.nbytes

@@ -55,3 +55,22 @@ def test_any_module_and_any_dtype(tmp_path: Path) -> None:
     with pytest.raises(DeltaError, match="meta device"):
         save_delta(nn.Linear(2, 2, device="meta"), tmp_path / "base", tmp_path / "y.delta")
     assert not (tmp_path / "y.delta").exists()
+
+
+def test_a_state_dict(tmp_path: Path) -> None:
+    """Tied weights are stored once; the files are those of `save_pretrained`."""
+    model = tiny.model()
+    with runtime.quiet():
+        model.to(torch.bfloat16).save_pretrained(tmp_path / "base")
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.01)
+        weights = {name: t.clone() for name, t in model.state_dict().items()}
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+        made = save_delta(weights, tmp_path / "base", tmp_path / "x.delta", sha256=True)
+        model.save_pretrained(tmp_path / "tuned")
+    trimtab.apply_delta(tmp_path / "base", tmp_path / "x.delta", tmp_path / "again")
+    assert content_of(tmp_path / "again") == content_of(tmp_path / "tuned")
+    assert made.result.id == "state_dict in memory" and made.files[0].sha256
+    with pytest.raises(DeltaError, match=r"_extra_state of the state_dict is no tensor"):
+        save_delta({**weights, "_extra_state": None}, tmp_path / "base", tmp_path / "y.delta")  # type: ignore[dict-item]

@@ -168,12 +168,16 @@ class LiveModel(NamedTuple):
 
 
 def stored_tensors(
-    model: nn.Module, names: Mapping[str, object] | None = None, *, sharded: bool = False
+    model: nn.Module | Mapping[str, Tensor],
+    names: Mapping[str, object] | None = None,
+    *,
+    sharded: bool = False,
 ) -> LiveModel:
     """The tensors that `save_pretrained` would store of a model, where they are in memory.
 
     Args:
-        model: Any module. Parameters and buffers that are tied are listed once.
+        model: Any module, or a `state_dict` with the names of files. Tensors that are tied are
+            listed once.
         names: Names that a checkpoint has for them; without, those of the module.
         sharded: Whether parameters may be DTensors, which are in `sources` as they are.
 
@@ -181,30 +185,15 @@ def stored_tensors(
         DeltaError: Its values are not here (meta device, sharded), have a dtype that safetensors
             does not have, or transformers computes the stored values from them.
     """
-    layout = Layout.of(model)
-    if layout.computed:
-        raise DeltaError(
-            f"transformers computes stored values of {first_few([*layout.computed])} when it saves "
-            "this model: save it, and make and apply deltas of its files"
-        )
-    values: dict[str, Tensor] = dict(model.named_parameters())
-    persistent = model.state_dict(keep_vars=True)
-    buffers = {
-        name: tensor
-        for name, tensor in model.named_buffers(remove_duplicate=False)
-        if name in persistent
-    }
-    values |= buffers
-    pieces = dict(layout.stored)
-    for name, tensor in buffers.items():
-        pieces[without_wrappers(name)] = Piece.whole(name, tuple(tensor.shape))
+    if isinstance(model, nn.Module):
+        values, pieces, tied = _of_module(model)
+    else:
+        values, tied = dict(model), {}
+        if odd := [name for name, value in values.items() if not isinstance(value, Tensor)]:
+            raise DeltaError(f"{odd[0]} of the state_dict is no tensor: leave it out")
+        pieces = {without_wrappers(n): Piece.whole(n, tuple(t.shape)) for n, t in values.items()}
     _check(values, sharded=sharded)
     _check_apart({name: t for name, t in values.items() if as_sharded(t) is None})
-    tied = {
-        without_wrappers(name): layout.stored_name[first]
-        for name, first in layout.tied.items()
-        if first in layout.stored_name
-    }
     renamed = match_stored(pieces, names, {}) if names is not None else {}
     integers = {
         n: t.detach().view(INTEGERS[t.element_size()]) if as_sharded(t) is None else t.detach()
@@ -225,6 +214,35 @@ def stored_tensors(
         tensors[known] = LiveTensor(known, DTYPES[NAMES[kinds.pop()]], piece, sources)
     tied = {alias: renamed.get(name, name) for alias, name in tied.items()}
     return LiveModel(tensors, tied)
+
+
+def _of_module(
+    model: nn.Module,
+) -> tuple[dict[str, Tensor], dict[str, Piece], dict[str, str]]:
+    """Its parameters and persistent buffers, where stored tensors are in them, and tied names."""
+    layout = Layout.of(model)
+    if layout.computed:
+        raise DeltaError(
+            f"transformers computes stored values of {first_few([*layout.computed])} when it saves "
+            "this model: save it, and make and apply deltas of its files"
+        )
+    values: dict[str, Tensor] = dict(model.named_parameters())
+    persistent = model.state_dict(keep_vars=True)
+    buffers = {
+        name: tensor
+        for name, tensor in model.named_buffers(remove_duplicate=False)
+        if name in persistent
+    }
+    values |= buffers
+    pieces = dict(layout.stored)
+    for name, tensor in buffers.items():
+        pieces[without_wrappers(name)] = Piece.whole(name, tuple(tensor.shape))
+    tied = {
+        without_wrappers(name): layout.stored_name[first]
+        for name, first in layout.tied.items()
+        if first in layout.stored_name
+    }
+    return values, pieces, tied
 
 
 def _check(values: Mapping[str, Tensor], *, sharded: bool) -> None:

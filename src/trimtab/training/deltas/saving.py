@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
@@ -40,12 +40,13 @@ ORDER = (
 
 
 def save_delta(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, Tensor],
     base: str | os.PathLike[str] | Checkpoint,
     output: str | os.PathLike[str],
     *,
     reference: nn.Module | None = None,
     after: str | os.PathLike[str] | None = None,
+    sha256: bool = False,
     threads: int | None = None,
     force: bool = False,
 ) -> Manifest:
@@ -59,13 +60,16 @@ def save_delta(
     a time. All processes must call this; the first one reads the base and writes the delta.
 
     Args:
-        model: The tuned model, on any device; tied parameters are stored once.
+        model: The tuned model, on any device; tied parameters are stored once. Or a `state_dict`
+            with the names that files have, such as one that was gathered from many processes; then
+            `config.json` is that of the base.
         base: The checkpoint before training: a folder, a file, a hub id or an open checkpoint.
         output: The delta file to write.
         reference: A model on the same GPU that has the weights of `base`, such as the reference
             model of RL. What changed is then found on the GPU, and only that is copied to the
             host; it changes nothing in the delta. Elsewhere it is not used.
         after: The delta that produced `base`, if the two belong to one chain.
+        sha256: Also store the SHA-256 of every file, as `make_delta` does.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         force: Replace an existing file.
 
@@ -92,7 +96,9 @@ def save_delta(
             elif reference is not None:
                 tensors = _compared(live, stored_tensors(reference), old, whole)
             source = _source_of(model, tensors, old)
-            return write_delta(old, source, output, after=after, threads=threads, force=force)
+            return write_delta(
+                old, source, output, after=after, sha256=sha256, threads=threads, force=force
+            )
 
     manifest = gathering.run(save) if gathering.is_needed else save()
     if whole:
@@ -138,7 +144,9 @@ def _compared(
     return live._replace(tensors=tensors)
 
 
-def _source_of(model: nn.Module, live: LiveModel, base: Checkpoint) -> Source:
+def _source_of(
+    model: nn.Module | Mapping[str, Tensor], live: LiveModel, base: Checkpoint
+) -> Source:
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     kept = [tensor for name, tensor in live.tensors.items() if name not in ignored]
     kept.sort(key=lambda tensor: (ORDER.index(tensor.dtype.name), tensor.name))
@@ -159,7 +167,7 @@ def _source_of(model: nn.Module, live: LiveModel, base: Checkpoint) -> Source:
     )
 
 
-def _config_files(model: nn.Module) -> Mapping[str, bytes]:
+def _config_files(model: nn.Module | Mapping[str, Tensor]) -> Mapping[str, bytes]:
     """What `save_pretrained` writes beside the weights."""
     inner: Any = getattr(model, "_orig_mod", model)
     if not hasattr(getattr(inner, "config", None), "save_pretrained"):
@@ -184,9 +192,13 @@ def _class_name(model: nn.Module) -> str:
 
 
 def _record(
-    model: nn.Module, tensors: Mapping[str, LiveTensor], hashes: Mapping[str, str]
+    model: nn.Module | Mapping[str, Tensor],
+    tensors: Mapping[str, LiveTensor],
+    hashes: Mapping[str, str],
 ) -> CheckpointRecord:
-    name = _class_name(getattr(model, "_orig_mod", model))
+    name = "state_dict"
+    if isinstance(model, nn.Module):
+        name = _class_name(getattr(model, "_orig_mod", model))
     return record_of_tensors(
         ((n, tensor.dtype.name, tensor.shape, hashes[n]) for n, tensor in tensors.items()),
         id=f"{name} in memory",
