@@ -195,16 +195,6 @@ class Replay:
             return None
         return self._before(len(self.deltas), entry, entry.base)
 
-    def check_base(self) -> None:
-        """Compare every tensor that the first delta needs of the base with the hash of it there.
-
-        Raises:
-            DeltaError: The base is another one.
-        """
-        for entry in self.deltas[0].tensors.values():
-            if entry.base is not None:
-                self._before(1, entry, entry.base)
-
     def _opened(self, level: int, entry: TensorEntry) -> Readable:
         """A tensor of a delta, of which nothing is decoded yet."""
         delta = self.deltas[level - 1]

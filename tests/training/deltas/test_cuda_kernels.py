@@ -113,7 +113,10 @@ def test_a_model_is_saved_and_loaded_by_its_changes(tmp_path: Path, on_gpu: dict
         assert x.manifest.tensors == y.manifest.tensors
         assert x.manifest.result == y.manifest.result
     places = {name: tensor.data_ptr() for name, tensor in reference.state_dict().items()}
+    on_gpu.update(changes=0, whole=0)
     loaded = load_delta(reference, tmp_path / "x.delta", threads=1)
+    once = sum(bits.nbytes for _, bits in base.values())
+    assert on_gpu == {"changes": loaded.num_bytes, "whole": once}
     assert bits_of(reference) == raw(tuned)
     with pytest.raises(DeltaError, match="the delta was applied before; nothing was changed"):
         load_delta(reference, tmp_path / "x.delta", threads=1)

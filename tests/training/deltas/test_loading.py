@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +73,21 @@ def made(folder: Path, base: Arrays, tuned: Arrays, name: str = "x") -> Path:
     other = write_folder(folder / f"{name}-tuned", tuned)
     trimtab.make_delta(one, other, folder / f"{name}.delta")
     return folder / f"{name}.delta"
+
+
+def interrupted(stop: int) -> Callable[..., None]:
+    """`LiveTensor.change` with an interrupt at a call: after it, or for even numbers before it."""
+    real, num = LiveTensor.change, 0
+
+    def change(self: LiveTensor, changes: Changes, *, back: bool = False) -> None:
+        nonlocal num
+        num += 1
+        if num != stop or stop % 2:
+            real(self, changes, back=back)
+        if num == stop:
+            raise KeyboardInterrupt
+
+    return change
 
 
 def test_every_dtype_there_and_back(tmp_path: Path) -> None:
@@ -182,23 +196,37 @@ def test_a_damaged_delta_and_an_interrupt_leave_the_model_as_it_was(
         load_delta(model, tmp_path / "damaged.delta", threads=1)
     assert bits_of(model) == raw(base)
 
-    real = LiveTensor.write
     for stop in range(1, 9):
-        left = stop
-
-        def write(self: Any, bits: Bits, changes: Changes | None = None) -> None:
-            nonlocal left
-            left -= 1
-            if left == 0:
-                real(self, np.where(np.arange(bits.size).reshape(bits.shape) % 2, bits, ~bits))
-                raise KeyboardInterrupt
-            real(self, bits, changes)
-
-        monkeypatch.setattr(LiveTensor, "write", write)
+        monkeypatch.setattr(LiveTensor, "change", interrupted(stop))
         with pytest.raises(KeyboardInterrupt):
             load_delta(model, delta)
         monkeypatch.undo()
         assert bits_of(model) == raw(base)
+
+
+def test_a_copy_that_is_interrupted_leaves_the_tensor_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a parameter that is not contiguous all bits are written, perhaps in several steps."""
+    bits = random_bits("BF16", (6, 4), 0)
+    delta = made(tmp_path, {"a": ("BF16", bits)}, {"a": ("BF16", moved(bits, 0.5, 1))})
+    model = nn.Module()
+    model.a = nn.Parameter(tensor_of("BF16", bits.T.copy()).T, requires_grad=False)
+    real, num = LiveTensor.write, 0
+
+    def write(self: LiveTensor, bits: Bits) -> None:
+        nonlocal num
+        num += 1
+        if num > 1:
+            real(self, bits)
+            return
+        real(self, np.where(np.arange(bits.size).reshape(bits.shape) % 2, bits, ~bits))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LiveTensor, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        load_delta(model, delta)
+    assert bits_of(model) == {"a": bits.tobytes()}
 
 
 def test_a_model_that_was_trained_is_not_reverted(tmp_path: Path) -> None:
@@ -223,23 +251,12 @@ def test_an_interrupted_swap_is_completed(
     model = module_of(base)
     loaded = load_delta(model, made(tmp_path, base, tuned))
     flipped = model.get_parameter("F32").view(torch.int32)
-    real, num = LiveTensor.change, 0
-
-    def change(self: LiveTensor, changes: Changes, *, back: bool = False) -> None:
-        nonlocal num
-        num += 1
-        if num < stop or stop % 2:
-            real(self, changes, back=back)
-        if num == stop:
-            raise KeyboardInterrupt
-
     turns: list[tuple[Callable[[], None], Arrays]] = [
         (lambda: loaded.revert(keep=True, threads=1), base),
         (lambda: loaded.apply(threads=1), tuned),
     ]
     for turn, weights in turns:
-        num = 0
-        monkeypatch.setattr(LiveTensor, "change", change)
+        monkeypatch.setattr(LiveTensor, "change", interrupted(stop))
         with pytest.raises(KeyboardInterrupt):
             turn()
         monkeypatch.undo()

@@ -78,23 +78,18 @@ class LiveTensor:
         bits: Bits = values.view(self.dtype.bits)
         return bits
 
-    def write(self, bits: Bits, changes: Changes | None = None) -> None:
-        """Replace its bits.
-
-        Args:
-            bits: The new ones.
-            changes: What makes them of those that it has; where kernels run, only this is copied.
-        """
-        if changes is not None and self._on_gpu() is not None:
-            self.change(changes)
-            return
+    def write(self, bits: Bits) -> None:
+        """Replace its bits."""
         integers = np.ascontiguousarray(bits).reshape(self.shape)
         width = integers.itemsize
         values = torch.from_numpy(integers.view(f"i{width}" if width > 1 else "u1"))
         self.piece.assign(values.to(next(iter(self.sources.values())).device), self.sources)
 
     def change(self, changes: Changes, *, back: bool = False) -> None:
-        """Make `after` of `before`, which it is, or the reverse with `back`; in place."""
+        """Make `after` of `before`, which it is, or the reverse with `back`; in place.
+
+        It is changed whole or, after an exception or an interrupt, not at all.
+        """
         if (flat := self._on_gpu()) is not None:
             from trimtab.training.deltas import cuda_kernels
 
@@ -105,9 +100,14 @@ class LiveTensor:
                 if not source.is_inference():
                     torch.autograd.graph.increment_version(source)
         else:
-            bits = self.read().copy()
-            apply_changes(bits.reshape(-1), changes, self.dtype, back=back)
-            self.write(bits)
+            before = self.read().copy()
+            after = before.copy()
+            apply_changes(after.reshape(-1), changes, self.dtype, back=back)
+            try:
+                self.write(after)
+            except BaseException:
+                self.write(before)
+                raise
 
     def can_be_compared(self, other: LiveTensor) -> bool:
         """Whether `changes_since` takes the other tensor: both are alike, and on one GPU."""

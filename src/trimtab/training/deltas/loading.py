@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import NamedTuple, cast
 
-import numpy as np
 from torch import nn
 
 from trimtab.checkpoints.checkpoint import Checkpoint
@@ -136,8 +136,8 @@ def load_delta(
     """Give a model in memory the weights that deltas make of its own, bit for bit.
 
     The parameters and persistent buffers are changed in place, on any device. Before anything is
-    written, the hash of every tensor is compared with that of the base of the delta; afterwards,
-    with that of the result. If anything fails, the model is as it was.
+    written, every tensor is compared with the base by its hash, decoded, and compared with the
+    result; afterwards the model is compared with it. If anything fails, the model is as it was.
 
     Args:
         model: The base of the (first) delta, in the dtypes in which it is stored.
@@ -156,35 +156,32 @@ def load_delta(
     with opened_chain(deltas, signers=signers, signature=signature) as chain:
         base = stored_tensors(model, _base_names(chain[0].manifest))
         # Of its base, a replay uses the id, the tensors and which of them are tied.
-        replay = Replay(cast("Checkpoint", _Base("the model", base.tensors, base.tied)), chain)
+        held: dict[str, Bits] = {}
+        origins = {name: _Origin.of(tensor, held) for name, tensor in base.tensors.items()}
+        replay = Replay(cast("Checkpoint", _Base("the model", origins, base.tied)), chain)
         targets = _targets(replay, base, stored_tensors(model, chain[-1].tensors))
-        replay.check_base()
-        made: list[_Change] = []
-        bits: Bits | None = None
-        try:
-            with Workers(threads) as workers:
-                for bits, change in workers.in_order(
-                    targets,
-                    lambda target: _decode(replay, *target, workers),
-                    lambda target: target[0].num_bytes,
-                ):
-                    made.append(change)
-                    if change.changes is not None:
-                        change.tensor.write(bits, change.changes)
-            for change, digest in zip(made, _digests(made, threads), strict=True):
-                if digest != change.after:
-                    raise DeltaError(
-                        f"{change.tensor.name} of the model is not what was written to it: it "
-                        "shares memory with another tensor, or was changed at the same time"
-                    )
-        except BaseException as error:
-            if made and bits is not None and made[-1].tensor.digest_of(bits) == made[-1].after:
-                made[-1].tensor.write(bits)  # an interrupt may have come in the middle of it
-            if wrong := _turned(made, threads, back=True, digests=_digests(made, threads)):
-                raise DeltaError(
-                    f"{first_few(wrong)} cannot be given back: load the model again"
-                ) from error
-            raise
+        with Workers(threads) as workers:
+            decoded = workers.in_order(
+                targets,
+                lambda target: _decode(replay, *target, held, workers),
+                lambda target: target[0].num_bytes,
+            )
+            made = list(decoded)
+    try:
+        wrong = _turned(made, threads, back=False)
+        digests = _digests(made, threads)
+        wrong += [c.tensor.name for c, found in zip(made, digests, strict=True) if found != c.after]
+        if wrong:
+            raise DeltaError(
+                f"{first_few(sorted(set(wrong)))} of the model: not what was written there: it "
+                "shares memory with another tensor, or was changed at the same time"
+            )
+    except BaseException as error:
+        if wrong := _turned(made, threads, back=True, digests=_digests(made, threads)):
+            raise DeltaError(
+                f"{first_few(wrong)} cannot be given back: load the model again"
+            ) from error
+        raise
     return LoadedDelta(replay.manifest, [change for change in made if change.changes is not None])
 
 
@@ -216,6 +213,21 @@ class _Base(NamedTuple):
     id: str
     tensors: Mapping[str, LiveTensor]
     tied: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Origin(LiveTensor):
+    """A tensor of the model of which the bits may be on the host already."""
+
+    held: Mapping[str, Bits]
+
+    @classmethod
+    def of(cls, tensor: LiveTensor, held: Mapping[str, Bits]) -> _Origin:
+        return cls(tensor.name, tensor.dtype, tensor.piece, tensor.sources, held)
+
+    def read(self) -> Bits:
+        bits = self.held.get(self.name)
+        return super().read() if bits is None else bits
 
 
 def _targets(
@@ -279,15 +291,28 @@ def _origin(replay: Replay, entry: TensorEntry) -> str | None:
 
 
 def _decode(
-    replay: Replay, entry: TensorEntry, tensor: LiveTensor, workers: Workers
-) -> tuple[Bits, _Change]:
-    """The new bits of a tensor, and what changes in it."""
-    after, before = replay.tensor(entry, mapped=workers.map), tensor.read()
-    digest = tensor.digest_of(after, entry.hash)
-    if np.array_equal(before, after):
-        return after, _Change(tensor, None, digest, digest)
+    replay: Replay,
+    entry: TensorEntry,
+    tensor: LiveTensor,
+    held: dict[str, Bits],
+    workers: Workers,
+) -> _Change:
+    """What changes in a tensor; its bits are read once, into `held` while it is decoded."""
+    before = tensor.read()
+    origin = _origin(replay, entry)
+    if origin is not None:
+        origin = replay.base.tied.get(origin, origin)
+        held[origin] = before
+    try:
+        after = replay.tensor(entry, mapped=workers.map)
+    finally:
+        if origin is not None:
+            del held[origin]
     changes = find_changes(before, after, tensor.dtype)
-    return after, _Change(tensor, changes, tensor.digest_of(before), digest)
+    digest = tensor.digest_of(after, entry.hash)
+    if not changes.places.size:
+        return _Change(tensor, None, digest, digest)
+    return _Change(tensor, changes, tensor.digest_of(before), digest)
 
 
 def _digests(made: Sequence[_Change], threads: int | None) -> list[str]:
