@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -153,6 +154,7 @@ def write_delta(
     with (
         one_blas_thread,
         new_delta(output, limits, force=force) as writer,
+        ExitStack() as spools,
         Workers(threads) as workers,
     ):
         entries: list[TensorEntry] = []
@@ -160,7 +162,12 @@ def write_delta(
         folder = None if is_stream(output) else str(Path(output).resolve().parent)
         coded = workers.in_order(
             pairs,
-            lambda pair: _code(pair, workers, max_rank, folder),
+            lambda pair: _code(
+                pair,
+                workers,
+                max_rank,
+                spools.enter_context(SpooledTemporaryFile(SPOOLED_BYTES, dir=folder)),
+            ),
             lambda pair: 0 if isinstance(pair.tuned, StoredTensor) else pair.tuned.num_bytes,
         )
         for pair, (entry, spool, tuned) in zip(pairs, coded, strict=True):
@@ -235,14 +242,15 @@ def _num_common(base: tuple[int, ...], tuned: tuple[int, ...]) -> int:
     return int(min(base[0], tuned[0]) * np.prod(tuned[1:], dtype=np.int64))
 
 
-def _code(pair: _Pair, workers: Workers, max_rank: int, folder: str | None) -> _Coded:
-    """Code a tensor; what waits for its turn lies in a temporary file in a folder."""
+def _code(
+    pair: _Pair, workers: Workers, max_rank: int, content: SpooledTemporaryFile[bytes]
+) -> _Coded:
+    """Code a tensor into an empty file."""
     tensor, base, num_common, same = pair
     most = HELD_BYTES // (2 * workers.threads)
     tuned = readable(tensor, most)
     before = readable(base, most) if base is not None else None
     entry = _compared(pair, tuned, before)
-    content: SpooledTemporaryFile[bytes] = SpooledTemporaryFile(SPOOLED_BYTES, dir=folder)  # noqa: SIM115
     result = _Coded(entry, content, tensor if isinstance(tensor, StoredTensor) else tuned)
     if same is not None and same is not tensor and _is_equal(same, tensor, tuned, most):
         return result._replace(entry=replace(entry, copy_of=same.name))
