@@ -18,7 +18,9 @@ def test_the_verbs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run("store", "init", "s", "--base", "base").err == f"wrote s: a store for {base}\n"
     added = run("store", "add", "s", first)
     assert added.err.startswith("added step-1: ") and "% of the" in added.err
-    assert run("store", "add", "s", second, "--name", "b", "--against", "step-1").code == 0
+    assert (
+        run("store", "add", "s", second, "--name", "b", "--against", "step-1", "--verify").code == 0
+    )
     lines = run("store", "list", "s").out.splitlines()
     assert [line.split()[0] for line in lines] == ["name", "step-1", "b", "2"]
     data = json.loads(run("store", "list", "s", "--json").out)

@@ -214,6 +214,50 @@ def test_a_chain_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.add(tuned, "more").against == "base"
 
 
+def test_what_is_decoded_already_is_used_where_it_is_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, run = base_and_run(tmp_path)
+    store = store_of(tmp_path / "store", base, run[0])
+    written: list[str] = []
+    write_file = store_objects.write_file
+
+    def counted(replay: Any, file: Any, *more: Any, **options: Any) -> None:
+        written.append(file.path)
+        write_file(replay, file, *more, **options)
+
+    monkeypatch.setattr(store_objects, "write_file", counted)
+    options: dict[str, Any] = {"against": "step-1", "threads": 1, "force": True, "max_rank": 0}
+    for folder, expected in ((run[0], []), (run[1], ["model.safetensors"]), (tmp_path / "x", 3)):
+        store.add(run[2], "new", decoded=folder, verify=True, **options)
+        assert written == expected or len(written) == expected
+        assert check_out(store, "new", tmp_path / "out") == content_of(run[2])
+        assert store.manifest("new").position == 2
+        written.clear()
+        store.remove("new")
+        store.gc()
+    assert content_of(run[0]).keys() == {"config.json", "tokenizer.json", "model.safetensors"}
+
+
+def test_verified_as_it_is_added(tmp_path: Path) -> None:
+    """An object that is there already is decoded too: only its manifest is read otherwise."""
+    base, run = base_and_run(tmp_path, steps=1)
+    store = store_of(tmp_path / "store", base, run[0], max_rank=0)
+    (path,) = (store.folder / "objects").iterdir()
+    content = path.read_bytes()
+    with trimtab.DeltaFile(path) as delta:
+        part = delta._parts["tensor:w"]
+        place = part.offset + part.num_bytes // 2
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    store.add(run[0], "again", threads=1, against="base")
+    with pytest.raises(DeltaError, match="w"):
+        store.add(run[0], "verified", threads=1, against="base", verify=True)
+    assert store.names() == ("again", "step-1")
+    path.unlink()
+    store.add(run[0], "verified", threads=1, against="base", verify=True)
+    assert store.verify() == 1
+
+
 def test_links_that_lead_out_are_refused(tmp_path: Path) -> None:
     base, run = base_and_run(tmp_path, steps=2)
     store = store_of(tmp_path / "store", base, run[0])

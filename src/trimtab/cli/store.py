@@ -68,6 +68,7 @@ def init(folder: Path, base: str) -> None:
 @max_rank_option
 @base_option
 @options.threads_option
+@click.option("--verify", is_flag=True, help="Decode what is stored before it gets its name.")
 @click.option("--force", is_flag=True, help="Take the name from the checkpoint that has it.")
 def add(folder: Path, tuned: str, name: str | None, **settings: Any) -> None:
     """Add a TUNED checkpoint to a STORE.
