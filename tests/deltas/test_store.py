@@ -15,8 +15,8 @@ import pytest
 
 import trimtab
 from tests.deltas.building import content_of, moved, random_bits, write_folder
+from trimtab.deltas import apply, store_objects
 from trimtab.deltas import store as store_module
-from trimtab.deltas import store_objects
 from trimtab.errors import CheckpointError, DeltaError, OutputExistsError
 
 
@@ -220,11 +220,10 @@ def test_what_is_decoded_already_is_used_where_it_is_right(
     base, run = base_and_run(tmp_path)
     store = store_of(tmp_path / "store", base, run[0])
     written: list[str] = []
-    write_file = store_objects.write_file
 
     def counted(replay: Any, file: Any, *more: Any, **options: Any) -> None:
         written.append(file.path)
-        write_file(replay, file, *more, **options)
+        apply.write_file(replay, file, *more, **options)
 
     monkeypatch.setattr(store_objects, "write_file", counted)
     options: dict[str, Any] = {"against": "step-1", "threads": 1, "force": True, "max_rank": 0}
