@@ -7,14 +7,17 @@ works, also where the shell that started the tests in the background had switche
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Generator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.golden.stored import Golden
 
@@ -28,6 +31,8 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["COLUMNS"] = "120"
 os.environ.setdefault("TRITON_INTERPRET", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("no deadline", deadline=None)  # a busy machine fails no test
+settings.load_profile("no deadline")
 
 
 NO_BROWSER = "no browser: install Chromium or Google Chrome, or run `playwright install chromium`"
@@ -54,6 +59,24 @@ def _place(item: pytest.Item, num_tests: int) -> tuple[bool, int, str]:
     """Files that train begin with those of few tests, whose tests are long; others with many."""
     trains = item.get_closest_marker("train") is not None
     return not trains, num_tests if trains else -num_tests, str(item.path)
+
+
+_num_modules = len(sys.modules)
+"""Modules at the last call of `gc.freeze`."""
+
+
+def pytest_runtest_teardown() -> None:
+    """Every `train()` collects garbage; the modules of the libraries are none, and take 0.2 s."""
+    global _num_modules
+    if len(sys.modules) > _num_modules + 100:
+        gc.collect()
+        gc.freeze()
+        _num_modules = len(sys.modules)
+
+
+def pytest_unconfigure() -> None:
+    """Let Python take down at its end what was frozen."""
+    gc.unfreeze()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

@@ -20,9 +20,12 @@ from tests.cli.conftest import Run
 from tests.golden.stored import Compare
 from tests.training import tiny
 from tests.training.runs.run_files import REWARD
-from tests.training.sweeps.sweep_files import write_sweep
+from tests.training.sweeps.sweep_files import tell_nobody, write_sweep
 from trimtab.masks.extract import extract_mask
 from trimtab.training.folders import WEIGHTS
+from trimtab.training.sweeps.execute import run_cells
+from trimtab.training.sweeps.plan import plan
+from trimtab.training.sweeps.settings import SweepSettings
 
 pytestmark = pytest.mark.train
 
@@ -83,10 +86,16 @@ def prepared(folder: Path, base: Path, text: str = GRID, reward: str = "interrup
 
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep of 2 x 2 cells, two at a time, that nothing interrupted."""
+    """A sweep of 2 x 2 cells that nothing interrupted.
+
+    Loading torch takes a process longer than a cell, so two cells run in this process, and two
+    in processes of their own, at the same time.
+    """
     folder = tmp_path_factory.mktemp("whole")
     path = prepared(folder, base)
     (folder / "interrupted").touch()
+    here = [planned.cell for planned in plan(SweepSettings.read(path)).cells[:2]]
+    run_cells(here, jobs=1, notify=tell_nobody, stop=lambda: False, here=True)
     with pytest.raises(SystemExit) as stop:
         from trimtab.cli import main
 

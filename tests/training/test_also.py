@@ -33,7 +33,7 @@ from trimtab.training.masked_training import newly_initialised
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 NAMES = ["model.layers.0.norm.weight", "model.norm.weight", "model.scores.weight", "score.weight"]
 

@@ -289,7 +289,10 @@ def test_no_change_is_no_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         train_demo(tmp_path, steps=1, make_base=tiny.make_base)
 
 
-def test_interrupted_demo_ends_in_the_same_weights(finished: DemoRun, tmp_path: Path) -> None:
+def test_interrupted_demo_ends_in_the_same_weights(
+    finished: DemoRun, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """And nothing is printed, because stderr is no terminal."""
     asked = iter([False] * 4 + [True] * 3)  # before GRPO, twice in it, and before SFT
     with pytest.raises(Interrupted, match="the same command resumes from step 1"):
         train_demo(tmp_path, steps=3, stop=lambda: next(asked), make_base=tiny.make_base)
@@ -301,6 +304,9 @@ def test_interrupted_demo_ends_in_the_same_weights(finished: DemoRun, tmp_path: 
     for name, of in run.runs.items():
         weights = (of.folder / WEIGHTS).read_bytes()
         assert weights == (finished.runs[name].folder / WEIGHTS).read_bytes()
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert captured.err == ""
 
 
 def test_damaged_base_is_refused(tmp_path: Path) -> None:
@@ -308,12 +314,3 @@ def test_damaged_base_is_refused(tmp_path: Path) -> None:
     (tmp_path / "base" / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="has 0 bytes"):
         train_demo(tmp_path, steps=1, make_base=tiny.make_base)
-
-
-def test_silent_where_stderr_is_no_terminal(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    train_demo(tmp_path, steps=3, make_base=tiny.make_base)
-    captured = capfd.readouterr()
-    assert captured.out == ""
-    assert captured.err == ""

@@ -25,7 +25,7 @@ from trimtab.masks.mask import Mask
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 Base = tuple[Path, dict[str, Any]]
 

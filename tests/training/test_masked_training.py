@@ -30,7 +30,7 @@ from trimtab.training import runtime, train_only
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 Base = tuple[Path, dict[str, Any]]
 KINDS = list(tiny_trainers.BUILDERS)

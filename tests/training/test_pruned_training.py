@@ -18,7 +18,7 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.pruning import is_zero, prune, survivors
 from trimtab.training import train_only
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 
 @pytest.fixture(scope="module")

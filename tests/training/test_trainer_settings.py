@@ -14,7 +14,7 @@ from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
 from trimtab.training import train_only
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 Base = tuple[Path, dict[str, Any]]
 

@@ -10,7 +10,7 @@ from tests.training import tiny
 from tests.training.rollouts.trainers import logged, ppo, sevens
 from tests.training.tiny_trainers import train
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 
 def test_it_learns_over_seeds(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from tests.training.tiny_trainers import arrays, assert_same_bits, moved, train,
 from trimtab.masks.mask import Mask
 from trimtab.training import train_only
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 
 def unlike(model: Any, seed: int = 5) -> Any:

@@ -12,7 +12,7 @@ from tests.training import tiny
 from tests.training.rollouts.trainers import logged, prime
 from tests.training.tiny_trainers import train
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 
 def has_seven(completions: Sequence[str], **_: Any) -> list[float]:

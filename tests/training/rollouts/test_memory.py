@@ -12,7 +12,7 @@ from tests.training.rollouts.test_resume import all_weights
 from tests.training.rollouts.trainers import BUILDERS
 from tests.training.tiny_trainers import assert_same_bits, train
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 
 @pytest.mark.parametrize("name", BUILDERS)

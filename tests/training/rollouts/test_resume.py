@@ -15,7 +15,7 @@ from trimtab.errors import CheckpointError
 from trimtab.masks.mask import Mask
 from trimtab.training import train_only
 
-pytestmark = [pytest.mark.train, pytest.mark.usefixtures("quick_collections")]
+pytestmark = pytest.mark.train
 
 Builder = Callable[..., Any]
 
