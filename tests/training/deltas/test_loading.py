@@ -279,7 +279,9 @@ def test_a_transformers_model_with_tied_embeddings(tmp_path: Path) -> None:
 
     tiny.make_base(tmp_path / "base")
     with runtime.quiet():
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
+        model = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base", dtype="auto", device_map="cpu"
+        )
         tuned = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="auto")
         with torch.no_grad():
             for parameter in tuned.parameters():
@@ -293,6 +295,17 @@ def test_a_transformers_model_with_tied_embeddings(tmp_path: Path) -> None:
         assert torch.equal(model(ids).logits, expected)
         assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(model(ids).logits, before)
+    modules = [*(f"model.layers.{n}" for n in range(len(model.model.layers))), "model.norm"]
+    modules += ["model.embed_tokens", "model.rotary_emb", "lm_head"]
+    with runtime.quiet():
+        offloaded = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "base",
+            dtype="auto",
+            device_map=dict.fromkeys(modules, "cpu") | {"model.layers.0": "disk"},
+            offload_folder=tmp_path / "offloaded",
+        )
+    with pytest.raises(DeltaError, match=r"layers\.0.* is on the meta device, .*without offloading"):
+        load_delta(offloaded, tmp_path / "x.delta")
 
 
 def test_fused_experts_are_changed_where_they_are(tmp_path: Path) -> None:
