@@ -23,7 +23,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 from random import Random
-from statistics import fmean
+from statistics import fmean, median
 from time import perf_counter
 from typing import Any
 
@@ -45,6 +45,9 @@ WINDOW = 64
 
 QUESTIONS, SAMPLES, NUM_TOKENS = 4, 8, 3
 """Questions of a step of RL, answers to each, and the most tokens of an answer."""
+
+DIRECTIONS = "directions.json"
+"""In the folder of a run."""
 
 CLIP = 1.0
 """Largest norm of a gradient."""
@@ -84,7 +87,9 @@ class Model:
     runs: Mapping[str, Tuning]
 
 
-LONG = (*range(1, 17), 20, 50, 100, 150, 200, 240)
+SHORT = (*range(1, 17), 20)
+LONG = (*SHORT, 50, 100, 150, 200, 240)
+"""Saved steps; the first ones are a chain."""
 
 MODELS: Mapping[str, Model] = {
     "native": Model(
@@ -101,7 +106,7 @@ MODELS: Mapping[str, Model] = {
         runs={
             "rl": Tuning("rl", 1e-5, LONG),
             "sft": Tuning("sft", 1e-5, LONG),
-            "rl-1e-6": Tuning("rl", 1e-6, LONG),
+            "rl-1e-6": Tuning("rl", 1e-6, SHORT),
         },
     ),
     "wide": Model(
@@ -268,6 +273,7 @@ def tune(base: Path, run: Tuning, folder: Path, save_every: int) -> None:
     from trimtab.training.addition import split_questions
 
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
+    start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     training = Training(model, run.learning_rate, folder)
     questions = split_questions(0).train
     steps: Mapping[str, Callable[[Training, Any], None]] = {"sft": sft_step, "rl": rl_step}
@@ -276,7 +282,32 @@ def tune(base: Path, run: Tuning, folder: Path, save_every: int) -> None:
         if training.step in run.saved:
             training.save_weights(f"step-{training.step}")
         _between(training, save_every)
+    spread = {
+        name: directions(weight.detach(), start[name])
+        for name, weight in model.named_parameters()
+        if weight.ndim == 2
+    }
+    (folder / DIRECTIONS).write_text(json.dumps(spread, indent=1) + "\n")
     _finish(training)
+
+
+def directions(weight: Any, start: Any) -> dict[str, dict[str, float]]:
+    """In how many directions an update of a matrix has its energy, in fp32 and rounded to bf16.
+
+    The energy is the sum of the squares of the singular values.
+    """
+    import torch
+
+    def spread(update: Any) -> dict[str, float]:
+        narrow = (update if update.shape[0] <= update.shape[1] else update.T).double()
+        energies = torch.linalg.eigvalsh(narrow @ narrow.T).flip(0).clamp(min=0)
+        shares = (energies / energies.sum()).cumsum(0)
+        return {
+            "for_90_percent": int((shares < 0.9).sum()) + 1,
+            "share_of_16": float(shares[min(15, len(shares) - 1)]),
+        }
+
+    return {"fp32": spread(weight - start), "bf16": spread(weight.bfloat16().float() - start)}
 
 
 def sft_step(training: Training, questions: Sequence[Any]) -> None:
@@ -380,6 +411,7 @@ def summary(folder: Path, names: Sequence[str]) -> dict[str, Any]:
                 "steps": len(history),
                 "learning_rate": tuning.learning_rate,
                 key: ends(history, key),
+                "directions": _by_kind(folder / name / run / DIRECTIONS),
             }
         base = histories["base"]
         found[name] = {
@@ -392,6 +424,20 @@ def summary(folder: Path, names: Sequence[str]) -> dict[str, Any]:
             "runs": runs,
         }
     return found
+
+
+def _by_kind(path: Path) -> dict[str, dict[str, dict[str, float]]]:
+    """Medians of `directions` over the matrices of a kind."""
+    kinds: dict[str, list[Any]] = {}
+    for name, spread in json.loads(path.read_text()).items():
+        kinds.setdefault(name.split(".")[-2], []).append(spread)
+    return {
+        kind: {
+            dtype: {key: median(one[dtype][key] for one in spreads) for key in spreads[0][dtype]}
+            for dtype in spreads[0]
+        }
+        for kind, spreads in kinds.items()
+    }
 
 
 def main() -> None:

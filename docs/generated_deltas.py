@@ -17,6 +17,7 @@ from trimtab.report.html import figure_files
 __all__ = [
     "break_even",
     "chains",
+    "directions",
     "limits",
     "measured",
     "memory",
@@ -172,6 +173,21 @@ def models(report: Report | None) -> None:
                 yield [f"{model}, {name}", str(run["steps"]), rate, f"{what} {first} → {last}"]
 
     rows(["run", "steps", "learning rate", "means of the first and the last ten steps"], lines())
+
+
+def directions(report: Report | None, model: str, *runs: str) -> None:
+    """In how many directions updates have their energy, by kind of matrix."""
+    if report is None:
+        return
+    spreads = {run: report["models"][model]["runs"][run]["directions"] for run in runs}
+    titles = (f"{run.upper()}, {dtype}" for run in runs for dtype in ("fp32", "bf16"))
+
+    def cells(kind: str) -> Iterator[str]:
+        for spread in spreads.values():
+            for part in spread[kind].values():
+                yield f"{part['for_90_percent']:g} ({100 * part['share_of_16']:.0f} %)"
+
+    rows([model, *titles], ([f"`{kind}`", *cells(kind)] for kind in spreads[runs[0]]))
 
 
 RIVALS = ("Fireworks arc_v3", "NeMo-RL: u16 gaps, XOR, zstd-1", "slime: XOR, zstd-1")

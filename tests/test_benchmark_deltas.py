@@ -165,6 +165,8 @@ def test_models_are_trained_once_and_resume_to_the_same_bits(
 
     trained = delta_models.summary(whole, ["tiny"])["tiny"]
     assert trained["base"]["steps"] == trained["runs"]["sft"]["steps"] == 2
+    kinds = trained["runs"]["sft"]["directions"]
+    assert len(kinds) == 9 and kinds["q_proj"]["fp32"]["for_90_percent"] >= 1
     assert len(trained["runs"]["rl"]["reward"]) == len(trained["runs"]["sft"]["loss"]) == 2
 
     steps: dict[str, Any] = {}
@@ -179,6 +181,16 @@ def test_models_are_trained_once_and_resume_to_the_same_bits(
     both = chains["tiny, SFT"]["compacted"]["num_changed"]
     links = [link["num_changed"] for link in chains["tiny, SFT"]["links"].values()]
     assert max(links) <= both <= sum(links) and both > 0
+
+
+def test_directions_of_an_update() -> None:
+    torch = pytest.importorskip("torch")
+    start = torch.zeros(8, 20)
+    update = torch.zeros(8, 20)
+    update[range(3), range(3)] = torch.tensor([3.0, 2.0, 1.0])  # energies 9, 4, 1
+    spread = delta_models.directions(update, start)
+    assert spread["fp32"] == spread["bf16"] == {"for_90_percent": 2, "share_of_16": 1}
+    assert delta_models.directions(update.T, start.T) == spread
 
 
 def test_names_of_runs() -> None:
