@@ -23,6 +23,7 @@ __all__ = [
     "memory",
     "models",
     "nested",
+    "predictors_pay",
     "ranks",
     "sizes",
     "speeds",
@@ -306,6 +307,39 @@ def _codecs(one: Report) -> Iterator[tuple[str, Report]]:
 def _rates(one: Report, part: Report) -> tuple[float, float]:
     return tuple(
         one["num_bytes"] / part[way]["processor_seconds"] / 1e9 for way in ("encode", "decode")
+    )
+
+
+def predictors_pay(report: Report | None) -> None:
+    """Below which bandwidth predictors save more time on the wire than they take."""
+    if report is None:
+        return
+
+    def line(name: str, one: Report) -> list[str]:
+        parts = [one[OURS], one[f"{OURS}, --max-rank 0"]]
+        small, large = (part["num_bytes"] / one["num_bytes"] for part in parts)
+        rates = [_rates(one, part) for part in parts]
+        encode, decode = (1 / with_ - 1 / without for with_, without in zip(*rates, strict=True))
+        megabits = 8000 * (large - small)
+        return [
+            name,
+            f"{100 * small:.2f} instead of {100 * large:.2f}",
+            f"{encode:.1f}",
+            f"{decode:.1f}",
+            f"{megabits / (encode + decode):.0f}",
+            f"{megabits / decode:.0f}",
+        ]
+
+    rows(
+        [
+            "predictors",
+            "% of dense",
+            "more seconds to encode 1 GB",
+            "to decode it",
+            "pay below, Mbit/s",
+            "coded before: below",
+        ],
+        (line(name, part["1"]) for name, part in report["speeds"].items()),
     )
 
 
