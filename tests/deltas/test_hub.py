@@ -270,6 +270,7 @@ def load(delta, **options):
 
 loaded = [load("org/x-delta"), load("org/x-delta", dtype=torch.float32), load("x.delta")]
 loaded += [load("x.delta", base="base"), load("x.delta", base="base", device_map="cpu")]
+loaded += [load("x.delta", base="base", signers="x.delta")]
 models = os.environ["HF_HOME"] + "/assets/trimtab/models/default"
 folders = sorted(os.scandir(models), key=lambda folder: folder.stat().st_mtime_ns)
 loaded += [[folder.path for folder in folders]]
@@ -303,10 +304,11 @@ def test_a_model_is_loaded_by_a_hub_id(hub: Running, tmp_path: Path) -> None:
     hub.downloads.clear()
     done = run(tmp_path, hub.endpoint, "-c", LOAD)
     assert done.returncode == 0, done.stderr
-    by_id, as_float, refused, by_file, placed, folders, cut = json.loads(done.stdout)
+    by_id, as_float, refused, by_file, placed, unsigned, folders, cut = json.loads(done.stdout)
     assert by_id == by_file == placed == ["LlamaForCausalLM", "torch.bfloat16", digest.hexdigest()]
     assert as_float[:2] == ["LlamaForCausalLM", "torch.float32"]
     assert re.search("x.delta was made against .*/base, a local checkpoint", refused)
+    assert "x.delta: expected lines of public keys" in unsigned
     assert len(folders) == 2  # the two deltas differ in what they say of their base
     assert content_of(Path(folders[1])) == content_of(tuned)
     assert f"{folders[0]}: model.safetensors was removed or changed: delete the folder" in cut

@@ -12,6 +12,7 @@ from torch import nn
 
 import trimtab
 from tests.deltas.building import moved, random_bits, write_folder
+from tests.deltas.signing import Signer
 from tests.training import architectures, tiny
 from trimtab.deltas.changes import Changes
 from trimtab.elements.dtypes import DTYPES, Bits
@@ -140,6 +141,26 @@ def test_switching_between_two_fine_tunes(tmp_path: Path) -> None:
     loaded.revert()
     with pytest.raises(DeltaError, match="reverted without keep=True"):
         loaded.apply()
+
+
+def test_only_signed_deltas(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    delta, signer = made(tmp_path, base, tuned), Signer.new()
+    model = module_of(base)
+    (tmp_path / "signers").write_text(signer.line)
+    with pytest.raises(DeltaError, match=r"x\.delta has no signature"):
+        load_delta(model, delta, signers=tmp_path / "signers")
+    (tmp_path / "signature").write_text(Signer.new().sign(delta.read_bytes()))
+    files = tmp_path / "signers", tmp_path / "signature"
+    with (
+        pytest.raises(DeltaError, match="a key that is not among"),
+        applied_delta(model, delta, signers=files[0], signature=files[1]),
+    ):
+        pass
+    assert bits_of(model) == raw(base)
+    (tmp_path / "signature").write_text(signer.sign(delta.read_bytes()))
+    with applied_delta(model, delta, signers=files[0], signature=files[1]):
+        assert bits_of(model) == raw(tuned)
 
 
 def test_a_chain_is_applied_at_once(tmp_path: Path) -> None:

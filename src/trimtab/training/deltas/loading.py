@@ -190,8 +190,9 @@ def applied_delta(
     model: nn.Module,
     deltas: AnyPath | Sequence[AnyPath],
     *,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
     threads: int | None = None,
-    **signed: AnyPath | None,
 ) -> Iterator[LoadedDelta]:
     """`load_delta` for the duration of a `with` block, and `revert` at its end.
 
@@ -200,7 +201,7 @@ def applied_delta(
     Raises:
         DeltaError: As of `load_delta`; or, at the end, the block changed the weights.
     """
-    loaded = load_delta(model, deltas, threads=threads, **signed)
+    loaded = load_delta(model, deltas, signers=signers, signature=signature, threads=threads)
     try:
         yield loaded
     finally:
