@@ -431,8 +431,8 @@ def memory(report: Report | None) -> None:
             step,
             threads,
             f"{part['num_bytes'] / 1e6:.0f} MB",
-            f"{part['processor_seconds']:.0f}",
-            f"{part['seconds']:.0f}",
+            f"{part['processor_seconds']:.3g}",
+            f"{part['seconds']:.3g}",
             "" if busy is None else f"{busy:.2f}",
         ]
 
