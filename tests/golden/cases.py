@@ -43,6 +43,7 @@ STORED: Mapping[str, Sequence[str]] = {
     "share": ("parts/split.json",),
     "share-base": ("parts-base/split.json",),
     "tracked": ("inputs/tracked.json",),
+    "delta": ("inputs/delta.json",),
     "evaluate": ("inputs/evaluation.json",),
     "evaluate-one": ("inputs/evaluation-one.json",),
     "robustness": ("inputs/robustness.json",),
