@@ -27,7 +27,8 @@ from trimtab.deltas.exchange.arc import write_arc_v2
 from trimtab.deltas.exchange.index_value import write_index_value
 from trimtab.deltas.exchange.slime import write_slime
 from trimtab.elements.dtypes import Bits, DType, exponent_place
-from trimtab.elements.update_coding import MAX_RANK, decode_tensor, encode_tensor
+from trimtab.elements.update_coding import decode_tensor, encode_tensor
+from trimtab.elements.update_predictor import MAX_RANK
 
 LONGEST = 16
 """Distances up to here have a symbol each; longer ones one for each bit length, and low bits."""

@@ -49,7 +49,8 @@ from benchmarks.delta_codecs import (
 from benchmarks.processes import in_own_process
 from benchmarks.provenance import provenance
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from trimtab.elements.update_coding import RANKS, decode_tensor, encode_tensor, read_predictor
+from trimtab.elements.update_coding import decode_tensor, encode_tensor
+from trimtab.elements.update_predictor import RANKS, read_predictor
 
 PARTS = ("pairs", "steps", "chains", "speeds")
 

@@ -24,7 +24,7 @@ from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
 from trimtab.deltas.source import Source, WeightsFile, content_in
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits, DType
-from trimtab.elements.update_coding import MAX_RANK
+from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError
 from trimtab.inputs import AnyPath
 from trimtab.outputs import ensure_no_folder, new_folder

@@ -14,7 +14,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import xxhash
-from threadpoolctl import threadpool_limits
 
 from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
@@ -33,7 +32,8 @@ from trimtab.deltas.source import (
     source_of,
 )
 from trimtab.deltas.workers import Workers
-from trimtab.elements.update_coding import CHUNK, MAX_RANK, Readable, encode_frames
+from trimtab.elements.update_coding import CHUNK, encode_frames
+from trimtab.elements.update_predictor import MAX_RANK, Readable
 from trimtab.errors import DeltaError
 from trimtab.outputs import ensure_free, is_stream
 from trimtab.results.records import made_now, record_of
@@ -148,11 +148,7 @@ def write_delta(
     hashers = {path: FileHash(sha256=sha256) for path in sizes}
     for path, file in source.weights.items():
         hashers[path].update(file.start)
-    # Tensors are coded side by side already, and threads of BLAS that wait for each other cost ten
-    # times the processor time of the work.
-    one_blas_thread = threadpool_limits(1, user_api="blas")
     with (
-        one_blas_thread,
         new_delta(output, limits, force=force) as writer,
         ExitStack() as spools,
         Workers(threads) as workers,

@@ -32,7 +32,7 @@ from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.source import source_of
 from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects, parent_of
-from trimtab.elements.update_coding import MAX_RANK
+from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
 from trimtab.inputs import AnyPath, read_json
 from trimtab.results.records import CheckpointRecord, record_of

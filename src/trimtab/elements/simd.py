@@ -17,6 +17,12 @@ from numba.extending import intrinsic
 LANES = 64
 """Elements compared at once: the bits of the mask."""
 
+PREDICTED = 32
+"""Elements whose prediction is computed at once."""
+
+FITTED = 24
+"""Factors that are fitted at once."""
+
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -147,3 +153,77 @@ def bit_length(typing_context: Any, value: Any) -> Any:
         return builder.sub(ir.IntType(64)(64), builder.ctlz(args[0], ir.IntType(1)(0)))
 
     return types.intp(types.uint64), generate
+
+
+@intrinsic
+def predicted(
+    typing_context: Any,
+    levels: Any,
+    at: Any,
+    left: Any,
+    first: Any,
+    right: Any,
+    column: Any,
+    rank: Any,
+    stride: Any,
+    shift: Any,
+) -> Any:
+    """Write the levels of `PREDICTED` elements of a row: see `update_kernels.predict`.
+
+    `first` is the place of the row's first factor in `left`, `column` that of the first column's
+    first factor in `right`, whose next factor is `stride` places further.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        types_of, (levels, at, left, first, right, column, rank, stride, shift) = (
+            signature.args,
+            args,
+        )
+        number = ir.IntType(32)
+        lanes = ir.VectorType(number, PREDICTED)
+        total = cgutils.alloca_once(builder, lanes)
+        builder.store(ir.Constant(lanes, None), total)
+        factors = cgutils.create_struct_proxy(types_of[2])(context, builder, value=left).data
+        with cgutils.for_range(builder, rank) as loop:
+            place = builder.add(column, builder.mul(loop.index, stride))
+            part = _vector(context, builder, types_of[4], right, place, PREDICTED)
+            factor = builder.load(builder.gep(factors, [builder.add(first, loop.index)]))
+            product = builder.mul(builder.sext(part, lanes), _splat(builder, factor, PREDICTED))
+            builder.store(builder.add(builder.load(total), product), total)
+        sums = builder.load(total)
+        zero = ir.Constant(lanes, None)
+        is_down = builder.icmp_signed("<", sums, zero)
+        size = builder.select(is_down, builder.sub(zero, sums), sums)
+        size = builder.lshr(size, _splat(builder, shift, PREDICTED))
+        most = _splat(builder, number(15), PREDICTED)
+        size = builder.select(builder.icmp_unsigned("<", size, most), size, most)
+        sign = builder.select(is_down, _splat(builder, number(128), PREDICTED), zero)
+        level = builder.trunc(builder.or_(size, sign), ir.VectorType(ir.IntType(8), PREDICTED))
+        data = cgutils.create_struct_proxy(types_of[0])(context, builder, value=levels).data
+        pointer = builder.bitcast(builder.gep(data, [at]), level.type.as_pointer())
+        builder.store(level, pointer, align=1)
+        return context.get_dummy_value()
+
+    places = (levels, types.intp, left, types.intp, right, types.intp)
+    return types.none(*places, types.intp, types.intp, types.int32), generate
+
+
+@intrinsic
+def add_scaled(
+    typing_context: Any, target: Any, at: Any, source: Any, place: Any, factor: Any
+) -> Any:
+    """`target[at : at + FITTED] += factor * source[place : place + FITTED]` of fp32 numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        lanes = ir.VectorType(ir.FloatType(), FITTED)
+        places = {}
+        for i in (0, 2):
+            array = cgutils.create_struct_proxy(signature.args[i])(context, builder, value=args[i])
+            place = builder.gep(array.data, [args[i + 1]])
+            places[i] = builder.bitcast(place, lanes.as_pointer())
+        product = builder.fmul(builder.load(places[2], align=4), _splat(builder, args[4], FITTED))
+        total = builder.fadd(builder.load(places[0], align=4), product)
+        builder.store(total, places[0], align=4)
+        return context.get_dummy_value()
+
+    return types.none(target, types.intp, source, types.intp, types.float32), generate
