@@ -22,7 +22,8 @@ from trimtab.deltas.source import chunks_of, hash_of_chunks, readable
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.elements.update_coding import CHUNK, Mapped, decode_frame, ensure_fits
-from trimtab.elements.update_predictor import Readable, read_predictor
+from trimtab.elements.update_fit import Readable
+from trimtab.elements.update_predictor import read_predictor
 from trimtab.errors import CheckpointError, DeltaError, SettingsError
 from trimtab.inputs import AnyPath
 from trimtab.words import first_few

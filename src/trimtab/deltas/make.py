@@ -33,7 +33,8 @@ from trimtab.deltas.source import (
 )
 from trimtab.deltas.workers import Workers
 from trimtab.elements.update_coding import CHUNK, encode_frames
-from trimtab.elements.update_predictor import MAX_RANK, Readable
+from trimtab.elements.update_fit import Readable
+from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import DeltaError
 from trimtab.outputs import ensure_free, is_stream
 from trimtab.results.records import made_now, record_of

@@ -28,11 +28,11 @@ from trimtab.elements import update_kernels as kernels
 from trimtab.elements.dtypes import Bits, DType, exponent_place, num_exponent_bins
 from trimtab.elements.range_coder import ROW, UNTAUGHT
 from trimtab.elements.simd import PREDICTED
+from trimtab.elements.update_fit import Readable
 from trimtab.elements.update_predictor import (
     MAX_RANK,
     InMemory,
     Predictor,
-    Readable,
     best_predictor,
     cold,
     last_warm_exponent,
