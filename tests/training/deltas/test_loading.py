@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,10 @@ def made(folder: Path, base: Arrays, tuned: Arrays, name: str = "x") -> Path:
 
 def interrupted(stop: int) -> Callable[..., None]:
     """`LiveTensor.change` with an interrupt at a call: after it, or for even numbers before it."""
-    real, num = LiveTensor.change, 0
+    real, numbers = LiveTensor.change, count(1)
 
     def change(self: LiveTensor, changes: Changes, *, back: bool = False) -> None:
-        nonlocal num
-        num += 1
+        num = next(numbers)  # tensors are changed in several threads
         if num != stop or stop % 2:
             real(self, changes, back=back)
         if num == stop:
@@ -291,6 +291,20 @@ def test_an_interrupted_swap_is_completed(
             flipped[0, 0] ^= 1
         turn()
         assert bits_of(model) == raw(weights)
+
+
+def test_autograd_knows_that_weights_changed(tmp_path: Path) -> None:
+    base, tuned = arrays_pair()
+    delta = made(tmp_path, {"a": base["F32"]}, {"a": tuned["F32"]})
+    model = nn.Module()
+    model.a = nn.Parameter(tensor_of(*base["F32"]))
+    loss = (model.a * model.a).sum()
+    with applied_delta(model, delta), pytest.raises(RuntimeError, match="modified by an inplace"):
+        loss.backward()  # type: ignore[no-untyped-call]
+    with torch.inference_mode():
+        frozen = module_of({"a": base["F32"]})
+        load_delta(frozen, delta)
+    assert bits_of(frozen) == {"a": tuned["F32"][1].tobytes()}
 
 
 def test_a_transformers_model_with_tied_embeddings(tmp_path: Path) -> None:

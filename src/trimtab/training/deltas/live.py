@@ -96,9 +96,6 @@ class LiveTensor:
             cuda_kernels.apply_changes(flat, changes, is_float=self.dtype.is_float, back=back)
         elif (flat := self._in_place()) is not None and flat.device.type == "cpu":
             apply_changes(flat.numpy().view(self.dtype.bits), changes, self.dtype, back=back)
-            for source in self.sources.values():
-                if not source.is_inference():
-                    torch.autograd.graph.increment_version(source)
         else:
             before = self.read().copy()
             after = before.copy()
@@ -108,6 +105,10 @@ class LiveTensor:
             except BaseException:
                 self.write(before)
                 raise
+            return
+        for source in self.sources.values():  # so that autograd knows of it
+            if not source.is_inference():
+                torch.autograd.graph.increment_version(source)
 
     def can_be_compared(self, other: LiveTensor) -> bool:
         """Whether `changes_since` takes the other tensor: both are alike, and on one GPU."""
