@@ -27,11 +27,10 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import hash_of
 from trimtab.deltas.apply import verify_delta, write_folder
 from trimtab.deltas.chain import Replay
-from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.source import source_of
-from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects, parent_of
+from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects
 from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
 from trimtab.inputs import AnyPath, read_json
@@ -309,20 +308,26 @@ class Store:
         outputs.ensure_no_folder(output)
         with self._opened_base(base) as checkpoint:
 
-            def write(chain: Sequence[DeltaFile]) -> Manifest:
-                replay = Replay(checkpoint, chain)
-                write_folder(replay, output, threads=threads, progress=progress)
-                return replay.manifest
+            def write(hash: str) -> Manifest:
+                with self._objects.opened_chain(hash) as chain:
+                    replay = Replay(checkpoint, chain)
+                    write_folder(replay, output, threads=threads, progress=progress)
+                    return replay.manifest
 
-            return self._with_chain(name, write)
+            return self._with_object(name, write)
 
     def manifest(self, name: str) -> Manifest:
         """What a checkpoint of the store is: its files, its tensors and their hashes.
 
         Raises:
-            DeltaError: There is no such name, or an object is missing or damaged.
+            DeltaError: There is no such name, or its object is missing or damaged.
         """
-        return self._with_chain(name, lambda chain: chain[-1].manifest)
+
+        def read(hash: str) -> Manifest:
+            with self._objects.open(hash) as delta:
+                return delta.manifest
+
+        return self._with_object(name, read)
 
     def verify(
         self,
@@ -448,38 +453,35 @@ class Store:
                 fetch_the_rest(checkpoint.id, checkpoint.revision)
             yield checkpoint
 
-    def _with_chain(self, name: str, work: Callable[[Sequence[DeltaFile]], T]) -> T:
-        """What a function returns for the deltas that make a checkpoint of the base, in order."""
+    def _with_object(self, name: str, work: Callable[[str], T]) -> T:
+        """What a function returns for the hash of the object that a name stands for."""
         while True:
             named = self._named(name)
             try:
-                with self._objects.opened_chain(named.hash) as chain:
-                    return work(chain)
+                return work(named.hash)
             except DeltaError:
                 if self._named(name) == named:  # else it was replaced, and the old one removed
                     raise
 
     def _hashes_for(self, name: str) -> list[str]:
         """The objects that a name needs, from the base on."""
-        return self._with_chain(name, lambda chain: [delta.path.stem for delta in chain])
+        return self._with_object(name, self._objects.chain)
 
     def _entry(self, name: str, named: Mapping[str, _Named]) -> StoreEntry:
-        def entry(chain: Sequence[DeltaFile]) -> StoreEntry:
-            delta = chain[-1]
-            parent = parent_of(delta.manifest)
-            names = [other for other, record in named.items() if record.hash == parent]
-            return StoreEntry(
-                name=name,
-                hash=delta.path.stem,
-                num_bytes=delta.num_bytes,
-                num_dense_bytes=delta.manifest.num_bytes,
-                against="base" if parent is None else [*names, parent][0],
-                num_deltas=len(chain),
-                date=self._named(name).date,
-                left_out=delta.manifest.left_out,
-            )
-
-        return self._with_chain(name, entry)
+        hashes, object = self._with_object(
+            name, lambda hash: (self._objects.chain(hash), self._objects.describe(hash))
+        )
+        names = [other for other, record in named.items() if record.hash == object.parent]
+        return StoreEntry(
+            name=name,
+            hash=hashes[-1],
+            num_bytes=object.num_bytes,
+            num_dense_bytes=object.num_dense_bytes,
+            against="base" if object.parent is None else [*names, object.parent][0],
+            num_deltas=len(hashes),
+            date=self._named(name).date,
+            left_out=object.left_out,
+        )
 
     def _all_named(self) -> dict[str, _Named]:
         """Name -> what its file says, in the order in which they were added."""

@@ -18,7 +18,7 @@ from trimtab.deltas.chain import Replay
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
 from trimtab.errors import DeltaError
-from trimtab.inputs import AnyPath
+from trimtab.inputs import AnyPath, identity_of
 
 HASH = re.compile("[0-9a-f]{32}")
 
@@ -40,6 +40,22 @@ class Candidate(NamedTuple):
     parent: str | None
 
 
+class Description(NamedTuple):
+    """What is needed of an object most often.
+
+    Attributes:
+        parent: Hash of the object that it is a delta against; None for the base.
+        num_bytes: Its size.
+        num_dense_bytes: Bytes of the files of the checkpoint.
+        left_out: Files of its folder that are not stored.
+    """
+
+    parent: str | None
+    num_bytes: int
+    num_dense_bytes: int
+    left_out: tuple[str, ...]
+
+
 class Objects:
     """The objects in a folder.
 
@@ -49,6 +65,7 @@ class Objects:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self._described: dict[tuple[str | int, ...], Description] = {}  # by hash and file
 
     def hashes(self) -> list[str]:
         """Hashes of all objects, in order."""
@@ -78,24 +95,51 @@ class Objects:
             )
         return delta
 
+    def describe(self, hash: str) -> Description:
+        """Read what an object is, unless it was read before and is the same file.
+
+        Raises:
+            DeltaError: It is missing or damaged.
+        """
+        try:
+            key: tuple[str | int, ...] = (hash, *identity_of(self.path(hash).stat()))
+        except OSError:
+            key = (hash,)
+        if key in self._described:
+            return self._described[key]
+        with self.open(hash) as delta:
+            manifest = delta.manifest
+            description = Description(
+                parent_of(manifest), delta.num_bytes, manifest.num_bytes, manifest.left_out
+            )
+        if len(key) > 1:
+            self._described[key] = description
+        return description
+
+    def chain(self, hash: str) -> list[str]:
+        """Hashes of the objects that make one of the base, in the order in which they are applied.
+
+        Raises:
+            DeltaError: One is missing or damaged.
+        """
+        chain: list[str] = []
+        parent: str | None = hash
+        while parent is not None:
+            if len(chain) == MAX_CHAIN:
+                raise DeltaError(f"{self.path(hash)}: more than {MAX_CHAIN} deltas from the base")
+            chain.append(parent)
+            parent = self.describe(parent).parent
+        return chain[::-1]
+
     @contextmanager
     def opened_chain(self, hash: str) -> Iterator[tuple[DeltaFile, ...]]:
-        """Open the objects that make one of the base, in the order in which they are applied.
+        """Open the objects of `chain`.
 
         Raises:
             DeltaError: One is missing or damaged.
         """
         with ExitStack() as stack:
-            chain: list[DeltaFile] = []
-            parent: str | None = hash
-            while parent is not None:
-                if len(chain) == MAX_CHAIN:
-                    raise DeltaError(
-                        f"{self.path(hash)}: more than {MAX_CHAIN} deltas from the base"
-                    )
-                chain.append(stack.enter_context(self.open(parent)))
-                parent = parent_of(chain[-1].manifest)
-            yield tuple(reversed(chain))
+            yield tuple(stack.enter_context(self.open(each)) for each in self.chain(hash))
 
     def decode(
         self,
@@ -151,8 +195,7 @@ class Objects:
     def num_deltas(self, hash: str) -> int:
         """Deltas from the base to an object; 0 if one of them is missing or damaged."""
         try:
-            with self.opened_chain(hash) as chain:
-                return len(chain)
+            return len(self.chain(hash))
         except DeltaError:
             return 0
 
