@@ -1,6 +1,8 @@
 """`trimtab sweep` as a person meets it: a grid of processes, Ctrl-C, a cell that fails.
 
-Every cell is a process that loads torch and TRL, so there is one sweep that others are set beside.
+A process loads torch and TRL for longer than a cell trains. So there is one sweep that others are
+set beside, and only the sweep that is killed starts its cells as users' sweeps do: the cells of
+others are forks of a process that has loaded them.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.golden.stored import Compare
-from tests.training import tiny
+from tests.training import tiny, workers
 from tests.training.runs.run_files import REWARD
 from tests.training.sweeps.sweep_files import tell_nobody, write_sweep
 from trimtab.masks.extract import extract_mask
 from trimtab.training.folders import WEIGHTS
+from trimtab.training.sweeps import execute
 from trimtab.training.sweeps.execute import run_cells
 from trimtab.training.sweeps.plan import plan
 from trimtab.training.sweeps.settings import SweepSettings
@@ -48,7 +51,7 @@ def interrupting(completions, **columns):
     marker = Path(__file__).with_name("interrupted")
     if not marker.exists():
         marker.touch()
-        os.kill(os.getppid(), signal.SIGINT)
+        os.kill(int(os.environ["TRIMTAB_TEST_SWEEP"]), signal.SIGINT)
     return share_of_ones(completions)
 
 def killing(completions, **columns):
@@ -84,21 +87,27 @@ def prepared(folder: Path, base: Path, text: str = GRID, reward: str = "interrup
     return path
 
 
+@pytest.fixture
+def forked_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are forks."""
+    monkeypatch.setattr(execute, "start_trimtab", workers.Cell)
+
+
 @pytest.fixture(scope="module")
 def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep of 2 x 2 cells that nothing interrupted.
 
-    Loading torch takes a process longer than a cell, so two cells run in this process, and two
-    in processes of their own, at the same time.
+    Two cells ran in this process, and two in processes of their own, at the same time.
     """
     folder = tmp_path_factory.mktemp("whole")
     path = prepared(folder, base)
     (folder / "interrupted").touch()
-    here = [planned.cell for planned in plan(SweepSettings.read(path)).cells[:2]]
-    run_cells(here, jobs=1, notify=tell_nobody, stop=lambda: False, here=True)
-    with pytest.raises(SystemExit) as stop:
+    in_this = [planned.cell for planned in plan(SweepSettings.read(path)).cells[:2]]
+    run_cells(in_this, jobs=1, notify=tell_nobody, stop=lambda: False, here=True)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stop:
         from trimtab.cli import main
 
+        patch.setattr(execute, "start_trimtab", workers.Cell)
         main(["sweep", str(path), "--jobs", "2"])
     assert stop.value.code == 0
     return folder
@@ -187,6 +196,7 @@ def test_a_cell_is_a_run_of_its_own(run: Run, whole: Path) -> None:
     assert "holds a finished run" in err
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_interrupted_it_goes_on_to_the_same_table(
     run: Run, whole: Path, base: Path, tmp_path: Path
 ) -> None:
@@ -235,6 +245,7 @@ def test_killed_it_leaves_no_cell_running_and_trains_none_twice(
     assert (tmp_path / weights).read_bytes() == (whole / weights).read_bytes()
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_a_cell_that_fails_is_told_and_the_others_go_on(
     run: Run, base: Path, tmp_path: Path
 ) -> None:
