@@ -163,6 +163,17 @@ def test_pushed_and_applied_by_pinned_revisions(hub: Running, tmp_path: Path) ->
     assert "up_proj" in trimtab_says(tmp_path, hub, "delta", "info", "org/x-delta")
 
 
+def test_both_checkpoints_may_be_on_the_hub(hub: Running, tmp_path: Path) -> None:
+    pair(tmp_path)
+    REPOSITORIES["org/tuned"] = content_of(tmp_path / "tuned")
+    trimtab_says(tmp_path, hub, "delta", "make", "org/base@step-100", "org/tuned", "-o", "x.delta")
+    trimtab_says(tmp_path, hub, "delta", "apply", "x.delta", "-o", "out")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "tuned")
+    with DeltaFile(tmp_path / "x.delta") as made:
+        manifest = made.manifest
+    assert (manifest.base.revision, manifest.result.revision) == (BASE_COMMIT, COMMITS["main"])
+
+
 def test_a_local_base_is_named_by_its_place_on_the_hub(hub: Running, tmp_path: Path) -> None:
     pair(tmp_path)
     trimtab_says(tmp_path, hub, "delta", "make", "base", "tuned", "-o", "x.delta")
