@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.elements import update_reference as reference
 from trimtab.elements import update_coding
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.elements.update_coding import CODED, SAME, STORED, Mapped, decode_tensor, encode_tensor
@@ -217,20 +216,3 @@ def test_a_damaged_predictor_is_refused_or_decodes_to_something() -> None:
     for shape in ((), (26_000,), (8, 3250), (2, 13_000)):
         with pytest.raises(CheckpointError, match="does not fit a tensor of shape"):
             read_predictor(frames[0], shape)
-
-
-@pytest.mark.parametrize("name", ["BF16", "F32", "F8_E4M3"])
-@pytest.mark.parametrize("max_rank", [0, 4])
-def test_a_decoder_written_from_the_docs_page_decodes_the_same(name: str, max_rank: int) -> None:
-    dtype = DTYPES[name]
-    base, tuned = low_rank_update(150, 130, dtype)
-    random = np.random.default_rng(0)
-    far = random.random(base.shape) < 0.01
-    tuned[far] = dtype.encode(random.normal(0, 1, int(far.sum())))
-    frames = encode_tensor(base, tuned, dtype, max_rank=max_rank)
-    assert frames[1][:1] == bytes([CODED])
-    assert bool(frames[0]) is (max_rank > 0 and "8" not in name)
-    decoded = reference.decode(
-        base.reshape(-1).tolist(), base.shape, frames, 8 * dtype.num_bytes, dtype.num_mantissa_bits
-    )
-    assert decoded == tuned.reshape(-1).tolist()
