@@ -16,7 +16,7 @@ from trimtab.elements.range_coder import ALL, ONE, inlined, lean
 from trimtab.elements.simd import FITTED, add_scaled, num_ones, trailing_zeros
 from trimtab.elements.update_kernels import I32, changes, place_of
 
-NUM_FITTED = 256
+NUM_FITTED = 512
 """About how many changed elements of each column factors are fitted to."""
 
 MOST_FITTED = 1 << 22
