@@ -265,7 +265,7 @@ def speeds(report: Report | None) -> None:
 
     def lines() -> Iterator[list[str]]:
         for pair, by_threads in report["speeds"].items():
-            one, two = by_threads["1"], by_threads["2"]
+            one, two = by_threads["1"], by_threads.get("2", {})
             for name, part in _codecs(one):
                 encode, decode = _rates(one, part)
                 gains = NONE
@@ -295,7 +295,11 @@ def limits(report: Report | None) -> None:
         f"{title} {one['num_bytes'] / one['limits'][key]['processor_seconds'] / 1e9:.1f}"
         for key, title in titles.items()
     ]
-    print(f"Limits, on the same bytes ({pair}), in GB/s: {', '.join(parts)}.")
+    print(
+        f"Limits, on the same bytes ({pair}), in GB/s: {', '.join(parts)}. The load average was "
+        f"{report['provenance']['load_before']:.0f} on {report['provenance']['processors']} "
+        "processors, so all speeds are low."
+    )
 
 
 def _codecs(one: Report) -> Iterator[tuple[str, Report]]:
@@ -327,7 +331,7 @@ def predictors_pay(report: Report | None) -> None:
             f"{encode:.1f}",
             f"{decode:.1f}",
             f"{megabits / (encode + decode):.0f}",
-            f"{megabits / decode:.0f}",
+            f"{megabits / decode:.0f}" if decode > 0 else "always",
         ]
 
     rows(
