@@ -9,6 +9,7 @@ from functools import partial
 from itertools import accumulate
 from math import prod
 from threading import Lock
+from typing import NamedTuple
 
 import numpy as np
 import xxhash
@@ -157,27 +158,38 @@ class Replay:
         Raises:
             DeltaError: The base is another one, or a delta is damaged.
         """
-        parts = (
-            (entry, start, tensor)
-            for entry in entries
-            for tensor in [_Once(partial(self._opened, len(self.deltas), entry))]
-            for start in range(0, max(1, entry.num_elements), CHUNK)
-        )
 
-        def decode(part: tuple[TensorEntry, int, _Once]) -> tuple[TensorEntry, int, Bits]:
-            entry, start, tensor = part
-            stop = min(start + CHUNK, entry.num_elements)
-            return entry, stop, tensor().elements(start, stop)
+        def parts() -> Iterator[_Part]:
+            tensors = (
+                _Part(entry, None, _Once(partial(self._opened, len(self.deltas), entry)))
+                for entry in entries
+            )
+            following = next(tensors, None)
+            while following is not None:
+                part, following = following, next(tensors, None)
+                if following is not None and following.entry.num_elements > CHUNK:
+                    yield following  # its base is hashed while chunks of this one are decoded
+                for start in range(0, max(1, part.entry.num_elements), CHUNK):
+                    yield part._replace(start=start)
 
-        def size(part: tuple[TensorEntry, int, _Once]) -> int:
-            return min(part[0].num_elements, CHUNK) * DTYPES[part[0].dtype].num_bytes
+        def decode(part: _Part) -> tuple[_Part, Bits] | None:
+            tensor = part.tensor()
+            if part.start is None:
+                return None
+            stop = min(part.start + CHUNK, part.entry.num_elements)
+            return part, tensor.elements(part.start, stop)
 
-        digest = xxhash.xxh3_128()
-        for entry, stop, bits in workers.in_order(parts, decode, size):
+        digest, num = xxhash.xxh3_128(), 0
+        for decoded in workers.in_order(parts(), decode, lambda part: part.num_bytes):
+            if decoded is None:
+                continue
+            (entry, _, _), bits = decoded
             digest.update(bits.view(np.uint8).data)
-            if stop == entry.num_elements:
+            num += bits.size
+            if num == entry.num_elements:
                 self._check(len(self.deltas), entry, digest.hexdigest())
                 digest.reset()
+                num = 0
             yield entry, bits
 
     def before(self, entry: TensorEntry) -> Readable | None:
@@ -266,6 +278,20 @@ class _Once:
             if self._tensor is None:
                 self._tensor = self._open()
             return self._tensor
+
+
+class _Part(NamedTuple):
+    """A chunk of a tensor; the tensor itself, to be opened, if there is no start."""
+
+    entry: TensorEntry
+    start: int | None
+    tensor: _Once
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the chunk."""
+        num = 0 if self.start is None else min(self.entry.num_elements - self.start, CHUNK)
+        return num * DTYPES[self.entry.dtype].num_bytes
 
 
 class _Decoded:
