@@ -263,9 +263,12 @@ def speeds(report: Report | None) -> None:
     if report is None or not report["speeds"]:
         return
 
+    info = report["provenance"]
+    is_quiet = info["load_before"] < info["processors"]
+
     def lines() -> Iterator[list[str]]:
         for pair, by_threads in report["speeds"].items():
-            one, two = by_threads["1"], by_threads.get("2", {})
+            one, two = by_threads["1"], by_threads["2"] if is_quiet else {}
             for name, part in _codecs(one):
                 encode, decode = _rates(one, part)
                 gains = NONE
