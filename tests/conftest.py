@@ -61,6 +61,19 @@ def _place(item: pytest.Item, num_tests: int) -> tuple[bool, int, str]:
     return not trains, num_tests if trains else -num_tests, str(item.path)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tiny bf16 matrices are multiplied by torch, as on processors that have instructions for them.
+
+    What replaces the products of large ones on others looks at every operation, which takes half
+    the time of a run of these tests. `test_bf16_products` tests runs on both kinds of processor.
+    """
+    if item.get_closest_marker("train") is not None:
+        from trimtab.training import bf16_products
+
+        bf16_products.is_slow = lambda device: False
+
+
 _num_modules = len(sys.modules)
 """Modules at the last call of `gc.freeze`."""
 
