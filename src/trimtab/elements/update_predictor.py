@@ -67,6 +67,9 @@ COLD = 0.03
 """Exponents above the last one of which more than this share changed are cold."""
 
 
+MARGIN = 0.95
+"""Estimates favour predictors by some per cent: one is sent only if it seems to save 5 %."""
+
 LEARNING = 2
 """What learning was measured to take, in units of half a bit for each bit of a count."""
 
@@ -193,7 +196,7 @@ def best_predictor(
             + (bits * rows / len(sample) + LEARNING * num_chunks * learned) / 8
         )
 
-    best, least = NO_PREDICTOR, size(NO_PREDICTOR)
+    best, least = NO_PREDICTOR, MARGIN * size(NO_PREDICTOR)
     for rank in ranks:
         predictor = _quantised(factors[:rank], rows, sizes[:rank])
         if (its_size := size(predictor)) < least:
