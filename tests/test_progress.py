@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from io import StringIO
+from typing import Any
 
 import pytest
 from rich.console import Console
-from rich.progress import Progress, TextColumn
+from rich.progress import Progress, TaskID, TextColumn
 
-from trimtab.progress import progress_bars, stage
+from trimtab.progress import byte_progress, progress_bars, stage
 
 
 def test_a_stage_shows_its_steps_and_last_metric() -> None:
@@ -66,3 +67,20 @@ def test_silent_where_stderr_is_no_terminal(capsys: pytest.CaptureFixture[str]) 
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == ""
+
+
+def test_a_bar_of_bytes_starts_again_for_the_next_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[float, float | None]] = []
+    update = Progress.update
+
+    def watched(bars: Progress, task: TaskID, **options: Any) -> None:
+        update(bars, task, **options)
+        shown.append((bars.tasks[0].completed, bars.tasks[0].total))
+
+    monkeypatch.setattr(Progress, "update", watched)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with byte_progress("decoding") as advance:
+        assert advance is not None
+        for num_bytes, total in ((4, 10), (6, 10), (8, 20), (12, 20)):
+            advance(num_bytes, total)
+    assert shown == [(4, 10), (10, 10), (8, 20), (20, 20)]

@@ -49,6 +49,8 @@ def byte_progress(
         task = bar.add_task(escaped(title), total=None)
 
         def advance(num_bytes: int, total: int) -> None:
+            if bar.finished:  # another stage of the same work
+                bar.reset(task)
             bar.update(task, advance=num_bytes, total=total)
 
         yield advance

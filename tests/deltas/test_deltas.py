@@ -209,6 +209,14 @@ def test_a_chain_that_leads_back_to_one_of_its_checkpoints(tmp_path: Path) -> No
     assert content_of(tmp_path / "out") == content_of(folders[1])
 
 
+def test_a_tuned_checkpoint_without_tensors(tmp_path: Path) -> None:
+    base, _ = pair(tmp_path)
+    empty = write_folder(tmp_path / "empty", {})
+    with pytest.raises(CheckpointError, match="empty holds no tensors: expected a tuned model"):
+        trimtab.make_delta(base, empty, tmp_path / "x.delta")
+    assert not (tmp_path / "x.delta").exists()
+
+
 def test_what_is_no_chain(tmp_path: Path) -> None:
     folders, deltas = versions(tmp_path, 4)
     with pytest.raises(DeltaError, match=r"3\.delta does not follow .*1\.delta: a delta between"):
@@ -216,6 +224,8 @@ def test_what_is_no_chain(tmp_path: Path) -> None:
     fork = made(folders[0], folders[2], tmp_path / "fork.delta")
     with pytest.raises(DeltaError, match=r"are both deltas of \w+: a fork"):
         trimtab.apply_delta(folders[0], [deltas[0], fork], tmp_path / "out")
+    with pytest.raises(DeltaError, match="to the same one: give one of them"):
+        trimtab.apply_delta(folders[0], [deltas[0], deltas[0]], tmp_path / "out")
     back = made(folders[1], folders[0], tmp_path / "back.delta")
     with pytest.raises(DeltaError, match="lead back to their own base"):
         trimtab.verify_delta(folders[0], [deltas[0], back])

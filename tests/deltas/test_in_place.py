@@ -15,6 +15,8 @@ from tests.deltas.test_deltas import made, pair
 from trimtab.errors import CheckpointError, DeltaError
 from trimtab.outputs import lock
 
+UNDO = {".trimtab-undo.delta", ".trimtab-undo.json"}
+
 
 def test_there_and_back(tmp_path: Path) -> None:
     base, tuned = pair(tmp_path)
@@ -23,9 +25,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     before = content_of(base)
     trimtab.apply_in_place(base, delta)
     assert content_of(base) == {**content_of(tuned), "notes.md": b"mine"}
-    assert {path.name for path in base.iterdir() if path.name.startswith(".")} == {
-        ".trimtab-undo.delta"
-    }
+    assert {path.name for path in base.iterdir() if path.name.startswith(".")} == UNDO
     with pytest.raises(DeltaError, match="the delta was applied before; nothing was changed"):
         trimtab.apply_in_place(base, delta)
     assert content_of(base) == {**content_of(tuned), "notes.md": b"mine"}
@@ -33,6 +33,21 @@ def test_there_and_back(tmp_path: Path) -> None:
     assert content_of(base) == before
     with pytest.raises(DeltaError, match="no delta was applied to it in place"):
         trimtab.revert(base)
+
+
+def test_revert_removes_the_files_that_were_added(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)
+    (tuned / "chat_template.jinja").write_text("{{ messages }}")
+    (tuned / "vocab.json").write_text("{}")
+    (tuned / "merges.txt").write_text("a b")
+    (base / "merges.txt").write_text("b a")
+    before = content_of(base)
+    trimtab.apply_in_place(base, made(base, tuned, tmp_path / "x.delta"))
+    assert content_of(base) == content_of(tuned)
+    (base / "vocab.json").write_text("mine")
+    trimtab.revert(base)
+    assert content_of(base) == {**before, "vocab.json": b"mine"}
+    assert not UNDO.intersection(path.name for path in base.iterdir())
 
 
 def test_other_shards_in_place(tmp_path: Path) -> None:
@@ -97,7 +112,7 @@ def test_killed_at_every_step(tmp_path: Path, verb: str) -> None:
                 trimtab.apply_in_place(folder)
         assert content_of(folder) == new
         hidden = {path.name for path in folder.iterdir() if path.name.startswith(".")}
-        assert hidden <= {".trimtab-undo.delta"}
+        assert hidden in (set(), UNDO)
     assert ends == {"old", "new", "mixed"}
 
 

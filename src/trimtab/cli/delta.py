@@ -10,7 +10,7 @@ import click
 import trimtab
 from trimtab.cli import options
 from trimtab.cli.terminal import say
-from trimtab.outputs import ensure_free
+from trimtab.outputs import ensure_free, is_stream
 from trimtab.progress import byte_progress
 from trimtab.words import plural
 
@@ -372,4 +372,5 @@ def push(path: Path, repository: str, base: str | None, private: bool) -> None:
 def _say_written(path: Path, made: trimtab.Manifest) -> None:
     from trimtab.report.delta import size_sentence
 
-    say(f"wrote {path}: {size_sentence(made, path.stat().st_size)}", err=True)
+    size = None if is_stream(path) else path.stat().st_size
+    say(f"wrote {path}: {size_sentence(made, size)}", err=True)

@@ -77,6 +77,11 @@ def in_sequence(deltas: Sequence[DeltaFile]) -> tuple[DeltaFile, ...]:
     following: dict[str, DeltaFile] = {}
     for delta, (start, end) in ends.items():
         if start != end and (other := following.setdefault(start, delta)) is not delta:
+            if ends[other] == (start, end):
+                raise DeltaError(
+                    f"{other.path} and {delta.path} lead from the same checkpoint to the same one: "
+                    "give one of them"
+                )
             raise DeltaError(
                 f"{other.path} and {delta.path} are both deltas of {start}: a fork; give the ones "
                 "that lead to the checkpoint that you want"

@@ -25,11 +25,13 @@ from trimtab.deltas.make import make_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.errors import CheckpointNotFoundError, DeltaError
 from trimtab.inputs import AnyPath
-from trimtab.outputs import lock, write_text
+from trimtab.outputs import is_same_file, lock, write_text
 
-STAGE, NEW, MARKER, UNDO = ".trimtab-delta", "new", "ready.json", ".trimtab-undo.delta"
-"""In the folder: where work is prepared; in that, the new files and the marker. What `revert` uses.
-"""
+STAGE, NEW, MARKER = ".trimtab-delta", "new", "ready.json"
+"""In the folder: where work is prepared; in that, the new files and the marker."""
+
+UNDO, ADDED = ".trimtab-undo.delta", ".trimtab-undo.json"
+"""What `revert` uses: the way back, and path -> hash of the files that were not there before."""
 
 CONFIG = "config.json"
 
@@ -104,6 +106,8 @@ def revert(
 ) -> Manifest | None:
     """Undo the last `apply_in_place`: the folder holds the checkpoint from before, bit for bit.
 
+    Files that it added are removed, unless they were changed since.
+
     Raises:
         DeltaError: There is nothing to undo, or the folder was changed since.
     """
@@ -132,14 +136,25 @@ def _prepare(
         manifest = apply_delta(
             base, deltas, stage / NEW, threads=threads, progress=progress, **signed
         )
-        new = [file.path for file in manifest.files]
+        files = {file.path: file.hash for file in manifest.files}
         if keep_undo:
             with open_checkpoint(stage / NEW) as result:
-                make_delta(result, base, stage / UNDO, carry=new, threads=threads)
-    gone = sorted({*old, *(f"{SHARD.sub('', name)}.index.json" for name in old)} - {*new})
+                make_delta(
+                    result,
+                    base,
+                    stage / UNDO,
+                    carry=[*files],
+                    threads=threads,
+                    progress=progress,
+                )
+            added = {name: hash for name, hash in files.items() if not (target / name).exists()}
+            write_text(stage / ADDED, json.dumps({"files": added}))
+    gone = {*old, *(f"{SHARD.sub('', name)}.index.json" for name in old)}
+    if isinstance(deltas, str | os.PathLike) and is_same_file(deltas, target / UNDO):
+        gone |= _still_added(target)
     plan = {
-        "files": {file.path: file.hash for file in manifest.files},
-        "gone": [name for name in gone if (target / name).exists()],
+        "files": files,
+        "gone": [name for name in sorted(gone - files.keys()) if (target / name).exists()],
         "keeps_undo": keep_undo,
     }
     _sync(stage)
@@ -166,10 +181,11 @@ def _swap(target: Path) -> None:
                 f"{target}: {name} changed while a delta was being applied: get the checkpoint and "
                 f"the delta again, and remove {stage}"
             )
-    if (stage / UNDO).exists():
-        (stage / UNDO).replace(target / UNDO)
-    elif not plan["keeps_undo"]:
-        (target / UNDO).unlink(missing_ok=True)
+    for name in (ADDED, UNDO):
+        if (stage / name).exists():
+            (stage / name).replace(target / name)
+        elif not plan["keeps_undo"]:
+            (target / name).unlink(missing_ok=True)
     _sync(target)
     (stage / MARKER).unlink()
     shutil.rmtree(stage)
@@ -181,11 +197,23 @@ def _move_away(config: Path, files: dict[str, str], stage: Path) -> None:
         config.replace(stage / f"old-{CONFIG}")
 
 
+def _still_added(target: Path) -> set[str]:
+    """Files that the last `apply_in_place` added, if they are what it wrote."""
+    path = target / ADDED
+    files = _plan(path)["files"] if path.exists() else {}
+    return {
+        name
+        for name, hash in files.items()
+        if (target / name).is_file() and hash_of_file(target / name) == hash
+    }
+
+
 def _plan(path: Path) -> dict[str, Any]:
     plan = inputs.read_json(path, DeltaError)
     names = [*plan.get("files", {}), *plan.get("gone", [])] if isinstance(plan, dict) else [""]
     if any(not isinstance(name, str) or is_foreign(name) for name in names):
-        raise DeltaError(f"{path}: damaged: remove {path.parent} and apply the delta again")
+        what = path if path.name == ADDED else path.parent
+        raise DeltaError(f"{path}: damaged: remove {what} and try again")
     return {"files": {}, "gone": [], "keeps_undo": True, **plan}
 
 

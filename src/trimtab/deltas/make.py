@@ -90,7 +90,7 @@ def make_delta(
         sha256: Also store the SHA-256 of every file of `tuned`, which `apply_delta` checks: for a
             delta that is signed, or to compare with hashes from elsewhere.
         max_rank: Largest rank of the predictor of a matrix, which is chosen by what it saves. 0 for
-            none: coding is then several times as fast, and the delta larger.
+            none: coding is then about twice as fast, and the delta larger.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         force: Replace an existing file.
         command: The command to record in the provenance.

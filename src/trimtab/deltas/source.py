@@ -122,7 +122,7 @@ def source_of(tuned: Checkpoint, carry: Sequence[str] = ()) -> Source:
         carry: Patterns of file names to carry although they are among `LEFT_OUT`.
 
     Raises:
-        CheckpointError: It is not stored in safetensors files.
+        CheckpointError: It is not stored in safetensors files, or holds no tensors.
     """
     names: dict[DataFile, list[str]] = {}
     for tensor in tuned.tensors.values():
@@ -138,6 +138,8 @@ def source_of(tuned: Checkpoint, carry: Sequence[str] = ()) -> Source:
             f"{tuned.id} is stored in {first_few(odd)}: expected safetensors; save_pretrained the "
             "model first"
         )
+    if not names:
+        raise CheckpointError(f"{tuned.id} holds no tensors: expected a tuned model")
     others, left_out = other_files(tuned, weights, carry)
     return Source(
         tensors=tuned.tensors,

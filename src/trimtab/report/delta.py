@@ -99,7 +99,7 @@ def delta_document(delta: Manifest) -> doc.Document:
         heading="Where do the bytes of a delta go?",
         subtitle=(base, result),
         facts={"base": base, "result": result},
-        headlines=[size_sentence(delta, delta.num_stored)],
+        headlines=[size_sentence(delta)],
         heroes=[
             doc.Hero(
                 "",
@@ -158,10 +158,12 @@ def delta_document(delta: Manifest) -> doc.Document:
     )
 
 
-def size_sentence(delta: Manifest, num_bytes: int) -> str:
-    """How much changed, and how small the delta is."""
+def size_sentence(delta: Manifest, file_bytes: int | None = None) -> str:
+    """How much changed, and how small the delta is: its file, or what it stores of the model."""
+    num_bytes = delta.num_stored if file_bytes is None else file_bytes
+    what = "bytes of tensors and files" if file_bytes is None else "bytes"
     return (
-        f"{of_all(delta.num_changed, delta.num_elements)} elements changed; {num_bytes:,} bytes, "
+        f"{of_all(delta.num_changed, delta.num_elements)} elements changed; {num_bytes:,} {what}, "
         f"{share(num_bytes, delta.num_bytes)} of the {delta.num_bytes:,} of the checkpoint"
     )
 
