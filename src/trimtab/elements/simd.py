@@ -23,7 +23,6 @@ PREDICTED = 32
 FITTED = 24
 """Factors that are fitted at once."""
 
-
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 

@@ -152,7 +152,7 @@ def encode_chunk(
     offset: int,
     left: I32,
     right: I8,
-    scale: np.int32,
+    level_shift: np.int32,
     flags: U32,
     signs: U32,
     table: U16,
@@ -172,7 +172,7 @@ def encode_chunk(
     for first in range(0, base.size, SEGMENT):
         last = min(first + SEGMENT, base.size)
         if left.size:
-            predict(levels, offset + first, offset + last, left, right, scale)
+            predict(levels, offset + first, offset + last, left, right, level_shift)
         num = 0
         for at in range(first, last, 64):
             there, cold = block_masks(base, at, magnitude, limit)
@@ -246,7 +246,7 @@ def decode_chunk(
     offset: int,
     left: I32,
     right: I8,
-    scale: np.int32,
+    level_shift: np.int32,
     flags: U32,
     signs: U32,
     table: U16,
@@ -263,7 +263,7 @@ def decode_chunk(
     for first in range(0, base.size, SEGMENT):
         last = min(first + SEGMENT, base.size)
         if left.size:
-            predict(levels, offset + first, offset + last, left, right, scale)
+            predict(levels, offset + first, offset + last, left, right, level_shift)
         num = 0
         for i in range(first, last):
             tuned[i] = base[i]

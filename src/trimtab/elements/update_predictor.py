@@ -59,13 +59,11 @@ MOST_WEIGHT = 255
 REACH = 2.2
 """Predictions of so many times their standard deviation have the highest level."""
 
-
 SAMPLE = 1 << 15
 """About how many elements decide how many factors there are, and what is cold."""
 
 COLD = 0.03
 """Exponents above the last one of which more than this share changed are cold."""
-
 
 MARGIN = 0.95
 """Estimates favour predictors by some per cent: one is sent only if it seems to save 5 %."""
@@ -285,7 +283,7 @@ def cost(
     field: np.uint64,
     left: I32,
     right: I8,
-    scale: np.int32,
+    level_shift: np.int32,
     levels: U8,
     flags: NDArray[np.uint32],
     signs: NDArray[np.uint32],
@@ -301,7 +299,7 @@ def cost(
     for first in range(0, base.size, SEGMENT):
         last = min(first + SEGMENT, base.size)
         if left.size:
-            predict(levels, first, last, left, right, scale)
+            predict(levels, first, last, left, right, level_shift)
         for at in range(first, last, 64):
             there, cold = block_masks(base, at, magnitude, limit)
             moved = changes(base, tuned, at)
