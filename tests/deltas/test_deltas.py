@@ -285,6 +285,8 @@ def test_what_is_no_delta(tmp_path: Path) -> None:
         DeltaFile(path)
     with pytest.raises(DeltaError, match="a safetensors file, but not a delta"):
         DeltaFile(base / "model.safetensors")
+    with pytest.raises(DeltaError, match="expected a delta file, found a folder; `trimtab"):
+        DeltaFile(base)
     with pytest.raises(DeltaError, match="no such file"):
         DeltaFile(tmp_path / "nothing")
     path.unlink()

@@ -71,6 +71,11 @@ class DeltaFile(Pooled):
         self._pool = FilePool()
         try:
             self.path = located(path)
+            if self.path.is_dir():
+                raise DeltaError(
+                    f"{self.path}: expected a delta file, found a folder; `trimtab delta import` "
+                    "applies deltas of other programs"
+                )
             self._file = DataFile(self.path, self._pool)
             self.num_bytes = self._file.size
             stored, metadata = read_with_metadata(self._file)

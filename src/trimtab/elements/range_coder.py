@@ -38,7 +38,7 @@ RATES = np.array([int(65535 / (count + 1.6)) for count in range(501)], np.int32)
 UNTAUGHT = np.uint32(1 << 31)
 """A slot that has learned from nothing: one half."""
 
-ZERO, ONE, TWO, HALF_WORD, WORD = (np.uint64(number) for number in (0, 1, 2, 16, 32))
+ZERO, ONE, HALF_WORD, WORD = (np.uint64(number) for number in (0, 1, 16, 32))
 BELOW_WORD, ALL = np.uint64(1 << 32), np.uint64((1 << 64) - 1)
 
 

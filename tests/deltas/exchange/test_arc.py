@@ -24,7 +24,7 @@ from tests.deltas.exchange.pairs import (
     saved_pair,
 )
 from trimtab.checkpoints.checkpoint import open_checkpoint
-from trimtab.deltas.exchange.arc import read_arc_v2, write_arc_v2
+from trimtab.deltas.exchange.arc import open_arc_v2, write_arc_v2
 from trimtab.deltas.exchange.importing import detect_format, import_delta
 from trimtab.errors import CheckpointError, DeltaError
 
@@ -43,8 +43,8 @@ def test_every_dtype_and_value_comes_back(tmp_path: Path, num_shards: int) -> No
     delta = write(base, tuned, tmp_path / "delta")
     assert contents(delta).keys() == contents(base).keys()
     new = bits_in(tuned)
-    with open_checkpoint(base) as opened:
-        found = dict(read_arc_v2(opened, delta))
+    with open_checkpoint(base) as opened, open_arc_v2(opened, delta) as theirs:
+        found = dict(theirs)
     assert found.keys() == new.keys()
     assert all(np.array_equal(found[name], new[name]) for name in new)
     result = import_delta(base, delta, tmp_path / "result")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zstandard
 
+import trimtab
 from tests.deltas.exchange.pairs import (
     INDEX,
     Tensors,
@@ -295,6 +296,8 @@ def test_folders_and_files_that_are_no_delta(tmp_path: Path, base: Path, tuned: 
     refuse.append((tmp_path / "empty", r"holds no \.safetensors files"))
     (tmp_path / "chain" / "weight_v000001").mkdir(parents=True)
     refuse.append((tmp_path / "chain", "holds weight_v000001: give one of these folders"))
+    trimtab.make_delta(base, tuned, tmp_path / "ours.delta")
+    refuse.append((tmp_path / "ours.delta", "a delta of trimtab: `trimtab delta apply` applies it"))
     for path, sentence in refuse:
         with pytest.raises(DeltaError, match=sentence):
             import_delta(base, path, tmp_path / "result")

@@ -23,7 +23,6 @@ from trimtab.deltas.exchange import index_value
 from trimtab.deltas.exchange.importing import import_delta
 from trimtab.deltas.exchange.index_value import (
     open_index_value,
-    read_index_value,
     write_index_value,
 )
 from trimtab.errors import DeltaError, OutputExistsError
@@ -41,8 +40,8 @@ def test_every_dtype_and_value_comes_back(tmp_path: Path, monkeypatch: pytest.Mo
     base, tuned = saved_pair(tmp_path)
     path = write(base, tuned, tmp_path / "delta.safetensors")
     old, new = bits_in(base), bits_in(tuned)
-    with open_checkpoint(base) as opened:
-        found = dict(read_index_value(opened, path))
+    with open_checkpoint(base) as opened, open_index_value(opened, path) as theirs:
+        found = dict(theirs)
     assert found.keys() == {name for name in new if not np.array_equal(old[name], new[name])}
     assert all(np.array_equal(found[name], new[name]) for name in found)
     result = import_delta(base, path, tmp_path / "result")

@@ -29,7 +29,7 @@ from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.deltas.exchange import payloads, slime
 from trimtab.deltas.exchange.importing import import_delta
 from trimtab.deltas.exchange.payloads import CHECKSUMS, Checksum
-from trimtab.deltas.exchange.slime import ENCODINGS, Encoding, read_slime, write_slime
+from trimtab.deltas.exchange.slime import ENCODINGS, Encoding, open_slime, write_slime
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import (
     DeltaError,
@@ -60,8 +60,8 @@ def test_every_dtype_and_value_comes_back(
     base, tuned = saved_pair(tmp_path)
     delta = write(base, tuned, tmp_path / "delta", encoding=encoding, checksum=checksum)
     assert len(list(delta.glob("*.safetensors"))) > 1
-    with open_checkpoint(base) as opened:
-        found = dict(read_slime(opened, delta))
+    with open_checkpoint(base) as opened, open_slime(opened, delta) as theirs:
+        found = dict(theirs)
     old, new = bits_in(base), bits_in(tuned)
     assert found.keys() == {name for name in new if not np.array_equal(old[name], new[name])}
     for name, bits in found.items():

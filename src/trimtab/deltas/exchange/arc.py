@@ -11,7 +11,6 @@ arc_v3 is refused. Its payloads are pickles, and reading a pickle runs the code 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -95,23 +94,6 @@ def _by_place(base: Checkpoint) -> dict[Path, list[StoredTensor]]:
     for tensor in base.tensors.values():
         places.setdefault(tensor.file.path.relative_to(base.folder), []).append(tensor)
     return places
-
-
-def read_arc_v2(base: Checkpoint, source: str | os.PathLike[str]) -> Iterator[tuple[str, Bits]]:
-    """Tensors of the tuned checkpoint of a delta of Fireworks, one at a time.
-
-    Args:
-        base: The base, opened.
-        source: The folder of the delta, or its file if the base is one file.
-
-    Yields:
-        Name, and bits of the tuned tensor in its shape, checked.
-
-    Raises:
-        DeltaError: As in `open_arc_v2`, or a payload or its result is wrong.
-    """
-    with open_arc_v2(base, source) as delta:
-        yield from delta
 
 
 def open_arc_v2(base: Checkpoint, source: str | os.PathLike[str]) -> OpenDelta:

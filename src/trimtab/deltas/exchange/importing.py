@@ -17,6 +17,7 @@ from trimtab.deltas.exchange.arc import ARC_V3, ensure_zstd, open_arc_v2
 from trimtab.deltas.exchange.index_value import INDICES, VALUES, open_index_value
 from trimtab.deltas.exchange.payloads import OpenDelta, read_file
 from trimtab.deltas.exchange.slime import INDEX, Version, open_slime
+from trimtab.deltas.file import FORMAT as TRIMTAB
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import DeltaError
 from trimtab.inputs import read_json
@@ -130,6 +131,8 @@ def detect_format(source: str | os.PathLike[str]) -> Format:
         raise DeltaError(f"{source}: holds no .safetensors files: expected a delta")
     with closing(FilePool()) as pool:
         tensors, metadata = read_file(path, pool)
+        if metadata.get("format") == TRIMTAB:
+            raise DeltaError(f"{path}: a delta of trimtab: `trimtab delta apply` applies it")
         if all(name.endswith((INDICES, VALUES)) for name in tensors) and path == source:
             return "index_value"
         if all(tensor.dtype.name == "U8" for tensor in tensors.values()) and (

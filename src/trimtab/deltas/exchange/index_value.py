@@ -101,23 +101,6 @@ def _pieces(base: StoredTensor, tuned: StoredTensor, index: DType | None) -> Ite
         yield values.view(np.uint8)
 
 
-def read_index_value(base: Checkpoint, path: str | os.PathLike[str]) -> Iterator[tuple[str, Bits]]:
-    """Tensors of a tuned checkpoint that a file of indices and values changes, one at a time.
-
-    Args:
-        base: The base, opened.
-        path: The file.
-
-    Yields:
-        Name, and bits of the tuned tensor in its shape, checked where the file has a checksum.
-
-    Raises:
-        DeltaError: As in `open_index_value`, or indices are wrong or the result is.
-    """
-    with open_index_value(base, path) as delta:
-        yield from delta
-
-
 def open_index_value(base: Checkpoint, path: str | os.PathLike[str]) -> OpenDelta:
     """Open a file of indices and values: its header is read and checked, and no tensor.
 

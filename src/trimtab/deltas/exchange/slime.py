@@ -150,26 +150,6 @@ def _overwrite_pieces(base: StoredTensor, tuned: StoredTensor, num_changed: int)
                 yield new[where]
 
 
-def read_slime(
-    base: Checkpoint, folder: str | os.PathLike[str], *, base_version: Version | None = None
-) -> Iterator[tuple[str, Bits]]:
-    """Tensors of a tuned checkpoint that a delta folder of slime changes, one at a time.
-
-    Args:
-        base: The base, opened.
-        folder: The folder.
-        base_version: As in `open_slime`.
-
-    Yields:
-        Name, and bits of the tuned tensor in its shape, checked.
-
-    Raises:
-        DeltaError: As in `open_slime`, or a payload or its result is wrong.
-    """
-    with open_slime(base, folder, base_version=base_version) as delta:
-        yield from delta
-
-
 def open_slime(
     base: Checkpoint, folder: str | os.PathLike[str], *, base_version: Version | None = None
 ) -> OpenDelta:
