@@ -20,7 +20,7 @@ from tests.deltas.building import content_of, moved, random_bits, write_folder, 
 from trimtab.deltas.chain import opened_chain
 from trimtab.deltas.file import DeltaFile
 from trimtab.elements.dtypes import DTYPES
-from trimtab.errors import CheckpointError, DeltaError, OutputExistsError
+from trimtab.errors import CheckpointError, DeltaError, OutputExistsError, SettingsError
 
 SHAPES = [(), (0,), (1,), (7,), (3, 5), (2, 0, 3), (4, 1, 3)]
 
@@ -215,6 +215,29 @@ def test_a_tuned_checkpoint_without_tensors(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="empty holds no tensors: expected a tuned model"):
         trimtab.make_delta(base, empty, tmp_path / "x.delta")
     assert not (tmp_path / "x.delta").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"max_rank": 17}, "max_rank is 17, expected 0 to 16"),
+        ({"max_rank": -1}, "max_rank is -1"),
+        ({"threads": 0}, "threads is 0, expected 1 or more"),
+    ],
+)
+def test_settings_out_of_range(tmp_path: Path, settings: dict[str, Any], sentence: str) -> None:
+    base, tuned = pair(tmp_path)
+    with pytest.raises(SettingsError, match=sentence):
+        trimtab.make_delta(base, tuned, tmp_path / "x.delta", **settings)
+    assert not (tmp_path / "x.delta").exists()
+
+
+def test_one_pattern_to_carry(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)
+    for name in ("a.pt", "b.bin"):
+        (tuned / name).write_bytes(b"1")
+    manifest = trimtab.make_delta(base, tuned, tmp_path / "x.delta", carry="*.pt")
+    assert manifest.left_out == ("b.bin",)
 
 
 def test_what_is_no_chain(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 import trimtab
 from tests.deltas.building import content_of, moved, random_bits, write_folder
+from tests.deltas.test_deltas import pair
 from trimtab.deltas import apply, store_objects
 from trimtab.deltas import store as store_module
 from trimtab.errors import CheckpointError, DeltaError, OutputExistsError
@@ -43,6 +44,13 @@ def check_out(store: trimtab.Store, name: str, output: Path, **options: Any) -> 
     content = content_of(output)
     shutil.rmtree(output)
     return content
+
+
+def test_making_a_store_reports_the_bytes_of_its_base(tmp_path: Path) -> None:
+    base, _ = pair(tmp_path)
+    seen: list[tuple[int, int]] = []
+    trimtab.Store.create(tmp_path / "store", base, progress=lambda *done: seen.append(done))
+    assert [total for _, total in seen] == [sum(done for done, _ in seen)] * 2
 
 
 def test_every_checkpoint_comes_back_from_the_smaller_delta(tmp_path: Path) -> None:

@@ -44,7 +44,8 @@ def init(folder: Path, base: str) -> None:
 
     The base is not copied: the store records where it is, its revision and its hash.
     """
-    made = trimtab.Store.create(folder, base)
+    with byte_progress("reading") as progress:
+        made = trimtab.Store.create(folder, base, progress=progress)
     say(f"wrote {folder}: a store for {made.base.id}", err=True)
 
 

@@ -35,7 +35,7 @@ from trimtab.deltas.workers import Workers
 from trimtab.elements.update_coding import CHUNK, encode_frames
 from trimtab.elements.update_fit import Readable
 from trimtab.elements.update_predictor import MAX_RANK
-from trimtab.errors import DeltaError
+from trimtab.errors import DeltaError, SettingsError
 from trimtab.outputs import ensure_free, is_stream
 from trimtab.results.records import made_now, record_of
 
@@ -103,6 +103,7 @@ def make_delta(
         CheckpointError: One of the checkpoints cannot be read, or the tuned one is not safetensors.
         DeltaError: `after` is no delta, or does not end at `base`.
         OutputExistsError: The output exists and `force` is not set.
+        SettingsError: `max_rank` or `threads` is out of range.
     """
     ensure_free(output, force=force)
     with opened(base, tuned) as (old, new):
@@ -137,6 +138,8 @@ def write_delta(
     progress: Progress | None = None,
 ) -> Manifest:
     """`make_delta` for a tuned checkpoint of any source."""
+    if not 0 <= max_rank <= MAX_RANK:
+        raise SettingsError(f"max_rank is {max_rank}, expected 0 to {MAX_RANK}")
     pairs = list(_pairs(base, source))
     # Files that are not weights are read twice, so that one of them at a time is in memory.
     sizes = {name: len(file.start) for name, file in source.weights.items()}

@@ -161,6 +161,8 @@ def other_files(
         weights: Names of its files of weights.
         carry: Patterns of file names to carry although they are among `LEFT_OUT`.
     """
+    if isinstance(carry, str):
+        carry = [carry]
     others: dict[str, Callable[[], bytes]] = {}
     left_out = []
     is_folder = not Path(checkpoint.id).is_file()

@@ -24,12 +24,11 @@ from trimtab import outputs
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import fetch_the_rest
 from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.tensors import hash_of
 from trimtab.deltas.apply import verify_delta, write_folder
 from trimtab.deltas.chain import Replay
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
-from trimtab.deltas.source import source_of
+from trimtab.deltas.source import chunks_of, hash_of_chunks, source_of
 from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects
 from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
@@ -150,12 +149,13 @@ class Store:
         return one_line(self, f"{self.folder}: {plural(len(self.names()), 'checkpoint')}")
 
     @classmethod
-    def create(cls, folder: AnyPath, base: AnyPath) -> Store:
+    def create(cls, folder: AnyPath, base: AnyPath, *, progress: Progress | None = None) -> Store:
         """Make an empty store.
 
         Args:
             folder: The folder to make.
             base: The base: a folder, a file, or a hub id. Its place and hashes are recorded.
+            progress: Called with bytes done and bytes in all, while the base is hashed.
 
         Raises:
             CheckpointError: The base cannot be read.
@@ -163,7 +163,12 @@ class Store:
         """
         outputs.ensure_no_folder(folder)
         with opened(base) as (checkpoint,):
-            hashes = {name: hash_of(tensor.read()) for name, tensor in checkpoint.tensors.items()}
+            num_bytes = sum(tensor.num_bytes for tensor in checkpoint.tensors.values())
+            hashes = {}
+            for name, tensor in checkpoint.tensors.items():
+                hashes[name] = hash_of_chunks(chunks_of(tensor, tensor.num_elements))
+                if progress is not None:
+                    progress(tensor.num_bytes, num_bytes)
             record = record_of(checkpoint, hashes)
         if record.revision is None:
             record = replace(record, id=str(Path(record.id).absolute()))

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self, TypeVar
 
+from trimtab.errors import SettingsError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -28,9 +30,14 @@ class Workers:
 
     Args:
         threads: How many; by default one for each core.
+
+    Raises:
+        SettingsError: They are fewer than one.
     """
 
     def __init__(self, threads: int | None = None) -> None:
+        if threads is not None and threads < 1:
+            raise SettingsError(f"threads is {threads}, expected 1 or more")
         self.threads = threads or os.cpu_count() or 1
         self._items = ThreadPoolExecutor(self.threads)
         self._parts = ThreadPoolExecutor(self.threads)

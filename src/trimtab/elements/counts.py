@@ -173,8 +173,8 @@ def percent(part: float, whole: float, digits: int = 2) -> str:
     Examples:
         >>> percent(1, 10**9), percent(0, 10**9), percent(10**9 - 1, 10**9)
         ('<0.01 %', '0 %', '>99.99 %')
-        >>> percent(1, 3), percent(0, 0)
-        ('33.33 %', '–')
+        >>> percent(1, 3), percent(3, 2), percent(0, 0)
+        ('33.33 %', '150.00 %', '–')
     """
     if whole == 0:
         return "–"
@@ -184,6 +184,6 @@ def percent(part: float, whole: float, digits: int = 2) -> str:
     hundredths = floor(part * 100 * scale / whole + 0.5)
     if hundredths == 0:
         return f"<{1 / scale:.{digits}f} %"
-    if hundredths >= 100 * scale:
+    if hundredths >= 100 * scale and part < whole:
         return f">{100 - 1 / scale:.{digits}f} %"
     return f"{hundredths / scale:.{digits}f} %"
