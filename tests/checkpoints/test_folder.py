@@ -18,6 +18,7 @@ import trimtab
 from tests.checkpoints.models import build_model
 from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.checkpoints.folder import find_weights, read_config
+from trimtab.checkpoints.tensors import FilePool
 from trimtab.errors import CheckpointError, CheckpointWarning
 
 
@@ -233,6 +234,17 @@ def test_what_is_newer_is_said_to_be(tmp_path: Path) -> None:
     assert "; pytorch_model.bin (newer) in the same folder" in note
 
 
+def test_files_are_closed_where_warnings_are_errors(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
+    touch(tmp_path, "pytorch_model.bin")
+    pool = FilePool()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(CheckpointWarning):
+            open_checkpoint(tmp_path, pool=pool)
+    assert pool._closed
+
+
 def test_notes_are_warnings_and_stay_in_the_record(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "model.safetensors")
     touch(tmp_path, "pytorch_model.bin")
@@ -245,7 +257,7 @@ def test_notes_are_warnings_and_stay_in_the_record(tmp_path: Path) -> None:
     assert "notes" not in again.to_dict()["provenance"]["tuned"]
     packed = {"q.qweight": torch.ones(2, 2, dtype=torch.int32), "q.scales": torch.ones(2)}
     save_file(packed, tmp_path / "packed.safetensors")
-    with pytest.warns(CheckpointWarning, match="it is quantised: q.qweight hold integers"):
+    with pytest.warns(CheckpointWarning, match="made from the integers in q.qweight"):
         open_checkpoint(tmp_path / "packed.safetensors").close()
 
 

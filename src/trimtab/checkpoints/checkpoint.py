@@ -111,14 +111,14 @@ def open_checkpoint(ref: str | os.PathLike[str], *, pool: FilePool | None = None
     pool = pool or FilePool()
     try:
         tensors = _read_headers(weights, pool)
-    except BaseException:
+        tied = {**tied_names(tensors, config), **_shared(tensors)}
+        stored = {name: tensor for name, tensor in tensors.items() if name not in tied}
+        notes = (*weights.notes, *_packed_note(stored, config))
+        for note in notes:
+            warnings.warn(f"{os.fspath(ref)}: {note}", CheckpointWarning, stacklevel=2)
+    except BaseException:  # a warning too, where warnings are errors
         pool.close()
         raise
-    tied = {**tied_names(tensors, config), **_shared(tensors)}
-    stored = {name: tensor for name, tensor in tensors.items() if name not in tied}
-    notes = (*weights.notes, *_packed_note(stored, config))
-    for note in notes:
-        warnings.warn(f"{os.fspath(ref)}: {note}", CheckpointWarning, stacklevel=2)
     return Checkpoint(
         os.fspath(ref), revision, config, stored, tied, pool, folder=folder, notes=notes
     )
@@ -201,7 +201,7 @@ def _packed_note(tensors: Mapping[str, StoredTensor], config: Mapping[str, Any])
     packed = [name for name in quantized if not tensors[name].dtype.is_float]
     if not packed:
         return []
-    return [f"it is quantised: {first_few(packed)} hold integers from which weights are made"]
+    return [f"it is quantised: weights are made from the integers in {first_few(packed)}"]
 
 
 def _shared(tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
