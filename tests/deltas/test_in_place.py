@@ -50,6 +50,17 @@ def test_revert_removes_the_files_that_were_added(tmp_path: Path) -> None:
     assert not UNDO.intersection(path.name for path in base.iterdir())
 
 
+def test_links_become_files(tmp_path: Path) -> None:
+    base, tuned = pair(tmp_path)
+    before = content_of(base)
+    (tmp_path / "links").mkdir()
+    for path in base.iterdir():
+        (tmp_path / "links" / path.name).symlink_to(path)
+    trimtab.apply_in_place(tmp_path / "links", made(base, tuned, tmp_path / "x.delta"))
+    assert content_of(tmp_path / "links") == content_of(tuned)
+    assert content_of(base) == before
+
+
 def test_other_shards_in_place(tmp_path: Path) -> None:
     a, b = random_bits("BF16", (30, 8), 0), random_bits("F32", (5, 5), 1)
     base = write_folder(tmp_path / "base", {"a": ("BF16", a)}, {"b": ("F32", b)})
