@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.training import tiny
+from trimtab.checkpoints.checkpoint import opened
 from trimtab.deltas.apply import apply_delta, verify_delta
 from trimtab.deltas.make import make_delta
 from trimtab.errors import CheckpointError, MaskError, OutputExistsError, SettingsError
@@ -23,7 +24,7 @@ from trimtab.results.evaluation import Evaluation
 from trimtab.training import demo
 from trimtab.training.addition import split_questions
 from trimtab.training.demo import MASKED, DemoRun, run_files, train_demo
-from trimtab.training.folders import WEIGHTS
+from trimtab.training.folders import WEIGHTS, write_json
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings
@@ -260,6 +261,13 @@ def test_damaged_mask_is_written_again(finished: DemoRun, tmp_path: Path) -> Non
     assert Mask.load(path) == whole
 
 
+def num_changed(base: Path, tuned: Path) -> int:
+    """Elements that differ."""
+    with opened(base, tuned) as (before, after):
+        tensors = before.tensors.items()
+        return sum(int((t.read() != after.tensors[name].read()).sum()) for name, t in tensors)
+
+
 def test_the_delta_is_the_checkpoint_and_is_made_again_if_it_is_not(
     finished: DemoRun, tmp_path: Path
 ) -> None:
@@ -267,6 +275,13 @@ def test_the_delta_is_the_checkpoint_and_is_made_again_if_it_is_not(
     shutil.copytree(finished.base.parent, out)
     path = out / "grpo.delta"
     assert finished.delta["num_bytes"] == path.stat().st_size < finished.delta["num_bytes_whole"]
+    others = finished.delta["num_bytes_of_others"]
+    changed = num_changed(out / "base", out / "grpo" / "model")
+    assert others["indices and values"] > 6 * changed  # and a header
+    assert others["slime, XOR"] > finished.delta["num_bytes"]
+    write_json(out / "demo.json", {"delta": {**finished.delta, "num_bytes_of_others": {"x": 1}}})
+    again = train_demo(out, steps=3, make_base=tiny.make_base)
+    assert again.delta["num_bytes_of_others"] == {"x": 1}  # was measured before
     whole = path.read_bytes()
     make_delta(out / "base", out / "sft" / "model", path, force=True)  # of another run
     train_demo(out, steps=3, make_base=tiny.make_base)

@@ -328,7 +328,7 @@ def _delta(demo: DemoRecord) -> Sequence[doc.Section]:
         return ()
     delta, full = demo["delta"], demo["full"]
     size, whole = delta["num_bytes"], delta["num_bytes_whole"]
-    notes = (
+    notes: tuple[str, ...] = (
         wording.printable(
             f"{delta['path']} holds the checkpoint of {full} in {size / 1e6:,.2f} MB: "
             f"{wording.share(size, whole, 1)} of its {whole / 1e6:,.1f} MB. With the base it gives "
@@ -336,6 +336,9 @@ def _delta(demo: DemoRecord) -> Sequence[doc.Section]:
             f"“trimtab delta apply {delta['base']} {delta['path']} -o FOLDER”."
         ),
     )
+    if others := delta.get("num_bytes_of_others"):
+        sizes = ", ".join(f"{name}: {num / 1e6:,.2f} MB" for name, num in others.items())
+        notes += (wording.printable(f"The same change in formats of others: {sizes}."),)
     title = f"{full} as a delta"
     return (doc.Section(title, notes, (doc.Lines("", notes, is_wrapped=True),)),)
 

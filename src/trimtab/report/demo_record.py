@@ -77,12 +77,14 @@ class DeltaRecord(TypedDict):
         num_bytes: Its size.
         num_bytes_whole: Bytes of the checkpoint.
         base: Folder of the base.
+        num_bytes_of_others: Format of others → bytes that the same change takes in it.
     """
 
     path: str
     num_bytes: int
     num_bytes_whole: int
     base: str
+    num_bytes_of_others: NotRequired[Mapping[str, int]]
 
 
 class DemoRecord(TypedDict):

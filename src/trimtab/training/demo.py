@@ -20,8 +20,13 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from trimtab.checkpoints.checkpoint import opened
+from trimtab.deltas.exchange.arc import write_arc_v2
+from trimtab.deltas.exchange.index_value import write_index_value
+from trimtab.deltas.exchange.slime import write_slime
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import make_delta
 from trimtab.errors import DeltaError, MaskError, ResultFormatError, SettingsError
@@ -67,6 +72,7 @@ NUM_SAMPLES = 8
 
 EVALUATION = "evaluation.json"
 DELTA = f"{FULL}.delta"
+OTHERS = "num_bytes_of_others"
 
 
 @dataclass(frozen=True)
@@ -125,7 +131,8 @@ class DemoRun:
         evaluation: The held-out questions, with the answers of the base and of the runs.
         runs: The trained runs by name; full-model runs come first.
         num_train_questions: Number of questions that the runs were trained on.
-        delta: The delta of `FULL`: `path`, `num_bytes`, and `num_bytes_whole` of its checkpoint.
+        delta: The delta of `FULL`: `path`, `num_bytes`, `num_bytes_whole` of its checkpoint, and
+            `num_bytes_of_others`: format of others → bytes.
     """
 
     base: Path
@@ -348,11 +355,27 @@ def _delta(out: Path) -> dict[str, Any]:
                 manifest = delta.manifest
     if manifest is None:
         manifest = make_delta(*folders, path, force=True)
-    return {
+    record: dict[str, Any] = {
         "path": str(path),
         "num_bytes": path.stat().st_size,
         "num_bytes_whole": manifest.num_bytes,
     }
+    with suppress(OSError, ResultFormatError):
+        before = _json(out / "demo.json").get("delta", {})
+        if before.get("num_bytes") == record["num_bytes"] and OTHERS in before:
+            return {**record, OTHERS: before[OTHERS]}
+    return {**record, OTHERS: _sizes_of_others(*folders)}
+
+
+def _sizes_of_others(base: Path, tuned: Path) -> dict[str, int]:
+    """Bytes that the change takes in formats of others, which are written and removed again."""
+    with TemporaryDirectory() as scratch, opened(base, tuned) as (before, after):
+        folder = Path(scratch)
+        return {
+            "Fireworks arc_v2": write_arc_v2(before, after, folder / "arc_v2").num_bytes,
+            "slime, XOR": write_slime(before, after, folder / "slime").num_bytes,
+            "indices and values": write_index_value(before, after, folder / "pairs").num_bytes,
+        }
 
 
 def _json(path: Path) -> dict[str, Any]:
