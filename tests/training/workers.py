@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import datetime
 import multiprocessing
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
+import torch
+import torch.distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 
@@ -21,6 +26,22 @@ def run_workers(run: Callable[..., None], *arguments: Any, num: int, loads: str)
     """
     multiprocessing.set_forkserver_preload([loads, run.__module__])
     start_processes(run, arguments, nprocs=num, start_method="forkserver")  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def process_group(rank: int, world: int, meeting: Path) -> Iterator[None]:
+    """The processes of a test as a group of torch.distributed, which meet at a file."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{meeting}",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=60),
+    )
+    yield
+    dist.destroy_process_group()
 
 
 SWEEP = "TRIMTAB_TEST_SWEEP"

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.elements.dtypes import Bits, DType
-from trimtab.elements.simd import LANES, compiled, differ, trailing_zeros
+from trimtab.elements.simd import LANES, compiled, trailing_zeros
+from trimtab.elements.update_kernels import changes as changes_in
 
 ROW = 256
 """Elements of a row."""
@@ -129,13 +130,7 @@ def _find(
     for row in range(counts.size):
         first = num
         for start in range(row * ROW, min(before.size, (row + 1) * ROW), LANES):
-            changed = np.uint64(0)
-            if start + LANES <= before.size:
-                changed = differ(before, after, start)
-            else:
-                for lane in range(before.size - start):
-                    if before[start + lane] != after[start + lane]:
-                        changed |= np.uint64(1) << np.uint64(lane)
+            changed = changes_in(before, after, start)
             while changed != 0:
                 at = start + trailing_zeros(changed)
                 changed &= changed - np.uint64(1)

@@ -17,8 +17,7 @@ from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.deltas.manifest import MAX_FILE_BYTES
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.elements.update_coding import CHUNK
-from trimtab.elements.update_fit import Readable
-from trimtab.elements.update_predictor import InMemory
+from trimtab.elements.update_fit import InMemory, Readable
 from trimtab.errors import CheckpointError
 from trimtab.inputs import read_bytes
 from trimtab.results.records import CheckpointRecord, record_of

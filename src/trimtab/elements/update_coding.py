@@ -25,13 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.elements import update_kernels as kernels
-from trimtab.elements.dtypes import Bits, DType, exponent_place, num_exponent_bins
+from trimtab.elements.dtypes import Bits, DType, num_exponent_bins
 from trimtab.elements.range_coder import ROW, UNTAUGHT
 from trimtab.elements.simd import PREDICTED
-from trimtab.elements.update_fit import Readable
+from trimtab.elements.update_fit import InMemory, Readable, place_in
 from trimtab.elements.update_predictor import (
     MAX_RANK,
-    InMemory,
     Predictor,
     best_predictor,
     cold,
@@ -235,11 +234,9 @@ def decode_frame(
 
 def _arguments(dtype: DType, exponent: int, start: int, predictor: Predictor) -> tuple[Any, ...]:
     """What both kernels need: the dtype, what is cold, the predictor, and tables to learn in."""
-    width = 8 * dtype.num_bytes
-    full, sign = (1 << width) - 1, 1 << (width - 1) if dtype.is_float else 0
-    shift, field = exponent_place(dtype)
-    rows = kernels.TOP + width
-    num = field + 1
+    place = place_in(dtype)
+    rows = kernels.TOP + 8 * dtype.num_bytes
+    num = num_exponent_bins(dtype)
     room = (
         np.full(num * kernels.BINS + 1, UNTAUGHT),
         np.full(16, UNTAUGHT),
@@ -248,6 +245,6 @@ def _arguments(dtype: DType, exponent: int, start: int, predictor: Predictor) ->
         np.empty(kernels.SEGMENT + 1, np.int32),
         np.zeros(kernels.SEGMENT + PREDICTED, np.uint8),
     )
-    kind = np.array([full, sign, shift, field, rows], np.uint64)
+    kind = np.array([*place, rows], np.uint64)
     factors = (start, predictor.left, predictor.right, np.int32(predictor.shift))
     return kind, *cold(dtype, exponent), *factors, *room

@@ -6,6 +6,7 @@ algorithm 4.4, without a basis between the passes: two of them lose no precision
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -39,9 +40,21 @@ class Readable(Protocol):
         """A vector of its elements from `start` to `stop`, in C order."""
 
 
+@dataclass(frozen=True, eq=False)
+class InMemory:
+    """A tensor that is in memory."""
+
+    bits: Bits
+
+    def elements(self, start: int, stop: int) -> Bits:
+        """A view of its elements from `start` to `stop`, in C order."""
+        return self.bits.reshape(-1)[start:stop]
+
+
 def place_in(dtype: DType) -> Place:
-    """All bits of an element, its sign, and where its exponent is: shift and field."""
-    full, sign = (1 << 8 * dtype.num_bytes) - 1, 1 << 8 * dtype.num_bytes - 1
+    """All bits of an element, its sign (or 0), and where its exponent is: shift and field."""
+    width = 8 * dtype.num_bytes
+    full, sign = (1 << width) - 1, 1 << (width - 1) if dtype.is_float else 0
     shift, field = exponent_place(dtype)
     return np.uint64(full), np.uint64(sign), np.uint64(shift), np.uint64(field)
 

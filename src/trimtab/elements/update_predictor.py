@@ -73,17 +73,6 @@ LEARNING = 2
 
 
 @dataclass(frozen=True, eq=False)
-class InMemory:
-    """A tensor that is in memory."""
-
-    bits: Bits
-
-    def elements(self, start: int, stop: int) -> Bits:
-        """A view of its elements from `start` to `stop`, in C order."""
-        return self.bits.reshape(-1)[start:stop]
-
-
-@dataclass(frozen=True, eq=False)
 class Predictor:
     """What predicts an update of a matrix.
 

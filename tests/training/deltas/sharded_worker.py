@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,24 +12,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from tests.training import architectures, tiny
+from tests.training.workers import process_group
 from trimtab.errors import TrimtabError
 from trimtab.training import load_delta, runtime, save_delta
 
 
 def run(rank: int, world: int, folder: Path) -> None:
     """One process: every model in turn."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    said = {name: one(folder / name, build()) for name, build in MODELS.items()}
-    torch.save(said, folder / f"said-{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, world, folder / "rendezvous"):
+        said = {name: one(folder / name, build()) for name, build in MODELS.items()}
+        torch.save(said, folder / f"said-{rank}.pt")
 
 
 MODELS: dict[str, Callable[[], Any]] = {

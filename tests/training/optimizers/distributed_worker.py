@@ -6,8 +6,6 @@ One set of processes runs all scenarios in turn, because a process takes seconds
 from __future__ import annotations
 
 import copy
-import datetime
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_modul
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.training.optimizers.reference import random_mask
+from tests.training.workers import process_group
 from trimtab.errors import TrimtabError
 from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW
@@ -432,16 +431,7 @@ SCENARIOS: list[Callable[[int, int], Any]] = [
 
 def run(rank: int, world: int, folder: Path) -> None:
     """Run every scenario as one of `world` processes, and save what each returned."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder / f'meeting-{world}'}",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    results = {of.__name__: of(rank, world) for of in SCENARIOS}
-    results["checkpoints"] = checkpoints(rank, world, folder)
-    torch.save(results, folder / f"results-{world}-{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, world, folder / f"meeting-{world}"):
+        results = {of.__name__: of(rank, world) for of in SCENARIOS}
+        results["checkpoints"] = checkpoints(rank, world, folder)
+        torch.save(results, folder / f"results-{world}-{rank}.pt")

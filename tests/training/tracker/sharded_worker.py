@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 
 from tests.training import tiny, tiny_trainers
 from tests.training.tracker.watching import Watcher, whole
+from tests.training.workers import process_group
 from trimtab.errors import TrimtabError
 from trimtab.masks.mask import Mask
 from trimtab.measure.tracked import read_steps, read_tracked
@@ -27,18 +26,9 @@ STEPS = 4
 
 def run(rank: int, world: int, folder: Path) -> None:
     """One process: every scenario in turn."""
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world,
-        timeout=datetime.timedelta(seconds=60),
-    )
-    found = {scenario.__name__: scenario(folder) for scenario in SCENARIOS}
-    torch.save(found, folder / f"results-{rank}.pt")
-    dist.destroy_process_group()
+    with process_group(rank, world, folder / "rendezvous"):
+        found = {scenario.__name__: scenario(folder) for scenario in SCENARIOS}
+        torch.save(found, folder / f"results-{rank}.pt")
 
 
 def new_model(dtype: torch.dtype, *, sharded: bool = True) -> Any:
