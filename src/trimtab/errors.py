@@ -46,6 +46,10 @@ class DeltaError(TrimtabError, ValueError):
     """A file or folder that is not a delta, or a delta that cannot be applied to this base."""
 
 
+class SyncError(TrimtabError, RuntimeError):
+    """A place of published versions cannot be used, or what lies there is not to be trusted."""
+
+
 class CriterionError(TrimtabError, ValueError):
     """A criterion for "changed" that cannot be understood."""
 

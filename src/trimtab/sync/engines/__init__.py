@@ -1,0 +1,1 @@
+"""Inference engines that follow a run: what each of them imports by itself."""
