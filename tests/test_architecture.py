@@ -70,7 +70,7 @@ they are 230, 43,500, 550 and 0.08. The first two are of the house without its n
 
 NEW_WINGS = {
     "coded_masks": (2, 370),
-    "deltas": (30, 7_210),
+    "deltas": (30, 7_360),
     "stores": (1, 220),
     "sync": (3, 60),
     "updates": (4, 1_230),

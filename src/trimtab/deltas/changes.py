@@ -52,6 +52,11 @@ class Changes(NamedTuple):
         """Bytes in memory."""
         return sum(array.nbytes for array in self)
 
+    def positions(self) -> NDArray[np.int64]:
+        """Position of each changed element in the flat tensor, ascending."""
+        rows = np.repeat(np.arange(self.counts.size, dtype=np.int64), self.counts)
+        return rows * ROW + self.places
+
     @classmethod
     def joined(cls, parts: Sequence[Changes]) -> Changes:
         """The changes of a tensor, given those of its parts, all but the last of whole rows."""

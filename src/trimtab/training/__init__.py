@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from trimtab.results.robustness import Robustness as Robustness
     from trimtab.training.deltas.checkpoints import DeltaCheckpoint as DeltaCheckpoint
     from trimtab.training.deltas.loading import LoadedDelta as LoadedDelta
+    from trimtab.training.deltas.loading import PreparedDelta as PreparedDelta
     from trimtab.training.deltas.loading import applied_delta as applied_delta
     from trimtab.training.deltas.loading import load_delta as load_delta
+    from trimtab.training.deltas.loading import prepare_delta as prepare_delta
     from trimtab.training.deltas.saving import save_delta as save_delta
     from trimtab.training.evaluation.evaluate import evaluate as evaluate
     from trimtab.training.evaluation.questions import file_questions as file_questions
@@ -48,6 +50,8 @@ _MODULES = {
     "MaskedTraining": "trimtab.training.masked_training",
     "MaskedTrainingCallback": "trimtab.training.trainer_callback",
     "measure_input_norms": "trimtab.training.input_norms",
+    "prepare_delta": "trimtab.training.deltas.loading",
+    "PreparedDelta": "trimtab.training.deltas.loading",
     "PPOConfig": "trimtab.training.ppo",
     "PPOTrainer": "trimtab.training.ppo",
     "PRIMEConfig": "trimtab.training.prime",

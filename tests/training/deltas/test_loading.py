@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from itertools import count
 from pathlib import Path
@@ -18,7 +20,7 @@ from tests.training import architectures, tiny
 from trimtab.deltas.changes import Changes
 from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.errors import DeltaError
-from trimtab.training import LoadedDelta, applied_delta, load_delta
+from trimtab.training import LoadedDelta, applied_delta, load_delta, prepare_delta
 from trimtab.training.deltas.live import INTEGERS, NAMES, LiveTensor
 
 pytestmark = pytest.mark.train
@@ -408,3 +410,85 @@ def test_a_model_without_values_is_refused(tmp_path: Path) -> None:
     odd.register_buffer("wave", torch.zeros(2, dtype=torch.complex64))
     with pytest.raises(DeltaError, match=r"wave is a tensor of torch\.complex64"):
         load_delta(odd, delta)
+
+
+def state_of(arrays: Mapping[str, tuple[str, Bits]]) -> dict[str, torch.Tensor]:
+    return {name: tensor_of(dtype, bits) for name, (dtype, bits) in arrays.items()}
+
+
+def bits_in(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:
+    return {n: t.reshape(-1).view(torch.uint8).numpy().tobytes() for n, t in state.items()}
+
+
+def test_nothing_is_written_before_the_commit(tmp_path: Path) -> None:
+    """Of a `state_dict`; what changed is known by name, position and value."""
+    base, tuned = arrays_pair()
+    state = state_of(base)
+    prepared = prepare_delta(state, made(tmp_path, base, tuned))
+    assert bits_in(state) == raw(base) and prepared.decode_seconds > 0
+    assert "bytes to apply it" in repr(prepared)
+    moving = {n for n in base if raw(base)[n] != raw(tuned)[n]}
+    assert {*prepared.changes} == moving and "same" not in moving
+    for name, changes in prepared.changes.items():
+        before, after = (arrays[name][1].reshape(-1) for arrays in (base, tuned))
+        assert changes.positions().tolist() == np.flatnonzero(before != after).tolist()
+    loaded = prepared.commit()
+    assert bits_in(state) == raw(tuned) and loaded.apply_seconds > 0
+    with pytest.raises(DeltaError, match="applied already: use what commit returned"):
+        prepared.commit()
+    loaded.revert()
+    assert bits_in(state) == raw(base)
+
+
+@pytest.mark.parametrize("name", ["F32", "same"])
+def test_a_model_that_changed_since_it_was_prepared_is_left_alone(
+    tmp_path: Path, name: str
+) -> None:
+    base, tuned = arrays_pair()
+    state = state_of(base)
+    prepared = prepare_delta(state, made(tmp_path, base, tuned))
+    state[name].view(-1).view(torch.uint8)[-1] ^= 1
+    before = bits_in(state)
+    with pytest.raises(DeltaError, match=rf"{name} of the model: .* since the delta was prepared"):
+        prepared.commit()
+    assert bits_in(state) == before
+    state[name].view(-1).view(torch.uint8)[-1] ^= 1
+    prepared.commit()
+    assert bits_in(state) == raw(tuned)
+
+
+def test_deltas_of_a_base_on_disk_that_the_model_is_no_longer(tmp_path: Path) -> None:
+    """As a follower gets an anchor: against the first version, or against nothing."""
+    base, tuned = arrays_pair()
+    now: Arrays = {n: (dtype, moved(bits, 0.3, 7)) for n, (dtype, bits) in base.items()}
+    delta, state = made(tmp_path, base, tuned), state_of(now)
+    with pytest.raises(DeltaError, match="F64 already is what"):
+        load_delta(state, delta)
+    with pytest.raises(DeltaError, match="F64 already is what"):
+        load_delta(state, delta, base=write_folder(tmp_path / "now", now))
+    assert bits_in(state) == raw(now)
+    loaded = load_delta(state, delta, base=tmp_path / "x-base")
+    assert bits_in(state) == raw(tuned)
+    loaded.revert()
+    assert bits_in(state) == raw(now)
+
+    whole = made(tmp_path, {}, tuned, "whole")
+    with trimtab.DeltaFile(whole) as opened:
+        assert all(entry.base is None for entry in opened.manifest.tensors)
+    model = module_of(now)
+    last: Arrays = {n: (dtype, moved(bits, 0.1, 9)) for n, (dtype, bits) in tuned.items()}
+    trimtab.make_delta(
+        tmp_path / "whole-tuned", write_folder(tmp_path / "last", last), tmp_path / "2", after=whole
+    )
+    loaded = load_delta(model, [tmp_path / "2", whole])
+    assert bits_of(model) == raw(last)
+    loaded.revert()
+    assert bits_of(model) == raw(now)
+
+
+def test_loading_needs_neither_trl_nor_accelerate() -> None:
+    """It runs in the environment of an inference engine."""
+    without = ("transformers", "trl", "datasets", "accelerate", "peft", "pandas", "rich")
+    code = f"import sys\nsys.modules.update(dict.fromkeys({without!r}))\n"
+    code += "from trimtab.training import prepare_delta"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from time import perf_counter
+from types import MappingProxyType
 from typing import NamedTuple, cast
 
-from torch import nn
+from torch import Tensor, nn
 
-from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.changes import Changes, find_changes
 from trimtab.deltas.manifest import Manifest, TensorEntry
@@ -44,12 +46,16 @@ class LoadedDelta:
     Attributes:
         manifest: What the delta says of the result.
         num_bytes: Bytes in memory that `revert` and `apply` need.
+        apply_seconds: How long the model was being changed and checked.
     """
 
-    def __init__(self, manifest: Manifest, changes: Sequence[_Change]) -> None:
+    def __init__(
+        self, manifest: Manifest, changes: Sequence[_Change], apply_seconds: float = 0.0
+    ) -> None:
         self.manifest = manifest
         self._changes: tuple[_Change, ...] | None = tuple(changes)
-        self.num_bytes = sum([c.changes.num_bytes for c in changes if c.changes is not None])
+        self.num_bytes = _num_bytes(changes)
+        self.apply_seconds = apply_seconds
         self._is_applied = True
         self._is_whole = True  # all tensors are as `_is_applied` says
 
@@ -125,10 +131,135 @@ class LoadedDelta:
         self._is_applied = not back
 
 
-def load_delta(
-    model: nn.Module,
+class PreparedDelta:
+    """A delta that `prepare_delta` decoded for a model, to which nothing is written yet.
+
+    Attributes:
+        manifest: What the delta says of the result.
+        changes: Name of each tensor that `commit` changes, as in files -> where and by how much.
+        num_bytes: Bytes in memory of the changes.
+        decode_seconds: How long it took to decode and check it.
+    """
+
+    def __init__(
+        self, manifest: Manifest, made: Sequence[_Change], decode_seconds: float = 0.0
+    ) -> None:
+        self.manifest = manifest
+        self._made: tuple[_Change, ...] | None = tuple(made)
+        self.changes: Mapping[str, Changes] = MappingProxyType(
+            {c.tensor.name: c.changes for c in made if c.changes is not None}
+        )
+        self.num_bytes = _num_bytes(made)
+        self.decode_seconds = decode_seconds
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.manifest!r}; {self.num_bytes:,} bytes to apply it")
+
+    def commit(self, *, threads: int | None = None) -> LoadedDelta:
+        """Change the model; all tensors are then compared with the result, also unchanged ones.
+
+        Nothing is read or decoded. If anything fails, the model is as it was.
+
+        Args:
+            threads: Tensors changed at the same time; by default one for each core.
+
+        Returns:
+            A handle whose `revert` takes the delta back.
+
+        Raises:
+            DeltaError: The model was changed since the delta was prepared, or it is applied.
+        """
+        if self._made is None:
+            raise DeltaError("the delta is applied already: use what commit returned")
+        made, start = self._made, perf_counter()
+        try:
+            _change(made, threads)
+            found = _digests(made, threads)
+            wrong = [c.tensor.name for c, d in zip(made, found, strict=True) if d != c.after]
+        except BaseException as error:
+            if lost := _turned(made, threads, back=True, digests=_digests(made, threads)):
+                raise DeltaError(
+                    f"{first_few(lost)} cannot be given back: load the model again"
+                ) from error
+            raise
+        if wrong:
+            _change(made, threads, back=True)
+            raise DeltaError(
+                f"{first_few(wrong)} of the model: not what was written there: it was changed "
+                "since the delta was prepared, or shares memory with another tensor; the model is "
+                "left as it is"
+            )
+        self._made = None
+        changed = [change for change in made if change.changes is not None]
+        return LoadedDelta(self.manifest, changed, perf_counter() - start)
+
+
+def prepare_delta(
+    model: nn.Module | Mapping[str, Tensor],
     deltas: AnyPath | Sequence[AnyPath],
     *,
+    base: AnyPath | Checkpoint | None = None,
+    signers: AnyPath | None = None,
+    signature: AnyPath | None = None,
+    threads: int | None = None,
+) -> PreparedDelta:
+    """Decode deltas for a model in memory, and check them; nothing is written before `commit`.
+
+    Meanwhile the model may be in use, as long as nobody changes its weights; it has to wait for the
+    `commit` alone::
+
+        prepared = prepare_delta(model, "run.delta")
+        with lock:
+            prepared.commit()
+
+    Args:
+        model: The model, on any device, in the dtypes in which it is stored; or a `state_dict` with
+            the names that files have.
+        deltas: One delta file, or those of a chain in any order.
+        base: The checkpoint on disk that the (first) delta was made against, if the model has other
+            weights than that by now: then only what differs from these is changed. By default the
+            model has the weights of the base.
+        signers: As in `apply_delta`; likewise `signature`.
+        signature: The signature, of a single delta that does not lie beside its own.
+        threads: Tensors or chunks decoded at the same time; by default one for each core.
+
+    Returns:
+        What `commit` applies.
+
+    Raises:
+        CheckpointError: `base` cannot be read.
+        DeltaError: The model, or `base`, is not the base of the deltas; the model has other
+            tensors, shapes or dtypes than the result; they are no chain, or one is damaged.
+    """
+    start = perf_counter()
+    with opened_chain(deltas, signers=signers, signature=signature) as chain, ExitStack() as stack:
+        live = stored_tensors(model, chain[-1].tensors)
+        held: dict[str, Bits] = {}
+        own = None
+        if base is None:
+            own = stored_tensors(model, _base_names(chain[0].manifest))
+            origins = {name: _Origin.of(tensor, held) for name, tensor in own.tensors.items()}
+            # Of its base, a replay uses the id, the tensors and which of them are tied.
+            checkpoint = cast("Checkpoint", _Base("the model", origins, own.tied))
+        else:
+            (checkpoint,) = stack.enter_context(opened(base))
+        replay = Replay(checkpoint, chain)
+        targets = _targets(replay, own, live)
+        with Workers(threads) as workers:
+            decoded = workers.in_order(
+                targets,
+                lambda target: _decode(replay, *target, None if own is None else held, workers),
+                lambda target: target[0].num_bytes,
+            )
+            made = list(decoded)
+    return PreparedDelta(replay.manifest, made, perf_counter() - start)
+
+
+def load_delta(
+    model: nn.Module | Mapping[str, Tensor],
+    deltas: AnyPath | Sequence[AnyPath],
+    *,
+    base: AnyPath | Checkpoint | None = None,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
     threads: int | None = None,
@@ -139,9 +270,13 @@ def load_delta(
     written, every tensor is compared with the base by its hash, decoded, and compared with the
     result; afterwards the model is compared with it. If anything fails, the model is as it was.
 
+    This is `prepare_delta` and `commit` at once, with the same arguments.
+
     Args:
-        model: The base of the (first) delta, in the dtypes in which it is stored.
+        model: The base of the (first) delta, in the dtypes in which it is stored; or a
+            `state_dict` with the names that files have.
         deltas: One delta file, or those of a chain in any order.
+        base: That base on disk, if the model has other weights by now.
         signers: As in `apply_delta`; likewise `signature`.
         signature: The signature, of a single delta that does not lie beside its own.
         threads: Tensors or chunks coded at the same time; by default one for each core.
@@ -150,44 +285,19 @@ def load_delta(
         A handle whose `revert` takes the delta back.
 
     Raises:
+        CheckpointError: `base` cannot be read.
         DeltaError: The model is not the base of the deltas; it has other tensors, shapes or dtypes
             than the result; they are no chain, or one is damaged.
     """
-    with opened_chain(deltas, signers=signers, signature=signature) as chain:
-        base = stored_tensors(model, _base_names(chain[0].manifest))
-        # Of its base, a replay uses the id, the tensors and which of them are tied.
-        held: dict[str, Bits] = {}
-        origins = {name: _Origin.of(tensor, held) for name, tensor in base.tensors.items()}
-        replay = Replay(cast("Checkpoint", _Base("the model", origins, base.tied)), chain)
-        targets = _targets(replay, base, stored_tensors(model, chain[-1].tensors))
-        with Workers(threads) as workers:
-            decoded = workers.in_order(
-                targets,
-                lambda target: _decode(replay, *target, held, workers),
-                lambda target: target[0].num_bytes,
-            )
-            made = list(decoded)
-    try:
-        wrong = _turned(made, threads, back=False)
-        digests = _digests(made, threads)
-        wrong += [c.tensor.name for c, found in zip(made, digests, strict=True) if found != c.after]
-        if wrong:
-            raise DeltaError(
-                f"{first_few(sorted(set(wrong)))} of the model: not what was written there: it "
-                "shares memory with another tensor, or was changed at the same time"
-            )
-    except BaseException as error:
-        if wrong := _turned(made, threads, back=True, digests=_digests(made, threads)):
-            raise DeltaError(
-                f"{first_few(wrong)} cannot be given back: load the model again"
-            ) from error
-        raise
-    return LoadedDelta(replay.manifest, [change for change in made if change.changes is not None])
+    prepared = prepare_delta(
+        model, deltas, base=base, signers=signers, signature=signature, threads=threads
+    )
+    return prepared.commit(threads=threads)
 
 
 @contextmanager
 def applied_delta(
-    model: nn.Module,
+    model: nn.Module | Mapping[str, Tensor],
     deltas: AnyPath | Sequence[AnyPath],
     *,
     signers: AnyPath | None = None,
@@ -232,9 +342,15 @@ class _Origin(LiveTensor):
 
 
 def _targets(
-    replay: Replay, base: LiveModel, live: LiveModel
+    replay: Replay, base: LiveModel | None, live: LiveModel
 ) -> list[tuple[TensorEntry, LiveTensor]]:
-    """Every tensor of the model, with the entry of the last delta that makes it."""
+    """Every tensor of the model, with the entry of the last delta that makes it.
+
+    Args:
+        replay: The deltas.
+        base: The model under the names of their base; None if that is a checkpoint on disk.
+        live: The model under the names of the result.
+    """
     path = replay.deltas[-1].path
     entries = replay.deltas[-1].tensors
     if missing := [name for name in entries if live.get(name) is None]:
@@ -251,8 +367,8 @@ def _targets(
                 f"{entry.dtype} {list(entry.shape)} in {path}: load the base in the dtypes of its "
                 "files (dtype='auto')"
             )
-        origin = _origin(replay, entry)
-        before = base.get(origin) if origin is not None else None
+        origin = None if base is None else _origin(replay, entry)
+        before = base.get(origin) if base is not None and origin is not None else None
         if before is not None and not before.is_same(tensor):
             raise DeltaError(
                 f"{path} makes {name} of {origin}, another tensor of the model: apply it to "
@@ -295,25 +411,44 @@ def _decode(
     replay: Replay,
     entry: TensorEntry,
     tensor: LiveTensor,
-    held: dict[str, Bits],
+    held: dict[str, Bits] | None,
     workers: Workers,
 ) -> _Change:
-    """What changes in a tensor; its bits are read once, into `held` while it is decoded."""
+    """What changes in a tensor.
+
+    If the model is the base, the bits of the tensor are read once, into `held` while it is decoded.
+    """
     before = tensor.read()
-    origin = _origin(replay, entry)
-    if origin is not None:
+    origin = None if held is None else _origin(replay, entry)
+    if held is not None and origin is not None:
         origin = replay.base.tied.get(origin, origin)
         held[origin] = before
     try:
         after = replay.tensor(entry, mapped=workers.map)
     finally:
-        if origin is not None:
+        if held is not None and origin is not None:
             del held[origin]
     changes = find_changes(before, after, tensor.dtype)
     digest = tensor.digest_of(after, entry.hash)
     if not changes.places.size:
         return _Change(tensor, None, digest, digest)
     return _Change(tensor, changes, tensor.digest_of(before), digest)
+
+
+def _num_bytes(changes: Iterable[_Change]) -> int:
+    return sum([c.changes.num_bytes for c in changes if c.changes is not None])
+
+
+def _change(changes: Sequence[_Change], threads: int | None, *, back: bool = False) -> None:
+    """Apply changes, or take them back, whatever the tensors have now; nothing is checked."""
+
+    def change(item: _Change) -> None:
+        if item.changes is not None:
+            item.tensor.change(item.changes, back=back)
+
+    with Workers(threads) as workers:
+        for _ in workers.in_order(changes, change):
+            pass
 
 
 def _digests(made: Sequence[_Change], threads: int | None) -> list[str]:
