@@ -70,9 +70,9 @@ they are 230, 43,500, 550 and 0.08. The first two are of the house without its n
 
 NEW_WINGS = {
     "coded_masks": (2, 370),
-    "deltas": (30, 7_360),
+    "deltas": (33, 8_400),
     "stores": (1, 220),
-    "sync": (3, 60),
+    "sync": (30, 7_000),
     "updates": (4, 1_230),
 }
 """Folder -> most files and lines; its verbs and reports (`cli/delta.py`) count too.

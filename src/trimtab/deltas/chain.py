@@ -15,11 +15,11 @@ import numpy as np
 import xxhash
 
 from trimtab.checkpoints.checkpoint import Checkpoint
-from trimtab.checkpoints.tensors import StoredTensor, hash_of
+from trimtab.checkpoints.tensors import hash_of
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import TensorEntry
 from trimtab.deltas.signature import check_signature
-from trimtab.deltas.source import chunks_of, hash_of_chunks, readable
+from trimtab.deltas.source import TunedTensor, Weights, chunks_of, hash_of_chunks, readable
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits
 from trimtab.elements.update_coding import CHUNK, Mapped, decode_frame, ensure_fits
@@ -126,7 +126,7 @@ class Replay:
         deltas: In the order in which they are applied.
     """
 
-    def __init__(self, base: Checkpoint, deltas: Sequence[DeltaFile]) -> None:
+    def __init__(self, base: Checkpoint | Weights, deltas: Sequence[DeltaFile]) -> None:
         self.base = base
         self.deltas = tuple(deltas)
         self.manifest = self.deltas[-1].manifest
@@ -364,7 +364,7 @@ class _Decoded:
 
 
 def _wrong_base(
-    id: str, tensor: StoredTensor, found: str, entry: TensorEntry, delta: DeltaFile
+    id: str, tensor: TunedTensor, found: str, entry: TensorEntry, delta: DeltaFile
 ) -> DeltaError:
     if found == entry.hash:
         return DeltaError(

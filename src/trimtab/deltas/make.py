@@ -25,6 +25,7 @@ from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
 from trimtab.deltas.source import (
     Source,
     TunedTensor,
+    Weights,
     chunks_of,
     content_in,
     hash_of_chunks,
@@ -37,7 +38,7 @@ from trimtab.elements.update_fit import Readable
 from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import DeltaError, SettingsError
 from trimtab.outputs import ensure_free, is_stream
-from trimtab.results.records import made_now, record_of
+from trimtab.results.records import made_now, record_of_tensors
 
 HELD_BYTES = 96 << 20
 """Tensors that are in memory as a whole while they are coded take so much, all threads together.
@@ -53,7 +54,7 @@ class _Pair(NamedTuple):
     """A tensor of the tuned checkpoint and what it is coded against."""
 
     tuned: TunedTensor
-    base: StoredTensor | None
+    base: TunedTensor | None
     num_common: int
     same: TunedTensor | None  # an earlier tuned tensor with the same counterpart, maybe its copy
 
@@ -125,7 +126,7 @@ def make_delta(
 
 
 def write_delta(
-    base: Checkpoint,
+    base: Checkpoint | Weights,
     source: Source,
     output: str | os.PathLike[str],
     *,
@@ -184,8 +185,16 @@ def write_delta(
                 progress(pair.tuned.num_bytes, num_bytes)
         for name, tensor in base.tensors.items():
             if name not in base_hashes:
-                base_hashes[name] = hash_of_chunks(chunks_of(tensor, tensor.num_elements))
-        before = record_of(base, base_hashes)
+                base_hashes[name] = hash_of_chunks(
+                    chunks_of(readable(tensor, HELD_BYTES), prod(tensor.shape))
+                )
+        before = record_of_tensors(
+            ((n, t.dtype.name, t.shape, base_hashes[n]) for n, t in base.tensors.items()),
+            id=base.id,
+            revision=base.revision,
+            architecture=base.architecture,
+            notes=base.notes,
+        )
         root, position = _place_in_chain(after, before.content_hash)
         files: list[FileEntry] = []
         for path, file in source.weights.items():
@@ -215,7 +224,7 @@ def write_delta(
     return manifest
 
 
-def _pairs(base: Checkpoint, tuned: Source) -> Iterator[_Pair]:
+def _pairs(base: Checkpoint | Weights, tuned: Source) -> Iterator[_Pair]:
     """Tensors of the tuned checkpoint in the order of its files, with their counterparts."""
     counterparts = {
         its_name: base.tensors[base.tied.get(name, name)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import xxhash
@@ -90,6 +91,32 @@ class WeightsFile:
 
     start: bytes
     tensors: tuple[str, ...]
+
+
+class Weights(NamedTuple):
+    """A checkpoint in memory, as the base of a delta.
+
+    Attributes:
+        id: What messages and records call it.
+        tensors: Name -> tensor.
+        tied: Names that repeat a tensor -> its name.
+        folder: Where its files beside the weights are, if anywhere.
+        architecture: As in `Checkpoint`; likewise `revision` and `notes`.
+        revision: None.
+        notes: None.
+    """
+
+    id: str
+    tensors: Mapping[str, TunedTensor]
+    tied: Mapping[str, str]
+    folder: Path
+    architecture: str | None = None
+    revision: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+NOTHING = Weights("nothing", {}, {}, Path(os.devnull))
+"""The base of a delta that holds a whole checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +207,7 @@ def start_of(file: DataFile) -> bytes:
     return file.read(0, 8 + int.from_bytes(file.read(0, 8), "little"))
 
 
-def content_in(base: Checkpoint, name: str) -> bytes | None:
+def content_in(base: Checkpoint | Weights, name: str) -> bytes | None:
     """What a base has under the name of a file that holds no weights; None without one."""
     path = base.folder / name
     if is_foreign(name) or not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:

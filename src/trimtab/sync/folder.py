@@ -1,0 +1,120 @@
+"""A local checkpoint that follows a run: always whole, and complete with config and tokenizer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+
+from trimtab.checkpoints.checkpoint import open_checkpoint, opened
+from trimtab.deltas.apply import write_folder
+from trimtab.deltas.chain import Replay, opened_chain
+from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.source import NOTHING, chunks_of, hash_of_chunks
+from trimtab.errors import CheckpointError, DeltaError, OutputExistsError
+from trimtab.inputs import AnyPath
+from trimtab.outputs import remove_drafts
+from trimtab.results.records import record_of
+from trimtab.sync.follower import Start
+
+CURRENT = "current"
+"""Name of the link to the newest checkpoint."""
+
+
+class FolderHolder:
+    """Writes every version to a folder of its own, and moves the link `current` to it.
+
+        out/3f9c0b1e6a7d4c52/    a checkpoint; its name is the start of its content hash
+        out/current              a link to it
+
+    Whoever loads `current` gets one version, whole. The one before stays until the next comes.
+    """
+
+    def __init__(
+        self, folder: AnyPath, base: AnyPath | None = None, *, threads: int | None = None
+    ) -> None:
+        """Set the folder; nothing is written before the first version comes.
+
+        Args:
+            folder: To be made, or one that followed before.
+            base: The checkpoint that the run began with, if it is here.
+            threads: Tensors or chunks decoded at the same time; by default one for each core.
+
+        Raises:
+            OutputExistsError: The folder holds something else.
+        """
+        self.folder = Path(folder)
+        self._base = base
+        self._threads = threads
+        if self.folder.exists() and (
+            not self.folder.is_dir() or (any(self.folder.iterdir()) and not self._link.is_symlink())
+        ):
+            raise OutputExistsError(
+                f"{self.folder} holds something else: choose another folder, or delete it first"
+            )
+
+    def __repr__(self) -> str:
+        return f"FolderHolder({os.fspath(self.folder)!r})"
+
+    @property
+    def has_base(self) -> bool:
+        """Whether version 0 is at hand."""
+        return self._base is not None
+
+    @property
+    def _link(self) -> Path:
+        return self.folder / CURRENT
+
+    def content_hash(self) -> str | None:
+        """Of the current checkpoint; None if there is none, or it is damaged."""
+        try:
+            return _hash_of(self._link)
+        except CheckpointError:
+            return None
+
+    def apply(self, deltas: Sequence[Path], start: Start, seconds: dict[str, float]) -> Manifest:
+        """Write the checkpoint that deltas make, and move the link.
+
+        Args:
+            deltas: Files in the order in which they are applied.
+            start: `own` is the current checkpoint.
+            seconds: Gets `decode` and `apply`.
+
+        Raises:
+            DeltaError: They cannot be applied.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(self.folder)
+        started = time.monotonic()
+        base = {"own": self._link.resolve(), "base": self._base, "nothing": None}[start]
+        with opened_chain(deltas) as chain, opened(*([] if base is None else [base])) as found:
+            replay = Replay(found[0] if found else NOTHING, chain)
+            content = replay.manifest.result.content_hash
+            target = self.folder / content[:16]
+            if target.exists() and _hash_of(target) != content:
+                raise DeltaError(f"{target} was changed: delete it, and try again")
+            if not target.exists():
+                write_folder(replay, target, threads=self._threads)
+        seconds["decode"] = time.monotonic() - started
+        started = time.monotonic()
+        before = self._link.resolve().name if self._link.is_symlink() else None
+        draft = self.folder / f".{CURRENT}-{os.getpid()}"
+        draft.unlink(missing_ok=True)
+        draft.symlink_to(target.name)
+        draft.replace(self._link)
+        seconds["apply"] = time.monotonic() - started
+        for path in self.folder.iterdir():
+            is_ours = path.is_dir() and not path.is_symlink() and len(path.name) == 16
+            if is_ours and path.name not in (before, target.name):
+                shutil.rmtree(path, ignore_errors=True)
+        return replay.manifest
+
+
+def _hash_of(path: Path) -> str:
+    with open_checkpoint(path) as checkpoint:
+        tensors = checkpoint.tensors
+        hashes = {name: hash_of_chunks(chunks_of(t, prod(t.shape))) for name, t in tensors.items()}
+        return record_of(checkpoint, hashes).content_hash

@@ -1,0 +1,389 @@
+"""Follow a published run: fetch what leads to its newest version, and say when it is there."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol, Self, TypeAlias
+
+from trimtab.checkpoints.tensors import hash_of_file
+from trimtab.deltas.file import DeltaFile
+from trimtab.deltas.manifest import Manifest
+from trimtab.errors import SettingsError, SyncError
+from trimtab.inputs import AnyPath
+from trimtab.results.schema import Amount, Count, to_plain
+from trimtab.sync.chain import HASH, NAME, Chain, Link, Version, at_place, parsed, read_chain
+from trimtab.sync.places import Place
+from trimtab.words import one_line
+
+FORMAT, VERSION = "trimtab.follower", 1
+
+FOLDER = "followers"
+
+MAX_FOLLOWERS = 1000
+"""Acknowledgements that are read."""
+
+MAX_BYTES = 1 << 16
+"""Longest acknowledgement."""
+
+TRIES = 3
+"""So often the list of versions is read again when a file on it is not there, or another one."""
+
+
+@dataclass(frozen=True)
+class Acknowledgement:
+    """What a follower says when it has a version.
+
+    Attributes:
+        name: Of the follower.
+        run: The run that it follows.
+        version: The version that it has.
+        content_hash: Of the version.
+        num_bytes: Bytes that it fetched for it.
+        seconds: Stage -> seconds that it took: `fetch`, `decode`, `pause`, `apply`, `resume`.
+    """
+
+    format: str
+    format_version: Count
+    name: str
+    run: str
+    version: Count
+    content_hash: str
+    num_bytes: Count
+    seconds: Mapping[str, Amount]
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.name}: version {self.version}")
+
+    def problems(self) -> Iterator[str]:
+        """What no follower says."""
+        if (self.format, self.format_version) != (FORMAT, VERSION):
+            yield f"its format is {self.format!r} {self.format_version}, expected {FORMAT} 1"
+        if not NAME.fullmatch(self.name):
+            yield f"name is {self.name[:80]!r}, expected letters, digits, and . _ -"
+        if not (HASH.fullmatch(self.run) and HASH.fullmatch(self.content_hash)):
+            yield "run or content_hash is not 32 hexadecimal digits"
+
+
+@dataclass(frozen=True)
+class Update:
+    """A step of a follower to another version.
+
+    Attributes:
+        before: The version that it had; None if it was none of the run.
+        version: The version that it has now.
+        step: Step of the trainer that made it, if that is known.
+        links: Names of the files by which it went; none if it had the version.
+        num_bytes: Their bytes.
+        seconds: As in `Acknowledgement`.
+    """
+
+    before: int | None
+    version: int
+    step: int | None
+    links: tuple[str, ...]
+    num_bytes: int
+    seconds: Mapping[str, float]
+
+    def __repr__(self) -> str:
+        came = "nothing" if self.before is None else f"version {self.before}"
+        return one_line(self, f"version {self.version} from {came}: {self.num_bytes:,} bytes")
+
+
+Start: TypeAlias = Literal["own", "base", "nothing"]
+"""What deltas are applied to: the weights as they are, version 0 on disk, or nothing at all."""
+
+
+class Holder(Protocol):
+    """Weights that follow a run: a model in memory, a folder, an engine."""
+
+    @property
+    def has_base(self) -> bool:
+        """Whether version 0 is at hand, whatever the weights are now."""
+
+    def content_hash(self) -> str | None:
+        """Of the weights as they are, as in `CheckpointRecord`; None if they are not whole."""
+
+    def apply(self, deltas: Sequence[Path], start: Start, seconds: dict[str, float]) -> Manifest:
+        """Make the weights what deltas make of them, wholly or not at all.
+
+        Args:
+            deltas: Files in the order in which they are applied.
+            start: What they are applied to.
+            seconds: Gets the seconds of the stages `decode`, `pause`, `apply` and `resume`.
+
+        Returns:
+            What the last delta says of the result, which was checked.
+
+        Raises:
+            DeltaError: They cannot be applied; the weights are as they were.
+        """
+
+
+class Follower:
+    """Brings weights to the newest version of a run, again and again.
+
+    Of all ways from what the weights are to the newest version it takes the one of fewest bytes:
+    every step between, a folded link, an anchor, or a whole checkpoint. Each file is compared with
+    its hash in the list of versions, the weights with what the deltas were made against, and the
+    result with what they should make. Files that are missing, cut off, replaced or repeated delay
+    it; they never lead to other weights than those of a version.
+
+    Use it as a context manager, or call `close`.
+
+    Attributes:
+        place: Where the run is published.
+        name: Of this follower.
+    """
+
+    def __init__(
+        self,
+        place: AnyPath | Place,
+        holder: Holder,
+        *,
+        name: str | None = None,
+        scratch: AnyPath | None = None,
+    ) -> None:
+        """Set up; nothing is read yet.
+
+        Args:
+            place: A folder, a URL of an object store, or an open place.
+            holder: The weights.
+            name: Of this follower, unlike that of any other; by default one is made of the names of
+                host and process, and the acknowledgement is removed when it is closed.
+            scratch: Folder for files that were fetched, until they are applied; by default that of
+                the system.
+
+        Raises:
+            SettingsError: The name cannot be one of a file.
+        """
+        if name is not None and not NAME.fullmatch(name):
+            raise SettingsError(
+                f"name is {name!r}, expected letters, digits, and . _ - (at most 100)"
+            )
+        self.place = at_place(place)
+        self.name = name or _own_name()
+        self._is_named = name is not None
+        self._holder = holder
+        self._scratch = scratch
+        self._hash: str | None = None
+        self._is_hashed = False
+        self._run: str | None = None
+        self._highest = -1
+        self._acknowledged: tuple[str, int] | None = None
+        self._version: Version | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        at = "no version yet" if self._version is None else f"version {self._version.number}"
+        return one_line(self, f"{self.name} of {self.place}: {at}")
+
+    @property
+    def version(self) -> int | None:
+        """The version that the weights have; None before the first is there."""
+        return None if self._version is None else self._version.number
+
+    @property
+    def content_hash(self) -> str | None:
+        """Of the weights, as in `CheckpointRecord`; None before it is known."""
+        return self._hash
+
+    def update(self, version: int | None = None) -> Update | None:
+        """Bring the weights to a version, if they have another one.
+
+        Args:
+            version: By default the newest.
+
+        Returns:
+            What was done; None if there was nothing to do, or nothing is published yet.
+
+        Raises:
+            DeltaError: The deltas cannot be applied to these weights; these are as they were.
+            SyncError: The place cannot be read, what lies there is damaged, or it lacks the
+                version.
+        """
+        for _ in range(TRIES):
+            chain = read_chain(self.place)
+            if chain is None or self._is_old(chain):
+                return None
+            try:
+                return self._go(chain, version)
+            except _NotThereError as error:  # it may have been replaced since the list was read
+                problem = error
+        raise SyncError(str(problem))
+
+    def wait(
+        self, version: int | None = None, *, poll: float = 0.2, timeout: float | None = None
+    ) -> int:
+        """Update until the weights have a version.
+
+        Args:
+            version: The version, or a higher one; by default any.
+            poll: Seconds between two looks at the place.
+            timeout: Seconds; by default any number.
+
+        Returns:
+            The version that they have.
+
+        Raises:
+            SyncError: Not in time; or as of `update`, likewise DeltaError.
+        """
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            self.update()
+            if self.version is not None and self.version >= (version or 0):
+                return self.version
+            if ends is not None and time.monotonic() > ends:
+                raise SyncError(
+                    f"{self.place}: after {timeout:g} s there is no version "
+                    f"{'at all' if version is None else version}: start the publisher, or look why "
+                    "it stopped"
+                )
+            time.sleep(poll)
+
+    def close(self) -> None:
+        """Remove the acknowledgement, unless the follower has a name that was given to it."""
+        if not self._is_named and self._acknowledged is not None:
+            self.place.remove(f"{FOLDER}/{self.name}.json")
+            self._acknowledged = None
+
+    def _is_old(self, chain: Chain) -> bool:
+        """Whether a list of versions is older than one that was read before."""
+        if chain.run != self._run:
+            self._run, self._highest = chain.run, -1
+        is_old = chain.newest.number < self._highest
+        self._highest = max(self._highest, chain.newest.number)
+        return is_old
+
+    def _go(self, chain: Chain, number: int | None) -> Update | None:
+        if not self._is_hashed:
+            self._hash, self._is_hashed = self._holder.content_hash(), True
+        target = chain.newest if number is None else chain.at(number)
+        if target is None:
+            raise SyncError(
+                f"{self.place}: version {number} is not listed: the newest is "
+                f"{chain.newest.number}, and of older ones some are no longer there"
+            )
+        own = chain.known(self._hash)
+        if own is not None and own.content_hash == target.content_hash:
+            self._arrive(chain, target, 0, {})
+            return None
+        started = time.monotonic()
+        starts: dict[int | None, Start] = {None: "nothing"}
+        if self._holder.has_base:
+            starts[0] = "base"
+        elif own is None and self._hash is not None:
+            starts[0] = "own"  # perhaps, under other names: it is checked when they are applied
+        if own is not None:
+            starts[own.number] = "own"
+        path = chain.route(starts, target.number)
+        if not path:
+            raise SyncError(
+                f"{self.place}: no links lead from the weights of {self.name} to version "
+                f"{target.number}: start it from {chain.base.id}, with which the run began"
+            )
+        seconds: dict[str, float] = {}
+        with tempfile.TemporaryDirectory(prefix="trimtab-fetch-", dir=self._scratch) as folder:
+            files = [fetch(self.place, link, Path(folder)) for link in path]
+            self._check(files[-1], path[-1], target)
+            seconds["fetch"] = time.monotonic() - started
+            self._holder.apply(files, starts[path[0].base], seconds)
+        self._hash = target.content_hash
+        num_bytes = sum(link.num_bytes for link in path)
+        self._arrive(chain, target, num_bytes, seconds)
+        return Update(
+            before=None if own is None else own.number,
+            version=target.number,
+            step=target.step,
+            links=tuple(link.name for link in path),
+            num_bytes=num_bytes,
+            seconds=seconds,
+        )
+
+    def _check(self, file: Path, link: Link, target: Version) -> None:
+        """Refuse a file that leads elsewhere than the list of versions says."""
+        with DeltaFile(file) as delta:
+            found = delta.manifest.result.content_hash
+        if found != target.content_hash:
+            raise SyncError(
+                f"{self.place}: {link.name} makes contents {found}, and version {target.number} "
+                f"has {target.content_hash}: the place is damaged; publish the run to another one"
+            )
+
+    def _arrive(
+        self, chain: Chain, version: Version, num_bytes: int, seconds: Mapping[str, float]
+    ) -> None:
+        """Acknowledge a version."""
+        self._version = version
+        if self._acknowledged == (chain.run, version.number):
+            return
+        said = Acknowledgement(
+            format=FORMAT,
+            format_version=VERSION,
+            name=self.name,
+            run=chain.run,
+            version=version.number,
+            content_hash=version.content_hash,
+            num_bytes=num_bytes,
+            seconds=dict(seconds),
+        )
+        content = json.dumps(to_plain(said), indent=1, allow_nan=False) + "\n"
+        self.place.put(f"{FOLDER}/{self.name}.json", content.encode())
+        self._acknowledged = (chain.run, version.number)
+
+
+class _NotThereError(SyncError):
+    """A file on the list is not there, or another one."""
+
+
+def fetch(place: Place, link: Link, folder: Path) -> Path:
+    """Copy the file of a link to a folder.
+
+    Raises:
+        SyncError: It is not there, or not the one that the list of versions names.
+    """
+    target = folder / link.name
+    if not place.fetch(link.name, target, link.num_bytes):
+        raise _NotThereError(
+            f"{place}: {link.name}, which leads to version {link.version}, is not there: publish "
+            "the run to another place"
+        )
+    if (found := hash_of_file(target)) != link.hash:
+        target.unlink()
+        raise _NotThereError(
+            f"{place}: {link.name} has xxh3-128 {found}, expected {link.hash}: it is damaged, or "
+            "somebody else writes there"
+        )
+    return target
+
+
+def acknowledgements(place: Place) -> tuple[Acknowledgement, ...]:
+    """What the followers at a place say; files that are damaged are left out."""
+    found = []
+    names = itertools.islice(place.names(FOLDER), MAX_FOLLOWERS)
+    for name in sorted(names):
+        with suppress(SyncError):  # of nobody that follows
+            content = place.read(f"{FOLDER}/{name}", MAX_BYTES)
+            if content is not None:
+                found.append(parsed(Acknowledgement, content, name))
+    return tuple(each for each in found if isinstance(each, Acknowledgement))
+
+
+def _own_name() -> str:
+    host = re.sub("[^A-Za-z0-9.-]", "-", socket.gethostname())[:60].strip(".-") or "host"
+    return f"{host}-{os.getpid()}-{secrets.token_hex(2)}"
