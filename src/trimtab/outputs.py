@@ -138,7 +138,11 @@ def new_file(path: str | os.PathLike[str], *, force: bool = False) -> Iterator[B
         yield cast(BinaryIO, file)
         file.flush()
         os.fsync(file.fileno())
-        ensure_free(path, force=force)  # it may have appeared while the draft was written
+        if not force:
+            with suppress(OSError):  # it may have appeared while the draft was written
+                os.link(draft, target)  # which replaces nothing, unlike a rename
+                return
+        ensure_free(path, force=force)
         draft.replace(target)
 
 

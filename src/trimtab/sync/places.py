@@ -262,7 +262,7 @@ class FolderPlace:
             cure = "try again once the folder can be reached"
             if error.errno in NO_RIGHT:
                 cure = "this user needs the right to do so"
-            elif error.errno in (errno.ENOTDIR, errno.EISDIR):
+            elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
                 cure = "expected a file in a folder: delete what is in its way"
             raise SyncError(f"{self}: {name} cannot be {verb}: {_why(error)}: {cure}") from error
 
