@@ -65,6 +65,12 @@ def results(folder: Path) -> Iterator[Any]:
     yield prune(base, folder / "pruned", sparsity=0.5)
     yield trimtab.make_delta(base, tuned, folder / "run.delta")
     yield trimtab.Store.create(folder / "store", base).add(tuned, "a-name-" * 14)
+    with trimtab.Publisher(folder / "place", base) as publisher:
+        publisher.publish(tuned)
+        publisher.wait()
+        holder = trimtab.FolderHolder(folder / "served", base)
+        follower = trimtab.Follower(publisher.place, holder, name="a-name-" * 14)
+        yield [follower.update(), publisher.acknowledged(), publisher.published]
     with trimtab.open_checkpoint(base) as checkpoint:
         yield [checkpoint, checkpoint.tensors]
     with open_mask(folder / "mask.safetensors") as stored:

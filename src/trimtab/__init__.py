@@ -83,6 +83,12 @@ if TYPE_CHECKING:
     from trimtab.measure.trajectory import trajectory as trajectory
     from trimtab.measure.trajectory_result import Trajectory as Trajectory
     from trimtab.report import load_result as load_result
+    from trimtab.sync.folder import FolderHolder as FolderHolder
+    from trimtab.sync.follower import Acknowledgement as Acknowledgement
+    from trimtab.sync.follower import Follower as Follower
+    from trimtab.sync.follower import Update as Update
+    from trimtab.sync.published import Published as Published
+    from trimtab.sync.publisher import Publisher as Publisher
 
 _NAMES = {
     "checkpoints.checkpoint": ("Checkpoint", "open_checkpoint"),
@@ -130,6 +136,10 @@ _NAMES = {
     "measure.trajectory": ("trajectory",),
     "measure.trajectory_result": ("Trajectory",),
     "report": ("load_result",),
+    "sync.folder": ("FolderHolder",),
+    "sync.follower": ("Acknowledgement", "Follower", "Update"),
+    "sync.published": ("Published",),
+    "sync.publisher": ("Publisher",),
 }
 """Module, below `trimtab`, -> the public names that it defines."""
 

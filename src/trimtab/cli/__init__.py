@@ -20,7 +20,19 @@ from typing import Any
 import click
 
 from trimtab._version import __version__
-from trimtab.cli import delta, demo, evaluate, mask, measure, paper, prune, report, store, train
+from trimtab.cli import (
+    delta,
+    demo,
+    evaluate,
+    mask,
+    measure,
+    paper,
+    prune,
+    report,
+    store,
+    sync,
+    train,
+)
 from trimtab.cli.options import Group
 from trimtab.cli.terminal import guarded, say, termination_interrupts
 from trimtab.errors import CheckpointWarning, CriterionError, TrimtabError
@@ -52,6 +64,7 @@ for _verb in (  # in the order in which they are used
     demo.demo,
     delta.delta,
     store.store,
+    sync.sync,
     paper.paper,
     report.report,
 ):

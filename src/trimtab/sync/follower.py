@@ -9,8 +9,9 @@ import re
 import secrets
 import socket
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
-from trimtab.errors import SettingsError, SyncError
+from trimtab.errors import SettingsError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath
 from trimtab.results.schema import Amount, Count, to_plain
 from trimtab.sync.chain import HASH, NAME, Chain, Link, Version, at_place, parsed, read_chain
@@ -35,6 +36,9 @@ MAX_FOLLOWERS = 1000
 
 MAX_BYTES = 1 << 16
 """Longest acknowledgement."""
+
+MOST_SECONDS = 60.0
+"""Longest pause after an error."""
 
 TRIES = 3
 """So often the list of versions is read again when a file on it is not there, or another one."""
@@ -255,6 +259,40 @@ class Follower:
                     "it stopped"
                 )
             time.sleep(poll)
+
+    def updates(
+        self,
+        *,
+        poll: float = 1.0,
+        warn: Callable[[TrimtabError | OSError], None] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[Update]:
+        """Follow the run: yield every update when it is done.
+
+        Args:
+            poll: Seconds between two looks at the place. After an error they become more, at most
+                a minute.
+            warn: Called with an error, the first time that it happens, instead of raising it: the
+                place may be out of reach for a while. The weights are then as they were.
+            stop: Ends it when it is set.
+        """
+        stop = stop or threading.Event()
+        pause, said = poll, ""
+        while not stop.is_set():
+            try:
+                update = self.update()
+            except (TrimtabError, OSError) as error:
+                if warn is None:
+                    raise
+                if str(error) != said:
+                    warn(error)
+                pause, said = min(2 * pause, max(poll, MOST_SECONDS)), str(error)
+            else:
+                pause, said = poll, ""
+                if update is not None:
+                    yield update
+                    continue  # there may be more already
+            stop.wait(pause)
 
     def close(self) -> None:
         """Remove the acknowledgement, unless the follower has a name that was given to it."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -26,6 +26,7 @@ from trimtab.deltas.source import (
     Weights,
     chunks_of,
     hash_of_chunks,
+    source_of,
 )
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits, DType
@@ -45,7 +46,7 @@ from trimtab.sync.chain import (
 from trimtab.sync.follower import Acknowledgement, acknowledgements, fetch
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published
-from trimtab.sync.snapshot import AllChanges, DecodedTensor, Snapshot
+from trimtab.sync.snapshot import AllChanges, DecodedTensor, Snapshot, frozen
 from trimtab.words import first_few, one_line
 
 MOST_KEPT = 1000
@@ -84,7 +85,7 @@ class Publisher:
         fold_every: int = 4,
         keep: int = 8,
         max_rank: int = 0,
-        threads: int = 1,
+        threads: int | None = 1,
     ) -> None:
         """Set up; nothing is read or written before the first version is given.
 
@@ -100,7 +101,7 @@ class Publisher:
                 versions is used. 0 for never.
             keep: Links to the newest so many versions are kept although no follower needs them.
             max_rank: As in `trimtab.make_delta`.
-            threads: Tensors or chunks encoded at the same time.
+            threads: Tensors or chunks encoded at the same time; None for one for each core.
 
         Raises:
             SettingsError: A number is out of range.
@@ -149,14 +150,14 @@ class Publisher:
         """The versions that this publisher published."""
         return tuple(self._published)
 
-    def publish(self, source: Source, *, step: int | None = None) -> int:
-        """Publish what a source holds now, in the background.
+    def publish(self, tuned: AnyPath | Source, *, step: int | None = None) -> int:
+        """Publish the weights as they are now, in the background.
 
         The first call also publishes version 0, or continues the run that is at the place.
 
         Args:
-            source: Tensors that can be read, with the same names, dtypes and shapes each time. They
-                are read before this returns; files beside the weights too.
+            tuned: A checkpoint, or tensors that can be read. They have the same names, dtypes and
+                shapes each time, and are read before this returns.
             step: Step of the trainer.
 
         Returns:
@@ -166,7 +167,10 @@ class Publisher:
             SyncError: The tensors are others than before; or the version before could not be
                 published: its changes are part of the next one.
         """
-        waited = self.wait()
+        if isinstance(tuned, str | os.PathLike):
+            with open_checkpoint(tuned) as checkpoint:
+                return self.publish(source_of(checkpoint), step=step)
+        source, waited = tuned, self.wait()
         if self._chain is None:
             self._start(source)
         self._settle()
@@ -178,8 +182,7 @@ class Publisher:
         newest = self._chain.newest
         if not any(each.places.size for each in changes.values()):
             return newest.number
-        frozen = _frozen(source)
-        pending = _Pending(newest.number + 1, step, changes, frozen, seconds)
+        pending = _Pending(newest.number + 1, step, changes, frozen(source), seconds)
         self._future = self._executor.submit(self._send, pending)
         return pending.number
 
@@ -274,7 +277,7 @@ class Publisher:
         if self._base is None:
             self._hold({n: (tensor.dtype, tensor.read()) for n, tensor in source.tensors.items()})
             self._keep_files(source)
-            whole = replace(_frozen(source), tensors=self._snapshot.before())
+            whole = replace(frozen(source), tensors=self._snapshot.before())
             manifest, link = self._write(NOTHING, whole, None, 0)
             self.place.put(link.name, self._file(link.name))
             record, links = manifest.result, (link,)
@@ -534,15 +537,6 @@ class Publisher:
                 )
                 + ": publish one run at a place, by one trainer"
             )
-
-
-def _frozen(source: Source) -> Source:
-    """A source without its tensors, of which the files beside the weights are read."""
-    contents = {name: read() for name, read in source.others.items()}
-    others: dict[str, Callable[[], bytes]] = {
-        name: partial(bytes, content) for name, content in contents.items()
-    }
-    return replace(source, tensors={}, others=others)
 
 
 def _ends(links: tuple[Link, ...]) -> set[int]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -131,7 +133,7 @@ class Snapshot:
                     f"found {_described(now.get(name))}: publish another model to another place"
                 )
 
-    def changes_to(self, source: Source, threads: int) -> AllChanges:
+    def changes_to(self, source: Source, threads: int | None) -> AllChanges:
         """What changed since this version, in each tensor of a source."""
         with Workers(threads) as workers:
             found = workers.in_order(
@@ -163,6 +165,15 @@ class Snapshot:
             )
             for name, bits in self._bits.items()
         }
+
+
+def frozen(source: Source) -> Source:
+    """A source without its tensors, of which the files beside the weights are read."""
+    contents = {name: read() for name, read in source.others.items()}
+    others: dict[str, Callable[[], bytes]] = {
+        name: partial(bytes, content) for name, content in contents.items()
+    }
+    return replace(source, tensors={}, others=others)
 
 
 def _described(what: tuple[str, tuple[int, ...]] | None) -> str:

@@ -1,0 +1,152 @@
+"""`trimtab sync`: publish a run version by version, and follow it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+import trimtab
+from trimtab.cli import options
+from trimtab.cli.terminal import say
+from trimtab.words import plural
+
+place_argument = click.argument("place", metavar="PLACE")
+
+base_option = click.option(
+    "--base", help="The checkpoint that the run began with: a folder, a file, or a hub id."
+)
+
+
+@click.group(
+    "sync",
+    cls=options.Group,
+    short_help="Publish a run as it trains, and follow it.",
+    epilog="Example: trimtab sync follow /shared/run --base base/ --output served/",
+)
+def sync() -> None:
+    """Publish the versions of a run at a place, and follow it there.
+
+    A PLACE is a folder, or the URL of an object store (`s3://bucket/run`).
+    """
+
+
+@sync.command(
+    "publish",
+    cls=options.Command,
+    short_help="Publish a checkpoint as the next version.",
+    epilog="Example: trimtab sync publish run/checkpoint-10 --to /shared/run --base base/",
+)
+@click.argument("checkpoint")
+@click.option("--to", "place", metavar="PLACE", required=True, help="Where to publish it.")
+@base_option
+@click.option("--step", type=click.IntRange(min=0), help="Step of the trainer, to be recorded.")
+@click.option(
+    "--anchor-every",
+    type=click.IntRange(min=0),
+    default=16,
+    help="Publish each so many versions against the base, too; 0 for never.",
+)
+@click.option("--keep", type=click.IntRange(min=1), default=8, help="Newest versions to keep.")
+@options.threads_option
+def publish(checkpoint: str, step: int | None, threads: int | None, **settings: Any) -> None:
+    """Publish a CHECKPOINT as the next version of the run at a place.
+
+    The first one there also begins the run. Without --base its first version is published whole.
+    """
+    with trimtab.Publisher(threads=threads, **settings) as publisher:
+        before = publisher.publish(checkpoint, step=step)
+        publisher.wait()
+        if not publisher.published:
+            say(f"version {before} has these weights: nothing was published", err=True)
+        for each in publisher.published:
+            say(
+                f"published version {each.version}: {each.num_changed:,} of "
+                f"{each.num_elements:,} elements changed, {each.num_bytes:,} bytes",
+                err=True,
+            )
+
+
+@sync.command(
+    "follow",
+    cls=options.Command,
+    short_help="Keep a folder at the newest version.",
+    epilog="Example: trimtab sync follow /shared/run --base base/ --output served/",
+)
+@place_argument
+@base_option
+@click.option(
+    "-o", "--output", type=options.PATH, required=True, help="Folder to make, or to go on with."
+)
+@click.option("--once", is_flag=True, help="End at the newest version, instead of waiting.")
+@click.option(
+    "--poll", type=click.FloatRange(min=0.01), default=1.0, help="Seconds between two looks."
+)
+@click.option("--name", help="Name of this follower.  [default: that of host and process]")
+@options.threads_option
+def follow(
+    place: str,
+    base: str | None,
+    output: Path,
+    once: bool,
+    poll: float,
+    name: str | None,
+    threads: int | None,
+) -> None:
+    """Write each version of the run at PLACE to a folder, until Ctrl-C.
+
+    OUTPUT/current is a link to the newest checkpoint, which is always whole.
+    """
+    holder = trimtab.FolderHolder(output, base, threads=threads)
+    with trimtab.Follower(place, holder, name=name) as follower:
+        updates = follower.updates(poll=poll, warn=lambda error: say(f"{error}", err=True))
+        for update in [follower.update()] if once else updates:
+            if update is not None:
+                say(_line_of(update))
+        if once and follower.version is None:
+            say("nothing is published yet", err=True)
+
+
+@sync.command(
+    "status",
+    cls=options.Command,
+    short_help="Show the versions at a place, and its followers.",
+    epilog="Example: trimtab sync status /shared/run",
+)
+@place_argument
+@options.json_option
+def status(place: str, as_json: bool) -> None:
+    """Show which versions are at PLACE, and which of them followers have."""
+    from trimtab.results.schema import to_plain
+    from trimtab.sync.chain import at_place, read_chain
+    from trimtab.sync.follower import acknowledgements
+
+    there = at_place(place)
+    chain = read_chain(there)
+    followers = acknowledgements(there)
+    if as_json:
+        say(json.dumps({"chain": to_plain(chain), "followers": to_plain(followers)}, indent=1))
+        return
+    if chain is None:
+        say(f"{place}: nothing is published yet", err=True)
+        return
+    newest = chain.newest
+    step = "" if newest.step is None else f", of step {newest.step}"
+    say(f"version {newest.number}{step}, of a run of {chain.base.id}")
+    for link in chain.links:
+        start = "nothing" if link.base is None else f"version {link.base}"
+        say(f"  {start} to version {link.version}: {link.num_bytes:,} bytes")
+    for each in followers:
+        behind = newest.number - each.version
+        state = "another run" if each.run != chain.run else f"version {each.version}"
+        late = f", {plural(behind, 'version')} behind" if behind and each.run == chain.run else ""
+        say(f"{each.name} has {state}{late}")
+
+
+def _line_of(update: Any) -> str:
+    step = "" if update.step is None else f" (step {update.step})"
+    seconds = ", ".join(f"{stage} {time:.2f} s" for stage, time in update.seconds.items())
+    links = plural(len(update.links), "link")
+    return f"version {update.version}{step}: {update.num_bytes:,} bytes in {links}; {seconds}"
