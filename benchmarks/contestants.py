@@ -226,7 +226,7 @@ def lora(model: nn.Module, mask: Mask) -> Contestant:
 
 
 def shira(model: nn.Module, mask: Mask) -> Contestant:
-    """PEFT's SHiRA with its own random mask, of nearly as many elements of the linear layers.
+    """PEFT's SHiRA: its own random mask of about the same size, in the linear layers alone.
 
     It trains rank × (rows + columns) elements of each, and has one rank for all.
     """

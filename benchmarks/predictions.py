@@ -1,7 +1,7 @@
 """How well can it be known beforehand which weights will move? Every kind of mask, scored.
 
-TRUE is what a training changed, by its bits; each prediction selects as many weights in each
-tensor, knowing the base, and if it says so data, but not the training. All are made by their
+TRUE is what a training changed, by its bits; each prediction selects the same number of weights in
+each tensor, knowing the base, and if it says so data, but not the training. All are made by their
 commands, each in a process of its own, so that its time and its peak of memory are those of the
 command; then they are scored as `trimtab mask score` does it. Beside them stands what other
 trainings from the same base changed, with the number of weights that they changed.
@@ -41,7 +41,7 @@ class Maker(NamedTuple):
             added.
         has_scores: Whether it also writes the scores of every weight.
         needs: What it has to know besides the base.
-        by_magnitude: Whether the same scores also select as many of each magnitude as TRUE has.
+        by_magnitude: Whether the same scores also select the same number of each magnitude as TRUE.
     """
 
     name: str
@@ -104,9 +104,9 @@ MAKERS = [
     ),
 ]
 """What is predicted with, in the order of the table. The size of absorption by LR, and of what had
-moved early, follows from them; all others have as many in each tensor as TRUE."""
+moved early, follows from them; all others have the same number in each tensor as TRUE."""
 
-BY_MAGNITUDE = ", as many of each magnitude"
+BY_MAGNITUDE = ", matched by magnitude"
 
 
 def run(

@@ -19,7 +19,7 @@ Report = Mapping[str, Any]
 
 REACH = "absorption, 20 steps of LR 1e-5"
 
-BY_MAGNITUDE = ", as many of each magnitude"
+BY_MAGNITUDE = ", matched by magnitude"
 
 KINDS = ("q_proj", "o_proj", "up_proj", "down_proj", "norm", "embed")
 

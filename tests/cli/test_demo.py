@@ -93,7 +93,7 @@ def test_controls_stand_beside_it(
     for label in runs:
         assert f"after {label}" in printed
     assert "trimtab demo --controls" not in printed
-    assert "it has as many of each size" in " ".join(printed.split())
+    assert "it has the same number of each size" in " ".join(printed.split())
     told = json.loads((out / "demo.json").read_text("utf-8"))
     assert list(told["comparisons"]) == ["GRPO", "SFT", "GRPO seed 1"]
     assert list(told["identities"]) == runs[1:]

@@ -56,7 +56,7 @@ def test_two_masks_to_one(
     out = run("mask", "info", path).out
     assert f"  mask 1: {Mask.load(saved[0]).digest}\n  - extract: changed from " in out
     assert f"  mask 2: {Mask.load(saved[1]).digest}\n  - extract: changed from " in out
-    assert out.splitlines()[-1].startswith("  - random: as many in each tensor as ")
+    assert out.splitlines()[-1].startswith("  - random: the same number in each tensor as ")
 
 
 def test_bases_that_differ_are_told(run: Run, saved: tuple[Path, Path], tmp_path: Path) -> None:

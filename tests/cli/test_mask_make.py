@@ -111,7 +111,10 @@ def test_consensus(run: Run, saved: Path) -> None:
     assert counts[chosen].min() >= counts[~chosen].max()
     for made in (path, sized):  # and of what they were made is told
         words = run("mask", "info", made).out
-        assert words.count(f"- random: as many in each tensor as {Mask.load(saved).digest}") == 3
+        assert (
+            words.count(f"- random: the same number in each tensor as {Mask.load(saved).digest}")
+            == 3
+        )
 
 
 def test_complement_is_the_same_command(run: Run, saved: Path) -> None:

@@ -23,8 +23,8 @@ def saved(pair: tuple[Path, Path], tmp_path: Path) -> Path:
 def test_a_table_with_both_nulls(run: Run, pair: tuple[Path, Path], saved: Path) -> None:
     code, out, err = run("mask", "structure", saved, "--base", pair[0])
     assert (code, err) == (0, "")
-    assert "Against chance with as many elements in each tensor\n" in out
-    assert "Against chance with as many elements in each tensor × exponent" in out
+    assert "Against chance with the same number of elements in each tensor\n" in out
+    assert "Against chance with the same number of elements in each tensor × exponent" in out
     assert "attention heads" in out
 
 

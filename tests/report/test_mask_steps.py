@@ -27,11 +27,11 @@ def test_masks_of_masks() -> None:
         f"  mask 1: {both.digest}",
         "  - and: what both of these select",
         f"    mask 1: {first.digest}",
-        "    - random: as many in each tensor as mask 1, seed 1",
+        "    - random: the same number in each tensor as mask 1, seed 1",
         f"    mask 2: {second.digest}",
-        "    - random: as many in each tensor as mask 2, seed 2",
+        "    - random: the same number in each tensor as mask 2, seed 2",
         f"  mask 2: {third.digest}",
-        "  - random: as many in each tensor as mask 3, seed 3",
+        "  - random: the same number in each tensor as mask 3, seed 3",
         f"- restrict: the tensors of {(both - third).digest} with kinds q_proj, layers 0",
     ]
 
@@ -55,7 +55,7 @@ def test_far_back_is_left_out() -> None:
         ),
         (
             {"step": "random", "match": "magnitude", "seed": 1, "of": "d"},
-            "random: as many in each tensor × exponent of the base weight as d, seed 1",
+            "random: the same number in each tensor × exponent of the base weight as d, seed 1",
         ),
         (
             {"step": "safe", "share": 0.1, "base": {"id": "b"}, "match": "total", "density": 0.74},
@@ -64,7 +64,7 @@ def test_far_back_is_left_out() -> None:
         ),
         (
             {"step": "low-magnitude", "base": 7, "match": [], "like": "d", "seed": 2},
-            "low-magnitude: the smallest weights of 7: as many … as d, ties by seed 2",
+            "low-magnitude: the smallest weights of 7: the same number … as d, ties by seed 2",
         ),
         (
             {"step": "absorption", "lr": 1e-6, "steps": 2, "base": {"id": "b"}, "distance": 1},
@@ -76,7 +76,8 @@ def test_far_back_is_left_out() -> None:
         ),
         (
             {"step": "consensus", "match": "tensor", "like": "d", "seed": 0},
-            "consensus: what most of these select: as many in each tensor as d, ties by seed 0",
+            "consensus: what most of these select: the same number in each tensor as d, ties by "
+            "seed 0",
         ),
         ({"step": "own", "mask": 1}, "own: what mask 2 selects and no other of these does"),
         ({"step": "xor"}, "xor: what exactly one of these selects"),

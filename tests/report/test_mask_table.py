@@ -32,7 +32,7 @@ def test_the_whole_table() -> None:
         "",
         "How it was made:",
         "- step by hand, author me",
-        f"- random: as many in each tensor as {mask.digest}, seed 7",
+        f"- random: the same number in each tensor as {mask.digest}, seed 7",
         f"- complement: what {mask.random_like(7).digest} does not select",
     ]
 

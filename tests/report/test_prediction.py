@@ -52,9 +52,9 @@ def test_the_table(score: PredictionScore) -> None:
     assert "100 % of TRUE is predicted, and 50.00 % of PRED came true: 2 weights." in told
     # Of two of four elements at random one is hit in two: 1 × 1/2 in each tensor. By magnitude
     # both predictions are all of their bin. The two smallest are 0.25 and one of two of 1.
-    assert "This is 2 × what as many weights at random would hit, 2 × that with" in told
-    assert "1 × that with as many in each tensor at each magnitude" in told
-    assert "and 2 × what as many of the smallest weights of each tensor would." in told
+    assert "This is 2 × what the same number of random weights would hit, 2 × that with" in told
+    assert "1 × that with the same number in each tensor at each magnitude" in told
+    assert "and 2 × what the same number of the smallest weights of each tensor would." in told
     assert "Average precision 100 %, of the ranking by scores, told apart by the first" in told
     assert "a random ranking has 25.00 %" in told
     found, lifts = (text.partition(title)[2] for title in ("By kind\n", "each guess\n"))

@@ -45,12 +45,12 @@ def test_the_sentences_come_first() -> None:
         "checkpoint  tuned",
         "mask        m.safetensors: 100 of 1,000 (10.00 %) weights selected",
         "",
-        "Compared with as many weights outside it, noise in the mask moves the model more in 4, "
-        "less in 0 of 4 conditions.",
-        "Compared with as many weights at random, noise in the mask moves the model more in 0, "
-        "less in 0 of 4 conditions; 4 open.",
-        "Compared with as many weights of the same magnitudes, noise in the mask moves the "
-        "model more in 0, less in 4 of 4 conditions.",
+        "Compared with the same number of weights outside it, noise in the mask moves the model "
+        "more in 4, less in 0 of 4 conditions.",
+        "Compared with the same number of weights at random, noise in the mask moves the model "
+        "more in 0, less in 0 of 4 conditions; 4 open.",
+        "Compared with the same number of weights of the same magnitudes, noise in the mask moves "
+        "the model more in 0, less in 4 of 4 conditions.",
         "addition: 8 questions, 7 of 8 (87.50 %) right before any noise. KL from the unperturbed "
         "model on 50 tokens of a text. 3 seeds, computed in bf16.",
         "",

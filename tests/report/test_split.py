@@ -32,8 +32,8 @@ def test_the_whole_table() -> None:
         "own of math           500      25.00 %      1,200  0.417",
         "own of co\\x1bde     2,500      62.50 %          0      –",
         "The share of the core is that of the smallest mask. By chance: the",
-        "mean for random, independent masks with as many elements in each",
-        "tensor.",
+        "mean for random, independent masks with the same number of elements",
+        "in each tensor.",
     ]
 
 
@@ -44,7 +44,7 @@ def test_matched_chance_beside_it() -> None:
         "core            1,500      75.00 %        800  1.87    1,450          1.03",
         "own of math         0          0 %      1,200     0        0             –",
     ]
-    assert " ".join(lines).endswith("as many of each tensor × exponent of the base's weights.")
+    assert " ".join(lines).endswith("number in each tensor × exponent of the base's weights.")
 
 
 def test_other_bases_are_told() -> None:

@@ -52,7 +52,7 @@ def test_the_table_has_the_numbers(single: Structure) -> None:
     text = text_of(single, width=300)
     assert "8,066 of 72,912 (11.06 %) weights selected; random control of seed 0" in text
     neurons = family(single, "neuron")
-    cells = row_of(text, "as many elements in each tensor", "MLP neurons")
+    cells = row_of(text, "the same number of elements in each tensor", "MLP neurons")
     assert cells[:3] == [
         str(neurons.num_units),
         str(neurons.null.num_up),
@@ -135,7 +135,7 @@ def test_the_page_has_the_numbers(single: Structure) -> None:
     page = Page(page_of(single))
     told = {
         row[0]: row
-        for row in page.table("Against chance with as many elements in each tensor").body
+        for row in page.table("Against chance with the same number of elements in each tensor").body
     }
     neurons, heads = family(single, "neuron"), family(single, "head")
     assert told["MLP neurons"][1:4] == [
@@ -168,7 +168,8 @@ def test_several_masks_stand_side_by_side(several: Structure) -> None:
     page = Page(page_of(several))
     assert mask_labels(several) == ["mask-0", "mask-1", "mask-2"]
     matched = page.table(
-        "Against chance with as many elements in each tensor × exponent of the base weight"
+        "Against chance with the same number of elements in each tensor × exponent of the base "
+        "weight"
     )
     assert [row[:2] for row in matched.body[::5]] == [
         [label, "attention heads"] for label in mask_labels(several)

@@ -286,7 +286,7 @@ def count_of(entry: Mapping[str, Any], num_elements: int) -> int:
     """The selected elements that the metadata claim for a tensor.
 
     Raises:
-        MaskError: It has not as many elements.
+        MaskError: The number is not one from 0 to the tensor's elements.
     """
     claimed = entry["num_selected"]
     if type(claimed) is not int or not 0 <= claimed <= num_elements:

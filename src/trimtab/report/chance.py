@@ -32,7 +32,7 @@ NO_BASE = (
 )
 
 NULLS = (
-    "Each null draws masks at random that select as many weights as these: "
+    "Each null draws masks at random that select the same number of weights as these: "
     + "; ".join(f"{positions} ({null})" for null, positions in KEPT.items())
     + "."
 )

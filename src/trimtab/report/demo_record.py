@@ -127,9 +127,9 @@ ABOUT = {
     "run weights are fp32 while they are trained, and rounded to bf16 once, when they are saved; "
     "the mask is what changed in the saved bf16. Gradients are clipped by the norm of the whole "
     "gradient, as they are where every weight is trained.",
-    "grpo-random": "the same with as many weights of each tensor, at random places.",
-    "grpo-matched": "the same with as many weights of each tensor and each bf16 exponent, at "
-    "random places: as many small and as many large ones.",
+    "grpo-random": "the same with an equal number of weights of each tensor, at random places.",
+    "grpo-matched": "the same with an equal number of weights of each tensor and each bf16 "
+    "exponent, at random places: equally many small and large ones.",
     "grpo-complement": "the same with all the weights that GRPO did not change.",
 }
 ABOUT_SEED = (
@@ -150,10 +150,10 @@ ON_CONTROLS = (
     "--controls” adds them."
 )
 ON_RANDOM = (
-    "The random mask has as many weights in each tensor as that of GRPO, but they are larger: bf16 "
-    "cannot store a small step on a large weight, and saving rounds it away. “Changed” says what "
-    "was left. Whether these weights matter, or only that they are small, the matched mask tells: "
-    "it has as many of each size."
+    "The random mask has the same number of weights in each tensor as that of GRPO, but they are "
+    "larger: bf16 cannot store a small step on a large weight, and saving rounds it away. "
+    "“Changed” says what was left. Whether these weights matter, or only that they are small, the "
+    "matched mask shows: it has the same number of each size."
 )
 
 SETTINGS = {

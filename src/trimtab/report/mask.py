@@ -205,7 +205,7 @@ def _size(step: Step) -> str:
     where = _PLACES.get(match) if isinstance(match, str) else None
     if "density" in step:
         return f"a share of {_brief(step['density'])} {where or _brief(match)}"
-    return f"as many {where or _brief(match)} as {step.get('like', step.get('of'))}"
+    return f"the same number {where or _brief(match)} as {step.get('like', step.get('of'))}"
 
 
 _PLACES = {

@@ -22,10 +22,10 @@ LIFT_TITLES = {
 """Guess -> the heading of the lift over it."""
 
 _GUESSES = {
-    INDEPENDENT: "what as many weights at random would hit",
-    PER_TENSOR: "that with as many in each tensor",
-    MAGNITUDE: "that with as many in each tensor at each magnitude of the base's weights",
-    LOW_MAGNITUDE: "what as many of the smallest weights of each tensor would",
+    INDEPENDENT: "what the same number of random weights would hit",
+    PER_TENSOR: "that with the same number in each tensor",
+    MAGNITUDE: "that with the same number in each tensor at each magnitude of the base's weights",
+    LOW_MAGNITUDE: "what the same number of the smallest weights of each tensor would",
 }
 """Guess -> its description."""
 
@@ -213,11 +213,11 @@ def _note(score: PredictionScore) -> str:
     finer = (
         "and in each tensor"
         if score.overlap.base is None
-        else "in each tensor, and in each tensor at each magnitude; the last is over as many of "
-        "the smallest weights of each tensor"
+        else "in each tensor, and in each tensor at each magnitude; the last is over the same "
+        "number of the smallest weights of each tensor"
     )
     return (
         "“density” is the share of TRUE, which is the precision and the average precision of any "
         f"guess. “AP” is average precision, of {ranking}. A lift is the number of hits over that "
-        f"of random masks of as many elements in all, {finer}."
+        f"of random masks with the same number of elements in all, {finer}."
     )

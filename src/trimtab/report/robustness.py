@@ -111,8 +111,8 @@ def _comparison(probe: Robustness, arm: str) -> str:
     """The mask compared with one set, over all conditions."""
     counts = verdict_counts(probe, arm)
     return (
-        f"Compared with as many weights {_OTHER_SETS[arm]}, noise in the mask moves the model more "
-        f"in {counts['more']}, less in {counts['less']} of "
+        f"Compared with the same number of weights {_OTHER_SETS[arm]}, noise in the mask moves the "
+        f"model more in {counts['more']}, less in {counts['less']} of "
         f"{plural(sum(counts.values()), 'condition')}"
         f"{'; ' + str(counts['open']) + ' open' if counts['open'] else ''}."
     )

@@ -14,9 +14,9 @@ from trimtab.words import plural
 
 _MEANING = (
     "The share of the core is that of the smallest mask. By chance: the mean for random, "
-    "independent masks with as many elements in each tensor."
+    "independent masks with the same number of elements in each tensor."
 )
-_MATCHED = "Matched: the same with as many of each tensor × exponent of the base's weights."
+_MATCHED = "Matched: also the same number in each tensor × exponent of the base's weights."
 
 
 def split_document(split: Split) -> doc.Document:

@@ -76,8 +76,8 @@ _MATCHED = (
         "z² by magnitude",
         lambda row: dispersion_text(row[1].mean(row[0], "matched")),
         drop=1,
-        note="“By magnitude” is against chance with as many elements in each tensor × exponent of "
-        "the base weight.",
+        note="“By magnitude” is against chance with the same number of elements in each tensor × "
+        "exponent of the base weight.",
     ),
 )
 
@@ -125,7 +125,8 @@ def _stripes(label: str, mask: MaskStructure) -> doc.Figure:
         "How far lines are from their expectation beyond chance, one standard deviation, over the "
         "matrices of a kind. The dot is "
         + ("what magnitudes do not explain, " if has_base else "the spread, ")
-        + "the tick the spread with as many elements in each tensor. A random mask has about 0.",
+        + "the tick the spread with the same number of elements in each tensor. A random mask has "
+        "about 0.",
         doc.table(
             title,
             rows,
@@ -139,7 +140,7 @@ def _stripes(label: str, mask: MaskStructure) -> doc.Figure:
         (
             doc.Key("dot-0", "rows"),
             doc.Key("dot-1", "columns"),
-            doc.Key("tick", "as many in each tensor"),
+            doc.Key("tick", "the same number in each tensor"),
         ),
     )
 

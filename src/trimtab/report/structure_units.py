@@ -32,8 +32,8 @@ _SINGULAR = {
     "expert": "expert",
 }
 NULLS = {
-    "tensor": "as many elements in each tensor",
-    "magnitude": "as many elements in each tensor × exponent of the base weight",
+    "tensor": "the same number of elements in each tensor",
+    "magnitude": "the same number of elements in each tensor × exponent of the base weight",
 }
 _GRIDS = ("head", "kv_group", "expert")
 _NUM_TOP = 5
@@ -280,9 +280,9 @@ def _ordered(name: str, families: Sequence[tuple[str, Family]]) -> doc.Figure:
     return doc.Figure(
         opened(units_name(name)),
         lambda: _ordered_units(marks, control, labels, f"{units_name(name)}, in order"),
-        "Each mask's units from the fullest to the emptiest, by selected / expected with as many "
-        "elements in each tensor. If nothing clustered, the line would lie on that of the random "
-        "control; where every unit had exactly its share, on the dashed one.",
+        "Each mask's units from the fullest to the emptiest, by selected / expected with the same "
+        "number of elements in each tensor. If nothing clustered, the line would lie on that of "
+        "the random control; where every unit had exactly its share, on the dashed one.",
         doc.table(
             f"{opened(units_name(name))} in order",
             [

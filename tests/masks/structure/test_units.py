@@ -86,7 +86,7 @@ def test_fused_qkv_of_phi3_is_the_same_as_apart(tmp_path: Path) -> None:
 
 
 def test_the_control_of_a_fused_tensor_is_random_too(tmp_path: Path) -> None:
-    """It has as many elements in the tensor, but not in each part: parts of unlike density."""
+    """It has equally many elements in the tensor, but not in each part: parts of unlike density."""
     rng = np.random.default_rng(3)
     settings = {"hidden_size": 256, "num_attention_heads": 32, "num_key_value_heads": 32}
     densities = (0.3, 0.02, 0.1)

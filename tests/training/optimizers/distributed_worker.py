@@ -55,7 +55,7 @@ def new_model(dtype: torch.dtype = torch.float32) -> Model:
 
 
 def new_mask(seed: int = 0) -> Mask:
-    """Masks with as many elements in each tensor, whatever the seed."""
+    """Masks with the same number of elements in each tensor, whatever the seed."""
     shapes = {
         name: tuple(p.shape)
         for name, p in new_model().named_parameters()

@@ -253,7 +253,7 @@ def test_saved_state_is_the_same_whoever_loads_it(folder: Path, results: Results
 @ALONE
 @pytest.mark.parametrize("world", [2, 4])
 def test_resume_in_one_process(folder: Path, results: Results, world: int) -> None:
-    """What is loaded are the very masters that one process would have after as many steps."""
+    """What is loaded are the masters that one process would have after the same number of steps."""
     expected = worker.new_model(torch.bfloat16)
     optimizer = SparseAdamW(expected.named_parameters(), worker.new_mask(), **worker.SETTINGS)
     worker.train(expected, optimizer, range(worker.STEPS // 2))

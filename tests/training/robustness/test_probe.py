@@ -114,7 +114,9 @@ def test_figures_are_those_of_a_model_perturbed_by_hand(
     assert result.num_correct == before.num_greedy_correct
     assert result.text["num_tokens"] == told.num_tokens
     flips = [c for c in result.cells if (c.noise, c.level) == ("sign", 0.5)]
-    assert len({c.num_changed for c in flips}) == 1  # a share of as many elements of each tensor
+    assert (
+        len({c.num_changed for c in flips}) == 1
+    )  # a share of the same number of elements of each tensor
     assert {c.num_chosen for c in result.cells} == {mask.num_selected()}
 
 

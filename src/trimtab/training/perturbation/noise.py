@@ -4,9 +4,9 @@ The sets are the mask, and sets of its size to compare it with:
 
 =============  ====================================================================================
 `mask`         what the mask selects
-`outside`      as many elements of each tensor that it does not select, at random
-`random`       as many elements of each tensor, at random among all
-`magnitude`    as many elements of each tensor and exponent of the base's weight, at random
+`outside`      the same number of elements of each tensor that it does not select, at random
+`random`       the same number of elements of each tensor, at random among all
+`magnitude`    the same number per tensor and exponent of the base's weight, at random
 =============  ====================================================================================
 
 All four have the same number of elements in every tensor. Where more than half of a tensor is
