@@ -87,7 +87,9 @@ if TYPE_CHECKING:
     from trimtab.sync.follower import Acknowledgement as Acknowledgement
     from trimtab.sync.follower import Follower as Follower
     from trimtab.sync.follower import Update as Update
+    from trimtab.sync.published import Followed as Followed
     from trimtab.sync.published import Published as Published
+    from trimtab.sync.published import SyncLog as SyncLog
     from trimtab.sync.publisher import Publisher as Publisher
 
 _NAMES = {
@@ -138,7 +140,7 @@ _NAMES = {
     "report": ("load_result",),
     "sync.folder": ("FolderHolder",),
     "sync.follower": ("Acknowledgement", "Follower", "Update"),
-    "sync.published": ("Published",),
+    "sync.published": ("Followed", "Published", "SyncLog"),
     "sync.publisher": ("Publisher",),
 }
 """Module, below `trimtab`, -> the public names that it defines."""

@@ -44,6 +44,7 @@ STORED: Mapping[str, Sequence[str]] = {
     "share-base": ("parts-base/split.json",),
     "tracked": ("inputs/tracked.json",),
     "delta": ("inputs/delta.json",),
+    "sync": ("inputs/sync.json",),
     "evaluate": ("inputs/evaluation.json",),
     "evaluate-one": ("inputs/evaluation-one.json",),
     "robustness": ("inputs/robustness.json",),

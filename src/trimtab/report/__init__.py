@@ -69,6 +69,7 @@ REPORTS: Mapping[str, Report] = {
     "trimtab.evaluation": Report("trimtab evaluate", "evaluation", "Evaluation"),
     "trimtab.robustness": Report("trimtab robustness", "robustness", "Robustness"),
     "trimtab.delta": Report("trimtab delta info", "delta", "Manifest"),
+    "trimtab.sync": Report("trimtab sync publish", "sync", "SyncLog"),
     "trimtab.paper": Report("trimtab paper run", "paper", "PaperResult", "trimtab.papers.results"),
 }
 """Format of a result file -> its report. A new kind of result is one entry here."""

@@ -1,11 +1,16 @@
-"""What a publisher measures of every version."""
+"""What was measured of a published run: its versions, and how followers came to have them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from statistics import median
+from typing import ClassVar
 
-from trimtab.words import one_line
+from trimtab.results.records import CheckpointRecord
+from trimtab.results.result import Result
+from trimtab.results.schema import Amount, Count, Provenance
+from trimtab.words import one_line, plural
 
 
 @dataclass(frozen=True)
@@ -24,13 +29,13 @@ class Published:
             folded links and anchors.
     """
 
-    version: int
-    step: int | None
-    num_changed: int
-    num_elements: int
-    num_bytes: int
-    num_dense_bytes: int
-    seconds: Mapping[str, float]
+    version: Count
+    step: Count | None
+    num_changed: Count
+    num_elements: Count
+    num_bytes: Count
+    num_dense_bytes: Count
+    seconds: Mapping[str, Amount]
 
     def __repr__(self) -> str:
         return one_line(
@@ -38,3 +43,70 @@ class Published:
             f"version {self.version}: {self.num_changed:,} of {self.num_elements:,} elements "
             f"changed, {self.num_bytes:,} bytes of {self.num_dense_bytes:,}",
         )
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A version that a follower acknowledged.
+
+    Attributes:
+        follower: Its name.
+        version: The number of the version.
+        num_bytes: Bytes that it fetched for it.
+        seconds: Stage -> seconds: `fetch`, `decode`, `pause`, `apply`, `resume`.
+    """
+
+    follower: str
+    version: Count
+    num_bytes: Count
+    seconds: Mapping[str, Amount]
+
+    def __repr__(self) -> str:
+        return one_line(self, f"{self.follower}: version {self.version}")
+
+
+@dataclass(frozen=True)
+class SyncLog(Result):
+    """What a publisher measured of its run.
+
+    Attributes:
+        base: Version 0.
+        place: Where the run was published.
+        versions: Those that it published, in order.
+        followed: What followers acknowledged, as far as the publisher saw it: it looks whenever it
+            publishes, and while it waits for them.
+        provenance: Version, date and settings.
+    """
+
+    FORMAT: ClassVar[str] = "trimtab.sync"
+    NAME: ClassVar[str] = "log of a published run"
+    COMMAND: ClassVar[str] = "trimtab sync publish"
+    ROWS: ClassVar[str] = "versions"
+
+    base: CheckpointRecord
+    place: str
+    versions: tuple[Published, ...]
+    followed: tuple[Followed, ...]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        """Take the lists of a file as what they were."""
+        for name in ("versions", "followed"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+    def __repr__(self) -> str:
+        what = plural(len(self.versions), "version")
+        if not self.versions:
+            return one_line(self, f"{self.place}: {what}")
+        return one_line(self, f"{self.place}: {what}, {self.median_bytes:,} bytes each (median)")
+
+    @property
+    def median_bytes(self) -> int:
+        """Of the links from one version to the next."""
+        return int(median(each.num_bytes for each in self.versions)) if self.versions else 0
+
+    def problems(self) -> Iterator[str]:
+        """What no log has."""
+        for each in self.versions:
+            if each.num_changed > each.num_elements:
+                yield f"version {each.version} has more changed elements than elements"

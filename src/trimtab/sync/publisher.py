@@ -32,7 +32,7 @@ from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import SettingsError, SyncError
 from trimtab.inputs import AnyPath
-from trimtab.results.records import CheckpointRecord, record_of
+from trimtab.results.records import CheckpointRecord, made_now, record_of
 from trimtab.sync.chain import (
     CHAIN,
     FORMAT,
@@ -43,11 +43,12 @@ from trimtab.sync.chain import (
     at_place,
     read_chain,
 )
-from trimtab.sync.follower import Acknowledgement, acknowledgements, fetch
+from trimtab.sync.follower import Acknowledgement, fetch
+from trimtab.sync.followers import Followers
 from trimtab.sync.places import Place
-from trimtab.sync.published import Published
+from trimtab.sync.published import Published, SyncLog
 from trimtab.sync.snapshot import AllChanges, DecodedTensor, Snapshot, frozen
-from trimtab.words import first_few, one_line
+from trimtab.words import one_line
 
 MOST_KEPT = 1000
 """A follower that is so many versions behind is given up: its links may be removed."""
@@ -129,6 +130,13 @@ class Publisher:
         self._retired: list[str] = []
         self._base: Checkpoint | None = None
         self._published: list[Published] = []
+        self._followers = Followers(self.place)
+        self._settings = {
+            "anchor_every": anchor_every,
+            "fold_every": fold_every,
+            "keep": keep,
+            **self._coding,
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -204,8 +212,24 @@ class Publisher:
 
     def acknowledged(self) -> tuple[Acknowledgement, ...]:
         """The versions that followers of this run have."""
-        run = self._chain.run if self._chain is not None else None
-        return tuple(each for each in acknowledgements(self.place) if each.run == run)
+        return self._followers.acknowledged(None if self._chain is None else self._chain.run)
+
+    def log(self) -> SyncLog:
+        """What was measured, to be saved and drawn by `trimtab report`.
+
+        Raises:
+            SyncError: Nothing was published yet.
+        """
+        if self._chain is None:
+            raise SyncError(f"{self.place}: nothing was published yet")
+        self.acknowledged()
+        return SyncLog(
+            base=self._chain.base,
+            place=str(self.place),
+            versions=self.published,
+            followed=self._followers.followed,
+            provenance=made_now(settings=self._settings),
+        )
 
     def wait_for(
         self, followers: int | Collection[str], *, behind: int = 0, timeout: float = 600.0
@@ -224,27 +248,10 @@ class Publisher:
             SyncError: They have it not in time; the message says which version who has.
         """
         self.wait()
-        started = time.monotonic()
-        least = (self.version or 0) - behind
-        pause = 0.01
-        while True:
-            there = self.acknowledged()
-            ready = {each.name for each in there if each.version >= least}
-            missing = (
-                followers - len(ready) if isinstance(followers, int) else len({*followers} - ready)
-            )
-            waited = time.monotonic() - started
-            if missing <= 0:
-                return waited
-            if waited > timeout:
-                have = [f"{each.name} has {each.version}" for each in there]
-                raise SyncError(
-                    f"{self.place}: after {timeout:g} s version {least} is missing from {missing} "
-                    f"of the followers ({first_few(have) or 'none was ever here'}): start them, or "
-                    "look why they stopped"
-                )
-            time.sleep(pause)
-            pause = min(2 * pause, 1.0)
+        if self._chain is None:
+            raise SyncError(f"{self.place}: nothing was published yet")
+        least = self._chain.newest.number - behind
+        return self._followers.wait_for(self._chain.run, least, followers, timeout)
 
     def close(self) -> None:
         """Wait for the last version, and end.
