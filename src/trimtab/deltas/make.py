@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import prod
 from pathlib import Path
-from tempfile import SpooledTemporaryFile
+from tempfile import SpooledTemporaryFile, TemporaryDirectory
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -123,6 +123,20 @@ def make_delta(
             command=command,
             progress=progress,
         )
+
+
+@contextmanager
+def some_delta(
+    base: str | os.PathLike[str] | Checkpoint | None,
+    deltas: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+) -> Iterator[str | os.PathLike[str] | Sequence[str | os.PathLike[str]]]:
+    """Deltas of a base; where there are none, one that makes the base of itself."""
+    if base is None or isinstance(deltas, str | os.PathLike) or deltas:
+        yield deltas
+        return
+    with TemporaryDirectory(prefix="trimtab-") as folder:
+        make_delta(base, base, path := Path(folder, "same.delta"), max_rank=0)
+        yield path
 
 
 def write_delta(

@@ -12,6 +12,7 @@ from pathlib import Path
 from trimtab.checkpoints.checkpoint import open_checkpoint, opened
 from trimtab.deltas.apply import write_folder
 from trimtab.deltas.chain import Replay, opened_chain
+from trimtab.deltas.make import some_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.source import NOTHING, chunks_of, hash_of_chunks
 from trimtab.errors import CheckpointError, DeltaError, OutputExistsError
@@ -90,7 +91,11 @@ class FolderHolder:
         remove_drafts(self.folder)
         started = time.monotonic()
         base = {"own": self._link.resolve(), "base": self._base, "nothing": None}[start]
-        with opened_chain(deltas) as chain, opened(*([] if base is None else [base])) as found:
+        with (
+            some_delta(base, deltas) as some,
+            opened_chain(some) as chain,
+            opened(*([] if base is None else [base])) as found,
+        ):
             replay = Replay(found[0] if found else NOTHING, chain)
             content = replay.manifest.result.content_hash
             target = self.folder / content[:16]

@@ -20,7 +20,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
-from trimtab.errors import SettingsError, SyncError, TrimtabError
+from trimtab.errors import DeltaError, SettingsError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath
 from trimtab.results.schema import Amount, Count, to_plain
 from trimtab.sync.chain import HASH, NAME, Chain, Link, Version, at_place, parsed, read_chain
@@ -122,7 +122,7 @@ class Holder(Protocol):
         """Make the weights what deltas make of them, wholly or not at all.
 
         Args:
-            deltas: Files in the order in which they are applied.
+            deltas: Files in the order in which they are applied; none to become version 0.
             start: What they are applied to.
             seconds: Gets the seconds of the stages `decode`, `pause`, `apply` and `resume`.
 
@@ -321,26 +321,27 @@ class Follower:
         if own is not None and own.content_hash == target.content_hash:
             self._arrive(chain, target, 0, {})
             return None
-        started = time.monotonic()
         starts: dict[int | None, Start] = {None: "nothing"}
         if self._holder.has_base:
             starts[0] = "base"
-        elif own is None and self._hash is not None:
-            starts[0] = "own"  # perhaps, under other names: it is checked when they are applied
         if own is not None:
             starts[own.number] = "own"
         path = chain.route(starts, target.number)
-        if not path:
-            raise SyncError(
-                f"{self.place}: no links lead from the weights of {self.name} to version "
-                f"{target.number}: start it from {chain.base.id}, with which the run began"
-            )
         seconds: dict[str, float] = {}
-        with tempfile.TemporaryDirectory(prefix="trimtab-fetch-", dir=self._scratch) as folder:
-            files = [fetch(self.place, link, Path(folder)) for link in path]
-            self._check(files[-1], path[-1], target)
-            seconds["fetch"] = time.monotonic() - started
-            self._holder.apply(files, starts[path[0].base], seconds)
+        try:
+            if own is None and not self._holder.has_base and self._hash is not None:
+                # Perhaps version 0 under other names: that shows when deltas are applied to it.
+                path = self._tried(chain, target, seconds) or path
+            if path is None:
+                raise SyncError(
+                    f"{self.place}: no links lead from the weights of {self.name} to version "
+                    f"{target.number}: start it from {chain.base.id}, with which the run began"
+                )
+            if not seconds:
+                self._take(path, target, starts[path[0].base] if path else "base", seconds)
+        except DeltaError:
+            self._is_hashed = False  # they may have been changed by somebody else
+            raise
         self._hash = target.content_hash
         num_bytes = sum(link.num_bytes for link in path)
         self._arrive(chain, target, num_bytes, seconds)
@@ -352,6 +353,35 @@ class Follower:
             num_bytes=num_bytes,
             seconds=seconds,
         )
+
+    def _tried(
+        self, chain: Chain, target: Version, seconds: dict[str, float]
+    ) -> tuple[Link, ...] | None:
+        """The links from version 0, if the weights are that, and took them; else None."""
+        path = chain.route({0}, target.number)
+        if path:
+            with suppress(DeltaError):
+                self._take(path, target, "own", seconds)
+                return path
+            seconds.clear()
+        return None
+
+    def _take(
+        self, path: Sequence[Link], target: Version, start: Start, seconds: dict[str, float]
+    ) -> None:
+        """Fetch the files of links, and apply them."""
+        started = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="trimtab-fetch-", dir=self._scratch) as folder:
+            files = [fetch(self.place, link, Path(folder)) for link in path]
+            if files:
+                self._check(files[-1], path[-1], target)
+            seconds["fetch"] = time.monotonic() - started
+            found = self._holder.apply(files, start, seconds).result
+        if found.content_hash != target.content_hash:
+            raise SyncError(
+                f"{self.place}: the base of {self.name} is not the one that the run began with: "
+                f"give it {found.id}, unchanged"
+            )
 
     def _check(self, file: Path, link: Link, target: Version) -> None:
         """Refuse a file that leads elsewhere than the list of versions says."""

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from trimtab.training.prime import PRIMEConfig as PRIMEConfig
     from trimtab.training.prime import PRIMETrainer as PRIMETrainer
     from trimtab.training.runs.settings import DataTable as DataTable
+    from trimtab.training.sync.follower import DeltaFollower as DeltaFollower
+    from trimtab.training.sync.publisher import DeltaPublisher as DeltaPublisher
     from trimtab.training.tracker.callback import UpdateTracker as UpdateTracker
     from trimtab.training.trainer_callback import MaskedTrainingCallback as MaskedTrainingCallback
     from trimtab.training.trainer_callback import sparse_adamw as sparse_adamw
@@ -42,6 +44,8 @@ _MODULES = {
     "applied_delta": "trimtab.training.deltas.loading",
     "DataTable": "trimtab.training.runs.settings",
     "DeltaCheckpoint": "trimtab.training.deltas.checkpoints",
+    "DeltaFollower": "trimtab.training.sync.follower",
+    "DeltaPublisher": "trimtab.training.sync.publisher",
     "evaluate": "trimtab.training.evaluation.evaluate",
     "Evaluation": "trimtab.results.evaluation",
     "file_questions": "trimtab.training.evaluation.questions",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.changes import Changes, find_changes
+from trimtab.deltas.make import some_delta
 from trimtab.deltas.manifest import Manifest, TensorEntry
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import Bits
@@ -218,7 +219,7 @@ def prepare_delta(
         deltas: One delta file, or those of a chain in any order.
         base: The checkpoint on disk that the (first) delta was made against, if the model has other
             weights than that by now: then only what differs from these is changed. By default the
-            model has the weights of the base.
+            model has the weights of the base. With a base and no deltas it gets those.
         signers: As in `apply_delta`; likewise `signature`.
         signature: The signature, of a single delta that does not lie beside its own.
         threads: Tensors or chunks decoded at the same time; by default one for each core.
@@ -232,7 +233,9 @@ def prepare_delta(
             tensors, shapes or dtypes than the result; they are no chain, or one is damaged.
     """
     start = perf_counter()
-    with opened_chain(deltas, signers=signers, signature=signature) as chain, ExitStack() as stack:
+    with ExitStack() as stack:
+        some = stack.enter_context(some_delta(base, deltas))
+        chain = stack.enter_context(opened_chain(some, signers=signers, signature=signature))
         live = stored_tensors(model, chain[-1].tensors)
         held: dict[str, Bits] = {}
         own = None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -147,27 +148,45 @@ def _compared(
 def _source_of(
     model: nn.Module | Mapping[str, Tensor], live: LiveModel, base: Checkpoint
 ) -> Source:
+    others, _ = other_files(base, {tensor.file.path.name for tensor in base.tensors.values()})
+    return live_source(
+        model,
+        live,
+        {
+            **{name: read for name, read in others.items() if not name.endswith(".index.json")},
+            **{name: partial(bytes, content) for name, content in config_files(model).items()},
+        },
+    )
+
+
+def live_source(
+    model: nn.Module | Mapping[str, Tensor],
+    live: LiveModel,
+    others: Mapping[str, Callable[[], bytes]],
+) -> Source:
+    """A model in memory as `save_pretrained` would write it, in one file of weights.
+
+    Args:
+        model: The model, or its `state_dict`.
+        live: Its tensors.
+        others: Name -> reads a file beside the weights.
+    """
     ignored = set(getattr(model, "_keys_to_ignore_on_save", None) or ())
     kept = [tensor for name, tensor in live.tensors.items() if name not in ignored]
     kept.sort(key=lambda tensor: (ORDER.index(tensor.dtype.name), tensor.name))
     tensors = {tensor.name: tensor for tensor in kept}
     start = file_start({n: (t.dtype.name, t.shape) for n, t in tensors.items()}, {"format": "pt"})
-    others, _ = other_files(base, {tensor.file.path.name for tensor in base.tensors.values()})
-    own = _config_files(model)
     return Source(
         tensors=tensors,
         tied=live.tied,
         weights={WEIGHTS: WeightsFile(start, tuple(tensors))},
-        others={
-            **{name: read for name, read in others.items() if not name.endswith(".index.json")},
-            **{name: lambda content=content: content for name, content in own.items()},  # type: ignore[misc]
-        },
+        others=others,
         left_out=(),
         record=lambda hashes: _record(model, tensors, hashes),
     )
 
 
-def _config_files(model: nn.Module | Mapping[str, Tensor]) -> Mapping[str, bytes]:
+def config_files(model: nn.Module | Mapping[str, Tensor]) -> Mapping[str, bytes]:
     """What `save_pretrained` writes beside the weights."""
     inner: Any = getattr(model, "_orig_mod", model)
     if not hasattr(getattr(inner, "config", None), "save_pretrained"):
