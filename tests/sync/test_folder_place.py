@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from trimtab.errors import OutputExistsError, SyncError, WriteError
-from trimtab.sync import places
 from trimtab.sync.places import FolderPlace, open_place
+from trimtab.sync.untrusted import LocalCopy
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_a_file_that_grows_or_shrinks_while_it_is_read(
     place.put("x", b"0123456789")
     target = tmp_path / "copy"
     for change, found in (("ab", "more"), ("wb", "4")):
-        write = places._Copy.write
+        write = LocalCopy.write
 
         def changed(self: Any, piece: bytes, change: str = change, write: Any = write) -> None:
             write(self, piece)
@@ -152,7 +152,7 @@ def test_a_file_that_grows_or_shrinks_while_it_is_read(
                 file.write(b"1" if change == "ab" else b"")
 
         with monkeypatch.context() as patch:
-            patch.setattr(places._Copy, "write", changed)
+            patch.setattr(LocalCopy, "write", changed)
             with pytest.raises(SyncError, match=f"x has {found} bytes while it was read: exp"):
                 place.fetch("x", target, 10)
         assert not target.exists()

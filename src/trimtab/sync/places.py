@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from reprlib import repr as short
 from shutil import copyfileobj
 from time import sleep
 from typing import Any, Protocol, TypeVar
@@ -22,20 +20,23 @@ from urllib.request import url2pathname
 
 from trimtab.errors import OutputExistsError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath, check_regular
-from trimtab.outputs import NO_LINKS, NO_ROOM, explain_no_room, new_file
-
-NAME = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}/){0,3}[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-"""A name that means the same file everywhere: no `..`, nothing hidden, no pattern, no escape."""
-
-PIECE = 8 << 20
-"""Bytes that are copied at once."""
+from trimtab.outputs import NO_LINKS, NO_ROOM, new_file
+from trimtab.sync.object_place import ObjectPlace
+from trimtab.sync.untrusted import (
+    NAME,
+    PIECE,
+    LocalCopy,
+    check_name,
+    check_size,
+    ensure_within,
+    reason_of,
+)
 
 PAUSES = (0.1, 0.2, 0.4, 0.8)
-"""Seconds after each failed try: of a file that was replaced meanwhile, or of the network."""
+"""Seconds after each try to read a file that was replaced meanwhile (NFS)."""
 
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE}
 """Error numbers of a file that was never there, or was removed while it was read (NFS)."""
-
 
 NO_RIGHT = {errno.EACCES, errno.EPERM, errno.EROFS}
 """Error numbers of a place that this user may not read or write."""
@@ -97,16 +98,19 @@ def open_place(where: AnyPath, **options: Any) -> Place:
     """Open a place where versions are published.
 
     Args:
-        where: A folder, which need not exist yet, or the URL of one.
-        options: Of fsspec's file system, for a URL.
+        where: A folder, which need not exist yet, or the URL of one in an object store:
+            `s3://bucket/run`, `gs://`, `az://`, `memory://`, whatever fsspec opens.
+        options: Of fsspec's file system, for a URL: `endpoint_url`, `key`, `secret`, ... By
+            default they come from the environment, as for the store's own tools.
 
     Raises:
+        MissingExtraError: The library for this kind of URL is not installed.
         SyncError: No such place can be opened.
     """
     location = os.fspath(where)
     scheme, separator, rest = location.partition("://")
     if separator and scheme not in ("file", "local"):
-        raise SyncError(f"{location}: {scheme}:// is not known: expected a folder")
+        return ObjectPlace(location, **options)
     if options:
         raise SyncError(
             f"{location} is a folder, which takes no options: found {', '.join(sorted(options))}"
@@ -136,15 +140,7 @@ class FolderPlace:
 
     def read(self, name: str, limit: int) -> bytes | None:
         """The content of a small file; None without one."""
-
-        def read() -> bytes:
-            with self._opened(name) as file:
-                return b"".join(_pieces(file, limit + 1))
-
-        content = self._try(read, name, "read")
-        if content is not None and len(content) > limit:
-            raise _too_long(self, name, limit)
-        return content
+        return ensure_within(self, name, limit, self._start(name, limit + 1))
 
     def fetch(self, name: str, target: Path, num_bytes: int) -> bool:
         """Copy a file to a new local one; False without one."""
@@ -152,14 +148,14 @@ class FolderPlace:
         def fetch() -> bool:
             copy.restart()
             with self._opened(name) as file:
-                _check_size(self, name, os.fstat(file.fileno()).st_size, num_bytes)
+                check_size(self, name, os.fstat(file.fileno()).st_size, num_bytes)
                 for piece in _pieces(file, num_bytes):
                     copy.write(piece)
                 size = copy.num_bytes + len(file.read(1))
-                _check_size(self, name, size, num_bytes, "while it was read")
+                check_size(self, name, size, num_bytes, "while it was read")
             return True
 
-        with _Copy(target) as copy:
+        with LocalCopy(target) as copy:
             copy.is_whole = self._try(fetch, name, "read") is not None
         return copy.is_whole
 
@@ -172,7 +168,7 @@ class FolderPlace:
         try:
             self._write(name, content, force=False)
         except OutputExistsError:
-            return self.read(name, len(content)) == content
+            return self._start(name, len(content) + 1) == content
         return True
 
     def names(self, folder: str = "") -> Iterator[str]:
@@ -192,9 +188,18 @@ class FolderPlace:
         """Remove a file, if it is there."""
         self._try(self._path(name).unlink, name, "removed")
 
+    def _start(self, name: str, num_bytes: int) -> bytes | None:
+        """The first bytes of a file; None without one."""
+
+        def read() -> bytes:
+            with self._opened(name) as file:
+                return b"".join(_pieces(file, num_bytes))
+
+        return self._try(read, name, "read")
+
     def _path(self, name: str) -> Path:
         """The path of a file, which is below the folder, with no link in between."""
-        _check_name(self, name)
+        check_name(self, name)
         path = self.folder
         for part in name.split("/"):
             path /= part
@@ -264,61 +269,9 @@ class FolderPlace:
                 cure = "this user needs the right to do so"
             elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
                 cure = "expected a file in a folder: delete what is in its way"
-            raise SyncError(f"{self}: {name} cannot be {verb}: {_why(error)}: {cure}") from error
-
-
-class _Copy:
-    """A new local file, which is removed unless `is_whole` is set when the block ends."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.is_whole = False
-        self.num_bytes = 0
-
-    def __enter__(self) -> _Copy:
-        with self._explained():
-            self._file = self.target.open("xb", buffering=0)
-        return self
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        try:
-            with self._explained():
-                self._file.close()
-        except BaseException:
-            self.is_whole = False
-            raise
-        finally:
-            if kind is not None or not self.is_whole:
-                self.target.unlink(missing_ok=True)
-
-    def restart(self) -> None:
-        """Write from the start."""
-        with self._explained():
-            self._file.seek(0)
-            self._file.truncate()
-        self.num_bytes = 0
-
-    def write(self, piece: bytes) -> None:
-        """Append bytes."""
-        with self._explained():
-            left = memoryview(piece)
-            while left:
-                left = left[self._file.write(left) :]
-        self.num_bytes += len(piece)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            with explain_no_room(self.target):
-                yield
-        except FileExistsError:
-            raise OutputExistsError(
-                f"{self.target} exists already: expected a new file to fetch to: delete it"
-            ) from None
-        except OSError as error:
-            if isinstance(error, TrimtabError):
-                raise
-            raise SyncError(f"{self.target} cannot be written: {_why(error)}") from error
+            raise SyncError(
+                f"{self}: {name} cannot be {verb}: {reason_of(error)}: {cure}"
+            ) from error
 
 
 def _pieces(file: FileIO, most: int) -> Iterator[bytes]:
@@ -326,30 +279,6 @@ def _pieces(file: FileIO, most: int) -> Iterator[bytes]:
     while most > 0 and (piece := file.read(min(most, PIECE))):
         most -= len(piece)
         yield piece
-
-
-def _check_name(place: Place, name: str) -> None:
-    if NAME.fullmatch(name) is None:
-        raise SyncError(
-            f"{place}: {short(name)} is no name of a file there: expected letters, digits, '_', "
-            "'-' and '.', in folders below it: do not use this place, if you read it there"
-        )
-
-
-def _check_size(place: Place, name: str, size: int, expected: int, when: str = "") -> None:
-    if size != expected:
-        more = "more" if size > expected else f"{size:,}"
-        raise SyncError(
-            f"{place}: {name} has {more} bytes{when and ' '}{when}: expected {expected:,}: it was "
-            "replaced or cut off: fetch it again, or publish it again"
-        )
-
-
-def _too_long(place: Place, name: str, limit: int) -> SyncError:
-    return SyncError(
-        f"{place}: {name} is too long: expected at most {limit:,} bytes, found more: this run did "
-        "not write it: do not use this place"
-    )
 
 
 def _sync_folder(folder: Path) -> None:
@@ -360,8 +289,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
-
-
-def _why(error: OSError) -> str:
-    """The reason of an error of the system."""
-    return (error.strerror or str(error) or type(error).__name__).lower()
