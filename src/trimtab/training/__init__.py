@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from trimtab.training.runs.settings import DataTable as DataTable
     from trimtab.training.sync.follower import DeltaFollower as DeltaFollower
     from trimtab.training.sync.publisher import DeltaPublisher as DeltaPublisher
+    from trimtab.training.sync.rollouts import EngineRollouts as EngineRollouts
     from trimtab.training.tracker.callback import UpdateTracker as UpdateTracker
     from trimtab.training.trainer_callback import MaskedTrainingCallback as MaskedTrainingCallback
     from trimtab.training.trainer_callback import sparse_adamw as sparse_adamw
@@ -46,6 +47,7 @@ _MODULES = {
     "DeltaCheckpoint": "trimtab.training.deltas.checkpoints",
     "DeltaFollower": "trimtab.training.sync.follower",
     "DeltaPublisher": "trimtab.training.sync.publisher",
+    "EngineRollouts": "trimtab.training.sync.rollouts",
     "evaluate": "trimtab.training.evaluation.evaluate",
     "Evaluation": "trimtab.results.evaluation",
     "file_questions": "trimtab.training.evaluation.questions",

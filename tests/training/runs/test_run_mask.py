@@ -13,7 +13,7 @@ from tests.training.runs.test_base_model import stored_as
 from trimtab.errors import MaskError, MaskMismatchError
 from trimtab.masks.mask import Mask
 from trimtab.training.runs.base_model import open_base
-from trimtab.training.runs.prepare import load_mask, random_mask
+from trimtab.training.runs.prepare import random_mask
 
 pytestmark = pytest.mark.train
 
@@ -37,7 +37,7 @@ def test_file(base: Base, tmp_path: Path) -> None:
     found = open_base(str(base[0]), Path())
     mask = random_mask(found, 0.1, 0)
     mask.save(tmp_path / "m.safetensors")
-    assert load_mask(tmp_path / "m.safetensors", found) == mask
+    assert found.fitted(Mask.load(tmp_path / "m.safetensors")) == mask
 
 
 def test_masks_of_other_weights_and_models_are_refused(base: Base, tmp_path: Path) -> None:
@@ -45,23 +45,23 @@ def test_masks_of_other_weights_and_models_are_refused(base: Base, tmp_path: Pat
     other = open_base(str(stored_as(base[0], tmp_path / "fp32", "float32")), Path())
     random_mask(found, 0.1, 0).save(tmp_path / "m.safetensors")
     with pytest.raises(MaskMismatchError, match="embed_tokens"):
-        load_mask(tmp_path / "m.safetensors", other)
+        other.fitted(Mask.load(tmp_path / "m.safetensors"))
     arrays = {name: mask for name, mask in _arrays(found).items() if "norm" in name}
     Mask.from_arrays({f"x.{name}": a for name, a in arrays.items()}).save(
         tmp_path / "x.safetensors"
     )
     with pytest.raises(MaskMismatchError, match="is not in the model"):
-        load_mask(tmp_path / "x.safetensors", found)
+        found.fitted(Mask.load(tmp_path / "x.safetensors"))
 
 
 def test_no_mask(base: Base, tmp_path: Path) -> None:
     found = open_base(str(base[0]), Path())
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(MaskError):
-            load_mask(path, found)
+            found.fitted(Mask.load(path))
     shutil.copy2(base[0] / "model.safetensors", tmp_path / "weights.safetensors")
     with pytest.raises(MaskError):
-        load_mask(tmp_path / "weights.safetensors", found)
+        found.fitted(Mask.load(tmp_path / "weights.safetensors"))
 
 
 def _arrays(found: Any) -> dict[str, Any]:

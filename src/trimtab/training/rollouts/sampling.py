@@ -34,6 +34,8 @@ class Samples:
         completion_ids: Right-padded, int64 `[rows, completion width]`.
         completion_mask: True up to and including the end token; bool, same shape.
         has_ended: Whether a completion ended before the length limit, bool `[rows]`.
+        engine_log_probs: Of each token by the engine that sampled it, NaN where it has none; fp32,
+            as `completion_ids`. None if the policy itself sampled.
     """
 
     prompt_ids: Tensor
@@ -41,6 +43,7 @@ class Samples:
     completion_ids: Tensor
     completion_mask: Tensor
     has_ended: Tensor
+    engine_log_probs: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.completion_ids)
@@ -166,11 +169,6 @@ EPSILON = 1e-8
 """Added to the variance, for values that are all equal."""
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of the values where the mask is True, over all rows together."""
-    return values.masked_fill(~mask, 0.0).sum() / mask.sum()
-
-
 def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     """Scale values to variance 1, over all tokens of all rows together.
 
@@ -183,7 +181,7 @@ def whiten(values: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
         The whitened values; 0 where the mask is False. A single value has no variance and is
         unchanged, or 0 if the mean is shifted.
     """
-    mean = masked_mean(values, mask)
+    mean = values.masked_fill(~mask, 0.0).sum() / mask.sum()
     centred = values - mean
     # The unbiased estimate, over n - 1.
     variance = (centred.masked_fill(~mask, 0.0) ** 2).sum() / (mask.sum() - 1).clamp(min=1)
@@ -336,7 +334,7 @@ class Sampler:
             ids = tokenizer(stop, add_special_tokens=False)["input_ids"]
             ends = (*ends, *ids) if len(ids) == 1 else ends
         pad = tokenizer.pad_token_id
-        self._sampling = Sampling(
+        self.sampling = Sampling(
             max_completion_length, temperature, top_p, ends, ends[0] if pad is None else pad
         )
 
@@ -347,7 +345,7 @@ class Sampler:
 
         `temperature` overrides the sampler's.
         """
-        sampling = self._sampling
+        sampling = self.sampling
         if temperature is not None:
             sampling = replace(sampling, temperature=temperature)
         return sample(self._model, prompts, sampling)

@@ -161,12 +161,14 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
     Attributes:
         reference: The frozen reference; None without one.
         auxiliary: The model that is trained with the policy; saved in the Trainer's checkpoints.
+        engine: Samples in place of the policy, if there is one: `EngineRollouts`.
 
     Raises:
         SettingsError: Arguments cannot be used; names all problems.
     """
 
     args: RolloutConfig
+    engine: Any = None
 
     def __init__(
         self,
@@ -201,7 +203,7 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         )
         self.model_accepts_loss_kwargs = False  # losses are scaled in `compute_loss` alone
         self._rewards = Rewards(sources, processing_class, args.device)
-        self._sampler = Sampler(
+        self.sampler = Sampler(
             model,
             processing_class,
             args.max_completion_length,
@@ -342,9 +344,9 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
         """
         prompts = [prompt_ids(self.processing_class, row["prompt"]) for row in rows]
         with self.autocast(self.model):
-            samples = self._sampler.sample(prompts)
+            samples = (self.engine or self.sampler).sample(prompts)
         ids = ids_of(samples)
-        texts = self._sampler.texts(ids)
+        texts = self.sampler.texts(ids)
         completions = [
             text if isinstance(row["prompt"], str) else [{"role": "assistant", "content": text}]
             for row, text in zip(rows, texts, strict=True)
@@ -371,6 +373,8 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
             whole: A dataclass with `samples` and `num_tokens`, which is set to the number of
                 completion tokens of the mini-batch of a batch.
         """
+        if self.engine is not None:
+            whole = self.engine.corrected(whole)
         mask = whole.samples.completion_mask
         return [
             replace(take_rows(whole, batch), num_tokens=int(mask[mini_batch].sum()))

@@ -39,16 +39,6 @@ from trimtab.training.runs.tasks import (
 from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
 
 
-def load_mask(path: Path, base: BaseModel) -> Mask:
-    """Load a mask that was made against this base.
-
-    Raises:
-        MaskError: The mask cannot be read.
-        MaskMismatchError: The mask was made for another model, or for other weights.
-    """
-    return base.fitted(Mask.load(path))
-
-
 def random_mask(base: BaseModel, density: float, seed: int) -> Mask:
     """Select the same fraction of every tensor at random.
 
@@ -292,7 +282,7 @@ def _mask(file: Settings, base: BaseModel) -> Mask | None:
         return nearly_all(base.shapes)
     if file.density is not None:
         return random_mask(base, file.density, file.seed)
-    return load_mask(file.resolve(file.mask), base)
+    return base.fitted(Mask.load(file.resolve(file.mask)))
 
 
 def _describe_mask(source: str, mask: Mask | None) -> Mapping[str, Any]:
@@ -355,7 +345,7 @@ def build_trainer(
         state_dtype=getattr(torch, DTYPES[table.state_dtype]),
         clip_by=table.clip_by,
         nonfinite=table.nonfinite,
-        check_base=False,  # `load_mask` has compared it with the checkpoint
+        check_base=False,  # `BaseModel.fitted` has compared it with the checkpoint
     )
     return trainer, training
 
