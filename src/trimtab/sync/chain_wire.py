@@ -1,0 +1,303 @@
+"""trimtab's own layout: a list of versions, and the delta files that lead from one to another."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.checkpoints.tensors import hash_of_file
+from trimtab.deltas.chain import Replay, opened_chain
+from trimtab.deltas.make import write_delta
+from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.source import NOTHING, Source, Weights
+from trimtab.deltas.workers import Workers
+from trimtab.elements.dtypes import DTYPES
+from trimtab.errors import SyncError
+from trimtab.inputs import AnyPath
+from trimtab.results.records import CheckpointRecord
+from trimtab.sync.chain import CHAIN, FORMAT, VERSION, Chain, Link, Version, read_chain
+from trimtab.sync.follower import fetch
+from trimtab.sync.followers import Followers
+from trimtab.sync.places import Place
+from trimtab.sync.published import Published
+from trimtab.sync.snapshot import DecodedTensor, frozen
+from trimtab.sync.wire import Pending, Wire
+
+MOST_KEPT = 1000
+"""A follower that is so many versions behind is given up: its links may be removed."""
+
+
+class ChainWire(Wire):
+    """Publishes links between versions, for a `Follower`; settings are those of `Publisher`."""
+
+    def __init__(
+        self,
+        place: Place,
+        base: AnyPath | None,
+        scratch: Path,
+        *,
+        anchor_every: int,
+        fold_every: int,
+        keep: int,
+        max_rank: int,
+        threads: int | None,
+        followers: Followers,
+    ) -> None:
+        super().__init__(place, base, scratch, threads, depth=fold_every)
+        self._anchor_every, self._fold_every, self._keep = anchor_every, fold_every, keep
+        self._coding: dict[str, Any] = {"max_rank": max_rank, "threads": threads}
+        self._followers = followers
+        self._writer = secrets.token_hex(16)
+        self._chain: Chain | None = None
+        self._unsettled: tuple[Pending, Chain] | None = None
+        self._retired: list[str] = []
+
+    @property
+    def run(self) -> str | None:
+        """Identifies the run; None before `start`."""
+        return None if self._chain is None else self._chain.run
+
+    @property
+    def version(self) -> int | None:
+        """The newest version at the place; None before `start`."""
+        return None if self._chain is None else self._chain.newest.number
+
+    @property
+    def record(self) -> CheckpointRecord:
+        """Describes version 0."""
+        assert self._chain is not None
+        return self._chain.base
+
+    def _start(self, source: Source) -> None:
+        chain = read_chain(self.place)
+        if chain is None:
+            self._begin(source)
+        else:
+            self._continue(chain, source)
+
+    def _begin(self, source: Source) -> None:
+        """Publish version 0."""
+        links: tuple[Link, ...] = ()
+        if self._base is None:
+            self._hold({n: (tensor.dtype, tensor.read()) for n, tensor in source.tensors.items()})
+            self._keep_files(source)
+            whole = replace(frozen(source), tensors=self.snapshot.before())
+            manifest, link = self._write(NOTHING, whole, None, 0)
+            self.place.put(link.name, self._file(link.name))
+            record, links = manifest.result, (link,)
+        else:
+            self._hold(self._base_tensors(source))
+            record = self._record_of_base()
+        first = Version(0, record.content_hash, None, 0)
+        run = secrets.token_hex(16)
+        chain = Chain(FORMAT, VERSION, run, self._writer, record, (first,), links)
+        if not self.place.claim(CHAIN, chain.to_json()):
+            raise SyncError(
+                f"{self.place}: another publisher began a run there at the same time: publish one "
+                "run at a place"
+            )
+        self._chain = chain
+
+    def _continue(self, chain: Chain, source: Source) -> None:
+        """Take over a run, and hold its newest version."""
+        if (
+            self._base is not None
+            and self._record_of_base().content_hash != chain.base.content_hash
+        ):
+            raise SyncError(
+                f"{self.place}: a run of {chain.base.id} is there, with other weights than "
+                f"{self._base.id}: publish to another place"
+            )
+        newest = chain.newest
+        starts = {None} if self._base is None else {None, 0}
+        path = chain.route(starts, newest.number)
+        if path is None:
+            raise SyncError(
+                f"{self.place}: no links lead to version {newest.number}, the newest: give the "
+                f"base {chain.base.id}, or publish to another place"
+            )
+        if not path:
+            self._hold(self._base_tensors(source))
+        else:
+            files = [fetch(self.place, link, self._scratch) for link in path]
+            base = NOTHING if self._base is None or path[0].base is None else self._base
+            with opened_chain(files) as deltas, Workers(self._threads) as workers:
+                replay = Replay(base, deltas)
+                entries = replay.manifest.tensors
+                decoded = workers.in_order(entries, replay.tensor, lambda entry: entry.num_bytes)
+                pairs = zip(entries, decoded, strict=True)
+                self._hold({e.name: (DTYPES[e.dtype], bits) for e, bits in pairs})
+            found = replay.manifest.result.content_hash
+            if found != newest.content_hash:
+                raise SyncError(
+                    f"{self.place}: its links lead to contents {found}, and version "
+                    f"{newest.number} has {newest.content_hash}: publish to another place"
+                )
+            for file in files:
+                file.unlink()
+        if self._base is None:
+            self._keep_files(source)
+        self._put(replace(chain, writer=self._writer))
+
+    def send(self, pending: Pending) -> Published:
+        """Encode a version, store it, and add it to the list."""
+        chain, number = self._chain, pending.number
+        assert chain is not None
+        started = time.monotonic()
+        source = replace(pending.source, tensors=self.snapshot.after(pending.changes))
+        if number == 1 and self._base is not None:  # which may have other names
+            manifest, link = self._write(self._base, source, 0, 1)
+        else:
+            manifest, link = self._write(self._before(source), source, number - 1, number)
+        pending.seconds["encode"] = time.monotonic() - started
+        version = Version(number, manifest.result.content_hash, pending.step, manifest.num_changed)
+        started = time.monotonic()
+        self.place.put(link.name, self._file(link.name))
+        self._ensure_mine()
+        following = replace(chain, versions=(*chain.versions, version), links=(*chain.links, link))
+        self._unsettled = pending, following
+        self._put(following)
+        self._unsettled = None
+        self.snapshot.advance(pending.changes)
+        self._file(link.name).unlink()
+        pending.seconds["publish"] = time.monotonic() - started
+        started = time.monotonic()
+        self._add_shortcuts(source, number)
+        pending.seconds["extra"] = time.monotonic() - started
+        return Published(
+            version=number,
+            step=pending.step,
+            num_changed=manifest.num_changed,
+            num_elements=manifest.num_elements,
+            num_bytes=link.num_bytes,
+            num_dense_bytes=self.snapshot.num_bytes,
+            seconds=pending.seconds,
+        )
+
+    def settle(self) -> None:
+        """Find out whether a version whose list could not be stored is there all the same."""
+        if self._unsettled is None:
+            return
+        pending, following = self._unsettled
+        there = read_chain(self.place)
+        if there is not None and there.newest == following.newest:
+            self._chain = there
+            self.snapshot.advance(pending.changes)
+        self._unsettled = None
+        self._ensure_mine()
+
+    def _add_shortcuts(self, source: Source, number: int) -> None:
+        """Publish the newest version by other ways too, and remove what nobody needs."""
+        assert self._chain is not None
+        links: list[Link] = []
+        source = replace(source, tensors=self.snapshot.before())
+        every = self._fold_every
+        if every > 1 and number % every == 0 and self.snapshot.depth == every < number:
+            before = self._before(source, every)
+            links.append(self._write(before, source, number - every, number)[1])
+        if self._anchor_every and number % self._anchor_every == 0:
+            with self._first() as first:
+                links.append(self._write(first, source, 0, number)[1])
+        for link in links:
+            self.place.put(link.name, self._file(link.name))
+            self._file(link.name).unlink()
+        needed = self._needed((*self._chain.links, *links))
+        chain = replace(
+            self._chain,
+            links=needed,
+            versions=tuple(
+                version
+                for version in self._chain.versions
+                if version.number in _ends(needed) or version.number >= number - self._keep
+            ),
+        )
+        if chain == self._chain:
+            return
+        gone = {link.name for link in self._chain.links} - {link.name for link in needed}
+        self._ensure_mine()
+        self._put(chain)
+        # A follower may be reading what is no longer listed: it has until the next time.
+        retired, self._retired = self._retired, sorted(gone)
+        for name in retired:
+            self.place.remove(name)
+
+    def _needed(self, links: tuple[Link, ...]) -> tuple[Link, ...]:
+        """Links that a follower may take to the newest version."""
+        assert self._chain is not None
+        chain = replace(self._chain, links=links)
+        newest = chain.newest.number
+        needed: set[Link] = {link for link in links if link.version > newest - self._keep}
+        known = [each.version for each in self._followers.acknowledged(self.run)]
+        starts = {number for number in known if newest - MOST_KEPT <= number < newest}
+        for start in (*starts, 0, None):
+            needed.update(chain.route({start}, newest) or ())
+        return tuple(link for link in links if link in needed)
+
+    def _before(self, source: Source, num: int = 0) -> Weights:
+        """The copy as the base of a delta, or the version so many before it."""
+        assert self._chain is not None
+        base = self._chain.base
+        tensors = self.snapshot.before(num)
+        return Weights(base.id, tensors, source.tied, self._folder, base.architecture)
+
+    @contextmanager
+    def _first(self) -> Iterator[Checkpoint | Weights]:
+        """Version 0."""
+        assert self._chain is not None
+        if self._base is not None:
+            yield self._base
+            return
+        link = next(link for link in self._chain.links if link.base is None and link.version == 0)
+        if not (file := self._file(link.name)).exists():  # a run that was taken over
+            fetch(self.place, link, file.parent)
+        with opened_chain([file]) as deltas:
+            replay = Replay(NOTHING, deltas)
+            tensors = {
+                entry.name: DecodedTensor(replay, entry) for entry in replay.manifest.tensors
+            }
+            base = self._chain.base
+            yield Weights(base.id, tensors, {}, self._folder, base.architecture)
+
+    def _write(
+        self, base: Checkpoint | Weights, source: Source, start: int | None, number: int
+    ) -> tuple[Manifest, Link]:
+        """Write the file of a link to the scratch folder."""
+        unique = self._writer[:8]
+        at = "" if start is None or start == number - 1 else f"{start:06}-"
+        name = f"v{at}{number:06}-{unique}.delta"
+        path = self._file(name)
+        path.unlink(missing_ok=True)
+        manifest = write_delta(base, source, path, **self._coding)
+        digest = hash_of_file(path)
+        return manifest, Link(start, number, name, path.stat().st_size, digest)
+
+    def _file(self, name: str) -> Path:
+        return self._scratch / name
+
+    def _put(self, chain: Chain) -> None:
+        self.place.put(CHAIN, chain.to_json())
+        self._chain = chain
+
+    def _ensure_mine(self) -> None:
+        """Stop if another publisher took over."""
+        there = read_chain(self.place)
+        if there is None or there.writer != self._writer:
+            raise SyncError(
+                f"{self.place}: "
+                + (
+                    "its list of versions is gone"
+                    if there is None
+                    else "another publisher took over"
+                )
+                + ": publish one run at a place, by one trainer"
+            )
+
+
+def _ends(links: tuple[Link, ...]) -> set[int]:
+    return {number for link in links for number in (link.base, link.version) if number is not None}

@@ -1,0 +1,151 @@
+"""How the versions of a run are written at a place: what every layout of files has to do."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+from trimtab.checkpoints.align import match_names
+from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from trimtab.deltas.source import Source, chunks_of, hash_of_chunks
+from trimtab.elements.dtypes import Bits, DType
+from trimtab.errors import SyncError
+from trimtab.inputs import AnyPath
+from trimtab.results.records import CheckpointRecord, record_of
+from trimtab.sync.places import Place
+from trimtab.sync.published import Published
+from trimtab.sync.snapshot import AllChanges, Snapshot
+
+
+class Pending(NamedTuple):
+    """A version that is being published."""
+
+    number: int
+    step: int | None
+    changes: AllChanges
+    source: Source
+    seconds: dict[str, float]
+
+
+class Wire(ABC):
+    """Writes versions at a place, and holds a copy of the newest one.
+
+    Args:
+        place: The place.
+        base: The checkpoint that the run begins with, if it is not to be published.
+        scratch: A folder to write to.
+        threads: Tensors or chunks encoded at the same time; None for one for each core.
+        depth: Versions of which the copy remembers what changed.
+    """
+
+    def __init__(
+        self, place: Place, base: AnyPath | None, scratch: Path, threads: int | None, depth: int = 0
+    ) -> None:
+        self.place = place
+        self._base_path = base
+        self._scratch = scratch
+        self._threads = threads
+        self._depth = depth
+        self._held: Snapshot | None = None
+        self._base: Checkpoint | None = None
+
+    @property
+    @abstractmethod
+    def run(self) -> str | None:
+        """Identifies the run; None before `start`."""
+
+    @property
+    @abstractmethod
+    def version(self) -> int | None:
+        """The newest version at the place; None before `start`."""
+
+    @property
+    @abstractmethod
+    def record(self) -> CheckpointRecord:
+        """Describes version 0."""
+
+    def start(self, source: Source) -> None:
+        """Begin a run, or take over the one that is at the place.
+
+        Args:
+            source: The weights; version 0 without a base.
+
+        Raises:
+            SyncError: Another run is there, or the base has other tensors.
+        """
+        if self._base_path is not None and self._base is None:
+            self._base = open_checkpoint(self._base_path)
+        self._start(source)
+
+    @abstractmethod
+    def _start(self, source: Source) -> None:
+        """`start`, with the base open."""
+
+    @abstractmethod
+    def send(self, pending: Pending) -> Published:
+        """Encode a version and publish it; only then the copy moves to it."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Find out whether a version that could not be published is there all the same.
+
+        Raises:
+            SyncError: Another publisher took over.
+        """
+
+    def close(self) -> None:
+        """Close the base."""
+        if self._base is not None:
+            self._base.close()
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The copy of the newest version, from `start` on."""
+        assert self._held is not None
+        return self._held
+
+    def _base_tensors(self, source: Source) -> dict[str, tuple[DType, Bits]]:
+        """The tensors of the base by the names that a source has for them."""
+        assert self._base is not None
+        stored = {
+            its_name: self._base.tensors[self._base.tied.get(name, name)]
+            for name, its_name in match_names(self._base, source).items()
+        }
+        for name, tensor in source.tensors.items():
+            base = stored.get(name)
+            if base is None or (base.dtype, base.shape) != (tensor.dtype, tensor.shape):
+                found = "none" if base is None else f"{base.dtype.name} {list(base.shape)}"
+                raise SyncError(
+                    f"{name} is {tensor.dtype.name} {list(tensor.shape)} in the model, and in its "
+                    f"base {self._base.id}: {found}; load the model in the dtypes of its files "
+                    "(dtype='auto'), or publish without a base"
+                )
+        return {name: (t.dtype, stored[name].read()) for name, t in source.tensors.items()}
+
+    def _record_of_base(self) -> CheckpointRecord:
+        assert self._base is not None
+        tensors = self._base.tensors
+        hashes = (hash_of_chunks(chunks_of(t, prod(t.shape))) for t in tensors.values())
+        return record_of(self._base, dict(zip(tensors, hashes, strict=True)))
+
+    def _hold(self, tensors: Mapping[str, tuple[DType, Bits]]) -> None:
+        """Make these the copy of the last version."""
+        self._held = Snapshot(tensors, self._depth)
+
+    @property
+    def _folder(self) -> Path:
+        """Where the files beside the weights of version 0 are."""
+        if self._base is not None:
+            return self._base.folder
+        folder = self._scratch / "files"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def _keep_files(self, source: Source) -> None:
+        for name, read in source.others.items():
+            path = self._folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(read())
