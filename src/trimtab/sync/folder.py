@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -23,6 +24,10 @@ from trimtab.sync.follower import Start
 
 CURRENT = "current"
 """Name of the link to the newest checkpoint."""
+
+
+OURS = re.compile("[0-9a-f]{16}")
+"""Name of a checkpoint: the start of its content hash."""
 
 
 class FolderHolder:
@@ -51,7 +56,7 @@ class FolderHolder:
         self._base = base
         self._threads = threads
         if self.folder.exists() and (
-            not self.folder.is_dir() or (any(self.folder.iterdir()) and not self._link.is_symlink())
+            not self.folder.is_dir() or not all(map(self._is_ours, self.folder.iterdir()))
         ):
             raise OutputExistsError(
                 f"{self.folder} holds something else: choose another folder, or delete it first"
@@ -68,6 +73,12 @@ class FolderHolder:
     @property
     def _link(self) -> Path:
         return self.folder / CURRENT
+
+    def _is_ours(self, path: Path) -> bool:
+        """Whether it may be what another process left that followed here before."""
+        is_checkpoint = OURS.fullmatch(path.name) is not None and not path.is_symlink()
+        is_link = path.name == CURRENT and path.is_symlink()
+        return is_checkpoint or is_link or path.name.startswith(".")
 
     def content_hash(self) -> str | None:
         """Of the current checkpoint; None if there is none, or it is damaged."""
@@ -112,8 +123,7 @@ class FolderHolder:
         draft.replace(self._link)
         seconds["apply"] = time.monotonic() - started
         for path in self.folder.iterdir():
-            is_ours = path.is_dir() and not path.is_symlink() and len(path.name) == 16
-            if is_ours and path.name not in (before, target.name):
+            if OURS.fullmatch(path.name) and path.name not in (before, target.name):
                 shutil.rmtree(path, ignore_errors=True)
         return replay.manifest
 

@@ -327,6 +327,8 @@ class Follower:
         if own is not None:
             starts[own.number] = "own"
         path = chain.route(starts, target.number)
+        if path == () and self._hash is None:  # the base itself, of which there is no copy
+            return None
         seconds: dict[str, float] = {}
         try:
             if own is None and not self._holder.has_base and self._hash is not None:
