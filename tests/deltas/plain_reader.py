@@ -44,8 +44,8 @@ def inflated(frame: bytes, dictionary: bytes = b"") -> bytes:
     return zstandard.ZstdDecompressor(dict_data=known).decompress(frame)
 
 
-def read(delta: bytes, base: Files) -> dict[str, bytes]:
-    """Every file of the result, given the files of the base."""
+def read(delta: bytes, base: Files, mask: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
+    """Every file of the result, given the files of the base, and the bits of the mask by tensor."""
     header, parts = safetensors_parts(delta)
     metadata = header["__metadata__"]
     assert (metadata["format"], metadata["format_version"]) == ("trimtab.delta", "1")
@@ -63,7 +63,8 @@ def read(delta: bytes, base: Files) -> dict[str, bytes]:
         else:
             part = parts.get(f"tensor:{name}", b"")
             old = before[entry["base"]] if entry["base"] is not None else b""
-            tensors[name] = decoded_tensor(entry, part, old)
+            bits = (mask or {})[entry["mask"]] if "mask" in entry else None
+            tensors[name] = decoded_tensor(entry, part, old, bits)
         assert xxhash.xxh3_128_hexdigest(tensors[name]) == entry["hash"]
     result = {}
     for file in manifest["files"]:
@@ -81,8 +82,8 @@ def read(delta: bytes, base: Files) -> dict[str, bytes]:
     return result
 
 
-def decoded_tensor(entry: Mapping[str, Any], part: bytes, base: bytes) -> bytes:
-    """The bytes of a tensor, given those of its part and of its base."""
+def decoded_tensor(entry: Mapping[str, Any], part: bytes, base: bytes, mask: bytes | None) -> bytes:
+    """The bytes of a tensor, given those of its part and of its base, and the bits of its mask."""
     width = WIDTH.get(entry["dtype"], 8)
     size, common, shape = width // 8, entry["num_common"], entry["shape"]
     old = base[: common * size]
@@ -99,15 +100,26 @@ def decoded_tensor(entry: Mapping[str, Any], part: bytes, base: bytes) -> bytes:
         elements = [
             int.from_bytes(chunk[i : i + size], "little") for i in range(0, len(chunk), size)
         ]
+        coded = [*range(len(elements))]
+        if mask is not None:
+            places = range(number * CHUNK, number * CHUNK + len(elements))
+            coded = [i for i, at in enumerate(places) if mask[at // 8] >> at % 8 & 1]
+        before = [elements[i] for i in coded]
         match frame[0]:
             case 0:
-                result += chunk
+                after = before
             case 2:
-                result += frame[1:]
+                stored = frame[1:]
+                after = [
+                    int.from_bytes(stored[i : i + size], "little")
+                    for i in range(0, len(stored), size)
+                ]
             case 1:
                 numbers = Numbers.of(entry["dtype"], width)
-                after = decoded_chunk(elements, frame[1:], numbers, predictor, number * CHUNK)
-                result += b"".join(element.to_bytes(size, "little") for element in after)
+                after = decoded_chunk(before, frame[1:], numbers, predictor, number * CHUNK)
+        for i, element in zip(coded, after, strict=True):
+            elements[i] = element
+        result += b"".join(element.to_bytes(size, "little") for element in elements)
     return result + part
 
 

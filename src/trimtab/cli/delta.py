@@ -43,6 +43,14 @@ signed_options = options.adding(
     ),
 )
 
+mask_option = click.option(
+    "--mask",
+    type=options.PATH,
+    multiple=True,
+    help="Mask over whose elements DELTA is coded. May be repeated for a chain.  [default: "
+    "mask-DIGEST.safetensors beside DELTA]",
+)
+
 deltas_argument = click.argument("deltas", nargs=-1, required=True)
 
 
@@ -66,6 +74,9 @@ def delta() -> None:
 @click.argument("tuned")
 @click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
 @click.option("--after", type=options.PATH, help="Delta that produced BASE, to continue its chain.")
+@click.option(
+    "--mask", type=options.PATH, help="Mask of the elements that were trained: code only these."
+)
 @carry_option
 @sha256_option
 @max_rank_option
@@ -75,7 +86,8 @@ def make(base: str, tuned: str, output: Path, carry: tuple[str, ...], **settings
     """Write a TUNED checkpoint as a delta against its BASE: a few per cent of its size.
 
     BASE and TUNED are each a folder, a file, or a hub id with an optional @revision; TUNED is of
-    safetensors files. `trimtab delta apply` gives all of its files back, byte for byte.
+    safetensors files. `trimtab delta apply` gives all of its files back, byte for byte. With
+    --mask, it needs the mask too.
     """
     ensure_free(output, force=settings["force"])
     with byte_progress("coding") as progress:
@@ -107,6 +119,7 @@ def make(base: str, tuned: str, output: Path, carry: tuple[str, ...], **settings
     "--no-undo", is_flag=True, help="With --in-place: keep nothing for `trimtab delta revert`."
 )
 @signed_options
+@mask_option
 @options.threads_option
 def apply(
     base: str | None,
@@ -166,6 +179,7 @@ def revert(folder: Path, threads: int | None) -> None:
 @deltas_argument
 @click.option("--base", help="The base: decode everything and check every hash.")
 @signed_options
+@mask_option
 @options.threads_option
 def verify(
     deltas: tuple[str, ...],
@@ -173,6 +187,7 @@ def verify(
     threads: int | None,
     signers: Path | None,
     signature: Path | None,
+    mask: tuple[Path, ...],
 ) -> None:
     """Check that DELTAS are whole and form one chain; with --base, that they decode on it.
 
@@ -193,7 +208,7 @@ def verify(
         say(f"{plural(len(deltas), 'delta')} in order; give --base to decode and check the tensors")
         return
     with byte_progress("checking") as progress:
-        checked = trimtab.verify_delta(base, deltas, threads=threads, progress=progress)
+        checked = trimtab.verify_delta(base, deltas, mask=mask, threads=threads, progress=progress)
     files = plural(len(checked.files), "file")
     tensors = plural(len(checked.tensors), "tensor")
     say(f"{tensors} and {files} decode to what the delta says")
@@ -207,16 +222,17 @@ def verify(
 )
 @click.argument("path", metavar="DELTA")
 @click.option("--base", help="The base: decode everything, and show how far elements moved.")
+@mask_option
 @options.threads_option
 @options.result_options
-def info(path: str, base: str | None, threads: int | None, outputs: options.Outputs) -> None:
+def info(path: str, base: str | None, outputs: options.Outputs, **settings: Any) -> None:
     """Show what a DELTA holds, and where its bytes go by kind, layer and tensor.
 
     DELTA is a file or a hub id. With --base, also the distances by which elements moved, and the
     size that the entropies of positions and distances allow a coder that does not look at the base.
     """
     with byte_progress("decoding") as progress:
-        manifest = trimtab.delta_info(path, base, threads=threads, progress=progress)
+        manifest = trimtab.delta_info(path, base, progress=progress, **settings)
     outputs.give(manifest)
 
 
@@ -249,6 +265,7 @@ def chain(deltas: tuple[str, ...]) -> None:
 @click.argument("base")
 @deltas_argument
 @click.option("-o", "--output", type=options.PATH, required=True, help="Delta file to write.")
+@mask_option
 @sha256_option
 @max_rank_option
 @options.threads_option

@@ -21,6 +21,7 @@ from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
+from trimtab.deltas.masked import AnyMask
 from trimtab.deltas.source import Source, WeightsFile, content_in
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits, DType
@@ -39,6 +40,7 @@ def apply_delta(
     *,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -54,6 +56,8 @@ def apply_delta(
         output: Folder to make.
         signers: Refuse a delta that is not signed by a key in this file: see `verify_signature`.
         signature: The signature, of a single delta that does not lie beside its own.
+        mask: The mask, or masks, over which deltas were coded, unless they lie beside them as
+            `mask-DIGEST.safetensors`.
         threads: Tensors or chunks decoded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all.
 
@@ -67,7 +71,7 @@ def apply_delta(
         OutputExistsError: The folder exists.
     """
     ensure_no_folder(output)
-    with opened_replay(base, deltas, signers=signers, signature=signature) as replay:
+    with opened_replay(base, deltas, signers=signers, signature=signature, mask=mask) as replay:
         write_folder(replay, output, threads=threads, progress=progress)
         return replay.manifest
 
@@ -78,6 +82,7 @@ def verify_delta(
     *,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -88,7 +93,7 @@ def verify_delta(
     Returns:
         What the last delta says of the result.
     """
-    with opened_replay(base, deltas, signers=signers, signature=signature) as replay:
+    with opened_replay(base, deltas, signers=signers, signature=signature, mask=mask) as replay:
         for file in replay.manifest.files:
             write_file(replay, file, None, threads=threads, progress=progress)
         return replay.manifest
@@ -99,6 +104,7 @@ def compact_deltas(
     deltas: AnyPath | Sequence[AnyPath],
     output: AnyPath,
     *,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     sha256: bool = False,
     max_rank: int = MAX_RANK,
     threads: int | None = None,
@@ -113,6 +119,7 @@ def compact_deltas(
             it names.
         deltas: The delta files of the chain, in any order.
         output: The delta file to write.
+        mask: As in `apply_delta`. If all deltas are coded over one mask, so is the new one.
         sha256: As in `make_delta`; likewise `max_rank`.
         max_rank: Largest rank of a predictor.
         threads: Tensors or chunks coded at the same time; by default one for each core.
@@ -128,11 +135,13 @@ def compact_deltas(
         DeltaError: It is not the base of the deltas, they are no chain, or one is damaged.
         OutputExistsError: The output exists and `force` is not set.
     """
-    with opened_replay(base, deltas) as replay:
+    with opened_replay(base, deltas, mask=mask) as replay:
+        are_alike = len({delta.manifest.mask for delta in replay.deltas}) == 1
         return write_delta(
             replay.base,
             _source_of(replay),
             output,
+            mask=replay.deltas[0].mask() if are_alike else None,
             sha256=sha256,
             max_rank=max_rank,
             threads=threads,
@@ -201,10 +210,11 @@ def opened_replay(
     *,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
 ) -> Iterator[Replay]:
     """Open deltas and their base; None for the one on the hub that the first names."""
     with (
-        opened_chain(deltas, signers=signers, signature=signature) as chain,
+        opened_chain(deltas, signers=signers, signature=signature, mask=mask) as chain,
         opened(hub_base(chain[0]) if base is None else base) as (checkpoint,),
     ):
         if checkpoint.revision is not None:

@@ -18,6 +18,7 @@ from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.tensors import hash_of
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import TensorEntry
+from trimtab.deltas.masked import AnyMask, Masks
 from trimtab.deltas.signature import check_signature
 from trimtab.deltas.source import TunedTensor, Weights, chunks_of, hash_of_chunks, readable
 from trimtab.deltas.workers import Workers
@@ -36,6 +37,7 @@ def opened_chain(
     *,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
 ) -> Iterator[tuple[DeltaFile, ...]]:
     """Open deltas and put them in the order in which they are applied.
 
@@ -43,6 +45,8 @@ def opened_chain(
         paths: One delta file or hub id, or several in any order.
         signers: If given, each has to be signed by a key in this file, as in `verify_signature`.
         signature: The signature of a single delta; by default each lies beside its delta.
+        mask: The mask, or masks, over which deltas are coded; what is not given is looked for
+            beside them under `mask_file_name` when it is needed, which is for decoding.
 
     Raises:
         DeltaError: One cannot be read, is not signed, or together they are no chain.
@@ -57,7 +61,8 @@ def opened_chain(
             else f"one signature was given for {len(paths)} deltas: expected one beside each"
         )
     with ExitStack() as stack:
-        deltas = [stack.enter_context(DeltaFile(path)) for path in paths]
+        masks = stack.enter_context(Masks(mask))
+        deltas = [stack.enter_context(DeltaFile(path, masks)) for path in paths]
         if signers is not None:
             for delta, path in zip(deltas, paths, strict=True):
                 check_signature(delta, path, signers, signature)
@@ -309,6 +314,7 @@ class _Decoded:
 
     Raises:
         CheckpointError: The frames are none of such a tensor.
+        DeltaError: It is coded over a mask that is not at hand, or does not fit.
     """
 
     def __init__(self, delta: DeltaFile, entry: TensorEntry, before: Readable | None) -> None:
@@ -317,6 +323,7 @@ class _Decoded:
         self._before = before
         self._dtype = DTYPES[entry.dtype]
         self._starts = [0, *accumulate(entry.frames)]
+        self._selection = delta.selection(entry)
         if entry.frames:
             ensure_fits(len(entry.frames), entry.num_common)
             frame = delta.stored(entry, 0, entry.frames[0])
@@ -348,11 +355,17 @@ class _Decoded:
             return before
         number = 1 + first // CHUNK
         frame = self._delta.stored(entry, self._starts[number], entry.frames[number])
-        after = np.empty_like(before)
+        selection = self._selection
+        old = before if selection is None else selection.gather(before, first)
+        new = np.empty_like(old)
         try:
-            decode_frame(before, frame, self._dtype, first, self._predictor, after)
+            decode_frame(old, frame, self._dtype, first, self._predictor, new)
         except CheckpointError as error:
             raise DeltaError(f"{self._delta.path}: {entry.name}: {error}") from None
+        if selection is None:
+            return new
+        after = before.copy()
+        selection.scatter(new, after, first)
         return after
 
     def _rest(self, start: int, stop: int) -> Bits:

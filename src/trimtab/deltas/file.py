@@ -24,8 +24,10 @@ from trimtab.checkpoints.folder import HUB_ID, fetch_file
 from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled
 from trimtab.deltas.manifest import MAX_FILE_BYTES, FileEntry, Manifest, TensorEntry
-from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
+from trimtab.deltas.masked import Masks, Selection
+from trimtab.errors import CheckpointError, DeltaError, MaskError, ResultFormatError
 from trimtab.inputs import parse_json
+from trimtab.masks.header import PackedMask
 from trimtab.outputs import new_file
 from trimtab.words import first_few, one_line
 
@@ -56,18 +58,20 @@ class DeltaFile(Pooled):
         num_bytes: Its size.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], masks: Masks | None = None) -> None:
         """Open a delta file and check everything but the parts that stay on disk.
 
         Args:
             path: A file, or a hub id `org/name` with an optional `@revision`: then the file
                 `model.delta` of that repository. An existing path, and a name that ends in
                 `.delta`, is never taken for a hub id.
+            masks: Where its mask is, if it is coded over one and is to be decoded.
 
         Raises:
             DeltaError: It cannot be read, is no delta, or is damaged.
         """
         self.path = Path(path)
+        self._masks = masks
         self._pool = FilePool()
         try:
             self.path = located(path)
@@ -115,6 +119,38 @@ class DeltaFile(Pooled):
             DeltaError: The file cannot be read, or changed since it was opened.
         """
         return self._read(f"tensor:{entry.name}", start, num_bytes)
+
+    def mask(self) -> PackedMask | None:
+        """The mask over whose elements it is coded; None without one.
+
+        Raises:
+            DeltaError: It is not at hand, or damaged.
+        """
+        if self.manifest.mask is None:
+            return None
+        if self._masks is None:
+            raise DeltaError(f"{self.path} is coded over a mask, which does not work here")
+        return self._masks.find(self.manifest.mask, self.path)
+
+    def selection(self, entry: TensorEntry) -> Selection | None:
+        """The elements that the frames of a tensor code; None for all.
+
+        Raises:
+            DeltaError: The mask is not at hand, or is damaged, or does not fit the tensor.
+        """
+        mask = self.mask() if entry.mask is not None else None
+        if mask is None or entry.mask is None:
+            return None
+        found = f"shape {list(mask.shape(entry.mask))}" if entry.mask in mask else "no such tensor"
+        if found != f"shape {list(entry.shape)}":
+            raise DeltaError(
+                f"{self.path}: {entry.name} of shape {list(entry.shape)} is coded over {entry.mask}"
+                f" of the mask {mask.digest}, which has {found}: the delta is damaged; get it again"
+            )
+        try:
+            return Selection(mask.tensor(entry.mask, entry.shape))
+        except MaskError as error:
+            raise DeltaError(str(error)) from None
 
     def content(self, file: FileEntry, base: bytes) -> bytes:
         """The content of a file: of weights, its header with the length of the header.

@@ -72,7 +72,8 @@ def push_delta(
     Raises:
         CheckpointError: `base` cannot be read.
         DeltaError: The delta cannot be read, `base` is not its base, its base is not on the hub, or
-            the hub does not take it; or it is signed, and `base` would change it.
+            the hub does not take it; it is signed, and `base` would change it; or it is coded over
+            a mask.
     """
     signature = Path(f"{delta}{SUFFIX}")
     if base is not None and signature.exists():
@@ -82,6 +83,11 @@ def push_delta(
         )
     with tempfile.TemporaryDirectory() as folder, DeltaFile(delta) as opened_delta:
         path, manifest = opened_delta.path, opened_delta.manifest
+        if manifest.mask is not None:
+            raise DeltaError(
+                f"{delta} is coded over a mask, which its readers on the hub would not have: make "
+                "the delta without --mask"
+            )
         if base is not None:
             with opened(base) as (checkpoint,):
                 id, commit = _place(checkpoint)

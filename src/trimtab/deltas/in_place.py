@@ -23,6 +23,7 @@ from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.apply import apply_delta
 from trimtab.deltas.make import make_delta
 from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.masked import AnyMask
 from trimtab.errors import CheckpointNotFoundError, DeltaError
 from trimtab.inputs import AnyPath
 from trimtab.outputs import is_same_file, lock, write_text
@@ -43,6 +44,7 @@ def apply_in_place(
     keep_undo: bool = True,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest | None:
@@ -58,6 +60,7 @@ def apply_in_place(
         keep_undo: Write the delta back as `.trimtab-undo.delta`, for `revert`.
         signers: As in `apply_delta`; likewise `signature`.
         signature: The signature, of a single delta that does not lie beside its own.
+        mask: As in `apply_delta`.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all.
 
@@ -90,6 +93,7 @@ def apply_in_place(
                 keep_undo,
                 signers=signers,
                 signature=signature,
+                mask=mask,
                 threads=threads,
                 progress=progress,
             )
@@ -127,14 +131,14 @@ def _prepare(
     *,
     threads: int | None,
     progress: Progress | None,
-    **signed: AnyPath | None,
+    **settings: Any,
 ) -> Manifest:
     """Write everything that is needed, and the marker as its last."""
     stage = target / STAGE
     with open_checkpoint(target) as base:
         old = {tensor.file.path.relative_to(target).as_posix() for tensor in base.tensors.values()}
         manifest = apply_delta(
-            base, deltas, stage / NEW, threads=threads, progress=progress, **signed
+            base, deltas, stage / NEW, threads=threads, progress=progress, **settings
         )
         files = {file.path: file.hash for file in manifest.files}
         if keep_undo:

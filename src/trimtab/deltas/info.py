@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from trimtab.checkpoints.checkpoint import Checkpoint
@@ -11,6 +11,7 @@ from trimtab.deltas.apply import opened_replay
 from trimtab.deltas.chain import Replay
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest, TensorEntry
+from trimtab.deltas.masked import AnyMask
 from trimtab.deltas.workers import Workers
 from trimtab.elements.criteria import Criterion
 from trimtab.elements.dtypes import DTYPES, Bits
@@ -24,6 +25,7 @@ def delta_info(
     delta: AnyPath,
     base: AnyPath | Checkpoint | None = None,
     *,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -33,6 +35,7 @@ def delta_info(
         delta: The delta file, or a hub id.
         base: The checkpoint that it was made against. Then the tensors are decoded and checked, and
             the entries of the result have an `ulp_histogram`.
+        mask: As in `apply_delta`; only needed with the base.
         threads: Chunks decoded at the same time; by default one for each core.
         progress: Called with bytes done and bytes in all.
 
@@ -43,7 +46,7 @@ def delta_info(
     if base is None:
         with DeltaFile(delta) as file:
             return file.manifest
-    with opened_replay(base, delta) as replay:
+    with opened_replay(base, delta, mask=mask) as replay:
         manifest = replay.manifest
         scanners = Scanners(manifest.num_elements)
         total = sum(entry.num_bytes for entry in manifest.tensors)

@@ -22,6 +22,7 @@ from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.deltas.file import PIECE, DeltaFile, DeltaWriter, compress, new_delta
 from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
+from trimtab.deltas.masked import AnyMask, MaskOfBase, Selected, Selection
 from trimtab.deltas.source import (
     Source,
     TunedTensor,
@@ -37,8 +38,11 @@ from trimtab.elements.update_coding import CHUNK, encode_frames
 from trimtab.elements.update_fit import Readable
 from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import DeltaError, SettingsError
+from trimtab.masks.header import PackedMask
+from trimtab.masks.on_disk import opened_masks
 from trimtab.outputs import ensure_free, is_stream
 from trimtab.results.records import made_now, record_of_tensors
+from trimtab.words import plural
 
 HELD_BYTES = 96 << 20
 """Tensors that are in memory as a whole while they are coded take so much, all threads together.
@@ -59,6 +63,14 @@ class _Pair(NamedTuple):
     same: TunedTensor | None  # an earlier tuned tensor with the same counterpart, maybe its copy
 
 
+class _Coding(NamedTuple):
+    """How tensors are coded."""
+
+    workers: Workers
+    max_rank: int
+    mask: MaskOfBase | None
+
+
 class _Coded(NamedTuple):
     entry: TensorEntry
     content: SpooledTemporaryFile[bytes]
@@ -71,6 +83,7 @@ def make_delta(
     output: str | os.PathLike[str],
     *,
     after: str | os.PathLike[str] | None = None,
+    mask: AnyMask | None = None,
     carry: Sequence[str] = (),
     sha256: bool = False,
     max_rank: int = MAX_RANK,
@@ -87,6 +100,9 @@ def make_delta(
         tuned: The checkpoint after it, of safetensors files.
         output: The delta file to write.
         after: The delta that produced `base`, if the two belong to one chain.
+        mask: A mask, or its file, if only its elements were trained. They are coded as if there
+            were no others, without a predictor: quicker, and often smaller. Whoever applies the
+            delta needs the mask too.
         carry: Patterns of file names to carry that would be left out (`*.pt`, ...).
         sha256: Also store the SHA-256 of every file of `tuned`, which `apply_delta` checks: for a
             delta that is signed, or to compare with hashes from elsewhere.
@@ -102,12 +118,15 @@ def make_delta(
 
     Raises:
         CheckpointError: One of the checkpoints cannot be read, or the tuned one is not safetensors.
-        DeltaError: `after` is no delta, or does not end at `base`.
+        DeltaError: `after` is no delta, or does not end at `base`; or elements changed that `mask`
+            does not select.
+        MaskError: The mask is damaged, or not of this base.
         OutputExistsError: The output exists and `force` is not set.
         SettingsError: `max_rank` or `threads` is out of range.
     """
     ensure_free(output, force=force)
-    with opened(base, tuned) as (old, new):
+    with opened(base, tuned) as (old, new), ExitStack() as stack:
+        masks = opened_masks([] if mask is None else [mask], stack)
         for checkpoint in (old, new):
             if checkpoint.revision is not None:
                 fetch_the_rest(checkpoint.id, checkpoint.revision)
@@ -116,6 +135,7 @@ def make_delta(
             source_of(new, carry),
             output,
             after=after,
+            mask=masks[0] if masks else None,
             sha256=sha256,
             max_rank=max_rank,
             threads=threads,
@@ -145,6 +165,7 @@ def write_delta(
     output: str | os.PathLike[str],
     *,
     after: str | os.PathLike[str] | None = None,
+    mask: PackedMask | None = None,
     sha256: bool = False,
     max_rank: int = MAX_RANK,
     threads: int | None = None,
@@ -152,9 +173,10 @@ def write_delta(
     command: str | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
-    """`make_delta` for a tuned checkpoint of any source."""
+    """`make_delta` for a tuned checkpoint of any source, and a mask that was checked."""
     if not 0 <= max_rank <= MAX_RANK:
         raise SettingsError(f"max_rank is {max_rank}, expected 0 to {MAX_RANK}")
+    selected = None if mask is None else MaskOfBase(mask, base)
     pairs = list(_pairs(base, source))
     # Files that are not weights are read twice, so that one of them at a time is in memory.
     sizes = {name: len(file.start) for name, file in source.weights.items()}
@@ -174,13 +196,13 @@ def write_delta(
     ):
         entries: list[TensorEntry] = []
         base_hashes: dict[str, str] = {}
+        coding = _Coding(workers, max_rank, selected)
         folder = None if is_stream(output) else str(Path(output).resolve().parent)
         coded = workers.in_order(
             pairs,
             lambda pair: _code(
                 pair,
-                workers,
-                max_rank,
+                coding,
                 spools.enter_context(SpooledTemporaryFile(SPOOLED_BYTES, dir=folder)),
             ),
             lambda pair: 0 if isinstance(pair.tuned, StoredTensor) else pair.tuned.num_bytes,
@@ -233,6 +255,7 @@ def write_delta(
             tensors=tuple(entries),
             left_out=source.left_out,
             provenance=made_now(command=command),
+            mask=mask.digest if mask is not None else None,
         )
         writer.finish(manifest)
     return manifest
@@ -265,42 +288,57 @@ def _num_common(base: tuple[int, ...], tuned: tuple[int, ...]) -> int:
     return int(min(base[0], tuned[0]) * np.prod(tuned[1:], dtype=np.int64))
 
 
-def _code(
-    pair: _Pair, workers: Workers, max_rank: int, content: SpooledTemporaryFile[bytes]
-) -> _Coded:
+def _code(pair: _Pair, coding: _Coding, content: SpooledTemporaryFile[bytes]) -> _Coded:
     """Code a tensor into an empty file."""
     tensor, base, num_common, same = pair
-    most = HELD_BYTES // (2 * workers.threads)
+    most = HELD_BYTES // (2 * coding.workers.threads)
     tuned = readable(tensor, most)
     before = readable(base, most) if base is not None else None
-    entry = _compared(pair, tuned, before)
+    name = selection = None
+    if coding.mask is not None and base is not None and base.shape == tensor.shape:
+        name = coding.mask.name(base.name)
+        selection = coding.mask.selection(name) if name is not None else None
+    entry, num_outside = _compared(pair, tuned, before, selection)
     result = _Coded(entry, content, tensor if isinstance(tensor, StoredTensor) else tuned)
     if same is not None and same is not tensor and _is_equal(same, tensor, tuned, most):
         return result._replace(entry=replace(entry, copy_of=same.name))
+    if coding.mask is not None and num_outside:
+        raise DeltaError(
+            f"{tensor.name}: {plural(num_outside, 'element')} changed that the mask does not "
+            "select: give the mask that was trained, or make the delta without one"
+        )
     sizes: list[int] = []
     if before is not None and entry.num_changed > entry.num_elements - num_common:
+        parts: tuple[Readable, Readable] = before, tuned
+        if selection is not None:
+            parts = Selected(before, selection), Selected(tuned, selection)
+            result = result._replace(entry=replace(entry, mask=name))
         for frame in encode_frames(
-            before,
-            tuned,
+            *parts,
             entry.common_shape,
             tensor.dtype,
-            max_rank=max_rank,
-            mapped=workers.map,
+            max_rank=coding.max_rank if selection is None else 0,
+            mapped=coding.workers.map,
         ):
             sizes.append(content.write(frame))
     for start in range(num_common, entry.num_elements, CHUNK):
         stop = min(start + CHUNK, entry.num_elements)
         content.write(tuned.elements(start, stop).tobytes())
     content.seek(0)
-    return result._replace(entry=replace(entry, frames=tuple(sizes)))
+    return result._replace(entry=replace(result.entry, frames=tuple(sizes)))
 
 
-def _compared(pair: _Pair, tuned: Readable, before: Readable | None) -> TensorEntry:
-    """The entry of a tensor of which nothing is coded yet: its hashes, and how much changed."""
+def _compared(
+    pair: _Pair, tuned: Readable, before: Readable | None, selection: Selection | None
+) -> tuple[TensorEntry, int]:
+    """The entry of a tensor of which nothing is coded yet: its hashes, and how much changed.
+
+    And how many of the changed elements a mask does not select, which are all without one.
+    """
     tensor, base, num_common, _ = pair
     sizes = prod(tensor.shape), prod(base.shape) if base is not None else 0
     hashers = xxhash.xxh3_128(), xxhash.xxh3_128()
-    num_same = 0
+    num_same = num_inside = 0
     for start in range(0, max(sizes), CHUNK):
         parts = []
         for source, size, hasher in zip((tuned, before), sizes, hashers, strict=True):
@@ -309,8 +347,13 @@ def _compared(pair: _Pair, tuned: Readable, before: Readable | None) -> TensorEn
                 hasher.update(parts[-1].view(np.uint8).data)
         if start < num_common:
             after, old = (part[: num_common - start] for part in parts)
-            num_same += int(np.count_nonzero(after == old))
-    return TensorEntry(
+            if selection is None:
+                num_same += int(np.count_nonzero(after == old))
+            else:
+                num, num_outside = selection.count_changes(old, after, start)
+                num_same += after.size - num
+                num_inside += num - num_outside
+    entry = TensorEntry(
         name=tensor.name,
         dtype=tensor.dtype.name,
         shape=tensor.shape,
@@ -321,6 +364,7 @@ def _compared(pair: _Pair, tuned: Readable, before: Readable | None) -> TensorEn
         num_changed=sizes[0] - num_same,
         frames=(),
     )
+    return entry, entry.num_changed - num_inside
 
 
 def _is_equal(tensor: TunedTensor, other: TunedTensor, bits: Readable, most: int) -> bool:

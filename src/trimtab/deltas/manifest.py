@@ -32,6 +32,8 @@ MAX_NAME_BYTES = 255
 
 SHA256 = re.compile("[0-9a-f]{64}")
 
+MASK_DIGEST = re.compile("[0-9a-f]{32}")
+
 
 class FileHash:
     """The hashes of a file of which one part after the other is read or written."""
@@ -72,12 +74,14 @@ class TensorEntry:
         frames: Bytes of each frame of the coded elements; none if they equal those of the base.
         copy_of: The tensor of the tuned checkpoint that it equals bit for bit, if it is tied to one
             and stored all the same; then nothing is stored for it.
+        mask: The tensor of the mask whose elements the frames code, and no others; None if they
+            code all.
         ulp_histogram: As in `ChangeCounts`, if `delta_info` was given the base; never in a file.
     """
 
     PLAIN: ClassVar = (
         *("name", "layer", "kind", "dtype", "shape", "hash", "base", "base_hash", "num_common"),
-        *("num_changed", "num_stored", "frames", "copy_of?", "ulp_histogram?"),
+        *("num_changed", "num_stored", "frames", "copy_of?", "mask?", "ulp_histogram?"),
     )
 
     name: str
@@ -90,6 +94,7 @@ class TensorEntry:
     num_changed: Count
     frames: tuple[Count, ...]
     copy_of: str | None = None
+    mask: str | None = None
     ulp_histogram: Mapping[str, Count] | None = None
 
     def __post_init__(self) -> None:
@@ -152,6 +157,12 @@ class TensorEntry:
             yield f"num_common is {self.num_common}, not a number of whole rows"
         elif self.base is None and (self.num_common or self.frames):
             yield "it has elements in common with a base, and no base"
+        elif self.mask is not None and self.copy_of is not None:
+            yield "it is a copy, and coded over a mask"
+        elif self.mask is not None and (self.num_common < self.num_elements or not self.frames):
+            yield "it is coded over a mask, and not all of its elements are coded"
+        elif self.mask is not None and self.frames[0]:
+            yield "it is coded over a mask, and has a predictor"
         histogram = self.ulp_histogram or {}
         if odd := [label for label in histogram if not ULP_LABEL.fullmatch(label)]:
             yield f"ulp_histogram has the key {short(odd[0])}, which is no distance"
@@ -232,13 +243,15 @@ class Manifest(Result):
         tensors: Every tensor of the result, by name.
         left_out: Files of the tuned folder that the delta does not carry.
         provenance: How it was made.
+        mask: Digest of the mask that `TensorEntry.mask` names tensors of; None without one.
     """
 
     FORMAT: ClassVar[str] = "trimtab.delta"
     NAME: ClassVar[str] = "delta"
     COMMAND: ClassVar[str] = "trimtab delta make"
     PLAIN: ClassVar = (
-        *("provenance", "base", "result", "root", "position", "files", "left_out", "tensors"),
+        *("provenance", "base", "result", "root", "position", "mask?", "files", "left_out"),
+        "tensors",
     )
 
     base: CheckpointRecord
@@ -249,6 +262,7 @@ class Manifest(Result):
     tensors: tuple[TensorEntry, ...]
     left_out: tuple[str, ...]
     provenance: Provenance
+    mask: str | None = None
 
     def __post_init__(self) -> None:
         """Take the lists of a file as what they were."""
@@ -314,6 +328,10 @@ class Manifest(Result):
         for entry in self.tensors:
             if entry.copy_of is not None and entry.copy_of not in originals:
                 yield f"{entry.name!r} is a copy of {entry.copy_of!r}, which is not there"
+        if self.mask is not None and MASK_DIGEST.fullmatch(self.mask) is None:
+            yield f"mask is {short(self.mask)}, expected 32 hexadecimal digits"
+        if self.mask is None and (coded := [e for e in self.tensors if e.mask is not None]):
+            yield f"{coded[0].name!r} is coded over a mask, and no mask is named"
         if not self.position:
             yield "position is 0, expected 1 or more"
 

@@ -13,7 +13,7 @@ from tests.deltas.building import content_of
 from tests.training import architectures, tiny
 from tests.training.deltas.test_loading import arrays_pair, bits_of, module_of, raw
 from trimtab.errors import DeltaError, OutputExistsError
-from trimtab.training import applied_delta, runtime, save_delta
+from trimtab.training import applied_delta, load_delta, runtime, save_delta
 
 pytestmark = pytest.mark.train
 
@@ -74,3 +74,38 @@ def test_a_state_dict(tmp_path: Path) -> None:
     assert made.result.id == "state_dict in memory" and made.files[0].sha256
     with pytest.raises(DeltaError, match=r"_extra_state of the state_dict is no tensor"):
         save_delta({**weights, "_extra_state": None}, tmp_path / "base", tmp_path / "y.delta")  # type: ignore[dict-item]
+
+
+def test_only_a_mask_was_trained(tmp_path: Path) -> None:
+    """A model of tied embeddings, whose mask is in the names of its files."""
+    model = tiny.model().to(torch.bfloat16)
+    with runtime.quiet():
+        model.save_pretrained(tmp_path / "base")
+    parameters = dict(model.named_parameters())
+    generator = torch.Generator().manual_seed(0)
+    selected = {n: torch.rand(p.shape, generator=generator) < 0.1 for n, p in parameters.items()}
+    mask = trimtab.Mask.from_arrays({name: bits.numpy() for name, bits in selected.items()})
+    before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter[selected[name]] *= 1.1
+    trained = bits_of(model)
+    delta = tmp_path / "x.delta"
+    made = save_delta(model, tmp_path / "base", delta, mask=mask)
+    assert made.mask == mask.digest
+    assert all(entry.mask == entry.name for entry in made.tensors if entry.num_changed)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(before[name])
+    with pytest.raises(DeltaError, match=f"mask {mask.digest}, not given"):
+        load_delta(model, delta)
+    with applied_delta(model, delta, mask=mask):
+        assert bits_of(model) == trained
+    mask.save(tmp_path / f"mask-{mask.digest}.safetensors")
+    load_delta(model, delta)
+    assert bits_of(model) == trained
+    with torch.no_grad():
+        name = next(iter(parameters))
+        parameters[name][~selected[name]] += 1
+    with pytest.raises(DeltaError, match=f"^{name}: .* changed that the mask does not select"):
+        save_delta(model, tmp_path / "base", tmp_path / "y.delta", mask=mask)

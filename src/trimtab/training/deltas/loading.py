@@ -16,6 +16,7 @@ from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.changes import Changes, find_changes
 from trimtab.deltas.make import some_delta
 from trimtab.deltas.manifest import Manifest, TensorEntry
+from trimtab.deltas.masked import AnyMask
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import DeltaError
@@ -202,6 +203,7 @@ def prepare_delta(
     base: AnyPath | Checkpoint | None = None,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     threads: int | None = None,
 ) -> PreparedDelta:
     """Decode deltas for a model in memory, and check them; nothing is written before `commit`.
@@ -222,6 +224,7 @@ def prepare_delta(
             model has the weights of the base. With a base and no deltas it gets those.
         signers: As in `apply_delta`; likewise `signature`.
         signature: The signature, of a single delta that does not lie beside its own.
+        mask: As in `apply_delta`.
         threads: Tensors or chunks decoded at the same time; by default one for each core.
 
     Returns:
@@ -235,7 +238,9 @@ def prepare_delta(
     start = perf_counter()
     with ExitStack() as stack:
         some = stack.enter_context(some_delta(base, deltas))
-        chain = stack.enter_context(opened_chain(some, signers=signers, signature=signature))
+        chain = stack.enter_context(
+            opened_chain(some, signers=signers, signature=signature, mask=mask)
+        )
         live = stored_tensors(model, chain[-1].tensors)
         held: dict[str, Bits] = {}
         own = None
@@ -265,6 +270,7 @@ def load_delta(
     base: AnyPath | Checkpoint | None = None,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     threads: int | None = None,
 ) -> LoadedDelta:
     """Give a model in memory the weights that deltas make of its own, bit for bit.
@@ -282,6 +288,7 @@ def load_delta(
         base: That base on disk, if the model has other weights by now.
         signers: As in `apply_delta`; likewise `signature`.
         signature: The signature, of a single delta that does not lie beside its own.
+        mask: As in `apply_delta`.
         threads: Tensors or chunks coded at the same time; by default one for each core.
 
     Returns:
@@ -293,7 +300,13 @@ def load_delta(
             than the result; they are no chain, or one is damaged.
     """
     prepared = prepare_delta(
-        model, deltas, base=base, signers=signers, signature=signature, threads=threads
+        model,
+        deltas,
+        base=base,
+        signers=signers,
+        signature=signature,
+        mask=mask,
+        threads=threads,
     )
     return prepared.commit(threads=threads)
 
@@ -305,6 +318,7 @@ def applied_delta(
     *,
     signers: AnyPath | None = None,
     signature: AnyPath | None = None,
+    mask: AnyMask | Sequence[AnyMask] | None = None,
     threads: int | None = None,
 ) -> Iterator[LoadedDelta]:
     """`load_delta` for the duration of a `with` block, and `revert` at its end.
@@ -314,7 +328,9 @@ def applied_delta(
     Raises:
         DeltaError: As of `load_delta`; or, at the end, the block changed the weights.
     """
-    loaded = load_delta(model, deltas, signers=signers, signature=signature, threads=threads)
+    loaded = load_delta(
+        model, deltas, signers=signers, signature=signature, mask=mask, threads=threads
+    )
     try:
         yield loaded
     finally:

@@ -6,6 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,12 @@ from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.deltas.changes import apply_changes
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import MAX_FILE_BYTES, Manifest
+from trimtab.deltas.masked import AnyMask
 from trimtab.deltas.source import Source, WeightsFile, other_files
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError
 from trimtab.inputs import read_bytes
+from trimtab.masks.on_disk import opened_masks
 from trimtab.outputs import ensure_free
 from trimtab.results.records import CheckpointRecord, record_of_tensors
 from trimtab.training import runtime
@@ -47,6 +50,7 @@ def save_delta(
     *,
     reference: nn.Module | None = None,
     after: str | os.PathLike[str] | None = None,
+    mask: AnyMask | None = None,
     sha256: bool = False,
     threads: int | None = None,
     force: bool = False,
@@ -70,6 +74,7 @@ def save_delta(
             model of RL. What changed is then found on the GPU, and only that is copied to the
             host; it changes nothing in the delta. Elsewhere it is not used.
         after: The delta that produced `base`, if the two belong to one chain.
+        mask: As in `make_delta`: a mask, or its file, if only its elements were trained.
         sha256: Also store the SHA-256 of every file, as `make_delta` does.
         threads: Tensors or chunks coded at the same time; by default one for each core.
         force: Replace an existing file.
@@ -80,7 +85,8 @@ def save_delta(
     Raises:
         CheckpointError: The base cannot be read.
         DeltaError: The model is without values, or sharded by FSDP1 or DeepSpeed ZeRO-3; or `after`
-            does not end at `base`.
+            does not end at `base`; or elements changed that `mask` does not select.
+        MaskError: The mask is damaged, or not of this base.
         OutputExistsError: The output exists and `force` is not set.
     """
     live, whole = stored_tensors(model, sharded=True), list[str]()
@@ -90,7 +96,8 @@ def save_delta(
 
     def save() -> Manifest:
         ensure_free(output, force=force)
-        with opened(base) as (old,):
+        with opened(base) as (old,), ExitStack() as stack:
+            masks = opened_masks([] if mask is None else [mask], stack)
             tensors = live
             if gathering.is_needed:
                 tensors = gathered(live, gathering)
@@ -98,7 +105,14 @@ def save_delta(
                 tensors = _compared(live, stored_tensors(reference), old, whole)
             source = _source_of(model, tensors, old)
             return write_delta(
-                old, source, output, after=after, sha256=sha256, threads=threads, force=force
+                old,
+                source,
+                output,
+                after=after,
+                mask=masks[0] if masks else None,
+                sha256=sha256,
+                threads=threads,
+                force=force,
             )
 
     manifest = gathering.run(save) if gathering.is_needed else save()
