@@ -1,5 +1,5 @@
 # Each target sets up the environment first, which is quick once it exists.
-.PHONY: demo papers test test-fast lint docs bench bench-compare bench-deltas bench-masks bench-optimizer bench-tracker bench-training setup clean
+.PHONY: demo papers test test-fast lint docs bench bench-compare bench-deltas bench-masks bench-optimizer bench-sync bench-tracker bench-training setup clean
 
 VENV := .venv
 PYTHON := $(VENV)/bin/python
@@ -31,7 +31,7 @@ lint: setup ## Format check, lint and types
 docs: setup ## Build the documentation site into site/
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
-bench: bench-compare bench-deltas bench-masks bench-optimizer bench-tracker bench-training ## Measure speed and memory, as ratios within one run
+bench: bench-compare bench-deltas bench-masks bench-optimizer bench-sync bench-tracker bench-training ## Measure speed and memory, as ratios within one run
 
 bench-compare: setup ## Benchmark compare
 	$(PYTHON) -m benchmarks.compare $(BENCH_ARGS)
@@ -44,6 +44,9 @@ bench-masks: setup ## Benchmark masks: overlap and extract
 
 bench-optimizer: setup ## Benchmark SparseAdamW
 	$(PYTHON) -m benchmarks.optimizer $(BENCH_OPTIMIZER_ARGS)
+
+bench-sync: setup ## Benchmark the deltas of single steps of RL: sizes, speed
+	$(PYTHON) -m benchmarks.sync $(BENCH_SYNC_ARGS)
 
 bench-tracker: setup ## Benchmark UpdateTracker
 	$(PYTHON) -m benchmarks.tracker $(BENCH_TRACKER_ARGS)

@@ -223,7 +223,7 @@ class Training:
 
     def log_probabilities(self, tokens: Any, labels: Any) -> Any:
         """Of each label, given what comes before it; 0 where the label is the padding."""
-        logits = self.model(input_ids=tokens).logits[:, :-1]
+        logits = self.model(input_ids=tokens).logits[:, :-1].float()
         chosen = logits.log_softmax(-1).gather(-1, labels[:, 1:, None]).squeeze(-1)
         return chosen * (labels[:, 1:] != PAD)
 
@@ -341,7 +341,7 @@ def rl_step(training: Training, questions: Sequence[Any]) -> None:
         for _ in range(NUM_TOKENS):
             result = training.model(input_ids=read, past_key_values=cache, use_cache=True)
             cache = result.past_key_values
-            read = torch.multinomial(result.logits[:, -1].softmax(-1), 1)
+            read = torch.multinomial(result.logits[:, -1].float().softmax(-1), 1)
             tokens = torch.cat([tokens, read], 1)
     answers = [text_of(row) for row in tokens[:, prompts.shape[1] :].tolist()]
     rewards = torch.tensor(reward(answers, [row.answer for row in rows]))

@@ -280,7 +280,8 @@ def forget(part: Report, names: Sequence[str]) -> None:
             forget(below, names)
 
 
-def _packages() -> dict[str, str]:
+def packages() -> dict[str, str]:
+    """Versions of the packages whose codecs are compared, of those that are installed."""
     found = {}
     for package in PACKAGES.values():
         try:
@@ -320,7 +321,7 @@ def main() -> None:
         delta_models.make(options.cache, options.models)
         trained = delta_models.summary(options.cache, options.models)
         report["models"] = {**report.get("models", {}), **trained}
-    report["provenance"] = {**before, "packages": _packages()}
+    report["provenance"] = {**before, "packages": packages()}
     pairs = pairs_of(options.demo, options.cache, options.models)
     if "pairs" in options.parts:
         for name, paths in pairs.items():
