@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trimtab.deltas.info import delta_info as delta_info
     from trimtab.deltas.make import make_delta as make_delta
     from trimtab.deltas.manifest import Manifest as Manifest
+    from trimtab.deltas.signature import sign_delta as sign_delta
     from trimtab.deltas.signature import verify_signature as verify_signature
     from trimtab.deltas.store import Store as Store
     from trimtab.deltas.store import StoreEntry as StoreEntry
@@ -102,7 +103,7 @@ _NAMES = {
     "deltas.info": ("delta_info",),
     "deltas.make": ("make_delta",),
     "deltas.manifest": ("Manifest",),
-    "deltas.signature": ("verify_signature",),
+    "deltas.signature": ("sign_delta", "verify_signature"),
     "deltas.store": ("Store", "StoreEntry"),
     "elements.counts": ("ChangeCounts",),
     "elements.criteria": ("Criterion", "parse_criterion"),

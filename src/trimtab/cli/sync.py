@@ -49,6 +49,9 @@ def sync() -> None:
     default=16,
     help="Publish each so many versions against the base, too; 0 for never.",
 )
+@click.option(
+    "--signing-key", type=options.PATH, help="Key of OpenSSH to sign with, by ssh-keygen."
+)
 @click.option("--keep", type=click.IntRange(min=1), default=8, help="Newest versions to keep.")
 @options.threads_option
 def publish(checkpoint: str, step: int | None, threads: int | None, **settings: Any) -> None:
@@ -84,6 +87,11 @@ def publish(checkpoint: str, step: int | None, threads: int | None, **settings: 
 @click.option(
     "--poll", type=click.FloatRange(min=0.01), default=1.0, help="Seconds between two looks."
 )
+@click.option(
+    "--signers",
+    type=options.PATH,
+    help="Public keys, or allowed_signers of OpenSSH: refuse what none of them signed.",
+)
 @click.option("--name", help="Name of this follower.  [default: that of host and process]")
 @options.threads_option
 def follow(
@@ -92,6 +100,7 @@ def follow(
     output: Path,
     once: bool,
     poll: float,
+    signers: Path | None,
     name: str | None,
     threads: int | None,
 ) -> None:
@@ -100,7 +109,7 @@ def follow(
     OUTPUT/current is a link to the newest checkpoint, which is always whole.
     """
     holder = trimtab.FolderHolder(output, base, threads=threads)
-    with trimtab.Follower(place, holder, name=name) as follower:
+    with trimtab.Follower(place, holder, name=name, signers=signers) as follower:
         updates = follower.updates(poll=poll, warn=lambda error: say(f"{error}", err=True))
         for update in [follower.update()] if once else updates:
             if update is not None:

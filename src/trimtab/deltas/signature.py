@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import binascii
 import os
+import subprocess
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from io import StringIO
+from pathlib import Path
 
 from trimtab.deltas.file import FORMAT, DeltaFile, located
 from trimtab.errors import CheckpointError, DeltaError
@@ -24,6 +26,9 @@ SUFFIX = ".sig"
 
 NAMESPACE = FORMAT
 """What a signature is for: one that was made for another purpose does not count."""
+
+MOST_SECONDS = 60
+"""That ssh-keygen may take: a key in hardware waits for a touch."""
 
 HASHES = (b"sha512", b"sha256")
 
@@ -56,6 +61,37 @@ def verify_signature(delta: AnyPath, signers: AnyPath, signature: AnyPath | None
     """
     with DeltaFile(delta) as opened:
         return check_signature(opened, delta, signers, signature)
+
+
+def sign_delta(delta: AnyPath, key: AnyPath) -> Path:
+    """Sign a delta file with `ssh-keygen -Y sign`.
+
+    Args:
+        delta: The delta file.
+        key: A private key of OpenSSH, or the public one if `ssh-agent` has the private one.
+
+    Returns:
+        The signature, beside the delta; one that is there is replaced.
+
+    Raises:
+        DeltaError: ssh-keygen is not there, or cannot sign with this key: one that needs a
+            passphrase has to be in `ssh-agent`.
+    """
+    signature = Path(f"{os.fspath(delta)}{SUFFIX}")
+    signature.unlink(missing_ok=True)
+    command = ("ssh-keygen", "-Y", "sign", "-q", "-n", NAMESPACE, "-f", key, delta)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=MOST_SECONDS
+        )
+        problem = done.stderr.strip().partition("\n")[0] if done.returncode else ""
+    except FileNotFoundError:
+        problem = "there is no ssh-keygen: install OpenSSH"
+    except subprocess.TimeoutExpired:
+        problem = f"ssh-keygen did not end in {MOST_SECONDS} s"
+    if not signature.exists():
+        raise DeltaError(f"{os.fspath(delta)} cannot be signed with {os.fspath(key)}: {problem}")
+    return signature
 
 
 def check_signature(

@@ -15,6 +15,7 @@ from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.signature import SUFFIX, sign_delta
 from trimtab.deltas.source import NOTHING, Source, Weights
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES
@@ -47,11 +48,13 @@ class ChainWire(Wire):
         keep: int,
         max_rank: int,
         threads: int | None,
+        signing_key: AnyPath | None,
         followers: Followers,
     ) -> None:
         super().__init__(place, base, scratch, threads, depth=fold_every)
         self._anchor_every, self._fold_every, self._keep = anchor_every, fold_every, keep
         self._coding: dict[str, Any] = {"max_rank": max_rank, "threads": threads}
+        self._key = signing_key
         self._followers = followers
         self._writer = secrets.token_hex(16)
         self._chain: Chain | None = None
@@ -89,7 +92,7 @@ class ChainWire(Wire):
             self._keep_files(source)
             whole = replace(frozen(source), tensors=self.snapshot.before())
             manifest, link = self._write(NOTHING, whole, None, 0)
-            self.place.put(link.name, self._file(link.name))
+            self._store(link)
             record, links = manifest.result, (link,)
         else:
             self._hold(self._base_tensors(source))
@@ -158,7 +161,7 @@ class ChainWire(Wire):
         pending.seconds["encode"] = time.monotonic() - started
         version = Version(number, manifest.result.content_hash, pending.step, manifest.num_changed)
         started = time.monotonic()
-        self.place.put(link.name, self._file(link.name))
+        self._store(link)
         self._ensure_mine()
         following = replace(chain, versions=(*chain.versions, version), links=(*chain.links, link))
         self._unsettled = pending, following
@@ -205,7 +208,7 @@ class ChainWire(Wire):
             with self._first() as first:
                 links.append(self._write(first, source, 0, number)[1])
         for link in links:
-            self.place.put(link.name, self._file(link.name))
+            self._store(link)
             self._file(link.name).unlink()
         needed = self._needed((*self._chain.links, *links))
         chain = replace(
@@ -226,6 +229,8 @@ class ChainWire(Wire):
         retired, self._retired = self._retired, sorted(gone)
         for name in retired:
             self.place.remove(name)
+            if self._key is not None:
+                self.place.remove(name + SUFFIX)
 
     def _needed(self, links: tuple[Link, ...]) -> tuple[Link, ...]:
         """Links that a follower may take to the newest version."""
@@ -276,6 +281,15 @@ class ChainWire(Wire):
         manifest = write_delta(base, source, path, **self._coding)
         digest = hash_of_file(path)
         return manifest, Link(start, number, name, path.stat().st_size, digest)
+
+    def _store(self, link: Link) -> None:
+        """Store the file of a link, after its signature."""
+        path = self._file(link.name)
+        if self._key is not None:
+            signature = sign_delta(path, self._key)
+            self.place.put(signature.name, signature)
+            signature.unlink()
+        self.place.put(link.name, path)
 
     def _file(self, name: str) -> Path:
         return self._scratch / name

@@ -20,6 +20,7 @@ from typing import Literal, Protocol, Self, TypeAlias
 from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.signature import SUFFIX, verify_signature
 from trimtab.errors import DeltaError, SettingsError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath
 from trimtab.results.schema import Amount, Count, to_plain
@@ -156,6 +157,7 @@ class Follower:
         holder: Holder,
         *,
         name: str | None = None,
+        signers: AnyPath | None = None,
         scratch: AnyPath | None = None,
     ) -> None:
         """Set up; nothing is read yet.
@@ -165,6 +167,9 @@ class Follower:
             holder: The weights.
             name: Of this follower, unlike that of any other; by default one is made of the names of
                 host and process, and the acknowledgement is removed when it is closed.
+            signers: Refuse links that are not signed by a key in this file: see
+                `trimtab.verify_signature`. Without it, whoever can write at the place decides what
+                the weights become.
             scratch: Folder for files that were fetched, until they are applied; by default that of
                 the system.
 
@@ -179,6 +184,7 @@ class Follower:
         self.name = name or _own_name()
         self._is_named = name is not None
         self._holder = holder
+        self._signers = signers
         self._scratch = scratch
         self._hash: str | None = None
         self._is_hashed = False
@@ -375,6 +381,9 @@ class Follower:
         started = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="trimtab-fetch-", dir=self._scratch) as folder:
             files = [fetch(self.place, link, Path(folder)) for link in path]
+            if self._signers is not None:
+                for file in files:
+                    self._check_signature(file, self._signers)
             if files:
                 self._check(files[-1], path[-1], target)
             seconds["fetch"] = time.monotonic() - started
@@ -384,6 +393,17 @@ class Follower:
                 f"{self.place}: the base of {self.name} is not the one that the run began with: "
                 f"give it {found.id}, unchanged"
             )
+
+    def _check_signature(self, file: Path, signers: AnyPath) -> None:
+        content = self.place.read(file.name + SUFFIX, MAX_BYTES)
+        if content is None:
+            raise SyncError(
+                f"{self.place}: {file.name} is not signed: publish with a signing key, or follow "
+                "without signers"
+            )
+        signature = file.with_name(file.name + SUFFIX)
+        signature.write_bytes(content)
+        verify_signature(file, signers, signature)
 
     def _check(self, file: Path, link: Link, target: Version) -> None:
         """Refuse a file that leads elsewhere than the list of versions says."""

@@ -49,6 +49,7 @@ class Publisher:
         keep: int = 8,
         max_rank: int = 0,
         threads: int | None = 1,
+        signing_key: AnyPath | None = None,
     ) -> None:
         """Set up; nothing is read or written before the first version is given.
 
@@ -65,6 +66,7 @@ class Publisher:
             keep: Links to the newest so many versions are kept although no follower needs them.
             max_rank: As in `trimtab.make_delta`.
             threads: Tensors or chunks encoded at the same time; None for one for each core.
+            signing_key: A key of OpenSSH with which every link is signed, as in `sign_delta`.
 
         Raises:
             SettingsError: A number is out of range.
@@ -91,7 +93,12 @@ class Publisher:
         }
         scratch = Path(self._scratch.name)
         self._wire: Wire = ChainWire(
-            self.place, base, scratch, followers=self._followers, **self._settings
+            self.place,
+            base,
+            scratch,
+            signing_key=signing_key,
+            followers=self._followers,
+            **self._settings,
         )
         self._published: list[Published] = []
 
