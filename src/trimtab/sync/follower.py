@@ -192,6 +192,7 @@ class Follower:
         self._highest = -1
         self._acknowledged: tuple[str, int] | None = None
         self._version: Version | None = None
+        self._coming: Version | None = None  # that the holder is to take
 
     def __enter__(self) -> Self:
         return self
@@ -378,7 +379,7 @@ class Follower:
         self, path: Sequence[Link], target: Version, start: Start, seconds: dict[str, float]
     ) -> None:
         """Fetch the files of links, and apply them."""
-        started = time.monotonic()
+        started, self._coming = time.monotonic(), target
         with tempfile.TemporaryDirectory(prefix="trimtab-fetch-", dir=self._scratch) as folder:
             files = [fetch(self.place, link, Path(folder)) for link in path]
             if self._signers is not None:

@@ -1,10 +1,9 @@
-"""A trainer, or a follower that generates, in a process of its own; each says what it had."""
+"""A trainer, and a follower that generates, for processes of their own; each says what it had."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +79,3 @@ def follow(folder: Path, last: int) -> None:
             before=digest(model),
             error=str(follower.error),
         )
-
-
-if __name__ == "__main__":
-    action, where, *rest = sys.argv[1:]
-    if action == "train":
-        train(Path(where), rest[0], int(rest[1]))
-    else:
-        follow(Path(where), int(rest[0]))

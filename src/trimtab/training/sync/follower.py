@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -53,12 +53,7 @@ class Turns:
 
 
 class ModelHolder:
-    """A model, or a `state_dict`, whose weights follow a run.
-
-    Attributes:
-        lock: Held while the weights change.
-        changed: Names of the tensors that the last update changed, as in files.
-    """
+    """A model, or a `state_dict`, whose weights follow a run."""
 
     def __init__(
         self,
@@ -67,6 +62,7 @@ class ModelHolder:
         *,
         threads: int | None = None,
         lock: Turns | None = None,
+        changed: Callable[[Collection[str]], None] = lambda names: None,
     ) -> None:
         """Set the model; nothing is read.
 
@@ -74,11 +70,12 @@ class ModelHolder:
             model: The model, or tensors with the names that files have.
             base: The checkpoint that the run began with, if it is here.
             threads: Tensors or chunks decoded at the same time; by default one for each core.
-            lock: Whoever uses the model holds it meanwhile.
+            lock: Held while the weights change; whoever uses the model holds it meanwhile.
+            changed: Called with the names of the tensors that changed, while the lock is held.
         """
-        self.lock = Turns() if lock is None else lock
-        self.changed: tuple[str, ...] = ()
         self._model, self._base, self._threads = model, base, threads
+        self._lock = Turns() if lock is None else lock
+        self._changed = changed
 
     @property
     def has_base(self) -> bool:
@@ -107,10 +104,10 @@ class ModelHolder:
         prepared = prepare_delta(self._model, deltas, base=base, threads=self._threads)
         seconds["decode"] = prepared.decode_seconds
         started = time.monotonic()
-        with self.lock:
+        with self._lock:
             seconds["pause"] = time.monotonic() - started
             seconds["apply"] = prepared.commit(threads=self._threads).apply_seconds
-        self.changed = tuple(prepared.changes)
+            self._changed(prepared.changes.keys())
         return prepared.manifest
 
 
@@ -130,7 +127,9 @@ class DeltaFollower(Follower):
     Without `start`, call `update()` where it suits.
 
     Attributes:
-        lock: A context manager; the weights change only while nobody else holds it.
+        lock: A context manager; weights, `version` and `content_hash` change only while nobody
+            else holds it.
+        changed: Names of the tensors that the last update changed, as in files.
         last: The last `Update`: versions, bytes, and seconds by stage; None before the first.
         error: What the last look at the place failed with; None if it did not. After `start` there
             is another look soon.
@@ -167,16 +166,12 @@ class DeltaFollower(Follower):
         self.lock = Turns()
         self.last: Update | None = None
         self.error: TrimtabError | OSError | None = None
-        self._model = ModelHolder(model, base, threads=threads, lock=self.lock)
-        super().__init__(place, self._model, name=name, scratch=scratch)
+        self.changed: tuple[str, ...] = ()
+        holder = ModelHolder(model, base, threads=threads, lock=self.lock, changed=self._switch)
+        super().__init__(place, holder, name=name, scratch=scratch)
         self._busy = threading.Lock()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """Names of the tensors that the last update changed, as in files."""
-        return self._model.changed
 
     def update(self, version: int | None = None) -> Update | None:
         """Bring the model to a version now, if it has another one, when the lock is free.
@@ -242,6 +237,12 @@ class DeltaFollower(Follower):
         """`stop`, and remove the acknowledgement, unless the follower was given a name."""
         self.stop()
         super().close()
+
+    def _switch(self, names: Collection[str]) -> None:
+        """The weights are those of the version that was coming; the lock is held."""
+        assert self._coming is not None
+        self.changed = tuple(names)
+        self._version, self._hash = self._coming, self._coming.content_hash
 
     def _look(self, poll: float) -> None:
         for _ in self.updates(poll=poll, warn=lambda error: None, stop=self._stopping):
