@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import resource
 import subprocess
@@ -64,6 +65,19 @@ def test_strangers_files_and_drafts_are_not_listed(place: FolderPlace) -> None:
     (place.folder / "link").symlink_to("a.delta")
     os.mkfifo(place.folder / "pipe")
     assert list(place.names()) == ["a.delta", "b.delta"]
+
+
+def test_what_a_killed_publisher_left_is_removed(place: FolderPlace) -> None:
+    place.put("chain.json", b"{}")
+    for name in ("a.delta.0123abcd", "b.delta.4567abcd"):
+        (place.folder / f".{name}.tmp").write_bytes(b"half")
+    with (place.folder / ".b.delta.4567abcd.tmp").open("rb") as living:
+        fcntl.flock(living, fcntl.LOCK_EX)
+        again = FolderPlace(place.folder)
+        again.put("followers/f.json", b"{}")  # of somebody else
+        assert len(list(place.folder.glob(".*.tmp"))) == 2
+        again.put("v000001.delta", b"x")
+    assert [path.name for path in place.folder.glob(".*.tmp")] == [".b.delta.4567abcd.tmp"]
 
 
 @pytest.mark.parametrize("what", ["file", "folder", "pipe", "device"])
@@ -237,7 +251,7 @@ import sys
 from trimtab.sync.places import FolderPlace
 
 place = FolderPlace(sys.argv[1])
-for n in range(300):
+for n in range(150):
     place.put("chain.json", bytes([n % 251]) * (1 + n * 997 % 30_000))
     place.put(f"v{n % 5}", b"v")
     place.remove(f"v{(n + 2) % 5}")

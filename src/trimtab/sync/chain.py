@@ -18,7 +18,7 @@ import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trimtab.errors import ResultFormatError, SyncError
@@ -153,6 +153,10 @@ class Chain:
     def at(self, number: int) -> Version | None:
         """The version of a number; None if it is not listed."""
         return next((v for v in self.versions if v.number == number), None)
+
+    def without(self, link: Link) -> Chain:
+        """This list without a link, for readers who cannot use that."""
+        return replace(self, links=tuple(each for each in self.links if each != link))
 
     def route(self, starts: Collection[int | None], to: int) -> tuple[Link, ...] | None:
         """The links of fewest bytes to a version.

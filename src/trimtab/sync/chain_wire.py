@@ -23,7 +23,7 @@ from trimtab.errors import SyncError
 from trimtab.inputs import AnyPath
 from trimtab.results.records import CheckpointRecord
 from trimtab.sync.chain import CHAIN, FORMAT, VERSION, Chain, Link, Version, read_chain
-from trimtab.sync.follower import fetch
+from trimtab.sync.follower import fetch, fetch_route
 from trimtab.sync.followers import Followers
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published
@@ -119,16 +119,16 @@ class ChainWire(Wire):
             )
         newest = chain.newest
         starts = {None} if self._base is None else {None, 0}
-        path = chain.route(starts, newest.number)
-        if path is None:
+        route = fetch_route(self.place, chain, starts, newest.number, self._scratch)
+        if route is None:
             raise SyncError(
                 f"{self.place}: no links lead to version {newest.number}, the newest: give the "
                 f"base {chain.base.id}, or publish to another place"
             )
+        path, files = route
         if not path:
             self._hold(self._base_tensors(source))
         else:
-            files = [fetch(self.place, link, self._scratch) for link in path]
             base = NOTHING if self._base is None or path[0].base is None else self._base
             with opened_chain(files) as deltas, Workers(self._threads) as workers:
                 replay = Replay(base, deltas)
@@ -162,7 +162,7 @@ class ChainWire(Wire):
         version = Version(number, manifest.result.content_hash, pending.step, manifest.num_changed)
         started = time.monotonic()
         self._store(link)
-        self._ensure_mine()
+        self._own_chain()
         following = replace(chain, versions=(*chain.versions, version), links=(*chain.links, link))
         self._unsettled = pending, following
         self._put(following)
@@ -188,12 +188,11 @@ class ChainWire(Wire):
         if self._unsettled is None:
             return
         pending, following = self._unsettled
-        there = read_chain(self.place)
-        if there is not None and there.newest == following.newest:
+        there = self._own_chain()
+        if there.newest == following.newest:
             self._chain = there
             self.snapshot.advance(pending.changes)
         self._unsettled = None
-        self._ensure_mine()
 
     def _add_shortcuts(self, source: Source, number: int) -> None:
         """Publish the newest version by other ways too, and remove what nobody needs."""
@@ -223,7 +222,7 @@ class ChainWire(Wire):
         if chain == self._chain:
             return
         gone = {link.name for link in self._chain.links} - {link.name for link in needed}
-        self._ensure_mine()
+        self._own_chain()
         self._put(chain)
         # A follower may be reading what is no longer listed: it has until the next time.
         retired, self._retired = self._retired, sorted(gone)
@@ -298,8 +297,8 @@ class ChainWire(Wire):
         self.place.put(CHAIN, chain.to_json())
         self._chain = chain
 
-    def _ensure_mine(self) -> None:
-        """Stop if another publisher took over."""
+    def _own_chain(self) -> Chain:
+        """The list at the place, unless another publisher took over."""
         there = read_chain(self.place)
         if there is None or there.writer != self._writer:
             raise SyncError(
@@ -311,6 +310,7 @@ class ChainWire(Wire):
                 )
                 + ": publish one run at a place, by one trainer"
             )
+        return there
 
 
 def _ends(links: tuple[Link, ...]) -> set[int]:

@@ -11,7 +11,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from trimtab.inputs import AnyPath
 from trimtab.results.schema import Amount, Count, to_plain
 from trimtab.sync.chain import HASH, NAME, Chain, Link, Version, at_place, parsed, read_chain
 from trimtab.sync.places import Place
+from trimtab.sync.untrusted import OtherFileError
 from trimtab.words import one_line
 
 FORMAT, VERSION = "trimtab.follower", 1
@@ -40,9 +41,6 @@ MAX_BYTES = 1 << 16
 
 MOST_SECONDS = 60.0
 """Longest pause after an error."""
-
-TRIES = 3
-"""So often the list of versions is read again when a file on it is not there, or another one."""
 
 
 @dataclass(frozen=True)
@@ -228,15 +226,21 @@ class Follower:
             SyncError: The place cannot be read, what lies there is damaged, or it lacks the
                 version.
         """
-        for _ in range(TRIES):
+        damaged: list[Link] = []
+        problem: SyncError | None = None
+        while True:
             chain = read_chain(self.place)
             if chain is None or self._is_old(chain):
                 return None
+            for link in damaged:
+                chain = chain.without(link)
             try:
                 return self._go(chain, version)
-            except _NotThereError as error:  # it may have been replaced since the list was read
+            except NotThereError as error:  # it may have left the list since that was read
+                damaged.append(error.link)
                 problem = error
-        raise SyncError(str(problem))
+            except _NoRouteError as error:
+                raise problem or error from None
 
     def wait(
         self, version: int | None = None, *, poll: float = 0.2, timeout: float | None = None
@@ -342,7 +346,7 @@ class Follower:
                 # Perhaps version 0 under other names: that shows when deltas are applied to it.
                 path = self._tried(chain, target, seconds) or path
             if path is None:
-                raise SyncError(
+                raise _NoRouteError(
                     f"{self.place}: no links lead from the weights of {self.name} to version "
                     f"{target.number}: start it from {chain.base.id}, with which the run began"
                 )
@@ -438,29 +442,67 @@ class Follower:
         self._acknowledged = (chain.run, version.number)
 
 
-class _NotThereError(SyncError):
-    """A file on the list is not there, or another one."""
+class NotThereError(SyncError):
+    """The file of a link is not there, or is another one."""
+
+    def __init__(self, message: str, link: Link) -> None:
+        super().__init__(message)
+        self.link = link
+
+
+class _NoRouteError(SyncError):
+    """No links lead to a version."""
 
 
 def fetch(place: Place, link: Link, folder: Path) -> Path:
     """Copy the file of a link to a folder.
 
     Raises:
-        SyncError: It is not there, or not the one that the list of versions names.
+        NotThereError: It is not there, or not the one that the list of versions names.
+        SyncError: The place cannot be reached.
     """
     target = folder / link.name
-    if not place.fetch(link.name, target, link.num_bytes):
-        raise _NotThereError(
+    target.unlink(missing_ok=True)  # of a try that failed later
+    try:
+        is_there = place.fetch(link.name, target, link.num_bytes)
+    except OtherFileError as error:
+        raise NotThereError(str(error), link) from None
+    if not is_there:
+        raise NotThereError(
             f"{place}: {link.name}, which leads to version {link.version}, is not there: publish "
-            "the run to another place"
+            "the run to another place",
+            link,
         )
     if (found := hash_of_file(target)) != link.hash:
         target.unlink()
-        raise _NotThereError(
+        raise NotThereError(
             f"{place}: {link.name} has xxh3-128 {found}, expected {link.hash}: it is damaged, or "
-            "somebody else writes there"
+            "somebody else writes there",
+            link,
         )
     return target
+
+
+def fetch_route(
+    place: Place, chain: Chain, starts: Collection[int | None], to: int, folder: Path
+) -> tuple[tuple[Link, ...], list[Path]] | None:
+    """Copy the files of the links of fewest bytes to a version, around those that are damaged.
+
+    Returns:
+        The links, and their files; None if no links lead there.
+
+    Raises:
+        SyncError: They would, but their files are damaged or not there.
+    """
+    problem: NotThereError | None = None
+    while (path := chain.route(starts, to)) is not None:
+        try:
+            return path, [fetch(place, link, folder) for link in path]
+        except NotThereError as error:
+            problem, chain = error, chain.without(error.link)
+    if problem is not None:
+        raise problem
+    return None
 
 
 def acknowledgements(place: Place) -> tuple[Acknowledgement, ...]:

@@ -20,7 +20,7 @@ from urllib.request import url2pathname
 
 from trimtab.errors import OutputExistsError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath, check_regular
-from trimtab.outputs import NO_LINKS, NO_ROOM, new_file
+from trimtab.outputs import NO_LINKS, NO_ROOM, new_file, remove_drafts
 from trimtab.sync.object_place import ObjectPlace
 from trimtab.sync.untrusted import (
     NAME,
@@ -131,6 +131,7 @@ class FolderPlace:
 
     def __init__(self, folder: AnyPath) -> None:
         self.folder = Path(folder)
+        self._is_swept = False
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -234,6 +235,9 @@ class FolderPlace:
         with self._explained(name, "written"):
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+            if path.parent == self.folder and not self._is_swept:
+                remove_drafts(self.folder)  # of a publisher that was killed
+                self._is_swept = True
             with new_file(path, force=force) as file:
                 if isinstance(content, bytes):
                     file.write(content)

@@ -18,6 +18,10 @@ PIECE = 8 << 20
 """Bytes that are copied at once."""
 
 
+class OtherFileError(SyncError):
+    """A file has another size than it should have."""
+
+
 class LocalCopy:
     """A new local file, which is removed unless `is_whole` is set when the block ends."""
 
@@ -89,11 +93,11 @@ def check_size(place: object, name: str, size: int, expected: int, when: str = "
     """Refuse a file of another size.
 
     Raises:
-        SyncError: It has another one.
+        OtherFileError: It has another one.
     """
     if size != expected:
         more = "more" if size > expected else f"{size:,}"
-        raise SyncError(
+        raise OtherFileError(
             f"{place}: {name} has {more} bytes{when and ' '}{when}: expected {expected:,}: it was "
             "replaced or cut off: fetch it again, or publish it again"
         )
