@@ -53,6 +53,18 @@ def sync() -> None:
     "--signing-key", type=options.PATH, help="Key of OpenSSH to sign with, by ssh-keygen."
 )
 @click.option("--keep", type=click.IntRange(min=1), default=8, help="Newest versions to keep.")
+@click.option(
+    "--wire",
+    type=click.Choice(["trimtab", "slime"]),
+    default="trimtab",
+    help="Layout: trimtab's own, or slime's, which SGLang, ModelExpress and CoreWeave read.",
+)
+@click.option(
+    "--checksum",
+    type=click.Choice(["adler32", "xxh3-128", "blake3"]),
+    default="adler32",
+    help="Of the tensors in slime's layout.",
+)
 @options.threads_option
 def publish(checkpoint: str, step: int | None, threads: int | None, **settings: Any) -> None:
     """Publish a CHECKPOINT as the next version of the run at a place.

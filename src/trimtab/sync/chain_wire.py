@@ -22,11 +22,21 @@ from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import SyncError
 from trimtab.inputs import AnyPath
 from trimtab.results.records import CheckpointRecord
-from trimtab.sync.chain import CHAIN, FORMAT, VERSION, Chain, Link, Version, read_chain
+from trimtab.sync.chain import (
+    CHAIN,
+    FORMAT,
+    MAX_JSON_BYTES,
+    VERSION,
+    Chain,
+    Link,
+    Version,
+    read_chain,
+)
 from trimtab.sync.follower import fetch, fetch_route
 from trimtab.sync.followers import Followers
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published
+from trimtab.sync.slime_wire import STATE
 from trimtab.sync.snapshot import DecodedTensor, frozen
 from trimtab.sync.wire import Pending, Wire
 
@@ -80,6 +90,10 @@ class ChainWire(Wire):
     def _start(self, source: Source) -> None:
         chain = read_chain(self.place)
         if chain is None:
+            if self.place.read(STATE, MAX_JSON_BYTES) is not None:
+                raise SyncError(
+                    f"{self.place}: a run in slime's layout is there: publish to another place"
+                )
             self._begin(source)
         else:
             self._continue(chain, source)

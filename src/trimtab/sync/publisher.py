@@ -8,9 +8,10 @@ import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 from trimtab.checkpoints.checkpoint import open_checkpoint
+from trimtab.deltas.exchange.payloads import CHECKSUMS, Checksum
 from trimtab.deltas.source import Source, source_of
 from trimtab.errors import SettingsError, SyncError
 from trimtab.inputs import AnyPath
@@ -21,9 +22,13 @@ from trimtab.sync.follower import Acknowledgement
 from trimtab.sync.followers import Followers
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published, SyncLog
+from trimtab.sync.slime_wire import SlimeWire
 from trimtab.sync.snapshot import frozen
 from trimtab.sync.wire import Pending, Wire
 from trimtab.words import one_line
+
+Layout = Literal["trimtab", "slime"]
+"""How versions are written at a place."""
 
 
 class Publisher:
@@ -48,6 +53,8 @@ class Publisher:
         fold_every: int = 4,
         keep: int = 8,
         max_rank: int = 0,
+        wire: Layout = "trimtab",
+        checksum: Checksum = "adler32",
         threads: int | None = 1,
         signing_key: AnyPath | None = None,
     ) -> None:
@@ -65,12 +72,26 @@ class Publisher:
                 versions is used. 0 for never.
             keep: Links to the newest so many versions are kept although no follower needs them.
             max_rank: As in `trimtab.make_delta`.
+            wire: `slime` publishes in the layout of slime, which SGLang, miles, ModelExpress and
+                CoreWeave read; see `docs/sync.md` for what it cannot have. Anchors are whole
+                checkpoints there, and take the place of the delta of their version. `fold_every`
+                and `max_rank` have no meaning in it.
+            checksum: Of each tensor, in slime's layout: `adler32`, `xxh3-128` or `blake3`.
             threads: Tensors or chunks encoded at the same time; None for one for each core.
             signing_key: A key of OpenSSH with which every link is signed, as in `sign_delta`.
 
         Raises:
-            SettingsError: A number is out of range.
+            SettingsError: A number is out of range, a layout or checksum is not known, or the
+                layout has no signatures.
+            MissingExtraError: BLAKE3 is not installed.
         """
+        if wire not in get_args(Layout) or checksum not in CHECKSUMS:
+            raise SettingsError(
+                f"wire is {wire!r} and checksum {checksum!r}, expected "
+                f"{' or '.join(get_args(Layout))}, and {', '.join(CHECKSUMS)}"
+            )
+        if wire == "slime" and signing_key is not None:
+            raise SettingsError("slime's layout has no signatures: leave out the signing key")
         for name, value, least in (
             ("anchor_every", anchor_every, 0),
             ("fold_every", fold_every, 0),
@@ -86,20 +107,24 @@ class Publisher:
         self._followers = Followers(self.place)
         self._settings: dict[str, Any] = {
             "anchor_every": anchor_every,
-            "fold_every": fold_every,
             "keep": keep,
-            "max_rank": max_rank,
             "threads": threads,
         }
         scratch = Path(self._scratch.name)
-        self._wire: Wire = ChainWire(
-            self.place,
-            base,
-            scratch,
-            signing_key=signing_key,
-            followers=self._followers,
-            **self._settings,
-        )
+        self._wire: Wire
+        if wire == "slime":
+            self._wire = SlimeWire(self.place, base, scratch, checksum=checksum, **self._settings)
+            self._settings |= {"wire": wire, "checksum": checksum}
+        else:
+            self._settings |= {"fold_every": fold_every, "max_rank": max_rank}
+            self._wire = ChainWire(
+                self.place,
+                base,
+                scratch,
+                signing_key=signing_key,
+                followers=self._followers,
+                **self._settings,
+            )
         self._published: list[Published] = []
 
     def __enter__(self) -> Self:
@@ -209,9 +234,15 @@ class Publisher:
             Seconds that it took.
 
         Raises:
-            SyncError: They have it not in time; the message says which version who has.
+            SyncError: They have it not in time; the message says which version who has. Or
+                followers of this layout do not say which they have.
         """
         self.wait()
+        if not self._wire.has_followers:
+            raise SyncError(
+                f"{self.place}: readers of slime's layout do not say which version they have: ask "
+                "the engines"
+            )
         run, newest = self._ensure_started()
         return self._followers.wait_for(run, newest - behind, followers, timeout)
 

@@ -41,6 +41,9 @@ class Wire(ABC):
         depth: Versions of which the copy remembers what changed.
     """
 
+    has_followers = True
+    """Whether followers say in this layout which version they have."""
+
     def __init__(
         self, place: Place, base: AnyPath | None, scratch: Path, threads: int | None, depth: int = 0
     ) -> None:
@@ -107,13 +110,17 @@ class Wire(ABC):
         assert self._held is not None
         return self._held
 
+    def _stored_names(self, source: Source) -> dict[str, str]:
+        """Name of a tensor in a source -> its name in the files of the base."""
+        assert self._base is not None
+        matched = match_names(self._base, source)
+        return {its_name: self._base.tied.get(name, name) for name, its_name in matched.items()}
+
     def _base_tensors(self, source: Source) -> dict[str, tuple[DType, Bits]]:
         """The tensors of the base by the names that a source has for them."""
         assert self._base is not None
-        stored = {
-            its_name: self._base.tensors[self._base.tied.get(name, name)]
-            for name, its_name in match_names(self._base, source).items()
-        }
+        tensors = self._base.tensors
+        stored = {its: tensors[name] for its, name in self._stored_names(source).items()}
         for name, tensor in source.tensors.items():
             base = stored.get(name)
             if base is None or (base.dtype, base.shape) != (tensor.dtype, tensor.shape):

@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.safetensors import file_start, read_with_metadata
 from trimtab.checkpoints.tensors import DataFile, FilePool, Pooled, StoredTensor
-from trimtab.checkpoints.weights import elements_of
+from trimtab.checkpoints.weights import CHUNK_ELEMENTS, elements_of
+from trimtab.deltas.source import TunedTensor, Weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import CheckpointError, DeltaError, TensorMismatchError
 from trimtab.extras import require
@@ -99,7 +100,9 @@ def hasher_of(checksum: str) -> Callable[[], Hasher]:
     raise DeltaError(f"checksum {checksum!r}: expected {', '.join(CHECKSUMS)}")
 
 
-def ensure_same_tensors(base: Checkpoint, tuned: Checkpoint, format: str) -> None:
+def ensure_same_tensors(
+    base: Checkpoint | Weights, tuned: Checkpoint | Weights, format: str
+) -> None:
     """Check that a checkpoint has the names, dtypes and shapes of its base.
 
     Args:
@@ -127,10 +130,20 @@ def ensure_same_tensors(base: Checkpoint, tuned: Checkpoint, format: str) -> Non
         )
 
 
-def pairs_of(base: StoredTensor, tuned: StoredTensor) -> Iterator[tuple[int, Bits, Bits]]:
+def chunks_in(tensor: TunedTensor) -> Iterator[Bits]:
+    """The elements of a tensor, a chunk at a time; one that lies in a file is read so, too."""
+    if isinstance(tensor, StoredTensor):
+        yield from elements_of(tensor)
+        return
+    bits = tensor.read().reshape(-1)
+    for start in range(0, len(bits), CHUNK_ELEMENTS):
+        yield bits[start : start + CHUNK_ELEMENTS]
+
+
+def pairs_of(base: TunedTensor, tuned: TunedTensor) -> Iterator[tuple[int, Bits, Bits]]:
     """Both tensors a chunk at a time: the position of its first element, and the elements."""
     start = 0
-    for ours, theirs in zip(elements_of(base), elements_of(tuned), strict=True):
+    for ours, theirs in zip(chunks_in(base), chunks_in(tuned), strict=True):
         yield start, ours, theirs
         start += len(ours)
 
@@ -143,7 +156,7 @@ class Change(NamedTuple):
 
 
 def change_of(
-    base: StoredTensor, tuned: StoredTensor, hasher: Callable[[], Hasher], *, in_bytes: bool = True
+    base: TunedTensor, tuned: TunedTensor, hasher: Callable[[], Hasher], *, in_bytes: bool = True
 ) -> Change:
     """Read a tensor of both checkpoints once.
 
@@ -162,7 +175,7 @@ def change_of(
     return Change(digest.hexdigest(), num_changed)
 
 
-def xor_pieces(base: StoredTensor, tuned: StoredTensor) -> Iterator[Bytes]:
+def xor_pieces(base: TunedTensor, tuned: TunedTensor) -> Iterator[Bytes]:
     """The bytes of the tuned tensor XOR those of the base, in order."""
     for _, ours, theirs in pairs_of(base, tuned):
         yield (ours ^ theirs).view(np.uint8)
@@ -292,7 +305,10 @@ def read_file(path: Path, pool: FilePool) -> tuple[dict[str, StoredTensor], Mapp
 
 
 def check_payloads(
-    base: Checkpoint, path: Path, payloads: Iterable[StoredTensor], metadata: Mapping[str, str]
+    base: Checkpoint | Weights,
+    path: Path,
+    payloads: Iterable[StoredTensor],
+    metadata: Mapping[str, str],
 ) -> None:
     """Check that a file holds byte vectors with checksums, of tensors of the base.
 
@@ -376,7 +392,7 @@ class Decompressed:
             raise self.error(f"its payload cannot be decompressed ({error})") from None
 
 
-def apply_xor(payload: StoredTensor, base: StoredTensor) -> Bits:
+def apply_xor(payload: StoredTensor, base: TunedTensor) -> Bits:
     """The tuned tensor, of a payload that has to be XORed with the base.
 
     Raises:

@@ -4,7 +4,7 @@ A folder such as `weight_v000003` holds safetensors files in which each tensor i
 bytes: a zstd frame of what changed. `__metadata__` has, by the tensor's name, the checksum of the
 tuned tensor's bytes. `model.safetensors.index.json` names the two versions, the encoding and the
 checksum, and maps tensors to files. It is written last: without it the delta is not complete.
-Unchanged tensors are left out.
+Unchanged tensors are left out. A whole checkpoint (an anchor) names no encoding.
 
 Encodings: `xor` is the tuned bytes XOR those of the base. `overwrite` is a count (u32), that many
 ascending positions of bytes (u32) and their new values (u8 each).
@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from trimtab.checkpoints.checkpoint import Checkpoint
+from trimtab.checkpoints.safetensors import file_start
 from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.deltas.exchange.payloads import (
@@ -37,6 +38,7 @@ from trimtab.deltas.exchange.payloads import (
     change_of,
     check_digest,
     check_payloads,
+    chunks_in,
     ensure_same_tensors,
     hasher_of,
     pairs_of,
@@ -44,6 +46,7 @@ from trimtab.deltas.exchange.payloads import (
     read_file,
     xor_pieces,
 )
+from trimtab.deltas.source import Source, TunedTensor, Weights
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import DeltaError
 from trimtab.inputs import read_json
@@ -62,8 +65,8 @@ Version = int | str
 
 
 def write_slime(
-    base: Checkpoint,
-    tuned: Checkpoint,
+    base: Checkpoint | Weights,
+    tuned: Checkpoint | Weights,
     folder: str | os.PathLike[str],
     *,
     encoding: Encoding = "xor",
@@ -77,8 +80,8 @@ def write_slime(
     The defaults are what most programs read; SGLang and miles read every checksum.
 
     Args:
-        base: The base, opened.
-        tuned: The tuned checkpoint, opened: the same names, dtypes and shapes.
+        base: The base, opened, or in memory.
+        tuned: The tuned checkpoint, likewise: the same names, dtypes and shapes.
         folder: The folder to make.
         encoding: `xor`, or `overwrite`, which may be applied more than once.
         checksum: Of the tuned tensors.
@@ -128,11 +131,65 @@ def write_slime(
     return Exported(len(base.tensors), len(weight_map), num_bytes + len(index))
 
 
+def write_slime_anchor(
+    tuned: Source, folder: str | os.PathLike[str], *, checksum: Checksum, version: Version
+) -> int:
+    """Write a whole checkpoint with which a chain of slime's deltas begins.
+
+    Every file of weights has the checksums of its tensors in its header, and there is an index in
+    any case, as CoreWeave's engines want it.
+
+    Args:
+        tuned: The checkpoint.
+        folder: The folder to make.
+        checksum: Of its tensors.
+        version: Of the checkpoint.
+
+    Returns:
+        Bytes of all files.
+
+    Raises:
+        DeltaError: The checksum is unknown.
+        OutputExistsError: The folder exists.
+    """
+    hasher = hasher_of(checksum)
+    weight_map: dict[str, str] = {}
+    with new_folder(folder) as draft:
+        for name, read in tuned.others.items():
+            if name != INDEX:
+                (draft / name).write_bytes(read())
+        for number, shard in enumerate(tuned.weights.values(), 1):
+            path = f"model-{number:05d}-of-{len(tuned.weights):05d}.safetensors"
+            tensors = [tuned.tensors[name] for name in shard.tensors]
+            described = {tensor.name: (tensor.dtype.name, tensor.shape) for tensor in tensors}
+            digests = dict.fromkeys(described, hasher().hexdigest())  # of the length of the others
+            start = file_start(described, {"format": "pt", **digests})
+            with (draft / path).open("xb") as file:
+                file.write(start)
+                for tensor in tensors:
+                    digest = hasher()
+                    for bits in chunks_in(tensor):
+                        digest.update(bits.view(np.uint8).data)
+                        file.write(bits.view(np.uint8).data)
+                    digests[tensor.name] = digest.hexdigest()
+                file.seek(0)
+                file.write(file_start(described, {"format": "pt", **digests}, num_bytes=len(start)))
+            weight_map.update(dict.fromkeys(described, path))
+        metadata = {
+            "total_size": sum(tensor.num_bytes for tensor in tuned.tensors.values()),
+            "version": _written(version),
+            "checksum_format": checksum,
+        }
+        index = {"metadata": metadata, "weight_map": weight_map}
+        (draft / INDEX).write_text(json.dumps(index, indent=2))
+        return sum(path.stat().st_size for path in draft.iterdir())
+
+
 def _written(version: Version) -> str:
     return f"{version:06d}" if isinstance(version, int) else version
 
 
-def _overwrite_pieces(base: StoredTensor, tuned: StoredTensor, num_changed: int) -> Iterator[Bytes]:
+def _overwrite_pieces(base: TunedTensor, tuned: TunedTensor, num_changed: int) -> Iterator[Bytes]:
     """The payload of `overwrite`; the tensors are read twice."""
     if base.num_bytes > 1 << 32:
         raise DeltaError(
@@ -151,12 +208,15 @@ def _overwrite_pieces(base: StoredTensor, tuned: StoredTensor, num_changed: int)
 
 
 def open_slime(
-    base: Checkpoint, folder: str | os.PathLike[str], *, base_version: Version | None = None
+    base: Checkpoint | Weights,
+    folder: str | os.PathLike[str],
+    *,
+    base_version: Version | None = None,
 ) -> OpenDelta:
     """Open a delta folder of slime: headers are read and checked, and no payload.
 
     Args:
-        base: The base, opened.
+        base: The base, opened, or in memory; then its tensors are changed.
         folder: The folder.
         base_version: Version of the base, to be that for which the delta was made; by default the
             one in the base's own index, if it has one. Checksums find a wrong base in any case.
@@ -264,7 +324,7 @@ def version_in(folder: Path) -> str | None:
 
 
 def _check_versions(
-    base: Checkpoint, folder: Path, metadata: Mapping[str, Any], given: Version | None
+    base: Checkpoint | Weights, folder: Path, metadata: Mapping[str, Any], given: Version | None
 ) -> None:
     has = version_in(base.folder) if given is None else _written(given)
     wanted = str(metadata["base_version"])
@@ -282,7 +342,7 @@ def _is_same_version(one: str, other: str) -> bool:
     return one == other
 
 
-def _apply_overwrite(payload: StoredTensor, base: StoredTensor) -> Bits:
+def _apply_overwrite(payload: StoredTensor, base: TunedTensor) -> Bits:
     """The tuned tensor, of positions and values."""
     bits = base.read()
     raw = bits.reshape(-1).view(np.uint8)
