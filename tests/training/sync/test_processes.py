@@ -29,7 +29,8 @@ PATIENCE = 120
 def start() -> Iterator[Callable[..., BaseProcess]]:
     """Starts functions in processes, which are over when the test is."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["trl", "trimtab.training.deltas.loading", worker.__name__])
+    loads = ["trl.trainer.grpo_trainer", "trl.trainer.sft_trainer", "tests.training.tiny_trainers"]
+    context.set_forkserver_preload([*loads, "trimtab.training.sync.publisher", worker.__name__])
     processes: list[BaseProcess] = []
 
     def begin(run: Callable[..., None], *arguments: Any) -> BaseProcess:
