@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from tests.training import architectures, tiny
 from tests.training.workers import process_group
 from trimtab.errors import TrimtabError
-from trimtab.training import load_delta, runtime, save_delta
+from trimtab.training import DeltaPublisher, load_delta, runtime, save_delta
 
 
 def run(rank: int, world: int, folder: Path) -> None:
@@ -54,6 +55,13 @@ def one(folder: Path, model: Any) -> list[str]:
     fully_shard(tuned, mesh=mesh)
     manifest = save_delta(tuned, folder / "base", folder / "x.delta")
     said = [manifest.result.content_hash]
+    with DeltaPublisher(folder / "run", base=folder / "base") as publisher:
+        said.append(f"version {publisher.publish(tuned)}")
+    with runtime.quiet():
+        whole = type(model).from_pretrained(folder / "tuned", dtype="auto")
+    with DeltaPublisher(folder / "ddp") as publisher:
+        number = publisher.publish(DistributedDataParallel(whole))
+        assert number == (0 if dist.get_rank() == 0 else None)
     for action in (
         lambda: save_delta(tuned, folder / "base", folder / "x.delta"),
         lambda: load_delta(tuned, folder / "x.delta"),

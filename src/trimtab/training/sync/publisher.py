@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from transformers import TrainerCallback
 
 from trimtab.checkpoints.checkpoint import opened
@@ -182,6 +183,8 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
                 or followers did not keep up.
         """
         started = time.monotonic()
+        if isinstance(model, DataParallel | DistributedDataParallel):
+            model = model.module
         _refuse_adapter(model)
         live = stored_tensors(model, sharded=True)
         gathering = Gathering(
