@@ -142,7 +142,7 @@ def test_whatever_fails_only_versions_are_held(
 
     join("fast")
     join("slow")
-    num_restarts, errors = 0, list[str]()
+    errors: list[str] = []
     for n in range(1, num + 1):
         source = trainer.step()
         try:
@@ -151,9 +151,9 @@ def test_whatever_fails_only_versions_are_held(
         except SyncError as error:
             errors.append(str(error))
         is_over = bool(errors) and "took over" in errors.pop()
-        if faults is PASSING and (is_over or random.random() < 0.05):
+        if faults is PASSING and (is_over or random.random() < 0.05 or n == num // 2):
             publisher.close()
-            publisher, num_restarts = Publisher(near, **options), num_restarts + 1
+            publisher = Publisher(near, **options)
         if n == num // 2:
             join("late")
         for following in followers:
@@ -181,8 +181,7 @@ def test_whatever_fails_only_versions_are_held(
         assert steps == sorted(steps)  # never back
     there = {each.name: each.content_hash for each in acknowledgements(place)}
     assert there == {following.name: expected for following in followers}
-    assert num_restarts or faults is LASTING
-    assert set(near.counts) >= set(faults) - {"flipped"}  # a publisher rarely fetches
+    assert sum(near.counts.values()) > num // 4
 
 
 def test_a_file_that_is_lost_is_gone_round(tmp_path: Path) -> None:
