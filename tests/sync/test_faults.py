@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 
 from tests.deltas.building import Arrays, moved, random_bits, write_folder
-from tests.sync.faulty import FAULTS, FaultyPlace
+from tests.sync.faulty import FAULTS, FaultyPlace, InjectedError
 from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.manifest import Manifest
@@ -21,6 +21,7 @@ from trimtab.deltas.source import NOTHING, Source, Weights, hash_of_chunks, sour
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import DeltaError, SyncError
 from trimtab.results.records import record_of_tensors
+from trimtab.sync.chain import CHAIN, read_chain
 from trimtab.sync.follower import Follower, Start, acknowledgements
 from trimtab.sync.places import Place, open_place
 from trimtab.sync.publisher import Publisher
@@ -198,8 +199,9 @@ def test_a_file_that_is_lost_is_gone_round(tmp_path: Path) -> None:
         place.remove(lost)
         update = follower.update()
         assert update is not None
-        starts = [f"v00000{n}-{update.links[1][8:14]}" for n in (5, 6)]
-        assert [name[:14] for name in update.links] == ["v000000-000004", *starts]
+        assert [name.rpartition("-")[0] for name in update.links] == [
+            *("v000000-000004", "v000005", "v000006"),
+        ]
         assert holder.content_hash() == hash_of(trainer.arrays)
         # Another publisher goes round it, too.
         with Publisher(place, **options) as other:
@@ -209,3 +211,32 @@ def test_a_file_that_is_lost_is_gone_round(tmp_path: Path) -> None:
         with pytest.raises(SyncError, match=r"v000007-.*, which leads to version 7, is not there"):
             follower.update()
         assert follower.version == 6
+
+
+def test_what_is_stored_and_not_listed_is_removed(tmp_path: Path) -> None:
+    """After errors, and by the next publisher."""
+    place, trainer = open_place(f"memory://{uuid4().hex}/run"), Trainer(tmp_path / "base", 1)
+    near = FaultyPlace(place, 0, ())
+    options: dict[str, Any] = {"base": trainer.base, "keep": 1, "anchor_every": 0}
+
+    def unlisted() -> set[str]:
+        chain = read_chain(place)
+        assert chain is not None
+        return {*place.names()} - {CHAIN} - {link.name for link in chain.links}
+
+    for _ in range(2):
+        with Publisher(near, **options) as publisher:
+            publisher.publish(trainer.step())
+            publisher.wait()
+            near.faults, near.rate = ("error",), 1.0
+            with pytest.raises(InjectedError):
+                for _ in range(2):
+                    publisher.publish(trainer.step())
+                    publisher.wait()
+            near.faults = ()
+            place.put("v000099-01234567.delta", b"of one that was killed")
+            place.put("v000099-notes.delta", b"of somebody else")
+    with Publisher(near, **options) as publisher:
+        publisher.publish(trainer.step())
+        publisher.wait()
+        assert unlisted() == {"v000099-notes.delta"}

@@ -5,6 +5,9 @@
     v000008-000016-….delta  a folded link: what makes version 16 of version 8
     followers/NAME.json     the version that a follower has: see `trimtab.sync.follower`
 
+The last part of the name of a link is the start of the hash of its file, so a name never gets
+another content.
+
 Version 0 is the checkpoint that training began with. If followers cannot be expected to have it, a
 link leads to it from nothing. A version is known by the hash of its contents: whoever holds weights
 can say which version they are.

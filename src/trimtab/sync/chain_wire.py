@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -42,6 +43,9 @@ from trimtab.sync.wire import Pending, Wire
 
 MOST_KEPT = 1000
 """A follower that is so many versions behind is given up: its links may be removed."""
+
+STORED = re.compile(r"v(\d{6,}-)?\d{6,}-[0-9a-f]{8}\.delta")
+"""Name of the file of a link."""
 
 
 class ChainWire(Wire):
@@ -106,7 +110,7 @@ class ChainWire(Wire):
             self._keep_files(source)
             whole = replace(frozen(source), tensors=self.snapshot.before())
             manifest, link = self._write(NOTHING, whole, None, 0)
-            self._store(link)
+            self._store(link, keeps=True)
             record, links = manifest.result, (link,)
         else:
             self._hold(self._base_tensors(source))
@@ -160,6 +164,8 @@ class ChainWire(Wire):
                 file.unlink()
         if self._base is None:
             self._keep_files(source)
+        # What a killed publisher stored and did not list.
+        self._retired = [name for name in self.place.names() if STORED.fullmatch(name)]
         self._put(replace(chain, writer=self._writer))
 
     def send(self, pending: Pending) -> Published:
@@ -182,7 +188,6 @@ class ChainWire(Wire):
         self._put(following)
         self._unsettled = None
         self.snapshot.advance(pending.changes)
-        self._file(link.name).unlink()
         pending.seconds["publish"] = time.monotonic() - started
         started = time.monotonic()
         self._add_shortcuts(source, number)
@@ -222,7 +227,6 @@ class ChainWire(Wire):
                 links.append(self._write(first, source, 0, number)[1])
         for link in links:
             self._store(link)
-            self._file(link.name).unlink()
         needed = self._needed((*self._chain.links, *links))
         chain = replace(
             self._chain,
@@ -233,17 +237,16 @@ class ChainWire(Wire):
                 if version.number in _ends(needed) or version.number >= number - self._keep
             ),
         )
-        if chain == self._chain:
-            return
         gone = {link.name for link in self._chain.links} - {link.name for link in needed}
-        self._own_chain()
-        self._put(chain)
+        if chain != self._chain:
+            self._own_chain()
+            self._put(chain)
         # A follower may be reading what is no longer listed: it has until the next time.
-        retired, self._retired = self._retired, sorted(gone)
-        for name in retired:
+        retired = {*self._retired} - gone - {link.name for link in needed}
+        self._retired = sorted(gone)
+        for name in sorted(retired):
             self.place.remove(name)
-            if self._key is not None:
-                self.place.remove(name + SUFFIX)
+            self.place.remove(name + SUFFIX)
 
     def _needed(self, links: tuple[Link, ...]) -> tuple[Link, ...]:
         """Links that a follower may take to the newest version."""
@@ -286,23 +289,34 @@ class ChainWire(Wire):
         self, base: Checkpoint | Weights, source: Source, start: int | None, number: int
     ) -> tuple[Manifest, Link]:
         """Write the file of a link to the scratch folder."""
-        unique = self._writer[:8]
-        at = "" if start is None or start == number - 1 else f"{start:06}-"
-        name = f"v{at}{number:06}-{unique}.delta"
-        path = self._file(name)
+        path = self._file("link")
         path.unlink(missing_ok=True)
         manifest = write_delta(base, source, path, **self._coding)
         digest = hash_of_file(path)
-        return manifest, Link(start, number, name, path.stat().st_size, digest)
+        # A name never gets another content: what is stored late or twice does no harm.
+        at = "" if start is None or start == number - 1 else f"{start:06}-"
+        name = f"v{at}{number:06}-{digest[:8]}.delta"
+        path.replace(self._file(name))
+        return manifest, Link(start, number, name, self._file(name).stat().st_size, digest)
 
-    def _store(self, link: Link) -> None:
-        """Store the file of a link, after its signature."""
+    def _store(self, link: Link, *, keeps: bool = False) -> None:
+        """Store the file of a link, after its signature; it is removed again unless it is listed.
+
+        Args:
+            link: The link.
+            keeps: Keep the file in the scratch folder.
+        """
         path = self._file(link.name)
-        if self._key is not None:
-            signature = sign_delta(path, self._key)
-            self.place.put(signature.name, signature)
-            signature.unlink()
-        self.place.put(link.name, path)
+        self._retired.append(link.name)
+        try:
+            if self._key is not None:
+                signature = sign_delta(path, self._key)
+                self.place.put(signature.name, signature)
+                signature.unlink()
+            self.place.put(link.name, path)
+        finally:
+            if not keeps:
+                path.unlink()
 
     def _file(self, name: str) -> Path:
         return self._scratch / name
