@@ -55,16 +55,20 @@ def read(delta: bytes, base: Files, mask: Mapping[str, bytes] | None = None) -> 
     for name, content in base.items():
         if name.endswith(".safetensors"):
             before |= safetensors_parts(content)[1]
+    stored, start = {}, 0
+    for entry in manifest["tensors"]:
+        stored[entry["name"]] = parts.get("tensors", b"")[start : start + entry["num_stored"]]
+        start += entry["num_stored"]
+    assert start == len(parts.get("tensors", b""))
     tensors: dict[str, bytes] = {}
     for entry in sorted(manifest["tensors"], key=lambda entry: "copy_of" in entry):
         name = entry["name"]
         if "copy_of" in entry:
             tensors[name] = tensors[entry["copy_of"]]
         else:
-            part = parts.get(f"tensor:{name}", b"")
             old = before[entry["base"]] if entry["base"] is not None else b""
             bits = (mask or {})[entry["mask"]] if "mask" in entry else None
-            tensors[name] = decoded_tensor(entry, part, old, bits)
+            tensors[name] = decoded_tensor(entry, stored[name], old, bits)
         assert xxhash.xxh3_128_hexdigest(tensors[name]) == entry["hash"]
     result = {}
     for file in manifest["files"]:

@@ -253,7 +253,7 @@ def test_verified_as_it_is_added(tmp_path: Path) -> None:
     (path,) = (store.folder / "objects").iterdir()
     content = path.read_bytes()
     with trimtab.DeltaFile(path) as delta:
-        part = delta._parts["tensor:w"]
+        part = delta._parts["tensors"]
         place = part.offset + part.num_bytes // 2
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
     store.add(run[0], "again", threads=1, against="base")

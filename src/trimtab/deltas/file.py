@@ -1,8 +1,8 @@
 """A delta file: read strictly, and written.
 
 It is a safetensors file of `U8` vectors, so that its own header has the checks of that format and
-any safetensors reader finds every part by its byte range: `tensor:NAME` holds the frames of a
-tensor, `file:PATH` the compressed header of a weights file or another file, and `manifest` the
+any safetensors reader finds every part by its byte range: `tensors` holds the frames of all
+tensors, `file:PATH` the compressed header of a weights file or another file, and `manifest` the
 compressed JSON of a `Manifest`. See docs/formats.md, "Delta".
 """
 
@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
@@ -92,6 +93,8 @@ class DeltaFile(Pooled):
             self.close()
             raise
         self.tensors = MappingProxyType(dict(self.manifest.by_name()))
+        ends = accumulate(entry.num_stored for entry in self.manifest.tensors)
+        self._starts = dict(zip(self.tensors, (0, *ends), strict=False))
 
     def __repr__(self) -> str:
         return one_line(self, f"{self.path}: {self.manifest!r}")
@@ -118,7 +121,7 @@ class DeltaFile(Pooled):
         Raises:
             DeltaError: The file cannot be read, or changed since it was opened.
         """
-        return self._read(f"tensor:{entry.name}", start, num_bytes)
+        return self._read("tensors", self._starts[entry.name] + start, num_bytes)
 
     def mask(self) -> PackedMask | None:
         """The mask over whose elements it is coded; None without one.
@@ -259,10 +262,11 @@ class DeltaWriter:
         file.write(b" " * self._start)
 
     def add(self, name: str, pieces: Iterable[bytes]) -> None:
-        """Write a part piece by piece, unless it is empty."""
+        """Write a part piece by piece, unless it is empty; or more of the part that was last."""
         size = sum(self._file.write(piece) for piece in pieces)
         if size:
-            self._sizes[name] = size
+            assert name not in self._sizes or name == next(reversed(self._sizes))
+            self._sizes[name] = self._sizes.get(name, 0) + size
 
     def finish(self, manifest: Manifest) -> int:
         """Write the manifest and the header.

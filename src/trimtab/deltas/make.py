@@ -182,9 +182,8 @@ def write_delta(
     sizes = {name: len(file.start) for name, file in source.weights.items()}
     sizes |= {name: len(read()) for name, read in source.others.items()}
     limits = {f"file:{name}": 2 * size + 4096 for name, size in sizes.items()}
-    for pair in pairs:
-        limits[f"tensor:{pair.tuned.name}"] = pair.tuned.num_bytes * 101 // 100 + 4096
     num_bytes = sum(pair.tuned.num_bytes for pair in pairs)
+    limits["tensors"] = num_bytes * 101 // 100 + 4096 * len(pairs)
     file_of = {name: path for path, file in source.weights.items() for name in file.tensors}
     hashers = {path: FileHash(sha256=sha256) for path in sizes}
     for path, file in source.weights.items():
@@ -209,7 +208,7 @@ def write_delta(
         )
         for pair, (entry, spool, tuned) in zip(pairs, coded, strict=True):
             with spool:
-                writer.add(f"tensor:{entry.name}", iter(partial(spool.read, PIECE), b""))
+                writer.add("tensors", iter(partial(spool.read, PIECE), b""))
             entries.append(entry)
             path = file_of[entry.name]
             for bits in chunks_of(tuned, entry.num_elements):

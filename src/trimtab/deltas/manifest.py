@@ -300,7 +300,7 @@ class Manifest(Result):
     def contents(self) -> dict[str, int]:
         """Name in the delta file -> bytes, of everything that it must hold beside the manifest."""
         files = {f"file:{file.path}": file.num_stored for file in self.files}
-        tensors = {f"tensor:{entry.name}": entry.num_stored for entry in self.tensors}
+        tensors = {"tensors": sum(entry.num_stored for entry in self.tensors)}
         return {name: size for name, size in (files | tensors).items() if size}
 
     def problems(self) -> Iterator[str]:
