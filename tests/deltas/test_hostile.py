@@ -67,26 +67,40 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], list[Pa
 
 
 def split(data: bytes) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Metadata and parts of a delta file."""
+    """Metadata of a delta file, what it holds of each tensor and file, and its manifest."""
     start = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:start])
     metadata = header.pop("__metadata__")
     spans = {name: entry["data_offsets"] for name, entry in header.items()}
-    return metadata, {name: data[start + a : start + b] for name, (a, b) in spans.items()}
+    found = {name: data[start + a : start + b] for name, (a, b) in spans.items()}
+    parts, at = {}, 0
+    for entry in manifest_in(found)["tensors"]:
+        if size := entry["num_stored"]:
+            parts[f"tensor:{entry['name']}"] = found["tensors"][at : at + size]
+            at += size
+    return metadata, parts | {name: part for name, part in found.items() if name != "tensors"}
 
 
 def joined(metadata: dict[str, str], parts: dict[str, bytes]) -> bytes:
     """The inverse of `split`."""
-    start = file_start({name: ("U8", (len(part),)) for name, part in parts.items()}, metadata)
-    return start + b"".join(parts.values())
+    tensors = b"".join(part for name, part in parts.items() if name.startswith("tensor:"))
+    found = {name: part for name, part in parts.items() if not name.startswith("tensor:")}
+    if tensors:
+        found = {"tensors": tensors, **found}
+    start = file_start({name: ("U8", (len(part),)) for name, part in found.items()}, metadata)
+    return start + b"".join(found.values())
 
 
 def with_manifest(parts: dict[str, bytes], manifest: Any) -> bytes:
-    """A delta with another manifest, whose hash is right."""
+    """A delta with another manifest, whose hash is right, and what it holds in the order of it."""
     packed = zstandard.ZstdCompressor(level=1).compress(json.dumps(manifest).encode())
     metadata = {"format": "trimtab.delta", "format_version": "1"}
     metadata["manifest_hash"] = xxhash.xxh3_128_hexdigest(packed)
-    return joined(metadata, parts | {"manifest": packed})
+    listed = manifest.get("tensors") if isinstance(manifest, dict) else None
+    entries = listed if isinstance(listed, list) else []
+    named = [f"tensor:{entry.get('name')}" for entry in entries if isinstance(entry, dict)]
+    first = {name: parts[name] for name in named if name in parts}
+    return joined(metadata, first | {**parts, "manifest": packed})
 
 
 def manifest_in(parts: dict[str, bytes]) -> Any:
@@ -328,6 +342,14 @@ def twice(manifest: Any, parts: dict[str, bytes]) -> None:
     parts["file:again.safetensors"] = parts["file:model.safetensors"]
 
 
+def named(name: str) -> Callable[[Any, dict[str, bytes]], None]:
+    def change(manifest: Any, parts: dict[str, bytes]) -> None:
+        (entry,) = (tensor for tensor in manifest["tensors"] if tensor["name"] == "z")
+        entry["name"] = name
+
+    return change
+
+
 def shaped(*shape: int) -> Callable[[Any, dict[str, bytes]], None]:
     def change(manifest: Any, parts: dict[str, bytes]) -> None:
         (entry,) = (tensor for tensor in manifest["tensors"] if tensor["name"] == "z")
@@ -348,6 +370,7 @@ def shaped(*shape: int) -> Callable[[Any, dict[str, bytes]], None]:
         (called("a\0b"), "is a name with unprintable characters"),
         (called("a\\b"), "leads out of the folder"),
         (twice, r"of weights have \d+ bytes of tensors, and the tensors have"),
+        (named("z\n"), "is a name with unprintable characters"),
         (shaped(*[1] * 65, 0), "is no shape of a tensor"),
         (shaped(2**62, 2**62, 0), "is no shape of a tensor"),
     ],

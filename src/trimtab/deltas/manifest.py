@@ -147,6 +147,8 @@ class TensorEntry:
 
     def problems(self) -> Iterator[str]:
         """What no tensor of a delta can be."""
+        if not self.name.isprintable():
+            yield f"{short(self.name)} is a name with unprintable characters"
         if self.dtype not in DTYPES:
             yield f"dtype is {self.dtype!r}, which safetensors does not have"
         elif len(self.shape) > MAX_DIMENSIONS or prod(max(1, n) for n in self.shape) >= 2**60:
