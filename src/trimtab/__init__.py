@@ -84,6 +84,10 @@ if TYPE_CHECKING:
     from trimtab.measure.trajectory import trajectory as trajectory
     from trimtab.measure.trajectory_result import Trajectory as Trajectory
     from trimtab.report import load_result as load_result
+    from trimtab.sync.engines.control import EngineControl as EngineControl
+    from trimtab.sync.engines.drive import EngineDriver as EngineDriver
+    from trimtab.sync.engines.prove import Proof as Proof
+    from trimtab.sync.engines.prove import prove as prove
     from trimtab.sync.folder import FolderHolder as FolderHolder
     from trimtab.sync.follower import Acknowledgement as Acknowledgement
     from trimtab.sync.follower import Follower as Follower
@@ -139,6 +143,9 @@ _NAMES = {
     "measure.trajectory": ("trajectory",),
     "measure.trajectory_result": ("Trajectory",),
     "report": ("load_result",),
+    "sync.engines.control": ("EngineControl",),
+    "sync.engines.drive": ("EngineDriver",),
+    "sync.engines.prove": ("Proof", "prove"),
     "sync.folder": ("FolderHolder",),
     "sync.follower": ("Acknowledgement", "Follower", "Update"),
     "sync.published": ("Followed", "Published", "SyncLog"),

@@ -18,7 +18,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-NO_ENGINE = "no vLLM: set VLLM_PYTHON to the Python of an environment that has it"
+NO_ENGINE = "no vLLM: run `make engine`, or set VLLM_PYTHON to a Python that has it"
 
 
 def vllm_python() -> str | None:

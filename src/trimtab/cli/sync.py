@@ -166,6 +166,86 @@ def status(place: str, as_json: bool) -> None:
         say(f"{each.name} has {state}{late}")
 
 
+engine_option = click.option(
+    "--engine", metavar="URL", required=True, help="The vLLM server: http://127.0.0.1:8000."
+)
+
+folder_option = click.option(
+    "--folder", "place", metavar="PLACE", required=True, help="Where the run is published."
+)
+
+
+@sync.command(
+    "drive",
+    cls=options.Command,
+    short_help="Keep a vLLM server at the newest version.",
+    epilog="Example: trimtab sync drive --engine http://127.0.0.1:8000 --folder /shared/run",
+)
+@engine_option
+@folder_option
+@base_option
+@click.option("--name", help="Name of the follower.  [default: that of host and process]")
+@click.option(
+    "--pause",
+    "mode",
+    type=click.Choice(["wait", "abort", "keep"]),
+    default="wait",
+    help="What a pause does with requests in progress: wait for their end, abort them, or keep "
+    "them, to go on with other weights.",
+)
+@click.option("--once", is_flag=True, help="End at the newest version, instead of waiting.")
+@click.option(
+    "--poll", type=click.FloatRange(min=0.01), default=1.0, help="Seconds between two looks."
+)
+def drive(engine: str, place: str, once: bool, poll: float, **settings: Any) -> None:
+    """Bring a vLLM server to each version of a run, until Ctrl-C.
+
+    The server was started with VLLM_SERVER_DEV_MODE=1 and --weight-transfer-config
+    '{"backend": "trimtab"}', and reads PLACE itself. It is paused only while its weights change.
+    """
+    driver = trimtab.EngineDriver(engine, place, **settings)
+    updates = driver.updates(poll=poll, warn=lambda error: say(f"{error}", err=True))
+    for update in [driver.update()] if once else updates:
+        if update is not None:
+            seconds = ", ".join(f"{stage} {time:.2f} s" for stage, time in update.seconds.items())
+            say(f"version {update.version}: {seconds}")
+
+
+@sync.command(
+    "prove",
+    cls=options.Command,
+    short_help="Compare what a vLLM server serves with a version.",
+    epilog="Example: trimtab sync prove --engine http://127.0.0.1:8000 --folder /shared/run",
+)
+@engine_option
+@folder_option
+@click.option(
+    "--version",
+    type=click.IntRange(min=0),
+    help="The version.  [default: the one that the engine says it has]",
+)
+@base_option
+@click.option("--lr", type=float, help="With --base: say how many elements such a step can move.")
+@options.json_option
+def prove(engine: str, place: str, as_json: bool, **settings: Any) -> int:
+    """Compare what a vLLM server really serves with a version of the run, bit for bit.
+
+    Also says whether the version differs from the one before, and if hardly, why.
+
+    Exit code 3 if they differ, or some of it cannot be seen.
+    """
+    from trimtab.results.schema import to_plain
+    from trimtab.sync.engines.prove import lines_of
+
+    proof = trimtab.prove(engine, place, **settings)
+    if as_json:
+        say(json.dumps(to_plain(proof), indent=1))
+    else:
+        for line in lines_of(proof):
+            say(line)
+    return 0 if proof.is_proven else 3
+
+
 def _line_of(update: Any) -> str:
     step = "" if update.step is None else f" (step {update.step})"
     seconds = ", ".join(f"{stage} {time:.2f} s" for stage, time in update.seconds.items())

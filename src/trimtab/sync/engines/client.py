@@ -118,7 +118,8 @@ class EngineClient:
                 problem = str(error)
             if attempt < self._retries:
                 time.sleep(self._pause * 2**attempt)
-        raise SyncError(f"{self.url}{path}: {problem} ({self._retries + 1} tries)")
+        tries = f" ({self._retries + 1} tries)" if self._retries else ""
+        raise SyncError(f"{self.url}{path}: {problem}{tries}")
 
     def _request(self, path: str, content: Mapping[str, Any] | None) -> Any:
         headers = {"Content-Type": "application/json"}
@@ -312,4 +313,6 @@ def _said(content: bytes) -> str:
         text = str(found.get("message", found)) if isinstance(found, dict) else str(found)
     except ValueError:
         pass
+    # vLLM wraps what failed in one of its workers.
+    text = text.rpartition("Worker failed with error '")[2].partition("', please check the")[0]
     return escaped(" ".join(text.split()))[:400] or "nothing"
