@@ -63,7 +63,7 @@ def sync() -> None:
     "--checksum",
     type=click.Choice(["adler32", "xxh3-128", "blake3"]),
     default="adler32",
-    help="Of the tensors in slime's layout.",
+    help="Checksum of each tensor in slime's layout.",
 )
 @options.threads_option
 def publish(checkpoint: str, step: int | None, threads: int | None, **settings: Any) -> None:
