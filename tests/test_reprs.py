@@ -70,7 +70,12 @@ def results(folder: Path) -> Iterator[Any]:
         publisher.wait()
         holder = trimtab.FolderHolder(folder / "served", base)
         follower = trimtab.Follower(publisher.place, holder, name="a-name-" * 14)
-        yield [follower.update(), publisher.acknowledged(), publisher.log()]
+        yield [
+            follower.update(),
+            publisher.acknowledged(),
+            publisher.log(),
+            trimtab.Served(1, True, 3, 4),
+        ]
     with trimtab.open_checkpoint(base) as checkpoint:
         yield [checkpoint, checkpoint.tensors]
     with open_mask(folder / "mask.safetensors") as stored:

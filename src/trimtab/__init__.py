@@ -94,6 +94,7 @@ if TYPE_CHECKING:
     from trimtab.sync.follower import Update as Update
     from trimtab.sync.published import Followed as Followed
     from trimtab.sync.published import Published as Published
+    from trimtab.sync.published import Served as Served
     from trimtab.sync.published import SyncLog as SyncLog
     from trimtab.sync.publisher import Publisher as Publisher
 
@@ -148,7 +149,7 @@ _NAMES = {
     "sync.engines.prove": ("Proof", "prove"),
     "sync.folder": ("FolderHolder",),
     "sync.follower": ("Acknowledgement", "Follower", "Update"),
-    "sync.published": ("Followed", "Published", "SyncLog"),
+    "sync.published": ("Followed", "Published", "Served", "SyncLog"),
     "sync.publisher": ("Publisher",),
 }
 """Module, below `trimtab`, -> the public names that it defines."""

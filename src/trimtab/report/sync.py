@@ -10,7 +10,7 @@ from trimtab.report import charts
 from trimtab.report import document as doc
 from trimtab.report.records import checkpoints_table, settings_table
 from trimtab.report.wording import Shown, count, endpoint, printable, share, shown
-from trimtab.sync.published import Followed, Published
+from trimtab.sync.published import Followed, Published, Served
 from trimtab.sync.published import SyncLog as SyncLog
 from trimtab.words import plural
 
@@ -59,11 +59,12 @@ def sync_document(log: SyncLog) -> doc.Document:
                 f"{log.median_bytes:,} of {dense:,} bytes",
             )
         ],
-        summary=[_waited(log)],
+        summary=[_waited(log), _proven(log) if log.served else None],
         coverage=f"complete: {plural(len(log.versions), 'version')}",
         prints_coverage=False,
         sections=[
             doc.Section("Versions", blocks=_versions(log)) if log.versions else None,
+            doc.Section("The engine", (_proven(log),), _served(log)) if log.served else None,
             doc.Section("Followers", blocks=_followers(log)) if log.followed else None,
             doc.Section(
                 "Provenance",
@@ -158,6 +159,33 @@ def _versions(log: SyncLog) -> tuple[doc.Figure | doc.Table, ...]:
         (doc.Key("dot-0", CHANGED), doc.Key("dot-1", BYTES)),
     )
     return (few, figure)
+
+
+def _proven(log: SyncLog) -> str:
+    num = sum(each.is_proven for each in log.served)
+    return (
+        f"The engine served {plural(len(log.served), 'version')}; what it multiplies by had the "
+        f"hashes of the version in {'all' if num == len(log.served) else num} of them."
+    )
+
+
+def _served(log: SyncLog) -> tuple[doc.Figure | doc.Table, ...]:
+    columns = (
+        doc.Column[Served]("proof", lambda row: "equal" if row.is_proven else "DIFFERS", "word"),
+        doc.Column[Served]("right", lambda row: count(row.num_right)),
+        doc.Column[Served]("asked", lambda row: count(row.num_asked)),
+        doc.Column[Served]("share right", lambda row: share(row.num_right, row.num_asked, 1)),
+    )
+    rows = [((str(each.version),), each) for each in log.served]
+    table = doc.table(
+        "Proofs, and questions answered right",
+        rows,
+        columns,
+        keys=("version",),
+        is_folded=False,
+        brief="Proofs, and questions answered right",
+    )
+    return (table,)
 
 
 def _followers(log: SyncLog) -> tuple[doc.Table, ...]:

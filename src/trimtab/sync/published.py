@@ -66,6 +66,32 @@ class Followed:
 
 
 @dataclass(frozen=True)
+class Served:
+    """A version that an engine served.
+
+    Attributes:
+        version: Its number.
+        is_proven: Whether what it multiplies by had the hashes of the version: see `prove`.
+        num_right: Questions that it answered right.
+        num_asked: Questions.
+    """
+
+    version: Count
+    is_proven: bool
+    num_right: Count
+    num_asked: Count
+
+    def __repr__(self) -> str:
+        proven = "proven" if self.is_proven else "NOT PROVEN"
+        return one_line(self, f"version {self.version}: {proven}")
+
+    def problems(self) -> Iterator[str]:
+        """What no engine answers."""
+        if self.num_right > self.num_asked:
+            yield f"{self.num_right} of {self.num_asked} are right"
+
+
+@dataclass(frozen=True)
 class SyncLog(Result):
     """What a publisher measured of its run.
 
@@ -76,7 +102,10 @@ class SyncLog(Result):
         followed: What followers acknowledged, as far as the publisher saw it: it looks whenever it
             publishes, and while it waits for them.
         provenance: Version, date and settings.
+        served: What an engine served, if somebody looked.
     """
+
+    PLAIN: ClassVar = ("base", "place", "versions", "followed", "provenance", "served?")
 
     FORMAT: ClassVar[str] = "trimtab.sync"
     NAME: ClassVar[str] = "log of a published run"
@@ -88,10 +117,11 @@ class SyncLog(Result):
     versions: tuple[Published, ...]
     followed: tuple[Followed, ...]
     provenance: Provenance
+    served: tuple[Served, ...] = ()
 
     def __post_init__(self) -> None:
         """Take the lists of a file as what they were."""
-        for name in ("versions", "followed"):
+        for name in ("versions", "followed", "served"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def __repr__(self) -> str:
