@@ -74,7 +74,7 @@ NEW_WINGS = {
     "coded_masks": (2, 370),
     "deltas": (33, 8_400),
     "stores": (1, 220),
-    "sync": (30, 7_000),
+    "sync": (32, 7_800),
     "updates": (4, 1_230),
 }
 """Folder -> most files and lines; its verbs and reports (`cli/delta.py`) count too.

@@ -52,6 +52,9 @@ def sync() -> None:
 @click.option(
     "--signing-key", type=options.PATH, help="Key of OpenSSH to sign with, by ssh-keygen."
 )
+@click.option(
+    "--mask", type=options.PATH, help="Mask of the elements that are trained: code only these."
+)
 @click.option("--keep", type=click.IntRange(min=1), default=8, help="Newest versions to keep.")
 @click.option(
     "--wire",

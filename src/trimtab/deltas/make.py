@@ -296,7 +296,7 @@ def _code(pair: _Pair, coding: _Coding, content: SpooledTemporaryFile[bytes]) ->
     name = selection = None
     if coding.mask is not None and base is not None and base.shape == tensor.shape:
         name = coding.mask.name(base.name)
-        selection = coding.mask.selection(name) if name is not None else None
+        selection = coding.mask.selection(base.name, base.shape) if name is not None else None
     entry, num_outside = _compared(pair, tuned, before, selection)
     result = _Coded(entry, content, tensor if isinstance(tensor, StoredTensor) else tuned)
     if same is not None and same is not tensor and _is_equal(same, tensor, tuned, most):

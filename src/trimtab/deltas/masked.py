@@ -14,6 +14,7 @@ import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from threading import Lock
 from typing import TypeAlias
@@ -30,8 +31,8 @@ from trimtab.elements.update_fit import Readable
 from trimtab.elements.update_kernels import changes
 from trimtab.errors import DeltaError, MaskError
 from trimtab.inputs import AnyPath
-from trimtab.masks.header import PackedMask
-from trimtab.masks.on_disk import open_mask
+from trimtab.masks.header import MaskHeader, PackedMask
+from trimtab.masks.on_disk import open_mask, write_mask_file
 from trimtab.masks.packed import PackedTensor
 from trimtab.words import first_few
 
@@ -43,6 +44,18 @@ Words = NDArray[np.uint64]
 def mask_file_name(digest: str) -> str:
     """Name of the file of a mask that lies beside the deltas that are coded over it."""
     return f"mask-{digest}.safetensors"
+
+
+def saved_mask(mask: AnyMask, folder: Path) -> AnyPath:
+    """The file of a mask; one that is in memory is written to a folder first."""
+    if not isinstance(mask, PackedMask):
+        return mask
+    if mask.path is not None:
+        return mask.path
+    header = MaskHeader({name: mask.shape(name) for name in mask}, mask.base, mask.provenance)
+    path = folder / mask_file_name(mask.digest)
+    write_mask_file(path, header, lambda name: mask.tensor(name, mask.shape(name)), force=True)
+    return path
 
 
 class Selection:
@@ -118,9 +131,11 @@ class MaskOfBase:
         name = None if base is None else self._names.get(base)
         return name if name is not None and self.mask.num_selected(name) else None
 
-    def selection(self, name: str) -> Selection:
-        """What it selects of a tensor, by the name that it has for it."""
-        return Selection(self.mask.tensor(name, self.mask.shape(name)))
+    def selection(self, base: str, shape: tuple[int, ...]) -> Selection:
+        """What it selects of a tensor of the base of this shape."""
+        if (name := self.name(base)) is None:
+            return Selection(PackedTensor(shape, np.zeros(-(-prod(shape) // 8), np.uint8), 0))
+        return Selection(self.mask.tensor(name, shape))
 
 
 class Masks:

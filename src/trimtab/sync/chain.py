@@ -4,6 +4,7 @@
     v000012-1f0c9a3e.delta  a link: what makes version 12 of version 11
     v000008-000016-….delta  a folded link: what makes version 16 of version 8
     followers/NAME.json     the version that a follower has: see `trimtab.sync.follower`
+    mask-DIGEST.safetensors a mask over whose elements links are coded
 
 The last part of the name of a link is the start of the hash of its file, so a name never gets
 another content.
@@ -22,7 +23,7 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from trimtab.errors import ResultFormatError, SyncError
 from trimtab.inputs import AnyPath, parse_json
@@ -42,6 +43,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a file of a link, and of a follower."""
 
 HASH = re.compile("[0-9a-f]{32}")
+
+MOST_OF_A_NAME = 1 << 12
+"""Bytes that the file of a mask may take for each tensor beside its bits."""
 
 MAX_FILE_BYTES = 1 << 46
 """Largest link: 64 TiB."""
@@ -103,6 +107,24 @@ class Link:
 
 
 @dataclass(frozen=True)
+class MaskFile:
+    """A mask over whose elements links are coded: `mask-DIGEST.safetensors`.
+
+    Attributes:
+        digest: Of the mask.
+        num_bytes: Size of its file.
+    """
+
+    digest: str
+    num_bytes: Count
+
+    def problems(self) -> Iterator[str]:
+        """What no mask is."""
+        if not HASH.fullmatch(self.digest):
+            yield "digest is not 32 hexadecimal digits"
+
+
+@dataclass(frozen=True)
 class Chain:
     """What `chain.json` says.
 
@@ -112,7 +134,12 @@ class Chain:
         base: Version 0.
         versions: Those that a link leads from or to, and the newest, in ascending order.
         links: Files by which they are reached.
+        masks: Those over whose elements links are coded.
     """
+
+    PLAIN: ClassVar = (
+        *("format", "format_version", "run", "writer", "base", "versions", "links", "masks?"),
+    )
 
     format: str
     format_version: Count
@@ -121,10 +148,11 @@ class Chain:
     base: CheckpointRecord
     versions: tuple[Version, ...]
     links: tuple[Link, ...]
+    masks: tuple[MaskFile, ...] = ()
 
     def __post_init__(self) -> None:
         """Take the lists of a file as what they were."""
-        for name in ("versions", "links"):
+        for name in ("versions", "links", "masks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def __repr__(self) -> str:
@@ -148,6 +176,9 @@ class Chain:
         for link in self.links:
             if not {link.base, link.version} <= known:
                 yield f"{link.name} leads to or from a version that is not listed"
+        most = self.base.num_elements // 8 + (self.base.num_tensors + 16) * MOST_OF_A_NAME
+        if large := [mask for mask in self.masks if mask.num_bytes > most]:
+            yield f"a mask has {large[0].num_bytes} bytes, more than one of these weights can have"
 
     def known(self, content_hash: str | None) -> Version | None:
         """The newest version that has a content hash; None without one."""

@@ -16,12 +16,14 @@ from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
+from trimtab.deltas.masked import mask_file_name
 from trimtab.deltas.signature import SUFFIX, sign_delta
 from trimtab.deltas.source import NOTHING, Source, Weights
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES
 from trimtab.errors import SyncError
 from trimtab.inputs import AnyPath
+from trimtab.masks.header import PackedMask
 from trimtab.results.records import CheckpointRecord
 from trimtab.sync.chain import (
     CHAIN,
@@ -30,10 +32,11 @@ from trimtab.sync.chain import (
     VERSION,
     Chain,
     Link,
+    MaskFile,
     Version,
     read_chain,
 )
-from trimtab.sync.follower import fetch, fetch_route
+from trimtab.sync.fetching import fetch, fetch_route
 from trimtab.sync.followers import Followers
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published
@@ -63,9 +66,10 @@ class ChainWire(Wire):
         max_rank: int,
         threads: int | None,
         signing_key: AnyPath | None,
+        mask: PackedMask | None,
         followers: Followers,
     ) -> None:
-        super().__init__(place, base, scratch, threads, depth=fold_every)
+        super().__init__(place, base, scratch, threads, depth=fold_every, mask=mask)
         self._anchor_every, self._fold_every, self._keep = anchor_every, fold_every, keep
         self._coding: dict[str, Any] = {"max_rank": max_rank, "threads": threads}
         self._key = signing_key
@@ -106,18 +110,19 @@ class ChainWire(Wire):
         """Publish version 0."""
         links: tuple[Link, ...] = ()
         if self._base is None:
-            self._hold({n: (tensor.dtype, tensor.read()) for n, tensor in source.tensors.items()})
+            self._hold(source, ((n, t.dtype, t.read()) for n, t in source.tensors.items()))
             self._keep_files(source)
             whole = replace(frozen(source), tensors=self.snapshot.before())
             manifest, link = self._write(NOTHING, whole, None, 0)
             self._store(link, keeps=True)
             record, links = manifest.result, (link,)
         else:
-            self._hold(self._base_tensors(source))
+            self._hold_base(source)
             record = self._record_of_base()
         first = Version(0, record.content_hash, None, 0)
         run = secrets.token_hex(16)
-        chain = Chain(FORMAT, VERSION, run, self._writer, record, (first,), links)
+        masks = self._masks(())
+        chain = Chain(FORMAT, VERSION, run, self._writer, record, (first,), links, masks)
         if not self.place.claim(CHAIN, chain.to_json()):
             raise SyncError(
                 f"{self.place}: another publisher began a run there at the same time: publish one "
@@ -145,7 +150,7 @@ class ChainWire(Wire):
             )
         path, files = route
         if not path:
-            self._hold(self._base_tensors(source))
+            self._hold_base(source)
         else:
             base = NOTHING if self._base is None or path[0].base is None else self._base
             with opened_chain(files) as deltas, Workers(self._threads) as workers:
@@ -153,7 +158,7 @@ class ChainWire(Wire):
                 entries = replay.manifest.tensors
                 decoded = workers.in_order(entries, replay.tensor, lambda entry: entry.num_bytes)
                 pairs = zip(entries, decoded, strict=True)
-                self._hold({e.name: (DTYPES[e.dtype], bits) for e, bits in pairs})
+                self._hold(source, ((e.name, DTYPES[e.dtype], bits) for e, bits in pairs))
             found = replay.manifest.result.content_hash
             if found != newest.content_hash:
                 raise SyncError(
@@ -166,7 +171,17 @@ class ChainWire(Wire):
             self._keep_files(source)
         # What a killed publisher stored and did not list.
         self._retired = [name for name in self.place.names() if STORED.fullmatch(name)]
-        self._put(replace(chain, writer=self._writer))
+        self._put(replace(chain, writer=self._writer, masks=self._masks(chain.masks)))
+
+    def _masks(self, known: tuple[MaskFile, ...]) -> tuple[MaskFile, ...]:
+        """The masks at the place, with that of this publisher, which is stored once."""
+        mask = self._mask
+        if mask is None or mask.digest in [each.digest for each in known]:
+            return known
+        assert mask.path is not None  # or it would have been saved
+        path = Path(mask.path)
+        self.place.put(mask_file_name(mask.digest), path)
+        return (*known, MaskFile(mask.digest, path.stat().st_size))
 
     def send(self, pending: Pending) -> Published:
         """Encode a version, store it, and add it to the list."""
@@ -291,7 +306,8 @@ class ChainWire(Wire):
         """Write the file of a link to the scratch folder."""
         path = self._file("link")
         path.unlink(missing_ok=True)
-        manifest = write_delta(base, source, path, **self._coding)
+        mask = None if base is NOTHING else self._mask
+        manifest = write_delta(base, source, path, mask=mask, **self._coding)
         digest = hash_of_file(path)
         # A name never gets another content: what is stored late or twice does no harm.
         at = "" if start is None or start == number - 1 else f"{start:06}-"

@@ -11,13 +11,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, Self, TypeAlias
 
-from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.signature import SUFFIX, verify_signature
@@ -25,8 +24,8 @@ from trimtab.errors import DeltaError, SettingsError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath
 from trimtab.results.schema import Amount, Count, to_plain
 from trimtab.sync.chain import HASH, NAME, Chain, Link, Version, at_place, parsed, read_chain
+from trimtab.sync.fetching import NotThereError, fetch, fetch_masks
 from trimtab.sync.places import Place
-from trimtab.sync.untrusted import OtherFileError
 from trimtab.words import one_line
 
 FORMAT, VERSION = "trimtab.follower", 1
@@ -184,6 +183,7 @@ class Follower:
         self._holder = holder
         self._signers = signers
         self._scratch = scratch
+        self._masks: tempfile.TemporaryDirectory[str] | None = None
         self._hash: str | None = None
         self._is_hashed = False
         self._run: str | None = None
@@ -310,6 +310,9 @@ class Follower:
         if not self._is_named and self._acknowledged is not None:
             self.place.remove(f"{FOLDER}/{self.name}.json")
             self._acknowledged = None
+        if self._masks is not None:
+            self._masks.cleanup()
+            self._masks = None
 
     def _is_old(self, chain: Chain) -> bool:
         """Whether a list of versions is older than one that was read before."""
@@ -351,7 +354,8 @@ class Follower:
                     f"{target.number}: start it from {chain.base.id}, with which the run began"
                 )
             if not seconds:
-                self._take(path, target, starts[path[0].base] if path else "base", seconds)
+                start = starts[path[0].base] if path else "base"
+                self._take(chain, path, target, start, seconds)
         except DeltaError:
             self._is_hashed = False  # they may have been changed by somebody else
             raise
@@ -374,13 +378,18 @@ class Follower:
         path = chain.route({0}, target.number)
         if path:
             with suppress(DeltaError):
-                self._take(path, target, "own", seconds)
+                self._take(chain, path, target, "own", seconds)
                 return path
             seconds.clear()
         return None
 
     def _take(
-        self, path: Sequence[Link], target: Version, start: Start, seconds: dict[str, float]
+        self,
+        chain: Chain,
+        path: Sequence[Link],
+        target: Version,
+        start: Start,
+        seconds: dict[str, float],
     ) -> None:
         """Fetch the files of links, and apply them."""
         started, self._coming = time.monotonic(), target
@@ -389,6 +398,7 @@ class Follower:
             if self._signers is not None:
                 for file in files:
                     self._check_signature(file, self._signers)
+            fetch_masks(self.place, chain, path, files, self._mask_folder)
             if files:
                 self._check(files[-1], path[-1], target)
             seconds["fetch"] = time.monotonic() - started
@@ -409,6 +419,12 @@ class Follower:
         signature = file.with_name(file.name + SUFFIX)
         signature.write_bytes(content)
         verify_signature(file, signers, signature)
+
+    def _mask_folder(self) -> Path:
+        """Where masks are kept that were fetched."""
+        if self._masks is None:
+            self._masks = tempfile.TemporaryDirectory(prefix="trimtab-masks-", dir=self._scratch)
+        return Path(self._masks.name)
 
     def _check(self, file: Path, link: Link, target: Version) -> None:
         """Refuse a file that leads elsewhere than the list of versions says."""
@@ -442,67 +458,8 @@ class Follower:
         self._acknowledged = (chain.run, version.number)
 
 
-class NotThereError(SyncError):
-    """The file of a link is not there, or is another one."""
-
-    def __init__(self, message: str, link: Link) -> None:
-        super().__init__(message)
-        self.link = link
-
-
 class _NoRouteError(SyncError):
     """No links lead to a version."""
-
-
-def fetch(place: Place, link: Link, folder: Path) -> Path:
-    """Copy the file of a link to a folder.
-
-    Raises:
-        NotThereError: It is not there, or not the one that the list of versions names.
-        SyncError: The place cannot be reached.
-    """
-    target = folder / link.name
-    target.unlink(missing_ok=True)  # of a try that failed later
-    try:
-        is_there = place.fetch(link.name, target, link.num_bytes)
-    except OtherFileError as error:
-        raise NotThereError(str(error), link) from None
-    if not is_there:
-        raise NotThereError(
-            f"{place}: {link.name}, which leads to version {link.version}, is not there: publish "
-            "the run to another place",
-            link,
-        )
-    if (found := hash_of_file(target)) != link.hash:
-        target.unlink()
-        raise NotThereError(
-            f"{place}: {link.name} has xxh3-128 {found}, expected {link.hash}: it is damaged, or "
-            "somebody else writes there",
-            link,
-        )
-    return target
-
-
-def fetch_route(
-    place: Place, chain: Chain, starts: Collection[int | None], to: int, folder: Path
-) -> tuple[tuple[Link, ...], list[Path]] | None:
-    """Copy the files of the links of fewest bytes to a version, around those that are damaged.
-
-    Returns:
-        The links, and their files; None if no links lead there.
-
-    Raises:
-        SyncError: They would, but their files are damaged or not there.
-    """
-    problem: NotThereError | None = None
-    while (path := chain.route(starts, to)) is not None:
-        try:
-            return path, [fetch(place, link, folder) for link in path]
-        except NotThereError as error:
-            problem, chain = error, chain.without(error.link)
-    if problem is not None:
-        raise problem
-    return None
 
 
 def acknowledgements(place: Place) -> tuple[Acknowledgement, ...]:

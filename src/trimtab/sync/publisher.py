@@ -7,14 +7,17 @@ import tempfile
 import time
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.deltas.exchange.payloads import CHECKSUMS, Checksum
+from trimtab.deltas.masked import AnyMask, saved_mask
 from trimtab.deltas.source import Source, source_of
 from trimtab.errors import SettingsError, SyncError
 from trimtab.inputs import AnyPath
+from trimtab.masks.on_disk import opened_masks
 from trimtab.results.records import made_now
 from trimtab.sync.chain import at_place
 from trimtab.sync.chain_wire import ChainWire
@@ -57,6 +60,7 @@ class Publisher:
         checksum: Checksum = "adler32",
         threads: int | None = 1,
         signing_key: AnyPath | None = None,
+        mask: AnyMask | None = None,
     ) -> None:
         """Set up; nothing is read or written before the first version is given.
 
@@ -79,10 +83,15 @@ class Publisher:
             checksum: Of each tensor, in slime's layout: `adler32`, `xxh3-128` or `blake3`.
             threads: Tensors or chunks encoded at the same time; None for one for each core.
             signing_key: A key of OpenSSH with which every link is signed, as in `sign_delta`.
+            mask: A mask, or its file, if only its elements are trained: links are coded over them,
+                as by `trimtab.make_delta`, and the mask is stored at the place once. With a base,
+                the copy of the last version has only these elements, and the others are read from
+                the base. Publishing fails if others changed.
 
         Raises:
+            MaskError: The mask is damaged.
             SettingsError: A number is out of range, a layout or checksum is not known, or the
-                layout has no signatures.
+                layout has no signatures and no masks.
             MissingExtraError: BLAKE3 is not installed.
         """
         if wire not in get_args(Layout) or checksum not in CHECKSUMS:
@@ -92,6 +101,8 @@ class Publisher:
             )
         if wire == "slime" and signing_key is not None:
             raise SettingsError("slime's layout has no signatures: leave out the signing key")
+        if wire == "slime" and mask is not None:
+            raise SettingsError("slime's layout has no masks: leave out the mask")
         for name, value, least in (
             ("anchor_every", anchor_every, 0),
             ("fold_every", fold_every, 0),
@@ -111,6 +122,9 @@ class Publisher:
             "threads": threads,
         }
         scratch = Path(self._scratch.name)
+        self._files = ExitStack()
+        given = [] if mask is None else [saved_mask(mask, scratch)]
+        masks = opened_masks(given, self._files)
         self._wire: Wire
         if wire == "slime":
             self._wire = SlimeWire(self.place, base, scratch, checksum=checksum, **self._settings)
@@ -122,6 +136,7 @@ class Publisher:
                 base,
                 scratch,
                 signing_key=signing_key,
+                mask=masks[0] if masks else None,
                 followers=self._followers,
                 **self._settings,
             )
@@ -257,6 +272,7 @@ class Publisher:
         finally:
             self._executor.shutdown()
             self._wire.close()
+            self._files.close()
             self._scratch.cleanup()
 
     def _ensure_started(self) -> tuple[str, int]:

@@ -200,9 +200,9 @@ class SlimeWire(Wire):
         """Publish version 0, unless followers have it."""
         record = None
         if self._base is None:
-            self._hold({n: (tensor.dtype, tensor.read()) for n, tensor in source.tensors.items()})
+            self._hold(source, ((n, t.dtype, t.read()) for n, t in source.tensors.items()))
         else:
-            self._hold(self._base_tensors(source))
+            self._hold_base(source)
             record = self._record_of_base()
         held = self.snapshot.before()
         self._hash_all()
@@ -239,7 +239,8 @@ class SlimeWire(Wire):
                     f"{self.place}: its versions lead from {run.base.id}, with which the run "
                     "began: give that base"
                 )
-            tensors = {self._names[n]: each for n, each in self._base_tensors(source).items()}
+            base = self._base_tensors(source)
+            tensors = {self._names[n]: (t.dtype, t.read()) for n, t in base.items()}
         for version in chain:
             self._replay(version, tensors, run.base.id)
         if names.keys() != tensors.keys():
@@ -248,7 +249,7 @@ class SlimeWire(Wire):
                 f"{self.place}: {odd} are in the run there or in the model only: publish another "
                 "model to another place"
             )
-        self._hold({names[name]: each for name, each in tensors.items()})
+        self._hold(source, ((names[name], *each) for name, each in tensors.items()))
         held = self.snapshot.before()
         self._hash_all()
         found = content_hash(

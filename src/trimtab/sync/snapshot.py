@@ -3,23 +3,61 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
+from math import prod
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.deltas.chain import Replay
 from trimtab.deltas.changes import Changes, apply_changes, find_changes
 from trimtab.deltas.manifest import TensorEntry
-from trimtab.deltas.source import Source
+from trimtab.deltas.masked import Selection
+from trimtab.deltas.source import Source, TunedTensor
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import SyncError
+from trimtab.words import plural
 
 AllChanges = Mapping[str, Changes]
 """Name of each tensor -> what changed in it."""
+
+
+class Part(NamedTuple):
+    """The elements of a tensor that are held, if the others are always those of version 0.
+
+    Attributes:
+        stored: The tensor in version 0, on disk.
+        selection: Which of its elements are held.
+    """
+
+    stored: StoredTensor
+    selection: Selection
+
+    def whole(self, values: Bits) -> Bits:
+        """The tensor, given the elements that are held."""
+        bits = self.stored.read()
+        self.selection.scatter(values, bits.reshape(-1))
+        return bits
+
+    def held(self, name: str, bits: Bits) -> Bits:
+        """The elements that are to be held of a tensor.
+
+        Raises:
+            SyncError: Others are not those of version 0.
+        """
+        flat = np.ascontiguousarray(bits).reshape(-1)
+        _, num_outside = self.selection.count_changes(self.stored.read().reshape(-1), flat)
+        if num_outside:
+            raise SyncError(
+                f"{name}: {plural(num_outside, 'element')} changed that the mask does not select: "
+                "give the mask that was trained, or publish without one"
+            )
+        return self.selection.gather(flat)
 
 
 class HeldTensor(NamedTuple):
@@ -28,9 +66,10 @@ class HeldTensor(NamedTuple):
     Attributes:
         name: Its name.
         dtype: Its dtype.
-        bits: Its bits, in its shape, before the changes.
+        bits: Its bits, in its shape, or those of a part, before the changes.
         changes: In the order in which they are applied.
         back: Whether they are undone instead.
+        part: Which elements `bits` has; None for all.
     """
 
     name: str
@@ -38,25 +77,26 @@ class HeldTensor(NamedTuple):
     bits: Bits
     changes: tuple[Changes, ...] = ()
     back: bool = False
+    part: Part | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Its shape."""
-        return self.bits.shape
+        return self.bits.shape if self.part is None else self.part.stored.shape
 
     @property
     def num_bytes(self) -> int:
         """Its size."""
-        return self.bits.nbytes
+        return prod(self.shape) * self.dtype.num_bytes
 
     def read(self) -> Bits:
         """Its bits after the changes; not to be written to."""
-        if not any(changes.places.size for changes in self.changes):
-            return self.bits
-        bits = self.bits.copy()
-        for changes in self.changes:
-            apply_changes(bits.reshape(-1), changes, self.dtype, back=self.back)
-        return bits
+        bits = self.bits
+        if any(changes.places.size for changes in self.changes):
+            bits = bits.copy()
+            for changes in self.changes:
+                apply_changes(bits.reshape(-1), changes, self.dtype, back=self.back)
+        return bits if self.part is None else self.part.whole(bits)
 
 
 class DecodedTensor(NamedTuple):
@@ -99,13 +139,26 @@ class Snapshot:
     """A copy of all tensors of a version; it moves to the next one by what changed.
 
     Args:
-        tensors: Name -> dtype and bits, which are copied.
+        tensors: Name, dtype and bits of each, which are copied.
         depth: So many versions back can be read: their changes stay in memory.
+        parts: Name -> the elements that are copied of a tensor, if not all.
+
+    Raises:
+        SyncError: Other elements are not those of version 0.
     """
 
-    def __init__(self, tensors: Mapping[str, tuple[DType, Bits]], depth: int) -> None:
-        self._bits = {name: np.array(bits) for name, (_, bits) in tensors.items()}
-        self._dtypes = {name: dtype for name, (dtype, _) in tensors.items()}
+    def __init__(
+        self,
+        tensors: Iterable[tuple[str, DType, Bits]],
+        depth: int,
+        parts: Mapping[str, Part] = MappingProxyType({}),
+    ) -> None:
+        self._bits: dict[str, Bits] = {}
+        self._dtypes: dict[str, DType] = {}
+        self._parts = parts
+        for name, dtype, bits in tensors:
+            self._dtypes[name] = dtype
+            self._bits[name] = self._held(name, bits) if name in parts else np.array(bits)
         self._history: deque[AllChanges] = deque(maxlen=depth)
 
     @property
@@ -116,7 +169,7 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(bits.nbytes for bits in self._bits.values())
+        return sum(tensor.num_bytes for tensor in self.before().values())
 
     def check(self, source: Source) -> None:
         """Refuse tensors that are others than these.
@@ -124,7 +177,7 @@ class Snapshot:
         Raises:
             SyncError: The names, dtypes or shapes differ; the message names a tensor.
         """
-        was = {name: (self._dtypes[name].name, bits.shape) for name, bits in self._bits.items()}
+        was = {name: (held.dtype.name, held.shape) for name, held in self.before().items()}
         now = {name: (tensor.dtype.name, tensor.shape) for name, tensor in source.tensors.items()}
         for name in {**was, **now}:
             if was.get(name) != now.get(name):
@@ -134,11 +187,20 @@ class Snapshot:
                 )
 
     def changes_to(self, source: Source, threads: int | None) -> AllChanges:
-        """What changed since this version, in each tensor of a source."""
+        """What changed since this version, in each tensor of a source.
+
+        Raises:
+            SyncError: Elements that are not held changed.
+        """
+
+        def changes(tensor: TunedTensor) -> Changes:
+            bits = self._held(tensor.name, tensor.read())
+            return find_changes(self._bits[tensor.name], bits, tensor.dtype)
+
         with Workers(threads) as workers:
             found = workers.in_order(
                 source.tensors.values(),
-                lambda tensor: find_changes(self._bits[tensor.name], tensor.read(), tensor.dtype),
+                changes,
                 lambda tensor: tensor.num_bytes // 8,
             )
             return dict(zip(source.tensors, found, strict=True))
@@ -152,7 +214,9 @@ class Snapshot:
     def after(self, changes: AllChanges) -> dict[str, HeldTensor]:
         """The tensors of the version that the changes make."""
         return {
-            name: HeldTensor(name, self._dtypes[name], bits, (changes[name],))
+            name: HeldTensor(
+                name, self._dtypes[name], bits, (changes[name],), part=self._parts.get(name)
+            )
             for name, bits in self._bits.items()
         }
 
@@ -161,10 +225,19 @@ class Snapshot:
         undone = [*reversed(self._history)][:num]
         return {
             name: HeldTensor(
-                name, self._dtypes[name], bits, tuple(each[name] for each in undone), back=True
+                name=name,
+                dtype=self._dtypes[name],
+                bits=bits,
+                changes=tuple(each[name] for each in undone),
+                back=True,
+                part=self._parts.get(name),
             )
             for name, bits in self._bits.items()
         }
+
+    def _held(self, name: str, bits: Bits) -> Bits:
+        part = self._parts.get(name)
+        return bits if part is None else part.held(name, bits)
 
 
 def frozen(source: Source) -> Source:

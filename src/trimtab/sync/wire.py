@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.deltas.masked import MaskOfBase
 from trimtab.deltas.source import Source, chunks_of, hash_of_chunks
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import SyncError
 from trimtab.inputs import AnyPath
+from trimtab.masks.header import PackedMask
 from trimtab.results.records import CheckpointRecord, record_of
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published
-from trimtab.sync.snapshot import AllChanges, Snapshot
+from trimtab.sync.snapshot import AllChanges, Part, Snapshot
 
 
 class Pending(NamedTuple):
@@ -39,19 +42,28 @@ class Wire(ABC):
         scratch: A folder to write to.
         threads: Tensors or chunks encoded at the same time; None for one for each core.
         depth: Versions of which the copy remembers what changed.
+        mask: A mask that was checked, if only its elements are trained; with a base, no others are
+            held.
     """
 
     has_followers = True
     """Whether followers say in this layout which version they have."""
 
     def __init__(
-        self, place: Place, base: AnyPath | None, scratch: Path, threads: int | None, depth: int = 0
+        self,
+        place: Place,
+        base: AnyPath | None,
+        scratch: Path,
+        threads: int | None,
+        depth: int = 0,
+        mask: PackedMask | None = None,
     ) -> None:
         self.place = place
         self._base_path = base
         self._scratch = scratch
         self._threads = threads
         self._depth = depth
+        self._mask = mask
         self._held: Snapshot | None = None
         self._base: Checkpoint | None = None
 
@@ -116,7 +128,7 @@ class Wire(ABC):
         matched = match_names(self._base, source)
         return {its_name: self._base.tied.get(name, name) for name, its_name in matched.items()}
 
-    def _base_tensors(self, source: Source) -> dict[str, tuple[DType, Bits]]:
+    def _base_tensors(self, source: Source) -> dict[str, StoredTensor]:
         """The tensors of the base by the names that a source has for them."""
         assert self._base is not None
         tensors = self._base.tensors
@@ -130,7 +142,7 @@ class Wire(ABC):
                     f"base {self._base.id}: {found}; load the model in the dtypes of its files "
                     "(dtype='auto'), or publish without a base"
                 )
-        return {name: (t.dtype, stored[name].read()) for name, t in source.tensors.items()}
+        return {name: stored[name] for name in source.tensors}
 
     def _record_of_base(self) -> CheckpointRecord:
         assert self._base is not None
@@ -138,9 +150,21 @@ class Wire(ABC):
         hashes = (hash_of_chunks(chunks_of(t, prod(t.shape))) for t in tensors.values())
         return record_of(self._base, dict(zip(tensors, hashes, strict=True)))
 
-    def _hold(self, tensors: Mapping[str, tuple[DType, Bits]]) -> None:
-        """Make these the copy of the last version."""
-        self._held = Snapshot(tensors, self._depth)
+    def _hold(self, source: Source, tensors: Iterable[tuple[str, DType, Bits]]) -> None:
+        """Make these, which are named as in the source, the copy of the last version."""
+        parts: dict[str, Part] = {}
+        if self._mask is not None and self._base is not None:
+            mask = MaskOfBase(self._mask, self._base)
+            parts = {
+                name: Part(stored, mask.selection(stored.name, stored.shape))
+                for name, stored in self._base_tensors(source).items()
+            }
+        self._held = Snapshot(tensors, self._depth, parts)
+
+    def _hold_base(self, source: Source) -> None:
+        """Make the base the copy of the last version."""
+        tensors = self._base_tensors(source)
+        self._hold(source, ((name, t.dtype, t.read()) for name, t in tensors.items()))
 
     @property
     def _folder(self) -> Path:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
+import trimtab
 from tests.training import tiny, tiny_trainers
 from tests.training.tiny_trainers import assert_same_bits, build, train, weights
 from trimtab.errors import SettingsError, SyncError, WriteError
@@ -78,16 +79,22 @@ def test_every_step_is_followed(kind: str, base: Path, tmp_path: Path) -> None:
     follows.follower.close()
 
 
-@pytest.mark.parametrize("kind", ["sft", "grpo"])
-def test_with_a_mask(kind: str, base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "coded"), [("sft", False), ("sft", True), ("grpo", True)])
+def test_with_a_mask(kind: str, coded: bool, base: Path, tmp_path: Path) -> None:
+    """Which the publisher may know: then links are coded over its elements."""
     trainer = build(kind, tiny_trainers.model(base), base, tmp_path / "out")
     mask = Mask.from_arrays(tiny_trainers.arrays(trainer.model))
     training = train_only(trainer, mask)
-    publisher = DeltaPublisher(tmp_path / "run").attach(trainer)
-    follows = Follows(publisher, tiny.model(1).to(torch.bfloat16))
+    given: dict[str, Any] = {"base": base, "mask": mask} if coded else {}
+    publisher = DeltaPublisher(tmp_path / "run", **given).attach(trainer)
+    follows = Follows(publisher, tiny_trainers.model(base) if coded else tiny.model(1).bfloat16())
     trainer.add_callback(follows)
     train(trainer)
     assert follows.versions[-1] == (3, publisher.version)
+    links = [*(tmp_path / "run").glob("*.delta")]
+    found = {trimtab.delta_info(path).mask for path in links}
+    assert found == {mask.digest if coded else None}
+    follows.follower.close()
     assert all(each.num_changed <= mask.num_selected() for each in publisher.published)
     training.close()
 

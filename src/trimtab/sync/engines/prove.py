@@ -20,7 +20,7 @@ from trimtab.inputs import AnyPath
 from trimtab.results.records import Row, content_hash
 from trimtab.sync.chain import Chain, Version, at_place, read_chain
 from trimtab.sync.engines.control import EngineControl
-from trimtab.sync.follower import fetch
+from trimtab.sync.fetching import fetch
 from trimtab.sync.places import Place
 from trimtab.words import first_few, one_line, out_of, plural
 

@@ -86,8 +86,8 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
                 training waits until they have it.
             timeout: Seconds to wait for followers; then training ends with an error that says which
                 version who has.
-            **options: `anchor_every`, `fold_every`, `keep`, `max_rank`, `wire` and so on, as in
-                `trimtab.Publisher`.
+            **options: `anchor_every`, `fold_every`, `keep`, `max_rank`, `mask` (that of
+                `train_only`), `wire` and so on, as in `trimtab.Publisher`.
 
         Raises:
             SettingsError: A number is out of range.
