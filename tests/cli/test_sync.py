@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.deltas.building import content_of
 from tests.deltas.test_store import base_and_run
+from tests.sync.test_slime_wire import Folders, is_same
 
 
 def test_the_verbs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,3 +62,28 @@ def test_following_until_it_is_ended(run: Run, tmp_path: Path) -> None:
         process.terminate()
         assert process.wait(30) == 143
     assert not list((tmp_path / "place/followers").iterdir())  # it had no name of its own
+
+
+def test_a_folder_follows_what_coreweave_writes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("cwtrain", reason="cwtrain is not installed: see the Makefile")
+    from cwtrain.hotload.delta import write_delta, write_full_snapshot
+
+    monkeypatch.chdir(tmp_path)
+    runs = Folders(tmp_path / "run", 4)
+    for number in (1, 2, 4):
+        write_delta(
+            *(runs[number - 1], runs[number], tmp_path / f"place/weight_v{number:06}"),
+            version=f"{number:06}",
+            base_version=f"{number - 1:06}",
+        )
+    follow = ("sync", "follow", "place", "-o", "out", "--once")
+    code, _, err = run(*follow, "--base", runs[0])
+    assert code == 1 and "lead from version 3 to 4" in err and "next whole checkpoint" in err
+    write_full_snapshot(runs[3], tmp_path / "place/weight_v000003")
+    said = run(*follow).out
+    assert said.startswith("version 4: ") and "bytes in 2 links; decode" in said
+    assert is_same(tmp_path / "out/current", runs[4])
+    code, _, err = run(*follow, "--name", "me")
+    assert code == 2 and "has no signatures and no names of followers" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,25 @@ def follow(
 ) -> None:
     """Write each version of the run at PLACE to a folder, until Ctrl-C.
 
-    OUTPUT/current is a link to the newest checkpoint, which is always whole.
+    OUTPUT/current is a link to the newest checkpoint, which is always whole. PLACE may be a folder
+    in slime's layout, too, whoever writes it.
     """
-    holder = trimtab.FolderHolder(output, base, threads=threads)
-    with trimtab.Follower(place, holder, name=name, signers=signers) as follower:
+    from trimtab.sync.chain import CHAIN
+    from trimtab.sync.slime_follower import SlimeFollower, is_slime
+
+    follower: trimtab.Follower | SlimeFollower
+    with ExitStack() as stack:
+        if is_slime(place) and not Path(place, CHAIN).exists():
+            if signers is not None or name is not None:
+                raise click.UsageError(
+                    f"{place} is in slime's layout, which has no signatures and no names of "
+                    "followers: leave out --signers and --name"
+                )
+            follower = SlimeFollower(place, output, base)
+        else:
+            holder = trimtab.FolderHolder(output, base, threads=threads)
+            follower = trimtab.Follower(place, holder, name=name, signers=signers)
+            stack.enter_context(follower)
         updates = follower.updates(poll=poll, warn=lambda error: say(f"{error}", err=True))
         for update in [follower.update()] if once else updates:
             if update is not None:

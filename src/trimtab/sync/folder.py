@@ -116,16 +116,28 @@ class FolderHolder:
                 write_folder(replay, target, threads=self._threads)
         seconds["decode"] = time.monotonic() - started
         started = time.monotonic()
-        before = self._link.resolve().name if self._link.is_symlink() else None
-        draft = self.folder / f".{CURRENT}-{os.getpid()}"
-        draft.unlink(missing_ok=True)
-        draft.symlink_to(target.name)
-        draft.replace(self._link)
+        move_link(self.folder, target.name, OURS)
         seconds["apply"] = time.monotonic() - started
-        for path in self.folder.iterdir():
-            if OURS.fullmatch(path.name) and path.name not in (before, target.name):
-                shutil.rmtree(path, ignore_errors=True)
         return replay.manifest
+
+
+def move_link(folder: Path, name: str, ours: re.Pattern[str]) -> None:
+    """Let the link `current` lead to a checkpoint, and remove all but that one and the last.
+
+    Args:
+        folder: Where they are.
+        name: Of the checkpoint.
+        ours: Names of checkpoints, which may be removed.
+    """
+    link = folder / CURRENT
+    before = link.resolve().name if link.is_symlink() else None
+    draft = folder / f".{CURRENT}-{os.getpid()}"
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(name)
+    draft.replace(link)
+    for path in folder.iterdir():
+        if ours.fullmatch(path.name) and path.name not in (before, name):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _hash_of(path: Path) -> str:

@@ -287,23 +287,7 @@ class Follower:
                 place may be out of reach for a while. The weights are then as they were.
             stop: Ends it when it is set.
         """
-        stop = stop or threading.Event()
-        pause, said = poll, ""
-        while not stop.is_set():
-            try:
-                update = self.update()
-            except (TrimtabError, OSError) as error:
-                if warn is None:
-                    raise
-                if str(error) != said:
-                    warn(error)
-                pause, said = min(2 * pause, max(poll, MOST_SECONDS)), str(error)
-            else:
-                pause, said = poll, ""
-                if update is not None:
-                    yield update
-                    continue  # there may be more already
-            stop.wait(pause)
+        return repeatedly(self.update, poll=poll, warn=warn, stop=stop)
 
     def close(self) -> None:
         """Remove the acknowledgement, unless the follower has a name that was given to it."""
@@ -456,6 +440,33 @@ class Follower:
         content = json.dumps(to_plain(said), indent=1, allow_nan=False) + "\n"
         self.place.put(f"{FOLDER}/{self.name}.json", content.encode())
         self._acknowledged = (chain.run, version.number)
+
+
+def repeatedly(
+    update: Callable[[], Update | None],
+    *,
+    poll: float,
+    warn: Callable[[TrimtabError | OSError], None] | None,
+    stop: threading.Event | None = None,
+) -> Iterator[Update]:
+    """Update again and again; as `Follower.updates`."""
+    stop = stop or threading.Event()
+    pause, said = poll, ""
+    while not stop.is_set():
+        try:
+            done = update()
+        except (TrimtabError, OSError) as error:
+            if warn is None:
+                raise
+            if str(error) != said:
+                warn(error)
+            pause, said = min(2 * pause, max(poll, MOST_SECONDS)), str(error)
+        else:
+            pause, said = poll, ""
+            if done is not None:
+                yield done
+                continue  # there may be more already
+        stop.wait(pause)
 
 
 class _NoRouteError(SyncError):

@@ -25,7 +25,7 @@ import numpy as np
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.safetensors import file_start
 from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.tensors import StoredTensor
+from trimtab.checkpoints.tensors import FilePool, StoredTensor
 from trimtab.deltas.exchange.payloads import (
     CHUNK_POSITIONS,
     Bytes,
@@ -183,6 +183,42 @@ def write_slime_anchor(
         index = {"metadata": metadata, "weight_map": weight_map}
         (draft / INDEX).write_text(json.dumps(index, indent=2))
         return sum(path.stat().st_size for path in draft.iterdir())
+
+
+def check_slime_anchor(folder: str | os.PathLike[str]) -> None:
+    """Compare a whole checkpoint with the checksums in its headers, if its index says they are.
+
+    Args:
+        folder: The checkpoint.
+
+    Raises:
+        DeltaError: It is damaged.
+    """
+    folder = Path(folder)
+    index = read_json(folder / INDEX, DeltaError, strict=True)
+    metadata, weight_map = (
+        (index.get("metadata"), index.get("weight_map"))
+        if isinstance(index, dict)
+        else (None, None)
+    )
+    if not isinstance(metadata, dict) or not isinstance(weight_map, dict):
+        raise DeltaError(f"{folder / INDEX}: expected an object with metadata and weight_map")
+    if "checksum_format" not in metadata:
+        return
+    hasher = hasher_of(str(metadata["checksum_format"]).lower())
+    shards = sorted({shard for shard in weight_map.values() if _is_shard(shard)})
+    with closing(FilePool()) as pool:
+        for path in (folder / shard for shard in shards):
+            tensors, digests = read_file(path, pool)
+            for name, tensor in tensors.items():
+                digest = hasher()
+                for bits in chunks_in(tensor):
+                    digest.update(bits.view(np.uint8).data)
+                if digest.hexdigest() != digests.get(name):
+                    raise DeltaError(
+                        f"{path}: {name} has checksum {digest.hexdigest()}, expected "
+                        f"{digests.get(name, 'one')[:40]}: it is damaged; copy it again"
+                    )
 
 
 def _written(version: Version) -> str:
