@@ -14,9 +14,12 @@ from transformers import TrainerCallback
 
 import trimtab
 from tests.training import tiny, tiny_trainers
+from tests.training.rollouts.trainers import BUILDERS, logged
 from tests.training.tiny_trainers import assert_same_bits, build, train, weights
 from trimtab.errors import SettingsError, SyncError, WriteError
 from trimtab.masks.mask import Mask
+from trimtab.sync.folder import FolderHolder
+from trimtab.sync.follower import Follower
 from trimtab.training import DeltaFollower, DeltaPublisher, train_only
 
 pytestmark = pytest.mark.train
@@ -77,6 +80,42 @@ def test_every_step_is_followed(kind: str, base: Path, tmp_path: Path) -> None:
     assert 0 < rows[-1]["sync/changed"] <= 1
     assert publisher.seconds_blocked >= sum(row["sync/blocked_s"] for row in rows)
     follows.follower.close()
+
+
+@pytest.mark.parametrize("kind", ["ppo", "prime"])
+def test_rounds_of_rollouts(kind: str, base: Path, tmp_path: Path) -> None:
+    trainer = BUILDERS[kind](tiny_trainers.model(base), tmp_path / "out")
+    publisher = DeltaPublisher(tmp_path / "run").attach(trainer)
+    follows = Follows(publisher, tiny.model(1).to(torch.bfloat16))
+    trainer.add_callback(follows)
+    train(trainer)
+    assert follows.versions[-1] == (trainer.state.global_step, publisher.version)
+    assert publisher.version and logged(trainer, "sync/blocked_s")
+    follows.follower.close()
+
+
+def test_fp32_weights_for_followers_in_bf16(base: Path, tmp_path: Path) -> None:
+    """As a Trainer with `bf16=True` has them: they begin as the bf16 weights of the base."""
+    trainer = build("sft", tiny_trainers.model(base, "float32"), base, tmp_path / "out")
+    run = tmp_path / "run"
+    with pytest.raises(SyncError, match="F32"), DeltaPublisher(run, base=base) as publisher:
+        publisher.publish(trainer.model)
+    publisher = DeltaPublisher(run, base=base, stored_dtype="bf16").attach(trainer)
+    train(trainer)
+    other = tiny_trainers.model(base)
+    with DeltaFollower(other, run, base=base) as follower:
+        assert follower.update() is not None
+    expected = {n: tensor.to(torch.bfloat16) for n, tensor in weights(trainer.model).items()}
+    assert_same_bits(weights(other), expected)
+    log = publisher.log()
+    assert log.versions == publisher.published and log.base.dtypes.keys() == {"BF16"}
+    assert trainer.model.dtype == torch.float32
+    holder = FolderHolder(tmp_path / "served", base)
+    with Follower(run, holder) as folder:
+        folder.update()
+    served = tiny_trainers.model(tmp_path / "served/current", "auto")
+    assert served.dtype == torch.bfloat16
+    assert_same_bits(weights(served), expected)
 
 
 @pytest.mark.parametrize(("kind", "coded"), [("sft", False), ("sft", True), ("grpo", True)])
@@ -206,6 +245,8 @@ def test_what_cannot_be_published_is_refused(tmp_path: Path) -> None:
         publisher.publish(Adapter(2, 2))
     assert "nothing yet" in repr(publisher)
     assert publisher.acknowledged() == () and publisher.published == ()
+    with pytest.raises(SyncError, match="nothing was published yet"):
+        publisher.log()
     publisher.wait()
     publisher.close()
 

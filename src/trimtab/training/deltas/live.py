@@ -168,6 +168,32 @@ class LiveModel(NamedTuple):
         return self.tensors.get(self.tied.get(name, name))
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class CastTensor(LiveTensor):
+    """A tensor that files hold in another dtype than the model; only `read` works."""
+
+    original: LiveTensor
+
+    def read(self) -> Bits:
+        """Its bits in files, rounded as torch does."""
+        before = self.original.dtype
+        integers = np.ascontiguousarray(self.original.read()).view(f"i{before.num_bytes}")
+        values = torch.from_numpy(integers).view(STORED[before.name]).to(STORED[self.dtype.name])
+        bits: Bits = values.view(INTEGERS[values.element_size()]).numpy().view(self.dtype.bits)
+        return bits
+
+
+def cast(live: LiveModel, dtype: str) -> LiveModel:
+    """The tensors of a model with those of fp32 in another dtype, by its safetensors name."""
+    tensors = {
+        name: CastTensor(name, DTYPES[dtype], tensor.piece, tensor.sources, tensor)
+        if tensor.dtype.name == "F32"
+        else tensor
+        for name, tensor in live.tensors.items()
+    }
+    return live._replace(tensors=tensors)
+
+
 def stored_tensors(
     model: nn.Module | Mapping[str, Tensor],
     names: Mapping[str, object] | None = None,

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trimtab.checkpoints.align import match_names
@@ -34,6 +35,7 @@ from trimtab.training import runtime
 from trimtab.training.deltas.live import LiveModel, LiveTensor, stored_tensors
 from trimtab.training.deltas.sharded import Gathering, gathered
 from trimtab.training.folders import WEIGHTS
+from trimtab.training.layout import dtype_name
 from trimtab.words import first_few
 
 ORDER = (
@@ -200,13 +202,15 @@ def live_source(
     )
 
 
-def config_files(model: nn.Module | Mapping[str, Tensor]) -> Mapping[str, bytes]:
-    """What `save_pretrained` writes beside the weights."""
+def config_files(
+    model: nn.Module | Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> Mapping[str, bytes]:
+    """What `save_pretrained` writes beside the weights, which have a dtype, or that in memory."""
     inner: Any = getattr(model, "_orig_mod", model)
     if not hasattr(getattr(inner, "config", None), "save_pretrained"):
         return {}
     config = copy.copy(inner.config)
-    config.dtype = str(inner.dtype).removeprefix("torch.")
+    config.dtype = dtype_name(inner.dtype if dtype is None else dtype)
     config.architectures = [_class_name(inner)]
     with TemporaryDirectory() as folder, runtime.quiet():
         config.save_pretrained(folder)

@@ -126,6 +126,12 @@ class SparseOptimizer(torch.optim.Optimizer):
         return self._binding.mask
 
     @property
+    def trained_mask(self) -> Mask:
+        """The elements of the parameters that are trained: those of the mask, and of `also`."""
+        assert self._binding.fitted is not None
+        return self._binding.fitted
+
+    @property
     def elements(self) -> Mapping[str, Elements]:
         """The elements that are trained, by name of their parameter."""
         return MappingProxyType(self._binding.elements)

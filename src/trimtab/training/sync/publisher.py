@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,17 +19,22 @@ from transformers import TrainerCallback
 from trimtab.checkpoints.checkpoint import opened
 from trimtab.deltas.manifest import MAX_FILE_BYTES
 from trimtab.deltas.source import other_files
-from trimtab.errors import CheckpointError, SettingsError
+from trimtab.errors import CheckpointError, SettingsError, SyncError
 from trimtab.inputs import AnyPath, read_bytes
+from trimtab.masks.mask import Mask
 from trimtab.sync.chain import at_place
 from trimtab.sync.follower import Acknowledgement
 from trimtab.sync.places import Place
-from trimtab.sync.published import Published
+from trimtab.sync.published import Published, SyncLog
 from trimtab.sync.publisher import Publisher
 from trimtab.training import runtime
-from trimtab.training.deltas.live import LiveModel, stored_tensors
+from trimtab.training.deltas.live import LiveModel, cast, stored_tensors
 from trimtab.training.deltas.saving import config_files, live_source
 from trimtab.training.deltas.sharded import Gathering, gathered
+from trimtab.training.layout import STORED, Layout
+from trimtab.training.optimizers.sparse import SparseOptimizer
+from trimtab.training.tracker.gradients import unwrapped
+from trimtab.training.tracker.parts import parse_stored_dtype
 from trimtab.words import one_line
 
 
@@ -68,6 +74,7 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         *,
         every: int = 1,
         base: AnyPath | None = None,
+        stored_dtype: str | None = None,
         wait_for: int | Collection[str] = 0,
         max_staleness: int = 0,
         timeout: float = 600.0,
@@ -80,6 +87,8 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
             every: Steps from one version to the next. The last step is always published.
             base: The checkpoint that training begins with, if all followers have it; then it is not
                 published. By default version 0 is published whole, with the tokenizer.
+            stored_dtype: Dtype in which fp32 weights are published: `bfloat16`, `float16` or
+                `float32`; by default as they are. Others are published in their own.
             wait_for: Followers that must keep up, by their number or their names: training waits
                 for them.
             max_staleness: Versions that these may be behind when the next one is published; with 0,
@@ -103,7 +112,9 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         self.seconds_blocked = 0.0
         self._every, self._base = every, base
         self._wait_for, self._behind, self._timeout = wait_for, max_staleness, timeout
+        self._stored = parse_stored_dtype(stored_dtype)
         self._options = options
+        self._mask: Mask | None = None  # of the Trainer's optimizer
         self._publisher: Publisher | None = None
         self._others: Mapping[str, Callable[[], bytes]] = {}
         self._version: int | None = None
@@ -111,6 +122,7 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         self._published: list[Published] = []
         self._blocked: list[float] = []  # since the last log
         self._num_logged = 0
+        self._log: SyncLog | None = None
 
     def __repr__(self) -> str:
         at = "nothing yet" if self._version is None else f"version {self._version}"
@@ -132,6 +144,23 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         """The versions that are stored: their bytes, and seconds by stage."""
         now = () if self._publisher is None else self._publisher.published
         return (*self._published, *now)
+
+    def log(self) -> SyncLog:
+        """What was measured of versions and followers, to be saved and drawn by `trimtab report`.
+
+        Raises:
+            SyncError: Nothing was published yet.
+        """
+        before = self._log
+        if self._publisher is None:
+            if before is None:
+                raise SyncError(f"{self.place}: nothing was published yet")
+            return before
+        now = self._publisher.log()
+        if before is None:
+            return now
+        versions, followed = before.versions + now.versions, before.followed + now.followed
+        return replace(now, versions=versions, followed=followed)
 
     def acknowledged(self) -> tuple[Acknowledgement, ...]:
         """The versions that followers have."""
@@ -218,13 +247,21 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         publisher, self._publisher = self._publisher, None
         if publisher is not None:
             try:
-                publisher.close()
+                publisher.wait()
+                self._publisher = publisher
+                with suppress(SyncError, OSError):  # the place is out of reach, or has nothing
+                    self._log = self.log()
             finally:
+                self._publisher = None
                 self._published += publisher.published
+                publisher.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Publish version 0, or the weights from which the run is resumed."""
         self.close()  # of a run that was interrupted
+        optimizer = unwrapped(kwargs.get("optimizer"))
+        if isinstance(optimizer, SparseOptimizer):
+            self._mask = Layout.of(kwargs["model"]).in_files(optimizer.trained_mask)
         self._of_trainer(state, kwargs["model"], kwargs.get("processing_class"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -293,11 +330,15 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
     ) -> int:
         """`publish` in the process that does."""
         if self._publisher is None:
-            files = {**self._files(tokenizer), **config_files(model)}
+            dtype = None if self._stored is None else STORED[self._stored]
+            files = {**self._files(tokenizer), **config_files(model, dtype)}
             self._others = {name: partial(bytes, content) for name, content in files.items()}
-            self._publisher = Publisher(self.place, self._base, **self._options)
+            options = {**({} if self._mask is None else {"mask": self._mask}), **self._options}
+            self._publisher = Publisher(self.place, self._base, **options)
         elif self._wait_for and self._behind:
             self._await(self._behind - 1)
+        if self._stored is not None:
+            live = cast(live, self._stored)
         source = live_source(model, live, self._others)
         self._version = self._publisher.publish(source, step=step)
         if self._wait_for and not self._behind:
