@@ -177,3 +177,35 @@ def test_damaged_files_delay_a_follower(run: Run, tmp_path: Path) -> None:
     (tmp_path / "place/chain.json").write_bytes(before)
     assert follower.update() is None
     assert follower.version == 3
+
+
+@pytest.mark.parametrize("with_base", [True, False])
+def test_files_beside_the_weights_may_change(tmp_path: Path, with_base: bool) -> None:
+    """Whichever way a follower takes, and also where another publisher continues."""
+    base = write_folder(tmp_path / "run/v0", first_weights())
+    (base / "config.json").write_text("{}")
+    given = base if with_base else None
+    publisher = Publisher(tmp_path / "place", given, fold_every=3, anchor_every=4)
+    run = Run(tmp_path / "run", publisher)
+    (base / "config.json").write_text("{}")
+    if not with_base:
+        run.publish(base)
+    with Follower(tmp_path / "place", FolderHolder(tmp_path / "each", given)) as each:
+        for number in range(1, 12):
+            if number == 8:
+                publisher.close()
+                publisher = Publisher(tmp_path / "place", given, fold_every=3, anchor_every=4)
+                run.publisher = publisher
+            run.arrays = next_weights(run.arrays, number)
+            run.folders.append(folder := write_folder(tmp_path / f"run/v{number}", run.arrays))
+            (folder / "config.json").write_text(f'{{"step": {number // 2}}}')
+            if number > 5:
+                (folder / "more.json").write_text("{}")
+            run.publish(folder)
+            each.update()
+            assert content_of(tmp_path / "each/current") == content_of(folder)
+            late = FolderHolder(tmp_path / f"late{number}", given)
+            with Follower(tmp_path / "place", late) as follower:
+                follower.update()
+            assert content_of(tmp_path / f"late{number}/current") == content_of(folder)
+    publisher.close()

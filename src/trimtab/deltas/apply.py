@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -308,6 +309,17 @@ def write_file(
             f"{path}: {file.path} has SHA-256 {hasher.sha256()}, expected {file.sha256}: the base "
             "or the delta is forged; get both from whom you trust"
         )
+
+
+def files_of(replay: Replay) -> dict[str, Callable[[], bytes]]:
+    """Path -> reads a file of the result that holds no weights."""
+
+    def content(file: FileEntry) -> bytes:
+        target = io.BytesIO()
+        write_file(replay, file, target)
+        return target.getvalue()
+
+    return {f.path: partial(content, f) for f in replay.manifest.files if f.kind == "other"}
 
 
 def _entries_of(replay: Replay, file: FileEntry, start: bytes) -> Iterator[TensorEntry]:

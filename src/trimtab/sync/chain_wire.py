@@ -13,6 +13,7 @@ from typing import Any
 
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.tensors import hash_of_file
+from trimtab.deltas.apply import files_of
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
@@ -111,7 +112,7 @@ class ChainWire(Wire):
         links: tuple[Link, ...] = ()
         if self._base is None:
             self._hold(source, ((n, t.dtype, t.read()) for n, t in source.tensors.items()))
-            self._keep_files(source)
+            self._keep_files(0, source.others)
             whole = replace(frozen(source), tensors=self.snapshot.before())
             manifest, link = self._write(NOTHING, whole, None, 0)
             self._store(link, keeps=True)
@@ -159,6 +160,7 @@ class ChainWire(Wire):
                 decoded = workers.in_order(entries, replay.tensor, lambda entry: entry.num_bytes)
                 pairs = zip(entries, decoded, strict=True)
                 self._hold(source, ((e.name, DTYPES[e.dtype], bits) for e, bits in pairs))
+                self._keep_files(newest.number, files_of(replay))
             found = replay.manifest.result.content_hash
             if found != newest.content_hash:
                 raise SyncError(
@@ -167,8 +169,6 @@ class ChainWire(Wire):
                 )
             for file in files:
                 file.unlink()
-        if self._base is None:
-            self._keep_files(source)
         # What a killed publisher stored and did not list.
         self._retired = [name for name in self.place.names() if STORED.fullmatch(name)]
         self._put(replace(chain, writer=self._writer, masks=self._masks(chain.masks)))
@@ -192,7 +192,9 @@ class ChainWire(Wire):
         if number == 1 and self._base is not None:  # which may have other names
             manifest, link = self._write(self._base, source, 0, 1)
         else:
-            manifest, link = self._write(self._before(source), source, number - 1, number)
+            manifest, link = self._write(
+                self._before(source, number - 1), source, number - 1, number
+            )
         pending.seconds["encode"] = time.monotonic() - started
         version = Version(number, manifest.result.content_hash, pending.step, manifest.num_changed)
         started = time.monotonic()
@@ -202,7 +204,7 @@ class ChainWire(Wire):
         self._unsettled = pending, following
         self._put(following)
         self._unsettled = None
-        self.snapshot.advance(pending.changes)
+        self._advance(pending)
         pending.seconds["publish"] = time.monotonic() - started
         started = time.monotonic()
         self._add_shortcuts(source, number)
@@ -225,8 +227,13 @@ class ChainWire(Wire):
         there = self._own_chain()
         if there.newest == following.newest:
             self._chain = there
-            self.snapshot.advance(pending.changes)
+            self._advance(pending)
         self._unsettled = None
+
+    def _advance(self, pending: Pending) -> None:
+        """The copy is now the version that was published."""
+        self.snapshot.advance(pending.changes)
+        self._keep_files(pending.number, pending.source.others)
 
     def _add_shortcuts(self, source: Source, number: int) -> None:
         """Publish the newest version by other ways too, and remove what nobody needs."""
@@ -235,7 +242,7 @@ class ChainWire(Wire):
         source = replace(source, tensors=self.snapshot.before())
         every = self._fold_every
         if every > 1 and number % every == 0 and self.snapshot.depth == every < number:
-            before = self._before(source, every)
+            before = self._before(source, number - every, every)
             links.append(self._write(before, source, number - every, number)[1])
         if self._anchor_every and number % self._anchor_every == 0:
             with self._first() as first:
@@ -275,12 +282,12 @@ class ChainWire(Wire):
             needed.update(chain.route({start}, newest) or ())
         return tuple(link for link in links if link in needed)
 
-    def _before(self, source: Source, num: int = 0) -> Weights:
-        """The copy as the base of a delta, or the version so many before it."""
+    def _before(self, source: Source, number: int, num: int = 0) -> Weights:
+        """The version of a number as the base of a delta: the copy, or so many before it."""
         assert self._chain is not None
         base = self._chain.base
         tensors = self.snapshot.before(num)
-        return Weights(base.id, tensors, source.tied, self._folder, base.architecture)
+        return Weights(base.id, tensors, source.tied, self._folder_of(number), base.architecture)
 
     @contextmanager
     def _first(self) -> Iterator[Checkpoint | Weights]:
@@ -298,7 +305,8 @@ class ChainWire(Wire):
                 entry.name: DecodedTensor(replay, entry) for entry in replay.manifest.tensors
             }
             base = self._chain.base
-            yield Weights(base.id, tensors, {}, self._folder, base.architecture)
+            self._keep_files(0, files_of(replay))
+            yield Weights(base.id, tensors, {}, self._folder_of(0), base.architecture)
 
     def _write(
         self, base: Checkpoint | Weights, source: Source, start: int | None, number: int

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import NamedTuple
+
+import xxhash
 
 from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
@@ -66,6 +69,7 @@ class Wire(ABC):
         self._mask = mask
         self._held: Snapshot | None = None
         self._base: Checkpoint | None = None
+        self._folders: dict[int, Path] = {}
 
     @property
     @abstractmethod
@@ -166,17 +170,21 @@ class Wire(ABC):
         tensors = self._base_tensors(source)
         self._hold(source, ((name, t.dtype, t.read()) for name, t in tensors.items()))
 
-    @property
-    def _folder(self) -> Path:
-        """Where the files beside the weights of version 0 are."""
-        if self._base is not None:
+    def _folder_of(self, version: int) -> Path:
+        """Where the files beside the weights of a version are; nowhere if they are not known."""
+        if version == 0 and self._base is not None:
             return self._base.folder
-        folder = self._scratch / "files"
-        folder.mkdir(exist_ok=True)
-        return folder
+        return self._folders.get(version, Path(os.devnull))
 
-    def _keep_files(self, source: Source) -> None:
-        for name, read in source.others.items():
-            path = self._folder / name
+    def _keep_files(self, version: int, files: Mapping[str, Callable[[], bytes]]) -> None:
+        """Keep the files beside the weights of a version; equal ones are kept once."""
+        contents = {name: read() for name, read in files.items()}
+        digest = xxhash.xxh3_128(repr(sorted(contents.items())).encode()).hexdigest()
+        folder = self._scratch / f"files-{digest}"
+        for name, content in () if folder.exists() else contents.items():
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(read())
+            path.write_bytes(content)
+        oldest = version - self._depth
+        self._folders = {n: at for n, at in self._folders.items() if n == 0 or n >= oldest}
+        self._folders[version] = folder
