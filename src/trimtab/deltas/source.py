@@ -130,6 +130,8 @@ class Source:
         others: Path in the folder -> reads another file.
         left_out: Names of files that are not carried.
         record: Describes the checkpoint, given the hash of every tensor.
+        trained_by_mask: Names of tensors of which only elements of the mask can have changed, that
+            a publisher was given; their others are not compared.
     """
 
     tensors: Mapping[str, TunedTensor]
@@ -138,6 +140,7 @@ class Source:
     others: Mapping[str, Callable[[], bytes]]
     left_out: tuple[str, ...]
     record: Callable[[Mapping[str, str]], CheckpointRecord]
+    trained_by_mask: Collection[str] = ()
 
 
 def source_of(tuned: Checkpoint, carry: Sequence[str] = ()) -> Source:

@@ -194,7 +194,11 @@ class Snapshot:
         """
 
         def changes(tensor: TunedTensor) -> Changes:
-            bits = self._held(tensor.name, tensor.read())
+            part = self._parts.get(tensor.name)
+            if part is not None and tensor.name in source.trained_by_mask:
+                bits = part.selection.gather(np.ascontiguousarray(tensor.read()).reshape(-1))
+            else:
+                bits = self._held(tensor.name, tensor.read())
             return find_changes(self._bits[tensor.name], bits, tensor.dtype)
 
         with Workers(threads) as workers:

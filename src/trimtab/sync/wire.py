@@ -179,8 +179,11 @@ class Wire(ABC):
     def _keep_files(self, version: int, files: Mapping[str, Callable[[], bytes]]) -> None:
         """Keep the files beside the weights of a version; equal ones are kept once."""
         contents = {name: read() for name, read in files.items()}
-        digest = xxhash.xxh3_128(repr(sorted(contents.items())).encode()).hexdigest()
-        folder = self._scratch / f"files-{digest}"
+        digest = xxhash.xxh3_128()
+        for name, content in sorted(contents.items()):
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
+        folder = self._scratch / f"files-{digest.hexdigest()}"
         for name, content in () if folder.exists() else contents.items():
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)

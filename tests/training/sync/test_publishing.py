@@ -124,7 +124,7 @@ def test_with_a_mask(kind: str, coded: bool, base: Path, tmp_path: Path) -> None
     trainer = build(kind, tiny_trainers.model(base), base, tmp_path / "out")
     mask = Mask.from_arrays(tiny_trainers.arrays(trainer.model))
     training = train_only(trainer, mask)
-    given: dict[str, Any] = {"base": base, "mask": mask} if coded else {}
+    given: dict[str, Any] = {"base": base, "mask": kind == "sft" or mask} if coded else {}
     publisher = DeltaPublisher(tmp_path / "run", **given).attach(trainer)
     follows = Follows(publisher, tiny_trainers.model(base) if coded else tiny.model(1).bfloat16())
     trainer.add_callback(follows)
@@ -136,6 +136,28 @@ def test_with_a_mask(kind: str, coded: bool, base: Path, tmp_path: Path) -> None
     follows.follower.close()
     assert all(each.num_changed <= mask.num_selected() for each in publisher.published)
     training.close()
+
+
+def test_elements_outside_the_mask_are_compared_at_the_end(base: Path, tmp_path: Path) -> None:
+    trainer = build("plain", tiny_trainers.model(base), base, tmp_path / "out")
+    mask = Mask.from_arrays(tiny_trainers.arrays(trainer.model))
+    publisher = DeltaPublisher(tmp_path / "run", base=base, mask=True).attach(trainer)
+    with pytest.raises(SettingsError, match="mask=True, and the Trainer has a AdamW"):
+        train(trainer)
+    trainer = build("plain", tiny_trainers.model(base), base, tmp_path / "out")
+    train_only(trainer, mask)
+    publisher.attach(trainer)
+
+    class Meddler(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 2:
+                with torch.no_grad():
+                    kwargs["model"].get_parameter(tiny_trainers.LEFT_OUT)[0, 0] += 1
+
+    trainer.callback_handler.callbacks.insert(0, Meddler())
+    with pytest.raises(SyncError, match="1 element changed that the mask does not select"):
+        train(trainer)
+    assert [each.version for each in publisher.published] == [1, 2, 3]
 
 
 def test_a_few_steps_at_a_time_and_the_last_one(base: Path, tmp_path: Path) -> None:

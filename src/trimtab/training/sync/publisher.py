@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from trimtab.checkpoints.checkpoint import opened
 from trimtab.deltas.manifest import MAX_FILE_BYTES
+from trimtab.deltas.masked import AnyMask
 from trimtab.deltas.source import other_files
 from trimtab.errors import CheckpointError, SettingsError, SyncError
 from trimtab.inputs import AnyPath, read_bytes
@@ -75,6 +76,7 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         every: int = 1,
         base: AnyPath | None = None,
         stored_dtype: str | None = None,
+        mask: AnyMask | Literal[True] | None = None,
         wait_for: int | Collection[str] = 0,
         max_staleness: int = 0,
         timeout: float = 600.0,
@@ -89,14 +91,17 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
                 published. By default version 0 is published whole, with the tokenizer.
             stored_dtype: Dtype in which fp32 weights are published: `bfloat16`, `float16` or
                 `float32`; by default as they are. Others are published in their own.
+            mask: As in `trimtab.Publisher`; True for that of `train_only`, or of a `SparseAdamW` or
+                `SparseSGD` that the Trainer has. With True and a base, elements that these cannot
+                change are compared with the base only when training begins and ends.
             wait_for: Followers that must keep up, by their number or their names: training waits
                 for them.
             max_staleness: Versions that these may be behind when the next one is published; with 0,
                 training waits until they have it.
             timeout: Seconds to wait for followers; then training ends with an error that says which
                 version who has.
-            **options: `anchor_every`, `fold_every`, `keep`, `max_rank`, `mask` (that of
-                `train_only`), `wire` and so on, as in `trimtab.Publisher`.
+            **options: `anchor_every`, `fold_every`, `keep`, `max_rank`, `wire` and so on, as in
+                `trimtab.Publisher`.
 
         Raises:
             SettingsError: A number is out of range.
@@ -114,7 +119,8 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         self._wait_for, self._behind, self._timeout = wait_for, max_staleness, timeout
         self._stored = parse_stored_dtype(stored_dtype)
         self._options = options
-        self._mask: Mask | None = None  # of the Trainer's optimizer
+        self._mask: AnyMask | Literal[True] | None = mask
+        self._trained: Mask | None = None  # by a sparse optimizer
         self._publisher: Publisher | None = None
         self._others: Mapping[str, Callable[[], bytes]] = {}
         self._version: int | None = None
@@ -259,10 +265,17 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Publish version 0, or the weights from which the run is resumed."""
         self.close()  # of a run that was interrupted
-        optimizer = unwrapped(kwargs.get("optimizer"))
-        if isinstance(optimizer, SparseOptimizer):
-            self._mask = Layout.of(kwargs["model"]).in_files(optimizer.trained_mask)
-        self._of_trainer(state, kwargs["model"], kwargs.get("processing_class"))
+        self._step = None
+        model = kwargs["model"]
+        if self._mask is True:
+            optimizer = unwrapped(kwargs["optimizer"])
+            if not isinstance(optimizer, SparseOptimizer):
+                raise SettingsError(
+                    f"mask=True, and the Trainer has a {type(optimizer).__name__}, which trains "
+                    "every element: use train_only, or give no mask"
+                )
+            self._trained = Layout.of(model).in_files(optimizer.trained_mask)
+        self._of_trainer(state, model, kwargs.get("processing_class"))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Publish every so many steps."""
@@ -271,7 +284,9 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Publish the model that training ends with, and wait until it is stored."""
-        if self._step != state.global_step or args.load_best_model_at_end:
+        is_new = self._step != state.global_step or args.load_best_model_at_end
+        self._step = None  # all elements are compared
+        if is_new or self._trained is not None:
             self._of_trainer(state, kwargs["model"])
         try:
             if self._publisher is not None and self._wait_for:
@@ -298,7 +313,7 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
             with suppress(Exception):
                 self.close()
             raise
-        self._step = state.global_step
+        self._step = state.global_step  # from now on; None before the first and for the last
 
     def _figures(self) -> dict[str, float]:
         """What the logs get; the version that is being stored counts the next time."""
@@ -333,13 +348,17 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
             dtype = None if self._stored is None else STORED[self._stored]
             files = {**self._files(tokenizer), **config_files(model, dtype)}
             self._others = {name: partial(bytes, content) for name, content in files.items()}
-            options = {**({} if self._mask is None else {"mask": self._mask}), **self._options}
-            self._publisher = Publisher(self.place, self._base, **options)
+            mask = self._trained if self._mask is True else self._mask
+            self._publisher = Publisher(self.place, self._base, mask=mask, **self._options)
         elif self._wait_for and self._behind:
             self._await(self._behind - 1)
         if self._stored is not None:
             live = cast(live, self._stored)
         source = live_source(model, live, self._others)
+        if self._trained is not None and self._step is not None and isinstance(model, nn.Module):
+            parameters = {name for name, _ in model.named_parameters()}
+            names = {n for n, t in live.tensors.items() if parameters.issuperset(t.sources)}
+            source = replace(source, trained_by_mask=names)
         self._version = self._publisher.publish(source, step=step)
         if self._wait_for and not self._behind:
             self._await(0)
