@@ -28,6 +28,7 @@ from trimtab.elements.dtypes import DTYPES
 from trimtab.elements.update_fit import InMemory
 from trimtab.errors import CheckpointError, DeltaError, MaskMismatchError
 from trimtab.masks.packed import PackedTensor
+from trimtab.report import html_of
 
 SHAPES = [(), (0,), (1,), (63,), (64,), (65,), (3, 50), (2, 0, 3), (9, 31)]
 
@@ -348,3 +349,12 @@ def test_one_that_is_coded_over_a_mask_is_not_pushed(
     trimtab.make_delta(folders[0], folders[1], tmp_path / "x.delta", mask=mask)
     with pytest.raises(DeltaError, match="readers on the hub would not have"):
         trimtab.push_delta(tmp_path / "x.delta", "org/name")
+
+
+def test_info_names_the_mask(world: tuple[list[Path], Path], tmp_path: Path) -> None:
+    folders, mask = world
+    manifest = trimtab.make_delta(folders[0], folders[1], tmp_path / "x.delta", mask=mask)
+    manifest.save(tmp_path / "x.json")
+    again = trimtab.load_result(tmp_path / "x.json")
+    assert again == manifest
+    assert str(manifest.mask) in html_of(manifest)

@@ -12,6 +12,7 @@ import pytest
 
 import trimtab
 from tests.deltas.building import content_of, moved, write_folder
+from tests.deltas.killing import killed_at_every_step
 from tests.sync.test_follow import SHAPES, first_weights
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.masked import mask_file_name
@@ -168,3 +169,36 @@ def test_a_place_without_its_mask_or_with_another(run: Trained, tmp_path: Path) 
         (place / name).write_bytes(content)
         follower.update()
         assert content_of(tmp_path / "out/current") == content_of(run.folders[1])
+
+
+PUBLISH = """
+import threading
+threading.setprofile(__import__("sys").getprofile())  # the thread that publishes, too
+with trimtab.Publisher(
+    f"{folder}/place", f"{folder}/v0", mask=f"{folder}/mask.safetensors", anchor_every=2, keep=1
+) as publisher:
+    for number in (1, 2):
+        publisher.publish(f"{folder}/v{number}")
+"""
+
+
+def test_a_publisher_is_killed_anywhere(tmp_path: Path) -> None:
+    run = Trained(tmp_path / "start")
+    for _ in range(3):
+        run.step()
+    run.mask.save(tmp_path / "start/mask.safetensors")
+    killed, last = killed_at_every_step(run.folder, tmp_path / "killed", PUBLISH, stride=11)
+    assert len(killed) > 10
+    for folder in (*killed, last):
+        holder = FolderHolder(folder / "out", folder / "v0")
+        with Follower(folder / "place", holder) as follower:
+            follower.update()
+            if number := follower.version or 0:
+                assert content_of(folder / "out/current") == content_of(folder / f"v{number}")
+            with Publisher(
+                folder / "place", folder / "v0", mask=folder / "mask.safetensors"
+            ) as publisher:
+                publisher.publish(folder / "v3")
+            follower.update()
+            assert content_of(folder / "out/current") == content_of(folder / "v3")
+    assert number == 2

@@ -148,7 +148,12 @@ def delta_document(delta: Manifest) -> doc.Document:
                     checkpoints_table({"base": delta.base, "result": delta.result}),
                     settings_table(
                         "Delta",
-                        {"root": delta.root, "position": delta.position, **delta.provenance},
+                        {
+                            "root": delta.root,
+                            "position": delta.position,
+                            **({} if delta.mask is None else {"mask": delta.mask}),
+                            **delta.provenance,
+                        },
                     ),
                 ),
             ),
