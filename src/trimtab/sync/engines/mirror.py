@@ -29,17 +29,17 @@ class HostCopy(ModelHolder):
 
     Attributes:
         tensors: Its tensors, by name.
+        use: Called with what leads to another version, and the seconds of the stages: has to
+            `commit` it, and to load what changed. To be set before the copy follows.
     """
 
-    def __init__(
-        self, base: AnyPath, use: Callable[[PreparedDelta, dict[str, float]], None]
-    ) -> None:
+    use: Callable[[PreparedDelta, dict[str, float]], None]
+
+    def __init__(self, base: AnyPath) -> None:
         """Read a checkpoint.
 
         Args:
             base: The checkpoint.
-            use: Called with what leads to another version, and the seconds of the stages: has to
-                `commit` it, and to load what changed.
 
         Raises:
             CheckpointError: It cannot be read.
@@ -50,7 +50,6 @@ class HostCopy(ModelHolder):
                 bits = torch.from_numpy(stored.read().reshape(-1).view("u1"))
                 self.tensors[name] = bits.view(DTYPES[stored.dtype.name]).view(stored.shape)
         super().__init__(self.tensors, base)
-        self._use = use
         self._base_hash = self._hash = super().content_hash()
         self._run_began_with: str | None = ""
 
@@ -75,6 +74,6 @@ class HostCopy(ModelHolder):
         prepared = prepare_delta(self.tensors, deltas, base=base)
         seconds["decode"] = prepared.decode_seconds
         self._hash = None
-        self._use(prepared, seconds)
+        self.use(prepared, seconds)
         self._hash = prepared.manifest.result.content_hash
         return prepared.manifest

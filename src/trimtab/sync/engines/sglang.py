@@ -122,7 +122,8 @@ class _Worker:
 
     def _follow(self, instruction: Instruction) -> None:
         if self._copy is None:
-            self._copy = HostCopy(self.base, self._use)
+            self._copy = HostCopy(self.base)
+            self._copy.use = self._use
         chain = read_chain(at_place(instruction.place))
         self._copy.look_at(chain)
         name = f"{instruction.name}-{_rank()}"

@@ -10,13 +10,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from vllm.config import set_current_vllm_config
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -24,21 +21,16 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
-from trimtab.checkpoints.checkpoint import open_checkpoint
-from trimtab.deltas.manifest import Manifest
 from trimtab.errors import SyncError
-from trimtab.sync.chain import Chain, read_chain
+from trimtab.sync.chain import read_chain
 from trimtab.sync.engines import vllm_weights
+from trimtab.sync.engines.mirror import HostCopy
 from trimtab.sync.engines.vllm import check_version, processors
-from trimtab.sync.follower import Follower, Start
+from trimtab.sync.follower import Follower
 from trimtab.training.deltas.live import NAMES
-from trimtab.training.deltas.loading import PreparedDelta, prepare_delta
-from trimtab.training.sync.follower import ModelHolder
+from trimtab.training.deltas.loading import PreparedDelta
 
 check_version()
-
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
-"""safetensors name -> torch dtype."""
 
 
 @dataclass
@@ -78,7 +70,7 @@ class TrimtabEngine(WeightTransferEngine):  # type: ignore[misc]
     def __init__(self, config: Any, vllm_config: Any, device: Any, model: Any) -> None:
         super().__init__(config, vllm_config, device, model)
         self.vllm_config = vllm_config
-        self._holder: _HostCopy | None = None
+        self._holder: HostCopy | None = None
         self._follower: Follower | None = None
         self._step: _Step | None = None
         self._layers: dict[str, frozenset[str]] = {}
@@ -92,7 +84,7 @@ class TrimtabEngine(WeightTransferEngine):  # type: ignore[misc]
         own = self.vllm_config.model_config.model
         base = init_info.base or own
         self._is_whole = base == own and self.vllm_config.load_config.load_format != "dummy"
-        self._holder = _HostCopy(base)
+        self._holder = HostCopy(base)
         world, rank = self.parallel_config.world_size, self.parallel_config.rank
         name = init_info.name
         if name is not None and world > 1:
@@ -251,54 +243,17 @@ class TrimtabEngine(WeightTransferEngine):  # type: ignore[misc]
         return config.quantization is not None or bool(getattr(config, "use_mla", False))
 
 
-class _HostCopy(ModelHolder):
-    """The checkpoint on the host, which the thread of a step brings to another version.
-
-    Attributes:
-        tensors: Its tensors, by name.
-        step: The step whose thread is using it.
-    """
-
-    def __init__(self, base: str) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.step: _Step | None = None
-        with open_checkpoint(base) as checkpoint:
-            for name, stored in checkpoint.tensors.items():
-                bits = torch.from_numpy(stored.read().reshape(-1).view("u1"))
-                self.tensors[name] = bits.view(DTYPES[stored.dtype.name]).view(stored.shape)
-        super().__init__(self.tensors, base)
-        self._base_hash, self._run_began_with = self.content_hash(), ""
-
-    @property
-    def has_base(self) -> bool:
-        """Whether version 0 is at hand."""
-        return self._base_hash == self._run_began_with
-
-    def look_at(self, chain: Chain | None) -> None:
-        """Find out whether a run began with the checkpoint that is on disk here."""
-        self._run_began_with = "" if chain is None else chain.base.content_hash
-
-    def apply(self, deltas: Sequence[Path], start: Start, seconds: dict[str, float]) -> Manifest:
-        """Decode deltas, and wait until the engine applies them."""
-        base = self._base if start == "base" else None
-        prepared = prepare_delta(self.tensors, deltas, base=base)
-        seconds["decode"] = prepared.decode_seconds
-        assert self.step is not None
-        self.step.offer(prepared, seconds)
-        return prepared.manifest
-
-
 class _Step:
     """A step of the follower to another version, in a thread that waits before anything changes."""
 
-    def __init__(self, follower: Follower, holder: _HostCopy, version: int | None) -> None:
+    def __init__(self, follower: Follower, holder: HostCopy, version: int | None) -> None:
         self.error: BaseException | None = None
         self._version = version
         self._prepared: PreparedDelta | None = None
         self._seconds: dict[str, float] = {}
         self._is_ready, self._is_settled = threading.Event(), threading.Event()
         self._failure: BaseException | None = None
-        holder.step = self
+        holder.use = self.offer
         self._follower, self._holder = follower, holder
         self._thread = threading.Thread(target=self._run, name="trimtab-follow", daemon=True)
         self._thread.start()
