@@ -7,13 +7,37 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 SECRET = "the-secret-of-these-tests"
+
+
+@pytest.fixture(scope="session")
+def released_wheel() -> Callable[[str, str], Path]:
+    """Gets the wheel of a name and version, from a cache or a package index; skips without one.
+
+    These packages pin versions of others, or need a GPU: parts of them are run, none is installed.
+    """
+
+    def get(name: str, version: str) -> Path:
+        folder = Path(os.environ.get("TRIMTAB_WHEELS") or Path.home() / ".cache/trimtab/wheels")
+        pattern = f"{name}-{version}-*.whl"
+        if not (found := sorted(folder.glob(pattern))):
+            command = [sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps"]
+            quiet = ["-q", "--disable-pip-version-check", "--retries", "0", "-d", str(folder)]
+            try:
+                subprocess.run([*command, *quiet], check=True, capture_output=True, timeout=60)
+            except (subprocess.SubprocessError, OSError):
+                pytest.skip(f"{name} {version} is not in {folder}, and pip cannot download it")
+            found = sorted(folder.glob(pattern))
+        return found[0]
+
+    return get
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +32,8 @@ WORLD = 2
 
 
 @pytest.fixture(scope="session")
-def wheel() -> Path:
-    """The released wheel, from a cache or a package index; skipped without one."""
-    folder = Path(os.environ.get("TRIMTAB_WHEELS") or Path.home() / ".cache/trimtab/wheels")
-    pattern = f"sglang-{TESTED}-*.whl"
-    if not (found := sorted(folder.glob(pattern))):
-        command = [sys.executable, "-m", "pip", "download", f"sglang=={TESTED}", "--no-deps"]
-        quiet = ["-q", "--disable-pip-version-check", "--retries", "0", "-d", str(folder)]
-        try:
-            subprocess.run([*command, *quiet], check=True, capture_output=True, timeout=60)
-        except (subprocess.SubprocessError, OSError):
-            pytest.skip(f"sglang {TESTED} is not in {folder}, and pip cannot download it")
-        found = sorted(folder.glob(pattern))
-    return found[0]
+def wheel(released_wheel: Callable[[str, str], Path]) -> Path:
+    return released_wheel("sglang", TESTED)
 
 
 @pytest.fixture

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
+import zipfile
 from collections.abc import Callable
+from enum import Enum
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import uuid4
 
@@ -108,6 +113,57 @@ def test_coreweave_begins_at_an_anchor(tmp_path: Path, runs: Folders) -> None:
     for number in (9, 10):
         mirror.apply_delta(place / f"weight_v{number:06}")
     assert is_same(mirror.root, runs[10])
+
+
+def test_modelexpress_replays_from_a_bucket(
+    tmp_path: Path,
+    runs: Folders,
+    released_wheel: Callable[[str, str], Path],
+    bucket: str,
+    s3_options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NVIDIA's own reader and S3 client; its server, which names versions, is not run."""
+    pytest.importorskip("boto3")
+    with zipfile.ZipFile(released_wheel("modelexpress", "0.7.0")) as wheel:
+        wheel.extractall(tmp_path / "wheel")
+    for name in ("", ".inference"):  # without what imports gRPC and vLLM
+        package = ModuleType(f"modelexpress_rl{name}")
+        package.__path__ = [str(tmp_path / f"wheel/modelexpress_rl{name.replace('.', '/')}")]
+        monkeypatch.setitem(sys.modules, package.__name__, package)
+    formats = Enum("formats", ["XOR_DELTA", "FULL_HF_CHECKPOINT"])
+    train = ModuleType("modelexpress_rl.train")
+    vars(train)["WeightPayloadFormat"] = formats
+    monkeypatch.setitem(sys.modules, "modelexpress_rl.train", train)
+    receiver: Any = import_module("modelexpress_rl.inference.receiver")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_options["secret"])
+    place = f"{bucket}/slime"
+    publish(open_place(place, **s3_options), runs, range(1, 11), anchor_every=4, keep=10)
+    local = receiver._LocalCheckpoint(
+        model_name="model",
+        config=receiver.ObjectStorageGeneratorConfig(
+            storage_type=receiver.ObjectStorageType.S3,
+            initial_base_version_id="000000",
+            seed_checkpoint_path=runs[0],
+            refit_checkpoint_dir=tmp_path / "cache",
+        ),
+        s3=receiver.S3Client(endpoint_url=s3_options["endpoint_url"], region_name="us-east-1"),
+    )
+    local.initialize()
+    for number in range(1, 11):
+        is_whole = number % 4 == 0
+        kind = formats["FULL_HF_CHECKPOINT" if is_whole else "XOR_DELTA"]
+        prepared = local.prepare(
+            receiver._S3Version(
+                f"{number:06}",
+                None if is_whole else f"{number - 1:06}",
+                kind,
+                f"{place}/weight_v{number:06}/{INDEX}",
+            )
+        )
+        local.activate(prepared)
+        assert is_same(prepared.path, runs[number])
 
 
 @pytest.mark.parametrize("checksum", ["xxh3-128", "blake3"])
