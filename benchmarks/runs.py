@@ -37,6 +37,7 @@ __all__ = [
     "contest",
     "contestants_of",
     "make_trainer",
+    "paced",
     "rows_of",
     "run_file",
     "write_folder",
@@ -268,13 +269,13 @@ def contest(turn: Turn, name: str, contestant: str, folder: Path, steps: int, ro
     reset_peak()
     num_steps = steps * (1 + rounds)
     trainer = make_trainer(name, contestant, folder / "base", num_steps)
-    trainer.add_callback(_paced(turn, steps))
+    trainer.add_callback(paced(turn, steps))
     trainer.train()
     weights = sum(p.numel() * p.element_size() for p in trainer.model.parameters())
     return peak_resident() - before - weights
 
 
-def _paced(turn: Turn, steps: int) -> Any:
+def paced(turn: Turn, steps: int) -> Any:
     """A Trainer callback that stops for the others every so many steps."""
     from transformers import TrainerCallback
 

@@ -111,8 +111,31 @@ def run_file(steps: Steps, base: Path) -> dict[str, Any]:
     return {**content, **whole, "trainer": trainer}
 
 
-def smollm2(steps: Steps, base: Path, chain: Chain) -> None:
-    """Tune the demo's model by what `trimtab train` is made of."""
+def mask_of(steps: Steps, base: Path) -> Any:
+    """The mask that a run trains; None for everything."""
+    if steps.mask == "none":
+        return None
+    from trimtab.training.runs.prepare import prepare
+    from trimtab.training.runs.settings import Settings
+
+    return prepare(Settings.of(base.parent / "run.toml", run_file(steps, base.resolve()))).mask
+
+
+def train(
+    steps: Steps, base: Path, folder: Path, callbacks: Sequence[Any], publisher: Any = None
+) -> Any:
+    """Tune the demo's model by what `trimtab train` is made of.
+
+    Args:
+        steps: The run.
+        base: The model.
+        folder: Of the run file, which is not written.
+        callbacks: Of the Trainer.
+        publisher: A `DeltaPublisher` to attach.
+
+    Returns:
+        The Trainer's log.
+    """
     from rich.progress import Progress
 
     from trimtab.progress import stage
@@ -121,14 +144,21 @@ def smollm2(steps: Steps, base: Path, chain: Chain) -> None:
     from trimtab.training.runs.prepare import build_trainer, follow, prepare
     from trimtab.training.runs.settings import Settings
 
-    run = prepare(Settings.of(chain.folder / "run.toml", run_file(steps, base.resolve())))
+    run = prepare(Settings.of(folder / "run.toml", run_file(steps, base.resolve())))
     _, products = bf16_products(run.args.device)
     with runtime.quiet(), products, stage(Progress(disable=True), "grpo") as line:
-        callbacks = [follow(run, line, lambda: False), each_step(chain)]
-        trainer, _ = build_trainer(run, run.mask, run.output, callbacks)
+        every = [follow(run, line, lambda: False), *callbacks]
+        trainer, _ = build_trainer(run, run.mask, run.output, every)
+        if publisher is not None:
+            publisher.attach(trainer)
         trainer.train()
     shutil.rmtree(run.output, ignore_errors=True)  # the Trainer's own, empty
-    chain.finish(trainer.state.log_history)
+    return trainer.state.log_history
+
+
+def smollm2(steps: Steps, base: Path, chain: Chain) -> None:
+    """Tune the demo's model."""
+    chain.finish(train(steps, base, chain.folder, [each_step(chain)]))
 
 
 def each_step(chain: Chain) -> Any:

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks import sync, sync_runs
-from benchmarks.deltas import OURS, opened
+from benchmarks.deltas import opened
 from benchmarks.sync_runs import Chain, Steps
 
 import trimtab
 from tests.deltas.building import write_folder
 from trimtab.elements.dtypes import Bits
 
-CODECS = (OURS, "NeMo-RL: u16 gaps, XOR, zstd-1", "u32 index and value")
+CODECS = ("NeMo-RL: u16 gaps, XOR, zstd-1", "u32 index and value")
 
 
 def weights(step: int) -> Bits:
@@ -48,9 +48,9 @@ def test_every_step_of_a_chain(tmp_path: Path) -> None:
     run: dict[str, Any] = {}
     times: list[int] = []
     sync.measure_sizes(base, chain.folder, (1, 3, 50), CODECS, run, lambda: times.append(1))
-    assert list(run["steps"]) == ["1", "2", "3"] and times == [1] * 8
+    assert list(run["steps"]) == ["1", "2", "3"] and times == [1] * 6
     for number, step in run["steps"].items():
-        anatomy = step["without predictors"]
+        anatomy = step["delta"]
         assert anatomy["num_changed"] == 64 and anatomy["num_tensors_changed"] == 1
         parts = [anatomy[part] for part in ("frames", "header", "manifest", "files")]
         size = (chain.folder / f"{number:0>6}.delta").stat().st_size
@@ -75,10 +75,51 @@ def test_the_checkpoints_of_a_step(tmp_path: Path) -> None:
         chain.add(partial(saved, step))
     chain.finish([])
     deltas = sorted(chain.folder.glob("*.delta"))
+    selected = {"w": np.arange(1024).reshape(16, 64) < 64, "v": np.zeros((16, 64), bool)}
+    mask = trimtab.Mask.from_arrays(selected)
+    size = sync.over_mask(*sync.pair_of(base, deltas, 1, tmp_path), mask)
+    assert 0 < size < sync.anatomy(deltas[0])["all"] + 200
     assert sync.pair_of(base, deltas, 1, tmp_path)[0] == base
     with opened(*sync.pair_of(base, deltas, 3, tmp_path)) as sides:
         for side, step in zip(sides, (2, 3), strict=True):
             assert np.array_equal(side.tensors["w"].read(), weights(step))
+
+
+def test_signs_of_one_direction_are_predicted(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    start = np.full((64, 64), 0x3F81, np.uint16)
+    direction = np.where(np.outer(rng.random(64) < 0.5, np.ones(64)) > 0, 1, -1)
+    noise = rng.choice([-1, 1], (64, 64))
+    base = write_folder(tmp_path / "base", {"w": ("BF16", start)})
+    for name, steps in (("directed", direction), ("noise", noise)):
+        tuned = write_folder(tmp_path / name, {"w": ("BF16", (start + steps).astype(np.uint16))})
+        agreement = sync.sign_agreement(base, tuned)
+        if name == "directed":
+            assert agreement == {"fitted": 1.0, "held_out": 1.0}
+        else:
+            assert agreement["fitted"] > 0.55 and abs(agreement["held_out"] - 0.5) < 0.05
+
+
+@pytest.mark.train
+def test_stages_and_overhead(tmp_path: Path) -> None:
+    from benchmarks import sync_stages
+
+    from tests.training import tiny
+
+    base, run = tmp_path / "base", tmp_path / "run"
+    tiny.make_base(base)
+    sync_runs.smollm2(Steps("SmolLM2-135M", 1e-3, 3), base, Chain(base, run))
+    deltas = sorted(run.glob("*.delta"))
+    rows = sync_stages.replayed(base, deltas)
+    changed = {step: sync.anatomy(delta)["num_changed"] for step, delta in enumerate(deltas, 1)}
+    assert {row["step"]: row["num_changed"] for row in rows} == {
+        s: n for s, n in changed.items() if n
+    }
+    assert rows
+    for row in rows:
+        assert abs(row["num_bytes"] - deltas[row["step"] - 1].stat().st_size) < 400
+        assert {"diff", "encode", "publish", "fetch", "decode", "apply"} <= {*row["seconds"]}
+        assert min(row["processor_seconds"].values()) >= 0
 
 
 @pytest.mark.train
