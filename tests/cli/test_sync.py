@@ -85,5 +85,10 @@ def test_a_folder_follows_what_coreweave_writes(
     said = run(*follow).out
     assert said.startswith("version 4: ") and "bytes in 2 links; decode" in said
     assert is_same(tmp_path / "out/current", runs[4])
+    assert run("sync", "status", "place").out.startswith("version 4, in slime's layout, in which")
+    publish = ("sync", "publish", "--to", "own", "--base", runs[0], "--wire", "slime")
+    assert run(*publish, runs[1]).err.startswith("published version 1: ")
+    run("sync", "follow", "own", "--base", runs[0], "-o", "second", "--once")
+    assert is_same(tmp_path / "second/current", runs[1])
     code, _, err = run(*follow, "--name", "me")
     assert code == 2 and "has no signatures and no names of followers" in err

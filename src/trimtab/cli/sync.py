@@ -162,12 +162,16 @@ def status(place: str, as_json: bool) -> None:
     from trimtab.results.schema import to_plain
     from trimtab.sync.chain import at_place, read_chain
     from trimtab.sync.follower import acknowledgements
+    from trimtab.sync.slime_follower import newest_in
 
     there = at_place(place)
     chain = read_chain(there)
     followers = acknowledgements(there)
     if as_json:
         say(json.dumps({"chain": to_plain(chain), "followers": to_plain(followers)}, indent=1))
+        return
+    if chain is None and (number := newest_in(place)) is not None:
+        say(f"version {number}, in slime's layout, in which followers do not say what they have")
         return
     if chain is None:
         say(f"{place}: nothing is published yet", err=True)

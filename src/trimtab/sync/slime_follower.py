@@ -170,6 +170,11 @@ def is_slime(folder: AnyPath) -> bool:
     return path.is_dir() and any(FOLDER.fullmatch(each.name) for each in path.iterdir())
 
 
+def newest_in(folder: AnyPath) -> int | None:
+    """The newest version in a folder in slime's layout; None without one."""
+    return max(_versions_in(Path(folder)), default=None)
+
+
 def _versions_in(folder: Path) -> dict[int, _Found]:
     """Number -> a version that is complete."""
     found = {}
