@@ -92,6 +92,7 @@ if TYPE_CHECKING:
     from trimtab.sync.follower import Acknowledgement as Acknowledgement
     from trimtab.sync.follower import Follower as Follower
     from trimtab.sync.follower import Update as Update
+    from trimtab.sync.places import open_place as open_place
     from trimtab.sync.published import Followed as Followed
     from trimtab.sync.published import Published as Published
     from trimtab.sync.published import Served as Served
@@ -150,6 +151,7 @@ _NAMES = {
     "sync.folder": ("FolderHolder",),
     "sync.follower": ("Acknowledgement", "Follower", "Update"),
     "sync.published": ("Followed", "Published", "Served", "SyncLog"),
+    "sync.places": ("open_place",),
     "sync.publisher": ("Publisher",),
 }
 """Module, below `trimtab`, -> the public names that it defines."""

@@ -236,6 +236,16 @@ def test_a_bucket_itself_may_be_the_place(bucket: str, s3_options: dict[str, Any
     assert list(place.names("followers")) == ["a.json"]
 
 
+def test_the_environment_says_where_a_store_is(
+    bucket: str, s3_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_options["endpoint_url"])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_options["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    open_place(f"{bucket}/run").put("x", b"x")
+    assert open_place(f"{bucket}/run", **s3_options).read("x", 1) == b"x"
+
+
 def test_a_missing_bucket_is_named(s3_options: dict[str, Any]) -> None:
     place = open_place("s3://no-such-bucket/run", **s3_options)
     for act in (partial(place.read, "x", 9), partial(place.put, "x", b"x")):
