@@ -491,5 +491,5 @@ def test_loading_needs_neither_trl_nor_accelerate() -> None:
     """It runs in the environment of an inference engine."""
     without = ("transformers", "trl", "datasets", "accelerate", "peft", "pandas", "rich")
     code = f"import sys\nsys.modules.update(dict.fromkeys({without!r}))\n"
-    code += "from trimtab.training import prepare_delta"
+    code += "from trimtab.training import DeltaFollower, prepare_delta"
     subprocess.run([sys.executable, "-c", code], check=True)
