@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(vllm_python() is None, reason=NO_ENGINE),
 ]
 
-SECONDS = 300
+SECONDS = 500
 
 NUM_VERSIONS = 3
 
@@ -208,6 +208,10 @@ def test_a_server_is_driven(server: Server, run: Path, tmp_path: Path) -> None:
     assert driven is not None
     assert driven.version == NUM_VERSIONS
     assert driver.update() is None
+    # It was told to follow again, under another name: the weights of version 2 were known.
+    assert trimtab.prove(server.url, run / "run").is_proven
+    names = {each.name for each in acknowledgements(at_place(run / "run"))}
+    assert names == {"engine-0", "driven"}
     after = server.answer()
     assert all(answer in (before, after) for answer in answers)
     assert before != after

@@ -23,12 +23,14 @@ NO_ENGINE = "no vLLM: run `make engine`, or set VLLM_PYTHON to a Python that has
 
 def vllm_python() -> str | None:
     """The Python that has vLLM; None if there is none."""
-    path = Path(os.environ.get("VLLM_PYTHON", ROOT / ".engine-venv" / "bin" / "python"))
-    return str(path) if path.exists() else None
+    if python := os.environ.get("VLLM_PYTHON"):
+        return python
+    folder = ROOT / ".engine-venv"
+    return str(folder / "bin" / "python") if (folder / ".ready").exists() else None
 
 
 @contextmanager
-def vllm_server(model: Path, *flags: str, seconds: float = 240.0) -> Iterator[str]:
+def vllm_server(model: Path, *flags: str, seconds: float = 400.0) -> Iterator[str]:
     """Serve a checkpoint in bf16 on the CPU; yields the URL. Skips the test without vLLM.
 
     Args:

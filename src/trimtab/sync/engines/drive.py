@@ -85,7 +85,8 @@ class EngineDriver:
         if chain is None:
             return None
         status = self.server.status()
-        if status["place"] != str(at_place(self._path)):
+        is_other = self._name is not None and status["name"] != self._name
+        if is_other or status["place"] != str(at_place(self._path)):
             self.server.follow(self._path, base=self._base, name=self._name)
             status = self.server.status()
         if self._is_new and status["is_whole"]:

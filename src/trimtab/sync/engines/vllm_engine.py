@@ -29,6 +29,7 @@ from trimtab.sync.engines.vllm import check_version, processors
 from trimtab.sync.follower import Follower
 from trimtab.training.deltas.live import NAMES
 from trimtab.training.deltas.loading import PreparedDelta
+from trimtab.words import first_few
 
 check_version()
 
@@ -71,27 +72,33 @@ class TrimtabEngine(WeightTransferEngine):  # type: ignore[misc]
         super().__init__(config, vllm_config, device, model)
         self.vllm_config = vllm_config
         self._holder: HostCopy | None = None
+        self._base = ""
         self._follower: Follower | None = None
-        self._step: _Step | None = None
+        self._step: _Step | None = None  # that was asked for and is not applied
         self._layers: dict[str, frozenset[str]] = {}
         self._refusing: Any = None
         self._is_whole = True  # the model has the weights of the copy
         _add_calls()
 
     def init_transfer_engine(self, init_info: Init) -> None:
-        """Read the checkpoint that the run began with, and find out where its tensors go."""
+        """Read the checkpoint that the run began with, and find out where its tensors go.
+
+        If it is the same as of the call before, the copy stays as it is, as does the model.
+        """
         self.shutdown()
         own = self.vllm_config.model_config.model
         base = init_info.base or own
-        self._is_whole = base == own and self.vllm_config.load_config.load_format != "dummy"
-        self._holder = HostCopy(base)
-        world, rank = self.parallel_config.world_size, self.parallel_config.rank
+        if self._holder is None or base != self._base:
+            is_loaded = base == own and self.vllm_config.load_config.load_format != "dummy"
+            self._is_whole = is_loaded and self._holder is None
+            self._holder, self._base = HostCopy(base), base
+            with set_current_vllm_config(self.vllm_config):
+                self._layers = vllm_weights.layers_of(self.model, self._holder.tensors)
+            self._check_layers()
         name = init_info.name
-        if name is not None and world > 1:
-            name = f"{name}-{rank}"
+        if name is not None and self.parallel_config.world_size > 1:
+            name = f"{name}-{self.parallel_config.rank}"
         self._follower = Follower(init_info.folder, self._holder, name=name)
-        with set_current_vllm_config(self.vllm_config):
-            self._layers = vllm_weights.layers_of(self.model, self._holder.tensors)
 
     def start_weight_update(self) -> None:
         """Nothing: the model changes at once, in `receive_weights`."""
@@ -235,6 +242,20 @@ class TrimtabEngine(WeightTransferEngine):  # type: ignore[misc]
         if layers:
             weights = {name: t for name, t in self._holder.tensors.items() if name in needed}
             vllm_weights.reload_layers(self.model, self.model_config, weights, layers)
+
+    def _check_layers(self) -> None:
+        """Refuse what the reload of vLLM leaves unpacked on a CPU: answers would be wrong.
+
+        Raises:
+            SyncError: The model has such layers.
+        """
+        opaque = vllm_weights.opaque_layers(self.model, self._layers)
+        if opaque and self.device.type == "cpu" and not self._is_opaque:
+            self._holder = None
+            raise SyncError(
+                f"{first_few(opaque)}: on a CPU vLLM packs such layers (experts) when it loads a "
+                "model and not when it reloads one: this model can follow a run on a GPU only"
+            )
 
     @property
     def _is_opaque(self) -> bool:

@@ -36,6 +36,8 @@ PATCHED = (torch.float32, torch.bfloat16, torch.float16)
 
 PLAIN = ("UnquantizedLinearMethod", "UnquantizedEmbeddingMethod")
 
+UNKNOWN = "its layout in this engine is not known"
+
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -157,11 +159,23 @@ def apply_patches(
     return {patch.name for patch in patches}
 
 
+def opaque_layers(model: nn.Module, layers_of: Mapping[str, Collection[str]]) -> list[str]:
+    """Names of the layers whose layout in this vLLM is not known, such as those of experts."""
+    layers = dict(model.named_modules())
+    names = sorted({name for found in layers_of.values() for name in found})
+    return [name for name in names if not _is_known(layers[name])]
+
+
+def _is_known(layer: nn.Module) -> bool:
+    """Whether a layer has matrices that are as they were loaded, or are packed for a product."""
+    method = getattr(layer, "quant_method", None)
+    is_known = method is None or type(method).__name__ in PLAIN
+    return is_known and all(p.ndim <= 2 for p in layer.parameters(recurse=False))
+
+
 def _is_plain(layer: nn.Module) -> bool:
     """Whether a layer has its parameters as they were loaded, and no packed copy of them."""
-    method = getattr(layer, "quant_method", None)
-    is_plain = method is None or type(method).__name__ in PLAIN
-    return is_plain and not hasattr(layer, "cpu_linear")
+    return _is_known(layer) and not hasattr(layer, "cpu_linear")
 
 
 def reload_layers(
@@ -418,7 +432,10 @@ class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
         assert empty is not None
         if (known := self._ways.get(id(empty))) is None:
             own = self.kept[id(layer)].parameters[name]
-            values, way, problem = self._values(layer, own, empty)
+            if _is_known(layer):
+                values, way, problem = self._values(layer, own, empty)
+            else:  # it may be packed in the same shape
+                values, way, problem = None, "read", UNKNOWN
             if values is not None:
                 values = values.detach().view(empty.shape)
                 values.__class__ = empty.__class__
@@ -433,7 +450,7 @@ class _Reader(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> tuple[Tensor | None, str, str]:
         if own.shape != empty.shape:
             if own.numel() or not hasattr(layer, "cpu_linear") or empty.ndim != 2:
-                return None, "read", "its layout in this engine is not known"
+                return None, "read", UNKNOWN
             return _product(layer, own, empty), "product", ""
         # A layer may multiply by a packed copy, and hold the parameter, too.
         for other in self._multiplying(own):
