@@ -13,7 +13,9 @@ from trimtab.training.runs.settings import (
     AutoTable,
     DataTable,
     OptimizerTable,
+    PublishTable,
     RewardTable,
+    RolloutsTable,
     SamplesTable,
     Settings,
 )
@@ -46,15 +48,18 @@ ROWS = rows_of(PAGE)
         ("samples", SamplesTable),
         ("optimizer", OptimizerTable),
         ("auto", AutoTable),
+        ("publish", PublishTable),
+        ("rollouts", RolloutsTable),
     ],
 )
 def test_every_key_and_default(section: str, table: type) -> None:
     tables = {"path", "data", "reward", "samples", "optimizer", "auto", "trainer", "factors"}
+    tables |= {"publish", "rollouts"}
     for field in fields(table):
         if field.name in tables:
             continue
         cells = ROWS[section, field.name]
-        if field.default not in (MISSING, None):
+        if field.default not in (MISSING, None, ""):
             shown = str(field.default).lower() if field.default is False else field.default
             assert cells[-1].startswith(f"`{shown}`"), field.name
 

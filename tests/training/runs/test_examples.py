@@ -43,6 +43,14 @@ def test_there_is_one_for_every_algorithm() -> None:
     assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*ALGORITHMS, "pruned", "sweep"}
 
 
+def test_the_example_of_an_engine(reader: Path, tmp_path: Path) -> None:
+    """What it does with an engine: tests/training/sync/test_rollouts.py."""
+    file = Settings.read(EXAMPLES / "engine" / "grpo.toml")
+    assert file.rollouts is not None and file.publish is not None
+    run = prepare(replace(file, model=str(reader), output=str(tmp_path / "out")))
+    assert len(run.data.rows) >= 12
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_example_passes_all_checks(algorithm: str, reader: Path, tmp_path: Path) -> None:
     run = prepared(algorithm, reader, tmp_path / "out")

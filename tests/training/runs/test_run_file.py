@@ -213,6 +213,30 @@ def test_one_problem_of_auto(tmp_path: Path, table: dict[str, Any], told: str) -
     assert told in problem(tmp_path, mask="auto", auto=table)
 
 
+@pytest.mark.parametrize(
+    ("tables", "told"),
+    [
+        ({"publish": {}}, "publish: expected a key to"),
+        ({"publish": {"to": "p", "every": 0}}, "publish.every is 0, expected at least 1"),
+        ({"rollouts": {"engine": "http://a"}}, "rollouts: without a table [publish]"),
+        ({"publish": {"to": "p"}, "rollouts": {}}, 'rollouts.engine is "", expected the URL'),
+        (
+            {"publish": {"to": "p"}, "rollouts": {"engine": "http://a", "max_staleness": -1}},
+            "rollouts.max_staleness is -1, expected at least 0",
+        ),
+    ],
+)
+def test_one_problem_of_sync(tmp_path: Path, tables: dict[str, Any], told: str) -> None:
+    assert problem(tmp_path, "grpo", **tables).startswith(told)
+
+
+def test_rollouts_are_for_what_samples(tmp_path: Path) -> None:
+    tables: dict[str, Any] = {"publish": {"to": "p"}, "rollouts": {"engine": "http://a"}}
+    assert problem(tmp_path, **tables) == "rollouts: sft samples nothing while it trains"
+    found = read(tmp_path, "grpo", **tables)
+    assert found.rollouts is not None and found.rollouts.max_staleness == 0
+
+
 def test_auto_is_for_its_mask_only(tmp_path: Path) -> None:
     assert 'auto: for mask = "auto" only' in problem(tmp_path, auto={"steps": 3})
     assert read(tmp_path, mask="auto").auto.steps == 50

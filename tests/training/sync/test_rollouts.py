@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerCallback
 
 from tests.sync.http_server import MODELS, completion, http_server
 from tests.sync.vllm_server import vllm_server
 from tests.training import tiny
 from tests.training.rollouts.trainers import ROWS, logged, ppo, prime
+from tests.training.runs.run_files import content, write
 from tests.training.tiny_trainers import build, model, train
+from trimtab import FolderHolder, Follower
 from trimtab.errors import SettingsError, SyncError
+from trimtab.processes import Interrupted
+from trimtab.progress import progress_bars
+from trimtab.training import DeltaFollower, DeltaPublisher
+from trimtab.training.runs.base_model import open_base
+from trimtab.training.runs.execute import execute
+from trimtab.training.runs.prepare import prepare
+from trimtab.training.runs.settings import Settings
 
 pytestmark = pytest.mark.train
 
@@ -54,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def engine(served: Path) -> Iterator[str]:
     """A vLLM server of that model."""
-    with vllm_server(served) as url:
+    with vllm_server(served, "--weight-transfer-config", '{"backend": "trimtab"}') as url:
         yield url
 
 
@@ -79,6 +91,11 @@ def engine_of(trainer: Any, url: str, **more: Any) -> Any:
     return rollouts
 
 
+def published(trainer: Any, place: Path, base: Path) -> DeltaPublisher:
+    """What is trained in fp32, in bf16 as the engine has it."""
+    return DeltaPublisher(place, base=base, stored_dtype="bfloat16").attach(trainer)
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_real_engine(kind: str, served: Path, engine: str, tmp_path: Path) -> None:
@@ -101,6 +118,65 @@ def test_a_real_engine(kind: str, served: Path, engine: str, tmp_path: Path) -> 
     assert {row["version"] for row in rows} == {0}
     assert all(1 <= row["num_tokens"] <= 4 and row["log_prob"] < 0 for row in rows)
     assert all(row["has_ended"] or row["num_tokens"] == 4 for row in rows)
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_policy(kind: str, served: Path, engine: str, tmp_path: Path) -> None:
+    """Each sample is of the weights of its step, also where the engine followed another run."""
+    trainer = made(kind, model(served, "float32"), served, tmp_path, max_steps=3)
+    publisher = published(trainer, tmp_path / "run", served)
+    rollouts = engine_of(trainer, engine, publisher=publisher)
+    train(trainer)
+    assert rollouts.samples.keys() == {0, 1, 2}
+    assert logged(trainer, "engine/version") == [0, 1, 2]
+    assert logged(trainer, "engine/staleness") == [0, 0, 0]
+    assert max(logged(trainer, "engine/logp_difference_max")) < 3e-2
+    assert len(logged(trainer, "engine/pause_s")) == 3
+    assert logged(trainer, "sync/version") == [1, 2, 3]
+
+
+@pytest.mark.engine
+def test_two_versions_behind(served: Path, engine: str, tmp_path: Path) -> None:
+    trainer = made("grpo", model(served, "float32"), served, tmp_path, max_steps=5)
+    publisher = published(trainer, tmp_path / "run", served)
+    engine_of(trainer, engine, publisher=publisher, max_staleness=2)
+    train(trainer)
+    assert logged(trainer, "engine/version") == [0, 0, 0, 3, 3]
+    assert logged(trainer, "engine/staleness") == [0, 1, 2, 0, 1]
+
+
+@pytest.mark.engine
+def test_a_run_file_that_is_interrupted(served: Path, engine: str, tmp_path: Path) -> None:
+    """It goes on at the same place, on policy again."""
+    tables = {"publish": {"to": "run"}, "rollouts": {"engine": engine}}
+    trainer = {"max_steps": 4, "max_completion_length": 3, "save_steps": 2}
+    values = content("grpo", served, mask="none", trainer=trainer, **tables)
+    run = prepare(Settings.read(write(tmp_path, values)))
+    calls = iter([False, True])
+    with progress_bars() as bars, pytest.raises(Interrupted):
+        execute(run, bars, stop=lambda: next(calls, True))
+    with progress_bars() as bars:
+        result = execute(prepare(run.file), bars)
+    assert result["resumed_from_step"] == 2
+    assert [row["engine/staleness"] for row in result["history"]] == [0, 0, 0, 0]
+    assert max(row["engine/logp_difference_max"] for row in result["history"]) < 5e-2
+    rows = [json.loads(line) for line in (run.output / "rollouts.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [step for step in range(4) for _ in range(4)]
+    with Follower(tmp_path / "run", FolderHolder(tmp_path / "followed", served)) as follower:
+        follower.update()
+        saved = open_base(str(run.output / "model"), tmp_path)
+        assert follower.content_hash == saved.record.content_hash
+
+
+@pytest.mark.engine
+def test_the_examples(served: Path, engine: str, tmp_path: Path) -> None:
+    """The script of a trainer, in a process of its own."""
+    script = Path(__file__).parents[3] / "examples" / "engine" / "train.py"
+    command = [sys.executable, *map(str, (script, served, "place", engine, 2))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("'engine/staleness': '0'") == 2
 
 
 @pytest.mark.engine
@@ -141,6 +217,49 @@ def test_on_policy_needs_an_engine_that_follows(kind: str, base: Any, tmp_path: 
         with pytest.raises(SyncError, match="weights of step 0, and the trainer is at step 1"):
             train(trainer)
     assert trainer.state.global_step == 1
+
+
+class Follows(TrainerCallback):  # type: ignore[misc]
+    """A copy of the model that somebody else lets follow, as far as a version."""
+
+    def __init__(self, publisher: DeltaPublisher, copy: Any, last: int) -> None:
+        self.publisher = publisher
+        self.last = last
+        self.follower = DeltaFollower(copy, publisher.place, name="engine-0")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.publisher.wait()
+        if state.global_step <= self.last:
+            self.follower.update()
+
+    on_train_begin = on_step_end
+
+
+def test_an_engine_that_follows_by_itself(base: Any, tmp_path: Path) -> None:
+    """Its acknowledgements are waited for, so long."""
+    trainer = made("grpo", model(base[0]), base[0], tmp_path, max_steps=4)
+    publisher = DeltaPublisher(tmp_path / "run", base=base[0]).attach(trainer)
+    trainer.add_callback(Follows(publisher, model(base[0]), last=2))
+    with publisher, http_server(answering) as url:
+        options = {"publisher": publisher, "follower": "engine-0", "timeout": 2.0}
+        rollouts = engine_of(trainer, url, **options)
+        told = "after 2 s the engine has version 2, and the trainer version 3"
+        with pytest.raises(SyncError, match=told):
+            train(trainer)
+    assert rollouts.samples == {0: 8, 1: 8, 2: 8}
+
+
+def test_steps_that_were_not_published(base: Any, tmp_path: Path) -> None:
+    """On policy they are, before they are sampled from."""
+    trainer = made("grpo", model(base[0]), base[0], tmp_path, max_steps=2)
+    publisher = DeltaPublisher(tmp_path / "run", base=base[0], every=100).attach(trainer)
+    with publisher, http_server(answering) as url:
+        engine_of(trainer, url, publisher=publisher, follower="engine-0", timeout=0.1)
+        with pytest.raises(SyncError, match="the engine has no version, and the trainer version 0"):
+            train(trainer)
+        trainer.vllm_generation._rollouts._served = lambda: publisher.version
+        train(trainer)
+    assert [each.step for each in publisher.published] == [1, 2]
 
 
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])

@@ -6,6 +6,7 @@
     out/samples.jsonl    samples of the model, if it is trained on them
     out/mask.safetensors the mask that the run found, with mask = "auto"
     out/updates.trimtab  the changes of every step, with track = 1
+    out/rollouts.jsonl   the version that each sample is from, with [rollouts]
     out/checkpoints/     of the Trainer; removed at the end unless the run file requests some
     out/model/           the trained checkpoint: the files of the base with other weights
     out/result.json      the results; written last, so it marks a finished run
@@ -52,6 +53,8 @@ if TYPE_CHECKING:
 RESOLVED = "resolved.json"
 RESULT = "result.json"
 UPDATES = "updates.trimtab"
+ROLLOUTS = "rollouts.jsonl"
+DTYPES_OF_WEIGHTS = ("BF16", "F16", "F32")
 MODEL = "model"
 LOCK = ".lock"
 
@@ -139,6 +142,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
                 run, run.mask, run.output / CHECKPOINTS, [follow(run, line, stop)]
             )
             _track(run, trainer)
+            _sync(run, trainer)
             resolved["optimizer"] = _optimizer(run, training)
             write_json(run.output / RESOLVED, resolved)
             peak = PeakMemory(device)
@@ -209,6 +213,37 @@ def _track(run: Run, trainer: Any) -> None:
         keep_base=True,  # needed to resume, until there is a result
     )
     tracker.attach(trainer)
+
+
+def _sync(run: Run, trainer: Any) -> None:
+    """Publish the run, and sample from the engine that follows it, if the run file says so."""
+    publish, rollouts = run.file.publish, run.file.rollouts
+    if publish is None:
+        return
+    from trimtab.training.sync.publisher import DeltaPublisher
+    from trimtab.training.sync.rollouts import EngineRollouts
+
+    place = publish.to if "://" in publish.to else run.file.resolve(publish.to)
+    dtypes = [dtype for dtype in run.base.record.dtypes if dtype in DTYPES_OF_WEIGHTS]
+    is_one = len(dtypes) == 1 and run.file.save_dtype != "fp32"
+    publisher = DeltaPublisher(
+        place,
+        every=publish.every,
+        base=None if publish.whole else run.base.folder,
+        stored_dtype=dtypes[0] if is_one else None,
+        mask=None if run.mask is None else True,
+    ).attach(trainer)
+    if rollouts is not None:
+        EngineRollouts(
+            rollouts.engine,
+            publisher,
+            max_staleness=rollouts.max_staleness,
+            follower=rollouts.follower,
+            model=rollouts.model,
+            timeout=rollouts.timeout,
+            importance_cap=rollouts.importance_cap or None,
+            record=run.output / ROLLOUTS,
+        ).attach(trainer)
 
 
 def state_of(run: Run) -> Literal["new", "begun", "finished"]:
@@ -311,6 +346,7 @@ def overview(run: Run) -> str:
         "trains": _trained(run),
         "data": _data(run),
         "steps": _steps(run),
+        **_synced(run),
         "output": f"{run.output} ({_state(run)})",
         "writes": ", ".join(_written(run)),
         "stopped": "on Ctrl-C the current step is finished and saved, and the same command "
@@ -363,6 +399,17 @@ def _steps(run: Run) -> str:
     )
 
 
+def _synced(run: Run) -> dict[str, str]:
+    publish, rollouts = run.file.publish, run.file.rollouts
+    lines = {}
+    if publish is not None:
+        lines["publish"] = f"to {publish.to}, every {plural(publish.every, 'step')}"
+    if rollouts is not None:
+        behind = plural(rollouts.max_staleness, "version")
+        lines["samples"] = f"by {rollouts.engine}, at most {behind} behind"
+    return lines
+
+
 def _state(run: Run) -> str:
     if not run.output.exists():
         return "new"
@@ -381,6 +428,8 @@ def _written(run: Run) -> Iterator[str]:
         yield f"{FOUND} (the mask that it finds)"
     if run.file.samples is not None:
         yield f"{SAMPLES} (the samples)"
+    if run.file.rollouts is not None:
+        yield f"{ROLLOUTS} (the version that each sample is from)"
     if run.file.track is not None:
         yield f"{UPDATES} (the changes of each step)"
     if run.keeps_checkpoints:

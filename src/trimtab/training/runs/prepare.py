@@ -121,6 +121,7 @@ class Run:
             "data": self.data.digest,
             "reward": None if self.reward is None else self.reward.record,
             "samples": None if self.file.samples is None else asdict(self.file.samples),
+            **self._rollouts_setting(),
             "optimizer": (
                 {"name": self.file.optimizer.name}
                 if self.file.mask == "none"
@@ -130,6 +131,13 @@ class Run:
         }
         plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
         return plain
+
+    def _rollouts_setting(self) -> dict[str, Any]:
+        """What of `[rollouts]` changes the result; the engine may be another one."""
+        if (table := self.file.rollouts) is None:
+            return {}
+        capped = {"importance_cap": table.importance_cap}
+        return {"rollouts": {"max_staleness": table.max_staleness, **capped}}
 
     def _mask_setting(self) -> Any:
         if self.file.mask == "auto":

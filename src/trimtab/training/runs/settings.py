@@ -138,6 +138,43 @@ class AutoTable:
     density: float | None = None
 
 
+@dataclass(frozen=True)
+class PublishTable:
+    """`[publish]`: the weights are published as they are trained, for engines that follow.
+
+    Attributes:
+        to: Where: a folder, or the URL of an object store.
+        every: Optimizer steps from one version to the next.
+        whole: Whether the base is published, too, for followers that do not have it.
+    """
+
+    to: str = ""
+    every: int = 1
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class RolloutsTable:
+    """`[rollouts]`: completions are sampled by a vLLM server that follows the run.
+
+    Attributes:
+        engine: URL of the server.
+        max_staleness: Versions that it may be behind; 0 is on policy.
+        follower: Name of the engine, if somebody else lets it follow; by default the run does.
+        model: Name of the served model; by default the first that the server names.
+        timeout: Seconds that it may take to answer a request, or to get to a version.
+        importance_cap: For PPO and PRIME: largest weight of a token, by the ratio of its
+            probabilities under trainer and engine; 0 for no weights.
+    """
+
+    engine: str = ""
+    max_staleness: int = 0
+    follower: str | None = None
+    model: str | None = None
+    timeout: float = 600.0
+    importance_cap: float = 2.0
+
+
 def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterator[str]:
     """Yield the contradictions in a run file.
 
@@ -159,6 +196,7 @@ def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterato
         yield from _of_reward(reward)
     if samples is not None:
         yield from _of_samples(samples)
+    yield from _of_sync(top.get("algorithm"), tables.get("publish"), tables.get("rollouts"))
     yield from _of_algorithm(top.get("algorithm"), data, "reward" in tables, "samples" in tables)
     yield from _of_mask(top.get("mask"), tables.get("optimizer"))
     if top.get("also"):
@@ -223,6 +261,27 @@ def _of_samples(samples: SamplesTable) -> Iterator[str]:
     if samples.rule == "best":
         names = ("threshold", "most")
         yield from _without_effect("samples", samples, SamplesTable(), names, 'with rule = "best"')
+
+
+def _of_sync(
+    algorithm: str | None, publish: PublishTable | None, rollouts: RolloutsTable | None
+) -> Iterator[str]:
+    if publish is not None and not publish.to:
+        yield "publish: expected a key to: a folder, or the URL of an object store"
+    if publish is not None and publish.every < 1:
+        yield f"publish.every is {publish.every}, expected at least 1"
+    if rollouts is None:
+        return
+    if not rollouts.engine.startswith(("http://", "https://")):
+        yield f'rollouts.engine is "{rollouts.engine}", expected the URL of a vLLM server'
+    if publish is None:
+        yield "rollouts: without a table [publish] the engine would keep the weights of the base"
+    known = ALGORITHMS.get(algorithm or "")
+    if known is not None and not known.takes_reward:
+        yield f"rollouts: {algorithm} samples nothing while it trains"
+    for name, least in (("max_staleness", 0), ("importance_cap", 0), ("timeout", 1)):
+        if (value := getattr(rollouts, name)) < least:
+            yield f"rollouts.{name} is {value}, expected at least {least}"
 
 
 def _of_algorithm(
@@ -313,6 +372,8 @@ class Settings:
         samples: How samples of the model are drawn before training; None if they are not.
         optimizer: Settings of the sparse optimizer; the others are in `trainer`.
         auto: How `mask = "auto"` finds its mask.
+        publish: Where the weights are published; None if they are not.
+        rollouts: The engine that samples; None for the trainer itself.
         trainer: Passed to the configuration class of TRL.
         save_dtype: Dtype of the saved weights: that of the stored model, or `fp32`.
         dropout: Probability of every dropout of the model; None for that of its config.
@@ -332,6 +393,8 @@ class Settings:
     samples: SamplesTable | None = None
     optimizer: OptimizerTable = field(default_factory=OptimizerTable)
     auto: AutoTable = field(default_factory=AutoTable)
+    publish: PublishTable | None = None
+    rollouts: RolloutsTable | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
     save_dtype: Literal["stored", "fp32"] = "stored"
     dropout: float | None = None
@@ -406,6 +469,8 @@ _TABLES: Mapping[str, type] = {
     "samples": SamplesTable,
     "optimizer": OptimizerTable,
     "auto": AutoTable,
+    "publish": PublishTable,
+    "rollouts": RolloutsTable,
     "trainer": dict,
     "factors": dict,
 }

@@ -171,6 +171,11 @@ class Cell:
         if self.start is not None:
             model = self.start.model if self.start.is_finished else self.start.starts_from()
             content["model"] = str(model.resolve() if isinstance(model, Path) else model)
+        if "publish" in content:
+            raise SettingsError(
+                f"{self.run} has a table [publish], and the cells of a sweep would publish to one "
+                "place: leave it out"
+            )
         return Settings.of(self.run, content)
 
     def write(self) -> Path:

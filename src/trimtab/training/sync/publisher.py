@@ -124,6 +124,7 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         self._publisher: Publisher | None = None
         self._others: Mapping[str, Callable[[], bytes]] = {}
         self._version: int | None = None
+        self._given: int | None = None
         self._step: int | None = None  # of the last version, in a Trainer
         self._published: list[Published] = []
         self._blocked: list[float] = []  # since the last log
@@ -144,6 +145,11 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
     def version(self) -> int | None:
         """The newest version, which may not be stored yet; None before the first."""
         return self._version
+
+    @property
+    def step(self) -> int | None:
+        """The step that `publish` was given last; None before."""
+        return self._given
 
     @property
     def published(self) -> tuple[Published, ...]:
@@ -233,6 +239,7 @@ class DeltaPublisher(TrainerCallback):  # type: ignore[misc]
         took = time.monotonic() - started
         self.seconds_blocked += took
         self._blocked.append(took)
+        self._given = step
         return self._version
 
     def wait(self) -> None:

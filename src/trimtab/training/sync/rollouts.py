@@ -2,11 +2,12 @@
 
 ::
 
-    rollouts = EngineRollouts("http://127.0.0.1:8000", publisher)
-    rollouts.attach(trainer)   # GRPOTrainer, RLOOTrainer, PPOTrainer or PRIMETrainer
+    publisher = DeltaPublisher("/shared/run").attach(trainer)
+    EngineRollouts("http://127.0.0.1:8000", publisher).attach(trainer)
 
-In TRL it takes the place of its own `vllm_generation`, which both trainers call for samples and
-their log-probabilities; `rollout_func` is of GRPO alone, and there TRL corrects nothing.
+The trainer is a `GRPOTrainer` or `RLOOTrainer` of TRL, a `PPOTrainer` or a `PRIMETrainer`. In TRL
+the place of its own `vllm_generation` is taken, which both trainers ask for samples and their
+log-probabilities; `rollout_func` is of GRPO alone, and with it TRL corrects nothing.
 """
 
 from __future__ import annotations
@@ -19,35 +20,30 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from trimtab.errors import SettingsError, SyncError
 from trimtab.results.journal import Journal
+from trimtab.sync.chain import at_place
 from trimtab.sync.engines.client import Completion, EngineClient
+from trimtab.sync.engines.control import EngineControl, absolute
+from trimtab.sync.engines.drive import EngineDriver
 from trimtab.training.rollouts.sampling import PolicyBatch, Samples, left_padded
 from trimtab.training.rollouts.trainer import RolloutTrainer
+from trimtab.training.sync.publisher import DeltaPublisher
 from trimtab.words import one_line
-
-
-class Versions(Protocol):
-    """A publisher of the weights: `trimtab.sync.publisher.Publisher`."""
-
-    @property
-    def version(self) -> int | None:
-        """The version that the trainer has; None before the first."""
-
-    def acknowledged(self) -> Sequence[Any]:
-        """Of each follower its `name` and the `version` that it has."""
 
 
 class EngineRollouts:
     """Samples the completions of a trainer from a vLLM server.
 
-    Each sample is recorded with the version of the weights that it was sampled from: the engine
-    says it before and after a batch, and it must be the same, unless versions may be stale.
+    Before a batch is sampled, the engine is brought to the version that the trainer has published,
+    unless it may be stale. Each sample is recorded with the version of the weights that it was
+    sampled from: the engine says it before and after a batch, and both must be the same. (Of an
+    engine that follows by itself and may be stale, the version before is recorded.)
 
     The log-probabilities of engine and trainer are compared, as soon as the trainer has computed
     its own, and logged: the mean and the largest of |difference|, and an estimate of
@@ -61,7 +57,7 @@ class EngineRollouts:
     def __init__(
         self,
         engine: str,
-        publisher: Versions | None = None,
+        publisher: DeltaPublisher | None = None,
         *,
         max_staleness: int | None = 0,
         follower: str | None = None,
@@ -74,12 +70,15 @@ class EngineRollouts:
 
         Args:
             engine: URL of the server.
-            publisher: What publishes the weights that the engine follows. Without one, the engine
-                keeps its weights, which are as old as the number of steps.
-            max_staleness: Versions that the engine may be behind; it is waited for. 0 is on policy,
-                and None is for any.
-            follower: Name under which the engine acknowledges versions; by default whatever
-                follower is furthest behind counts.
+            publisher: What publishes the weights, at a place that the engine can read; attached to
+                the trainer. Without one, the engine keeps its weights, which are as old as the
+                number of steps.
+            max_staleness: Versions that the engine may be behind; it is waited for. 0 is on policy:
+                the weights of this very step, which are published for it if they were not. None is
+                for any.
+            follower: Name of the engine, if somebody else lets it follow the place; then its
+                acknowledgements are waited for. By default the trainer tells the engine what to
+                load, and when.
             model: Name of the served model; by default the first that the server names.
             timeout: Longest time in seconds that the engine may take to answer a request, or to get
                 to a version.
@@ -105,6 +104,11 @@ class EngineRollouts:
         self.client = EngineClient(engine, model=model, timeout=timeout)
         self.samples: dict[int, int] = {}
         self._publisher, self._follower = publisher, follower
+        self._driver: EngineDriver | None = None
+        self._place = "" if publisher is None else absolute(str(publisher.place))
+        if publisher is not None and follower is None:
+            server = EngineControl(engine, timeout=timeout)
+            self._driver = EngineDriver(server, self._place)
         self._max_staleness, self._timeout = max_staleness, timeout
         self._cap = importance_cap
         self._record = None if record is None else Journal(Path(record), SyncError)
@@ -125,20 +129,21 @@ class EngineRollouts:
             SettingsError: It is another trainer, or has an engine or rollouts of its own.
             SyncError: The server cannot be asked; or its log-probabilities cannot be compared.
         """
+        if trainer.args.world_size > 1:
+            raise SettingsError("rollouts from an engine are of one process: start one")
         if isinstance(trainer, RolloutTrainer):
             if trainer.engine is not None:
                 raise SettingsError(f"{type(trainer).__name__}: rollouts are attached already")
+            self._check_log_probs(trainer.sampler.sampling.end_tokens[0], trainer.args.temperature)
             trainer.engine = self
-            end, temperature = trainer.sampler.sampling.end_tokens[0], trainer.args.temperature
         else:
             _check_trl(trainer)
+            self._check_log_probs(trainer.eos_token_ids[0], trainer.temperature)
             trainer.use_vllm, trainer.vllm_mode = True, "server"
             trainer.vllm_generation = _Generation(self)
             trainer._last_loaded_step = -1
             self._observe(trainer)
-            end, temperature = trainer.eos_token_ids[0], trainer.temperature
         self._trainer = trainer
-        self._check_log_probs(end, temperature)
 
     def sample(self, prompts: Sequence[Sequence[int]]) -> Samples:
         """Complete the prompts of a round of PPO or PRIME."""
@@ -192,7 +197,7 @@ class EngineRollouts:
         groups = [(list(ids), len([*rows])) for ids, rows in groupby(map(list, prompts))]
         started = time.monotonic()
         wanted, version = self._wait()
-        waited, began = time.monotonic() - started, time.monotonic()
+        began = time.monotonic()
         made = self.client.complete(
             [ids for ids, _ in groups],
             [num for _, num in groups],
@@ -200,19 +205,20 @@ class EngineRollouts:
             **sampling,
         )
         sampled = time.monotonic() - began
-        after = self._served(wanted)
-        if after != version and self._max_staleness == 0:
+        after = self._served()
+        if after != version and (self._driver is not None or self._max_staleness == 0):
             raise SyncError(
                 f"{self.client.url}: the engine went from version {version} to {after} while it "
-                "sampled on policy: somebody else publishes to the place that it follows"
+                "sampled: somebody else changes its weights; give its name as `follower` if it is "
+                "to follow by itself"
             )
         flat = [completion for group in made for completion in group]
         self.samples[version] = self.samples.get(version, 0) + len(flat)
         self._write(version, flat)
         self._log("engine/version", version)
         self._log("engine/staleness", wanted - version)
-        self._log("engine/wait_seconds", waited)
-        self._log("engine/sample_seconds", sampled)
+        self._log("engine/wait_s", began - started)
+        self._log("engine/sample_s", sampled)
         self._pending = flat
         return flat
 
@@ -222,37 +228,53 @@ class EngineRollouts:
 
     def _wait(self) -> tuple[int, int]:
         """The version of the trainer, and that of the engine once it is new enough."""
+        publisher, most = self._publisher, self._max_staleness
+        if publisher is None:
+            return self._without_publisher()
+        if publisher.version is None or (most == 0 and publisher.step != self._step()):
+            trainer = self._trainer
+            publisher.publish(trainer.model, step=self._step(), tokenizer=trainer.processing_class)
         ends, pause = time.monotonic() + self._timeout, 0.01
         while True:
-            wanted = self._step() if self._publisher is None else self._publisher.version or 0
-            served = self._served(wanted)
-            most = self._max_staleness
+            wanted, served = publisher.version or 0, self._served()
             if served is not None and (most is None or wanted - served <= most):
                 return wanted, served
-            if self._publisher is None:
-                raise SyncError(
-                    f"{self.client.url}: the engine has the weights of step 0, and the trainer is "
-                    f"at step {wanted}: attach a DeltaPublisher and let the engine follow it, or "
-                    "set max_staleness"
-                )
             if time.monotonic() > ends:
                 has = "no version" if served is None else f"version {served}"
                 raise SyncError(
                     f"{self.client.url}: after {self._timeout:g} s the engine has {has}, and the "
                     f"trainer version {wanted}: look why it does not follow"
                 )
+            publisher.wait()
+            driven = None if self._driver is None else self._driver.update()
+            if driven is not None:
+                self._log("engine/prepare_s", driven.seconds["prepare"])
+                self._log("engine/pause_s", driven.seconds_paused)
+                continue
             time.sleep(pause)
             pause = min(2 * pause, 1.0)
 
-    def _served(self, wanted: int) -> int | None:
-        """The version that the engine has; None if it has not said so."""
-        if self._publisher is None:
+    def _without_publisher(self) -> tuple[int, int]:
+        step, most = self._step(), self._max_staleness
+        if most is not None and step > most:
+            raise SyncError(
+                f"{self.client.url}: the engine has the weights of step 0, and the trainer is at "
+                f"step {step}: give EngineRollouts a DeltaPublisher, or set max_staleness"
+            )
+        return step, 0
+
+    def _served(self) -> int | None:
+        """The version that the engine has; None if it has none of the run."""
+        publisher = self._publisher
+        if publisher is None:
             return 0
-        said = self._publisher.acknowledged()
-        versions = [
-            each.version for each in said if self._follower is None or each.name == self._follower
-        ]
-        return min(versions, default=None)
+        if self._driver is not None:
+            status = self._driver.server.status()
+            is_ours = status["place"] == str(at_place(self._place)) and status["is_whole"]
+            return status["version"] if is_ours else None
+        return next(
+            (each.version for each in publisher.acknowledged() if each.name == self._follower), None
+        )
 
     def _check_log_probs(self, token: int, temperature: float) -> None:
         """The log-probabilities must be those of the temperature at which samples are drawn."""
@@ -309,7 +331,7 @@ class EngineRollouts:
 
     def _write(self, version: int, made: Sequence[Completion]) -> None:
         """Append the samples to the record; lines of steps that are done again are dropped."""
-        if self._record is None or not self._trainer.is_world_process_zero():
+        if self._record is None:
             return
         step = self._step()
         if not self._is_recorded:
