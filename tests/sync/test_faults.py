@@ -33,7 +33,7 @@ PASSING = sorted(set(FAULTS) - {"stale", "lost", "cut"})
 """Of a publisher, which sees what it put itself; what it put is there some time."""
 
 LASTING = sorted({*PASSING, "lost", "cut"})
-"""Of one that is not replaced: another one would need files that may be lost."""
+"""Of one whose files may be lost; another one needs version 0 then."""
 
 
 def hash_of(arrays: Arrays) -> str:
@@ -61,7 +61,7 @@ class Trainer:
         }
         self.base = write_folder(folder, self.arrays)
         with open_checkpoint(self.base) as checkpoint:
-            self._source = source_of(checkpoint)
+            self.source = source_of(checkpoint)
         self.first = dict(self.arrays)
         self.step_of = {hash_of(self.arrays): 0}
 
@@ -72,7 +72,7 @@ class Trainer:
             for name, (dtype, bits) in self.arrays.items()
         }
         self.step_of[hash_of(self.arrays)] = number
-        return replace(self._source, tensors=held(self.arrays))
+        return replace(self.source, tensors=held(self.arrays))
 
 
 class Memory:
@@ -152,7 +152,7 @@ def test_whatever_fails_only_versions_are_held(
         except SyncError as error:
             errors.append(str(error))
         is_over = bool(errors) and "took over" in errors.pop()
-        if faults is PASSING and (is_over or random.random() < 0.05 or n == num // 2):
+        if (faults is PASSING or has_base) and (is_over or random.random() < 0.05 or n == num // 2):
             publisher.close()
             publisher = Publisher(near, **options)
         if n == num // 2:
@@ -240,3 +240,34 @@ def test_what_is_stored_and_not_listed_is_removed(tmp_path: Path) -> None:
         publisher.publish(trainer.step())
         publisher.wait()
         assert unlisted() == {"v000099-notes.delta"}
+
+
+@pytest.mark.parametrize("has_base", [True, False])
+def test_a_publisher_continues_although_the_newest_version_is_lost(
+    has_base: bool, tmp_path: Path
+) -> None:
+    place, trainer = open_place(f"memory://{uuid4().hex}/run"), Trainer(tmp_path / "base", 1)
+    options: dict[str, Any] = {"base": trainer.base if has_base else None, "anchor_every": 0}
+    holder = Memory(trainer.first if has_base else None, has_base=has_base)
+
+    def publish(publisher: Publisher) -> None:
+        publisher.publish(trainer.step())
+        publisher.wait()
+        assert publisher.version == len(trainer.step_of) - 1
+
+    with Follower(place, holder, name="f") as follower:
+        with Publisher(place, **options) as publisher:
+            if not has_base:
+                publisher.publish(replace(trainer.source, tensors=held(trainer.arrays)))
+            for _ in range(3):
+                publish(publisher)
+        follower.update()
+        place.remove(next(name for name in place.names() if name.startswith("v000002-")))
+        with Publisher(place, **options) as publisher:
+            for _ in range(6):  # over a folded link, too
+                publish(publisher)
+                follower.update()
+                assert holder.content_hash() == hash_of(trainer.arrays)
+        late = Memory(trainer.first if has_base else None, has_base=has_base)
+        Follower(place, late, name="late").update()
+        assert late.content_hash() == hash_of(trainer.arrays)

@@ -37,7 +37,7 @@ from trimtab.sync.chain import (
     Version,
     read_chain,
 )
-from trimtab.sync.fetching import fetch, fetch_route
+from trimtab.sync.fetching import NotThereError, fetch, fetch_route
 from trimtab.sync.followers import Followers
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published
@@ -79,6 +79,7 @@ class ChainWire(Wire):
         self._chain: Chain | None = None
         self._unsettled: tuple[Pending, Chain] | None = None
         self._retired: list[str] = []
+        self._copied: int | None = None  # the version of the copy, if not the newest
 
     @property
     def run(self) -> str | None:
@@ -143,7 +144,13 @@ class ChainWire(Wire):
             )
         newest = chain.newest
         starts = {None} if self._base is None else {None, 0}
-        route = fetch_route(self.place, chain, starts, newest.number, self._scratch)
+        self._copied = None
+        try:
+            route = fetch_route(self.place, chain, starts, newest.number, self._scratch)
+        except NotThereError:  # files are lost: the next version is made of version 0
+            self._copied = 0
+            route = fetch_route(self.place, chain, starts, 0, self._scratch)
+            newest = chain.at(0) or newest
         if route is None:
             raise SyncError(
                 f"{self.place}: no links lead to version {newest.number}, the newest: give the "
@@ -189,12 +196,11 @@ class ChainWire(Wire):
         assert chain is not None
         started = time.monotonic()
         source = replace(pending.source, tensors=self.snapshot.after(pending.changes))
-        if number == 1 and self._base is not None:  # which may have other names
-            manifest, link = self._write(self._base, source, 0, 1)
+        held = number - 1 if self._copied is None else self._copied
+        if held == 0 and self._base is not None:  # which may have other names
+            manifest, link = self._write(self._base, source, 0, number)
         else:
-            manifest, link = self._write(
-                self._before(source, number - 1), source, number - 1, number
-            )
+            manifest, link = self._write(self._before(source, held), source, held, number)
         pending.seconds["encode"] = time.monotonic() - started
         version = Version(number, manifest.result.content_hash, pending.step, manifest.num_changed)
         started = time.monotonic()
@@ -233,6 +239,9 @@ class ChainWire(Wire):
     def _advance(self, pending: Pending) -> None:
         """The copy is now the version that was published."""
         self.snapshot.advance(pending.changes)
+        if self._copied is not None:
+            self.snapshot.forget()
+            self._copied = None
         self._keep_files(pending.number, pending.source.others)
 
     def _add_shortcuts(self, source: Source, number: int) -> None:

@@ -215,6 +215,10 @@ class Snapshot:
             apply_changes(self._bits[name].reshape(-1), each, self._dtypes[name])
         self._history.append(changes)
 
+    def forget(self) -> None:
+        """Read no version back from here: what came before is none that was published last."""
+        self._history.clear()
+
     def after(self, changes: AllChanges) -> dict[str, HeldTensor]:
         """The tensors of the version that the changes make."""
         return {
