@@ -169,7 +169,9 @@ def each_step(chain: Chain) -> Any:
     class EachStep(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
             model = more["model"]
-            rounded = {name: value.to(torch.bfloat16) for name, value in model.state_dict().items()}
+            weights = model.state_dict()
+            once = {value.data_ptr(): value.to(torch.bfloat16) for value in weights.values()}
+            rounded = {name: once[value.data_ptr()] for name, value in weights.items()}  # tied
             chain.add(lambda path: model.save_pretrained(path, state_dict=rounded))
             seconds = state.log_history[-1].get("step_time") if state.log_history else None
             print(f"step {chain.num_steps}, {seconds}", flush=True)

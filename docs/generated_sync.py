@@ -87,6 +87,7 @@ def sizes(report: Report | None, *names: str) -> None:
             f"**{ours / 1000:,.0f}**",
             f"**{100 * ours / dense:.3f}**",
             f"{100 * entropy / dense:.3f}",
+            f"{part['over_mask'] / 1000:,.0f}" if "over_mask" in part else NONE,
             *(NONE if size is None else f"{size / ours:.2f} ×" for _, size in ratios),
             f"{dense / ours:,.0f} ×",
         ]
@@ -94,6 +95,7 @@ def sizes(report: Report | None, *names: str) -> None:
     rows(
         [
             *("run", "step", "changed, %", "delta, kB", "delta, %", "entropy, %"),
+            "over its mask, kB",
             *(*RIVALS, *LISTS, "dense"),
         ],
         (line(*item) for item in _measured(report, names)),
@@ -196,8 +198,9 @@ def overhead(report: Report | None) -> None:
         info, seconds = part["provenance"], part["processor_seconds"]
         print(
             f"{name}, training alone and published: {seconds['alone']:.1f} and "
-            f"{seconds['published']:.1f} s of processor time a step (medians of {part['rounds']} "
-            f"steps; {info['date'][:10]}, load {info['load_before']:.0f})."
+            f"{seconds['published']:.1f} s of processor time a step, {part['ratio']:.2f} × "
+            f"(medians of {part['rounds']} pairs; {info['date'][:10]}, load "
+            f"{info['load_before']:.0f})."
         )
 
 

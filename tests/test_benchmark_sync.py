@@ -108,7 +108,7 @@ def test_stages_and_overhead(tmp_path: Path) -> None:
 
     base, run = tmp_path / "base", tmp_path / "run"
     tiny.make_base(base)
-    sync_runs.smollm2(Steps("SmolLM2-135M", 1e-3, 3), base, Chain(base, run))
+    sync_runs.smollm2(Steps("SmolLM2-135M", 1e-3, 3, dtype="fp32"), base, Chain(base, run))
     deltas = sorted(run.glob("*.delta"))
     rows = sync_stages.replayed(base, deltas)
     changed = {step: sync.anatomy(delta)["num_changed"] for step, delta in enumerate(deltas, 1)}
