@@ -1,5 +1,5 @@
 # Each target sets up the environment first, which is quick once it exists.
-.PHONY: demo engine papers test test-fast lint docs bench bench-compare bench-deltas bench-masks bench-optimizer bench-sync bench-tracker bench-training setup clean
+.PHONY: demo engine papers sync test test-fast lint docs bench bench-compare bench-deltas bench-masks bench-optimizer bench-sync bench-tracker bench-training setup clean
 
 VENV := .venv
 ENGINE := .engine-venv
@@ -70,6 +70,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 		echo "cwtrain could not be installed: the tests of its deltas are skipped."
 	touch $@
 
+sync: setup engine ## See a real vLLM follow a real run: write sync-demo/report.html
+	$(VENV)/bin/trimtab sync demo $(SYNC_ARGS)
+
 engine: $(ENGINE)/.ready ## Set up vLLM for its tests, in an environment of its own
 
 # vLLM pins its own torch and transformers. What it lists beside torch does not import with this build.
@@ -82,4 +85,4 @@ $(ENGINE)/.ready: pyproject.toml constraints-engine.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(ENGINE) site dist demo papers-out
+	rm -rf $(VENV) $(ENGINE) site dist demo papers-out sync-demo

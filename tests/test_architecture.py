@@ -66,15 +66,15 @@ MAY_IMPORT = {
 }
 """Layer -> the layers below it. `measure` and `masks` are siblings, on `checkpoints`."""
 
-MOST_FILES, MOST_LINES, MOST_OF_A_FILE, MOST_HEADS = 216, 52_200, 550, 0.099
+MOST_FILES, MOST_LINES, MOST_OF_A_FILE, MOST_HEADS = 216, 52_110, 550, 0.099
 """Files, their lines, lines of one file, and the share of heads. To be lowered, never raised, until
 they are 230, 43,500, 550 and 0.08. The first two are of the house without its new wings."""
 
 NEW_WINGS = {
     "coded_masks": (2, 370),
-    "deltas": (33, 8_400),
+    "deltas": (31, 7_960),
     "stores": (1, 220),
-    "sync": (32, 7_800),
+    "sync": (33, 7_900),
     "updates": (4, 1_230),
 }
 """Folder -> most files and lines; its verbs and reports (`cli/delta.py`) count too.

@@ -34,6 +34,8 @@ from trimtab.masks.selection.quotas import Quotas
 from trimtab.masks.wanda import InputNorms
 from trimtab.measure.tracked_file import KindFigures, StepFigures
 from trimtab.papers.results import PaperResult
+from trimtab.sync.engines.drive import Driven
+from trimtab.sync.engines.prove import Difference
 from trimtab.training.runs.settings import DataTable
 from trimtab.words import MAX_REPR, one_line, plural
 
@@ -75,6 +77,13 @@ def results(folder: Path) -> Iterator[Any]:
             publisher.acknowledged(),
             publisher.log(),
             trimtab.Served(1, True, 3, 4),
+            Driven(3, {}),
+            trimtab.Proof(
+                *("http://127.0.0.1:8000", "place", 3, 4, 10, "0" * 32, "", False, 2, 10, 0),
+                differences=(Difference("w" * 200, "", "", ""),),
+                checker="",
+                movement="",
+            ),
         ]
     with trimtab.open_checkpoint(base) as checkpoint:
         yield [checkpoint, checkpoint.tensors]

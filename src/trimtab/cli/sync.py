@@ -12,6 +12,7 @@ import click
 import trimtab
 from trimtab.cli import options
 from trimtab.cli.terminal import say
+from trimtab.outputs import write_text
 from trimtab.words import plural
 
 place_argument = click.argument("place", metavar="PLACE")
@@ -267,6 +268,52 @@ def prove(engine: str, place: str, as_json: bool, **settings: Any) -> int:
         for line in lines_of(proof):
             say(line)
     return 0 if proof.is_proven else 3
+
+
+@sync.command(
+    "demo",
+    cls=options.Command,
+    short_help="See it happen: a real vLLM follows a real run.",
+    epilog="Example: trimtab sync demo --steps 20",
+)
+@click.option("--steps", type=click.IntRange(min=1), default=10, help="Optimizer steps.")
+@click.option(
+    "--seed", type=options.SEED, default=0, help="Seed of the questions and the sampling."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("sync-demo"),
+    help="Folder for everything.",
+)
+@click.option(
+    "--engine-python",
+    type=options.PATH,
+    default=Path(".engine-venv/bin/python"),
+    help="Python of the environment with vLLM; `make engine` makes it.",
+)
+def demo(steps: int, seed: int, out: Path, engine_python: Path) -> None:
+    """See it happen: train a real model, and let a real vLLM follow it.
+
+    SmolLM2-135M learns one-digit addition by GRPO. A vLLM server in a process and an environment of
+    its own samples the answers, and gets each version of the weights through a folder. For each of
+    them a line says what was sent, what it took, whether the server has the trainer's bits, and how
+    many held-out sums it answers right.
+    """
+    from trimtab.report.html import check_installed, render
+    from trimtab.report.sync import sync_document
+    from trimtab.training.sync.demo import LINE, line_of, sync_demo
+
+    check_installed()
+    say(LINE)
+    log = None
+    for shown, measured in sync_demo(out, engine_python, steps=steps, seed=seed):
+        say(line_of(shown))
+        log = measured
+    if log is not None:
+        log.save(out / "sync.json", force=True)
+        write_text(out / "report.html", render(sync_document(log)), force=True)
+        say(f"\nOpen {out / 'report.html'}; the numbers are in {out / 'sync.json'}.")
 
 
 def _line_of(update: Any) -> str:
