@@ -8,6 +8,8 @@ SYSTEM_PYTHON ?= python3
 WORKERS ?= 2
 # The tests of a file run in one worker, because they share fixtures. `tests/conftest.py` orders the files.
 SHARED := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Without the compiled files of the tests each worker compiles all of them again.
+unexport PYTHONDONTWRITEBYTECODE
 export HF_HUB_OFFLINE := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -18,8 +20,8 @@ demo: setup ## RL-tune a real model, compare it with its base, write demo/report
 papers: setup ## Test claims of a paper, at the scale that takes a minute
 	$(VENV)/bin/trimtab paper run mukherjee-2025 --scale tiny $(PAPERS_ARGS)
 
-test-fast: setup ## Run the tests that neither train a model nor open a browser
-	$(PYTHON) -m pytest $(SHARED) -m "not train and not browser" $(TEST_ARGS)
+test-fast: setup ## Run the tests that are quick: no training, no browser, no long sweeps
+	$(PYTHON) -m pytest $(SHARED) -m "not train and not browser and not slow" $(TEST_ARGS)
 
 test: setup ## Run all tests
 	$(PYTHON) -m pytest $(SHARED) $(TEST_ARGS)

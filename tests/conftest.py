@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests.forks import Forks
 from tests.golden.stored import Golden
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -42,6 +44,21 @@ NO_BROWSER = "no browser: install Chromium or Google Chrome, or run `playwright 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The switch of `tests/golden`."""
     parser.addoption("--update-golden", action="store_true", help="write the golden files again")
+
+
+ALL_OF_A_FILE = re.compile(
+    r"^pytestmark = \[?\s*pytest\.mark\.(train|browser|slow)\b", re.MULTILINE
+)
+"""A mark of every test of a file."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import files that `-m` leaves out as a whole: many of them load torch and TRL."""
+    left_out = re.findall(r"\bnot (\w+)", config.option.markexpr)
+    if left_out and collection_path.suffix == ".py":
+        mark = ALL_OF_A_FILE.search(collection_path.read_text("utf-8"))
+        return True if mark and mark[1] in left_out else None
+    return None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -111,6 +128,14 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shelf")
     world.make_shelf(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes for commands that need one of their own."""
+    forks = Forks(tmp_path_factory.mktemp("forks"))
+    yield forks
+    forks.close()
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.checkpoints.building import random_bits, tensors_bytes
+from tests.forks import Forks
 
 COMMITS = {"main": "a" * 40, "step-100": "b" * 40}
 CONFIG = json.dumps({"architectures": ["LlamaForCausalLM"]}).encode()
@@ -143,15 +142,15 @@ def hub() -> Iterator[tuple[str, list[str]]]:
 
 
 def open_in_process(
-    ref: str, cache: Path, endpoint: str, *, offline: bool = False
+    forks: Forks, ref: str, cache: Path, endpoint: str, *, offline: bool = False
 ) -> dict[str, Any]:
     """What a process of its own, with a cache of its own, finds in a checkpoint."""
-    (found,) = open_all([ref], cache, endpoint, offline=offline)
+    (found,) = open_all(forks, [ref], cache, endpoint, offline=offline)
     return found
 
 
 def open_all(
-    refs: Sequence[str], cache: Path, endpoint: str, *, offline: bool = False
+    forks: Forks, refs: Sequence[str], cache: Path, endpoint: str, *, offline: bool = False
 ) -> list[dict[str, Any]]:
     """The same of several, one after the other in one process."""
     environment = os.environ | {
@@ -160,15 +159,7 @@ def open_all(
         "HF_HUB_OFFLINE": str(int(offline)),
         "HF_HUB_DISABLE_XET": "1",
     }
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *refs],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=cache,
-        env=environment,
-        timeout=60,
-    )
+    done = forks.run(SCRIPT, *refs, folder=cache, environment=environment)
     assert "Traceback" not in done.stderr, done.stderr
     results: list[dict[str, Any]] = json.loads(done.stdout)
     assert not any("\n" in result.get("error", "") for result in results)
@@ -180,10 +171,10 @@ NOWHERE = "http://127.0.0.1:9"
 
 
 def test_only_the_weights_are_downloaded_and_once(
-    hub: tuple[str, list[str]], tmp_path: Path
+    forks: Forks, hub: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     endpoint, downloads = hub
-    first = open_in_process("org/whole", tmp_path, endpoint)
+    first = open_in_process(forks, "org/whole", tmp_path, endpoint)
     assert first == {
         "id": "org/whole",
         "revision": COMMITS["main"],
@@ -191,21 +182,21 @@ def test_only_the_weights_are_downloaded_and_once(
         "tensors": {"w": random_bits((3, 4)).tolist()},
     }
     assert sorted(downloads) == ["config.json", "model.safetensors"]
-    assert open_in_process("org/whole", tmp_path, endpoint) == first
+    assert open_in_process(forks, "org/whole", tmp_path, endpoint) == first
     assert len(downloads) == 2
-    assert open_in_process("org/whole", tmp_path, NOWHERE, offline=True) == first
+    assert open_in_process(forks, "org/whole", tmp_path, NOWHERE, offline=True) == first
 
 
 def test_shards_of_a_revision_and_the_cache_without_a_network(
-    hub: tuple[str, list[str]], tmp_path: Path
+    forks: Forks, hub: tuple[str, list[str]], tmp_path: Path
 ) -> None:
     endpoint, downloads = hub
-    first = open_in_process("org/sharded@step-100", tmp_path, endpoint)
+    first = open_in_process(forks, "org/sharded@step-100", tmp_path, endpoint)
     assert first["revision"] == COMMITS["step-100"]
     assert list(first["tensors"]) == ["v", "w"]
     assert sorted(downloads) == ["config.json", *SHARD_NAMES, "model.safetensors.index.json"]
-    assert open_in_process("org/sharded@step-100", tmp_path, NOWHERE) == first
-    other = open_in_process("org/sharded", tmp_path, NOWHERE)
+    assert open_in_process(forks, "org/sharded@step-100", tmp_path, NOWHERE) == first
+    other = open_in_process(forks, "org/sharded", tmp_path, NOWHERE)
     assert other["class"] == "CheckpointNotFoundError"
 
 
@@ -221,16 +212,18 @@ REFUSED = {
 """What the hub does not have -> what is said of it."""
 
 
-def test_what_the_hub_does_not_have(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    found = open_all(list(REFUSED), tmp_path, hub[0])
+def test_what_the_hub_does_not_have(
+    forks: Forks, hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    found = open_all(forks, list(REFUSED), tmp_path, hub[0])
     for result, (kind, expected) in zip(found, REFUSED.values(), strict=True):
         assert result["class"] == kind
         assert expected in result["error"]
 
 
 @pytest.mark.parametrize("offline", [False, True])
-def test_no_network(tmp_path: Path, offline: bool) -> None:
-    found = open_in_process("org/whole@v1", tmp_path, NOWHERE, offline=offline)
+def test_no_network(forks: Forks, tmp_path: Path, offline: bool) -> None:
+    found = open_in_process(forks, "org/whole@v1", tmp_path, NOWHERE, offline=offline)
     assert found == {
         "class": "CheckpointNotFoundError",
         "error": "org/whole@v1: no such local path, and not taken from the hub: "
@@ -238,12 +231,14 @@ def test_no_network(tmp_path: Path, offline: bool) -> None:
     }
 
 
-def test_a_local_folder_wins_over_the_hub(hub: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_local_folder_wins_over_the_hub(
+    forks: Forks, hub: tuple[str, list[str]], tmp_path: Path
+) -> None:
     endpoint, downloads = hub
     (tmp_path / "org" / "whole").mkdir(parents=True)
     (tmp_path / "org" / "whole" / "model.safetensors").write_bytes(
         tensors_bytes({"local": random_bits((1,))})
     )
-    found = open_in_process("org/whole", tmp_path, endpoint)
+    found = open_in_process(forks, "org/whole", tmp_path, endpoint)
     assert (found["revision"], list(found["tensors"])) == (None, ["local"])
     assert downloads == []

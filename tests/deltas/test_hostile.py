@@ -264,6 +264,7 @@ def scratch_on(tmp_path: Path) -> Path:
     return tmp_path / "scratch"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", MUTATIONS)
 def test_mutations_are_refused_or_harmless(
     world: tuple[list[Path], list[Path]], tmp_path: Path, kind: str
@@ -442,6 +443,7 @@ COMPACT = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills the children of a fork")
 @pytest.mark.parametrize("is_there", [False, True])
 @pytest.mark.parametrize(("code", "result"), [(MAKE, 1), (COMPACT, 2)])

@@ -308,6 +308,7 @@ def bounded(traces: bool) -> Iterator[None]:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="makes pipes")
 @pytest.mark.parametrize("kind", CHANGES)
 def test_mutated_stores_are_refused_or_right(world: World, kind: str) -> None:

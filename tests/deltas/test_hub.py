@@ -11,7 +11,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
@@ -24,6 +23,7 @@ import trimtab
 from tests.checkpoints.test_hub import COMMITS, REPOSITORIES, Hub
 from tests.deltas.building import content_of, moved, random_bits, write_folder
 from tests.deltas.signing import Signer
+from tests.forks import Forks
 from trimtab.deltas.file import DeltaFile
 from trimtab.errors import DeltaError
 
@@ -66,22 +66,23 @@ class PushableHub(Hub):
 
 
 class Running(NamedTuple):
-    """A running stand-in."""
+    """A running stand-in, and the processes that use it."""
 
+    forks: Forks
     endpoint: str
     downloads: list[str]
     creations: list[dict[str, Any]]
 
 
 @pytest.fixture
-def hub() -> Iterator[Running]:
+def hub(forks: Forks) -> Iterator[Running]:
     """The stand-in; its repositories are as before at the end."""
     before, downloads, creations = dict(REPOSITORIES), [], []  # type: ignore[var-annotated]
     handler = type("Handler", (PushableHub,), {"downloads": downloads, "creations": creations})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    yield Running(f"http://127.0.0.1:{server.server_port}", downloads, creations)
+    yield Running(forks, f"http://127.0.0.1:{server.server_port}", downloads, creations)
     server.shutdown()
     thread.join()
     server.server_close()
@@ -90,33 +91,30 @@ def hub() -> Iterator[Running]:
 
 
 def run(
-    folder: Path, endpoint: str, *command: str, token: str = "hf_right", offline: bool = False
+    folder: Path,
+    hub: Running,
+    code: str,
+    *arguments: str,
+    token: str = "hf_right",
+    offline: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run Python in a folder, with a cache of its own, against a hub."""
     environment = os.environ | {
-        "HF_ENDPOINT": endpoint,
+        "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(folder / "hf"),
         "HF_TOKEN": token,
         "HF_HUB_OFFLINE": str(int(offline)),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     }
-    return subprocess.run(
-        [sys.executable, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env=environment,
-        timeout=120,
-    )
+    return hub.forks.run(code, *arguments, folder=folder, environment=environment)
 
 
 def trimtab_says(
     folder: Path, hub: Running, *arguments: str, code: int = 0, **settings: Any
 ) -> str:
     """What the command line says, after checking its exit code."""
-    done = run(folder, hub.endpoint, "-m", "trimtab", *arguments, **settings)
+    done = run(folder, hub, "import trimtab.__main__", *arguments, **settings)
     assert done.returncode == code, done.stderr
     return done.stdout + done.stderr
 
@@ -313,7 +311,7 @@ def test_a_model_is_loaded_by_a_hub_id(hub: Running, tmp_path: Path) -> None:
         tmp_path, hub, "delta", "push", "x.delta", "org/x-delta", "--base", "org/base@step-100"
     )
     hub.downloads.clear()
-    done = run(tmp_path, hub.endpoint, "-c", LOAD)
+    done = run(tmp_path, hub, LOAD)
     assert done.returncode == 0, done.stderr
     by_id, as_float, refused, by_file, placed, unsigned, folders, cut = json.loads(done.stdout)
     assert by_id == by_file == placed == ["LlamaForCausalLM", "torch.bfloat16", digest.hexdigest()]

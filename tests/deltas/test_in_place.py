@@ -87,6 +87,7 @@ def test_without_undo_and_under_another_process(tmp_path: Path) -> None:
         trimtab.revert(base)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills the children of a fork")
 @pytest.mark.parametrize("verb", ["apply", "revert"])
 def test_killed_at_every_step(tmp_path: Path, verb: str) -> None:

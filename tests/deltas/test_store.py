@@ -349,6 +349,7 @@ while not (work / "stop").exists():
 ROLES = ("a", "b", "read", "read-too", "gc")
 
 
+@pytest.mark.slow
 def test_two_add_while_two_read_and_one_cleans_up(tmp_path: Path) -> None:
     base, run = base_and_run(tmp_path, steps=2, rows=6)
     store = store_of(tmp_path / "store", base)
@@ -421,6 +422,7 @@ for step in range(1000):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills the children of a fork")
 @pytest.mark.parametrize("verb", ["add", "gc"])
 def test_killed_at_every_step(tmp_path: Path, verb: str) -> None:

@@ -431,6 +431,7 @@ def magnitude_masks(
     return nulls["independent"].z, matched.z, matched.lift
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_magnitude_matched_null_is_calibrated(dtype: torch.dtype, tmp_path: Path) -> None:
     """Lift 1 and a standard normal z, where the coarser null is far off."""

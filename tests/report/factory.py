@@ -18,8 +18,13 @@ from trimtab.results.records import CheckpointRecord
 from trimtab.results.statistics import wilson
 
 DENSITY = {"attention": 0.144, "mlp": 0.117, "embed": 0.025, "norm": 0.011}
-KEPT = {"bits": 1.0, "value": 0.999, "rel=0.001": 0.998, "atol=0": 0.999}
+KEPT = {"bits": 1.0, "value": 0.999, "rel=0.001": 0.998, "atol=0": 0.999, "atol=1e-06": 0.97}
+KEPT |= {"atol=1e-08": 0.99, "atol=1e-07": 0.99, "atol=1e-05": 0.86, "atol=0.0001": 0.12}
+CRITERIA = {one.key: KEPT[one.key.removeprefix("strict_")] for one in DEFAULT_CRITERIA}
 ULP_LABELS = (*map(str, range(1, 9)), "9..16", "17..32", "33..64", "65..128")
+STEPS = (*(f"-{label.replace('..', '..-')}" for label in ULP_LABELS), *ULP_LABELS)
+_LESS = 0.55 ** np.arange(1, len(ULP_LABELS) + 1)
+SHARES = np.tile(_LESS / _LESS.sum() / 2, 2)
 
 
 def tensor_shapes(
@@ -53,15 +58,8 @@ def tensor_shapes(
 def make_counts(num_elements: int, density: float, rng: np.random.Generator) -> ChangeCounts:
     """Counts of a tensor whose elements changed with some probability, in steps of 1e-5."""
     changed = int(rng.binomial(num_elements, density))
-    kept = {**KEPT, **{f"atol={size:g}": 0.99 for size in (1e-8, 1e-7)}}
-    kept |= {"atol=1e-06": 0.97, "atol=1e-05": 0.86, "atol=0.0001": 0.12}
-    num_changed = {
-        criterion.key: round(changed * kept[criterion.key.removeprefix("strict_")])
-        for criterion in DEFAULT_CRITERIA
-    }
-    shares = 0.55 ** np.arange(1, len(ULP_LABELS) + 1)
-    steps = rng.multinomial(num_changed["value"], np.tile(shares / shares.sum() / 2, 2))
-    labels = [*(f"-{label.replace('..', '..-')}" for label in ULP_LABELS), *ULP_LABELS]
+    num_changed = {key: round(changed * kept) for key, kept in CRITERIA.items()}
+    steps = rng.multinomial(num_changed["value"], SHARES)
     half = len(ULP_LABELS)
     size = 4e-5 * (1 + rng.random())
     return ChangeCounts(
@@ -71,7 +69,7 @@ def make_counts(num_elements: int, density: float, rng: np.random.Generator) -> 
         num_increased=int(steps[half:].sum()),
         num_decreased=int(steps[:half].sum()),
         ulp_histogram={
-            label: int(count) for label, count in zip(labels, steps, strict=True) if count
+            label: int(count) for label, count in zip(STEPS, steps, strict=True) if count
         },
         update_sum=changed * size * 1e-3,
         update_sum_abs=changed * size,

@@ -35,7 +35,7 @@ def make_score() -> PredictionScore:
 
 
 RESULTS: Mapping[str, Callable[[Path], Result]] = {
-    "comparison": lambda _: make_comparison(analysed=True),
+    "comparison": lambda _: make_comparison(3, analysed=True),
     "trajectory": lambda _: make_trajectory(),
     "identity": lambda _: make_identity(num_strays=1),
     "overlap": lambda _: make_overlap(3),

@@ -85,7 +85,8 @@ def one_of_each(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str,
         trimtab.make_delta(*pair, folder / "run.delta"),
     ]
     found = [result.to_dict() for result in made]
-    found.append(json.loads((ROOT / "papers/balashov-2025/results/small.json").read_text("utf-8")))
+    for stored in ("papers/balashov-2025/results/small.json", "tests/golden/inputs/sync.json"):
+        found.append(json.loads((ROOT / stored).read_text("utf-8")))
     by_format = {data["format"]: json.loads(json.dumps(data)) for data in found}
     assert by_format.keys() == REPORTS.keys()
     return by_format
@@ -158,21 +159,21 @@ def _tamper(data: Any, draws: random.Random) -> tuple[Any, ...]:
     ],
 )
 def test_counts_of_a_comparison_are_counts(change: dict[str, Any], expected: str) -> None:
-    data = factory.make_comparison().to_dict()
+    data = factory.make_comparison(1).to_dict()
     data["tensors"][0].update(change)
     with pytest.raises(ResultFormatError, match=expected):
         read_result(json.loads(json.dumps(data)))
 
 
 def test_the_sum_of_tensors_is_what_was_compared() -> None:
-    data = factory.make_comparison().to_dict()
+    data = factory.make_comparison(1).to_dict()
     data["coverage"]["num_compared"] -= 1
     with pytest.raises(ResultFormatError, match=r"coverage.num_compared is \d+, and its tensors"):
         read_result(data)
 
 
 def test_all_problems_are_told_at_once() -> None:
-    data = factory.make_comparison().to_dict()
+    data = factory.make_comparison(1).to_dict()
     data["tensors"][0]["num_nan"] = data["tensors"][1]["layer"] = "x"
     del data["criterion"]
     with pytest.raises(ResultFormatError) as caught:

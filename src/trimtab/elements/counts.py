@@ -7,10 +7,11 @@ percentage is shown as "0 %" or "100 %" only if it is exact.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import reduce
 from math import floor, sqrt
+from operator import add
 from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar
 
 from trimtab.elements.criteria import is_criterion
@@ -27,7 +28,7 @@ ULP_LABEL = re.compile(r"-?[0-9]{1,20}(\.\.-?[0-9]{1,20})?")
 
 @dataclass(frozen=True)
 class ChangeCounts:
-    """What changed among some elements. Add two with `+`; `sum(counts, ChangeCounts())` rolls up.
+    """What changed among some elements. Add two with `+`, or many with `ChangeCounts.sum`.
 
     Attributes:
         num_elements: Elements compared.
@@ -78,7 +79,12 @@ class ChangeCounts:
 
     def __add__(self, other: ChangeCounts) -> ChangeCounts:
         """Counts of both sets of elements together."""
-        return summed(self, other, largest=("update_max_abs",))
+        return ChangeCounts.sum((self, other))
+
+    @staticmethod
+    def sum(counts: Iterable[ChangeCounts]) -> ChangeCounts:
+        """Counts of several sets of elements together."""
+        return summed((ChangeCounts(), *counts), largest=("update_max_abs",))
 
     def density(self, criterion: str = "bits") -> float | None:
         """Update density: changed / all, or None where there are no elements."""
@@ -141,30 +147,33 @@ class ChangeCounts:
             yield "a sum or a largest of magnitudes is negative"
 
 
-def summed(first: Counts, second: Counts, *, largest: Collection[str] = ()) -> Counts:
-    """Add two dataclasses of counts: numbers, and mappings key by key.
+def summed(counts: Sequence[Counts], *, largest: Collection[str] = ()) -> Counts:
+    """Add dataclasses of counts: numbers in their order, and mappings key by key.
 
     Args:
-        first: Counts.
-        second: The same counts of other elements.
+        counts: The same counts of different elements; at least one.
         largest: Fields of which the maximum is taken instead.
     """
 
     def combined(name: str) -> Any:
-        one, other = getattr(first, name), getattr(second, name)
+        values = [getattr(one, name) for one in counts]
         if name in largest:
-            return max(one, other)
-        return added(one, other) if isinstance(one, Mapping) else one + other
+            return max(values)
+        if isinstance(values[0], Mapping):
+            return added(*values)
+        return reduce(add, values)  # `sum` of floats rounds otherwise in later versions of Python
 
-    names = [field.name for field in fields(first)]  # type: ignore[arg-type]
-    return type(first)(**{name: combined(name) for name in names})
+    kind = type(counts[0])
+    return kind(**{field.name: combined(field.name) for field in fields(kind)})  # type: ignore[arg-type]
 
 
-def added(left: Mapping[str, int], right: Mapping[str, int]) -> dict[str, int]:
-    """Add two counts, key by key."""
-    total = Counter(left)
-    total.update(right)
-    return dict(total)
+def added(*counts: Mapping[str, int]) -> dict[str, int]:
+    """Add counts, key by key."""
+    total: dict[str, int] = {}
+    for one in counts:
+        for key, num in one.items():
+            total[key] = total.get(key, 0) + num
+    return total
 
 
 def percent(part: float, whole: float, digits: int = 2) -> str:

@@ -74,7 +74,7 @@ class Agreement:
 
     def __add__(self, other: Agreement) -> Agreement:
         """Both sets of elements together."""
-        return summed(self, other, largest=("difference_max_abs", "full_update_max_abs"))
+        return summed((self, other), largest=("difference_max_abs", "full_update_max_abs"))
 
     @property
     def num_full_moved(self) -> int:
@@ -133,7 +133,7 @@ class SplitAgreement:
 
     def __add__(self, other: SplitAgreement) -> SplitAgreement:
         """Both sets of elements together, region by region."""
-        return summed(self, other)
+        return summed((self, other))
 
     @property
     def all(self) -> Agreement:

@@ -165,7 +165,7 @@ class ZeroCount:
     num_after: int = 0
 
     def __add__(self, other: ZeroCount) -> ZeroCount:
-        return summed(self, other)
+        return summed((self, other))
 
 
 def write_zeroed(

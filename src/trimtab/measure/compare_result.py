@@ -355,4 +355,4 @@ class Comparison(Result):
 
 
 def _counts(tensors: Iterable[TensorChange]) -> ChangeCounts:
-    return sum((tensor.counts for tensor in tensors), ChangeCounts())
+    return ChangeCounts.sum(tensor.counts for tensor in tensors)

@@ -79,7 +79,7 @@ class Run:
     @cached_property
     def total(self) -> ChangeCounts:
         """Counts of the whole model."""
-        return sum(self.by_kind.values(), ChangeCounts())
+        return ChangeCounts.sum(self.by_kind.values())
 
     @cached_property
     def tensors_by_kind(self) -> dict[str, list[TensorChange]]:

@@ -97,9 +97,13 @@ BAD: Any = object()
 
 _NONE: Any = object()
 
+_SINGLE = frozenset({int, float, str, bool, NoneType})
+
 
 def to_plain(value: Any) -> Any:
     """Data for JSON: objects become objects of their keys, tuples and arrays lists."""
+    if type(value) in _SINGLE:  # most of a result
+        return value
     if hasattr(value, "to_dict"):
         return to_plain(value.to_dict())
     if is_dataclass(value) and not isinstance(value, type):

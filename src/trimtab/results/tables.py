@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
+from functools import cache
 from math import isnan
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -37,7 +38,7 @@ def check_table(
     Returns:
         The valid part of the table, with whole numbers as floats if a float is expected.
     """
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     known = [field.name for field in fields(cls) if field.init]
     valid = {}
     for key, value in given.items():
@@ -50,6 +51,11 @@ def check_table(
         if not reader.problems:
             valid[key] = read if isinstance(read, float) else value
     return valid
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def made_from_table(cls: type[Made], given: Any, where: str, problems: list[str]) -> Made | None:

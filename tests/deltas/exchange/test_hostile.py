@@ -88,6 +88,7 @@ def mutated(data: bytes, dice: random.Random) -> bytes:
     return bytes(raw)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["xor", "overwrite", "arc_v2", "index_value"])
 def test_mutations_are_refused_or_harmless(
     tmp_path: Path, base: Path, tuned: Path, kind: str

@@ -126,7 +126,7 @@ class Hit:
     squared_weights: float = 0.0
 
     def __add__(self, other: Hit) -> Hit:
-        return summed(self, other)
+        return summed((self, other))
 
     @property
     def relative_norm(self) -> float | None:
