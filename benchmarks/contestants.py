@@ -196,8 +196,8 @@ class Sparse(Contestant):
             state_dtype=state_dtype,
         )
         self._hook(self._stop)
-        told = self.optimizer.describe()
-        self.num_bytes_kept = sum(told[f"{of}_bytes"] for of in ("index", "gradient", "state"))
+        result = self.optimizer.describe()
+        self.num_bytes_kept = sum(result[f"{one}_bytes"] for one in ("index", "gradient", "state"))
 
     def optimize(self) -> None:
         """See `Contestant`."""

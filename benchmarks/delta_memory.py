@@ -202,11 +202,11 @@ def main() -> None:
     report: dict[str, Any] = {"pairs": {}}
     if options.output is not None and options.output.exists():
         report = json.loads(options.output.read_text())
-    told = provenance("numpy", "numba")
+    result = provenance("numpy", "numba")
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         folder = Path(scratch) if options.folder is None else options.folder
         measured = measure(folder, options.layers, options.threads)
-    report["pairs"][options.name] = {"provenance": told, **measured}
+    report["pairs"][options.name] = {"provenance": result, **measured}
     text = json.dumps(report, indent=1)
     print(text)
     if options.output is not None:

@@ -303,8 +303,8 @@ def main() -> None:
         for part, measure in zip(PARTS, (memory, speed, threshold), strict=True):
             if part in options.parts:
                 print(f"measuring {part}", file=sys.stderr)
-                told = provenance("torch", "transformers", "peft")
-                report[part] = {"provenance": told, **measure(masks, options.rounds)}
+                result = provenance("torch", "transformers", "peft")
+                report[part] = {"provenance": result, **measure(masks, options.rounds)}
     text = json.dumps(report, indent=2)
     print(text)
     if options.output is not None:

@@ -148,9 +148,9 @@ def run(
 def _by_magnitude(scores: Path, base: str, true: Path) -> PredictionScore:
     """Score what the same scores select with `--match magnitude`."""
     mask = Mask.load(true)
-    with ScoreFile(scores) as of, open_checkpoint(base) as opened:
-        quotas = Quotas.like(mask, of.shapes, match="magnitude", base=opened)
-        selected = select(of, quotas, seed=0, provenance={"step": "benchmark"})
+    with ScoreFile(scores) as one, open_checkpoint(base) as opened:
+        quotas = Quotas.like(mask, one.shapes, match="magnitude", base=opened)
+        selected = select(one, quotas, seed=0, provenance={"step": "benchmark"})
         return score_prediction(selected, true, base=opened)
 
 
@@ -203,19 +203,19 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    told = provenance("numpy")
+    result = provenance("numpy")
     mask: Mask = extract_mask(options.base, options.tuned)
     true = options.folder / "true.safetensors"
     mask.save(true, force=True)
-    chosen = MAKERS if options.only is None else [of for of in MAKERS if of.name in options.only]
-    makers = [of for of in chosen if options.updates is not None or "UPDATES" not in of.command]
+    chosen = MAKERS if options.only is None else [one for one in MAKERS if one.name in options.only]
+    makers = [one for one in chosen if options.updates is not None or "UPDATES" not in one.command]
     rows = []
     for maker in makers:
         for row in run(maker, options.base, true, options.folder, options.updates):
-            rows.append({**row, "provenance": told})
+            rows.append({**row, "provenance": result})
             print(json.dumps({key: row.get(key) for key in ("name", "recall", "seconds")}))
     for name, tuned in options.other:
-        rows.append({**other_run(name, options.base, tuned, true), "provenance": told})
+        rows.append({**other_run(name, options.base, tuned, true), "provenance": result})
     report = {
         "benchmark": "predictions",
         "true": {

@@ -166,8 +166,8 @@ def time_pairs(name: str, rounds: int) -> dict[str, Any]:
             took: dict[bool, list[float]] = {}
             for is_tracked in (True, False) if number % 2 else (False, True):
                 step = 2 * number + is_tracked
-                of = session if is_tracked else None
-                took[is_tracked] = take_step(training, step, of, number + 1)
+                one = session if is_tracked else None
+                took[is_tracked] = take_step(training, step, one, number + 1)
             total = KindTotals.sum_of(session.totals.values())
             if number >= WARM_UP:
                 pairs.append((took[True], took[False]))
@@ -196,8 +196,8 @@ def measure_peak(name: str, is_tracked: bool) -> dict[str, int]:
     Gradients are random: what a forward and a backward pass need is gone when a point is taken.
     """
     small = SMOLLM2 | {"num_hidden_layers": 1}
-    for of in (small, SMOLLM2):  # compiled kernels and libraries are resident before
-        training = TRAININGS[name](of)
+    for one in (small, SMOLLM2):  # compiled kernels and libraries are resident before
+        training = TRAININGS[name](one)
         with tempfile.TemporaryDirectory() as folder:
             optimize(training, None, 0)  # the optimizer has its state from here on
             gc.collect()
@@ -266,8 +266,8 @@ def main() -> None:
     for part, measure in zip(PARTS, (speed, memory), strict=True):
         if part in options.parts:
             print(f"measuring {part}", file=sys.stderr)
-            told = provenance("torch", "transformers")
-            report[part] = {"provenance": told, **measure(options.rounds)}
+            result = provenance("torch", "transformers")
+            report[part] = {"provenance": result, **measure(options.rounds)}
     text = json.dumps(report, indent=2)
     print(text)
     if options.output is not None:

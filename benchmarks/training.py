@@ -56,10 +56,10 @@ def measure(name: str, folder: Path, steps: int, rounds: int) -> dict[str, Any]:
     contestants = {
         contestant: (name, contestant, folder, steps, rounds) for contestant in contestants_of(name)
     }
-    told = provenance(*LIBRARIES)
+    result = provenance(*LIBRARIES)
     played = in_turn(contest, contestants, rounds)
     return {
-        "provenance": told,
+        "provenance": result,
         "rounds": rounds,
         "steps": steps,
         "contestants": compared(played, steps * SEQUENCES * (PROMPT + COMPLETION)),
@@ -75,17 +75,17 @@ def compared(played: Mapping[str, Played], num_tokens: int) -> dict[str, dict[st
     """
     peers = [peer for peer in (BARE, WHOLE) if peer in played]
 
-    def figures(of: Played) -> dict[str, Any]:
-        result = {"peak": of.result, "tokens per second": num_tokens / median(of.seconds)}
+    def figures(one: Played) -> dict[str, Any]:
+        result = {"peak": one.result, "tokens per second": num_tokens / median(one.seconds)}
         for peer in peers:
             theirs = played[peer]
             # within a round, so that a slow minute hits both sides
-            pairs = zip(theirs.seconds, of.seconds, strict=True)
+            pairs = zip(theirs.seconds, one.seconds, strict=True)
             result[f"speed / {peer}"] = median(their_time / time for their_time, time in pairs)
-            result[f"peak / {peer}"] = of.result / theirs.result
+            result[f"peak / {peer}"] = one.result / theirs.result
         return result
 
-    return {name: figures(of) for name, of in played.items()}
+    return {name: figures(one) for name, one in played.items()}
 
 
 def main() -> None:

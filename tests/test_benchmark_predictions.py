@@ -35,7 +35,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     mask.save(true)
     makers = [maker for maker in predictions.MAKERS if maker.name in ("random", "low-magnitude")]
     made = [predictions.run(maker, str(base), true, folder, None) for maker in makers]
-    rows = [row for of in made for row in of]
+    rows = [row for one in made for row in one]
     rows.append(predictions.other_run("another", str(base), str(other), true))
     return {
         "benchmark": "predictions",

@@ -26,7 +26,7 @@ TINY = tracker.SMOLLM2 | {
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    told = {
+    result = {
         "date": "2026-11-21",
         "trimtab_version": "0",
         "torch_version": "0",
@@ -42,19 +42,19 @@ def report() -> dict[str, Any]:
     return {
         "sequences": 32,
         "tokens": 20,
-        "speed": {"provenance": told, "rounds": 2, "threads": 1, "by_training": times},
-        "memory": {"provenance": told, "processes": 3, "by_training": memory},
+        "speed": {"provenance": result, "rounds": 2, "threads": 1, "by_training": times},
+        "memory": {"provenance": result, "processes": 3, "by_training": memory},
     }
 
 
 def test_steps_are_tracked(report: dict[str, Any]) -> None:
     dense, masked = report["speed"]["by_training"].values()
-    for of in (dense, masked):
-        assert of["bytes of the base"] == 2 * of["num_elements"]
-        assert of["point"] > 0
-        assert of["gradients"] > 0
-        assert of["tracker / step"] > 0
-        assert of["bytes of a point"] > 100
+    for one in (dense, masked):
+        assert one["bytes of the base"] == 2 * one["num_elements"]
+        assert one["point"] > 0
+        assert one["gradients"] > 0
+        assert one["tracker / step"] > 0
+        assert one["bytes of a point"] > 100
     assert 0 < masked["stepped"] < dense["stepped"]
     assert masked["changed"] < tracker.DENSITY < dense["changed"]
 

@@ -138,8 +138,8 @@ def take_turns(turn: Turn, number: int) -> list[tuple[float, int]]:
 
 def test_turns_do_not_overlap() -> None:
     played = in_turn(take_turns, {"a": (3,), "b": (3,)}, rounds=2)
-    assert [len(of.seconds) for of in played.values()] == [2, 2]
-    events = sorted((*event, name) for name, of in played.items() for event in of.result)
+    assert [len(one.seconds) for one in played.values()] == [2, 2]
+    events = sorted((*event, name) for name, one in played.items() for event in one.result)
     assert [event[1:] for event in events] == [(1, "a"), (-1, "a"), (1, "b"), (-1, "b")] * 3
 
 

@@ -67,9 +67,9 @@ def test_every_contestant_learns(name: str) -> None:
 def test_masks_hold(name: str) -> None:
     contestant = trained(name)
     assert contestant.num_trained == MASK.num_selected()
-    for tensor, of in moved(contestant).items():
-        assert of.any(), tensor
-        assert not of.numpy()[~MASK.array(tensor)].any(), tensor
+    for tensor, item in moved(contestant).items():
+        assert item.any(), tensor
+        assert not item.numpy()[~MASK.array(tensor)].any(), tensor
 
 
 def test_the_reference_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,8 +64,8 @@ def test_transformers_loads_all_of_it(tmp_path: Path) -> None:
 
     write_example(tmp_path)
     for name in ("base", "run/checkpoint-80"):
-        _, told = AutoModelForCausalLM.from_pretrained(tmp_path / name, output_loading_info=True)
-        assert not any(told.values())
+        _, result = AutoModelForCausalLM.from_pretrained(tmp_path / name, output_loading_info=True)
+        assert not any(result.values())
 
 
 def test_the_command_says_what_to_try(

@@ -162,12 +162,12 @@ def test_a_stream_is_written_to_and_stays(tmp_path: Path) -> None:
 def test_what_is_open_already_is_written_to_and_not_emptied(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
-    said = (
+    message = (
         "from trimtab.outputs import new_file\n"
         "with new_file('/dev/stdout') as file: file.write(b'result')"
     )
     with log.open("ab") as file:
-        subprocess.run([sys.executable, "-c", said], stdout=file, check=True)
+        subprocess.run([sys.executable, "-c", message], stdout=file, check=True)
     assert log.read_text() == "before\nresult"
 
 
@@ -228,10 +228,10 @@ def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(
         stranger.write_text("not ours")
     with writing(kind, path) as killed:
         killed.kill()
-    (left,) = {of for of in tmp_path.iterdir() if of not in strangers}
+    (left,) = {file for file in tmp_path.iterdir() if file not in strangers}
     assert is_draft(left)
     with writing(kind, path):
-        (under_way,) = {of for of in tmp_path.iterdir() if of not in strangers}
+        (under_way,) = {file for file in tmp_path.iterdir() if file not in strangers}
         assert under_way != left
         if kind == "file":
             write(path, b"whole")  # does not touch what the other writes
@@ -240,7 +240,7 @@ def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(
                 pass
         assert under_way.exists()
     # The other found the name taken, and took its draft away.
-    assert {of for of in tmp_path.iterdir() if of not in strangers} == {path}
+    assert {file for file in tmp_path.iterdir() if file not in strangers} == {path}
 
 
 def test_a_lock_is_held_by_one_and_goes_with_its_process(tmp_path: Path) -> None:

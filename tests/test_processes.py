@@ -18,12 +18,12 @@ from trimtab.processes import Terminated
 
 
 @contextmanager
-def handler(number: signal.Signals, of: object) -> Iterator[None]:
-    before = signal.signal(number, of)  # type: ignore[arg-type]
+def handler(number: signal.Signals, one: object) -> Iterator[None]:
+    before = signal.signal(number, one)  # type: ignore[arg-type]
     try:
         yield
     finally:
-        assert signal.signal(number, before) is of  # what the block found it left
+        assert signal.signal(number, before) is one  # what the block found it left
 
 
 def send(number: signal.Signals) -> None:
@@ -100,5 +100,5 @@ def test_a_child_ends_with_its_parent_however_that_ends(endless: list[str]) -> N
         assert parent.stdout is not None
         assert parent.stdout.readline() == b"started\n"
         parent.kill()
-        said = parent.stdout.read()  # ends when the child has ended, too
-    assert said.decode().strip() == "trimtab: terminated"
+        output = parent.stdout.read()  # ends when the child has ended, too
+    assert output.decode().strip() == "trimtab: terminated"

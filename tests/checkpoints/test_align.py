@@ -62,7 +62,9 @@ def test_three_checkpoints(tmp_path: Path) -> None:
         assert [tensor.name for tensor in one.extra] == ["more"]
         assert two.renamed[UP] == "layers.0.mlp.up_proj.weight"
         assert [(a.shape, b.shape) for a, b in two.mismatched] == [((4, 6), (4, 7))]
-        stored = [(place, name) for place, of in enumerate(checkpoints) for name in of.tensors]
+        stored = [
+            (place, name) for place, entry in enumerate(checkpoints) for name in entry.tensors
+        ]
         assert everything(alignment) == sorted(stored)
         exact = align(*checkpoints, exact=True)
         assert [item.name for item in exact.items] == [UP]

@@ -513,7 +513,7 @@ def test_parts_of_qwen2_vl(tmp_path: Path) -> None:
         *MLP.values(),
     }
     assert {name for name in kinds if "visual." in name} == {
-        name for name, of in kinds.items() if of == {"vision"}
+        name for name, item in kinds.items() if item == {"vision"}
     }
 
 

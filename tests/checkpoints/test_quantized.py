@@ -297,9 +297,9 @@ def test_plain_fp8_and_buffers_of_integers_are_what_they_are(tmp_path: Path) -> 
     folder = save(tmp_path / "plain", tensors)
     assert trimtab.compare(folder, folder).conversion is None
     assert trimtab.compare(folder, folder, cast="bf16", dequantize=True).coverage.is_complete
-    said = save(tmp_path / "said", tensors, with_config({"quant_method": "fp8"}))
+    message = save(tmp_path / "said", tensors, with_config({"quant_method": "fp8"}))
     with pytest.raises(CheckpointError, match="without scales that are known"):
-        trimtab.compare(said, said, cast="bf16")
+        trimtab.compare(message, message, cast="bf16")
 
 
 def test_the_config_of_modelopt_may_be_in_its_own_file(tmp_path: Path) -> None:
@@ -307,8 +307,8 @@ def test_the_config_of_modelopt_may_be_in_its_own_file(tmp_path: Path) -> None:
     folder = save(tmp_path / "q", tensors)
     with pytest.raises(CheckpointError, match="is neither"):
         trimtab.compare(folder, folder, dequantize=True)
-    told = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8_PER_CHANNEL_…"}}
-    (folder / "hf_quant_config.json").write_text(json.dumps(told))
+    result = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8_PER_CHANNEL_…"}}
+    (folder / "hf_quant_config.json").write_text(json.dumps(result))
     assert trimtab.compare(folder, folder, dequantize=True).coverage.is_complete
 
 
@@ -317,13 +317,13 @@ def test_every_verb_says_that_scales_differ(tmp_path: Path) -> None:
     base = save(tmp_path / "0", tensors)
     same = save(tmp_path / "checkpoint-1", tensors)
     twice = save(tmp_path / "checkpoint-2", tensors | {f"{W}_scale": powers(8, 1) * 2})
-    told = "1 of 1 scales differ, so weights differ whose elements are the same"
+    text = "1 of 1 scales differ, so weights differ whose elements are the same"
     mask = extract_mask(base, twice)
-    assert told in mask.provenance["steps"][0]["conversion"]
-    assert told in str(trimtab.trajectory(base, [same, twice]).conversion)
-    assert told not in str(trimtab.trajectory(base, [same]).conversion)
-    assert told in str(identity(base, same, twice, mask).conversion)
-    assert told in str(identity(base, twice, twice, mask).conversion)
-    assert told not in str(identity(base, same, same, mask).conversion)
+    assert text in mask.provenance["steps"][0]["conversion"]
+    assert text in str(trimtab.trajectory(base, [same, twice]).conversion)
+    assert text not in str(trimtab.trajectory(base, [same]).conversion)
+    assert text in str(identity(base, same, twice, mask).conversion)
+    assert text in str(identity(base, twice, twice, mask).conversion)
+    assert text not in str(identity(base, same, same, mask).conversion)
     real = trimtab.trajectory(base, [same, twice], dequantize=True)
     assert real.points[1].total.changed == FP8.numel()

@@ -40,11 +40,11 @@ def test_all_is_read_once_whatever_the_chunks(
     paths: tuple[Path, Path], threads: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "CHUNK_ELEMENTS", chunk)
-    told: list[int] = []
+    data: list[int] = []
     totals: set[int] = set()
 
     def progress(num_bytes: int, total: int) -> None:
-        told.append(num_bytes)
+        data.append(num_bytes)
         totals.add(total)
 
     with opened(*paths) as (first, second):
@@ -64,9 +64,9 @@ def test_all_is_read_once_whatever_the_chunks(
             {name: digest(tensor) for name, tensor in checkpoint.tensors.items()}
             for checkpoint in (first, second)
         )
-        everything = [tensor for of in (first, second) for tensor in of.tensors.values()]
+        everything = [tensor for each in (first, second) for tensor in each.tensors.values()]
     assert totals == {sum(tensor.num_bytes for tensor in everything)}
-    assert {sum(told)} == totals
+    assert {sum(data)} == totals
 
 
 def test_an_error_ends_the_other_tasks_at_their_next_chunk(

@@ -39,7 +39,7 @@ def test_two_that_differ_in_one_checkpoint_both_count() -> None:
 def test_against_a_search(rows: list[tuple[int, int, int, bool]]) -> None:
     items = [item(str(place), row[0]) for place, row in enumerate(rows)]
     hashes = [{str(place): str(row[1 + side]) for place, row in enumerate(rows)} for side in (0, 1)]
-    doubtful = {of for of, row in zip(items, rows, strict=True) if row[3]}
+    doubtful = {entry for entry, row in zip(items, rows, strict=True) if row[3]}
     kept, tied = without_tied_copies(items, doubtful, hashes)
 
     order = [
@@ -54,4 +54,4 @@ def test_against_a_search(rows: list[tuple[int, int, int, bool]]) -> None:
         if rows[place][3] and alike[0] != place and rows[alike[0]][0] == rows[place][0]:
             expected[items[place]] = items[alike[0]]
     assert dict(tied) == expected
-    assert kept == [of for of in items if of not in expected]
+    assert kept == [entry for entry in items if entry not in expected]

@@ -26,7 +26,7 @@ def test_every_element_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(stream, "CHUNK_ELEMENTS", 64)
     tensors = {**llama_tensors(), "scalar": torch.tensor(2.0, dtype=torch.bfloat16)}
     tensors["nothing"] = torch.zeros(0, 3, dtype=torch.bfloat16)
-    told: list[tuple[int, int]] = []
+    data: list[tuple[int, int]] = []
 
     def collect(tensor: StoredTensor, chunks: Iterator[tuple[int, Bits]]) -> np.ndarray:
         found = np.zeros(tensor.num_elements, dtype=np.uint16)
@@ -37,15 +37,15 @@ def test_every_element_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     with open_checkpoint(save(tmp_path / "base", tensors)) as base:
         found, digests = read_weights(
-            base, tensors, collect, num_passes=2, progress=lambda *now: told.append(now)
+            base, tensors, collect, num_passes=2, progress=lambda *now: data.append(now)
         )
         assert read_weights(base, [], collect) == ({}, {})
     for name, tensor in tensors.items():
         assert np.array_equal(found[name], bits_of(tensor))
         assert digests[name] == xxhash.xxh3_128_hexdigest(bits_of(tensor).tobytes())
     num_bytes = 2 * sum(tensor.numel() for tensor in tensors.values())
-    assert sum(done for done, _ in told) == num_bytes
-    assert {total for _, total in told} == {2 * num_bytes}
+    assert sum(done for done, _ in data) == num_bytes
+    assert {total for _, total in data} == {2 * num_bytes}
 
 
 def test_what_a_task_leaves_is_hashed_all_the_same(tmp_path: Path) -> None:

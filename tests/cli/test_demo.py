@@ -46,7 +46,7 @@ def compared(golden: Golden, out: Path, printed: str) -> Golden:
     results = {part: record.pop(part) for part in ("comparisons", "identities")}
     golden.data("demo.json", record, figures=False)
     golden.data(
-        "results.json", {part: list(map(list, of.values())) for part, of in results.items()}
+        "results.json", {part: list(map(list, item.values())) for part, item in results.items()}
     )
     return golden
 
@@ -63,11 +63,11 @@ def test_demo_trains_the_mask(
     compared(golden("demo"), out, printed).check()
     assert "Training only the mask" in printed
     assert "--controls" in printed
-    told = json.loads((out / "demo.json").read_text("utf-8"))
-    assert list(told["arms"]) == ["grpo", "sft", "grpo-mask"]
-    assert list(told["comparisons"]) == ["GRPO", "SFT"]
+    data = json.loads((out / "demo.json").read_text("utf-8"))
+    assert list(data["arms"]) == ["grpo", "sft", "grpo-mask"]
+    assert list(data["comparisons"]) == ["GRPO", "SFT"]
     check = Identity.from_dict(json.loads((out / "identity-grpo-mask.json").read_text("utf-8")))
-    assert told["identities"]["GRPO mask"]["total"] == to_plain(check.total)
+    assert data["identities"]["GRPO mask"]["total"] == to_plain(check.total)
     assert check.sub_stayed_outside
     assert check.full_stayed_outside
     assert check.provenance["command"].startswith("trimtab demo")
@@ -94,9 +94,9 @@ def test_controls_stand_beside_it(
         assert f"after {label}" in printed
     assert "trimtab demo --controls" not in printed
     assert "it has the same number of each size" in " ".join(printed.split())
-    told = json.loads((out / "demo.json").read_text("utf-8"))
-    assert list(told["comparisons"]) == ["GRPO", "SFT", "GRPO seed 1"]
-    assert list(told["identities"]) == runs[1:]
+    data = json.loads((out / "demo.json").read_text("utf-8"))
+    assert list(data["comparisons"]) == ["GRPO", "SFT", "GRPO seed 1"]
+    assert list(data["identities"]) == runs[1:]
     page = Page((out / "report.html").read_text("utf-8"))
     assert [row[0] for row in page.table("Compared with GRPO").body] == runs
     regions = page.table("Inside the mask, outside it, and all")

@@ -46,13 +46,13 @@ def test_json_is_the_same_on_stdout_and_in_a_file(run: Run, base: Path, tmp_path
     command = ("evaluate", base, "--task", "addition", "--questions-seed", 3, "--samples", 2)
     code, out, err = run(*command, "--json", "-o", path)
     assert (code, err) == (0, f"wrote {path}\n")
-    told = json.loads(out)
-    assert told == json.loads(path.read_text())
-    assert told["provenance"]["command"].startswith(f"trimtab evaluate {base}")
-    prompts = [row["prompt"] for row in told["questions"]["rows"]]
+    data = json.loads(out)
+    assert data == json.loads(path.read_text())
+    assert data["provenance"]["command"].startswith(f"trimtab evaluate {base}")
+    prompts = [row["prompt"] for row in data["questions"]["rows"]]
     assert prompts == [question.prompt for question in split_questions(3).heldout]
     again = json.loads(run(*command, "--json").out)
-    assert again["models"] == told["models"]
+    assert again["models"] == data["models"]
     code, out, err = run("report", path)
     assert (code, err) == (0, "")
     assert "addition: 32 questions" in out
@@ -99,9 +99,9 @@ def test_a_task_of_reasoning_gym(run: Run, base: Path) -> None:
         *("--by", "num_terms"),
     )
     assert (code, err) == (0, "")
-    told = json.loads(out)
-    assert told["questions"]["record"]["config"]["max_terms"] == 2
-    assert [row["level"] for row in told["by_level"]] == [2]
+    data = json.loads(out)
+    assert data["questions"]["record"]["config"]["max_terms"] == 2
+    assert [row["level"] for row in data["by_level"]] == [2]
 
 
 def test_a_run(run: Run, base: Path, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_run(run: Run, base: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["--task", "addition", "--data", "q.jsonl"], "--task cannot be combined"),
         (["--questions", "3", "--by", "x"], "--by, --questions needs --run, --task or --data"),
@@ -133,14 +133,14 @@ def test_a_run(run: Run, base: Path, tmp_path: Path) -> None:
         ([], "MODEL..."),
     ],
 )
-def test_wrong_usage(run: Run, options: list[str], told: str) -> None:
+def test_wrong_usage(run: Run, options: list[str], message: str) -> None:
     code, out, err = run("evaluate", *(["m"] if options else []), *options)
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ([], "nothing to evaluate"),
         (["--task", "subtraction"], 'no task "subtraction": expected addition or'),
@@ -151,10 +151,10 @@ def test_wrong_usage(run: Run, options: list[str], told: str) -> None:
         (["--task", "addition", "--max-tokens", "9000"], "too many tokens"),
     ],
 )
-def test_problems_are_one_line(run: Run, base: Path, options: list[str], told: str) -> None:
+def test_problems_are_one_line(run: Run, base: Path, options: list[str], message: str) -> None:
     code, out, err = run("evaluate", base, *options)
     assert (code, out) == (1, "")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 

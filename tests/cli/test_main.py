@@ -59,8 +59,8 @@ def test_a_note_on_what_was_read_is_printed_once(run: Run, pair: tuple[Path, Pat
     assert f"note: {base}: model.safetensors is read, which comes first" in result.err
     result = run("mask", "extract", base, tuned, "-o", base.parent / "m.safetensors")
     assert result.err.startswith(f"note: {base}: ")
-    told = run("mask", "info", base.parent / "m.safetensors", "--json").out
-    assert json.loads(told)["provenance"]["steps"][0]["base"]["notes"]
+    report = run("mask", "info", base.parent / "m.safetensors", "--json").out
+    assert json.loads(report)["provenance"]["steps"][0]["base"]["notes"]
 
 
 def test_json_on_stdout_and_in_a_file(run: Run, pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_complement_is_the_same_command(run: Run, saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["low-magnitude"], "give --density D or --like MASK"),
         (["low-magnitude", "--density", 0.1, "--like", "SAVED"], "give one"),
@@ -132,11 +132,13 @@ def test_complement_is_the_same_command(run: Run, saved: Path) -> None:
         (["absorption", "--lr", 1e-6, "--density", 0.1], "either --lr, or --density or --like"),
     ],
 )
-def test_wrong_usage(run: Run, base: Path, saved: Path, options: list[object], said: str) -> None:
+def test_wrong_usage(
+    run: Run, base: Path, saved: Path, options: list[object], message: str
+) -> None:
     options = [saved if option == "SAVED" else option for option in options]
     code, _, err = run("mask", "make", *options, "--base", base, "-o", saved.with_name("x"))
     assert code == 2
-    assert said in err
+    assert message in err
 
 
 def test_consensus_needs_one_size(run: Run, saved: Path) -> None:
@@ -146,18 +148,18 @@ def test_consensus_needs_one_size(run: Run, saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--density", 1.5], "density 1.5: expected a number from 0 to 1"),
         (["--density", "nan"], "density nan: expected a number from 0 to 1"),
     ],
 )
 def test_one_sentence_for_a_bad_size(
-    run: Run, base: Path, tmp_path: Path, options: list[object], said: str
+    run: Run, base: Path, tmp_path: Path, options: list[object], message: str
 ) -> None:
     args = "mask", "make", "low-magnitude", "--base", base, *options
     code, _, err = run(*args, "-o", tmp_path / "x")
-    assert (code, err) == (1, f"trimtab: {said}\n")
+    assert (code, err) == (1, f"trimtab: {message}\n")
 
 
 def test_one_sentence_for_nan_weights(run: Run, tmp_path: Path) -> None:

@@ -65,10 +65,10 @@ def test_a_mask_by_gradients(run: Run, base: Path, tmp_path: Path, kind: str) ->
     with ScoreFile(scores) as file:
         assert file.provenance["step"] == kind
         for name in mask:
-            of = np.concatenate([*file.chunks(name)])
+            one = np.concatenate([*file.chunks(name)])
             chosen = mask.array(name).reshape(-1)
             if chosen.any():
-                assert of[chosen].min() >= of[~chosen].max()
+                assert one[chosen].min() >= one[~chosen].max()
     like = tmp_path / "like.safetensors"
     assert run("mask", "make", kind, *asked, "--like", path, "--seed", 3, "-o", like).code == 0
     assert Mask.load(like) == mask
@@ -103,7 +103,7 @@ SFT = ("--loss", "sft")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["fisher", "--density", 0.1], "either --prompts FILE or --task NAME"),
         (["fisher", *FILE, "--task", "addition", "--density", 0.1], "either --prompts FILE or"),
@@ -119,17 +119,17 @@ SFT = ("--loss", "sft")
         (["snip", "--task", "addition", *SFT, "--config", "a", "--density", 0.1], "KEY=VALUE"),
     ],
 )
-def test_wrong_usage(run: Run, base: Path, rows: Path, options: list[object], said: str) -> None:
+def test_wrong_usage(run: Run, base: Path, rows: Path, options: list[object], message: str) -> None:
     options = [rows if option == "ROWS" else option for option in options]
     output = rows.with_name("p.safetensors")
     code, _, err = run("mask", "make", *options, "--base", base, "-o", output)
     assert code == 2
-    assert said in err
+    assert message in err
     assert not output.exists()
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--task", "additoin"], 'there is no task "additoin": expected addition or'),
         (["--task", "addition", "--density", 2], "density 2.0: expected a number from 0 to 1"),
@@ -137,13 +137,15 @@ def test_wrong_usage(run: Run, base: Path, rows: Path, options: list[object], sa
         (["--task", "addition", "--max-tokens", 9999], "too many tokens"),
     ],
 )
-def test_one_sentence(run: Run, base: Path, tmp_path: Path, options: list[str], said: str) -> None:
+def test_one_sentence(
+    run: Run, base: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
     size = [] if "--density" in options else ["--density", 0.1]
     output = tmp_path / "p.safetensors"
     code, _, err = run("mask", "make", "fisher", "--base", base, *options, *size, "-o", output)
     assert code == 1
     assert err.startswith("trimtab: ")
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
     assert [*tmp_path.iterdir()] == []
 
@@ -194,14 +196,14 @@ def test_warm_from_a_tracker_and_from_checkpoints(
         mask = Mask.load(by_file)
         assert mask == Mask.load(by_folders)
         for name in mask:
-            seen = [of.array(name) for of in each[:num]]
+            seen = [one.array(name) for one in each[:num]]
             assert np.array_equal(mask.array(name), np.any(seen, axis=0))
         assert mask.provenance["steps"][0]["after_steps"] == num
     ratio = "--density", 0.2, "--scores", tmp_path / "s.safetensors"
     assert run(*warm, tracked, *ratio, "-o", by_file, "--force").code == 0
     sized = Mask.load(by_file)
     for name in sized:
-        times = np.sum([of.array(name) for of in each], axis=0)
+        times = np.sum([one.array(name) for one in each], axis=0)
         chosen = sized.array(name)
         assert chosen.sum() == pytest.approx(0.2 * chosen.size, abs=0.5)
         if chosen.any():

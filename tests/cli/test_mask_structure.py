@@ -47,7 +47,7 @@ def test_json_page_and_report(
     assert (code, out) == (0, "")
     assert err == f"wrote {files[0]}\nwrote {files[1]}\n"
     result = Structure.from_dict(json.loads(files[0].read_text()))
-    assert [of.control_seed for of in result.masks] == [5, 6]
+    assert [mask.control_seed for mask in result.masks] == [5, 6]
     assert result.masks[0].map is not None
     assert result.masks[0].map.name == wanted
     assert str(result.provenance["command"]).startswith("trimtab mask structure ")

@@ -151,5 +151,5 @@ def test_wanda_measures(run: Run, tmp_path: Path) -> None:
     assert run(*common, "-o", tmp_path / "two", "--statistics", kept).code == 0
     one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
     assert one.read_bytes() == two.read_bytes()
-    told = json.loads((tmp_path / "one" / "pruning.json").read_text())["norms"]["read"]
-    assert (told["source"], told["num_passages"]) == (str(text), 2)
+    data = json.loads((tmp_path / "one" / "pruning.json").read_text())["norms"]["read"]
+    assert (data["source"], data["num_passages"]) == (str(text), 2)

@@ -36,12 +36,12 @@ def test_a_table_json_and_a_page(run: Run, common: tuple[object, ...], tmp_path:
     asked = ("--task", "addition", "--questions", 4, "--noise", "sign", "--levels", "0.5,1")
     code, out, err = run(*common, *asked, "--seeds", 2, "-o", path, "--html", page)
     assert (code, out, err) == (0, "", f"wrote {path}\nwrote {page}\n")
-    told = json.loads(path.read_text())
-    assert told["provenance"]["command"].startswith("trimtab robustness")
-    assert [(row["noise"], row["level"]) for row in told["summaries"]] == [
+    data = json.loads(path.read_text())
+    assert data["provenance"]["command"].startswith("trimtab robustness")
+    assert [(row["noise"], row["level"]) for row in data["summaries"]] == [
         ("sign", 0.5), ("sign", 1.0),
     ]  # fmt: skip
-    assert len(told["cells"]) == 2 * 2 * 4
+    assert len(data["cells"]) == 2 * 2 * 4
     code, out, err = run("report", path)
     assert (code, err) == (0, "")
     assert "addition: 4 questions" in out
@@ -90,21 +90,21 @@ def test_a_probe_that_was_interrupted_goes_on(
         code, out, err = run(*options, file)
         assert (code, out, err.splitlines()[-1]) == (0, "", f"wrote {file}")
     assert not list(tmp_path.glob("*.partial.jsonl"))
-    told, wanted = (json.loads(file.read_text()) for file in (path, tmp_path / "whole.json"))
-    for data in (told, wanted):
+    result, wanted = (json.loads(file.read_text()) for file in (path, tmp_path / "whole.json"))
+    for data in (result, wanted):
         data["provenance"] |= {"date": "", "command": ""}
-    assert told == wanted
-    assert [json.loads(line) for line in finished] == told["cells"][: len(finished)]
+    assert result == wanted
+    assert [json.loads(line) for line in finished] == result["cells"][: len(finished)]
 
 
 def test_every_noise_without_questions(run: Run, common: tuple[object, ...]) -> None:
     code, out, err = run(*common, "--levels", "1", "--seeds", 1, "--passages", 1, "--json")
     assert (code, err.count("\n")) == (0, 1)
     assert err.startswith("16 conditions; nothing is kept if this is interrupted: with -o")
-    told = json.loads(out)
-    assert told["settings"]["noises"] == list(NOISES)
-    assert told["text"]["num_passages"] == 1
-    assert told["questions"] is None
+    data = json.loads(out)
+    assert data["settings"]["noises"] == list(NOISES)
+    assert data["text"]["num_passages"] == 1
+    assert data["questions"] is None
 
 
 def test_the_noises_are_those_of_the_probe() -> None:

@@ -114,17 +114,17 @@ def whole(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def table(folder: Path) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((folder / "out" / "table.json").read_text())
-    return told
+    data: dict[str, Any] = json.loads((folder / "out" / "table.json").read_text())
+    return data
 
 
 def lasting(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: of for key, of in row.items() if key not in OF_A_MACHINE} for row in rows]
+    return [{key: item for key, item in row.items() if key not in OF_A_MACHINE} for row in rows]
 
 
 def test_rows_are_what_the_cells_left(whole: Path, base: Path) -> None:
-    told = table(whole)
-    rows = told["cells"]
+    text = table(whole)
+    rows = text["cells"]
     assert [(row["learning_rate"], row["seed"]) for row in rows] == [
         (1e-4, 0),
         (1e-4, 1),
@@ -143,24 +143,24 @@ def test_rows_are_what_the_cells_left(whole: Path, base: Path) -> None:
         assert row["peak_learning_rate"] == row["learning_rate"]
         assert row["saved_dtype"] == "BF16"
     assert len({row["mask_digest"] for row in rows}) == 2  # random, by the seed
-    assert (told["format"], told["format_version"]) == ("trimtab.sweep", 1)
-    assert told["provenance"]["command"].startswith("trimtab sweep ")
+    assert (text["format"], text["format_version"]) == ("trimtab.sweep", 1)
+    assert text["provenance"]["command"].startswith("trimtab sweep ")
 
 
 def test_csv_has_the_rows_of_the_json(whole: Path) -> None:
-    told = table(whole)
+    text = table(whole)
     with (whole / "out" / "table.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [list(row) for row in rows] == [told["columns"]] * 4
-    for read, row in zip(rows, told["cells"], strict=True):
-        assert read == {key: "" if of is None else str(of) for key, of in row.items()}
+    assert [list(row) for row in rows] == [text["columns"]] * 4
+    for read, row in zip(rows, text["cells"], strict=True):
+        assert read == {key: "" if item is None else str(item) for key, item in row.items()}
 
 
 def test_means_are_over_seeds(whole: Path) -> None:
-    told = table(whole)
-    assert [arm["arm"] for arm in told["arms"]] == ["learning_rate=0.0001", "learning_rate=0.01"]
-    for place, arm in enumerate(told["arms"]):
-        values = [row["sparsity"] for row in told["cells"][2 * place : 2 * place + 2]]
+    text = table(whole)
+    assert [arm["arm"] for arm in text["arms"]] == ["learning_rate=0.0001", "learning_rate=0.01"]
+    for place, arm in enumerate(text["arms"]):
+        values = [row["sparsity"] for row in text["cells"][2 * place : 2 * place + 2]]
         assert arm["sparsity"]["n"] == 2
         assert arm["sparsity"]["mean"] == sum(values) / 2
         half = 12.7062 * abs(values[0] - values[1]) / 2  # deviation / sqrt(2), one degree
@@ -288,14 +288,16 @@ def test_dry_run_prints_the_plan_and_makes_nothing(run: Run, base: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("run = 3", "run is 3, expected a string"),
         (GRID.replace("seed", "sed"), "there is no key sweep.sed: did you mean sweep.seed?"),
         (GRID + "kl = [-1]", "factors.kl is -1.0, expected false or a number above 0"),
     ],
 )
-def test_problems_are_one_line(run: Run, base: Path, tmp_path: Path, text: str, told: str) -> None:
+def test_problems_are_one_line(
+    run: Run, base: Path, tmp_path: Path, text: str, message: str
+) -> None:
     code, out, err = run("sweep", prepared(tmp_path, base, text))
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert told in err
+    assert message in err

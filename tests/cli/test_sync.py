@@ -24,12 +24,12 @@ def test_the_verbs(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run(*follow, "--once").err == "nothing is published yet\n"
     publish = ("sync", "publish", "--to", "place", "--base", base)
     assert run(*publish, base).err == "version 0 has these weights: nothing was published\n"
-    said = run(*publish, first, "--step", "10").err
+    output = run(*publish, first, "--step", "10").err
     assert re.fullmatch(
-        r"published version 1: [\d,]+ of [\d,]+ elements changed, [\d,]+ bytes\n", said
+        r"published version 1: [\d,]+ of [\d,]+ elements changed, [\d,]+ bytes\n", output
     )
-    said = run(*follow, "--once").out
-    assert re.fullmatch(r"version 1 \(step 10\): [\d,]+ bytes in 1 link; fetch .*s\n", said)
+    output = run(*follow, "--once").out
+    assert re.fullmatch(r"version 1 \(step 10\): [\d,]+ bytes in 1 link; fetch .*s\n", output)
     assert content_of(tmp_path / "served/current") == content_of(first)
     run(*publish, second)
     lines = run("sync", "status", "place").out.splitlines()

@@ -102,15 +102,15 @@ def on_a_terminal(*arguments: object, cwd: Path) -> str:
         command, cwd=cwd, stdin=worker, stdout=worker, stderr=worker, env=environment
     ) as child:
         os.close(worker)
-        said = b""
+        message = b""
         try:
             while chunk := os.read(main, 65536):
-                said += chunk
+                message += chunk
         except OSError:  # how Linux says that the other side was closed
             pass
         child.wait()
     os.close(main)
-    return said.decode("utf-8")
+    return message.decode("utf-8")
 
 
 def test_on_a_terminal(run: Run, tmp_path: Path) -> None:
@@ -136,15 +136,17 @@ def test_on_a_terminal(run: Run, tmp_path: Path) -> None:
         (evil,),
         ("--debug", "report", tmp_path / evil),
     ):
-        said = on_a_terminal(*arguments, cwd=tmp_path)
-        assert "EVIL" in said, said
-        assert "\x1b[8m" not in said
+        output = on_a_terminal(*arguments, cwd=tmp_path)
+        assert "EVIL" in output, output
+        assert "\x1b[8m" not in output
         # What draws a progress bar: start of the line, erase it, up, show or hide the cursor.
-        assert steering(re.sub(r"\r|\x1b\[(?:[\d;]*[mAK]|\?25[hl])", "", said)) == set(), arguments
+        assert steering(re.sub(r"\r|\x1b\[(?:[\d;]*[mAK]|\?25[hl])", "", output)) == set(), (
+            arguments
+        )
     # A whole comparison on a terminal, with its progress bar.
-    said = on_a_terminal("compare", tmp_path / "base", tmp_path / "tuned", cwd=tmp_path)
-    assert "Traceback" not in said
-    assert "elements" in said
+    output = on_a_terminal("compare", tmp_path / "base", tmp_path / "tuned", cwd=tmp_path)
+    assert "Traceback" not in output
+    assert "elements" in output
 
 
 def test_json_is_the_same_json(run: Run, tmp_path: Path) -> None:

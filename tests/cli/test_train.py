@@ -65,14 +65,14 @@ def test_dry_run_prints_the_settings_and_makes_nothing(
     assert lines["output"] == f"{tmp_path / 'out'} (new)"
     assert lines["writes"].startswith("model/ (the trained checkpoint), result.json")
     assert "the same command resumes" in err
-    told = json.loads(out)
-    assert told["settings"]["trainer"]["num_generations"] == 4
-    assert told["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
+    data = json.loads(out)
+    assert data["settings"]["trainer"]["num_generations"] == 4
+    assert data["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"algorithm": "gpro"}, 'algorithm is "gpro": did you mean grpo?'),
         ({"trainer": {"max_step": 3}}, "no key trainer.max_step: did you mean trainer.max_steps?"),
@@ -80,11 +80,11 @@ def test_dry_run_prints_the_settings_and_makes_nothing(
     ],
 )
 def test_problems_are_one_line(
-    run: Run, base: Path, tmp_path: Path, changes: dict[str, Any], told: str
+    run: Run, base: Path, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     code, out, err = run("train", write(tmp_path, content("sft", base, **changes)))
     assert (code, out) == (1, "")
-    assert told in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -94,11 +94,11 @@ def test_no_file(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "again", "said"),
+    ("number", "code", "again", "message"),
     [("SIGINT", 130, " again", "interrupted"), ("SIGTERM", 143, "", "terminated")],
 )
 def test_interrupt_keeps_the_step_and_the_same_command_goes_on(
-    run: Run, base: Path, tmp_path: Path, number: str, code: int, again: str, said: str
+    run: Run, base: Path, tmp_path: Path, number: str, code: int, again: str, message: str
 ) -> None:
     values = content("grpo", base, reward={"function": "reward.py:interrupting"})
     halves, whole = (write(tmp_path / name, values) for name in ("halves", "whole"))
@@ -113,8 +113,8 @@ def test_interrupt_keeps_the_step_and_the_same_command_goes_on(
     else:
         first = run("train", halves)
     assert (first.code, first.out) == (code, "")
-    told = f"trimtab: finishing the step and saving it; Ctrl-C{again} to stop now\n"
-    assert first.err == f"{told}\ntrimtab: {said}: the same command resumes from step 1\n"
+    text = f"trimtab: finishing the step and saving it; Ctrl-C{again} to stop now\n"
+    assert first.err == f"{text}\ntrimtab: {message}: the same command resumes from step 1\n"
     code, _, err = run("train", halves, "--dry-run")
     assert code == 0
     assert "(the same command resumes from step 1)" in " ".join(err.split())

@@ -89,11 +89,13 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 def assert_trained(before: dict[str, Tensor], after: dict[str, Tensor], mask: Mask) -> None:
     """Weights moved, and none outside the mask."""
     moved = tiny_trainers.moved(before, after)
-    assert any(of.any() for of in moved.values())
-    for name, of in moved.items():
-        outside = ~mask.array(name) if name in mask else np.ones(of.shape, bool)
-        assert not (of & outside).any(), name
+    assert any(item.any() for item in moved.values())
+    for name, item in moved.items():
+        outside = ~mask.array(name) if name in mask else np.ones(item.shape, bool)
+        assert not (item & outside).any(), name
 
 
 def digest(weights: dict[str, Tensor]) -> str:
-    return xxhash.xxh3_128(b"".join(of.numpy().tobytes() for of in weights.values())).hexdigest()
+    return xxhash.xxh3_128(
+        b"".join(tensor.numpy().tobytes() for tensor in weights.values())
+    ).hexdigest()

@@ -145,9 +145,9 @@ def assert_trained(trainer: Any, mask: Mask) -> None:
     """Weights moved, and none outside the mask."""
     before = tiny_trainers.weights(tiny_trainers.model(Path("base")))
     moved = tiny_trainers.moved(before, tiny_trainers.weights(trainer.model))
-    assert sum(of.sum() for of in moved.values()) > 0
-    for name, of in moved.items():
-        assert not of.any() if name not in mask else not (of & ~mask.array(name)).any(), name
+    assert sum(item.sum() for item in moved.values()) > 0
+    for name, item in moved.items():
+        assert not item.any() if name not in mask else not (item & ~mask.array(name)).any(), name
 
 
 def execute(source: str, page: str, names: Names) -> None:

@@ -65,9 +65,9 @@ def test_look(num_bytes: int, decays: bool, chooses: bool, size: int, seed: int)
         asked &= selected != 0
     is_ever = was_ever | (now != base)
     expected = [now != before, now != base, is_ever, asked, asked & (now == before)]
-    assert list(counts) == [np.count_nonzero(of) for of in expected]
-    for found, of in ((changed, now != base), (ever, is_ever)):
-        np.testing.assert_array_equal(found, words_of(of))
+    assert list(counts) == [np.count_nonzero(one) for one in expected]
+    for found, one in ((changed, now != base), (ever, is_ever)):
+        np.testing.assert_array_equal(found, words_of(one))
     np.testing.assert_array_equal(toggled, words_of(was_changed ^ (now != base)))
 
 

@@ -77,15 +77,15 @@ def defined(base: Bits, full: Bits, sub: Bits, dtype: DType) -> dict[str, Any]:
 
 
 def assert_defined(found: Agreement, expected: dict[str, Any]) -> None:
-    told = to_plain(found)
+    data = to_plain(found)
     for key, value in expected.items():
         if key in SUMS:
             scale = math.sqrt(
                 expected["full_update_sum_squares"] * expected["sub_update_sum_squares"]
             )
-            assert told[key] == pytest.approx(value, rel=1e-12, abs=1e-12 * scale), key
+            assert data[key] == pytest.approx(value, rel=1e-12, abs=1e-12 * scale), key
         else:
-            assert told[key] == value, key
+            assert data[key] == value, key
 
 
 def random_three(
@@ -198,20 +198,22 @@ def test_parts_add_up_to_the_whole(scanner: Scanner) -> None:
         SplitAgreement(),
     )
     for left, right in ((halves.inside, whole.inside), (halves.outside, whole.outside)):
-        told = to_plain(right)
+        data = to_plain(right)
         for ratio in ("cosine", "relative_l2"):
-            assert getattr(left, ratio) == pytest.approx(told.pop(ratio), rel=1e-12)
-        assert_defined(left, told)
+            assert getattr(left, ratio) == pytest.approx(data.pop(ratio), rel=1e-12)
+        assert_defined(left, data)
 
 
 def test_json_and_back() -> None:
     base, full, sub, inside = random_three(BF16, (8, 90), seed=3)
-    told = tallied(base, full, sub, inside, BF16, NumpyScanner())
-    data = json.loads(json.dumps(to_plain(told), allow_nan=False))
-    assert from_plain(SplitAgreement, data, what="agreement") == told
+    result = tallied(base, full, sub, inside, BF16, NumpyScanner())
+    data = json.loads(json.dumps(to_plain(result), allow_nan=False))
+    assert from_plain(SplitAgreement, data, what="agreement") == result
     data["inside"]["cosine"] = data["inside"]["relative_l2"] = 7.0
     data["all"] = None
-    assert from_plain(SplitAgreement, data, what="agreement") == told  # what is derived is not read
+    assert (
+        from_plain(SplitAgreement, data, what="agreement") == result
+    )  # what is derived is not read
 
 
 def test_an_overflow_becomes_null_and_back() -> None:

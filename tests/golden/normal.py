@@ -88,7 +88,7 @@ def shape_of(data: Any) -> Any:
         if (
             len(shapes) > 1
             and isinstance(first, dict)
-            and all(of == first for of in shapes.values())
+            and all(one == first for one in shapes.values())
         ):
             return {"names": list(shapes), "of each": first}
         return shapes
@@ -189,7 +189,7 @@ def _columns(records: Sequence[Any]) -> dict[str, list[Any]]:
     for key in records[0]:
         values = [record[key] for record in records]
         if inner := _columns(values):
-            columns |= {f"{key}.{name}": of for name, of in inner.items()}
+            columns |= {f"{key}.{name}": item for name, item in inner.items()}
         else:
             columns[key] = list(map(packed, values))
     return columns
@@ -219,8 +219,8 @@ class Skeleton(HTMLParser):
             self._script, self._text = values.get("type", ""), ""
         elif tag in _BLOCKS and tag != "tr" and "frame" not in classes:
             self._end_line()
-            told = [f"{name}={values[name]}" for name in _TOLD if name in values]
-            self._label = " ".join([".".join([tag, *classes]), *told])
+            result = [f"{name}={values[name]}" for name in _TOLD if name in values]
+            self._label = " ".join([".".join([tag, *classes]), *result])
             if tag in _DEEPER:
                 self._end_line()
         elif classes and tag in ("i", "span", "th"):

@@ -224,10 +224,10 @@ def test_restricted_to_some_tensors(
         np.testing.assert_array_equal(part.array(name), made[name])
     assert part.base == {name: base[name] for name in part}
     none = {"kinds": None, "layers": None, "tensors": None}
-    told = {key: list(value) for key, value in conditions.items()}
+    result = {key: list(value) for key, value in conditions.items()}
     assert part.provenance["steps"] == [
         {"step": "extract"},
-        {"step": "restrict", "of": mask.digest, **none, **told},
+        {"step": "restrict", "of": mask.digest, **none, **result},
     ]
 
 

@@ -114,7 +114,7 @@ def test_knows_what_it_was_made_against(tmp_path: Path) -> None:
     assert mask.provenance["trimtab_version"] == trimtab.__version__
     mask.check(
         {name: tuple(tensor.shape) for name, tensor in base.items()},
-        {name: of.digest for name, of in mask.base.items()},
+        {name: item.digest for name, item in mask.base.items()},
     )
 
 
@@ -264,7 +264,7 @@ def test_progress_adds_up(tmp_path: Path) -> None:
     base, tuned = llama_tensors(), moved(llama_tensors())
     base["only.base"] = torch.zeros(3)
     calls: list[tuple[int, int]] = []
-    extracted(tmp_path, base, tuned, progress=lambda *told: calls.append(told))
+    extracted(tmp_path, base, tuned, progress=lambda *result: calls.append(result))
     total = 2 * (2 * sum(tensor.numel() for tensor in tuned.values())) + 12
-    assert {of for _, of in calls} == {total}
+    assert {one for _, one in calls} == {total}
     assert sum(done for done, _ in calls) == total

@@ -56,10 +56,10 @@ def test_elements_are_counted_in_c_order() -> None:
 
 def test_nothing_can_be_written_to_it() -> None:
     made = arrays()
-    mask = Mask.from_arrays(made, provenance=(told := {"steps": [{"step": "mine"}]}))
+    mask = Mask.from_arrays(made, provenance=(message := {"steps": [{"step": "mine"}]}))
     digest = mask.digest
     made["model.norm.weight"][:] = True
-    told["steps"].append({"step": "forged"})
+    message["steps"].append({"step": "forged"})
     with pytest.raises(ValueError, match="read-only"):
         mask.packed("model.norm.weight")[0] = 255
     with pytest.raises(TypeError):

@@ -58,8 +58,8 @@ def bins_of(tensor: torch.Tensor) -> NDArray[np.uint16]:
     return exponent_bins(tensor.view(view).numpy().view(dtype.bits).ravel(), dtype)
 
 
-def flat(of: Bools, names: list[str]) -> NDArray[np.bool_]:
-    return np.concatenate([of[name].ravel() for name in names])
+def flat(one: Bools, names: list[str]) -> NDArray[np.bool_]:
+    return np.concatenate([one[name].ravel() for name in names])
 
 
 @given(
@@ -145,7 +145,7 @@ def test_magnitudes_of_a_real_base(dtype: torch.dtype, tmp_path: Path) -> None:
     base["positions"] = torch.arange(70)
     folder = save(tmp_path / "base", base)
     one, other = drawn_like(base, 0.3, 0), drawn_like(base, 0.2, 1)
-    masks = [Mask.from_arrays(of) for of in (one, other)]
+    masks = [Mask.from_arrays(item) for item in (one, other)]
     result = overlap(*masks, base=folder)
     expected = variance = 0.0
     most = 0
@@ -156,7 +156,8 @@ def test_magnitudes_of_a_real_base(dtype: torch.dtype, tmp_path: Path) -> None:
         for place, bin in enumerate(tensor.bins.bins):
             here = bins == bin
             n, a, b = (
-                int(of.sum()) for of in (here, here & one[name].ravel(), here & other[name].ravel())
+                int(item.sum())
+                for item in (here, here & one[name].ravel(), here & other[name].ravel())
             )
             assert tensor.bins.num_elements[place] == n
             assert [counts[place] for counts in tensor.bins.num_selected] == [a, b]
@@ -178,7 +179,7 @@ def test_the_base_is_recorded_and_checked(tmp_path: Path) -> None:
     result = overlap(mask, mask.random_like(0), base=folders[0])
     assert result.base is not None
     assert result.base.id == str(folders[0])
-    assert [of.num_checked for of in result.masks] == [len(base)] * 2
+    assert [each.num_checked for each in result.masks] == [len(base)] * 2
     other = save(tmp_path / "other", llama_tensors(seed=3))
     with pytest.raises(MaskMismatchError, match=r"other weights than .*other: model.* mask 1 was"):
         overlap(mask, mask.random_like(0), base=other)
@@ -202,9 +203,9 @@ def test_tensors_of_the_base_that_no_mask_has_count_for_its_hash(tmp_path: Path)
     name = "model.norm.weight"
     few = Mask.from_arrays({name: every.array(name)})
     hashes = {
-        of.base.content_hash
-        for of in (overlap(every, every, base=folder), overlap(few, few, base=folder))
-        if of.base is not None
+        one.base.content_hash
+        for one in (overlap(every, every, base=folder), overlap(few, few, base=folder))
+        if one.base is not None
     }
     assert len(hashes) == 1
 
@@ -232,7 +233,7 @@ def test_different_bases_are_told() -> None:
     assert overlap(against("0"), unknown).coverage.other_base == ()
     (row,) = overlap(against("0"), unknown, against("1")).coverage.other_base
     assert row["name"] == "w"
-    assert [of and of["digest"][0] for of in row["base"]] == ["0", None, "1"]
+    assert [one and one["digest"][0] for one in row["base"]] == ["0", None, "1"]
 
 
 def test_masks_that_cannot_be_compared() -> None:
@@ -254,8 +255,8 @@ def test_files_are_masks_too(tmp_path: Path) -> None:
         mask.save(path)
     result = overlap(*paths)
     assert result.tensors == overlap(*masks).tensors
-    assert [of.id for of in result.masks] == list(map(str, paths))
-    assert [of.digest for of in result.masks] == [mask.digest for mask in masks]
+    assert [each.id for each in result.masks] == list(map(str, paths))
+    assert [each.digest for each in result.masks] == [mask.digest for mask in masks]
 
 
 @pytest.mark.parametrize("bit", [0x01, 0x02, 0x80])  # of the count, and two after the last element
@@ -352,8 +353,8 @@ def test_threads_and_progress(tmp_path: Path) -> None:
 def test_a_saved_result_is_the_same(tmp_path: Path) -> None:
     folder = save(tmp_path / "base", llama_tensors())
     for num_masks, base in ((2, folder), (3, None)):
-        of = [Mask.from_arrays(drawn_like(llama_tensors(), 0.3, s)) for s in range(num_masks)]
-        result = overlap(*of, base=base, series=num_masks == 3)
+        one = [Mask.from_arrays(drawn_like(llama_tensors(), 0.3, s)) for s in range(num_masks)]
+        result = overlap(*one, base=base, series=num_masks == 3)
         data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
         again = Overlap.from_dict(data)
         assert again.to_dict() == result.to_dict()
@@ -399,8 +400,8 @@ def test_a_damaged_result_is_refused(damage: Any) -> None:
 
 def test_bins_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "base", llama_tensors())
-    of = [Mask.from_arrays(drawn_like(llama_tensors(), 0.3, seed)) for seed in (0, 1)]
-    data = overlap(*of, base=folder).to_dict()
+    one = [Mask.from_arrays(drawn_like(llama_tensors(), 0.3, seed)) for seed in (0, 1)]
+    data = overlap(*one, base=folder).to_dict()
     for part in ("num_elements", "bins"):
         wrong = json.loads(json.dumps(data))
         wrong["tensors"][0]["bins"][part][0] += 1 if part == "num_elements" else 10**30
@@ -425,7 +426,7 @@ def magnitude_masks(
             density = np.clip(0.5 ** (bins - 115.0), 0.002, 0.95)
             of_mask[name] = (rng.random(len(bins)) < density).reshape(tuple(tensor.shape))
         drawn.append(of_mask)
-    result = overlap(*(Mask.from_arrays(of) for of in drawn), base=folder, threads=1)
+    result = overlap(*(Mask.from_arrays(one) for one in drawn), base=folder, threads=1)
     nulls = result.total().nulls
     matched = nulls["magnitude-matched"]
     return nulls["independent"].z, matched.z, matched.lift

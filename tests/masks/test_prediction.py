@@ -175,10 +175,10 @@ def result(case: Case) -> PredictionScore:
 
 
 def test_json_round_trip(case: Case) -> None:
-    told = json.loads(json.dumps(result(case).to_dict(), allow_nan=False))
-    assert PredictionScore.from_dict(told).to_dict() == told
-    assert (told["format"], told["format_version"]) == ("trimtab.prediction", 1)
-    assert told["total"]["lifts"].keys() == {
+    data = json.loads(json.dumps(result(case).to_dict(), allow_nan=False))
+    assert PredictionScore.from_dict(data).to_dict() == data
+    assert (data["format"], data["format_version"]) == ("trimtab.prediction", 1)
+    assert data["total"]["lifts"].keys() == {
         "independent",
         "per-tensor",
         "magnitude-matched",
@@ -208,7 +208,7 @@ def test_damage_is_refused(case: Case, damage: dict[str, Any]) -> None:
     ("key", "value"), [("total", 2), ("is_exact", 1), ("by_layer", [[0, "x"]]), ("by_kind", 3)]
 )
 def test_a_damaged_ranking_is_refused(case: Case, key: str, value: Any) -> None:
-    told = result(case).to_dict()
-    told["ranking"][key] = value
+    report = result(case).to_dict()
+    report["ranking"][key] = value
     with pytest.raises(ResultFormatError, match="damaged prediction"):
-        PredictionScore.from_dict(told)
+        PredictionScore.from_dict(report)

@@ -28,8 +28,8 @@ def data(tmp_path: Path) -> dict[str, Any]:
     files = part_files(tmp_path, "xy")
     base = tmp_path / "base.safetensors"
     split = share([first, second], files, base=base, command="typed")
-    told: dict[str, Any] = json.loads(json.dumps(split.to_dict(), allow_nan=False))
-    return told
+    record: dict[str, Any] = json.loads(json.dumps(split.to_dict(), allow_nan=False))
+    return record
 
 
 def test_the_json(data: dict[str, Any], tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ Damage = Callable[[dict[str, Any]], Any]
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda data: data.pop("parts"), "parts is missing"),
         (lambda data: data.update(parts=3), "parts is 3"),
@@ -96,9 +96,9 @@ Damage = Callable[[dict[str, Any]], Any]
         (lambda data: data.update(more=1), "is an unknown key"),
     ],
 )
-def test_damage_is_told(data: dict[str, Any], damage: Damage, said: str) -> None:
+def test_damage_is_told(data: dict[str, Any], damage: Damage, message: str) -> None:
     damage(data)
-    with pytest.raises(ResultFormatError, match=f"damaged split: .*{said}"):
+    with pytest.raises(ResultFormatError, match=f"damaged split: .*{message}"):
         Split.from_dict(data)
 
 

@@ -39,7 +39,7 @@ def test_the_parts_are_those_of_sets(
     ]
     assert [part.mask for part in split.parts] == [None, *range(len(masks))]
     assert [part.file for part in split.parts] == list(map(str, files))
-    assert [of.num_selected for of in split.masks] == [mask.num_selected() for mask in masks]
+    assert [each.num_selected for each in split.masks] == [mask.num_selected() for mask in masks]
     names = {name for mask in masks for name in mask}
     assert set(core) == set(own[0]) == names
     assert split.num_elements == core.num_elements()
@@ -124,13 +124,13 @@ def test_provenance_says_of_which_masks(tmp_path: Path) -> None:
         "own-2-second.safetensors",
     ]
     assert share(masks, files, command="typed").base_differs == ("w",)
-    told = {"of": [mask.digest for mask in masks], "base_differs": ["w"]}
+    result = {"of": [mask.digest for mask in masks], "base_differs": ["w"]}
     steps: list[dict[str, object]] = [{"step": "core"}, {"step": "own", "mask": 0}]
     steps.append({"step": "own", "mask": 1})
     for file, step in zip(files, steps, strict=True):
         part = Mask.load(file)
         assert part.provenance["command"] == "typed"
-        assert part.provenance["steps"] == [step | told]
+        assert part.provenance["steps"] == [step | result]
         assert part.provenance["made_from"] == {m.digest: dict(m.provenance) for m in masks}
         assert part.base == {"v": BaseTensor("BF16", "f" * 32)}
 

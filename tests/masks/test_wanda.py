@@ -54,10 +54,10 @@ def norms_of(base: Checkpoint, seed: int = 0) -> InputNorms:
 def kept_by_hand(weights: np.ndarray, norms: np.ndarray, num: int) -> np.ndarray:
     """Sort the scores of a row, the first first among equals, and prune so many."""
     kept = np.ones(weights.shape, dtype=np.bool_)
-    for row, of in enumerate(weights):
+    for row, tensor in enumerate(weights):
         scores = [
             (abs(float(w)) * float(n), place)
-            for place, (w, n) in enumerate(zip(of, norms, strict=True))
+            for place, (w, n) in enumerate(zip(tensor, norms, strict=True))
         ]
         for _, place in sorted(scores)[:num]:
             kept[row, place] = False

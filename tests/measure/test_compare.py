@@ -482,15 +482,15 @@ def test_rank_and_geometry_name_every_matrix(pair: tuple[Path, Path]) -> None:
 
 def test_progress_counts_the_work_of_matrices(pair: tuple[Path, Path]) -> None:
     """A bar of bytes alone showed 13:48 left of what took 1:52."""
-    told: list[tuple[int, int]] = []
-    trimtab.compare(*pair, threads=1, progress=lambda *now: told.append(now))
-    bytes_alone = told[-1][1]
-    told.clear()
-    trimtab.compare(*pair, threads=1, rank=True, progress=lambda *now: told.append(now))
-    total = told[-1][1]
-    assert {of for _, of in told} == {total}
-    assert sum(num for num, _ in told) == total > 2 * bytes_alone
-    second_pass = [num for num, _ in told][-len(told) // 2 :]
+    data: list[tuple[int, int]] = []
+    trimtab.compare(*pair, threads=1, progress=lambda *now: data.append(now))
+    bytes_alone = data[-1][1]
+    data.clear()
+    trimtab.compare(*pair, threads=1, rank=True, progress=lambda *now: data.append(now))
+    total = data[-1][1]
+    assert {one for _, one in data} == {total}
+    assert sum(num for num, _ in data) == total > 2 * bytes_alone
+    second_pass = [num for num, _ in data][-len(data) // 2 :]
     assert max(second_pass) > 10 * min(second_pass)  # a matrix, and a norm
 
 

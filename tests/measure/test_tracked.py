@@ -64,7 +64,7 @@ def figures(step: int, stepped: int = 3, **more: Any) -> StepFigures:
 
 
 def point(step: int, toggled: Sequence[Sequence[int]], **more: Any) -> bytes:
-    return pack_point(figures(step, **more), [coded(of) for of in toggled])
+    return pack_point(figures(step, **more), [coded(one) for one in toggled])
 
 
 def write(
@@ -73,8 +73,8 @@ def write(
     content = MAGIC_1 if version == 1 else MAGIC
     if version == 1:
         header = {**header, "format_version": 1}
-    for of in (json.dumps(header).encode(), *records):
-        content += pack_record(of, len(content), version)
+    for one in (json.dumps(header).encode(), *records):
+        content += pack_record(one, len(content), version)
     path.write_bytes(content)
     return path
 
@@ -95,11 +95,11 @@ def path(tmp_path: Path) -> Path:
 def test_points_that_a_run_adds_meanwhile_do_no_harm_and_others_are_refused(path: Path) -> None:
     content = path.read_bytes()
     opened = open_tracked(path)
-    before = [of.tolist() for of in opened.toggles(0)]
+    before = [one.tolist() for one in opened.toggles(0)]
     more = pack_record(point(5, ([1], [])), len(content))
     path.write_bytes(content + more)
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    assert [of.tolist() for of in opened.toggles(0)] == before
+    assert [one.tolist() for one in opened.toggles(0)] == before
     # A run that was resumed took the third point back, and moved something else.
     short = open_tracked(path).points[1].end
     path.write_bytes(content[:short] + pack_record(point(4, ([3, 4], [39])), short))
@@ -114,16 +114,16 @@ def test_points_that_a_run_adds_meanwhile_do_no_harm_and_others_are_refused(path
 
 def test_counts_by_hand(path: Path) -> None:
     trajectory = read_tracked(path)
-    norm = [of.by_kind["norm"] for of in trajectory.points]
+    norm = [point.by_kind["norm"] for point in trajectory.points]
     # changed: {0, 5, 99}, {0, 7, 99}, {7, 8, 99}; the last is final
     assert norm == [
         PointCounts(100, 3, 3, 3, 0, 1, 1),
         PointCounts(100, 3, 3, 4, 1, 2, 2),
         PointCounts(100, 3, 3, 5, 2, 3, 3),
     ]
-    embed = [of.by_kind["embed"] for of in trajectory.points]
-    assert [of.returned for of in embed] == [0, 0, 1]
-    assert [of.step for of in trajectory.points] == [1, 2, 4]
+    embed = [point.by_kind["embed"] for point in trajectory.points]
+    assert [point.returned for point in embed] == [0, 0, 1]
+    assert [point.step for point in trajectory.points] == [1, 2, 4]
     assert trajectory.points[0].label == "step 1"
     assert trajectory.every is None
     assert trajectory.observed == "steps"
@@ -145,7 +145,9 @@ def test_replay_is_that_of_sets(tmp_path: Path, limit: int, monkeypatch: Any) ->
     monkeypatch.setattr(tracked, "SPARSE_ABOVE", limit)
     rng = np.random.default_rng(0)
     toggles = [[np.flatnonzero(rng.random(n) < 0.1) for n in (100, 40)] for _ in range(9)]
-    records = [point(1 + step, [of.tolist() for of in both]) for step, both in enumerate(toggles)]
+    records = [
+        point(1 + step, [item.tolist() for item in both]) for step, both in enumerate(toggles)
+    ]
     found = read_tracked(write(tmp_path / "u", *records))
 
     for number, kind in enumerate(("norm", "embed")):
@@ -153,9 +155,9 @@ def test_replay_is_that_of_sets(tmp_path: Path, limit: int, monkeypatch: Any) ->
         for both in toggles:
             changed.append(changed[-1] ^ set(both[number].tolist()))
         ever: set[int] = set()
-        for now, of in zip(changed[1:], found.points, strict=True):
+        for now, item in zip(changed[1:], found.points, strict=True):
             ever |= now
-            counts = of.by_kind[kind]
+            counts = item.by_kind[kind]
             expected = (now, ever, ever - now, now & changed[-1], ever & changed[-1])
             assert counts[1:2] + counts[3:] == tuple(map(len, expected))
 
@@ -168,15 +170,15 @@ def test_the_cadence_is_told_if_there_is_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", [1, 2])
 def test_what_is_cut_off_is_passed_over_and_told(path: Path, version: int) -> None:
     content = write(path, *three_points(), version=version).read_bytes()
-    ends = [of.end for of in open_tracked(path).points]
+    ends = [one.end for one in open_tracked(path).points]
     for size in range(ends[1], ends[2]):
         path.write_bytes(content[:size])
-        assert [of.step for of in read_steps(path)] == [1, 2]
+        assert [one.step for one in read_steps(path)] == [1, 2]
         cut_off = {"after_step": 2, "num_bytes": size - ends[1]}
         found = read_tracked(path).provenance
         assert found.get("cut_off") == (cut_off if size > ends[1] else None)
     path.write_bytes(content[: ends[1]] + bytes(ends[2] - ends[1]))  # space that was never filled
-    assert [of.step for of in read_steps(path)] == [1, 2]
+    assert [one.step for one in read_steps(path)] == [1, 2]
     assert read_tracked(path).provenance["cut_off"]["num_bytes"] == ends[2] - ends[1]
     for size in range(len(MAGIC), open_tracked(path).points[0].offsets[0] - 100):
         path.write_bytes(content[:size])
@@ -218,7 +220,7 @@ def test_no_flipped_bit_is_taken_for_the_end(path: Path, version: int) -> None:
                 assert "\n" not in str(error)
                 continue
             assert place >= last, f"byte {place}, bit {bit} is read over"
-            assert [of.figures.step for of in found.points] == [1, 2]
+            assert [point.figures.step for point in found.points] == [1, 2]
             assert found.num_cut_off == len(content) - last
     path.write_bytes(content)
     assert read_tracked(path).to_dict() == whole
@@ -226,7 +228,7 @@ def test_no_flipped_bit_is_taken_for_the_end(path: Path, version: int) -> None:
 
 def test_where_it_is_damaged_and_what_is_left(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    first, second, _ = (of.end for of in open_tracked(path).points)
+    first, second, _ = (point.end for point in open_tracked(path).points)
     content[first] ^= 1
     path.write_bytes(content)
     with pytest.raises(
@@ -235,7 +237,7 @@ def test_where_it_is_damaged_and_what_is_left(path: Path) -> None:
     ):
         read_tracked(path)
     path.write_bytes(content[:first])  # as it says
-    assert [of.step for of in read_steps(path)] == [1]
+    assert [point.step for point in read_steps(path)] == [1]
     content[first] ^= 1
     path.write_bytes(content[:first] + content[second:])  # a point is missing
     with pytest.raises(ResultFormatError, match="point 2, at byte"):

@@ -28,14 +28,17 @@ PARTS = [["a", "norm", "BF16", 100, 0], ["b", "embed", "BF16", 40, 0]]
 
 def digests_of(base: Checkpoint) -> dict[str, str]:
     return {
-        name: xxhash.xxh3_128_hexdigest(of.read().tobytes()) for name, of in base.tensors.items()
+        name: xxhash.xxh3_128_hexdigest(tensor.read().tobytes())
+        for name, tensor in base.tensors.items()
     }
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("tracked") / "base"
-    save(folder, {name: torch.ones(of, dtype=torch.bfloat16) for name, of in SIZES.items()}, None)
+    save(
+        folder, {name: torch.ones(item, dtype=torch.bfloat16) for name, item in SIZES.items()}, None
+    )
     with open_checkpoint(folder) as opened:
         yield opened
 
@@ -56,12 +59,12 @@ def test_times_changed(
     tmp_path_factory: pytest.TempPathFactory, base: Checkpoint, toggled: list[list[int]], last: int
 ) -> None:
     path = tmp_path_factory.mktemp("t") / "u"
-    points = TrackedPoints(tracked(path, [(of, []) for of in toggled]), base, last)
+    points = TrackedPoints(tracked(path, [(one, []) for one in toggled]), base, last)
     assert points.steps == tuple(range(1, min(last, len(toggled)) + 1))
     now: set[int] = set()
     times = np.zeros(100, int)
-    for of in toggled[:last]:
-        now ^= set(of)
+    for one in toggled[:last]:
+        now ^= set(one)
         times[list(now)] += 1
     assert points.times_changed("a").tolist() == times.tolist()
     assert not points.times_changed("b").any()

@@ -29,19 +29,19 @@ def test_a_cell_is_its_run_file_with_keys_set() -> None:
 
 
 def test_a_masked_cell_names_what_its_mask_is_of() -> None:
-    of = cell("grpo-matched", seed=1).cell
-    assert (of.mask, of.from_others) == ("matched", {"mask": "matched of grpo"})
-    assert [other.name for other in of.needs] == ["grpo/seed-1"]
+    one = cell("grpo-matched", seed=1).cell
+    assert (one.mask, one.from_others) == ("matched", {"mask": "matched of grpo"})
+    assert [other.name for other in one.needs] == ["grpo/seed-1"]
 
 
 def test_a_cell_that_starts_from_another() -> None:
-    of = cell("grpo-after-sft", seed=1)
-    assert of.cell.starts_from() == Path("out/small/cells/sft/seed-1/out/model")
-    assert of.base == Path("out/small/base")
+    one = cell("grpo-after-sft", seed=1)
+    assert one.cell.starts_from() == Path("out/small/cells/sft/seed-1/out/model")
+    assert one.base == Path("out/small/base")
 
 
 def test_what_is_needed_comes_before() -> None:
-    names = [of.name for of in cells_of(SMALL, ["grpo-own", "sft"], [0, 1], Path("out"))]
+    names = [one.name for one in cells_of(SMALL, ["grpo-own", "sft"], [0, 1], Path("out"))]
     assert names == [
         "grpo/seed-0",
         "grpo-own/seed-0",
@@ -63,10 +63,10 @@ def test_more_seeds_where_they_can_be_afforded(tmp_path: Path) -> None:
         { name = "c", run = "run.toml" },
     ]
     """
-    of = scale(tmp_path, text)
-    cells = cells_of(of, ["c", "b"], [1, 0], tmp_path, with_more_seeds=True)
-    told = [(cell.name, cell.minutes) for cell in cells]
-    assert told == [
+    one = scale(tmp_path, text)
+    cells = cells_of(one, ["c", "b"], [1, 0], tmp_path, with_more_seeds=True)
+    result = [(cell.name, cell.minutes) for cell in cells]
+    assert result == [
         ("c/seed-1", 2),
         ("a/seed-1", 2),
         ("b/seed-1", 8),
@@ -76,17 +76,17 @@ def test_more_seeds_where_they_can_be_afforded(tmp_path: Path) -> None:
         ("a/seed-2", 2),
         ("b/seed-2", 8),
     ]
-    assert cells_of(of, ["c", "b"], [1, 0], tmp_path) == cells[:6]
+    assert cells_of(one, ["c", "b"], [1, 0], tmp_path) == cells[:6]
 
 
 @pytest.mark.parametrize("folder", SCALES, ids=lambda folder: folder.name)
 def test_every_cell_is_a_run_that_can_be_meant(folder: Path, tmp_path: Path) -> None:
     scale = Scale.read(folder)
-    for of in cells_of(scale, scale.arms, [0], tmp_path):
-        read = of.cell.file()
+    for one in cells_of(scale, scale.arms, [0], tmp_path):
+        read = one.cell.file()
         assert read.resolve(read.model) == (tmp_path / "base").resolve()
         assert read.data.file is not None and read.resolve(read.data.file).is_file()
-        assert of.questions.is_file()
+        assert one.questions.is_file()
 
 
 @pytest.mark.parametrize("folder", SCALES, ids=lambda folder: folder.name)

@@ -54,14 +54,14 @@ def test_papers_use_what_is_documented() -> None:
         strange = {
             name
             for name in imported(path)
-            if name not in allowed and not any(name.startswith(f"{of}.") for of in BESIDE)
+            if name not in allowed and not any(name.startswith(f"{one}.") for one in BESIDE)
         }
         assert not strange, f"{path.name} imports {sorted(strange)}"
 
 
 def test_nothing_is_allowed_that_is_not_used() -> None:
     used = {name for path in LAYER.rglob("*.py") for name in imported(path)}
-    unused = [of for of in BESIDE if not any(f"{name}.".startswith(f"{of}.") for name in used)]
+    unused = [one for one in BESIDE if not any(f"{name}.".startswith(f"{one}.") for name in used)]
     assert not unused
 
 

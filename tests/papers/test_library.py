@@ -93,10 +93,10 @@ def test_the_papers_are_there() -> None:
 
 
 def test_figures_are_those_of_the_paper() -> None:
-    of = read_paper("mukherjee-2025", FOLDER)
+    one = read_paper("mukherjee-2025", FOLDER)
     rows = [line.split() for line in TABLE_6.strip().splitlines()]
     figures = {id: values for id, *values in rows}
-    by_id = {pair.id: pair.sparsity for pair in of.public}
+    by_id = {pair.id: pair.sparsity for pair in one.public}
     tolerances = ["atol=1e-08", "atol=1e-07", "atol=1e-06", "atol=1e-05"]
     assert {id: list(by_id[id].values()) for id in figures} == figures
     assert all(list(by_id[id]) == tolerances for id in figures)
@@ -104,15 +104,15 @@ def test_figures_are_those_of_the_paper() -> None:
         id: {"atol=1e-05": figure} for id, figure in ELSEWHERE.items()
     }
     assert by_id.keys() == figures.keys() | ELSEWHERE.keys()
-    claims = {claim.id: claim.expected for claim in of.claims}
+    claims = {claim.id: claim.expected for claim in one.claims}
     assert {id: claims[id] for id in FIGURES} == FIGURES
 
 
 def test_table_1_is_table_6_rounded() -> None:
     """But for SimPO, whose row has the figure of another model: the erratum."""
-    of = read_paper("mukherjee-2025", FOLDER)
-    at_1e_5 = {pair.id: float(pair.sparsity["atol=1e-05"]) for pair in of.public}
-    claims = {claim.id: claim.expected for claim in of.claims}
+    one = read_paper("mukherjee-2025", FOLDER)
+    at_1e_5 = {pair.id: float(pair.sparsity["atol=1e-05"]) for pair in one.public}
+    claims = {claim.id: claim.expected for claim in one.claims}
     same = {
         ("table-1-dpo", "Tulu-3-8B"): "tulu-3-8b-dpo",
         ("table-1-dpo", "Tulu-3-70B"): "tulu-3-70b-dpo",
@@ -130,8 +130,8 @@ def test_table_1_is_table_6_rounded() -> None:
 
 def test_overlaps_of_table_4_agree_with_its_sparsities() -> None:
     """o1 (1 - s1) = o2 (1 - s2) is the same intersection, and chance the other's density."""
-    of = {claim.id: claim.expected for claim in read_paper("mukherjee-2025", FOLDER).claims}
-    data, algorithm = of["table-4-data"], of["table-4-algorithm"]
+    one = {claim.id: claim.expected for claim in read_paper("mukherjee-2025", FOLDER).claims}
+    data, algorithm = one["table-4-data"], one["table-4-algorithm"]
     for row, s1, s2 in ((data, 63.3, 85.4), (algorithm, 87.1, 77.0)):
         o1, o2 = float(row["o1"]), float(row["o2"])
         assert o1 * (100 - s1) == pytest.approx(o2 * (100 - s2), rel=0.005)

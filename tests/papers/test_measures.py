@@ -33,8 +33,8 @@ COMPARISON = {
 
 def point(changed: int, stepped: int, ever: int) -> dict[str, Any]:
     """Counts of a step."""
-    of = {"num_elements": 1000, "changed": changed, "stepped": stepped, "ever": ever}
-    return {"total": {**of, "returned": ever - changed}}
+    one = {"num_elements": 1000, "changed": changed, "stepped": stepped, "ever": ever}
+    return {"total": {**one, "returned": ever - changed}}
 
 
 COUNTS = ((40, 40, 40), (60, 30, 65), (70, 20, 80), (75, 10, 100))

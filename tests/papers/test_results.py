@@ -57,7 +57,7 @@ def test_shares_have_one_unit_whatever_an_older_result_called_them() -> None:
     lift = trial(measure="overlap", settings={"figure": "lift"}, unit="factor")
     apart = {**share, "other_values": {"0": 0.5, "1": 0.5}}
     (claim,) = result(share, lift, apart).to_dict()["claims"]
-    assert [of["unit"] for of in claim["trials"]] == ["share", "factor", "points"]
+    assert [one["unit"] for one in claim["trials"]] == ["share", "factor", "points"]
 
 
 def test_figures_are_those_of_the_first_trial() -> None:
@@ -126,16 +126,16 @@ def test_committed_results_are_of_the_papers_as_they_are(path: Path) -> None:
     paper = read_paper(path.parts[-3], papers_folder())
     scale = path.stem
     assert data["scale"]["name"] == scale
-    told = {claim["id"]: claim for claim in data["claims"]}
-    assert list(told) == [claim.id for claim in paper.claims] + [of.id for of in paper.public]
+    result = {claim["id"]: claim for claim in data["claims"]}
+    assert list(result) == [claim.id for claim in paper.claims] + [one.id for one in paper.public]
     for claim in paper.claims:
-        of = told[claim.id]
-        assert of["expected"] == claim.expected
-        trials = [of for of in paper.trials_at(scale) if of.claim == claim.id]
-        assert [(of["about"], of["bound"]) for of in of["trials"]] == [
+        one = result[claim.id]
+        assert one["expected"] == claim.expected
+        trials = [one for one in paper.trials_at(scale) if one.claim == claim.id]
+        assert [(one["about"], one["bound"]) for one in one["trials"]] == [
             (trial.describe(), trial.bound) for trial in trials
         ]
     cells = {name for name, is_done in data["scale"]["cells"].items() if is_done}
     for claim in data["claims"]:
-        for of in claim["trials"]:
-            assert not cells & set(of["missing"])
+        for one in claim["trials"]:
+            assert not cells & set(one["missing"])

@@ -62,8 +62,8 @@ def test_every_claim_is_told(out: Path) -> None:
 
 def values(claim: dict[str, Any], trial: int) -> dict[str, float]:
     """What was measured by seed."""
-    of: dict[str, float] = claim["trials"][trial]["values"]
-    return of
+    one: dict[str, float] = claim["trials"][trial]["values"]
+    return one
 
 
 def test_figures_are_those_of_the_runs(out: Path) -> None:
@@ -177,8 +177,8 @@ def test_the_plan_says_what_it_costs(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     assert "0 finished" in text and "hours on one CPU core" in text
     assert call("paper", "run", PAPER.id, *arguments, "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["num_missing"] == len(told["cells"]) and told["minutes"] > 60
+    data = json.loads(capsys.readouterr().out)
+    assert data["num_missing"] == len(data["cells"]) and data["minutes"] > 60
 
 
 def test_list_and_show(capsys: pytest.CaptureFixture[str]) -> None:

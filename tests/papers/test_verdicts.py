@@ -19,7 +19,7 @@ from trimtab.papers.results import (
 
 def trial(*values: float, **more: Any) -> dict[str, Any]:
     """A trial with values of seeds 0, 1, ..."""
-    return {"values": {str(seed): of for seed, of in enumerate(values)}, **more}
+    return {"values": {str(seed): item for seed, item in enumerate(values)}, **more}
 
 
 @pytest.mark.parametrize(

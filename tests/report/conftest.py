@@ -43,7 +43,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Tab]]:
 
     `width` is that of the window, in pixels.
     """
-    told: list[str] = []
+    data: list[str] = []
     asked: list[str] = []
     context = browser.new_context(viewport={"width": 1000, "height": 900})
 
@@ -52,8 +52,8 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Tab]]:
         path.write_text(text, encoding="utf-8")
         tab = context.new_page()
         tab.set_viewport_size({"width": width, "height": 900})
-        tab.on("console", lambda message: told.append(message.text))
-        tab.on("pageerror", lambda error: told.append(str(error)))
+        tab.on("console", lambda message: data.append(message.text))
+        tab.on("pageerror", lambda error: data.append(str(error)))
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(path.as_uri())
         tab.wait_for_function(DRAWN)
@@ -61,7 +61,7 @@ def open_page(browser: Browser, tmp_path: Path) -> Iterator[Callable[..., Tab]]:
 
     yield open_text
     context.close()
-    assert told == []
+    assert data == []
     assert {url.partition(":")[0] for url in asked} <= {"file", "data"}
 
 

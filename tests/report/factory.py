@@ -226,7 +226,7 @@ def with_masked(demo: DemoRecord, *labels: str) -> DemoRecord:
         }
         for label in labels
     }
-    told: Any = {
+    data: Any = {
         **demo,
         "arms": {
             **demo["arms"],
@@ -236,7 +236,7 @@ def with_masked(demo: DemoRecord, *labels: str) -> DemoRecord:
         "full": "grpo",
         "mask_notes": ["Samples differ."],
     }
-    record: DemoRecord = told
+    record: DemoRecord = data
     return record
 
 

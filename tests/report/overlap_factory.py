@@ -23,14 +23,14 @@ def make_tensor(
         of_bins = MagnitudeBins(
             tuple(map(int, found)),
             tuple(int((bins == place).sum()) for place in found),
-            tuple(tuple(int(of[bins == place].sum()) for place in found) for of in sets),
+            tuple(tuple(int(item[bins == place].sum()) for place in found) for item in sets),
         )
     return TensorOverlap(
         name=name,
         layer=layer,
         kind=kind,
         shape=shape,
-        num_selected=tuple(int(of.sum()) for of in sets),
+        num_selected=tuple(int(item.sum()) for item in sets),
         num_shared=tuple(int((one & other).sum()) for one, other in combinations(sets, 2)),
         num_by_count=tuple(map(int, np.bincount(sets.sum(axis=0), minlength=len(sets) + 1))),
         bins=of_bins,

@@ -16,7 +16,7 @@ def unpacked(part: Any) -> Any:
         return part
     if "columns" in part:
         rows = [dict(zip(part["columns"], row, strict=True)) for row in part["values"]]
-        return {**{key: of for key, of in part.items() if key != "columns"}, "values": rows}
+        return {**{key: entry for key, entry in part.items() if key != "columns"}, "values": rows}
     return {key: unpacked(item) for key, item in part.items()}
 
 

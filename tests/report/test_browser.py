@@ -102,8 +102,8 @@ def test_every_chart_of_a_paper_is_drawn(open_page: OpenPage) -> None:
     assert {"grpo", "sft-lr-1e-6", "unchanged by bits (grpo-sgd − grpo)"} <= set(labels)
     tab.locator(".chart .mark-symbol path").first.hover()
     name, unchanged, gained, _ = tab.locator("#vg-tooltip-element td.value").all_inner_texts()
-    told = {row[0]: row[1:3] for row in page.shown[1].blocks[0].table.rows}  # type: ignore[union-attr]
-    assert told[name] == (unchanged, gained)
+    result = {row[0]: row[1:3] for row in page.shown[1].blocks[0].table.rows}  # type: ignore[union-attr]
+    assert result[name] == (unchanged, gained)
 
 
 def test_hover_shows_exact_counts(open_page: OpenPage) -> None:
@@ -128,8 +128,8 @@ def test_the_filter_of_a_long_table(open_page: OpenPage) -> None:
     assert wanted
     assert all("q_proj" in row.inner_text() and "3" in row.inner_text() for row in wanted)
     assert len(wanted) < len(comparison.by_layer_kind())
-    told = table.locator("output").inner_text()
-    assert told == f"{len(wanted)} of {len(comparison.by_layer_kind())} rows"
+    result = table.locator("output").inner_text()
+    assert result == f"{len(wanted)} of {len(comparison.by_layer_kind())} rows"
     field.fill("")
     assert rows.count() == len(comparison.by_layer_kind())
     assert table.locator("output").inner_text() == ""
@@ -201,20 +201,20 @@ def test_every_chart_fits_a_narrow_screen(open_page: OpenPage, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("page", "told"),
+    ("page", "message"),
     [
         (evaluation_document(make_evaluation()), "95 % interval"),
         (demo_document(make_demo(), {"grpo": make_comparison(1)}), "95 % interval"),
         (robustness_document(make_probe()), "least to most of the seeds"),
     ],
 )
-def test_error_bars_are_in_the_legend_and_in_the_caption(page: ReportPage, told: str) -> None:
+def test_error_bars_are_in_the_legend_and_in_the_caption(page: ReportPage, message: str) -> None:
     """The same words for the same thing on every page."""
-    figures = [of for section in page.shown for of in section.blocks if isinstance(of, Figure)]
-    barred = [of for of in figures if any(key.symbol == "whisker" for key in of.keys)]
+    figures = [one for section in page.shown for one in section.blocks if isinstance(one, Figure)]
+    barred = [one for one in figures if any(key.symbol == "whisker" for key in one.keys)]
     assert barred
     for figure in barred:
-        assert told in {key.text for key in figure.keys}
+        assert message in {key.text for key in figure.keys}
         assert "hiskers" in figure.reading
 
 

@@ -75,9 +75,9 @@ def test_rank_and_geometry_stand_beside_their_controls() -> None:
     text = text_of_comparison(comparison, console_width=100)
     rank, geometry = (comparison.analyses[name]["summary"] for name in ("rank", "geometry"))
     of_rank, of_mask = rank["stable_rank"], geometry["low_magnitude_mask"]
-    told = [percent(of_rank[key], 1) for key in ("mean", "random_mean", "min", "random_min")]
+    result = [percent(of_rank[key], 1) for key in ("mean", "random_mean", "min", "random_min")]
     (line,) = (line for line in text.splitlines() if line.startswith("stable rank"))
-    assert re.findall(r"[<>]?\d[\d.]* %", line) == told
+    assert re.findall(r"[<>]?\d[\d.]* %", line) == result
     (line,) = (line for line in text.splitlines() if line.startswith("changes on the smallest"))
     assert re.findall(r"[<>]?\d[\d.]* %", line) == [
         percent(of_mask["share"], 1),

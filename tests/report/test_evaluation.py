@@ -167,8 +167,8 @@ def hostile() -> Evaluation:
     models = []
     for model in whole.models:
         assert model.answers is not None
-        said = tuple(replace(answer, greedy=HOSTILE) for answer in model.answers.answers)
-        models.append(replace(model, answers=replace(model.answers, answers=said)))
+        message = tuple(replace(answer, greedy=HOSTILE) for answer in model.answers.answers)
+        models.append(replace(model, answers=replace(model.answers, answers=message)))
     return replace(whole, questions=asked, models=tuple(models))
 
 

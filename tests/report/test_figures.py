@@ -66,7 +66,9 @@ def test_png_has_the_size_of_the_svg_twice() -> None:
 def test_a_hostile_name_stays_text() -> None:
     for file in figure_files([comparison_document(hostile_comparison())]):
         root = ElementTree.fromstring(file.content)
-        assert not [of for of in root.iter() if of.tag.endswith(("script", "img", "foreignObject"))]
+        assert not [
+            one for one in root.iter() if one.tag.endswith(("script", "img", "foreignObject"))
+        ]
         assert HOSTILE.encode() not in file.content
 
 

@@ -169,14 +169,14 @@ def test_gaps_and_other_bases_are_loud() -> None:
         ({"name": "v", "base": [{"dtype": "BF16", "digest": "0" * 32}, None]},),
     )
     overlap = replace(make_overlap(), coverage=coverage)
-    said = coverage_sentence(overlap)
-    assert said.startswith("INCOMPLETE: 10 elements were compared; 1 tensor not in all masks")
-    assert said.endswith("2 of A, 0 of B")
+    message = coverage_sentence(overlap)
+    assert message.startswith("INCOMPLETE: 10 elements were compared; 1 tensor not in all masks")
+    assert message.endswith("2 of A, 0 of B")
     warning = other_base_sentence(overlap)
     assert warning is not None
     page = page_of(overlap)
     for text in (text_of_overlap(overlap, console_width=400), page.text):
-        assert said in words(text)
+        assert message in words(text)
         assert warning in words(text)
     assert ("p", "class", "notice warning") in page.attributes
     (row,) = page.table("Not in all masks, not compared (1)").body

@@ -84,12 +84,12 @@ def test_what_was_not_tried_is_folded_and_not_counted() -> None:
 def test_a_forest_has_ours_theirs_and_the_bound() -> None:
     figure = forest(claim(trial(), trial(bound={}, about="sparsity of sft")))
     drawn = marks(figure)
-    assert [(of["name"], round(of["value"], 9), of["arm"]) for of in drawn["ours"]] == [
+    assert [(one["name"], round(one["value"], 9), one["arm"]) for one in drawn["ours"]] == [
         ("sparsity of grpo", 91, "holds"),
         ("sparsity of sft", 91, "control"),
     ]
-    assert [(of["name"], of["value"]) for of in drawn["asked"]] == [("sparsity of grpo", 50)]
-    assert [(of["name"], of["value"]) for of in drawn["theirs"]] == [("sparsity of grpo", 68.5)]
+    assert [(one["name"], one["value"]) for one in drawn["asked"]] == [("sparsity of grpo", 50)]
+    assert [(one["name"], one["value"]) for one in drawn["theirs"]] == [("sparsity of grpo", 68.5)]
     assert drawn["ours"][0]["low"] < 91 < drawn["ours"][0]["high"]
 
 
@@ -108,7 +108,7 @@ def test_theirs_in_another_unit_is_not_drawn_on_this_axis() -> None:
 def test_a_bound_on_both_sides_and_ratios_on_a_log_axis() -> None:
     within = trial(bound={"within": 0.5}, measure="cosine", values={"0": 0.1, "1": 0.2, "2": 0.4})
     figure = forest(claim(within))
-    assert [of["value"] for of in marks(figure)["asked"]] == [-0.5, 0.5]
+    assert [one["value"] for one in marks(figure)["asked"]] == [-0.5, 0.5]
     assert "type" not in figure.spec["layer"][0]["encoding"]["x"]["scale"]
     figure = forest(claim(trial(bound={"above": 1.0}, measure="cosine")))
     assert figure.spec["layer"][0]["encoding"]["x"]["scale"]["type"] == "log"

@@ -113,7 +113,7 @@ def test_ours_is_every_figure_that_decides() -> None:
 
 def plan(**more: Any) -> str:
     """The plan of a paper with two runs, one of them finished."""
-    told = {
+    result = {
         "paper": "one-2025",
         "scale": "small",
         "seeds": [0, 1],
@@ -123,7 +123,7 @@ def plan(**more: Any) -> str:
         "public": [],
         **more,
     }
-    return render_text(plan_document(told), console_width=120)
+    return render_text(plan_document(result), console_width=120)
 
 
 def test_a_plan_says_what_is_left_and_what_it_costs() -> None:

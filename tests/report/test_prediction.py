@@ -48,15 +48,15 @@ def score(tmp_path: Path) -> PredictionScore:
 
 def test_the_table(score: PredictionScore) -> None:
     text = text_of_score(score, console_width=140)
-    told = words(text)
-    assert "100 % of TRUE is predicted, and 50.00 % of PRED came true: 2 weights." in told
+    printed = words(text)
+    assert "100 % of TRUE is predicted, and 50.00 % of PRED came true: 2 weights." in printed
     # Of two of four elements at random one is hit in two: 1 × 1/2 in each tensor. By magnitude
     # both predictions are all of their bin. The two smallest are 0.25 and one of two of 1.
-    assert "This is 2 × what the same number of random weights would hit, 2 × that with" in told
-    assert "1 × that with the same number in each tensor at each magnitude" in told
-    assert "and 2 × what the same number of the smallest weights of each tensor would." in told
-    assert "Average precision 100 %, of the ranking by scores, told apart by the first" in told
-    assert "a random ranking has 25.00 %" in told
+    assert "This is 2 × what the same number of random weights would hit, 2 × that with" in printed
+    assert "1 × that with the same number in each tensor at each magnitude" in printed
+    assert "and 2 × what the same number of the smallest weights of each tensor would." in printed
+    assert "Average precision 100 %, of the ranking by scores, told apart by the first" in printed
+    assert "a random ranking has 25.00 %" in printed
     found, lifts = (text.partition(title)[2] for title in ("By kind\n", "each guess\n"))
     rows = [words(line) for line in found.splitlines()[:4]]
     assert rows[0] == "kind elements density precision recall AP"
@@ -69,18 +69,18 @@ def test_the_table(score: PredictionScore) -> None:
 
 
 def test_without_base_and_scores() -> None:
-    told = words(text_of_score(score_prediction(*masks()), console_width=140))
-    assert "Average precision 50.00 %, of PRED alone, which ranks in two steps" in told
-    assert "No base was given" in told
-    assert "magnitude smallest" not in told
+    text = words(text_of_score(score_prediction(*masks()), console_width=140))
+    assert "Average precision 50.00 %, of PRED alone, which ranks in two steps" in text
+    assert "No base was given" in text
+    assert "magnitude smallest" not in text
 
 
 def test_nothing_to_predict() -> None:
     pred, _ = masks()
     empty = Mask.from_arrays({name: np.zeros((2, 2), dtype=np.bool_) for name in NAMES})
     for sides, side in (((pred, empty), "TRUE"), ((empty, pred), "PRED")):
-        told = words(text_of_score(score_prediction(*sides), console_width=140))
-        assert f"Nothing that was compared is selected in {side}" in told
+        text = words(text_of_score(score_prediction(*sides), console_width=140))
+        assert f"Nothing that was compared is selected in {side}" in text
         page = Page(render(prediction_document(score_prediction(*sides))))
         assert f"{side} selects nothing" in page.text
 
@@ -102,7 +102,7 @@ def test_the_page(score: PredictionScore) -> None:
 
 def test_names_from_files_stay_text(score: PredictionScore) -> None:
     hostile = [replace(mask, id=HOSTILE) for mask in score.overlap.masks]
-    told = replace(score, overlap=replace(score.overlap, masks=tuple(hostile)))
-    page = Page(render(prediction_document(told)))
+    result = replace(score, overlap=replace(score.overlap, masks=tuple(hostile)))
+    page = Page(render(prediction_document(result)))
     assert not [script for script in page.scripts if HOSTILE in script]
-    assert "\x1b" not in text_of_score(told, console_width=140)
+    assert "\x1b" not in text_of_score(result, console_width=140)

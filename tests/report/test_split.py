@@ -49,9 +49,9 @@ def test_matched_chance_beside_it() -> None:
 
 def test_other_bases_are_told() -> None:
     split = make_split(base_differs=("w", "v"))
-    said = "made against different bases, in 2 tensors"
-    assert said in " ".join(text_of_split(split).split())
-    assert said in Page(render(split_document(split))).text
+    message = "made against different bases, in 2 tensors"
+    assert message in " ".join(text_of_split(split).split())
+    assert message in Page(render(split_document(split))).text
     assert "different bases" not in text_of_split(make_split())
 
 

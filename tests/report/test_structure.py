@@ -33,7 +33,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Structure:
 
 
 def family(result: Structure, name: str) -> Family:
-    (found,) = [of for of in result.masks[0].families if of.name == name]
+    (found,) = [one for one in result.masks[0].families if one.name == name]
     return found
 
 
@@ -133,12 +133,12 @@ def test_sections_come_in_reading_order(single: Structure, several: Structure) -
 
 def test_the_page_has_the_numbers(single: Structure) -> None:
     page = Page(page_of(single))
-    told = {
+    printed = {
         row[0]: row
         for row in page.table("Against chance with the same number of elements in each tensor").body
     }
     neurons, heads = family(single, "neuron"), family(single, "head")
-    assert told["MLP neurons"][1:4] == [
+    assert printed["MLP neurons"][1:4] == [
         f"{neurons.num_units:,}", f"{neurons.null.num_up:,}", f"{neurons.null.num_down:,}"
     ]  # fmt: skip
     grid = page.specs[0]["data"]["values"]
@@ -180,17 +180,17 @@ def test_several_masks_stand_side_by_side(several: Structure) -> None:
 
 
 def test_names_from_files_stay_text(single: Structure) -> None:
-    of = single.masks[0]
-    assert of.map is not None
+    one = single.masks[0]
+    assert one.map is not None
     hostile = replace(
         single,
         masks=(
             replace(
-                of,
-                mask=replace(of.mask, id=HOSTILE, provenance={HOSTILE: [HOSTILE]}),
-                map=replace(of.map, name=HOSTILE),
-                tensors=(replace(of.tensors[0], name=HOSTILE, kind=HOSTILE),),
-                families=(replace(of.families[0], name=HOSTILE),),
+                one,
+                mask=replace(one.mask, id=HOSTILE, provenance={HOSTILE: [HOSTILE]}),
+                map=replace(one.map, name=HOSTILE),
+                tensors=(replace(one.tensors[0], name=HOSTILE, kind=HOSTILE),),
+                families=(replace(one.families[0], name=HOSTILE),),
             ),
         ),
         left_out=(LeftOut(HOSTILE, HOSTILE, HOSTILE, 1, 1, HOSTILE),),

@@ -87,9 +87,9 @@ def test_narrow_table_keeps_the_figure() -> None:
 
 
 def difference(setting: str, why: str, **values: list[str]) -> dict[str, Any]:
-    of = [] if why == "run file" else ["factors.steps"]
+    one = [] if why == "run file" else ["factors.steps"]
     known = [{"value": value, "cells": cells} for value, cells in values.items()]
-    return {"setting": setting, "why": why, "of": of, "values": known}
+    return {"setting": setting, "why": why, "of": one, "values": known}
 
 
 def test_plan() -> None:

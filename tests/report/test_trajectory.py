@@ -79,8 +79,8 @@ def test_cadence(trajectory: Trajectory, short: str, sentence: str) -> None:
 
 
 def test_a_file_that_was_cut_off_says_so() -> None:
-    told = {"cut_off": {"after_step": 3, "num_bytes": 1234}}
-    sentence = cadence_sentence(replace(TRACKED, provenance=told))
+    result = {"cut_off": {"after_step": 3, "num_bytes": 1234}}
+    sentence = cadence_sentence(replace(TRACKED, provenance=result))
     assert "no move up to there is left unseen. The file ends in 1,234 bytes" in sentence
     assert "what came after step 3 is not in it" in sentence
 

@@ -97,8 +97,8 @@ def test_intervals_hold_what_they_say() -> None:
     for _ in range(2000):
         values, other = generator.normal(0.3, 1, 3), generator.normal(0, 2, 4)
         estimate = difference_over_seeds(
-            {f"a{i}": of for i, of in enumerate(values)},
-            {f"b{i}": of for i, of in enumerate(other)},
+            {f"a{i}": item for i, item in enumerate(values)},
+            {f"b{i}": item for i, item in enumerate(other)},
         )
         assert estimate.low is not None and estimate.high is not None
         num_right += estimate.low <= 0.3 <= estimate.high

@@ -60,9 +60,9 @@ def test_mcnemar(gained: int, lost: int) -> None:
 @given(samples)
 def test_a_mean_over_seeds(values: list[float]) -> None:
     assume(np.ptp(values) > 1e-3)
-    told, expected = over_seeds(values), stats.ttest_1samp(values, 0).confidence_interval()
+    result, expected = over_seeds(values), stats.ttest_1samp(values, 0).confidence_interval()
     near = 1e-9 * (abs(expected.low) + abs(expected.high))
-    assert (told["low"], told["high"]) == pytest.approx(tuple(expected), abs=near)
+    assert (result["low"], result["high"]) == pytest.approx(tuple(expected), abs=near)
     wide = stats.norm.interval(0.95, np.mean(values), stats.sem(values))
     assert mean_interval(values, -np.inf, np.inf) == pytest.approx(wide, rel=1e-9, abs=near)
 

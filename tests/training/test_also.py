@@ -40,9 +40,9 @@ NAMES = ["model.layers.0.norm.weight", "model.norm.weight", "model.scores.weight
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
 
 
-def without_head(of: Any) -> Mask:
+def without_head(net: Any) -> Mask:
     """A mask as it is made of a base, which has no head."""
-    return Mask.from_arrays({n: a for n, a in arrays(of).items() if n != "score.weight"})
+    return Mask.from_arrays({n: a for n, a in arrays(net).items() if n != "score.weight"})
 
 
 @pytest.mark.parametrize(
@@ -80,43 +80,43 @@ def test_the_wider_mask() -> None:
 
 
 def test_what_no_checkpoint_had(base: Base) -> None:
-    of = reward_model(base[0])
-    assert newly_initialised(of.named_parameters(), Mask.from_arrays({})) == ["score.weight"]
+    net = reward_model(base[0])
+    assert newly_initialised(net.named_parameters(), Mask.from_arrays({})) == ["score.weight"]
     assert newly_initialised(model(base[0]).named_parameters(), Mask.from_arrays({})) == []
-    for parameter in of.parameters():  # as a model that was loaded by other means
+    for parameter in net.parameters():  # as a model that was loaded by other means
         vars(parameter).pop("_is_hf_initialized", None)
-    assert newly_initialised(of.named_parameters(), without_head(of)) == []
-    known = {name: BaseTensor("BF16", "0" * 32) for name in without_head(of)}
+    assert newly_initialised(net.named_parameters(), without_head(net)) == []
+    known = {name: BaseTensor("BF16", "0" * 32) for name in without_head(net)}
     mask = Mask.from_arrays({n: np.ones(1, bool) for n in known}, base=known)
-    assert newly_initialised(of.named_parameters(), mask) == ["score.weight"]
+    assert newly_initialised(net.named_parameters(), mask) == ["score.weight"]
 
 
 def test_a_new_head_that_stays_frozen_is_told(base: Base, tmp_path: Path) -> None:
-    of = reward_model(base[0])
-    trainer = build("reward", of, base[0], tmp_path)
+    net = reward_model(base[0])
+    trainer = build("reward", net, base[0], tmp_path)
     with pytest.warns(UserWarning, match=r"^score\.weight: no checkpoint .* also=\[\"score\"\]"):
-        training = train_only(trainer, without_head(of))
+        training = train_only(trainer, without_head(net))
     assert training.new_and_frozen == ["score.weight"]
-    before = weights(of)
+    before = weights(net)
     train(trainer)
-    assert not moved(before, weights(of))["score.weight"].any()
+    assert not moved(before, weights(net))["score.weight"].any()
 
 
 def test_a_new_head_is_trained_whole_beside_the_mask(base: Base, tmp_path: Path) -> None:
-    of = reward_model(base[0])
-    start = {name: tensor.clone() for name, tensor in of.state_dict().items()}
-    before, mask = weights(of), without_head(of)
-    trainer = build("reward", of, base[0], tmp_path, **SAVING)
+    net = reward_model(base[0])
+    start = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    before, mask = weights(net), without_head(net)
+    trainer = build("reward", net, base[0], tmp_path, **SAVING)
     training = train_only(trainer, mask, also=["score"])
     train(trainer)
-    changed = moved(before, weights(of))
+    changed = moved(before, weights(net))
     assert changed.pop("score.weight").mean() > 0.9
     for name, where in changed.items():
         assert not where[~mask.array(name)].any(), name
     record = json.loads((tmp_path / "checkpoint-3" / RECORD_FILE).read_text())
     assert record["settings"]["also"] == record["optimizer"]["also"] == ["score.weight"]
     assert record["optimizer"]["mask"] == record["mask"]["digest"] == mask.digest
-    num_trained = mask.num_selected() + of.score.weight.numel()
+    num_trained = mask.num_selected() + net.score.weight.numel()
     assert record["optimizer"]["num_selected"] == num_trained
     assert Mask.load(tmp_path / "checkpoint-3" / MASK_FILE) == mask
     assert "with all of score.weight" in training.summary
@@ -126,7 +126,7 @@ def test_a_new_head_is_trained_whole_beside_the_mask(base: Base, tmp_path: Path)
     again = build("reward", found, base[0], tmp_path, **SAVING)
     train_only(again, mask, also="score")
     train(again, resume=tmp_path / "checkpoint-1")
-    assert_same_bits(weights(found), weights(of))
+    assert_same_bits(weights(found), weights(net))
     without = build("reward", reward_model(base[0]), base[0], tmp_path, **SAVING)
     with pytest.warns(UserWarning, match="score"):
         train_only(without, mask)
@@ -137,20 +137,20 @@ def test_a_new_head_is_trained_whole_beside_the_mask(base: Base, tmp_path: Path)
 def test_it_is_the_mask_that_selects_them(base: Base, tmp_path: Path) -> None:
     found = []
     for wide in (False, True):
-        of = model(base[0])
-        mask = Mask.from_arrays(arrays(of))
-        shapes = {name: tuple(p.shape) for name, p in of.named_parameters()}
+        net = model(base[0])
+        mask = Mask.from_arrays(arrays(net))
+        shapes = {name: tuple(p.shape) for name, p in net.named_parameters()}
         names = names_of_whole(["norm"], shapes)
         optimizer = SparseAdamW(
-            of.named_parameters(),
+            net.named_parameters(),
             with_whole(mask, shapes, names) if wide else mask,
             lr=0.01,
             also=() if wide else ["norm"],
         )
-        for parameter in of.parameters():
+        for parameter in net.parameters():
             parameter.grad = parameter.detach().clone()
         optimizer.step()
-        found.append(weights(of))
+        found.append(weights(net))
     assert_same_bits(*found)
 
 
@@ -188,10 +188,10 @@ def test_one_line_says_what_is_trained(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    of = model(base[0])
-    mask = Mask.from_arrays(arrays(of))
-    total = sum(p.numel() for p in of.parameters())
-    trainer = build("plain", of, base[0], tmp_path)
+    net = model(base[0])
+    mask = Mask.from_arrays(arrays(net))
+    total = sum(p.numel() for p in net.parameters())
+    trainer = build("plain", net, base[0], tmp_path)
     training = train_only(trainer, mask)
     (line,) = [record.getMessage() for record in caplog.records if record.name == "trimtab"]
     expected = f"Trainer trains {mask.num_selected():,} of {total:,} elements ("

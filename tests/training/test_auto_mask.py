@@ -41,14 +41,14 @@ def model(dtype: torch.dtype, seed: int = 0) -> nn.ParameterDict:
     return nn.ParameterDict({name: tensor.to(dtype) for name, tensor in tensors.items()})
 
 
-def named(of: nn.ParameterDict) -> list[tuple[str, nn.Parameter]]:
-    return list(zip(SHAPES, of.parameters(), strict=True))
+def named(one: nn.ParameterDict) -> list[tuple[str, nn.Parameter]]:
+    return list(zip(SHAPES, one.parameters(), strict=True))
 
 
-def give_gradients(of: nn.ParameterDict, seed: int) -> None:
+def give_gradients(one: nn.ParameterDict, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     loss = torch.zeros(())
-    for parameter in of.parameters():
+    for parameter in one.parameters():
         loss = loss + (parameter * torch.randn(parameter.shape, generator=generator)).sum()
     loss.backward()  # type: ignore[no-untyped-call]
 
@@ -91,8 +91,8 @@ def test_chosen_elements_go_on_as_if_nothing_had_happened(
     going_on.load_state_dict(select_state(saved, wide, narrow))
     assert len(going_on.param_groups) == 1  # nothing of the only tensor without decay is left
     for step in range(3, 6):
-        for of, by in ((whole, optimizer), (masked, going_on)):
-            give_gradients(of, step)
+        for one, by in ((whole, optimizer), (masked, going_on)):
+            give_gradients(one, step)
             by.step()
     for (name, in_whole), (_, in_part) in zip(named(whole), named(masked), strict=True):
         selected = torch.from_numpy(narrow.array(name))
@@ -161,10 +161,10 @@ def test_share_of_new_elements() -> None:
 
 
 def summed(gradients: dict[str, list[float]]) -> GradientSums:
-    parameters = [(name, nn.Parameter(torch.zeros(len(of)))) for name, of in gradients.items()]
+    parameters = [(name, nn.Parameter(torch.zeros(len(item)))) for name, item in gradients.items()]
     sums = GradientSums(parameters)
-    for (_, parameter), of in zip(parameters, gradients.values(), strict=True):
-        (parameter * torch.tensor(of)).sum().backward()  # type: ignore[no-untyped-call]
+    for (_, parameter), item in zip(parameters, gradients.values(), strict=True):
+        (parameter * torch.tensor(item)).sum().backward()  # type: ignore[no-untyped-call]
         assert parameter.grad is None
     sums.close()
     return sums

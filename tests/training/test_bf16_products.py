@@ -35,7 +35,7 @@ def test_products_are_rounded_sums() -> None:
     x, y, z = random(3, 40, 64), random(3, 64, 48), random(3, 40, 48)
     with fast_bf16():
         found = a @ b, torch.addmm(c, a, b, beta=0.5), x @ y, torch.baddbmm(z, x, y, alpha=2)
-    wide = [of.double() for of in (a, b, c, x, y, z)]
+    wide = [one.double() for one in (a, b, c, x, y, z)]
     check(found[0], wide[0] @ wide[1])
     check(found[1], 0.5 * wide[2] + wide[0] @ wide[1])
     check(found[2], wide[3] @ wide[4])
@@ -81,7 +81,7 @@ class Products(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Look, and do what is asked."""
         name = func.name().partition("::")[2].partition(".")[0]
         if name in ("mm", "addmm", "bmm", "baddbmm", "linear", "matmul"):
-            matrices = [of for of in args if isinstance(of, torch.Tensor) and of.dim() > 1][-2:]
+            matrices = [one for one in args if isinstance(one, torch.Tensor) and one.dim() > 1][-2:]
             rows, inner, columns = *matrices[0].shape[-2:], matrices[-1].shape[-1]
             if min(rows, inner, columns) >= LEAST_SIZE:
                 self.dtypes.add(matrices[0].dtype)

@@ -51,9 +51,9 @@ def test_run_carries_all_that_a_report_needs(finished: DemoRun) -> None:
     assert finished.majority == questions.baseline()
     assert finished.before.num_samples == 8
     assert finished.num_train_questions == 64
-    for name, of in finished.runs.items():
-        assert of.folder == finished.base.parent / name / "model"
-        assert of.answers.num_questions == 32
+    for name, item in finished.runs.items():
+        assert item.folder == finished.base.parent / name / "model"
+        assert item.answers.num_questions == 32
     data = json.loads(json.dumps(finished.to_dict()))
     assert data["arms"]["grpo"]["record"]["settings"]["trainer"]["max_steps"] == 3
     assert data["before"]["greedy_accuracy"] == finished.before.greedy_accuracy
@@ -150,15 +150,15 @@ def test_out_of_range(tmp_path: Path, settings: dict[str, int], message: str) ->
 
 def test_tokens_are_counted_exactly(finished: DemoRun) -> None:
     gold = [len(question.gold) for question in split_questions(0).train]
-    for name, of in finished.runs.items():
-        tokens = of.tokens
+    for name, item in finished.runs.items():
+        tokens = item.tokens
         assert tokens["num_sequences"] == 96
         assert tokens["num_prompt_tokens_each"] == PROMPT_TOKENS
         assert tokens["num_forward"] == tokens["num_loss"] + 96 * PROMPT_TOKENS
         if name == "sft":  # every question once an epoch, and half of them again
             assert sum(gold) < tokens["num_loss"] < 2 * sum(gold)
         else:
-            means = [row["completions/mean_length"] for row in of.result["history"]]
+            means = [row["completions/mean_length"] for row in item.result["history"]]
             assert tokens["num_loss"] == round(32 * sum(means))
 
 
@@ -181,19 +181,19 @@ def test_record_states_precision_optimizer_and_mask(finished: DemoRun) -> None:
         "optimizer_state": "float32",
         "saved": "BF16",
     }
-    for name, of in finished.runs.items():
-        optimizer = of.result["optimizer"]
-        assert of.result["precision"] == full["precision"]
-        assert of.result["device"]["type"] == "cpu"
-        assert [row["step"] for row in of.result["history"]] == [1, 2, 3]
+    for name, item in finished.runs.items():
+        optimizer = item.result["optimizer"]
+        assert item.result["precision"] == full["precision"]
+        assert item.result["device"]["type"] == "cpu"
+        assert [row["step"] for row in item.result["history"]] == [1, 2, 3]
         if name in FULL:
             assert optimizer["num_selected"] == optimizer["num_elements"]
             assert optimizer["state_bytes"] == 8 * optimizer["num_elements"]
             continue
-        assert of.mask is not None
-        mask = Mask.load(of.mask)
-        assert of.run.settings()["mask"] == optimizer["mask"] == mask.digest
-        assert of.run.settings()["optimizer"]["clip_by"] == "full"
+        assert item.mask is not None
+        mask = Mask.load(item.mask)
+        assert item.run.settings()["mask"] == optimizer["mask"] == mask.digest
+        assert item.run.settings()["optimizer"]["clip_by"] == "full"
         assert optimizer["master"] == {"float32": "none"}
         assert optimizer["num_selected"] == mask.num_selected()
     compact = 8 * (optimizer := finished.runs["grpo-mask"].result["optimizer"])["num_selected"]
@@ -316,8 +316,8 @@ def test_interrupted_demo_ends_in_the_same_weights(
     assert (tmp_path / "grpo" / "result.json").read_bytes() == kept
     assert run.runs["sft"].result["resumed_from_step"] == 1
     assert run.runs["sft"].tokens == finished.runs["sft"].tokens
-    for name, of in run.runs.items():
-        weights = (of.folder / WEIGHTS).read_bytes()
+    for name, item in run.runs.items():
+        weights = (item.folder / WEIGHTS).read_bytes()
         assert weights == (finished.runs[name].folder / WEIGHTS).read_bytes()
     captured = capfd.readouterr()
     assert captured.out == ""

@@ -55,7 +55,7 @@ def test_stored_tensors_are_those_of_the_file(name: str, is_loaded: bool, tmp_pa
         assert torch.equal(tensor, file[tensor_name]), tensor_name
     assert (len(stored) > len(layout.parameters)) == (name in FUSED)
     # Elements are counted once, and seen in place rather than copied.
-    assert sum(of.numel() for of in stored.values()) == sum(p.numel() for p in model.parameters())
+    assert sum(one.numel() for one in stored.values()) == sum(p.numel() for p in model.parameters())
     assert all(piece.is_view for piece in layout.stored.values())
 
 
@@ -158,8 +158,8 @@ def test_operations_that_join_cut_and_turn() -> None:
     values = {n: torch.randn(shape) for n, shape in SHAPES.items()}
     expected = saved(values)
     assert pieces.keys() == expected.keys()
-    arrays = {n: of.numpy() for n, of in values.items()}
-    written = {n: np.zeros_like(of) for n, of in arrays.items()}
+    arrays = {n: item.numpy() for n, item in values.items()}
+    written = {n: np.zeros_like(item) for n, item in arrays.items()}
     assigned = {n: torch.zeros(shape) for n, shape in SHAPES.items()}
     for name, piece in pieces.items():
         assert torch.equal(piece.of(values), expected[name]), name
@@ -173,7 +173,7 @@ def test_operations_that_join_cut_and_turn() -> None:
     assert not pieces["row"].is_all_of((1, 3))
     layout = Layout(SHAPES, pieces, {}, {})
     rng = np.random.default_rng(0)
-    mask = Mask.from_arrays({n: rng.random(of.shape) < 0.5 for n, of in expected.items()})
+    mask = Mask.from_arrays({n: rng.random(item.shape) < 0.5 for n, item in expected.items()})
     in_memory = layout.in_memory(mask)
     assert saved({n: torch.from_numpy(in_memory.array(n)) for n in SHAPES}).keys() == {*mask}
     for name, tensor in saved({n: torch.from_numpy(in_memory.array(n)) for n in SHAPES}).items():
@@ -182,7 +182,7 @@ def test_operations_that_join_cut_and_turn() -> None:
 
 def test_what_computes_values_is_refused() -> None:
     def plus_one(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {n: of + 1 if n == "norm" else of for n, of in tensors.items()}
+        return {n: tensor + 1 if n == "norm" else tensor for n, tensor in tensors.items()}
 
     pieces, computed = find_pieces(SHAPES, plus_one)
     assert computed.keys() == {"norm"}

@@ -42,11 +42,11 @@ CHECKPOINTED: dict[str, Any] = {
 def checkpointed(base: Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """An uninterrupted bf16 run of 4 steps with a checkpoint at each: its folder and weights."""
     out = tmp_path_factory.mktemp("checkpointed")
-    of = model(base[0])
-    trainer, _ = start("sft", of, base, out, **CHECKPOINTED)
+    net = model(base[0])
+    trainer, _ = start("sft", net, base, out, **CHECKPOINTED)
     train(trainer)
     trainer.save_model()
-    return out, weights(of)
+    return out, weights(net)
 
 
 @pytest.mark.parametrize("step", [1, 3])
@@ -54,11 +54,11 @@ def test_resumed_run_ends_in_the_same_bits(
     step: int, checkpointed: tuple[Path, Any], base: Base, tmp_path: Path
 ) -> None:
     out, expected = checkpointed
-    of = model(base[0])
-    trainer, training = start("sft", of, base, tmp_path, **CHECKPOINTED)
+    net = model(base[0])
+    trainer, training = start("sft", net, base, tmp_path, **CHECKPOINTED)
     train(trainer, resume=out / f"checkpoint-{step}")
     assert training.optimizer.describe()["master"] == {"bfloat16": "lo16"}
-    assert_same_bits(weights(of), expected)
+    assert_same_bits(weights(net), expected)
 
 
 def test_resuming_finds_the_last_checkpoint(base: Base, tmp_path: Path) -> None:
@@ -135,23 +135,23 @@ def test_other_settings_do_not_resume(
     base: Base,
     tmp_path: Path,
 ) -> None:
-    of = model(base[0])
-    before = weights(of)
-    trainer, _ = start("sft", of, base, tmp_path, **{**CHECKPOINTED, **change})
+    net = model(base[0])
+    before = weights(net)
+    trainer, _ = start("sft", net, base, tmp_path, **{**CHECKPOINTED, **change})
     with pytest.raises(SettingsError, match=message):
         train(trainer, resume=checkpointed[0] / "checkpoint-2")
-    assert_same_bits(weights(of), before)
+    assert_same_bits(weights(net), before)
 
 
 def test_another_mask_does_not_resume(
     checkpointed: tuple[Path, Any], base: Base, tmp_path: Path
 ) -> None:
-    of = model(base[0])
-    before = weights(of)
-    trainer, _ = start("sft", of, base, tmp_path, arrays(of, seed=1), **CHECKPOINTED)
+    net = model(base[0])
+    before = weights(net)
+    trainer, _ = start("sft", net, base, tmp_path, arrays(net, seed=1), **CHECKPOINTED)
     with pytest.raises(MaskMismatchError, match=r"resume with .*trimtab_mask\.safetensors"):
         train(trainer, resume=checkpointed[0] / "checkpoint-2")
-    assert_same_bits(weights(of), before)
+    assert_same_bits(weights(net), before)
 
 
 @pytest.mark.parametrize(
@@ -180,12 +180,12 @@ def test_a_checkpoint_without_a_part_of_its_state_does_not_resume(
     folder = tmp_path / "checkpoint-2"
     shutil.copytree(checkpointed[0] / "checkpoint-2", folder)
     (folder / name).unlink()
-    of = model(base[0])
-    before = weights(of)
-    trainer, _ = start("sft", of, base, tmp_path, **CHECKPOINTED)
+    net = model(base[0])
+    before = weights(net)
+    trainer, _ = start("sft", net, base, tmp_path, **CHECKPOINTED)
     with pytest.raises(CheckpointError, match=f"checkpoint-2 has no {name} .*save_only_model"):
         train(trainer, resume=folder)
-    assert_same_bits(weights(of), before)
+    assert_same_bits(weights(net), before)
 
 
 def test_save_only_model_does_not_resume(base: Base, tmp_path: Path) -> None:

@@ -43,42 +43,42 @@ def dense_reference(
     import torch
     from transformers import TrainerCallback
 
-    of = model(base[0], "float32")
-    trainer = build(kind, of, base[0], out, **more)
-    start_from = weights(of)
+    net = model(base[0], "float32")
+    trainer = build(kind, net, base[0], out, **more)
+    start_from = weights(net)
     kept = {name: torch.from_numpy(selected[name]) for name in start_from}
-    for name, parameter in of.named_parameters():
+    for name, parameter in net.named_parameters():
         parameter.register_hook(lambda gradient, keep=kept[name]: gradient * keep)
 
     class OffMask(TrainerCallback):  # type: ignore[misc]
         def on_optimizer_step(self, *_: Any, **__: Any) -> None:
             with torch.no_grad():  # weight decay moves them
-                for name, parameter in of.named_parameters():
+                for name, parameter in net.named_parameters():
                     parameter.copy_(torch.where(kept[name], parameter, start_from[name]))
 
-    def clip(of: Any) -> Any:
+    def clip(net: Any) -> Any:
         """As torch does, by the norm that the sparse optimizers define: summed in fp64."""
-        gradients = [parameter.grad.double() for parameter in of.parameters()]
+        gradients = [parameter.grad.double() for parameter in net.parameters()]
         norm = torch.stack([(gradient**2).sum() for gradient in gradients]).sum().sqrt().float()
-        torch.nn.utils.clip_grads_with_norm_(of.parameters(), trainer.args.max_grad_norm, norm)
+        torch.nn.utils.clip_grads_with_norm_(net.parameters(), trainer.args.max_grad_norm, norm)
         return norm
 
     trainer._clip_grad_norm = clip
     trainer.add_callback(OffMask())
     train(trainer)
-    return of, column(trainer, "grad_norm")
+    return net, column(trainer, "grad_norm")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_trainer_moves_the_mask_and_nothing_else(
     kind: str, base: Base, tmp_path: Path
 ) -> None:
-    of = reward_model(base[0]) if kind == "reward" else model(base[0])
-    before, selected = weights(of), arrays(of)
-    trainer, training = start(kind, of, base, tmp_path, selected)
-    gradients = before_each_step(trainer, lambda: [p.grad for p in of.parameters()])
+    net = reward_model(base[0]) if kind == "reward" else model(base[0])
+    before, selected = weights(net), arrays(net)
+    trainer, training = start(kind, net, base, tmp_path, selected)
+    gradients = before_each_step(trainer, lambda: [p.grad for p in net.parameters()])
     train(trainer)
-    changed = moved(before, weights(of))
+    changed = moved(before, weights(net))
     for name, mask in selected.items():
         assert not changed[name][~mask].any(), name
     count = sum(int(changed[name].sum()) for name in selected)
@@ -103,34 +103,34 @@ def test_it_equals_dense_adamw_with_masked_gradients(
         "adam_epsilon": 1e-6,
         "max_steps": 4,
     }
-    of = model(base[0], "float32")
-    selected = arrays(of)
-    trainer, _ = start(kind, of, base, tmp_path / "masked", selected, **settings)
+    net = model(base[0], "float32")
+    selected = arrays(net)
+    trainer, _ = start(kind, net, base, tmp_path / "masked", selected, **settings)
     train(trainer)
     dense, norms = dense_reference(kind, base, tmp_path / "dense", selected, **settings)
     assert max_grad_norm < min(norms)
     assert column(trainer, "grad_norm") == pytest.approx(norms, rel=1e-6)
-    assert_same_bits(weights(of), weights(dense))
+    assert_same_bits(weights(net), weights(dense))
 
 
 def test_weight_decay_spares_what_the_trainer_spares(base: Base, tmp_path: Path) -> None:
-    of = model(base[0], "float32")
-    trainer, training = start("plain", of, base, tmp_path, weight_decay=0.3)
+    net = model(base[0], "float32")
+    trainer, training = start("plain", net, base, tmp_path, weight_decay=0.3)
     train(trainer)
     names = {g["weight_decay"]: g["param_names"] for g in training.optimizer.param_groups}
     assert names.keys() == {0.0, 0.3}
-    assert set(names[0.0]) == {name for name, _ in of.named_parameters() if "norm" in name}
+    assert set(names[0.0]) == {name for name, _ in net.named_parameters() if "norm" in name}
 
 
 def test_sgd_with_momentum(base: Base, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"optim": "sgd", "optim_args": "momentum=0.9", "max_grad_norm": 0.0}
-    of = model(base[0], "float32")
-    selected = arrays(of)
-    trainer, training = start("plain", of, base, tmp_path / "masked", selected, **settings)
+    net = model(base[0], "float32")
+    selected = arrays(net)
+    trainer, training = start("plain", net, base, tmp_path / "masked", selected, **settings)
     train(trainer)
     dense, _ = dense_reference("plain", base, tmp_path / "dense", selected, **settings)
     assert training.settings()["momentum"] == 0.9
-    assert_same_bits(weights(of), weights(dense))
+    assert_same_bits(weights(net), weights(dense))
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -139,12 +139,12 @@ def test_checkpointing_of_activations_changes_nothing(
 ) -> None:
     found = []
     for checkpointing in (False, True):
-        of = model(base[0], "float32")
-        selected = arrays(of)
+        net = model(base[0], "float32")
+        selected = arrays(net)
         selected["model.embed_tokens.weight"][:] = False  # no gradient enters at the bottom
         trainer, _ = start(
             "sft",
-            of,
+            net,
             base,
             tmp_path,
             selected,
@@ -152,14 +152,14 @@ def test_checkpointing_of_activations_changes_nothing(
             gradient_checkpointing_kwargs={"use_reentrant": reentrant},
         )
         train(trainer)
-        found.append(weights(of))
+        found.append(weights(net))
     assert_same_bits(*found)
 
 
 def test_what_is_not_masked_needs_no_gradient_while_it_trains(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    trainer, training = start("plain", of, base, tmp_path, max_grad_norm=0.5)
-    parameters = dict(of.named_parameters())
+    net = model(base[0])
+    trainer, training = start("plain", net, base, tmp_path, max_grad_norm=0.5)
+    parameters = dict(net.named_parameters())
     frozen = before_each_step(
         trainer, lambda: [n for n, p in parameters.items() if not p.requires_grad]
     )
@@ -170,9 +170,9 @@ def test_what_is_not_masked_needs_no_gradient_while_it_trains(base: Base, tmp_pa
     training.close()  # twice is once
     assert trainer.args.max_grad_norm == 0.5
     assert trainer.optimizer is None
-    before = weights(of)
+    before = weights(net)
     train(trainer)  # an ordinary run, without a trace of the mask
-    assert moved(before, weights(of))[LEFT_OUT].any()
+    assert moved(before, weights(net))[LEFT_OUT].any()
     assert not (tmp_path / RECORD_FILE).exists()
 
 
@@ -186,25 +186,25 @@ def test_a_control_with_the_same_arguments_and_model_is_an_ordinary_run(
     settings: dict[str, Any] = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1e-3}
     fresh = build("plain", model(base[0], "float32"), base[0], tmp_path / "control", **settings)
     train(fresh)
-    of = model(base[0], "float32")
-    start_from = weights(of)
-    trainer, _ = start("plain", of, base, tmp_path, clip_by=clip_by, **settings)
+    net = model(base[0], "float32")
+    start_from = weights(net)
+    trainer, _ = start("plain", net, base, tmp_path, clip_by=clip_by, **settings)
     asked = trainer.args.to_dict()
     train(trainer)
     trainer.save_model()
     saved = torch.load(tmp_path / "training_args.bin", weights_only=False)
     assert saved.to_dict() == trainer.args.to_dict() == asked
     with torch.no_grad():
-        for name, parameter in of.named_parameters():
+        for name, parameter in net.named_parameters():
             parameter.copy_(start_from[name])
-    control = Trainer(of, trainer.args, train_dataset=trainer.train_dataset)  # close() forgotten
+    control = Trainer(net, trainer.args, train_dataset=trainer.train_dataset)  # close() forgotten
     train(control)
-    assert_same_bits(weights(of), weights(fresh.model))
+    assert_same_bits(weights(net), weights(fresh.model))
 
 
 def test_an_interrupted_run_leaves_an_ordinary_model(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    trainer, _ = start("plain", of, base, tmp_path)
+    net = model(base[0])
+    trainer, _ = start("plain", net, base, tmp_path)
 
     def interrupt() -> None:
         raise KeyboardInterrupt
@@ -212,8 +212,8 @@ def test_an_interrupted_run_leaves_an_ordinary_model(base: Base, tmp_path: Path)
     before_each_step(trainer, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train(trainer)
-    of(**trainer.data_collator([trainer.train_dataset[0]])).loss.backward()
-    assert all(p.grad is not None for p in of.parameters())
+    net(**trainer.data_collator([trainer.train_dataset[0]])).loss.backward()
+    assert all(p.grad is not None for p in net.parameters())
 
 
 def test_the_accelerator_still_clips_what_is_not_the_model(base: Base, tmp_path: Path) -> None:
@@ -227,11 +227,11 @@ def test_the_accelerator_still_clips_what_is_not_the_model(base: Base, tmp_path:
 
 
 def test_the_full_norm_counts_every_parameter(base: Base, tmp_path: Path) -> None:
-    of = model(base[0], "float32")
-    everything = {name: np.ones(p.shape, bool) for name, p in of.named_parameters()}
+    net = model(base[0], "float32")
+    everything = {name: np.ones(p.shape, bool) for name, p in net.named_parameters()}
     settings: dict[str, Any] = {"max_grad_norm": 0.0, "max_steps": 1}
-    trainer, _ = start("sft", of, base, tmp_path / "masked", clip_by="full", **settings)
-    graded = before_each_step(trainer, lambda: all(p.requires_grad for p in of.parameters()))
+    trainer, _ = start("sft", net, base, tmp_path / "masked", clip_by="full", **settings)
+    graded = before_each_step(trainer, lambda: all(p.requires_grad for p in net.parameters()))
     train(trainer)
     assert graded == [True]
     _, norms = dense_reference("sft", base, tmp_path / "dense", everything, **settings)
@@ -239,14 +239,14 @@ def test_the_full_norm_counts_every_parameter(base: Base, tmp_path: Path) -> Non
 
 
 def test_training_goes_on_in_a_second_call(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    trainer, training = start("plain", of, base, tmp_path)
-    before, selected = weights(of), arrays(of)
+    net = model(base[0])
+    trainer, training = start("plain", net, base, tmp_path)
+    before, selected = weights(net), arrays(net)
     train(trainer)
     first = training.optimizer
     train(trainer)
     assert training.optimizer is first
-    changed = moved(before, weights(of))
+    changed = moved(before, weights(net))
     assert not any(changed[name][~mask].any() for name, mask in selected.items())
 
 
@@ -259,15 +259,15 @@ def test_what_an_interrupted_step_gathered_is_forgotten(base: Base, tmp_path: Pa
 
     found = []
     for interrupted in (False, True):
-        of = model(base[0])
-        trainer, _ = start("plain", of, base, tmp_path, gradient_accumulation_steps=2)
+        net = model(base[0])
+        trainer, _ = start("plain", net, base, tmp_path, gradient_accumulation_steps=2)
         if interrupted:
             trainer.add_callback(Interrupt)
             with pytest.raises(KeyboardInterrupt):
                 train(trainer)
             trainer.remove_callback(Interrupt)
         train(trainer)
-        found.append(weights(of))
+        found.append(weights(net))
     assert_same_bits(*found)
 
 
@@ -276,48 +276,48 @@ def test_after_the_best_weights_are_loaded_training_starts_afresh(
 ) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "eval_strategy": "steps"}
     settings |= {"eval_steps": 1, "load_best_model_at_end": True, "master": "fp32"}
-    of = model(base[0])
-    trainer, _ = start("plain", of, base, tmp_path / "one", **settings)
+    net = model(base[0])
+    trainer, _ = start("plain", net, base, tmp_path / "one", **settings)
     train(trainer)
     best = model(base[0])
-    best.load_state_dict(of.state_dict())
+    best.load_state_dict(net.state_dict())
     train(trainer)
     fresh, _ = start("plain", best, base, tmp_path / "other", **settings)
     train(fresh)
-    assert_same_bits(weights(of), weights(best))
+    assert_same_bits(weights(net), weights(best))
 
 
 def test_skipped_steps_are_logged(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    trainer, _ = start("plain", of, base, tmp_path, nonfinite="skip")
+    net = model(base[0])
+    trainer, _ = start("plain", net, base, tmp_path, nonfinite="skip")
     calls: list[int] = []
 
     def spoil(gradient: Any) -> Any:
         calls.append(1)
         return gradient * float("nan") if len(calls) == 2 else gradient
 
-    of.model.norm.weight.register_hook(spoil)
+    net.model.norm.weight.register_hook(spoil)
     train(trainer)
     rows = [row for row in trainer.state.log_history if "loss" in row]
     assert [row.get("num_skipped_steps", 0) for row in rows] == [0, 1, 1]
     assert [np.isfinite(row["grad_norm"]) for row in rows] == [True, False, True]
-    assert all(np.isfinite(p.detach().float().numpy()).all() for p in of.parameters())
+    assert all(np.isfinite(p.detach().float().numpy()).all() for p in net.parameters())
 
 
 def test_a_mask_file_is_loaded(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    Mask.from_arrays(arrays(of)).save(tmp_path / "mask.safetensors")
-    trainer = build("plain", of, base[0], tmp_path)
+    net = model(base[0])
+    Mask.from_arrays(arrays(net)).save(tmp_path / "mask.safetensors")
+    trainer = build("plain", net, base[0], tmp_path)
     training = train_only(trainer, tmp_path / "mask.safetensors")
-    assert training.mask == Mask.from_arrays(arrays(of))
+    assert training.mask == Mask.from_arrays(arrays(net))
 
 
 def test_a_mask_of_another_model_is_refused_at_once(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    trainer = build("plain", of, base[0], tmp_path)
+    net = model(base[0])
+    trainer = build("plain", net, base[0], tmp_path)
     with pytest.raises(MaskMismatchError, match=r"other\.weight is not in the model"):
         train_only(trainer, Mask.from_arrays({"other.weight": np.ones(3, bool)}))
-    assert all(parameter.requires_grad for parameter in of.parameters())
+    assert all(parameter.requires_grad for parameter in net.parameters())
     train(trainer)  # nothing was left behind
 
 
@@ -326,13 +326,13 @@ def test_weights_other_than_those_of_the_mask_are_refused_at_once(
 ) -> None:
     from trimtab.masks.header import BaseTensor
 
-    of = model(base[0])
+    net = model(base[0])
     name = "model.norm.weight"
     mask = Mask.from_arrays(
-        {name: np.ones(of.get_parameter(name).shape, bool)},
+        {name: np.ones(net.get_parameter(name).shape, bool)},
         base={name: BaseTensor("BF16", "0" * 32)},
     )
-    trainer = build("plain", of, base[0], tmp_path)
+    trainer = build("plain", net, base[0], tmp_path)
     with pytest.raises(MaskMismatchError, match=name):
         train_only(trainer, mask)
     train_only(trainer, mask, check_base=False)
@@ -346,8 +346,8 @@ def test_a_damaged_mask_file_is_refused(base: Base, tmp_path: Path) -> None:
 
 
 def test_a_second_mask_is_refused_until_the_first_is_closed(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    trainer, training = start("plain", of, base, tmp_path)
+    net = model(base[0])
+    trainer, training = start("plain", net, base, tmp_path)
     with pytest.raises(SettingsError, match="trains only a mask already"):
         train_only(trainer, training.mask)
     training.close()

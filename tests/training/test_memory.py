@@ -39,9 +39,9 @@ def test_where_the_peak_cannot_be_reset(
     missing = tmp_path_factory.mktemp("proc") / "none" / "file"
     monkeypatch.setattr(runtime, "CLEAR", missing)
     monkeypatch.setattr(runtime, "STATUS", missing)
-    told = PeakMemory(torch.device("cpu")).read()
-    assert told["since"] == "the start of the process"
-    assert told["num_bytes"] > 50 * MEGABYTE
+    result = PeakMemory(torch.device("cpu")).read()
+    assert result["since"] == "the start of the process"
+    assert result["num_bytes"] > 50 * MEGABYTE
 
 
 def test_memory_that_is_not_used_is_given_back() -> None:

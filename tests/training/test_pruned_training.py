@@ -38,10 +38,10 @@ def pruned(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def changed_mask(of: Any, base: Base) -> Mask:
+def changed_mask(net: Any, base: Base) -> Mask:
     """A mask of the unpruned model, which knows its bytes."""
     alive = survivors(base[0])
-    arrays = {n: a for n, a in trainers.arrays(of, density=0.6).items() if n in alive}
+    arrays = {n: a for n, a in trainers.arrays(net, density=0.6).items() if n in alive}
     return Mask.from_arrays(arrays, base={name: alive.base[name] for name in arrays})
 
 

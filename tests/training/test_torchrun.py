@@ -27,8 +27,8 @@ def test_two_processes_train_and_resume_as_one_that_accumulates(base: Base, tmp_
     """
     from safetensors.torch import load_file
 
-    of = model(base[0])
-    before, selected = weights(of), arrays(of)
+    net = model(base[0])
+    before, selected = weights(net), arrays(net)
     mask = Mask.from_arrays(selected)
     mask.save(tmp_path / "m.safetensors")
     given = (str(base[0]), str(tmp_path / "m.safetensors"))
@@ -49,8 +49,8 @@ def test_two_processes_train_and_resume_as_one_that_accumulates(base: Base, tmp_
     for name in ("whole-0", "whole-1", "resumed-0", "resumed-1"):
         assert_same_bits(torch.load(f"{two}/{name}.pt", weights_only=True), expected)
     changed = moved(before, {name: expected[name] for name in before})
-    assert all(not changed[name][~of].any() for name, of in selected.items())
-    assert any(of.any() for of in changed.values())
+    assert all(not changed[name][~net].any() for name, net in selected.items())
+    assert any(net.any() for net in changed.values())
     saved = load_file(f"{two}/resumed/{WEIGHTS}")
     assert_same_bits(saved, {name: expected[name] for name in saved})
     assert Mask.load(f"{two}/whole/checkpoint-4/{MASK_FILE}") == mask

@@ -51,7 +51,7 @@ def rows() -> Any:
     )
 
 
-def native(kind: str, of: Any, mask: Any, out: Path, **more: Any) -> Any:
+def native(kind: str, net: Any, mask: Any, out: Path, **more: Any) -> Any:
     """A Trainer that is given its optimizer, and the callback."""
     import torch
     from transformers import PrinterCallback, Trainer
@@ -61,29 +61,29 @@ def native(kind: str, of: Any, mask: Any, out: Path, **more: Any) -> Any:
     with runtime.quiet():
         if kind == "plain":
             args = training_arguments(out, **more)
-            data = plain(of, out, out / "unused").train_dataset
+            data = plain(net, out, out / "unused").train_dataset
             trainer = Trainer(
-                of,
+                net,
                 args,
                 train_dataset=data,
-                optimizers=(sparse_adamw(of, mask, args), None),
+                optimizers=(sparse_adamw(net, mask, args), None),
                 callbacks=[MaskedTrainingCallback()],
             )
         else:
             args = SFTConfig(**arguments(out, **more))
             trainer = SFTTrainer(
-                of,
+                net,
                 args,
                 train_dataset=rows(),
                 processing_class=tiny.tokenizer(),
-                optimizers=(sparse_adamw(of, mask, args), None),
+                optimizers=(sparse_adamw(net, mask, args), None),
                 callbacks=[MaskedTrainingCallback()],
             )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def masked(kind: str, of: Any, mask: Any, out: Path, **more: Any) -> Any:
+def masked(kind: str, net: Any, mask: Any, out: Path, **more: Any) -> Any:
     """The same run by `train_only`."""
     import torch
     from transformers import PrinterCallback, Trainer
@@ -92,12 +92,12 @@ def masked(kind: str, of: Any, mask: Any, out: Path, **more: Any) -> Any:
     torch.manual_seed(0)
     with runtime.quiet():
         if kind == "plain":
-            data = plain(of, out, out / "unused").train_dataset
+            data = plain(net, out, out / "unused").train_dataset
             args = training_arguments(out, **more)
-            trainer = Trainer(of, args, train_dataset=data)
+            trainer = Trainer(net, args, train_dataset=data)
         else:
             trainer = SFTTrainer(
-                of,
+                net,
                 SFTConfig(**arguments(out, **more)),
                 train_dataset=rows(),
                 processing_class=tiny.tokenizer(),
@@ -127,17 +127,17 @@ def test_the_same_bits_as_train_only(
 
 
 def test_afterwards_the_model_is_an_ordinary_one(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    trainer = native("plain", of, Mask.from_arrays(arrays(of)), tmp_path)
+    net = model(base[0])
+    trainer = native("plain", net, Mask.from_arrays(arrays(net)), tmp_path)
     seen = []
-    body = dict(of.named_parameters())[LEFT_OUT]
-    of.register_forward_pre_hook(lambda *_: seen.append(body.requires_grad))
+    body = dict(net.named_parameters())[LEFT_OUT]
+    net.register_forward_pre_hook(lambda *_: seen.append(body.requires_grad))
     train(trainer)
     assert set(seen) == {False}  # nothing of it is trained
-    assert all(parameter.requires_grad for parameter in of.parameters())
-    of(input_ids=of.dummy_inputs["input_ids"] % 8).logits.sum().backward()
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    net(input_ids=net.dummy_inputs["input_ids"] % 8).logits.sum().backward()
     assert body.grad is not None
-    again = native("plain", of, Mask.from_arrays(arrays(of)), tmp_path)  # no optimizer has it
+    again = native("plain", net, Mask.from_arrays(arrays(net)), tmp_path)  # no optimizer has it
     train(again)
     train(again)  # the second time by the same optimizer, opened again
 
@@ -167,10 +167,10 @@ def test_a_run_is_resumed_to_the_same_bits(base: Base, tmp_path: Path) -> None:
 
 
 def test_settings_by_hand_take_precedence(base: Base) -> None:
-    of = model(base[0])
-    mask = Mask.from_arrays(arrays(of))
+    net = model(base[0])
+    mask = Mask.from_arrays(arrays(net))
     args = training_arguments(Path("out"), **SETTINGS)
-    optimizer = sparse_adamw(of, mask, args, lr=0.5, master="fp32")
+    optimizer = sparse_adamw(net, mask, args, lr=0.5, master="fp32")
     decayed, exempt = optimizer.param_groups
     assert (decayed["lr"], decayed["betas"], decayed["eps"]) == (0.5, (0.9, 0.95), 1e-8)
     assert (decayed["weight_decay"], exempt["weight_decay"]) == (0.1, 0.0)
@@ -178,25 +178,25 @@ def test_settings_by_hand_take_precedence(base: Base) -> None:
     assert optimizer.describe()["max_grad_norm"] == 0.05
     assert set(optimizer.describe()["master"].values()) == {"fp32"}
     optimizer.close()
-    assert sparse_adamw(of, mask, lr=1e-3).defaults["weight_decay"] == 0.0
+    assert sparse_adamw(net, mask, lr=1e-3).defaults["weight_decay"] == 0.0
 
 
 def test_what_does_not_fit_is_refused(base: Base, tmp_path: Path) -> None:
     from transformers import Trainer
 
-    of = model(base[0])
-    mask = Mask.from_arrays(arrays(of))
+    net = model(base[0])
+    mask = Mask.from_arrays(arrays(net))
     with pytest.raises(SettingsError, match=r"optim=.*sgd.*SparseSGD"):
-        sparse_adamw(of, mask, training_arguments(tmp_path, optim="sgd"))
+        sparse_adamw(net, mask, training_arguments(tmp_path, optim="sgd"))
     with pytest.raises(SettingsError, match="optim='adafactor' cannot train only a mask"):
-        sparse_adamw(of, mask, training_arguments(tmp_path, optim="adafactor"))
+        sparse_adamw(net, mask, training_arguments(tmp_path, optim="adafactor"))
     args = training_arguments(tmp_path)
     with pytest.raises(SettingsError, match="the Trainer clips them, too: use train_only"):
-        sparse_adamw(of, mask, args, clip_by="full")
+        sparse_adamw(net, mask, args, clip_by="full")
     with pytest.raises(MaskError, match=r"nothing\.safetensors"):
-        sparse_adamw(of, tmp_path / "nothing.safetensors", args)
+        sparse_adamw(net, tmp_path / "nothing.safetensors", args)
     with runtime.quiet():
-        data = plain(of, base[0], tmp_path).train_dataset
-    trainer = Trainer(of, args, train_dataset=data, callbacks=[MaskedTrainingCallback()])
+        data = plain(net, base[0], tmp_path).train_dataset
+    trainer = Trainer(net, args, train_dataset=data, callbacks=[MaskedTrainingCallback()])
     with pytest.raises(SettingsError, match="AdamW, which trains every element"):
         train(trainer)

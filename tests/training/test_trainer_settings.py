@@ -96,9 +96,9 @@ def test_trainers_that_a_mask_cannot_train_are_refused(
 
 
 def test_only_a_trainer_is_taken(base: Base) -> None:
-    of = model(base[0])
+    net = model(base[0])
     with pytest.raises(SettingsError, match=r"found LlamaForCausalLM.*use SparseAdamW"):
-        train_only(of, Mask.from_arrays(arrays(of)))
+        train_only(net, Mask.from_arrays(arrays(net)))
 
 
 def test_all_obstacles_are_told_together(base: Base, tmp_path: Path) -> None:

@@ -52,86 +52,86 @@ def model(base: Path, dtype: str = "bfloat16") -> Any:
         return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
 
 
-def arrays(of: Any, density: float = 0.2, seed: int = 0) -> dict[str, NDArray[np.bool_]]:
+def arrays(net: Any, density: float = 0.2, seed: int = 0) -> dict[str, NDArray[np.bool_]]:
     """Random bool arrays for the parameters of a model; nothing is selected of `LEFT_OUT`."""
     random = np.random.default_rng(seed)
     return {
         name: random.random(tuple(parameter.shape)) < (0 if name == LEFT_OUT else density)
-        for name, parameter in of.named_parameters()
+        for name, parameter in net.named_parameters()
     }
 
 
-def plain(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def plain(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """`transformers.Trainer` with next-token loss on prompt and answer."""
     from transformers import Trainer, TrainingArguments
 
     ids = [tiny.tokenizer()(f"{a}+{b}={a + b}\n")["input_ids"][:6] for a, b in SUMS]
     rows = [{"input_ids": row, "labels": row} for row in ids]
     args = TrainingArguments(**arguments(out, **more))
-    return Trainer(of, args, train_dataset=rows, eval_dataset=rows)
+    return Trainer(net, args, train_dataset=rows, eval_dataset=rows)
 
 
-def sft(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def sft(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """TRL's SFT on prompt and completion."""
     from trl import SFTConfig, SFTTrainer
 
-    return _trl(SFTTrainer, SFTConfig, of, out, _answers("completion"), more)
+    return _trl(SFTTrainer, SFTConfig, net, out, _answers("completion"), more)
 
 
-def dpo(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def dpo(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """TRL's DPO; the reference model is the base, loaded again."""
     from trl import DPOConfig, DPOTrainer
 
-    return _trl(DPOTrainer, DPOConfig, of, out, _answers("chosen", "rejected"), more)
+    return _trl(DPOTrainer, DPOConfig, net, out, _answers("chosen", "rejected"), more)
 
 
-def kto(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def kto(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """TRL's KTO on right and wrong answers."""
     from trl import KTOConfig, KTOTrainer
 
     rows = _answers("completion")
     rows["label"] = [i % 2 == 0 for i in range(len(SUMS))]
-    return _trl(KTOTrainer, KTOConfig, of, out, rows, more)
+    return _trl(KTOTrainer, KTOConfig, net, out, rows, more)
 
 
-def orpo(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def orpo(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """TRL's experimental ORPO."""
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
     more = {"max_length": 16, "remove_unused_columns": False, **more}
-    return _trl(ORPOTrainer, ORPOConfig, of, out, _answers("chosen", "rejected"), more)
+    return _trl(ORPOTrainer, ORPOConfig, net, out, _answers("chosen", "rejected"), more)
 
 
-def simpo(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def simpo(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """SimPO: TRL's experimental CPO with SimPO's loss and no cloning term."""
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     more = {"max_length": 16, "remove_unused_columns": False, **more}
     more |= {"loss_type": "simpo", "cpo_alpha": 0.0}
-    return _trl(CPOTrainer, CPOConfig, of, out, _answers("chosen", "rejected"), more)
+    return _trl(CPOTrainer, CPOConfig, net, out, _answers("chosen", "rejected"), more)
 
 
-def grpo(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def grpo(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """TRL's GRPO."""
     from trl import GRPOConfig, GRPOTrainer
 
     more = {"num_generations": 2, "max_completion_length": 4, **more}
-    return _trl(GRPOTrainer, GRPOConfig, of, out, _answers(), more, reward_funcs=_every_second)
+    return _trl(GRPOTrainer, GRPOConfig, net, out, _answers(), more, reward_funcs=_every_second)
 
 
-def rloo(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def rloo(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """TRL's RLOO."""
     from trl import RLOOConfig, RLOOTrainer
 
     more = {"num_generations": 2, "max_completion_length": 4, **more}
-    return _trl(RLOOTrainer, RLOOConfig, of, out, _answers(), more, reward_funcs=_every_second)
+    return _trl(RLOOTrainer, RLOOConfig, net, out, _answers(), more, reward_funcs=_every_second)
 
 
-def reward(of: Any, base: Path, out: Path, **more: Any) -> Any:
+def reward(net: Any, base: Path, out: Path, **more: Any) -> Any:
     """TRL's reward modelling; the head starts from its seed."""
     from trl import RewardConfig, RewardTrainer
 
-    return _trl(RewardTrainer, RewardConfig, of, out, _answers("chosen", "rejected"), more)
+    return _trl(RewardTrainer, RewardConfig, net, out, _answers("chosen", "rejected"), more)
 
 
 def reward_model(base: Path) -> Any:
@@ -157,14 +157,14 @@ BUILDERS: Mapping[str, Callable[..., Any]] = {
 }
 
 
-def build(kind: str, of: Any, base: Path, out: Path, **more: Any) -> Any:
+def build(kind: str, net: Any, base: Path, out: Path, **more: Any) -> Any:
     """A trainer of a kind; the model's random state does not depend on what ran before."""
     import torch
     from transformers import PrinterCallback
 
     torch.manual_seed(0)
     with runtime.quiet():
-        trainer = BUILDERS[kind](of, base, out, **more)
+        trainer = BUILDERS[kind](net, base, out, **more)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -175,9 +175,9 @@ def train(trainer: Any, resume: Path | None = None) -> Any:
         return trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
 
 
-def weights(of: Any) -> dict[str, Any]:
+def weights(net: Any) -> dict[str, Any]:
     """A copy of a model's parameters."""
-    return {name: p.detach().clone() for name, p in of.named_parameters()}
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
 def bits(tensor: Any) -> NDArray[np.uint8]:
@@ -220,12 +220,12 @@ def before_each_step(trainer: Any, look: Callable[[], Any]) -> list[Any]:
 
 
 def start(
-    kind: str, of: Any, base: Base, out: Path, selected: Arrays | None = None, **settings: Any
+    kind: str, net: Any, base: Base, out: Path, selected: Arrays | None = None, **settings: Any
 ) -> tuple[Any, MaskedTraining]:
     """A trainer that trains only a mask, and its arrangement."""
     options = {k: settings.pop(k) for k in ("master", "clip_by", "nonfinite") if k in settings}
-    trainer = build(kind, of, base[0], out, **settings)
-    mask = Mask.from_arrays(arrays(of) if selected is None else selected)
+    trainer = build(kind, net, base[0], out, **settings)
+    mask = Mask.from_arrays(arrays(net) if selected is None else selected)
     return trainer, train_only(trainer, mask, **options)
 
 
@@ -245,7 +245,7 @@ def _every_second(completions: list[str], **_: Any) -> list[float]:
 def _trl(
     trainer: Any,
     config: Any,
-    of: Any,
+    net: Any,
     out: Path,
     rows: Mapping[str, list[Any]],
     settings: Mapping[str, Any],
@@ -254,7 +254,7 @@ def _trl(
     from datasets import Dataset
 
     return trainer(
-        model=of,
+        model=net,
         args=config(**arguments(out, **settings)),
         train_dataset=Dataset.from_dict(dict(rows)),
         processing_class=tiny.tokenizer(),

@@ -33,14 +33,14 @@ def reconstruction(matrix: np.ndarray, rank: int) -> np.ndarray:
     return (left[:, :rank] * values[:rank]) @ right[:rank]
 
 
-def scored(of: Scores, name: str) -> np.ndarray:
-    chunks = list(of.chunks(name))
+def scored(one: Scores, name: str) -> np.ndarray:
+    chunks = list(one.chunks(name))
     return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
 
 
-def selected(of: Scores, density: float) -> Mask:
-    quotas = Quotas.of_density(density, of.shapes)
-    return select(of, quotas, seed=0, provenance={"step": "x"})
+def selected(one: Scores, density: float) -> Mask:
+    quotas = Quotas.of_density(density, one.shapes)
+    return select(one, quotas, seed=0, provenance={"step": "x"})
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -92,7 +92,7 @@ def test_a_union_is_of_two_masks_of_one_density(tmp_path: Path) -> None:
             assert num == size // 2
             # The two masks, each a little larger than before, until their union is as large.
             for each in range(size):
-                tops = [np.argsort(-scored(of, name), kind="stable")[:each] for of in (low, off)]
+                tops = [np.argsort(-scored(one, name), kind="stable")[:each] for one in (low, off)]
                 union = np.union1d(*tops)
                 if len(union) >= num:
                     break

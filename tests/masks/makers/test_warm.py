@@ -15,10 +15,10 @@ from trimtab.masks.selection.scores import ArrayScores
 
 def test_scores_are_the_times(tmp_path: Path) -> None:
     tensors = llama_tensors()
-    times = {name: np.arange(of.numel()) % 5 for name, of in tensors.items()}
+    times = {name: np.arange(tensor.numel()) % 5 for name, tensor in tensors.items()}
     with open_checkpoint(save(tmp_path / "base", tensors)) as base:
         scores = TimesScores(times.__getitem__, base)
-        assert scores.shapes == {name: tuple(of.shape) for name, of in tensors.items()}
+        assert scores.shapes == {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         for name, expected in times.items():
             found = np.concatenate([*scores.chunks(name)])
             assert found.dtype == np.float32

@@ -38,7 +38,7 @@ def test_what_is_written_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert file.provenance["cost"] == {"seconds": 1.5}
         for name in held.shapes:
             for _ in range(2):
-                found, expected = (list(of.chunks(name)) for of in (file, held))
+                found, expected = (list(one.chunks(name)) for one in (file, held))
                 assert [len(chunk) for chunk in found] == [len(chunk) for chunk in expected]
                 assert all(map(np.array_equal, found, expected))
         assert [len(chunk) for chunk in file.chunks("w")] == [64, 64, 64, 18]
@@ -65,7 +65,7 @@ GOOD = {"format": "trimtab.scores", "format_version": "1", "base": "{}", "proven
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         (None, "not a file of scores: .* found none"),
         ({"format": "trimtab.mask"}, "not a file of scores: .* found 'trimtab.mask'"),
@@ -80,11 +80,11 @@ GOOD = {"format": "trimtab.scores", "format_version": "1", "base": "{}", "proven
     ],
 )
 def test_other_files_are_refused(
-    tmp_path: Path, metadata: dict[str, str] | None, said: str
+    tmp_path: Path, metadata: dict[str, str] | None, message: str
 ) -> None:
     path = tmp_path / "s.safetensors"
     save_file({"w": np.zeros(3, dtype=np.float32)}, path, metadata)
-    with pytest.raises(MaskError, match=said):
+    with pytest.raises(MaskError, match=message):
         ScoreFile(path)
 
 

@@ -47,7 +47,7 @@ def damaged(data: dict[str, Any], path: tuple[str | int, ...], value: Any) -> di
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("masks",), 3, "masks is 3, expected a list"),
         (
@@ -75,9 +75,9 @@ def damaged(data: dict[str, Any], path: tuple[str | int, ...], value: Any) -> di
     ],
 )
 def test_damage_is_told_by_its_place(
-    data: dict[str, Any], path: tuple[str | int, ...], value: Any, said: str
+    data: dict[str, Any], path: tuple[str | int, ...], value: Any, message: str
 ) -> None:
-    with pytest.raises(ResultFormatError, match=f"damaged structure result: .*{said}"):
+    with pytest.raises(ResultFormatError, match=f"damaged structure result: .*{message}"):
         Structure.from_dict(damaged(data, path, value))
 
 

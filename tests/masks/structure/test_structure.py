@@ -132,7 +132,7 @@ def test_every_unit_equals_a_count_by_hand(base: Path) -> None:
     with open_checkpoint(base) as checkpoint:
         stored = [(name, checkpoint.tensors[name]) for name in arrays]
         bins = {name: exponent_bins(tensor.read(), tensor.dtype) for name, tensor in stored}
-    alike = {name: np.zeros_like(of) for name, of in bins.items()}
+    alike = {name: np.zeros_like(item) for name, item in bins.items()}
     assert {f.name: f.num_units for f in result.masks[0].families} == EXPECTED_UNITS
     for name in EXPECTED_UNITS:
         of_family = family(result, name)
@@ -161,24 +161,24 @@ def test_units_of_a_family_add_up_to_its_tensors(config: Path) -> None:
     assert family(result, "head").num_selected == sum(map(mask.num_selected, heads))
     assert family(result, "channel").num_selected == mask.num_selected()
     assert family(result, "channel").num_elements == mask.num_elements()
-    for of in result.masks[0].families:
-        assert sum(u.num_selected for u in of.units) == of.num_selected
-        assert sum(u.expected for u in of.units) == pytest.approx(of.num_selected)
-        z = np.array([u.z for u in of.units])
-        assert of.null.overdispersion == pytest.approx(np.mean(z**2))
-        up = [u for u in of.units if u.q is not None and u.q <= 0.05 and (u.z or 0) > 0]
-        assert of.null.num_up == len(up)
+    for one in result.masks[0].families:
+        assert sum(u.num_selected for u in one.units) == one.num_selected
+        assert sum(u.expected for u in one.units) == pytest.approx(one.num_selected)
+        z = np.array([u.z for u in one.units])
+        assert one.null.overdispersion == pytest.approx(np.mean(z**2))
+        up = [u for u in one.units if u.q is not None and u.q <= 0.05 and (u.z or 0) > 0]
+        assert one.null.num_up == len(up)
 
 
 def test_stripes_equal_a_count_by_hand(config: Path) -> None:
     arrays = random_arrays(llama_shapes(), 0.2)
     result = structure(Mask.from_arrays(arrays), config=config)
-    (told,) = [t for t in result.masks[0].tensors if t.name.endswith("0.mlp.up_proj.weight")]
-    matrix = arrays[told.name]
+    (report,) = [t for t in result.masks[0].tensors if t.name.endswith("0.mlp.up_proj.weight")]
+    matrix = arrays[report.name]
     size, drawn = matrix.size, int(matrix.sum())
     for axis, counts, length in (
-        (told.rows, matrix.sum(1), HIDDEN),
-        (told.columns, matrix.sum(0), FFN),
+        (report.rows, matrix.sum(1), HIDDEN),
+        (report.columns, matrix.sum(0), FFN),
     ):
         mean = length * drawn / size
         variance = mean * (1 - drawn / size) * (size - length) / (size - 1)
@@ -194,10 +194,10 @@ def test_random_masks_look_random(config: Path) -> None:
     num_families = num_false = 0
     for seed in range(25):
         mask = random_mask(llama_shapes(), 0.1, seed)
-        for of in structure(mask, config=config, seed=100 + seed).masks[0].families:
-            for test in (of.null, of.control):
+        for one in structure(mask, config=config, seed=100 + seed).masks[0].families:
+            for test in (one.null, one.control):
                 assert test.overdispersion is not None
-                squares.setdefault(of.name, []).append(test.overdispersion)
+                squares.setdefault(one.name, []).append(test.overdispersion)
                 num_families += 1
                 num_false += test.num_up + test.num_down > 0
     for name, values in squares.items():
@@ -219,14 +219,14 @@ def test_the_matched_null_explains_masks_of_small_weights(base: Path) -> None:
     results = [structure(mask, base=base) for mask in masks]
     for name in ("neuron", "channel", "token"):
         found = [family(result, name) for result in results]
-        matched = [of.matched.overdispersion or 0.0 for of in found if of.matched is not None]
+        matched = [one.matched.overdispersion or 0.0 for one in found if one.matched is not None]
         error = np.std(matched, ddof=1) / sqrt(len(matched))
         assert abs(np.mean(matched) - 1) < 4 * error + 0.02
-        plain = np.array([of.null.overdispersion for of in found])
-        predicted = np.array([of.from_magnitude for of in found])
+        plain = np.array([one.null.overdispersion for one in found])
+        predicted = np.array([one.from_magnitude for one in found])
         assert plain.min() > 3
         assert np.mean(plain / predicted) == pytest.approx(1, abs=0.05)
-        assert all(of.matched is not None and of.matched.num_up < 5 for of in found)
+        assert all(one.matched is not None and one.matched.num_up < 5 for one in found)
 
 
 def planted(where: Callable[[dict[str, Array]], None]) -> Mask:
@@ -339,7 +339,7 @@ def test_controls_of_several_masks_are_drawn_apart(config: Path) -> None:
     """The same seed would draw controls that favour the same units."""
     mask = random_mask(llama_shapes())
     result = structure(mask, mask, config=config)
-    assert [of.control_seed for of in result.masks] == [0, 1]
+    assert [each.control_seed for each in result.masks] == [0, 1]
     neurons = [s for s in result.shared if s.family == "neuron"]
     assert neurons[0].spearman == 1
     assert neurons[0].control_spearman == pytest.approx(0, abs=0.2)
@@ -353,7 +353,7 @@ def test_a_tensor_that_a_mask_lacks_has_nothing_selected(config: Path) -> None:
     lacking = {other: array for other, array in arrays.items() if other != name}
     empty = {**arrays, name: np.zeros_like(arrays[name])}
     whole = Mask.from_arrays(arrays)
-    found = [structure(whole, Mask.from_arrays(of), config=config) for of in (lacking, empty)]
+    found = [structure(whole, Mask.from_arrays(one), config=config) for one in (lacking, empty)]
     assert found[0].masks[1].families == found[1].masks[1].families
     assert found[0].shared == found[1].shared
 
@@ -408,9 +408,9 @@ def test_what_does_not_fit_is_told_at_once(base: Path, config: Path, tmp_path: P
 def test_nothing_and_everything_selected(config: Path) -> None:
     for density in (0.0, 1.0):
         result = structure(random_mask(llama_shapes(), density), config=config)
-        for of in result.masks[0].families:
-            assert (of.null.num_tested, of.null.overdispersion) == (0, None)
-            assert of.null.num_up == of.null.num_down == 0
+        for one in result.masks[0].families:
+            assert (one.null.num_tested, one.null.overdispersion) == (0, None)
+            assert one.null.num_up == one.null.num_down == 0
         assert Structure.from_dict(result.to_dict()).to_dict() == result.to_dict()
 
 
@@ -426,6 +426,6 @@ def test_more_units_than_are_listed(config: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_progress_adds_up(base: Path) -> None:
-    told: list[tuple[int, int]] = []
-    structure(random_mask(llama_shapes()), base=base, progress=lambda *of: told.append(of))
-    assert sum(num for num, _ in told) == told[0][1]
+    data: list[tuple[int, int]] = []
+    structure(random_mask(llama_shapes()), base=base, progress=lambda *one: data.append(one))
+    assert sum(num for num, _ in data) == data[0][1]

@@ -54,11 +54,11 @@ def test_without_a_config_heads_are_not_told(tmp_path: Path) -> None:
     result = run(random_arrays(llama_shapes()), None, {})
     assert families(result) == ["neuron", "channel", "token"]
     assert result.config is None
-    told = reasons(result)
-    assert set(told) == {
+    report = reasons(result)
+    assert set(report) == {
         ("head", "q_proj"), ("head", "o_proj"), ("kv_group", "k_proj"), ("kv_group", "v_proj"),
     }  # fmt: skip
-    assert all("give --base or --config" in reason for reason in told.values())
+    assert all("give --base or --config" in reason for reason in report.values())
     (gap,) = [gap for gap in result.left_out if gap.kind == "q_proj"]
     assert (gap.num_tensors, gap.num_elements) == (2, 2 * 48 * 48)
 
@@ -152,8 +152,8 @@ def test_experts_in_one_tensor_are_the_same_as_apart(tmp_path: Path) -> None:
     )
     apart = moe(
         {
-            f"{at}{expert}.{name}.weight": of[expert]
-            for name, of in (("gate_proj", gate), ("up_proj", up), ("down_proj", down))
+            f"{at}{expert}.{name}.weight": item[expert]
+            for name, item in (("gate_proj", gate), ("up_proj", up), ("down_proj", down))
             for expert in range(3)
         },
         tmp_path / "b",
@@ -206,10 +206,10 @@ def test_norms_and_biases(tmp_path: Path) -> None:
     result = run(arrays, tmp_path, SETTINGS["qwen3"] | {"model_type": "qwen3"})
     columns = arrays["model.embed_tokens.weight"].sum(0) + residual
     assert counts(result, "channel") == {(None, c): columns[c] for c in range(16)}
-    told = reasons(result)
-    assert "inside attention" in told["channel", "norm"]
-    assert "biases" in told["all", "bias"]
-    assert told["all", "other"].endswith("the kind other")
+    report = reasons(result)
+    assert "inside attention" in report["channel", "norm"]
+    assert "biases" in report["all", "bias"]
+    assert report["all", "other"].endswith("the kind other")
 
 
 def test_an_untied_head_is_of_the_same_vocabulary(tmp_path: Path) -> None:

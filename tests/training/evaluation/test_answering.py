@@ -55,26 +55,28 @@ def likeliest(model: Any, tokenizer: Any, prompt: str, num: int) -> tuple[str, b
     import torch
 
     ids = tokenizer(prompt)["input_ids"]
-    said: list[int] = []
+    messages: list[int] = []
     for _ in range(num):
         with torch.no_grad():
-            token = int(model(torch.tensor([ids + said])).logits[0, -1].argmax())
-        said.append(token)
+            token = int(model(torch.tensor([ids + messages])).logits[0, -1].argmax())
+        messages.append(token)
         if token == tokenizer.eos_token_id:
             break
-    ended = said[-1] == tokenizer.eos_token_id
-    return tokenizer.decode(said, skip_special_tokens=True), ended
+    ended = messages[-1] == tokenizer.eos_token_id
+    return tokenizer.decode(messages, skip_special_tokens=True), ended
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
 def test_greedy_answers_do_not_depend_on_the_batch(
     model: Any, tokenizer: Any, batch_size: int
 ) -> None:
-    told = ask(model, tokenizer, questions(PROMPTS), seed=0, num_samples=0, batch_size=batch_size)
+    printed = ask(
+        model, tokenizer, questions(PROMPTS), seed=0, num_samples=0, batch_size=batch_size
+    )
     expected = [likeliest(model, tokenizer, prompt, 6) for prompt in PROMPTS]
-    assert list(zip(column(told, "greedy"), column(told, "ended"), strict=True)) == expected
-    assert column(told, "correct") == tuple("e" in text for text, _ in expected)
-    assert column(told, "num_sampled_correct") == (0,) * len(PROMPTS)
+    assert list(zip(column(printed, "greedy"), column(printed, "ended"), strict=True)) == expected
+    assert column(printed, "correct") == tuple("e" in text for text, _ in expected)
+    assert column(printed, "num_sampled_correct") == (0,) * len(PROMPTS)
 
 
 def test_samples_are_those_of_their_seed(model: Any, tokenizer: Any) -> None:
@@ -93,8 +95,8 @@ def test_samples_stay_with_their_question(model: Any, tokenizer: Any) -> None:
     def for_one(completions: Sequence[str], prompts: Sequence[str], **_: Any) -> list[float]:
         return [float(prompt == "12+") for prompt in prompts]
 
-    told = ask(model, tokenizer, questions(PROMPTS, for_one), seed=0, num_samples=5, batch_size=3)
-    assert column(told, "num_sampled_correct") == (0, 0, 5, 0, 0)
+    text = ask(model, tokenizer, questions(PROMPTS, for_one), seed=0, num_samples=5, batch_size=3)
+    assert column(text, "num_sampled_correct") == (0, 0, 5, 0, 0)
 
 
 def test_sampling_follows_the_model(model: Any, tokenizer: Any) -> None:
@@ -106,12 +108,12 @@ def test_sampling_follows_the_model(model: Any, tokenizer: Any) -> None:
         ids = torch.tensor([tokenizer("a")["input_ids"]])
         chances = model(ids).logits[0, -1].softmax(0)
     token = tokenizer("e")["input_ids"][0]
-    told = ask(model, tokenizer, asked, seed=0, num_samples=4000, batch_size=1000)
+    text = ask(model, tokenizer, asked, seed=0, num_samples=4000, batch_size=1000)
     expected = float(chances[token])
     spread = (expected * (1 - expected) / 4000) ** 0.5
-    assert told.sampled_accuracy == pytest.approx(expected, abs=5 * spread)
+    assert text.sampled_accuracy == pytest.approx(expected, abs=5 * spread)
     cold = ask(model, tokenizer, asked, seed=0, num_samples=8, temperature=1e-6)
-    assert column(cold, "num_sampled_correct") == (8 * column(told, "correct")[0],)
+    assert column(cold, "num_sampled_correct") == (8 * column(text, "correct")[0],)
 
 
 def test_random_state_is_left_alone(model: Any, tokenizer: Any) -> None:
@@ -144,19 +146,19 @@ def test_a_stop_ends_the_answer_and_is_no_part_of_it(
     whole, _ = likeliest(model, tokenizer, "to be or not", 6)
     stop = whole[2 : 2 + length]
     asked = questions(["to be or not"], stop=stop)
-    told = ask(model, tokenizer, asked, seed=0, num_samples=0)
-    assert column(told, "greedy") == (whole[: whole.index(stop)],)
-    assert column(told, "ended") == (True,)
+    text = ask(model, tokenizer, asked, seed=0, num_samples=0)
+    assert column(text, "greedy") == (whole[: whole.index(stop)],)
+    assert column(text, "ended") == (True,)
 
 
 def test_addition_is_judged_as_in_training(model: Any, tokenizer: Any) -> None:
     heldout = split_questions(0).heldout[:6]
-    told = ask(model, tokenizer, addition_questions(heldout), seed=1, num_samples=4)
-    assert column(told, "correct") == tuple(
+    printed = ask(model, tokenizer, addition_questions(heldout), seed=1, num_samples=4)
+    assert column(printed, "correct") == tuple(
         is_correct(text, question.answer)
-        for text, question in zip(column(told, "greedy"), heldout, strict=True)
+        for text, question in zip(column(printed, "greedy"), heldout, strict=True)
     )
-    assert not any("\n" in text for text in column(told, "greedy"))
+    assert not any("\n" in text for text in column(printed, "greedy"))
 
 
 def test_messages_are_written_by_the_chat_template(model: Any, pair: Pair) -> None:
@@ -170,9 +172,9 @@ def test_messages_are_written_by_the_chat_template(model: Any, pair: Pair) -> No
         return [1.0] * len(completions)
 
     asked = questions([[{"role": "user", "content": "a"}]], note)
-    told = ask(model, tokenizer, asked, seed=0, num_samples=0)
-    assert column(told, "greedy") == (likeliest(model, tokenizer, "a", 6)[0],)
-    assert seen == [[{"role": "assistant", "content": column(told, "greedy")[0]}]]
+    text = ask(model, tokenizer, asked, seed=0, num_samples=0)
+    assert column(text, "greedy") == (likeliest(model, tokenizer, "a", 6)[0],)
+    assert seen == [[{"role": "assistant", "content": column(text, "greedy")[0]}]]
 
 
 @pytest.mark.parametrize(("value", "is_right"), [(0.99, False), (1.0, True), (2.0, True)])

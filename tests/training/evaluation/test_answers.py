@@ -31,10 +31,10 @@ def test_accuracies_and_standard_errors() -> None:
 
 
 def test_without_samples_there_is_no_sampled_figure() -> None:
-    told = GREEDY.to_dict()
-    assert told["greedy_accuracy"] == 0.5
+    data = GREEDY.to_dict()
+    assert data["greedy_accuracy"] == 0.5
     for name in ("sampled_accuracy", "sampled_standard_error", "sampled_interval"):
-        assert told[name] is None
+        assert data[name] is None
 
 
 def test_one_question_has_no_spread() -> None:
@@ -73,22 +73,22 @@ def test_difference_counts_pairs() -> None:
     after = answers_of(
         ("",) * 6, (True, False, True, True, False, True), (True,) * 6, 2, (2, 0, 2, 1, 1, 2)
     )
-    told = answers_difference(before, after)
-    assert (told["num_gained"], told["num_lost"], told["num_questions"]) == (2, 1, 6)
-    assert told["greedy_difference"] == pytest.approx(1 / 6)
-    assert told["greedy_interval"] == list(paired_interval(2, 1, 6))
-    assert told["p_value"] == mcnemar(2, 1) == 1.0
+    result = answers_difference(before, after)
+    assert (result["num_gained"], result["num_lost"], result["num_questions"]) == (2, 1, 6)
+    assert result["greedy_difference"] == pytest.approx(1 / 6)
+    assert result["greedy_interval"] == list(paired_interval(2, 1, 6))
+    assert result["p_value"] == mcnemar(2, 1) == 1.0
     # Differences of the shares: 0, -1/2, 1, 1/2, 0, 0.
-    assert told["sampled_difference"] == pytest.approx(1 / 6)
+    assert result["sampled_difference"] == pytest.approx(1 / 6)
     squares = [(d - 1 / 6) ** 2 for d in (0, -0.5, 1, 0.5, 0, 0)]
-    assert told["sampled_standard_error"] == pytest.approx(math.sqrt(sum(squares) / 5 / 6))
-    assert told["sampled_interval"][0] < 1 / 6 < told["sampled_interval"][1]
+    assert result["sampled_standard_error"] == pytest.approx(math.sqrt(sum(squares) / 5 / 6))
+    assert result["sampled_interval"][0] < 1 / 6 < result["sampled_interval"][1]
 
 
 def test_a_model_does_not_differ_from_itself() -> None:
-    told = answers_difference(FOUR, FOUR)
-    assert (told["num_gained"], told["num_lost"], told["p_value"]) == (0, 0, 1.0)
-    assert told["sampled_difference"] == told["sampled_standard_error"] == 0
+    result = answers_difference(FOUR, FOUR)
+    assert (result["num_gained"], result["num_lost"], result["p_value"]) == (0, 0, 1.0)
+    assert result["sampled_difference"] == result["sampled_standard_error"] == 0
     assert answers_difference(GREEDY, GREEDY)["sampled_difference"] is None
 
 

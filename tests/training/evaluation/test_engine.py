@@ -32,52 +32,52 @@ def text(tmp_path: Path) -> Path:
 
 
 def test_base_and_tuned(pair: Pair, text: Path) -> None:
-    told = evaluate(
+    result = evaluate(
         [str(pair.tuned)], base=str(pair.base), questions=ASKED, num_samples=3, text=text, seed=5
     )
-    assert [model.record.id for model in told.models] == [str(pair.base), str(pair.tuned)]
+    assert [model.record.id for model in result.models] == [str(pair.base), str(pair.tuned)]
     base, tuned = (load_model(folder, "bf16", "cpu") for folder in pair)
     tokenizer = load_tokenizer(pair.base)
-    for of, model in zip(told.models, (base, tuned), strict=True):
-        assert of.answers == ask(model, tokenizer, ASKED, seed=5, num_samples=3)
+    for item, model in zip(result.models, (base, tuned), strict=True):
+        assert item.answers == ask(model, tokenizer, ASKED, seed=5, num_samples=3)
     passages = [
         tokenizer(passage)["input_ids"] for passage in ("Some words to read.", "And some more.")
     ]
-    assert told.models[0].forgetting is None
-    assert told.models[1].forgetting == measure_forgetting(base, tuned, passages)
-    assert told.settings == {
+    assert result.models[0].forgetting is None
+    assert result.models[1].forgetting == measure_forgetting(base, tuned, passages)
+    assert result.settings == {
         "dtype": "bf16",
         "seed": 5,
         "batch_size": 32,
         "num_samples": 3,
         "temperature": 1.0,
     }
-    assert told.text is not None
-    assert told.text["source"] == str(text)
-    data = json.loads(json.dumps(told.to_dict(), allow_nan=False))
-    assert Evaluation.from_dict(data) == told
+    assert result.text is not None
+    assert result.text["source"] == str(text)
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert Evaluation.from_dict(data) == result
     assert data["provenance"]["device"]["type"] == "cpu"
 
 
 def test_without_a_base_nothing_is_read(pair: Pair) -> None:
-    told = evaluate([str(folder) for folder in pair], questions=ASKED)
-    assert told.text is None
-    assert [model.forgetting for model in told.models] == [None, None]
-    assert told.settings["temperature"] is None
+    result = evaluate([str(folder) for folder in pair], questions=ASKED)
+    assert result.text is None
+    assert [model.forgetting for model in result.models] == [None, None]
+    assert result.settings["temperature"] is None
 
 
 def test_forgetting_alone(pair: Pair, text: Path) -> None:
-    told = evaluate([str(pair.tuned)], base=str(pair.base), text=text)
-    assert told.questions is None
-    assert [model.answers for model in told.models] == [None, None]
-    assert told.models[1].forgetting is not None
+    result = evaluate([str(pair.tuned)], base=str(pair.base), text=text)
+    assert result.questions is None
+    assert [model.answers for model in result.models] == [None, None]
+    assert result.models[1].forgetting is not None
 
 
 def test_our_own_text_is_read_by_default(pair: Pair) -> None:
-    told = evaluate([str(pair.tuned)], base=str(pair.base))
-    assert told.text is not None
-    assert told.text["source"] == "the neutral text of trimtab"
-    forgetting = told.models[1].forgetting
+    result = evaluate([str(pair.tuned)], base=str(pair.base))
+    assert result.text is not None
+    assert result.text["source"] == "the neutral text of trimtab"
+    forgetting = result.models[1].forgetting
     assert forgetting is not None
     # One token for each character, so that passages are longer than the limit and are cut.
     cut = pieces(load_tokenizer(pair.base), read_text(), PASSAGE)
@@ -98,11 +98,11 @@ def wide(pair: Pair, tmp_path: Path) -> Path:
 
 
 def test_all_models_compute_in_one_dtype(pair: Pair, wide: Path, text: Path) -> None:
-    told = evaluate([str(wide)], base=str(pair.base), text=text, questions=ASKED)
-    assert told.settings["dtype"] == "fp32"
-    assert told.models[1].forgetting is not None
-    assert told.models[1].forgetting.kl == 0
-    assert told.models[0].answers == told.models[1].answers
+    result = evaluate([str(wide)], base=str(pair.base), text=text, questions=ASKED)
+    assert result.settings["dtype"] == "fp32"
+    assert result.models[1].forgetting is not None
+    assert result.models[1].forgetting.kl == 0
+    assert result.models[0].answers == result.models[1].answers
     narrow = evaluate([str(wide)], base=str(pair.base), text=text, dtype="bf16")
     assert narrow.settings["dtype"] == "bf16"
     assert narrow.models[1].forgetting is not None
@@ -121,7 +121,7 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unused")
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({}, "nothing to evaluate"),
         ({"questions": ASKED, "num_samples": -1}, "num_samples is -1"),
@@ -133,8 +133,8 @@ def unused(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"batch_size": 0}, "batch_size is 0.*; nothing to evaluate"),
     ],
 )
-def test_settings_that_cannot_be_used(pair: Pair, settings: dict[str, Any], told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
+def test_settings_that_cannot_be_used(pair: Pair, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         evaluate([str(pair.base)], **settings)
 
 

@@ -49,10 +49,10 @@ def test_round_trip_through_json() -> None:
 
 
 def test_equal_passages_have_the_standard_error_of_a_mean() -> None:
-    told = forgetting_of((4, 4, 4), (1.0, 2.0, 6.0), (1.0,) * 3, (1.0,) * 3)
+    result = forgetting_of((4, 4, 4), (1.0, 2.0, 6.0), (1.0,) * 3, (1.0,) * 3)
     means = [0.25, 0.5, 1.5]
     spread = math.sqrt(sum((mean - 0.75) ** 2 for mean in means) / 2)
-    assert told.kl_standard_error == pytest.approx(spread / math.sqrt(3))
+    assert result.kl_standard_error == pytest.approx(spread / math.sqrt(3))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
@@ -63,8 +63,10 @@ def test_probe_is_the_dense_divergence(pair: Pair, dtype: str) -> None:
     base, tuned = (load_model(folder, dtype, "cpu") for folder in pair)
     passages = [list(range(3, 40)), [5, 6], [(7 * place) % 90 + 2 for place in range(150)]]
     seen: list[tuple[int, int]] = []
-    told = measure_forgetting(base, tuned, passages, lambda done, total: seen.append((done, total)))
-    assert [passage.num_tokens for passage in told.passages] == [36, 1, 149]
+    result = measure_forgetting(
+        base, tuned, passages, lambda done, total: seen.append((done, total))
+    )
+    assert [passage.num_tokens for passage in result.passages] == [36, 1, 149]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     for place, ids in enumerate(passages):
         with torch.no_grad():
@@ -77,17 +79,17 @@ def test_probe_is_the_dense_divergence(pair: Pair, dtype: str) -> None:
             divergence += float((p[step] * (p[step] / q[step]).log()).sum())
             surprise_p -= math.log(float(p[step, token]))
             surprise_q -= math.log(float(q[step, token]))
-        assert told.passages[place].divergence == pytest.approx(divergence, rel=1e-9)
-        assert told.passages[place].base_surprise == pytest.approx(surprise_p, rel=1e-9)
-        assert told.passages[place].tuned_surprise == pytest.approx(surprise_q, rel=1e-9)
-    assert told.kl > 1e-5
+        assert result.passages[place].divergence == pytest.approx(divergence, rel=1e-9)
+        assert result.passages[place].base_surprise == pytest.approx(surprise_p, rel=1e-9)
+        assert result.passages[place].tuned_surprise == pytest.approx(surprise_q, rel=1e-9)
+    assert result.kl > 1e-5
 
 
 def test_a_model_has_forgotten_nothing_of_itself(pair: Pair) -> None:
     base = load_model(pair.base, "bf16", "cpu")
-    told = measure_forgetting(base, base, [[3, 4, 5, 6]])
-    assert told.kl == 0
-    assert told.base_perplexity == told.tuned_perplexity
+    result = measure_forgetting(base, base, [[3, 4, 5, 6]])
+    assert result.kl == 0
+    assert result.base_perplexity == result.tuned_perplexity
 
 
 def test_what_the_base_rules_out_adds_nothing() -> None:
@@ -135,12 +137,13 @@ def test_empty_lines_part_passages(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"), [(b"", "it is empty"), (b" \n\n", "it is empty"), (b"\xff", "not UTF-8")]
+    ("content", "message"),
+    [(b"", "it is empty"), (b" \n\n", "it is empty"), (b"\xff", "not UTF-8")],
 )
-def test_texts_that_cannot_be_read(tmp_path: Path, content: bytes, told: str) -> None:
+def test_texts_that_cannot_be_read(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "text.txt"
     path.write_bytes(content)
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         read_text(path)
 
 

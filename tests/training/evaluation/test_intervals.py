@@ -69,8 +69,8 @@ def test_one_sample_of_each_question_is_an_ordinary_share() -> None:
 
 
 def test_samples_of_a_question_that_always_agree_count_once() -> None:
-    told = clustered_interval([1.0, 0.0] * 20, 100)
-    assert told == pytest.approx(wilson(0.5, 39))
+    result = clustered_interval([1.0, 0.0] * 20, 100)
+    assert result == pytest.approx(wilson(0.5, 39))
 
 
 def test_the_effective_number_has_bounds() -> None:

@@ -40,7 +40,7 @@ def run_file(folder: Path, data: dict[str, Any], reward: dict[str, Any] | None =
     lines = ['algorithm = "grpo"', 'model = "m"', 'output = "o"', 'mask = "none"', "seed = 3"]
     for name, table in (("data", data), ("reward", reward)):
         if table is not None:
-            lines += [f"[{name}]", *(f"{key} = {json.dumps(of)}" for key, of in table.items())]
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(item)}" for key, item in table.items())]
     path = folder / "run.toml"
     path.write_text("\n".join(lines))
     return Settings.read(path)
@@ -120,7 +120,7 @@ def test_reasoning_gym_has_what_it_can_be_told_by() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "by", "told"),
+    ("table", "by", "message"),
     [
         (DataTable(task="additon"), None, 'no task "additon": expected addition or'),
         (DataTable(task="addition"), "size", "addition has no levels"),
@@ -134,8 +134,8 @@ def test_reasoning_gym_has_what_it_can_be_told_by() -> None:
         ),
     ],
 )
-def test_tasks_that_cannot_be_asked(table: DataTable, by: str | None, told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
+def test_tasks_that_cannot_be_asked(table: DataTable, by: str | None, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         questions_of_task(table, by=by)
 
 

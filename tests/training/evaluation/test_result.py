@@ -22,11 +22,11 @@ def test_levels_are_in_their_order_and_add_up() -> None:
     assert evaluation.questions is not None
     places = evaluation.questions.indices_by_level()
     for row in data["by_level"]:
-        for model, told in zip(evaluation.models, row["models"], strict=True):
+        for model, entry in zip(evaluation.models, row["models"], strict=True):
             assert model.answers is not None
             right = [model.answers.answers[place].correct for place in places[row["level"]]]
-            assert told["num_greedy_correct"] == sum(right)
-            assert told["num_questions"] == len(right)
+            assert entry["num_greedy_correct"] == sum(right)
+            assert entry["num_questions"] == len(right)
     for place, model in enumerate(data["models"]):
         by_level = (row["models"][place]["num_greedy_correct"] for row in data["by_level"])
         assert sum(by_level) == model["answers"]["num_greedy_correct"]

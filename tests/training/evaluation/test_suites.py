@@ -70,13 +70,13 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_loaded_model_is_passed_on(stand_in: dict[str, Any], tmp_path: Path) -> None:
     suites = Suites(("sums",), tmp_path, num_questions=4)
     suites.check()
-    told = suites.run("model", "tokenizer", batch_size=3, seed=7)
+    result = suites.run("model", "tokenizer", batch_size=3, seed=7)
     assert stand_in["model"] == {"pretrained": "model", "tokenizer": "tokenizer", "batch_size": 3}
     assert stand_in["tasks"] == ["sums"]
     assert stand_in["limit"] == 4
     assert stand_in["include_path"] == str(tmp_path)
-    assert {stand_in[f"{of}_seed"] for of in ("random", "numpy_random", "torch_random")} == {7}
-    assert told == {
+    assert {stand_in[f"{one}_seed"] for one in ("random", "numpy_random", "torch_random")} == {7}
+    assert result == {
         "sums": {
             "num_questions": 4,
             "num_shots": 0,
@@ -131,12 +131,12 @@ def test_with_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     tokenizer = load_tokenizer(tmp_path / "base")
     suites = Suites(("sums",), tmp_path)
     suites.check()
-    told = suites.run(model, tokenizer, batch_size=2, seed=0)
+    result = suites.run(model, tokenizer, batch_size=2, seed=0)
     right = 0
     for row in rows:
         with torch.no_grad():
             logits = model(torch.tensor([tokenizer(row["q"])["input_ids"]])).logits[0, -1]
         choices = [logits[tokenizer(choice)["input_ids"][0]].item() for choice in "123"]
         right += choices.index(max(choices)) == row["a"]
-    assert told["sums"]["metrics"]["acc"]["value"] == pytest.approx(right / 6)
-    assert told["sums"]["num_questions"] == 6
+    assert result["sums"]["metrics"]["acc"]["value"] == pytest.approx(right / 6)
+    assert result["sums"]["num_questions"] == 6

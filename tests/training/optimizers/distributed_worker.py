@@ -198,12 +198,12 @@ def nan_in(model: nn.Module, rank: int) -> Any:
     inputs = torch.full((1, 5), float("nan") if rank == dist.get_world_size() - 1 else 1.0)
     optimizer = SparseAdamW(model.named_parameters(), new_mask(), **SETTINGS)
     model(inputs).sum().backward()
-    said = refusal(optimizer.step)
+    message = refusal(optimizer.step)
     optimizer.close()
     optimizer = SparseAdamW(model.named_parameters(), new_mask(), **SETTINGS, nonfinite="skip")
     model(inputs).sum().backward()
     optimizer.step()
-    return {"said": said, "skipped": optimizer.num_skipped_steps, "weights": weights_of(model)}
+    return {"said": message, "skipped": optimizer.num_skipped_steps, "weights": weights_of(model)}
 
 
 def refused_disagreement(rank: int, world: int) -> Any:
@@ -212,11 +212,13 @@ def refused_disagreement(rank: int, world: int) -> Any:
     with torch.no_grad():
         model.free.weight[0, 0] += rank
         model.second.bias[0] += rank
-    said = [refusal(lambda: SparseAdamW(named(), new_mask(), lr=0.1))]
-    said.append(refusal(lambda: SparseAdamW(new_model().named_parameters(), new_mask(rank), lr=1)))
+    message = [refusal(lambda: SparseAdamW(named(), new_mask(), lr=0.1))]
+    message.append(
+        refusal(lambda: SparseAdamW(new_model().named_parameters(), new_mask(rank), lr=1))
+    )
     wrapped = DistributedDataParallel(new_model())
-    said.append(refusal(lambda: SparseAdamW(wrapped.named_parameters(), new_mask(), lr=0.1)))
-    return said
+    message.append(refusal(lambda: SparseAdamW(wrapped.named_parameters(), new_mask(), lr=0.1)))
+    return message
 
 
 def traffic(rank: int, world: int) -> Any:
@@ -393,7 +395,7 @@ def checkpoints(rank: int, world: int, folder: Path) -> Any:
     train(model, optimizer, rest)
     found["resumed_from_own_state"] = weights_of(model)
 
-    said = [refusal(lambda: start(seed=1, folder=folder / f"from-{world}"))]
+    message = [refusal(lambda: start(seed=1, folder=folder / f"from-{world}"))]
     torch.save(own[1], folder / f"own-{world}-{rank}.pt")
     if world == 4:
         model, optimizer = start(folder=folder / "from-2")
@@ -401,8 +403,8 @@ def checkpoints(rank: int, world: int, folder: Path) -> Any:
         train(model, optimizer, rest)
         found["from_2"] = weights_of(model)
         other = torch.load(folder / f"own-2-{rank % 2}.pt", weights_only=True)
-        said.append(refusal(lambda: optimizer.load_state_dict(other)))
-    return found | {"said": said}
+        message.append(refusal(lambda: optimizer.load_state_dict(other)))
+    return found | {"said": message}
 
 
 SCENARIOS: list[Callable[[int, int], Any]] = [
@@ -432,6 +434,6 @@ SCENARIOS: list[Callable[[int, int], Any]] = [
 def run(rank: int, world: int, folder: Path) -> None:
     """Run every scenario as one of `world` processes, and save what each returned."""
     with process_group(rank, world, folder / f"meeting-{world}"):
-        results = {of.__name__: of(rank, world) for of in SCENARIOS}
+        results = {one.__name__: one(rank, world) for one in SCENARIOS}
         results["checkpoints"] = checkpoints(rank, world, folder)
         torch.save(results, folder / f"results-{world}-{rank}.pt")

@@ -94,8 +94,8 @@ class Reference:
     def weights(self) -> dict[str, Tensor]:
         """The weights: rounded masters inside the mask, what they were at the start outside."""
         return {
-            name: torch.where(self.selected[name], self.masters[name].to(of.dtype), of)
-            for name, of in self.start.items()
+            name: torch.where(self.selected[name], self.masters[name].to(item.dtype), item)
+            for name, item in self.start.items()
         }
 
     def check(self, parameters: Parameters) -> None:

@@ -34,11 +34,11 @@ def test_read_add_write(dtype: torch.dtype, n: int) -> None:
     dense = torch.randn(n, generator=generator).to(dtype)
     values = torch.randn(k, generator=generator)
     results = []
-    for of in kernels:
+    for one in kernels:
         read, added, written = torch.empty(k), values.clone(), dense.clone()
-        of.read(dense, read)
-        of.add(dense, added)
-        of.write(written, values)
+        one.read(dense, read)
+        one.add(dense, added)
+        one.write(written, values)
         results.append([read, added, written])
     for expected, found in zip(*results, strict=True):
         assert torch.equal(bits(expected), bits(found))
@@ -53,12 +53,12 @@ def test_lo16_of_any_pattern(patterns: list[int], seed: int) -> None:
     index = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[: len(masters)]
     index = index.sort().values.int()
     results = []
-    for of in (Kernels(index), CpuKernels(index)):
+    for one in (Kernels(index), CpuKernels(index)):
         dense = torch.arange(n).bfloat16()
         remainder = torch.empty(len(masters), dtype=torch.int16)
-        ties = of.write_lo16(dense, masters, remainder)
+        ties = one.write_lo16(dense, masters, remainder)
         joined = torch.empty(len(masters))
-        of.read_lo16(dense, remainder, ties, joined)
+        one.read_lo16(dense, remainder, ties, joined)
         assert torch.equal(bits(joined), bits(masters))
         results.append([bits(dense), remainder, ties])
     for expected, found in zip(*results, strict=True):
@@ -91,11 +91,11 @@ def test_collect_and_write_dense(dtype: torch.dtype, density: float, n: int) -> 
     gradient = torch.where(torch.rand(n, generator=generator) < 0.1, float("inf"), dense)
     values = torch.randn(n, generator=generator)
     results = []
-    for of in kernels:
+    for one in kernels:
         copied, added, written = torch.empty(n), values.clone(), dense.clone()
-        of.collect(gradient.to(dtype), copied, add=False)
-        of.collect(gradient.to(dtype), added, add=True)
-        of.write(written, values)
+        one.collect(gradient.to(dtype), copied, add=False)
+        one.collect(gradient.to(dtype), added, add=True)
+        one.write(written, values)
         results.append([copied, added, written])
     for expected, found in zip(*results, strict=True):
         assert torch.equal(bits(expected), bits(found))
@@ -110,12 +110,12 @@ def test_lo16_dense(density: float) -> None:
     masters = patterns.view(torch.float32)
     _, kernels = dense_kernels(len(masters), density)
     results = []
-    for of in kernels:
+    for one in kernels:
         dense, remainder = torch.ones(len(masters)).bfloat16(), torch.zeros_like(patterns).short()
-        ties = of.write_lo16(dense, masters.clone(), remainder)
+        ties = one.write_lo16(dense, masters.clone(), remainder)
         joined = torch.empty(len(masters))
-        of.read_lo16(dense, remainder, ties, joined)
-        expected = masters if of.others is None else torch.where(of.others, 1.0, masters)
+        one.read_lo16(dense, remainder, ties, joined)
+        expected = masters if one.others is None else torch.where(one.others, 1.0, masters)
         assert torch.equal(bits(joined), bits(expected))
         results.append([bits(dense), remainder, ties])
     for expected, found in zip(*results, strict=True):

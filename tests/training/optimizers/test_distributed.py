@@ -163,11 +163,11 @@ def test_every_process_refuses(ranks: list[dict[str, Any]]) -> None:
 
 def test_description_counts_the_whole_and_weighs_the_part(ranks: list[dict[str, Any]]) -> None:
     mask, expected = worker.new_mask(), alone()["describe"]
-    told = [rank["fsdp"]["describe"] for rank in ranks]
-    for of in told:
-        assert of["num_selected"] == mask.num_selected()
-        assert of["density"] == expected["density"]
-    assert max(of["state_bytes"] for of in told) < expected["state_bytes"]
+    result = [rank["fsdp"]["describe"] for rank in ranks]
+    for one in result:
+        assert one["num_selected"] == mask.num_selected()
+        assert one["density"] == expected["density"]
+    assert max(one["state_bytes"] for one in result) < expected["state_bytes"]
 
 
 def test_sharded_along_another_dimension(ranks: list[dict[str, Any]]) -> None:
@@ -182,17 +182,17 @@ def test_sharded_along_another_dimension(ranks: list[dict[str, Any]]) -> None:
 
 def test_sharded_in_strides(results: Results) -> None:
     for rank in results[4]:
-        said = rank["fsdp_over_tensor_parallelism"]
-        assert said.startswith("the mask cannot be trained: first.weight is sharded as (")
-        assert "use fully_shard alone" in said
+        message = rank["fsdp_over_tensor_parallelism"]
+        assert message.startswith("the mask cannot be trained: first.weight is sharded as (")
+        assert "use fully_shard alone" in message
 
 
 def test_replaced_parameters(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         assert "before its first step" in rank["rebound"]["late"]
         assert "call rebind(model.named_parameters())" in rank["replaced_parameters"]["full"]
-        told = rank["replaced_parameters"]["describe"]
-        assert told["density"] == rank["fsdp"]["describe"]["density"]
+        result = rank["replaced_parameters"]["describe"]
+        assert result["density"] == rank["fsdp"]["describe"]["density"]
 
 
 # Checkpoints.
@@ -230,8 +230,8 @@ def masters_of(model: worker.Model, optimizer: SparseAdamW) -> dict[str, Tensor]
     elements = optimizer.elements
     states = {name: optimizer.state[p] for name, p in model.named_parameters() if name in elements}
     return {
-        name: of.export(of.read_lo16(states[name]["remainder"], states[name]["ties"]))
-        for name, of in elements.items()
+        name: item.export(item.read_lo16(states[name]["remainder"], states[name]["ties"]))
+        for name, item in elements.items()
     }
 
 
@@ -267,6 +267,6 @@ def test_resume_in_one_process(folder: Path, results: Results, world: int) -> No
 
 def test_state_of_another_run(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        said = rank["checkpoints"]["said"]
-        assert "it differs in mask" in said[0]
-        assert all("sharded_state_dict()" in of for of in said[1:])
+        message = rank["checkpoints"]["said"]
+        assert "it differs in mask" in message[0]
+        assert all("sharded_state_dict()" in one for one in message[1:])

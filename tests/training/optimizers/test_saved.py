@@ -64,7 +64,7 @@ def through_torch(pair: Any) -> Any:
     return torch.load(file, weights_only=False)
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda of: pickle.loads(pickle.dumps(of))])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))])
 @pytest.mark.parametrize(("optimizer_class", "dtype", "more"), CASES)
 def test_a_copy_trains_its_copies_as_the_original_would(
     copied: Any, optimizer_class: Any, dtype: Any, more: Any, mask: Mask
@@ -75,7 +75,7 @@ def test_a_copy_trains_its_copies_as_the_original_would(
     backward(parameters, gradients_of(parameters, 99))  # collected and unused: not copied
     others, other = copied((parameters, optimizer))
     optimizer.zero_grad()
-    before = {name: bits(of.detach().clone()) for name, of in parameters.items()}
+    before = {name: bits(item.detach().clone()) for name, item in parameters.items()}
     train(others, other, range(3, 6))
     assert all(torch.equal(bits(parameters[name]), before[name]) for name in SHAPES)
     train(parameters, optimizer, range(3, 6))
@@ -190,7 +190,7 @@ def test_resumed_run_is_the_uninterrupted_one(
     train(whole, optimizer, range(20, 40))
 
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    resumed = {name: torch.nn.Parameter(of) for name, of in saved["weights"].items()}
+    resumed = {name: torch.nn.Parameter(tensor) for name, tensor in saved["weights"].items()}
     again = kind(resumed.items(), mask, lr=0.5, weight_decay=0.0, **settings)
     again.load_state_dict(saved["optimizer"])
     train(resumed, again, range(20, 40))

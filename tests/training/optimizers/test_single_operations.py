@@ -30,7 +30,7 @@ def factors(step: int) -> AdamWFactors:
 @pytest.mark.parametrize("n", [1, 7, 100_003])
 def test_every_operation_rounds_once(n: int) -> None:
     weights, gradient, mean, square = vectors(n)
-    w, g, m, v = (np.copy(of.numpy()) for of in (weights, gradient, mean, square))
+    w, g, m, v = (np.copy(tensor.numpy()) for tensor in (weights, gradient, mean, square))
     by = [np.float32(factor) for factor in factors(3)]
     clip, decay, new_mean, old_square, new_square, root, eps, size = by
     g = g * clip

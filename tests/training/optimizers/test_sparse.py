@@ -51,7 +51,7 @@ def optimizer(parameters: Parameters, mask: Mask) -> Iterator[SparseAdamW]:
 def snapshot(parameters: Parameters, optimizer: torch.optim.Optimizer) -> Any:
     weights = {name: bits(p).clone() for name, p in parameters.items()}
     state = optimizer.state_dict()["state"]
-    return weights, {i: {k: v.clone() for k, v in of.items()} for i, of in state.items()}
+    return weights, {i: {k: v.clone() for k, v in item.items()} for i, item in state.items()}
 
 
 def assert_same(left: Any, right: Any) -> None:
@@ -84,13 +84,13 @@ def test_memory_follows_the_mask() -> None:
     optimizer = SparseAdamW(parameters.items(), mask, lr=0.01)
     backward(parameters, gradients_of(parameters, 0))
     optimizer.step()
-    told = optimizer.describe()
+    result = optimizer.describe()
     k = mask.num_selected()
     held = sum(v.untyped_storage().nbytes() for v in optimizer.state[parameters["w"]].values())
-    assert told["index_bytes"] == 4 * k
-    assert 4 * k <= told["gradient_bytes"] <= 4 * (k + 64)
-    assert 10 * k <= told["state_bytes"] <= 10 * (k + 64)
-    assert told["state_bytes"] <= held <= told["state_bytes"] + 4 + 4 * k // 1000
+    assert result["index_bytes"] == 4 * k
+    assert 4 * k <= result["gradient_bytes"] <= 4 * (k + 64)
+    assert 10 * k <= result["state_bytes"] <= 10 * (k + 64)
+    assert result["state_bytes"] <= held <= result["state_bytes"] + 4 + 4 * k // 1000
 
 
 def test_gradient_set_by_hand_is_collected(parameters: Parameters, mask: Mask) -> None:
@@ -218,12 +218,12 @@ def test_full_norm_counts_everything(parameters: Parameters, mask: Mask) -> None
     norm = torch.stack([g.double().square().sum() for g in gradients.values()]).sum().sqrt()
     assert optimizer.grad_norm == float(norm.float())
     clip = (0.1 / (norm.float() + 1e-6)).item()
-    for name, of in start.items():
+    for name, item in start.items():
         step = 0.5 * clip * gradients[name].float()
         selected = torch.from_numpy(mask.array(name)) if name in mask else torch.tensor(False)
-        expected = torch.where(selected, (of.float() - step).bfloat16(), of)
+        expected = torch.where(selected, (item.float() - step).bfloat16(), item)
         assert torch.allclose(parameters[name].detach().float(), expected.float(), rtol=2**-8)
-        assert torch.equal(parameters[name].detach()[~selected], of[~selected])
+        assert torch.equal(parameters[name].detach()[~selected], item[~selected])
 
 
 def test_full_clipping_equals_torch_bit_for_bit(parameters: Parameters, mask: Mask) -> None:
@@ -346,8 +346,8 @@ def test_learning_rate_schedule_and_decay_groups(parameters: Parameters, mask: M
 
     reference = Reference(parameters, mask, dense)
     schedules = [
-        torch.optim.lr_scheduler.LambdaLR(of, lambda step: 1.0 / (1 + step))
-        for of in (optimizer, reference.optimizer)
+        torch.optim.lr_scheduler.LambdaLR(one, lambda step: 1.0 / (1 + step))
+        for one in (optimizer, reference.optimizer)
     ]
     for step in range(5):
         gradients = gradients_of(parameters, step)
@@ -396,11 +396,11 @@ def test_description_is_plain_and_complete(parameters: Parameters, mask: Mask) -
     optimizer = SparseAdamW(
         parameters.items(), mask, lr=0.01, max_grad_norm=1.0, state_dtype=torch.bfloat16
     )
-    told = optimizer.describe()
-    assert told.pop("index_bytes") == 4 * mask.num_selected()
-    assert told.pop("gradient_bytes") > 0
-    assert told.pop("state_bytes") > 0
-    assert told == {
+    result = optimizer.describe()
+    assert result.pop("index_bytes") == 4 * mask.num_selected()
+    assert result.pop("gradient_bytes") > 0
+    assert result.pop("state_bytes") > 0
+    assert result == {
         "optimizer": "SparseAdamW",
         "mask": mask.digest,
         "also": [],

@@ -153,7 +153,7 @@ class Case:
         reference_step(self.masters, gradient, mean, square, factors)
         if self.master == "none":
             self.masters = self.masters.to(self.dtype).float()
-        self.moments = [of.to(self.state_dtype).float() for of in (mean, square)]
+        self.moments = [one.to(self.state_dtype).float() for one in (mean, square)]
 
     def check(self) -> None:
         """Compare everything there is."""
@@ -322,7 +322,9 @@ def train(
     """Train by the kernel, or by the reference on a CPU; weights and saved state after it."""
     device = DEVICE if kernel else "cpu"
     weights = parameters_of(SHAPES, dtype) if start is None else start[0]
-    parameters = {name: torch.nn.Parameter(of.detach().to(device)) for name, of in weights.items()}
+    parameters = {
+        name: torch.nn.Parameter(item.detach().to(device)) for name, item in weights.items()
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(adamw, "has_kernel", lambda _: kernel)
         patch.setattr(adamw, "SINGLE_OPERATIONS", ("cpu",))
@@ -340,10 +342,10 @@ def train(
             optimizer.load_state_dict(start[1])
         for step in steps:
             gradients = gradients_of(parameters_of(SHAPES, dtype), seed=step)
-            backward(parameters, {name: of.to(device) for name, of in gradients.items()})
+            backward(parameters, {name: item.to(device) for name, item in gradients.items()})
             optimizer.step()
         optimizer.close()
-    return {name: of.detach().cpu() for name, of in parameters.items()}, optimizer.state_dict()
+    return {name: item.detach().cpu() for name, item in parameters.items()}, optimizer.state_dict()
 
 
 def check_outcome(found: Outcome, expected: Outcome) -> None:
@@ -364,8 +366,8 @@ def check_outcome(found: Outcome, expected: Outcome) -> None:
 def test_the_optimizer_gets_the_same_bits_with_and_without(
     dtype: torch.dtype, master: Any, state_dtype: torch.dtype
 ) -> None:
-    of: dict[str, Any] = {"dtype": dtype, "master": master, "state_dtype": state_dtype}
-    check_outcome(train(range(4), kernel=True, **of), train(range(4), kernel=False, **of))
+    one: dict[str, Any] = {"dtype": dtype, "master": master, "state_dtype": state_dtype}
+    check_outcome(train(range(4), kernel=True, **one), train(range(4), kernel=False, **one))
 
 
 def test_a_saved_state_goes_on_with_and_without() -> None:

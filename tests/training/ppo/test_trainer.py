@@ -99,11 +99,11 @@ def test_a_round_by_plain_loops(kl_in: str, whiten: bool, tmp_path: Path) -> Non
             [(r - flat.mean()) / flat.std(ddof=1) + flat.mean() for r in row] for row in rewards
         ]
     advantages, returns = [], []
-    for row, of in enumerate(rewards):
-        following, row_advantages = 0.0, [0.0] * len(of)
-        for t in reversed(range(len(of))):
-            then = values[row][t + 1] if t + 1 < len(of) else 0.0
-            following = of[t] + 0.9 * then - values[row][t] + 0.9 * 0.8 * following
+    for row, item in enumerate(rewards):
+        following, row_advantages = 0.0, [0.0] * len(item)
+        for t in reversed(range(len(item))):
+            then = values[row][t + 1] if t + 1 < len(item) else 0.0
+            following = item[t] + 0.9 * then - values[row][t] + 0.9 * 0.8 * following
             row_advantages[t] = following
         advantages.append(row_advantages)
         returns.append([a + v for a, v in zip(row_advantages, values[row], strict=False)])
@@ -133,8 +133,8 @@ def test_a_round_by_plain_loops(kl_in: str, whiten: bool, tmp_path: Path) -> Non
         new_values = trainer.critic(samples).tolist()
     new = log_probs_by_hand(copy.deepcopy(trainer.model), samples, 0.7)
     policy_losses, value_losses = [], []
-    for row, of in enumerate(new):
-        for t, log_prob in enumerate(of):
+    for row, item in enumerate(new):
+        for t, log_prob in enumerate(item):
             ratio = np.exp(log_prob - old[row][t])
             advantage = advantages[row][t]
             kept = min(max(ratio, 0.8), 1.2)
@@ -180,9 +180,9 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path) -> None:
     """The mean is over all tokens of the mini-batch, however many batches it is cut into."""
     found = []
     for size, accumulate in ((8, 1), (2, 4)):
-        of = tiny.model()
+        net = tiny.model()
         trainer = ppo(
-            of,
+            net,
             tmp_path,
             per_device_train_batch_size=size,
             gradient_accumulation_steps=accumulate,
@@ -191,7 +191,7 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path) -> None:
             learning_rate=0.1,
         )
         train(trainer)
-        found.append((weights(of), weights(trainer.critic), logged(trainer, "loss")))
+        found.append((weights(net), weights(trainer.critic), logged(trainer, "loss")))
     import torch
 
     for one, other in zip(found[0], found[1], strict=True):
@@ -201,18 +201,18 @@ def test_accumulated_batches_are_one_batch(tmp_path: Path) -> None:
 def test_only_the_mask_moves_and_the_critic_is_free(tmp_path: Path) -> None:
     import torch
 
-    of = tiny.model().to(torch.bfloat16)
-    before, selected = weights(of), arrays(of)
-    trainer = ppo(of, tmp_path, max_steps=4)
+    net = tiny.model().to(torch.bfloat16)
+    before, selected = weights(net), arrays(net)
+    trainer = ppo(net, tmp_path, max_steps=4)
     critic = weights(trainer.critic)
     train_only(trainer, Mask.from_arrays(selected))
     train(trainer)
-    changed = moved(before, weights(of))
+    changed = moved(before, weights(net))
     assert not any(changed[name][~mask].any() for name, mask in selected.items())
     num_moved = sum(int(changed[name].sum()) for name in selected)
     assert num_moved > 0.9 * sum(int(mask.sum()) for mask in selected.values())
     everywhere = moved(critic, weights(trainer.critic))
-    assert np.mean([of.mean() for of in everywhere.values()]) > 0.9
+    assert np.mean([net.mean() for net in everywhere.values()]) > 0.9
     assert {p.dtype for p in trainer.critic.parameters()} == {torch.float32}
 
 
@@ -220,8 +220,8 @@ def test_only_the_mask_moves_and_the_critic_is_free(tmp_path: Path) -> None:
 def test_kl_is_nothing_before_the_first_step_in_any_precision(bf16: bool, tmp_path: Path) -> None:
     import torch
 
-    of = tiny.model() if bf16 else tiny.model().to(torch.bfloat16)
-    trainer = ppo(of, tmp_path, bf16=bf16, max_steps=4, kl_in="loss")
+    net = tiny.model() if bf16 else tiny.model().to(torch.bfloat16)
+    trainer = ppo(net, tmp_path, bf16=bf16, max_steps=4, kl_in="loss")
     train(trainer)
     kl = logged(trainer, "kl")
     assert kl[0] == 0.0 and kl[1] > 0.0
@@ -236,16 +236,16 @@ def test_without_kl_there_is_no_reference(tmp_path: Path) -> None:
 
 
 def test_the_reference_stays_as_it_was(tmp_path: Path) -> None:
-    of = tiny.model()
-    trainer = ppo(of, tmp_path)
+    net = tiny.model()
+    trainer = ppo(net, tmp_path)
     train(trainer)
     assert_same_bits(weights(trainer.reference), weights(tiny.model()))
-    assert moved(weights(tiny.model()), weights(of))["model.norm.weight"].any()
+    assert moved(weights(tiny.model()), weights(net))["model.norm.weight"].any()
 
 
 def test_the_learning_rate_of_the_critic_is_its_own(tmp_path: Path) -> None:
-    of = tiny.model()
-    trainer = ppo(of, tmp_path, critic_learning_rate=0.0)
+    net = tiny.model()
+    trainer = ppo(net, tmp_path, critic_learning_rate=0.0)
     before = weights(trainer.critic)
     train(trainer)
     assert_same_bits(before, weights(trainer.critic))
@@ -312,7 +312,7 @@ def test_datasets_of_the_library(tmp_path: Path) -> None:
 
     found = []
     for rows in (ROWS, Dataset.from_list(ROWS)):
-        of = tiny.model()
-        train(ppo(of, tmp_path, train_dataset=rows))
-        found.append(weights(of))
+        net = tiny.model()
+        train(ppo(net, tmp_path, train_dataset=rows))
+        found.append(weights(net))
     assert_same_bits(*found)

@@ -66,13 +66,13 @@ def test_a_round_by_plain_loops(settings: dict[str, Any], tmp_path: Path) -> Non
         for ours, theirs in zip(judged, reference, strict=True)
     ]
     if trainer.args.scale_process_rewards:
-        largest = max(abs(of[t:].sum()) for of in rewards for t in range(len(of)))
-        rewards = [of / largest for of in rewards]
+        largest = max(abs(one[t:].sum()) for one in rewards for t in range(len(one)))
+        rewards = [one / largest for one in rewards]
     # A batch is drawn in an order of its own: find the prompt that each row belongs to.
     prompts = [tuple(i[m].tolist()) for i, m in zip(samples.prompt_ids, samples.prompt_mask)]  # noqa: B905
     outcomes = outcomes_of(samples)
     advantages = []
-    for row, of in enumerate(rewards):
+    for row, one in enumerate(rewards):
         others = [j for j in range(8) if prompts[j] == prompts[row] and j != row]
         assert len(others) == 3
         by_outcome = outcomes[row] - np.mean([outcomes[j] for j in others])
@@ -82,8 +82,8 @@ def test_a_round_by_plain_loops(settings: dict[str, Any], tmp_path: Path) -> Non
             [
                 trainer.args.outcome_coef * by_outcome
                 + trainer.args.process_coef
-                * sum(gamma ** (s - t) * (of[s] - baseline) for s in range(t, len(of)))
-                for t in range(len(of))
+                * sum(gamma ** (s - t) * (one[s] - baseline) for s in range(t, len(one)))
+                for t in range(len(one))
             ]
         )
     flat = np.concatenate(advantages)
@@ -194,17 +194,17 @@ def test_a_round_prefers_prompts_within_the_bounds(tmp_path: Path) -> None:
 def test_only_the_mask_moves_and_the_reward_model_is_free(tmp_path: Path) -> None:
     import torch
 
-    of = tiny.model().to(torch.bfloat16)
-    before, selected = weights(of), arrays(of)
-    trainer = prime(of, tmp_path, max_steps=4)
+    net = tiny.model().to(torch.bfloat16)
+    before, selected = weights(net), arrays(net)
+    trainer = prime(net, tmp_path, max_steps=4)
     train_only(trainer, Mask.from_arrays(selected))
     train(trainer)
-    changed = moved(before, weights(of))
+    changed = moved(before, weights(net))
     assert not any(changed[name][~mask].any() for name, mask in selected.items())
     num_moved = sum(int(changed[name].sum()) for name in selected)
     assert num_moved > 0.9 * sum(int(mask.sum()) for mask in selected.values())
     everywhere = moved(weights(trainer.reference), weights(trainer.reward_model))
-    assert np.mean([of.mean() for of in everywhere.values()]) > 0.9
+    assert np.mean([net.mean() for net in everywhere.values()]) > 0.9
     assert {p.dtype for p in trainer.reward_model.parameters()} == {torch.float32}
     assert_same_bits(weights(trainer.reference), weights(tiny.model().to(torch.bfloat16).float()))
 

@@ -44,8 +44,8 @@ def test_given_texts_end_as_they_are_learned_to() -> None:
 def test_given_messages() -> None:
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = CHAT.replace("=", "")
-    said = {"prompt": [{"role": "user", "content": "1+1="}]}
-    row = {**said, "completion": [{"role": "assistant", "content": "2"}]}
+    message = {"prompt": [{"role": "user", "content": "1+1="}]}
+    row = {**message, "completion": [{"role": "assistant", "content": "2"}]}
     ((prompt, completion),) = given_completions(tokenizer, data_of(row))
     assert tokenizer.decode(prompt) == "1+1=\n"
     assert tokenizer.decode(completion) == "2\n"
@@ -67,7 +67,7 @@ def test_padding_and_back() -> None:
     assert samples.prompt_mask.tolist() == [[True] * 3, [False, False, True]]
     assert samples.completion_ids.tolist() == [[8, 0], [3, 4]]
     assert samples.completion_mask.tolist() == [[True, False], [True, True]]
-    alone = [(of.prompt_ids.tolist(), of.completion_ids.tolist()) for of in one_by_one(samples)]
+    alone = [(one.prompt_ids.tolist(), one.completion_ids.tolist()) for one in one_by_one(samples)]
     assert alone == [([prompt], [completion]) for prompt, completion in pairs]
 
 
@@ -97,9 +97,9 @@ def test_the_end_of_a_line_ends_a_sample() -> None:
     samples = JudgedSampler(tiny.model(), tokenizer, data, 0).draw(data.rows.rows[:16], 0)
     ended = 0
     for ids, mask in zip(samples.completion_ids, samples.completion_mask, strict=True):
-        said = ids[mask].tolist()
-        assert line not in said[:-1]
-        ended += said[-1] == line
+        message = ids[mask].tolist()
+        assert line not in message[:-1]
+        ended += message[-1] == line
     assert ended
 
 

@@ -81,14 +81,14 @@ def log_probs(model: Any, prompt: list[int], completion: list[int]) -> Tensor:
 def gradients(model: Any, loss: Tensor) -> Arrays:
     names, parameters = zip(*model.named_parameters(), strict=True)
     found = torch.autograd.grad(loss, parameters)
-    return {name: of.double().numpy() for name, of in zip(names, found, strict=True)}
+    return {name: item.double().numpy() for name, item in zip(names, found, strict=True)}
 
 
 def check(found: Arrays, expected: Mapping[str, Any]) -> None:
     assert found.keys() == expected.keys()
-    for name, of in found.items():
+    for name, item in found.items():
         scale = np.abs(expected[name]).max()
-        np.testing.assert_allclose(of, expected[name], rtol=1e-3, atol=1e-5 * scale, err_msg=name)
+        np.testing.assert_allclose(item, expected[name], rtol=1e-3, atol=1e-5 * scale, err_msg=name)
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_fisher_is_the_mean_square_over_own_samples(
     assert [len({str(prompt) for prompt, _ in samples[i : i + 2]}) for i in (0, 2, 4)] == [1] * 3
     model = load_model(base[0], "fp32", "cpu")
     each = [gradients(model, log_probs(model, *pair).sum()) for pair in samples]
-    check(found, {name: sum(of[name] ** 2 for of in each) / len(each) for name in each[0]})
+    check(found, {name: sum(one[name] ** 2 for one in each) / len(each) for name in each[0]})
 
 
 def test_snip_and_signs_of_given_answers(base: Base, tmp_path: Path) -> None:
@@ -137,15 +137,15 @@ def test_snip_and_signs_of_given_answers(base: Base, tmp_path: Path) -> None:
         pairs = [(tokenizer(q.prompt)["input_ids"], tokenizer(q.gold)["input_ids"]) for q in batch]
         lost = torch.cat([-log_probs(model, *pair) for pair in pairs])
         each.append(gradients(model, lost.mean()))
-    weights = {name: of.detach().double().numpy() for name, of in model.named_parameters()}
-    snip = {name: np.abs(of * sum(g[name] for g in each) / 5) for name, of in weights.items()}
+    weights = {name: item.detach().double().numpy() for name, item in model.named_parameters()}
+    snip = {name: np.abs(item * sum(g[name] for g in each) / 5) for name, item in weights.items()}
     check(scores_of(base[0], SNIP, LOSSES["sft"], tmp_path), snip)
     found = scores_of(base[0], SIGN_CONSISTENCY, LOSSES["sft"], tmp_path)
-    for name, of in found.items():
+    for name, item in found.items():
         # Where a gradient is nearly 0 its sign is a matter of rounding.
         sure = np.all([np.abs(g[name]) > 1e-6 for g in each], axis=0)
         signs = np.abs(sum(np.sign(g[name]) for g in each)) / 5
-        np.testing.assert_allclose(of[sure], signs[sure], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(item[sure], signs[sure], rtol=1e-6, err_msg=name)
         assert name.endswith("embed_tokens.weight") or sure.mean() > 0.9
 
 
@@ -170,10 +170,10 @@ def test_the_policy_gradient_of_rewarded_samples(
             -a * log_probs(model, *pair).sum() for a, pair in zip(advantages, pairs, strict=True)
         ]
         loss = torch.stack(lost).sum() / sum(len(c) for _, c in pairs)
-        for name, of in gradients(model, loss).items():
-            total[name] = total.get(name, 0) + of / len(drawn)
-    weights = {name: of.detach().double().numpy() for name, of in model.named_parameters()}
-    check(found, {name: np.abs(of * total[name]) for name, of in weights.items()})
+        for name, item in gradients(model, loss).items():
+            total[name] = total.get(name, 0) + item / len(drawn)
+    weights = {name: item.detach().double().numpy() for name, item in model.named_parameters()}
+    check(found, {name: np.abs(item * total[name]) for name, item in weights.items()})
 
 
 @pytest.mark.parametrize("kind", ["own", "sft"])
@@ -201,7 +201,7 @@ def test_what_is_told_of_a_probe(base: Base, tmp_path: Path) -> None:
     assert step["peak_memory"]["num_bytes"] >= step["peak_memory"]["num_bytes_at_start"]
     assert step["seconds"] > 0
     assert step["base"]["id"] == str(base[0])
-    told = {
+    result = {
         "step": "snip",
         "loss": "sft",
         "num_batches": 5,
@@ -211,7 +211,7 @@ def test_what_is_told_of_a_probe(base: Base, tmp_path: Path) -> None:
         "dtype": "bf16",
         "left_out": [],
     }
-    assert told.items() <= step.items()
+    assert result.items() <= step.items()
     assert step["data"]["source"] == "addition"
     # Each answer has its digits and the end of the line.
     assert 30 <= step["num_tokens"] <= 45
@@ -247,7 +247,7 @@ def test_scores_have_the_names_of_the_files(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     weights = load_file(folder / "model.safetensors")
-    renamed = {name.removeprefix("model."): of for name, of in weights.items()}
+    renamed = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
     save_file(renamed, folder / "model.safetensors", metadata={"format": "pt"})
     found = scores_of(folder, FISHER, LOSSES["own"], tmp_path)
     assert found.keys() == renamed.keys()

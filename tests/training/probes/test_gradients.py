@@ -22,8 +22,8 @@ def parameters() -> dict[str, nn.Parameter]:
     }
 
 
-def loss_of(of: dict[str, nn.Parameter]) -> Tensor:
-    return (of["twice"] @ of["twice"] @ of["once"]).sum()
+def loss_of(one: dict[str, nn.Parameter]) -> Tensor:
+    return (one["twice"] @ one["twice"] @ one["once"]).sum()
 
 
 def test_each_is_seen_once_and_freed(parameters: dict[str, nn.Parameter]) -> None:
@@ -37,7 +37,7 @@ def test_each_is_seen_once_and_freed(parameters: dict[str, nn.Parameter]) -> Non
         assert name not in seen
         seen[name] = gradient.clone()
         gradient.zero_()  # it may be overwritten
-        alone.append(all(of.grad is None for of in parameters.values()))
+        alone.append(all(one.grad is None for one in parameters.values()))
 
     with each_gradient(parameters, see) as backward:
         backward(loss)

@@ -28,7 +28,7 @@ def scores(
 @settings(deadline=None)
 @given(GRADIENTS)
 def test_fisher_is_the_mean_square(gradients: list[tuple[float, ...]]) -> None:
-    expected = [sum(g * g for g in of) / len(of) for of in zip(*gradients, strict=True)]
+    expected = [sum(g * g for g in item) / len(item) for item in zip(*gradients, strict=True)]
     assert scores(FISHER, gradients, [1.0, 2.0, 3.0]) == pytest.approx(expected)
 
 
@@ -36,8 +36,8 @@ def test_fisher_is_the_mean_square(gradients: list[tuple[float, ...]]) -> None:
 @given(GRADIENTS)
 def test_sign_consistency_counts_signs(gradients: list[tuple[float, ...]]) -> None:
     expected = [
-        abs(sum(g > 0 for g in of) - sum(g < 0 for g in of)) / len(of)
-        for of in zip(*gradients, strict=True)
+        abs(sum(g > 0 for g in item) - sum(g < 0 for g in item)) / len(item)
+        for item in zip(*gradients, strict=True)
     ]
     assert scores(SIGN_CONSISTENCY, gradients, [1.0, 2.0, 3.0]) == pytest.approx(expected)
 
@@ -48,5 +48,5 @@ def test_snip_is_weight_times_mean_gradient(
     gradients: list[tuple[float, ...]], weights: list[float]
 ) -> None:
     columns = zip(zip(*gradients, strict=True), weights, strict=True)
-    expected = [abs(w * sum(of) / len(of)) for of, w in columns]
+    expected = [abs(w * sum(one) / len(one)) for one, w in columns]
     assert scores(SNIP, gradients, weights) == pytest.approx(expected, abs=1e-5)

@@ -30,7 +30,9 @@ def mask() -> Mask:
     """Less than half of `a`, more than half of `b`, nothing of `c`, all of `full`."""
     rng = np.random.default_rng(0)
     shares = dict(zip(SHAPES, (0.2, 0.7, 0.0, 1.0), strict=True))
-    return Mask.from_arrays({name: rng.random(SHAPES[name]) < of for name, of in shares.items()})
+    return Mask.from_arrays(
+        {name: rng.random(SHAPES[name]) < item for name, item in shares.items()}
+    )
 
 
 def exponents(base: Checkpoint, name: str) -> np.ndarray:
@@ -52,7 +54,7 @@ def test_where_the_sets_are(base: Checkpoint, mask: Mask) -> None:
     arms = arms_of(mask, base, 0)
     for name in mask:
         inside = mask.array(name)
-        chosen = {arm: of.elements.array(name) for arm, of in arms.items()}
+        chosen = {arm: item.elements.array(name) for arm, item in arms.items()}
         assert not (chosen["mask"] & ~inside).any()
         assert not (chosen["outside"] & inside).any()
         bins = exponents(base, name)

@@ -69,7 +69,7 @@ def test_bits_come_back_if_a_later_tensor_cannot_be_perturbed(
 ) -> None:
     bits = fingerprint(model)
     first, second = list(model.named_parameters())[:2]
-    mask = Mask.from_arrays({n: np.ones(of.shape, np.bool_) for n, of in (first, second)})
+    mask = Mask.from_arrays({n: np.ones(one.shape, np.bool_) for n, one in (first, second)})
 
     def fails(flat: Any, places: Any, *settings: Any, name: str, **more: Any) -> Any:
         if name == second[0]:

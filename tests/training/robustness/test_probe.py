@@ -103,8 +103,8 @@ def test_figures_are_those_of_a_model_perturbed_by_hand(
         for cell in result.cells
         if (cell.noise, cell.level, cell.seed, cell.arm) == ("gaussian", 1.0, 4, "mask")
     ]
-    told = measure_forgetting(whole, hurt, pieces(tokenizer, read_text(text), 512)[:2])
-    assert cell.kl == pytest.approx(told.kl)
+    report = measure_forgetting(whole, hurt, pieces(tokenizer, read_text(text), 512)[:2])
+    assert cell.kl == pytest.approx(report.kl)
     assert cell.num_changed == num_changed
     assert cell.num_chosen == cell.num_in_mask == mask.num_selected()
     assert cell.relative_norm == pytest.approx(1, rel=1e-2)
@@ -112,7 +112,7 @@ def test_figures_are_those_of_a_model_perturbed_by_hand(
     assert cell.num_correct == answers.num_greedy_correct
     before = ask(whole, tokenizer, questions(), seed=0, num_samples=0)
     assert result.num_correct == before.num_greedy_correct
-    assert result.text["num_tokens"] == told.num_tokens
+    assert result.text["num_tokens"] == report.num_tokens
     flips = [c for c in result.cells if (c.noise, c.level) == ("sign", 0.5)]
     assert (
         len({c.num_changed for c in flips}) == 1
@@ -172,10 +172,10 @@ def test_a_probe_that_was_interrupted_goes_on(
     text.write_text(text.read_text().removesuffix("\nMore.\n"))
     again = once(file)
     assert measured == 3 * len(ARMS)
-    told, wanted = again.to_dict(), once(None).to_dict()
-    for data in (told, wanted):
+    result, wanted = again.to_dict(), once(None).to_dict()
+    for data in (result, wanted):
         del data["provenance"]["date"]
-    assert json.dumps(told) == json.dumps(wanted)
+    assert json.dumps(result) == json.dumps(wanted)
     measured = 0
     assert once(file).cells == again.cells  # interrupted before the result was saved
     assert measured == 0

@@ -70,13 +70,13 @@ def test_another_probe_is_refused_and_the_file_stays(path: Path) -> None:
     before = path.read_bytes()
     with pytest.raises(OutputExistsError) as error:
         open_file(path, mask="b" * 32, settings={"levels": [0.1], "dtype": "bf16"}, more=1)
-    for said in (
+    for message in (
         f"{path} holds the finished part of a probe with mask='{'a' * 32}' (now '{'b' * 32}'), ",
         "settings.levels=[0.1, 1.0] (now [0.1])",
         "more=None (now 1)",
         "delete the file to start over",
     ):
-        assert said in str(error.value)
+        assert message in str(error.value)
     assert "dtype" not in str(error.value)
     assert path.read_bytes() == before
 

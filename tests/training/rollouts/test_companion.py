@@ -44,7 +44,7 @@ def test_it_steps_as_adamw_with_its_schedule(tmp_path: Path, max_grad_norm: floa
     import torch
     from transformers import get_linear_schedule_with_warmup
 
-    of, model = companion(tmp_path, max_grad_norm), network()
+    one, model = companion(tmp_path, max_grad_norm), network()
     optimizer = torch.optim.AdamW(
         [
             {"params": [model[0].weight, model[1].weight], "weight_decay": 0.1},
@@ -56,15 +56,15 @@ def test_it_steps_as_adamw_with_its_schedule(tmp_path: Path, max_grad_norm: floa
     )
     schedule = get_linear_schedule_with_warmup(optimizer, 2, 6)
     for step in range(4):
-        learn(of.model, step)
+        learn(one.model, step)
         learn(model, step)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or float("inf"))
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        assert of.step() == float(norm) > 0.5
-        assert_same_bits(weights(of.model), weights(model))
-        assert all(parameter.grad is None for parameter in of.model.parameters())
+        assert one.step() == float(norm) > 0.5
+        assert_same_bits(weights(one.model), weights(model))
+        assert all(parameter.grad is None for parameter in one.model.parameters())
 
 
 def test_its_weights_are_fp32_and_trained(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_its_weights_are_fp32_and_trained(tmp_path: Path) -> None:
 
     model = network().to(torch.bfloat16).requires_grad_(False)
     args = TrainingArguments(str(tmp_path), use_cpu=True)
-    of = AuxiliaryModel("critic", model, args, learning_rate=0.1, max_grad_norm=0.0)
-    assert {(p.dtype, p.requires_grad) for p in of.model.parameters()} == {(torch.float32, True)}
+    net = AuxiliaryModel("critic", model, args, learning_rate=0.1, max_grad_norm=0.0)
+    assert {(p.dtype, p.requires_grad) for p in net.model.parameters()} == {(torch.float32, True)}
 
 
 def test_it_goes_on_where_it_was_saved(tmp_path: Path) -> None:
@@ -95,10 +95,10 @@ def test_it_goes_on_where_it_was_saved(tmp_path: Path) -> None:
 
 
 def test_gradients_that_were_gathered_are_dropped(tmp_path: Path) -> None:
-    of = companion(tmp_path)
-    learn(of.model, 0)
-    of.forget_gradients()
-    assert of.step() == 0.0
+    one = companion(tmp_path)
+    learn(one.model, 0)
+    one.forget_gradients()
+    assert one.step() == 0.0
 
 
 @pytest.mark.parametrize("damage", ["none", "weights", "optimizer", "other"])
@@ -106,9 +106,9 @@ def test_checkpoints_of_another_run(tmp_path: Path, damage: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    of = companion(tmp_path)
+    one = companion(tmp_path)
     if damage != "none":
-        of.save(tmp_path)
+        one.save(tmp_path)
     if damage == "weights":
         (tmp_path / "critic.safetensors").write_bytes(b"\0" * 20)
     if damage == "optimizer":

@@ -25,7 +25,9 @@ def test_checkpointing_of_activations_changes_nothing(name: str, tmp_path: Path)
         train(trainer)
         companion = trainer.auxiliary
         modules = list(companion.model.modules())
-        assert any(getattr(of, "gradient_checkpointing", False) for of in modules) is checkpointing
+        assert (
+            any(getattr(one, "gradient_checkpointing", False) for one in modules) is checkpointing
+        )
         assert companion.model.training
         found.append(all_weights(trainer))
     assert_same_bits(*found)

@@ -71,9 +71,9 @@ def test_every_epoch_has_whole_rounds_of_different_rows(
     assert len(rows) == num_rows // rows_per_round * size
     rounds = [rows[first : first + size] for first in range(0, len(rows), size)]
     seen = []
-    for of in rounds:
-        assert of == of[:rows_per_round] * num_repeats
-        seen += of[:rows_per_round]
+    for one in rounds:
+        assert one == one[:rows_per_round] * num_repeats
+        seen += one[:rows_per_round]
     assert len(set(seen)) == len(seen) and set(seen) <= set(range(num_rows))
 
 

@@ -28,7 +28,9 @@ def build(request: pytest.FixtureRequest) -> Builder:
 
 def all_weights(trainer: Any) -> dict[str, Any]:
     models = {"policy": trainer.model, trainer.auxiliary.name: trainer.auxiliary.model}
-    return {f"{of} {name}": w for of, model in models.items() for name, w in weights(model).items()}
+    return {
+        f"{item} {name}": w for item, model in models.items() for name, w in weights(model).items()
+    }
 
 
 @pytest.mark.parametrize(
@@ -49,10 +51,10 @@ def test_the_same_weights(
     import torch
 
     def made(**more: Any) -> Any:
-        of = tiny.model().to(torch.bfloat16 if masked else torch.float32)
-        trainer = build(of, tmp_path, **settings, **more)
+        net = tiny.model().to(torch.bfloat16 if masked else torch.float32)
+        trainer = build(net, tmp_path, **settings, **more)
         if masked:
-            train_only(trainer, Mask.from_arrays(arrays(of)))
+            train_only(trainer, Mask.from_arrays(arrays(net)))
         return trainer
 
     whole = made(save_strategy="steps", save_steps=stop)

@@ -37,7 +37,7 @@ def test_functions_are_called_as_trl_calls_them_and_added_up() -> None:
     given = []
 
     def right(completions: list[str], answer: list[str], **_: Any) -> list[float]:
-        return [float(text == of) for text, of in zip(completions, answer, strict=True)]
+        return [float(text == item) for text, item in zip(completions, answer, strict=True)]
 
     def all_of_it(**columns: Any) -> list[int]:
         given.append(columns)

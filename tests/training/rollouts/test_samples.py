@@ -25,11 +25,11 @@ def samples() -> Any:
 
 
 def test_what_a_model_is_given() -> None:
-    of = samples()
-    assert of.input_ids.tolist() == [[0, 5, 6, 3, 1], [7, 8, 9, 4, 0]]
-    assert of.attention_mask.tolist() == [[False, True, True, True, True], [True] * 4 + [False]]
-    assert of.position_ids.tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 3]]
-    assert (len(of), of.num_tokens) == (2, 3)
+    one = samples()
+    assert one.input_ids.tolist() == [[0, 5, 6, 3, 1], [7, 8, 9, 4, 0]]
+    assert one.attention_mask.tolist() == [[False, True, True, True, True], [True] * 4 + [False]]
+    assert one.position_ids.tolist() == [[0, 0, 1, 2, 3], [0, 1, 2, 3, 3]]
+    assert (len(one), one.num_tokens) == (2, 3)
 
 
 def test_taking_rows() -> None:

@@ -47,10 +47,13 @@ def test_prompts_are_padded_on_the_left() -> None:
 
 
 def test_a_completion_goes_up_to_its_end_token() -> None:
-    of = sampled([[3, 4, 5]] * 64)
+    one = sampled([[3, 4, 5]] * 64)
     ended = 0
     for ids, mask, has_ended in zip(
-        of.completion_ids.tolist(), of.completion_mask.tolist(), of.has_ended.tolist(), strict=True
+        one.completion_ids.tolist(),
+        one.completion_mask.tolist(),
+        one.has_ended.tolist(),
+        strict=True,
     ):
         ends = [at for at, token in enumerate(ids) if token in (EOS, NEWLINE)]
         length = ends[0] + 1 if ends else len(ids)
@@ -62,10 +65,10 @@ def test_a_completion_goes_up_to_its_end_token() -> None:
 
 
 def test_only_the_end_tokens_that_are_named_end_a_completion() -> None:
-    of = sampled([[3, 4, 5]] * 64, end_tokens=(EOS,))
-    assert (of.completion_ids == NEWLINE).any()
-    rows = (of.completion_ids == NEWLINE)[:, 0]
-    assert rows.any() and of.completion_mask[rows][:, 1].all()
+    one = sampled([[3, 4, 5]] * 64, end_tokens=(EOS,))
+    assert (one.completion_ids == NEWLINE).any()
+    rows = (one.completion_ids == NEWLINE)[:, 0]
+    assert rows.any() and one.completion_mask[rows][:, 1].all()
 
 
 def test_the_same_seed_gives_the_same_completions() -> None:
@@ -81,24 +84,24 @@ def test_what_the_checkpoint_says_of_sampling_has_no_effect() -> None:
 
     from trimtab.training.rollouts.sampling import sample
 
-    of, found = tiny.model(), []
+    net, found = tiny.model(), []
     for config in (
         GenerationConfig(),
         GenerationConfig(do_sample=True, top_k=1, repetition_penalty=5.0, no_repeat_ngram_size=1),
     ):
-        of.generation_config = config
-        of.train()
+        net.generation_config = config
+        net.train()
         torch.manual_seed(0)
-        found.append(sample(of, [[3, 4, 5]] * 8, sampling()).completion_ids)
-        assert of.generation_config is config and of.training
+        found.append(sample(net, [[3, 4, 5]] * 8, sampling()).completion_ids)
+        assert net.generation_config is config and net.training
     assert torch.equal(*found)
 
 
 def test_temperature_and_top_p_are_what_is_sampled_from() -> None:
     cold = sampled([[3, 4, 5]] * 32, temperature=1e-4)
     narrow = sampled([[3, 4, 5]] * 32, top_p=1e-6)
-    for of in (cold, narrow):  # one token is left, the likeliest
-        assert (of.completion_ids == of.completion_ids[0]).all()
+    for one in (cold, narrow):  # one token is left, the likeliest
+        assert (one.completion_ids == one.completion_ids[0]).all()
     assert cold.completion_ids.tolist() == narrow.completion_ids.tolist()
 
 
@@ -111,16 +114,16 @@ def test_end_tokens_of_model_and_tokenizer(
 ) -> None:
     from trimtab.training.rollouts.sampling import end_tokens
 
-    of, tokenizer = tiny.model(), tiny.tokenizer()
-    of.generation_config.eos_token_id = of_model
+    net, tokenizer = tiny.model(), tiny.tokenizer()
+    net.generation_config.eos_token_id = of_model
     tokenizer.eos_token = None if of_tokenizer is None else "<eos>"
-    assert end_tokens(of, tokenizer) == expected
+    assert end_tokens(net, tokenizer) == expected
 
 
 def test_without_any_end_token() -> None:
     from trimtab.training.rollouts.sampling import end_tokens
 
-    of, tokenizer = tiny.model(), tiny.tokenizer()
-    of.generation_config.eos_token_id = tokenizer.eos_token = None
+    net, tokenizer = tiny.model(), tiny.tokenizer()
+    net.generation_config.eos_token_id = tokenizer.eos_token = None
     with pytest.raises(SettingsError, match="has an end token"):
-        end_tokens(of, tokenizer)
+        end_tokens(net, tokenizer)

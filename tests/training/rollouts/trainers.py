@@ -42,22 +42,22 @@ def settings(out: Path, **more: Any) -> dict[str, Any]:
     }
 
 
-def ppo(of: Any, out: Path, **more: Any) -> Any:
+def ppo(net: Any, out: Path, **more: Any) -> Any:
     """A `PPOTrainer`; arguments of its own are taken out of the settings."""
     from trimtab.training import PPOConfig, PPOTrainer
 
-    return _made(PPOTrainer, PPOConfig, of, out, more)
+    return _made(PPOTrainer, PPOConfig, net, out, more)
 
 
-def prime(of: Any, out: Path, **more: Any) -> Any:
+def prime(net: Any, out: Path, **more: Any) -> Any:
     """A `PRIMETrainer` with two completions of each prompt, and a quick reward model."""
     from trimtab.training import PRIMEConfig, PRIMETrainer
 
     usual = {"num_generations": 2, "oversample_factor": 2.0, "reward_learning_rate": 1e-3}
-    return _made(PRIMETrainer, PRIMEConfig, of, out, {**usual, **more})
+    return _made(PRIMETrainer, PRIMEConfig, net, out, {**usual, **more})
 
 
-def _made(trainer: Any, config: Any, of: Any, out: Path, more: dict[str, Any]) -> Any:
+def _made(trainer: Any, config: Any, net: Any, out: Path, more: dict[str, Any]) -> Any:
     from transformers import PrinterCallback
 
     names = ("train_dataset", "processing_class", "reward_funcs", "ref_model", "callbacks")
@@ -68,7 +68,7 @@ def _made(trainer: Any, config: Any, of: Any, out: Path, more: dict[str, Any]) -
         "reward_funcs": high,
     }
     with runtime.quiet():
-        made = trainer(model=of, args=config(**settings(out, **more)), **{**usual, **own})
+        made = trainer(model=net, args=config(**settings(out, **more)), **{**usual, **own})
     made.remove_callback(PrinterCallback)
     return made
 

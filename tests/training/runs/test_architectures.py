@@ -88,7 +88,7 @@ def test_a_run_from_a_mask_and_all_that_can_be_asked_of_it(base: Path, tmp_path:
     if "c_attn" not in "".join(changed):  # GPT-2's q, k and v are tracked apart, without places
         with open_checkpoint(base) as opened:
             points = TrackedPoints(out / "updates.trimtab", opened)
-            points.check({name: of.digest for name, of in changed.base.items()})
+            points.check({name: item.digest for name, item in changed.base.items()})
             ever = {n: points.times_changed(n) > 0 for n in opened.tensors}
         for name in changed:
             assert not (changed.array(name).reshape(-1) & ~ever[name]).any(), name
@@ -131,7 +131,7 @@ def test_noise_hits_single_experts() -> None:
         fused = "model.layers.1.mlp.experts.down_proj"
         differ = {n: p != before[n] for n, p in model.named_parameters()}
         assert {n for n, d in differ.items() if d.any()} == {fused}
-        assert [bool(of.any()) for of in differ[fused]] == [False, False, True, False]
+        assert [bool(one.any()) for one in differ[fused]] == [False, False, True, False]
     assert fingerprint(model) == bits
 
 

@@ -55,7 +55,7 @@ def test_texts_with_line_separators_of_unicode(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "told"),
+    ("rows", "message"),
     [
         ([], "no rows"),
         (["", " "], "no rows"),
@@ -79,10 +79,10 @@ def test_texts_with_line_separators_of_unicode(tmp_path: Path) -> None:
         ([{**GOOD, "x": 1}, {**GOOD, "x": True}], "line 2 has a x of another type than the first"),
     ],
 )
-def test_rows_that_cannot_be_used(tmp_path: Path, rows: list[Any], told: str) -> None:
+def test_rows_that_cannot_be_used(tmp_path: Path, rows: list[Any], message: str) -> None:
     with pytest.raises(SettingsError, match=r"data\.file: .*data\.jsonl: ") as error:
         read_rows(write(tmp_path, *rows), SFT)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_several_problems_are_told_together_and_briefly(tmp_path: Path) -> None:
@@ -140,11 +140,11 @@ def test_answers_that_nothing_can_be_compared_with(tmp_path: Path) -> None:
         answers(tmp_path, *values)
     wanted = "expected the text or number of a correct completion"
     assert str(error.value).startswith(f"data.file: {tmp_path / 'data.jsonl'}: line 4 has")
-    for told in (
+    for entry in (
         f"in lines 2, 5 answer is null, {wanted}",
         f"in line 4 answer is true, {wanted}",
     ):
-        assert told in str(error.value)
+        assert entry in str(error.value)
     with pytest.raises(SettingsError, match="in line 1 answer is a list, expected"):
         answers(tmp_path, ["7"])
     with pytest.raises(SettingsError, match="in line 1 answer is a float that is not finite"):

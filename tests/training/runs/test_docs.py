@@ -86,10 +86,10 @@ def test_every_default_on_the_page_of_an_algorithm(algorithm: str) -> None:
     from trimtab.training import runtime
 
     runtime.start()
-    of = ALGORITHMS[algorithm]
+    one = ALGORITHMS[algorithm]
     page = (DOCS / "algorithms" / f"{algorithm}.md").read_text("utf-8")
     with runtime.quiet():
-        args = of.config_class()(use_cpu=True, **{**DEFAULTS, **of.defaults, **of.fixed})
+        args = one.config_class()(use_cpu=True, **{**DEFAULTS, **one.defaults, **one.fixed})
     for (section, key), cells in rows_of(page).items():
         if section == "defaults":
             table, _, name = key.rpartition(".")
@@ -100,7 +100,7 @@ def test_every_default_on_the_page_of_an_algorithm(algorithm: str) -> None:
 
 @pytest.mark.train
 @pytest.mark.parametrize(
-    "algorithm", [name for name, of in ALGORITHMS.items() if of.config.startswith("trl")]
+    "algorithm", [name for name, item in ALGORITHMS.items() if item.config.startswith("trl")]
 )
 def test_what_the_page_says_of_trl(algorithm: str) -> None:
     from trimtab.training import runtime

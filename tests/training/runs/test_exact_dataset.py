@@ -148,7 +148,7 @@ def test_a_chat_template_in_training(name: str, tmp_path: Path) -> None:
     either = {"chosen": ANSWERS, "rejected": ANSWERS[::-1]}
     columns = {"completion": ANSWERS} if name == "sft" else either
     rows = [
-        {"prompt": chat, **{column: of[place] for column, of in columns.items()}}
+        {"prompt": chat, **{column: item[place] for column, item in columns.items()}}
         for place, chat in enumerate(CHATS)
     ]
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -165,7 +165,7 @@ def test_a_chat_template_in_training(name: str, tmp_path: Path) -> None:
 
 def _whole(rows: Sequence[Any]) -> list[Any]:
     """Each prompt with each of its completions."""
-    return [row["prompt"] + row[of] for row in rows for of in row if of != "prompt"]
+    return [row["prompt"] + row[one] for row in rows for one in row if one != "prompt"]
 
 
 def _trained_on(dataset: Any, tokenizer: Any) -> list[str]:

@@ -51,7 +51,7 @@ def test_only_the_mask_moves(finished: Any, base: Base) -> None:
     moved = {name: before[name] != now[name] for name in before}
     assert before.keys() == now.keys() == set(mask)
     assert not any((moved[name] & ~mask.array(name)).any() for name in mask)
-    num_moved = sum(int(of.sum()) for of in moved.values())
+    num_moved = sum(int(one.sum()) for one in moved.values())
     assert num_moved > 0.9 * mask.num_selected()
     assert result["update"] == {
         "criterion": "bits",
@@ -301,9 +301,9 @@ def test_a_run_that_was_killed_before_its_result(base: Base, tmp_path: Path, kep
     assert (again["steps"], again["resumed_from_step"]) == (3, 2)
     assert [log["step"] for log in again["history"]] == [1, 2, 3]
     assert again["update"] == result["update"]
-    weights = [of.parent / "out" / "model" / WEIGHTS for of in (whole, run)]
+    weights = [one.parent / "out" / "model" / WEIGHTS for one in (whole, run)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
-    points = [read_tracked(of.parent / "out" / "updates.trimtab").points for of in (whole, run)]
+    points = [read_tracked(one.parent / "out" / "updates.trimtab").points for one in (whole, run)]
     assert points[0] == points[1]
     assert not (out / "updates.trimtab.base").exists()
 
@@ -341,8 +341,8 @@ def test_a_full_disk_is_told_by_name_and_the_run_goes_on(base: Base, tmp_path: P
         (30_000, "model", {}),
     ):
         run = write(tmp_path / written, content("sft", base[0], trainer=steps))
-        told = rf"out/{written} cannot be written: (file too large|no space left.*): make room"
-        with room(num_bytes), pytest.raises(WriteError, match=told):
+        text = rf"out/{written} cannot be written: (file too large|no space left.*): make room"
+        with room(num_bytes), pytest.raises(WriteError, match=text):
             train(run)
         assert train(run)["steps"] == 2
         assert (tmp_path / written / "out" / "model" / WEIGHTS).read_bytes() == whole

@@ -137,7 +137,7 @@ def test_a_call_that_ends_between_the_phases_is_made_good(
 
 def test_it_ends_early_when_the_set_settles(base: Base, tmp_path: Path) -> None:
     path = write(tmp_path, auto(base, auto={"steps": 4, "every": 1, "settle": 1.0}))
-    assert not [of for of in train(path)["notes"] if "settled" in of]
+    assert not [one for one in train(path)["notes"] if "settled" in one]
     (step,) = Mask.load(tmp_path / "out" / "mask.safetensors").provenance["steps"]
     assert step["after_steps"] == 2
     assert step["looks"][1]["share_new"] < 1.0

@@ -173,16 +173,16 @@ def test_a_factor_beside_its_key_is_refused(name: str, algorithm: str, key: str)
         values[table] = {last: 1}
     else:
         values[key] = 1
-    value = dict(KNOBS).get(name) or next((of for n, of in KNOBS if n == name), 0.9)
+    value = dict(KNOBS).get(name) or next((one for n, one in KNOBS if n == name), 0.9)
     values["factors"] = {name: list(value) if isinstance(value, tuple) else value}
     with pytest.raises(SettingsError) as error:
         Settings.of("run.toml", values)
-    told = f"factors.{name} sets {key}, which the file also sets: remove one of them"
-    assert told in str(error.value)
+    text = f"factors.{name} sets {key}, which the file also sets: remove one of them"
+    assert text in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "factors", "told"),
+    ("algorithm", "factors", "message"),
     [
         ("sft", {"precisoin": "bf16"}, "factors.precisoin: did you mean factors.precision?"),
         ("sft", {"precision": "fp16"}, 'factors.precision is "fp16", expected "fp32" or'),
@@ -205,13 +205,13 @@ def test_a_factor_beside_its_key_is_refused(name: str, algorithm: str, key: str)
         ("sft", {"steps": 1.5}, "factors.steps is 1.5, expected a whole number"),
     ],
 )
-def test_what_cannot_be_meant(algorithm: str, factors: dict[str, Any], told: str) -> None:
+def test_what_cannot_be_meant(algorithm: str, factors: dict[str, Any], message: str) -> None:
     values = content(algorithm, Path("base"), factors=factors)
     values["trainer"].pop("num_ppo_epochs", None)
     values["trainer"].pop("max_steps")
     with pytest.raises(SettingsError) as error:
         Settings.of("run.toml", values)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_factors_that_are_no_table() -> None:
@@ -293,7 +293,7 @@ def test_precisions_are_what_they_say(by_precision: dict[str, Path]) -> None:
 
 
 def test_fp32_and_its_master_differ_in_the_saving_alone(by_precision: dict[str, Path]) -> None:
-    wide, narrow = (tensors(by_precision[of] / "model") for of in ("fp32", "fp32-master"))
+    wide, narrow = (tensors(by_precision[one] / "model") for one in ("fp32", "fp32-master"))
     for name, tensor in wide.items():
         assert tensor.float().equal(tensor)
         assert tensor.bfloat16().equal(narrow[name])

@@ -230,7 +230,7 @@ def test_grpo(
     expected = paper_losses.group_advantages(sampled.rewards(), GROUP)
     torch.testing.assert_close(sampled.inputs["advantages"], expected)
     assert expected.abs().max() > 0.5
-    old = [of.detach() for of in sampled.of(built.policy)]
+    old = [one.detach() for one in sampled.of(built.policy)]
     built.move(1)
     policy, reference = sampled.of(built.policy), sampled.of(built.reference)
     ratios = (torch.cat(policy) - torch.cat(old)).exp()
@@ -256,6 +256,6 @@ def test_rloo(beta: float, base: Base, tmp_path: Path) -> None:
     parameters = list(built.policy.parameters())
     found = torch.autograd.grad(built.loss(sampled.inputs), parameters)
     wanted = torch.autograd.grad(paper_losses.rloo(policy, expected), parameters)
-    assert max(float(of.abs().max()) for of in wanted) > 1e-2
+    assert max(float(item.abs().max()) for item in wanted) > 1e-2
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)

@@ -61,16 +61,16 @@ def test_every_prompt_is_sampled_and_judged(finished: Path) -> None:
 def test_what_is_recorded_of_them(finished: Path) -> None:
     drawn = lines(finished / "samples.jsonl")
     resolved = read_json(finished / "resolved.json")
-    told = resolved["samples"]
+    result = resolved["samples"]
     good = [sample for sample in drawn if sample["has_ended"] and sample["reward"] >= 2]
-    assert told["source"] == "samples.jsonl"
-    assert 0 < told["num_rows"] <= len(good)
-    assert told["columns"] == ["prompt", "completion", "completion_ids"]
-    assert told["num_samples"] == len(drawn)
-    assert told["num_not_ended"] == sum(not sample["has_ended"] for sample in drawn)
-    assert told["mean_reward"] == pytest.approx(sum(s["reward"] for s in drawn) / len(drawn))
-    assert told["settings"]["threshold"] == 2.0
-    assert resolved["settings"]["samples"] == told["settings"]
+    assert result["source"] == "samples.jsonl"
+    assert 0 < result["num_rows"] <= len(good)
+    assert result["columns"] == ["prompt", "completion", "completion_ids"]
+    assert result["num_samples"] == len(drawn)
+    assert result["num_not_ended"] == sum(not sample["has_ended"] for sample in drawn)
+    assert result["mean_reward"] == pytest.approx(sum(s["reward"] for s in drawn) / len(drawn))
+    assert result["settings"]["threshold"] == 2.0
+    assert resolved["settings"]["samples"] == result["settings"]
     assert resolved["data"]["num_rows"] == QUESTIONS
 
 
@@ -109,10 +109,10 @@ def test_the_seed_decides_what_is_drawn(finished: Path, base: Base, tmp_path: Pa
 def test_preferences_of_its_own(algorithm: str, finished: Path, base: Base, tmp_path: Path) -> None:
     train(write(tmp_path, run_of(algorithm, base)))
     assert lines(tmp_path / "out" / "samples.jsonl") == lines(finished / "samples.jsonl")
-    told = read_json(tmp_path / "out" / "resolved.json")["samples"]
+    result = read_json(tmp_path / "out" / "resolved.json")["samples"]
     columns = ["completion", "label"] if algorithm == "kto" else ["chosen", "rejected"]
-    assert told["columns"] == ["prompt", *columns]
-    assert told["num_rows"] > 1
+    assert result["columns"] == ["prompt", *columns]
+    assert result["num_rows"] > 1
 
 
 def test_a_text_that_ends_a_sample(base: Base, tmp_path: Path) -> None:
@@ -157,26 +157,26 @@ def test_nothing_to_train_on(base: Base, tmp_path: Path) -> None:
     values = run_of("rft", base, samples={**SAMPLES, "threshold": 99.0})
     with pytest.raises(SettingsError) as error:
         train(write(tmp_path, values))
-    told = str(error.value)
-    assert told.startswith("samples: no good sample among 72 of 9 prompts: rewards from ")
-    assert "did not end within samples.max_completion_length" in told
+    text = str(error.value)
+    assert text.startswith("samples: no good sample among 72 of 9 prompts: rewards from ")
+    assert "did not end within samples.max_completion_length" in text
 
 
 @pytest.mark.parametrize(
-    ("damage", "told"),
+    ("damage", "message"),
     [
         (lambda text: text.replace("reward", "rewards", 1), "cannot be read"),
         (lambda text: text[:100], "cannot be read"),
         (lambda text: text.partition("\n")[2], "has 71 samples, expected 72"),
     ],
 )
-def test_damaged_samples(base: Base, tmp_path: Path, damage: Any, told: str) -> None:
+def test_damaged_samples(base: Base, tmp_path: Path, damage: Any, message: str) -> None:
     run = write(tmp_path, run_of("rft", base))
     with pytest.raises(KeyboardInterrupt):
         train(run, stop=after(4))
     path = tmp_path / "out" / "samples.jsonl"
     path.write_text(damage(path.read_text()))
-    with pytest.raises(CheckpointError, match=rf"{told}.*delete the folder to start again"):
+    with pytest.raises(CheckpointError, match=rf"{message}.*delete the folder to start again"):
         train(run)
 
 

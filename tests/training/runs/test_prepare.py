@@ -50,7 +50,7 @@ def test_trainer_overrides_the_defaults(tmp_path: Path, base: Base) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trainer", "told"),
+    ("trainer", "message"),
     [
         (
             {"learnin_rate": 1e-5},
@@ -67,9 +67,9 @@ def test_trainer_overrides_the_defaults(tmp_path: Path, base: Base) -> None:
     ],
 )
 def test_problems_of_the_trainer(
-    tmp_path: Path, base: Base, trainer: dict[str, Any], told: str
+    tmp_path: Path, base: Base, trainer: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         prepared(tmp_path, base, trainer=trainer)
 
 
@@ -82,10 +82,10 @@ def test_what_makes_it_simpo_cannot_be_changed(tmp_path: Path, base: Base) -> No
     trainer = {"cpo_alpha": 1.0, "loss_type": "hinge", "alpha": 0.0}
     with pytest.raises(SettingsError) as error:
         prepared(tmp_path, base, "simpo", trainer=trainer)
-    told = str(error.value)
-    assert "trainer.cpo_alpha is 1.0, and simpo is CPOTrainer with 0.0: leave the key out" in told
-    assert 'trainer.loss_type is "hinge", and simpo is CPOTrainer with "simpo"' in told
-    assert "trainer.alpha" not in told
+    text = str(error.value)
+    assert "trainer.cpo_alpha is 1.0, and simpo is CPOTrainer with 0.0: leave the key out" in text
+    assert 'trainer.loss_type is "hinge", and simpo is CPOTrainer with "simpo"' in text
+    assert "trainer.alpha" not in text
     args = prepared(tmp_path, base, "simpo").args
     assert (args.loss_type, args.cpo_alpha, args.alpha) == ("simpo", 0.0, 0.0)
     assert (args.beta, args.simpo_gamma) == (2.0, 1.0)
@@ -103,7 +103,7 @@ def test_vllm_that_is_not_there(tmp_path: Path, base: Base, algorithm: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "changes", "told"),
+    ("algorithm", "changes", "message"),
     [
         ("grpo", {"trainer": {"max_completion_length": 2047}}, "with 2047 for the completion"),
         ("rft", {"samples": {"max_completion_length": 2046}}, "with 2046 for the completion"),
@@ -111,11 +111,11 @@ def test_vllm_that_is_not_there(tmp_path: Path, base: Base, algorithm: str) -> N
     ],
 )
 def test_prompts_longer_than_the_context(
-    tmp_path: Path, base: Base, algorithm: str, changes: dict[str, Any], told: str
+    tmp_path: Path, base: Base, algorithm: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=r"data: .* have too many tokens") as error:
         prepared(tmp_path, base, algorithm, **changes)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.gym
@@ -168,8 +168,8 @@ def test_column_that_the_reward_needs(tmp_path: Path, base: Base) -> None:
 
 def test_messages_need_a_chat_template(tmp_path: Path, base: Base) -> None:
     path = write(tmp_path, content("sft", base[0], data={"file": "chat.jsonl"}))
-    said = [{"role": "user", "content": "1"}]
-    (tmp_path / "chat.jsonl").write_text(json.dumps({"prompt": said, "completion": said}))
+    message = [{"role": "user", "content": "1"}]
+    (tmp_path / "chat.jsonl").write_text(json.dumps({"prompt": message, "completion": message}))
     with pytest.raises(SettingsError, match=r"messages, and the tokenizer of .* has no chat"):
         prepare(Settings.read(path))
 
@@ -222,10 +222,10 @@ def test_settings_are_plain_and_without_paths(tmp_path: Path, base: Base) -> Non
 
 
 def test_description(tmp_path: Path, base: Base) -> None:
-    told = prepared(tmp_path, base, "grpo").describe()
-    assert told["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
-    assert told["mask"]["source"] == "random:0.1"
-    assert told["data"]["columns"] == ["prompt", "answer"]
-    assert told["settings"]["reward"]["function"] == "reward.py:share_of_ones"
-    assert set(told["versions"]) >= {"trimtab", "torch", "transformers", "trl"}
+    result = prepared(tmp_path, base, "grpo").describe()
+    assert result["mask"]["density"] == pytest.approx(0.1, abs=1e-3)
+    assert result["mask"]["source"] == "random:0.1"
+    assert result["data"]["columns"] == ["prompt", "answer"]
+    assert result["settings"]["reward"]["function"] == "reward.py:share_of_ones"
+    assert set(result["versions"]) >= {"trimtab", "torch", "transformers", "trl"}
     assert prepared(tmp_path, base, mask="none").describe()["mask"] == {"source": "none"}

@@ -34,8 +34,8 @@ def test_ids_of_messages_end_where_the_answer_begins() -> None:
         "{% for message in messages %}{{ message.content }}+{% endfor %}"
         "{% if add_generation_prompt %}={% endif %}"
     )
-    said = [{"role": "user", "content": "1"}]
-    assert prompt_ids(tokenizer, said) == prompt_ids(tokenizer, "1+=")
+    message = [{"role": "user", "content": "1"}]
+    assert prompt_ids(tokenizer, message) == prompt_ids(tokenizer, "1+=")
 
 
 def test_the_last_token_that_fits(base: Base) -> None:
@@ -44,10 +44,10 @@ def test_the_last_token_that_fits(base: Base) -> None:
     check_lengths(rows("1" * 15), model, 5, 20)
     with pytest.raises(SettingsError) as error:
         check_lengths(rows("1", "1" * (CONTEXT - 4), "1" * CONTEXT), model, 5, None)
-    told = str(error.value)
-    assert told.startswith("data: questions: the prompts of rows 2, 3 have too many tokens")
-    assert f"the longest has {CONTEXT}, and the context of {model.record.id} is {CONTEXT}" in told
-    assert "with 5 for the completion" in told
+    text = str(error.value)
+    assert text.startswith("data: questions: the prompts of rows 2, 3 have too many tokens")
+    assert f"the longest has {CONTEXT}, and the context of {model.record.id} is {CONTEXT}" in text
+    assert "with 5 for the completion" in text
     with pytest.raises(SettingsError, match=r"trainer\.max_length is 20, with 5"):
         check_lengths(rows("1" * 16), model, 5, 20)
 

@@ -60,13 +60,13 @@ def test_messages_are_written_by_its_chat_template(judge: Path, tmp_path: Path) 
     tokenizer = tiny.tokenizer()
     tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     tokenizer.save_pretrained(folder)
-    said = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+    message = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
     answers = [[{"role": "assistant", "content": text}] for text in COMPLETIONS]
     with runtime.quiet():
         plain = model_reward(str(judge), tmp_path).function(
             completions=COMPLETIONS, prompts=PROMPTS
         )
-        chat = model_reward(str(folder), tmp_path).function(completions=answers, prompts=said)
+        chat = model_reward(str(folder), tmp_path).function(completions=answers, prompts=message)
     assert chat == plain
 
 

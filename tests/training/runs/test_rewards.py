@@ -73,15 +73,15 @@ def test_an_answer_that_is_no_mathematics_is_not_taken_for_a_wrong_completion() 
 
 
 @pytest.mark.parametrize(
-    ("kind", "pattern", "told"),
+    ("kind", "pattern", "message"),
     [
         ("regex", None, "needs a pattern"),
         ("exact", "a", 'is for kind = "regex"'),
         ("regex", "(", "not a regular expression"),
     ],
 )
-def test_pattern(kind: str, pattern: str | None, told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
+def test_pattern(kind: str, pattern: str | None, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         comparison(kind, "answer", pattern)
 
 
@@ -105,7 +105,7 @@ def reward(completions, prompts, answer, **columns):
 
 
 @pytest.mark.parametrize(
-    ("named", "text", "told"),
+    ("named", "text", "message"),
     [
         ("reward.py", "", 'is "reward.py", expected "file.py:name"'),
         ("reward.py:a b", "", 'expected "file.py:name"'),
@@ -118,10 +118,12 @@ def reward(completions, prompts, answer, **columns):
         ("reward.py:reward", "def", "fails: SyntaxError"),
     ],
 )
-def test_function_that_cannot_be_loaded(tmp_path: Path, named: str, text: str, told: str) -> None:
+def test_function_that_cannot_be_loaded(
+    tmp_path: Path, named: str, text: str, message: str
+) -> None:
     with pytest.raises(SettingsError, match=r"reward\.function") as error:
         load_function(named, script(tmp_path, text))
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_a_file_that_is_not_python(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_file_that_is_not_python(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("returned", "told"),
+    ("returned", "message"),
     [
         ("[1.0]", "returned 1 rewards for 2 completions"),
         ("[1.0, float('nan')]", "returned nan, expected a number"),
@@ -142,12 +144,12 @@ def test_a_file_that_is_not_python(tmp_path: Path) -> None:
         ("1 / 0", r"fails: ZeroDivisionError"),
     ],
 )
-def test_bad_results(tmp_path: Path, returned: str, told: str) -> None:
+def test_bad_results(tmp_path: Path, returned: str, message: str) -> None:
     text = f"def reward(completions, **columns):\n    return {returned}\n"
     reward = load_function("reward.py:reward", script(tmp_path, text))
     with pytest.raises(SettingsError, match="the reward function reward") as error:
         score(reward, ["a", "b"])
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("answer", [None, True, ["12"], {"a": 1}, float("inf")])

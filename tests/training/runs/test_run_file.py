@@ -59,7 +59,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"modle": "x"}, "there is no key modle: did you mean model?"),
         ({"algorithm": "gpro"}, 'algorithm is "gpro": did you mean grpo?'),
@@ -106,12 +106,12 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_one_problem(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    assert told in problem(tmp_path, **changes)
+def test_one_problem(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in problem(tmp_path, **changes)
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"reward": None}, "grpo needs a table [reward], with function, kind or model"),
         ({"reward": {}}, "reward: expected one of function, kind and model"),
@@ -139,12 +139,12 @@ def test_one_problem(tmp_path: Path, changes: dict[str, Any], told: str) -> None
         ({"samples": {"num": 3}}, "samples: grpo draws its samples while it trains"),
     ],
 )
-def test_one_problem_of_the_reward(tmp_path: Path, changes: dict[str, Any], told: str) -> None:
-    assert told in problem(tmp_path, "grpo", **changes)
+def test_one_problem_of_the_reward(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    assert message in problem(tmp_path, "grpo", **changes)
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "message"),
     [
         ({"num": 0}, "samples.num is 0, expected at least 1"),
         ({"most": 0}, "samples.most is 0, expected at least 1"),
@@ -158,12 +158,12 @@ def test_one_problem_of_the_reward(tmp_path: Path, changes: dict[str, Any], told
         ({"nums": 3}, "no key samples.nums: did you mean samples.num?"),
     ],
 )
-def test_one_problem_of_samples(tmp_path: Path, table: dict[str, Any], told: str) -> None:
-    assert told in problem(tmp_path, "rft", samples=table)
+def test_one_problem_of_samples(tmp_path: Path, table: dict[str, Any], message: str) -> None:
+    assert message in problem(tmp_path, "rft", samples=table)
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "changes", "told"),
+    ("algorithm", "changes", "message"),
     [
         ("rft", {"reward": None}, "rft needs a table [reward], with function, kind or model"),
         ("dpo", {"samples": {}, "data": {"file": "a"}}, "dpo needs a table [reward]"),
@@ -182,9 +182,9 @@ def test_one_problem_of_samples(tmp_path: Path, table: dict[str, Any], told: str
     ],
 )
 def test_rewards_are_for_samples(
-    tmp_path: Path, algorithm: str, changes: dict[str, Any], told: str
+    tmp_path: Path, algorithm: str, changes: dict[str, Any], message: str
 ) -> None:
-    assert told in problem(tmp_path, algorithm, **changes)
+    assert message in problem(tmp_path, algorithm, **changes)
 
 
 def test_samples_of_rft_have_defaults_and_those_of_others_must_be_asked_for(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_samples_of_rft_have_defaults_and_those_of_others_must_be_asked_for(tmp_
 
 
 @pytest.mark.parametrize(
-    ("table", "told"),
+    ("table", "message"),
     [
         ({"steps": 0}, "auto.steps is 0, expected at least 1"),
         ({"every": -1}, "auto.every is -1, expected at least 1"),
@@ -209,8 +209,8 @@ def test_samples_of_rft_have_defaults_and_those_of_others_must_be_asked_for(tmp_
         ({"step": 3}, "no key auto.step: did you mean auto.steps?"),
     ],
 )
-def test_one_problem_of_auto(tmp_path: Path, table: dict[str, Any], told: str) -> None:
-    assert told in problem(tmp_path, mask="auto", auto=table)
+def test_one_problem_of_auto(tmp_path: Path, table: dict[str, Any], message: str) -> None:
+    assert message in problem(tmp_path, mask="auto", auto=table)
 
 
 @pytest.mark.parametrize(
@@ -243,8 +243,8 @@ def test_auto_is_for_its_mask_only(tmp_path: Path) -> None:
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
-    told = problem(tmp_path, seed="1", output=None, mask="random:0", data={}, sede=1)
-    assert told.count("; ") == 4
+    result = problem(tmp_path, seed="1", output=None, mask="random:0", data={}, sede=1)
+    assert result.count("; ") == 4
     for part in (
         'seed is "1"',
         "missing: output",
@@ -252,11 +252,11 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         "one of file and task",
         "mean seed?",
     ):
-        assert part in told
+        assert part in result
 
 
 @pytest.mark.parametrize(
-    ("raw", "told"),
+    ("raw", "message"),
     [
         (b"algorithm = ", "not TOML"),
         (b"a = 1\na = 2", "not TOML"),
@@ -266,10 +266,10 @@ def test_all_problems_at_once(tmp_path: Path) -> None:
         (b"algorithm = 1979-05-27\n", "algorithm is a date"),
     ],
 )
-def test_hostile_files(tmp_path: Path, raw: bytes, told: str) -> None:
+def test_hostile_files(tmp_path: Path, raw: bytes, message: str) -> None:
     path = tmp_path / "run.toml"
     path.write_bytes(raw)
-    with pytest.raises(SettingsError, match=told):
+    with pytest.raises(SettingsError, match=message):
         Settings.read(path)
 
 

@@ -65,10 +65,10 @@ def changed(usual: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
         start = {**usual, "mask": "auto"} if table == "auto" else usual
         for field in fields(cls):
             for value in STRANGE:
-                told = {**start.get(table, {}), field.name: value}
+                result = {**start.get(table, {}), field.name: value}
                 if field.name in ("kind", "model", "column", "pattern"):
-                    del told["function"]
-                yield f"{table}.{field.name}", value, {**start, table: told}
+                    del result["function"]
+                yield f"{table}.{field.name}", value, {**start, table: result}
 
 
 def test_keys_of_a_run_file(base: Path, tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_keys_of_a_trainer(name: str, values: tuple[Any, ...], base: Path, tmp_p
 
 
 @pytest.mark.parametrize(
-    ("trainer", "told"),
+    ("trainer", "message"),
     [
         ({"save_steps": math.inf}, "trainer.save_steps is inf, which the configuration fails on"),
         ({"num_generations": 0}, "trainer.num_generations is 0, which the configuration fails on"),
@@ -116,12 +116,14 @@ def test_keys_of_a_trainer(name: str, values: tuple[Any, ...], base: Path, tmp_p
         ({"run_name": "a\0"}, "trainer.run_name has a NUL character"),
     ],
 )
-def test_the_key_is_named(trainer: dict[str, Any], told: str, base: Path, tmp_path: Path) -> None:
+def test_the_key_is_named(
+    trainer: dict[str, Any], message: str, base: Path, tmp_path: Path
+) -> None:
     usual = content("grpo", base)
     file = Settings.of(tmp_path / "run.toml", {**usual, "trainer": {**usual["trainer"], **trainer}})
     with pytest.raises(TrimtabError) as error:
         trainer_arguments(file, ALGORITHMS["grpo"], tmp_path)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 MORE = {
@@ -152,8 +154,8 @@ def test_keys_of_the_files_beside_weights(name: str, base: Path, tmp_path: Path)
 def test_a_config_of_more_layers_than_tensors(base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "base"
     shutil.copytree(base, folder)
-    told = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**told, "num_hidden_layers": 10**9}))
+    data = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**data, "num_hidden_layers": 10**9}))
     with pytest.raises(
         TrimtabError, match=r"num_hidden_layers = 1000000000, and it has \d+ tensors"
     ):

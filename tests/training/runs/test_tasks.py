@@ -91,7 +91,7 @@ def test_a_gym_task_is_scored_by_its_own_verifier() -> None:
 @pytest.mark.gym
 @pytest.mark.train
 @pytest.mark.parametrize(
-    ("name", "config", "told"),
+    ("name", "config", "message"),
     [
         ("chain_sums", {}, "no task chain_sums: did you mean chain_sum?"),
         (
@@ -105,8 +105,8 @@ def test_a_gym_task_is_scored_by_its_own_verifier() -> None:
         ("chain_sum", {"min_terms": 9, "max_terms": 2}, "data.config: max_terms must be"),
     ],
 )
-def test_gym_tasks_that_cannot_be_made(name: str, config: dict[str, Any], told: str) -> None:
-    with pytest.raises(SettingsError, match=told):
+def test_gym_tasks_that_cannot_be_made(name: str, config: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         gym_questions(gym(name, config=config), 0)
 
 

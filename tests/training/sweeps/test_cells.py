@@ -43,7 +43,7 @@ def test_only_seeds_are_one_arm(tmp_path: Path) -> None:
 def test_a_factor_replaces_its_keys_and_nothing_else(tmp_path: Path) -> None:
     (cell,) = cells(tmp_path, TOP + '[sweep]\n"trainer.warmup_steps" = [7]\nlearning_rate = [1.0]')
     before = tomllib.loads((tmp_path / "sft.toml").read_text())
-    trainer = {key: of for key, of in before["trainer"].items() if key != "learning_rate"}
+    trainer = {key: item for key, item in before["trainer"].items() if key != "learning_rate"}
     assert cell.content == {
         **before,
         "trainer": {**trainer, "warmup_steps": 7},
@@ -110,7 +110,7 @@ def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "not JSON"),
         ("[]", "not the run of a cell"),
@@ -131,12 +131,12 @@ def test_a_cell_is_read_as_it_was_written(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_files_that_hold_no_cell(tmp_path: Path, text: str, told: str) -> None:
+def test_files_that_hold_no_cell(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
     with pytest.raises(SettingsError) as error:
         Settings.read(path)
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 def test_no_cell(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ FORMATS = (DOCS / "formats.md").read_text("utf-8")
 
 def keys_of(page: str, section: str) -> set[str]:
     """What stands in backquotes in the first cells of a section's tables."""
-    firsts = [cells[0] for (of, _), cells in rows_of(page).items() if of == section]
+    firsts = [cells[0] for (item, _), cells in rows_of(page).items() if item == section]
     return {name.strip("[]") for first in firsts for name in first.split("`")[1::2]}
 
 
@@ -33,7 +33,9 @@ def test_every_key_of_a_sweep_file() -> None:
 
 def test_every_key_of_evaluate() -> None:
     assert keys_of(PAGE, "evaluate") == {field.name for field in fields(EvaluateTable)}
-    defaults = {of.name: of.default for of in fields(EvaluateTable) if of.default is not MISSING}
+    defaults = {
+        one.name: one.default for one in fields(EvaluateTable) if one.default is not MISSING
+    }
     assert f"`{defaults['kind']}`, none, `{defaults['column']}`" in PAGE
 
 

@@ -31,14 +31,14 @@ def planned(reader: Path, output: Path) -> Plan:
 def test_the_example(reader: Path, tmp_path: Path) -> None:
     found = planned(reader, tmp_path / "out")
     assert len(found.cells) == 8
-    assert {of.of for of in found.differences} == {
+    assert {one.of for one in found.differences} == {
         ("factors.learning_rate",),
         ("factors.precision",),
     }
     assert found.matched["steps"].why == found.matched["work_of_a_step"].why == "equal"
-    for of in found.cells[:4]:
+    for one in found.cells[:4]:
         with progress_bars() as bars:
-            execute(prepare(of.cell.file()), bars)
+            execute(prepare(one.cell.file()), bars)
     table = sweep_table(found, {}, {})
     rows = table["cells"]
     swept = ["mask", "model", "steps", "learning_rate", "precision"]

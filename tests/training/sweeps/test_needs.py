@@ -48,7 +48,7 @@ def test_an_arm_trains_what_another_changed_or_starts_where_it_ended(
     base: Base, tmp_path: Path
 ) -> None:
     before = planned(tmp_path, TEXT, base[0], sft=FAST)
-    cells = {of.cell.name: of.cell for of in before.cells}
+    cells = {one.cell.name: one.cell for one in before.cells}
     assert not any(cell.folder.exists() for cell in cells.values())
     order: list[str] = []
 
@@ -73,14 +73,16 @@ def test_an_arm_trains_what_another_changed_or_starts_where_it_ended(
         assert resolved["model"]["id"] == str(full.model.resolve())
         assert (longer.model / WEIGHTS).read_bytes() != (full.model / WEIGHTS).read_bytes()
     again = plan(SweepSettings.read(tmp_path / "sweep.toml"))
-    assert all(of.is_finished for of in again.cells)
-    assert [of.to_dict() for of in again.differences] == [of.to_dict() for of in before.differences]
+    assert all(one.is_finished for one in again.cells)
+    assert [one.to_dict() for one in again.differences] == [
+        one.to_dict() for one in before.differences
+    ]
 
 
 def test_what_is_needed_is_a_setting_that_was_asked_for(base: Base, tmp_path: Path) -> None:
-    told = {of.setting: of for of in planned(tmp_path, TEXT, base[0], sft=FAST).differences}
-    assert (told["mask"].why, told["model"].why) == ("asked", "asked")
-    assert ["random of full" in str(value) for value, _ in told["mask"].values].count(True) == 1
+    result = {one.setting: one for one in planned(tmp_path, TEXT, base[0], sft=FAST).differences}
+    assert (result["mask"].why, result["model"].why) == ("asked", "asked")
+    assert ["random of full" in str(value) for value, _ in result["mask"].values].count(True) == 1
 
 
 def test_what_is_wrong_beside_a_need_is_known_before(base: Base, tmp_path: Path) -> None:
@@ -90,7 +92,7 @@ def test_what_is_wrong_beside_a_need_is_known_before(base: Base, tmp_path: Path)
 
 
 def test_what_needs_a_failed_cell_is_not_run(base: Base, tmp_path: Path) -> None:
-    cells = [of.cell for of in planned(tmp_path, TEXT, base[0], sft=FAST).cells]
+    cells = [one.cell for one in planned(tmp_path, TEXT, base[0], sft=FAST).cells]
     few = [cell for cell in cells if cell.name in ("random,seed=0", "longer,seed=1")]
     outcomes = run_cells(few, jobs=1, notify=tell_nobody, stop=lambda: False, here=True)
     assert {name: outcome.error for name, outcome in outcomes.items()} == {
@@ -100,7 +102,7 @@ def test_what_needs_a_failed_cell_is_not_run(base: Base, tmp_path: Path) -> None
 
 
 def test_nothing_is_begun_once_asked_to_stop(base: Base, tmp_path: Path) -> None:
-    cells = [of.cell for of in planned(tmp_path, TEXT, base[0], sft=FAST).cells]
+    cells = [one.cell for one in planned(tmp_path, TEXT, base[0], sft=FAST).cells]
     asked = iter([False, True, True, True, True, True])  # after the first step of the first cell
     outcomes = run_cells(cells, jobs=1, notify=tell_nobody, stop=lambda: next(asked), here=True)
     assert {name: outcome.status for name, outcome in outcomes.items()} == {
@@ -112,7 +114,7 @@ def test_nothing_is_begun_once_asked_to_stop(base: Base, tmp_path: Path) -> None
 def test_masks_and_their_controls(base: Base, tmp_path: Path, kind: MaskKind) -> None:
     whole = Mask.load(_random(base[0], tmp_path))
     mask = derived_mask(kind, whole, base[0], seed=1)
-    counts = [{name: of.num_selected(name) for name in of} for of in (whole, mask)]
+    counts = [{name: one.num_selected(name) for name in one} for one in (whole, mask)]
     if kind == "complement":
         assert mask == whole.complement()
     else:

@@ -28,9 +28,9 @@ TOP = 'run = "sft.toml"\noutput = "out"\n'
 def found(plan: Plan, why: str) -> dict[str, tuple[tuple[Any, ...], tuple[str, ...]]]:
     """Setting -> its values, and the keys that account for it."""
     return {
-        of.setting: (tuple(value for value, _ in of.values), of.of)
-        for of in plan.differences
-        if of.why == why
+        one.setting: (tuple(value for value, _ in one.values), one.of)
+        for one in plan.differences
+        if one.why == why
     }
 
 
@@ -39,7 +39,7 @@ def test_a_swept_key_alone(base: Base, tmp_path: Path) -> None:
     expected = {"trainer.learning_rate": ((1e-4, 1e-3), ("factors.learning_rate",))}
     assert found(plan, "asked") == expected
     assert len(plan.differences) == 1
-    assert {name: of.why for name, of in plan.matched.items()} == {
+    assert {name: item.why for name, item in plan.matched.items()} == {
         "learning_rate": "asked",
         "steps": "equal",
         "work_of_a_step": "equal",
@@ -196,17 +196,17 @@ def test_a_problem_of_many_cells_is_told_once(base: Base, tmp_path: Path) -> Non
     text = TOP + "[sweep]\nsteps = [2, 4]\nbatch_size = [0]"
     with pytest.raises(SettingsError) as error:
         planned(tmp_path, text, base[0])
-    told = "cell steps=2,batch_size=0 and 1 more: "
+    printed = "cell steps=2,batch_size=0 and 1 more: "
     assert str(error.value).count("factors.batch_size is 0, expected at least 1") == 1
-    assert str(error.value).startswith(f"{tmp_path / 'sweep.toml'}: {told}")
+    assert str(error.value).startswith(f"{tmp_path / 'sweep.toml'}: {printed}")
 
 
 def test_problems_of_all_cells(base: Base, tmp_path: Path) -> None:
     text = TOP + '[sweep]\nmask = ["none.safetensors", "random:2"]\nkl = [0.1]'
     with pytest.raises(SettingsError) as error:
         planned(tmp_path, text, base[0])
-    for told in ("sft has none, only", "expected random:DENSITY", "mask=random-2-"):
-        assert told in str(error.value)
+    for entry in ("sft has none, only", "expected random:DENSITY", "mask=random-2-"):
+        assert entry in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -226,7 +226,7 @@ def test_a_finished_cell_of_other_settings_is_refused(base: Base, tmp_path: Path
     first = planned(tmp_path, text, base[0]).cells[0].cell
     with progress_bars() as bars:
         execute(prepare(first.file()), bars)
-    assert [of.is_finished for of in planned(tmp_path, text, base[0]).cells] == [True, False]
+    assert [one.is_finished for one in planned(tmp_path, text, base[0]).cells] == [True, False]
     with pytest.raises(OutputExistsError) as error:
         planned(tmp_path, text + "\n[set]\nclip = 0.5", base[0])
     assert "seed=0: " in str(error.value)

@@ -37,6 +37,6 @@ def test_over_seeds() -> None:
 
 def test_the_interval_holds_the_mean_as_often_as_it_says() -> None:
     draws = np.random.default_rng(0).normal(size=(4000, 3))
-    found = [over_seeds(list(of)) for of in draws]
-    held = np.mean([of["low"] <= 0 <= of["high"] for of in found])
+    found = [over_seeds(list(one)) for one in draws]
+    held = np.mean([one["low"] <= 0 <= one["high"] for one in found])
     assert abs(held - 0.95) < 0.011  # three standard errors

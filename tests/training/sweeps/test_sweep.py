@@ -35,17 +35,17 @@ questions = 6
 def finished(base: Base, tmp_path: Path) -> Plan:
     """A sweep of two seeds, both trained."""
     plan = planned(tmp_path, ASKING, base[0])
-    for of in plan.cells:
+    for one in plan.cells:
         with progress_bars() as bars:
-            execute(prepare(of.cell.file()), bars)
+            execute(prepare(one.cell.file()), bars)
     return plan
 
 
 def test_cells_are_asked_what_they_were_not_trained_on(finished: Plan) -> None:
     assert finished.examiner is not None
-    for of in finished.cells:
-        trained_on = {row["prompt"] for row in prepare(of.cell.file()).data.rows}
-        asked = finished.examiner.questions[of.cell.name].prompts
+    for one in finished.cells:
+        trained_on = {row["prompt"] for row in prepare(one.cell.file()).data.rows}
+        asked = finished.examiner.questions[one.cell.name].prompts
         assert len(asked) == 6
         assert not trained_on & set(asked)
 
@@ -101,8 +101,8 @@ def test_damaged_results_are_told_before_anything_trains(
     out.mkdir(parents=True)
     (out / "result.json").write_text("{}")
     (out / file).write_text(text)
-    told = r"cannot be read .*: delete .*seed=0(/out)? to train again"
-    with pytest.raises(CheckpointError, match=told):
+    printed = r"cannot be read .*: delete .*seed=0(/out)? to train again"
+    with pytest.raises(CheckpointError, match=printed):
         planned(tmp_path, ASKING, base[0])
 
 

@@ -61,7 +61,7 @@ TOP = 'run = "sft.toml"\noutput = "out"\n'
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[sweep\n", "not TOML"),
         ("a" * 100 + "=" + "[" * 5000, "not TOML"),
@@ -97,15 +97,21 @@ TOP = 'run = "sft.toml"\noutput = "out"\n'
         ),
     ],
 )
-def test_what_cannot_be_meant(tmp_path: Path, text: str, told: str) -> None:
+def test_what_cannot_be_meant(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError) as error:
         read(tmp_path, text)
-    assert told in str(error.value)
+    assert message in str(error.value)
     assert str(tmp_path / "sweep.toml") in str(error.value)
 
 
 def test_all_problems_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError) as error:
         read(tmp_path, "jobs = 2\n[sweep]\nseed = 3\nkk = [1]")
-    for told in ("no key jobs", "sweep.seed", "no key sweep.kk", "missing: run", "missing: output"):
-        assert told in str(error.value)
+    for entry in (
+        "no key jobs",
+        "sweep.seed",
+        "no key sweep.kk",
+        "missing: run",
+        "missing: output",
+    ):
+        assert entry in str(error.value)

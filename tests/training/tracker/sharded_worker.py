@@ -86,17 +86,17 @@ def outcome(path: Path, watcher: Watcher) -> dict[str, Any]:
     points = read_tracked(path).points
     return {
         "found": [_plain(point.by_kind) for point in points],
-        "expected": [_plain(of) for of in counts],
+        "expected": [_plain(one) for one in counts],
         "figures": [(step, _plain(by_kind)) for step, by_kind in read_steps(path)],
         "expected_figures": [(step, _plain(by_kind)) for step, by_kind in figures],
-        "norms": [(of.total.step_norm, of.total.update_norm) for of in read_steps(path)],
+        "norms": [(one.total.step_norm, one.total.update_norm) for one in read_steps(path)],
         "expected_norms": watcher.norms(),
-        "left": sorted(of.name for of in path.parent.iterdir() if of.name.startswith(path.name)),
+        "left": sorted(one.name for one in path.parent.iterdir() if one.name.startswith(path.name)),
     }
 
 
 def _plain(by_kind: Any) -> dict[str, list[Any]]:
-    return {kind: list(of) for kind, of in by_kind.items()}
+    return {kind: list(item) for kind, item in by_kind.items()}
 
 
 def sharded_fp32(folder: Path) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def refused(folder: Path) -> list[str]:
     model = new_model(torch.float32)
     watcher = Watcher(torch.bfloat16, gradient, exp_avg)
     path = folder / "refused"
-    said = []
+    message = []
     train(UpdateTracker(path), watcher, model, adamw(model), range(2))
     if dist.get_rank() == 1:
         (folder / "refused.base-1").write_bytes(b"other")
@@ -142,9 +142,9 @@ def refused(folder: Path) -> list[str]:
         try:
             train(tracker, watcher, model, adamw(model), range(start, STEPS))
         except TrimtabError as error:
-            said.append(str(error))
+            message.append(str(error))
         dist.barrier()
-    return said
+    return message
 
 
 def copies(folder: Path) -> dict[str, Any]:

@@ -69,8 +69,8 @@ def test_columns_of_a_fused_tensor() -> None:
 def test_a_fused_bias() -> None:
     name = "transformer.h.0.attn.c_attn.bias"
     found = parts_of(name, (12,), GPT2)
-    assert [of.split()[0] for of in found] == ["bias"] * 3
-    assert [of for values in found.values() for of in values] == list(range(12))
+    assert [one.split()[0] for one in found] == ["bias"] * 3
+    assert [one for values in found.values() for one in values] == list(range(12))
 
 
 def test_the_dtype_of_the_base_is_told_by_its_weights() -> None:

@@ -30,15 +30,15 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("scenario", ["sharded_fp32", "resumed"])
 def test_counts_are_those_of_the_whole(ranks: list[dict[str, Any]], scenario: str) -> None:
-    of = ranks[0][scenario]
-    assert of["found"] == of["expected"]
-    assert [(step, counts_of(by)) for step, by in of["figures"]] == [
-        (step, counts_of(by)) for step, by in of["expected_figures"]
+    one = ranks[0][scenario]
+    assert one["found"] == one["expected"]
+    assert [(step, counts_of(by)) for step, by in one["figures"]] == [
+        (step, counts_of(by)) for step, by in one["expected_figures"]
     ]
-    for found, expected in zip(of["norms"], of["expected_norms"], strict=True):
+    for found, expected in zip(one["norms"], one["expected_norms"], strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
-    assert of["left"] == [Path(of["left"][0]).name]  # no base is left, of either process
-    last = of["found"][-2]
+    assert one["left"] == [Path(one["left"][0]).name]  # no base is left, of either process
+    last = one["found"][-2]
     assert sum(counts[4] for counts in last.values()) > 0  # some came back
 
 
@@ -47,12 +47,12 @@ def counts_of(by_kind: dict[str, list[Any]]) -> dict[str, list[Any]]:
 
 
 def test_masked_training(ranks: list[dict[str, Any]]) -> None:
-    of = ranks[0]["sharded_masked"]
-    assert of["found"] == of["expected"]
-    for _, by_kind in of["figures"]:
+    one = ranks[0]["sharded_masked"]
+    assert one["found"] == one["expected"]
+    for _, by_kind in one["figures"]:
         totals = [sum(values[at] or 0 for values in by_kind.values()) for at in range(1, 5)]
         seen, nonzero, asked, absorbed = totals
-        assert seen == of["selected"]
+        assert seen == one["selected"]
         assert 0 < nonzero <= asked <= seen  # a mean stays when a gradient is 0
         assert 0 < absorbed < asked
 
@@ -65,6 +65,6 @@ def test_every_process_refuses(ranks: list[dict[str, Any]]) -> None:
 
 
 def test_copies_are_counted_once(ranks: list[dict[str, Any]]) -> None:
-    of = ranks[0]["copies"]
-    assert of["found"] == of["expected"]
-    assert of["left"] == ["copies"]
+    one = ranks[0]["copies"]
+    assert one["found"] == one["expected"]
+    assert one["left"] == ["copies"]

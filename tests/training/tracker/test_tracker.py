@@ -39,11 +39,11 @@ def exp_avg(optimizer: Any, name: str, parameter: Tensor) -> Tensor:
 
 
 def counts_only(figures: tuple[StepFigures, ...]) -> list[StepFigures]:
-    def without(of: KindFigures) -> KindFigures:
-        return of._replace(step_squares=0.0, update_squares=0.0)
+    def without(one: KindFigures) -> KindFigures:
+        return one._replace(step_squares=0.0, update_squares=0.0)
 
     return [
-        StepFigures(step, {kind: without(of) for kind, of in by_kind.items()})
+        StepFigures(step, {kind: without(one) for kind, one in by_kind.items()})
         for step, by_kind in figures
     ]
 
@@ -75,9 +75,9 @@ def test_against_copies(base: Base, tmp_path: Path, dtype: str, stored: torch.dt
     last = read_tracked(tmp_path / "u").points[-2].total
     assert last.returned > 0  # else nothing of cancellation is tested
     assert last.in_final < last.changed
-    for (step, update), of in zip(watcher.norms(), read_steps(tmp_path / "u"), strict=True):
-        assert of.total.step_norm == pytest.approx(step, rel=1e-5)
-        assert of.total.update_norm == pytest.approx(update, rel=1e-5)
+    for (step, update), item in zip(watcher.norms(), read_steps(tmp_path / "u"), strict=True):
+        assert item.total.step_norm == pytest.approx(step, rel=1e-5)
+        assert item.total.update_norm == pytest.approx(update, rel=1e-5)
 
 
 def test_fp32_can_be_asked_for(base: Base, tmp_path: Path) -> None:
@@ -89,20 +89,20 @@ def test_fp32_can_be_asked_for(base: Base, tmp_path: Path) -> None:
 
 
 def test_a_base_that_bf16_does_not_hold_is_compared_as_it_is(base: Base, tmp_path: Path) -> None:
-    of = model(base[0], "float32")
+    net = model(base[0], "float32")
     with torch.no_grad():
-        of.model.norm.weight[3] = 1 / 3
-    trainer = build("plain", of, base[0], tmp_path, learning_rate=1e-6, max_steps=1)
+        net.model.norm.weight[3] = 1 / 3
+    trainer = build("plain", net, base[0], tmp_path, learning_rate=1e-6, max_steps=1)
     UpdateTracker(tmp_path / "u").attach(trainer)
     train(trainer)
     assert read_tracked(tmp_path / "u").base.dtypes == {"F32": 16_000}
 
 
 def test_weight_decay_moves_what_the_mean_does_not(base: Base, tmp_path: Path) -> None:
-    of = model(base[0], "float32")
+    net = model(base[0], "float32")
     with torch.no_grad():
-        of.model.embed_tokens.weight[:, :5] = 0.0  # neither decay nor, in rows 0, a gradient
-    trainer = build("plain", of, base[0], tmp_path, learning_rate=1e-4, weight_decay=0.1)
+        net.model.embed_tokens.weight[:, :5] = 0.0  # neither decay nor, in rows 0, a gradient
+    trainer = build("plain", net, base[0], tmp_path, learning_rate=1e-4, weight_decay=0.1)
     before: dict[str, Tensor] = {}
 
     def moved(optimizer: Any, name: str, parameter: Tensor) -> Tensor:
@@ -112,8 +112,8 @@ def test_weight_decay_moves_what_the_mean_does_not(base: Base, tmp_path: Path) -
         mean = exp_avg(optimizer, name, parameter)
         return (mean != 0) | (last != 0) if decayed else mean
 
-    start_weights = {n: p.detach().bfloat16().clone() for n, p in of.named_parameters()}
-    plain = {n for n, _ in of.named_parameters()} - set(trainer.get_decay_parameter_names(of))
+    start_weights = {n: p.detach().bfloat16().clone() for n, p in net.named_parameters()}
+    plain = {n for n, _ in net.named_parameters()} - set(trainer.get_decay_parameter_names(net))
     watcher = Watcher(torch.bfloat16, dense_gradient, moved)
     track(trainer, tmp_path / "u", watcher)
     assert_found(tmp_path / "u", watcher)
@@ -125,10 +125,10 @@ def test_weight_decay_moves_what_the_mean_does_not(base: Base, tmp_path: Path) -
 def test_masked_training(
     base: Base, tmp_path: Path, optim: str, density: float, clip_by: str
 ) -> None:
-    of = model(base[0], "bfloat16")  # masters in 16 more bits
-    selected = tiny_trainers.arrays(of, density)
+    net = model(base[0], "bfloat16")  # masters in 16 more bits
+    selected = tiny_trainers.arrays(net, density)
     trainer, masked = start(
-        "plain", of, base, tmp_path, selected, optim=optim, learning_rate=3e-3, clip_by=clip_by
+        "plain", net, base, tmp_path, selected, optim=optim, learning_rate=3e-3, clip_by=clip_by
     )
     collected: dict[str, Tensor] = {}
 
@@ -164,22 +164,22 @@ def test_masked_training(
 
 
 def test_a_step_that_is_skipped_moves_nothing(base: Base, tmp_path: Path) -> None:
-    of = model(base[0], "bfloat16")
-    trainer, _ = start("plain", of, base, tmp_path, nonfinite="skip", max_steps=4)
+    net = model(base[0], "bfloat16")
+    trainer, _ = start("plain", net, base, tmp_path, nonfinite="skip", max_steps=4)
     spoil = [False, False, True, False]
-    of.model.norm.weight.register_hook(lambda gradient: gradient * (nan if spoil.pop(0) else 1))
+    net.model.norm.weight.register_hook(lambda gradient: gradient * (nan if spoil.pop(0) else 1))
     UpdateTracker(tmp_path / "u").attach(trainer)
     train(trainer)
     totals = [step.total for step in read_steps(tmp_path / "u")]
     assert totals[2][:1] + totals[2][3:5] == (0, 0, 0)
     assert totals[2].gradient_nonzero  # they were there, and not used
-    assert all(totals[of].stepped and totals[of].asked for of in (0, 1, 3))
+    assert all(totals[net].stepped and totals[net].asked for net in (0, 1, 3))
 
 
 def test_a_frozen_parameter_stands_still(base: Base, tmp_path: Path) -> None:
-    of = model(base[0], "float32")
-    of.model.embed_tokens.weight.requires_grad_(False)
-    trainer = build("plain", of, base[0], tmp_path, learning_rate=1e-4)
+    net = model(base[0], "float32")
+    net.model.embed_tokens.weight.requires_grad_(False)
+    trainer = build("plain", net, base[0], tmp_path, learning_rate=1e-4)
     watcher = Watcher(
         torch.bfloat16,
         dense_gradient,
@@ -239,12 +239,12 @@ def test_reports_and_history_have_the_figures(base: Base, tmp_path: Path) -> Non
     figures = read_steps(tmp_path / "u")
     for logs in (reported[:-1], trainer.state.log_history[:-1]):
         assert len(logs) == len(points)
-        for found, point, of in zip(logs, points, figures, strict=True):
+        for found, point, item in zip(logs, points, figures, strict=True):
             counts = point.total
             assert found["trimtab/changed"] == counts.changed / counts.num_elements
             assert found["trimtab/returned"] == counts.returned / counts.num_elements
-            assert found["trimtab/absorbed"] == of.total.absorbed_share
-            assert found["trimtab/update_norm"] == pytest.approx(of.total.update_norm)
+            assert found["trimtab/absorbed"] == item.total.absorbed_share
+            assert found["trimtab/update_norm"] == pytest.approx(item.total.update_norm)
             of_kind = point.by_kind["q_proj"]
             assert found["trimtab/ever/q_proj"] == of_kind.ever / of_kind.num_elements
     assert not any(key.startswith("trimtab") for key in reported[-1])
@@ -265,8 +265,8 @@ def run(base: Base, out: Path, resume: int | None = None, **settings: Any) -> Pa
     """Train 6 steps with a checkpoint after each second one, tracked to a file beside."""
     options = {k: settings.pop(k) for k in ("every", "stored_dtype", "force") if k in settings}
     arguments = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "learning_rate": 1e-3}
-    of = model(base[0], settings.pop("dtype", "float32"))
-    trainer = build("plain", of, base[0], out / "run", **{**arguments, **settings})
+    net = model(base[0], settings.pop("dtype", "float32"))
+    trainer = build("plain", net, base[0], out / "run", **{**arguments, **settings})
     UpdateTracker(out / "u", **options).attach(trainer)
     train(trainer, None if resume is None else out / "run" / f"checkpoint-{resume}")
     return out / "u"
@@ -333,7 +333,7 @@ def test_a_checkpoint_between_two_points_has_one(base: Base, tmp_path: Path) -> 
     for folder in ("whole", "parts"):
         (tmp_path / folder).mkdir()
     expected = run(base, tmp_path / "whole", every=3)
-    assert [of.step for of in read_steps(expected)] == [2, 3, 4, 6]
+    assert [one.step for one in read_steps(expected)] == [2, 3, 4, 6]
     interrupted(base, tmp_path / "parts", every=3)
     run(base, tmp_path / "parts", 4, every=3)
     assert read_steps(tmp_path / "parts" / "u") == read_steps(expected)
@@ -393,11 +393,11 @@ def test_settings_out_of_range(tmp_path: Path) -> None:
 
 
 def test_weights_that_cannot_be_tracked(base: Base, tmp_path: Path) -> None:
-    of = model(base[0])
-    of.model.norm.weight = torch.nn.Parameter(
+    net = model(base[0])
+    net.model.norm.weight = torch.nn.Parameter(
         torch.ones(32, dtype=torch.float64), requires_grad=False
     )
-    trainer = build("plain", of, base[0], tmp_path)
+    trainer = build("plain", net, base[0], tmp_path)
     UpdateTracker(tmp_path / "u").attach(trainer)
     with pytest.raises(OptimizerError, match=r"model\.norm\.weight is float64"):
         train(trainer)

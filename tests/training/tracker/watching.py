@@ -79,14 +79,14 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
 
     def expected(self, every: int = 1) -> tuple[list[dict[str, PointCounts]], list[StepFigures]]:
         """Counts and figures of the points."""
-        points = [of for of in self.seen if of.step % every == 0 or of is self.seen[-1]]
-        ever = {name: np.zeros(of.shape, np.bool_) for name, of in self.base.items()}
-        final = {name: points[-1].weights[name] != of for name, of in self.base.items()}
+        points = [item for item in self.seen if item.step % every == 0 or item is self.seen[-1]]
+        ever = {name: np.zeros(item.shape, np.bool_) for name, item in self.base.items()}
+        final = {name: points[-1].weights[name] != item for name, item in self.base.items()}
         counts, figures = [], []
         before = self.base
         for point in points:
             by_kind: dict[str, Any] = {}
-            said: dict[str, KindFigures] = {}
+            messages: dict[str, KindFigures] = {}
             for name, base in self.base.items():
                 now = point.weights[name]
                 changed, stepped = now != base, now != before[name]
@@ -115,11 +115,11 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
                     asked=asked,
                     absorbed=absorbed,
                 )
-                said[kind] = KindFigures.sum_of(
-                    [said[kind], of_name] if kind in said else [of_name]
+                messages[kind] = KindFigures.sum_of(
+                    [messages[kind], of_name] if kind in messages else [of_name]
                 )
-            counts.append({k: PointCounts(*of.tolist()) for k, of in by_kind.items()})
-            figures.append(StepFigures(point.step, said))
+            counts.append({k: PointCounts(*item.tolist()) for k, item in by_kind.items()})
+            figures.append(StepFigures(point.step, messages))
             before = point.weights
         return counts, figures
 
@@ -135,5 +135,5 @@ class Watcher(TrainerCallback):  # type: ignore[misc]
         return found
 
     def _square(self, now: NDArray[Any], then: NDArray[Any]) -> float:
-        left, right = (torch.from_numpy(of).view(self._dtype).double() for of in (now, then))
+        left, right = (torch.from_numpy(one).view(self._dtype).double() for one in (now, then))
         return float((left - right).square().sum())
