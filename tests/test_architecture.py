@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Mapping
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 from types import ModuleType
@@ -83,10 +83,17 @@ The last one is the coder of updates, `elements/update_*.py`.
 """
 
 
-def modules_of(path: Path) -> set[str]:
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    """Every node of the syntax tree of a file; the first is the module."""
+    return tuple(ast.walk(ast.parse(path.read_text("utf-8"))))
+
+
+@cache
+def modules_of(path: Path) -> frozenset[str]:
     """Modules of trimtab that a module imports, anywhere in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -95,7 +102,7 @@ def modules_of(path: Path) -> set[str]:
         else:
             continue
         found |= {name for name in names if name.startswith("trimtab.")}
-    return found
+    return frozenset(found)
 
 
 def imports_of(path: Path) -> set[str]:
@@ -124,13 +131,14 @@ def test_no_files_import_each_other_in_a_circle() -> None:
         files[".".join(("trimtab", *parts)).removesuffix(".__init__")] = path
     graph: dict[str, set[str]] = {}
     for name, path in files.items():
-        graph[name] = modules_of(path) & files.keys()
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.ImportFrom):
-                full = {f"{node.module}.{alias.name}" for alias in node.names} & files.keys()
-                graph[name] |= full
-                if len(full) == len(node.names):  # only modules of a package, not the package
-                    graph[name].discard(node.module or "")
+        found: set[str] = set()
+        for node in nodes_of(path):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                full = {f"{node.module}.{alias.name}" for alias in node.names}
+                found |= {each if each in files else str(node.module) for each in full}
+        graph[name] = found & files.keys()
     TopologicalSorter(graph).prepare()
 
 
@@ -140,37 +148,11 @@ def test_a_report_opens_no_checkpoint() -> None:
         assert not modules, file
 
 
-def files_imported_by(path: Path, files: Mapping[str, Path]) -> set[str]:
-    """Files of trimtab that a file imports anywhere in it, for types only included."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            module = str(node.module)
-            names = {f"{module}.{alias.name}" for alias in node.names}
-            found |= {name if name in files else module for name in names}
-    return found & files.keys()
-
-
-def test_no_file_imports_itself_by_way_of_others() -> None:
-    files = {
-        ".".join(path.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(
-            ".__init__"
-        ): path
-        for path in SOURCE.rglob("*.py")
-    }
-    imports = {name: files_imported_by(path, files) for name, path in files.items()}
-    while leaves := {name for name, others in imports.items() if not others & imports.keys()}:
-        imports = {name: imports[name] for name in imports.keys() - leaves}
-    while roots := imports.keys() - {name for others in imports.values() for name in others}:
-        imports = {name: imports[name] for name in imports.keys() - roots}
-    assert not imports, "these files import each other, or lie between such files"
-
-
-def head_of(tree: ast.Module) -> int:
+def head_of(path: Path) -> int:
     """Lines of a file before its first line of work: docstring, imports and names."""
     lines = 0
+    tree = nodes_of(path)[0]
+    assert isinstance(tree, ast.Module)
     for node in tree.body:
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         is_typing = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
@@ -182,9 +164,8 @@ def head_of(tree: ast.Module) -> int:
 
 
 def test_the_house_stays_small() -> None:
-    texts = {path: path.read_text("utf-8") for path in SOURCE.rglob("*.py")}
-    lines = {path: len(text.splitlines()) for path, text in texts.items()}
-    heads = sum(head_of(ast.parse(text)) for text in texts.values())
+    lines = {path: len(path.read_text("utf-8").splitlines()) for path in SOURCE.rglob("*.py")}
+    heads = sum(map(head_of, lines))
     sizes = {wing: [0, 0] for wing in ("", *NEW_WINGS)}
     for path, num in lines.items():
         first = path.relative_to(SOURCE).parts[0]
@@ -212,10 +193,9 @@ def test_every_folder_has_its_place() -> None:
 def test_only_training_imports_trl() -> None:
     for path in SOURCE.rglob("*.py"):
         if "training" not in path.parts:
-            tree = ast.parse(path.read_text("utf-8"))
             names = [
                 name
-                for node in ast.walk(tree)
+                for node in nodes_of(path)
                 for name in (
                     [alias.name for alias in node.names]
                     if isinstance(node, ast.Import)

@@ -203,6 +203,7 @@ def test_it_is_known_by_its_first_bytes(path: Path, tmp_path: Path) -> None:
         read_tracked(tmp_path / "nothing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 def test_no_flipped_bit_is_taken_for_the_end(path: Path, version: int) -> None:
     """One in a length made 40 points 4, with not a word about the others."""
