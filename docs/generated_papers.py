@@ -309,6 +309,7 @@ def _ours(claim: Mapping[str, Any]) -> str:
     return "<br>".join(figures) if figures and not claim["why"] else NONE
 
 
+@cache
 def _public(paper: str) -> Iterable[str]:
     return {pair.id for pair in read_paper(paper, papers_folder()).public}
 

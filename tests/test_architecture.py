@@ -218,7 +218,9 @@ def test_a_light_import(statement: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("package", [trimtab, trimtab.training])
+@pytest.mark.parametrize(
+    "package", [trimtab, pytest.param(trimtab.training, marks=pytest.mark.train)]
+)
 def test_public_names(package: ModuleType) -> None:
     """The table of lazy names is what type checkers are shown, and no module hides a name."""
     tree = ast.parse(Path(str(package.__file__)).read_text("utf-8"))

@@ -69,6 +69,7 @@ def write_pair(folder: Path, num_large: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel of Linux")
+@pytest.mark.slow
 @pytest.mark.parametrize("holds_tensors", [False, True])
 def test_memory_does_not_grow_with_the_largest_tensor(tmp_path: Path, holds_tensors: bool) -> None:
     """The second case holds tensors as a whole, which the same measure must show."""

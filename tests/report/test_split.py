@@ -32,8 +32,8 @@ def test_the_whole_table() -> None:
         "own of math           500      25.00 %      1,200  0.417",
         "own of co\\x1bde     2,500      62.50 %          0      –",
         "The share of the core is that of the smallest mask. By chance: the",
-        "mean for random, independent masks with the same number of elements",
-        "in each tensor.",
+        "mean for random, independent masks with the same number of elements in",
+        "each tensor.",
     ]
 
 

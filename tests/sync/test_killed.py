@@ -40,6 +40,7 @@ def start(tmp_path: Path) -> Path:
     return tmp_path / "start"
 
 
+@pytest.mark.slow
 def test_a_publisher_is_killed_anywhere(start: Path, tmp_path: Path) -> None:
     killed, last = killed_at_every_step(start, tmp_path / "killed", PUBLISH, stride=2)
     assert len(killed) > 50
@@ -59,6 +60,7 @@ def test_a_publisher_is_killed_anywhere(start: Path, tmp_path: Path) -> None:
     assert numbers == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_follower_is_killed_anywhere(start: Path, tmp_path: Path) -> None:
     with trimtab.Publisher(start / "place", start / "v0") as publisher:
         for number in (1, 2):

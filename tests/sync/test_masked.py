@@ -182,6 +182,7 @@ with trimtab.Publisher(
 """
 
 
+@pytest.mark.slow
 def test_a_publisher_is_killed_anywhere(tmp_path: Path) -> None:
     run = Trained(tmp_path / "start")
     for _ in range(3):
