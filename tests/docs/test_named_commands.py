@@ -6,12 +6,14 @@ build or take hours, so of their commands everything that they name must be ther
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
 import tomllib
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import click
 import pytest
@@ -128,5 +130,13 @@ def test_a_command_of_another_program_would_find_what_it_names(command: Command)
             assert find_spec(module) is not None
             for name in rest:
                 assert name.startswith("-") or list(ROOT.glob(name)), name
+        case [_, "vllm", "serve", _, "--weight-transfer-config", config]:
+            project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+            assert json.loads(config)["backend"] in project["entry-points"]["vllm.general_plugins"]
+        case [*_, "sglang.launch_server", "--model-path", _, "--custom-weight-loader", loader]:
+            module, _, function = loader.rpartition(".")
+            spec = find_spec(module)
+            assert spec is not None and spec.origin is not None
+            assert f"\ndef {function}(" in Path(spec.origin).read_text("utf-8")
         case _:
             pytest.fail(f"nobody says how {shlex.join(command.words)} is tested")

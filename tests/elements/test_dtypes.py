@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.elements.cases import edge_bits
-from trimtab.elements.dtypes import DTYPES, DType, dtype_named
-from trimtab.errors import CheckpointError
+from trimtab.elements.dtypes import DTYPES, DType
 
 TORCH = {
     "F64": torch.float64,
@@ -78,9 +77,3 @@ def test_fp32_is_rounded_as_torch_does() -> None:
     for name in ("BF16", "F16"):
         expected = torch.from_numpy(values).to(TORCH[name]).view(torch.uint16).numpy()
         np.testing.assert_array_equal(DTYPES[name].encode(values), expected)
-
-
-def test_dtypes_are_found_in_any_case() -> None:
-    assert dtype_named("bf16") is DTYPES["BF16"]
-    with pytest.raises(CheckpointError, match="unknown dtype 'F4'"):
-        dtype_named("F4")

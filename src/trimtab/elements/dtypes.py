@@ -14,7 +14,6 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from trimtab.errors import CheckpointError
 from trimtab.words import one_line
 
 Bits: TypeAlias = NDArray[Any]
@@ -151,19 +150,6 @@ DTYPES: dict[str, DType] = {
     )
 }
 """Every dtype that trimtab reads, by its safetensors name."""
-
-
-def dtype_named(name: str) -> DType:
-    """Look up a dtype by its safetensors name, in any case (`bf16`, `BF16`).
-
-    Raises:
-        CheckpointError: trimtab does not know the dtype.
-    """
-    try:
-        return DTYPES[name.upper()]
-    except KeyError:
-        known = ", ".join(DTYPES)
-        raise CheckpointError(f"unknown dtype {name!r}: expected one of {known}") from None
 
 
 def num_exponent_bins(dtype: DType) -> int:

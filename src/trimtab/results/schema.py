@@ -193,7 +193,7 @@ class _Entry:
 @cache
 def _layout(kind: type) -> tuple[_Entry, ...]:
     names = [field.name for field in fields(kind)]
-    hints = _hints(kind)
+    hints = hints_of(kind)
     entries = []
     for text in getattr(kind, "PLAIN", names):
         key, equals, attribute = text.partition("=")
@@ -209,7 +209,8 @@ def _layout(kind: type) -> tuple[_Entry, ...]:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def hints_of(kind: type) -> dict[str, Any]:
+    """The annotations of a class, evaluated."""
     hints = get_type_hints(kind, include_extras=True)
     return {
         name: get_args(hint)[0] if get_origin(hint) is NotRequired else hint
@@ -373,7 +374,7 @@ class Reader:
     def _typed_dict(self, kind: Any, data: Any, path: str, *, is_open: bool) -> Any:
         if not isinstance(data, Mapping):
             return self._wrong(path, data, "an object")
-        before, hints = len(self.problems), _hints(kind)
+        before, hints = len(self.problems), hints_of(kind)
         for name in sorted(_required(kind) - data.keys()):
             self.problem(_at(path, name), "is missing")
         for key, value in data.items():
@@ -388,7 +389,7 @@ class Reader:
     def _named_tuple(self, kind: Any, data: Any, path: str) -> Any:
         if not isinstance(data, Mapping):
             return self._wrong(path, data, "an object")
-        before, hints = len(self.problems), _hints(kind)
+        before, hints = len(self.problems), hints_of(kind)
         for key in data.keys() - hints.keys():
             self._unknown(path, key, hints)
         values = {}
@@ -422,7 +423,7 @@ class Reader:
 
     def _take(self, kind: Any, remaining: _Taken, path: str) -> Any:
         """Read an object of a class, removing its keys from a JSON object."""
-        before, values, hints = len(self.problems), {}, _hints(kind)
+        before, values, hints = len(self.problems), {}, hints_of(kind)
         # The longest paths first: the rest of an object that holds them is a mapping itself.
         for entry in sorted(_layout(kind), key=lambda entry: -len(entry.path)):
             if not entry.path:
@@ -443,7 +444,7 @@ class Reader:
         """Read an attribute whose keys are merged into those of the object."""
         if is_dataclass(hint):
             return self._take(hint, remaining, path)
-        known = _hints(hint.__metadata__[0].kind)
+        known = hints_of(hint.__metadata__[0].kind)
         keys = [key for key in remaining if key in known]
         return self.read(hint, {key: remaining.pop(key) for key in keys}, path)
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
-from functools import cache
 from math import isnan
 from types import NoneType, UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from trimtab.results.schema import BAD, SCALARS, Reader, nearest
+from trimtab.results.schema import BAD, SCALARS, Reader, hints_of, nearest
 
 Made = TypeVar("Made")
 
@@ -38,7 +37,7 @@ def check_table(
     Returns:
         The valid part of the table, with whole numbers as floats if a float is expected.
     """
-    hints = _hints(cls)
+    hints = hints_of(cls)
     known = [field.name for field in fields(cls) if field.init]
     valid = {}
     for key, value in given.items():
@@ -51,11 +50,6 @@ def check_table(
         if not reader.problems:
             valid[key] = read if isinstance(read, float) else value
     return valid
-
-
-@cache
-def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
 
 
 def made_from_table(cls: type[Made], given: Any, where: str, problems: list[str]) -> Made | None:
