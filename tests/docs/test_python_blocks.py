@@ -173,6 +173,7 @@ def test_no_python_is_left_out() -> None:
     assert {page for page in PAGES if blocks(page, "python", "py")} == {
         *NAMES,
         "docs/distributed.md",
+        "docs/sync.md",  # loops without an end; tests/sync and tests/training/sync run their parts
     }
 
 
