@@ -74,7 +74,7 @@ NEW_WINGS = {
     "coded_masks": (2, 370),
     "deltas": (31, 7_960),
     "stores": (1, 220),
-    "sync": (33, 7_900),
+    "sync": (33, 7_840),
     "updates": (4, 1_230),
 }
 """Folder -> most files and lines; its verbs and reports (`cli/delta.py`) count too.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.test_outputs import room
 from trimtab.errors import OutputExistsError, SyncError, WriteError
 from trimtab.sync.places import FolderPlace, open_place
 from trimtab.sync.untrusted import LocalCopy
@@ -24,17 +24,6 @@ from trimtab.sync.untrusted import LocalCopy
 @pytest.fixture
 def place(tmp_path: Path) -> FolderPlace:
     return FolderPlace(tmp_path / "run")
-
-
-@contextmanager
-def room(num_bytes: int) -> Iterator[None]:
-    """Files of this process cannot become longer."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_where_a_folder_is_opened(tmp_path: Path) -> None:

@@ -25,11 +25,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
 from tests.sync.conftest import SECRET
+from tests.test_outputs import room
 from trimtab.errors import MissingExtraError, OutputExistsError, SyncError, WriteError
 from trimtab.sync.object_place import ObjectPlace
 from trimtab.sync.places import FolderPlace, Place, open_place
-
-from .test_folder_place import room
 
 KINDS = ("folder", "memory", "s3")
 NAMES = ("chain.json", "v000001.delta", "followers/a.json", "followers/b.json", "deep/er/x")

@@ -6,8 +6,10 @@ allocates.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,10 @@ Hashes = Sequence[Mapping[str, str]]
 """Name -> xxh3-128 of every stored tensor, for each of several checkpoints."""
 
 
+HASH = re.compile("[0-9a-f]{32}")
+"""What `hash_of` returns, and any xxh3-128 in a file."""
+
+
 def hash_of(bits: Bits) -> str:
     """xxh3-128 of the bytes of a tensor."""
     return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(bits).reshape(-1).view(np.uint8).data)
@@ -35,11 +41,8 @@ def hash_of(bits: Bits) -> str:
 
 def hash_of_file(path: Path) -> str:
     """xxh3-128 of the bytes of a file."""
-    digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 class FilePool:

@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
@@ -18,14 +17,13 @@ from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import HUB_ID, fetch_the_rest
 from trimtab.checkpoints.safetensors import parse_start
 from trimtab.checkpoints.stream import Progress
-from trimtab.deltas.chain import Replay, opened_chain
+from trimtab.deltas.chain import DecodedTensor, Replay, opened_chain
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import FileEntry, FileHash, Manifest, TensorEntry
 from trimtab.deltas.masked import AnyMask
 from trimtab.deltas.source import Source, WeightsFile, content_in
 from trimtab.deltas.workers import Workers
-from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError
 from trimtab.inputs import AnyPath
@@ -152,33 +150,6 @@ def compact_deltas(
         )
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    """A tensor that a chain of deltas decodes to."""
-
-    replay: Replay
-    entry: TensorEntry
-
-    @property
-    def name(self) -> str:
-        return self.entry.name
-
-    @property
-    def dtype(self) -> DType:
-        return DTYPES[self.entry.dtype]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.entry.shape
-
-    @property
-    def num_bytes(self) -> int:
-        return self.entry.num_bytes
-
-    def read(self) -> Bits:
-        return self.replay.tensor(self.entry)
-
-
 def _source_of(replay: Replay) -> Source:
     weights, others = {}, {}
     level = len(replay.deltas)
@@ -192,7 +163,7 @@ def _source_of(replay: Replay) -> Source:
     entries = replay.deltas[-1].tensors
     return Source(
         tensors={
-            name: _Decoded(replay, entries[name])
+            name: DecodedTensor(replay, entries[name])
             for file in weights.values()
             for name in file.tensors
         },

@@ -22,7 +22,7 @@ from trimtab.deltas.masked import AnyMask, Masks
 from trimtab.deltas.signature import check_signature
 from trimtab.deltas.source import TunedTensor, Weights, chunks_of, hash_of_chunks, readable
 from trimtab.deltas.workers import Workers
-from trimtab.elements.dtypes import DTYPES, Bits
+from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.elements.update_coding import CHUNK, Mapped, decode_frame, ensure_fits
 from trimtab.elements.update_fit import Readable
 from trimtab.elements.update_predictor import read_predictor
@@ -273,6 +273,42 @@ class Replay:
             f"{delta.path}: {entry.name} decodes to bytes of xxh3-128 {found}, expected "
             f"{entry.hash}: the file is damaged; get it again"
         )
+
+
+class DecodedTensor(NamedTuple):
+    """A tensor of the last delta of a replay, decoded when it is read.
+
+    Attributes:
+        replay: The deltas on their base.
+        entry: Of the last delta.
+    """
+
+    replay: Replay
+    entry: TensorEntry
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.entry.name
+
+    @property
+    def dtype(self) -> DType:
+        """Its dtype."""
+        return DTYPES[self.entry.dtype]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.entry.shape
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return self.entry.num_bytes
+
+    def read(self) -> Bits:
+        """Its bits."""
+        return self.replay.tensor(self.entry)
 
 
 class _Once:

@@ -17,6 +17,7 @@ import xxhash
 from trimtab.checkpoints.folder import is_foreign
 from trimtab.checkpoints.names import parts_of
 from trimtab.checkpoints.safetensors import MAX_DIMENSIONS
+from trimtab.checkpoints.tensors import HASH
 from trimtab.elements.counts import ULP_LABEL
 from trimtab.elements.dtypes import DTYPES
 from trimtab.results.records import CheckpointRecord
@@ -31,8 +32,6 @@ MAX_NAME_BYTES = 255
 """Longest name of a file or a folder, on usual file systems."""
 
 SHA256 = re.compile("[0-9a-f]{64}")
-
-MASK_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class FileHash:
@@ -330,7 +329,7 @@ class Manifest(Result):
         for entry in self.tensors:
             if entry.copy_of is not None and entry.copy_of not in originals:
                 yield f"{entry.name!r} is a copy of {entry.copy_of!r}, which is not there"
-        if self.mask is not None and MASK_DIGEST.fullmatch(self.mask) is None:
+        if self.mask is not None and HASH.fullmatch(self.mask) is None:
             yield f"mask is {short(self.mask)}, expected 32 hexadecimal digits"
         if self.mask is None and (coded := [e for e in self.tensors if e.mask is not None]):
             yield f"{coded[0].name!r} is coded over a mask, and no mask is named"

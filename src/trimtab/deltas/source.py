@@ -14,6 +14,7 @@ import xxhash
 
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.folder import OTHER_WEIGHTS, is_foreign
+from trimtab.checkpoints.stream import Progress
 from trimtab.checkpoints.tensors import DataFile, StoredTensor
 from trimtab.deltas.manifest import MAX_FILE_BYTES
 from trimtab.elements.dtypes import Bits, DType
@@ -80,6 +81,22 @@ def hash_of_chunks(chunks: Iterable[Bits]) -> str:
     return digest.hexdigest()
 
 
+def hashes_of(checkpoint: Checkpoint, progress: Progress | None = None) -> dict[str, str]:
+    """xxh3-128 of every tensor of an open checkpoint, of which a chunk at a time is in memory.
+
+    Args:
+        checkpoint: The checkpoint.
+        progress: Called with bytes done and bytes in all.
+    """
+    num_bytes = sum(tensor.num_bytes for tensor in checkpoint.tensors.values())
+    hashes = {}
+    for name, tensor in checkpoint.tensors.items():
+        hashes[name] = hash_of_chunks(chunks_of(tensor, tensor.num_elements))
+        if progress is not None:
+            progress(tensor.num_bytes, num_bytes)
+    return hashes
+
+
 @dataclass(frozen=True)
 class WeightsFile:
     """A safetensors file of the tuned checkpoint.
@@ -109,13 +126,13 @@ class Weights(NamedTuple):
     id: str
     tensors: Mapping[str, TunedTensor]
     tied: Mapping[str, str]
-    folder: Path
+    folder: Path = Path(os.devnull)
     architecture: str | None = None
     revision: str | None = None
     notes: tuple[str, ...] = ()
 
 
-NOTHING = Weights("nothing", {}, {}, Path(os.devnull))
+NOTHING = Weights("nothing", {}, {})
 """The base of a delta that holds a whole checkpoint."""
 
 

@@ -24,12 +24,13 @@ from trimtab import outputs
 from trimtab.checkpoints.checkpoint import Checkpoint, opened
 from trimtab.checkpoints.folder import fetch_the_rest
 from trimtab.checkpoints.stream import Progress
+from trimtab.checkpoints.tensors import HASH
 from trimtab.deltas.apply import verify_delta, write_folder
 from trimtab.deltas.chain import Replay
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
-from trimtab.deltas.source import chunks_of, hash_of_chunks, source_of
-from trimtab.deltas.store_objects import HASH, MAX_CHAIN, Candidate, Objects
+from trimtab.deltas.source import hashes_of, source_of
+from trimtab.deltas.store_objects import MAX_CHAIN, Candidate, Objects
 from trimtab.elements.update_predictor import MAX_RANK
 from trimtab.errors import CheckpointError, DeltaError, ResultFormatError
 from trimtab.inputs import AnyPath, read_json
@@ -163,13 +164,7 @@ class Store:
         """
         outputs.ensure_no_folder(folder)
         with opened(base) as (checkpoint,):
-            num_bytes = sum(tensor.num_bytes for tensor in checkpoint.tensors.values())
-            hashes = {}
-            for name, tensor in checkpoint.tensors.items():
-                hashes[name] = hash_of_chunks(chunks_of(tensor, tensor.num_elements))
-                if progress is not None:
-                    progress(tensor.num_bytes, num_bytes)
-            record = record_of(checkpoint, hashes)
+            record = record_of(checkpoint, hashes_of(checkpoint, progress))
         if record.revision is None:
             record = replace(record, id=str(Path(record.id).absolute()))
         with outputs.new_folder(folder) as made:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,15 +11,13 @@ import xxhash
 
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from trimtab.checkpoints.stream import Progress
-from trimtab.checkpoints.tensors import hash_of_file
+from trimtab.checkpoints.tensors import HASH, hash_of_file
 from trimtab.deltas.apply import write_file
 from trimtab.deltas.chain import Replay
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
 from trimtab.errors import DeltaError
 from trimtab.inputs import AnyPath, identity_of
-
-HASH = re.compile("[0-9a-f]{32}")
 
 MAX_CHAIN = 32
 """Most deltas from the base to a checkpoint: each of them is decoded at a checkout."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,13 +26,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trimtab.checkpoints.safetensors import read_with_metadata
-from trimtab.checkpoints.tensors import DataFile, FilePool, StoredTensor
+from trimtab.checkpoints.tensors import HASH, DataFile, FilePool, StoredTensor
 from trimtab.errors import CheckpointError, MaskError, MaskMismatchError
 from trimtab.masks.packed import PackedTensor, num_packed_bytes
 from trimtab.results.records import MaskRecord, made_now
 from trimtab.words import first_few, one_line
-
-HEX_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 class BaseTensor(NamedTuple):
@@ -50,7 +47,7 @@ class BaseTensor(NamedTuple):
     @property
     def has_digest(self) -> bool:
         """Whether the digest is 32 hexadecimal digits."""
-        return HEX_DIGEST.fullmatch(self.digest) is not None
+        return HASH.fullmatch(self.digest) is not None
 
 
 @dataclass(frozen=True, eq=False)

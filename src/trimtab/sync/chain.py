@@ -25,6 +25,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+from trimtab.checkpoints.tensors import HASH
 from trimtab.errors import ResultFormatError, SyncError
 from trimtab.inputs import AnyPath, parse_json
 from trimtab.results.records import CheckpointRecord
@@ -41,8 +42,6 @@ MAX_JSON_BYTES = 16 << 20
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Of a file of a link, and of a follower."""
-
-HASH = re.compile("[0-9a-f]{32}")
 
 MOST_OF_A_NAME = 1 << 12
 """Bytes that the file of a mask may take for each tensor beside its bits."""

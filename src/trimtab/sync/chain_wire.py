@@ -14,7 +14,7 @@ from typing import Any
 from trimtab.checkpoints.checkpoint import Checkpoint
 from trimtab.checkpoints.tensors import hash_of_file
 from trimtab.deltas.apply import files_of
-from trimtab.deltas.chain import Replay, opened_chain
+from trimtab.deltas.chain import DecodedTensor, Replay, opened_chain
 from trimtab.deltas.make import write_delta
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.masked import mask_file_name
@@ -42,7 +42,7 @@ from trimtab.sync.followers import Followers
 from trimtab.sync.places import Place
 from trimtab.sync.published import Published
 from trimtab.sync.slime_wire import STATE
-from trimtab.sync.snapshot import DecodedTensor, frozen
+from trimtab.sync.snapshot import frozen
 from trimtab.sync.wire import Pending, Wire
 
 MOST_KEPT = 1000
@@ -75,7 +75,6 @@ class ChainWire(Wire):
         self._coding: dict[str, Any] = {"max_rank": max_rank, "threads": threads}
         self._key = signing_key
         self._followers = followers
-        self._writer = secrets.token_hex(16)
         self._chain: Chain | None = None
         self._unsettled: tuple[Pending, Chain] | None = None
         self._retired: list[str] = []
@@ -125,23 +124,12 @@ class ChainWire(Wire):
         run = secrets.token_hex(16)
         masks = self._masks(())
         chain = Chain(FORMAT, VERSION, run, self._writer, record, (first,), links, masks)
-        if not self.place.claim(CHAIN, chain.to_json()):
-            raise SyncError(
-                f"{self.place}: another publisher began a run there at the same time: publish one "
-                "run at a place"
-            )
+        self._claim(CHAIN, chain.to_json())
         self._chain = chain
 
     def _continue(self, chain: Chain, source: Source) -> None:
         """Take over a run, and hold its newest version."""
-        if (
-            self._base is not None
-            and self._record_of_base().content_hash != chain.base.content_hash
-        ):
-            raise SyncError(
-                f"{self.place}: a run of {chain.base.id} is there, with other weights than "
-                f"{self._base.id}: publish to another place"
-            )
+        self._check_base(chain.base)
         newest = chain.newest
         starts = {None} if self._base is None else {None, 0}
         self._copied = None
@@ -361,16 +349,8 @@ class ChainWire(Wire):
     def _own_chain(self) -> Chain:
         """The list at the place, unless another publisher took over."""
         there = read_chain(self.place)
-        if there is None or there.writer != self._writer:
-            raise SyncError(
-                f"{self.place}: "
-                + (
-                    "its list of versions is gone"
-                    if there is None
-                    else "another publisher took over"
-                )
-                + ": publish one run at a place, by one trainer"
-            )
+        self._check_writer(None if there is None else there.writer, "its list of versions")
+        assert there is not None
         return there
 
 

@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections.abc import Sequence
-from math import prod
 from pathlib import Path
 
 from trimtab.checkpoints.checkpoint import open_checkpoint, opened
@@ -15,7 +14,7 @@ from trimtab.deltas.apply import write_folder
 from trimtab.deltas.chain import Replay, opened_chain
 from trimtab.deltas.make import some_delta
 from trimtab.deltas.manifest import Manifest
-from trimtab.deltas.source import NOTHING, chunks_of, hash_of_chunks
+from trimtab.deltas.source import NOTHING, hashes_of
 from trimtab.errors import CheckpointError, DeltaError, OutputExistsError
 from trimtab.inputs import AnyPath
 from trimtab.outputs import remove_drafts
@@ -55,12 +54,7 @@ class FolderHolder:
         self.folder = Path(folder)
         self._base = base
         self._threads = threads
-        if self.folder.exists() and (
-            not self.folder.is_dir() or not all(map(self._is_ours, self.folder.iterdir()))
-        ):
-            raise OutputExistsError(
-                f"{self.folder} holds something else: choose another folder, or delete it first"
-            )
+        ensure_followed(self.folder, OURS)
 
     def __repr__(self) -> str:
         return f"FolderHolder({os.fspath(self.folder)!r})"
@@ -73,12 +67,6 @@ class FolderHolder:
     @property
     def _link(self) -> Path:
         return self.folder / CURRENT
-
-    def _is_ours(self, path: Path) -> bool:
-        """Whether it may be what another process left that followed here before."""
-        is_checkpoint = OURS.fullmatch(path.name) is not None and not path.is_symlink()
-        is_link = path.name == CURRENT and path.is_symlink()
-        return is_checkpoint or is_link or path.name.startswith(".")
 
     def content_hash(self) -> str | None:
         """Of the current checkpoint; None if there is none, or it is damaged."""
@@ -121,6 +109,27 @@ class FolderHolder:
         return replay.manifest
 
 
+def ensure_followed(folder: Path, ours: re.Pattern[str]) -> None:
+    """Check that a folder is new, or holds only what another process left that followed there.
+
+    Args:
+        folder: The folder.
+        ours: Names of checkpoints.
+
+    Raises:
+        OutputExistsError: It holds something else.
+    """
+
+    def is_ours(path: Path) -> bool:
+        is_named = path.name == CURRENT if path.is_symlink() else ours.fullmatch(path.name)
+        return bool(is_named) or path.name.startswith(".")
+
+    if folder.exists() and not (folder.is_dir() and all(map(is_ours, folder.iterdir()))):
+        raise OutputExistsError(
+            f"{folder} holds something else: choose another folder, or delete it first"
+        )
+
+
 def move_link(folder: Path, name: str, ours: re.Pattern[str]) -> None:
     """Let the link `current` lead to a checkpoint, and remove all but that one and the last.
 
@@ -142,6 +151,4 @@ def move_link(folder: Path, name: str, ours: re.Pattern[str]) -> None:
 
 def _hash_of(path: Path) -> str:
     with open_checkpoint(path) as checkpoint:
-        tensors = checkpoint.tensors
-        hashes = {name: hash_of_chunks(chunks_of(t, prod(t.shape))) for name, t in tensors.items()}
-        return record_of(checkpoint, hashes).content_hash
+        return record_of(checkpoint, hashes_of(checkpoint)).content_hash

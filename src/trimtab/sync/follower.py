@@ -15,18 +15,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, Self, TypeAlias
+from typing import Literal, Protocol, Self, TypeAlias, TypeVar
 
+from trimtab.checkpoints.tensors import HASH
 from trimtab.deltas.file import DeltaFile
 from trimtab.deltas.manifest import Manifest
 from trimtab.deltas.signature import SUFFIX, verify_signature
 from trimtab.errors import DeltaError, SettingsError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath
 from trimtab.results.schema import Amount, Count, to_plain
-from trimtab.sync.chain import HASH, NAME, Chain, Link, Version, at_place, parsed, read_chain
+from trimtab.sync.chain import NAME, Chain, Link, Version, at_place, parsed, read_chain
 from trimtab.sync.fetching import NotThereError, fetch, fetch_masks
 from trimtab.sync.places import Place
 from trimtab.words import one_line
+
+Done = TypeVar("Done")
 
 FORMAT, VERSION = "trimtab.follower", 1
 
@@ -443,13 +446,13 @@ class Follower:
 
 
 def repeatedly(
-    update: Callable[[], Update | None],
+    update: Callable[[], Done | None],
     *,
     poll: float,
     warn: Callable[[TrimtabError | OSError], None] | None,
     stop: threading.Event | None = None,
-) -> Iterator[Update]:
-    """Update again and again; as `Follower.updates`."""
+) -> Iterator[Done]:
+    """Update again and again, and yield what was done; as `Follower.updates`."""
     stop = stop or threading.Event()
     pause, said = poll, ""
     while not stop.is_set():

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 from trimtab.checkpoints.checkpoint import opened
 from trimtab.deltas.exchange.importing import import_delta
 from trimtab.deltas.exchange.slime import INDEX, check_slime_anchor
-from trimtab.errors import DeltaError, OutputExistsError, SyncError, TrimtabError
+from trimtab.errors import DeltaError, SyncError, TrimtabError
 from trimtab.inputs import AnyPath, read_json
 from trimtab.outputs import remove_drafts, scratch_folder
-from trimtab.sync.folder import CURRENT, move_link
+from trimtab.sync.folder import CURRENT, ensure_followed, move_link
 from trimtab.sync.follower import Update, repeatedly
 from trimtab.words import one_line
 
@@ -58,12 +58,7 @@ class SlimeFollower:
         """
         self.source, self.output = Path(source), Path(output)
         self._base = base
-        if self.output.exists() and not (
-            self.output.is_dir() and all(map(_is_ours, self.output.iterdir()))
-        ):
-            raise OutputExistsError(
-                f"{self.output} holds something else: choose another folder, or delete it first"
-            )
+        ensure_followed(self.output, FOLDER)
 
     def __repr__(self) -> str:
         at = "no version yet" if self.version is None else f"version {self.version}"
@@ -194,9 +189,3 @@ def _versions_in(folder: Path) -> dict[int, _Found]:
             base = int(digits[0])
         found[int(match[1])] = _Found(int(match[1]), base, path)
     return found
-
-
-def _is_ours(path: Path) -> bool:
-    """Whether it may be what another process left that followed here before."""
-    is_link = path.name == CURRENT and path.is_symlink()
-    return is_link or path.name.startswith(".") or FOLDER.fullmatch(path.name) is not None

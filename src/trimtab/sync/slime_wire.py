@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from trimtab.checkpoints.checkpoint import opened
-from trimtab.checkpoints.tensors import hash_of
+from trimtab.checkpoints.tensors import HASH, hash_of
 from trimtab.deltas.exchange.payloads import Checksum, hasher_of
 from trimtab.deltas.exchange.slime import INDEX, open_slime, write_slime, write_slime_anchor
 from trimtab.deltas.source import Source, Weights, WeightsFile
@@ -31,7 +31,7 @@ from trimtab.errors import CheckpointError, DeltaError, SyncError
 from trimtab.inputs import AnyPath
 from trimtab.results.records import CheckpointRecord, content_hash
 from trimtab.results.schema import Count, to_plain
-from trimtab.sync.chain import CHAIN, HASH, MAX_FILE_BYTES, MAX_JSON_BYTES, parsed
+from trimtab.sync.chain import CHAIN, MAX_FILE_BYTES, MAX_JSON_BYTES, parsed
 from trimtab.sync.places import FolderPlace, Place
 from trimtab.sync.published import Published
 from trimtab.sync.snapshot import HeldTensor
@@ -142,7 +142,6 @@ class SlimeWire(Wire):
         super().__init__(place, base, scratch, threads)
         hasher_of(checksum)  # BLAKE3 may not be installed
         self._anchor_every, self._keep, self._checksum = anchor_every, keep, checksum
-        self._writer = secrets.token_hex(16)
         self._run: SlimeRun | None = None
         self._unsettled: tuple[Pending, SlimeRun] | None = None
         self._hashes: dict[str, str] = {}
@@ -211,11 +210,7 @@ class SlimeWire(Wire):
             record = source.record(self._hashes)
             versions = (self._write_anchor(source, held, 0, record.content_hash),)
         run = SlimeRun(FORMAT, VERSION, secrets.token_hex(16), self._writer, record, versions)
-        if not self.place.claim(STATE, _to_json(run)):
-            raise SyncError(
-                f"{self.place}: another publisher began a run there at the same time: publish one "
-                "run at a place"
-            )
+        self._claim(STATE, _to_json(run))
         for version in versions:
             self._put_files(version)
             self._put_index(version)
@@ -223,11 +218,7 @@ class SlimeWire(Wire):
 
     def _continue(self, run: SlimeRun, source: Source) -> None:
         """Take over a run, and hold its newest version."""
-        if self._base is not None and self._record_of_base().content_hash != run.base.content_hash:
-            raise SyncError(
-                f"{self.place}: a run of {run.base.id} is there, with other weights than "
-                f"{self._base.id}: publish to another place"
-            )
+        self._check_base(run.base)
         if run.versions and not self._has_index(run.newest):  # whoever wrote it was killed
             run = replace(run, versions=run.versions[:-1])
         names = {stored: name for name, stored in self._names.items()}
@@ -444,9 +435,7 @@ class SlimeWire(Wire):
     def _ensure_mine(self) -> None:
         """Stop if another publisher took over."""
         there = self._read()
-        if there is None or there.writer != self._writer:
-            gone = "its trimtab.json is gone" if there is None else "another publisher took over"
-            raise SyncError(f"{self.place}: {gone}: publish one run at a place, by one trainer")
+        self._check_writer(None if there is None else there.writer, "its trimtab.json")
 
 
 def _folder(number: int) -> str:

@@ -13,13 +13,11 @@ from typing import NamedTuple
 import numpy as np
 
 from trimtab.checkpoints.tensors import StoredTensor
-from trimtab.deltas.chain import Replay
 from trimtab.deltas.changes import Changes, apply_changes, find_changes
-from trimtab.deltas.manifest import TensorEntry
 from trimtab.deltas.masked import Selection
 from trimtab.deltas.source import Source, TunedTensor
 from trimtab.deltas.workers import Workers
-from trimtab.elements.dtypes import DTYPES, Bits, DType
+from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import SyncError
 from trimtab.words import plural
 
@@ -97,42 +95,6 @@ class HeldTensor(NamedTuple):
             for changes in self.changes:
                 apply_changes(bits.reshape(-1), changes, self.dtype, back=self.back)
         return bits if self.part is None else self.part.whole(bits)
-
-
-class DecodedTensor(NamedTuple):
-    """A tensor of a delta, decoded when it is read.
-
-    Attributes:
-        replay: The delta on its base.
-        entry: The tensor in it.
-    """
-
-    replay: Replay
-    entry: TensorEntry
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        return self.entry.name
-
-    @property
-    def dtype(self) -> DType:
-        """Its dtype."""
-        return DTYPES[self.entry.dtype]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.entry.shape
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-        return self.entry.num_bytes
-
-    def read(self) -> Bits:
-        """Its bits."""
-        return self.replay.tensor(self.entry)
 
 
 class Snapshot:

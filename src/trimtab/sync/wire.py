@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from trimtab.checkpoints.align import match_names
 from trimtab.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from trimtab.checkpoints.tensors import StoredTensor
 from trimtab.deltas.masked import MaskOfBase
-from trimtab.deltas.source import Source, chunks_of, hash_of_chunks
+from trimtab.deltas.source import Source, hashes_of
 from trimtab.elements.dtypes import Bits, DType
 from trimtab.errors import SyncError
 from trimtab.inputs import AnyPath
@@ -67,6 +67,7 @@ class Wire(ABC):
         self._threads = threads
         self._depth = depth
         self._mask = mask
+        self._writer = secrets.token_hex(16)
         self._held: Snapshot | None = None
         self._base: Checkpoint | None = None
         self._folders: dict[int, Path] = {}
@@ -150,9 +151,30 @@ class Wire(ABC):
 
     def _record_of_base(self) -> CheckpointRecord:
         assert self._base is not None
-        tensors = self._base.tensors
-        hashes = (hash_of_chunks(chunks_of(t, prod(t.shape))) for t in tensors.values())
-        return record_of(self._base, dict(zip(tensors, hashes, strict=True)))
+        return record_of(self._base, hashes_of(self._base))
+
+    def _check_base(self, record: CheckpointRecord) -> None:
+        """Refuse to add to a run that began with another checkpoint."""
+        if self._base is None or self._record_of_base().content_hash == record.content_hash:
+            return
+        raise SyncError(
+            f"{self.place}: a run of {record.id} is there, with other weights than "
+            f"{self._base.id}: publish to another place"
+        )
+
+    def _claim(self, name: str, content: bytes) -> None:
+        """Store what says that the run is of this publisher, unless another one did."""
+        if not self.place.claim(name, content):
+            raise SyncError(
+                f"{self.place}: another publisher began a run there at the same time: publish one "
+                "run at a place"
+            )
+
+    def _check_writer(self, writer: str | None, what: str) -> None:
+        """Stop if another publisher took over, or what says who publishes is gone."""
+        if writer != self._writer:
+            found = "another publisher took over" if writer is not None else f"{what} is gone"
+            raise SyncError(f"{self.place}: {found}: publish one run at a place, by one trainer")
 
     def _hold(self, source: Source, tensors: Iterable[tuple[str, DType, Bits]]) -> None:
         """Make these, which are named as in the source, the copy of the last version."""

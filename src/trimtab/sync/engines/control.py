@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -121,6 +127,75 @@ class EngineControl:
         if not isinstance(found, dict):
             raise SyncError(f"{self.url}{path}: no JSON object came back: is it a vLLM server?")
         return found
+
+
+@contextmanager
+def vllm_server(
+    python: AnyPath,
+    model: AnyPath,
+    *flags: str,
+    log: Path,
+    seconds: float = 300.0,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Serve a checkpoint in bf16 by a vLLM in a process of its own, which ends with the block.
+
+    Args:
+        python: The Python of an environment with vLLM and trimtab.
+        model: The checkpoint, a folder.
+        flags: More options of the server.
+        log: File to which it writes.
+        seconds: Longest time until it answers.
+        environment: More variables of its environment.
+
+    Yields:
+        Its URL.
+
+    Raises:
+        SyncError: It does not start.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        *(os.fspath(python), "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", os.fspath(model), "--dtype", "bfloat16", "--enforce-eager"),
+        *("--host", "127.0.0.1", "--port", str(port), *flags),
+    ]
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    variables |= {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1",  # the routes for its weights
+        **(environment or {}),
+    }
+    with log.open("ab") as file:
+        process = subprocess.Popen(
+            command, stdout=file, stderr=file, env=variables, start_new_session=True
+        )
+        try:
+            client = EngineClient(f"http://127.0.0.1:{port}", timeout=5.0, retries=0)
+            ends = time.monotonic() + seconds
+            while not _answers(client):
+                if process.poll() is not None or time.monotonic() > ends:
+                    raise SyncError(f"vLLM does not start: see {log}")
+                time.sleep(0.5)
+            yield client.url
+        finally:
+            for sent in (signal.SIGTERM, signal.SIGKILL):
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, sent)
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(20)
+                    break
+
+
+def _answers(client: EngineClient) -> bool:
+    with suppress(SyncError):
+        client.request("/v1/models")
+        return True
+    return False
 
 
 def absolute(place: AnyPath) -> str:

@@ -6,17 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from trimtab.errors import SyncError, TrimtabError
 from trimtab.inputs import AnyPath
 from trimtab.sync.chain import at_place, read_chain
 from trimtab.sync.engines.control import EngineControl, Pause, absolute
+from trimtab.sync.follower import repeatedly
 from trimtab.sync.places import Place
 from trimtab.words import one_line
-
-MOST_SECONDS = 60.0
-"""Longest time between two tries after an error."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,7 @@ class EngineDriver:
         self,
         *,
         poll: float = 1.0,
-        warn: Callable[[TrimtabError], Any] | None = None,
+        warn: Callable[[TrimtabError | OSError], None] | None = None,
         stop: threading.Event | None = None,
     ) -> Iterator[Driven]:
         """Follow the run: yield every update when it is done.
@@ -129,23 +126,7 @@ class EngineDriver:
             warn: Called with an error, the first time that it happens, instead of raising it.
             stop: Ends it when it is set.
         """
-        stop = stop or threading.Event()
-        pause, said = poll, ""
-        while not stop.is_set():
-            try:
-                driven = self.update()
-            except TrimtabError as error:
-                if warn is None:
-                    raise
-                if str(error) != said:
-                    warn(error)
-                pause, said = min(2 * pause, max(poll, MOST_SECONDS)), str(error)
-            else:
-                pause, said = poll, ""
-                if driven is not None:
-                    yield driven
-                    continue
-            stop.wait(pause)
+        return repeatedly(self.update, poll=poll, warn=warn, stop=stop)
 
     def _prepare(self, number: int) -> None:
         """Let the server fetch and decode.

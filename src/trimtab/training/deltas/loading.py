@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,6 +17,7 @@ from trimtab.deltas.changes import Changes, find_changes
 from trimtab.deltas.make import some_delta
 from trimtab.deltas.manifest import Manifest, TensorEntry
 from trimtab.deltas.masked import AnyMask
+from trimtab.deltas.source import Weights
 from trimtab.deltas.workers import Workers
 from trimtab.elements.dtypes import Bits
 from trimtab.errors import DeltaError
@@ -247,11 +248,10 @@ def prepare_delta(
         if base is None:
             own = stored_tensors(model, _base_names(chain[0].manifest))
             origins = {name: _Origin.of(tensor, held) for name, tensor in own.tensors.items()}
-            # Of its base, a replay uses the id, the tensors and which of them are tied.
-            checkpoint = cast("Checkpoint", _Base("the model", origins, own.tied))
+            replay = Replay(Weights("the model", origins, own.tied), chain)
         else:
             (checkpoint,) = stack.enter_context(opened(base))
-        replay = Replay(checkpoint, chain)
+            replay = Replay(checkpoint, chain)
         targets = _targets(replay, own, live)
         with Workers(threads) as workers:
             decoded = workers.in_order(
@@ -335,14 +335,6 @@ def applied_delta(
         yield loaded
     finally:
         loaded.revert(threads=threads)
-
-
-class _Base(NamedTuple):
-    """A model as the base of a replay."""
-
-    id: str
-    tensors: Mapping[str, LiveTensor]
-    tied: Mapping[str, str]
 
 
 @dataclass(frozen=True, eq=False, repr=False)

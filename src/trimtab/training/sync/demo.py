@@ -11,12 +11,10 @@ OUT/train.log, OUT/server.log
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from trimtab.processes import start_trimtab
 from trimtab.results.records import made_now
 from trimtab.sync.chain import CHAIN, at_place, read_chain
 from trimtab.sync.engines.client import EngineClient
-from trimtab.sync.engines.control import EngineControl
+from trimtab.sync.engines.control import EngineControl, vllm_server
 from trimtab.sync.engines.drive import EngineDriver
 from trimtab.sync.engines.prove import prove
 from trimtab.sync.follower import acknowledgements
@@ -36,9 +34,6 @@ from trimtab.training.addition import end_token, is_correct, split_questions
 from trimtab.training.demo import run_files
 from trimtab.training.smollm2 import export_base
 from trimtab.words import one_line
-
-START_SECONDS = 300.0
-"""Longest time until the server answers."""
 
 CONTEXT = 128
 """Tokens of a prompt and its completion; the questions have some thirty."""
@@ -122,7 +117,11 @@ def sync_demo(
         export_base(base)
     questions = _Questions(base, seed)
     rows: list[Shown] = []
-    with _server(Path(python), base, folder / "server.log") as url:
+    flags = (
+        *("--max-model-len", str(CONTEXT), "--max-num-seqs", "32"),
+        *("--weight-transfer-config", '{"backend": "trimtab"}'),
+    )
+    with vllm_server(python, base, *flags, log=folder / "server.log") as url:
         client, driver = EngineClient(url), EngineDriver(url, place, base=base)
         first = Served(0, True, questions.ask(client), len(questions.questions))
         rows.append(Shown(None, first, None))
@@ -232,51 +231,3 @@ def _training(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
             if process.stdin is not None:
                 process.stdin.close()
-
-
-@contextmanager
-def _server(python: Path, model: Path, log: Path) -> Iterator[str]:
-    """A vLLM server of a checkpoint; its URL."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [
-        *(str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
-        *("--dtype", "bfloat16", "--max-model-len", str(CONTEXT), "--max-num-seqs", "32"),
-        *("--enforce-eager", "--host", "127.0.0.1", "--port", str(port)),
-        *("--weight-transfer-config", '{"backend": "trimtab"}'),
-    ]
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_SERVER_DEV_MODE": "1",
-    }
-    with log.open("ab") as file:
-        process = subprocess.Popen(
-            command, stdout=file, stderr=file, env=environment, start_new_session=True
-        )
-        try:
-            client = EngineClient(url, timeout=5.0, retries=0)
-            ends = time.monotonic() + START_SECONDS
-            while not _answers(client):
-                if process.poll() is not None or time.monotonic() > ends:
-                    raise SyncError(f"vLLM does not start: see {log}")
-                time.sleep(0.5)
-            yield url
-        finally:
-            for sent in (signal.SIGTERM, signal.SIGKILL):
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, sent)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(20)
-                    break
-
-
-def _answers(client: EngineClient) -> bool:
-    with suppress(SyncError):
-        client.request("/v1/models")
-        return True
-    return False
