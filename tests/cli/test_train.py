@@ -88,6 +88,30 @@ def test_problems_are_one_line(
     assert err.count("\n") == 1
 
 
+def test_keys_are_set_on_the_command_line(run: Run, base: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, content("sft", base))
+    code, out, _ = run("train", path, "--set", "learning_rate=1e-4", "--set=seed=5", "--dry-run")
+    assert code == 0
+    data = json.loads(out)
+    assert data["set"] == {"factors.learning_rate": 1e-4, "seed": 5}
+    assert (data["settings"]["seed"], data["settings"]["trainer"]["learning_rate"]) == (5, 1e-4)
+    code, out, err = run("train", path, "--set", "sead=5")
+    assert (code, out) == (1, "")
+    assert err == "trimtab: --set: there is no key sead: did you mean seed?\n"
+
+
+def test_questions_of_a_run_whose_seed_was_set(run: Run, base: Path, tmp_path: Path) -> None:
+    path = write(tmp_path, content("sft", base))
+    asked = []
+    for more in ([], ["--set", "seed=1"]):
+        out = tmp_path / f"{len(more)}.json"
+        ask = ["evaluate", base, "--run", path, *more, "--questions", "3", "-o", out]
+        assert run(*ask)[0] == 0
+        asked.append([row["prompt"] for row in json.loads(out.read_text())["questions"]["rows"]])
+    assert asked[0] != asked[1]
+    assert run("evaluate", base, "--task", "addition", "--set", "seed=1")[0] == 2
+
+
 def test_no_file(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "none.toml"
     assert run("train", path) == (1, "", f"trimtab: {path}: no such file\n")

@@ -160,6 +160,11 @@ def seed_option(help: str, type: Any = int) -> Callable[[Function], Function]:
     return click.option("--seed", type=type, default=0, help=help)
 
 
+def set_option(help: str) -> Callable[[Function], Function]:
+    """`--set KEY=VALUE`, as the argument `overrides`."""
+    return click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help=help)
+
+
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), help="Number of tensors read at the same time."
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from trimtab.cli.options import PATH, SEED, Function, adding
+from trimtab.cli.options import PATH, SEED, Function, adding, set_option
 
 if TYPE_CHECKING:
     from trimtab.training.evaluation.questions import Questions
@@ -60,6 +60,7 @@ _question_options = adding(
     click.option(
         "--run", type=PATH, metavar="RUN.toml", help="Run whose held-out questions to ask."
     ),
+    set_option("Key that `trimtab train --set` set in the file of --run; may be repeated."),
     click.option("--data", type=PATH, metavar="FILE", help="JSON Lines file of rows to ask."),
     task_options,
     click.option(
@@ -75,7 +76,7 @@ _question_options = adding(
     answer_options,
 )
 _QUESTION_SETTINGS = (
-    *("run", "data", "task", "config", "chat", "questions", "questions_seed"),
+    *("run", "overrides", "data", "task", "config", "chat", "questions", "questions_seed"),
     *("verifier", "pattern", "column", "reward", "stop", "max_tokens"),
 )
 
@@ -94,6 +95,7 @@ def question_options(function: Callable[..., None]) -> Function:
 def questions_of(
     *,
     run: Path | None,
+    overrides: tuple[str, ...],
     task: str | None,
     data: Path | None,
     questions: int | None,
@@ -111,6 +113,8 @@ def questions_of(
     """
     options = {"by": by, "questions": questions, "stop": stop, "max_tokens": max_tokens, **more}
     given = {name for name, value in options.items() if value not in (None, (), False)}
+    if overrides and run is None:
+        raise click.UsageError("--set needs --run")
     if task is not None and (run is not None or data is not None):
         raise click.UsageError("--task cannot be combined with --run or --data")
     if run is None and task is None and data is None:
@@ -127,14 +131,14 @@ def questions_of(
         questions_of_task,
         reward_of,
     )
-    from trimtab.training.runs.settings import Settings
+    from trimtab.training.runs.overrides import read_settings
 
     if task is not None:
         table = task_table(task, more["config"], chat=more["chat"])
         seed = more["questions_seed"] or 0
         selected = questions_of_task(table, seed=seed, num=questions, by=by)
     elif run is not None:
-        selected = questions_of_run(Settings.read(run), data=data, num=questions, by=by)
+        selected = questions_of_run(read_settings(run, overrides), data=data, num=questions, by=by)
     else:
         assert data is not None
         judge = reward_table(more["verifier"], more["pattern"], more["column"], more["reward"])

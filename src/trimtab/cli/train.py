@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     "train",
     cls=options.Command,
     short_help="Train a model, or only a mask of it, from a run file.",
-    epilog="Example: trimtab train examples/grpo.toml",
+    epilog="Example: trimtab train examples/grpo.toml --set trainer.learning_rate=1e-5",
 )
 @click.argument("run", type=options.PATH, metavar="RUN.toml")
+@options.set_option("Set a key of the run file, with its table; may be repeated.")
 @click.option(
     "--dry-run",
     is_flag=True,
     help="Check everything, print an overview and the settings, and stop.",
 )
-def train(run: Path, dry_run: bool) -> None:
+def train(run: Path, overrides: tuple[str, ...], dry_run: bool) -> None:
     """Train a model from a file, by SFT, RFT, DPO, ORPO, KTO, SimPO, PPO, GRPO, RLOO or PRIME.
 
     The whole model is trained, or only a mask of it. It can be interrupted at any time: the current
@@ -39,10 +40,10 @@ def train(run: Path, dry_run: bool) -> None:
     from trimtab.elements.counts import percent
     from trimtab.progress import progress_bars
     from trimtab.training.runs.execute import MODEL, RESULT, execute, overview
+    from trimtab.training.runs.overrides import read_settings
     from trimtab.training.runs.prepare import prepare
-    from trimtab.training.runs.settings import Settings
 
-    prepared = prepare(Settings.read(run))
+    prepared = prepare(read_settings(run, overrides))
     if dry_run:
         say(overview(prepared), err=True)
         say(json.dumps(prepared.describe(), indent=1))

@@ -85,8 +85,13 @@ def write(folder: Path, values: Mapping[str, Any], name: str = "run.toml") -> Pa
 
 def train(path: Path, **more: Any) -> dict[str, Any]:
     """Prepare and execute a run file without a display."""
+    return train_settings(Settings.read(path), **more)
+
+
+def train_settings(file: Settings, **more: Any) -> dict[str, Any]:
+    """Prepare and execute a run without a display."""
     with progress_bars() as bars:
-        return execute(prepare(Settings.read(path)), bars, **more)
+        return execute(prepare(file), bars, **more)
 
 
 def after(calls: int) -> Callable[[], bool]:

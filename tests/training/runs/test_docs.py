@@ -54,7 +54,7 @@ ROWS = rows_of(PAGE)
 )
 def test_every_key_and_default(section: str, table: type) -> None:
     tables = {"path", "data", "reward", "samples", "optimizer", "auto", "trainer", "factors"}
-    tables |= {"publish", "rollouts"}
+    tables |= {"publish", "rollouts", "overrides"}
     for field in fields(table):
         if field.name in tables:
             continue

@@ -151,6 +151,7 @@ class Run:
             "format_version": FORMAT_VERSION,
             "run_file": str(self.file.path),
             "output": str(self.output),
+            "set": dict(self.file.overrides),
             "factors": dict(self.file.factors),
             "settings": self.settings(),
             "model": self.base.record.to_dict(),
@@ -214,7 +215,7 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
             )
         elif data is not None and args is not None:
             problems.result(_check_lengths, file, algorithm, data, base, args)
-    problems.raise_all(f"{file.path}: ")
+    problems.raise_all(f"{file.named}: ")
     assert base is not None and data is not None and dtype is not None
     return Run(file, output, algorithm, base, dtype, data, data, reward, args, mask)
 

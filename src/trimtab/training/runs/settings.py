@@ -379,6 +379,7 @@ class Settings:
         dropout: Probability of every dropout of the model; None for that of its config.
         track: Optimizer steps between two points of an `UpdateTracker`; None for no tracker.
         factors: The factors of the file; the keys that they stand for are already set.
+        overrides: Dotted keys that were set on the command line -> values; already set.
     """
 
     path: Path
@@ -401,6 +402,7 @@ class Settings:
     track: int | None = None
     factors: Mapping[str, Any] = field(default_factory=dict)
     also: Sequence[str] = field(default_factory=list)
+    overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: str | Path) -> Settings:
@@ -409,18 +411,21 @@ class Settings:
         Raises:
             SettingsError: The file cannot be read, or its settings are invalid; lists all problems.
         """
-        path = Path(path)
-        if path.suffix == ".json":
-            return cls.of(*_cell_content(path))
-        return cls.of(path, read_toml(path, SettingsError))
+        return cls.of(*read_run_file(Path(path)))
 
     @classmethod
-    def of(cls, path: str | Path, content: Mapping[str, Any]) -> Settings:
+    def of(
+        cls,
+        path: str | Path,
+        content: Mapping[str, Any],
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Settings:
         """Check the content of a run file.
 
         Args:
             path: The run file, for messages and relative paths.
-            content: The parsed TOML.
+            content: The parsed TOML, with all overrides.
+            overrides: Dotted keys that were set on the command line -> values.
 
         Raises:
             SettingsError: The settings are invalid; lists all problems.
@@ -430,10 +435,10 @@ class Settings:
         content = with_factors(content, problems)
         tables = {
             name: _table(content, name, table, problems)
-            for name, table in _TABLES.items()
+            for name, table in TABLES.items()
             if name in content
         }
-        known = [field.name for field in fields(cls) if field.name != "path"]
+        known = [field.name for field in fields(cls) if field.name not in NO_KEYS]
         problems += [unknown_key(key, known) for key in content if key not in known]
         given = {key: content[key] for key in known if key in content and key not in tables}
         top = check_table(cls, given, "", problems)
@@ -442,10 +447,15 @@ class Settings:
             problems.append(f"missing: {', '.join(missing)}")
         problems += contradictions(top, tables)
         if problems:
-            raise SettingsError(f"{path}: {'; '.join(problems)}")
+            raise SettingsError(f"{_named(path, overrides)}: {'; '.join(problems)}")
         if ALGORITHMS[top["algorithm"]].needs_samples:
             tables.setdefault("samples", SamplesTable())
-        return cls(path=path, **top, **tables)
+        return cls(path=path, overrides=overrides or {}, **top, **tables)
+
+    @property
+    def named(self) -> str:
+        """The file in messages, with the keys that were set on the command line."""
+        return _named(self.path, self.overrides)
 
     def resolve(self, name: str) -> Path:
         """A path of the file, relative to the folder of the file."""
@@ -463,7 +473,7 @@ class Settings:
         return float(density) if kind == "random" and colon else None
 
 
-_TABLES: Mapping[str, type] = {
+TABLES: Mapping[str, type] = {
     "data": DataTable,
     "reward": RewardTable,
     "samples": SamplesTable,
@@ -474,6 +484,10 @@ _TABLES: Mapping[str, type] = {
     "trainer": dict,
     "factors": dict,
 }
+"""Table of a run file -> its dataclass."""
+
+NO_KEYS = ("path", "overrides")
+"""Fields of `Settings` that are no keys of a run file."""
 
 _REQUIRED = ("algorithm", "model", "output", "mask", "data")
 
@@ -485,6 +499,21 @@ def _table(content: Mapping[str, Any], name: str, cls: type, problems: list[str]
         problems.append(f"{name} is not a table: expected [{name}] and its keys below")
         return None
     return given if cls is dict else cls(**check_table(cls, given, f"{name}.", problems))
+
+
+def _named(path: Path, overrides: Mapping[str, Any] | None) -> str:
+    return f"{path} with {', '.join(overrides)} set" if overrides else str(path)
+
+
+def read_run_file(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Read a run file, or the run of a cell of a sweep (`.json`): its path, and its content.
+
+    Raises:
+        SettingsError: The file cannot be read.
+    """
+    if path.suffix == ".json":
+        return _cell_content(path)
+    return path, read_toml(path, SettingsError)
 
 
 def _cell_content(path: Path) -> tuple[Path, dict[str, Any]]:

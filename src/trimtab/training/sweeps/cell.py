@@ -36,7 +36,7 @@ from trimtab.training.evaluation.questions import (
 from trimtab.training.folders import read_json, write_json
 from trimtab.training.runs.data import read_rows
 from trimtab.training.runs.execute import MODEL, RESULT
-from trimtab.training.runs.factors import FACTORS, with_keys
+from trimtab.training.runs.overrides import with_overrides
 from trimtab.training.runs.settings import (
     CELL_FORMAT,
     CELL_VERSION,
@@ -318,7 +318,7 @@ def made_cell(
         arm_name,
         arm.run,
         settings,
-        _with(content, settings),
+        with_overrides(content, settings),
         folder,
         arm.mask,
         None if arm.of is None else others[arm.of],
@@ -329,21 +329,6 @@ def made_cell(
             f"arm {arm.name} takes its {both[0]} from another arm, and it is also set"
         )
     return replace(cell, settings={**settings, **cell.from_others})
-
-
-def _with(content: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A run file with keys set; a factor replaces the keys that it stands for."""
-    algorithm = str(settings.get("algorithm", content.get("algorithm")))
-    replaced = [
-        key
-        for factor in (FACTORS[key.rpartition(".")[2]] for key in settings if _is_factor(key))
-        for key in (*factor.keys.get(algorithm, ()), *factor.instead)
-    ]
-    return with_keys(content, settings, without=replaced)
-
-
-def _is_factor(key: str) -> bool:
-    return key.startswith("factors.")
 
 
 def _name(arm: Arm, point: Mapping[str, Any]) -> str:

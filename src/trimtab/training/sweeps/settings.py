@@ -16,21 +16,9 @@ from typing import Any, Literal
 from trimtab.errors import SettingsError
 from trimtab.inputs import read_toml
 from trimtab.results.tables import check_table, unknown_key
-from trimtab.training.runs.factors import FACTORS
-from trimtab.training.runs.settings import Settings
+from trimtab.training.runs.overrides import dotted_keys
 
 MOST_CELLS = 1_000
-
-TABLES = ("data", "reward", "samples", "optimizer", "auto", "trainer")
-"""Tables of a run file whose keys can be set."""
-
-ALONE = tuple(
-    key.name
-    for key in fields(Settings)
-    if key.name not in (*TABLES, *FACTORS, "path", "output", "factors")
-)
-"""Keys of a run file that are in no table, and can be set."""
-
 
 MaskKind = Literal["own", "random", "matched", "complement", "low-magnitude"]
 """Which mask to derive from what another run changed: that itself, or a control."""
@@ -237,32 +225,7 @@ def _evaluate(given: Mapping[str, Any], problems: list[str]) -> EvaluateTable:
 
 def _settings(given: Mapping[str, Any], where: str, problems: list[str]) -> dict[str, Any]:
     """Return dotted keys of the run file -> values."""
-    settings: dict[str, Any] = {}
-    for key, value in _dotted(given):
-        table, _, name = key.rpartition(".")
-        if not table and name in FACTORS:
-            full = f"factors.{name}"
-        elif key in ALONE or (name and table in TABLES) or (table == "factors" and name in FACTORS):
-            full = key
-        elif key == "output":
-            problems.append(f"{where}.output: every cell has its own folder in that of the sweep")
-            continue
-        elif key in TABLES:
-            problems.append(f"{where}.{key} is a table of the run file: name a key of it")
-            continue
-        else:
-            problems.append(unknown_key(key, (*FACTORS, *ALONE), f"{where}."))
-            continue
-        if full in settings:
-            problems.append(f"{where}.{name} occurs twice")
-        settings[full] = value
-    return settings
-
-
-def _dotted(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Flatten tables: in TOML, an unquoted `trainer.beta = …` is a table."""
-    for key, value in given.items():
-        if isinstance(value, dict) and key in (*TABLES, "factors"):
-            yield from ((f"{key}.{name}", entry) for name, entry in value.items())
-        else:
-            yield key, value
+    if "output" in given:
+        problems.append(f"{where}.output: every cell has its own folder in that of the sweep")
+    others = {key: value for key, value in given.items() if key != "output"}
+    return dotted_keys(others, f"{where}.", problems)
