@@ -63,7 +63,7 @@ def test_a_block_is_read(
         assert len(plan(SweepSettings.read(path)).cells) in (9, 24)
     elif "algorithm" in keys:
         assert prepare(Settings.read(path)).rows
-    elif keys <= {"data", "factors", "publish", "rollouts"}:
+    elif keys <= {"data", "factors", "publish", "rollouts", "evaluate"}:
         usual = {**TOP, "model": f"'{shelf / 'base'}'"}
         top = "\n".join(f"{key} = {value}" for key, value in usual.items() if key not in keys)
         path.write_text(f"{top}\n{text}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trimtab.training.runs.algorithms import ALGORITHMS, DEFAULTS
+from trimtab.training.runs.evaluate_table import EvaluateTable
 from trimtab.training.runs.settings import (
     AutoTable,
     DataTable,
@@ -50,16 +51,18 @@ ROWS = rows_of(PAGE)
         ("auto", AutoTable),
         ("publish", PublishTable),
         ("rollouts", RolloutsTable),
+        ("evaluate", EvaluateTable),
     ],
 )
 def test_every_key_and_default(section: str, table: type) -> None:
     tables = {"path", "data", "reward", "samples", "optimizer", "auto", "trainer", "factors"}
-    tables |= {"publish", "rollouts", "overrides"}
+    tables |= {"publish", "rollouts", "evaluate", "overrides"}
     for field in fields(table):
         if field.name in tables:
             continue
         cells = ROWS[section, field.name]
-        if field.default not in (MISSING, None, ""):
+        is_required = (section, field.name) == ("evaluate", "every")
+        if field.default not in (MISSING, None, "") and not is_required:
             shown = str(field.default).lower() if field.default is False else field.default
             assert cells[-1].startswith(f"`{shown}`"), field.name
 

@@ -70,6 +70,21 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"seed": -1}, "seed is -1, expected 0 to 2**32 - 1"),
         ({"seed": 2**32}, "seed is 4294967296, expected 0 to 2**32 - 1"),
         ({"seed": 1.0}, "seed is 1.0, expected a whole number"),
+        ({"evaluate": {}}, "evaluate.every is 0, expected a number of steps from 1 on"),
+        (
+            {"evaluate": {"every": 1, "batch_size": 0}},
+            "evaluate.batch_size is 0",
+        ),
+        (
+            {"evaluate": {"every": 1, "questions": 0}},
+            "evaluate.questions is 0",
+        ),
+        ({"evaluate": {"every": 1, "task": "a", "file": "b"}}, "expected one of task and file"),
+        ({"evaluate": {"every": 1, "kind": "math"}}, "evaluate.kind has no effect without file"),
+        (
+            {"evaluate": {"every": 1, "file": "a", "column": "b"}},
+            "evaluate.column has no effect without kind",
+        ),
         ({"track": 0}, "track is 0, expected a number of steps from 1 on"),
         ({"track": 1, "mask": "auto"}, 'track: mask = "auto" with probe = "adamw" trains twice'),
         ({"dtype": "fp16"}, 'dtype is "fp16", expected "bf16" or "fp32"'),

@@ -23,6 +23,7 @@ from trimtab.training import runtime
 from trimtab.training.runs import settings
 from trimtab.training.runs.algorithms import ALGORITHMS
 from trimtab.training.runs.base_model import open_base
+from trimtab.training.runs.evaluate_table import EvaluateTable
 from trimtab.training.runs.execute import check_output
 from trimtab.training.runs.factors import FactorsTable
 from trimtab.training.runs.prepare import prepare
@@ -45,6 +46,7 @@ TABLES: dict[str, type] = {
     "samples": settings.SamplesTable,
     "optimizer": settings.OptimizerTable,
     "auto": settings.AutoTable,
+    "evaluate": EvaluateTable,
     "factors": FactorsTable,
 }
 
@@ -67,7 +69,7 @@ def changed(usual: dict[str, Any]) -> Iterator[tuple[str, Any, dict[str, Any]]]:
             for value in STRANGE:
                 result = {**start.get(table, {}), field.name: value}
                 if field.name in ("kind", "model", "column", "pattern"):
-                    del result["function"]
+                    result.pop("function", None)
                 yield f"{table}.{field.name}", value, {**start, table: result}
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.training.runs.test_docs import rows_of
+from trimtab.training.runs.evaluate_table import QuestionsTable
 from trimtab.training.runs.factors import FACTORS, KEYS_THEMSELVES
 from trimtab.training.sweeps.execute import COLUMNS
-from trimtab.training.sweeps.settings import EvaluateTable, SweepSettings
+from trimtab.training.sweeps.settings import SweepSettings
 
 pytestmark = pytest.mark.train
 
@@ -32,9 +33,9 @@ def test_every_key_of_a_sweep_file() -> None:
 
 
 def test_every_key_of_evaluate() -> None:
-    assert keys_of(PAGE, "evaluate") == {field.name for field in fields(EvaluateTable)}
+    assert keys_of(PAGE, "evaluate") == {field.name for field in fields(QuestionsTable)}
     defaults = {
-        one.name: one.default for one in fields(EvaluateTable) if one.default is not MISSING
+        one.name: one.default for one in fields(QuestionsTable) if one.default is not MISSING
     }
     assert f"`{defaults['kind']}`, none, `{defaults['column']}`" in PAGE
 

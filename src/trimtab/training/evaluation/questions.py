@@ -21,6 +21,7 @@ from trimtab.training import addition
 from trimtab.training.addition import ANSWER_END, split_questions
 from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.data import Rows, check_lengths, read_rows
+from trimtab.training.runs.evaluate_table import QuestionsTable
 from trimtab.training.runs.rewards import Reward, comparison, load_function
 from trimtab.training.runs.settings import ADDITION, REASONING_GYM, DataTable, RewardTable, Settings
 from trimtab.training.runs.tasks import addition_reward, gym_questions, gym_reward, gym_rows
@@ -225,6 +226,42 @@ def questions_of_run(
     seed = file.task_seed + file.data.size
     questions = questions_of_task(file.data, seed=seed, num=num, by=by)
     return questions.unseen(row["prompt"] for row in gym_rows(seen, file.data, ("prompt",)).rows)
+
+
+def questions_of_table(table: QuestionsTable, file: Settings, folder: Path) -> Questions:
+    """The questions of a table `[evaluate]`, without those that a run was trained on.
+
+    Args:
+        table: The table.
+        file: The run.
+        folder: Folder that paths of the table are relative to.
+
+    Raises:
+        SettingsError: There are no questions, or no reward to judge the answers.
+    """
+    if table.file is not None:
+        path = folder / Path(table.file).expanduser()
+        own = file.reward if table.kind is None else None
+        if own is not None and own.model is None:
+            reward, column = _reward_of_run(file)
+        else:
+            column = table.column
+            judge = RewardTable(kind=table.kind or "exact", column=column, pattern=table.pattern)
+            reward = reward_of(judge, folder)
+        questions = file_questions(path, reward, column=column)
+        if file.data.file is not None:
+            seen = read_rows(file.resolve(file.data.file), ("prompt",)).rows
+            questions = questions.unseen(row["prompt"] for row in seen)
+        return questions.first(table.questions)
+    if table.task is not None and table.task != file.data.task:
+        task = DataTable(task=table.task)
+        return questions_of_task(task, seed=file.task_seed, num=table.questions)
+    if file.data.file is not None:
+        raise SettingsError(
+            f"evaluate: the run trains on {file.data.file}: set file, to questions that are not in "
+            "it"
+        )
+    return questions_of_run(file, num=table.questions)
 
 
 def _reward_of_run(file: Settings) -> tuple[Reward, str]:

@@ -323,8 +323,9 @@ class RolloutTrainer(Trainer):  # type: ignore[misc]
             self.auxiliary.load(Path(checkpoint))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Overrides the Trainer's: adds the means since the last log."""
-        logs.update(self.means.take())
+        """Overrides the Trainer's: adds the means since the last log of training."""
+        if not any(name.startswith("eval_") for name in logs):
+            logs.update(self.means.take())
         super().log(logs, *args, **kwargs)
 
     # Helpers of subclasses.

@@ -7,6 +7,7 @@
     out/mask.safetensors the mask that the run found, with mask = "auto"
     out/updates.trimtab  the changes of every step, with track = 1
     out/rollouts.jsonl   the version that each sample is from, with [rollouts]
+    out/evaluations.jsonl  the evaluations during training, with [evaluate]
     out/checkpoints/     of the Trainer; removed at the end unless the run file requests some
     out/model/           the trained checkpoint: the files of the base with other weights
     out/result.json      the results; written last, so it marks a finished run
@@ -29,8 +30,9 @@ from trimtab.elements.counts import percent
 from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.outputs import ensure_same_settings, explain_no_room, is_draft, lock, new_folder
 from trimtab.processes import Interrupted
-from trimtab.progress import stage
+from trimtab.progress import Stage, stage
 from trimtab.training import runtime
+from trimtab.training.evaluation.while_training import evaluate_while_training, evaluations_in
 from trimtab.training.folders import (
     complete_checkpoints,
     last_unfinished,
@@ -54,6 +56,7 @@ RESOLVED = "resolved.json"
 RESULT = "result.json"
 UPDATES = "updates.trimtab"
 ROLLOUTS = "rollouts.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 DTYPES_OF_WEIGHTS = ("BF16", "F16", "F32")
 MODEL = "model"
 LOCK = ".lock"
@@ -143,6 +146,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             )
             _track(run, trainer)
             _sync(run, trainer)
+            _evaluate(run, trainer, bars)
             resolved["optimizer"] = _optimizer(run, training)
             write_json(run.output / RESOLVED, resolved)
             peak = PeakMemory(device)
@@ -178,6 +182,11 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
         "peak_memory": peak_memory,
         "num_input_tokens": int(trainer.state.num_input_tokens_seen) or None,
         "history": [log for log in trainer.state.log_history if "loss" in log],
+        **(
+            {}
+            if run.held_out is None
+            else {"evaluations": evaluations_in(run.output / EVALUATIONS)}
+        ),
         "seconds": {
             "load": loaded - started,
             "train": trained - loaded,
@@ -244,6 +253,21 @@ def _sync(run: Run, trainer: Any) -> None:
             importance_cap=rollouts.importance_cap or None,
             record=run.output / ROLLOUTS,
         ).attach(trainer)
+
+
+def _evaluate(run: Run, trainer: Any, bars: Progress) -> None:
+    """Ask held-out questions during training, if the run file has `[evaluate]`."""
+    if run.held_out is None or (table := run.file.evaluate) is None:
+        return
+    line = Stage(bars, bars.add_task("evaluate", total=1, note=""), 1)
+    evaluate_while_training(
+        trainer,
+        run.held_out,
+        every=table.every,
+        batch_size=table.batch_size,
+        path=run.output / EVALUATIONS,
+        progress=line.follow,
+    )
 
 
 def state_of(run: Run) -> Literal["new", "begun", "finished"]:
@@ -347,6 +371,7 @@ def overview(run: Run) -> str:
         "data": _data(run),
         "steps": _steps(run),
         **_synced(run),
+        **_evaluated(run),
         "output": f"{run.output} ({_state(run)})",
         "writes": ", ".join(_written(run)),
         "stopped": "on Ctrl-C the current step is finished and saved, and the same command "
@@ -410,6 +435,15 @@ def _synced(run: Run) -> dict[str, str]:
     return lines
 
 
+def _evaluated(run: Run) -> dict[str, str]:
+    if run.held_out is None or run.file.evaluate is None:
+        return {}
+    asked = f"{plural(len(run.held_out), 'question')} of {run.held_out.rows.source}"
+    return {
+        "asks": f"{asked}, at the start, every {plural(run.file.evaluate.every, 'step')}, and last"
+    }
+
+
 def _state(run: Run) -> str:
     if not run.output.exists():
         return "new"
@@ -430,6 +464,8 @@ def _written(run: Run) -> Iterator[str]:
         yield f"{SAMPLES} (the samples)"
     if run.file.rollouts is not None:
         yield f"{ROLLOUTS} (the version that each sample is from)"
+    if run.held_out is not None:
+        yield f"{EVALUATIONS} (the evaluations during training)"
     if run.file.track is not None:
         yield f"{UPDATES} (the changes of each step)"
     if run.keeps_checkpoints:

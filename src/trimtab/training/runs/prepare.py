@@ -23,6 +23,7 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.random import random_tensor
 from trimtab.progress import Stage
 from trimtab.training import runtime
+from trimtab.training.evaluation.questions import Questions, questions_of_table
 from trimtab.training.masked_training import MaskedTraining, train_only
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.base_model import DTYPES, BaseModel, open_base
@@ -78,6 +79,7 @@ class Run:
         reward: The reward; None if the run has none.
         args: TRL's configuration.
         mask: The mask; None for everything, or if the run has yet to find it.
+        held_out: Questions that are asked during training; None for none.
     """
 
     file: Settings
@@ -90,6 +92,7 @@ class Run:
     reward: Reward | None
     args: Any
     mask: Mask | None
+    held_out: Questions | None = None
 
     @property
     def keeps_checkpoints(self) -> bool:
@@ -122,6 +125,7 @@ class Run:
             "reward": None if self.reward is None else self.reward.record,
             "samples": None if self.file.samples is None else asdict(self.file.samples),
             **self._rollouts_setting(),
+            **self._evaluate_setting(),
             "optimizer": (
                 {"name": self.file.optimizer.name}
                 if self.file.mask == "none"
@@ -138,6 +142,13 @@ class Run:
             return {}
         capped = {"importance_cap": table.importance_cap}
         return {"rollouts": {"max_staleness": table.max_staleness, **capped}}
+
+    def _evaluate_setting(self) -> dict[str, Any]:
+        """What is asked when; a resumed run adds to the same file."""
+        if self.held_out is None or (table := self.file.evaluate) is None:
+            return {}
+        asked = {"every": table.every, "batch_size": table.batch_size}
+        return {"evaluate": {**asked, "questions": self.held_out.describe()}}
 
     def _mask_setting(self) -> Any:
         if self.file.mask == "auto":
@@ -193,11 +204,14 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
     reward = problems.result(_reward, file, algorithm, questions) if is_open else None
     data = problems.result(_data, file, algorithm, reward, questions) if is_open else None
     base = problems.result(_base, file, {} if bases is None else bases)
+    held_out = problems.result(_held_out, file)
     dtype, mask = None, None
     if base is not None:
         dtype = problems.result(base.training_dtype, file.dtype)
         mask = problems.result(_mask, file, base)
         problems.result(names_of_whole, file.also, base.shapes)
+        if held_out is not None:
+            problems.result(held_out.check, base)
         if args is not None:
             problems.result(_check_dropout, file, base, args)
         if file.save_dtype == "fp32" and dtype == "bf16":
@@ -217,7 +231,7 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
             problems.result(_check_lengths, file, algorithm, data, base, args)
     problems.raise_all(f"{file.named}: ")
     assert base is not None and data is not None and dtype is not None
-    return Run(file, output, algorithm, base, dtype, data, data, reward, args, mask)
+    return Run(file, output, algorithm, base, dtype, data, data, reward, args, mask, held_out)
 
 
 def _base(file: Settings, bases: dict[Path, BaseModel]) -> BaseModel:
@@ -258,6 +272,12 @@ def _data(file: Settings, algorithm: Algorithm, reward: Reward | None, questions
         return gym_rows(questions, file.data, (*sets[0], *of_reward))
     assert file.data.file is not None
     return read_rows(file.resolve(file.data.file), *sets, reward=reward)
+
+
+def _held_out(file: Settings) -> Questions | None:
+    if file.evaluate is None:
+        return None
+    return questions_of_table(file.evaluate, file, file.path.parent)
 
 
 def _check_lengths(

@@ -16,6 +16,7 @@ from trimtab.errors import SettingsError
 from trimtab.inputs import read_json, read_toml
 from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
+from trimtab.training.runs.evaluate_table import EvaluateTable
 from trimtab.training.runs.factors import with_factors
 
 CELL_FORMAT, CELL_VERSION = "trimtab.cell", 1
@@ -203,6 +204,8 @@ def contradictions(top: Mapping[str, Any], tables: Mapping[str, Any]) -> Iterato
         yield from _of_also(top.get("mask"), tables.get("auto", AutoTable()))
     if (auto := tables.get("auto")) is not None:
         yield from _of_auto(top.get("mask"), auto)
+    if (evaluate := tables.get("evaluate")) is not None:
+        yield from evaluate.problems()
 
 
 def _of_track(track: int, mask: str | None, auto: AutoTable | None) -> Iterator[str]:
@@ -374,6 +377,7 @@ class Settings:
         auto: How `mask = "auto"` finds its mask.
         publish: Where the weights are published; None if they are not.
         rollouts: The engine that samples; None for the trainer itself.
+        evaluate: The questions that are asked during training; None for none.
         trainer: Passed to the configuration class of TRL.
         save_dtype: Dtype of the saved weights: that of the stored model, or `fp32`.
         dropout: Probability of every dropout of the model; None for that of its config.
@@ -396,6 +400,7 @@ class Settings:
     auto: AutoTable = field(default_factory=AutoTable)
     publish: PublishTable | None = None
     rollouts: RolloutsTable | None = None
+    evaluate: EvaluateTable | None = None
     trainer: Mapping[str, Any] = field(default_factory=dict)
     save_dtype: Literal["stored", "fp32"] = "stored"
     dropout: float | None = None
@@ -481,6 +486,7 @@ TABLES: Mapping[str, type] = {
     "auto": AutoTable,
     "publish": PublishTable,
     "rollouts": RolloutsTable,
+    "evaluate": EvaluateTable,
     "trainer": dict,
     "factors": dict,
 }

@@ -24,6 +24,7 @@ SET_ELSEWHERE = {
     "model_init_kwargs": "model and dtype",
     "resume_from_checkpoint": "nothing: an interrupted run resumes automatically",
     "save_only_model": "nothing: an interrupted run could not resume from its checkpoints",
+    "eval_on_start": "[evaluate], which asks before the first step",
     "disable_tqdm": "nothing: trimtab shows the progress",
 }
 """Keys that `[trainer]` must not have -> where the run file sets them."""

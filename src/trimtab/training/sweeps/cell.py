@@ -26,22 +26,13 @@ from trimtab.masks.mask import Mask
 from trimtab.masks.selection.quotas import Quotas, random_matched
 from trimtab.masks.selection.top_k import select
 from trimtab.training.evaluation.evaluate import evaluate
-from trimtab.training.evaluation.questions import (
-    Questions,
-    file_questions,
-    questions_of_run,
-    questions_of_task,
-    reward_of,
-)
+from trimtab.training.evaluation.questions import Questions
 from trimtab.training.folders import read_json, write_json
-from trimtab.training.runs.data import read_rows
 from trimtab.training.runs.execute import MODEL, RESULT
 from trimtab.training.runs.overrides import with_overrides
 from trimtab.training.runs.settings import (
     CELL_FORMAT,
     CELL_VERSION,
-    DataTable,
-    RewardTable,
     Settings,
 )
 from trimtab.training.sweeps.settings import Arm, MaskKind, SweepSettings
@@ -451,24 +442,3 @@ class Examiner:
             return known if known["questions"]["record"] == record else None
         except (OSError, ValueError, LookupError, TypeError):
             return None
-
-
-def questions_of_cell(sweep: SweepSettings, cell: Cell) -> Questions:
-    """The questions for a cell, without those that it was trained on.
-
-    Raises:
-        SettingsError: There are no questions, or no reward to judge the answers.
-    """
-    table, file = sweep.evaluate, cell.file()
-    assert table is not None
-    if table.file is not None:
-        judge = RewardTable(kind=table.kind, column=table.column, pattern=table.pattern)
-        reward = reward_of(judge, sweep.path.parent)
-        questions = file_questions(sweep.path.parent / table.file, reward, column=table.column)
-        if file.data.file is not None:
-            seen = read_rows(file.resolve(file.data.file), ("prompt",)).rows
-            questions = questions.unseen(row["prompt"] for row in seen)
-        return questions.first(table.questions)
-    if table.task is None or table.task == file.data.task:
-        return questions_of_run(file, num=table.questions)
-    return questions_of_task(DataTable(task=table.task), seed=file.task_seed, num=table.questions)

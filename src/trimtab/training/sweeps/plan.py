@@ -17,12 +17,13 @@ from typing import Any
 
 from trimtab.errors import Problems
 from trimtab.outputs import flat
+from trimtab.training.evaluation.questions import questions_of_table
 from trimtab.training.runs.base_model import BaseModel
 from trimtab.training.runs.data import prompt_ids
 from trimtab.training.runs.execute import state_of
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.prepare import Run, prepare
-from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured, questions_of_cell
+from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured
 from trimtab.training.sweeps.settings import SweepSettings
 
 MOST_ROWS = 1000
@@ -203,11 +204,11 @@ def plan(sweep: SweepSettings) -> Plan:
         with problems.collect(f"cell {cell.name}"):
             planned.append(_planned(cell, bases))
     examiner = None
-    if sweep.evaluate is not None and not problems:
+    if (table := sweep.evaluate) is not None and not problems:
         questions = {}
         for cell in (one.cell for one in planned):
             with problems.collect(f"cell {cell.name}"):
-                questions[cell.name] = questions_of_cell(sweep, cell)
+                questions[cell.name] = questions_of_table(table, cell.file(), sweep.path.parent)
         examiner = Examiner(questions)
     problems.raise_all(f"{sweep.path}: ")
     return Plan(sweep, tuple(planned), tuple(differences(planned)), matched(planned), examiner)

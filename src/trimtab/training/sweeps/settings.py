@@ -16,6 +16,7 @@ from typing import Any, Literal
 from trimtab.errors import SettingsError
 from trimtab.inputs import read_toml
 from trimtab.results.tables import check_table, unknown_key
+from trimtab.training.runs.evaluate_table import QuestionsTable
 from trimtab.training.runs.overrides import dotted_keys
 
 MOST_CELLS = 1_000
@@ -61,28 +62,6 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class EvaluateTable:
-    """`[evaluate]`: the questions for the trained models.
-
-    Attributes:
-        task: `addition`, or `reasoning_gym:` and a name; None for that of the run.
-        file: JSON Lines with `prompt` and the correct answer; prompts of the training data are
-            excluded.
-        kind: How answers to `file` are judged.
-        pattern: Regular expression for `kind = "regex"`.
-        column: The column with the correct answer in `file`.
-        questions: Maximum number of questions; None for all.
-    """
-
-    task: str | None = None
-    file: str | None = None
-    kind: Literal["exact", "regex", "math"] = "exact"
-    pattern: str | None = None
-    column: str = "answer"
-    questions: int | None = None
-
-
-@dataclass(frozen=True)
 class SweepSettings:
     """The content of a sweep file.
 
@@ -98,7 +77,7 @@ class SweepSettings:
     output: Path
     arms: tuple[Arm, ...]
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    evaluate: EvaluateTable | None = None
+    evaluate: QuestionsTable | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> SweepSettings:
@@ -207,19 +186,9 @@ def _arms(
     return tuple(arms)
 
 
-def _evaluate(given: Mapping[str, Any], problems: list[str]) -> EvaluateTable:
-    table = EvaluateTable(**check_table(EvaluateTable, given, "evaluate.", problems))
-    if table.task is not None and table.file is not None:
-        problems.append("evaluate: expected one of task and file, or none")
-    default = EvaluateTable()
-    if table.file is None:
-        problems += [
-            f"evaluate.{name} has no effect without file"
-            for name in ("kind", "pattern", "column")
-            if getattr(table, name) != getattr(default, name)
-        ]
-    if table.questions is not None and table.questions < 1:
-        problems.append(f"evaluate.questions is {table.questions}, expected at least 1")
+def _evaluate(given: Mapping[str, Any], problems: list[str]) -> QuestionsTable:
+    table = QuestionsTable(**check_table(QuestionsTable, given, "evaluate.", problems))
+    problems += table.problems()
     return table
 
 
