@@ -27,7 +27,7 @@ BESIDE = {
     "trimtab.training.runs.base_model.BaseModel": "models that are opened once",
     "trimtab.training.runs.settings.RewardTable": "as `evaluate --verifier`",
     "trimtab.training.runtime": "torch, started quietly",
-    "trimtab.training.smollm2.export_base": "the base of the demo",
+    "trimtab.training.smollm2.write_base": "the base of the demo",
     "trimtab.training.sweeps": "papers are sweeps",
 }
 """What is used beside the documented names, and why."""

@@ -29,7 +29,7 @@ from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, runtime, train_only
 from trimtab.training.layout import names_of_whole, with_whole
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
-from trimtab.training.masked_training import newly_initialised
+from trimtab.training.model_masks import newly_initialised
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings
 

@@ -11,7 +11,7 @@ import io
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -194,6 +194,46 @@ class DataFile:
         """Bytes from `offset` on, fewer where the file ends."""
         out = np.empty(max(0, min(num_bytes, self.size - offset)), dtype=np.uint8)
         return out[: self.read_into(offset, out)].tobytes()
+
+
+class MemoryFile(DataFile):
+    """The bytes of one tensor that is in memory, for whatever reads stored tensors.
+
+    Attributes:
+        path: What messages call it; not a file.
+        size: Its size in bytes.
+    """
+
+    def __init__(
+        self, path: Path, size: int, fill: Callable[[int, NDArray[np.uint8]], None]
+    ) -> None:
+        """Wrap a function.
+
+        Args:
+            path: What messages call it.
+            size: Number of bytes of the tensor.
+            fill: Fills its second argument with the bytes from the first on, which is a multiple
+                of the size of an element, as the number of bytes is; called in any thread.
+        """
+        self.path = path
+        self.size = size
+        self._fill = fill
+
+    def open(self) -> io.FileIO:
+        """There is nothing to open.
+
+        Raises:
+            CheckpointError: Always.
+        """
+        raise CheckpointError(f"{self.path}: the tensor is in memory, and has no file")
+
+    def check(self) -> None:
+        """Memory is not replaced as a file can be; nothing to check."""
+
+    def read_into(self, offset: int, out: NDArray[np.uint8]) -> int:
+        """As `DataFile.read_into`."""
+        self._fill(offset, out)
+        return len(out)
 
 
 @dataclass(frozen=True, eq=False)

@@ -126,22 +126,21 @@ class Selection:
         with trimtab.ScoreFile(self.scores) as file:
             self._select(file, quotas, step, masks)
 
-    def by_weights(
-        self, base: str, scores: Callable[..., Scores], kind: str, **settings: Any
-    ) -> None:
+    def by_weights(self, base: str, kind: str, **given: Any) -> None:
         """Select by scores of the weights of a base.
 
         Args:
             base: The checkpoint, as given on the command line.
-            scores: Computes the scores; takes the arguments of
-                `trimtab.masks.makers.weight_scores.WeightScores`, and `settings`.
-            kind: The kind of mask, for the provenance.
-            settings: Keyword arguments of `scores`, and part of the provenance.
+            kind: A key of `trimtab.masks.makers.kinds.KINDS`.
+            given: Settings of the kind, and part of the provenance.
         """
+        from trimtab.masks.makers.kinds import KINDS
+
+        settings = {**KINDS[kind].settings, **given}
         with trimtab.open_checkpoint(base) as checkpoint:
             with byte_progress("reading") as progress:
                 names = self.names(checkpoint)
-                computed = scores(checkpoint, names, **settings, progress=progress)
+                computed = KINDS[kind].scores(checkpoint, names, **settings, progress=progress)
             self.by_scores(computed, checkpoint, {"step": kind, **settings, **_id_of(checkpoint)})
 
     def write(self, mask: Mask, scores: Callable[[], Scores], step: Mapping[str, Any]) -> None:
@@ -219,9 +218,7 @@ def random(base: str, selection: Selection) -> None:
 
     With --like, the same as `trimtab mask random`.
     """
-    from trimtab.masks.makers.weight_scores import no_preference
-
-    selection.by_weights(base, no_preference, "random")
+    selection.by_weights(base, "random")
 
 
 @make.command(
@@ -249,7 +246,7 @@ def low_magnitude(base: str, selection: Selection) -> None:
 
     In bf16 a small step can change only small weights, so this is the baseline of all predictions.
     """
-    selection.by_weights(base, trimtab.low_magnitude_scores, "low-magnitude")
+    selection.by_weights(base, "low-magnitude")
 
 
 @make.command(
@@ -261,7 +258,7 @@ def low_magnitude(base: str, selection: Selection) -> None:
 @makes_a_mask
 def high_magnitude(base: str, selection: Selection) -> None:
     """Select the largest weights of BASE."""
-    selection.by_weights(base, trimtab.high_magnitude_scores, "high-magnitude")
+    selection.by_weights(base, "high-magnitude")
 
 
 _rank_option = click.option(
@@ -286,7 +283,7 @@ def principal(base: str, rank: float, selection: Selection) -> None:
     An element's score is its magnitude in the best approximation of that rank. Whole matrices are
     decomposed, once with --match tensor or magnitude or with --scores, else four times.
     """
-    selection.by_weights(base, trimtab.PrincipalScores, "principal", share=rank)
+    selection.by_weights(base, "principal", share=rank)
 
 
 @make.command(
@@ -302,7 +299,7 @@ def off_principal(base: str, rank: float, selection: Selection) -> None:
 
     The complement of `principal`: of density 0.3, it is what `principal` of density 0.7 leaves.
     """
-    selection.by_weights(base, trimtab.PrincipalScores, "off-principal", share=rank, off=True)
+    selection.by_weights(base, "off-principal", share=rank)
 
 
 @make.command(
@@ -319,7 +316,7 @@ def safe(base: str, rank: float, selection: Selection) -> None:
     The union of `low-magnitude` and `off-principal`, both of the one density in each tensor that
     makes the union as large as asked for.
     """
-    selection.by_weights(base, trimtab.safe_scores, "safe", share=rank)
+    selection.by_weights(base, "safe", share=rank)
 
 
 @make.command(
@@ -348,7 +345,7 @@ def absorption(base: str, lr: float | None, steps: int, selection: Selection) ->
     if (lr is None) != selection.is_sized:
         raise click.UsageError("give either --lr, or --density or --like")
     if lr is None:
-        selection.by_weights(base, trimtab.absorption_scores, "absorption")
+        selection.by_weights(base, "absorption")
         return
     distance = absorption_distance(lr, steps)
     with trimtab.open_checkpoint(base) as checkpoint:

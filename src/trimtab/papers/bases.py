@@ -15,7 +15,7 @@ from trimtab.outputs import new_folder
 from trimtab.papers.library import BaseName
 from trimtab.training import runtime
 from trimtab.training.folders import read_json, write_json
-from trimtab.training.smollm2 import export_base
+from trimtab.training.smollm2 import write_base
 
 CHARACTERS = "0123456789+="
 STEPS, BATCH, LEARNING_RATE = 200, 128, 5e-3
@@ -103,7 +103,7 @@ def make_base(name: BaseName, folder: Path) -> None:
         if name == "tiny":
             make_tiny_base(draft)
         else:
-            export_base(draft)
+            write_base(draft)
             _end_with_the_line(draft)
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trimtab.training.input_norms import measure_input_norms as measure_input_norms
     from trimtab.training.masked_training import MaskedTraining as MaskedTraining
     from trimtab.training.masked_training import train_only as train_only
+    from trimtab.training.model_masks import mask_from_model as mask_from_model
     from trimtab.training.optimizers.adamw import SparseAdamW as SparseAdamW
     from trimtab.training.optimizers.sgd import SparseSGD as SparseSGD
     from trimtab.training.perturbation.probe import robustness as robustness
@@ -53,6 +54,7 @@ _MODULES = {
     "file_questions": "trimtab.training.evaluation.questions",
     "load_delta": "trimtab.training.deltas.loading",
     "LoadedDelta": "trimtab.training.deltas.loading",
+    "mask_from_model": "trimtab.training.model_masks",
     "MaskedTraining": "trimtab.training.masked_training",
     "MaskedTrainingCallback": "trimtab.training.trainer_callback",
     "measure_input_norms": "trimtab.training.input_norms",

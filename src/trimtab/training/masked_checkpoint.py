@@ -94,6 +94,25 @@ def _describe(mask: Mask) -> dict[str, Any]:
     }
 
 
+def mask_made_alike(folder: Path, made: Mapping[str, Any]) -> Mask | None:
+    """The mask of a checkpoint, if it was made as another one: of the same kind, density and seed.
+
+    Args:
+        folder: A checkpoint of masked training.
+        made: The last step in the provenance of the other mask.
+
+    Returns:
+        None if it was made in another way, or there is no mask.
+    """
+    if not (folder / MASK_FILE).exists():
+        return None
+    mask = Mask.load(folder / MASK_FILE)
+    steps = mask.provenance.get("steps") or [{}]
+    keys = [key for key in made if key != "base"]  # the base may lie elsewhere by now
+    same = all(steps[-1].get(key) == made[key] for key in keys)
+    return mask if same else None
+
+
 def check_same_run(folder: Path, mask: Mask, settings: Mapping[str, Any]) -> None:
     """Refuse to resume from a checkpoint of another run, before anything is loaded.
 

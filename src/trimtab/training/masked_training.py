@@ -24,6 +24,7 @@ from trimtab.training.masked_checkpoint import (
     RECORD_FILE,
     check_same_run,
     load_converted,
+    mask_made_alike,
     write_beside_weights,
 )
 from trimtab.words import first_few
@@ -177,6 +178,8 @@ def train_only(
     trainer: Any,
     mask: Mask | str | os.PathLike[str],
     *,
+    density: float | None = None,
+    seed: int = 0,
     also: str | Iterable[str] = (),
     master: Master | None = None,
     state_dtype: torch.dtype | None = None,
@@ -193,7 +196,13 @@ def train_only(
 
     Args:
         trainer: A `transformers.Trainer` or any subclass that does not override `create_optimizer`.
-        mask: The mask, or its file.
+        mask: The mask; or its file; or the kind of a mask to make from the model's weights as they
+            are now: `low-magnitude`, `high-magnitude`, `random`, `principal`, `off-principal`,
+            `safe` or `absorption`, as `trimtab mask make` has them (`mask_from_model`). A run that
+            resumes has the mask of its checkpoint, whatever the weights are by then.
+        density: Share of the elements of each tensor that a mask made here selects, above 0 and
+            below 1.
+        seed: Decides a random mask, and which of equal weights a mask made here selects.
         also: Parameters to train in full, in addition to the mask, like PEFT's `modules_to_save`:
             names of modules or parameters, or suffixes of such names (`score`). A new head that
             the mask's base does not have stays at its initial values otherwise, with a warning.
@@ -210,17 +219,18 @@ def train_only(
         The `MaskedTraining`, with its optimizer, its record, and `close` to undo it.
 
     Raises:
-        SettingsError: The trainer or its settings cannot be combined with a mask; or `also` has a
-            name that the model does not have.
-        MaskError: The mask cannot be read.
+        SettingsError: The trainer or its settings cannot be combined with a mask; `also` has a name
+            that the model does not have; or a kind of mask has no density, or a mask has one.
+        MaskError: The mask cannot be read, or not be made.
         MaskMismatchError: The mask was made for another model, or for other weights.
         OptimizerError: The parameters already have a sparse optimizer.
     """
     import torch
 
+    from trimtab.training.model_masks import mask_of
+
     check_trainer(trainer)
-    if not isinstance(mask, Mask):
-        mask = Mask.load(mask)
+    chosen, made = mask_of(trainer.model, mask, density, seed)
     options = {
         "also": [also] if isinstance(also, str) else list(also),
         "master": master,
@@ -228,11 +238,12 @@ def train_only(
         "clip_by": clip_by,
         "nonfinite": nonfinite,
     }
-    training = MaskedTraining(trainer, mask, options, check_base)
+    training = MaskedTraining(trainer, chosen, options, check_base, made)
     if trainer.is_world_process_zero():
         if frozen := training.new_and_frozen:
             warnings.warn(frozen_notice(frozen), stacklevel=2)
-        runtime.say(f"{type(trainer).__name__} trains {training.summary}")
+        how = f", a mask by {made['step']}" if made else ""
+        runtime.say(f"{type(trainer).__name__} trains {training.summary}{how}")
     return training
 
 
@@ -247,25 +258,30 @@ class MaskedTraining:
         new_and_frozen: Names of newly initialised parameters that are not trained.
     """
 
-    def __init__(self, trainer: Any, mask: Mask, options: dict[str, Any], check_base: bool) -> None:
+    def __init__(
+        self,
+        trainer: Any,
+        mask: Mask,
+        options: dict[str, Any],
+        check_base: bool,
+        made: Mapping[str, Any] | None = None,
+    ) -> None:
         from trimtab.training.layout import Layout
+        from trimtab.training.model_masks import newly_initialised
 
         self.trainer = trainer
         self.mask = Layout.of(trainer.model).in_files(mask)
+        self._made = made
         self.optimizer: Any = None
         self._options = options
         self._settings = optimizer_settings(
             trainer.args, trainer.model, trainer.optimizer_cls_and_kwargs
         )
         # Create a trial optimizer, so that errors are raised at the line that the user wrote.
-        trial = self._new_optimizer(trainer.model, check_base=check_base)
-        self._described, self._recorded = trial.describe(), settings_of(trial)
-        self.summary = f"{trial.summary()} ({type(trial).__name__})"
+        trained = self._try(check_base)
         named = [(n, p) for n, p in trainer.model.named_parameters() if p.requires_grad]
-        trained = {id(elements.parameter) for elements in trial.elements.values()}
         new = set(newly_initialised(named, mask))
         self.new_and_frozen = [n for n, p in named if n in new and id(p) not in trained]
-        trial.close()
 
         self._frozen: list[Any] = []
         self._best_record: dict[str, Any] | None = None
@@ -281,6 +297,14 @@ class MaskedTraining:
             self._replaced[method.__name__] = getattr(owner, method.__name__)
             setattr(owner, method.__name__, method)
 
+    def _try(self, check_base: bool) -> set[int]:
+        """Create an optimizer as training will, and describe it; returns ids of its parameters."""
+        trial = self._new_optimizer(self.trainer.model, check_base=check_base)
+        self._described, self._recorded = trial.describe(), settings_of(trial)
+        self.summary = f"{trial.summary()} ({type(trial).__name__})"
+        trial.close()
+        return {id(elements.parameter) for elements in trial.elements.values()}
+
     def __repr__(self) -> str:
         return f"MaskedTraining({type(self.trainer).__name__}: {self.summary})"
 
@@ -293,6 +317,8 @@ class MaskedTraining:
 
     def describe(self) -> dict[str, Any]:
         """The record that is saved with the current weights, except for the mask."""
+        from trimtab.training.model_masks import base_of
+
         if self._best_record is not None:
             return self._best_record
         return {
@@ -357,6 +383,7 @@ class MaskedTraining:
         if folder is True:
             folder = get_last_checkpoint(self.trainer.args.output_dir)
         if folder:
+            self._take_mask_of(Path(folder))
             check_same_run(Path(folder), self.mask, self.settings())
             load_converted(Path(folder), self.trainer.model)
         self._best_record = None
@@ -370,6 +397,18 @@ class MaskedTraining:
         finally:
             self._release()
         return result
+
+    def _take_mask_of(self, checkpoint: Path) -> None:
+        """Resume with the mask of a checkpoint, if it was made as this one: weights have moved."""
+        from trimtab.training.layout import Layout
+
+        if self._made is None:
+            return
+        mask = mask_made_alike(checkpoint, self._made)
+        if mask is None or (mask.digest, mask.base) == (self.mask.digest, self.mask.base):
+            return
+        self.mask = Layout.of(self.trainer.model).in_files(mask)
+        self._try(check_base=False)
 
     def _load_best_model(self) -> None:
         """Overrides `Trainer._load_best_model`: records describe the best weights from now on."""
@@ -422,15 +461,6 @@ def freeze_others(model: Any, optimizer: SparseOptimizer) -> list[Any]:
     return frozen
 
 
-def base_of(model: Any) -> dict[str, Any]:
-    """The checkpoint that a model was loaded from, for the record."""
-    config = getattr(model, "config", None)
-    return {
-        "id": getattr(config, "_name_or_path", None),
-        "revision": getattr(config, "_commit_hash", None),
-    }
-
-
 def settings_of(optimizer: SparseOptimizer) -> dict[str, Any]:
     """All settings that determine a step, as plain data."""
     info, numbers = optimizer.describe(), optimizer.defaults
@@ -442,19 +472,6 @@ def settings_of(optimizer: SparseOptimizer) -> dict[str, Any]:
         **{name: info[name] for name in options},
         **({"also": info["also"]} if info["also"] else {}),  # absent in records of older releases
     }
-
-
-def newly_initialised(named_parameters: Iterable[tuple[str, Any]], mask: Mask) -> list[str]:
-    """Names of parameters that were not loaded from a checkpoint, such as a new classifier head.
-
-    transformers marks every parameter that it loads. If none is marked, the tensors of a mask with
-    a base count as loaded. Models that are mostly new are assumed to be so on purpose.
-    """
-    pairs = list(named_parameters)
-    loaded = {name for name, parameter in pairs if getattr(parameter, "_is_hf_initialized", False)}
-    known = loaded or (set(mask) if mask.base else set())
-    new = [name for name, _ in pairs if name not in known]
-    return new if 2 * len(new) < len(pairs) else []
 
 
 def frozen_notice(names: Sequence[str]) -> str:

@@ -56,6 +56,12 @@ def export_base(folder: Path) -> dict[str, Any]:
     record = read_record(folder, ORIGIN)
     if record is not None:
         return record
+    with new_folder(folder) as draft:
+        return write_base(draft)
+
+
+def write_base(folder: Path) -> dict[str, Any]:
+    """Write the base checkpoint into an empty folder; returns and raises as `export_base`."""
     gguf = find_gguf()
     origin = {
         "model": MODEL,
@@ -64,9 +70,8 @@ def export_base(folder: Path) -> dict[str, Any]:
         "file": gguf.name,
         "note": "de-quantised from 4-bit GGUF weights (Q4_1), stored as bf16",
     }
-    with new_folder(folder) as draft:
-        convert_gguf(gguf, draft)
-        return seal(draft, ORIGIN, origin)
+    convert_gguf(gguf, folder)
+    return seal(folder, ORIGIN, origin)
 
 
 def convert_gguf(gguf: Path, folder: Path) -> None:

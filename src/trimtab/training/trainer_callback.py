@@ -29,37 +29,44 @@ from trimtab.training import runtime
 from trimtab.training.layout import Layout
 from trimtab.training.masked_checkpoint import converted_pieces, write_beside_weights
 from trimtab.training.masked_training import (
-    base_of,
     freeze_others,
     optimizer_settings,
     settings_of,
 )
+from trimtab.training.model_masks import base_of, mask_of
 from trimtab.training.optimizers.adamw import SparseAdamW
 from trimtab.training.optimizers.sparse import SparseOptimizer
 from trimtab.training.tracker.gradients import unwrapped
 
 
 def sparse_adamw(
-    model: Any, mask: Mask | str | os.PathLike[str], args: Any = None, **options: Any
+    model: Any,
+    mask: Mask | str | os.PathLike[str],
+    args: Any = None,
+    *,
+    density: float | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> SparseAdamW:
     """Create the optimizer that a Trainer takes as `optimizers=(sparse_adamw(…), None)`.
 
     Args:
         model: The model; on the device where it is trained.
-        mask: The mask, or its file.
+        mask: The mask; or its file; or a kind of mask to make from the model, as in `train_only`.
         args: A `TrainingArguments` with learning rate, betas, epsilon, weight decay (and which
             parameters have none) and `max_grad_norm`; None to pass them as `options`.
+        density: Share of the elements of each tensor that a mask made here selects.
+        seed: Decides a random mask, and which of equal weights a mask made here selects.
         **options: Arguments of `SparseAdamW`; they take precedence over `args`.
 
     Raises:
         SettingsError: `args` request an optimizer or option that is not supported with a mask; or
             the Trainer would clip the gradient a second time.
-        MaskError: The mask cannot be read; or it selects nothing, or everything.
+        MaskError: The mask cannot be read, or not be made; or it selects nothing, or everything.
         MaskMismatchError: The mask was made for another model, or for other weights.
         OptimizerError: Parameters that the mask selects cannot be trained this way.
     """
-    if not isinstance(mask, Mask):
-        mask = Mask.load(mask)
+    mask, _ = mask_of(model, mask, density, seed)
     settings: dict[str, Any] = {}
     if args is not None:
         optimizer = optimizer_settings(args, model)

@@ -32,7 +32,7 @@ def test_defaults(tmp_path: Path) -> None:
     run = read(tmp_path)
     assert (run.seed, run.dtype, run.reward) == (0, None, None)
     assert run.optimizer == OptimizerTable("adamw", None, "fp32", "masked", "raise")
-    assert run.density == 0.1
+    assert run.made_mask == ("random", 0.1)
 
 
 def test_everything_given(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_everything_given(tmp_path: Path) -> None:
         optimizer={"name": "sgd", "master": "lo16", "clip_by": "full", "nonfinite": "skip"},
     )
     assert run.reward == RewardTable(None, "regex", "right", "=(.*)")
-    assert (run.seed, run.dtype, run.density) == (7, "bf16", None)
+    assert (run.seed, run.dtype, run.made_mask) == (7, "bf16", None)
     assert run.optimizer == OptimizerTable("sgd", "lo16", "fp32", "full", "skip")
     assert run.trainer["num_generations"] == 4
 
@@ -100,6 +100,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         (
             {"mask": "random:nan"},
             'mask is "random:nan", expected random:DENSITY, above 0 and at most 1',
+        ),
+        (
+            {"mask": "low-magnitude:0"},
+            'mask is "low-magnitude:0", expected low-magnitude:DENSITY, above 0 and at most 1',
         ),
         ({"data": {}}, "data: expected one of file and task"),
         ({"data": {"file": "a", "task": "addition"}}, "data: expected one of file and task"),

@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from trimtab.errors import Problems, SettingsError, TrimtabError
-from trimtab.masks.header import provenance_of
+from trimtab.checkpoints.checkpoint import open_checkpoint
+from trimtab.errors import MaskError, Problems, SettingsError, TrimtabError
+from trimtab.masks.makers.kinds import RANDOM, kinds_hint, make_mask, random_mask
 from trimtab.masks.mask import Mask
-from trimtab.masks.random import random_tensor
 from trimtab.progress import Stage
 from trimtab.training import runtime
 from trimtab.training.evaluation.questions import Questions, questions_of_table
@@ -38,24 +37,6 @@ from trimtab.training.runs.tasks import (
     gym_rows,
 )
 from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
-
-
-def random_mask(base: BaseModel, density: float, seed: int) -> Mask:
-    """Select the same fraction of every tensor at random.
-
-    Args:
-        base: The model.
-        density: Fraction of each tensor, rounded to a whole number of elements.
-        seed: Random seed; the selection is that of `trimtab mask random`.
-    """
-    tensors = {
-        name: random_tensor(shape, round(density * prod(shape)), seed=seed, name=name)
-        for name, shape in base.shapes.items()
-    }
-    recorded = {name: base.tensors[name] for name in tensors if name in base.tensors}
-    step = {"step": "random density", "density": density, "seed": seed, "base": base.record.id}
-    return Mask(tensors, recorded, provenance_of([step]))
-
 
 FORMAT = "trimtab.run"
 FORMAT_VERSION = 1
@@ -309,9 +290,22 @@ def _mask(file: Settings, base: BaseModel) -> Mask | None:
         from trimtab.training.auto_mask import nearly_all
 
         return nearly_all(base.shapes)
-    if file.density is not None:
-        return random_mask(base, file.density, file.seed)
-    return base.fitted(Mask.load(file.resolve(file.mask)))
+    if file.made_mask is not None:
+        return made_mask(base, *file.made_mask, file.seed)
+    path = file.resolve(file.mask)
+    if not path.exists():
+        raise MaskError(f"mask: {path}: no such file, and no kind of mask: {kinds_hint(file.mask)}")
+    return base.fitted(Mask.load(path))
+
+
+def made_mask(base: BaseModel, kind: str, density: float, seed: int) -> Mask:
+    """A mask of the base that follows from its weights, or is random."""
+    if kind == RANDOM:  # the base is hashed already, so it is not read again
+        origin = {"base": {"id": base.record.id, "revision": base.record.revision}}
+        return random_mask(base.shapes, base.tensors, density=density, seed=seed, origin=origin)
+    with open_checkpoint(base.folder) as checkpoint:
+        names = [name for name in base.shapes if name in base.tensors]
+        return make_mask(checkpoint, kind, density=density, seed=seed, names=names)
 
 
 def _describe_mask(source: str, mask: Mask | None) -> Mapping[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from trimtab.errors import SettingsError
 from trimtab.inputs import read_json, read_toml
+from trimtab.masks.makers.kinds import KINDS
 from trimtab.results.tables import check_table, unknown_key
 from trimtab.training.runs.algorithms import ALGORITHMS, Algorithm
 from trimtab.training.runs.evaluate_table import EvaluateTable
@@ -327,13 +328,13 @@ def _of_mask(mask: str | None, optimizer: OptimizerTable | None) -> Iterator[str
         names = [field.name for field in fields(default)]
         yield from _without_effect("optimizer", optimizer, default, names, 'with mask = "none"')
     kind, colon, density = (mask or "").partition(":")
-    if kind == "random":
+    if kind in KINDS:
         try:
             good = bool(colon) and 0 < float(density) <= 1
         except ValueError:
             good = False
         if not good:
-            yield f'mask is "{mask}", expected random:DENSITY, above 0 and at most 1'
+            yield f'mask is "{mask}", expected {kind}:DENSITY, above 0 and at most 1'
 
 
 def _of_auto(mask: str | None, auto: AutoTable) -> Iterator[str]:
@@ -366,7 +367,8 @@ class Settings:
         algorithm: A key of `ALGORITHMS`.
         model: A checkpoint folder, or a hub id with an optional `@revision`.
         output: Output folder of the run.
-        mask: A file, `random:DENSITY`, `none`, `all` or `auto`.
+        mask: A file, `KIND:DENSITY` (`random:0.05`, `low-magnitude:0.05`, and the other kinds of
+            `trimtab.masks.makers.kinds`), `none`, `all` or `auto`.
         also: Parameters to train in full, in addition to the mask; see `train_only`.
         seed: Random seed.
         dtype: Dtype of the weights during training; None for that of the stored model.
@@ -472,10 +474,10 @@ class Settings:
         return self.seed if self.data.seed is None else self.data.seed
 
     @property
-    def density(self) -> float | None:
-        """The density of a random mask; None for other masks."""
+    def made_mask(self) -> tuple[str, float] | None:
+        """Kind and density of a mask that is made from the base; None for other masks."""
         kind, colon, density = self.mask.partition(":")
-        return float(density) if kind == "random" and colon else None
+        return (kind, float(density)) if kind in KINDS and colon else None
 
 
 TABLES: Mapping[str, type] = {
