@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Sized
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Any
 
 MAX_REPR = 200
@@ -73,3 +75,28 @@ def first_few(items: Sequence[str], separator: str = ", ") -> str:
     """Join the first few items, and say how many more there are."""
     more = len(items) - MAX_SHOWN
     return separator.join([*items[:MAX_SHOWN], *([f"and {more} more"] if more > 0 else [])])
+
+
+def distinct_names(paths: Iterable[str], ending: str = "") -> dict[str, str]:
+    """The shortest ends of paths that tell them apart: `grpo/mask` and `sft/mask`, or `grpo`.
+
+    Args:
+        paths: Paths, or other texts without a slash, which are their own names.
+        ending: Ending of file names to leave out: `.safetensors`.
+    """
+    parts = {path: PurePath(path.removesuffix(ending)).parts for path in paths}
+    num_parts = dict.fromkeys(parts, 1)
+
+    def name(path: str) -> str:
+        last = parts[path][-num_parts[path] :]
+        is_whole = num_parts[path] > len(parts[path]) or not last or last[0] == "/"
+        return path if is_whole else "/".join(last)
+
+    while True:
+        names = {path: name(path) for path in parts}
+        times = Counter(names.values())
+        short = [path for path in parts if times[names[path]] > 1 and names[path] != path]
+        if not short:
+            return names
+        for path in short:
+            num_parts[path] += 1

@@ -15,7 +15,7 @@ from trimtab.report.wording import (
     share,
     unchanged,
 )
-from trimtab.words import plural
+from trimtab.words import distinct_names, plural
 
 
 def counts(num_elements: int, num_changed: int) -> ChangeCounts:
@@ -79,3 +79,19 @@ def test_a_share_is_0_or_100_percent_only_when_exact(part: int, figure: str) -> 
 
 def test_invisible_characters_become_escapes() -> None:
     assert printable("a\x1b[31m\u202eb\udc80 ü") == r"a\x1b[31m\u202eb\udc80 ü"
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["masks/grpo.st", "sft.st"], ["grpo", "sft"]),
+        (["a/m.st", "b/m.st", "/c.st"], ["a/m", "b/m", "c"]),
+        (["x/a/m.st", "y/a/m.st", "b/m.st"], ["x/a/m", "y/a/m", "b/m"]),
+        (["all", "masks/all.st", "random:0.1"], ["all", "masks/all", "random:0.1"]),
+        (["m", "m.st"], ["m", "m.st"]),
+        (["/m.st", "a/m.st", "m.st"], ["/m.st", "a/m", "m.st"]),
+        ([".st", "", "../.."], [".st", "", ".."]),
+    ],
+)
+def test_the_shortest_names_of_paths(paths: list[str], names: list[str]) -> None:
+    assert list(distinct_names(paths, ".st").values()) == names

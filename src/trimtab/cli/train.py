@@ -101,7 +101,7 @@ def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
 
     def report(cell: Cell, event: str) -> None:
         number = names.index(cell.name) + 1
-        say(f"[{number}/{len(names)}] {cell.name}: {event}", err=True)
+        say(f"[{number}/{len(names)}] {cell.label}: {event}", err=True)
 
     with stop_asked("finishing the steps under way and saving them") as stop:
         table = run_sweep(
@@ -116,6 +116,6 @@ def sweep(sweep: Path, dry_run: bool, jobs: int, as_json: bool) -> None:
     if failed:
         first = failed[0]
         raise TrimtabError(
-            f"{len(failed)} of {len(names)} cells failed, the first of them {first['cell']}: "
+            f"{len(failed)} of {len(names)} cells failed, the first of them {first['label']}: "
             f"{first['error']}"
         )

@@ -39,7 +39,7 @@ def sweep_document(sweep: Mapping[str, Any]) -> doc.Document:
         blocks.append(_table(title, list(map(_arm, arms))))
     failed = [row for row in cells if row["error"]]
     if failed:
-        lines = (f"{printable(row['cell'])}: {printable(row['error'])}" for row in failed)
+        lines = (f"{printable(_label(row, 'cell'))}: {printable(row['error'])}" for row in failed)
         blocks.append(doc.Lines(f"{plural(len(failed), 'cell')} failed", tuple(lines)))
     return doc.Document(sections=[doc.Section("", blocks=tuple(blocks))])
 
@@ -59,7 +59,7 @@ def _table(title: str, rows: Sequence[Mapping[str, str]]) -> doc.Table:
 def _cell(row: Mapping[str, Any]) -> dict[str, str]:
     num = row["num_elements"]
     return {
-        "cell": printable(row["cell"]),
+        "cell": printable(_label(row, "cell")),
         "unchanged": NONE if num is None else share(num - row["num_changed"], num),
         "saved": row["saved_dtype"] or row["status"],
         "learning rate": f"{row['peak_learning_rate']:g}",
@@ -75,7 +75,7 @@ def _cell(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _arm(arm: Mapping[str, Any]) -> dict[str, str]:
     return {
-        "arm": printable(arm["arm"]),
+        "arm": printable(_label(arm, "arm")),
         "n": f"{arm['num_finished']}/{arm['num_cells']}",
         "unchanged": _mean(arm["sparsity"], is_share=True),
         "loss": _mean(arm["loss_last"]),
@@ -112,29 +112,42 @@ def plan_document(plan: Mapping[str, Any]) -> doc.Document:
     num_finished = sum(cell["is_finished"] for cell in cells)
     opening = f"{plural(len(cells), 'cell')} in {plural(num_arms, 'arm')}"
     names = [
-        f"  {printable(cell['name'])}{'  (finished)' if cell['is_finished'] else ''}"
+        f"  {printable(_label(cell, 'name'))}{'  (finished)' if cell['is_finished'] else ''}"
         for cell in cells[:MOST_NAMES]
     ]
     if len(cells) > MOST_NAMES:
         names.append(f"  … and {len(cells) - MOST_NAMES} more")
     finished = f", {num_finished} finished" if num_finished else ""
     blocks = [doc.Lines(f"{opening}{finished}.", tuple(names))]
+    masks = {cell["name"]: cell.get("mask_name") for cell in cells}
     for why, title in TITLES.items():
         rows = [row for row in plan["differences"] if row["why"] == why]
         if rows:
-            blocks.append(doc.Lines(title, tuple(_differences(rows, len(cells)))))
+            blocks.append(doc.Lines(title, tuple(_differences(rows, masks))))
     blocks.append(doc.Lines("Matched", tuple(_matched(plan["matched"]))))
     return doc.Document(sections=[doc.Section("", blocks=tuple(blocks))])
 
 
-def _differences(rows: Sequence[Mapping[str, Any]], num_cells: int) -> list[str]:
-    """One line per setting; settings of some algorithms only are counted."""
-    shared = [row for row in rows if row["of"] or _num_cells(row) == num_cells]
+def _label(row: Mapping[str, Any], name: str) -> str:
+    """Name for readers; tables of 0.1 have only `name`."""
+    label: str = row.get("label") or row[name]
+    return label
+
+
+def _differences(rows: Sequence[Mapping[str, Any]], masks: Mapping[str, str | None]) -> list[str]:
+    """One line per setting; settings of some algorithms only are counted.
+
+    Args:
+        rows: The settings.
+        masks: Name of each cell -> name of its mask, which is shown in place of its digest.
+    """
+    shared = [row for row in rows if row["of"] or _num_cells(row) == len(masks)]
     lines = []
     width = max((len(row["setting"]) for row in shared), default=0)
     for row in shared:
         values = "; ".join(
-            f"{_value(known['value'])} ({plural(len(known['cells']), 'cell')})"
+            f"{_value(_named(row['setting'], known, masks))} "
+            f"({plural(len(known['cells']), 'cell')})"
             for known in row["values"]
         )
         by = f"  [{', '.join(_key(key) for key in row['of'])}]" if row["of"] else ""
@@ -142,6 +155,14 @@ def _differences(rows: Sequence[Mapping[str, Any]], num_cells: int) -> list[str]
     if only := len(rows) - len(shared):
         lines.append(f"  and {plural(only, 'setting')} that only some of the algorithms have")
     return lines
+
+
+def _named(setting: str, known: Mapping[str, Any], masks: Mapping[str, str | None]) -> Any:
+    """A value; of masks the names of those that have this digest."""
+    if setting != "mask" or not isinstance(known["value"], str):
+        return known["value"]
+    names = dict.fromkeys(masks[cell] for cell in known["cells"])
+    return " = ".join(name or known["value"] for name in names)
 
 
 def _num_cells(difference: Mapping[str, Any]) -> int:

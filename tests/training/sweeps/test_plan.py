@@ -9,13 +9,16 @@ import pytest
 
 from tests.training.sweeps.sweep_files import planned
 from trimtab.errors import CheckpointNotFoundError, OutputExistsError, SettingsError
+from trimtab.masks.makers.kinds import random_mask
+from trimtab.masks.mask import Mask
 from trimtab.progress import progress_bars
-from trimtab.report.sweep import plan_document
+from trimtab.report.sweep import plan_document, sweep_document
 from trimtab.report.terminal import render_text
 from trimtab.training.runs.base_model import BaseModel, open_base
 from trimtab.training.runs.execute import execute
 from trimtab.training.runs.prepare import prepare
 from trimtab.training.runs.settings import Settings
+from trimtab.training.sweeps.execute import sweep_table
 from trimtab.training.sweeps.plan import Plan
 
 pytestmark = pytest.mark.train
@@ -205,7 +208,7 @@ def test_problems_of_all_cells(base: Base, tmp_path: Path) -> None:
     text = TOP + '[sweep]\nmask = ["none.safetensors", "random:2"]\nkl = [0.1]'
     with pytest.raises(SettingsError) as error:
         planned(tmp_path, text, base[0])
-    for entry in ("sft has none, only", "expected random:DENSITY", "mask=random-2-"):
+    for entry in ("sft has none, only", "expected random:DENSITY", "cell mask=random:2,"):
         assert entry in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -235,5 +238,55 @@ def test_a_finished_cell_of_other_settings_is_refused(base: Base, tmp_path: Path
 
 def test_questions_need_something_to_judge_by(base: Base, tmp_path: Path) -> None:
     text = 'run = "grpo.toml"\noutput = "out"\n[evaluate]\nquestions = 3\n[sweep]\nseed = [0]'
-    with pytest.raises(SettingsError, match="give questions that are not in it"):
+    with pytest.raises(SettingsError, match="set file, to questions that are not in it"):
         planned(tmp_path, text, base[0], grpo={})
+
+
+MASKS = (
+    TOP + '[sweep]\nmask = ["a/m.safetensors", "b/m.safetensors", "c.safetensors", "random:0.1"]'
+)
+
+
+def mask_of(base: Base, seed: int) -> Mask:
+    opened = open_base(str(base[0]), Path())
+    return random_mask(opened.shapes, opened.tensors, density=0.1, seed=seed, origin={})
+
+
+def test_masks_have_their_own_names(base: Base, tmp_path: Path) -> None:
+    """The names that a reader knows; those of folders are as they were."""
+    for number, path in enumerate(("a/m", "b/m", "c"), 1):
+        file = tmp_path / f"{path}.safetensors"
+        file.parent.mkdir(exist_ok=True)
+        mask_of(base, number).save(file)
+    plan = planned(tmp_path, MASKS, base[0])
+    names = ["a/m", "b/m", "c", "random:0.1"]
+    assert [one.cell.label for one in plan.cells] == [f"mask={name}" for name in names]
+    assert list(plan.mask_names().values()) == names
+    assert plan.cells[0].cell.name == "mask=a-m.safetensors-d081ce80"
+    text = render_text(plan_document(plan.to_dict()), console_width=120)
+    assert "\n  mask=a/m\n  mask=b/m\n  mask=c\n  mask=random:0.1\n" in text
+    assert "\n  mask  a/m (1 cell); b/m (1 cell); c (1 cell); random:0.1 (1 cell)  [mask]\n" in text
+    assert "safetensors" not in text
+    table = sweep_table(plan, {}, {})
+    assert [row["label"] for row in table["cells"]] == [f"mask={name}" for name in names]
+    assert [row["mask_name"] for row in table["cells"]] == names
+    assert [arm["label"] for arm in table["arms"]] == [f"mask={name}" for name in names]
+    printed = render_text(sweep_document(table), console_width=120)
+    assert all(f"mask={name} " in printed for name in names)
+
+
+def test_the_same_mask_under_two_names(base: Base, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        mask_of(base, 1).save(tmp_path / f"{name}.safetensors")
+    axis = '[sweep]\nmask = ["one.safetensors", "two.safetensors", "all"]'
+    text = render_text(plan_document(planned(tmp_path, TOP + axis, base[0]).to_dict()))
+    assert "mask  one = two (2 cells); all (1 cell)" in text
+
+
+def test_masks_of_arms_are_named_by_the_arm_that_they_are_of(base: Base, tmp_path: Path) -> None:
+    arms = '[[arm]]\nname = "full"\nset = {mask = "all"}\n'
+    arms += '[[arm]]\nname = "own"\nmask = "own"\nof = "full"\n'
+    assert planned(tmp_path, TOP + arms, base[0]).mask_names() == {
+        "full": "all",
+        "own": "own of full",
+    }

@@ -36,6 +36,7 @@ from trimtab.training.runs.settings import (
     Settings,
 )
 from trimtab.training.sweeps.settings import Arm, MaskKind, SweepSettings
+from trimtab.words import distinct_names
 
 CELLS = "cells"
 """Folder of the cells, in the folder of the sweep."""
@@ -56,6 +57,11 @@ SEED = "seed"
 """The key over whose values an arm is averaged."""
 
 LONGEST_VALUE, LONGEST_NAME = 40, 150
+
+FILES = ("mask", "model", "data.file")
+"""Keys whose values may be paths."""
+
+MASK_ENDING = ".safetensors"
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,8 @@ class Cell:
         mask: Which mask to derive from the changes of `of`; None for that of the run file.
         of: The cell whose changes the mask is derived from.
         start: The cell whose model it starts from; None for the model of the run file.
+        label: Its name for readers: without hashes, and with the shortest names of files.
+        arm_label: The same for its arm.
     """
 
     name: str
@@ -96,6 +104,8 @@ class Cell:
     mask: MaskKind | None = None
     of: Cell | None = None
     start: Cell | None = None
+    label: str = ""
+    arm_label: str = ""
 
     @property
     def out(self) -> Path:
@@ -239,12 +249,17 @@ def cells_of(sweep: SweepSettings) -> list[Cell]:
     contents = {
         run: read_toml(run, SettingsError) for run in dict.fromkeys(arm.run for arm in sweep.arms)
     }
+    files = {
+        key: distinct_names(values, MASK_ENDING)
+        for key, values in sweep.axes.items()
+        if key in FILES and all(isinstance(value, str) for value in values)
+    }
     cells: dict[tuple[str | None, int], Cell] = {}
     for arm in sweep.arms:
         for index, values in enumerate(product(*sweep.axes.values())):
             point = dict(zip(sweep.axes, values, strict=True))
             others = {name: cells[name, index] for name in arm.needs}
-            cells[arm.name, index] = _cell(sweep, arm, contents[arm.run], point, others)
+            cells[arm.name, index] = _cell(sweep, arm, contents[arm.run], point, others, files)
     names = [cell.name for cell in cells.values()]
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise SettingsError(f"{sweep.path}: several cells are named {', '.join(twice)}")
@@ -257,14 +272,14 @@ def _cell(
     content: Mapping[str, Any],
     point: Mapping[str, Any],
     others: Mapping[str, Cell],
+    files: Mapping[str, Mapping[str, str]],
 ) -> Cell:
     if both := [key for key in point if key in arm.settings]:
         where = "[set]" if arm.name is None else f"arm {arm.name} (or [set])"
         raise SettingsError(f"{sweep.path}: {where} and [sweep] both set {', '.join(both)}")
-    name, arm_name = (
-        _name(arm, {key: value for key, value in point.items() if key not in without})
-        for without in ((), (SEED,))
-    )
+    of_arm = {key: value for key, value in point.items() if key != SEED}
+    name, arm_name = (_name(arm, values) for values in (point, of_arm))
+    label, arm_label = (_label(arm, values, files) for values in (point, of_arm))
     return made_cell(
         arm,
         content,
@@ -273,6 +288,8 @@ def _cell(
         name=name,
         arm_name=arm_name,
         folder=sweep.output / CELLS / name,
+        label=label,
+        arm_label=arm_label,
     )
 
 
@@ -285,6 +302,8 @@ def made_cell(
     name: str,
     arm_name: str,
     folder: Path,
+    label: str | None = None,
+    arm_label: str | None = None,
 ) -> Cell:
     """Create a cell of an arm.
 
@@ -296,6 +315,8 @@ def made_cell(
         name: Name of the cell.
         arm_name: Name of the arm; its cells differ in the seed.
         folder: Folder of the cell.
+        label: Name of the cell for readers; None for `name`.
+        arm_label: Name of the arm for readers; None for `arm_name`.
 
     Raises:
         SettingsError: A value is not allowed in a run file.
@@ -314,6 +335,8 @@ def made_cell(
         arm.mask,
         None if arm.of is None else others[arm.of],
         None if arm.start is None else others[arm.start],
+        label or name,
+        arm_label or arm_name,
     )
     if both := [key for key in cell.from_others if key in settings]:
         raise SettingsError(
@@ -324,14 +347,28 @@ def made_cell(
 
 def _name(arm: Arm, point: Mapping[str, Any]) -> str:
     """Name of a cell or an arm: its values in the sweep, in file-name characters."""
-    last = [key.rpartition(".")[2] for key in point]
+    arm_name = None if arm.name is None else _text(arm.name)
+    name = _joined(arm_name, {key: _text(value) for key, value in point.items()})
+    return _shortened(name or arm.run.stem, LONGEST_NAME)
+
+
+def _label(arm: Arm, point: Mapping[str, Any], files: Mapping[str, Mapping[str, str]]) -> str:
+    """Name of a cell or an arm for readers: texts as they are, files by their shortest names."""
+    texts = {
+        key: files.get(key, {}).get(value, value) if isinstance(value, str) else _text(value)
+        for key, value in point.items()
+    }
+    return _joined(arm.name, texts) or arm.run.stem
+
+
+def _joined(arm_name: str | None, texts: Mapping[str, str]) -> str:
+    """Keys and values; keys without their table where that is clear."""
+    last = [key.rpartition(".")[2] for key in texts]
     parts = [
-        f"{key if last.count(name) > 1 else name}={_text(value)}"
-        for (key, value), name in zip(point.items(), last, strict=True)
+        f"{key if last.count(name) > 1 else name}={text}"
+        for (key, text), name in zip(texts.items(), last, strict=True)
     ]
-    if arm.name is not None:
-        parts.insert(0, _text(arm.name))
-    return _shortened(",".join(parts) or arm.run.stem, LONGEST_NAME)
+    return ",".join([*([] if arm_name is None else [arm_name]), *parts])
 
 
 def _text(value: Any) -> str:

@@ -57,9 +57,10 @@ def sweep_table(
         The content of `table.json`.
     """
     keys = dict.fromkeys(key for planned in plan.cells for key in planned.cell.settings)
-    rows = []
+    rows, masks = [], plan.mask_names()
     for planned in plan.cells:
         row = _row(planned, tuple(keys), plan.sweep.output)
+        row["mask_name"] = masks[planned.cell.name]
         if planned.is_finished:
             row |= measured(planned.cell)
         if planned.cell.name in outcomes:
@@ -74,7 +75,7 @@ def sweep_table(
         "swept": [_column(key) for key in keys],
         "columns": list(rows[0]),
         "cells": rows,
-        "arms": _arm_rows(rows),
+        "arms": _arm_rows(rows, {one.cell.arm: one.cell.arm_label for one in plan.cells}),
         "confidence": CONFIDENCE,
         "plan": plan.to_dict(),
         "provenance": made_now(versions=runtime.versions()),
@@ -97,6 +98,7 @@ def _row(planned: PlannedCell, keys: Sequence[str], sweep: Path) -> dict[str, An
         "cell": cell.name,
         "arm": cell.arm,
         **{_column(key): _shown(_value(planned, key)) for key in keys},
+        "label": cell.label,
         "status": "finished" if planned.is_finished else "missing",
         "error": None,
         "algorithm": settings["algorithm"],
@@ -104,6 +106,7 @@ def _row(planned: PlannedCell, keys: Sequence[str], sweep: Path) -> dict[str, An
         "peak_learning_rate": settings["trainer.learning_rate"],
         "sequences_per_step": work["sequences"],
         "mask": planned.description["mask"]["source"],
+        "mask_name": None,
         **dict.fromkeys((*MEASURED, *ANSWERED)),
         "folder": cell.folder.relative_to(sweep).as_posix(),
     }
@@ -113,8 +116,8 @@ ANSWERED = ("num_questions", "num_right", "accuracy")
 """Columns that are known once a model has been evaluated."""
 
 COLUMNS = (
-    *("cell", "arm", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
-    *("sequences_per_step", "mask", *MEASURED, *ANSWERED, "folder"),
+    *("cell", "arm", "label", "status", "error", "algorithm", "run_seed", "peak_learning_rate"),
+    *("sequences_per_step", "mask", "mask_name", *MEASURED, *ANSWERED, "folder"),
 )
 """All columns except those of the swept keys, which follow the first two."""
 
@@ -145,8 +148,8 @@ def _shown(value: Any) -> Any:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
-def _arm_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each arm with the means over its seeds."""
+def _arm_rows(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Each arm with the means over its seeds; `labels` has its name for readers."""
     arms = []
     for name in dict.fromkeys(row["arm"] for row in rows):
         of_arm = [row for row in rows if row["arm"] == name]
@@ -158,6 +161,7 @@ def _arm_rows(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         arms.append(
             {
                 "arm": name,
+                "label": labels[name],
                 "num_cells": len(of_arm),
                 "num_finished": len(finished),
                 "criterion": finished[0]["criterion"] if finished else None,
@@ -242,8 +246,8 @@ def run_cells(
             for cell in list(waiting) if not stopping else ():
                 begun = monotonic()
                 pending = {of.name for of in (*waiting, *(one.cell for one in running))}
-                needed = [of.name for of in cell.needs if not of.is_finished]
-                if bad := [name for name in needed if name not in pending]:
+                needed = [of for of in cell.needs if not of.is_finished]
+                if bad := [of.label for of in needed if of.name not in pending]:
                     waiting.remove(cell)
                     end(cell, Outcome("failed", f"needs {', '.join(bad)}"), begun)
                 elif not needed and len(running) < jobs:

@@ -8,6 +8,7 @@ a consequence of what it sets, or neither.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -23,8 +24,9 @@ from trimtab.training.runs.data import prompt_ids
 from trimtab.training.runs.execute import state_of
 from trimtab.training.runs.factors import FACTORS
 from trimtab.training.runs.prepare import Run, prepare
-from trimtab.training.sweeps.cell import Cell, Examiner, cells_of, measured
+from trimtab.training.sweeps.cell import MASK_ENDING, Cell, Examiner, cells_of, measured
 from trimtab.training.sweeps.settings import SweepSettings
+from trimtab.words import distinct_names
 
 MOST_ROWS = 1000
 """Number of rows from which the mean number of tokens is estimated."""
@@ -171,13 +173,27 @@ class Plan:
     matched: Mapping[str, Difference]
     examiner: Examiner | None
 
+    def mask_names(self) -> dict[str, str]:
+        """Name of each cell -> its mask for readers: the shortest name of its file, or the kind."""
+        sources = {}
+        for planned in self.cells:
+            source = planned.description["mask"]["source"]
+            is_file = planned.cell.of is None and ("/" in source or source.endswith(MASK_ENDING))
+            path = planned.cell.run.resolve().parent / Path(source).expanduser()
+            sources[planned.cell.name] = os.path.normpath(path) if is_file else source
+        names = distinct_names(sources.values(), MASK_ENDING)
+        return {cell: names[source] for cell, source in sources.items()}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
+        masks = self.mask_names()
         return {
             "cells": [
                 {
                     "name": planned.cell.name,
                     "arm": planned.cell.arm,
+                    "label": planned.cell.label,
+                    "mask_name": masks[planned.cell.name],
                     "run_file": str(planned.cell.run),
                     "set": dict(planned.cell.settings),
                     "is_finished": planned.is_finished,
@@ -201,13 +217,13 @@ def plan(sweep: SweepSettings) -> Plan:
     planned = []
     bases: dict[Path, BaseModel] = {}
     for cell in cells_of(sweep):
-        with problems.collect(f"cell {cell.name}"):
+        with problems.collect(f"cell {cell.label}"):
             planned.append(_planned(cell, bases))
     examiner = None
     if (table := sweep.evaluate) is not None and not problems:
         questions = {}
         for cell in (one.cell for one in planned):
-            with problems.collect(f"cell {cell.name}"):
+            with problems.collect(f"cell {cell.label}"):
                 questions[cell.name] = questions_of_table(table, cell.file(), sweep.path.parent)
         examiner = Examiner(questions)
     problems.raise_all(f"{sweep.path}: ")
