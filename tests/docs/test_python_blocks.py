@@ -93,6 +93,7 @@ NAMES: Mapping[str, Callable[[], Names]] = {
     "docs/pruning.md": dict,
     "docs/tracker.md": dict,
     "docs/train.md": of_train,
+    "docs/training-loop.md": dict,
 }
 """Page -> what its Python blocks suppose."""
 
@@ -130,6 +131,22 @@ def after_train(names: Names) -> None:
     assert names["trainer"].args.max_grad_norm == 1.0
 
 
+def after_training_loop(names: Names) -> None:
+    """Resumed as not interrupted, and nothing but the mask moved."""
+    mask = Mask.load("mask.safetensors")
+    resumed = tiny_trainers.weights(tiny_trainers.model(Path("out")))
+    whole = tiny_trainers.weights(names["train"]("whole", until=10))
+    before = tiny_trainers.weights(tiny_trainers.model(Path("base")))
+    assert not any(item.any() for item in tiny_trainers.moved(whole, resumed).values())
+    moved = tiny_trainers.moved(before, whole)
+    assert sum(item.sum() for item in moved.values()) > 0.5 * mask.num_selected()
+    assert not any((item & ~mask.array(name)).any() for name, item in moved.items())
+    rates = [group["lr"] for group in names["optimizer"].param_groups]
+    assert rates == [1e-2, 1e-6]  # the mask has no element of a norm
+    trained = [parameter.requires_grad for parameter in names["model"].parameters()]
+    assert any(trained)
+
+
 AFTER: Mapping[str, Callable[[Names], None]] = {
     "docs/algorithms/ppo.md": after_ppo,
     "docs/deltas.md": after_deltas,
@@ -137,6 +154,7 @@ AFTER: Mapping[str, Callable[[Names], None]] = {
     "docs/pruning.md": after_pruning,
     "docs/tracker.md": after_tracker,
     "docs/train.md": after_train,
+    "docs/training-loop.md": after_training_loop,
 }
 """Page -> whether its blocks did what the text says."""
 

@@ -57,6 +57,7 @@ SUPPOSED: Mapping[str, Mapping[str, str]] = {
     "docs/sweeps.md": {"demo/base": "base", "examples": "examples"},
     "docs/tracker.md": {"updates.trimtab": "out/updates.trimtab"},
     "docs/train.md": {"base": "base", "mask.safetensors": "mask.safetensors"},
+    "docs/training-loop.md": {"base": "base", "mask.safetensors": "mask.safetensors"},
 }
 """Page -> file in the folder where its commands run -> file of `make_shelf`."""
 
@@ -95,6 +96,9 @@ REPLACED: Mapping[tuple[str, str], Mapping[str, str]] = {
         'load_dataset("trl-lib/tldr", split="train")': "dataset",
         # whole epochs, and a rate too low for three steps
         "learning_rate=1e-6": "**quick, num_generations=2, max_completion_length=4",
+    },
+    ("docs/training-loop.md", "python"): {
+        "lr=1e-5": "lr=1e-2",  # too low to move bf16 weights in ten steps
     },
 }
 """Page and language -> text in its blocks -> replacement here, with the reason."""

@@ -360,6 +360,84 @@ def test_learning_rate_schedule_and_decay_groups(parameters: Parameters, mask: M
     assert optimizer.param_groups[0]["lr"] == pytest.approx(0.01 / 6)
 
 
+def test_parameter_groups(parameters: Parameters, mask: Mask) -> None:
+    """Equal to torch's with the same groups, under a schedule of each, and after a resume."""
+
+    def groups(named: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+        first, second, *others = named
+        return [
+            {"params": others},
+            {"params": [second], "lr": 0.1, "weight_decay": 0.0},
+            {"params": [first], "weight_decay": 0.5},
+        ]
+
+    def made(net: Parameters) -> tuple[SparseAdamW, Any]:
+        optimizer = SparseAdamW(groups([*net.items()]), mask, lr=0.01)
+        factors = [lambda step: 1.0 / (1 + step), lambda step: 0.5**step]
+        return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+
+    optimizer, schedule = made(parameters)
+    assert [group["param_names"] for group in optimizer.param_groups] == [["b"], ["a"]]
+    reference = Reference(
+        parameters,
+        mask,
+        lambda masters: torch.optim.AdamW(
+            [
+                {"params": masters[1:2], "lr": 0.1, "weight_decay": 0.0},
+                {"params": masters[:1], "weight_decay": 0.5},
+            ],
+            lr=0.01,
+            fused=True,
+        ),
+    )
+    factors = [lambda step: 1.0 / (1 + step), lambda step: 0.5**step]
+    theirs = torch.optim.lr_scheduler.LambdaLR(reference.optimizer, factors)
+    for step in range(6):
+        gradients = gradients_of(parameters, step)
+        backward(parameters, gradients)
+        optimizer.step()
+        reference.step([gradients])
+        reference.check(parameters)
+        schedule.step()
+        theirs.step()
+        if step == 2:
+            saved = optimizer.state_dict(), schedule.state_dict()
+            optimizer.close()
+            optimizer, schedule = made(parameters)
+            optimizer.load_state_dict(saved[0])
+            schedule.load_state_dict(saved[1])
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.1 / 7, 0.01 * 0.5**6])
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"betas": (0.9, 0.9)}, "group 1 sets betas, expected only lr and weight_decay"),
+        ({"lr": -1.0}, "group 1: lr must not be negative, as -1.0 is"),
+        ({"again": True}, "in several parameter groups: a"),
+        ({"no_decay": str.islower}, "set weight_decay of a group"),
+        ({"nothing": True}, "group 1 is no mapping with params"),
+    ],
+)
+def test_groups_that_are_refused(
+    parameters: Parameters, mask: Mask, more: dict[str, Any], message: str
+) -> None:
+    a, *others = parameters.items()
+    second: Any = {"params": others, **more}
+    options: dict[str, Any] = {}
+    if "again" in more:
+        second = {"params": [a, *others]}
+    elif "no_decay" in more:
+        options["no_decay"] = second.pop("no_decay")
+    elif "nothing" in more:
+        second = others
+    with pytest.raises(SettingsError, match=message):
+        SparseAdamW([{"params": [a]}, second], mask, lr=0.01, **options)
+    with pytest.raises(OptimizerError, match="expected pairs of name and parameter"):
+        SparseAdamW([{"params": [*parameters.values()]}], mask, lr=0.01)
+
+
 def test_closed_optimizer_leaves_the_gradients_to_the_next(
     parameters: Parameters, mask: Mask
 ) -> None:

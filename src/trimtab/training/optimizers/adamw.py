@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cache
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
-from trimtab.training.optimizers.binding import SparseOptions
+from trimtab.training.optimizers.binding import Parameters, SparseOptions
 from trimtab.training.optimizers.elements import Elements
 from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step
 from trimtab.training.optimizers.sparse import SparseOptimizer
@@ -51,7 +50,7 @@ class SparseAdamW(SparseOptimizer):
 
     def __init__(
         self,
-        named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
+        named_parameters: Parameters,
         mask: Mask,
         *,
         lr: float,
@@ -63,7 +62,7 @@ class SparseAdamW(SparseOptimizer):
         """Bind the mask to the parameters; see `SparseOptimizer` for errors.
 
         Args:
-            named_parameters: `model.named_parameters()`, or the model.
+            named_parameters: `model.named_parameters()`, the model, or parameter groups.
             mask: Which elements to train.
             lr: Learning rate.
             betas: Decay rates of the running means of the gradient and of its square.

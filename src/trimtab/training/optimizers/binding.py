@@ -7,8 +7,8 @@ weights are the base that the mask was made against.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, get_args
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast, get_args
 
 import torch
 import xxhash
@@ -108,11 +108,7 @@ def with_defaults(options: SparseOptions, defaults: Mapping[str, Any]) -> Sparse
     if unknown := sorted(options.keys() - DEFAULTS.keys()):
         raise TypeError(f"unexpected keyword argument {unknown[0]!r}")
     options = {**DEFAULTS, **options}
-    problems = [
-        f"{name} must not be negative, as {defaults[name]} is"
-        for name in ("lr", "weight_decay")
-        if not defaults[name] >= 0.0
-    ]
+    problems = [*_negative(defaults)]
     max_grad_norm, state_dtype = options["max_grad_norm"], options["state_dtype"]
     if max_grad_norm is not None and not max_grad_norm > 0.0:
         problems.append(f"max_grad_norm must be above 0, or None to not clip, not {max_grad_norm}")
@@ -126,6 +122,66 @@ def with_defaults(options: SparseOptions, defaults: Mapping[str, Any]) -> Sparse
     if problems:
         raise SettingsError("; ".join(problems))
     return options
+
+
+def _negative(settings: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("lr", "weight_decay"):
+        if name in settings and not settings[name] >= 0.0:
+            yield f"{name} must not be negative, as {settings[name]} is"
+
+
+Parameters = nn.Module | Iterable[tuple[str, Tensor] | Mapping[str, Any]]
+"""A model, its named parameters, or parameter groups."""
+
+OF_A_GROUP = ("params", "lr", "weight_decay")
+"""Keys of a parameter group that is passed to an optimizer."""
+
+
+def split_groups(
+    parameters: Parameters, no_decay: Callable[[str], bool] | None
+) -> tuple[nn.Module | Iterable[tuple[str, Tensor]], list[dict[str, Any]]]:
+    """Split parameter groups into the pairs of all of them, and the settings of each.
+
+    Args:
+        parameters: Groups `{"params": [(name, parameter), …], "lr": …, "weight_decay": …}`, as
+            torch's optimizers take them; or parameters without groups, which are returned.
+        no_decay: See `SparseOptions`; not with groups.
+
+    Returns:
+        The named parameters; and for each group its settings, with its `names`.
+
+    Raises:
+        SettingsError: Groups have another form, or settings that are out of range.
+        OptimizerError: The parameters of a group are not pairs of name and parameter.
+    """
+    if not isinstance(parameters, list | tuple) or not any(
+        isinstance(group, Mapping) for group in parameters
+    ):
+        return cast("Any", parameters), []
+    pairs, groups, problems = list[tuple[str, Tensor]](), list[dict[str, Any]](), list[str]()
+    for number, group in enumerate(parameters):
+        if not isinstance(group, Mapping) or "params" not in group:
+            problems.append(f"parameter group {number} is no mapping with params")
+            continue
+        named = named_pairs(group["params"])
+        pairs += named
+        settings = {key: value for key, value in group.items() if key != "params"}
+        problems += [
+            f"parameter group {number} sets {key}, expected only lr and weight_decay: set it in "
+            "optimizer.param_groups"
+            for key in settings
+            if key not in OF_A_GROUP
+        ]
+        problems += [f"parameter group {number}: {text}" for text in _negative(settings)]
+        groups.append({"names": [name for name, _ in named], **settings})
+    names = [name for name, _ in pairs]
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        problems.append(f"in several parameter groups: {first_few(twice)}")
+    if no_decay is not None:
+        problems.append("no_decay is for parameters without groups: set weight_decay of a group")
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return pairs, groups
 
 
 Named = Sequence[tuple[str, Tensor]]
@@ -345,8 +401,22 @@ class Binding:
         """A copy belongs to a single process."""
         return {**vars(self), "ranks": None, "_process_group": None}
 
-    def groups(self, no_decay: Callable[[str], bool] | None) -> list[dict[str, Any]]:
-        """Groups for `torch.optim.Optimizer`: parameters with weight decay, and without."""
+    def groups(
+        self, no_decay: Callable[[str], bool] | None, given: Sequence[Mapping[str, Any]] = ()
+    ) -> list[dict[str, Any]]:
+        """Groups for `torch.optim.Optimizer`, of the parameters that are trained.
+
+        Args:
+            no_decay: Predicate of those without weight decay, which form a second group.
+            given: The groups of `split_groups`; those without a trained parameter are left out.
+        """
+        if given:
+            return [
+                {**settings, "params": [(name, self.elements[name].parameter) for name in trained]}
+                for group in given
+                for settings in [{key: value for key, value in group.items() if key != "names"}]
+                if (trained := [name for name in group["names"] if name in self.elements])
+            ]
         decayed: list[tuple[str, Tensor]] = []
         exempt: list[tuple[str, Tensor]] = []
         for name, elements in self.elements.items():

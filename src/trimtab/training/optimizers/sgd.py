@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
-from trimtab.training.optimizers.binding import SparseOptions
+from trimtab.training.optimizers.binding import Parameters, SparseOptions
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
 
@@ -27,7 +26,7 @@ class SparseSGD(SparseOptimizer):
 
     def __init__(
         self,
-        named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
+        named_parameters: Parameters,
         mask: Mask,
         *,
         lr: float,
@@ -38,7 +37,7 @@ class SparseSGD(SparseOptimizer):
         """Bind the mask to the parameters; see `SparseOptimizer` for errors.
 
         Args:
-            named_parameters: `model.named_parameters()`, or the model.
+            named_parameters: `model.named_parameters()`, the model, or parameter groups.
             mask: Which elements to train.
             lr: Learning rate.
             momentum: Decay of the running sum of gradients; 0 keeps none.

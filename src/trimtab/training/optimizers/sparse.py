@@ -18,8 +18,10 @@ from trimtab.training.layout import dtype_name
 from trimtab.training.optimizers.binding import (
     Binding,
     Collector,
+    Parameters,
     SparseOptions,
     refuse_taken,
+    split_groups,
     with_defaults,
 )
 from trimtab.training.optimizers.distributed import local
@@ -74,7 +76,9 @@ class SparseOptimizer(torch.optim.Optimizer):
     Args:
         named_parameters: `model.named_parameters()`, or the model. With either, the mask also
             fits where checkpoint files name or split tensors differently from the model; with other
-            pairs of name and parameter, names may only differ by wrappers and prefixes.
+            pairs of name and parameter, names may only differ by wrappers and prefixes. Or a list
+            of parameter groups, as torch takes them: mappings with `params`, pairs of name and
+            parameter, and optionally `lr` and `weight_decay`.
         mask: Which elements to train.
         defaults: Default values of the parameter groups, for `torch.optim.Optimizer`.
         numbers: Names of the fp32 scalars in the state of a parameter.
@@ -95,7 +99,7 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     def __init__(
         self,
-        named_parameters: nn.Module | Iterable[tuple[str, Tensor]],
+        named_parameters: Parameters,
         mask: Mask,
         defaults: dict[str, Any],
         *,
@@ -110,8 +114,9 @@ class SparseOptimizer(torch.optim.Optimizer):
         self._form = StateForm(numbers, moments, options["state_dtype"])
         self._grad_norm: Tensor | None = None
         self.num_skipped_steps = 0
-        self._binding = Binding(named_parameters, mask, options, type(self).__name__)
-        super().__init__(self._binding.groups(options["no_decay"]), defaults)
+        named, groups = split_groups(named_parameters, options["no_decay"])
+        self._binding = Binding(named, mask, options, type(self).__name__)
+        super().__init__(self._binding.groups(options["no_decay"], groups), defaults)
         self._collector = self._new_collector()
 
     def _new_collector(self) -> Collector:
