@@ -40,7 +40,12 @@ def prepared(algorithm: str, reader: Path, output: Path, steps: int | None = Non
 
 
 def test_there_is_one_for_every_algorithm() -> None:
-    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {*ALGORITHMS, "pruned", "sweep"}
+    assert {path.stem for path in EXAMPLES.glob("*.toml")} == {
+        *ALGORITHMS,
+        "pruned",
+        "sweep",
+        "tensorboard",
+    }
 
 
 def test_the_example_of_an_engine(reader: Path, tmp_path: Path) -> None:

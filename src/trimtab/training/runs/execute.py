@@ -8,6 +8,7 @@
     out/updates.trimtab  the changes of every step, with track = 1
     out/rollouts.jsonl   the version that each sample is from, with [rollouts]
     out/evaluations.jsonl  the evaluations during training, with [evaluate]
+    out/tensorboard/     the logs, with report_to = "tensorboard"
     out/checkpoints/     of the Trainer; removed at the end unless the run file requests some
     out/model/           the trained checkpoint: the files of the base with other weights
     out/result.json      the results; written last, so it marks a finished run
@@ -16,9 +17,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from math import prod
@@ -57,6 +59,7 @@ RESULT = "result.json"
 UPDATES = "updates.trimtab"
 ROLLOUTS = "rollouts.jsonl"
 EVALUATIONS = "evaluations.jsonl"
+TENSORBOARD = "tensorboard"
 DTYPES_OF_WEIGHTS = ("BF16", "F16", "F32")
 MODEL = "model"
 LOCK = ".lock"
@@ -148,6 +151,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             _sync(run, trainer)
             _evaluate(run, trainer, bars)
             resolved["optimizer"] = _optimizer(run, training)
+            _log_to_tensorboard(run, trainer, _step_of(checkpoint), resolved)
             write_json(run.output / RESOLVED, resolved)
             peak = PeakMemory(device)
             loaded = perf_counter()
@@ -174,7 +178,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
     result = {
         **{key: resolved[key] for key in ("format", "format_version")},
         "steps": trainer.state.global_step,
-        "resumed_from_step": int(checkpoint.name.rpartition("-")[2]) if checkpoint else None,
+        "resumed_from_step": _step_of(checkpoint),
         "precision": precision,
         "optimizer": optimizer,
         "notes": [] if run.mask is None else notes_of(run.mask, run.file),
@@ -268,6 +272,33 @@ def _evaluate(run: Run, trainer: Any, bars: Progress) -> None:
         path=run.output / EVALUATIONS,
         progress=line.follow,
     )
+
+
+def _step_of(checkpoint: Path | None) -> int | None:
+    return None if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
+def _log_to_tensorboard(
+    run: Run, trainer: Any, resumed_from: int | None, resolved: Mapping[str, Any]
+) -> None:
+    """Let the callback of TensorBoard write beside the checkpoints, which do not stay.
+
+    Steps after the checkpoint of a resumed run are marked as outdated. The record of the run is
+    logged as text. The variable TENSORBOARD_LOGGING_DIR still names another folder.
+    """
+    from transformers.integrations import TensorBoardCallback
+
+    if (callback := trainer.pop_callback(TensorBoardCallback)) is None:
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(
+        callback.logging_dir or run.output / TENSORBOARD,
+        purge_step=0 if resumed_from is None else resumed_from + 1,
+    )
+    shown = {key: resolved[key] for key in ("model", "mask", "data", "optimizer", "settings")}
+    writer.add_text("trimtab", textwrap.indent(json.dumps(shown, indent=1), "    "))
+    trainer.add_callback(TensorBoardCallback(writer))
 
 
 def state_of(run: Run) -> Literal["new", "begun", "finished"]:
@@ -464,6 +495,8 @@ def _written(run: Run) -> Iterator[str]:
         yield f"{SAMPLES} (the samples)"
     if run.file.rollouts is not None:
         yield f"{ROLLOUTS} (the version that each sample is from)"
+    if "tensorboard" in run.args.report_to:
+        yield f"{TENSORBOARD}/ (the logs)"
     if run.held_out is not None:
         yield f"{EVALUATIONS} (the evaluations during training)"
     if run.file.track is not None:
