@@ -91,7 +91,7 @@ class Hub(BaseHTTPRequestHandler):
         commit = COMMITS.get(revision, revision)
         if commit not in COMMITS.values():
             return self.reply(404, b"{}", {"X-Error-Code": "RevisionNotFound"}, with_body)
-        if api and words[2] == "tree":
+        if api and words[2:3] == ["tree"]:
             tree = [
                 {"type": "file", "path": name, "size": len(data), "oid": self.etag(data)}
                 for name, data in files.items()
@@ -101,11 +101,12 @@ class Hub(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name} for name in files]
             info = {"id": "/".join(words[:2]), "sha": commit, "siblings": siblings}
             return self.reply(200, json.dumps(info).encode(), {}, with_body)
-        data = files.get(words[4])
+        name = "/".join(words[4:])
+        data = files.get(name)
         if data is None:
             return self.reply(404, b"{}", {"X-Error-Code": "EntryNotFound"}, with_body)
         if with_body:
-            self.downloads.append(words[4])
+            self.downloads.append(name)
         headers = {"ETag": f'"{self.etag(data)}"', "X-Repo-Commit": commit}
         return self.reply(200, data, headers, with_body)
 

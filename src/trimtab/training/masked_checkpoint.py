@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trimtab.checkpoints.checkpoint import open_checkpoint
+from trimtab.elements.counts import percent
 from trimtab.errors import CheckpointError, MaskMismatchError, SettingsError
 from trimtab.masks.mask import Mask
 from trimtab.outputs import ensure_same_settings
@@ -81,6 +82,47 @@ def write_beside_weights(folder: Path, mask: Mask, record: Mapping[str, Any]) ->
         **record,
     }
     write_json(folder / RECORD_FILE, content)
+
+
+TAG = "trimtab-mask"
+"""Tag of models that were trained in a mask, on the hub."""
+
+HEADING = "## Trained in a mask"
+
+
+def add_to_model_card(folder: Path, mask: Mask, repository: str | None) -> None:
+    """Add what was trained, and how to load the mask, to the model card of a folder, once.
+
+    Args:
+        folder: A folder in which a Trainer wrote its model card, or did not.
+        mask: The mask.
+        repository: Its `org/name` on the hub; None if it is not pushed.
+    """
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    if not path.exists() or HEADING in (card := ModelCard.load(path)).text:
+        return
+    num_selected, num_elements = mask.num_selected(), mask.num_elements()
+    name = repository or "org/name"
+    card.text = f"""{card.text.rstrip()}
+
+{HEADING}
+
+{num_selected:,} of {num_elements:,} weights ({percent(num_selected, num_elements)}) were trained by
+trimtab; all others are those of the base. `{MASK_FILE}` is the mask, and `{RECORD_FILE}`
+records how it was made, the settings and the versions.
+
+```python
+from huggingface_hub import hf_hub_download
+from trimtab import Mask
+
+mask = Mask.load(hf_hub_download("{name}", "{MASK_FILE}"))
+```
+"""
+    tags = card.data.tags or []
+    card.data.tags = sorted({*([tags] if isinstance(tags, str) else tags), TAG})
+    card.save(path)
 
 
 def _describe(mask: Mask) -> dict[str, Any]:

@@ -10,6 +10,7 @@ ignored. The model is an ordinary one whenever `train` is not running.
 from __future__ import annotations
 
 import os
+import shutil
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,9 @@ from trimtab.masks.mask import Mask
 from trimtab.training import runtime
 from trimtab.training.folders import read_json
 from trimtab.training.masked_checkpoint import (
+    MASK_FILE,
     RECORD_FILE,
+    add_to_model_card,
     check_same_run,
     load_converted,
     mask_made_alike,
@@ -290,6 +293,8 @@ class MaskedTraining:
             (trainer, self.create_optimizer),
             (trainer, self.log),
             (trainer, self.save_model),
+            (trainer, self.create_model_card),
+            (trainer, self._push_from_checkpoint),
             (trainer, self.train),
             (trainer, self._load_best_model),
             (trainer.accelerator, self.clip_grad_norm_),
@@ -372,6 +377,21 @@ class MaskedTraining:
         if self.trainer.args.should_save:
             folder = Path(self.trainer.args.output_dir if output_dir is None else output_dir)
             write_beside_weights(folder, self.mask, self.describe())
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Overrides `Trainer.create_model_card`: adds a section on the mask."""
+        self._replaced["create_model_card"](*args, **kwargs)
+        if self.trainer.is_world_process_zero():
+            folder = Path(self.trainer.args.output_dir)
+            add_to_model_card(folder, self.mask, self.trainer.hub_model_id)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Overrides `Trainer._push_from_checkpoint`, which copies only files that it knows."""
+        output = Path(self.trainer.args.output_dir)
+        for name in (MASK_FILE, RECORD_FILE):
+            if self.trainer.is_world_process_zero():
+                shutil.copy2(Path(checkpoint_folder, name), output / name)
+        self._replaced["_push_from_checkpoint"](checkpoint_folder)
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any

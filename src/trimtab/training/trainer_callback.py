@@ -136,7 +136,15 @@ class MaskedTrainingCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write mask and record into a checkpoint."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        self._write(Path(args.output_dir) / f"checkpoint-{state.global_step}", args, state, kwargs)
+
+    def on_push_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Write mask and record beside the weights that are pushed to the hub."""
+        checkpoint = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        for folder in (Path(args.output_dir), *([checkpoint] if checkpoint.exists() else [])):
+            self._write(folder, args, state, kwargs)
+
+    def _write(self, folder: Path, args: Any, state: Any, kwargs: dict[str, Any]) -> None:
         if args.should_save and self._optimizer is not None and self._mask is not None:
             record = {
                 "settings": settings_of(self._optimizer),
