@@ -9,11 +9,9 @@ those who need it: that takes seconds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Literal
-from unittest.mock import patch
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trimtab import Mask
 from trimtab.training import SparseAdamW
+from trimtab.training.optimizers.elements import Master
 
 __all__ = [
     "BASELINES",
@@ -32,15 +31,10 @@ __all__ = [
     "SEQUENCE",
     "SMALL",
     "Contestant",
-    "Kept",
-    "forced",
     "make_model",
     "random_mask",
     "tokens",
 ]
-
-Kept = Literal["compact", "dense"]
-"""How `SparseAdamW` keeps the elements of a tensor."""
 
 SEQUENCE = 64
 LEARNING_RATE = 1e-5
@@ -180,7 +174,7 @@ class Sparse(Contestant):
         model: nn.Module,
         mask: Mask,
         *,
-        master: Literal["lo16", "fp32"] = "lo16",
+        master: Master = "lo16",
         state_dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(model, mask.num_selected())
@@ -259,19 +253,14 @@ MASKED: dict[str, Callable[[nn.Module, Mask], Contestant]] = {
     "SparseAdamW": Sparse,
     "SparseAdamW, fp32 masters": lambda model, mask: Sparse(model, mask, master="fp32"),
     "SparseAdamW, bf16 states": lambda model, mask: Sparse(model, mask, state_dtype=torch.bfloat16),
+    "SparseAdamW, 8-bit states": lambda model, mask: Sparse(
+        model, mask, state_dtype=torch.int8, master="lo8"
+    ),
     "PEFT SHiRA": shira,
     "PEFT Supertuning": supertuning,
     "PEFT LoRA, rank 16": lora,
 }
 """Those that train what a mask selects, or something of a like size."""
-
-
-@contextmanager
-def forced(kept: Kept) -> Iterator[None]:
-    """Make `SparseAdamW` keep elements compact, or dense, whatever their density."""
-    threshold = {"compact": 1.0, "dense": 0.0}[kept]
-    with patch("trimtab.training.optimizers.elements.DENSE_ABOVE", threshold):
-        yield
 
 
 def _gradient(parameter: Tensor) -> Tensor:

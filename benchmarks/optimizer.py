@@ -1,11 +1,9 @@
 """Memory and time of `SparseAdamW`, as ratios to dense training measured in the same run.
 
-Every contestant trains the same bf16 Llama, built in code, on one short sequence. Three parts:
+Every contestant trains the same bf16 Llama, built in code, on one short sequence. Two parts:
 
 - `memory`: each contestant in a process of its own: its peak resident memory above the weights.
 - `speed`: all contestants in one process, in turn, round by round.
-- `threshold`: `SparseAdamW` with its elements kept compact and kept dense, at rising densities:
-  from where on is dense cheaper?
 
 Run `make bench`, or `python -m benchmarks.optimizer --help`. A part that runs replaces what the
 output file holds of it; the others stay.
@@ -21,12 +19,11 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
-from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, median_low
 from time import perf_counter
-from typing import Any, get_args
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -39,8 +36,6 @@ from benchmarks.contestants import (
     SEQUENCE,
     SMALL,
     Contestant,
-    Kept,
-    forced,
     make_model,
     random_mask,
     tokens,
@@ -48,11 +43,9 @@ from benchmarks.contestants import (
 from benchmarks.processes import in_own_process, peak_resident, reset_peak, resident_after_trim
 from benchmarks.provenance import provenance
 from trimtab import Mask
-from trimtab.training.optimizers.elements import DENSE_ABOVE
 
-PARTS = ("memory", "speed", "threshold")
+PARTS = ("memory", "speed")
 DENSITIES = (0.05, 0.2)
-RISING_DENSITIES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 THREADS = (1, 2)
 STEPS = 3
 PROCESSES = 3
@@ -60,8 +53,6 @@ PROCESSES = 3
 
 GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 """Environment in which glibc gives every block of at least 128 KiB back when it is freed."""
-
-WAYS: tuple[Kept, ...] = get_args(Kept)
 
 MaskFiles = Mapping[float, Path]
 """Density -> file of a mask of that density."""
@@ -85,7 +76,7 @@ def train(contestant: Contestant, sequence: Tensor) -> None:
     contestant.clear()
 
 
-def measure_peak(name: str, mask_file: Path | None, kept: Kept | None = None) -> dict[str, int]:
+def measure_peak(name: str, mask_file: Path | None) -> dict[str, int]:
     """Peak resident memory of a contestant, for a process of its own.
 
     Libraries and compiled kernels are resident before the model is built, because the contestant
@@ -99,19 +90,18 @@ def measure_peak(name: str, mask_file: Path | None, kept: Kept | None = None) ->
     """
     torch.set_num_threads(THREADS[0])
     sequence = tokens()
-    with forced(kept) if kept else nullcontext():
-        small = make_model(SMALL)
-        small_mask = random_mask(small, Mask.load(mask_file).density) if mask_file else None
-        contestant = enter(name, small, small_mask)
-        for _ in range(STEPS):
-            train(contestant, sequence)
-        del contestant, small, small_mask
-        gc.collect()
-        without_model = resident_after_trim()
-        model = make_model(FULL)
-        with_model = resident_after_trim()
-        reset_peak()
-        contestant = enter(name, model, Mask.load(mask_file) if mask_file else None)
+    small = make_model(SMALL)
+    small_mask = random_mask(small, Mask.load(mask_file).density) if mask_file else None
+    contestant = enter(name, small, small_mask)
+    for _ in range(STEPS):
+        train(contestant, sequence)
+    del contestant, small, small_mask
+    gc.collect()
+    without_model = resident_after_trim()
+    model = make_model(FULL)
+    with_model = resident_after_trim()
+    reset_peak()
+    contestant = enter(name, model, Mask.load(mask_file) if mask_file else None)
     peak_made = peak_resident()
     reset_peak()
     for _ in range(STEPS):
@@ -229,51 +219,6 @@ def speed(masks: MaskFiles, rounds: int) -> dict[str, Any]:
     }
 
 
-def time_ways(mask_file: Path, rounds: int) -> dict[str, dict[Kept, list[float]]]:
-    """Time both ways of keeping elements, in turn, on gradients that lie ready."""
-    mask = Mask.load(mask_file)
-    contestants: dict[Kept, Contestant] = {}
-    for kept in WAYS:
-        with forced(kept):
-            contestants[kept] = enter("SparseAdamW", make_model(FULL), mask)
-    gradients = [torch.randn_like(p) for p in make_model(FULL).parameters()]
-    seconds: dict[str, dict[Kept, list[float]]] = {}
-    for threads in THREADS:
-        torch.set_num_threads(threads)
-        times = seconds[str(threads)] = {kept: [] for kept in WAYS}
-        for number in range(1 + rounds):
-            for kept, contestant in contestants.items():
-                parameters = contestant.model.parameters()
-                for parameter, gradient in zip(parameters, gradients, strict=True):
-                    parameter.grad = gradient
-                started = perf_counter()
-                contestant.optimize()
-                if number:
-                    times[kept].append(perf_counter() - started)
-    return seconds
-
-
-def threshold(masks: MaskFiles, rounds: int) -> dict[str, Any]:
-    """Peak memory and seconds of both ways, by density."""
-
-    def both(mask: Path) -> dict[str, Any]:
-        seconds = in_own_process(time_ways, mask, rounds)
-        return {
-            "in_use": {kept: measure_peak_in_use("SparseAdamW", mask, kept) for kept in WAYS},
-            "seconds": {
-                threads: {kept: median(values) for kept, values in times.items()}
-                for threads, times in seconds.items()
-            },
-            "compact / dense": {
-                threads: median_ratio(times["compact"], times["dense"])
-                for threads, times in seconds.items()
-            },
-        }
-
-    by_density = {f"{density:.0%}": both(masks[density]) for density in RISING_DENSITIES}
-    return {"rounds": rounds, "dense_above": DENSE_ABOVE, "by_density": by_density}
-
-
 def model_facts(model: nn.Module) -> dict[str, Any]:
     """What is trained."""
     sizes = [p.numel() for p in model.parameters()]
@@ -293,14 +238,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
         model = make_model(FULL)
         report["model"] = model_facts(model)
-        masks = {
-            density: Path(folder) / f"{density:g}.safetensors"
-            for density in (*DENSITIES, *RISING_DENSITIES)
-        }
+        masks = {density: Path(folder) / f"{density:g}.safetensors" for density in DENSITIES}
         for density, file in masks.items():
             random_mask(model, density).save(file)
         del model
-        for part, measure in zip(PARTS, (memory, speed, threshold), strict=True):
+        for part, measure in zip(PARTS, (memory, speed), strict=True):
             if part in options.parts:
                 print(f"measuring {part}", file=sys.stderr)
                 result = provenance("torch", "transformers", "peft")

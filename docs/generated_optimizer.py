@@ -10,7 +10,7 @@ from typing import Any
 
 from docs.generated import rows
 
-__all__ = ["bought", "bytes_per_parameter", "measured", "memory", "speed", "targets", "threshold"]
+__all__ = ["bought", "bytes_per_parameter", "measured", "memory", "speed", "targets"]
 
 Report = Mapping[str, Any]
 
@@ -18,9 +18,14 @@ OURS = "SparseAdamW"
 REFERENCE = "masked dense AdamW, fp32 masters"
 UNIT, UNIT_FP32 = "dense AdamW, bf16", "dense AdamW, fp32 masters"
 
-PER_ELEMENT = {OURS: 18, f"{OURS}, fp32 masters": 20, f"{OURS}, bf16 states": 14}
-"""Bytes that each selected element costs: position and gradient 4 each, means 4 or 2 each, and a
-16-bit remainder or an fp32 master."""
+PER_ELEMENT = {
+    OURS: 14.03,
+    f"{OURS}, fp32 masters": 16.03,
+    f"{OURS}, bf16 states": 10.03,
+    f"{OURS}, 8-bit states": 7.09,
+}
+"""Bytes that each selected element costs: position 2.03; gradient 2; means 4, 2 or 1.03 each; and a
+remainder of 2 or 1, or an fp32 master."""
 
 MEMORY_TARGETS = {"5%": 0.10, "20%": 0.28}
 PHASE_TARGETS = {"5%": 0.35, "20%": 0.90}
@@ -31,7 +36,7 @@ def measured(report: Report | None) -> None:
     """How it was measured."""
     if report is None:
         return
-    for part in ("memory", "speed", "threshold"):
+    for part in ("memory", "speed"):
         info = report[part]["provenance"]
         print(
             f"- {part}: {info['date'][:10]}, trimtab {info['trimtab_version']}, torch "
@@ -195,35 +200,6 @@ def speed(report: Report | None) -> None:
                 ),
             )
             print()
-
-
-def threshold(report: Report | None) -> None:
-    """Compact and dense by density."""
-    if report is None:
-        return
-    by_density = report["threshold"]["by_density"]
-    threads = next(iter(by_density.values()))["compact / dense"]
-
-    def line(density: str, part: Mapping[str, Any]) -> list[str]:
-        compact, dense = (part["in_use"][layout] for layout in ("compact", "dense"))
-        return [
-            density,
-            _megabytes(compact),
-            _megabytes(dense),
-            f"{compact / dense:.2f}",
-            *(f"{ratio:.2f}" for ratio in part["compact / dense"].values()),
-        ]
-
-    rows(
-        [
-            "density",
-            "compact",
-            "dense",
-            "memory",
-            *(f"time, {_threads(number)}" for number in threads),
-        ],
-        (line(density, part) for density, part in by_density.items()),
-    )
 
 
 def _threads(number: str) -> str:

@@ -15,7 +15,6 @@ from benchmarks.contestants import (  # noqa: E402
     BASELINES,
     MASKED,
     Contestant,
-    forced,
     make_model,
     random_mask,
     tokens,
@@ -89,13 +88,3 @@ def test_phases_add_up() -> None:
     assert 0 < took["hooks"] < took["backward"]
     assert took["hooks"] < took["optimizer"]
     assert took["whole"] > took["forward"] + took["backward"]
-
-
-def test_both_ways_can_be_forced() -> None:
-    kept = {}
-    for way in ("compact", "dense"):
-        with forced(way):
-            kept[way] = MASKED["SparseAdamW"](make_model(TINY), MASK).num_bytes_kept
-    num_elements, num_selected = MASK.num_elements(), MASK.num_selected()
-    assert kept["dense"] == 15 * num_elements
-    assert 18 * num_selected <= kept["compact"] < 18.5 * num_selected + 14 * 64 * len(MASK)

@@ -19,6 +19,7 @@ from trimtab.masks.header import BaseTensor
 from trimtab.masks.mask import Mask
 from trimtab.masks.packed import PackedTensor
 from trimtab.training.layout import STORED, Layout, stored_values
+from trimtab.training.optimizers.elements import decode_state, encode_state, entries_of
 from trimtab.training.optimizers.saved import KEY
 from trimtab.words import first_few
 
@@ -135,12 +136,12 @@ def select_state(saved: Mapping[str, Any], wide: Mask, narrow: Mask) -> dict[str
 def _select(state: Mapping[str, Tensor], positions: Tensor) -> dict[str, Tensor]:
     """State of the elements at `positions`, ascending, of the vectors of a parameter."""
     selected = {}
-    for key, value in state.items():
+    for key, value in decode_state(state).items():
         if key == "ties":  # these are positions
             selected[key] = torch.isin(positions, value.long()).nonzero().flatten().to(value.dtype)
         else:
             selected[key] = value[positions] if value.dim() else value.clone()
-    return selected
+    return encode_state(selected, entries_of(state))
 
 
 class GradientSums:

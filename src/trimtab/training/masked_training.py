@@ -210,7 +210,8 @@ def train_only(
             names of modules or parameters, or suffixes of such names (`score`). A new head that
             the mask's base does not have stays at its initial values otherwise, with a warning.
         master: How masked elements keep fp32 precision; see `SparseAdamW`.
-        state_dtype: Dtype of the optimizer's moments; None is fp32.
+        state_dtype: Dtype of the optimizer's moments: `torch.float32` (None), `torch.bfloat16`, or
+            `torch.int8` for codes of 8 bits.
         clip_by: Norm by which gradients are clipped: `masked` over the elements of the mask, `full`
             over every parameter. With `masked`, parameters without a masked element get no gradient
             (`requires_grad` is False while `train` runs).

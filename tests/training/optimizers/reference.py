@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trimtab.masks.mask import Mask
+from trimtab.training.optimizers.elements import Scratch, load_master
+from trimtab.training.optimizers.sparse import SparseOptimizer
 
 Parameters = dict[str, torch.nn.Parameter]
 Gradients = Mapping[str, Tensor]
@@ -56,6 +58,15 @@ def backward(parameters: Parameters, gradients: Gradients) -> None:
 def bits(values: Tensor) -> Tensor:
     """Bit patterns, which tell +0.0 from -0.0 and equal NaNs."""
     return values.detach().view({2: torch.int16, 4: torch.int32}[values.itemsize])
+
+
+def masters_of(optimizer: SparseOptimizer, name: str) -> Tensor:
+    """The fp32 masters of the selected elements of a parameter that was stepped."""
+    elements = optimizer.elements[name]
+    state, master = optimizer.state[elements.parameter], optimizer._binding.masters[name]
+    return torch.cat(
+        [load_master(elements, master, part, state, Scratch()).clone() for part in elements.parts()]
+    )
 
 
 class Reference:

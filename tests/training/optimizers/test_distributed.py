@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.training.optimizers import distributed_worker as worker
-from tests.training.optimizers.reference import bits
+from tests.training.optimizers.reference import bits, masters_of
 from tests.training.workers import run_workers
 from trimtab.training import SparseAdamW
 
@@ -226,13 +226,8 @@ def load_alone(folder: Path) -> tuple[worker.Model, SparseAdamW]:
     return model, optimizer
 
 
-def masters_of(model: worker.Model, optimizer: SparseAdamW) -> dict[str, Tensor]:
-    elements = optimizer.elements
-    states = {name: optimizer.state[p] for name, p in model.named_parameters() if name in elements}
-    return {
-        name: item.export(item.read_lo16(states[name]["remainder"], states[name]["ties"]))
-        for name, item in elements.items()
-    }
+def all_masters(optimizer: SparseAdamW) -> dict[str, Tensor]:
+    return {name: masters_of(optimizer, name) for name in optimizer.elements}
 
 
 @ALONE
@@ -258,8 +253,8 @@ def test_resume_in_one_process(folder: Path, results: Results, world: int) -> No
     optimizer = SparseAdamW(expected.named_parameters(), worker.new_mask(), **worker.SETTINGS)
     worker.train(expected, optimizer, range(worker.STEPS // 2))
     resumed, again = load_alone(folder / f"from-{world}")
-    masters = masters_of(expected, optimizer)
-    for name, found in masters_of(resumed, again).items():
+    masters = all_masters(optimizer)
+    for name, found in all_masters(again).items():
         torch.testing.assert_close(found, masters[name], rtol=0.0, atol=1e-6)
     worker.train(resumed, again, range(worker.STEPS // 2, worker.STEPS))
     assert_off_mask(worker.weights_of(resumed))

@@ -85,3 +85,33 @@ def test_nan_stays_nan_whatever_its_payload() -> None:
     weights, _, _, joined = there_and_back(fp32(nans))
     assert weights.isnan().all()
     assert joined.isnan().all()
+
+
+@given(st.lists(patterns, min_size=1, max_size=40))
+def test_lo8_holds_the_upper_24_bits(bits: list[int]) -> None:
+    masters = fp32(bits)
+    remainder = torch.empty(masters.shape, dtype=torch.int8)
+    weights = kernels.split_lo8(masters, remainder)
+    joined = weights.float()
+    kernels.join_lo8(joined, remainder)
+    for pattern, number, found in zip(bits, masters.tolist(), joined, strict=True):
+        if number != number:
+            assert found.isnan()
+            continue
+        low, upper = pattern & 0xFF, pattern >> 8  # to nearest, ties to even
+        upper += low > 0x80 or (low == 0x80 and upper & 1 == 1)
+        assert int(found.view(torch.int32)) & 0xFFFFFFFF == upper << 8
+    # Once more changes nothing: 24 bits are all that there is.
+    again = remainder.clone()
+    assert torch.equal(
+        kernels.split_lo8(joined, again).view(torch.int16), weights.view(torch.int16)
+    )
+    assert torch.equal(again, remainder)
+
+
+def test_weights_of_lo8_are_masters_rounded_to_nearest() -> None:
+    masters = torch.randn(10_000, generator=torch.Generator().manual_seed(0))
+    weights = kernels.split_lo8(masters, torch.empty(10_000, dtype=torch.int8))
+    half = masters.abs() * 2.0**-8  # half a step of bf16, or more
+    assert ((weights.float() - masters).abs() <= half * (1 + 2.0**-8)).all()
+    assert (weights != masters.bfloat16()).float().mean() < 0.01

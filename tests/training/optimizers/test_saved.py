@@ -18,6 +18,7 @@ from tests.training.optimizers.reference import (
     backward,
     bits,
     gradients_of,
+    masters_of,
     parameters_of,
     random_mask,
 )
@@ -25,12 +26,11 @@ from trimtab.errors import OptimizerError
 from trimtab.masks.header import BaseTensor
 from trimtab.masks.mask import Mask
 from trimtab.training import SparseAdamW, SparseSGD
-from trimtab.training.optimizers import elements
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
 pytestmark = pytest.mark.train
 
-BF16, FP32, FP16 = torch.bfloat16, torch.float32, torch.float16
+BF16, FP32, FP16, INT8 = torch.bfloat16, torch.float32, torch.float16, torch.int8
 SHAPES = {"a": (23, 9), "b": (31,)}
 
 CASES = [
@@ -38,6 +38,9 @@ CASES = [
     (SparseAdamW, BF16, {"master": "fp32"}),
     (SparseAdamW, BF16, {"master": "none"}),
     (SparseAdamW, BF16, {"state_dtype": BF16}),
+    (SparseAdamW, BF16, {"state_dtype": INT8}),
+    (SparseAdamW, BF16, {"state_dtype": INT8, "master": "lo8"}),
+    (SparseAdamW, FP32, {"state_dtype": INT8}),
     (SparseAdamW, FP32, {"state_dtype": BF16}),
     (SparseAdamW, FP16, {}),
     (SparseSGD, BF16, {"momentum": 0.9}),
@@ -215,36 +218,11 @@ def test_resume_with_ties() -> None:
     assert saved["state"][0]["ties"].tolist() == list(range(k))
     assert saved["state"][0]["remainder"].tolist() == [-32768] * k
     optimizer.close()
-    for dense_above in (0.0, 1.0):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(elements, "DENSE_ABOVE", dense_above)
-            again = SparseSGD(parameters.items(), mask, lr=1.0)
-        again.load_state_dict(saved)
-        found = again.state_dict()["state"][0]
-        assert torch.equal(found["ties"], saved["state"][0]["ties"])
-        masters = again.elements["w"].read_lo16(**again.state[parameters["w"]])
-        selected = again.elements["w"].export(masters)
-        assert selected.tolist() == [1.0 + 2.0**-8] * k
-        again.close()
-
-
-@pytest.mark.parametrize("above", [(0.0, 1.0), (1.0, 0.0)])
-def test_state_does_not_depend_on_how_elements_are_kept(
-    mask: Mask, above: tuple[float, float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(elements, "DENSE_ABOVE", above[0])
-    parameters, saved = saved_at_step_5(mask)
-    monkeypatch.setattr(elements, "DENSE_ABOVE", above[1])
-    twin = {name: torch.nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
-    other = SparseAdamW(twin.items(), mask, lr=0.01)
-    other.load_state_dict(saved)
-    train(twin, other, range(5, 9))
-    monkeypatch.setattr(elements, "DENSE_ABOVE", above[0])
-    same = SparseAdamW(parameters.items(), mask, lr=0.01)
-    same.load_state_dict(saved)
-    train(parameters, same, range(5, 9))
-    for name in SHAPES:
-        assert torch.equal(bits(twin[name]), bits(parameters[name]))
+    again = SparseSGD(parameters.items(), mask, lr=1.0)
+    again.load_state_dict(saved)
+    found = again.state_dict()["state"][0]
+    assert torch.equal(found["ties"], saved["state"][0]["ties"])
+    assert masters_of(again, "w").tolist() == [1.0 + 2.0**-8] * k
 
 
 def test_loaded_state_is_a_copy(mask: Mask) -> None:

@@ -102,8 +102,6 @@ def test_a_stopped_run_ends_in_the_same_weights(finished: Any, base: Base, tmp_p
     resumed = train(run)
     assert resumed["resumed_from_step"] == 1
     assert [log["step"] for log in resumed["history"]] == [1, 2]
-    num_tokens = [log.get("num_tokens") for log in resumed["history"]]
-    assert num_tokens == [log.get("num_tokens") for log in finished[2]["history"]]
     weights = [path / "out" / "model" / WEIGHTS for path in (folder, tmp_path)]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 

@@ -29,14 +29,6 @@ def test_keys_with_and_without_quotes_are_the_same(tmp_path: Path) -> None:
         }
 
 
-def test_keys_of_every_table(tmp_path: Path) -> None:
-    lines = '"evaluate.every" = [1, 2]\nrollouts.max_staleness = [0]\nfactors.kl = [0.1]\n'
-    lines += 'also = [["a"]]'
-    text = f'run = "sft.toml"\noutput = "out"\n[sweep]\n{lines}'
-    expected = ["evaluate.every", "rollouts.max_staleness", "factors.kl", "also"]
-    assert [*read(tmp_path, text).axes] == expected
-
-
 def test_arms(tmp_path: Path) -> None:
     sweep = read(
         tmp_path,

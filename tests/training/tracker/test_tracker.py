@@ -138,7 +138,7 @@ def test_masked_training(
         if elements is None:
             return parameter.grad
         if elements.gradient is not None:
-            collected[name] = elements.export(elements.gradient).clone()
+            collected[name] = elements.gradient.clone()
             return collected[name]
         assert parameter.grad is not None
         collected[name] = parameter.grad.flatten()[torch.from_numpy(np.flatnonzero(selected[name]))]
@@ -149,7 +149,7 @@ def test_masked_training(
             return None
         dense = torch.zeros(parameter.shape)
         mean = masked.optimizer.state[parameter].get("exp_avg")
-        values = collected[name] if mean is None else masked.optimizer.elements[name].export(mean)
+        values = collected[name] if mean is None else mean
         dense[torch.from_numpy(selected[name])] = values.float()
         return dense
 

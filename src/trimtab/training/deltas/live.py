@@ -17,8 +17,8 @@ from trimtab.deltas.changes import Changes, apply_changes, fingerprint
 from trimtab.elements.dtypes import DTYPES, Bits, DType
 from trimtab.errors import DeltaError
 from trimtab.training.layout import STORED, Layout
-from trimtab.training.optimizers.adamw import has_kernel
 from trimtab.training.optimizers.distributed import as_sharded
+from trimtab.training.optimizers.kernels import has_kernel
 from trimtab.training.pieces import Piece
 from trimtab.words import first_few, one_line
 

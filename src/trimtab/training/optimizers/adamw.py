@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, Unpack
 
 import torch
@@ -11,28 +10,12 @@ from torch import Tensor
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
 from trimtab.training.optimizers.binding import Parameters, SparseOptions
-from trimtab.training.optimizers.elements import Elements
-from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step
+from trimtab.training.optimizers.elements import Elements, Scratch
+from trimtab.training.optimizers.kernels import AdamWFactors, adamw_step, has_kernel
 from trimtab.training.optimizers.sparse import SparseOptimizer
 
 SINGLE_OPERATIONS = ("cuda",)
 """Types of devices on which each operation rounds once; see `kernels.adamw_step`."""
-
-OLDEST_TRITON = (3, 6)
-"""Earlier versions flush subnormals in divisions and roots, whatever their options."""
-
-
-@cache
-def has_kernel(device: torch.device) -> bool:
-    """Whether a step is one Triton kernel on a device: an NVIDIA GPU, Ampere or later."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return False
-    try:
-        import triton
-    except ImportError:
-        return False
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    return version >= OLDEST_TRITON and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class SparseAdamW(SparseOptimizer):
@@ -41,6 +24,10 @@ class SparseAdamW(SparseOptimizer):
     On a CPU equal, bit for bit, to `torch.optim.AdamW(fused=True)` on fp32 masters of all weights
     with gradients that are set to 0 outside the mask, at every size. See `SparseOptimizer` for the
     order of operations.
+
+    There a step is one compiled kernel per parameter if that gives torch's bits on this machine,
+    which is compared once (see `trimtab.training.optimizers.cpu_adamw`); if not, torch's kernel
+    steps some elements after the others.
 
     On CUDA the formula is the same, but each operation rounds once, which torch's kernels leave to
     the compiler (see `trimtab.training.optimizers.kernels`). With Triton a step is one kernel per
@@ -79,23 +66,43 @@ class SparseAdamW(SparseOptimizer):
             mask,
             {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay},
             numbers=("step",),
-            moments=("exp_avg", "exp_avg_sq"),
+            moments={"exp_avg": "signed", "exp_avg_sq": "squares"},
             **options,
         )
 
     def _step_elements(
-        self, group: dict[str, Any], elements: Elements, gradient: Tensor, clip: float
+        self,
+        group: dict[str, Any],
+        elements: Elements,
+        gradient: Tensor,
+        clip: float,
+        scratch: Scratch,
     ) -> None:
-        if not has_kernel(gradient.device):
-            super()._step_elements(group, elements, gradient, clip)
-            return
-        from trimtab.training.optimizers.cuda_kernels import fused_adamw_step
-
         state = self.state[elements.parameter]
         if not state:
             state.update(self._form.new(elements, self._binding.masters[elements.name]))
-        factors = _next_factors(group, state, clip)
-        fused_adamw_step(elements.weights, elements.selection(), gradient, state, factors)
+        weights, positions = elements.weights, elements.kernels.positions
+        if has_kernel(gradient.device):
+            from trimtab.training.optimizers import cuda_kernels
+
+            self._count(group, state)
+            factors = AdamWFactors.of_step(**_settings(group, state, clip))
+            cuda_kernels.fused_adamw_step(weights, positions, gradient, state, factors)
+            return
+        if gradient.device.type == "cpu":
+            from trimtab.training.optimizers import cpu_adamw
+
+            if cpu_adamw.can_step(weights, state, gradient):
+                self._count(group, state)
+                torchs = cpu_adamw.Factors.of_step(**_settings(group, state, clip))
+                num_whole = elements.num_selected - elements.tail.num_scalar
+                cpu_adamw.fused_adamw_step(weights, positions, num_whole, gradient, state, torchs)
+                return
+        super()._step_elements(group, elements, gradient, clip, scratch)
+
+    def _count(self, group: dict[str, Any], state: dict[str, Any]) -> None:
+        # On the CPU: the host needs the number, and would have to wait for a GPU.
+        state["step"] = state["step"].cpu() + 1
 
     def _apply(
         self,
@@ -103,16 +110,14 @@ class SparseAdamW(SparseOptimizer):
         state: dict[str, Any],
         weights: Tensor,
         gradient: Tensor,
-        moments: list[Tensor],
-        *,
+        *moments: Tensor,
         first: bool,
     ) -> None:
         exp_avg, exp_avg_sq = moments
         if weights.device.type in SINGLE_OPERATIONS:
-            factors = _next_factors(group, state, clip=1.0)
+            factors = AdamWFactors.of_step(**_settings(group, state, clip=1.0))
             adamw_step(weights, gradient, exp_avg, exp_avg_sq, factors)
             return
-        state["step"] += 1
         beta1, beta2 = group["betas"]
         torch._fused_adamw_(
             [weights],
@@ -131,14 +136,13 @@ class SparseAdamW(SparseOptimizer):
         )
 
 
-def _next_factors(group: dict[str, Any], state: dict[str, Any], clip: float) -> AdamWFactors:
-    """Count a step, on the CPU: the host needs the number, and would have to wait for a GPU."""
-    state["step"] = state["step"].cpu() + 1
-    return AdamWFactors.of_step(
-        int(state["step"]),
-        lr=float(group["lr"]),
-        betas=group["betas"],
-        eps=group["eps"],
-        weight_decay=group["weight_decay"],
-        clip=clip,
-    )
+def _settings(group: dict[str, Any], state: dict[str, Any], clip: float) -> dict[str, Any]:
+    """What determines the factors of a step."""
+    return {
+        "step": int(state["step"]),
+        "lr": float(group["lr"]),
+        "betas": group["betas"],
+        "eps": group["eps"],
+        "weight_decay": group["weight_decay"],
+        "clip": clip,
+    }

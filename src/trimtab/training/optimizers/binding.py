@@ -51,8 +51,9 @@ class SparseOptions(TypedDict, total=False):
             gradient ("full"); see `SparseOptimizer`.
         master: Precision of the weights between steps, see `trimtab.training.optimizers.elements`.
             By default "lo16" for bf16 weights, "fp32" for fp16 and "none" for fp32.
-        state_dtype: Dtype of the running means between steps: fp32 (the default) or bf16. They are
-            computed in fp32.
+        state_dtype: Dtype of the running means between steps: fp32 (the default), bf16, or int8 for
+            codes of 8 bits, see `trimtab.training.optimizers.kernels.Code`. They are computed in
+            fp32.
         nonfinite: What `step` does when the gradient has NaN or infinity among the selected
             elements (with `clip_by="full"`: anywhere). "raise", the default, raises OptimizerError,
             "skip" skips the step and counts it; in both cases weights and state are unchanged and
@@ -117,8 +118,9 @@ def with_defaults(options: SparseOptions, defaults: Mapping[str, Any]) -> Sparse
         for name, choices in CHOICES.items()
         if (value := options[name]) not in choices  # type: ignore[literal-required]
     ]
-    if state_dtype not in (torch.float32, torch.bfloat16):
-        problems.append(f"state_dtype must be torch.float32 or torch.bfloat16, not {state_dtype}")
+    if state_dtype not in element_sets.STATE_DTYPES:
+        expected = " or ".join(map(str, element_sets.STATE_DTYPES))
+        problems.append(f"state_dtype must be {expected}, not {state_dtype}")
     if problems:
         raise SettingsError("; ".join(problems))
     return options
@@ -443,16 +445,22 @@ class Binding:
         }
 
     def num_bytes(self, form: StateForm) -> dict[str, int]:
-        """Memory of this process for positions, gradients and state."""
+        """Memory of this process for positions, gradients and state.
+
+        Gradients are those of one backward pass; added to in a second, or averaged over processes,
+        they are fp32.
+        """
         trained = self.elements.values()
         return {
-            "index_bytes": sum(elements.num_index_bytes for elements in trained),
-            "gradient_bytes": sum(4 * elements.length for elements in trained),
-            "state_bytes": sum(
-                elements.length * entry.dtype.itemsize
+            "index_bytes": sum(elements.kernels.positions.num_bytes for elements in trained),
+            "gradient_bytes": sum(
+                elements.num_selected
+                * (4 if self.ranks is not None else elements.parameter.dtype.itemsize)
                 for elements in trained
-                for entry in form.entries(self.masters[elements.name]).values()
-                if entry.kind == "vector"
+            ),
+            "state_bytes": sum(
+                form.num_bytes(elements.num_selected, self.masters[elements.name])
+                for elements in trained
             ),
         }
 

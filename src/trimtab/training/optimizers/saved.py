@@ -1,20 +1,20 @@
 """The saved state of a sparse optimizer: its format, and the checks before it is loaded.
 
-Per parameter it holds the selected elements only, in ascending order, so it depends neither on the
-compact or dense layout in memory nor on the machine. Dtypes are preserved, whereas
+Per parameter it holds the selected elements only, in ascending order. Dtypes are preserved, whereas
 `torch.optim.Optimizer.load_state_dict` would cast the state to the dtype of the weights.
 
 For `torch.distributed.checkpoint` (DCP), each parameter has one vector of all selected elements per
 kind of state. If the parameter is sharded along its first dimension, a process holds a contiguous
 part of that vector, a `VectorPart`, so a checkpoint can be loaded by any number of processes. DCP
 reads into existing tensors, and everything else by pickle; therefore everything is a tensor of
-known size: what the state must agree with is saved as hashes, and ties as a byte per element.
+known size: what the state must agree with is saved as hashes, ties as a byte per element, and codes
+of 8 bits as what they stand for, because their blocks differ with the number of processes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,14 @@ from trimtab.errors import OptimizerError
 from trimtab.training.layout import dtype_name
 from trimtab.training.optimizers.binding import Binding
 from trimtab.training.optimizers.distributed import as_sharded, box_of, start_of
-from trimtab.training.optimizers.elements import Elements, Entry, StateForm
+from trimtab.training.optimizers.elements import (
+    Elements,
+    Entry,
+    StateForm,
+    decode_state,
+    decoded_entries,
+    encode_state,
+)
 from trimtab.training.optimizers.kernels import ties_as_positions
 from trimtab.words import first_few
 
@@ -124,13 +131,8 @@ class StateCodec:
         Returns:
             New tensors on the parameter's device, dtypes unchanged.
         """
-        elements = self._binding.elements[name]
-        adopters = {"number": _same, "vector": elements.adopt, "positions": elements.adopt_ties}
-        device = elements.parameter.device
-        return {
-            key: adopters[entry.kind](state[key].to(device, copy=True))
-            for key, entry in self._entries[name].items()
-        }
+        device = self._binding.elements[name].parameter.device
+        return {key: state[key].to(device, copy=True) for key in self._entries[name]}
 
     def hashes(self) -> dict[str, Tensor]:
         """Hashes of the entries of `record`."""
@@ -171,34 +173,29 @@ class StateCodec:
         if not content[STARTED]:
             return {}
         state = {}
-        for key, entry in self._entries[name].items():
+        for key, entry in decoded_entries(self._entries[name]).items():
             value = content[key]
             value = value.part if isinstance(value, VectorPart) else value
             if entry.kind == "positions":
                 value = value.nonzero().flatten().to(entry.dtype)
             state[key] = value
-        return self.adopt(name, state)
+        return self.adopt(name, encode_state(state, self._entries[name]))
 
     def _export(self, name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The state of a parameter as it is saved; without copies where possible."""
-        elements = self._binding.elements[name]
-        exporters: dict[str, Callable[[Tensor], Tensor]] = {
-            "number": _same,
-            "vector": elements.export,
-            "positions": lambda ties: elements.export_ties(ties_as_positions(ties)),
-        }
         return {
-            key: exporters[entry.kind](state[key]) for key, entry in self._entries[name].items()
+            key: ties_as_positions(state[key]) if entry.kind == "positions" else state[key]
+            for key, entry in self._entries[name].items()
         }
 
     def _export_sharded(self, elements: Elements, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        k, entries = elements.num_selected, self._entries[elements.name]
+        k = elements.num_selected
+        entries = decoded_entries(self._entries[elements.name])
         if state:
-            exported = self._export(elements.name, state)
+            exported = decode_state(self._export(elements.name, state))
         else:
-            empty = {"number": (), "vector": (k,), "positions": (0,)}
             exported = {
-                key: torch.zeros(empty[entry.kind], dtype=entry.dtype)
+                key: torch.zeros(entry.shape(k), dtype=entry.dtype)
                 for key, entry in entries.items()
             }
         start, length = self._position(elements)
@@ -286,14 +283,10 @@ def _fits(value: Any, entry: Entry, num_selected: int) -> bool:
         return False
     if entry.kind == "number":
         return value.dim() == 0
-    if entry.kind == "vector":
-        return tuple(value.shape) == (num_selected,)
+    if entry.kind in ("vector", "blocks"):
+        return tuple(value.shape) == entry.shape(num_selected)
     ascending = value.dim() == 1 and bool((value[1:] > value[:-1]).all())
     return ascending and (not len(value) or bool(value[0] >= 0 and value[-1] < num_selected))
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
 
 
 class VectorPart(torch.Tensor):

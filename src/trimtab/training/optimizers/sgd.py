@@ -50,9 +50,12 @@ class SparseSGD(SparseOptimizer):
             named_parameters,
             mask,
             {"lr": lr, "momentum": momentum, "weight_decay": weight_decay},
-            moments=("momentum_buffer",) if momentum > 0.0 else (),
+            moments={"momentum_buffer": "signed"} if momentum > 0.0 else {},
             **options,
         )
+
+    def _count(self, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """Nothing."""
 
     def _apply(
         self,
@@ -60,14 +63,13 @@ class SparseSGD(SparseOptimizer):
         state: dict[str, Any],
         weights: Tensor,
         gradient: Tensor,
-        moments: list[Tensor],
-        *,
+        *moments: Tensor,
         first: bool,
     ) -> None:
         torch._fused_sgd_(
             [weights],
             [gradient],
-            moments,
+            list(moments),
             weight_decay=group["weight_decay"],
             momentum=group["momentum"],
             lr=group["lr"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Unpack
 
@@ -27,6 +28,7 @@ from trimtab.training.optimizers.binding import (
 from trimtab.training.optimizers.distributed import local
 from trimtab.training.optimizers.elements import (
     Elements,
+    Scratch,
     StateForm,
     follow_weights,
     load_master,
@@ -34,6 +36,7 @@ from trimtab.training.optimizers.elements import (
     store_master,
     sum_of_squares,
 )
+from trimtab.training.optimizers.kernels import Code, step_as_dense
 from trimtab.training.optimizers.saved import KEY, StateCodec
 from trimtab.words import first_few
 
@@ -49,9 +52,10 @@ class SparseOptimizer(torch.optim.Optimizer):
 
     Each step consists of:
 
-    1. *Accumulate and mask.* As soon as autograd has a parameter's gradient, the selected elements
-       are added to an fp32 accumulator and the dense gradient is freed (`parameter.grad` is None
-       after `backward`). Gradients of parameters without selected elements are dropped.
+    1. *Mask and accumulate.* As soon as autograd has a parameter's gradient, the selected elements
+       are copied, or added in fp32 to those collected before, and the dense gradient is freed
+       (`parameter.grad` is None after `backward`). Gradients of parameters without selected
+       elements are dropped.
     2. *Clip*, if `max_grad_norm` is given, as `torch.nn.utils.clip_grad_norm_` does, with one
        difference: the norm is summed in fp64 and then rounded to fp32, so that it depends neither
        on the order nor on the number of elements. `clip_by="masked"` takes the norm of the
@@ -82,7 +86,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         mask: Which elements to train.
         defaults: Default values of the parameter groups, for `torch.optim.Optimizer`.
         numbers: Names of the fp32 scalars in the state of a parameter.
-        moments: Names of the running means in it.
+        moments: Names of the running means in it, with the code of each for 8-bit states.
         **options: Clipping, precision, processes and the like: `SparseOptions`.
 
     Raises:
@@ -104,14 +108,14 @@ class SparseOptimizer(torch.optim.Optimizer):
         defaults: dict[str, Any],
         *,
         numbers: tuple[str, ...] = (),
-        moments: tuple[str, ...] = (),
+        moments: Mapping[str, Code] = MappingProxyType({}),
         **options: Unpack[SparseOptions],
     ) -> None:
         options = with_defaults(options, defaults)
         self._max_grad_norm = options["max_grad_norm"]
         self._clip_by = options["clip_by"]
         self._nonfinite = options["nonfinite"]
-        self._form = StateForm(numbers, moments, options["state_dtype"])
+        self._form = StateForm(numbers, dict(moments), options["state_dtype"])
         self._grad_norm: Tensor | None = None
         self.num_skipped_steps = 0
         named, groups = split_groups(named_parameters, options["no_decay"])
@@ -192,10 +196,10 @@ class SparseOptimizer(torch.optim.Optimizer):
         if not math.isfinite(norm.item()):
             self._refuse_nonfinite(squares)
             return loss
-        clip = self._clip_factor()
+        clip, scratch = self._clip_factor(), Scratch()
         for group, elements in self._in_groups():
             if elements.gradient is not None:
-                self._step_elements(group, elements, elements.gradient, clip)
+                self._step_elements(group, elements, elements.gradient, clip, scratch)
                 elements.clear()
         return loss
 
@@ -246,7 +250,7 @@ class SparseOptimizer(torch.optim.Optimizer):
                     {name: e.gradient is not None for name, e in self.elements.items()}
                 )
                 ranks.average(
-                    {name: e.take_zeros() for name, e in self.elements.items() if present[name]}
+                    {name: e.take_fp32() for name, e in self.elements.items() if present[name]}
                 )
             for name, elements in self.elements.items():
                 if elements.gradient is not None:
@@ -284,23 +288,38 @@ class SparseOptimizer(torch.optim.Optimizer):
         )
 
     def _step_elements(
-        self, group: dict[str, Any], elements: Elements, gradient: Tensor, clip: float
+        self,
+        group: dict[str, Any],
+        elements: Elements,
+        gradient: Tensor,
+        clip: float,
+        scratch: Scratch,
     ) -> None:
-        """Clip, step and round the elements of one parameter; `gradient` may be overwritten."""
+        """Clip, step and round the elements of one parameter."""
         state = self.state[elements.parameter]
         master = self._binding.masters[elements.name]
         first = not state
         if first:
             state.update(self._form.new(elements, master))
-        if clip < 1.0:
-            gradient.mul_(clip)
-        weights = load_master(elements, master, state)
-        moments = [state[key].float() for key in self._form.moments]  # no copy of fp32
-        self._apply(group, state, weights, gradient, moments, first=first)
-        store_master(elements, master, state, weights)
-        if self._form.dtype != torch.float32:
-            for key, moment in zip(self._form.moments, moments, strict=True):
-                state[key].copy_(moment)
+        self._count(group, state)
+        for part in elements.parts():
+            weights = load_master(elements, master, part, state, scratch)
+            slope = scratch.take("gradient", part.stop - part.start, weights.device)
+            slope.copy_(part.of(gradient))
+            if clip < 1.0:
+                slope.mul_(clip)
+            moments = [
+                self._form.load(key, elements, part, state, scratch) for key in self._form.moments
+            ]
+            apply = partial(self._apply, group, state, first=first)
+            step_as_dense(apply, [weights, slope, *moments], part.tail)
+            store_master(elements, master, part, state, weights)
+            for key, mean in zip(self._form.moments, moments, strict=True):
+                self._form.store(key, elements, part, state, mean)
+
+    @abstractmethod
+    def _count(self, group: dict[str, Any], state: dict[str, Any]) -> None:
+        """Begin a step of a parameter: what is done once, and not for each part of it."""
 
     @abstractmethod
     def _apply(
@@ -309,8 +328,7 @@ class SparseOptimizer(torch.optim.Optimizer):
         state: dict[str, Any],
         weights: Tensor,
         gradient: Tensor,
-        moments: list[Tensor],
-        *,
+        *moments: Tensor,
         first: bool,
     ) -> None:
         """Step vectors of one length, fp32, in place.
@@ -319,7 +337,7 @@ class SparseOptimizer(torch.optim.Optimizer):
             group: The group of the parameter.
             state: The state of the parameter, for what is not a vector.
             weights: The masters.
-            gradient: The clipped gradient; may be overwritten.
+            gradient: The clipped gradient; is not changed.
             moments: The running means, in the order of `StateForm.moments`.
             first: Whether it is the first step of the parameter.
         """

@@ -158,7 +158,6 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
             if checkpoint is not None:
                 check_complete(checkpoint)
                 load_converted(checkpoint, trainer.model)
-                _continue_num_tokens(trainer, checkpoint)
             with explain_no_room(
                 run.output / CHECKPOINTS, "make room, and the same command resumes"
             ):
@@ -277,14 +276,6 @@ def _evaluate(run: Run, trainer: Any, bars: Progress) -> None:
 
 def _step_of(checkpoint: Path | None) -> int | None:
     return None if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-
-
-def _continue_num_tokens(trainer: Any, checkpoint: Path) -> None:
-    """Let TRL's count of tokens continue, which its offline trainers begin from 0 again."""
-    logs = read_json(checkpoint / "trainer_state.json")["log_history"]
-    num_tokens = next((log["num_tokens"] for log in reversed(logs) if "num_tokens" in log), None)
-    if num_tokens is not None and hasattr(trainer, "_total_train_tokens"):
-        trainer._total_train_tokens = int(num_tokens)
 
 
 def _log_to_tensorboard(

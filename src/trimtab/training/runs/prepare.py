@@ -365,7 +365,7 @@ def build_trainer(
         mask,
         also=run.file.also,
         master=table.master,
-        state_dtype=getattr(torch, DTYPES[table.state_dtype]),
+        state_dtype=getattr(torch, DTYPES.get(table.state_dtype, table.state_dtype)),
         clip_by=table.clip_by,
         nonfinite=table.nonfinite,
         check_base=False,  # `BaseModel.fitted` has compared it with the checkpoint

@@ -107,14 +107,14 @@ class OptimizerTable:
     Attributes:
         name: The algorithm.
         master: How masked elements keep fp32 precision; by default the choice of `SparseAdamW`.
-        state_dtype: Dtype of the moments.
+        state_dtype: Dtype of the moments; int8 is a code of 8 bits for each.
         clip_by: Norm by which gradients are clipped.
         nonfinite: What to do on a gradient that is not finite.
     """
 
     name: Literal["adamw", "sgd"] = "adamw"
-    master: Literal["lo16", "fp32", "none"] | None = None
-    state_dtype: Literal["fp32", "bf16"] = "fp32"
+    master: Literal["lo16", "lo8", "fp32", "none"] | None = None
+    state_dtype: Literal["fp32", "bf16", "int8"] = "fp32"
     clip_by: Literal["masked", "full"] = "masked"
     nonfinite: Literal["raise", "skip"] = "raise"
 

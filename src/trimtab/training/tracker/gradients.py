@@ -106,7 +106,7 @@ def flags_of(elements: Elements, values: Tensor) -> Tensor:
     """
     here = local(elements.parameter.detach())
     flags = torch.zeros(here.numel(), dtype=torch.uint8)
-    index = _selected(elements, here.numel()).cpu()
+    index = elements.kernels.positions.index().cpu()
     step_kernels.mark(index.numpy(), *as_bits(values), flags.numpy())
     return flags.view(here.shape)
 
@@ -132,22 +132,12 @@ def _count_masked(part: ModelPart, elements: Elements, gradient: Tensor) -> Grad
 def _gradient_of(elements: Elements) -> Tensor | None:
     """The gradient of the selected elements, whether collected yet or not."""
     if elements.gradient is not None:
-        return elements.export(elements.gradient)
+        return elements.gradient
     dense = elements.parameter.grad
     if dense is None:
         return None
     flat = local(dense.detach()).reshape(-1)
-    return flat[_selected(elements, flat.numel()).long()]
-
-
-def _selected(elements: Elements, num_elements: int) -> Tensor:
-    """Positions of the selected elements."""
-    selection = elements.selection()
-    if selection is None:
-        return torch.arange(num_elements)
-    if selection.dtype == torch.bool:
-        return (~selection).nonzero().flatten()
-    return selection
+    return flat[elements.kernels.positions.index()]
 
 
 NOTHING = np.empty(0, np.uint8)
@@ -187,17 +177,23 @@ class Moments:
             return Moved()
         parameter, group = self._stepped[name]
         state = self._optimizer.state.get(parameter, {})
-        key = next((key for key in ("exp_avg", "momentum_buffer") if _has(state, key)), None)
+        # A mean of 8 bits may be 0 after it moved its element; that of the squares is not.
+        keys = "exp_avg_sq" if _is_encoded(state) else "exp_avg", "momentum_buffer"
+        key = next((key for key in keys if _has(state, key)), None)
         decays = bool(group.get("weight_decay", 0.0)) and key != "momentum_buffer"
         if isinstance(self._optimizer, SparseOptimizer):
             elements = self._optimizer.elements[name]
-            values = self._masked[name] if key is None else elements.export(state[key])
+            values = self._masked[name] if key is None else state[key]
             flags = as_bits(part.of(flags_of(elements, values)))[0]
             return Moved(flags, np.uint8(step_kernels.MOVES), decays, flags)
         if key is not None and state[key].shape == parameter.shape:
             return Moved(*as_bits(part.of(state[key])), decays)
         assert parameter.grad is not None
         return Moved(*as_bits(part.of(local(parameter.grad.detach()).to_dense())), decays)
+
+
+def _is_encoded(state: Mapping[str, Any]) -> bool:
+    return _has(state, "exp_avg") and state["exp_avg"].dtype == torch.int8
 
 
 def _has(state: Mapping[str, Any], key: str) -> bool:
