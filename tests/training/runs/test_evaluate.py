@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.training import tiny_trainers
 from tests.training.runs.run_files import after, content, train, write
 from trimtab.errors import OutputExistsError, SettingsError
 from trimtab.training.evaluation.evaluate import evaluate
@@ -175,6 +177,100 @@ def test_questions_of_a_file(base: Base, tmp_path: Path) -> None:
         assert held_out.answers == ("10", "11", "12")
 
 
+OFFLINE = ("sft", "dpo", "orpo", "kto", "simpo")
+
+PAIR = {"prompt": "7+1=", "chosen": "8\n", "rejected": "9\n"}
+ROWS = {"sft": {"prompt": "7+1=", "completion": "8\n"}, **dict.fromkeys(OFFLINE[1:], PAIR)}
+
+
+def write_rows(run: Path, algorithm: str) -> None:
+    """Training data of eight rows, and held-out data of four, two of them trained on."""
+    lines = [json.dumps({**ROWS[algorithm], "prompt": f"{a}+1="}) for a in range(9)]
+    (run.parent / "train.jsonl").write_text("\n".join(lines[:8]))
+    (run.parent / "test.jsonl").write_text("\n".join([*lines[:2], lines[8], lines[8]]))
+
+
+@pytest.mark.parametrize("algorithm", OFFLINE)
+def test_the_loss_on_held_out_rows(base: Base, tmp_path: Path, algorithm: str) -> None:
+    """Without those that are trained on; the trained weights are the same."""
+    weights = []
+    for name, table in (("without", None), ("with", {"every": 1, "data": "test.jsonl"})):
+        values = content(algorithm, base[0], data={"file": "train.jsonl"}, evaluate=table)
+        run = write(tmp_path / name, values)
+        write_rows(run, algorithm)
+        result = train(run)
+        weights.append((run.parent / "out/model" / WEIGHTS).read_bytes())
+    assert weights[0] == weights[1]
+    assert prepare_again(run).held_out_rows is not None
+    assert [row["prompt"] for row in prepare_again(run).held_out_rows.rows] == ["8+1="] * 2
+    rows = rows_in(run.parent / "out")
+    losses = [row["loss"] for row in rows]
+    assert len({*losses}) == 3 and all(loss > 0 for loss in losses)
+    assert [one["loss"] for one in result["evaluations"]] == losses
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert {row["num_questions"] for row in rows} == {None}
+
+
+def prepare_again(run: Path) -> Any:
+    file = Settings.read(run)
+    return prepare(replace(file, output=f"{file.output}-again"))
+
+
+def test_the_loss_is_that_of_the_model(base: Base, tmp_path: Path) -> None:
+    """Of the base, before the first step: the mean over the tokens of the completion."""
+    import torch
+    from transformers import AutoTokenizer
+
+    table = {"every": 1, "data": "test.jsonl", "task": "addition"}
+    values = content("sft", base[0], data={"file": "train.jsonl"}, evaluate=table)
+    run = write(tmp_path, values)
+    write_rows(run, "sft")
+    train(run)
+    tokenizer = AutoTokenizer.from_pretrained(base[0])
+    prompt, answer = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("8+1=", "8\n")
+    )
+    ids = torch.tensor([[*prompt, *answer, tokenizer.eos_token_id]])
+    labels = ids.clone()
+    labels[:, : len(prompt)] = -100
+    with torch.no_grad():
+        loss = float(tiny_trainers.model(base[0])(input_ids=ids, labels=labels).loss)
+    row = rows_in(tmp_path / "out")[0]
+    assert row["loss"] == pytest.approx(loss, rel=1e-3)
+    assert row["num_questions"] == 32
+
+
+def test_the_best_model_by_its_held_out_loss(base: Base, tmp_path: Path) -> None:
+    """`load_best_model_at_end` of the Trainer, with its record."""
+    trainer = {
+        "max_steps": 4,
+        "save_steps": 1,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "load_best_model_at_end": True,
+    }
+    table = {"every": 1, "data": "test.jsonl"}
+    values = content("sft", base[0], data={"file": "train.jsonl"}, evaluate=table, trainer=trainer)
+    run = write(tmp_path, values)
+    write_rows(run, "sft")
+    train(run)
+    rows = rows_in(tmp_path / "out")[1:]
+    best = min(rows, key=lambda row: row["loss"])["step"]
+    record = read_json(tmp_path / "out/model/trimtab.json")
+    assert record["step"] == best
+
+
+def test_a_loss_that_does_not_exist(base: Base, tmp_path: Path) -> None:
+    run = write(tmp_path, content("grpo", base[0], evaluate={"every": 1, "data": "a.jsonl"}))
+    with pytest.raises(SettingsError, match="grpo trains on samples, and has no loss on given"):
+        prepare(Settings.read(run))
+    values = content("sft", base[0], evaluate={"every": 1, "data": "test.jsonl"})
+    run = write(tmp_path, {**values, "data": {"file": "test.jsonl"}})
+    write_rows(run, "sft")
+    with pytest.raises(SettingsError, match=r"test\.jsonl: every row is in the training data"):
+        prepare(Settings.read(run))
+
+
 def test_what_is_refused(base: Base, tmp_path: Path) -> None:
     run = write(tmp_path, content("grpo", base[0], evaluate={"every": 1}))
     with pytest.raises(SettingsError, match=r"evaluate: the run trains on questions\.jsonl: set"):
@@ -183,7 +279,7 @@ def test_what_is_refused(base: Base, tmp_path: Path) -> None:
 
 def test_the_overview_says_so(kept: tuple[Path, dict[str, Any]]) -> None:
     text = " ".join(overview(prepare(Settings.read(kept[0]))).split())
-    assert "asks 32 questions of addition, at the start, every 2 steps, and last" in text
+    assert "tests 32 questions of addition, at the start, every 2 steps, and last" in text
     assert "evaluations.jsonl (the evaluations during training)" in text
 
 

@@ -85,6 +85,10 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
             {"evaluate": {"every": 1, "file": "a", "column": "b"}},
             "evaluate.column has no effect without kind",
         ),
+        (
+            {"evaluate": {"every": 1, "data": "a", "questions": 3}},
+            "evaluate.questions has no effect with data alone",
+        ),
         ({"track": 0}, "track is 0, expected a number of steps from 1 on"),
         ({"track": 1, "mask": "auto"}, 'track: mask = "auto" with probe = "adamw" trains twice'),
         ({"dtype": "fp16"}, 'dtype is "fp16", expected "bf16" or "fp32"'),

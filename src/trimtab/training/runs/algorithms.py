@@ -95,6 +95,7 @@ class Algorithm:
         reward: Reward | None,
         args: Any,
         callbacks: Sequence[Any],
+        held_out: Rows | None = None,
     ) -> Any:
         """Create the trainer.
 
@@ -105,13 +106,19 @@ class Algorithm:
             reward: The reward; None if the algorithm takes none.
             args: An instance of `config_class`.
             callbacks: Trainer callbacks.
+            held_out: Rows to evaluate the loss on; None for none.
         """
+        datasets = {
+            name: self.dataset(some.rows, tokenizer, args.seed, some.ends_with_line)
+            for name, some in (("train_dataset", rows), ("eval_dataset", held_out))
+            if some is not None
+        }
         return _load(self.trainer)(
             model=model,
             args=args,
-            train_dataset=self.dataset(rows.rows, tokenizer, args.seed, rows.ends_with_line),
             processing_class=tokenizer,
             callbacks=list(callbacks),
+            **datasets,
             **self.more(model, tokenizer, rows, reward),
         )
 

@@ -45,21 +45,30 @@ class QuestionsTable:
 
 @dataclass(frozen=True)
 class EvaluateTable(QuestionsTable):
-    """`[evaluate]` of a run file: questions that the model is asked while it trains.
+    """`[evaluate]` of a run file: what is evaluated while the model trains.
 
     Attributes:
         every: Optimizer steps between two evaluations; the first is before training, the last after
             the last step.
+        data: JSON Lines with rows like those of the training data, to take the loss of.
         batch_size: Completions generated at a time.
     """
 
     kind: Literal["exact", "regex", "math"] | None = None
     every: int = 0
+    data: str | None = None
     batch_size: int = 32
+
+    @property
+    def asks(self) -> bool:
+        """Whether questions are asked: those that are named, or if there is no `data`."""
+        return self.task is not None or self.file is not None or self.data is None
 
     def problems(self) -> Iterator[str]:
         """Contradictions, and numbers out of range."""
         yield from super().problems()
+        if self.questions is not None and not self.asks:
+            yield "evaluate.questions has no effect with data alone: name a task or a file"
         if self.every < 1:
             yield f"evaluate.every is {self.every}, expected a number of steps from 1 on"
         if self.batch_size < 1:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import shutil
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from math import prod
@@ -169,7 +169,10 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
     trained = perf_counter()
     peak_memory = peak.read()
     # Read both before saving, which rounds tensors to the dtypes of the base.
-    precision, optimizer = _precision(run, trainer), _optimizer(run, training, trainer)
+    # After `load_best_model_at_end` the Trainer has no sparse optimizer any more.
+    moments = _moments(trainer.optimizer if training is None else training.optimizer)
+    precision = _precision(run, trainer, moments)
+    optimizer = _optimizer(run, training, trainer, moments)
     shutil.rmtree(run.output / MODEL, ignore_errors=True)  # left by an interrupted call
     with new_folder(run.output / MODEL) as draft:
         if training is not None:
@@ -186,11 +189,7 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
         "peak_memory": peak_memory,
         "num_input_tokens": int(trainer.state.num_input_tokens_seen) or None,
         "history": [log for log in trainer.state.log_history if "loss" in log],
-        **(
-            {}
-            if run.held_out is None
-            else {"evaluations": evaluations_in(run.output / EVALUATIONS)}
-        ),
+        **({"evaluations": evaluations_in(run.output / EVALUATIONS)} if run.file.evaluate else {}),
         "seconds": {
             "load": loaded - started,
             "train": trained - loaded,
@@ -260,8 +259,8 @@ def _sync(run: Run, trainer: Any) -> None:
 
 
 def _evaluate(run: Run, trainer: Any, bars: Progress) -> None:
-    """Ask held-out questions during training, if the run file has `[evaluate]`."""
-    if run.held_out is None or (table := run.file.evaluate) is None:
+    """Evaluate during training, if the run file has `[evaluate]`."""
+    if (table := run.file.evaluate) is None:
         return
     line = Stage(bars, bars.add_task("evaluate", total=1, note=""), 1)
     evaluate_while_training(
@@ -356,7 +355,9 @@ def _counts(path: Path) -> bool:
     return not (path.name == LOCK or is_draft(path) or is_empty)
 
 
-def _optimizer(run: Run, training: MaskedTraining | None, trainer: Any = None) -> dict[str, Any]:
+def _optimizer(
+    run: Run, training: MaskedTraining | None, trainer: Any = None, moments: Sequence[Any] = ()
+) -> dict[str, Any]:
     """Record of the optimizer; with the size of its state, if `trainer` has trained."""
     if training is not None:
         optimizer: dict[str, Any] = training.describe()["optimizer"]
@@ -369,23 +370,23 @@ def _optimizer(run: Run, training: MaskedTraining | None, trainer: Any = None) -
         "num_selected": num_elements,
         "num_elements": num_elements,
         "index_bytes": 0,
-        "state_bytes": sum(moment.nbytes for moment in _moments(trainer)),
+        "state_bytes": sum(moment.nbytes for moment in moments),
     }
 
 
-def _moments(trainer: Any) -> list[Any]:
-    states = trainer.optimizer.state.values()
+def _moments(optimizer: Any) -> list[Any]:
+    states = optimizer.state.values()
     return [state[key] for state in states for key in MOMENTS if key in state]
 
 
-def _precision(run: Run, trainer: Any) -> dict[str, str]:
+def _precision(run: Run, trainer: Any, moments: Sequence[Any]) -> dict[str, str]:
     """The actual dtypes of a run, read from the trainer before saving."""
     weights = _dtypes(trainer.model.parameters())
     return {
         "base": ", ".join(sorted(run.base.record.dtypes)),
         "weights": weights,
         "compute": "bfloat16 autocast" if trainer.args.bf16 else weights,
-        "optimizer_state": _dtypes(_moments(trainer)),
+        "optimizer_state": _dtypes(moments),
         "saved": saved_dtypes(run.base, run.file.save_dtype),
     }
 
@@ -467,12 +468,16 @@ def _synced(run: Run) -> dict[str, str]:
 
 
 def _evaluated(run: Run) -> dict[str, str]:
-    if run.held_out is None or run.file.evaluate is None:
+    if run.file.evaluate is None:
         return {}
-    asked = f"{plural(len(run.held_out), 'question')} of {run.held_out.rows.source}"
-    return {
-        "asks": f"{asked}, at the start, every {plural(run.file.evaluate.every, 'step')}, and last"
-    }
+    what = []
+    if run.held_out_rows is not None:
+        rows = run.held_out_rows
+        what.append(f"the loss on {plural(len(rows.rows), 'row')} of {rows.source}")
+    if run.held_out is not None:
+        what.append(f"{plural(len(run.held_out), 'question')} of {run.held_out.rows.source}")
+    every = plural(run.file.evaluate.every, "step")
+    return {"tests": f"{' and '.join(what)}, at the start, every {every}, and last"}
 
 
 def _state(run: Run) -> str:
@@ -497,7 +502,7 @@ def _written(run: Run) -> Iterator[str]:
         yield f"{ROLLOUTS} (the version that each sample is from)"
     if "tensorboard" in run.args.report_to:
         yield f"{TENSORBOARD}/ (the logs)"
-    if run.held_out is not None:
+    if run.file.evaluate is not None:
         yield f"{EVALUATIONS} (the evaluations during training)"
     if run.file.track is not None:
         yield f"{UPDATES} (the changes of each step)"

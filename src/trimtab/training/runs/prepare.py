@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ class Run:
         args: TRL's configuration.
         mask: The mask; None for everything, or if the run has yet to find it.
         held_out: Questions that are asked during training; None for none.
+        held_out_rows: Rows whose loss is evaluated during training; None for none.
     """
 
     file: Settings
@@ -74,6 +75,7 @@ class Run:
     args: Any
     mask: Mask | None
     held_out: Questions | None = None
+    held_out_rows: Rows | None = None
 
     @property
     def keeps_checkpoints(self) -> bool:
@@ -125,11 +127,18 @@ class Run:
         return {"rollouts": {"max_staleness": table.max_staleness, **capped}}
 
     def _evaluate_setting(self) -> dict[str, Any]:
-        """What is asked when; a resumed run adds to the same file."""
-        if self.held_out is None or (table := self.file.evaluate) is None:
+        """What is evaluated when; a resumed run adds to the same file."""
+        if (table := self.file.evaluate) is None:
             return {}
-        asked = {"every": table.every, "batch_size": table.batch_size}
-        return {"evaluate": {**asked, "questions": self.held_out.describe()}}
+        questions, rows = self.held_out, self.held_out_rows
+        return {
+            "evaluate": {
+                "every": table.every,
+                "batch_size": table.batch_size,
+                "questions": None if questions is None else questions.describe(),
+                "data": None if rows is None else rows.digest,
+            }
+        }
 
     def _mask_setting(self) -> Any:
         if self.file.mask == "auto":
@@ -186,6 +195,7 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
     data = problems.result(_data, file, algorithm, reward, questions) if is_open else None
     base = problems.result(_base, file, {} if bases is None else bases)
     held_out = problems.result(_held_out, file)
+    held_out_rows = problems.result(_held_out_rows, file, algorithm, data)
     dtype, mask = None, None
     if base is not None:
         dtype = problems.result(base.training_dtype, file.dtype)
@@ -201,18 +211,32 @@ def prepare(file: Settings, bases: dict[Path, BaseModel] | None = None) -> Run:
                     'save_dtype is "fp32", and the weights are trained in bf16: set dtype = "fp32"'
                 )
             )
-        if data is not None and data.has_messages and not base.has_chat_template:
-            problems.add(
-                SettingsError(
-                    f"data has messages, and the tokenizer of {base.record.id} has no chat "
-                    "template: write prompts as text, or use a model with one"
+        for rows in (data, held_out_rows):
+            if rows is not None and rows.has_messages and not base.has_chat_template:
+                problems.add(
+                    SettingsError(
+                        f"data has messages, and the tokenizer of {base.record.id} has no chat "
+                        "template: write prompts as text, or use a model with one"
+                    )
                 )
-            )
-        elif data is not None and args is not None:
-            problems.result(_check_lengths, file, algorithm, data, base, args)
+            elif rows is not None and args is not None:
+                problems.result(_check_lengths, file, algorithm, rows, base, args)
     problems.raise_all(f"{file.named}: ")
     assert base is not None and data is not None and dtype is not None
-    return Run(file, output, algorithm, base, dtype, data, data, reward, args, mask, held_out)
+    return Run(
+        file,
+        output,
+        algorithm,
+        base,
+        dtype,
+        data,
+        data,
+        reward,
+        args,
+        mask,
+        held_out,
+        held_out_rows,
+    )
 
 
 def _base(file: Settings, bases: dict[Path, BaseModel]) -> BaseModel:
@@ -256,9 +280,27 @@ def _data(file: Settings, algorithm: Algorithm, reward: Reward | None, questions
 
 
 def _held_out(file: Settings) -> Questions | None:
-    if file.evaluate is None:
+    if file.evaluate is None or not file.evaluate.asks:
         return None
     return questions_of_table(file.evaluate, file, file.path.parent)
+
+
+def _held_out_rows(file: Settings, algorithm: Algorithm, data: Rows | None) -> Rows | None:
+    """The rows of `[evaluate]` without those that are also in the training data."""
+    if file.evaluate is None or file.evaluate.data is None:
+        return None
+    if algorithm.takes_reward or file.samples is not None:
+        raise SettingsError(
+            f"evaluate.data: {algorithm.name} trains on samples, and has no loss on given rows: "
+            "ask questions instead"
+        )
+    sets = [columns for columns in (algorithm.columns, algorithm.or_columns) if columns is not None]
+    rows = read_rows(file.resolve(file.evaluate.data), *sets)
+    trained = set() if data is None else {json.dumps(row, sort_keys=True) for row in data.rows}
+    left = [row for row in rows.rows if json.dumps(row, sort_keys=True) not in trained]
+    if not left:
+        raise SettingsError(f"{rows.source}: every row is in the training data")
+    return replace(rows, rows=left)
 
 
 def _check_lengths(
@@ -345,7 +387,9 @@ def build_trainer(
     args = copy(run.args)  # the Trainer modifies it
     args.output_dir = str(output)
     try:
-        trainer = run.algorithm.build(model, tokenizer, run.rows, run.reward, args, callbacks)
+        trainer = run.algorithm.build(
+            model, tokenizer, run.rows, run.reward, args, callbacks, run.held_out_rows
+        )
     except TrimtabError:
         raise
     except Exception as error:  # settings, data or model can cause any error in TRL
