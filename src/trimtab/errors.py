@@ -75,7 +75,7 @@ class OutputExistsError(TrimtabError, FileExistsError):
 
 
 class WriteError(TrimtabError, OSError):
-    """An output file for which there is no room: a full disk, a quota, a limit."""
+    """Output without room (a full disk, a quota, a limit), or that the hub does not take."""
 
 
 class MissingExtraError(TrimtabError, ImportError):

@@ -12,6 +12,9 @@ import pytest
 from tests.checkpoints.test_hub import REPOSITORIES
 from tests.forks import Forks
 from tests.pushable_hub import Running, run, running_hub
+from tests.training.runs.run_files import content, write
+from trimtab.deltas.hub import push_folder
+from trimtab.errors import WriteError
 from trimtab.masks.mask import Mask
 
 pytestmark = pytest.mark.train
@@ -89,3 +92,26 @@ def test_mask_and_record_are_pushed(how: str, hub: Running, base: Base, tmp_path
         assert f'hf_hub_download("org/{how}", "trimtab_mask.safetensors")' in card
         assert "- trimtab-mask\n" in card
         assert "- trl\n" in card
+
+
+def test_a_run_pushes_its_model(hub: Running, base: Base, tmp_path: Path) -> None:
+    """With mask, record and model card; the checkpoints of the search for the mask stay here."""
+    trainer = {"push_to_hub": True, "hub_model_id": "org/run", "max_steps": 4, "save_steps": 3}
+    auto = {"steps": 2, "every": 1, "settle": 0.0}
+    values = content("sft", base[0], mask="auto", auto=auto, trainer=trainer)
+    file = write(tmp_path, values)
+    done = run(tmp_path, hub, "import trimtab.__main__", "train", str(file))
+    assert done.returncode == 0, done.stderr
+    files = REPOSITORIES["org/run"]
+    model = tmp_path / "out/model"
+    for path in model.iterdir():
+        assert files[path.name] == path.read_bytes(), path.name
+    assert json.loads(files["trimtab.json"])["step"] == 4
+    assert '"trimtab_mask.safetensors"))' in files["README.md"].decode()
+    ours = {path.name for path in model.iterdir()}
+    assert files.keys() - ours <= {"training_args.bin", "chat_template.jinja"}
+
+
+def test_a_push_that_fails(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match=r"org/run: not pushed: HF_HUB_OFFLINE is set\. The files"):
+        push_folder(tmp_path, "org/run")

@@ -17,7 +17,7 @@ from trimtab.deltas.chain import opened_chain
 from trimtab.deltas.file import HUB_NAME, DeltaFile
 from trimtab.deltas.manifest import Manifest, TensorEntry
 from trimtab.deltas.signature import SUFFIX
-from trimtab.errors import DeltaError
+from trimtab.errors import DeltaError, WriteError
 from trimtab.extras import require
 from trimtab.inputs import AnyPath
 from trimtab.results.by_tensor import by_kind
@@ -202,15 +202,47 @@ def _upload(files: Mapping[str, Path | bytes], repository: str, *, private: bool
             commit_message="Upload a delta with trimtab",
         )
     except Exception as error:
-        # As for downloads: the client raises many classes, some of its HTTP library.
-        classes = {base.__name__ for base in type(error).__mro__}
-        reason = next((text for name, text in REASONS if name in classes), None)
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        why = reason or STATUS.get(status or 0) or str(error).partition("\n")[0]
-        raise DeltaError(f"{repository}: not pushed: {why or type(error).__name__}") from (
-            error if reason is None else None
-        )
+        raise DeltaError(f"{repository}: not pushed: {_why(error)}") from error
     return str(done.oid)
+
+
+def _why(error: Exception) -> str:
+    """Why the hub's client failed; it raises many classes, some of its HTTP library."""
+    classes = {base.__name__ for base in type(error).__mro__}
+    reason = next((text for name, text in REASONS if name in classes), None)
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    why = reason or STATUS.get(status or 0) or str(error).partition("\n")[0]
+    return why or type(error).__name__
+
+
+def push_folder(
+    folder: Path, repository: str, *, token: str | None = None, revision: str | None = None
+) -> None:
+    """Commit all files of a folder to an existing repository on the hub.
+
+    Args:
+        folder: The folder.
+        repository: `org/name`.
+        token: Token of the hub; None for that of `hf auth login` or of `HF_TOKEN`.
+        revision: Branch to commit to; None for `main`.
+
+    Raises:
+        WriteError: The hub does not take it.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(token=token).upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            revision=revision,
+            commit_message="End of training",
+        )
+    except Exception as error:
+        raise WriteError(
+            f"{repository}: not pushed: {_why(error)}. The files are in {folder}: `hf upload "
+            f"{repository} {folder}` pushes them"
+        ) from error
 
 
 def _model_card(delta: DeltaFile, repository: str) -> str:

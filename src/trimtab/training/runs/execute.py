@@ -28,6 +28,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
+from trimtab.deltas.hub import push_folder
 from trimtab.elements.counts import percent
 from trimtab.errors import CheckpointError, OutputExistsError, TrimtabError
 from trimtab.outputs import ensure_same_settings, explain_no_room, is_draft, lock, new_folder
@@ -178,6 +179,9 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
         if training is not None:
             write_beside_weights(draft, training.mask, training.describe())
         save_weights(trainer.model, run.base, run.file.save_dtype, draft)
+        if trainer.args.push_to_hub:
+            trainer.create_model_card(model_name=trainer.hub_model_id.rpartition("/")[2])
+            shutil.copy2(Path(trainer.args.output_dir, "README.md"), draft)
     result = {
         **{key: resolved[key] for key in ("format", "format_version")},
         "steps": trainer.state.global_step,
@@ -206,6 +210,9 @@ def _execute(run: Run, bars: Progress, stop: Stop) -> dict[str, Any]:
         base_path(run.output / UPDATES, 0, 1).unlink(missing_ok=True)
     if not run.keeps_checkpoints:
         shutil.rmtree(run.output / CHECKPOINTS, ignore_errors=True)
+    if (args := trainer.args).push_to_hub:
+        where = {"token": args.hub_token, "revision": args.hub_revision}
+        push_folder(run.output / MODEL, trainer.hub_model_id, **where)
     return result
 
 

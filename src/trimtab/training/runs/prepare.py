@@ -36,7 +36,7 @@ from trimtab.training.runs.tasks import (
     gym_reward,
     gym_rows,
 )
-from trimtab.training.runs.trainer_arguments import SAVING, trainer_arguments
+from trimtab.training.runs.trainer_arguments import CHECKPOINTS, SAVING, trainer_arguments
 
 FORMAT = "trimtab.run"
 FORMAT_VERSION = 1
@@ -386,6 +386,7 @@ def build_trainer(
     model = run.base.load(run.dtype, **dropout)
     args = copy(run.args)  # the Trainer modifies it
     args.output_dir = str(output)
+    args.push_to_hub = args.push_to_hub and output.name == CHECKPOINTS  # no search for a mask
     try:
         trainer = run.algorithm.build(
             model, tokenizer, run.rows, run.reward, args, callbacks, run.held_out_rows
