@@ -27,10 +27,13 @@ from trimtab.training.optimizers.elements import Master
 __all__ = [
     "BASELINES",
     "FULL",
+    "LARGE",
     "MASKED",
+    "NOTHING",
     "SEQUENCE",
     "SMALL",
     "Contestant",
+    "Nothing",
     "make_model",
     "random_mask",
     "tokens",
@@ -54,6 +57,16 @@ FULL = {
     "num_key_value_heads": 12,
 }
 """A Llama of 96 million parameters."""
+
+LARGE = FULL | {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+}
+"""A Llama of 1.17 billion parameters."""
 
 SMALL = FULL | {"vocab_size": 1024, "hidden_size": 384, "num_hidden_layers": 2}
 """One that is large enough for every kernel to run as in the full one, on all threads."""
@@ -110,6 +123,18 @@ class Contestant(ABC):
     def clear(self) -> None:
         """Free the gradients."""
         self.model.zero_grad()
+
+
+class Nothing(Contestant):
+    """Forward and backward through all layers, without a gradient of any weight."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model, 0)
+        model.requires_grad_(False)
+        model.enable_input_require_grads()  # type: ignore[operator]
+
+    def optimize(self) -> None:
+        """See `Contestant`."""
 
 
 class Dense(Contestant):
@@ -240,6 +265,8 @@ def supertuning(model: nn.Module, mask: Mask) -> Contestant:
     config = SupertuningConfig(sparsity=1 - mask.density, target_modules=LINEAR)
     return Dense(get_peft_model(model, config))
 
+
+NOTHING = "forward and backward alone"
 
 BASELINES: dict[str, Callable[[nn.Module], Contestant]] = {
     "dense AdamW, bf16": Dense,

@@ -1,8 +1,9 @@
 """Memory and time of `SparseAdamW`, as ratios to dense training measured in the same run.
 
-Every contestant trains the same bf16 Llama, built in code, on one short sequence. Two parts:
+Every contestant trains the same bf16 Llama, built in code, on one short sequence. Three parts:
 
 - `memory`: each contestant in a process of its own: its peak resident memory above the weights.
+- `large`: the same for a model of 1.1 B weights and a mask of 5 %.
 - `speed`: all contestants in one process, in turn, round by round.
 
 Run `make bench`, or `python -m benchmarks.optimizer --help`. A part that runs replaces what the
@@ -32,10 +33,13 @@ from torch import Tensor, nn
 from benchmarks.contestants import (
     BASELINES,
     FULL,
+    LARGE,
     MASKED,
+    NOTHING,
     SEQUENCE,
     SMALL,
     Contestant,
+    Nothing,
     make_model,
     random_mask,
     tokens,
@@ -44,9 +48,16 @@ from benchmarks.processes import in_own_process, peak_resident, reset_peak, resi
 from benchmarks.provenance import provenance
 from trimtab import Mask
 
-PARTS = ("memory", "speed")
+PARTS = ("memory", "large", "speed")
 DENSITIES = (0.05, 0.2)
 THREADS = (1, 2)
+LARGE_CONTESTANTS = (
+    NOTHING,
+    "SparseAdamW",
+    "SparseAdamW, 8-bit states",
+    "PEFT LoRA, rank 16",
+    "dense AdamW, bf16",
+)
 STEPS = 3
 PROCESSES = 3
 """For each peak; where the allocator leaves holes differs between them."""
@@ -62,8 +73,10 @@ Phases = dict[str, list[float]]
 
 
 def enter(name: str, model: nn.Module, mask: Mask | None) -> Contestant:
-    """A contestant by name; those without a mask train everything."""
+    """A contestant by name; those without a mask train everything, or nothing."""
     warnings.filterwarnings("ignore", module="peft|transformers")
+    if name == NOTHING:
+        return Nothing(model)
     if mask is None:
         return BASELINES[name](model)
     return MASKED[name](model, mask)
@@ -76,7 +89,7 @@ def train(contestant: Contestant, sequence: Tensor) -> None:
     contestant.clear()
 
 
-def measure_peak(name: str, mask_file: Path | None) -> dict[str, int]:
+def measure_peak(name: str, mask_file: Path | None, shape: dict[str, int] = FULL) -> dict[str, int]:
     """Peak resident memory of a contestant, for a process of its own.
 
     Libraries and compiled kernels are resident before the model is built, because the contestant
@@ -98,7 +111,7 @@ def measure_peak(name: str, mask_file: Path | None) -> dict[str, int]:
     del contestant, small, small_mask
     gc.collect()
     without_model = resident_after_trim()
-    model = make_model(FULL)
+    model = make_model(shape)
     with_model = resident_after_trim()
     reset_peak()
     contestant = enter(name, model, Mask.load(mask_file) if mask_file else None)
@@ -138,8 +151,32 @@ def memory(masks: MaskFiles, rounds: int) -> dict[str, Any]:
     }
     return {
         "processes": PROCESSES,
-        "by_density": {"100%": {name: peaks(name, None) for name in BASELINES}, **by_density},
+        "by_density": {
+            "0%": {NOTHING: peaks(NOTHING, None)},
+            "100%": {name: peaks(name, None) for name in BASELINES},
+            **by_density,
+        },
     }
+
+
+def large(masks: MaskFiles, rounds: int) -> dict[str, Any]:
+    """Peaks with a model of more than a billion weights, each in one process."""
+    with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
+        mask_file = Path(folder) / "mask.safetensors"
+        num_elements = in_own_process(save_large_mask, mask_file)
+        peaks = {
+            name: in_own_process(measure_peak, name, mask_file if name in MASKED else None, LARGE)
+            for name in LARGE_CONTESTANTS
+        }
+    return {"num_elements": num_elements, "density": DENSITIES[0], "peaks": peaks}
+
+
+def save_large_mask(file: Path) -> int:
+    """Save a random mask of the large model; the number of its weights."""
+    with torch.device("meta"):
+        model = make_model(LARGE)
+    random_mask(model, DENSITIES[0]).save(file)
+    return sum(p.numel() for p in model.parameters())
 
 
 def time_contestants(mask_file: Path, threads: int, rounds: int) -> dict[str, Phases]:
@@ -242,7 +279,7 @@ def main() -> None:
         for density, file in masks.items():
             random_mask(model, density).save(file)
         del model
-        for part, measure in zip(PARTS, (memory, speed), strict=True):
+        for part, measure in zip(PARTS, (memory, large, speed), strict=True):
             if part in options.parts:
                 print(f"measuring {part}", file=sys.stderr)
                 result = provenance("torch", "transformers", "peft")

@@ -134,15 +134,20 @@ Done = dict[Cell, Result]
 
 
 class Bench:
-    """Trains and asks one base."""
+    """Trains and asks one base.
 
-    def __init__(self, base: str, folder: Path) -> None:
+    Attributes:
+        options: Keyword arguments of `train_only`.
+    """
+
+    def __init__(self, base: str, folder: Path, dtype: str = "float32") -> None:
         from torch import nn
         from transformers import AutoModelForCausalLM
 
         make_base(base, folder)
         self.folder = folder
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.options: dict[str, Any] = {}
         self.num_elements = sum(p.numel() for p in self.model.parameters())
         self.per_rank = sum(
             module.in_features + module.out_features
@@ -220,7 +225,7 @@ class Bench:
             trainer = Trainer(model, args, train_dataset=list(rows))
             trainer.remove_callback(PrinterCallback)
             if mask is not None:
-                train_only(trainer, mask)
+                train_only(trainer, mask, **self.options)
             trainer.train()
         if mask is not None:
             return mask.num_selected()

@@ -40,7 +40,7 @@ def accuracies(report: Report | None, base: str, task: str) -> None:
     rate, values = found[ALL, 1.0]
     before = 100 * fmean(part["base"][task])
     print(
-        f"Everything: {_interval(mean_over_seeds(values))} % at {_rate(rate)}; "
+        f"Everything: {interval(mean_over_seeds(values))} % at {_rate(rate)}; "
         f"the base: {before:.1f} %.\n"
     )
 
@@ -49,7 +49,7 @@ def accuracies(report: Report | None, base: str, task: str) -> None:
             return "–"
         rate, values = found[kind, density]
         rank = f", rank {part['ranks'][str(density)]}" if kind == LORA else ""
-        return f"{_interval(mean_over_seeds(values))}<br>{_rate(rate)}{rank}"
+        return f"{interval(mean_over_seeds(values))}<br>{_rate(rate)}{rank}"
 
     kinds = _kinds(kind for kind, _ in found)
     rows(
@@ -71,7 +71,7 @@ def differences(report: Report | None, base: str, task: str) -> None:
             [
                 TITLES.get(kind, f"`{kind}`"),
                 *(
-                    _interval(difference_over_seeds(found[kind, d][1], everything), "+.1f")
+                    interval(difference_over_seeds(found[kind, d][1], everything), "+.1f")
                     if (kind, d) in found
                     else "–"
                     for d in densities
@@ -159,7 +159,8 @@ def _reported(part: Report, task: str) -> dict[tuple[str, float], tuple[float, V
     return {arm: found for arm, found in arms.items() if len(found[1]) == num}
 
 
-def _interval(estimate: Estimate, style: str = ".1f") -> str:
+def interval(estimate: Estimate, style: str = ".1f") -> str:
+    """A share as per cent, with the ends of its interval."""
     value = format(100 * estimate.value, style)
     if estimate.low is None or estimate.high is None:
         return value
