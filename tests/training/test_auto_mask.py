@@ -28,6 +28,7 @@ from trimtab.training.auto_mask import (
     share_new,
 )
 from trimtab.training.layout import Layout
+from trimtab.training.optimizers.elements import decode_state
 
 pytestmark = pytest.mark.train
 
@@ -119,6 +120,30 @@ def test_ties_of_lo16_keep_their_elements() -> None:
     assert selected["ties"].tolist() == [1, 2]
     assert selected["ties"].dtype == torch.int32
     assert selected["step"] == 3.0
+
+
+def test_codes_are_selected_as_what_they_stand_for() -> None:
+    optimizer = SparseAdamW(
+        {"w": torch.nn.Parameter(torch.randn(700))}.items(),
+        wide := Mask.from_arrays({"w": np.arange(700) % 7 > 0}),
+        lr=1e-3,
+        state_dtype=torch.int8,
+    )
+    (elements,) = optimizer.elements.values()
+    for seed in range(3):
+        elements.parameter.grad = torch.randn(700, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+    saved = optimizer.state_dict()
+    narrow = Mask.from_arrays({"w": np.arange(700) % 7 > 4})
+    selected = select_state(saved, wide, narrow)["state"][0]
+    assert selected.keys() == saved["state"][0].keys()
+    assert selected["exp_avg_scale"].shape == (2,)  # of 200 elements, in blocks of 128
+    left = torch.from_numpy(np.searchsorted(wide.indices("w"), narrow.indices("w")))
+    before, after = decode_state(saved["state"][0]), decode_state(selected)
+    for key, code in (("exp_avg", 0.02), ("exp_avg_sq", 0.02)):
+        scale = before[key][left].abs().max()
+        assert ((after[key] - before[key][left]).abs() <= code * scale).all()
+        assert after[key].abs().max() == scale
 
 
 def stored(tmp_path: Path, tensors: dict[str, Tensor]) -> Any:

@@ -335,3 +335,27 @@ def test_damaged_state_is_refused(
     saved = copy.deepcopy(saved)
     damage(saved)
     refused(SparseAdamW(parameters.items(), mask, lr=0.01), saved, message)
+
+
+@pytest.mark.parametrize("master", ["lo16", "lo8"])
+def test_codes_pass_through_torchs_distributed_checkpoints(master: Any) -> None:
+    """As fp32 there, since their blocks differ with the number of processes."""
+    shapes = {"a": (40, 30), "b": (7,)}
+    mask = random_mask(shapes, 0.5)
+    settings = {"lr": 1e-2, "state_dtype": INT8, "master": master}
+    parameters = parameters_of(shapes, BF16)
+    optimizer = SparseAdamW(parameters.items(), mask, **settings)
+    for step in range(3):
+        backward(parameters, gradients_of(parameters, step))
+        optimizer.step()
+    content = optimizer.sharded_state_dict()
+    means = content["state"]["a"]
+    assert means["exp_avg"].dtype == means["exp_avg_sq"].dtype == FP32
+    assert not any(key.endswith("_scale") for key in means)
+    twin = {name: torch.nn.Parameter(p.detach().clone()) for name, p in parameters.items()}
+    again = SparseAdamW(twin.items(), mask, **settings)
+    again.load_sharded_state_dict(copy.deepcopy(content))
+    for number, state in optimizer.state_dict()["state"].items():
+        found = again.state_dict()["state"][number]
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[key], value) for key, value in state.items())
