@@ -52,11 +52,10 @@ PARTS = ("memory", "large", "speed")
 DENSITIES = (0.05, 0.2)
 THREADS = (1, 2)
 LARGE_CONTESTANTS = (
-    NOTHING,
-    "SparseAdamW",
     "SparseAdamW, 8-bit states",
-    "PEFT LoRA, rank 16",
+    "SparseAdamW",
     "dense AdamW, bf16",
+    "PEFT LoRA, rank 16",
 )
 STEPS = 3
 PROCESSES = 3
@@ -164,10 +163,11 @@ def large(masks: MaskFiles, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="trimtab-bench-") as folder:
         mask_file = Path(folder) / "mask.safetensors"
         num_elements = in_own_process(save_large_mask, mask_file)
-        peaks = {
-            name: in_own_process(measure_peak, name, mask_file if name in MASKED else None, LARGE)
-            for name in LARGE_CONTESTANTS
-        }
+        peaks = {}
+        for name in LARGE_CONTESTANTS:
+            mask = mask_file if name in MASKED else None
+            peaks[name] = in_own_process(measure_peak, name, mask, LARGE)
+            print(name, peaks[name], file=sys.stderr)
     return {"num_elements": num_elements, "density": DENSITIES[0], "peaks": peaks}
 
 

@@ -52,11 +52,15 @@ PHASE_TARGETS = {"5%": 0.37 / 0.85, "20%": 0.90}
 """Density -> target ratio of the optimizer phase of `SparseAdamW`."""
 
 PUBLISHED = (
-    ("AdamW, fp32 masters and gradients", "16", "12 with a bf16 gradient of a layer at a time"),
-    ("bitsandbytes 8-bit AdamW, fp32 masters", "6 + 4", "arXiv 2110.02861: 2 for the states"),
-    ("torchao 8-bit AdamW on bf16 weights", "6", "its README: 2 for the states; no masters"),
-    ("FlashOptim (CUDA)", "7", "arXiv 2602.23349, sec. 1: 24-bit masters, 8-bit states"),
-    ("FlashOptim with gradient release", "5", "the same"),
+    ("AdamW, fp32", "16", "arXiv 2602.23349, sec. 1: weight, gradient and two means, 4 each"),
+    (
+        "bitsandbytes 8-bit Adam",
+        "weight + gradient + 2",
+        "arXiv 2110.02861, abstract: 8 bits a state",
+    ),
+    ("torchao 8-bit AdamW", "weight + gradient + 2", "its documentation: 8 bits a state"),
+    ("FlashOptim AdamW (CUDA)", "7", "arXiv 2602.23349, abstract: 24-bit masters, 8-bit states"),
+    ("FlashOptim AdamW, gradients released", "5", "the same"),
 )
 """Optimizer, bytes a parameter with its weight and gradient, source."""
 

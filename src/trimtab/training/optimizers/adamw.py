@@ -81,28 +81,28 @@ class SparseAdamW(SparseOptimizer):
         state = self.state[elements.parameter]
         if not state:
             state.update(self._form.new(elements, self._binding.masters[elements.name]))
-        weights, positions = elements.weights, elements.kernels.positions
+        weights, kernels = elements.weights, elements.kernels
         if has_kernel(gradient.device):
             from trimtab.training.optimizers import cuda_kernels
 
             self._count(group, state)
             factors = AdamWFactors.of_step(**_settings(group, state, clip))
-            cuda_kernels.fused_adamw_step(weights, positions, gradient, state, factors)
+            cuda_kernels.fused_adamw_step(weights, kernels.positions, gradient, state, factors)
             return
         if gradient.device.type == "cpu":
             from trimtab.training.optimizers import cpu_adamw
 
-            if cpu_adamw.can_step(weights, state, gradient):
+            if cpu_adamw.can_step(kernels, weights, state, gradient):
                 self._count(group, state)
                 torchs = cpu_adamw.Factors.of_step(**_settings(group, state, clip))
                 num_whole = elements.num_selected - elements.tail.num_scalar
-                cpu_adamw.fused_adamw_step(weights, positions, num_whole, gradient, state, torchs)
+                cpu_adamw.fused_adamw_step(weights, kernels, num_whole, gradient, state, torchs)
                 return
         super()._step_elements(group, elements, gradient, clip, scratch)
 
     def _count(self, group: dict[str, Any], state: dict[str, Any]) -> None:
         # On the CPU: the host needs the number, and would have to wait for a GPU.
-        state["step"] = state["step"].cpu() + 1
+        state["step"] = state["step"].cpu().add_(1.0)
 
     def _apply(
         self,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from trimtab.elements.simd import compiled
 from trimtab.training.optimizers.cpu_kernels import (
     BITS,
+    CpuKernels,
     as_fp32,
     bits_of,
     decoded,
@@ -38,7 +39,13 @@ from trimtab.training.optimizers.cpu_kernels import (
     run,
     split_24,
 )
-from trimtab.training.optimizers.kernels import BLOCK, Positions, code_values, vector_width
+from trimtab.training.optimizers.kernels import (
+    BLOCK,
+    Kernels,
+    Positions,
+    code_values,
+    vector_width,
+)
 
 MASTERS = {"none": 0, "lo16": 1, "lo8": 2, "fp32": 3}
 """How a kernel is told the master; see `trimtab.training.optimizers.elements`."""
@@ -228,15 +235,21 @@ NOTHING: dict[type, NDArray[Any]] = {
 }
 
 
-def can_step(weights: Tensor, state: dict[str, Tensor], gradient: Tensor) -> bool:
+NO_TIES = torch.empty(0, dtype=torch.int32)
+
+
+def can_step(
+    kernels: Kernels, weights: Tensor, state: dict[str, Tensor], gradient: Tensor
+) -> TypeGuard[CpuKernels]:
     """Whether `fused_adamw_step` knows these dtypes, and computes as torch does here."""
     known = weights.dtype in BITS and gradient.dtype in BITS
-    return known and state["exp_avg"].dtype != torch.bfloat16 and is_torchs()
+    known = known and state["exp_avg"].dtype != torch.bfloat16
+    return known and isinstance(kernels, CpuKernels) and is_torchs()
 
 
 def fused_adamw_step(
     weights: Tensor,
-    positions: Positions,
+    kernels: CpuKernels,
     num_whole: int,
     gradient: Tensor,
     state: dict[str, Tensor],
@@ -246,7 +259,7 @@ def fused_adamw_step(
 
     Args:
         weights: All weights of the tensor, flat; bf16 or fp32.
-        positions: Which of them are selected.
+        kernels: Which of them are selected.
         num_whole: How many of the selected ones, the first, torch steps by vector instructions.
         gradient: bf16 or fp32 `[n]`; is not changed.
         state: As for `cuda_kernels.fused_adamw_step`, without bf16; `ties` are positions.
@@ -261,15 +274,15 @@ def fused_adamw_step(
     if master == "lo16" and state["ties"].numel():
         # The remainder of a tie, half a step above its weight, is that of half a step below the
         # next: the master of that weight.
-        weights.view(torch.int16)[positions.at(state["ties"].long())] += 1
-    ties = np.empty(2 * len(positions.bases) if master == "lo16" else 0, np.uint64)
+        weights.view(torch.int16)[kernels.positions.at(state["ties"].long())] += 1
+    ties = np.empty(2 * kernels.bases.size if master == "lo16" else 0, np.uint64)
     low = state["remainder"].numpy() if "remainder" in state else nothing[np.int16]
     run(
         _step,
         bits_of(weights),
         16 if weights.dtype == torch.bfloat16 else 0,
-        positions.bases.numpy(),
-        positions.offsets.numpy(),
+        kernels.bases,
+        kernels.offsets,
         bits_of(gradient),
         16 if gradient.dtype == torch.bfloat16 else 0,
         nothing[np.float32] if codes else state["exp_avg"].numpy(),
@@ -278,8 +291,7 @@ def fused_adamw_step(
         state["exp_avg_sq"].numpy() if codes else nothing[np.uint8],
         state["exp_avg_scale"].numpy() if codes else nothing[np.float32],
         state["exp_avg_sq_scale"].numpy() if codes else nothing[np.float32],
-        code_values("signed").numpy(),
-        code_values("squares").numpy(),
+        *_code_values(),
         MASTERS[master],
         bits_of(state["master"]) if master == "fp32" else nothing[np.uint32],
         low if master == "lo16" else nothing[np.int16],
@@ -290,14 +302,24 @@ def fused_adamw_step(
         size=gradient.numel(),
     )
     if master == "lo16":
-        words = np.flatnonzero(ties)  # hardly any
-        flags = np.unpackbits(ties[words].view(np.uint8), bitorder="little").reshape(-1, 64)
-        word, bit = np.nonzero(flags)
-        state["ties"] = torch.from_numpy((64 * words[word] + bit).astype(np.int32))
+        state["ties"] = _positions_of(ties) if ties.any() else NO_TIES
 
 
 PROBES = ((1, (0.9, 0.999), 0.0), (1000, (0.8, 0.95), 0.1), (3, (0.3, 0.5), 0.01))
 """Step, betas and weight decay."""
+
+
+def _positions_of(ties: NDArray[np.uint64]) -> Tensor:
+    """Positions of the bits that are set, int32."""
+    words = np.flatnonzero(ties)
+    flags = np.unpackbits(ties[words].view(np.uint8), bitorder="little").reshape(-1, 64)
+    word, bit = np.nonzero(flags)
+    return torch.from_numpy((64 * words[word] + bit).astype(np.int32))
+
+
+@cache
+def _code_values() -> list[NDArray[np.float32]]:
+    return [code_values("signed").numpy(), code_values("squares").numpy()]
 
 
 @cache
@@ -335,8 +357,8 @@ def is_torchs() -> bool:
         factors = Factors.of_step(
             step, lr=1e-3, betas=betas, eps=1e-8, weight_decay=weight_decay, clip=1.0
         )
-        positions = Positions(torch.arange(n), n)
-        fused_adamw_step(weights, positions, n - n % vector_width(), gradient, state, factors)
+        kernels = CpuKernels(Positions(torch.arange(n), n))
+        fused_adamw_step(weights, kernels, n - n % vector_width(), gradient, state, factors)
         found = weights, state["exp_avg"], state["exp_avg_sq"]
         if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
             return False

@@ -346,16 +346,21 @@ def _sum_of_squares(bits: NDArray[Any], shift: int, sums: NDArray[np.float64]) -
 
 
 class CpuKernels(Kernels):
-    """Compiled kernels for fp32, and for bf16 with a remainder; else the reference."""
+    """Compiled kernels for fp32, and for bf16 with a remainder; else the reference.
+
+    Attributes:
+        bases: Those of the positions.
+        offsets: Those of the positions.
+    """
 
     def __init__(self, positions: Positions) -> None:
         super().__init__(positions)
-        self._bases, self._offsets = positions.bases.numpy(), positions.offsets.numpy()
+        self.bases, self.offsets = positions.bases.numpy(), positions.offsets.numpy()
 
     def _packed(self, vector: Tensor, start: int) -> tuple[NDArray[Any], NDArray[Any]]:
         """Bases and offsets of the elements of a vector."""
         stop = start + len(vector)
-        return self._bases[start // BLOCK : -(-stop // BLOCK)], self._offsets[start:stop]
+        return self.bases[start // BLOCK : -(-stop // BLOCK)], self.offsets[start:stop]
 
     def read(self, dense: Tensor, out: Tensor, start: int = 0) -> None:
         """See `Kernels`."""

@@ -309,6 +309,9 @@ def _shifts(like: Tensor) -> Tensor:
 
 def sum_of_squares(values: Tensor) -> Tensor:
     """Sum of the squares of a flat tensor of any floating dtype, in fp64."""
+    if values.numel() <= CHUNK:
+        wide = values.double()
+        return torch.dot(wide, wide)
     chunks = (chunk.double() for chunk in torch.split(values, CHUNK))
     return torch.stack([torch.dot(chunk, chunk) for chunk in chunks]).sum()
 
