@@ -122,7 +122,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ({"data": {"task": "reasoning_gym:x", "size": 0}}, "data.size is 0, expected at least 1"),
         ({"reward": {"kind": "exact"}}, "reward: sft takes none"),
         ({"samples": {}}, 'samples: sft trains on the data: expected algorithm = "rft" for samp'),
-        ({"optimizer": {"master": "lo8"}}, "optimizer.master is"),
+        ({"optimizer": {"master": "lo4"}}, "optimizer.master is"),
         (
             {"mask": "none", "optimizer": {"name": "sgd", "clip_by": "full"}},
             'optimizer.clip_by has no effect with mask = "none"',

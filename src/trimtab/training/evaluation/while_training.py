@@ -120,7 +120,7 @@ def evaluations_in(path: Path) -> list[dict[str, Any]]:
         CheckpointError: The file cannot be read.
     """
     return [
-        {key: row[key] for key in FIGURES}
+        {key: row.get(key) for key in FIGURES}
         for row in map(_row, Journal(path, CheckpointError).lines())
     ]
 
