@@ -126,6 +126,14 @@ def test_a_run_records_them_and_resumes_with_the_same_ones_only(base: Base, tmp_
     assert weights[0] == weights[1]
 
 
+def test_a_token_is_not_recorded(base: Base, tmp_path: Path) -> None:
+    path = write(tmp_path, content("sft", base[0]))
+    run = prepare(read_settings(path, ["trainer.hub_token=hf_secret", "seed=1"]))
+    assert run.args.hub_token == "hf_secret"
+    assert run.describe()["set"] == {"trainer.hub_token": "(hidden)", "seed": 1}
+    assert "hf_secret" not in json.dumps(run.describe())
+
+
 def test_keys_of_the_run_of_a_cell(base: Base, tmp_path: Path) -> None:
     write(tmp_path, content("sft", base[0]))
     cell = {"format": "trimtab.cell", "format_version": 1, "run_file": "run.toml"}

@@ -152,7 +152,10 @@ class Run:
             "format_version": FORMAT_VERSION,
             "run_file": str(self.file.path),
             "output": str(self.output),
-            "set": dict(self.file.overrides),
+            "set": {
+                key: "(hidden)" if key.endswith("_token") else value
+                for key, value in self.file.overrides.items()
+            },
             "factors": dict(self.file.factors),
             "settings": self.settings(),
             "model": self.base.record.to_dict(),
