@@ -10,8 +10,9 @@ Beside the kinds stand: training everything; the elements that such a run of the
 most, which needs that run (the ceiling); those with the largest gradients over the training data;
 and LoRA on all linear layers, of the largest rank that takes no more memory than the mask.
 
-Run `python -m benchmarks.which_mask --work FOLDER`. Every finished cell is kept there; the same
-command goes on, and writes the output file after each arm.
+Run `python -m benchmarks.which_mask --work FOLDER`. Every finished cell is kept there, and the
+output file is written after each arm; the same command, or one with that output file alone, goes
+on from there.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -36,8 +37,8 @@ from trimtab.training import mask_from_model, runtime, train_only
 
 ALL, OWN, GRADIENTS, LORA = "everything", "own run", "gradients", "LoRA"
 
-Arm = tuple[str, float]
-"""A kind and a density."""
+Arm = tuple[str, str, float]
+"""A task, a kind and a density."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Plan:
     """What is measured of a model.
 
     Attributes:
-        tasks: Keys of `TASKS`, of one base, in the order in which they run.
+        tasks: Keys of `TASKS`, of one base.
         arms: In the order in which they run; training everything comes before them.
         rates: Learning rates of a kind, or of a density, or (None) of other masks.
         choosing: Seeds on which learning rates are chosen.
@@ -59,24 +60,38 @@ class Plan:
     reported: tuple[int, ...]
 
 
-KINDS = ("random", "low-magnitude", "high-magnitude", OWN, GRADIENTS, LORA)
+KINDS = ("random", "low-magnitude", "high-magnitude")
+
+OTHERS = (OWN, GRADIENTS, LORA)
 
 LAST = ("off-principal", "principal")
-"""Further kinds of `train_only`, measured last. `safe` and `absorption` are left out: both are
-nearly `low-magnitude`."""
+"""Further kinds of `train_only`. `safe` and `absorption` are left out: they are nearly
+`low-magnitude`."""
 
 DENSITIES = (0.05, 0.01, 0.2, 0.005)
+
+
+def _arms(task: str, kinds: Iterable[str], densities: Iterable[float]) -> tuple[Arm, ...]:
+    return tuple((task, kind, density) for density in densities for kind in kinds)
+
 
 PLANS = {
     "letters": Plan(
         ("rotate", "backwards"),
-        tuple((kind, d) for kinds in (KINDS, LAST) for d in DENSITIES for kind in kinds),
+        (
+            *_arms("rotate", (*KINDS, *OTHERS), (0.05,)),
+            *_arms("rotate", KINDS, (0.01, 0.2, 0.005)),
+            *_arms("backwards", ("random",), DENSITIES),
+            *_arms("rotate", OTHERS, (0.2, 0.01, 0.005)),
+            *_arms("backwards", (*KINDS[1:], *OTHERS), DENSITIES),
+            *(arm for task in ("rotate", "backwards") for arm in _arms(task, LAST, DENSITIES)),
+        ),
         {
             ALL: (3e-4, 1e-3, 3e-3, 1e-2),
             LORA: (1e-3, 3e-3, 1e-2, 3e-2),
             0.2: (1e-3, 3e-3, 1e-2, 3e-2),
             0.05: (3e-3, 1e-2, 3e-2, 1e-1),
-            None: (1e-2, 3e-2, 1e-1),
+            None: (3e-2, 1e-1, 3e-1),
         },
         choosing=(100, 101),
         reported=(0, 1, 2, 3),
@@ -84,19 +99,15 @@ PLANS = {
     "sums": Plan(
         ("sums",),
         (
-            ("random", 0.05),
-            ("low-magnitude", 0.05),
-            ("random", 0.01),
-            ("random", 0.2),
-            (LORA, 0.05),
-            (OWN, 0.05),
-            ("high-magnitude", 0.05),
+            *_arms("sums", ("random", "low-magnitude", LORA), (0.05,)),
+            *_arms("sums", ("random",), (0.01, 0.2)),
+            *_arms("sums", ("high-magnitude", OWN), (0.05,)),
         ),
         {
-            ALL: (1e-5, 3e-5, 1e-4),
-            LORA: (1e-4, 3e-4, 1e-3),
-            0.2: (1e-4, 3e-4, 1e-3),
-            None: (3e-4, 1e-3, 3e-3),
+            ALL: (3e-5, 1e-4, 3e-4),
+            LORA: (3e-4, 1e-3, 3e-3),
+            0.2: (3e-4, 1e-3, 3e-3),
+            None: (1e-3, 3e-3, 1e-2),
         },
         choosing=(100,),
         reported=(0, 1, 2),
@@ -282,46 +293,50 @@ def _largest(arrays: Mapping[str, Any], density: float, seed: int) -> Mask:
     return select(scores, quotas, seed=seed, provenance={"step": "largest"})
 
 
-def best_rate(done: Done, task: str, arm: Arm, choosing: Sequence[int]) -> float:
+def best_rate(done: Done, arm: Arm, choosing: Sequence[int]) -> float:
     """The learning rate of an arm with the best mean over the seeds for choosing."""
     values: dict[float, list[float]] = {}
     for cell, result in done.items():
-        is_of_arm = (cell.task, cell.kind, cell.density) == (task, *arm)
+        is_of_arm = (cell.task, cell.kind, cell.density) == arm
         if is_of_arm and cell.seed in choosing:
             values.setdefault(cell.rate, []).append(result["sampled"])
     return max(values, key=lambda rate: fmean(values[rate]))
 
 
-def measure(bench: Bench, plan: Plan, work: Path) -> Iterator[Done]:
-    """Run the missing cells, arm by arm; yields all that is done after each arm."""
+def measure(bench: Bench, plan: Plan, work: Path, known: Done) -> Iterator[Done]:
+    """Run the cells that are neither known nor in the folder, arm by arm.
+
+    Yields:
+        All cells that are done: at the start, and after each arm.
+    """
     path = work / "cells.jsonl"
     lines = path.read_text().splitlines() if path.exists() else ()
-    done: Done = {Cell(**cell): result for cell, result in map(json.loads, lines)}
+    done = {**known, **{Cell(**cell): result for cell, result in map(json.loads, lines)}}
+    yield done
 
     def run(cell: Cell) -> None:
         if cell in done:
             return
-        everything = (ALL, 1.0)
-        is_all = cell.kind == ALL
-        of_all = 0.0 if is_all else best_rate(done, cell.task, everything, plan.choosing)
+        everything = (cell.task, ALL, 1.0)
+        of_all = 0.0 if cell.kind == ALL else best_rate(done, everything, plan.choosing)
         done[cell] = bench.run(cell, of_all)
         with path.open("a") as file:
             file.write(json.dumps([asdict(cell), done[cell]]) + "\n")
         print(*asdict(cell).values(), done[cell], flush=True)
 
-    for task in plan.tasks:
-        for arm in ((ALL, 1.0), *plan.arms):
-            kind, density = arm
-            if kind == LORA and not bench.rank(density):
-                continue
-            key = next(key for key in (kind, density, None) if key in plan.rates)
-            for seed in plan.choosing:
-                for rate in plan.rates[key]:
-                    run(Cell(task, kind, density, rate, seed))
-            rate = best_rate(done, task, arm, plan.choosing)
-            for seed in plan.reported:
+    everything = tuple((task, ALL, 1.0) for task in plan.tasks)
+    for arm in (*everything, *plan.arms):
+        task, kind, density = arm
+        if kind == LORA and not bench.rank(density):
+            continue
+        key = next(key for key in (kind, density, None) if key in plan.rates)
+        for seed in plan.choosing:
+            for rate in plan.rates[key]:
                 run(Cell(task, kind, density, rate, seed))
-            yield done
+        rate = best_rate(done, arm, plan.choosing)
+        for seed in plan.reported:
+            run(Cell(task, kind, density, rate, seed))
+        yield done
 
 
 def report(bench: Bench, plan: Plan, done: Done) -> dict[str, Any]:
@@ -343,12 +358,21 @@ def report(bench: Bench, plan: Plan, done: Done) -> dict[str, Any]:
         "reported": plan.reported,
         "ranks": {str(density): bench.rank(density) for density in DENSITIES},
         "base": base,
-        "seconds": round(sum(result["seconds"] for result in done.values())),
         "columns": ["task", "kind", "density", "rate", "seed", "sampled", "greedy", "selected"],
         "cells": [
             [*asdict(cell).values(), result["sampled"], result["greedy"], int(result["selected"])]
             for cell, result in done.items()
         ],
+    }
+
+
+def recorded(path: Path, base: str) -> Done:
+    """The cells of a base in the output file."""
+    every = json.loads(path.read_text()) if path.exists() else {}
+    results = "sampled", "greedy", "selected"
+    return {
+        Cell(*cell[:5]): dict(zip(results, cell[5:], strict=True))
+        for cell in every.get(base, {}).get("cells", ())
     }
 
 
@@ -377,7 +401,7 @@ def main() -> None:
         work = args.work / base
         work.mkdir(parents=True, exist_ok=True)
         bench = Bench(base, work / "base")
-        for done in measure(bench, PLANS[base], work):
+        for done in measure(bench, PLANS[base], work, recorded(args.output, base)):
             write(args.output, base, report(bench, PLANS[base], done))
 
 

@@ -14,7 +14,7 @@ from docs.generated import rows
 from trimtab.elements.counts import percent
 from trimtab.results.statistics import Estimate, difference_over_seeds, mean_over_seeds
 
-__all__ = ["accuracies", "differences", "measured", "rates", "sums"]
+__all__ = ["accuracies", "interval", "measured", "rates"]
 
 Report = Mapping[str, Any]
 Values = dict[str, float]
@@ -32,16 +32,19 @@ ORDER = ("random", "low-magnitude", "high-magnitude", "off-principal", "principa
 
 
 def accuracies(report: Report | None, base: str, task: str) -> None:
-    """Held-out accuracy of every kind and density, each at its own learning rate."""
+    """Held-out accuracy of every kind and density, each at its own learning rate.
+
+    With the difference to training everything, paired by seed.
+    """
     if (part := _part(report, base)) is None:
         return
     found = _reported(part, task)
     densities = sorted({density for kind, density in found if kind != ALL})
-    rate, values = found[ALL, 1.0]
+    rate, everything = found[ALL, 1.0]
     before = 100 * fmean(part["base"][task])
     print(
-        f"Everything: {interval(mean_over_seeds(values))} % at {_rate(rate)}; "
-        f"the base: {before:.1f} %.\n"
+        f"Training everything: {interval(mean_over_seeds(everything))} % right, at a learning "
+        f"rate of {_rate(rate)}; before training: {before:.1f} %.\n"
     )
 
     def cell(kind: str, density: float) -> str:
@@ -49,36 +52,13 @@ def accuracies(report: Report | None, base: str, task: str) -> None:
             return "–"
         rate, values = found[kind, density]
         rank = f", rank {part['ranks'][str(density)]}" if kind == LORA else ""
-        return f"{interval(mean_over_seeds(values))}<br>{_rate(rate)}{rank}"
+        against = interval(difference_over_seeds(values, everything), "+.1f")
+        return f"{100 * fmean(values.values()):.1f} ({against})<br>at {_rate(rate)}{rank}"
 
     kinds = _kinds(kind for kind, _ in found)
     rows(
-        [f"`{task}`: % right", *(percent(density, 1.0) for density in densities)],
+        [f"`{task}`", *(percent(density, 1.0) for density in densities)],
         ([TITLES.get(kind, f"`{kind}`"), *(cell(kind, d) for d in densities)] for kind in kinds),
-    )
-
-
-def differences(report: Report | None, base: str, task: str) -> None:
-    """Accuracy of every kind and density, minus that of training everything."""
-    if (part := _part(report, base)) is None:
-        return
-    found = _reported(part, task)
-    densities = sorted({density for kind, density in found if kind != ALL})
-    _, everything = found[ALL, 1.0]
-    rows(
-        [f"`{task}`: points", *(percent(density, 1.0) for density in densities)],
-        (
-            [
-                TITLES.get(kind, f"`{kind}`"),
-                *(
-                    interval(difference_over_seeds(found[kind, d][1], everything), "+.1f")
-                    if (kind, d) in found
-                    else "–"
-                    for d in densities
-                ),
-            ]
-            for kind in _kinds(kind for kind, _ in found)
-        ),
     )
 
 
@@ -99,8 +79,10 @@ def rates(report: Report | None, base: str) -> None:
                 for kind in ORDER
                 if (kind, density) in by_task[task]
             ]
-            low, high = min(ratios), max(ratios)
-            line.append(f"{low:.3g}" if low == high else f"{low:.3g} – {high:.3g}")
+            ends = (
+                [f"{ratio:.3g}" for ratio in sorted({min(ratios), max(ratios)})] if ratios else []
+            )
+            line.append(" – ".join(ends) or "–")
         table.append(line)
     rows(["density", *(f"`{task}`" for task in tasks)], table)
 
@@ -118,14 +100,6 @@ def measured(report: Report | None, base: str) -> None:
         f"{part['num_heldout']} held out; {part['num_elements']:,} weights. Learning rates chosen "
         f"on {_seeds(part['choosing'])}, results of {_seeds(part['reported'])}."
     )
-
-
-def sums(report: Report | None) -> None:
-    """The second model, if it was measured."""
-    if report is not None and "sums" not in report:
-        print("*Not measured yet.*")
-        return
-    accuracies(report, "sums", "sums")
 
 
 def _seeds(seeds: list[int]) -> str:
@@ -146,17 +120,25 @@ def _kinds(found: Iterable[str]) -> list[str]:
 
 
 def _reported(part: Report, task: str) -> dict[tuple[str, float], tuple[float, Values]]:
-    """Kind and density -> learning rate, and accuracies of the reported seeds.
+    """Kind and density -> learning rate chosen, and accuracies of the reported seeds with it.
 
     An arm of which a reported seed is missing is left out.
     """
-    arms: dict[tuple[str, float], tuple[float, Values]] = {}
+    by_rate: dict[tuple[str, float], dict[float, dict[int, float]]] = {}
     for of, kind, density, rate, seed, sampled, *_ in part["cells"]:
-        if of == task and seed in part["reported"]:
-            _, values = arms.setdefault((kind, density), (rate, {}))
-            values[str(seed)] = sampled
-    num = len(part["reported"])
-    return {arm: found for arm, found in arms.items() if len(found[1]) == num}
+        if of == task:
+            by_rate.setdefault((kind, density), {}).setdefault(rate, {})[seed] = sampled
+
+    def chosen(values: Mapping[int, float]) -> float:
+        return fmean([values[seed] for seed in part["choosing"] if seed in values] or [0.0])
+
+    arms = {}
+    for arm, rates in by_rate.items():
+        rate = max(rates, key=lambda each: chosen(rates[each]))
+        values = {str(s): rates[rate][s] for s in part["reported"] if s in rates[rate]}
+        if len(values) == len(part["reported"]):
+            arms[arm] = rate, values
+    return arms
 
 
 def interval(estimate: Estimate, style: str = ".1f") -> str:

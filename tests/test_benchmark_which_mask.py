@@ -19,7 +19,10 @@ pytestmark = [pytest.mark.train, pytest.mark.filterwarnings("ignore::FutureWarni
 
 PLAN = Plan(
     ("rotate",),
-    (("low-magnitude", 0.05), (OWN, 0.05), (GRADIENTS, 0.05), (LORA, 0.05), (LORA, 0.005)),
+    (
+        *which_mask._arms("rotate", ("low-magnitude", OWN, GRADIENTS, LORA), (0.05,)),
+        ("rotate", LORA, 0.005),
+    ),
     {0.05: (1e-2, 3e-2), LORA: (1e-2,), OWN: (3e-3,), ALL: (1e-2, 3e-2)},
     choosing=(100,),
     reported=(0, 1),
@@ -95,17 +98,21 @@ def test_it_goes_on_chooses_and_writes(
         return {"sampled": results[cell.rate], "greedy": 0.5, "selected": 7, "seconds": 1.5}
 
     monkeypatch.setattr(bench, "run", run)
-    first = next(which_mask.measure(bench, PLAN, tmp_path))
-    assert [cell.rate for cell in first] == [1e-2, 3e-2, 3e-2, 3e-2]
-    *_, done = which_mask.measure(bench, PLAN, tmp_path)
+    steps = which_mask.measure(bench, PLAN, tmp_path, {})
+    assert not next(steps)
+    assert [cell.rate for cell in next(steps)] == [1e-2, 3e-2, 3e-2, 3e-2]
+    *_, done = which_mask.measure(bench, PLAN, tmp_path, {})
     assert runs == list(done) and len(runs) == 4 + 4 + 3 + 4 + 3  # none for LoRA at 0.005
-    again = list(which_mask.measure(bench, PLAN, tmp_path))
+    again = list(which_mask.measure(bench, PLAN, tmp_path, {}))
     assert len(runs) == 18 and again[-1] == done
     output = tmp_path / "out.json"
     output.write_text('{"sums": {"cells": [], "steps": 3}}')
     which_mask.write(output, "letters", which_mask.report(bench, PLAN, done))
     written = json.loads(output.read_text())
     assert written["sums"] == {"steps": 3, "cells": []} and len(written["letters"]["cells"]) == 18
+    known = which_mask.recorded(output, "letters")
+    assert list(which_mask.measure(bench, PLAN, tmp_path / "new", known))[-1].keys() == done.keys()
+    assert len(runs) == 18 and which_mask.recorded(tmp_path / "none", "letters") == {}
     assert written["letters"]["cells"][0] == ["rotate", ALL, 1.0, 1e-2, 100, 0.2, 0.5, 7]
 
 
@@ -123,6 +130,7 @@ def test_the_tables_show_the_reported_seeds(
         "base": {"rotate": [0.01, 0.03]},
         "cells": [
             *cells(ALL, 1.0, 1e-3, [0.1, 0.8, 0.9]),
+            *cells("random", 0.05, 1e-2, [0.09, 0.9, 0.9]),
             *cells("random", 0.05, 3e-2, [0.1, 0.7, 0.7]),
             *cells("low-magnitude", 0.05, 1e-1, [0.9, 0.9, 0.9]),
             *cells(LORA, 0.05, 1e-2, [0.9, 0.8, 0.8]),
@@ -132,15 +140,14 @@ def test_the_tables_show_the_reported_seeds(
     report = {"letters": part}
     generated_which_mask.accuracies(report, "letters", "rotate")
     text = capsys.readouterr().out
-    assert "Everything: 85.0 [21.5, 148.5] % at 1e-3; the base: 2.0 %." in text
-    assert "| `random` | 70.0 [70.0, 70.0]<br>3e-2 |" in text
-    assert f"80.0 [80.0, 80.0]<br>1e-2, rank {bench.rank(0.05)} |" in text and "20" not in text
-    generated_which_mask.differences(report, "letters", "rotate")
-    assert "| `low-magnitude` | +5.0 [-58.5, +68.5] |" in capsys.readouterr().out
+    assert "Training everything: 85.0 [21.5, 148.5] % right, at a learning rate of 1e-3" in text
+    assert "before training: 2.0 %." in text
+    assert "| `random` | 70.0 (-15.0 [-78.5, +48.5])<br>at 3e-2 |" in text
+    assert "| `low-magnitude` | 90.0 (+5.0 [-58.5, +68.5])<br>at 1e-1 |" in text
+    assert f"<br>at 1e-2, rank {bench.rank(0.05)} |" in text and "20.00 %" not in text
     generated_which_mask.rates(report, "letters")
     assert "| 5.00 % | 30 – 100 |" in capsys.readouterr().out
     generated_which_mask.measured(report, "letters")
-    assert "13 runs of 2 steps of 4 sequences" in capsys.readouterr().out
-    for function in (generated_which_mask.sums, lambda r: generated_which_mask.rates(r, "sums")):
-        function(report)
-        assert "Not measured yet" in capsys.readouterr().out
+    assert "16 runs of 2 steps of 4 sequences" in capsys.readouterr().out
+    generated_which_mask.rates(report, "sums")
+    assert "Not measured yet" in capsys.readouterr().out

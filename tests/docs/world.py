@@ -98,8 +98,6 @@ REPLACED: Mapping[tuple[str, str], Mapping[str, str]] = {
         "learning_rate=1e-6": "**quick, num_generations=2, max_completion_length=4",
     },
     ("docs/train.md", "python"): {
-        # the next block has a mask for the same trainer
-        '"low-magnitude", density=0.05)': '"low-magnitude", density=0.05).close()',
         # no hub; in tests/training/test_push_to_hub.py
         'hf_hub_download("org/name", "trimtab_mask.safetensors")': '"mask.safetensors"',
     },

@@ -26,10 +26,10 @@ from trimtab.checkpoints.checkpoint import open_checkpoint
 from trimtab.errors import MaskError, MaskMismatchError, SettingsError
 from trimtab.masks.makers.kinds import KINDS, make_mask
 from trimtab.masks.mask import Mask
-from trimtab.training import mask_from_model, train_only
+from trimtab.training import mask_from_model, suggested_learning_rate, train_only
 from trimtab.training.folders import WEIGHTS
 from trimtab.training.masked_checkpoint import MASK_FILE, RECORD_FILE
-from trimtab.training.model_masks import stored_dtypes
+from trimtab.training.model_masks import RATE_RATIOS, stored_dtypes
 
 pytestmark = pytest.mark.train
 
@@ -196,9 +196,27 @@ def test_the_head_is_trained_beside_it(
     trainer = build("reward", net, base[0], tmp_path)
     with caplog.at_level(logging.INFO, "trimtab"):
         train_only(trainer, "random", density=0.1, also=["score"])
-    assert "a mask by random" in caplog.text
+    assert "; mask made from the weights: random, 10.00 % of every tensor, seed 0" in caplog.text
     train(trainer)
     assert moved(before, weights(net))["score.weight"].all()
+
+
+def test_without_a_mask_it_takes_the_measured_default(base: Base, tmp_path: Path) -> None:
+    every: list[dict[str, Any]] = [{}, {"mask": "random"}, {"density": 0.05}]
+    for number, asked in enumerate(every):
+        trainer = build("plain", model(base[0]), base[0], tmp_path / str(number))
+        assert train_only(trainer, **asked, seed=2).mask == from_files(base[0], "random", 0.05, 2)
+
+
+def test_the_suggested_rate_grows_as_the_mask_shrinks() -> None:
+    rates = [suggested_learning_rate(1e-5, density) for density in RATE_RATIOS]
+    assert rates == pytest.approx([1e-5 * ratio for ratio in RATE_RATIOS.values()])
+    between = suggested_learning_rate(1e-5, (0.05 * 0.01) ** 0.5)
+    assert between == pytest.approx(1e-5 * (RATE_RATIOS[0.05] * RATE_RATIOS[0.01]) ** 0.5)
+    assert suggested_learning_rate(1.0, 1e-6) == pytest.approx(RATE_RATIOS[0.01])
+    for rate, density in ((0, 0.1), (float("nan"), 0.1), (1, 0), (1, 1.1), (1, float("nan"))):
+        with pytest.raises(SettingsError, match="expected a rate above 0, and a density above 0"):
+            suggested_learning_rate(rate, density)
 
 
 def test_what_is_no_mask(base: Base, tmp_path: Path) -> None:
@@ -207,7 +225,6 @@ def test_what_is_no_mask(base: Base, tmp_path: Path) -> None:
         ({"mask": "low-magnitud"}, MaskError, "no file, and no kind.*did you mean low-magnitude?"),
         ({"mask": "m.safetensors"}, MaskError, "no kind of mask: expected one of random, low-"),
         ({"mask": Path("random")}, MaskError, "no file"),
-        ({"mask": "random"}, SettingsError, "mask='random' needs a density"),
         ({"mask": "random", "density": 1.5}, MaskError, "density 1.5: expected a number above 0"),
         ({"mask": "random", "density": float("nan")}, MaskError, "density nan"),
         ({"mask": "random", "density": 1.0}, MaskError, "selects every element"),

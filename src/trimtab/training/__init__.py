@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trimtab.training.masked_training import MaskedTraining as MaskedTraining
     from trimtab.training.masked_training import train_only as train_only
     from trimtab.training.model_masks import mask_from_model as mask_from_model
+    from trimtab.training.model_masks import suggested_learning_rate as suggested_learning_rate
     from trimtab.training.optimizers.adamw import SparseAdamW as SparseAdamW
     from trimtab.training.optimizers.sgd import SparseSGD as SparseSGD
     from trimtab.training.perturbation.probe import robustness as robustness
@@ -72,6 +73,7 @@ _MODULES = {
     "SparseAdamW": "trimtab.training.optimizers.adamw",
     "SparseSGD": "trimtab.training.optimizers.sgd",
     "sparse_adamw": "trimtab.training.trainer_callback",
+    "suggested_learning_rate": "trimtab.training.model_masks",
     "train_only": "trimtab.training.masked_training",
     "UpdateTracker": "trimtab.training.tracker.callback",
 }

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from trimtab.elements.counts import percent
 from trimtab.errors import SettingsError
 from trimtab.masks.mask import Mask
 from trimtab.training import runtime
@@ -179,7 +180,7 @@ def _problems(trainer: Any) -> list[str]:
 
 def train_only(
     trainer: Any,
-    mask: Mask | str | os.PathLike[str],
+    mask: Mask | str | os.PathLike[str] | None = None,
     *,
     density: float | None = None,
     seed: int = 0,
@@ -202,9 +203,10 @@ def train_only(
         mask: The mask; or its file; or the kind of a mask to make from the model's weights as they
             are now: `low-magnitude`, `high-magnitude`, `random`, `principal`, `off-principal`,
             `safe` or `absorption`, as `trimtab mask make` has them (`mask_from_model`). A run that
-            resumes has the mask of its checkpoint, whatever the weights are by then.
+            resumes has the mask of its checkpoint, whatever the weights are by then. None is
+            `random`, which did as well as any other on the small models of docs/train.md.
         density: Share of the elements of each tensor that a mask made here selects, above 0 and
-            below 1.
+            below 1; None is 0.05. The learning rate has to suit it: `suggested_learning_rate`.
         seed: Decides a random mask, and which of equal weights a mask made here selects.
         also: Parameters to train in full, in addition to the mask, like PEFT's `modules_to_save`:
             names of modules or parameters, or suffixes of such names (`score`). A new head that
@@ -224,17 +226,18 @@ def train_only(
 
     Raises:
         SettingsError: The trainer or its settings cannot be combined with a mask; `also` has a name
-            that the model does not have; or a kind of mask has no density, or a mask has one.
+            that the model does not have; or a mask that is not made here has a density.
         MaskError: The mask cannot be read, or not be made.
         MaskMismatchError: The mask was made for another model, or for other weights.
         OptimizerError: The parameters already have a sparse optimizer.
     """
     import torch
 
-    from trimtab.training.model_masks import mask_of
+    from trimtab.training.model_masks import DEFAULT_KIND, mask_of
 
     check_trainer(trainer)
-    chosen, made = mask_of(trainer.model, mask, density, seed)
+    asked = DEFAULT_KIND if mask is None else mask
+    chosen, made = mask_of(trainer.model, asked, density, seed)
     options = {
         "also": [also] if isinstance(also, str) else list(also),
         "master": master,
@@ -246,9 +249,14 @@ def train_only(
     if trainer.is_world_process_zero():
         if frozen := training.new_and_frozen:
             warnings.warn(frozen_notice(frozen), stacklevel=2)
-        how = f", a mask by {made['step']}" if made else ""
+        how = f"; mask made from the weights: {_how(made)}" if made else ""
         runtime.say(f"{type(trainer).__name__} trains {training.summary}{how}")
     return training
+
+
+def _how(made: Mapping[str, Any]) -> str:
+    share = percent(made["density"], 1.0)
+    return f"{made['step']}, {share} of every tensor, seed {made['seed']}"
 
 
 class MaskedTraining:
