@@ -116,7 +116,7 @@ PLANS = {
 
 BYTES_OF_MASK, BYTES_OF_LORA = 18, 16
 """Bytes for an element of a mask of bf16 weights (4 position, 4 gradient, 8 moments, 2 remainder),
-and for a weight of an adapter (4 weight, 4 gradient, 8 moments)."""
+which are 14 by now, and for a weight of an adapter (4 weight, 4 gradient, 8 moments)."""
 
 OUTPUT = Path(__file__).parent / "results" / "which_mask.json"
 

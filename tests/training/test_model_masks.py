@@ -213,7 +213,7 @@ def test_the_suggested_rate_grows_as_the_mask_shrinks() -> None:
     assert rates == pytest.approx([1e-5 * ratio for ratio in RATE_RATIOS.values()])
     between = suggested_learning_rate(1e-5, (0.05 * 0.01) ** 0.5)
     assert between == pytest.approx(1e-5 * (RATE_RATIOS[0.05] * RATE_RATIOS[0.01]) ** 0.5)
-    assert suggested_learning_rate(1.0, 1e-6) == pytest.approx(RATE_RATIOS[0.01])
+    assert suggested_learning_rate(1.0, 1e-6) == pytest.approx(RATE_RATIOS[0.005])
     for rate, density in ((0, 0.1), (float("nan"), 0.1), (1, 0), (1, 1.1), (1, float("nan"))):
         with pytest.raises(SettingsError, match="expected a rate above 0, and a density above 0"):
             suggested_learning_rate(rate, density)
