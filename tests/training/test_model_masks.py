@@ -239,6 +239,22 @@ def test_what_is_no_mask(base: Base, tmp_path: Path) -> None:
             train_only(trainer, **arguments)
 
 
+def test_sharded_weights_are_refused(base: Base) -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    net = model(base[0])
+    store = torch._C._distributed_c10d.HashStore()
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        fully_shard(net.model.layers[0], mesh=init_device_mesh("cpu", (1,)))
+        with pytest.raises(MaskError, match=r"layers\.0.* sharded over processes.* make it before"):
+            mask_from_model(net, "random", density=0.1)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_weights_that_are_not_there_are_refused(base: Base) -> None:
     net = model(base[0]).to("meta")
     with pytest.raises(MaskError, match=r"not loaded .on the meta device.: load the weights first"):

@@ -137,9 +137,9 @@ def weights_of(model: Any) -> Checkpoint:
         MaskError: Parameters are sharded, or not loaded.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    _refuse_absent(dict(named))
     new = set(newly_initialised(named, Mask({}, {}, {})))
     parameters = {name: p.detach() for name, p in named if name not in new and p.dtype in NAMES}
-    _refuse_absent(parameters)
     layout, source = Layout.of(model), base_of(model)
     values = {
         name: _reader(piece, parameters)
