@@ -288,7 +288,12 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
     provenance = {"provenance": info | {"date": "2026-11-21T12:00:00+00:00"}}
     reference = {"num_trained": 50, "making": 0, "steps": 1600e6, "in_use": 1500e6, "kept": 0}
     ours = {"num_trained": 50, "making": 9e6, "steps": 152e6, "in_use": 150e6, "kept": 900}
-    of_density = {"masked dense AdamW, fp32 masters": reference, "SparseAdamW": ours}
+    codes = {"num_trained": 50, "making": 9e6, "steps": 130e6, "in_use": 126e6, "kept": 450}
+    of_density = {
+        "masked dense AdamW, fp32 masters": reference,
+        "SparseAdamW": ours,
+        "SparseAdamW, 8-bit states": codes,
+    }
     whole = {"dense AdamW, bf16": 608e6, "dense AdamW, fp32 masters": 1520e6}
     times = dict.fromkeys(("forward", "backward", "hooks", "optimizer", "whole"), 0.01)
     times |= {"optimizer / dense AdamW, bf16": 0.36, "optimizer / dense AdamW, fp32 masters": 0.2}
@@ -296,7 +301,6 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
     dense = {name: {**reference, "steps": peak} for name, peak in whole.items()}
     of_all = {"SparseAdamW": times, "dense AdamW, bf16": {**times, "backward": 0.015}}
     by_density = dict.fromkeys(("5%", "20%"), of_all)
-    way = {"in_use": {"compact": 90e6, "dense": 100e6}, "compact / dense": {"1": 1.25, "2": 0.75}}
     report = {
         "model": {
             "num_elements": 1000,
@@ -311,18 +315,29 @@ def test_an_optimizer_benchmark_is_drawn(capsys: pytest.CaptureFixture[str]) -> 
             "by_density": {"100%": dense, "5%": of_density, "20%": of_density},
         },
         "speed": provenance | {"rounds": 9, "by_threads": {"1": by_density, "2": by_density}},
-        "threshold": provenance | {"rounds": 9, "dense_above": 0.8, "by_density": {"60%": way}},
+        "large": provenance | {"num_elements": 1000, "density": 0.05, "peaks": of_density},
     }
-    for draw in generated_optimizer.__all__:
+    for draw in (
+        "measured",
+        "targets",
+        "memory",
+        "bytes_per_parameter",
+        "large",
+        "bought",
+        "speed",
+    ):
         getattr(generated_optimizer, draw)(report)
+    generated_optimizer.published()
     text = capsys.readouterr().out
-    assert "| peak above the weights | 5% | ≤ 0.10 | 0.095 | yes |" in text
-    assert "| optimizer phase, one thread | 5% | ≤ 0.35 | 0.360 | no |" in text
-    assert "| whole step, 2 threads | 20% | ≤ 1.00 | 0.875 | yes |" in text
+    assert "| peak in use above the weights, 8-bit states | 5% | ≤ 0.085 | 0.084 | yes |" in text
+    assert "| bytes kept a parameter, SparseAdamW | 5% | ≤ 2.850 | 2.900 | no |" in text
+    assert "| optimizer phase, one thread | 5% | ≤ 0.435 | 0.360 | yes |" in text
+    assert "| whole step, 2 threads | 20% | ≤ 1.000 | 0.875 | yes |" in text
     assert "| 5% | SparseAdamW | 0.00 M | 9 MB | 152 MB | 0.095 | 150 MB | 0.100 |" in text
-    assert "| 5% | SparseAdamW | 2 + 18 d + 0.40 = 3.30 | 2.90 |" in text
+    assert "| 5% | SparseAdamW | 2 + 14.03 d + 0.40 = 3.10 | 2.90 |" in text
+    assert "| SparseAdamW, 8-bit states | 0.0 M | 0.13 GB | 130 MB | 0 MB |" in text
+    assert "| FlashOptim AdamW (CUDA) | 7 |" in text
     assert "| SparseAdamW | 10 ms | 10 ms | 10 ms | 10 ms | 10 ms | 0.36 | 0.20 | 0.88 |" in text
-    assert "| 60% | 90 MB | 100 MB | 0.90 | 1.25 | 0.75 |" in text
     assert "| 5% | 0.25 | 0.10 | 0.80 | 0.36 | 0.88 |" in text
     assert "trimtab 0.1.0, torch 2.13, PEFT 0.21, a processor" in text
 
