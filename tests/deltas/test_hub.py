@@ -23,6 +23,8 @@ from tests.pushable_hub import Running, run, running_hub
 from trimtab.deltas.file import DeltaFile
 from trimtab.errors import DeltaError
 
+pytestmark = pytest.mark.slow
+
 BASE_COMMIT = COMMITS["step-100"]
 
 

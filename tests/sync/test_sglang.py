@@ -82,6 +82,7 @@ def seen(url: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.slow
 def test_workers_follow_all_or_none(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,6 +50,7 @@ def test_every_bin_of_every_tensor_has_as_many(
     assert step == {"step": "random", "match": "magnitude", "seed": 3, "of": mask.digest}
 
 
+@pytest.mark.slow
 def test_every_choice_is_as_likely(tmp_path: Path) -> None:
     """Two of four small weights and one of three large ones: 6 × 3 choices."""
     weight = torch.tensor([1.0, 0.1, 1.5, 0.11, 0.12, 1.2, 0.1], dtype=torch.bfloat16)
