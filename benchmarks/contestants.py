@@ -80,10 +80,10 @@ def make_model(shape: dict[str, int]) -> nn.Module:
     return model.train()
 
 
-def tokens() -> Tensor:
+def tokens(length: int = SEQUENCE) -> Tensor:
     """One sequence, which the small model can read, too."""
     generator = torch.Generator().manual_seed(SEED)
-    return torch.randint(SMALL["vocab_size"], (1, SEQUENCE), generator=generator)
+    return torch.randint(SMALL["vocab_size"], (1, length), generator=generator)
 
 
 def random_mask(model: nn.Module, density: float) -> Mask:

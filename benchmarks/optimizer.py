@@ -51,6 +51,9 @@ from trimtab import Mask
 PARTS = ("memory", "large", "speed")
 DENSITIES = (0.05, 0.2)
 THREADS = (1, 2)
+LARGE_SEQUENCE = 8
+"""Tokens for the large model; a CPU without products in bf16 takes seconds for each."""
+
 LARGE_CONTESTANTS = (
     "SparseAdamW, 8-bit states",
     "SparseAdamW",
@@ -88,7 +91,9 @@ def train(contestant: Contestant, sequence: Tensor) -> None:
     contestant.clear()
 
 
-def measure_peak(name: str, mask_file: Path | None, shape: dict[str, int] = FULL) -> dict[str, int]:
+def measure_peak(
+    name: str, mask_file: Path | None, shape: dict[str, int] = FULL, length: int = SEQUENCE
+) -> dict[str, int]:
     """Peak resident memory of a contestant, for a process of its own.
 
     Libraries and compiled kernels are resident before the model is built, because the contestant
@@ -101,7 +106,7 @@ def measure_peak(name: str, mask_file: Path | None, shape: dict[str, int] = FULL
         optimizer says that it keeps, if it does. In bytes.
     """
     torch.set_num_threads(THREADS[0])
-    sequence = tokens()
+    sequence = tokens(length)
     small = make_model(SMALL)
     small_mask = random_mask(small, Mask.load(mask_file).density) if mask_file else None
     contestant = enter(name, small, small_mask)
@@ -166,9 +171,14 @@ def large(masks: MaskFiles, rounds: int) -> dict[str, Any]:
         peaks = {}
         for name in LARGE_CONTESTANTS:
             mask = mask_file if name in MASKED else None
-            peaks[name] = in_own_process(measure_peak, name, mask, LARGE)
+            peaks[name] = in_own_process(measure_peak, name, mask, LARGE, LARGE_SEQUENCE)
             print(name, peaks[name], file=sys.stderr)
-    return {"num_elements": num_elements, "density": DENSITIES[0], "peaks": peaks}
+    return {
+        "num_elements": num_elements,
+        "density": DENSITIES[0],
+        "sequence": LARGE_SEQUENCE,
+        "peaks": peaks,
+    }
 
 
 def save_large_mask(file: Path) -> int:
