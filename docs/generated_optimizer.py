@@ -95,10 +95,14 @@ def targets(report: Report | None) -> None:
 
     def figures() -> Iterator[tuple[str, str, float, float]]:
         for density, limit in PEAK_TARGETS.items():
+            if EIGHT_BITS not in by_density[density]:
+                continue
             peak = _over_reference(report, density, "in_use", EIGHT_BITS)
             yield "peak in use above the weights, 8-bit states", density, limit, peak
         for density in PEAK_TARGETS:
             for name, per_element in KEPT_TARGETS.items():
+                if name not in by_density[density]:
+                    continue
                 peaks = by_density[density][name]
                 limit = 2.15 + per_element * peaks["num_trained"] / num_elements
                 kept = 2 + peaks["kept"] / num_elements
