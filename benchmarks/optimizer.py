@@ -20,6 +20,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Mapping
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from statistics import median, median_low
@@ -47,6 +48,7 @@ from benchmarks.contestants import (
 from benchmarks.processes import in_own_process, peak_resident, reset_peak, resident_after_trim
 from benchmarks.provenance import provenance
 from trimtab import Mask
+from trimtab.training.bf16_products import fast_bf16, is_slow
 
 PARTS = ("memory", "large", "speed")
 DENSITIES = (0.05, 0.2)
@@ -210,14 +212,16 @@ def time_step(contestant: Contestant, sequence: Tensor) -> dict[str, float]:
 
     `hooks` are part of `backward`. `optimizer` is all that turns gradients into stepped weights:
     hooks, casting, masking, clipping and the step. `bare step` is clipping and torch's fused step
-    alone, of the contestants that use these.
+    alone, of the contestants that use these. Where torch is slow at products in bf16, these are
+    computed by kernels for fp32, as in `trimtab train`.
     """
     hooks, bare = contestant.hook_seconds, contestant.step_seconds
     times = [perf_counter()]
-    loss = contestant.model(input_ids=sequence, labels=sequence).loss
-    times.append(perf_counter())
-    loss.backward()
-    times.append(perf_counter())
+    with fast_bf16() if is_slow(sequence.device) else nullcontext():
+        loss = contestant.model(input_ids=sequence, labels=sequence).loss
+        times.append(perf_counter())
+        loss.backward()
+        times.append(perf_counter())
     contestant.optimize()
     times.append(perf_counter())
     contestant.clear()
@@ -259,6 +263,7 @@ def speed(masks: MaskFiles, rounds: int) -> dict[str, Any]:
 
     return {
         "rounds": rounds,
+        "products": "by kernels for fp32" if is_slow(torch.device("cpu")) else "bf16",
         "by_threads": {
             str(threads): {f"{density:.0%}": times(threads, density) for density in DENSITIES}
             for threads in THREADS
