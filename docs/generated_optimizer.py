@@ -69,7 +69,7 @@ def measured(report: Report | None) -> None:
     """How it was measured."""
     if report is None:
         return
-    for part in ("memory", "large", "speed"):
+    for part in ("memory", "again", "large", "speed"):
         if part not in report:
             continue
         info = report[part]["provenance"]
@@ -90,14 +90,15 @@ def targets(report: Report | None) -> None:
     """Targets, results, and whether they were met."""
     if report is None:
         return
-    by_threads, by_density = report["speed"]["by_threads"], report["memory"]["by_density"]
+    by_threads, by_density = report["speed"]["by_threads"], _newest(report)
     num_elements = report["model"]["num_elements"]
 
     def figures() -> Iterator[tuple[str, str, float, float]]:
         for density, limit in PEAK_TARGETS.items():
             if EIGHT_BITS not in by_density[density]:
                 continue
-            peak = _over_reference(report, density, "in_use", EIGHT_BITS)
+            peaks = by_density[density]
+            peak = peaks[EIGHT_BITS]["in_use"] / peaks[REFERENCE]["in_use"]
             yield "peak in use above the weights, 8-bit states", density, limit, peak
         for density in PEAK_TARGETS:
             for name, per_element in KEPT_TARGETS.items():
@@ -123,6 +124,12 @@ def targets(report: Report | None) -> None:
             for what, density, limit, figure in figures()
         ),
     )
+
+
+def _newest(report: Report) -> Mapping[str, Any]:
+    """Peaks by density: of the few contestants that were measured again, if there are any."""
+    found: Mapping[str, Any] = report.get("again", report["memory"])["by_density"]
+    return found
 
 
 def large(report: Report | None) -> None:
@@ -271,7 +278,7 @@ def bytes_per_parameter(report: Report | None) -> None:
         ["density", "", "formula", "weights and state", "peak in use", "peak"],
         (
             line(density, name, peaks)
-            for density, part in report["memory"]["by_density"].items()
+            for density, part in _newest(report).items()
             for name, peaks in part.items()
             if name in PER_ELEMENT
         ),
