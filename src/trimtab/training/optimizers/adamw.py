@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Unpack
 
 import torch
@@ -86,7 +87,7 @@ class SparseAdamW(SparseOptimizer):
             from trimtab.training.optimizers import cuda_kernels
 
             self._count(group, state)
-            factors = AdamWFactors.of_step(**_settings(group, state, clip))
+            factors = _factors(group, state, clip)
             cuda_kernels.fused_adamw_step(weights, kernels.positions, gradient, state, factors)
             return
         if gradient.device.type == "cpu":
@@ -94,9 +95,12 @@ class SparseAdamW(SparseOptimizer):
 
             if cpu_adamw.can_step(kernels, weights, state, gradient):
                 self._count(group, state)
-                torchs = cpu_adamw.Factors.of_step(**_settings(group, state, clip))
+                factors = _factors(group, state, clip)
+                root = math.sqrt(1.0 - group["betas"][1] ** int(state["step"]))
                 num_whole = elements.num_selected - elements.tail.num_scalar
-                cpu_adamw.fused_adamw_step(weights, kernels, num_whole, gradient, state, torchs)
+                cpu_adamw.fused_adamw_step(
+                    weights, kernels, num_whole, gradient, state, factors, root
+                )
                 return
         super()._step_elements(group, elements, gradient, clip, scratch)
 
@@ -115,7 +119,7 @@ class SparseAdamW(SparseOptimizer):
     ) -> None:
         exp_avg, exp_avg_sq = moments
         if weights.device.type in SINGLE_OPERATIONS:
-            factors = AdamWFactors.of_step(**_settings(group, state, clip=1.0))
+            factors = _factors(group, state, clip=1.0)
             adamw_step(weights, gradient, exp_avg, exp_avg_sq, factors)
             return
         beta1, beta2 = group["betas"]
@@ -136,13 +140,12 @@ class SparseAdamW(SparseOptimizer):
         )
 
 
-def _settings(group: dict[str, Any], state: dict[str, Any], clip: float) -> dict[str, Any]:
-    """What determines the factors of a step."""
-    return {
-        "step": int(state["step"]),
-        "lr": float(group["lr"]),
-        "betas": group["betas"],
-        "eps": group["eps"],
-        "weight_decay": group["weight_decay"],
-        "clip": clip,
-    }
+def _factors(group: dict[str, Any], state: dict[str, Any], clip: float) -> AdamWFactors:
+    return AdamWFactors.of_step(
+        int(state["step"]),
+        lr=float(group["lr"]),
+        betas=group["betas"],
+        eps=group["eps"],
+        weight_decay=group["weight_decay"],
+        clip=clip,
+    )

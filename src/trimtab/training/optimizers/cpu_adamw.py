@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ from trimtab.training.optimizers.cpu_kernels import (
 )
 from trimtab.training.optimizers.kernels import (
     BLOCK,
+    AdamWFactors,
     Kernels,
     Positions,
     code_values,
@@ -52,54 +53,6 @@ MASTERS = {"none": 0, "lo16": 1, "lo8": 2, "fp32": 3}
 
 GROUP = 16
 """Blocks that a thread takes at a time."""
-
-
-class Factors(NamedTuple):
-    """The factors of a step, in fp64 as torch computes them; kernels round them to fp32.
-
-    Attributes:
-        clip: Multiplies the gradient.
-        decay: Multiplies the weights: 1 - lr · weight decay.
-        new_mean: 1 - beta1.
-        old_square: beta2.
-        new_square: 1 - beta2.
-        root: Divides the root of the mean of the squared gradient, to correct its bias.
-        eps: Added to that root.
-        size: lr, with the bias correction of the mean of the gradient.
-    """
-
-    clip: float
-    decay: float
-    new_mean: float
-    old_square: float
-    new_square: float
-    root: float
-    eps: float
-    size: float
-
-    @classmethod
-    def of_step(
-        cls,
-        step: float,
-        *,
-        lr: float,
-        betas: tuple[float, float],
-        eps: float,
-        weight_decay: float,
-        clip: float,
-    ) -> Factors:
-        """The factors of a step, numbered from 1, given the settings of `SparseAdamW`."""
-        mean, square = betas
-        return cls(
-            clip=clip,
-            decay=1.0 - lr * weight_decay,
-            new_mean=1.0 - mean,
-            old_square=square,
-            new_square=1.0 - square,
-            root=math.sqrt(1.0 - square**step),
-            eps=eps,
-            size=lr / (1.0 - mean**step),
-        )
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -253,7 +206,8 @@ def fused_adamw_step(
     num_whole: int,
     gradient: Tensor,
     state: dict[str, Tensor],
-    factors: Factors,
+    factors: AdamWFactors,
+    root: float,
 ) -> None:
     """Step the selected elements of a tensor, in place.
 
@@ -264,6 +218,8 @@ def fused_adamw_step(
         gradient: bf16 or fp32 `[n]`; is not changed.
         state: As for `cuda_kernels.fused_adamw_step`, without bf16; `ties` are positions.
         factors: Factors of the step.
+        root: Divides the root of the mean of the squared gradient, where `factors.root` multiplies
+            it: sqrt(1 - beta2 ** step), in fp64.
     """
     if not gradient.numel():
         return
@@ -298,7 +254,7 @@ def fused_adamw_step(
         low if master == "lo8" else nothing[np.int8],
         ties,
         num_whole,
-        np.array(factors, np.float32),
+        np.array([*factors[:5], root, factors.eps, -factors.size], np.float32),
         size=gradient.numel(),
     )
     if master == "lo16":
@@ -354,11 +310,19 @@ def is_torchs() -> bool:
             amsgrad=False,
             maximize=False,
         )
-        factors = Factors.of_step(
+        factors = AdamWFactors.of_step(
             step, lr=1e-3, betas=betas, eps=1e-8, weight_decay=weight_decay, clip=1.0
         )
         kernels = CpuKernels(Positions(torch.arange(n), n))
-        fused_adamw_step(weights, kernels, n - n % vector_width(), gradient, state, factors)
+        fused_adamw_step(
+            weights,
+            kernels,
+            n - n % vector_width(),
+            gradient,
+            state,
+            factors,
+            math.sqrt(1.0 - betas[1] ** step),
+        )
         found = weights, state["exp_avg"], state["exp_avg_sq"]
         if not all(torch.equal(a, b) for a, b in zip(expected, found, strict=True)):
             return False
